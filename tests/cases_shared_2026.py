@@ -40,6 +40,12 @@ ZAMBA2 = {
     "chunk_size": 8,
     "pad_token_id": None,
 }
+ZAMBA = {
+    **{name: ZAMBA2[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "layers_block_type")},
+    **{name: ZAMBA2[name] for name in ("mamba_d_state", "intermediate_size", "num_attention_heads", "pad_token_id")},
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 CASES = [
     case("longcat_flash", "LongcatFlashConfig", base=LONGCAT),
@@ -57,4 +63,15 @@ CASES = [
     case("zamba2", "Zamba2Config", base=ZAMBA2, num_mem_blocks=2, use_shared_attention_adapter=True, use_mem_rope=True),
     case("zamba2-plain", "Zamba2Config", base=ZAMBA2, num_key_value_heads=2, add_bias_linear=True, mamba_ngroups=1),
     case("zamba2-base", "Zamba2Config", "Model", base=ZAMBA2, use_mem_rope=True, hidden_act="silu"),
+    case("zamba", "ZambaConfig", base=ZAMBA, mamba_proj_bias=True),
+    case(
+        "zamba-one",
+        "ZambaConfig",
+        base=ZAMBA,
+        n_mamba_heads=1,
+        mamba_dt_rank=5,
+        attention_head_dim=12,
+        mamba_conv_bias=False,
+    ),
+    case("zamba-base", "ZambaConfig", "Model", base=ZAMBA, n_mamba_heads=4, hidden_act="silu", hidden_mamba_act="gelu"),
 ]

@@ -31,6 +31,7 @@ PUBLISHED = {
     "glm-4.6": 352_797_814_784,
     "glm-4.5-air": 106_852_245_504,
     "longcat-flash": 560_664_958_976,
+    "zamba-7b": 7_232_490_496,
 }
 
 
@@ -328,6 +329,7 @@ REFERENCE = {
     "glm-4.6": glm45(5120, 92, 3, 12288, 160, 1536, 202752, use_qk_norm=True, routed_scaling_factor=2.5),
     "glm-4.5-air": glm45(4096, 46, 1, 10944, 128, 1408, use_qk_norm=False, routed_scaling_factor=1.0),
     "longcat-flash": transformers.LongcatFlashConfig(),
+    "zamba-7b": transformers.ZambaConfig(),
 }
 
 UNUSED = {"longcat-flash": 28 * 256 * (2 * 6144 * 2048)}

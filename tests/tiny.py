@@ -96,6 +96,7 @@ def every_choice() -> Iterator[list[str]]:
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
     yield ["attention=mla", "attention.output_gate=true", "attention.gate_over=channel", "attention.sinks=true"]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
+    yield ["attention=mamba", "attention.heads=2", "position=none"]
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"

@@ -21,6 +21,7 @@ from zoo.model.attention.recurrent import (
     count_rates,
     exactly,
     scan_channels,
+    scan_heads_apart,
     spread_rates,
     spread_steps,
     starts,
@@ -45,13 +46,15 @@ class Mamba(Attention, kind="mamba"):
 
     `dt_rank` is the width that Δ is projected through, ⌈d_model/16⌉ unless given. `inner_norm` normalises it, B and C
     (Jamba; without a weight, Falcon Mamba). `d_model`, the residual stream's width, is stated because the state's size
-    follows from it. The recurrence is computed in float32.
+    follows from it. The recurrence is computed in float32. Channels may fall into `heads`, each with B, C and Δ of its
+    own channels alone (Glorioso et al., 2024, Zamba).
     """
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
     expand: PositiveInt = 2
+    heads: PositiveInt = 1
     d_state: PositiveInt = 16
     d_conv: PositiveInt = 4
     dt_rank: PositiveInt | None = None
@@ -59,6 +62,12 @@ class Mamba(Attention, kind="mamba"):
     conv_bias: bool = True
     activation: PlainActivation = SiLU()
     inner_norm: WholeNorm | None = None
+
+    def __post_init__(self) -> None:
+        if self.expand * self.d_model % self.heads:
+            raise ValueError(
+                f"heads={self.heads} do not divide expand·d_model={self.expand * self.d_model} (a divisor)"
+            )
 
     @property
     def d_inner(self) -> int:
@@ -68,6 +77,11 @@ class Mamba(Attention, kind="mamba"):
     def rank(self) -> int:
         return math.ceil(self.d_model / 16) if self.dt_rank is None else self.dt_rank
 
+    @property
+    def by_head(self) -> bool:
+        """Whether each head has B, C and Δ of its own, by products of its channels alone."""
+        return self.heads > 1
+
     def parts(self, d_model: int) -> dict[str, Any]:
         if d_model != self.d_model:
             raise ValueError(f"d_model={self.d_model}, where the stream is {d_model} wide (give it that)")
@@ -75,8 +89,7 @@ class Mamba(Attention, kind="mamba"):
         parts: dict[str, Any] = {
             "in_proj": Linear(d_model, 2 * inner, self.bias, segments=(inner, inner)),  # u and z
             "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.conv_bias),
-            "x_proj": Linear(inner, rank + 2 * state, precise=True),  # Δ, B and C
-            "dt_proj": Linear(rank, inner, precise=True),
+            **self._list_projections(),
             "dt_bias": Weight((inner,), init=spread_steps),
             "A_log": Weight((inner, state), init=count_rates),
             "D": Weight((inner,), init=1.0),
@@ -87,8 +100,26 @@ class Mamba(Attention, kind="mamba"):
             parts |= {name: Sized(self.inner_norm, state) for name in ("B_norm", "C_norm")}
         return parts
 
+    def _list_projections(self) -> dict[str, Any]:
+        """The products that give Δ, B and C, and Δ of each channel: of each head, a convolution of one token."""
+        inner, rank, heads = self.d_inner, self.rank, self.heads
+        out = rank + 2 * self.d_state
+        if self.by_head:
+            return {
+                "x_proj": Conv(inner, heads * out, 1, groups=heads),
+                "dt_proj": Conv(heads * rank, inner, 1, groups=heads),
+            }
+        return {"x_proj": Linear(inner, out, precise=True), "dt_proj": Linear(rank, inner, precise=True)}
+
     def shard(self, ranks: int) -> Mamba:
-        """1/`ranks` of the expand·d_model channels; B, C and Δ's projection are of all ranks."""
+        """1/`ranks` of the expand·d_model channels; B, C and Δ's projection are of all ranks, or of heads that are on
+        one rank each."""
+        if self.by_head:
+            if faults := list(uneven("heads", self.heads, ranks)):
+                raise ConfigError(*faults)
+            part = {field.name: getattr(self, field.name) for field in self.fields()}
+            part["heads"] = self.heads // ranks
+            return MambaHeads(**part, ranks=ranks)
         if faults := list(uneven("d_inner", self.d_inner, ranks)):
             raise ConfigError(*faults)
         own = {field.name: getattr(self, field.name) for field in self.fields()}
@@ -104,9 +135,11 @@ class Mamba(Attention, kind="mamba"):
         check_causal(step)
         u, z = m.in_proj(x).chunk(2, -1)  # B T E
         u = self.activation.apply(convolve(m.conv, u, step))
-        dt, B, C = m.seam.add_up_whole(m.x_proj(u)).split([self.rank, self.d_state, self.d_state], -1)
+        mixed = m.x_proj(u).unflatten(-1, (self.heads, -1)) if self.by_head else m.seam.add_up_whole(m.x_proj(u))
+        dt, B, C = mixed.split([self.rank, self.d_state, self.d_state], -1)  # B T (H) …
         if self.inner_norm:
             dt, B, C = m.dt_norm(dt), m.B_norm(B), m.C_norm(C)
+        dt = dt.flatten(2) if self.by_head else dt
         dt = m.dt_proj(dt).float() + m.dt_bias.float()  # B T E
         with exactly(x):
             dt = F.softplus(dt)
@@ -117,6 +150,7 @@ class Mamba(Attention, kind="mamba"):
             h = dt.new_zeros(x.shape[0], self.d_inner, self.d_state) if h is None else h
             u, A = u.float(), -m.A_log.float().exp()
             scan = _scan_tokens if step.kernel == "eager" or x.shape[1] == 1 else _scan_spans
+            scan = partial(scan_heads_apart, scan, self.heads) if self.by_head else scan
             y, h = scan(dt * u, dt, A, B.float(), C.float(), h, fresh)
             step.hold(ssm=h)
             y = (y + m.D.float() * u) * F.silu(z.float())
@@ -135,6 +169,20 @@ class MambaShard(Mamba):
     @property
     def summed(self) -> int:
         return self.rank + 2 * self.d_state  # Δ, B and C
+
+
+class MambaHeads(Mamba):
+    """A Mamba of which one of `ranks` ranks has some of the heads."""
+
+    ranks: int = 1
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model // self.ranks
+
+    @property
+    def by_head(self) -> bool:
+        return True
 
 
 def _scan_tokens(

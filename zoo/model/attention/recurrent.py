@@ -321,3 +321,13 @@ def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
     places = ((torch.arange(tensor.shape[0], device=tensor.device) + 0.5) * 0.6180339887).frac()
     step = (math.log(low) + (math.log(high) - math.log(low)) * places).exp()
     tensor.copy_(step + (-torch.expm1(-step)).log())  # the inverse of softplus
+
+
+def scan_heads_apart(
+    scan: Any, heads: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run Mamba's recurrence of each head by itself: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E, S]."""
+    channels = (each.chunk(heads, dim) for each, dim in ((x, -1), (dt, -1), (A, 0), (h, 1)))
+    each_head = zip(*channels, B.unbind(2), C.unbind(2), strict=True)
+    found = [scan(new, time, rate, write, read, held, fresh) for new, time, rate, held, write, read in each_head]
+    return torch.cat([y for y, _ in found], -1), torch.cat([held for _, held in found], 1)
