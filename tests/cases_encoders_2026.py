@@ -104,6 +104,7 @@ NYSTROMS = [
 CONVS = [
     case("convbert", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=32, conv_kernel_size=5, inputs=segments),
     case("convbert-factorised", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=20, hidden_act="relu"),
+    case("convbert-groups", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=32, num_groups=4),
     case("convbert-one", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=32, head_ratio=4, **UNTIED),
     case("convbert-base", "ConvBertConfig", "ConvBertModel", embedding_size=12, head_ratio=1, conv_kernel_size=3),
 ]
@@ -149,4 +150,22 @@ ULTRAS = [
     ),
     case("ultrabert-base", "UltrabertConfig", "UltrabertModel", base=ULTRA, rms_norm_eps=1e-3),
 ]
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS, *ULTRAS]
+
+SQUEEZED = {**SMALL, "embedding_size": 32}
+SQUEEZES = [
+    case("squeezebert", "SqueezeBertConfig", "SqueezeBertForMaskedLM", base=SQUEEZED, inputs=segments),
+    case(
+        "squeezebert-groups",
+        "SqueezeBertConfig",
+        "SqueezeBertForMaskedLM",
+        base={**SQUEEZED, "q_groups": 1, "k_groups": 2, "v_groups": 8, "post_attention_groups": 2},
+        intermediate_groups=8,
+        output_groups=1,
+        hidden_act="relu",
+        **UNTIED,
+    ),
+    case("squeezebert-base", "SqueezeBertConfig", "SqueezeBertModel", base=SQUEEZED, inputs=segments),
+]
+
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS, *ULTRAS, *SQUEEZES]

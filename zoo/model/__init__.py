@@ -7,6 +7,7 @@ from zoo.model import (  # noqa: F401
     channel_mix,
     embedding,
     ffn,
+    grouped,
     hash_router,
     head,
     moe,

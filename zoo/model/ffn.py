@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class FFN(Spec, axis="ffn"):
     """Transform each token on its own. A mixture of experts stacks the Linear parts; its experts share the others."""
 
+    stacks: ClassVar[bool] = True  # whether an expert can be of this kind
+
     @property
     def summed(self) -> int:
         """Values of a token that the ranks of tensor parallelism add up amid it."""

@@ -65,6 +65,8 @@ class MoE(FFN, kind="moe"):
         for name, each in (("expert", self.expert), ("shared", self.shared)):
             if getattr(each, "inner_norm", None) is not None:
                 raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
+            if each is not None and not each.stacks:
+                raise ValueError(f"{name}: products in groups, of '{each.kind}', are not stacked (mlp and gated are)")
             if each is not None and each.state():
                 raise ValueError(
                     f"{name}: an expert sees no other token, and '{each.kind}' does (mlp and gated do not)"
