@@ -125,7 +125,7 @@ class MoE(FFN, kind="moe"):
         """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
         for name in ("branch_norm", "expert_norm"):
             if getattr(self, name) is not None and ranks > 1:
-                raise ConfigError(f"tp: {name} normalises what all ranks' parts sum up to, amid the mixture (tp=1)")
+                raise ConfigError(f"tp: {name} normalises a sum that ranks divide, amid the mixture (tp=1)")
         shared = None if self.shared is None else self.shared.shard(ranks)
         return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
