@@ -132,7 +132,7 @@ def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bin
     for left in try_evaluate(node.left, env):
         if isinstance(node.op, ast.Div) and value:
             return bind(node.right, left / value, env)
-        if isinstance(node.op, ast.Sub) and isinstance(left, int | float):
+        if isinstance(node.op, ast.Sub) and not _reads_fields(node.left):
             return bind(node.right, round(left - value, 12), env)  # as short as a file states it
         if isinstance(node.op, ast.Mult) and left:
             return bind(node.right, value / left, env)
