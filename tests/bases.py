@@ -123,6 +123,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "token": "labels: 3",
             "regression": "n_outputs: 2, pooling: mean, activation: {kind: gelu}",
             "replaced": "activation: {kind: gelu}",
+            "question_span": "question_id: 7, activation: {kind: gelu}, norm: {kind: layernorm}",
         }.items()
     },
     "headless": (

@@ -23,7 +23,8 @@ for _case in (*cases_encoders.CASES, *cases_encoders_2026.CASES):
 
 SUFFIXES = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
 LABELS = {"id2label": {0: "cold", 1: "warm", 2: "hot"}, "label2id": {"cold": 0, "warm": 1, "hot": 2}}
-MORE = {"EuroBert": {"classifier_pooling": "mean"}, "ModernBert": {"classifier_pooling": "mean", "norm_bias": True}}
+MORE = {"Splinter": {"question_token_id": 7}}
+MORE |= {"EuroBert": {"classifier_pooling": "mean"}, "ModernBert": {"classifier_pooling": "mean", "norm_bias": True}}
 """What a family needs for its classes to be read, or for their fields to show."""
 
 
@@ -133,3 +134,38 @@ def test_flaubert_s_pre_norm_layers_are_the_reference_s(tmp_path):
         theirs = reference(input_ids=ids, cache=NoCache([None] * 3)).last_hidden_state
         ours = zoo.load(tmp_path)(ids).hidden
     torch.testing.assert_close(ours, theirs, **near(theirs))
+
+
+def test_a_span_is_asked_for_by_the_first_question_token_of_a_row_padded_on_either_side():
+    """Splinter's head: rows with several question tokens, and one without any."""
+    two = pair(next(case for case in CASES if case.name == "SplinterForQuestionAnswering"))
+    texts, asks = two.ids(3, seed=2), two.ours.spec.head.question_id
+    texts = torch.where(texts == asks, asks + 1, texts)
+    texts[0, [11, 20]], texts[1, 9] = asks, asks
+    ids, mask = torch.zeros_like(texts), torch.zeros_like(texts)
+    ids[0, :-4], ids[1, 5:], ids[2] = texts[0, 4:], texts[1, 5:], texts[2]
+    mask[0, :-4], mask[1, 5:], mask[2] = 1, 1, 1
+    with torch.no_grad():
+        found = two.ours(ids, mask).logits
+        for row in range(3):
+            alone = two.reference(input_ids=ids[row : row + 1, mask[row].bool()])
+            wanted = torch.stack((alone.start_logits, alone.end_logits), -1)
+            torch.testing.assert_close(found[row][mask[row].bool()], wanted[0], **CLOSE)
+
+
+def test_what_a_head_that_asks_cannot_be_given_is_refused_in_one_line():
+    from zoo.compose import load
+    from zoo.errors import ConfigError
+
+    head = "+head={kind: question_span, question_id: 7, activation: {kind: gelu}, norm: {kind: layernorm}}"
+    with pytest.raises(ConfigError, match=r"head\.kind: 'question_span' compares tokens with a question after them"):
+        load("llama-tiny", ["~head", head])
+    model = zoo.build(load("bert-tiny", ["~head", head]), device="cpu").eval()
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    for given, line in (
+        ({"targets": ids}, "targets: a head of kind 'question_span' is trained by no objective"),
+        ({"documents": ids}, "documents: the head reads a row as one text"),
+        ({"logits_to_keep": 2}, "logits_to_keep: is 2, and the head gives results for all tokens of a row"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            model(ids, **given)

@@ -20,7 +20,7 @@ from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate, tabulate_towers
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
-from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied, is_hidden_matrix
+from zoo.spec import CROSS, LOGITS, READ, ROW, Embedding, Linear, Tied, is_hidden_matrix
 
 CONVENTIONS = {
     "exact": "exact: matrix products, visible pairs only, 2 FLOPs a multiply-add; backward = 2 × forward",
@@ -42,9 +42,11 @@ FLASH_BACKWARD = 2.5
 
 
 def is_row_wise(row: PartRow) -> bool:
-    """Whether a part is applied once for a row of tokens rather than to each: a pooler's, and that of a head which
-    reads whole rows."""
-    return row.slot == "pooler" or (row.slot == "head" and getattr(row.owner, "reads_rows", False))
+    """Whether a part is applied once for a row of tokens rather than to each: a pooler's, that of a head which reads
+    whole rows, and one that says so."""
+    if row.slot == "pooler" or getattr(row.part, "role", "") == ROW:
+        return True
+    return row.slot == "head" and getattr(row.owner, "reads_rows", False)
 
 
 def reads_memory(row: PartRow) -> bool:

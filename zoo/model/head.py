@@ -33,6 +33,9 @@ class Head(Spec, axis="head", default="lm"):
     reads_rows: ClassVar[bool] = False
     """Whether it reads a row as a whole, and gives one result for it rather than one for each token."""
 
+    asks: ClassVar[bool] = False
+    """Whether it compares each token of a row with one of them, which `mark` finds and `gather` puts before all."""
+
     @property
     def n_logits(self) -> int:
         """Count the numbers that it gives at a place; 0 where there is no head."""
@@ -41,7 +44,7 @@ class Head(Spec, axis="head", default="lm"):
     @property
     def reads_text(self) -> bool:
         """Whether it is for a task: it says something about a text, rather than which token comes next."""
-        return self.n_logits > 0 and not self.predicts_tokens
+        return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:
         """What one of `ranks` ranks holds of it: a small head, all."""

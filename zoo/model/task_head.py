@@ -12,7 +12,7 @@ from zoo.lazy import torch
 from zoo.model.activation import PlainActivation
 from zoo.model.head import Head
 from zoo.model.norm import WholeNorm
-from zoo.spec import Linear, Sized
+from zoo.spec import ROW, Linear, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +135,58 @@ class ReplacedHead(TaskHead, kind="replaced"):
     @property
     def n_logits(self) -> int:
         return 1
+
+
+class SpanHead(Head, kind="question_span"):
+    """Question-aware span selection (Ram et al., 2021, Splinter): for each token two logits, that it starts and that it
+    ends the span that the row's first token `question_id` asks for; a row without one asks by its first token.
+
+    With f(x) = norm(act(x·W + b)), four of them, a start's logit is (f₁(q)·V)ᵀ f₂(x) of the question's vector q and the
+    token's x; an end's likewise.
+    """
+
+    asks: ClassVar[bool] = True
+
+    question_id: NonNegativeInt
+    activation: PlainActivation
+    norm: WholeNorm
+
+    @property
+    def n_logits(self) -> int:
+        return 2
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for end in ("start", "end"):
+            made |= {
+                f"query_{end}": Linear(d_model, d_model, True, role=ROW),
+                f"query_{end}_norm": Sized(self.norm, d_model),
+                end: Linear(d_model, d_model, True),
+                f"{end}_norm": Sized(self.norm, d_model),
+                f"{end}_out": Linear(d_model, d_model, role=ROW),
+            }
+        return made
+
+    def mark(self, ids: Tensor, real: Tensor | None) -> Tensor:
+        asked = ids == self.question_id
+        return asked if real is None else asked & real
+
+    def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
+        assert marked is not None
+        places = marked.long().argmax(1)[:, None, None].expand(-1, 1, hidden.shape[-1])  # of equals the first
+        return torch.cat((hidden.gather(1, places), hidden), 1)  # B 1+T D
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Logits [B, T, 2] of vectors [B, 1 + T, D], the question's before those of all tokens."""
+        asked, x = x[:, :1], x[:, 1:]
+        found = []
+        for name in ("start", "end"):
+            query = getattr(m, f"{name}_out")(self._turn(m, f"query_{name}", asked))  # B 1 D
+            found.append((query * self._turn(m, name, x)).sum(-1))
+        return torch.stack(found, -1)
+
+    def _turn(self, m: Weights, name: str, x: Tensor) -> Tensor:
+        return getattr(m, f"{name}_norm")(self.activation.apply(getattr(m, name)(x)))
 
 
 def pool(hidden: Tensor, real: Tensor | None, pooling: Pooling) -> Tensor:

@@ -212,7 +212,9 @@ class Tower(Topology):
             raise ConfigError("targets: the model has no head to predict them (head.kind: lm)")
         if inputs.loss is not None and inputs.targets is None:
             raise ConfigError("loss: says how targets are weighed, and there are none (pass targets)")
-        if self.head.reads_rows and (inputs.targets is not None or inputs.logits_to_keep != 0):
+        if self.head.asks and inputs.targets is not None:
+            raise ConfigError(f"targets: a head of kind '{self.head.kind}' is trained by no objective (leave them out)")
+        if (self.head.reads_rows or self.head.asks) and (inputs.targets is not None or inputs.logits_to_keep != 0):
             self._check_whole_rows(inputs)
 
     def _check_whole_rows(self, inputs: Inputs) -> None:
@@ -221,7 +223,8 @@ class Tower(Topology):
         if name is not None:
             raise ConfigError(f"{name}: the head reads a row as one text (leave it out, or logits_to_keep=0)")
         if inputs.logits_to_keep is not None and inputs.targets is None:
-            found = f"is {inputs.logits_to_keep}, and the head gives one result for a row"
+            given = "results for all tokens of" if self.head.asks else "one result for"
+            found = f"is {inputs.logits_to_keep}, and the head gives {given} a row"
             raise ConfigError(f"logits_to_keep: {found} (0 for none, or leave it out)")
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
@@ -268,6 +271,8 @@ class Tower(Topology):
             out.loss, out.terms = self._sum_loss(m, read, context.own(inputs.targets), loss)
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C
+        elif inputs.logits_to_keep != 0 and self.head.asks:
+            out.logits = m.head(self.head.gather(hidden, marked))  # B T 2
         elif inputs.logits_to_keep != 0:
             logits = m.head(keep_last(hidden, inputs))
             out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits

@@ -100,10 +100,13 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_row_head(tower: Tower) -> Iterator[Misfit]:
-    """The first token of a row knows the others only where it sees them."""
+    """The first token of a row, and one that asks, know the others only where they see them."""
     if tower.causal and getattr(tower.head, "pooling", None) == "cls":
         found = "is cls, the first token, and in a decoder that sees no other"
         yield ("head", "pooling"), f"{found} (last or mean)"
+    if tower.causal and tower.head.asks:
+        found = f"'{tower.head.kind}' compares tokens with a question after them, and a decoder's see no later one"
+        yield ("head", "kind"), f"{found} (kind: encoder)"
 
 
 def _check_positions(tower: Tower) -> Iterator[Misfit]:

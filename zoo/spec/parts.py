@@ -25,6 +25,9 @@ LOGITS = "logits"
 CROSS = "cross"
 """Attention to an encoder's output."""
 
+ROW = "row"
+"""A product that a head applies to one vector of a row, and not to each token."""
+
 READ = "read"
 """A product of the tokens that attention reads (keys, values): in cross-attention the encoder's, computed once."""
 
