@@ -128,6 +128,7 @@ def try_family(
     config = {name: value for name, value in config.items() if name not in twice}
     config["model_type"] = config.get("model_type") or family.model_types[0]
     layers = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _index_weights(spec)}
+    layers["common"] = sum(block.shares_part for tower in spec.towers().values() for block in tower.blocks.values())
     try:
         for name, text in family.export.items():
             config[name] = evaluate_tree(text, {**family.defaults, **config, **layers})

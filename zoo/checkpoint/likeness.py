@@ -27,6 +27,10 @@ def write_out_layers(spec: Any) -> dict[str, Any]:
         tower["layers"] = [_number(tower["blocks"][name], sources.get(i)) for i, name in enumerate(tower["pattern"])]
         if tower.get("shared_layers"):
             tower["weights"] = [tower["pattern"].index(name) for name in tower["pattern"]]
+        if any(block.shares_part for block in stack.blocks.values()):
+            tower["common"] = [
+                tower["pattern"].index(name) if stack.blocks[name].shares_part else None for name in tower["pattern"]
+            ]
         del tower["blocks"], tower["pattern"]
     return node
 

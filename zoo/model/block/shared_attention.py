@@ -77,6 +77,7 @@ class SharedAttention(Block, kind="shared_attention"):
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
+    shares_part: ClassVar[bool] = True
     reads_embedding: ClassVar[bool] = True
 
     ffn: FFN
