@@ -209,8 +209,8 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
             ["attention.n_kv_head=4"],
             "attention.n_kv_head: attention 'gqa' has no such field (did you mean 'n_kv_heads'?)",
         ),
-        (["attention=gqaa"], "attention: no option 'gqaa' (did you mean 'gqa'?) (there are: delta_net"),
-        (["attention=4"], "attention: is chosen by name, found 4 (one of: delta_net"),
+        (["attention=gqaa"], "attention: no option 'gqaa' (did you mean 'gqa'?) (there are: block_sparse"),
+        (["attention=4"], "attention: is chosen by name, found 4 (one of: block_sparse"),
         (["+attention=mqa"], "+attention=mqa: 'attention' is already chosen (leave out the +)"),
         (["model=gpt2"], "model=gpt2: 'model' is no part of a model (the model is the first argument)"),
         (["router=softmax_topk"], "router=softmax_topk: nothing in this model reads 'router' (leave it out)"),
@@ -229,7 +229,7 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
 )
 def test_a_faulty_override_is_told_with_what_would_do(overrides: list[str], fault: str) -> None:
     (found,) = faults("llama3-8b", *overrides)
-    assert found.startswith(fault) if fault.endswith("delta_net") else found == fault
+    assert found.startswith(fault) if fault.endswith("block_sparse") else found == fault
 
 
 def test_bad_syntax_is_told_in_one_line() -> None:

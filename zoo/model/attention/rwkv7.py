@@ -135,7 +135,7 @@ class RWKV7(Attention, kind="rwkv7"):
         step.lend(v)
         if self.values_from is not None:
             (first,) = step.take()
-            v = v.lerp(first, (m.value_b(m.value_a(mixed[2])) + m.value.to(x.dtype)).sigmoid())
+            v = v + (first - v) * (m.value_b(m.value_a(mixed[2])) + m.value.to(x.dtype)).sigmoid()
         decay, rate = m.decay_b(m.decay_a(mixed[3]).tanh()), m.rate_b(m.rate_a(mixed[4]))
         gate = m.gate_b(m.gate_a(mixed[5]).sigmoid())
         with exactly(x):
