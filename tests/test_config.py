@@ -11,6 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from tiny import choices
 
 import zoo
 from zoo.compose import compose, load
@@ -209,7 +210,11 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
             ["attention.n_kv_head=4"],
             "attention.n_kv_head: attention 'gqa' has no such field (did you mean 'n_kv_heads'?)",
         ),
-        (["attention=gqaa"], "attention: no option 'gqaa' (did you mean 'gqa'?) (there are: block_sparse"),
+        (
+            ["attention=gqaa"],
+            f"attention: no option 'gqaa' (did you mean 'gqa'?) (there are: {len(choices('attention'))}; "
+            "`zoo list --axis attention` shows them)",
+        ),
         (["attention=4"], "attention: is chosen by name, found 4 (one of: block_sparse"),
         (["+attention=mqa"], "+attention=mqa: 'attention' is already chosen (leave out the +)"),
         (["model=gpt2"], "model=gpt2: 'model' is no part of a model (the model is the first argument)"),

@@ -40,7 +40,8 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
 def describe_missing_option(group: str, value: str, options: Iterable[str]) -> str:
     """Describe a choice that its group does not have, with the nearest option, and all of them if they are few."""
     options = sorted(options)
-    there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `zoo list` shows them"
+    shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
+    there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `{shown}` shows them"
     return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
 
 
