@@ -73,6 +73,7 @@ SHOWN_BY = {
         )
     },  # of 40 tokens
 }
+SHOWN_BY["attention=rwkv7"] += ("attention.norm_eps=1000.0",)  # beside values that are large
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)

@@ -140,8 +140,8 @@ def test_a_sweep_is_written_in_hydras_grammar() -> None:
         {"attention": "mha", "n_layers": "2", "d_ff": "64"},
         {"attention": "mha", "n_layers": "2", "d_ff": "128"},
     ]
-    assert {point.swept["attention"] for point in found} == {"mha", "mla", "mqa"}
-    assert len(found) == 18
+    assert {point.swept["attention"] for point in found} == {"mha", "mla", "mqa", "msa"}
+    assert len(found) == 24
 
 
 @pytest.mark.parametrize(

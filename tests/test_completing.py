@@ -30,19 +30,19 @@ def path_with_zoo(tmp_path_factory) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
+COMPLETED = [
+    *(("zoo stats llama3-8b attention = mq", ["mqa"]), ("zoo st", ["stats"])),
+    *(("zoo build llama-", ["llama-tiny"]), ("zoo train model = mixtral-t", ["mixtral-tiny"])),
+    ("zoo stats llama3-8b position = alibi n_la", ["n_layers=", "n_layers=32"]),
+    ("zoo stats llama3-8b position = ro", sorted(p.stem for p in (conf_dir() / "position").glob("ro*.yaml"))),
+    *(("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]), ("zoo stats --js", ["--json"])),
+]
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "answers"),
-    [
-        ("zoo st", ["stats"]),
-        ("zoo build llama-", ["llama-tiny"]),
-        ("zoo stats llama3-8b attention = mq", ["mqa"]),
-        ("zoo stats llama3-8b position = ro", sorted(p.stem for p in (conf_dir() / "position").glob("ro*.yaml"))),
-        ("zoo stats llama3-8b position = alibi n_la", ["n_layers=", "n_layers=32"]),
-        ("zoo train model = mixtral-t", ["mixtral-tiny"]),
-        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
-        ("zoo stats --js", ["--json"]),
-    ],
+    [pytest.param(*each, marks=pytest.mark.slow if at % 4 else ()) for at, each in enumerate(COMPLETED)],
 )
 def test_bash_completes_although_it_splits_words_at_equals(words: str, answers: list[str], path_with_zoo: str) -> None:
     script = COMPLETE.format(words=words)

@@ -61,6 +61,7 @@ def may_be_converted(model: nn.Module) -> set[str]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and not NEVER.search(path)
+        and not path.endswith("attention.distances")  # of a table, not of tokens
         and not (path.split(".")[-2:-1] == ["attention"] and path.split(".")[-1] in both)
         and all(width % 16 == 0 for width in module.weight.shape)
     }

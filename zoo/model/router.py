@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from zoo.lazy import torch
-from zoo.model.activation import SqrtSoftplus
+from zoo.lazy import F, torch
 from zoo.model.norm import WholeNorm
 from zoo.model.packed import count_in_run, find_run_firsts
 from zoo.spec import Buffer, Linear, Sized, Spec, Weight
@@ -204,7 +203,7 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
     sigmoid ends at 1."""
 
     def _rate(self, logits: Tensor) -> Tensor:
-        return SqrtSoftplus().apply(logits)
+        return F.softplus(logits).sqrt()
 
 
 class SparseMixer(Router, kind="sparsemixer"):

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import F, torch
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+
+
+def _check_gate_bias(bias: Any) -> Any:
+    if bias is not None and not isinstance(bias, bool) and bias != "head":
+        raise ValueError(f"must be true, false or head, found {bias!r}")
+    return bias
 
 
 class GQA(SoftmaxAttention, kind="gqa"):
@@ -76,7 +82,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     output_gate: bool = False
     gate_over: Literal["channel", "head"] = "channel"
     gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
-    gate_bias: bool | Literal["head"] | None = None
+    gate_bias: Annotated[bool | Literal["head"] | None, BeforeValidator(_check_gate_bias)] = None
     tempering: Tempering | None = None
     rotate_values: bool = False
     v_head_dim: PositiveInt | None = None
