@@ -39,7 +39,7 @@ def run_many(kind: str, seeds, requests: int) -> tuple[int, int]:
     return preemptions, hits
 
 
-@pytest.mark.parametrize("kind", choose(KINDS, 2))
+@pytest.mark.parametrize("kind", choose(KINDS, 3))
 def test_a_request_gets_in_any_schedule_what_it_gets_alone(kind):
     run_many(kind, [KINDS.index(kind)], 8)
 

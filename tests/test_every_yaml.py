@@ -79,7 +79,7 @@ def test_a_gradient_reaches_every_parameter(choice):
     assert silent == []
 
 
-FEW = ("attention=gqa", "ffn=moe", "attention=mamba2")
+FEW = ("attention=gqa", "ffn=moe")
 """Choices whose compiling is tried each time; that of the others, which takes a second and more each, is slow."""
 COMPILED = [pytest.param(each, marks=() if each[0] in FEW else pytest.mark.slow) for each in every_choice()]
 

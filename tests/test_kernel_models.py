@@ -45,7 +45,8 @@ def test_a_tiny_model_trains_to_the_same_losses_under_eager_and_sdpa(model, runs
         assert 3 < eager[name] < 10
 
 
-@pytest.mark.parametrize("model", [TINY[0], *(pytest.param(each, marks=pytest.mark.slow) for each in TINY[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TINY)
 def test_a_trained_tiny_model_measures_and_writes_the_same_under_every_kernel(model, runs):
     loaded = zoo.load(runs(model, "eager")["run"], device="cpu")
     ids = torch.randint(32, 122, (2, LENGTH))

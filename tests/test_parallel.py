@@ -27,12 +27,13 @@ from spread import (  # noqa: F401  (a fixture)
 
 import zoo
 
-QUICK = ("dense",)
+FEW = ("fsdp", "tp", "pp")
 
 
 def list_cases():
+    yield pytest.param("dense", 2, FEW, id="dense-2-few")
     for name, ways in WAYS.items():
-        yield pytest.param(name, 2, ways, marks=[] if name in QUICK else [pytest.mark.slow], id=f"{name}-2")
+        yield pytest.param(name, 2, ways, marks=[pytest.mark.slow], id=f"{name}-2")
     for name, ways in MESHES.items():
         yield pytest.param(name, 4, ways, marks=[pytest.mark.slow], id=f"{name}-4")
 

@@ -52,6 +52,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path, overrides):
     assert {"write", "fsync", "rename", "open", "mkdir", "remove"} <= report["met"].keys()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_disk_ends_a_run_in_one_line_and_loses_nothing(tmp_path):
     report = live(tmp_path / "lives", errors=["ENOSPC", "EIO"], turns=[1, 60, 55], everywhere=True)
     assert all(report[name] for name in ("ENOSPC", "EIO"))
@@ -65,6 +66,7 @@ def test_an_error_at_any_write_fsync_or_rename_loses_nothing(tmp_path, name, eve
     assert report[name] >= 50
 
 
+@pytest.mark.slow
 def test_a_run_that_sigterm_asks_to_stop_loses_nothing_wherever_it_is(tmp_path):
     assert live(tmp_path / "lives", stops=[1, 60, 29])["stops"] >= 2
 
