@@ -374,6 +374,7 @@ def kill_at_every_moment(folder, scenario: str) -> None:
     disk.exchange = exchange
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of itself")
 def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, pytestconfig):
     for each in ("one", "other"):

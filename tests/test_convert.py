@@ -57,6 +57,7 @@ def test_a_converted_folder_is_verified_by_transformers_in_a_fresh_process(tmp_p
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_difference_is_found_and_said(tmp_path):
     model = zoo.load(folder(tmp_path / "there"))
     zoo.export(model, tmp_path / "out", verify=False)
@@ -394,7 +395,9 @@ for source in sys.argv[1:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads and resets the high-water mark in /proc")
-@pytest.mark.parametrize(("layers", "width"), [(6, 512), pytest.param(14, 1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("layers", "width"), [pytest.param(*each, marks=pytest.mark.slow) for each in ((6, 512), (14, 1024))]
+)
 def test_converting_takes_the_memory_of_a_few_tensors_whatever_the_model_is(layers, width, tmp_path):
     """45 tensors of 1 MB, or 101 of 4 MB. Mapped pages count as memory here."""
     tensor = width * width * 4

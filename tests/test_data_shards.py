@@ -261,6 +261,7 @@ def tokens_of(process: subprocess.Popen) -> dict[str, bytes]:
     return contents(Path(out.strip()))
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_the_number_of_workers_nor_on_kills(tmp_path):
     expected = tokens_of(run_program(tmp_path / "two", RAYON_NUM_THREADS="2"))
     assert len([name for name in expected if name.startswith("train")]) >= 6

@@ -249,7 +249,10 @@ INSTALLED = {  # what metadata says is installed: whether it is used, or the wor
 KERNEL_OF = {"flash-attn": "flash2", "flash-attn-3": "flash3", "flashattn-hopper": "flash3", "flash-attn-4": "flash4"}
 
 
-@pytest.mark.parametrize(("package", "version"), INSTALLED)
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [pytest.param(*each, marks=pytest.mark.slow if at % 4 else ()) for at, each in enumerate(INSTALLED)],
+)
 def test_a_package_older_than_zoo_can_use_is_refused_with_its_version_and_what_it_gets_wrong(
     package, version, capsys, monkeypatch
 ):

@@ -160,8 +160,7 @@ MORE = [
     ("both ways", "none", [(2, 129, 129), (2, 257, 257)], {"dtype": torch.float16}),
 ]
 EACH = [
-    *COMPILED[::6],
-    *(pytest.param(*each, marks=pytest.mark.slow) for n, each in enumerate(COMPILED) if n % 6),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPILED),
     *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE),
 ]
 

@@ -331,9 +331,6 @@ def test_the_time_of_all_parts_is_under_ten_minutes():
     assert asked - named == {f"{kind} {name}" for kind in ("errors", "speed") for name in checking.list_on_request()}
 
 
-IN_SMALL = pytest.mark.xdist_group("gpu_check")  # one worker, as they share a run
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One run in small, by the command line: its exit code, and what it wrote."""
@@ -343,7 +340,8 @@ def whole(tmp_path_factory):
     return code, json.loads(file.read_text(encoding="utf-8")), file
 
 
-@IN_SMALL
+@pytest.mark.slow  # all in one worker, as they share a run
+@pytest.mark.xdist_group("gpu_check")
 def test_a_whole_run_in_small_finds_nothing_wrong(whole):
     code, found, file = whole
     assert checking.list_failures(found) == []
@@ -352,7 +350,8 @@ def test_a_whole_run_in_small_finds_nothing_wrong(whole):
     assert file.name.endswith("cpu.json")
 
 
-@IN_SMALL
+@pytest.mark.slow  # all in one worker, as they share a run
+@pytest.mark.xdist_group("gpu_check")
 def test_every_kernel_is_asked_every_case(whole):
     rows = whole[1]["errors"]
     for kernel in checking.ORDER:
@@ -362,7 +361,8 @@ def test_every_kernel_is_asked_every_case(whole):
     assert states == {"passed"}
 
 
-@IN_SMALL
+@pytest.mark.slow  # all in one worker, as they share a run
+@pytest.mark.xdist_group("gpu_check")
 def test_what_was_measured_is_there_and_above_nothing(whole):
     found = whole[1]
     assert {name for name in ("seconds", "date", "seed") if name in found} == {"seconds", "date", "seed"}
@@ -375,7 +375,8 @@ def test_what_was_measured_is_there_and_above_nothing(whole):
     assert all(row["both"]["seconds"] > 0 for row in measured)
 
 
-@IN_SMALL
+@pytest.mark.slow  # all in one worker, as they share a run
+@pytest.mark.xdist_group("gpu_check")
 def test_the_table_fits_a_page_and_says_what_it_is_not(whole):
     lines = report.format_table(whole[1]).splitlines()
     assert "cpu, quick: not a GPU result" in lines
@@ -384,7 +385,8 @@ def test_the_table_fits_a_page_and_says_what_it_is_not(whole):
     assert lines[-1] == "no failures"
 
 
-@IN_SMALL
+@pytest.mark.slow  # all in one worker, as they share a run
+@pytest.mark.xdist_group("gpu_check")
 def test_failures_are_named_and_end_with_exit_code_one(whole, capsys, monkeypatch):
     found = json.loads(json.dumps(whole[1]))
     found["errors"] = [row for row in found["errors"] if "left_out" not in row]

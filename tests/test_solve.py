@@ -315,6 +315,7 @@ def test_a_wider_feed_forward_would_cost_more_than_the_budget() -> None:
         assert 0.75 * usual - step <= each["d_ff"] <= usual * 4 / 3 + step
 
 
+@pytest.mark.slow
 def test_the_nearest_shape_may_cost_more() -> None:
     below = solve_shapes("gpt2", [], Budget(params=2e8), count=8)
     near = solve_shapes("gpt2", [], Budget(params=2e8), count=8, nearest=True)
