@@ -36,11 +36,6 @@ def test_holm_corrects_as_in_his_paper():
     assert found == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
 
 
-@pytest.mark.parametrize(("effect", "seeds"), [(1.0, 16), (1.5, 7), (2.0, 4), (3.0, 2)])
-def test_seeds_of_two_arms_for_an_effect_in_deviations(effect, seeds):
-    assert verdict.count_seeds_unpaired(effect) == seeds
-
-
 def test_the_seeds_that_would_tell_do_so_four_times_in_five():
     drawn, told, n = np.random.default_rng(0), 0, verdict.count_seeds(0.8, 1.0)
     for _ in range(2000):
@@ -79,18 +74,6 @@ def test_a_difference_is_found_through_the_noise_that_a_seed_has_in_common():
 def test_one_pair_tells_nothing():
     (found,) = verdict.compare_arms({"base": {0: 3.0, 1: 3.1}, "other": {1: 2.0}}, "base").values()
     assert found == verdict.Comparison(1, pytest.approx(-1.1), None, None, None, "not told apart", None)
-
-
-@pytest.mark.parametrize(
-    ("base", "variant", "floor", "exponent", "published"),
-    [(3.8104, 3.7542, 1.6, 0.0941, 1.315), (2.8723, 2.8508, 1.2, 0.0842, 1.166)],
-)
-def test_the_effective_speedup_is_the_published_one(base, variant, floor, exponent, published):
-    assert verdict.measure_speedup(base, variant, floor, exponent) == pytest.approx(published, abs=5e-4)
-    again = floor + (base - floor) * verdict.measure_speedup(base, variant, floor, exponent) ** -exponent
-    assert again == pytest.approx(variant)  # the baseline's law, at so many times its compute
-    with pytest.raises(ValueError, match="must be above the floor"):
-        verdict.measure_speedup(base, floor, floor, exponent)
 
 
 # ---------------------------------------------------------------- real runs

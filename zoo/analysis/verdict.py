@@ -104,25 +104,6 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
     return None
 
 
-def count_seeds_unpaired(effect: float, level: float = LEVEL, power: float = POWER) -> int:
-    """How many seeds each of two arms needs for an effect, in deviations of a single run, that is told with this power:
-    2·(z_{1−level/2} + z_power)²/effect², rounded up."""
-    sum_of_z = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
-    return math.ceil(2 * (sum_of_z / effect) ** 2)
-
-
-def measure_speedup(base: float, variant: float, floor: float, exponent: float, throughput: float = 1.0) -> float:
-    """The effective speedup: how much more compute the baseline needs to reach the variant's loss, by its own law
-    L = floor + A/C^exponent, times the variant's share of the baseline's throughput (FLOP/s; with tokens matched, of
-    tokens/s).
-
-    Raises ValueError for a loss that is not above the floor.
-    """
-    if min(base, variant) <= floor:
-        raise ValueError(f"losses {base:g} and {variant:g} must be above the floor {floor:g}")
-    return ((base - floor) / (variant - floor)) ** (1 / exponent) * throughput
-
-
 # ---------------------------------------------------------------- Student's t
 
 
