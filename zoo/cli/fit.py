@@ -21,6 +21,9 @@ def run(
     sources: Annotated[
         list[Path], typer.Argument(metavar="POINTS...", help="Runs, folders with runs, or files (.csv, .jsonl).")
     ],
+    approach: Annotated[
+        int, typer.Option(min=2, max=3, help="3: the law; 2: parabolas of equal FLOPs (Hoffmann et al., 2022).")
+    ] = 3,
     columns: Annotated[
         str, typer.Option(help="A file's columns of parameters, tokens and loss.", metavar="NAME,NAME,NAME")
     ] = "params,tokens,loss",
@@ -39,12 +42,20 @@ def run(
 
     Huber's loss of the logarithm, from 18 starts (Besiroglu et al., 2024). Errors are those of resampled points. The
     loss of a run is its last validation loss.
+
+    With --approach 2 a parabola is fitted to the points of equal FLOPs (6·N·D), and a power law to the minima. What
+    the parabolas are off by without any noise is printed beside them.
     """
     from zoo import report
     from zoo.analysis.scaling import fit_law
     from zoo.report.scaling import compare_held, describe_fit, format_head, make_fit_tables
 
     points = collect_points(sources, read_columns(columns)).without_highest(drop_highest)
+    if approach == 2:
+        if hold_out or out is not None:
+            name = "hold-out" if hold_out else "out"
+            raise ConfigError(f"{name}: is of a law, and parabolas predict no loss (--approach 3)")
+        return fit_parabolas(points, bootstrap, seed, as_json)
     kept, held = points.split_largest(hold_out) if hold_out else (points, None)
     fit = fit_law(kept, bootstrap, seed)
     compared = compare_held(fit, held) if held is not None else []
@@ -60,6 +71,20 @@ def run(
     report.print_tables(*make_fit_tables(fit, compared))
     if out is not None:
         print(f"written: {out}")
+
+
+def fit_parabolas(points: Points, bootstrap: int, seed: int, as_json: bool) -> None:
+    """Fit by approach 2, and print the minima with their bias."""
+    from zoo import report
+    from zoo.analysis.scaling import fit_isoflop
+    from zoo.report.scaling import describe_isoflop, find_bias, format_isoflop
+
+    fit = fit_isoflop(points, bootstrap=bootstrap, seed=seed)
+    bias = find_bias(points, fit)
+    if as_json:
+        print(report.format_json(describe_isoflop(fit, bias)))
+        return
+    report.print_tables(*format_isoflop(fit, bias))
 
 
 def read_columns(text: str) -> dict[str, str]:

@@ -9,7 +9,8 @@ from zoo.report.tables import make_table
 from zoo.report.units import format_count
 
 if TYPE_CHECKING:
-    from zoo.analysis.scaling import Fit, Points
+    from zoo.analysis.scaling import Fit, Law, Points
+    from zoo.analysis.scaling.isoflop import Bias, IsoFlop
 
 SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "exponent": "a = β/(α + β)"}
 BEYOND = 100
@@ -98,4 +99,86 @@ def format_head(fit: Fit) -> str:
         f"{len(fit.points)} points: {format_count(min(params))} to {format_count(max(params))} parameters, "
         f"{format_count(min(tokens))} to {format_count(max(tokens))} tokens\n"
         f"L(N, D) = E + A/N^α + B/D^β; Huber's loss {fit.objective:.6g}"
+    )
+
+
+# ---------------------------------------------------------------- approach 2
+
+
+def find_bias(points: Points, fit: IsoFlop) -> tuple[Law, Bias] | str:
+    """Fit approach 3 to all points, and measure what approach 2 is off by for that law; or say why that cannot be."""
+    from zoo.analysis.scaling import fit_law, measure_bias
+    from zoo.errors import ConfigError
+
+    try:
+        law = fit_law(points, bootstrap=0).law
+    except ConfigError as error:
+        return error.faults[0]
+    if not law.alpha or not law.beta:
+        return "approach 3 finds an exponent of 0, and no optimum follows"
+    return law, measure_bias(law, fit.budgets)
+
+
+def describe_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> dict[str, Any]:
+    """A fit by approach 2 as plain data: each budget's minimum, the exponents, and the bias."""
+    from dataclasses import asdict
+
+    low_high = fit.interval()
+    budgets = [
+        {
+            "flops": each.flops,
+            "sizes": len(each.points),
+            "spread": each.spread,
+            "params": each.params,
+            "tokens": each.tokens,
+        }
+        for each in fit.budgets
+    ]
+    bias: dict[str, Any] = (
+        {"unknown": found} if isinstance(found, str) else {"law": asdict(found[0]), **asdict(found[1])}
+    )
+    return {
+        "exponent": {"value": fit.exponent, "interval": low_high},
+        "scale": fit.scale,
+        "budgets": budgets,
+        "bias": bias,
+    }
+
+
+def format_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> list[Any]:
+    """The lines and the table of a fit by approach 2."""
+    interval = fit.interval()
+    between = "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
+    bias = None if isinstance(found, str) else found[1]
+    rows = []
+    for at, each in enumerate(fit.budgets):
+        minimum = ["none"] * 2 if each.params is None else [format_count(each.params), format_count(each.tokens or 0)]
+        off = [None, None] if bias is None else [bias.params[at], bias.tokens[at]]
+        rows.append(
+            [
+                f"{each.flops:.2e}".replace("e+", "e"),
+                f"{len(each.points)}",
+                f"±{each.spread:.2g}×",
+                *minimum,
+                *("" if value is None else f"{value:+.1%}" for value in off),
+            ]
+        )
+    header = ("FLOPs", "points", "sizes", "parameters", "tokens", "bias of parameters", "of tokens")
+    return [
+        f"N = {fit.scale:.4g} · C^a, a = {fit.exponent:.4f}{between}; of tokens 1 − a",
+        make_table("Minima of the parabolas", header, rows, right=range(7)),
+        _say_bias(found),
+    ]
+
+
+def _say_bias(found: tuple[Law, Bias] | str) -> str:
+    if isinstance(found, str):
+        return f"The parabolas' bias is not known: {found}"
+    law, bias = found
+    known = [abs(each) for each in (*bias.params, *bias.tokens) if each is not None]
+    most = f"up to {max(known):.1%}" if known else "not known, as they have no minimum there"
+    exponent = "" if bias.exponent is None else f", of the exponent {bias.exponent:+.4f}"
+    return (
+        f"The parabolas' bias without any noise is {most}{exponent}: for the law of approach 3 "
+        f"(α {law.alpha:.3f}, β {law.beta:.3f}) at these sizes. Intervals leave it out."
     )

@@ -1,7 +1,8 @@
 """Scaling laws: the loss as a function of parameters and tokens, fitted to trained models."""
 
 from zoo.analysis.scaling.fitting import Fit, fit_law
+from zoo.analysis.scaling.isoflop import IsoFlop, fit_isoflop, measure_bias
 from zoo.analysis.scaling.law import Law, Optimum
 from zoo.analysis.scaling.points import Points
 
-__all__ = ["Fit", "Law", "Optimum", "Points", "fit_law"]
+__all__ = ["Fit", "IsoFlop", "Law", "Optimum", "Points", "fit_isoflop", "fit_law", "measure_bias"]

@@ -99,7 +99,7 @@ def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
         if len(set(values)) < 3:
             raise ConfigError(f"{name}: the points have {len(set(values))} values of it, which give no exponent (3)")
     x, y, z = (np.log(np.array(each)) for each in (points.params, points.tokens, points.loss))
-    starts = _list_starts(x, y, z)
+    starts = list_starts(x, y, z)
     found, objectives = minimise(x, y, z, np.ones((len(starts), len(z))), starts)
     best = int(np.argmin(objectives))
     resampled: tuple[Law, ...] = ()
@@ -159,7 +159,7 @@ def _huber(theta: Array, x: Array, y: Array, z: Array, weights: Array) -> tuple[
     return (weights * each).sum(1), residual, slopes
 
 
-def _list_starts(x: Array, y: Array, z: Array) -> Array:
+def list_starts(x: Array, y: Array, z: Array) -> Array:
     """Starts from pairs of exponents and a share of the lowest loss for E; A and B by least squares, none below 0."""
     found, losses = [], np.exp(z)
     for alpha, beta, share in itertools.product((0.2, 0.4, 0.7), (0.2, 0.4, 0.7), (0.5, 0.95)):

@@ -1,0 +1,172 @@
+"""Fit parabolas to runs of equal FLOPs, and a power law to their minima (Hoffmann et al., 2022, approach 2).
+
+A law's loss is a parabola of log N only where α = β. Elsewhere the fitted minimum is off even without noise, and the
+more so the wider the sizes of a budget spread. `measure_bias` takes the same steps on the losses that a law has at the
+same points, and compares their minima with the law's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zoo.analysis.scaling.law import FLOPS, Law
+from zoo.analysis.scaling.points import Points
+from zoo.errors import ConfigError
+
+TOLERANCE = 0.1
+"""How much the FLOPs of one budget's points may differ, as a share of the fewest."""
+
+LEAST_SIZES = 3
+"""Sizes that a budget has at least: a parabola has three numbers."""
+
+LEAST_BUDGETS = 2
+"""Budgets with a minimum that a power law is fitted to at least."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Points of about equal FLOPs, and the parameters at the minimum of their parabola; None where that is no minimum
+    or lies beyond the sizes."""
+
+    flops: float
+    points: Points
+    params: float | None
+
+    @property
+    def tokens(self) -> float | None:
+        """The tokens that the FLOPs give the best size."""
+        return None if self.params is None else self.flops / FLOPS / self.params
+
+    @property
+    def spread(self) -> float:
+        """The k of sizes that spread by ±k times about their geometric middle."""
+        return math.sqrt(max(self.points.params) / min(self.points.params))
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """The budgets, N = scale · C^exponent through their minima, and the exponents of resampled losses."""
+
+    budgets: tuple[Budget, ...]
+    scale: float
+    exponent: float
+    resampled: tuple[float, ...] = ()
+
+    def interval(self, share: float = 0.95) -> tuple[float, float] | None:
+        """The interval that has this share of the resampled exponents; None without any."""
+        if not self.resampled:
+            return None
+        low, high = np.quantile(self.resampled, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What the parabolas are off by for a law, without noise: each budget's best parameters and tokens, as relative
+    errors (None where it has no minimum), and the exponent, as a difference."""
+
+    params: tuple[float | None, ...]
+    tokens: tuple[float | None, ...]
+    exponent: float | None
+
+
+def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
+    """Fit a parabola of log N to each budget's losses, and a power law to the minima; `bootstrap` times again, for
+    losses with the parabolas' residuals drawn anew.
+
+    Raises ConfigError for points that have fewer than two budgets with a minimum.
+    """
+    groups = group_budgets(points, tolerance)
+    if len(groups) < LEAST_BUDGETS:
+        raise ConfigError(
+            f"points: {len(groups)} budgets of FLOPs have {LEAST_SIZES} sizes within {tolerance:.0%} of one another "
+            f"({LEAST_BUDGETS} at least; --approach 3 needs none)"
+        )
+    budgets = tuple(Budget(flops, each, find_minimum(each.params, each.loss)) for flops, each in groups)
+    power = _fit_power(budgets)
+    if power is None:
+        found = sum(each.params is not None for each in budgets)
+        raise ConfigError(
+            f"points: {found} of {len(budgets)} budgets have a minimum among their sizes "
+            f"({LEAST_BUDGETS} at least: smaller and larger sizes at these FLOPs, or --approach 3)"
+        )
+    return IsoFlop(budgets, *power, tuple(_resample(budgets, bootstrap, seed)))
+
+
+def group_budgets(points: Points, tolerance: float = TOLERANCE) -> list[tuple[float, Points]]:
+    """Group points of about equal FLOPs: each group's geometric mean and its points. Groups of fewer than three sizes
+    are left out."""
+    rows = sorted(points.rows(), key=lambda row: row[0] * row[1])
+    groups: list[list[tuple[float, float, float]]] = []
+    for row in rows:
+        if groups and row[0] * row[1] <= groups[-1][0][0] * groups[-1][0][1] * (1 + tolerance):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    wide = [each for each in groups if len({params for params, _, _ in each}) >= LEAST_SIZES]
+    return [
+        (math.exp(float(np.mean([math.log(FLOPS * n * d) for n, d, _ in each]))), Points.collect(each)) for each in wide
+    ]
+
+
+def find_minimum(params: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The parameters at the minimum of the parabola of log N through losses; None for one that opens downwards or whose
+    minimum lies beyond the sizes."""
+    x = np.log(params)
+    square, slope, _ = np.polyfit(x - x.mean(), losses, 2)
+    if square <= 0:
+        return None
+    found = float(np.exp(x.mean() - slope / (2 * square)))
+    return found if min(params) <= found <= max(params) else None
+
+
+def measure_bias(law: Law, budgets: Sequence[Budget]) -> Bias:
+    """Measure what approach 2 is off by for a law, without noise, with the sizes of these budgets."""
+    fitted = [
+        Budget(flops, points, find_minimum(points.params, [law.loss(n, flops / FLOPS / n) for n in points.params]))
+        for flops, points in ((each.flops, each.points) for each in budgets)
+    ]
+    ratios = [None if each.params is None else each.params / law.optimum(each.flops).params for each in fitted]
+    power = _fit_power(fitted)
+    return Bias(
+        params=tuple(None if each is None else each - 1 for each in ratios),
+        tokens=tuple(None if each is None else 1 / each - 1 for each in ratios),
+        exponent=None if power is None else power[1] - law.exponent,
+    )
+
+
+def _fit_power(budgets: Sequence[Budget]) -> tuple[float, float] | None:
+    """The scale and the exponent of N = scale · C^exponent through the minima; None for fewer than two."""
+    found = [(each.flops, each.params) for each in budgets if each.params is not None]
+    if len(found) < LEAST_BUDGETS:
+        return None
+    flops, params = np.log(np.array(found)).T
+    exponent, offset = np.polyfit(flops, params, 1)
+    return float(np.exp(offset)), float(exponent)
+
+
+def _resample(budgets: Sequence[Budget], count: int, seed: int) -> list[float]:
+    """The exponents for losses with the residuals of all parabolas drawn anew, widened for the three degrees of freedom
+    that each parabola took. There are none where every parabola goes through its points."""
+    smooth = []
+    for each in budgets:
+        x = np.log(each.points.params)
+        smooth.append(np.polyval(np.polyfit(x - x.mean(), each.points.loss, 2), x - x.mean()))
+    residuals = np.concatenate([np.array(b.points.loss) - s for b, s in zip(budgets, smooth, strict=True)])
+    free = len(residuals) - LEAST_SIZES * len(budgets)
+    if free <= 0:
+        return []
+    residuals, draw = residuals * math.sqrt(len(residuals) / free), np.random.default_rng(seed)
+    powers = []
+    for _ in range(count):
+        losses = [s + draw.choice(residuals, len(s)) for s in smooth]
+        again = [
+            Budget(b.flops, b.points, find_minimum(b.points.params, z.tolist()))
+            for b, z in zip(budgets, losses, strict=True)
+        ]
+        powers.append(_fit_power(again))
+    return [each[1] for each in powers if each is not None]
