@@ -1,7 +1,8 @@
 """Whether one architecture is better than another: paired runs, Student's t, Holm's correction, and what would tell.
 
 Runs of two arms with the same seed see the same data in the same order, so that their difference has less noise than
-either loss. With n pairs of mean difference d and deviation s, d·√n/s is Student's t of n − 1 degrees of freedom.
+either loss. With n pairs of mean difference d and deviation s, d·√n/s is Student's t of n − 1 degrees of freedom. Arms
+that share no seed are held against each other by Welch's t (1947), which has more noise.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ Verdict = Literal["better", "worse", "not told apart"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm's losses less the baseline's, seed by seed. `p` is two-sided, `adjusted` after Holm over all arms; None
-    with one pair. `needed` is how many seeds would tell, None where none would."""
+    """An arm's losses less the baseline's: seed by seed, or as two samples where no seed is shared (not `paired`). `n`
+    is how many seeds. `p` is two-sided, `adjusted` after Holm over all arms; None with one seed. `needed` is how many
+    seeds each arm would need to be told apart, None where none would do."""
 
     n: int
     difference: float
@@ -36,49 +38,84 @@ class Comparison:
     adjusted: float | None
     verdict: Verdict
     needed: int | None
+    paired: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A mean difference, its standard error, and the degrees of freedom of Student's t."""
+
+    n: int
+    difference: float
+    error: float
+    freedom: float
+    spread: float
+    """The deviation of a pair's difference, or of one run where there are no pairs."""
+    paired: bool
+
+    @classmethod
+    def of_pairs(cls, differences: Sequence[float]) -> Sample:
+        n = len(differences)
+        spread = stdev(differences) if n > 1 else math.nan
+        return cls(n, mean(differences), spread / math.sqrt(n), n - 1, spread, paired=True)
+
+    @classmethod
+    def of_arms(cls, losses: Sequence[float], baseline: Sequence[float]) -> Sample:
+        """Two arms without pairs (Welch, 1947)."""
+        n, difference = min(len(losses), len(baseline)), mean(losses) - mean(baseline)
+        if n < 2:
+            return cls(n, difference, math.nan, 0, math.nan, paired=False)
+        shares = [stdev(each) ** 2 / len(each) for each in (losses, baseline)]
+        total = sum(shares)
+        below = sum(share**2 / (len(each) - 1) for share, each in zip(shares, (losses, baseline), strict=True))
+        spread = math.sqrt((stdev(losses) ** 2 + stdev(baseline) ** 2) / 2)
+        return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, paired=False)
+
+    def chance(self) -> float | None:
+        """The two-sided chance of a difference so far from 0; None for one seed."""
+        if self.n < 2:
+            return None
+        if self.error == 0:
+            return 1.0 if self.difference == 0 else 0.0
+        return 2 * (1 - student_cdf(abs(self.difference) / self.error, self.freedom))
+
+    def interval(self, level: float) -> tuple[float, float] | None:
+        """The interval that holds the difference in all but `level` of cases; None for one seed."""
+        if self.n < 2:
+            return None
+        half = student_quantile(1 - level / 2, self.freedom) * self.error
+        return self.difference - half, self.difference + half
+
+    def count_needed(self, level: float) -> int | None:
+        """How many seeds would tell; None for one seed, or where no number would."""
+        if self.n < 2:
+            return None
+        return (count_seeds if self.paired else count_seeds_per_arm)(self.difference, self.spread, level)
 
 
 def compare_arms(
     losses: Mapping[str, Mapping[int, float]], baseline: str, level: float = LEVEL
 ) -> dict[str, Comparison]:
-    """Compare each arm with the baseline, over the seeds that both have; `losses` are by arm and seed, lower is better.
-
-    Arms that share no seed with the baseline are left out.
-    """
-    pairs = {}
-    for arm, by_seed in losses.items():
-        shared = sorted(by_seed.keys() & losses[baseline].keys())
-        if arm != baseline and shared:
-            pairs[arm] = [by_seed[seed] - losses[baseline][seed] for seed in shared]
-    chances = {arm: find_chance(each) for arm, each in pairs.items()}
+    """Compare each arm with the baseline, over the seeds that both have, or over all where they share none. `losses`
+    are by arm and seed, lower is better."""
+    samples = {arm: _sample(each, losses[baseline]) for arm, each in losses.items() if arm != baseline}
+    chances = {arm: each.chance() for arm, each in samples.items()}
     adjusted = adjust_by_holm({arm: p for arm, p in chances.items() if p is not None})
-    return {arm: _describe(each, chances[arm], adjusted.get(arm), level) for arm, each in pairs.items()}
+    return {arm: _describe(each, chances[arm], adjusted.get(arm), level) for arm, each in samples.items()}
 
 
-def _describe(differences: Sequence[float], p: float | None, adjusted: float | None, level: float) -> Comparison:
-    middle, n = mean(differences), len(differences)
+def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> Sample:
+    shared = sorted(losses.keys() & baseline.keys())
+    if shared:
+        return Sample.of_pairs([losses[seed] - baseline[seed] for seed in shared])
+    return Sample.of_arms(list(losses.values()), list(baseline.values()))
+
+
+def _describe(sample: Sample, p: float | None, adjusted: float | None, level: float) -> Comparison:
     told = adjusted is not None and adjusted < level
-    verdict: Verdict = "not told apart" if not told else "better" if middle < 0 else "worse"
-    needed = None if n < 2 else count_seeds(middle, stdev(differences), level)
-    return Comparison(n, middle, find_interval(differences, level), p, adjusted, verdict, needed)
-
-
-def find_chance(values: Sequence[float]) -> float | None:
-    """The two-sided chance of a mean so far from 0, by Student's t; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    spread = stdev(values)
-    if spread == 0:
-        return 1.0 if mean(values) == 0 else 0.0
-    return 2 * (1 - student_cdf(abs(mean(values)) * math.sqrt(len(values)) / spread, len(values) - 1))
-
-
-def find_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """The interval of the mean that holds it in all but `level` of cases; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    half = student_quantile(1 - level / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return mean(values) - half, mean(values) + half
+    verdict: Verdict = "not told apart" if not told else "better" if sample.difference < 0 else "worse"
+    needed, between = sample.count_needed(level), sample.interval(level)
+    return Comparison(sample.n, sample.difference, between, p, adjusted, verdict, needed, sample.paired)
 
 
 def adjust_by_holm(chances: Mapping[str, float]) -> dict[str, float]:
@@ -104,16 +141,38 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
     return None
 
 
+def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
+    """How many runs each of two arms needs to be told apart without pairs, as if the deviation of a run were known;
+    None for more than 100,000."""
+    wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    if difference == 0:
+        return None
+    n = max(2, math.ceil(2 * (wanted * spread / difference) ** 2))
+    return n if n < MOST else None
+
+
+def find_front(losses: Mapping[str, Mapping[int, float]], costs: Mapping[str, float], alike: float) -> list[str]:
+    """The arms on the Pareto front of loss and cost: those that no arm beats which costs no more. Costs within a share
+    `alike` are the same, and an arm is beaten where it is told apart (Holm, over the others)."""
+    found = []
+    for arm in costs:
+        rivals = [each for each in costs if each == arm or costs[each] <= costs[arm] * (1 + alike)]
+        against = compare_arms({each: losses[each] for each in rivals}, arm)
+        if all(each.verdict != "better" for each in against.values()):
+            found.append(arm)
+    return found
+
+
 # ---------------------------------------------------------------- Student's t
 
 
-def student_cdf(t: float, freedom: int) -> float:
+def student_cdf(t: float, freedom: float) -> float:
     """The chance of a value up to t, by the incomplete beta function."""
     tail = 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
     return 1 - tail if t > 0 else tail
 
 
-def student_quantile(share: float, freedom: int) -> float:
+def student_quantile(share: float, freedom: float) -> float:
     """The value up to which a share of cases lies, by bisection."""
     low, high = -1e9, 1e9
     for _ in range(100):

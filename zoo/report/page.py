@@ -48,6 +48,7 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
     return template.render(
         title=title,
+        style=STYLE,
         folder=record.folder.resolve().name,
         error=record.result.get("error") if outcome["status"] != "running" else None,
         figures=_show(outcome),
@@ -173,13 +174,7 @@ def _draw_metrics(points: Sequence[Mapping[str, Any]], panel: str, names: Sequen
     return draw_panel(TITLES.get(panel, panel.replace("_", " ")), curves, X_LABEL)
 
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }} · {{ folder }}</title>
-<style>
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
 h1 { margin: 0; } h2 { margin: 2em 0 .5em; border-bottom: 1px solid #ddd; }
 .folder { color: #777; margin: 0 0 1em; } .error { color: #b00; white-space: pre-wrap; }
@@ -187,6 +182,17 @@ table { border-collapse: collapse; } td { padding: .15em 1.5em .15em 0; vertical
 td:first-child { color: #777; white-space: nowrap; }
 pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; font: 13px/1.4 ui-monospace, monospace; }
 summary { cursor: pointer; }
+"""
+"""The style of all pages."""
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }} · {{ folder }}</title>
+<style>
+{{ style }}
 .curves svg { width: 49%; height: auto; } .curves svg:first-child { width: 100%; }
 </style>
 </head>

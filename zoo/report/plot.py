@@ -70,6 +70,19 @@ def write_figure(figure: Any, file: Path) -> None:
         raise ConfigError(f"plot: {file} cannot be written, {error.strerror or error}") from error
 
 
+def format_svg(figure: Any) -> str:
+    """Format a matplotlib figure as an SVG element for an HTML page. Text stays text."""
+    from io import StringIO
+
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    drawn = StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(drawn)
+    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+
+
 def list_colors(count: int) -> list[Any]:
     """Give a colour to each of so many things, all different."""
     from matplotlib import colormaps

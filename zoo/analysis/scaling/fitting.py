@@ -7,6 +7,7 @@ their minimiser early and rounded; here every start goes on until nothing is gai
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, Points
+from zoo.analysis.speedup import Decay
 from zoo.errors import ConfigError
 
 HUBER = 1e-3
@@ -58,6 +60,10 @@ class Fit:
         values = [each.loss(params, tokens) for each in self.resampled]
         low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
+
+    def decays(self, params: float) -> list[Decay]:
+        """How the loss of a model of so many parameters falls with its tokens, by the law and by each resampled one."""
+        return [Decay(law.loss(params, math.inf), law.beta) for law in (self.law, *self.resampled)]
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data, which `from_dict` reads back."""

@@ -1,0 +1,139 @@
+"""Write the page of an experiment: one HTML file with its verdicts, costs, pictures and runs. It needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.disk import write_text
+from zoo.errors import ConfigError
+from zoo.report.arms import Arm
+from zoo.report.page import STYLE, read_environments
+from zoo.report.plot import format_svg
+from zoo.report.units import format_seconds
+from zoo.report.verdict_plot import make_figure
+from zoo.report.verdicts import COSTS, HEADER, NAMES, SPEEDUPS, Report
+
+
+def write_report_page(report: Report, title: str, file: Path) -> None:
+    """Write a report's page. Raises ConfigError where the file cannot be written."""
+    try:
+        write_text(file, make_report_page(report, title))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written, found {error.strerror} (--html FILE names another)") from error
+
+
+def make_report_page(report: Report, title: str) -> str:
+    """Make the page's HTML."""
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
+    return template.render(
+        title=title,
+        style=STYLE,
+        metric=report.metric,
+        baseline=report.baseline.name,
+        sentences=[
+            (each.name, report.found[each.name].verdict, describe_verdict(report, each)) for each in report.others
+        ],
+        tables=list_tables(report),
+        picture=format_svg(make_figure(report)),
+        runs=list_runs(report),
+        machines=list_machines(report),
+    )
+
+
+def describe_verdict(report: Report, arm: Arm) -> str:
+    """A verdict with its figures, and the currencies in which the arm is not matched."""
+    each, unmatched = report.found[arm.name], report.unmatched(arm)
+    between = "" if each.interval is None else " (95 %: {:+.4f} to {:+.4f})".format(*each.interval)
+    said = f"{report.sentence(arm)}: {each.difference:+.4f} {report.metric}{between}."
+    if not unmatched:
+        return f"{said} Matched in every currency within 1 %."
+    apart = (f"{NAMES.get(name, name)} ×{ratio:.2f}" for name, ratio in unmatched.items())
+    return f"{said} Not matched: {', '.join(apart)}."
+
+
+def list_tables(report: Report) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+    """The page's tables: a title, a header and rows of each."""
+    tables = [
+        ("Verdicts", [each.format(metric=report.metric) for each in HEADER], report.rows()),
+        ("What they cost", COSTS, report.cost_rows()),
+        ("Effective speedup", SPEEDUPS, report.speedup_rows()),
+    ]
+    return [(title, header, rows) for title, header, rows in tables if rows]
+
+
+def list_runs(report: Report) -> list[tuple[str, ...]]:
+    """A row for each run: arm, seed, metric, seconds, folder and overrides."""
+    rows = [("arm", "seed", report.metric, "time", "folder", "overrides")]
+    for arm in report.arms:
+        values = arm.values(report.metric)
+        for seed, run in arm.runs.items():
+            words = " ".join(run.result.get("overrides", ()))
+            took = format_seconds(float(run.outcome["seconds"] or 0))
+            rows.append((arm.name, str(seed), f"{values[seed]:.4f}", took, run.folder.name, words))
+    return rows
+
+
+def list_machines(report: Report) -> list[str]:
+    """Where the runs computed, each machine once."""
+    found: dict[str, None] = {}
+    for arm in report.arms:
+        for run in arm.runs.values():
+            for each in read_environments(run.folder):
+                found[", ".join(f"{name} {each[name]}" for name in MACHINE if each.get(name))] = None
+    return list(found)
+
+
+MACHINE: tuple[str, ...] = ("zoo", "torch", "python", "device", "processor", "cores", "threads", "gpu")
+"""What tells one machine from another, of a run's environment."""
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }} · verdicts</title>
+<style>
+{{ style }}
+.better { color: #2ca02c; } .worse { color: #d62728; } .not { color: #777; }
+th { text-align: left; font-weight: 600; padding: .15em 1.5em .15em 0; } svg { max-width: 100%; height: auto; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p class="folder">{{ metric }}, held against {{ baseline }}; less is better</p>
+<ul>
+{% for name, verdict, said in sentences %}
+<li><b>{{ name }}</b>: <span class="{{ verdict.split()[0] }}">{{ said }}</span></li>
+{% endfor %}
+</ul>
+{{ picture | safe }}
+{% for heading, header, rows in tables %}
+<h2>{{ heading }}</h2>
+<table>
+<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endfor %}
+<h2>How the verdicts are made</h2>
+<p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. A difference is told by
+Student's t at 5 % over all arms together (Holm, 1979). Arms that are not told apart need not be equal: these seeds do
+not tell. The seeds that would tell have a power of 0.8. Arms that share no seed are compared by Welch's t. An effective
+speedup is how many times the arm's budget the baseline would need to reach the arm's loss, by its own scaling law.</p>
+<h2>Runs</h2>
+<details><summary>{{ runs | length - 1 }} runs</summary>
+<table>
+{% for row in runs %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></details>
+{% for each in machines %}
+<p>{{ each }}</p>
+{% endfor %}
+</body>
+</html>
+"""

@@ -1,0 +1,106 @@
+"""Draw the verdicts on the arms of an experiment: differences with their intervals, Pareto fronts, and curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from zoo.analysis.verdict import LEVEL, Sample
+from zoo.report.arms import Arm
+from zoo.report.curves import read_curve
+from zoo.report.plot import check_picture, list_colors, write_figure
+from zoo.report.units import format_count, format_si
+from zoo.report.verdicts import NAMES, Report
+
+VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "not told apart": "tab:gray"}
+TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
+
+
+def draw_report(report: Report, file: Path) -> None:
+    """Draw a report into a .png or .svg file. Raises ConfigError for other endings, and too many arms."""
+    check_picture(file, len(report.arms))
+    figure = make_figure(report)
+    write_figure(figure, file)
+
+
+def make_figure(report: Report) -> Any:
+    """Make one figure: the differences, the curves, and a panel for each cost in which the arms differ."""
+    from matplotlib.figure import Figure
+
+    fronts = report.fronts()
+    panels = 2 + len(fronts)
+    wide = min(panels, 3)
+    deep = -(-panels // wide)
+    tall = max(3.6, 1.6 + 0.32 * len(report.arms))
+    figure = Figure(figsize=(5.2 * wide, tall * deep + 0.25 * len(report.arms) / wide), dpi=120, layout="constrained")
+    grid = figure.subplots(deep, wide, squeeze=False).flatten()
+    colors = dict(zip((each.name for each in report.arms), list_colors(len(report.arms)), strict=True))
+    _draw_differences(grid[0], report)
+    _draw_curves(grid[1], report, colors)
+    for axes, (cost, front) in zip(grid[2:], fronts.items(), strict=False):
+        _draw_front(axes, report, cost, front, colors)
+    for axes in grid[panels:]:
+        axes.set_axis_off()
+    for axes in grid[:panels]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    handles = [figure.axes[1].plot([], [], "o", color=color)[0] for color in colors.values()]
+    figure.legend(handles, list(colors), frameon=False, fontsize=8, loc="outside lower center", ncols=wide)
+    return figure
+
+
+def _draw_differences(axes: Any, report: Report) -> None:
+    """Draw each arm's difference from the baseline with its 95 % interval, coloured by its verdict."""
+    for at, arm in enumerate(report.others):
+        each = report.found[arm.name]
+        color = VERDICT_COLORS[each.verdict]
+        if each.interval is not None:
+            axes.plot(each.interval, [at, at], color=color, linewidth=2)
+        axes.plot(each.difference, at, "o", color=color)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_ylim(len(report.others) - 0.5, -0.5)
+    axes.set_xlabel(f"{report.metric} less that of {report.baseline.name}", fontsize=8)
+    axes.set_title("Difference, 95 % (green better, red worse,\ngrey not told apart)", fontsize=9)
+
+
+def _draw_curves(axes: Any, report: Report, colors: dict[str, Any]) -> None:
+    """Draw each arm's mean curve of the metric over its seeds, and the band between the lowest and the highest."""
+    for arm in report.arms:
+        at, low, middle, high = collect_curve(arm, report.metric)
+        axes.plot(at, middle, ".-", color=colors[arm.name], linewidth=1.2, markersize=4)
+        axes.fill_between(at, low, high, color=colors[arm.name], alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel("tokens seen", fontsize=8)
+    axes.set_title(f"{report.metric} over training (mean, lowest and highest)", fontsize=9)
+
+
+def collect_curve(arm: Arm, metric: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """The tokens at which all runs of an arm measured, with the lowest, mean and highest value there."""
+    curves = [dict(zip(*read_curve(run.points(), metric), strict=True)) for run in arm.runs.values()]
+    at = sorted(set.intersection(*(set(each) for each in curves)))
+    values = [[each[tokens] for each in curves] for tokens in at]
+    return at, [min(each) for each in values], [mean(each) for each in values], [max(each) for each in values]
+
+
+def _draw_front(axes: Any, report: Report, cost: str, front: list[str], colors: dict[str, Any]) -> None:
+    """Draw the arms' mean metric with its 95 % interval against a cost; those on the Pareto front are ringed."""
+    for arm in report.arms:
+        values = list(arm.values(report.metric).values())
+        color, x, y = colors[arm.name], arm.costs[cost], mean(values)
+        between = Sample.of_pairs(values).interval(LEVEL)
+        if between is not None:
+            axes.plot([x, x], between, color=color, linewidth=1.2)
+        axes.plot(x, y, "o", color=color, markersize=6)
+        if arm.name in front:
+            axes.plot(x, y, "o", markersize=12, markerfacecolor="none", markeredgecolor="black")
+    shown = TICKS.get(cost, format_count)
+    axes.xaxis.set_major_formatter(lambda value, _: shown(value))
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(NAMES.get(cost, cost), fontsize=8)
+    axes.set_title(
+        f"{report.metric} (95 %) against {NAMES.get(cost, cost)};\nringed: none costs less and is better", fontsize=9
+    )

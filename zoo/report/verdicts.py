@@ -1,0 +1,216 @@
+"""The verdicts on the arms of an experiment: each held against a baseline in one metric, beside what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
+
+from zoo.analysis.speedup import Decay, Speedup, find_speedup
+from zoo.analysis.verdict import Comparison, compare_arms, find_front
+from zoo.errors import ConfigError
+from zoo.report.arms import ALIKE, CURRENCIES, Arm
+from zoo.report.units import format_count, format_si
+
+NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "cache of a row"}
+FORMS: dict[str, Any] = {
+    "flops": format_si,
+    "cache_bytes": lambda value: format_si(value, "B"),
+    "seconds": "{:.1f}".format,
+}
+
+SPENT = ("tokens", "flops", "seconds")
+"""The currencies that training spends: a speedup is told in each."""
+
+HEADER = ("arm", "seeds", "{metric} ± σ", "difference, 95 %", "p", "verdict")
+VALUES = (
+    "arm",
+    "seeds",
+    "mean",
+    "deviation",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "verdict",
+    "needed",
+    *CURRENCIES,
+)
+COSTS = ("arm", *(NAMES.get(name, name) for name in CURRENCIES))
+SPEEDUPS = ("arm", *(f"speedup in {NAMES.get(name, name)}" for name in SPENT))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Arms held against a baseline in one metric, of which less is better."""
+
+    arms: Sequence[Arm]
+    baseline: Arm
+    metric: str
+    found: Mapping[str, Comparison]
+    decays: Sequence[Decay] = ()
+    """The baseline's law of its loss against its budget, and those of resampled points; empty where none was given."""
+
+    @classmethod
+    def make(cls, arms: Sequence[Arm], baseline: str | None, metric: str) -> Report:
+        """Compare arms with the one of this name, or the first. Raises ConfigError where nothing can be compared."""
+        names = [each.name for each in arms]
+        if len(arms) < 2:
+            raise ConfigError(f"arms: there are {len(arms)}, found {', '.join(names) or 'no run that is done'} (two)")
+        if baseline is not None and baseline not in names:
+            raise ConfigError(f"baseline: there is no arm {baseline!r}, found: {', '.join(names)}")
+        first = next(each for each in arms if each.name == (baseline or names[0]))
+        found = compare_arms({each.name: each.values(metric) for each in arms}, first.name)
+        order = [first, *(each for each in arms if each is not first)]
+        return cls(order, first, metric, found)
+
+    def with_decays(self, decays: Sequence[Decay]) -> Report:
+        """The same report, with effective speedups by the baseline's law."""
+        return replace(self, decays=decays)
+
+    @property
+    def others(self) -> Sequence[Arm]:
+        """The arms that are held against the baseline."""
+        return self.arms[1:]
+
+    def seconds(self) -> float:
+        """What a run takes, on average."""
+        return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.runs.values())
+
+    def unmatched(self, arm: Arm) -> dict[str, float]:
+        """How many times the baseline's cost an arm has, of the currencies in which they differ by more than 1 %."""
+        theirs = self.baseline.costs
+        ratios = {name: own / theirs[name] for name, own in arm.costs.items() if theirs.get(name)}
+        return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
+
+    def speedups(self, arm: Arm) -> dict[str, Speedup]:
+        """How many times an arm's tokens, FLOPs and seconds the baseline would need to reach the arm's loss; empty
+        without a law of the baseline."""
+        if not self.decays:
+            return {}
+        own, theirs = arm.values(self.metric), self.baseline.values(self.metric)
+        pairs = [(theirs[seed], own[seed]) for seed in own.keys() & theirs.keys()]
+        if not pairs:
+            pairs = [(mean(theirs.values()), value) for value in own.values()]
+        longer = find_speedup(pairs, self.decays)
+        ratios = {name: self.baseline.costs[name] / arm.costs[name] for name in SPENT if arm.costs.get(name)}
+        return {name: longer.times(ratio) for name, ratio in ratios.items()}
+
+    def fronts(self) -> dict[str, list[str]]:
+        """The arms on the Pareto front of loss and each cost in which arms differ."""
+        losses = {each.name: each.values(self.metric) for each in self.arms}
+        found = {}
+        for name in CURRENCIES:
+            costs = {each.name: each.costs[name] for each in self.arms if name in each.costs}
+            if len(costs) == len(self.arms) and max(costs.values()) > min(costs.values()) * (1 + ALIKE):
+                found[name] = find_front(losses, costs, ALIKE)
+        return found
+
+    def sentence(self, arm: Arm) -> str:
+        """The verdict on an arm, in one of three sentences."""
+        each = self.found[arm.name]
+        if each.verdict != "not told apart":
+            return each.verdict
+        known = f"n = {each.n}" if each.paired else f"n = {each.n}, no seed in common"
+        if each.needed is None:
+            return f"not told apart ({known}{'; one seed has no spread' if each.n < 2 else ''})"
+        minutes = max(0, each.needed - each.n) * 2 * self.seconds() / 60
+        return f"not told apart ({known}; {each.needed:,} seeds, about {_format_time(minutes)}, would tell)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        arms = []
+        for each in self.arms:
+            own = {"arm": each.name, self.metric: each.values(self.metric), "costs": each.costs}
+            if each is not self.baseline:
+                own |= {**vars(self.found[each.name]), "unmatched": self.unmatched(each)}
+                own |= {"speedup": {name: vars(factor) for name, factor in self.speedups(each).items()}}
+            arms.append(own)
+        return {"baseline": self.baseline.name, "metric": self.metric, "arms": arms, "pareto": self.fronts()}
+
+    def values(self) -> list[list[Any]]:
+        """A row of exact values for each arm, the baseline first: those of `VALUES`."""
+        found = []
+        for arm in self.arms:
+            losses = list(arm.values(self.metric).values())
+            row: list[Any] = [arm.name, len(losses), mean(losses), stdev(losses) if len(losses) > 1 else None]
+            each = self.found.get(arm.name)
+            row += [None] * 7 if each is None else self._compared(each)
+            found.append([*row, *(arm.costs.get(name) for name in CURRENCIES)])
+        return found
+
+    @staticmethod
+    def _compared(each: Comparison) -> list[Any]:
+        low, high = each.interval or (None, None)
+        return [each.difference, low, high, each.p, each.adjusted, each.verdict, each.needed]
+
+    def rows(self) -> list[list[str]]:
+        """A row for each arm, the baseline first."""
+        return [self._row(each) for each in self.arms]
+
+    def _row(self, arm: Arm) -> list[str]:
+        values = list(arm.values(self.metric).values())
+        row = [arm.name, str(len(values)), format_spread(mean(values), stdev(values) if len(values) > 1 else None)]
+        if arm is self.baseline:
+            return [*row, "", "", "baseline"]
+        each = self.found[arm.name]
+        half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
+        return [*row, format_spread(each.difference, half, "+"), format_p(each.adjusted), each.verdict]
+
+    def hints(self) -> list[str]:
+        """A line for each arm that is not told apart: what would tell."""
+        return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
+
+    def cost_rows(self) -> list[list[str]]:
+        """What each arm costs, in every currency; beside it how many times the baseline's, where that is not 1."""
+        found = []
+        for arm in self.arms:
+            apart = {} if arm is self.baseline else self.unmatched(arm)
+            cells = [_format_cost(name, arm.costs.get(name), apart.get(name)) for name in CURRENCIES]
+            found.append([arm.name, *cells])
+        return found
+
+    def speedup_rows(self) -> list[list[str]]:
+        """The effective speedup of each arm, in every currency that training spends; none without a law."""
+        if not self.decays:
+            return []
+        return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]
+
+
+def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:
+    for name in SPENT:
+        each = found.get(name)
+        if each is None or math.isnan(each.factor):
+            yield ""
+        elif math.isinf(each.factor):
+            yield "∞ (the baseline never gets there)"
+        else:
+            between = "" if each.interval is None else " [{:.3f}, {:.3f}]".format(*each.interval)
+            yield f"{each.factor:.3f}{between}"
+
+
+def _format_cost(name: str, value: float | None, ratio: float | None) -> str:
+    if value is None:
+        return ""
+    shown = FORMS.get(name, format_count)(value)
+    return shown if ratio is None else f"{shown} (×{ratio:.2f})"
+
+
+def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
+    """A value and its spread to two digits of the spread: `3.214 ± 0.013`; four digits where there is no spread."""
+    if not spread:
+        return f"{value:{sign}.4f}"
+    digits = min(max(1 - math.floor(math.log10(spread)), 2), 6)
+    return f"{value:{sign}.{digits}f} ± {spread:.{digits}f}"
+
+
+def format_p(p: float | None) -> str:
+    """A chance with three digits."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _format_time(minutes: float) -> str:
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:,.0f} hours"
