@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from zoo import runs
 from zoo.checkpoint import store
+from zoo.cli.fit import collect_points
 from zoo.costs.setup import OPTIMIZERS
 from zoo.data import DataSettings, prepare
 from zoo.errors import CheckpointError, ConfigError
@@ -218,6 +219,21 @@ def test_checkpoints_around_each_decay_stay_and_the_run_goes_on_from_before_it(c
     assert [rate / max(rates) for rate in rates] == pytest.approx(
         [1.0] * 3 + decayed + [1.0] * 2 + decayed + [1] + decayed
     )
+
+
+@pytest.mark.parametrize(("goes_on", "trained"), [("before", [5, 7, 8]), ("decayed", [5, 9, 12])])
+def test_each_decay_ends_with_an_evaluation_of_the_decayed_weights(config, corpus, tmp_path, goes_on, trained):
+    """Also where `eval_every` falls elsewhere. Its tokens are those that these weights were trained on."""
+    start_run(config(*DECAYS, "eval_every=null", "eval_batches=null", f"schedule.continue_from={goes_on}"), tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if "val_loss" in line]
+    assert [line["step"] for line in lines] == [5, 9, 12]
+    assert [line["trained_tokens"] for line in lines] == [updates * 4 * 16 for updates in trained]
+    for line in lines:
+        checkpoint = store.load(tmp_path / f"checkpoints/step-{line['step']:06}")
+        assert line["val_loss"] == pytest.approx(validation_loss(checkpoint, corpus), rel=1e-5)
+    rows = collect_points([tmp_path], {}).rows()
+    params = json.loads((tmp_path / "result.json").read_text())["params"]
+    assert rows == [(params, line["trained_tokens"], line["val_loss"]) for line in lines]
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def run(
     """Fit the loss to L(N, D) = E + A/N^α + B/D^β, N parameters and D tokens (Hoffmann et al., 2022).
 
     Huber's loss of the logarithm, from 18 starts (Besiroglu et al., 2024). Errors are those of resampled points. The
-    loss of a run is its last validation loss.
+    loss of a run is its last validation loss. A run with several decays (schedule=wsd_s) is a point for each.
 
     With --approach 2 a parabola is fitted to the points of equal FLOPs (6·N·D), and a power law to the minima. What
     the parabolas are off by without any noise is printed beside them.
@@ -107,11 +107,16 @@ def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> Point
 
 
 def read_runs(folders: Sequence[Path]) -> list[tuple[float, float, float]]:
-    """Parameters, tokens and validation loss of the runs that folders have. Raises ConfigError for those without."""
+    """Parameters, tokens and validation loss of the runs that folders have: of a run with several decays, of each of
+    them. Raises ConfigError for those without."""
     from zoo.report.history import collect_runs
 
     rows, faults = [], []
     for each in collect_runs(folders):
+        if decayed := each.decayed():
+            params = float(each.outcome["params"])
+            rows += [(params, float(line["trained_tokens"]), float(line["val_loss"])) for line in decayed]
+            continue
         found = [each.outcome[name] for name in ("params", "tokens", "val_loss")]
         if None in found:
             faults.append(f"{each.folder}: has no validation loss (a run that has been evaluated, or leave it out)")

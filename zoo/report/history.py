@@ -126,6 +126,11 @@ class RunRecord:
             )
         return figures
 
+    def decayed(self) -> list[dict[str, Any]]:
+        """The evaluations at the ends of decays, of a run that has several (`schedule=wsd_s`), of weights that were
+        trained on `trained_tokens`."""
+        return [line for line in self.lines if "trained_tokens" in line and line.get("val_loss") is not None]
+
     def points(self) -> list[dict[str, Any]]:
         """Each line of metrics with its place on every axis: `steps`, `tokens`, `seconds` and, where they were counted,
         `flops`.

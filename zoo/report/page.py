@@ -107,7 +107,7 @@ def read_samples(file: Path) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- curves
 
 X_LABEL = "tokens seen"
-PLACES = ("step", "steps", "tokens", "seconds", "flops")
+PLACES = ("step", "steps", "tokens", "trained_tokens", "seconds", "flops")
 LOSSES = ("loss", "val_loss")
 TITLES = {
     "lr": "learning rate",

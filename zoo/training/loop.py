@@ -121,6 +121,11 @@ class Run:
     def autocast(self) -> Autocast:
         return nullcontext if self.settings.pure else choose_autocast(self.device, self.settings.arithmetic)
 
+    @property
+    def at_point(self) -> bool:
+        """Whether a decay of several has just ended."""
+        return self.step in self.settings.schedule.list_points(self.settings.steps)
+
     def due(self, every: int | None) -> bool:
         """Tell whether something that happens every `every` steps, and after the last one, happens after this step."""
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
@@ -143,7 +148,7 @@ def fit(run: Run) -> dict[str, Any]:
             go_back_if_due(run)
             terms = update(run)
             run.means.add(terms)
-            run.evaluation_due = run.due(run.settings.eval_every)
+            run.evaluation_due = run.due(run.settings.eval_every) or run.at_point
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
@@ -292,10 +297,19 @@ def evaluate(run: Run) -> None:
     measured = {} if metrics is None else {f"val_{name}": value for name, value in metrics.compute().items()}
     run.by_class = {} if metrics is None else metrics.describe()
     values |= measured
-    run.records.write_line(**run.place, **values)
+    run.records.write_line(**run.place, **count_trained(run), **values)
     run.last |= values
     run.evaluation_due = False
     run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"), measured)
+
+
+def count_trained(run: Run) -> dict[str, int]:
+    """Count, where a decay of several has just ended, the tokens that the weights were trained on: those of the
+    decays before it are left out where the run went back behind them."""
+    if not run.at_point:
+        return {}
+    kept = run.step - run.settings.schedule.count_left_behind(run.step, run.settings.steps)
+    return {"trained_tokens": round(run.tokens * kept / run.step)}  # updates are equal in size
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:

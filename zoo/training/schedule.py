@@ -51,6 +51,16 @@ class Schedule(Spec, axis="schedule"):
         """Give the step whose weights and optimizer states update `step` starts from, where it is not the last one."""
         return None
 
+    def list_points(self, steps: int) -> list[int]:
+        """List the updates after which the weights are those of a run that ends there, where several are: each has an
+        evaluation."""
+        return []
+
+    def count_left_behind(self, step: int, steps: int) -> int:
+        """Count the updates among the first `step` that the weights have nothing of, as the run went back behind
+        them."""
+        return 0
+
     def after_warmup(self, step: int, steps: int) -> float:
         """Compute the factor at a step counted from the end of the warm-up."""
         raise NotImplementedError
@@ -113,11 +123,12 @@ class InverseSqrt(Schedule, kind="inverse_sqrt"):
 class WSDS(Schedule, kind="wsd_s"):
     """WSD with several decays in one run, each of which ends at a point, the last at the end of the run.
 
-    So one run gives the losses of several lengths. `points` are parts of the run below 1, or numbers of steps. `decay`
-    is a part of the steps up to the point below 1, or a number of steps. A checkpoint stands before and after each
-    decay, and `keep` never deletes it. After a decay the peak rate goes on with the weights and optimizer states
-    `before` it, so that each decay is that of a run of its own (Hägele et al., 2024); or with the `decayed` ones, which
-    wastes no step (Wen et al., 2024, WSD-S). The data goes on either way: no batch comes twice.
+    So one run gives the losses of several lengths: each point has an evaluation. `points` are parts of the run below 1,
+    or numbers of steps. `decay` is a part of the steps up to the point below 1, or a number of steps. A checkpoint
+    stands before and after each decay, and `keep` never deletes it. After a decay the peak rate goes on with the
+    weights and optimizer states `before` it, so that each decay is that of a run of its own (Hägele et al., 2024); or
+    with the `decayed` ones, which wastes no step (Wen et al., 2024, WSD-S). The data goes on either way: no batch comes
+    twice.
     """
 
     points: tuple[Annotated[Span, Field(gt=0)], ...]
@@ -147,6 +158,14 @@ class WSDS(Schedule, kind="wsd_s"):
         if self.continue_from == "before":
             return next((begin for begin, end in self.decays(steps) if step == end < steps), None)
         return None
+
+    def list_points(self, steps: int) -> list[int]:
+        return [end for _, end in self.decays(steps)]
+
+    def count_left_behind(self, step: int, steps: int) -> int:
+        if self.continue_from == "before":
+            return sum(end - begin for begin, end in self.decays(steps) if end < step)
+        return 0
 
     def factor(self, step: int, steps: int) -> float:
         for begin, end in self.decays(steps):
