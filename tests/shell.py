@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,3 +19,8 @@ def zoo_process(*args: str, **options) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     command = [sys.executable, "-m", "zoo", *args]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
+
+
+def list_job_folders(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs, in its order."""
+    return [sweep / name for name in json.loads((sweep / "sweep.json").read_text())["jobs"]]

@@ -145,7 +145,9 @@ def test_a_folder_that_another_process_trains_in_is_not_touched(tmp_path) -> Non
 
 
 def test_a_run_that_loses_the_race_for_its_folder_writes_nothing(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("zoo.jobs.plan._unused", lambda folder: folder)  # looked before the other process had it
+    monkeypatch.setattr(
+        "zoo.jobs.plan._unused", lambda folder, sweeps: folder
+    )  # looked before the other process had it
     (tmp_path / "run").mkdir()
     for sweeps, key in ((False, "hydra.run.dir"), (True, "hydra.sweep.dir")):
         with (
@@ -199,7 +201,7 @@ def test_a_folder_that_another_process_locks_meanwhile_is_not_deleted(tmp_path, 
     (tmp_path / "run").mkdir()
     with runs.locked(tmp_path / "run", print):
         monkeypatch.setattr(runs, "locked", lambda folder, say: nullcontext())
-        monkeypatch.setattr("zoo.jobs.plan._unused", lambda folder: folder)
+        monkeypatch.setattr("zoo.jobs.plan._unused", lambda folder, sweeps: folder)
         run_that_is_refused(tmp_path, monkeypatch)
     assert (tmp_path / "run" / runs.LOCK).is_file()
 
@@ -216,10 +218,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path) -> None:
 
 
 def test_an_outcome_that_was_not_written_whole_counts_as_none(tmp_path) -> None:
-    for number, text in enumerate(('{"status": "do', "[1]", "", '{"status": "done"}')):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / runs.RESULT).write_text(text)
-    assert [each["status"] for each in runs.results(tmp_path, 5)] == [*["cut off"] * 3, "done", "cut off"]
+    for name, text in zip("abcd", ('{"status": "do', "[1]", "", '{"status": "done"}'), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / runs.RESULT).write_text(text)
+    assert [each["status"] for each in runs.results(tmp_path, "abcde")] == [*["cut off"] * 3, "done", "cut off"]
 
 
 def test_a_run_whose_last_run_cannot_be_noted_is_still_whole(tmp_path, monkeypatch, capsys) -> None:

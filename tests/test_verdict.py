@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from shell import list_job_folders
 from spread import BASE, SMALL, here  # noqa: F401  (a fixture)
 
 from zoo.analysis import speedup, verdict
@@ -158,7 +159,8 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     found = json.loads(capsys.readouterr().out)
     assert found["baseline"] == "attention=gqa"
     base, other = found["arms"]
-    results = [json.loads((sweep / str(job) / "result.json").read_text()) for job in range(4)]
+    jobs = list_job_folders(sweep)
+    results = [json.loads((job / "result.json").read_text()) for job in jobs]
     losses = [each["val_loss"] for each in results]
     assert list(base["val_loss"].values()) == losses[:2] and list(other["val_loss"].values()) == losses[2:]
     assert other["difference"] == pytest.approx(sum(losses[2:]) / 2 - sum(losses[:2]) / 2)
@@ -178,6 +180,6 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     assert refused("report", str(sweep), "--baseline", "attention=mla") == [
         "baseline: there is no arm 'attention=mla', found: attention=gqa, attention=mqa"
     ]
-    assert "arms: there are 1, found all runs (two)" in refused("report", str(sweep / "0"), str(sweep / "1"))
+    assert "arms: there are 1, found all runs (two)" in refused("report", str(jobs[0]), str(jobs[1]))
     (line,) = refused("report", str(sweep), "--metric", "bleu")[:1]
     assert "has no bleu (--metric NAME names another)" in line

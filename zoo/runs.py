@@ -9,6 +9,7 @@ RUN/metrics.jsonl                    a line for each step that was recorded, and
 RUN/config.yaml, model.yaml          the training config, and the model's Spec
 RUN/tokenizer/                       the files of a tokenizer that the config names by its path, as they were
 runs/last                            the folder of the last run, for `zoo generate`
+SWEEP/sweep.json                     the jobs of a sweep, each by the name of its folder (zoo/jobs/sweep.py)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema`
 RESULT, METRICS = "result.json", "metrics.jsonl"
 CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
 LOCK = "lock"
+SWEEP = "sweep.json"
 LAST_RUN = Path("runs", "last")
 
 
@@ -188,7 +190,13 @@ def read_result(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def results(folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """The outcome of each job of a sweep, by number. A job that was cut off has left none."""
+def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
+    """The jobs of the sweep in a folder, in order, by the names of their own folders; none where it is no sweep's."""
+    jobs = read_result(folder / SWEEP).get("jobs", {})
+    return jobs if isinstance(jobs, dict) else {}
+
+
+def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The outcome of each job of a sweep, by the name of its folder. A job that was cut off has left none."""
     missing = {"overrides": [], "status": "cut off"}
-    return [missing | read_result(folder / str(number) / RESULT) for number in range(jobs)]
+    return [missing | read_result(folder / name / RESULT) for name in names]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,6 +58,7 @@ def run(
 
     Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """
+    from zoo.cli.multirun import run_sweep
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
 
@@ -73,7 +74,7 @@ def run(
     with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
         if plan.sweeps:
             _refuse_processes()
-            _sweep(plan)
+            run_sweep(plan)
         else:
             _run(plan, ["-c", str(config)] if config else [], overrides)
 
@@ -149,42 +150,3 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
     else:
         part = cfg or TrainingConfigPart.job
         plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
-
-
-def _sweep(plan: LaunchPlan) -> None:
-    """Run every job, and print one table of them all at the end. Exits with 1 when one failed."""
-    with plan.hold_folder() as folder:
-        _sweep_in(folder, plan)
-
-
-def _sweep_in(folder: Path, plan: LaunchPlan) -> None:
-    from zoo import report
-    from zoo.jobs import plan as jobs
-    from zoo.runs import results
-
-    try:
-        plan.sweep(folder)
-    finally:
-        found = results(folder, len(plan.jobs))
-        header = ("#", "overrides", "val loss", "params", "seconds", "status")
-        rows = [_row(i, *each) for i, each in enumerate(zip(jobs.list_swept(plan.jobs), found, strict=True))]
-        report.print_tables(report.make_table(str(folder), header, rows, right=(0, 2, 3, 4)))
-        for number, result in enumerate(found):
-            if "error" in result:
-                print(f"{number}: {result['error']}", file=sys.stderr)
-    if any(result["status"] != "done" for result in found):
-        raise typer.Exit(1)
-
-
-def _row(number: int, overrides: str, result: dict[str, Any]) -> list[str]:
-    from zoo import report
-
-    loss, params, seconds = result.get("val_loss"), result.get("params"), result.get("seconds")
-    return [
-        str(number),
-        overrides,
-        "" if loss is None else f"{loss:.4f}",
-        "" if params is None else report.format_count(params),
-        "" if seconds is None else f"{seconds:.1f}",
-        result["status"],
-    ]

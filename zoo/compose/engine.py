@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import __version__, version
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -35,9 +36,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, Quote, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobRuntime
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zoo.compose.shorthand import expand_shorthand, find_choices
@@ -65,6 +67,7 @@ __all__ = [
     "create_defaults_list",
     "fill_hydra_node",
     "get_failure",
+    "launch_jobs",
     "merge_defaults",
     "name_primary",
     "open_repository",
@@ -175,6 +178,23 @@ def open_session(*folders: Path, loader: type[ConfigLoaderImpl] = ConfigLoaderIm
         yield hydra
     finally:  # a program that uses Hydra itself has its own back
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config
+
+
+def launch_jobs(
+    hydra: Hydra, config_name: str, task: TaskFunction, overrides: list[str], jobs: Sequence[Sequence[str]]
+) -> None:
+    """Run jobs, each by its overrides, with the launcher that the config names: what `Hydra.multirun` does with those
+    that a sweeper makes of all combinations. Batches are those of `hydra.sweeper.max_batch_size`."""
+    cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
+    callbacks = Callbacks(cfg)
+    callbacks.on_multirun_start(config=cfg, config_name=config_name)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+    OmegaConf.save(cfg, Path(cfg.hydra.sweep.dir) / "multirun.yaml")
+    size = cfg.hydra.sweeper.max_batch_size or len(jobs)
+    for first in range(0, len(jobs), size):
+        launcher.launch([list(each) for each in jobs[first : first + size]], initial_job_idx=first)
+    callbacks.on_multirun_end(config=cfg, config_name=config_name)
 
 
 def fill_hydra_node(

@@ -11,10 +11,27 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from zoo.compose.composing import TRAINING, Composed, Memo, compose
 from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, cache_repository, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
+from zoo.errors import ConfigError
 from zoo.jobs.callback import Record
+from zoo.jobs.sweep import hash_config
+from zoo.training.planning import plan_training
 
 ROOT = "model"
 """Where the model stands in a training config."""
+
+BY_NUMBER = "${hydra.job.num}"
+"""How Hydra names the folder of a sweep's job, unless it is told otherwise."""
+
+
+def task_config(composed: Composed) -> DictConfig:
+    """Copy the config without Hydra's own node, as the task takes it."""
+    return OmegaConf.masked_copy(composed.cfg, [str(key) for key in composed.cfg if key != "hydra"])
+
+
+def states_subdir(cfg: DictConfig) -> bool:
+    """Tell whether a config names the folders of a sweep's jobs itself."""
+    node = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+    return isinstance(node, dict) and node.get("subdir") != BY_NUMBER
 
 
 class JobLoader(ConfigLoaderImpl):
@@ -68,7 +85,20 @@ class JobLoader(ConfigLoaderImpl):
             taken = parse_overrides(composed.overrides, [])
         fill_hydra_node(composed.cfg, taken, composed.choices, self.repo, config_name)
         self._place(composed.cfg)
+        if self.sweeps and run_mode is RunMode.RUN:
+            self._name_folder(composed)
         return composed.cfg
+
+    def _name_folder(self, composed: Composed) -> None:
+        """Name the folder of a sweep's job by the hash of its config. One that cannot be trained, which a sampler may
+        propose, keeps Hydra's name, its number, and says there what is wrong."""
+        if states_subdir(composed.cfg):
+            return
+        try:
+            name = hash_config(plan_training(task_config(composed)))
+        except ConfigError:
+            return
+        OmegaConf.update(composed.cfg, "hydra.sweep.subdir", name)
 
     def _place(self, cfg: DictConfig) -> None:
         """Write into the `hydra` node the mode, the folder, and the callback that records how a job ends."""

@@ -22,6 +22,7 @@ from zoo.compose.engine import (
     HydraConfig,
     Override,
     RunMode,
+    launch_jobs,
     open_session,
     store_model,
     store_primary,
@@ -30,10 +31,12 @@ from zoo.compose.overrides import format_override, list_alternatives, list_value
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.targets import Target, drop_swapped, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.errors import ConfigError, short
-from zoo.jobs.loader import ROOT, JobLoader
+from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
 from zoo.jobs.record import run_one_job
+from zoo.jobs.sweep import Job, list_varied
 from zoo.ranks.world import read_world
 from zoo.training import restarts
+from zoo.training.planning import TrainingPlan, plan_training
 
 
 @dataclasses.dataclass
@@ -47,6 +50,12 @@ class LaunchPlan:
     """As the user typed them, sweeps among them."""
     jobs: list[Composed]
     sweeps: bool
+    planned: list[TrainingPlan | None] = dataclasses.field(default_factory=list)
+    """What each job trains; None of one that has faults, or that was not checked."""
+    varied: set[str] | None = None
+    """The keys of the model that a sweep varies."""
+    samples: bool = False
+    """Whether a sweeper draws the jobs, so that they are not known before."""
     made: list[Path] = dataclasses.field(default_factory=list)
     """The folders that were not there before, inner ones first."""
 
@@ -58,7 +67,7 @@ class LaunchPlan:
             self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
             if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
                 wanted.mkdir(parents=True, exist_ok=True)
-                return _unused(wanted)
+                return _unused(wanted, self.sweeps)
             return self._make_new(wanted)
         except OSError as error:
             found = error.strerror or short(error)
@@ -103,7 +112,7 @@ class LaunchPlan:
         the same second."""
         folder = self.make_folder()
         with runs.locked_for_launch(folder, lambda line: print(line, file=sys.stderr)):
-            _refuse_used(folder)  # another process may have had it meanwhile
+            _refuse_used(folder, self.sweeps)  # another process may have had it meanwhile
             yield folder
 
     def run(self) -> Any:
@@ -141,10 +150,27 @@ class LaunchPlan:
         register_resolvers()
         return start_run(task_config(self.jobs[0]))
 
-    def sweep(self, folder: Path) -> None:
-        """Run every job. Each that ends, failed or not, leaves a `result.json` in its own folder below."""
+    def launch(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """Run jobs of a sweep. Each that ends, failed or not, leaves a `result.json` in its own folder below."""
+        self.loader.folder = str(folder)
+        launch_jobs(self.hydra, self.config_name, run_one_job, self.overrides, [each.typed for each in jobs])
+
+    def list_points(self) -> list[Job]:
+        """List the jobs of a sweep that can be trained, in order."""
+        return [Job.of(each, planned) for each, planned in zip(self.jobs, self.planned, strict=True) if planned]
+
+    def sample(self, folder: Path) -> None:
+        """Run the jobs that a sampling sweeper proposes."""
         self.loader.folder = str(folder)
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
+
+    def compose_point(self, overrides: Sequence[str]) -> Job:
+        """Compose a job of the sweep from overrides of its own. Raises ConfigError with its faults."""
+        composed = self.loader.compose_job(overrides)
+        planned = _check(composed, self.varied)
+        composed.refuse_faults()
+        assert planned is not None
+        return Job.of(composed, planned)
 
     def _discard(self, folder: Path) -> None:
         """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
@@ -158,28 +184,36 @@ class LaunchPlan:
                     path.rmdir()
 
 
-def _unused(folder: Path) -> Path:
-    """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already, also one that
-    has no checkpoint yet: Hydra would write over its files before the run's own lock is asked."""
+def _unused(folder: Path, sweeps: bool) -> Path:
+    """Return the folder that the user named. Raises ConfigError when a run is in it already, also one that has no
+    checkpoint yet: Hydra would write over its files before the run's own lock is asked. A sweep goes on in its own."""
     if runs.is_locked(folder):
         raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
-    _refuse_used(folder)
+    _refuse_used(folder, sweeps)
     return folder
 
 
-def _refuse_used(folder: Path) -> None:
-    """Raise ConfigError when a folder has a run or a sweep in it."""
+def _refuse_used(folder: Path, sweeps: bool) -> None:
+    """Raise ConfigError when a folder has a run in it, or a sweep whose jobs are not known."""
+    if sweeps and (folder / runs.SWEEP).is_file():
+        return
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
 
 
 @contextmanager
 def plan_launch(
-    overrides: Sequence[str], *, config: Path | None = None, sweeps: bool = False, check: bool = True
+    overrides: Sequence[str],
+    *,
+    config: Path | None = None,
+    sweeps: bool = False,
+    check: bool = True,
+    keep_faulty: bool = False,
 ) -> Iterator[LaunchPlan]:
     """Open Hydra with a plan to run. Raises ConfigError with the faults of all jobs.
 
     With `check` every job is held against what training needs; without, the overrides alone have to fit the config.
+    With `keep_faulty` jobs keep their faults, unless all have some.
     """
     faults: list[str] = []
     parsed = imply_by_weights(parse_overrides(overrides, faults), read_yaml(config) if config else {})
@@ -207,10 +241,15 @@ def plan_launch(
         lines = itertools.product(*map(list_alternatives, parsed)) if sweeps else [typed]
         varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
         jobs = [loader.compose_job(line) for line in lines]
-        jobs = [_checked(each, varied if sweeps else None) for each in jobs] if check else jobs
-        if faults := [*dict.fromkeys([*faults, *_faults(jobs)])]:
+        varied = varied if sweeps else None
+        planned = [_check(each, varied) if check else None for each in jobs]
+        if sweeps and states_subdir(master.cfg):
+            faults.append("hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)")
+        faults += [] if keep_faulty and any(planned) else _faults(jobs)
+        if faults := [*dict.fromkeys(faults)]:
             raise ConfigError(*faults)
-        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps)
+        samples = sweeps and not is_basic(master.cfg)
+        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps, planned, varied, samples)
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
@@ -243,40 +282,28 @@ def _no_sweep(override: Override) -> str:
     return f"{format_override(override)}: Hydra's own settings cannot be swept over (one value each)"
 
 
-def _checked(composed: Composed, varied: set[str] | None) -> Composed:
-    """Add to a job the faults that training itself would find.
+def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
+    """Plan what a job trains, or add to its faults those that training itself would find.
 
     A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
     do not.
     """
-    from zoo.training.planning import plan_training
-
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:
-        plan_training(task_config(composed), touched)
+        planned = plan_training(task_config(composed), touched)
     except ConfigError as error:
         composed.faults += error.faults
-    return composed
-
-
-def task_config(composed: Composed) -> DictConfig:
-    """Copy the config without Hydra's own node, as the task takes it."""
-    return OmegaConf.masked_copy(composed.cfg, [str(key) for key in composed.cfg if key != "hydra"])
+        return None
+    return None if composed.faults else planned
 
 
 def _faults(jobs: Sequence[Composed]) -> list[str]:
     """List the faults of all jobs. A fault that only some jobs have names the first of them."""
     where: dict[str, list[str]] = {}
-    for each, overrides in zip(jobs, list_swept(jobs), strict=True):
+    for each, overrides in zip(jobs, list_varied([each.typed for each in jobs]), strict=True):
         for fault in dict.fromkeys(each.faults):
             where.setdefault(fault, []).append(overrides)
     return [fault if len(found) == len(jobs) else f"{fault} [{found[0]}]" for fault, found in where.items()]
-
-
-def list_swept(jobs: Sequence[Composed]) -> list[str]:
-    """List for each job the overrides that not all jobs share."""
-    shared = set.intersection(*(set(each.typed) for each in jobs))
-    return [" ".join(override for override in each.typed if override not in shared) for each in jobs]
 
 
 # ---------------------------------------------------------------- the user's own models, and sweeps
@@ -309,11 +336,16 @@ def _of_loader(override: Override, loader: Any) -> Override:
     return override
 
 
+def is_basic(cfg: DictConfig) -> bool:
+    """Tell whether a config has Hydra's basic sweeper, whose jobs are the combinations of all values."""
+    return str(cfg.hydra.sweeper._target_).endswith(".BasicSweeper")
+
+
 def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
     """Take over the sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that
     the user typed, so that it is checked like a typed one."""
     sweeper = cfg.hydra.sweeper
-    if not str(sweeper._target_).endswith(".BasicSweeper") or not sweeper.params:
+    if not is_basic(cfg) or not sweeper.params:
         return []
     typed = {override.get_key_element() for override in parsed}
     faults: list[str] = []

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 def run_one_job(cfg: DictConfig) -> Any:
     """Run Hydra's task function. It stands at the top of a module, as launchers pickle it by name."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from zoo.grammar import register_resolvers
-    from zoo.training.task import start_run
+    from zoo.training.restarts import clear_for_restart, has_checkpoint
+    from zoo.training.task import resume_run, start_run
 
     register_resolvers()  # a worker starts without them
+    folder, hydra = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
     try:
+        if hydra.mode == RunMode.MULTIRUN:  # the folder is named by the config's hash: what is in it is this very run
+            if (found := runs.read_result(folder / runs.RESULT)).get("status") == "done":
+                return found  # a sampler has proposed it before
+            if has_checkpoint(folder):
+                return resume_run(folder)
+            clear_for_restart(folder)
         return start_run(cfg)
     finally:
-        runs.remember(Path(HydraConfig.get().runtime.output_dir))
+        runs.remember(folder)

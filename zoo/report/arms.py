@@ -58,12 +58,10 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
     arms in order, and a line for each run that is not done. Raises ConfigError for two runs of one arm and seed."""
     unfinished = [f"{each.folder}: is {each.status}, and left out" for each in records if each.status != "done"]
     done = [each for each in records if each.status == "done"]
-    words = [[word for word in each.result.get("overrides", ()) if not word.startswith(ASIDE)] for each in done]
-    shared = set.intersection(*map(set, words)) if words else set()
+    names = name_arms([each.result.get("overrides", ()) for each in done])
     arms: dict[str, dict[int, RunRecord]] = {}
     faults = []
-    for record, own in zip(done, words, strict=True):
-        name = " ".join(_shorten(word) for word in own if word not in shared) or "all runs"
+    for record, name in zip(done, names, strict=True):
         seed = int(record.config.get(SEED, 0))
         if (other := arms.setdefault(name, {}).setdefault(seed, record)) is not record:
             faults.append(f"{record.folder}: is another run of {name} with seed {seed}, beside {other.folder} (one)")
@@ -72,7 +70,23 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
     return [Arm(name, dict(sorted(by_seed.items()))) for name, by_seed in arms.items()], unfinished
 
 
+def name_arms(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Name the arm of each run by those of its overrides, seeds left out, that not all runs share."""
+    words = [[_shorten(word) for word in each if not word.startswith(ASIDE)] for each in overrides]
+    shared = set.intersection(*map(set, words)) if words else set()
+    return [" ".join(word for word in own if word not in shared) or "all runs" for own in words]
+
+
 def _shorten(word: str) -> str:
-    """`attention@model.attention=mqa` as `attention=mqa`, and `model.n_layers=2` as `n_layers=2`."""
-    key, _, value = word.partition("=")
-    return f"{key.partition('@')[0].removeprefix('model.')}={value}"
+    """`attention@model.attention=mqa` as `attention=mqa`, `++model.n_layers=2` as `n_layers=2`, `optim.lr=1e-3` as
+    `optim.lr=0.001`."""
+    key, _, value = word.lstrip("+").partition("=")
+    return f"{key.partition('@')[0].removeprefix('model.')}={_write_number(value)}"
+
+
+def _write_number(value: str) -> str:
+    """Write a float in one way, so that a sweep is widened under another spelling."""
+    try:
+        return value if value.isdecimal() else f"{float(value):g}"
+    except ValueError:
+        return value

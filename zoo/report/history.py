@@ -177,12 +177,14 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> Iterator[RunRecord]:
-    """Find the runs in a folder and below it, by path. What is inside of a run is not looked at."""
+    """Find the runs in a folder and below it, by path, those of a sweep in its order. What is inside of a run is not
+    looked at."""
     if is_run(folder):
         yield RunRecord(folder)
         return
     for parent, names, _ in os.walk(folder):
-        names.sort()
+        place = {name: at for at, name in enumerate(runs.read_sweep(Path(parent)))}
+        names.sort(key=lambda name: (place.get(name, len(place)), name))
         for name in list(names):
             if is_run(Path(parent, name)):
                 names.remove(name)

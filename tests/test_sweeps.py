@@ -1,0 +1,137 @@
+"""Sweeps by the hash of their jobs: equal configs are one job, and a sweep that goes on runs only what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from shell import ROOT, TINY, list_job_folders
+
+from zoo import runs
+from zoo.cli import run
+from zoo.jobs.plan import plan_launch
+from zoo.jobs.sweep import Job, drop_duplicates
+from zoo.report.arms import name_arms
+
+SWEEP = "hydra.sweep.dir=sweep"
+
+
+def points(*overrides: str) -> list[Job]:
+    with plan_launch([*TINY, *overrides], sweeps=True) as plan:
+        return plan.list_points()
+
+
+def read_jobs(folder: Path = Path("sweep")) -> dict[str, dict]:
+    return json.loads((folder / "sweep.json").read_text())["jobs"]
+
+
+def results(folder: Path = Path("sweep")) -> list[dict]:
+    return [json.loads((each / "result.json").read_text()) for each in list_job_folders(folder)]
+
+
+def test_jobs_that_train_the_same_have_one_name_however_they_are_written(here: Path) -> None:
+    (here / "same.yaml").write_text("defaults: [/model/llama-tiny@_here_]\nabout: {title: Another title}\n")
+    same = [
+        *points("optim.lr=1e-3,0.001,10e-4"),
+        *points("optim.lr=1e-3", "log_every=2,1", "logger=none", "keep=3", "hydra.job.name=x"),
+        *points("optim.lr=1e-3", "model.rope_theta=10000.0", "data.path=./text.txt"),
+        *points("optim.lr=1e-3", "model=same.yaml"),
+    ]
+    assert len({each.name for each in same}) == 1
+    kept, dropped = drop_duplicates(same)
+    assert len(kept) == 1 and len(dropped) == len(same) - 1
+
+
+def test_jobs_that_train_anything_else_have_names_of_their_own(here: Path) -> None:
+    others = ["seed=1", "optim.lr=3e-3", "optim=lion", "model.n_layers=2", "model.d_ff=64", "attention=mqa", "steps=3"]
+    others += ["data.max_bytes=1000", "clip=null", "precision=bf16", "schedule=linear"]
+    made = [each for word in ("seed=0", *others) for each in points(word)]
+    assert len({each.name for each in made}) == len(made)
+
+
+def test_a_range_of_seeds_crosses_with_axes(here: Path) -> None:
+    jobs = points("attention=mha,gqa,mqa", "position=rope,alibi", "seed=range(3)")
+    assert [each.seed for each in jobs] == [0, 1, 2] * 6
+    arms = name_arms([each.typed for each in jobs])
+    assert list(dict.fromkeys(arms)) == [
+        f"attention={attention} position={position}"
+        for attention in ("mha", "gqa", "mqa")
+        for position in ("rope", "alibi")
+    ]
+
+
+def test_a_sweep_that_is_widened_runs_what_is_new(here: Path, capsys) -> None:
+    assert run(["train", "-m", *TINY, SWEEP, "attention=gqa,mqa", "optim.lr=1e-3,0.001"]) == 0
+    first = {each: (each / "result.json").stat().st_mtime_ns for each in list_job_folders(Path("sweep"))}
+    said = capsys.readouterr()
+    assert len(first) == 2 and said.err.count("is the same run as") == 2
+    (Path("sweep") / "0a0a0a0a0a").mkdir()  # of another sweep: it is left alone
+    assert run(["train", "-m", *TINY, SWEEP, "attention=gqa,mqa,mha", "optim.lr=1e-3", "seed=range(2)"]) == 0
+    said = capsys.readouterr()
+    assert "sweep: of 6 jobs, 2 done, 4 to start" in said.err
+    assert said.out.count(" done") == 6
+    assert {each: (each / "result.json").stat().st_mtime_ns for each in first} == first
+    jobs = read_jobs()
+    assert [(job["arm"], job["seed"]) for job in jobs.values()] == [
+        ("attention=gqa", 0),
+        ("attention=mqa", 0),
+        ("attention=gqa", 1),
+        ("attention=mqa", 1),
+        ("attention=mha", 0),
+        ("attention=mha", 1),
+    ]
+    assert list(next(iter(jobs.values()))["overrides"]) == [*TINY, "attention=gqa", "optim.lr=0.001"]
+    assert not list((Path("sweep") / "0a0a0a0a0a").iterdir())
+    assert run(["report", "sweep", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["baseline"] == "attention=gqa"
+
+
+def test_a_job_that_failed_runs_again_and_one_that_lost_its_outcome_goes_on(here: Path, capsys) -> None:
+    asked = ["train", "-m", *TINY, SWEEP, "optim.lr=1e-3,1e30", "steps=3", "skip_nonfinite=0"]
+    assert run(asked) == 1
+    whole, _ = list_job_folders(Path("sweep"))
+    loss = json.loads((whole / "result.json").read_text())["val_loss"]
+    (whole / "result.json").unlink()  # as a kill after the last checkpoint
+    capsys.readouterr()
+    assert run(asked) == 1
+    assert "of 2 jobs, 1 to resume, 1 to start" in capsys.readouterr().err
+    assert [each["status"] for each in results()] == ["done", "failed"]
+    assert results()[0]["val_loss"] == loss
+    with runs.locked(list_job_folders(Path("sweep"))[1], print):
+        assert run(asked) == 2
+    assert "another process is training in it" in capsys.readouterr().err
+
+
+def test_a_sweep_needs_a_folder_of_its_own_and_names_its_jobs(here: Path, refused) -> None:
+    Path("run/checkpoints").mkdir(parents=True)
+    assert refused("train", "-m", *TINY, "hydra.sweep.dir=run", "seed=0,1")[0].startswith("run: has a run in it")
+    (line,) = refused("train", "-m", *TINY, "hydra.sweep.subdir=x", "seed=0,1")
+    assert line == "hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)"
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_to_the_losses_of_one_that_was_not(here: Path) -> None:
+    Path("text.txt").write_text("".join(f"line {n} of some {n * n % 97} words\n" for n in range(4000)))
+    asked = [sys.executable, "-m", "zoo", "train", "-m", *TINY, "steps=400", "save_every=20", "seed=0,1,2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*asked, "hydra.sweep.dir=whole"], check=True, capture_output=True, env=environment)
+    (first, second, third) = list_job_folders(Path("whole"))
+    process = subprocess.Popen([*asked, SWEEP], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    until = time.monotonic() + 120
+    while not (Path("sweep") / second.name / "checkpoints" / "latest").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert runs.read_result(Path("sweep") / first.name / "result.json")["status"] == "done"
+    assert not runs.read_result(Path("sweep") / second.name / "result.json")
+    assert not (Path("sweep") / third.name).exists()
+    done = subprocess.run([*asked, SWEEP], check=True, capture_output=True, text=True, env=environment)
+    assert "of 3 jobs, 1 done, 1 to resume, 1 to start" in done.stderr and "goes on after step" in done.stderr
+    assert [each["val_loss"] for each in results()] == [each["val_loss"] for each in results(Path("whole"))]
+    assert (Path("sweep") / second.name / "metrics.jsonl").read_text().count("\n") == 401

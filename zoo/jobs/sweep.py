@@ -1,0 +1,156 @@
+"""The jobs of a sweep, each named by the hash of its config, and the record of them in the sweep's folder.
+
+SWEEP/sweep.json    {"launches": [{"when": "…", "overrides": […]}],
+                     "jobs": {"3f9a2c1104": {"arm": "attention=mqa", "seed": 0, "overrides": […]}, …}}
+SWEEP/3f9a2c1104/   the run of that job
+
+A job's folder tells what became of it, so a sweep that was interrupted, or that is started again with more values,
+runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo import disk, grammar, runs
+from zoo.compose.composing import Composed
+from zoo.errors import ConfigError
+from zoo.report.arms import name_arms
+from zoo.training.planning import TrainingPlan
+from zoo.training.restarts import has_checkpoint
+
+NO_RESULT = (
+    "logger",
+    "launcher",
+    "nproc",
+    "nodes",
+    "restarts",
+    "log_every",
+    "checkpoint",
+    "keep",
+    "keep_best",
+    "sample",
+)
+"""Settings that do not change what is trained: two configs that differ in them alone are one job."""
+
+DIGEST = 5
+"""Bytes of a job's hash: of 1,000 jobs, two have the same one with a chance of 5e-7."""
+
+
+def hash_config(planned: TrainingPlan) -> str:
+    """Hash what a run's result follows from: its settings, its data and its model, all resolved."""
+    settings = {name: value for name, value in grammar.to_dict(planned.settings).items() if name not in NO_RESULT}
+    content = {"settings": settings, "data": planned.config.get("data"), "model": grammar.to_dict(planned.spec)}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A point of a sweep that training can run."""
+
+    name: str
+    """The hash of its config, and the name of its folder."""
+    typed: Sequence[str]
+    """Its overrides as typed, without those of Hydra's own settings; of a key that is given twice the last."""
+    planned: TrainingPlan
+
+    @classmethod
+    def of(cls, composed: Composed, planned: TrainingPlan) -> Job:
+        last = {each.partition("=")[0]: each for each in composed.typed if not is_hydras(each)}
+        return cls(hash_config(planned), list(last.values()), planned)
+
+    @property
+    def seed(self) -> int:
+        return self.planned.settings.seed
+
+
+def is_hydras(override: str) -> bool:
+    """Tell whether an override is of Hydra's own settings."""
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def list_varied(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """List for each job, given by its overrides, those that not all jobs share."""
+    shared = set.intersection(*map(set, jobs))
+    return [" ".join(override for override in each if override not in shared) for each in jobs]
+
+
+def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
+    """Keep the first of the jobs with one config. Returns them, and each other one with that first."""
+    kept: dict[str, Job] = {}
+    dropped = []
+    for each in jobs:
+        first = kept.setdefault(each.name, each)
+        if first is not each:
+            dropped.append((each, first))
+    return list(kept.values()), dropped
+
+
+@dataclass
+class Sweep:
+    """What the folder of a sweep says: the jobs in its sweep.json, and how far each is."""
+
+    folder: Path
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """Read a sweep's folder, or a new one."""
+        return cls(folder, {"launches": [], "jobs": {}, **runs.read_result(folder / runs.SWEEP)})
+
+    def begin(self, overrides: Sequence[str]) -> None:
+        """Note that the sweep is started, once more or for the first time."""
+        self.content["launches"].append({"when": time.strftime("%Y-%m-%dT%H:%M:%S"), "overrides": list(overrides)})
+
+    def add(self, jobs: Iterable[Job], **notes: Any) -> None:
+        """Note jobs, each with `notes`; what was noted of them before stays. Arms are named over all jobs of the
+        folder."""
+        known = self.content["jobs"]
+        for each in jobs:
+            before = known.get(each.name, {})
+            known[each.name] = {"arm": "", "seed": each.seed, "overrides": list(each.typed), **before, **notes}
+        self.name_arms()
+        self.write()
+
+    def name_arms(self) -> None:
+        """Name the arm of each job as `zoo report` does."""
+        known = self.content["jobs"]
+        for job, name in zip(known.values(), name_arms([job["overrides"] for job in known.values()]), strict=True):
+            job["arm"] = name
+
+    def write(self) -> None:
+        """Write sweep.json."""
+        disk.write_text(self.folder / runs.SWEEP, json.dumps(self.content, indent=2) + "\n")
+
+    def find_missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """List the jobs that are not done. Raises ConfigError where another process runs one of them."""
+        missing = [each for each in jobs if self.read_status(each.name) != "done"]
+        busy = [self.folder / each.name for each in missing if runs.is_locked(self.folder / each.name)]
+        if busy:
+            would = "wait for it, stop it, or name another folder"
+            raise ConfigError(*(f"{folder}: another process is training in it ({would})" for folder in busy))
+        return missing
+
+    def read_status(self, name: str) -> str | None:
+        """How a job ended, by its result.json; None where nothing says it."""
+        return runs.read_result(self.folder / name / runs.RESULT).get("status")
+
+    def describe(self, jobs: Sequence[Job], missing: Sequence[Job]) -> str | None:
+        """Say in one line what is there already; None where all jobs start."""
+        resumed = sum(has_checkpoint(self.folder / each.name) for each in missing)
+        parts = [f"{len(jobs) - len(missing)} done"] if len(missing) < len(jobs) else []
+        parts += [f"{resumed} to resume"] if resumed else []
+        if not parts:
+            return None
+        return f"{self.folder}: of {_counted(len(jobs))}, {', '.join(parts)}, {len(missing) - resumed} to start"
+
+
+def _counted(jobs: int) -> str:
+    return "1 job" if jobs == 1 else f"{jobs} jobs"
