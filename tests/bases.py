@@ -73,7 +73,9 @@ SHOWN_BY = {
         )
     },  # of 40 tokens
 }
-SHOWN_BY["attention=rwkv7"] += ("attention.norm_eps=1000.0",)  # beside values that are large
+for mixer in ("rwkv7", "lightning"):
+    SHOWN_BY[f"attention={mixer}"] += ("attention.norm_eps=1000.0",)  # beside values that are large
+SHOWN_BY["attention=rg_lru"] = ("attention.chunk_size=12",)  # rows of 16 and of 32 are as dear
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
@@ -113,6 +115,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=encoder", "attention=mha", HEAD, "head.tied=false", "out_width=16"),
         ("keys out_bias",),
     ),
+    "projected decoder": ("llama-tiny", ("head.tied=false", "out_width=16"), ("keys out_bias",)),
     **{
         f"{kind} head": (
             "llama-tiny",
@@ -121,7 +124,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         )
         for kind, own in {
             "sequence": "labels: 3, activation: {kind: tanh}",
-            "token": "labels: 3",
+            "token": "labels: 3, activation: {kind: gelu}",
             "regression": "n_outputs: 2, pooling: mean, activation: {kind: gelu}",
             "replaced": "activation: {kind: gelu}",
             "question_span": "question_id: 7, activation: {kind: gelu}, norm: {kind: layernorm}",
@@ -159,6 +162,15 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "convolved latents": ("llama-tiny", ("attention=mla", "attention.short_conv=3"), ("attention",)),
+    "gated latents": ("llama-tiny", ("attention=mla", "attention.output_gate=true"), ("attention",)),
+    "joined": (
+        "llama-tiny",
+        (
+            *("attention=mamba2", "block=shared_attention"),
+            f"block.attention.softmax={{qk_norm: {RMS}, clip: 0.8, output_gate: true, out_norm: {RMS}}}",
+        ),
+        ("block",),
+    ),
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
     "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
     "normed branches": (
@@ -215,6 +227,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "grouped sigmoid": (
         "llama-tiny",
         ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("router",),
+    ),
+    "grouped softplus": (
+        "llama-tiny",
+        ("ffn=moe", "router=sqrtsoftplus_topk", "n_experts=8", "n_groups=4", "top_k_groups=2"),
         ("router",),
     ),
     "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),

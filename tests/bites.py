@@ -32,7 +32,7 @@ SAMPLES = {
     **{"norm_groups": 2, "rotary_dim": 4, "spacing": 7, "conv_groups": 2, "ssm_groups": 2, "n_buckets": 16},
     **{"max_distance": 64, "n_groups": 2, "d_state": 8, "expand": 1, "dt_rank": 3},
     **{"factor": 4.0, "wider": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
-    **{"labels": 3, "n_outputs": 2, "mask_id": 7, "lower_bound": -2.0},
+    **{"width": 6, "labels": 3, "n_outputs": 2, "mask_id": 7, "lower_bound": -2.0},
     **{"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 1.5, 2.0, 4.0]},
 }
 """What a field that a kind cannot do without is given."""
@@ -122,7 +122,9 @@ def sample(kind: type[Spec]) -> dict[str, Any]:
 
 
 def _inner(axis: Any) -> Any:
-    if typing.get_origin(axis) is typing.Annotated or axis is int:
+    if typing.get_origin(axis) is typing.Annotated:
+        axis = typing.get_args(axis)[0]
+    if axis in (int, float):
         return 3
     return sample(axis.kinds[KINDS.get(axis.axis, next(iter(axis.kinds)))])
 
@@ -202,7 +204,11 @@ class Base:
     def stated(self, text: str) -> Change:
         """A key set to a value, as `key=value`."""
         key, _, value = text.partition("=")
-        return Change(self.owner(key), key, yaml.safe_load(value))
+        parent, _, name = key.rpartition(".")
+        if parent not in BY_AXIS:
+            return Change(self.owner(key), key, yaml.safe_load(value))
+        kind, _ = self.node(parent)
+        return Change(f"{kind.axis} '{kind.kind}'.{name}", key, yaml.safe_load(value))
 
     def verdict(self, change: Change) -> str:
         """Say what a change does: 'refused: …', 'bites: …', 'idle', 'breaks: …', or 'same' where the Spec does not
@@ -303,7 +309,7 @@ def _of_key(name: str, now: Any) -> list[Any]:
     if isinstance(now, float):
         return _numbers(now, now, float)
     flags = {"bias", "norm_bias", "normalize_top_k", "router_bias", "selection_bias", "shared_gate", "scale_input"}
-    if name in flags | {"final_norm", "shared_layers", "prefix_lm"}:
+    if name in flags | {"final_norm", "out_bias", "shared_layers", "prefix_lm"}:
         return [True, False]
     return [{"shared_expert": sample(BY_AXIS["ffn"].kinds["gated"]), **SAMPLES}.get(name, 3)]
 

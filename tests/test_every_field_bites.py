@@ -18,8 +18,18 @@ AGREE = {
     "embedding 'tokens'.vocab_size": "the model's",
     "head 'mlm'.vocab_size": "the model's",
     "head 'none'.vocab_size": "the model's",
-    "attention 'mamba'.d_model": "the model's",
+    **{f"attention '{kind}'.d_model": "the model's" for kind in ("mamba", "fourier", "rwkv", "rwkv7")},
+    "ffn 'channel_mix'.d_model": "the model's",
     "position 't5'.n_heads": "the attention's",
+    "position 't5_globals'.n_heads": "the attention's",
+    "position 't5_globals'.layerwise": "always one table",
+    "attention 'transient_global'.n_heads": "the position's",
+    "attention 'transient_global'.position": "`t5_globals`, of which there is one kind",
+    "attention 'side_by_side'.softmax": "`gqa`, of which there is one kind",
+    "attention 'in_turn'.softmax": "`joined_gqa`, of which there is one kind",
+    "block 'shared_attention'.attention": "`in_turn`, of which there is one kind",
+    **{f"attention 'joined_gqa'.{name}": "none beside another mixer" for name in ("kv_from", "short_conv")},
+    "attention 'joined_gqa'.memory_width": "the stream's and the embedding's",
     "norm 'rmsnorm'.heads": "set by qk_norm_over",
     "norm 'layernorm'.heads": "set by qk_norm_over",
     "attention 'disentangled'.position": "`relative`, of which there is one kind",
@@ -40,11 +50,12 @@ AGREE = {
     "per_layer 'projection'.n_layers": "the model's",
     "per_layer 'projection'.width": "that of block.layer_input",
     "layer_input 'gated'.width": "that of embedding.per_layer",
+    **{f"block '{kind}'.layer_input": "one kind, where there is embedding.per_layer" for kind in ("sandwich", "altup")},
     "indexer 'shared'.top_k": "that of the layer that chooses",
 }
 """Fields whose every other value is refused, as something else says what they must be."""
 
-NODES = ("blocks", "pattern", "embedding", "position", "norm", "head", "init", "encoder", "decoder")
+NODES = ("blocks", "pattern", "embedding", "streams", "position", "norm", "head", "init", "encoder", "decoder")
 """Fields of a model that are nodes, whose own fields are tried, or that `layers` and `pattern` make."""
 
 
@@ -70,9 +81,10 @@ def test_every_field_of_every_kind_was_tried_and_acts_in_some_model():
         for change, what in verdicts(name):
             tried.setdefault(change.owner, []).append(what.split(":")[0])
     refused = {owner for owner, what in tried.items() if "bites" not in what and not owner.startswith("key ")}
-    assert sorted(refused - set(AGREE)) == sorted(_crossless())
+    assert sorted(refused) == sorted({*AGREE, *_placeless()})
     kinds = [kind for axis in bites.BY_AXIS.values() for kind in axis.kinds.values() if bites.is_ours(kind)]
     kinds = [kind for kind in kinds if kind.__module__.startswith("zoo.model.")]  # an optimizer's fields are no model's
+    kinds = [kind for kind in kinds if kind.axis != "shared"]  # which a block makes of its own fields
     fields = {
         (f"{kind.axis} '{kind.kind}'.{field.name}", field.name, kind) for kind in kinds for field in kind.fields()
     }
@@ -81,9 +93,13 @@ def test_every_field_of_every_kind_was_tried_and_acts_in_some_model():
     assert sum(len(what) for what in tried.values()) > 1500
 
 
-def _crossless():
-    """The field `cross` of blocks that have no place for it."""
-    return {f"block '{name}'.cross" for name, kind in Block.kinds.items() if not kind.takes_cross}
+def _placeless():
+    """The fields `cross` and `layer_input` of blocks that have no place for them."""
+    for name, kind in Block.kinds.items():
+        if not kind.takes_cross:
+            yield f"block '{name}'.cross"
+        if not kind.takes_input:
+            yield f"block '{name}'.layer_input"
 
 
 @pytest.mark.parametrize(
