@@ -24,9 +24,9 @@ SUMMED = ("mul", "div", "pow")
 """Operations that compute a broadcast input's gradient at the result's size, then reduce it."""
 
 
-SCRATCH = {"square": 2, "gating": 1}
+SCRATCH = {"square": 2, "gating": 1, "divide_by_rms": 1}
 """Scratch memory of an operation's backward pass, in tensors of the result's size (square: 2·x, and a copy of x;
-gating: the activation once more)."""
+gating: the activation once more; divide_by_rms: the product of x and the gradient)."""
 
 
 class Undone(NamedTuple):

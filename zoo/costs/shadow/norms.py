@@ -38,7 +38,8 @@ def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | Non
 def divide_by_rms(x: Any, scale: Any, eps: float) -> Any:
     """Apply `zoo.model.norm.divide_by_rms`, which saves the same on every device: its input and each row's rstd."""
     rstd = make_result("rstd", [], (*x.shape[:-1], 1), x.dtype)
-    return make_result("rms_norm", [x, scale], x.shape, x.dtype, saves=[x, rstd, *_present(scale)])
+    name = "rms_norm" if x.is_cuda else "divide_by_rms"
+    return make_result(name, [x, scale], x.shape, x.dtype, saves=[x, rstd, *_present(scale)])
 
 
 def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
