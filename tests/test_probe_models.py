@@ -1,0 +1,267 @@
+"""Probes: models at a probe's size, what they learn there, and the card."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from zoo.cli import run
+from zoo.compose import load
+from zoo.compose.targets import list_packaged
+from zoo.errors import ConfigError
+from zoo.probes.battery import load_small, run_probe
+from zoo.probes.catalogue import make_probe
+from zoo.probes.outcome import Outcome, SeedReport, find_reach, find_window
+from zoo.probes.shrink import Size, shrink
+from zoo.probes.store import name_folder
+from zoo.probes.training import score
+from zoo.run.builder import build
+
+EASY = {"context": 16, "levels": (2,), "vocab": 16, "steps": 80, "rows": 32}
+"""An mqar that attention with a short convolution learns in a second or two."""
+CONVOLVED = ("attention.short_conv=3", "n_layers=1")
+
+
+def sized(name, *overrides, alone=True, kept=()):
+    return shrink(load(name, overrides), Size(97, 48, alone), kept, name)
+
+
+# ---------------------------------------------------------------- models made small
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "deepseek-v3", "gemma-3n-e2b", "granite-4.0-h-tiny", "rwkv7-0.1b"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_large_model_runs_at_a_probes_size_with_its_own_kinds_of_layer(name, alone):
+    check_small(name, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_packaged())
+def test_every_packaged_decoder_has_a_probes_size_and_all_others_are_refused(name):
+    for alone in (True, False):
+        if load(name).kind == "decoder":
+            check_small(name, alone)
+        else:
+            with pytest.raises(ConfigError, match="is an encoder"):
+                sized(name, alone=alone)
+
+
+def check_small(name, alone):
+    whole, small = load(name), sized(name, alone=alone)
+    mixers = [block.attention.kind for block in whole.blocks.values() if block.attention.kind != "none"]
+    assert {block.attention.kind for block in small.blocks.values()} - {"none"} == set(mixers)
+    assert small.d_model == 64 and len(small.pattern) >= 2
+    ids = torch.randint(0, 97, (2, 48), generator=torch.Generator().manual_seed(0))
+    logits = build(small, device="cpu")(ids).logits
+    assert logits.shape == (2, 48, 97) and logits.isfinite().all()
+
+
+def test_what_overrides_set_is_kept_and_all_else_is_made_small():
+    probe = make_probe("mqar")
+    spec, _ = load_small("llama-tiny", probe, ("n_layers=3", "attention=sliding", "window=7", "rope_theta=500.0"))
+    attention = spec.blocks["layer"].attention
+    assert (len(spec.pattern), attention.window, attention.position.theta) == (3, 7, 500.0)
+    assert (spec.d_model, attention.head_dim, attention.n_heads, spec.vocab_size) == (64, 32, 2, 64)
+    wide, _ = load_small("llama-tiny", probe, ("d_model=128",))
+    assert (wide.d_model, wide.blocks["layer"].attention.n_heads) == (128, 4)
+    steep, _ = load_small(
+        "llama-tiny", make_probe("parity"), ("attention=gated_delta", "position=none", "attention.beta_scale=2.0")
+    )
+    assert steep.blocks["layer"].attention.beta_scale == 2.0
+
+
+def test_recall_leaves_the_feed_forward_out_unless_it_is_what_was_changed():
+    kinds = [
+        load_small("llama-tiny", make_probe("mqar"), given)[0].blocks["layer"].kind for given in ((), ("ffn=moe",))
+    ]
+    assert kinds == ["mixer", "pre"]
+    assert load_small("llama-tiny", make_probe("parity"))[0].blocks["layer"].kind == "pre"
+
+
+def test_layers_that_differ_in_their_feed_forward_alone_are_one_kind_without_it():
+    assert sized("deepseek-v3").pattern == ("dense", "dense")
+    assert sized("deepseek-v3", alone=False).pattern == ("dense", "sparse")
+
+
+def test_a_partial_rotation_stays_the_same_part_of_a_head():
+    whole, small = load("pythia-160m"), sized("pythia-160m")
+    own, made = (spec.blocks["layer"].attention for spec in (whole, small))
+    assert made.position.rotary_dim / made.head_dim == own.position.rotary_dim / own.head_dim
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_attention_behind_a_short_convolution_learns_recall_and_blind_attention_stays_at_chance():
+    sees = run_probe("llama-tiny", "mqar", CONVOLVED, settings=EASY, seeds=1, rates=[1e-2])
+    blind = run_probe(
+        "llama-tiny", "mqar", (*CONVOLVED[1:], "attention=sliding", "window=1"), settings=EASY, seeds=1, rates=[1e-2]
+    )
+    assert sees.reach == 2 and sees.accuracy(2)[0] > 0.95
+    assert blind.reach == 0 and blind.accuracy(2)[0] < 2 * blind.chances[2]
+    assert blind.window is None
+    assert blind.state_bytes == 4 * 2 * 32  # one key and one value of one head of 32, in float32
+
+
+def test_a_training_follows_from_its_seed_whatever_runs_beside_it(tmp_path):
+    how = {"settings": {**EASY, "steps": 6}, "seeds": 2}
+    together = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[1e-3, 1e-2], jobs=1, **how)
+    alone = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[together.lr], jobs=1, **how)
+    assert together.seeds == alone.seeds and together.chosen[together.lr] == alone.chosen[alone.lr]
+    assert together.seeds[0].levels != together.seeds[1].levels
+
+
+@pytest.mark.slow
+def test_trainings_in_other_processes_give_the_same_numbers():
+    how = {"settings": {**EASY, "steps": 6}, "seeds": 2, "rates": [1e-3, 1e-2]}
+    one, two = (run_probe("llama-tiny", "mqar", CONVOLVED, jobs=jobs, **how) for jobs in (1, 2))
+    assert replace(one, seconds=0.0) == replace(two, seconds=0.0)
+
+
+def test_the_head_runs_on_answers_alone_and_gives_the_loss_of_all_logits():
+    probe = make_probe("mqar", settings=EASY)
+    spec, _ = load_small("llama-tiny", probe)
+    model, examples = build(spec, device="cpu", seed=3), probe.examples(3, "report", 0, 1024, 2)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(examples.tokens)).logits
+    labels = torch.from_numpy(examples.labels)
+    found = score(model.eval(), probe, 3, "report", 2)
+    assert found.loss == pytest.approx(
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item(), rel=1e-5
+    )
+    assert found.accuracy == pytest.approx((logits.argmax(-1) == labels)[labels >= 0].float().mean().item())
+
+
+def test_a_row_of_an_exact_probe_counts_only_where_all_of_it_is_right():
+    probe = make_probe("word_z6", settings={"context": 3, "levels": (3,)})
+    spec, _ = load_small("llama-tiny", probe)
+    model, examples = build(spec, device="cpu", seed=0).eval(), probe.examples(0, "report", 0, 1024, 3)
+    with torch.no_grad():
+        hit = model(torch.from_numpy(examples.tokens)).logits.argmax(-1) == torch.from_numpy(examples.labels)
+    found = score(model, probe, 0, "report", 3).accuracy
+    assert found == pytest.approx(hit.all(1).float().mean().item())
+    assert found < hit.float().mean().item()
+
+
+def test_a_training_that_diverges_scores_what_a_guess_does():
+    probe = make_probe("mqar", settings={**EASY, "steps": 3})
+    assert score(None, probe, 0, "choose").accuracy == 2 / 16
+    assert score(None, make_probe("parity"), 0, "choose").accuracy == 0.5
+
+
+@pytest.mark.slow
+def test_a_delta_rule_that_changes_signs_extrapolates_parity_and_one_that_does_not_fails():
+    settings = {"steps": 400, "rows": 32, "longest": 16, "levels": (8, 16, 32, 64)}
+    base = ("attention=gated_delta", "position=none")
+    both, one = (
+        run_probe("llama-tiny", "parity", (*base, *more), settings=settings, seeds=1, rates=[3e-3])
+        for more in (("attention.beta_scale=2.0",), ())
+    )
+    assert both.accuracy(64)[0] > 0.85 > 0.75 > one.accuracy(64)[0]
+
+
+# ---------------------------------------------------------------- what is made of it
+
+
+def test_the_window_of_learning_rates_ends_where_accuracy_falls_below_nine_tenths_of_the_best():
+    found = find_window({1e-4: 0.1, 1e-3: 0.8, 1e-2: 1.0, 1e-1: 0.0}, 0.0)
+    assert found is not None and not found.open_low and not found.open_high
+    assert math.log10(found.low) == pytest.approx(-2.5)  # halfway from 1.0 at 1e-2 to 0.8 at 1e-3
+    assert math.log10(found.high) == pytest.approx(-1.9)
+    assert found.decades == pytest.approx(0.6)
+    edge = find_window({1e-3: 0.95, 1e-2: 1.0}, 0.0)
+    assert edge is not None and edge.open_low and edge.open_high and edge.decades == pytest.approx(1)
+    assert find_window({1e-3: 0.51, 1e-2: 0.53}, 0.5) is None
+
+
+def test_reach_ends_at_the_first_level_that_fails():
+    assert find_reach({2: 1.0, 4: 0.9, 8: 0.5, 16: 0.95}) == 4
+    assert find_reach({2: 0.89, 4: 1.0}) == 0
+
+
+def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2)):
+    levels = {level: {"accuracy": found, "loss": 1.0} for level, found in zip((2, 4, 8), reach, strict=True)}
+    worse = {**levels, 4: {"accuracy": 0.5, "loss": 1.0}}
+    given = {"model": model, "overrides": (), "probe": probe, "size": "card", "settings": {}, "level_is": "keys"}
+    figures = {"chances": dict.fromkeys((2, 4, 8), 0.03), "layers": ("mixer, gqa",), "params": 40_000, "flops": 9e4}
+    seeds = tuple(SeedReport(seed, found) for seed, found in enumerate((levels, levels, worse)))
+    rest = {"state_bytes": 65536, "chance": 0.03, "chosen": {1e-3: 0.2, 1e-2: 0.7}, "lr": 1e-2, "trained": (2, 4)}
+    return Outcome(**given, **figures, **rest, seeds=seeds)
+
+
+def test_an_outcome_is_read_back_as_it_was_written():
+    made = make_outcome()
+    data = json.loads(json.dumps(made.to_dict()))
+    assert Outcome.from_dict(data) == made
+    assert (data["reach"], data["reaches"], data["on_edge"]) == (4, [4, 4, 2], True)
+    assert data["levels"]["4"]["accuracy"]["mean"] == pytest.approx(0.8)
+    assert data["levels"]["4"]["accuracy"]["deviation"] == pytest.approx(0.2598, abs=1e-4)
+
+
+def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path):
+    from zoo.report.probes import draw_card, format_card_markdown, list_card_rows
+
+    found = [make_outcome(), make_outcome("parity"), make_outcome(model="b", reach=(0.1, 0.1, 0.1))]
+    rows = list_card_rows(found)
+    assert [row[:2] for row in rows] == [["llama-tiny", "mqar"], ["b", "mqar"], ["llama-tiny", "parity"]]
+    assert rows[0][2:5] == ["4 (2 to 4)", "8 keys", "0.800 ± 0.260 (0.03)"]
+    assert "| 65.5 KB |" in format_card_markdown(found)
+    draw_card(found, tmp_path / "card.svg")
+    assert "4 keys" in (tmp_path / "card.svg").read_text()
+
+
+def test_a_battery_that_was_killed_goes_on_and_trains_nothing_twice(tmp_path, capsys, monkeypatch):
+    import zoo.probes.battery as battery
+
+    trained, whole = [], battery.run_task
+
+    def stops(task):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append((task.lr, task.seed, task.report))
+        return whole(task)
+
+    monkeypatch.setattr(battery, "run_task", stops)
+    command = [
+        "probe",
+        "llama-tiny",
+        *CONVOLVED,
+        "--probe",
+        "mqar",
+        "--size",
+        "small",
+        "--steps",
+        "2",
+        "--lrs",
+        "1e-3,1e-2",
+    ]
+    command += ["--seeds", "1", "--jobs", "1", "--out", str(tmp_path)]
+    assert run(command) == 130
+    monkeypatch.setattr(
+        battery, "run_task", lambda task: trained.append((task.lr, task.seed, task.report)) or whole(task)
+    )
+    assert run([*command, "--json"]) == 0
+    assert len(trained) == len(set(trained)) == 3
+    shown = json.loads(capsys.readouterr().out)
+    stored = json.loads((tmp_path / name_folder("llama-tiny", CONVOLVED) / "mqar-small" / "probe.json").read_text())
+    assert shown == [stored] and stored["seeds"][0]["seed"] == 0
+    assert run(command) == 0 and len(trained) == 3
+    assert run([*command[:-6], "--steps", "3", *command[-6:]]) == 0 and len(trained) == 6  # other settings
+
+
+@pytest.mark.parametrize(
+    "words, fault",
+    [
+        (["bert-base"], "is an encoder"),
+        (["llama-tiny", "--probe", "mqra"], "did you mean 'mqar'"),
+        (["llama-tiny", "--lrs", "fast"], "cannot read 'fast' as learning rates"),
+        (["llama-tiny", "attention=mha", "atention.window=3"], "atention"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(words, fault, tmp_path, capsys):
+    assert run(["probe", *words, "--out", str(tmp_path / "probes")]) == 2
+    said = capsys.readouterr().err
+    assert fault in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "probes").exists()

@@ -1,0 +1,211 @@
+"""Probes: each answer is solved again here, by the definition, from the tokens before it alone."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from zoo.errors import ConfigError
+from zoo.probes.base import IGNORED, STREAMS
+from zoo.probes.catalogue import list_names, make_probe
+from zoo.probes.copying import LETTERS
+
+NAMES = list_names()
+
+
+def last_value(row, at):
+    """The value after the last earlier place of the key at `at`."""
+    earlier = [place for place in range(0, at, 2) if row[place] == row[at] and row[place + 1] >= 32]
+    return row[earlier[-1] + 1]
+
+
+def letters_of(row, at):
+    """The letters before the go token, in order: the one that comes next."""
+    go = list(row).index(1)
+    return [token for token in row[:go] if token > 1][at - go]
+
+
+def copied(row, at):
+    bar = list(row).index(LETTERS + 1)
+    text = [*row[1:bar], LETTERS + 2]
+    return text[at - bar]
+
+
+def after_marker(row, at):
+    return row[list(row).index(16) + 1]
+
+
+def parity_of(row, at):
+    return sum(row[: at + 1]) % 2
+
+
+def sum_modulo_6(row, at):
+    return sum(row[: at + 1]) % 6
+
+
+def permuted(size):
+    elements = list(permutations(range(size)))
+
+    def solve(row, at):
+        things = list(range(size))
+        for element in row[: at + 1]:
+            things = [elements[element][thing] for thing in things]
+        return elements.index(tuple(things))
+
+    return solve
+
+
+def walked(row, at):
+    """Follow edges from the node of a query, as many as the token before it says."""
+    pairs = [(row[place], row[place + 1]) for place in range(0, at, 2)]
+    follows = {x: y for x, y in pairs if 0 < x <= 16 and 0 < y <= 16}
+    node = row[at]
+    for _ in range(row[at - 1] - 16):
+        node = follows[node]
+    return node
+
+
+SOLVERS = {
+    **{"mqar": last_value, "overwrite": last_value, "needle": last_value, "select": letters_of, "copy": copied},
+    **{"induction": after_marker, "parity": parity_of, "word_z6": sum_modulo_6, "word_s3": permuted(3)},
+    **{"word_s5_swaps": permuted(5), "hops": walked},
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_answers_follow_from_the_tokens_up_to_them(name):
+    probe, solve = make_probe(name), SOLVERS[name]
+    for level in (None, *probe.levels):
+        tokens, labels = probe.examples(5, "report", 0, 4, level)
+        assert (labels != IGNORED).any(1).all()
+        assert tokens.min() >= 0 and tokens.max() < probe.vocab_size > labels.max()
+        for row, column in zip(*np.nonzero(labels != IGNORED), strict=True):
+            seen = tokens[row, : column + 1].tolist()  # nothing of what comes later
+            assert labels[row, column] == solve(seen, column), (level, row, column)
+
+
+def test_a_memorised_fact_is_the_same_in_every_row_and_another_for_another_seed():
+    probe = make_probe("memorise")
+    maps = []
+    for seed in (0, 1):
+        facts = {}
+        for number in range(3):
+            tokens, labels = probe.examples(seed, "train", number, 32)
+            assert (tokens[:, 1::2] == 0).all() and (labels[:, ::2] == IGNORED).all()
+            for key, value in zip(tokens[:, ::2].ravel(), labels[:, 1::2].ravel(), strict=True):
+                assert facts.setdefault(key, value) == value
+        held, answers = probe.examples(seed, "report", 0, 8)
+        known = [
+            facts[key] == value
+            for key, value in zip(held[:, ::2].ravel(), answers[:, 1::2].ravel(), strict=True)
+            if key in facts
+        ]
+        assert len(known) > 50 and all(known)
+        maps.append(facts)
+    shared = maps[0].keys() & maps[1].keys()
+    assert sum(maps[0][key] == maps[1][key] for key in shared) < 0.05 * len(shared)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_repeat_by_seed_stream_and_number_and_never_by_anything_else(name):
+    probe = make_probe(name)
+    first = probe.examples(1, "train", 0, 8)
+    state = np.random.get_state()[1].copy()
+    again = probe.examples(1, "train", 0, 8)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (np.random.get_state()[1] == state).all()  # the global generator is left alone
+    others = [probe.examples(2, "train", 0, 8), probe.examples(1, "train", 1, 8)]
+    others += [probe.examples(1, stream, 0, 8) for stream in STREAMS[1:3]]
+    assert all(other.tokens.shape != first.tokens.shape or (other.tokens != first.tokens).any() for other in others)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("copy", "word_s3", "word_z6", "word_s5_swaps")]
+)
+def test_chance_is_what_one_guess_for_all_scores(name):
+    probe = make_probe(name)
+    level = probe.levels[0]
+    labels = probe.examples(0, "report", 0, 3000, level).labels
+    counts = np.bincount(labels[labels != IGNORED])
+    chance, asked = probe.chance(level), counts.sum()
+    assert counts.max() / asked == pytest.approx(chance, abs=5 * (chance / asked) ** 0.5 + 0.02)
+
+
+@pytest.mark.parametrize("name", ["mqar", "overwrite", "needle"])
+def test_fillers_and_queries_are_no_pairs(name):
+    probe = make_probe(name)
+    for level in probe.levels:
+        tokens, labels = probe.examples(3, "report", 0, 64, level)
+        keys = level if name == "mqar" else probe.keys
+        asked = labels != IGNORED
+        assert (asked.sum(1) == keys).all()
+        assert len({tuple(sorted(row[mark])) for row, mark in zip(tokens, asked, strict=True)}) > 32
+        later = tokens[:, 2 * keys + (2 * level if name == "overwrite" else 0) :]
+        assert (later < probe.vocab // 2).all()  # no value among queries and filler
+        assert (np.sort(tokens[asked].reshape(64, keys), 1) == np.sort(tokens[:, : 2 * keys : 2], 1)).all()
+
+
+def test_gaps_before_a_query_follow_the_power_law():
+    probe = make_probe("mqar", settings={"levels": (1,), "context": 34})
+    labels = probe.examples(0, "report", 0, 40_000, 1).labels
+    gaps = (np.nonzero(labels != IGNORED)[1] - 2) // 2 + 1
+    weights = np.arange(1, 17) ** (0.01 - 1)
+    found = np.bincount(gaps, minlength=17)[1:] / len(gaps)
+    assert found == pytest.approx(weights / weights.sum(), abs=0.01)
+
+
+def test_blanks_of_selective_copying_come_first_and_last_too():
+    probe = make_probe("select")
+    tokens = probe.examples(0, "train", 0, 500).tokens
+    before_go = [row[list(row).index(1) - 1] for row in tokens]
+    assert any(token == 0 for token in before_go) and any(token > 1 for token in before_go)
+    assert (tokens[:, 0] == 0).any() and (tokens[:, 0] > 1).any()
+
+
+def test_a_cycle_of_hops_goes_through_all_of_its_nodes():
+    probe = make_probe("hops")
+    tokens, labels = probe.examples(0, "train", 0, 50)
+    sizes = set()
+    for row, asked in zip(tokens.tolist(), labels != IGNORED, strict=True):
+        end = int(np.nonzero(asked)[0][0]) - 1
+        follows = dict(zip(row[:end:2], row[1:end:2], strict=True))
+        node, seen = row[0], set()
+        while node not in seen:
+            seen.add(node)
+            node = follows[node]
+        assert len(seen) == end // 2 == len(follows)
+        sizes.add(end // 2)
+    assert min(sizes) < 6 and max(sizes) > 12
+
+
+@pytest.mark.parametrize("name, size", [("Z60", 60), ("A5", 60), ("A4xZ5", 60), ("S5", 120), ("S3", 6)])
+def test_groups_are_groups_and_only_some_commute(name, size):
+    from zoo.probes.tracking import make_group
+
+    group = make_group(name)
+    table = group.table
+    assert len(group) == size
+    assert all(sorted(row) == list(range(size)) for row in (*table, *table.T))
+    rng = np.random.default_rng(0)
+    a, b, c = rng.integers(0, size, (3, 500))
+    assert (table[table[a, b], c] == table[a, table[b, c]]).all()
+    assert (table == table.T).all() == (name == "Z60")
+    assert len(group.swaps) == {"S5": 10, "S3": 3}.get(name, 0)
+
+
+@pytest.mark.parametrize(
+    "settings, fault",
+    [
+        ({"levels": (32,)}, "32 keys take 128 tokens"),
+        ({"keys": 2}, "no such setting"),
+        ({"vocab": 16}, "7 keys at most"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, fault):
+    with pytest.raises(ConfigError, match=fault):
+        make_probe("mqar", settings=settings)
+
+
+def test_a_name_that_is_no_probe_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'mqar'"):
+        make_probe("mqra")

@@ -1,0 +1,242 @@
+"""Run a probe on a model: search the learning rate, then train and report several seeds at the best."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.probes.base import Probe
+from zoo.probes.catalogue import make_probe
+from zoo.probes.outcome import Outcome, SeedReport
+from zoo.probes.shrink import Size, find_idle_windows, shrink
+from zoo.probes.store import Store
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+RATES = tuple(10 ** (-4 + half / 2) for half in range(6))
+"""Learning rates that are tried first: half decades from 1e-4 to 3e-2."""
+
+BESIDE = (10**-0.25, 10**0.25)
+"""What the best of them is then multiplied with."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a model on a probe. With `report` it is scored on every level, else on examples to choose by."""
+
+    spec: Any
+    probe: Probe
+    lr: float
+    seed: int
+    report: bool
+
+
+def run_probe(
+    model: Any,
+    probe: str,
+    overrides: Sequence[str] = (),
+    *,
+    size: str = "card",
+    settings: Mapping[str, Any] | None = None,
+    seeds: int = 3,
+    rates: Sequence[float] | None = None,
+    jobs: int = 1,
+    folder: Path | None = None,
+    say: Say = lambda line: None,
+) -> Outcome:
+    """Run a probe on a packaged model, a YAML or a Spec, brought to the probe's size.
+
+    `overrides` change the model, and what they set is kept (`n_layers=1`, `d_model=128`). `settings` are those of the
+    probe (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates`, and unless these are given at two
+    beside the best; then every seed at the best. With a `folder` each training is kept in it, so that a run which was
+    killed goes on. Raises ConfigError.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds: is {seeds} (1 at least)")
+    task = make_probe(probe, size, settings)
+    spec, label = load_small(model, task, overrides)
+    start = time.monotonic()
+    store = Store.open(folder, hash_key(spec, task))
+    with open_pool(jobs) as pool:
+        chosen = search_rate(
+            spec, task, sorted(set(rates or RATES)), refine=rates is None, pool=pool, store=store, say=say
+        )
+        best = choose_best(chosen)
+        todo = [Task(spec, task, best, seed, True) for seed in range(seeds)]
+        reports = []
+        for each, found in run_tasks(todo, pool, store):
+            reports.append(SeedReport(each.seed, {int(level): score for level, score in found["levels"].items()}))
+            say(f"{task.name}: lr {each.lr:.2g}, seed {each.seed}: up to {reports[-1].reach} {task.level_is}")
+    accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
+    made = describe(label, tuple(overrides), task, size, spec, accuracy, best, reports)
+    made = replace(made, seconds=round(time.monotonic() - start, 1), key=store.key)
+    store.finish(made)
+    return made
+
+
+def load_small(model: Any, probe: Probe, overrides: Sequence[str] = ()) -> tuple[Any, str]:
+    """Load a model and bring it to a probe's size. Gives its Spec and what to call it. Raises ConfigError."""
+    from zoo.run.builder import load_spec
+
+    label = model if isinstance(model, str | Path) else getattr(model, "kind", "model")
+    longest = max(probe.seq_len, *(probe.length(level) for level in probe.levels))
+    kept = {name for text in overrides for name in list_touched(text)}
+    small = shrink(
+        load_spec(model, overrides), Size(probe.vocab_size, longest, probe.mixer_alone), kept, f"{label}, {probe.name}"
+    )
+    return small, str(label)
+
+
+def list_touched(override: str) -> list[str]:
+    """List the keys that an override sets: `attention.beta_scale=2` sets attention and beta_scale."""
+    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+    return [*dict.fromkeys([key.partition(".")[0], key.rpartition(".")[2]])]
+
+
+def hash_key(spec: Any, probe: Probe) -> str:
+    """Hash the architecture and the probe: what trainings depend on, beside learning rate and seed."""
+    from zoo.grammar import to_dict
+
+    text = json.dumps([to_dict(spec), probe.name, probe.settings()], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def search_rate(
+    spec: Any,
+    probe: Probe,
+    rates: Sequence[float],
+    *,
+    refine: bool,
+    pool: Executor | None,
+    store: Store,
+    say: Say = lambda line: None,
+) -> dict[float, dict[str, float]]:
+    """Train seed 0 at every rate, then at two beside the best. Gives what each scored on examples to choose by."""
+    chosen: dict[float, dict[str, float]] = {}
+
+    def search(some: Iterable[float]) -> None:
+        for each, found in run_tasks([Task(spec, probe, lr, 0, False) for lr in some], pool, store):
+            chosen[each.lr] = found
+            say(f"{probe.name}: lr {each.lr:.2g}: accuracy {found['accuracy']:.3f}")
+
+    search(rates)
+    if refine:
+        best = choose_best(chosen)
+        search(best * factor for factor in BESIDE)
+    return chosen
+
+
+def choose_best(chosen: Mapping[float, Mapping[str, float]]) -> float:
+    """Choose the learning rate of the best accuracy, of equal ones that of the least loss."""
+    return max(chosen, key=lambda lr: (chosen[lr]["accuracy"], -chosen[lr]["loss"]))
+
+
+@contextmanager
+def open_pool(jobs: int) -> Iterator[Executor | None]:
+    """Open processes of one thread each; none for one job, which runs here. Small matrices gain nothing by threads."""
+    if jobs == 1:
+        from zoo.lazy import torch
+        from zoo.run.threads import keep_threads
+
+        with keep_threads():
+            torch.set_num_threads(1)
+            yield None
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(jobs, get_context("spawn"), use_one_thread) as pool:
+        yield pool
+
+
+def use_one_thread() -> None:
+    """Let torch compute with one thread in this process."""
+    from zoo.lazy import torch
+
+    torch.set_num_threads(1)
+
+
+def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Run tasks, but those that the store has; gives each with what it found, in order."""
+    waiting = {each: pool.submit(run_task, each) for each in tasks if each not in store} if pool else {}
+    for each in tasks:
+        if each in store:
+            yield each, store.read(each)
+            continue
+        found = waiting[each].result() if pool else run_task(each)
+        store.write(each, found)
+        yield each, found
+
+
+def run_task(task: Task) -> dict[str, Any]:
+    """Train and score one model. Plain data, so that it may be stored."""
+    from zoo.probes.training import score, train
+
+    model, probe = train(task.spec, task.probe, task.lr, task.seed), task.probe
+    if not task.report:
+        found = score(model, probe, task.seed, "choose")
+        return {"accuracy": found.accuracy, "loss": found.loss}
+    params = count_parameters(task.spec)
+    levels = {}
+    for level in probe.levels:
+        found = score(model, probe, task.seed, "report", level)
+        measured = probe.measure(level, found.accuracy, found.loss, params)
+        levels[str(level)] = {"accuracy": found.accuracy, "loss": found.loss, **measured}
+    return {"levels": levels}
+
+
+def count_parameters(spec: Any) -> int:
+    """Count a model's parameters, its tables among them."""
+    from zoo.costs.params import count_parameters as count
+
+    return count(spec)["total"]
+
+
+def describe(
+    label: str,
+    overrides: tuple[str, ...],
+    probe: Probe,
+    size: str,
+    spec: Any,
+    chosen: dict[float, float],
+    best: float,
+    reports: Sequence[SeedReport],
+) -> Outcome:
+    """Put together what was found, beside what the model costs."""
+    from zoo.costs.price import price
+    from zoo.costs.setup import Setup
+
+    priced = price(spec, Setup(context=probe.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
+    trained = tuple(level for level in probe.levels if probe.trains(level))
+    idle = find_idle_windows(spec, probe.seq_len)
+    notes = tuple(f"a window of {each} hides nothing in {probe.seq_len} tokens" for each in idle)
+    blocks = [spec.blocks[name] for name in spec.pattern]
+    return Outcome(
+        model=label,
+        overrides=overrides,
+        probe=probe.name,
+        size=size,
+        settings=probe.settings(),
+        level_is=probe.level_is,
+        chances={level: probe.chance(level) for level in probe.levels},
+        layers=tuple(f"{block.kind}, {block.attention.kind}" for block in blocks),
+        params=priced["params"]["total"],
+        state_bytes=priced["kv_cache"]["bytes"],
+        flops=priced["flops"]["forward"],
+        chance=sum(map(probe.chance, trained)) / len(trained),
+        chosen=dict(sorted(chosen.items())),
+        lr=best,
+        seeds=tuple(reports),
+        trained=trained,
+        notes=notes,
+    )

@@ -1,0 +1,39 @@
+"""All probes, and how one is made by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.probes.base import Probe
+from zoo.probes.copying import Copy, Induction, Select
+from zoo.probes.hops import Hops
+from zoo.probes.recall import MQAR, Memorise, Needle, Overwrite
+from zoo.probes.tracking import Parity, WordS3, WordS5, WordZ6
+
+CARD: tuple[type[Probe], ...] = (
+    *(MQAR, Overwrite, Needle, Select, Copy, Induction),
+    *(Parity, WordZ6, WordS3, WordS5, Hops, Memorise),
+)
+"""The battery that a card is made of."""
+
+
+def list_names() -> list[str]:
+    """List the probes by name, in the order of the card."""
+    return [each.name for each in CARD]
+
+
+def make_probe(name: str, size: str = "card", settings: Mapping[str, Any] | None = None) -> Probe:
+    """Make a probe by its name, of the size `card` or `small`, with these settings. Raises ConfigError."""
+    if name not in Probe.kinds:
+        raise ConfigError(f"probe: is {name!r}{did_you_mean(name, Probe.kinds)} (one of: {', '.join(Probe.kinds)})")
+    kind, given = Probe.kinds[name], dict(settings or {})
+    known = [field.name for field in fields(kind)]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{name}.{key}: no such setting{did_you_mean(key, known)} (one of: {', '.join(known)})")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    own = kind.small if size == "small" else {}
+    return kind(**{**own, **given})

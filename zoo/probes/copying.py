@@ -1,0 +1,158 @@
+# B rows, T tokens
+"""Probes of copying: letters among blanks (select), strings (copy), the token that followed a marker (induction)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import ConfigError
+from zoo.probes.base import IGNORED, Examples, Probe, draw_mixed, fill, place
+
+BLANK, GO = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select(Probe, name="select"):
+    """Selective copying (Gu and Dao, 2023; Poli et al., 2024, MAD).
+
+    M letters, each one of V − 2, stand in order among T − 2M − 1 blanks, at places drawn at random (also before the
+    first and after the last); then a go token, then the letters again. Each of these is the answer at the token before
+    it. The level is M. Chance is 1/(V − 2).
+    """
+
+    level_is: ClassVar[str] = "letters"
+    small: ClassVar[Mapping[str, Any]] = {"levels": (2, 4), "context": 24}
+
+    levels: tuple[int, ...] = (4, 8, 16)
+    context: int = 64
+    vocab: int = 16
+    steps: int = 1000
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        for letters in self.levels:
+            if 2 * letters + 1 > self.context:
+                raise ConfigError(f"select: {letters} letters take {2 * letters + 1} tokens, context is {self.context}")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+    def chance(self, level: int) -> float:
+        return 1 / (self.vocab - 2)
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        if level is None:
+            return draw_mixed(self, rng, rows, self.levels, seed)
+        go = self.context - level - 1
+        letters = rng.integers(2, self.vocab, (rows, level))
+        made = fill(rows, self.context, BLANK)
+        place(made.tokens, np.sort(rng.random((rows, go)).argsort(1)[:, :level], 1), letters)
+        made.tokens[:, go], made.tokens[:, go + 1 :] = GO, letters
+        made.labels[:, go:-1] = letters
+        return made
+
+
+LETTERS, START, BAR, END, PAD = 26, 26, 27, 28, 29
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Probe, name="copy"):
+    """Copying of strings, and of longer ones than training had (Jelassi et al., 2024, "Repeat after me").
+
+    A row is `$ s | s .` with a string s of 26 letters, then padding. The answers are the second s and the full stop;
+    a row counts where all are right. The level is the length of s; that of training is drawn from `shortest` to
+    `longest`. Chance is 26^−n.
+    """
+
+    level_is: ClassVar[str] = "letters"
+    exact: ClassVar[bool] = True
+    small: ClassVar[Mapping[str, Any]] = {"levels": (5, 10), "shortest": 2, "longest": 5}
+
+    levels: tuple[int, ...] = (5, 10, 20, 40, 80, 160)
+    shortest: int = 5
+    longest: int = 20
+    steps: int = 1000
+    rows: int = 48
+
+    @property
+    def vocab_size(self) -> int:
+        return PAD + 1
+
+    @property
+    def seq_len(self) -> int:
+        return self.length(self.longest)
+
+    def trains(self, level: int) -> bool:
+        return self.shortest <= level <= self.longest
+
+    def length(self, level: int) -> int:
+        return 2 * level + 3
+
+    def chance(self, level: int) -> float:
+        return float(LETTERS) ** -level
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        lengths = rng.integers(self.shortest, self.longest + 1, rows) if level is None else np.full(rows, level)
+        longest = self.longest if level is None else level
+        letters = rng.integers(0, LETTERS, (rows, longest))
+        made = fill(rows, self.length(longest), PAD)
+        for row, count in enumerate(lengths):
+            text = letters[row, :count]
+            made.tokens[row, : 2 * count + 3] = [START, *text, BAR, *text, END]
+            made.labels[row, count + 1 : 2 * count + 2] = [*text, END]
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Induction(Probe, name="induction"):
+    """Induction head: what followed the marker the first time (Olsson et al., 2022; Gu and Dao, 2023).
+
+    Tokens are drawn from `symbols`. A marker stands at one place, drawn at random, and at the end of the row; the
+    answer there is the token after its first place. Trained in a context of T tokens; the level is how many times as
+    many a row has. Chance is 1/symbols.
+    """
+
+    level_is: ClassVar[str] = "times the length"
+    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2, 4), "context": 32}
+
+    levels: tuple[int, ...] = (1, 2, 4, 8, 16)
+    context: int = 64
+    symbols: int = 16
+    steps: int = 1000
+    rows: int = 32
+
+    @property
+    def vocab_size(self) -> int:
+        return self.symbols + 1
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+    def trains(self, level: int) -> bool:
+        return level == 1
+
+    def length(self, level: int) -> int:
+        return level * self.context
+
+    def chance(self, level: int) -> float:
+        return 1 / self.symbols
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        length = self.length(level or 1)
+        tokens = rng.integers(0, self.symbols, (rows, length))
+        first = rng.integers(0, length - 2, (rows, 1))
+        place(tokens, first, np.full((rows, 1), self.symbols))
+        tokens[:, -1] = self.symbols
+        labels = np.full((rows, length), IGNORED, np.int64)
+        labels[:, -1] = np.take_along_axis(tokens, first + 1, 1)[:, 0]
+        return Examples(tokens, labels)

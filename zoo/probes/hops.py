@@ -1,0 +1,68 @@
+# B rows, T tokens
+"""A probe of reasoning in several steps over facts that the row states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import ConfigError
+from zoo.probes.base import Examples, Probe, fill
+
+PAD = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hops(Probe, name="hops"):
+    """Who comes k steps after x in a cycle whose edges are shuffled (Allen-Zhu, 2025, "Physics of language models:
+    part 4.1", the task Depo).
+
+    A row names n of N nodes: the edges x y of a random cycle through all n in random order, then `queries` pairs of a
+    number of steps and a node, then padding. The answer at a query's node is the node that many steps after it. n is
+    drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each query. Chance is 1/N.
+    """
+
+    level_is: ClassVar[str] = "steps"
+    mixer_alone: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "nodes": 6, "queries": 4}
+
+    levels: tuple[int, ...] = (1, 2, 3, 4)
+    nodes: int = 16
+    queries: int = 10
+    steps: int = 1500
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        if self.nodes < 3 or min(self.levels) < 1:
+            raise ConfigError(f"hops: {self.nodes} nodes and levels {self.levels} (3 nodes at least, levels from 1)")
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 + self.nodes + max(self.levels)
+
+    @property
+    def seq_len(self) -> int:
+        return 2 * self.nodes + 2 * self.queries
+
+    def chance(self, level: int) -> float:
+        return 1 / self.nodes
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        sizes = np.arange(3, self.nodes + 1)
+        weights = 1 / (sizes + np.sqrt(self.nodes))
+        counts = rng.choice(sizes, rows, p=weights / weights.sum())
+        choices = np.array(self.levels if level is None else (level,))
+        made = fill(rows, self.seq_len, PAD)
+        for row, n in enumerate(counts):
+            cycle = 1 + rng.permutation(self.nodes)[:n]
+            edges = rng.permutation(n)
+            hops, starts = choices[rng.integers(0, len(choices), self.queries)], rng.integers(0, n, self.queries)
+            end = 2 * n + 2 * self.queries
+            made.tokens[row, 0 : 2 * n : 2], made.tokens[row, 1 : 2 * n : 2] = cycle[edges], cycle[(edges + 1) % n]
+            made.tokens[row, 2 * n : end : 2] = self.nodes + hops
+            made.tokens[row, 2 * n + 1 : end : 2] = cycle[starts]
+            made.labels[row, 2 * n + 1 : end : 2] = cycle[(starts + hops) % n]
+        return made

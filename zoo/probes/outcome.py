@@ -1,0 +1,160 @@
+"""What a probe finds of one model: learning rates tried, seeds at the best of them, and how far each got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from statistics import mean, median_low, stdev
+from typing import Any
+
+ENOUGH = 0.9
+"""The accuracy from which a level counts as reached; and the share of the best accuracy that bounds the window."""
+
+LEAST_GAIN = 0.1
+"""The share of the way from chance to 1 that the best learning rate must have made for a window to mean anything."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The learning rates around the best with at least 0.9 times its accuracy, by interpolation between those that were
+    tried; `decades` is its width. An end is `open` where no rate beyond it was tried."""
+
+    low: float
+    high: float
+    open_low: bool
+    open_high: bool
+
+    @property
+    def decades(self) -> float:
+        return math.log10(self.high / self.low)
+
+
+def find_window(accuracy: Mapping[float, float], chance: float) -> Window | None:
+    """Find the window of learning rates; None where the best one hardly learns more than chance."""
+    rates = sorted(accuracy)
+    best = max(rates, key=lambda lr: accuracy[lr])
+    if accuracy[best] - chance < LEAST_GAIN * (1 - chance):
+        return None
+    least, place = ENOUGH * accuracy[best], rates.index(best)
+    low, open_low = _walk(rates[place::-1], accuracy, least)
+    high, open_high = _walk(rates[place:], accuracy, least)
+    return Window(low, high, open_low, open_high)
+
+
+def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float) -> tuple[float, bool]:
+    """Go from the best rate to where accuracy falls below `least`. Gives the rate there, and whether none was met."""
+    for inner, outer in pairwise(rates):
+        if accuracy[outer] < least:
+            share = (accuracy[inner] - least) / (accuracy[inner] - accuracy[outer])
+            return 10 ** (math.log10(inner) + share * math.log10(outer / inner)), False
+    return rates[-1], True
+
+
+def find_reach(accuracy: Mapping[int, float]) -> int:
+    """Find the hardest level up to which every level has an accuracy of 0.9; 0 where the easiest has not."""
+    reached = 0
+    for level in sorted(accuracy):
+        if accuracy[level] < ENOUGH:
+            break
+        reached = level
+    return reached
+
+
+@dataclass(frozen=True)
+class SeedReport:
+    """What one seed reached at the best learning rate, by level: accuracy, loss, and what else a probe measures."""
+
+    seed: int
+    levels: dict[int, dict[str, float]]
+
+    @property
+    def reach(self) -> int:
+        return find_reach({level: found["accuracy"] for level, found in self.levels.items()})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model on a probe. `chosen` are accuracies by learning rate on the examples that it is chosen by; `seeds` are
+    reports on examples that nothing was chosen by. `state_bytes` are those of a row of training in float32: keys and
+    values, or recurrent states; `flops` are a token's, forward, the head among them."""
+
+    model: str
+    overrides: tuple[str, ...]
+    probe: str
+    size: str
+    settings: Mapping[str, Any]
+    level_is: str
+    chances: dict[int, float]
+    layers: tuple[str, ...]
+    params: int
+    state_bytes: int
+    flops: float
+    chance: float
+    chosen: dict[float, float]
+    lr: float
+    seeds: tuple[SeedReport, ...]
+    trained: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    key: str = field(default="", kw_only=True)
+
+    @property
+    def window(self) -> Window | None:
+        return find_window(self.chosen, self.chance)
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether the best learning rate is the lowest or the highest that was tried."""
+        return self.lr in (min(self.chosen), max(self.chosen))
+
+    @property
+    def reaches(self) -> list[int]:
+        return [each.reach for each in self.seeds]
+
+    @property
+    def reach(self) -> int:
+        """The median of what the seeds reached, of an even number the lower of both in the middle."""
+        return median_low(self.reaches)
+
+    def accuracy(self, level: int) -> tuple[float, float | None]:
+        """The mean over seeds at a level, and the deviation of one seed; None with one seed."""
+        return self.average(level, "accuracy")
+
+    def average(self, level: int, name: str) -> tuple[float, float | None]:
+        found = [each.levels[level][name] for each in self.seeds]
+        return mean(found), stdev(found) if len(found) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain data, with what follows from it: `window`, `reach`, means and deviations by level."""
+        window = self.window
+        found = asdict(self)
+        found["chosen"] = [{"lr": lr, "accuracy": self.chosen[lr]} for lr in sorted(self.chosen)]
+        names = list(self.seeds[0].levels[min(self.chances)])
+        levels = {}
+        for level in sorted(self.chances):
+            averages = {name: self.average(level, name) for name in names}
+            levels[level] = {"chance": self.chances[level], "trained": level in self.trained} | {
+                name: {"mean": middle, "deviation": deviation} for name, (middle, deviation) in averages.items()
+            }
+        return found | {
+            "on_edge": self.on_edge,
+            "window": None if window is None else {**asdict(window), "decades": window.decades},
+            "reach": self.reach,
+            "reaches": self.reaches,
+            "levels": levels,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
+        """Read what `to_dict` wrote, after JSON has made its keys text. Raises KeyError, TypeError or ValueError."""
+        given = {name: data[name] for name in cls.__dataclass_fields__}
+        seeds = tuple(
+            SeedReport(each["seed"], {int(level): found for level, found in each["levels"].items()})
+            for each in given["seeds"]
+        )
+        lists = {name: tuple(given[name]) for name in ("overrides", "layers", "trained", "notes")}
+        chances = {int(level): chance for level, chance in given["chances"].items()}
+        chosen = {each["lr"]: each["accuracy"] for each in given["chosen"]}
+        return cls(**{**given, **lists, "seeds": seeds, "chances": chances, "chosen": chosen})

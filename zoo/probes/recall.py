@@ -1,0 +1,210 @@
+# B rows, T tokens, K keys, V vocabulary
+"""Probes of associative recall: values that belong to keys in the row (mqar, overwrite, needle), or to keys for good
+(memorise)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import ConfigError
+from zoo.probes.base import Examples, Probe, choose_distinct, draw_mixed, fill, place
+
+POWER = 0.01
+"""The exponent a of the chance of a gap g between a pair and its query, which is in proportion to a·g^(a−1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MQAR(Probe, name="mqar"):
+    """Multi-query associative recall (Arora et al., 2023, "Zoology").
+
+    Of V tokens 0 is a filler, 1 to V/2 − 1 are keys and V/2 to V − 1 values. A row is k₁ v₁ … k_K v_K, K different keys
+    with K different values, then T − 2K slots: key i comes again at slot 2gᵢ, the others are filler. Gaps are drawn
+    without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a key's second place is its
+    value. The level is K; training draws all of them equally often. Chance is 2/V, that of any value.
+    """
+
+    level_is: ClassVar[str] = "keys"
+    small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (2, 4, 8), "steps": 400}
+
+    levels: tuple[int, ...] = (2, 4, 8, 16)
+    context: int = 64
+    vocab: int = 64
+    steps: int = 600
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        for keys in self.levels:
+            if 4 * keys > self.context:
+                raise ConfigError(f"{self.name}: {keys} keys take {4 * keys} tokens, context is {self.context}")
+            if keys >= self.vocab // 2:
+                raise ConfigError(f"{self.name}: a vocabulary of {self.vocab} has {self.vocab // 2 - 1} keys at most")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+    def chance(self, level: int) -> float:
+        return 2 / self.vocab
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        if level is None:
+            return draw_mixed(self, rng, rows, self.levels, seed)
+        keys, values = draw_pairs(rng, rows, level, level, self.vocab)
+        made = fill(rows, self.context)
+        write_pairs(made.tokens, 0, keys, values)
+        ask(made, rng, 2 * level, keys, values)
+        return made
+
+
+def draw_pairs(
+    rng: np.random.Generator, rows: int, keys: int, values: int, vocab: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw different keys and different values for each row."""
+    half = vocab // 2
+    return choose_distinct(rng, rows, keys, 1, half), choose_distinct(rng, rows, values, half, vocab)
+
+
+def write_pairs(tokens: np.ndarray, start: int, keys: np.ndarray, values: np.ndarray) -> None:
+    """Write k₁ v₁ k₂ v₂ … from column `start` on."""
+    end = start + 2 * keys.shape[1]
+    tokens[:, start:end:2], tokens[:, start + 1 : end : 2] = keys, values
+
+
+def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, values: np.ndarray) -> None:
+    """Write each key again in the slots from column `start` on, and its value as the answer there."""
+    rows, count = keys.shape
+    gaps = np.arange(1, (made.tokens.shape[1] - start) // 2 + 1)
+    weights = gaps ** (POWER - 1.0)
+    # The smallest of exponentials divided by weights are a sample without replacement (Efraimidis and Spirakis, 2006).
+    drawn = (rng.exponential(size=(rows, len(gaps))) / weights).argsort(1)[:, :count]
+    columns = start + 2 * drawn
+    place(made.tokens, columns, keys)
+    place(made.labels, columns, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwrite(MQAR, name="overwrite"):
+    """Recall of what was written last: `mqar` in which some keys get a second value (Arora et al., 2023, the task
+    `forgetting_mqar` of their code).
+
+    After the K pairs, U of the keys come again in random order, each with a value that no key had; then the queries, as
+    in mqar. The answer is a key's last value. The level is U. Chance is 2/V.
+    """
+
+    level_is: ClassVar[str] = "keys overwritten"
+    small: ClassVar[Mapping[str, Any]] = {"keys": 4, "levels": (1, 2), "context": 32, "steps": 400}
+
+    levels: tuple[int, ...] = (2, 4, 8)
+    keys: int = 8
+
+    def __post_init__(self) -> None:
+        for changed in self.levels:
+            needed = 4 * self.keys + 2 * changed
+            if changed > self.keys:
+                raise ConfigError(f"{self.name}: {changed} of {self.keys} keys cannot be overwritten (fewer levels)")
+            if needed > self.context or self.keys + changed > self.vocab // 2:
+                raise ConfigError(f"{self.name}: {changed} of {self.keys} keys take {needed} tokens (a longer context)")
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        if level is None:
+            return draw_mixed(self, rng, rows, self.levels, seed)
+        keys, drawn = draw_pairs(rng, rows, self.keys, self.keys + level, self.vocab)
+        first, second = drawn[:, : self.keys], drawn[:, self.keys :]
+        changed = choose_distinct(rng, rows, level, 0, self.keys)
+        made = fill(rows, self.context)
+        write_pairs(made.tokens, 0, keys, first)
+        write_pairs(made.tokens, 2 * self.keys, np.take_along_axis(keys, changed, 1), second)
+        last = first.copy()
+        place(last, changed, second)
+        ask(made, rng, 2 * (self.keys + level), keys, last)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needle(MQAR, name="needle"):
+    """Recall over distances that training never had: `mqar` of `keys` keys, trained in a context of T tokens, with
+    filler between the pairs and the slots of the queries until the row has as many tokens as the level says.
+
+    Chance is 2/V.
+    """
+
+    level_is: ClassVar[str] = "tokens"
+    small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (32, 64, 128), "keys": 2, "steps": 400}
+
+    levels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    keys: int = 4
+
+    def __post_init__(self) -> None:
+        if 4 * self.keys > self.context or min(self.levels) < self.context:
+            raise ConfigError(
+                f"{self.name}: {self.keys} keys and levels {self.levels} go with no context {self.context}"
+            )
+
+    def trains(self, level: int) -> bool:
+        return level == self.context
+
+    def length(self, level: int) -> int:
+        return level
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        length = self.context if level is None else level
+        keys, values = draw_pairs(rng, rows, self.keys, self.keys, self.vocab)
+        made = fill(rows, length)
+        write_pairs(made.tokens, 0, keys, values)
+        ask(made, rng, 2 * self.keys + length - self.context, keys, values)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorise(Probe, name="memorise"):
+    """Facts held in weights: one fixed map from keys to values, that of the seed (Poli et al., 2024, MAD).
+
+    Of V tokens 0 is a blank, 1 to V/2 − 1 are keys and V/2 to V − 1 values. A row is `pairs` pairs of a key, drawn at
+    random, and a blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1,
+    the number of facts. Bits learned are facts × (log₂ V/2 − the loss in bits), at least 0. Chance is 2/V.
+    """
+
+    level_is: ClassVar[str] = "facts"
+    mixer_alone: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {"vocab": 128, "levels": (63,)}
+
+    levels: tuple[int, ...] = (1023,)
+    vocab: int = 2048
+    pairs: int = 16
+    steps: int = 500
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        if self.levels != (self.vocab // 2 - 1,):
+            raise ConfigError(f"{self.name}: levels are {self.levels} (a vocabulary of {self.vocab} has one: V/2 − 1)")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def seq_len(self) -> int:
+        return 2 * self.pairs
+
+    def chance(self, level: int) -> float:
+        return 2 / self.vocab
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        facts = self.make_generator(seed, "map").integers(self.vocab // 2, self.vocab, self.vocab // 2)
+        keys = rng.integers(1, self.vocab // 2, (rows, self.pairs))
+        made = fill(rows, self.seq_len)
+        made.tokens[:, ::2], made.labels[:, 1::2] = keys, facts[keys]
+        return made
+
+    def measure(self, level: int, accuracy: float, loss: float, params: int) -> dict[str, float]:
+        bits = level * max(0.0, math.log2(self.vocab // 2) - loss / math.log(2))
+        return {"bits": bits, "bits_per_parameter": bits / params}

@@ -1,0 +1,206 @@
+"""Bring any decoder to the size of a probe: its own kinds of layer and choices, with small dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from zoo.costs.params import count_parameters
+from zoo.errors import ConfigError
+from zoo.grammar import from_dict, to_dict
+from zoo.model.init import Normal
+from zoo.spec import Spec
+
+D_MODEL, N_LAYERS, HEAD_DIM = 64, 2, 32
+
+MOST = 4_000_000
+"""Parameters beside the tables of tokens that a model may have at the probe's size."""
+
+FEED_FORWARD = frozenset(["block", "ffn", "d_ff", "activation", "router", "n_experts", "top_k", "shared_expert"])
+"""Keys of a feed-forward: where the user sets one, it is left in."""
+
+STRIPPED = ("pre", "post", "post_inside", "sandwich", "parallel")
+"""Blocks that are a mixer and a feed-forward, and have a mixer alone beside them."""
+
+AT_MOST = {
+    **{"d_state": 16, "dt_rank": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16},
+    **{"qk_rope_head_dim": 16, "n_experts": 4, "zero_experts": 2, "n_groups": 1, "top_k_groups": 1, "heads": 2},
+    **{
+        "decay_rank": 16,
+        "gate_rank": 16,
+        "rate_rank": 16,
+        "value_rank": 16,
+        "laurel_rank": 16,
+        "width": 32,
+        "out_width": 32,
+    },
+    **{"latent": 32, "rank": 16, "adapter_rank": 16, "landmarks": 16, "block_size": 16, "global_block_size": 16},
+}
+"""What a dimension is at most."""
+
+LENDERS = ("kv_from", "values_from")
+"""Fields of an attention that name another kind of layer."""
+
+FASTEST_CHUNK = 32
+"""Tokens of a chunk of a recurrence, which change speed alone: at 32 channels a head 16 to 32 measured fastest."""
+
+
+class Size(NamedTuple):
+    """What a probe asks of a model: its tokens, how long its rows may be, and whether the mixer stands alone."""
+
+    vocab_size: int
+    max_seq_len: int
+    mixer_alone: bool
+
+
+def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "model") -> Spec:
+    """Bring a decoder to a probe's size; keys that are `kept` stay as they are, as `n_layers` or `d_model`.
+
+    It is 64 wide, with 32 channels a head, and has two layers, or one of each kind where there are more. Where the
+    mixer stands alone, a layer is x + mixer(norm(x)). Windows stay: they are no dimension of weights. Matrices are
+    drawn with a deviation of 1/√d_model: the usual 0.02 is that of a model 2,500 wide, and with it attention stays on
+    mqar's plateau for all of a short run. Raises ConfigError for a model of another kind, and for one that has no such
+    size.
+    """
+    refuse_other_kinds(spec, label)
+    node = to_dict(spec)
+    sizes = make_sizes(node, size, kept)
+    alone = size.mixer_alone and not FEED_FORWARD.intersection(kept)
+    blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
+    if alone:
+        blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
+    pattern = [name for name in node["pattern"] if name in blocks]
+    if not pattern:
+        raise ConfigError(f"{label}: has no layer that mixes tokens, so that nothing is left to probe (attention=gqa)")
+    blocks, pattern = merge_equal(blocks, pattern)
+    if not {"n_layers", "pattern", "layers"}.intersection(kept):
+        kinds = list(dict.fromkeys(pattern))
+        pattern = kinds * N_LAYERS if len(kinds) == 1 else kinds
+    own = {key: value for key, value in node.items() if key not in ("blocks", "pattern")}
+    blocks = {name: blocks[name] for name in dict.fromkeys(pattern)}
+    made = {**resize(own, sizes, node), "blocks": blocks, "pattern": pattern, "pooler": None}
+    if alone:
+        made["final_norm"] = None
+    if "init" not in kept:
+        made["init"] = to_dict(Normal(std=made["d_model"] ** -0.5))
+    if not spec.head.predicts_tokens:
+        made["head"] = {"kind": "lm", "vocab_size": size.vocab_size}
+    if per_layer := made["embedding"].get("per_layer"):
+        read_by = any(block.get("layer_input") for block in blocks.values())
+        made["embedding"]["per_layer"] = {**per_layer, "n_layers": len(pattern)} if read_by else None
+    return read(made, label)
+
+
+def refuse_other_kinds(spec: Any, label: str) -> None:
+    """Raise ConfigError for a model that does not read from left to right."""
+    if spec.kind != "decoder":
+        what = spec.kind.replace("_", "-")
+        raise ConfigError(f"{label}: is an {what}, and the answers of a probe follow from earlier tokens (a decoder)")
+    if spec.reads_memory:
+        raise ConfigError(f"{label}: its layers read an encoder's output, and a probe has none (no block.cross)")
+
+
+def read(node: Mapping[str, Any], label: str) -> Any:
+    """Read a model that was made small. Raises ConfigError where it does not go together, and where it is large."""
+    try:
+        spec = from_dict(node)
+        counted = count_parameters(spec)
+    except (ConfigError, ValueError) as error:
+        reason = error.faults[0] if isinstance(error, ConfigError) else str(error)
+        raise ConfigError(
+            f"{label}: has no form at a probe's size, {reason} (set these dimensions yourself)"
+        ) from error
+    if (found := counted["total"] - counted["embedding"]) > MOST:
+        what = f"has {found:,} parameters at a probe's size, at most {MOST:,} would do"
+        raise ConfigError(f"{label}: {what} (set its dimensions yourself)")
+    return spec
+
+
+class Sizes(NamedTuple):
+    """Dimensions by their keys: what they become, or the rule for it, from the value, the node and the whole model."""
+
+    fixed: Mapping[str, int]
+    rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
+    kept: frozenset[str]
+
+
+def make_sizes(node: Mapping[str, Any], size: Size, kept: Collection[str]) -> Sizes:
+    """Work out what each dimension becomes, given the ones that are kept."""
+    width = node["d_model"] if "d_model" in kept else D_MODEL
+    head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
+    heads = max(1, width // (head or HEAD_DIM))
+    fixed = {
+        **{"d_model": width, "d_inner": width, "d_ff": 2 * width, "head_dim": HEAD_DIM},
+        **{"head_k_dim": HEAD_DIM, "head_v_dim": HEAD_DIM, "v_head_dim": HEAD_DIM, "n_k_heads": heads},
+        **{"vocab_size": size.vocab_size, "max_seq_len": size.max_seq_len},
+    }
+    rules = {
+        # Mamba-2's inner width is twice the model's, as published.
+        "n_heads": lambda own, at, model: 2 * heads if at.get("kind") == "mamba2" else heads,
+        "n_kv_heads": lambda own, at, model: heads if own == at["n_heads"] else 1 if own == 1 else max(1, heads // 2),
+        "n_v_heads": lambda own, at, model: heads * min(2, own // at["n_k_heads"]),
+        "rotary_dim": lambda own, at, model: max(2, 2 * round(own * HEAD_DIM / find_head_width(model) / 2)),
+        "chunk_size": lambda own, at, model: min(own, FASTEST_CHUNK),
+        "top_k": lambda own, at, model: min(own, 2) if at.get("n_experts") else own,
+    }
+    return Sizes(fixed, rules, frozenset(kept))
+
+
+def find_head_width(node: Mapping[str, Any]) -> int:
+    """Find the channels of a head that a position scheme may rotate, in the first attention that has such."""
+    for block in node["blocks"].values():
+        attention = block["attention"]
+        for key in ("qk_rope_head_dim", "head_dim"):
+            if attention.get(key) and attention.get("position"):
+                return attention[key]
+    return HEAD_DIM
+
+
+def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
+    """Copy plain data of a Spec with small dimensions."""
+    if isinstance(node, list):
+        return [resize(each, sizes, model) for each in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: resize_value(key, value, node, sizes, model) for key, value in node.items()}
+
+
+def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, model: Mapping[str, Any]) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return resize(value, sizes, model)
+    if key in sizes.kept and key not in ("vocab_size", "max_seq_len"):
+        return value
+    if key in sizes.fixed:
+        return sizes.fixed[key]
+    if key in sizes.rules:
+        return sizes.rules[key](value, at, model)
+    return min(value, AT_MOST.get(key, value))
+
+
+def strip(block: dict[str, Any]) -> dict[str, Any]:
+    """Leave a block's mixer and norm alone, where it has a feed-forward beside them."""
+    if block["kind"] not in STRIPPED:
+        return block
+    shared = {key: block[key] for key in ("attention", "norm", "residual_scale", "stream_scale")}
+    return {"kind": "mixer", **shared}
+
+
+def merge_equal(blocks: Mapping[str, Any], pattern: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Give kinds of layer that are alike now one name: that of the first."""
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(pattern):
+        names[name] = next((first for first in names.values() if blocks[first] == blocks[name]), name)
+    merged = {name: {**blocks[name], "attention": rename_lender(blocks[name]["attention"], names)} for name in names}
+    return merged, [names[name] for name in pattern]
+
+
+def rename_lender(attention: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Call the kind of layer that lends keys or values to this attention by its new name."""
+    lenders = {key: names.get(attention[key], attention[key]) for key in LENDERS if attention.get(key)}
+    return {**attention, **lenders}
+
+
+def find_idle_windows(spec: Any, length: int) -> list[int]:
+    """List the windows and chunks of a model that hide nothing in rows of so many tokens."""
+    reach = (block.attention.visible_window or block.attention.visible_chunk for block in spec.blocks.values())
+    return sorted({each for each in reach if each and each >= length})

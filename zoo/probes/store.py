@@ -1,0 +1,96 @@
+"""Keep each training of a probe in a folder, so that a battery which was killed goes on where it was.
+
+FOLDER/runs.json     what each training scored, under the key of architecture and probe
+FOLDER/probe.json    the outcome, once all of them are there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.disk import write_text
+from zoo.errors import ConfigError
+from zoo.probes.outcome import Outcome
+
+if TYPE_CHECKING:
+    from zoo.probes.battery import Task
+
+RUNS, OUTCOME = "runs.json", "probe.json"
+LONGEST = 100
+
+
+@dataclass
+class Store:
+    """What trainings of one architecture on one probe scored; in memory alone without a folder."""
+
+    folder: Path | None
+    key: str
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path | None, key: str) -> Store:
+        """Open a folder. What another architecture or other settings scored there is left behind. Raises ConfigError
+        for a file that cannot be read."""
+        if folder is None or not (folder / RUNS).is_file():
+            return cls(folder, key)
+        stored = read_json(folder / RUNS)
+        same = isinstance(stored, dict) and stored.get("key") == key
+        return cls(folder, key, dict(stored["runs"]) if same else {})
+
+    def __contains__(self, task: Task) -> bool:
+        return name_task(task) in self.found
+
+    def read(self, task: Task) -> dict[str, Any]:
+        return self.found[name_task(task)]
+
+    def write(self, task: Task, found: dict[str, Any]) -> None:
+        """Keep what a training scored."""
+        self.found[name_task(task)] = found
+        self._write(RUNS, {"key": self.key, "runs": self.found})
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write the outcome."""
+        self._write(OUTCOME, outcome.to_dict())
+
+    def _write(self, name: str, data: Any) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / name, json.dumps(data, indent=2) + "\n")
+
+
+def name_task(task: Task) -> str:
+    """Name a training by what the key leaves open."""
+    return f"{'report' if task.report else 'choose'} lr {task.lr:.6g} seed {task.seed}"
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file. Raises ConfigError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (delete it to begin anew)") from error
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """Read the outcome in a probe's folder; None where there is none yet. Raises ConfigError."""
+    if not (folder / OUTCOME).is_file():
+        return None
+    try:
+        return Outcome.from_dict(read_json(folder / OUTCOME))
+    except (KeyError, TypeError, ValueError) as error:
+        found = f"found {type(error).__name__}"
+        raise ConfigError(f"{folder / OUTCOME}: is no outcome of a probe, {found} (delete it)") from error
+
+
+def name_folder(model: str, overrides: Sequence[str]) -> str:
+    """Name the folder of a model under overrides: `llama-tiny,attention=sliding,window=16`."""
+    text = re.sub(r"[^\w.,=+-]+", "_", ",".join([Path(model).name or model, *overrides]))
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST - 9]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"

@@ -1,0 +1,184 @@
+# B rows, T tokens, G elements of a group
+"""Probes of state tracking: parity, and the word problems of finite groups."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.probes.base import IGNORED, Examples, Probe, fill
+
+PAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity(Probe, name="parity"):
+    """Parity of a row of bits (Hahn, 2020; Grazzi et al., 2024).
+
+    The answer at a bit is the sum of the bits up to it modulo 2. Training draws lengths from `shortest` to `longest`,
+    pads behind the end, and asks at the last bit, or with `cumulative` at each. The level is the length; there the last
+    bit alone is asked. Chance is 1/2.
+    """
+
+    level_is: ClassVar[str] = "bits"
+    scaled: ClassVar[bool] = True
+    mixer_alone: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8, 16), "longest": 8}
+
+    levels: tuple[int, ...] = (8, 16, 40, 64, 128, 256)
+    shortest: int = 3
+    longest: int = 40
+    cumulative: bool = True
+    steps: int = 500
+    rows: int = 48
+
+    @property
+    def vocab_size(self) -> int:
+        return PAD + 1
+
+    @property
+    def seq_len(self) -> int:
+        return self.longest
+
+    def trains(self, level: int) -> bool:
+        return self.shortest <= level <= self.longest
+
+    def length(self, level: int) -> int:
+        return level
+
+    def chance(self, level: int) -> float:
+        return 0.5
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        lengths = rng.integers(self.shortest, self.longest + 1, rows) if level is None else np.full(rows, level)
+        width = self.longest if level is None else level
+        bits = rng.integers(0, 2, (rows, width))
+        columns, last = np.arange(width), lengths[:, None] - 1
+        asked = columns <= last if self.cumulative and level is None else columns == last
+        return Examples(np.where(columns <= last, bits, PAD), np.where(asked, bits.cumsum(1) % 2, IGNORED))
+
+
+class Group:
+    """A finite group: `table[a, b]` is the element a·b, first a and then b. `swaps` are its elements that exchange two
+    things, where it is one of permutations."""
+
+    def __init__(self, elements: list[tuple[int, ...]]) -> None:
+        """Take permutations: p sends i to p[i]."""
+        number = {each: index for index, each in enumerate(elements)}
+        self.table = np.array([[number[tuple(b[i] for i in a)] for b in elements] for a in elements])
+        moved = [sum(i != j for i, j in enumerate(each)) for each in elements]
+        self.swaps = np.array([index for index, count in enumerate(moved) if count == 2])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def turn(size: int, by: int, start: int = 0) -> list[int]:
+    """The permutation of `size` things numbered from `start` that moves each by so many places round a circle."""
+    return [start + (i + by) % size for i in range(size)]
+
+
+def is_even(order: tuple[int, ...]) -> bool:
+    return sum(a > b for a, b in combinations(order, 2)) % 2 == 0
+
+
+@functools.cache
+def make_group(name: str) -> Group:
+    """Make a group by its name: Z and S with a number, A5, A4xZ5. Raises ConfigError."""
+    if name[:1] == "Z" and name[1:].isdigit() and 2 <= int(name[1:]) <= 120:
+        return Group([tuple(turn(int(name[1:]), by)) for by in range(int(name[1:]))])
+    if name in ("S2", "S3", "S4", "S5"):
+        return Group(list(permutations(range(int(name[1])))))
+    if name in ("A4", "A5"):
+        return Group([each for each in permutations(range(int(name[1]))) if is_even(each)])
+    if name == "A4xZ5":
+        even = [each for each in permutations(range(4)) if is_even(each)]
+        return Group([(*each, *turn(5, by, 4)) for each, by in product(even, range(5))])
+    known = ("Z6", "Z60", "S3", "S4", "S5", "A4", "A5", "A4xZ5")
+    raise ConfigError(f"word.group: is {name!r}{did_you_mean(name, known)} (one of: {', '.join(known)})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word(Probe):
+    """The word problem of a group: the product of the elements so far, at every position (Liu et al., 2022; Merrill et
+    al., 2024; Grazzi et al., 2024).
+
+    Tokens are elements of `group`, with `swaps_only` those that exchange two things; answers are any elements. A row
+    counts where all of its answers are right. The level is the length; that of training is T. Chance is that of
+    guessing each answer among those that are possible there, at least G^−T.
+    """
+
+    level_is: ClassVar[str] = "elements"
+    exact: ClassVar[bool] = True
+    mixer_alone: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8), "context": 8}
+
+    levels: tuple[int, ...] = (8, 16, 32, 64, 128)
+    group: str = "S3"
+    swaps_only: bool = False
+    context: int = 16
+    steps: int = 1500
+    rows: int = 96
+
+    def __post_init__(self) -> None:
+        if self.swaps_only and not len(make_group(self.group).swaps):
+            raise ConfigError(f"{self.name}: no element of {self.group} exchanges two things (swaps_only=false)")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(make_group(self.group))
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+    def trains(self, level: int) -> bool:
+        return level <= self.context
+
+    def length(self, level: int) -> int:
+        return level
+
+    def chance(self, level: int) -> float:
+        group = make_group(self.group)
+        choices = len(group.swaps) if self.swaps_only else len(group)
+        return float(choices) ** -level
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        group, length = make_group(self.group), self.context if level is None else level
+        choices = group.swaps if self.swaps_only else np.arange(len(group))
+        made = fill(rows, length)
+        made.tokens[:] = choices[rng.integers(0, len(choices), (rows, length))]
+        done = made.tokens[:, 0]
+        made.labels[:, 0] = done
+        for column in range(1, length):
+            done = group.table[done, made.tokens[:, column]]
+            made.labels[:, column] = done
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordZ6(Word, name="word_z6"):
+    """The word problem of Z6, addition modulo 6: a group that commutes."""
+
+    group: str = "Z6"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordS3(Word, name="word_s3"):
+    """The word problem of S3, permutations of three things: the smallest group that does not commute."""
+
+    group: str = "S3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordS5(Word, name="word_s5_swaps"):
+    """The word problem of S5 where each element exchanges two of five things (Grazzi et al., 2024)."""
+
+    group: str = "S5"
+    swaps_only: bool = True
