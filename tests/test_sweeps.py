@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,14 +11,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from shell import ROOT, TINY, list_job_folders
 
 from zoo import runs
+from zoo.analysis.power import compute_power, find_smallest_effect
+from zoo.analysis.verdict import student_quantile
 from zoo.cli import run
+from zoo.costs import Setup, price
 from zoo.jobs.plan import plan_launch
 from zoo.jobs.sweep import Job, drop_duplicates
 from zoo.report.arms import name_arms
+from zoo.report.history import RunRecord
+from zoo.run.memory import begin_peak_memory, read_peak_since, release_memory
 
 SWEEP = "hydra.sweep.dir=sweep"
 
@@ -113,6 +121,75 @@ def test_a_sweep_needs_a_folder_of_its_own_and_names_its_jobs(here: Path, refuse
     assert refused("train", "-m", *TINY, "hydra.sweep.dir=run", "seed=0,1")[0].startswith("run: has a run in it")
     (line,) = refused("train", "-m", *TINY, "hydra.sweep.subdir=x", "seed=0,1")
     assert line == "hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)"
+
+
+def test_a_plan_prices_what_runs_then_cost_and_leaves_no_trace(here: Path, capsys) -> None:
+    shared = ["train", "-m", *TINY, SWEEP, "optim=muon", "seed=0,1"]
+    asked = [*shared, "attention=gqa,mqa,nope", "model.d_ff=256,30000000000", "optim.lr=1e-2,0.01"]
+    assert run([*asked, "--plan", "--json", "--sigma", "0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each.name for each in here.iterdir()] == ["text.txt"]
+    assert [(each["arm"], each["seeds"]) for each in found["arms"]] == [
+        ("attention=gqa", [0, 1]),
+        ("attention=mqa", [0, 1]),
+    ]
+    faults = {each["overrides"]: " ".join(each["faults"]) for each in found["refused"]}
+    assert len(faults) == 8 and len(found["duplicates"]) == 8
+    assert sum("attention: no option 'nope'" in why for why in faults.values()) == 4
+    assert sum(why.startswith("model: does not fit into memory") for why in faults.values()) == 4
+    assert found["seconds"] > 0 and found["power"] == {
+        "seeds": 2,
+        "smallest_effect": pytest.approx(11.55, abs=0.01),
+        "smallest_effect_corrected": pytest.approx(11.55, abs=0.01),
+        "sigma": 0.5,
+    }
+    asked = [*shared, "attention=gqa,mqa", "model.d_ff=256", "optim.lr=1e-2"]
+    assert run([*asked, "--measure"]) == 0
+    assert " ×" in capsys.readouterr().out
+    jobs = read_jobs()
+    assert {name for each in found["arms"] for name in each["jobs"]} == set(jobs)
+    for arm, name in ((each, name) for each in found["arms"] for name in each["jobs"]):
+        result, predicted = json.loads(Path("sweep", name, "result.json").read_text()), jobs[name]["predicted"]
+        for figure in ("params", "tokens", "flops"):
+            assert arm[figure] == predicted[figure] == result[figure]
+        step = price(RunRecord(Path("sweep", name)).spec, Setup(optimizer="muon"))["flops"]["optimizer_step"]
+        assert predicted["optimizer_flops"] == 2 * step > 0
+        assert predicted["seconds"] > 0 and result["wall_seconds"] > result["seconds"]
+        assert sys.platform != "linux" or result["peak_memory"] > 0
+    assert run([*asked, "--plan", "--sigma", "sweep"]) == 0
+    out = capsys.readouterr().out
+    assert "2 (2 done)" in out and "all are done" in out and "in loss" in out
+
+
+def test_options_of_a_plan_are_refused_elsewhere(here: Path, refused) -> None:
+    assert refused("train", *TINY, "--plan") == ["plan: is an option of a sweep (-m)"]
+    assert refused("train", "-m", *TINY, "seed=0,1", "--sigma", "1") == ["sigma: is an option of a plan (--plan)"]
+    (line,) = refused("train", "-m", *TINY, "seed=0,1", "--plan", "--sigma", "x", "--no-measure")
+    assert line == "sigma: is a deviation in loss or the folder of a sweep, found 'x' (--sigma 0.01, say)"
+
+
+@pytest.mark.parametrize(("n", "effect"), [(2, 5.0), (3, 3.3), (10, 1.0), (34, 0.5)])
+def test_the_power_of_pairs_is_that_of_simulated_ones(n: int, effect: float) -> None:
+    drawn = np.random.default_rng(n).normal(effect, 1, (100_000, n))
+    t = np.abs(drawn.mean(1)) / (drawn.std(1, ddof=1) / math.sqrt(n))
+    told = float((t > student_quantile(0.975, n - 1)).mean())
+    assert compute_power(effect, n) == pytest.approx(told, abs=0.006)
+    assert find_smallest_effect(n, power=compute_power(effect, n)) == pytest.approx(effect, rel=1e-3)
+
+
+def test_the_power_of_pairs_is_that_of_published_tables() -> None:
+    assert compute_power(0.5, 34) == pytest.approx(0.8077775, abs=1e-6)  # statsmodels' TTestPower, G*Power 3.1
+    assert find_smallest_effect(1) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system begins a peak anew")
+def test_the_peak_of_memory_is_begun_anew() -> None:
+    for size in (64 << 20, 16 << 20):
+        release_memory()
+        before = begin_peak_memory(torch.device("cpu"))
+        held = torch.ones(size // 4)
+        del held
+        assert size - (4 << 20) <= read_peak_since(torch.device("cpu"), before) <= size + (16 << 20)
 
 
 @pytest.mark.slow

@@ -1,39 +1,203 @@
-"""`zoo train -m`: run the jobs of a sweep that are missing, and print one table of them all."""
+"""`zoo train -m`: plan a sweep, run the jobs of it that are missing, and print one table of them all."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from zoo.jobs.outlook import Outlook
     from zoo.jobs.plan import LaunchPlan
     from zoo.jobs.sweep import Job
 
 
-def run_sweep(plan: LaunchPlan) -> None:
-    """Run every job that is not done, and print one table at the end. Exits with 1 when one failed."""
+@dataclass(frozen=True)
+class SweepOptions:
+    """What the command line asks of a sweep. Without `plan` it runs; `measure` is None where neither is asked for."""
+
+    plan: bool = False
+    measure: bool | None = None
+    sigma: str | None = None
+    as_json: bool = False
+
+    def refuse_any(self) -> None:
+        """Raise ConfigError where an option is given to a single run."""
+        from zoo.errors import ConfigError
+
+        given = {"plan": self.plan, "measure": self.measure is not None, "sigma": self.sigma, "json": self.as_json}
+        if asked := [name for name, value in given.items() if value]:
+            raise ConfigError(*(f"{name}: is an option of a sweep (-m)" for name in asked))
+
+    def refuse_idle(self) -> None:
+        """Raise ConfigError where an option of a plan is given without one."""
+        from zoo.errors import ConfigError
+
+        idle = [name for name, value in (("sigma", self.sigma), ("json", self.as_json)) if value and not self.plan]
+        if idle:
+            raise ConfigError(*(f"{name}: is an option of a plan (--plan)" for name in idle))
+
+
+def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
+    """Run every job that is not done, and print one table at the end; exits with 1 when one failed. With `--plan` print
+    what would run."""
+    from zoo.errors import ConfigError
+    from zoo.jobs.sweep import Sweep
+
+    options.refuse_idle()
+    if options.plan:
+        if plan.samples:
+            raise ConfigError("plan: the sweeper draws points as it goes (Hydra's basic sweeper has them before)")
+        _print_plan(_look_ahead(plan, options, Sweep.read(plan.find_folder())), options)
+        return
     with plan.hold_folder() as folder:
         if plan.samples:
             _run_sampled(plan, folder)
         else:
-            _run_known(plan, folder)
+            _run_known(plan, options, folder)
 
 
-def _run_known(plan: LaunchPlan, folder: Path) -> None:
-    from zoo import runs
-    from zoo.jobs.sweep import Sweep, drop_duplicates
+def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Any) -> Outlook:
+    """Compose, deduplicate and price all points, and time their steps where that is asked for."""
+    from zoo.jobs.forecast import Forecaster
+    from zoo.jobs.outlook import Outlook
+    from zoo.jobs.sweep import drop_duplicates, list_varied
 
     jobs, dropped = drop_duplicates(plan.list_points())
-    for each, first in dropped:
-        _say(f"{' '.join(each.typed)}: is the same run as {' '.join(first.typed)}, and runs once")
+    done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
+    forecaster = Forecaster(measure=options.plan if options.measure is None else options.measure)
+    found = {each.name: forecaster.forecast(each.planned) for each in jobs}
+    refused = plan.list_refused()
+    if options.plan:
+        named = zip(list_varied([each.typed for each in jobs]), jobs, strict=True)
+        refused |= {name: [found[each.name].fault or ""] for name, each in named if found[each.name].refused}
+        jobs = [each for each in jobs if not found[each.name].refused]
+        if not jobs:
+            raise _refuse_all(refused)
+    return Outlook(jobs, found, dropped, refused, done, _read_sigma(options.sigma))
+
+
+def _refuse_all(refused: Mapping[str, Sequence[str]]) -> Exception:
+    from zoo.errors import ConfigError
+
+    return ConfigError(*dict.fromkeys(fault for faults in refused.values() for fault in faults))
+
+
+def _read_sigma(text: str | None) -> float | None:
+    """Read a deviation, or estimate it from the runs in a folder."""
+    from zoo.errors import ConfigError
+    from zoo.jobs.outlook import estimate_sigma
+
+    if text is None:
+        return None
+    if Path(text).is_dir():
+        return estimate_sigma(Path(text))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"sigma: is a deviation in loss or the folder of a sweep, found {text!r} (--sigma 0.01, say)")
+    return value
+
+
+# ---------------------------------------------------------------- the plan
+
+
+PLANNED = ("arm", "seeds", "params", "FLOPs", "peak memory", "a step", "a run", "all runs")
+
+
+def _print_plan(outlook: Outlook, options: SweepOptions) -> None:
+    from zoo import report
+
+    if options.as_json:
+        print(report.format_json(outlook.to_dict()))
+        return
+    rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
+    idle = [name for name, *cells in zip(PLANNED, *rows, strict=True) if not any(cells)]
+    header, rows = report.fit_columns(PLANNED, rows, ("peak memory", "params", "a step"), idle)
+    report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
+    for line in _plan_lines(outlook):
+        print(line)
+
+
+def _plan_row(outlook: Outlook, name: str, jobs: Sequence[Job]) -> list[str]:
+    from zoo.report.units import format_count, format_seconds, format_si
+
+    found, timing = outlook.predict(jobs[0]), outlook.forecasts[jobs[0].name].timing
+    flops, left = found["flops"], [each for each in jobs if each.name not in outlook.done]
+    return [
+        name,
+        str(len(jobs)) if len(left) == len(jobs) else f"{len(jobs)} ({len(jobs) - len(left)} done)",
+        format_count(found["params"]),
+        "" if flops is None else format_si(flops + found["optimizer_flops"]),
+        "" if found["peak_memory"] is None else format_si(found["peak_memory"], "B"),
+        "" if timing is None else format_seconds(timing.step),
+        "" if timing is None else format_seconds(found["wall_seconds"]),
+        "" if timing is None or not left else format_seconds(found["wall_seconds"] * len(left)),
+    ]
+
+
+def _plan_lines(outlook: Outlook) -> list[str]:
+    """Say what the table does not: points that are dropped or refused, the seconds of all, and what they tell."""
+    from zoo.jobs.sweep import describe_dropped
+    from zoo.report.units import format_seconds
+
+    same = describe_dropped(outlook.jobs, outlook.dropped)
+    lines = [same] if same else []
+    reasons: dict[str, list[str]] = {}
+    for name, why in outlook.refused.items():
+        reasons.setdefault("; ".join(why), []).append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"refused: {names[0]}{more}: {why}")
+    notes = {outlook.forecasts[each.name].fault: name for name, jobs in outlook.arms.items() for each in jobs[:1]}
+    lines += [f"{name}: {note}" for note, name in notes.items() if note]
+    if not outlook.left:
+        lines.append("all are done")
+    elif outlook.seconds is not None:
+        left = len(outlook.left)
+        takes = f"{format_seconds(outlook.seconds)} one after another: start, steps and evaluations"
+        lines.append(f"{left} runs take {takes} (checkpoints, samples and pictures are left out)")
+    return [*lines, *_power_lines(outlook)]
+
+
+def _power_lines(outlook: Outlook) -> list[str]:
+    """Say what difference the seeds tell."""
+    alone, corrected = outlook.smallest_effect(), outlook.smallest_effect(corrected=True)
+    others, seeds = len(outlook.arms) - 1, outlook.seeds
+    if not others:
+        return []
+    if alone is None or corrected is None:
+        return [f"{seeds} {'seed tells' if seeds == 1 else 'shared seeds tell'} no difference (seed=0,1,2, say)"]
+
+    def size(effect: float) -> str:
+        loss = "" if outlook.sigma is None else f", {effect * outlook.sigma:.4f} in loss"
+        return f"{effect:.2f} σ{loss}"
+
+    line = f"{seeds} seeds tell a difference of {size(alone)} (σ: of a pair's difference; power 0.8, two-sided 5 %)"
+    return [line, *([f"and of {size(corrected)} after Holm over {others} arms"] if others > 1 else [])]
+
+
+# ---------------------------------------------------------------- the sweep
+
+
+def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
+    from zoo import runs
+    from zoo.jobs.sweep import Sweep, describe_dropped
+
     sweep = Sweep.read(folder)
+    outlook = _look_ahead(plan, options, sweep)
+    jobs = outlook.jobs
+    if line := describe_dropped(jobs, outlook.dropped):
+        _say(line)
     missing = sweep.find_missing(jobs)
     sweep.begin(plan.overrides)
-    sweep.add(jobs)
+    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs})
     if line := sweep.describe(jobs, missing):
         _say(line)
     try:
@@ -41,52 +205,72 @@ def _run_known(plan: LaunchPlan, folder: Path) -> None:
             plan.launch(folder, missing)
     finally:
         found = runs.results(folder, [each.name for each in jobs])
-        _print_table(folder, jobs, found)
+        _print_results(folder, jobs, found, runs.read_sweep(folder))
     if any(result["status"] != "done" for result in found):
         raise typer.Exit(1)
 
 
 def _run_sampled(plan: LaunchPlan, folder: Path) -> None:
     """Run what a sampling sweeper proposes, and list the runs that are there at the end."""
-    from zoo import report
     from zoo.report.history import find_runs
 
     try:
         plan.sample(folder)
     finally:
         found = list(find_runs(folder))
-        rows = [
-            [each.folder.name, " ".join(each.result.get("overrides", ())), *_figures(each.result)] for each in found
-        ]
-        report.print_tables(report.make_table(str(folder), HEADER, rows, right=(2, 3, 4)))
+        named = ((each.folder.name, " ".join(each.result.get("overrides", ())), each.result) for each in found)
+        rows = [[name, overrides, *_figures(result, {})] for name, overrides, result in named]
+        _print_rows(folder, rows)
     if any(each.status != "done" for each in found):
         raise typer.Exit(1)
 
 
-HEADER = ("job", "overrides", "val loss", "params", "seconds", "status")
+HEADER = ("job", "overrides", "val loss", "params", "seconds", "peak memory", "status")
+EXPENDABLE = ("params", "peak memory", "seconds")
+"""Columns that a narrow screen goes without, the first first."""
 
 
-def _print_table(folder: Path, jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> None:
-    """Print a row for each job, and beside the table why some failed."""
+def _print_rows(folder: Path, rows: list[list[str]]) -> None:
     from zoo import report
+
+    header, rows = report.fit_columns(HEADER, rows, EXPENDABLE)
+    numbers = [at for at, name in enumerate(header) if name in HEADER[2:6]]
+    report.print_tables(report.make_table(str(folder), header, rows, right=numbers))
+
+
+def _print_results(
+    folder: Path, jobs: Sequence[Job], found: Sequence[dict[str, Any]], noted: Mapping[str, dict[str, Any]]
+) -> None:
+    """Print a row for each job, with what was measured over what was predicted, and below why some failed."""
     from zoo.jobs.sweep import list_varied
 
     named = zip(jobs, list_varied([each.typed for each in jobs]), found, strict=True)
-    rows = [[job.name, overrides, *_figures(result)] for job, overrides, result in named]
-    report.print_tables(report.make_table(str(folder), HEADER, rows, right=(2, 3, 4)))
+    rows = [
+        [job.name, overrides, *_figures(result, noted.get(job.name, {}).get("predicted", {}))]
+        for job, overrides, result in named
+    ]
+    _print_rows(folder, rows)
+    if any("×" in cell for row in rows for cell in row):
+        print("× what was predicted")
     for job, result in zip(jobs, found, strict=True):
         if "error" in result:
             _say(f"{job.name}: {result['error']}")
 
 
-def _figures(result: dict[str, Any]) -> list[str]:
+def _figures(result: dict[str, Any], predicted: Mapping[str, Any]) -> list[str]:
     from zoo import report
 
-    loss, params, seconds = result.get("val_loss"), result.get("params"), result.get("seconds")
+    loss, params = result.get("val_loss"), result.get("params")
+
+    def over(name: str, form: Any) -> str:
+        value, expected = result.get(name), predicted.get(name)
+        return "" if value is None else form(value) if not expected else f"{form(value)} ×{value / expected:.2f}"
+
     return [
         "" if loss is None else f"{loss:.4f}",
         "" if params is None else report.format_count(params),
-        "" if seconds is None else f"{seconds:.1f}",
+        over("seconds", "{:.1f}".format),
+        over("peak_memory", lambda value: report.format_si(value, "B")),
         result.get("status", ""),
     ]
 

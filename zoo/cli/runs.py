@@ -38,7 +38,9 @@ def run(
     if as_json:
         print(report.format_json(rows))
         return
-    header, cells = fit_columns([_cells(row) for row in rows])
+    cells, scored = [_cells(row) for row in rows], HEADER.index("score")
+    idle = [] if any(row[scored] for row in cells) else ["score"]
+    header, cells = report.fit_columns(HEADER, cells, EXPENDABLE, idle)
     right = [at for at, name in enumerate(header) if name in NUMBERS]
     report.print_tables(report.make_table("", header, cells, right=right))
 
@@ -49,20 +51,6 @@ SCORES = ("val_f1", "val_pearson")
 """The metrics of labelled rows that the column `score` shows, where a run has one."""
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 """Columns that a narrow screen goes without, the first first."""
-
-
-def fit_columns(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Leave out scores where no run has one, and columns until the table fits the screen. Returns the header and the
-    rows."""
-    from zoo.report.text import measure_screen
-
-    kept: list[str] = [name for at, name in enumerate(HEADER) if name != "score" or any(row[at] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    for name in EXPENDABLE:
-        if sum(widths[HEADER.index(each)] + 2 for each in kept) <= measure_screen():
-            break
-        kept.remove(name)
-    return kept, [[row[HEADER.index(name)] for name in kept] for row in rows]
 
 
 def _cells(row: Any) -> list[str]:

@@ -49,6 +49,20 @@ def run(
     cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
     info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="With -m: print what would run, what it costs, and what its seeds tell.")
+    ] = False,
+    measure: Annotated[
+        bool | None,
+        typer.Option(help="With -m: time three steps of each arm first. [default: with --plan]", show_default=False),
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOSS|SWEEP", help="With --plan: the deviation of a pair's difference, or a finished sweep."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
 ) -> None:
     """Train a model, resume a run, or sweep over many (-m).
 
@@ -58,25 +72,27 @@ def run(
 
     Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """
-    from zoo.cli.multirun import run_sweep
+    from zoo.cli.multirun import SweepOptions, run_sweep
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
 
-    overrides = overrides or []
+    overrides, options = overrides or [], SweepOptions(plan, measure, sigma, as_json)
     if resume is not None:
-        if multirun or config or cfg or info or resolve:
+        if multirun or config or cfg or info or resolve or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
         with _ended_by_sigterm():
             return _resume(resume, overrides)
     if cfg or resolve or info:
-        with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
-            return _show(plan, cfg, resolve, info)
-    with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
-        if plan.sweeps:
+        with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as launch:
+            return _show(launch, cfg, resolve, info)
+    asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan)
+    with _ended_by_sigterm(), asked as launch:
+        if launch.sweeps:
             _refuse_processes()
-            run_sweep(plan)
+            run_sweep(launch, options)
         else:
-            _run(plan, ["-c", str(config)] if config else [], overrides)
+            options.refuse_any()
+            _run(launch, ["-c", str(config)] if config else [], overrides)
 
 
 def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:

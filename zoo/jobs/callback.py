@@ -33,7 +33,7 @@ class Record(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         outcome: dict[str, Any] = {"overrides": list(job_return.overrides or []), "status": "done"}
-        outcome["seconds"] = round(time.monotonic() - self.started, 3)
+        outcome["seconds"] = outcome["wall_seconds"] = round(time.monotonic() - self.started, 3)
         if job_return.status is JobStatus.FAILED:
             error = get_failure(job_return)
             outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}

@@ -59,10 +59,14 @@ class LaunchPlan:
     made: list[Path] = dataclasses.field(default_factory=list)
     """The folders that were not there before, inner ones first."""
 
+    def find_folder(self) -> Path:
+        """Find the folder that the config asks for."""
+        cfg, key = self._compose_hydra(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
+        return Path(str(OmegaConf.select(cfg, key)))
+
     def make_folder(self) -> Path:
         """Make a folder for this run or sweep alone. Two that start in the same second get two."""
-        cfg, key = self._compose_hydra(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
-        wanted = Path(str(OmegaConf.select(cfg, key)))
+        wanted, key = self.find_folder(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
         try:
             self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
             if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
@@ -158,6 +162,12 @@ class LaunchPlan:
     def list_points(self) -> list[Job]:
         """List the jobs of a sweep that can be trained, in order."""
         return [Job.of(each, planned) for each, planned in zip(self.jobs, self.planned, strict=True) if planned]
+
+    def list_refused(self) -> dict[str, list[str]]:
+        """List the faults of the points that cannot be trained, by their overrides."""
+        names = list_varied([each.typed for each in self.jobs])
+        listed = zip(names, self.jobs, self.planned, strict=True)
+        return {name: each.faults for name, each, planned in listed if planned is None}
 
     def sample(self, folder: Path) -> None:
         """Run the jobs that a sampling sweeper proposes."""

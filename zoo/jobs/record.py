@@ -17,6 +17,7 @@ def run_one_job(cfg: DictConfig) -> Any:
     from hydra.types import RunMode
 
     from zoo.grammar import register_resolvers
+    from zoo.run.memory import release_memory
     from zoo.training.restarts import clear_for_restart, has_checkpoint
     from zoo.training.task import resume_run, start_run
 
@@ -29,6 +30,7 @@ def run_one_job(cfg: DictConfig) -> Any:
             if has_checkpoint(folder):
                 return resume_run(folder)
             clear_for_restart(folder)
+            release_memory()
         return start_run(cfg)
     finally:
         runs.remember(folder)

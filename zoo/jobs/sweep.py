@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,26 @@ NO_RESULT = (
 DIGEST = 5
 """Bytes of a job's hash: of 1,000 jobs, two have the same one with a chance of 5e-7."""
 
+FEW = 3
+"""Points that a line names."""
+
+NO_TIME = ("seed", "steps", "schedule", "clip", "eval_every", "save_every", "skip_nonfinite", "parametrisation")
+"""Settings beside these that do not change how long a step takes; of the optimizer only its kind does."""
+
 
 def hash_config(planned: TrainingPlan) -> str:
     """Hash what a run's result follows from: its settings, its data and its model, all resolved."""
-    settings = {name: value for name, value in grammar.to_dict(planned.settings).items() if name not in NO_RESULT}
+    settings = grammar.to_dict(planned.settings)
+    return _hash(planned, {name: value for name, value in settings.items() if name not in NO_RESULT})
+
+
+def hash_pace(planned: TrainingPlan) -> str:
+    """Hash what the seconds of a step follow from."""
+    settings = {**grammar.to_dict(planned.settings), "optim": planned.settings.optim.kind}
+    return _hash(planned, {name: value for name, value in settings.items() if name not in (*NO_RESULT, *NO_TIME)})
+
+
+def _hash(planned: TrainingPlan, settings: Mapping[str, Any]) -> str:
     content = {"settings": settings, "data": planned.config.get("data"), "model": grammar.to_dict(planned.spec)}
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
@@ -82,6 +98,14 @@ def list_varied(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(override for override in each if override not in shared) for each in jobs]
 
 
+def group_by_arm(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Group jobs that differ in nothing but their seed, under the names that `zoo report` gives their arms."""
+    found: dict[str, list[Job]] = {}
+    for name, job in zip(name_arms([each.typed for each in jobs]), jobs, strict=True):
+        found.setdefault(name, []).append(job)
+    return found
+
+
 def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
     """Keep the first of the jobs with one config. Returns them, and each other one with that first."""
     kept: dict[str, Job] = {}
@@ -91,6 +115,16 @@ def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job
         if first is not each:
             dropped.append((each, first))
     return list(kept.values()), dropped
+
+
+def describe_dropped(jobs: Sequence[Job], dropped: Sequence[tuple[Job, Job]]) -> str | None:
+    """Say in one line which points are the same run as another."""
+    if not dropped:
+        return None
+    names = list_varied([*(each.typed for each, _ in dropped), *(each.typed for each in jobs)])[: len(dropped)]
+    more = f" … ({len(names) - FEW} more)" if len(names) > FEW else ""
+    verb = "point is" if len(names) == 1 else "points are"
+    return f"{len(names)} {verb} the same run as another, and run once: {'; '.join(names[:FEW])}{more}"
 
 
 @dataclass
@@ -109,13 +143,14 @@ class Sweep:
         """Note that the sweep is started, once more or for the first time."""
         self.content["launches"].append({"when": time.strftime("%Y-%m-%dT%H:%M:%S"), "overrides": list(overrides)})
 
-    def add(self, jobs: Iterable[Job], **notes: Any) -> None:
-        """Note jobs, each with `notes`; what was noted of them before stays. Arms are named over all jobs of the
-        folder."""
+    def add(self, jobs: Iterable[Job], predicted: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note jobs, and what is predicted of each by its name; what was predicted before and is not now stays. Arms
+        are named over all jobs of the folder."""
         known = self.content["jobs"]
         for each in jobs:
-            before = known.get(each.name, {})
-            known[each.name] = {"arm": "", "seed": each.seed, "overrides": list(each.typed), **before, **notes}
+            job = known.setdefault(each.name, {"arm": "", "seed": each.seed, "overrides": list(each.typed)})
+            new = {name: value for name, value in predicted[each.name].items() if value is not None}
+            job["predicted"] = {**job.get("predicted", {}), **new}
         self.name_arms()
         self.write()
 

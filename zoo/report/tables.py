@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from zoo.report.text import measure_screen
+
 
 def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
     """Make a rich table; `right` are the columns to align right. A cell that is too wide continues on the next line."""
@@ -18,6 +20,20 @@ def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made
+
+
+def fit_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], idle: Sequence[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Leave out the columns `idle`, and then `expendable` ones, the first first, until the table fits the screen.
+    Returns the header and the rows."""
+    kept = [name for name in header if name not in idle]
+    widths = dict(zip(header, (max(map(len, column)) for column in zip(header, *rows, strict=True)), strict=True))
+    for name in expendable:
+        if sum(widths[each] + 2 for each in kept) <= measure_screen():
+            break
+        kept.remove(name)
+    return kept, [[row[header.index(name)] for name in kept] for row in rows]
 
 
 def print_tables(*things: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -104,6 +105,35 @@ def read_used_memory(device: torch.device) -> int | None:
     if device.type == "cuda" or not statm.exists():
         return read_peak_memory(device)
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def begin_peak_memory(device: torch.device) -> int | None:
+    """Begin to measure a peak anew. Returns the bytes held now, for `read_peak_since`; None where no peak can be
+    begun: on a CPU that takes Linux (/proc/self/clear_refs, proc(5))."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return read_used_memory(device)
+
+
+def read_peak_since(device: torch.device, before: int) -> int | None:
+    """Read by how many bytes the peak lies above those that `begin_peak_memory` gave."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) - before
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 - before if found else None
+
+
+def release_memory() -> None:
+    """Give back what this process has freed, also what `keep_memory` lets it keep: of a run that has ended the next one
+    needs nothing."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_memory() -> None:

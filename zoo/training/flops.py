@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoo.data import Batch
     from zoo.training.loop import Run
     from zoo.training.objective import Objective
+    from zoo.training.settings import Training
 
 
 class TrainingFlops:
@@ -31,6 +32,19 @@ class TrainingFlops:
         """Count the FLOPs of a batch with so many targets."""
         forward = sum_forward(self.student, batch, targets)
         return 3 * forward + sum(sum_forward(each, batch, targets) for each in self.teachers)
+
+
+def price_step(settings: Training, spec: Any) -> int | None:
+    """Count the training FLOPs of a step from its config alone; None where they depend on the rows, as each batch of
+    labelled records has its own, and where not all weights train."""
+    if not settings.objective.every_token or Start.of(settings).partly:
+        return None
+
+    def forward(model: Any) -> int:
+        rows = RowFlops(model)
+        return settings.batch_size * (rows.body(settings.seq_len) + settings.seq_len * rows.target)
+
+    return 3 * forward(spec) + sum(forward(each) for each in settings.objective.list_teachers())
 
 
 def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:

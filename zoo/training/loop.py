@@ -19,7 +19,7 @@ from zoo.ranks.shards import ends_gathered
 from zoo.ranks.world import ALONE, World
 from zoo.report.history import RunRecord
 from zoo.report.page import PAGE, write_page
-from zoo.run.memory import read_used_memory
+from zoo.run.memory import read_peak_since, read_used_memory
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
@@ -76,6 +76,8 @@ class Run:
     ema: MovingAverage | None = None
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
+    held: int | None = None  # bytes that were held then, where the peak above them can be read
+    peak_memory: int | None = None  # bytes above these at the peak of the first steps
     clock: Clock = field(default_factory=Clock)
     means: Means = field(default_factory=Means)
     step: int = 0
@@ -131,6 +133,10 @@ class Run:
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
 
+SETTLED = 3
+"""Steps after which memory has reached its peak. Evaluations, samples and pictures take some of their own later."""
+
+
 def fit(run: Run) -> dict[str, Any]:
     """Train to the last step and return the outcome.
 
@@ -144,10 +150,13 @@ def fit(run: Run) -> dict[str, Any]:
         if run.evaluation_due:  # of the step that the run resumes from
             measure(run)
         run.clock.start(run.tokens)
+        settled = min(run.step + SETTLED, run.settings.steps)
         while run.step < run.settings.steps:
             go_back_if_due(run)
             terms = update(run)
             run.means.add(terms)
+            if run.step == settled and run.held is not None:
+                run.peak_memory = read_peak_since(run.device, run.held)
             run.evaluation_due = run.due(run.settings.eval_every) or run.at_point
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
@@ -406,5 +415,6 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
         "mfu": compute_mfu(run, run.tokens / run.clock.seconds),
         "peak": str(run.peak),
+        **({} if run.peak_memory is None else {"peak_memory": run.peak_memory}),
         **run.by_class,
     }

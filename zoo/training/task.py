@@ -24,7 +24,7 @@ from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
 from zoo.run.environment import describe_environment
-from zoo.run.memory import keep_memory, read_free_memory
+from zoo.run.memory import begin_peak_memory, keep_memory, read_free_memory
 from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
@@ -229,7 +229,7 @@ def build_run(
     torch.manual_seed(mix_seed(settings.seed, f"rank {apart_by}") if apart_by else settings.seed)
     if device.type == "cpu" and not is_hosted():
         keep_memory()
-    free = read_free_memory(device)
+    free, held = read_free_memory(device), None if is_hosted() else begin_peak_memory(device)
     divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
     apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever has the whole model
     spec = layout.take_part(planned.spec)
@@ -282,6 +282,7 @@ def build_run(
         computing=Computing(model.train()) if settings.precision == MASTER and world.size == 1 else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
+        held=held,
         flops=0 if all(each.requires_grad for each in model.parameters()) else None,
     )
 

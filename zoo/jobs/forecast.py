@@ -1,0 +1,198 @@
+"""What a job costs, before it runs: priced from its config, and timed by a few steps of its own."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.costs.cache import kv_cache
+from zoo.costs.flops import optimizer_flops
+from zoo.costs.params import count_parameters
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError, ZooError, short
+from zoo.jobs.sweep import hash_pace
+from zoo.training.flops import price_step
+from zoo.training.planning import TrainingPlan
+
+STEPS = 3
+"""Steps that are timed, after one that is not: the first calls cost more."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run costs by its config. `flops` are of training: three forward passes and a teacher's, None where they
+    follow from no config; `optimizer_flops` those of the updates. `cache_bytes` is what a row as long as the trained
+    ones keeps while generating. `peak_memory` is None where the price of a pass is unknown."""
+
+    params: int
+    active: int
+    steps: int
+    tokens: int
+    flops: int | None
+    optimizer_flops: int
+    cache_bytes: int | None
+    peak_memory: int | None
+
+    @property
+    def all_flops(self) -> int | None:
+        """FLOPs of training and of the updates."""
+        return None if self.flops is None else self.flops + self.optimizer_flops
+
+
+def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
+    """Price a run. `cuda` says whose kernels take memory; without `memory` no pass is traced for it."""
+    from zoo.training.fitting import price_training, take_share
+
+    settings, spec = planned.settings, planned.spec
+    counted, step, share = count_parameters(spec), price_step(settings, spec), take_share(settings)
+    cache = kv_cache(spec, Setup(context=settings.seq_len))
+    rows = share.batch_size // share.accumulate
+    return Price(
+        params=counted["total"],
+        active=counted["active"],
+        steps=settings.steps,
+        tokens=settings.steps * settings.batch_size * settings.seq_len,
+        flops=None if step is None else settings.steps * step,
+        optimizer_flops=settings.steps * optimizer_flops(spec, settings.optim.kind),
+        cache_bytes=None if cache is None else cache["bytes"],
+        peak_memory=price_training(share, spec, rows, cuda=cuda)["peak"] if memory else None,
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured on this machine, in seconds: a step, the evaluation of one batch, and what a run takes before
+    its second step."""
+
+    step: float
+    evaluation: float
+    start: float
+    batches: int
+    """Batches of an evaluation."""
+    flops: float | None
+    """Of a step, where they are counted."""
+
+    def predict_training(self, planned: TrainingPlan) -> float:
+        """Predict the seconds of a run's steps: those that its result.json has as `seconds`."""
+        return planned.settings.steps * self.step
+
+    def predict_whole(self, planned: TrainingPlan) -> float:
+        """Predict the seconds of a run with its start and its evaluations; checkpoints, samples and pictures are left
+        out."""
+        steps, every = planned.settings.steps, planned.settings.eval_every
+        evaluations = 1 if every is None else math.ceil(steps / every)
+        return self.start + self.predict_training(planned) + evaluations * self.batches * self.evaluation
+
+
+def time_steps(planned: TrainingPlan) -> Timing:
+    """Time a few training steps and the evaluation of a batch, in a folder that is removed again. Raises ZooError where
+    the run could not begin, or its loss is not finite."""
+    from zoo.ranks.world import ALONE
+    from zoo.run.memory import release_memory
+    from zoo.run.threads import keep_threads
+    from zoo.training.show import Show
+    from zoo.training.task import build_run, prepare_device_and_data
+
+    quiet = Show(planned.settings.steps, quiet=True)
+    with keep_threads(), tempfile.TemporaryDirectory() as folder:
+        planned, device, data = prepare_device_and_data(planned, quiet, ALONE)
+        began = time.perf_counter()
+        run = build_run(planned, Path(folder), device, data, quiet)
+        try:
+            return _time(run, began)
+        finally:
+            run.records.close("done")
+            run.watch.end()
+            del run
+            release_memory()
+
+
+def _time(run: Any, began: float) -> Timing:
+    from zoo.training.compiling import compile_if_stated
+    from zoo.training.loop import measure_validation_loss, record, update
+
+    run.model.train()
+    compile_if_stated(run)
+    seconds = []
+    run.clock.start(run.tokens)
+    for _ in range(STEPS + 1):
+        before = run.clock.seconds
+        terms = update(run)
+        run.means.add(terms)
+        record(run, terms)
+        seconds.append(run.clock.seconds - before)
+    start = time.perf_counter() - began - sum(seconds[1:])
+    step = statistics.median(seconds[1:])
+    batches = sum(len(held.batches) for held in run.held_out)
+    lap = 0.0
+    for _ in range(2):  # the first call costs more
+        began = time.perf_counter()
+        measure_validation_loss(run, run.held_out[0].batches[:1], run.settings.objective.open_metrics())
+        lap = time.perf_counter() - began
+    flops = None if run.flops is None else run.flops / run.step
+    return Timing(step=step, evaluation=lap, start=start, batches=batches, flops=flops)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a job will cost; without a timing its seconds are unknown. `fault` says why it cannot begin, or why its
+    steps were not timed."""
+
+    price: Price
+    timing: Timing | None = None
+    fault: str | None = None
+    refused: bool = False
+
+    def to_dict(self, planned: TrainingPlan) -> dict[str, Any]:
+        """The figures of a job as plain data, by the names that they have in its result.json."""
+        price, timing = self.price, self.timing
+        flops = price.flops
+        if flops is None and timing is not None and timing.flops is not None:
+            flops = round(price.steps * timing.flops)
+        return {
+            **asdict(price),
+            "flops": flops,
+            "seconds": None if timing is None else timing.predict_training(planned),
+            "wall_seconds": None if timing is None else timing.predict_whole(planned),
+        }
+
+
+class Forecaster:
+    """Forecasts jobs; those whose steps are alike are priced and timed once."""
+
+    def __init__(self, *, measure: bool) -> None:
+        self.measure = measure
+        self.known: dict[tuple[str, int], Price] = {}
+        self.timed: dict[str, Timing | str] = {}
+
+    def forecast(self, planned: TrainingPlan) -> Forecast:
+        """Forecast a job: priced, then timed where that is asked for and it fits into memory."""
+        from zoo.run.builder import pick_device
+        from zoo.run.memory import read_free_memory
+        from zoo.training.fitting import check_memory, take_share
+
+        device, pace = pick_device(planned.settings.device), hash_pace(planned)
+        cuda, at = device.type == "cuda", (pace, planned.settings.steps)
+        if at not in self.known:
+            self.known[at] = price_run(planned, cuda=cuda)
+        price = self.known[at]
+        try:
+            line = check_memory(take_share(planned.settings), planned.spec, read_free_memory(device), cuda=cuda)
+        except ConfigError as error:
+            return Forecast(price, fault="; ".join(error.faults), refused=True)
+        if line is not None or not self.measure:
+            return Forecast(price, fault=line)
+        if pace not in self.timed:
+            try:
+                self.timed[pace] = time_steps(planned)
+            except ConfigError as error:
+                return Forecast(price, fault="; ".join(error.faults), refused=True)
+            except ZooError as error:
+                self.timed[pace] = f"its steps were not timed, {short(error)}"
+        timed = self.timed[pace]
+        return Forecast(price, fault=timed) if isinstance(timed, str) else Forecast(price, timed)
