@@ -13,6 +13,13 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+def recipes_dir() -> Path:
+    """The recipes: `zoo/recipes` of an installed wheel, else the `recipes` beside the package of a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
 def find_cache_folder() -> Path:
     """Find the cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
     if stated := os.environ.get("ZOO_CACHE"):

@@ -169,7 +169,7 @@ class Report:
         found = []
         for arm in self.arms:
             apart = {} if arm is self.baseline else self.unmatched(arm)
-            cells = [_format_cost(name, arm.costs.get(name), apart.get(name)) for name in CURRENCIES]
+            cells = [format_cost(name, arm.costs.get(name), apart.get(name)) for name in CURRENCIES]
             found.append([arm.name, *cells])
         return found
 
@@ -192,7 +192,8 @@ def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:
             yield f"{each.factor:.3f}{between}"
 
 
-def _format_cost(name: str, value: float | None, ratio: float | None) -> str:
+def format_cost(name: str, value: float | None, ratio: float | None = None) -> str:
+    """A cost in its unit, and how many times another it is, where that is given."""
     if value is None:
         return ""
     shown = FORMS.get(name, format_count)(value)

@@ -1,0 +1,149 @@
+"""Hold what a recipe's arms came to against what was expected, and keep it as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from statistics import mean
+
+from zoo.analysis.verdict import LEVEL, Sample, adjust_by_holm
+from zoo.disk import write_text
+from zoo.experiments.recipe import Expectation, Recipe
+from zoo.paths import recipes_dir
+from zoo.report.arms import Arm
+
+Values = Mapping[str, Mapping[int, float]]
+"""A metric by arm and seed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of an expectation: the verdict, the difference of the arms' means with its 95 % interval, and the
+    chance after Holm's correction over the recipe's comparisons. Of a bound: the arm's mean, its range over seeds."""
+
+    arm: str
+    against: str | None
+    expected: str
+    paper: str
+    found: str
+    value: float
+    interval: tuple[float, float] | None
+    p: float | None
+    holds: bool
+    cost: str | None = None
+    """What was compared in place of the metric: then the value is a ratio."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdicts on a recipe, with where and when it ran."""
+
+    recipe: str
+    key: str
+    form: str
+    date: str
+    machine: str
+    seconds: float
+    values: dict[str, dict[str, float]]
+    costs: dict[str, dict[str, float]]
+    findings: list[Finding]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every expectation was met."""
+        return all(each.holds for each in self.findings)
+
+    @classmethod
+    def read(cls, file: Path) -> Outcome:
+        """Read what `write` has written. Raises OSError, and ValueError, TypeError or KeyError for another file."""
+        data = json.loads(file.read_text(encoding="utf-8"))
+        findings = [Finding(**{**each, "interval": _as_pair(each["interval"])}) for each in data["findings"]]
+        return cls(**{**data, "findings": findings})
+
+    def write(self, file: Path) -> None:
+        """Write the outcome as JSON."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def _as_pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])
+
+
+def find_file(name: str) -> Path:
+    """Where the verdict of a packaged recipe is kept."""
+    return recipes_dir() / "verdicts" / f"{name}.json"
+
+
+def find_outcome(name: str) -> Outcome | None:
+    """The verdict that is kept of a packaged recipe; None where there is none."""
+    return Outcome.read(file) if (file := find_file(name)).is_file() else None
+
+
+def judge(name: str, recipe: Recipe, arms: Sequence[Arm], machine: str, short_form: bool) -> Outcome:
+    """Hold arms against the expectations of a recipe, or of its short form."""
+    values = {each.name: each.values(recipe.metric) for each in arms}
+    seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
+    return Outcome(
+        recipe=name,
+        key=recipe.key(),
+        form="short" if short_form else "whole",
+        date=date.today().isoformat(),
+        machine=machine,
+        seconds=round(seconds, 1),
+        values={arm: {str(seed): value for seed, value in own.items()} for arm, own in values.items()},
+        costs={each.name: each.costs for each in arms},
+        findings=weigh(values, {each.name: each.costs for each in arms}, recipe.form(short_form).expect, recipe.higher),
+    )
+
+
+def weigh(
+    values: Values, costs: Mapping[str, Mapping[str, float]], expected: Sequence[Expectation], higher: bool = False
+) -> list[Finding]:
+    """Hold values and costs, by arm, against expectations. Verdicts are at 5 % over all of them together (Holm)."""
+    samples = {
+        str(at): _sample(values[each.arm], values[each.against])
+        for at, each in enumerate(expected)
+        if each.verdict is not None and each.against is not None
+    }
+    adjusted = adjust_by_holm({at: p for at, each in samples.items() if (p := each.chance()) is not None})
+    found = []
+    for at, each in enumerate(expected):
+        if str(at) in samples:
+            found.append(_weigh_verdict(each, samples[str(at)], adjusted.get(str(at)), higher))
+        elif each.cost is not None and each.against is not None:
+            ratio = costs[each.arm][each.cost] / costs[each.against][each.cost]
+            found.append(_weigh_bound(each, {0: ratio}))
+        else:
+            found.append(_weigh_bound(each, values[each.arm]))
+    return found
+
+
+def _sample(own: Mapping[int, float], other: Mapping[int, float]) -> Sample:
+    return Sample.of_pairs([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
+
+
+def _weigh_verdict(each: Expectation, sample: Sample, p: float | None, higher: bool) -> Finding:
+    found = "not told apart"
+    if p is not None and p < LEVEL:
+        found = "better" if (sample.difference > 0) == higher else "worse"
+    about = (each.arm, each.against, str(each.verdict), each.paper)
+    return Finding(*about, found, sample.difference, sample.interval(LEVEL), p, found == each.verdict)
+
+
+def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
+    """A bound holds where every seed keeps it: no mean hides one that does not."""
+    low, high = min(own.values()), max(own.values())
+    kept = (each.at_least is None or low >= each.at_least) and (each.at_most is None or high <= each.at_most)
+    about = (each.arm, each.against, describe_bounds(each), each.paper)
+    return Finding(*about, "kept" if kept else "not kept", mean(own.values()), (low, high), None, kept, each.cost)
+
+
+def describe_bounds(each: Expectation) -> str:
+    """The bounds of an expectation in words, with the cost that they are of."""
+    bounds = (("at least", each.at_least), ("at most", each.at_most))
+    said = ", ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
+    return said if each.cost is None else f"{each.cost} × {said}"

@@ -1,0 +1,48 @@
+"""Price a recipe's arms before any of them runs, and hold them to what they are said to be matched in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.costs.batches import RowFlops
+from zoo.costs.cache import kv_cache
+from zoo.costs.params import count_parameters
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
+from zoo.experiments.recipe import Recipe, list_overrides
+from zoo.report.arms import ALIKE
+
+
+def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
+    """The costs of each arm that follow from its config: parameters, tokens and FLOPs of training where every token but
+    a row's first is a target, and the cache of a row. Raises ConfigError for an arm that cannot be trained."""
+    return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
+
+
+def _price(config: Path, overrides: list[str]) -> dict[str, float]:
+    from zoo.jobs.plan import plan_launch, task_config
+    from zoo.training.planning import plan_training
+
+    with plan_launch(overrides, config=config) as launch:
+        plan = plan_training(task_config(launch.jobs[0]))
+    settings, rows = plan.settings, RowFlops(plan.spec)
+    tokens = settings.steps * settings.batch_size * settings.seq_len
+    cache = kv_cache(plan.spec, Setup(context=settings.seq_len))
+    flops = 3 * (tokens // settings.seq_len * rows.body(settings.seq_len) + tokens * rows.target)
+    costs = {"params": count_parameters(plan.spec)["total"], "tokens": tokens, "flops": flops}
+    return {name: float(value) for name, value in {**costs, "cache_bytes": cache["bytes"] if cache else 0}.items()}
+
+
+def check_matched(recipe: Recipe) -> None:
+    """Raises ConfigError for arms that are said to cost as much as the first, and do not within 1 %."""
+    costs = price_arms(recipe)
+    base, *others = costs
+    faults = []
+    for name in others:
+        for cost in recipe.matched:
+            ratio = costs[name][cost] / costs[base][cost]
+            if abs(ratio - 1) > ALIKE:
+                found = f"is {costs[name][cost]:,.0f}, {ratio:.3f} times that of {base}"
+                faults.append(f"matched: {cost} of {name} {found} (within 1 %)")
+    if faults:
+        raise ConfigError(*faults)

@@ -1,0 +1,103 @@
+"""Recipes and their verdicts as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean, stdev
+from typing import Any
+
+from zoo.experiments.judging import Finding, Outcome, describe_bounds
+from zoo.experiments.recipe import Expectation, Recipe
+from zoo.report.arms import CURRENCIES
+from zoo.report.tables import make_table
+from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
+
+LIST = ("recipe", "claim", "effect", "holds", "machine", "date")
+FINDINGS = ("expected", "source", "found", "value", "p", "holds")
+
+
+def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | None]) -> Any:
+    """A row for each recipe: its claim, the first effect with its interval, how many expectations hold, where, when."""
+    rows = []
+    for name, each in recipes.items():
+        outcome = outcomes[name]
+        if outcome is None:
+            rows.append([name, each.claim, "", "not run", "", ""])
+            continue
+        stale = "" if outcome.key == each.key() else ", of an older recipe"
+        rows.append(
+            [
+                name,
+                each.claim,
+                describe_effect(outcome.findings[0]),
+                f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}{stale}",
+                outcome.machine.partition(";")[0],
+                outcome.date,
+            ]
+        )
+    return make_table("", LIST, rows)
+
+
+def describe_effect(each: Finding) -> str:
+    """What was compared, and the difference or the mean."""
+    return f"{describe_pair(each)}: {format_value(each)}"
+
+
+def describe_pair(each: Finding | Expectation) -> str:
+    """The arms of an expectation."""
+    sign = "÷" if each.cost else "−"
+    return each.arm if each.against is None else f"{each.arm} {sign} {each.against}"
+
+
+def format_value(each: Finding) -> str:
+    """A difference with half of its interval; of a bound, the mean and the range over the seeds."""
+    if each.cost is not None:
+        return f"×{each.value:.2f}"
+    if each.against is None:
+        low, high = each.interval or (each.value, each.value)
+        return f"{each.value:.3f} ({low:.3f} to {high:.3f})"
+    half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
+    return format_spread(each.value, half, "+")
+
+
+def make_outcome_tables(name: str, recipe: Recipe, outcome: Outcome | None) -> list[Any]:
+    """The claim, its expectations beside what was found, and the arms with what they cost."""
+    head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
+    if outcome is None:
+        took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"
+        rows = [[describe_pair(each), _expected(each), each.paper] for each in recipe.expect]
+        return [*head, took, make_table("", ("expected of", "expected", "source"), rows)]
+    took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
+    ran = f"{outcome.form.capitalize()} form, {outcome.date}, {took}"
+    rows = [list_cells(each) for each in outcome.findings]
+    return [
+        *head,
+        ran,
+        make_table("", FINDINGS, rows),
+        make_table("Arms", _arm_header(recipe), list_arms(recipe, outcome)),
+    ]
+
+
+def _expected(each: Expectation) -> str:
+    return each.verdict or describe_bounds(each)
+
+
+def list_cells(each: Finding) -> list[str]:
+    """A finding as a row of `FINDINGS`."""
+    pair = f"{describe_pair(each)}: {each.expected}"
+    return [pair, each.paper, each.found, format_value(each), format_p(each.p), "yes" if each.holds else "no"]
+
+
+def _arm_header(recipe: Recipe) -> tuple[str, ...]:
+    return ("arm", f"{recipe.metric} ± σ", *COSTS[1:])
+
+
+def list_arms(recipe: Recipe, outcome: Outcome) -> list[list[str]]:
+    """A row for each arm: the mean of the metric with its deviation, and the costs."""
+    rows = []
+    for arm, by_seed in outcome.values.items():
+        values = list(by_seed.values())
+        spread = stdev(values) if len(values) > 1 else None
+        costs = [format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES]
+        rows.append([arm, format_spread(mean(values), spread), *costs])
+    return rows
