@@ -56,13 +56,14 @@ fmt: $(VENV)/installed-dev ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, serving.md, stats.md, kernels.md, scale.md and the races of performance.md
+docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, serving.md, stats.md, kernels.md, scale.md, findings.md and the races of performance.md
 	$(BIN)/python tests/zoo_page.py
 	$(BIN)/python tests/axes_page.py
 	$(BIN)/python tests/serving_page.py
 	$(BIN)/python tests/stats_page.py
 	$(BIN)/python tests/kernels_page.py
 	$(BIN)/python tests/scale_page.py
+	$(BIN)/python tests/findings_page.py
 	$(BIN)/python tests/performance_page.py
 
 bench: $(VENV)/installed-dev ## time training and decoding against transformers

@@ -57,15 +57,22 @@ def run(
 
 
 def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> Outcome:
+    """Run a recipe and judge it; the verdict, a page and a picture stand beside its runs."""
     from zoo.experiments.judging import find_file, judge
-    from zoo.experiments.running import collect_arms, describe_machine, run_arms
+    from zoo.experiments.running import collect_arms, collect_values, describe_machine, run_arms
+    from zoo.report.verdict_page import write_report_page
+    from zoo.report.verdict_plot import draw_report
+    from zoo.report.verdicts import Report
 
     run_arms(recipe, folder / name, short_form)
     arms = collect_arms(recipe, folder / name, short_form)
-    outcome = judge(name, recipe, arms, describe_machine(arms), short_form)
-    outcome.write(folder / name / "verdict.json")
-    if save:
-        outcome.write(find_file(name))
+    outcome = judge(name, recipe, arms, collect_values(recipe, arms), describe_machine(arms), short_form)
+    made = Report.make(arms, None, recipe.metric if recipe.metric not in recipe.measure else "val_loss")
+    write_report_page(made, f"{name}: {recipe.claim}", folder / name / "report.html")
+    kept = [folder / name / "verdict.json", *([find_file(name)] if save else [])]
+    for file in kept:
+        outcome.write(file)
+        draw_report(made, file.with_suffix(".png"))
     return outcome
 
 

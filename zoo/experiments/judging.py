@@ -15,8 +15,8 @@ from zoo.experiments.recipe import Expectation, Recipe
 from zoo.paths import recipes_dir
 from zoo.report.arms import Arm
 
-Values = Mapping[str, Mapping[int, float]]
-"""A metric by arm and seed."""
+Values = Mapping[str, Mapping[str, Mapping[int, float]]]
+"""Metrics by name, arm and seed."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Finding:
     holds: bool
     cost: str | None = None
     """What was compared in place of the metric: then the value is a ratio."""
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Outcome:
     date: str
     machine: str
     seconds: float
-    values: dict[str, dict[str, float]]
+    values: dict[str, dict[str, dict[str, float]]]
+    """By metric, arm and seed."""
     costs: dict[str, dict[str, float]]
     findings: list[Finding]
 
@@ -83,10 +85,10 @@ def find_outcome(name: str) -> Outcome | None:
     return Outcome.read(file) if (file := find_file(name)).is_file() else None
 
 
-def judge(name: str, recipe: Recipe, arms: Sequence[Arm], machine: str, short_form: bool) -> Outcome:
-    """Hold arms against the expectations of a recipe, or of its short form."""
-    values = {each.name: each.values(recipe.metric) for each in arms}
+def judge(name: str, recipe: Recipe, arms: Sequence[Arm], values: Values, machine: str, short_form: bool) -> Outcome:
+    """Hold what arms came to against the expectations of a recipe, or of its short form."""
     seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
+    costs = {each.name: each.costs for each in arms}
     return Outcome(
         recipe=name,
         key=recipe.key(),
@@ -94,31 +96,35 @@ def judge(name: str, recipe: Recipe, arms: Sequence[Arm], machine: str, short_fo
         date=date.today().isoformat(),
         machine=machine,
         seconds=round(seconds, 1),
-        values={arm: {str(seed): value for seed, value in own.items()} for arm, own in values.items()},
-        costs={each.name: each.costs for each in arms},
-        findings=weigh(values, {each.name: each.costs for each in arms}, recipe.form(short_form).expect, recipe.higher),
+        values={
+            metric: {arm: {str(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
+            for metric, by_arm in values.items()
+        },
+        costs=costs,
+        findings=weigh(values, costs, recipe, recipe.form(short_form).expect),
     )
 
 
 def weigh(
-    values: Values, costs: Mapping[str, Mapping[str, float]], expected: Sequence[Expectation], higher: bool = False
+    values: Values, costs: Mapping[str, Mapping[str, float]], recipe: Recipe, expected: Sequence[Expectation]
 ) -> list[Finding]:
     """Hold values and costs, by arm, against expectations. Verdicts are at 5 % over all of them together (Holm)."""
+    measured = [values[each.metric or recipe.metric] for each in expected]
     samples = {
-        str(at): _sample(values[each.arm], values[each.against])
-        for at, each in enumerate(expected)
+        str(at): _sample(own[each.arm], own[each.against])
+        for at, (each, own) in enumerate(zip(expected, measured, strict=True))
         if each.verdict is not None and each.against is not None
     }
     adjusted = adjust_by_holm({at: p for at, each in samples.items() if (p := each.chance()) is not None})
     found = []
-    for at, each in enumerate(expected):
+    for at, (each, own) in enumerate(zip(expected, measured, strict=True)):
         if str(at) in samples:
-            found.append(_weigh_verdict(each, samples[str(at)], adjusted.get(str(at)), higher))
+            found.append(_weigh_verdict(each, samples[str(at)], adjusted.get(str(at)), recipe.higher))
         elif each.cost is not None and each.against is not None:
             ratio = costs[each.arm][each.cost] / costs[each.against][each.cost]
             found.append(_weigh_bound(each, {0: ratio}))
         else:
-            found.append(_weigh_bound(each, values[each.arm]))
+            found.append(_weigh_bound(each, own[each.arm]))
     return found
 
 
@@ -131,7 +137,9 @@ def _weigh_verdict(each: Expectation, sample: Sample, p: float | None, higher: b
     if p is not None and p < LEVEL:
         found = "better" if (sample.difference > 0) == higher else "worse"
     about = (each.arm, each.against, str(each.verdict), each.paper)
-    return Finding(*about, found, sample.difference, sample.interval(LEVEL), p, found == each.verdict)
+    return Finding(
+        *about, found, sample.difference, sample.interval(LEVEL), p, found == each.verdict, metric=each.metric
+    )
 
 
 def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
@@ -139,7 +147,9 @@ def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
     low, high = min(own.values()), max(own.values())
     kept = (each.at_least is None or low >= each.at_least) and (each.at_most is None or high <= each.at_most)
     about = (each.arm, each.against, describe_bounds(each), each.paper)
-    return Finding(*about, "kept" if kept else "not kept", mean(own.values()), (low, high), None, kept, each.cost)
+    return Finding(
+        *about, "kept" if kept else "not kept", mean(own.values()), (low, high), None, kept, each.cost, each.metric
+    )
 
 
 def describe_bounds(each: Expectation) -> str:

@@ -31,6 +31,8 @@ class Expectation(Strict):
 
     arm: str
     against: str | None = None
+    metric: str | None = None
+    """In place of the recipe's."""
     verdict: Verdict | None = None
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     at_least: float | None = None
@@ -44,6 +46,15 @@ class Expectation(Strict):
         if (self.verdict is None) != bounds or compares != (self.against is not None):
             raise ValueError("says verdict and against; or at_least or at_most; or these of a cost, and against")
         return self
+
+
+class Measure(Strict):
+    """A loss that is measured after training, over the run's whole validation split: in windows of `context` tokens
+    that begin `stride` apart, or by another objective (`overrides`, as `zoo eval` takes them)."""
+
+    context: PositiveInt | None = None
+    stride: PositiveInt | None = None
+    overrides: list[str] = []
 
 
 class Form(Strict):
@@ -69,7 +80,10 @@ class Recipe(Strict):
     seeds: Seeds = 3
     matched: list[Literal["params", "tokens", "flops", "cache_bytes"]] = []
     """The costs in which all arms are within 1 % of the first."""
+    measure: dict[str, Measure] = {}
+    """What else is measured of every run, by name."""
     metric: str = "val_loss"
+    """A figure of a run's result, or one that is measured."""
     higher: bool = False
     """More of the metric is better."""
     expect: Annotated[list[Expectation], Field(min_length=1)]
@@ -85,13 +99,18 @@ class Recipe(Strict):
             raise ValueError(f"config: there is no {self.config!r} (one of: {known})")
         return self
 
+    def list_metrics(self) -> list[str]:
+        """Every metric that something is expected of, the recipe's own first."""
+        named = [each.metric for each in (*self.expect, *self.short.expect) if each.metric]
+        return list(dict.fromkeys([self.metric, *self.measure, *named]))
+
     def form(self, short_form: bool) -> Form:
         """The whole experiment, or its short form."""
         return self.short if short_form else Form(seeds=self.seeds, expect=self.expect)
 
     def key(self) -> str:
         """A hash of what runs: that of a verdict tells whether the recipe has changed since."""
-        ran = self.model_dump(include={"shared", "arms", "seeds", "metric"})
+        ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure"})
         config = self.config_file().read_text(encoding="utf-8")
         return hashlib.sha256(json.dumps([ran, config], sort_keys=True).encode()).hexdigest()[:12]
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.experiments.pricing import check_matched
-from zoo.experiments.recipe import Recipe, list_overrides
+from zoo.experiments.recipe import Measure, Recipe, list_overrides
 from zoo.report.arms import Arm
 from zoo.report.history import RunRecord, find_runs
 from zoo.report.page import read_environments
+
+MEASURED = "measured.json"
+"""What was measured of a run after its training."""
 
 
 def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
     """Train what the folder does not have yet. Raises ConfigError for a run that failed."""
     from zoo.jobs.plan import plan_launch
+    from zoo.jobs.sweep import Sweep, drop_duplicates
 
     check_matched(recipe)
     seeds = recipe.form(short_form).seeds
@@ -27,7 +33,12 @@ def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
         asked = [*list_overrides(recipe, name, short_form), f"seed={','.join(map(str, range(seeds)))}"]
         asked.append(f"hydra.sweep.dir='{own_folder}'")
         with plan_launch(asked, config=recipe.config_file(), sweeps=True) as plan, plan.hold_folder() as own:
-            plan.sweep(own)
+            jobs, _ = drop_duplicates(plan.list_points())
+            sweep = Sweep.read(own)
+            missing = sweep.find_missing(jobs)
+            sweep.begin(plan.overrides)
+            sweep.add(jobs)
+            plan.launch(own, missing)
 
 
 def find_folder(folder: Path, arm: str) -> Path:
@@ -48,6 +59,33 @@ def collect_arms(recipe: Recipe, folder: Path, short_form: bool) -> list[Arm]:
     if faults:
         raise ConfigError(*faults)
     return arms
+
+
+def collect_values(recipe: Recipe, arms: Sequence[Arm]) -> dict[str, dict[str, dict[int, float]]]:
+    """Every metric that something is expected of, by arm and seed. What is measured after training is measured here,
+    and kept beside each run."""
+    found = {}
+    for metric in recipe.list_metrics():
+        asked = recipe.measure.get(metric)
+        found[metric] = {
+            arm.name: arm.values(metric)
+            if asked is None
+            else {seed: _measure(run.folder, metric, asked) for seed, run in arm.runs.items()}
+            for arm in arms
+        }
+    return found
+
+
+def _measure(folder: Path, name: str, asked: Measure) -> float:
+    from zoo.training.evaluate import evaluate
+
+    file = folder / MEASURED
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if name not in known:
+        made = evaluate(folder, overrides=asked.overrides, context=asked.context, stride=asked.stride)
+        known[name] = made["results"][0]["loss"]
+        write_text(file, json.dumps(known, indent=1) + "\n")
+    return known[name]
 
 
 def describe_machine(arms: Sequence[Arm]) -> str:

@@ -46,7 +46,8 @@ def describe_effect(each: Finding) -> str:
 def describe_pair(each: Finding | Expectation) -> str:
     """The arms of an expectation."""
     sign = "÷" if each.cost else "−"
-    return each.arm if each.against is None else f"{each.arm} {sign} {each.against}"
+    pair = each.arm if each.against is None else f"{each.arm} {sign} {each.against}"
+    return pair if each.metric is None else f"{each.metric}, {pair}"
 
 
 def format_value(each: Finding) -> str:
@@ -74,7 +75,8 @@ def make_outcome_tables(name: str, recipe: Recipe, outcome: Outcome | None) -> l
         *head,
         ran,
         make_table("", FINDINGS, rows),
-        make_table("Arms", _arm_header(recipe), list_arms(recipe, outcome)),
+        make_table("Arms", *list_arms(recipe, outcome)),
+        make_table("What they cost", *list_costs(recipe, outcome)),
     ]
 
 
@@ -88,16 +90,18 @@ def list_cells(each: Finding) -> list[str]:
     return [pair, each.paper, each.found, format_value(each), format_p(each.p), "yes" if each.holds else "no"]
 
 
-def _arm_header(recipe: Recipe) -> tuple[str, ...]:
-    return ("arm", f"{recipe.metric} ± σ", *COSTS[1:])
-
-
-def list_arms(recipe: Recipe, outcome: Outcome) -> list[list[str]]:
-    """A row for each arm: the mean of the metric with its deviation, and the costs."""
+def list_arms(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
+    """A header, and a row for each arm: the mean of each metric with its deviation."""
+    header = ("arm", *(f"{metric} ± σ" for metric in recipe.list_metrics()))
     rows = []
-    for arm, by_seed in outcome.values.items():
-        values = list(by_seed.values())
-        spread = stdev(values) if len(values) > 1 else None
-        costs = [format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES]
-        rows.append([arm, format_spread(mean(values), spread), *costs])
-    return rows
+    for arm in recipe.arms:
+        values = [list(by_arm[arm].values()) for by_arm in outcome.values.values()]
+        rows.append([arm, *(format_spread(mean(each), stdev(each) if len(each) > 1 else None) for each in values)])
+    return header, rows
+
+
+def list_costs(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
+    """A header, and a row for each arm: what it costs in every currency."""
+    return COSTS, [
+        [arm, *(format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES)] for arm in recipe.arms
+    ]

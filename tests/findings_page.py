@@ -1,0 +1,60 @@
+"""Writes docs/findings.md: what each recipe claims, what its source prints, and what came of it here.
+`python tests/findings_page.py` writes it from recipes/verdicts/; test_recipes.py holds the page against them."""
+
+# ruff: noqa: E501  (prose as wide as the page's)
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.experiments.judging import Outcome, find_outcome
+from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
+from zoo.experiments.tables import FINDINGS, list_arms, list_cells, list_costs
+from zoo.paths import recipes_dir
+from zoo.report import format_markdown
+
+PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
+
+HEAD = """\
+# Findings
+
+Written by `python tests/findings_page.py` from `recipes/verdicts/`. Each finding is a recipe: its arms, its seeds and what is expected
+were written down before it ran, and its verdict stays as it came, also where it contradicts the source. `zoo recipes NAME --run` runs
+one again.
+
+Differences are taken seed by seed and told by Student's t at 5 %, corrected over the comparisons of a recipe (Holm, 1979); ± is the
+95 % interval of a difference, and one deviation of an arm. These models are small and train for minutes on two cores: a claim about
+large ones is neither shown nor refuted by them.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    told = {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
+    rows = [
+        [
+            f"[{name}](#{name})",
+            recipe.claim,
+            f"{sum(each.holds for each in outcome.findings)} of {len(outcome.findings)}",
+        ]
+        for name, (recipe, outcome) in told.items()
+    ]
+    table = format_markdown(("recipe", "claim", "expectations that hold"), rows)
+    return "\n".join([HEAD, table, "", *(write_finding(name, *each) for name, each in told.items())])
+
+
+def write_finding(name: str, recipe: Recipe, outcome: Outcome) -> str:
+    """A section: the claim, expected beside found, the arms, and the picture."""
+    lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
+    lines += ["", recipe.notes] if recipe.notes else []
+    lines += ["", format_markdown(FINDINGS, [list_cells(each) for each in outcome.findings]), ""]
+    lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
+    took = f"{outcome.seconds / 60:.0f} minutes of training on {outcome.machine}"
+    lines += [f"{recipe.seeds} seeds an arm; {outcome.date}, {took}.", ""]
+    if (recipes_dir() / "verdicts" / f"{name}.png").is_file():
+        lines += [f"![{recipe.claim}](../recipes/verdicts/{name}.png)", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,174 @@
+"""Recipes: the packaged ones are matched as they say, verdicts follow from the runs, and a short form runs."""
+
+import json
+
+import findings_page
+import numpy as np
+import pytest
+import yaml
+from spread import here  # noqa: F401  (a fixture)
+
+import zoo
+from zoo.cli import run
+from zoo.experiments.judging import Outcome, find_file, weigh
+from zoo.experiments.pricing import check_matched
+from zoo.experiments.recipe import Expectation, Form, find_recipe, list_recipes, read_recipe
+from zoo.paths import recipes_dir
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_the_arms_of_a_recipe_cost_what_it_says_they_do(name):
+    _, recipe = find_recipe(name)
+    check_matched(recipe)
+    assert recipe.short.expect, "--check has nothing to hold"
+
+
+def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
+    kept = {file.stem: Outcome.read(file) for file in (recipes_dir() / "verdicts").glob("*.json")}
+    assert kept.keys() <= set(list_recipes())
+    for name, outcome in kept.items():
+        _, recipe = find_recipe(name)
+        assert outcome.key == recipe.key() and outcome.form == "whole"
+        assert len(outcome.findings) == len(recipe.expect) and find_file(name).is_file()
+        values = {
+            metric: {arm: {int(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
+            for metric, by_arm in outcome.values.items()
+        }
+        assert outcome.findings == weigh(values, outcome.costs, recipe, recipe.expect)
+
+
+def test_the_page_of_findings_is_what_its_command_writes():
+    assert findings_page.PAGE.read_text(encoding="utf-8") == findings_page.page(), "python tests/findings_page.py"
+
+
+# ---------------------------------------------------------------- judging
+
+
+def hold(values, expected, costs=None, **changed):
+    """Findings on one metric of a recipe that is about nothing else."""
+    recipe = find_recipe("glu")[1].model_copy(update=changed)
+    return weigh({"val_loss": values}, costs or {}, recipe, expected)
+
+
+def make_values(**means):
+    """Losses of five seeds, which arms have in common but for little noise."""
+    drawn = np.random.default_rng(0)
+    common = 0.3 * drawn.standard_normal(5)
+    return {
+        arm: dict(enumerate((middle + common + 0.01 * drawn.standard_normal(5)).tolist()))
+        for arm, middle in means.items()
+    }
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_verdict_is_better_where_the_metric_moved_the_right_way(higher):
+    values = make_values(base=3.0, up=3.2, down=2.8, same=3.0)
+    expected = [Expectation(arm=arm, against="base", verdict="better") for arm in ("up", "down", "same")]
+    up, down, same = hold(values, expected, higher=higher)
+    assert (up.found, down.found) == (("better", "worse") if higher else ("worse", "better"))
+    assert same.found == "not told apart" and not same.holds
+    assert up.holds is higher and down.holds is not higher
+    assert up.value == pytest.approx(0.2, abs=0.02) and up.interval[0] < 0.2 < up.interval[1]
+
+
+def test_a_bound_holds_in_every_run_or_not_at_all():
+    values = {"good": {0: 0.95, 1: 0.99}, "mixed": {0: 0.2, 1: 0.99}}
+    found = hold(values, [Expectation(arm=arm, at_least=0.9) for arm in values])
+    assert [each.holds for each in found] == [True, False]
+    assert found[1].value == pytest.approx(0.595) and found[1].interval == (0.2, 0.99)
+
+
+def test_a_cost_is_held_to_a_multiple_of_another_arms():
+    costs = {"dense": {"seconds": 10.0}, "experts": {"seconds": 13.0}}
+    about = {"arm": "experts", "against": "dense", "cost": "seconds"}
+    expected = [Expectation(**about, at_least=1.1), Expectation(**about, at_most=1.2)]
+    found = hold({"dense": {}, "experts": {}}, expected, costs)
+    assert [each.holds for each in found] == [True, False] and found[0].value == pytest.approx(1.3)
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(folder, **changed):
+    node = {
+        "claim": "One layer more is better.",
+        "source": "nobody",
+        "minutes": 1,
+        "config": "small",
+        "shared": ["data=text", "data.path=text.txt", "data.max_bytes=null", "model.d_model=32", "batch_size=4"],
+        "arms": {"two": ["model.n_layers=2"], "three": ["model.n_layers=3"]},
+        "matched": ["tokens"],
+        "measure": {"loss in windows of 8": {"context": 8, "stride": 8}},
+        "expect": [{"arm": "three", "against": "two", "verdict": "better"}],
+        "short": {
+            "overrides": ["steps=3", "eval_every=3", "eval_batches=2", "seq_len=32"],
+            "seeds": 2,
+            "expect": [
+                {"arm": "three", "against": "two", "cost": "params", "at_least": 1.2},
+                {"arm": "three", "metric": "loss in windows of 8", "at_least": 1},
+            ],
+        },
+    }
+    file = folder / "deeper.yaml"
+    file.write_text(yaml.safe_dump({**node, **changed}, allow_unicode=True, sort_keys=False))
+    return file
+
+
+def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa: F811
+    file = write(here)
+    asked = ["recipes", str(file), "--check", "--out", "kept"]
+    assert run(asked) == 0
+    said = capsys.readouterr().out
+    assert "One layer more is better." in said and "three ÷ two" in said
+    folder = here / "kept" / "short" / "deeper"
+    outcome = Outcome.read(folder / "verdict.json")
+    losses = [json.loads(file.read_text())["val_loss"] for file in sorted(folder.glob("three/*/result.json"))]
+    assert sorted(outcome.values["val_loss"]["three"].values()) == sorted(losses) and len(losses) == 2
+    found, measured = outcome.findings
+    again = zoo.evaluate(next(folder.glob("three/*/result.json")).parent, context=8, stride=8)["results"][0]["loss"]
+    assert again in outcome.values["loss in windows of 8"]["three"].values() and measured.value > 1
+    assert "<svg" in (folder / "report.html").read_text() and (folder / "verdict.png").is_file()
+    assert found.holds and found.value == outcome.costs["three"]["params"] / outcome.costs["two"]["params"]
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}
+    short = {"overrides": ["steps=3", "eval_every=3", "eval_batches=2", "seq_len=32"], "seeds": 2}
+    stricter = {**short, "expect": [{"arm": "three", "at_most": 0.1}]}
+    write(here, short=stricter)
+    assert run(asked) == 1, "the losses are above 0.1"
+    assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}, "nothing ran again"
+
+
+def test_a_recipe_says_what_is_wrong_with_it(here, refused):  # noqa: F811
+    file = write(here, matched=["params"])
+    (line,) = refused("recipes", str(file), "--run")
+    assert line.startswith("matched: params of three is ") and line.endswith("times that of two (within 1 %)")
+    write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}], metrics="loss", config="large")
+    lines = refused("recipes", str(file))
+    assert any(line.startswith(f"{file}: metrics: Extra inputs") for line in lines)
+    write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}])
+    assert "names four, and the arms are two, three" in refused("recipes", str(file))[0]
+    write(here, config="large")
+    assert "there is no 'large' (one of: " in refused("recipes", str(file))[0]
+    assert refused("recipes", "glue") == ["recipe: there is no 'glue' (did you mean 'glu'?)"]
+    assert refused("recipes", "--run")[0].startswith("recipes: --run needs names")
+
+
+def test_the_hash_of_a_recipe_changes_with_what_runs_and_with_nothing_else(here):  # noqa: F811
+    first = read_recipe(write(here))
+    assert read_recipe(write(here, claim="Another.")).key() == first.key()
+    assert (
+        read_recipe(write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]})).key() != first.key()
+    )
+    assert first.form(True).seeds == 2 and first.form(False) == Form(seeds=3, expect=list(first.expect))
+
+
+def test_recipes_are_listed_and_shown(capsys):
+    assert run(["recipes", "--json"]) == 0
+    listed = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == set(list_recipes()) and listed["glu"]["arms"]["swiglu"] == [
+        "ffn=gated",
+        "activation=silu",
+        "model.d_ff=171",
+    ]
+    assert run(["recipes"]) == 0 and run(["recipes", "glu"]) == 0
+    said = capsys.readouterr().out
+    assert "A gated feed-forward" in said and "1.942 − 1.983" in said
