@@ -76,6 +76,8 @@ def test_a_bound_holds_in_every_run_or_not_at_all():
     found = hold(values, [Expectation(arm=arm, at_least=0.9) for arm in values])
     assert [each.holds for each in found] == [True, False]
     assert found[1].value == pytest.approx(0.595) and found[1].interval == (0.2, 0.99)
+    (apart,) = hold(values, [Expectation(arm="mixed", against="good", at_most=-0.1)])
+    assert not apart.holds and apart.interval == pytest.approx((-0.75, 0.0))
 
 
 def test_a_cost_is_held_to_a_multiple_of_another_arms():

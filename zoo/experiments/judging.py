@@ -22,7 +22,7 @@ Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 @dataclass(frozen=True)
 class Finding:
     """What came of an expectation: the verdict, the difference of the arms' means with its 95 % interval, and the
-    chance after Holm's correction over the recipe's comparisons. Of a bound: the arm's mean, its range over seeds."""
+    chance after Holm's correction over the recipe's comparisons. Of bounds: the mean, and the range over seeds."""
 
     arm: str
     against: str | None
@@ -111,7 +111,7 @@ def weigh(
     """Hold values and costs, by arm, against expectations. Verdicts are at 5 % over all of them together (Holm)."""
     measured = [values[each.metric or recipe.metric] for each in expected]
     samples = {
-        str(at): _sample(own[each.arm], own[each.against])
+        str(at): Sample.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))
         for at, (each, own) in enumerate(zip(expected, measured, strict=True))
         if each.verdict is not None and each.against is not None
     }
@@ -123,13 +123,15 @@ def weigh(
         elif each.cost is not None and each.against is not None:
             ratio = costs[each.arm][each.cost] / costs[each.against][each.cost]
             found.append(_weigh_bound(each, {0: ratio}))
+        elif each.against is not None:
+            found.append(_weigh_bound(each, _subtract(own[each.arm], own[each.against])))
         else:
             found.append(_weigh_bound(each, own[each.arm]))
     return found
 
 
-def _sample(own: Mapping[int, float], other: Mapping[int, float]) -> Sample:
-    return Sample.of_pairs([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
+def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    return {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
 
 
 def _weigh_verdict(each: Expectation, sample: Sample, p: float | None, higher: bool) -> Finding:
@@ -153,7 +155,7 @@ def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
 
 
 def describe_bounds(each: Expectation) -> str:
-    """The bounds of an expectation in words, with the cost that they are of."""
+    """The bounds of an expectation in words, with the cost that they are of where it is one."""
     bounds = (("at least", each.at_least), ("at most", each.at_most))
     said = ", ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
     return said if each.cost is None else f"{each.cost} × {said}"

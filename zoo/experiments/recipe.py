@@ -26,8 +26,9 @@ class Strict(BaseModel):
 
 
 class Expectation(Strict):
-    """What is expected of an arm: a verdict against another arm, a bound of its metric, or a bound of a `cost` as a
-    multiple of another arm's. `paper` is what the source prints."""
+    """What is expected of an arm: a verdict against another arm, or bounds. Bounds are of its metric in every run, of
+    its difference from another arm with every seed, or of a `cost` as a multiple of another arm's. `paper` is what the
+    source prints."""
 
     arm: str
     against: str | None = None
@@ -43,8 +44,8 @@ class Expectation(Strict):
     def says_one_thing(self) -> Expectation:
         bounds = self.at_least is not None or self.at_most is not None
         compares = self.verdict is not None or self.cost is not None
-        if (self.verdict is None) != bounds or compares != (self.against is not None):
-            raise ValueError("says verdict and against; or at_least or at_most; or these of a cost, and against")
+        if (self.verdict is None) != bounds or (compares and self.against is None):
+            raise ValueError("says a verdict, or at_least or at_most; a verdict and a cost are against another arm")
         return self
 
 

@@ -54,7 +54,7 @@ def format_value(each: Finding) -> str:
     """A difference with half of its interval; of a bound, the mean and the range over the seeds."""
     if each.cost is not None:
         return f"×{each.value:.2f}"
-    if each.against is None:
+    if each.p is None:
         low, high = each.interval or (each.value, each.value)
         return f"{each.value:.3f} ({low:.3f} to {high:.3f})"
     half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
