@@ -37,7 +37,7 @@ def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
             sweep = Sweep.read(own)
             missing = sweep.find_missing(jobs)
             sweep.begin(plan.overrides)
-            sweep.add(jobs)
+            sweep.add(jobs, {each.name: {} for each in jobs})
             plan.launch(own, missing)
 
 
