@@ -11,7 +11,7 @@ from zoo.cli import run
 from zoo.compose import load
 from zoo.compose.targets import list_packaged
 from zoo.errors import ConfigError
-from zoo.probes.battery import load_small, run_probe
+from zoo.probes.battery import load_small, open_pool, run_probe
 from zoo.probes.catalogue import make_probe
 from zoo.probes.outcome import Outcome, SeedReport, find_reach, find_window
 from zoo.probes.shrink import Size, shrink
@@ -107,8 +107,8 @@ def test_attention_behind_a_short_convolution_learns_recall_and_blind_attention_
 
 def test_a_training_follows_from_its_seed_whatever_runs_beside_it(tmp_path):
     how = {"settings": {**EASY, "steps": 6}, "seeds": 2}
-    together = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[1e-3, 1e-2], jobs=1, **how)
-    alone = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[together.lr], jobs=1, **how)
+    together = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[1e-3, 1e-2], **how)
+    alone = run_probe("llama-tiny", "mqar", CONVOLVED, rates=[together.lr], **how)
     assert together.seeds == alone.seeds and together.chosen[together.lr] == alone.chosen[alone.lr]
     assert together.seeds[0].levels != together.seeds[1].levels
 
@@ -116,7 +116,9 @@ def test_a_training_follows_from_its_seed_whatever_runs_beside_it(tmp_path):
 @pytest.mark.slow
 def test_trainings_in_other_processes_give_the_same_numbers():
     how = {"settings": {**EASY, "steps": 6}, "seeds": 2, "rates": [1e-3, 1e-2]}
-    one, two = (run_probe("llama-tiny", "mqar", CONVOLVED, jobs=jobs, **how) for jobs in (1, 2))
+    one = run_probe("llama-tiny", "mqar", CONVOLVED, **how)
+    with open_pool(2) as pool:
+        two = run_probe("llama-tiny", "mqar", CONVOLVED, pool=pool, **how)
     assert replace(one, seconds=0.0) == replace(two, seconds=0.0)
 
 

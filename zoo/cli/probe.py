@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,10 @@ from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.probes.outcome import Outcome
+
+
+MOST_JOBS = 8
+"""Trainings at once where no number is given: more than a probe has to do at a time would stand idle."""
 
 
 class Size(StrEnum):
@@ -29,7 +34,7 @@ def run(
     target: Target,
     overrides: Overrides = None,
     probe: Annotated[
-        str | None, typer.Option(help="Probes by name, as mqar,parity. [default: all]", metavar="NAME,NAME")
+        str | None, typer.Option(help="Probes by name, as mqar,parity. [default: ten, the card]", metavar="NAME,NAME")
     ] = None,
     size: Annotated[Size, typer.Option(help="The size of the probes; small ones take a minute or two.")] = Size.card,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds trained at the best learning rate.")] = 3,
@@ -52,18 +57,18 @@ def run(
     the learning rate, then trains several seeds. A battery that was interrupted goes on where it was.
     """
     from zoo import report
-    from zoo.probes.catalogue import list_names
+    from zoo.probes.catalogue import CARD
     from zoo.report.plot import check_picture
     from zoo.report.probes import describe_card, draw_card, format_card_markdown, print_card
 
     targets, overrides = split_words([target, *(overrides or [])])
     shown = choose_format(as_json, False, as_md)
-    names = list_names() if probe is None else [each.strip() for each in probe.split(",")]
+    names = list(CARD) if probe is None else [each.strip() for each in probe.split(",")]
     if plot is not None:
         check_picture(plot, len(targets))
-    found = run_battery(
-        targets, overrides, names, size.value, seeds, read_rates(lrs), steps, jobs or min(os.cpu_count() or 1, 8), out
-    )
+    settings = {} if steps is None else {"steps": steps}
+    how = {"size": size.value, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
+    found = run_battery(targets, overrides, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how)
     if shown is Shown.json:
         print(report.format_json(describe_card(found)))
     elif shown is Shown.md:
@@ -75,43 +80,28 @@ def run(
 
 
 def run_battery(
-    targets: list[str],
-    overrides: list[str],
-    names: list[str],
-    size: str,
-    seeds: int,
-    rates: list[float] | None,
-    steps: int | None,
-    jobs: int,
-    out: Path,
+    targets: list[str], overrides: list[str], names: list[str], jobs: int, out: Path, how: dict[str, Any]
 ) -> list[Outcome]:
-    """Run the probes on every model, after each of them was brought to the size of every probe. Raises ConfigError."""
-    from zoo.probes.battery import load_small, run_probe
+    """Run the probes on every model, after each of them was brought to the size of every probe. `how` are the options
+    of `run_probe`. Raises ConfigError."""
+    from zoo.probes.battery import load_small, open_pool, run_probe
     from zoo.probes.catalogue import make_probe
     from zoo.probes.store import name_folder
 
-    settings = {} if steps is None else {"steps": steps}
-    for target in targets:
-        for name in names:
-            load_small(target, make_probe(name, size, settings), overrides)
+    for target, name in product(targets, names):
+        load_small(target, make_probe(name, how["size"], how["settings"]), overrides)
     found = []
-    for target in targets:
-        for name in names:
-            found.append(
-                run_probe(
-                    target,
-                    name,
-                    overrides,
-                    size=size,
-                    settings=settings,
-                    seeds=seeds,
-                    rates=rates,
-                    jobs=jobs,
-                    folder=out / name_folder(target, overrides) / (name if size == "card" else f"{name}-{size}"),
-                    say=lambda line: print(line, file=sys.stderr),
-                )
-            )
+    with open_pool(jobs) as pool:
+        for target, name in product(targets, names):
+            place = name if how["size"] == Size.card else f"{name}-{how['size']}"
+            folder = out / name_folder(target, overrides) / place
+            found.append(run_probe(target, name, overrides, **how, pool=pool, folder=folder, say=print_progress))
     return found
+
+
+def print_progress(line: str) -> None:
+    """Say on standard error what a training reached."""
+    print(line, file=sys.stderr)
 
 
 def read_rates(text: str | None) -> list[float] | None:

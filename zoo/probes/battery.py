@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def run_probe(
     settings: Mapping[str, Any] | None = None,
     seeds: int = 3,
     rates: Sequence[float] | None = None,
-    jobs: int = 1,
+    pool: Executor | None = None,
     folder: Path | None = None,
     say: Say = lambda line: None,
 ) -> Outcome:
@@ -58,8 +58,8 @@ def run_probe(
 
     `overrides` change the model, and what they set is kept (`n_layers=1`, `d_model=128`). `settings` are those of the
     probe (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates`, and unless these are given at two
-    beside the best; then every seed at the best. With a `folder` each training is kept in it, so that a run which was
-    killed goes on. Raises ConfigError.
+    beside the best; then every seed at the best, in the processes of a `pool` (`open_pool`) if one is given. With a
+    `folder` each training is kept in it, so that a run which was killed goes on. Raises ConfigError.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -67,7 +67,7 @@ def run_probe(
     spec, label = load_small(model, task, overrides)
     start = time.monotonic()
     store = Store.open(folder, hash_key(spec, task))
-    with open_pool(jobs) as pool:
+    with nullcontext(pool) if pool else open_pool(1) as pool:
         chosen = search_rate(
             spec, task, sorted(set(rates or RATES)), refine=rates is None, pool=pool, store=store, say=say
         )

@@ -13,16 +13,14 @@ from zoo.probes.hops import Hops
 from zoo.probes.recall import MQAR, Memorise, Needle, Overwrite
 from zoo.probes.tracking import Parity, WordS3, WordS5, WordZ6
 
-CARD: tuple[type[Probe], ...] = (
+EVERY: tuple[type[Probe], ...] = (
     *(MQAR, Overwrite, Needle, Select, Copy, Induction),
     *(Parity, WordZ6, WordS3, WordS5, Hops, Memorise),
 )
-"""The battery that a card is made of."""
+"""All probes, in the order in which a card has them."""
 
-
-def list_names() -> list[str]:
-    """List the probes by name, in the order of the card."""
-    return [each.name for each in CARD]
+CARD = tuple(each.name for each in EVERY if each not in (WordZ6, WordS5))
+"""The battery of a card unless others are named: of word problems the smallest that does not commute."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, Any] | None = None) -> Probe:

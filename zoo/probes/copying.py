@@ -25,18 +25,19 @@ class Select(Probe, name="select"):
     """
 
     level_is: ClassVar[str] = "letters"
-    small: ClassVar[Mapping[str, Any]] = {"levels": (2, 4), "context": 24}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (2, 4), "context": 16, "steps": 300}
 
-    levels: tuple[int, ...] = (4, 8, 16)
-    context: int = 64
+    levels: tuple[int, ...] = (2, 4, 8)
+    context: int = 32
     vocab: int = 16
-    steps: int = 1000
+    steps: int = 500
     rows: int = 32
 
     def __post_init__(self) -> None:
         for letters in self.levels:
             if 2 * letters + 1 > self.context:
-                raise ConfigError(f"select: {letters} letters take {2 * letters + 1} tokens, context is {self.context}")
+                taken = f"{letters} letters take {2 * letters + 1} tokens, found context={self.context}"
+                raise ConfigError(f"select.levels: {taken} (fewer letters, or a longer context)")
 
     @property
     def vocab_size(self) -> int:
@@ -75,12 +76,12 @@ class Copy(Probe, name="copy"):
 
     level_is: ClassVar[str] = "letters"
     exact: ClassVar[bool] = True
-    small: ClassVar[Mapping[str, Any]] = {"levels": (5, 10), "shortest": 2, "longest": 5}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (3, 5, 10), "longest": 5, "steps": 300}
 
-    levels: tuple[int, ...] = (5, 10, 20, 40, 80, 160)
-    shortest: int = 5
-    longest: int = 20
-    steps: int = 1000
+    levels: tuple[int, ...] = (3, 5, 10, 20, 40)
+    shortest: int = 3
+    longest: int = 10
+    steps: int = 500
     rows: int = 48
 
     @property
@@ -122,13 +123,13 @@ class Induction(Probe, name="induction"):
     """
 
     level_is: ClassVar[str] = "times the length"
-    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2, 4), "context": 32}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2, 4), "context": 16, "steps": 300}
 
     levels: tuple[int, ...] = (1, 2, 4, 8, 16)
-    context: int = 64
+    context: int = 32
     symbols: int = 16
-    steps: int = 1000
-    rows: int = 32
+    steps: int = 500
+    rows: int = 64
 
     @property
     def vocab_size(self) -> int:

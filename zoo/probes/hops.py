@@ -27,17 +27,19 @@ class Hops(Probe, name="hops"):
 
     level_is: ClassVar[str] = "steps"
     mixer_alone: ClassVar[bool] = False
-    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "nodes": 6, "queries": 4}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2), "nodes": 6, "queries": 4, "steps": 300}
 
     levels: tuple[int, ...] = (1, 2, 3, 4)
-    nodes: int = 16
+    nodes: int = 8
     queries: int = 10
-    steps: int = 1500
+    steps: int = 500
     rows: int = 32
 
     def __post_init__(self) -> None:
-        if self.nodes < 3 or min(self.levels) < 1:
-            raise ConfigError(f"hops: {self.nodes} nodes and levels {self.levels} (3 nodes at least, levels from 1)")
+        if self.nodes < 3:
+            raise ConfigError(f"hops.nodes: is {self.nodes} (3 at least)")
+        if min(self.levels) < 1:
+            raise ConfigError(f"hops.levels: has {min(self.levels)} steps (1 at least)")
 
     @property
     def vocab_size(self) -> int:

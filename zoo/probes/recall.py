@@ -40,9 +40,11 @@ class MQAR(Probe, name="mqar"):
     def __post_init__(self) -> None:
         for keys in self.levels:
             if 4 * keys > self.context:
-                raise ConfigError(f"{self.name}: {keys} keys take {4 * keys} tokens, context is {self.context}")
+                taken = f"{keys} keys take {4 * keys} tokens, found context={self.context}"
+                raise ConfigError(f"{self.name}.levels: {taken} (fewer keys, or a longer context)")
             if keys >= self.vocab // 2:
-                raise ConfigError(f"{self.name}: a vocabulary of {self.vocab} has {self.vocab // 2 - 1} keys at most")
+                most = f"{keys} keys are more than the {self.vocab // 2 - 1} of a vocabulary of {self.vocab}"
+                raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
 
     @property
     def vocab_size(self) -> int:
@@ -101,18 +103,26 @@ class Overwrite(MQAR, name="overwrite"):
     """
 
     level_is: ClassVar[str] = "keys overwritten"
-    small: ClassVar[Mapping[str, Any]] = {"keys": 4, "levels": (1, 2), "context": 32, "steps": 400}
+    small: ClassVar[Mapping[str, Any]] = {"keys": 2, "levels": (1, 2), "context": 16, "steps": 300}
 
-    levels: tuple[int, ...] = (2, 4, 8)
-    keys: int = 8
+    levels: tuple[int, ...] = (1, 2, 4)
+    keys: int = 4
+    context: int = 32
+    steps: int = 500
 
     def __post_init__(self) -> None:
         for changed in self.levels:
             needed = 4 * self.keys + 2 * changed
             if changed > self.keys:
-                raise ConfigError(f"{self.name}: {changed} of {self.keys} keys cannot be overwritten (fewer levels)")
-            if needed > self.context or self.keys + changed > self.vocab // 2:
-                raise ConfigError(f"{self.name}: {changed} of {self.keys} keys take {needed} tokens (a longer context)")
+                raise ConfigError(
+                    f"{self.name}.levels: has {changed}, there are {self.keys} keys ({self.keys} at most)"
+                )
+            if needed > self.context:
+                taken = f"{changed} of {self.keys} keys overwritten take {needed} tokens, found context={self.context}"
+                raise ConfigError(f"{self.name}.levels: {taken} (fewer keys, or a longer context)")
+            if self.keys + changed > self.vocab // 2:
+                found = f"{self.keys + changed} values, a vocabulary of {self.vocab} has {self.vocab // 2}"
+                raise ConfigError(f"{self.name}.levels: {changed} takes {found} (fewer keys, or more vocab)")
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         if level is None:
@@ -138,16 +148,20 @@ class Needle(MQAR, name="needle"):
     """
 
     level_is: ClassVar[str] = "tokens"
-    small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (32, 64, 128), "keys": 2, "steps": 400}
+    small: ClassVar[Mapping[str, Any]] = {"context": 16, "levels": (16, 32, 64), "keys": 2, "steps": 300}
 
-    levels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    levels: tuple[int, ...] = (32, 64, 128, 256, 512)
     keys: int = 4
+    context: int = 32
+    steps: int = 500
 
     def __post_init__(self) -> None:
-        if 4 * self.keys > self.context or min(self.levels) < self.context:
-            raise ConfigError(
-                f"{self.name}: {self.keys} keys and levels {self.levels} go with no context {self.context}"
-            )
+        if 4 * self.keys > self.context:
+            taken = f"{self.keys} keys take {4 * self.keys} tokens, found context={self.context}"
+            raise ConfigError(f"{self.name}.keys: {taken} (fewer keys, or a longer context)")
+        if min(self.levels) < self.context:
+            found = f"has {min(self.levels)} tokens, and the context of training is {self.context}"
+            raise ConfigError(f"{self.name}.levels: {found} ({self.context} at least)")
 
     def trains(self, level: int) -> bool:
         return level == self.context
@@ -180,12 +194,13 @@ class Memorise(Probe, name="memorise"):
     levels: tuple[int, ...] = (1023,)
     vocab: int = 2048
     pairs: int = 16
-    steps: int = 500
-    rows: int = 64
+    steps: int = 300
+    rows: int = 32
 
     def __post_init__(self) -> None:
         if self.levels != (self.vocab // 2 - 1,):
-            raise ConfigError(f"{self.name}: levels are {self.levels} (a vocabulary of {self.vocab} has one: V/2 − 1)")
+            found = f"is {self.levels}, a vocabulary of {self.vocab} has {self.vocab // 2 - 1} facts"
+            raise ConfigError(f"{self.name}.levels: {found} (({self.vocab // 2 - 1},))")
 
     @property
     def vocab_size(self) -> int:

@@ -29,14 +29,14 @@ class Parity(Probe, name="parity"):
     level_is: ClassVar[str] = "bits"
     scaled: ClassVar[bool] = True
     mixer_alone: ClassVar[bool] = False
-    small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8, 16), "longest": 8}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8, 16), "longest": 8, "steps": 300}
 
-    levels: tuple[int, ...] = (8, 16, 40, 64, 128, 256)
+    levels: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     shortest: int = 3
-    longest: int = 40
+    longest: int = 16
     cumulative: bool = True
     steps: int = 500
-    rows: int = 48
+    rows: int = 32
 
     @property
     def vocab_size(self) -> int:
@@ -117,18 +117,18 @@ class Word(Probe):
     level_is: ClassVar[str] = "elements"
     exact: ClassVar[bool] = True
     mixer_alone: ClassVar[bool] = False
-    small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8), "context": 8}
+    small: ClassVar[Mapping[str, Any]] = {"levels": (2, 4, 8), "context": 4, "steps": 300}
 
-    levels: tuple[int, ...] = (8, 16, 32, 64, 128)
+    levels: tuple[int, ...] = (4, 8, 16, 32, 64)
     group: str = "S3"
     swaps_only: bool = False
-    context: int = 16
-    steps: int = 1500
+    context: int = 8
+    steps: int = 500
     rows: int = 96
 
     def __post_init__(self) -> None:
         if self.swaps_only and not len(make_group(self.group).swaps):
-            raise ConfigError(f"{self.name}: no element of {self.group} exchanges two things (swaps_only=false)")
+            raise ConfigError(f"word.swaps_only: no element of {self.group} exchanges two things (false, or S5)")
 
     @property
     def vocab_size(self) -> int:
