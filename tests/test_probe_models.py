@@ -202,14 +202,24 @@ def test_an_outcome_is_read_back_as_it_was_written():
     assert data["levels"]["4"]["accuracy"]["deviation"] == pytest.approx(0.2598, abs=1e-4)
 
 
-def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path):
-    from zoo.report.probes import draw_card, format_card_markdown, list_card_rows
+def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsys):
+    from zoo.report.probes import draw_card, format_card_markdown, print_card
 
     found = [make_outcome(), make_outcome("parity"), make_outcome(model="b", reach=(0.1, 0.1, 0.1))]
-    rows = list_card_rows(found)
-    assert [row[:2] for row in rows] == [["llama-tiny", "mqar"], ["b", "mqar"], ["llama-tiny", "parity"]]
-    assert rows[0][2:5] == ["4 (2 to 4)", "8 keys", "0.800 ± 0.260 (0.03)"]
-    assert "| 65.5 KB |" in format_card_markdown(found)
+    lines = format_card_markdown(found).splitlines()[2:5]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[:2] for row in cells] == [["llama-tiny", "mqar"], ["b", "mqar"], ["llama-tiny", "parity"]]
+    assert cells[0][2:] == [
+        "4 (2 to 4) of 8 keys",
+        "0.800 ± 0.260 (0.03)",
+        "1.0e-2!",
+        "≥ 0.14",
+        "65.5 KB",
+        "40.0 K",
+        "90.0 K",
+    ]
+    print_card(found)
+    assert all(len(line) <= 120 for line in capsys.readouterr().out.splitlines())
     draw_card(found, tmp_path / "card.svg")
     assert "4 keys" in (tmp_path / "card.svg").read_text()
 

@@ -11,29 +11,28 @@ from zoo.report.units import format_count, format_si
 if TYPE_CHECKING:
     from zoo.probes.outcome import Outcome
 
-HEADER = ("probe", "reaches", "of", "accuracy", "lr", "lr window", "state", "params", "FLOPs")
-"""Columns of a card; `reaches` is the hardest level at 90 %, `accuracy` that of the hardest level which was trained."""
+FOUND = ("probe", "reaches", "accuracy (chance)", "lr", "lr window")
+"""Columns of what was found: the hardest level at 90 %, and the accuracy at the hardest that was trained."""
 
-RIGHT = range(3, 9)
-
-
-def list_card_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """List a line for each probe and model, the models of a probe together. With several models each is named."""
-    several = len({name_model(each) for each in outcomes}) > 1
-    order = list(dict.fromkeys(each.probe for each in outcomes))
-    rows = []
-    for each in sorted(outcomes, key=lambda outcome: order.index(outcome.probe)):
-        row = [each.probe, format_reach(each), f"{max(each.chances)} {each.level_is}", format_accuracy(each)]
-        row += [f"{each.lr:.1e}" + ("!" if each.on_edge else ""), format_window(each)]
-        row += [format_si(each.state_bytes, "B"), format_count(each.params), format_si(each.flops)]
-        rows.append([name_model(each), *row] if several else row)
-    return rows
+COSTS = ("state", "params", "FLOPs")
+"""Columns of what stands beside it."""
 
 
-def name_header(outcomes: Sequence[Outcome]) -> tuple[tuple[str, ...], list[int]]:
-    """Name the columns, and those to align right."""
-    several = len({name_model(each) for each in outcomes}) > 1
-    return (("model", *HEADER), [each + 1 for each in RIGHT]) if several else (HEADER, list(RIGHT))
+def list_found(outcome: Outcome) -> list[str]:
+    rate = f"{outcome.lr:.1e}".replace("e-0", "e-") + ("!" if outcome.on_edge else "")
+    return [outcome.probe, format_reach(outcome), format_accuracy(outcome), rate, format_window(outcome)]
+
+
+def list_costs(outcome: Outcome) -> list[str]:
+    return [format_si(outcome.state_bytes, "B"), format_count(outcome.params), format_si(outcome.flops)]
+
+
+def group_by_model(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Group outcomes by the name of their model, in the order in which the models come."""
+    found: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        found.setdefault(name_model(each), []).append(each)
+    return found
 
 
 def name_model(outcome: Outcome) -> str:
@@ -44,9 +43,10 @@ def format_reach(outcome: Outcome) -> str:
     """Format the median of what the seeds reached, the range where they differ, and bits where these are counted."""
     low, high = min(outcome.reaches), max(outcome.reaches)
     text = f"{outcome.reach}" if low == high else f"{outcome.reach} ({low} to {high})"
+    text = f"{text} of {max(outcome.chances)} {outcome.level_is}"
     if "bits_per_parameter" in outcome.seeds[0].levels[max(outcome.chances)]:
         bits, _ = outcome.average(max(outcome.chances), "bits_per_parameter")
-        return f"{text}; {bits:.3f} bits a parameter"
+        return f"{text}, {bits:.3f} bits a parameter"
     return text
 
 
@@ -69,29 +69,36 @@ def format_window(outcome: Outcome) -> str:
 def list_notes(outcomes: Sequence[Outcome]) -> list[str]:
     """Explain the columns, and say what a reader should know of single outcomes."""
     notes = [
-        "reaches: the hardest level up to which at least 90 % are right, median of the seeds. accuracy: at the hardest",
-        "level of training, ± one deviation over seeds (a guess). lr window: decades with 90 % of the best accuracy.",
-        "state: keys and values or recurrent states of one row in float32. FLOPs: of a token, forward.",
+        "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
+        "accuracy: at the hardest level of training, ± one deviation over seeds.",
+        "lr window: decades of learning rate with 90 % of the best accuracy; ≥ where an end was not met.",
+        "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
     ]
     notes += ["!: the best learning rate is the lowest or highest that was tried."] * any(e.on_edge for e in outcomes)
     return notes + list(dict.fromkeys(f"{each.probe}: {note}." for each in outcomes for note in each.notes))
 
 
 def format_card_markdown(outcomes: Sequence[Outcome]) -> str:
-    """Format a card as Markdown: the table, and notes."""
+    """Format a card as Markdown: a line for each probe and model, the models of a probe together, and notes."""
     from zoo.report.tables import format_markdown
 
-    header, right = name_header(outcomes)
-    return format_markdown(header, list_card_rows(outcomes), right) + "\n\n" + "\n".join(list_notes(outcomes))
+    probes = list(dict.fromkeys(each.probe for each in outcomes))
+    rows = [
+        [name_model(each), *list_found(each), *list_costs(each)]
+        for each in sorted(outcomes, key=lambda outcome: probes.index(outcome.probe))
+    ]
+    table = format_markdown(("model", *FOUND, *COSTS), rows, range(3, 9))
+    return table + "\n\n" + "\n".join(f"- {note}" for note in list_notes(outcomes))
 
 
 def print_card(outcomes: Sequence[Outcome]) -> None:
-    """Print a card as a table with notes."""
+    """Print two tables for each model, what it reached and what it costs, and notes."""
     from zoo.report.tables import make_table, print_tables
 
-    header, right = name_header(outcomes)
-    named = [] if header[0] == "model" else [name_model(outcomes[0])]
-    print_tables(make_table("".join(named), header, list_card_rows(outcomes), right=right))
+    for model, own in group_by_model(outcomes).items():
+        costs = [[each.probe, *list_costs(each)] for each in own]
+        print_tables(make_table(model, FOUND, map(list_found, own), right=range(2, 5)))
+        print_tables(make_table("", ("probe", *COSTS), costs, right=range(1, 4)))
     print("\n".join(list_notes(outcomes)))
 
 
@@ -105,13 +112,14 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
 
     from zoo.report.plot import list_colors, write_figure
 
-    models = list(dict.fromkeys(name_model(each) for each in outcomes))
+    models = group_by_model(outcomes)
     probes = list(dict.fromkeys(each.probe for each in outcomes))
     height = 0.8 / len(models)
-    figure = Figure(figsize=(8, 1.6 + 0.28 * len(probes) * max(1.4, len(models))), dpi=120, layout="constrained")
+    figure = Figure(
+        figsize=(8, 1.2 + 0.2 * len(models) + 0.22 * len(probes) * max(1.6, len(models))), dpi=120, layout="constrained"
+    )
     axes = figure.subplots()
-    for number, (model, color) in enumerate(zip(models, list_colors(len(models)), strict=True)):
-        own = [each for each in outcomes if name_model(each) == model]
+    for number, ((model, own), color) in enumerate(zip(models.items(), list_colors(len(models)), strict=True)):
         at = [probes.index(each.probe) + (number - (len(models) - 1) / 2) * height for each in own]
         axes.barh(at, [share_reached(each, each.reach) for each in own], height, color=color, label=model)
         for y, each in zip(at, own, strict=True):
@@ -126,9 +134,9 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
     axes.set_xlabel("levels reached with at least 90 % right; line: range over seeds")
     axes.spines[["top", "right"]].set_visible(False)
     if len(models) > 1:
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        figure.legend(frameon=False, fontsize=8, loc="outside upper left")
     else:
-        axes.set_title(models[0])
+        axes.set_title(next(iter(models)), fontsize=10)
     write_figure(figure, file)
 
 
