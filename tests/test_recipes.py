@@ -174,3 +174,30 @@ def test_recipes_are_listed_and_shown(capsys):
     assert run(["recipes"]) == 0 and run(["recipes", "glu"]) == 0
     said = capsys.readouterr().out
     assert "A gated feed-forward" in said and "1.942 − 1.983" in said
+
+
+def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
+    write(
+        here,
+        config=None,
+        shared=["n_layers=1"],
+        arms={"two": ["attention=mha"], "three": ["attention=mha", "attention.short_conv=3"]},
+        probe={"name": "mqar"},
+        measure={},
+        metric="accuracy at 2",
+        higher=True,
+        short={
+            "probe": {"name": "mqar", "size": "small", "settings": {"steps": 2, "rows": 4}, "rates": [1e-3]},
+            "expect": [
+                {"arm": "three", "metric": "reach", "at_most": 8},
+                {"arm": "three", "against": "two", "cost": "params", "at_least": 1.001},
+            ],
+        },
+    )
+    assert run(["recipes", "deeper.yaml", "--check", "--out", "kept"]) == 0
+    folder = here / "kept" / "short" / "deeper"
+    outcome = Outcome.read(folder / "verdict.json")
+    (probed,) = (json.loads(file.read_text()) for file in folder.glob("three/probe.json"))
+    assert list(outcome.values["reach"]["three"].values()) == probed["reaches"]
+    assert outcome.costs["three"]["params"] == probed["params"] and (folder / "verdict.png").is_file()
+    capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from zoo.errors import ConfigError
 if TYPE_CHECKING:
     from zoo.experiments.judging import Outcome
     from zoo.experiments.recipe import Recipe
+    from zoo.probes.outcome import Outcome as Probed
+    from zoo.report.arms import Arm
 
 NARROW = 44
 """Characters of a claim on a line of the table."""
@@ -57,23 +60,43 @@ def run(
 
 
 def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> Outcome:
-    """Run a recipe and judge it; the verdict, a page and a picture stand beside its runs."""
+    """Run a recipe and judge it; the verdict and a picture stand beside its runs, and a page where they trained."""
     from zoo.experiments.judging import find_file, judge
-    from zoo.experiments.running import collect_arms, collect_values, describe_machine, run_arms
+    from zoo.experiments.probing import probe_recipe
+    from zoo.experiments.running import train_recipe
+
+    own = folder / name
+    if recipe.probe is not None:
+        ran, probed = probe_recipe(recipe, own, short_form)
+        draw = partial(_draw_probed, list(recipe.arms), probed)
+    else:
+        ran, arms = train_recipe(recipe, own, short_form)
+        draw = partial(_draw_trained, name, recipe, arms)
+    outcome = judge(name, recipe, ran, short_form)
+    for file in [own / "verdict.json", *([find_file(name)] if save else [])]:
+        outcome.write(file)
+        draw(file.with_suffix(".png"))
+    return outcome
+
+
+def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> None:
+    """Draw the arms of training, and write their page beside the picture of the runs."""
     from zoo.report.verdict_page import write_report_page
     from zoo.report.verdict_plot import draw_report
     from zoo.report.verdicts import Report
 
-    run_arms(recipe, folder / name, short_form)
-    arms = collect_arms(recipe, folder / name, short_form)
-    outcome = judge(name, recipe, arms, collect_values(recipe, arms), describe_machine(arms), short_form)
     made = Report.make(arms, None, recipe.metric if recipe.metric not in recipe.measure else "val_loss")
-    write_report_page(made, f"{name}: {recipe.claim}", folder / name / "report.html")
-    kept = [folder / name / "verdict.json", *([find_file(name)] if save else [])]
-    for file in kept:
-        outcome.write(file)
-        draw_report(made, file.with_suffix(".png"))
-    return outcome
+    draw_report(made, file)
+    if file.stem == "verdict":
+        write_report_page(made, f"{name}: {recipe.claim}", file.with_name("report.html"))
+
+
+def _draw_probed(names: list[str], outcomes: list[Probed], file: Path) -> None:
+    from dataclasses import replace
+
+    from zoo.report.probes import draw_card
+
+    draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
 
 
 def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[Outcome], as_json: bool) -> None:

@@ -13,10 +13,19 @@ from zoo.analysis.verdict import LEVEL, Sample, adjust_by_holm
 from zoo.disk import write_text
 from zoo.experiments.recipe import Expectation, Recipe
 from zoo.paths import recipes_dir
-from zoo.report.arms import Arm
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Metrics by name, arm and seed."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What the arms of a recipe came to: metrics, and the mean costs of each arm; seconds of all training together."""
+
+    values: Values
+    costs: Mapping[str, Mapping[str, float]]
+    seconds: float
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -85,23 +94,21 @@ def find_outcome(name: str) -> Outcome | None:
     return Outcome.read(file) if (file := find_file(name)).is_file() else None
 
 
-def judge(name: str, recipe: Recipe, arms: Sequence[Arm], values: Values, machine: str, short_form: bool) -> Outcome:
+def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> Outcome:
     """Hold what arms came to against the expectations of a recipe, or of its short form."""
-    seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
-    costs = {each.name: each.costs for each in arms}
     return Outcome(
         recipe=name,
         key=recipe.key(),
         form="short" if short_form else "whole",
         date=date.today().isoformat(),
-        machine=machine,
-        seconds=round(seconds, 1),
+        machine=ran.machine,
+        seconds=round(ran.seconds, 1),
         values={
             metric: {arm: {str(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
-            for metric, by_arm in values.items()
+            for metric, by_arm in ran.values.items()
         },
-        costs=costs,
-        findings=weigh(values, costs, recipe, recipe.form(short_form).expect),
+        costs={arm: dict(costs) for arm, costs in ran.costs.items()},
+        findings=weigh(ran.values, ran.costs, recipe, recipe.form(short_form).expect),
     )
 
 
@@ -109,7 +116,7 @@ def weigh(
     values: Values, costs: Mapping[str, Mapping[str, float]], recipe: Recipe, expected: Sequence[Expectation]
 ) -> list[Finding]:
     """Hold values and costs, by arm, against expectations. Verdicts are at 5 % over all of them together (Holm)."""
-    measured = [values[each.metric or recipe.metric] for each in expected]
+    measured = [values.get(each.metric or recipe.metric, {}) for each in expected]
     samples = {
         str(at): Sample.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))
         for at, (each, own) in enumerate(zip(expected, measured, strict=True))

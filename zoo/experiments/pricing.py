@@ -7,15 +7,21 @@ from pathlib import Path
 from zoo.costs.batches import RowFlops
 from zoo.costs.cache import kv_cache
 from zoo.costs.params import count_parameters
+from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
-from zoo.experiments.recipe import Recipe, list_overrides
+from zoo.experiments.recipe import Probing, Recipe, list_overrides
 from zoo.report.arms import ALIKE
+
+TRAINED = 3
+"""FLOPs of training for each of a forward pass."""
 
 
 def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
     """The costs of each arm that follow from its config: parameters, tokens and FLOPs of training where every token but
     a row's first is a target, and the cache of a row. Raises ConfigError for an arm that cannot be trained."""
+    if recipe.probe is not None:
+        return {name: _price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
 
 
@@ -28,9 +34,26 @@ def _price(config: Path, overrides: list[str]) -> dict[str, float]:
     settings, rows = plan.settings, RowFlops(plan.spec)
     tokens = settings.steps * settings.batch_size * settings.seq_len
     cache = kv_cache(plan.spec, Setup(context=settings.seq_len))
-    flops = 3 * (tokens // settings.seq_len * rows.body(settings.seq_len) + tokens * rows.target)
+    flops = TRAINED * (tokens // settings.seq_len * rows.body(settings.seq_len) + tokens * rows.target)
     costs = {"params": count_parameters(plan.spec)["total"], "tokens": tokens, "flops": flops}
     return {name: float(value) for name, value in {**costs, "cache_bytes": cache["bytes"] if cache else 0}.items()}
+
+
+def _price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
+    from zoo.probes.battery import load_small
+    from zoo.probes.catalogue import make_probe
+
+    task = make_probe(probe.name, probe.size, probe.settings)
+    model, rest = probe.split_model(overrides)
+    spec, _ = load_small(model, task, rest)
+    priced = price(spec, Setup(context=task.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
+    tokens = task.steps * task.rows * task.seq_len
+    costs = {
+        "params": priced["params"]["total"],
+        "tokens": tokens,
+        "flops": TRAINED * tokens * priced["flops"]["forward"],
+    }
+    return {name: float(value) for name, value in {**costs, "cache_bytes": priced["kv_cache"]["bytes"]}.items()}
 
 
 def check_matched(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from zoo.analysis.verdict import Verdict
 from zoo.errors import ConfigError, did_you_mean, short
@@ -58,24 +58,42 @@ class Measure(Strict):
     overrides: list[str] = []
 
 
+class Probing(Strict):
+    """A probe in place of training on text: every arm is brought to its size, and trained at each of the `rates`
+    (`zoo probe`). Its metrics are `reach` and, by level, `accuracy at 16` and the like."""
+
+    name: str
+    model: str = "llama-tiny"
+    size: Literal["card", "small"] = "card"
+    settings: dict[str, Any] = {}
+    rates: list[PositiveFloat] | None = None
+
+    def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
+        """The model that overrides name by `model=`, or the probe's; and the other overrides."""
+        named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
+        return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
+
+
 class Form(Strict):
-    """How long a recipe runs, and what is expected of that: `overrides` of every run, and its seeds."""
+    """How long a recipe runs, and what is expected of that: `overrides` of every run, or another `probe`; its seeds."""
 
     overrides: list[str] = []
+    probe: Probing | None = None
     seeds: Seeds = 2
     expect: list[Expectation] = []
 
 
 class Recipe(Strict):
-    """An experiment. Its runs start from `config`, a file of recipes/configs/. An arm is a list of overrides on top of
-    the `shared` ones; the first arm is the baseline."""
+    """An experiment. Its runs start from `config`, a file of recipes/configs/, or are those of a `probe`. An arm is a
+    list of overrides on top of the `shared` ones; the first arm is the baseline."""
 
     claim: str
     source: str
     notes: str = ""
     minutes: PositiveInt
     """What the whole of it takes on two cores, at most."""
-    config: str
+    config: str | None = None
+    probe: Probing | None = None
     shared: list[str] = []
     arms: Annotated[dict[str, list[str]], Field(min_length=2)]
     seeds: Seeds = 3
@@ -95,24 +113,29 @@ class Recipe(Strict):
         named = {name for each in (*self.expect, *self.short.expect) for name in (each.arm, each.against) if name}
         if unknown := sorted(named - self.arms.keys()):
             raise ValueError(f"expect: names {', '.join(unknown)}, and the arms are {', '.join(self.arms)}")
-        if not self.config_file().is_file():
+        if (self.config is None) == (self.probe is None):
+            raise ValueError("config: a recipe trains by a config, or has a probe (one of the two)")
+        if (self.probe is None) != (self.short.probe is None):
+            raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small})")
+        if self.config is not None and not self.config_file().is_file():
             known = ", ".join(sorted(file.stem for file in self.config_file().parent.glob("*.yaml")))
             raise ValueError(f"config: there is no {self.config!r} (one of: {known})")
         return self
 
-    def list_metrics(self) -> list[str]:
-        """Every metric that something is expected of, the recipe's own first."""
-        named = [each.metric for each in (*self.expect, *self.short.expect) if each.metric]
-        return list(dict.fromkeys([self.metric, *self.measure, *named]))
+    def list_metrics(self, short_form: bool = False) -> list[str]:
+        """Every metric that is measured or that something is expected of, the recipe's own first."""
+        expected = self.form(short_form).expect
+        own = [self.metric] if not expected or any(each.metric is None for each in expected) else []
+        return list(dict.fromkeys([*own, *self.measure, *(each.metric for each in expected if each.metric)]))
 
     def form(self, short_form: bool) -> Form:
         """The whole experiment, or its short form."""
-        return self.short if short_form else Form(seeds=self.seeds, expect=self.expect)
+        return self.short if short_form else Form(probe=self.probe, seeds=self.seeds, expect=self.expect)
 
     def key(self) -> str:
         """A hash of what runs: that of a verdict tells whether the recipe has changed since."""
-        ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure"})
-        config = self.config_file().read_text(encoding="utf-8")
+        ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
+        config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
         return hashlib.sha256(json.dumps([ran, config], sort_keys=True).encode()).hexdigest()[:12]
 
     def config_file(self) -> Path:

@@ -1,4 +1,4 @@
-"""Run a recipe: every arm with every seed, as jobs of sweeps below one folder."""
+"""Train the arms of a recipe: every arm with every seed, as jobs of sweeps below one folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zoo.disk import write_text
 from zoo.errors import ConfigError
+from zoo.experiments.judging import Ran
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Measure, Recipe, list_overrides
 from zoo.report.arms import Arm
@@ -19,8 +20,17 @@ MEASURED = "measured.json"
 """What was measured of a run after its training."""
 
 
+def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
+    """Train what the folder does not have yet, and collect all. Raises ConfigError for a run that is not done."""
+    run_arms(recipe, folder, short_form)
+    arms = collect_arms(recipe, folder, short_form)
+    seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
+    costs = {each.name: each.costs for each in arms}
+    return Ran(collect_values(recipe, arms, short_form), costs, seconds, describe_machine(arms)), arms
+
+
 def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
-    """Train what the folder does not have yet. Raises ConfigError for a run that failed."""
+    """Train what the folder does not have yet."""
     from zoo.jobs.plan import plan_launch
     from zoo.jobs.sweep import Sweep, drop_duplicates
 
@@ -61,11 +71,11 @@ def collect_arms(recipe: Recipe, folder: Path, short_form: bool) -> list[Arm]:
     return arms
 
 
-def collect_values(recipe: Recipe, arms: Sequence[Arm]) -> dict[str, dict[str, dict[int, float]]]:
+def collect_values(recipe: Recipe, arms: Sequence[Arm], short_form: bool) -> dict[str, dict[str, dict[int, float]]]:
     """Every metric that something is expected of, by arm and seed. What is measured after training is measured here,
     and kept beside each run."""
     found = {}
-    for metric in recipe.list_metrics():
+    for metric in recipe.list_metrics(short_form):
         asked = recipe.measure.get(metric)
         found[metric] = {
             arm.name: arm.values(metric)

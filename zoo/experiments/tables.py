@@ -92,7 +92,7 @@ def list_cells(each: Finding) -> list[str]:
 
 def list_arms(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
     """A header, and a row for each arm: the mean of each metric with its deviation."""
-    header = ("arm", *(f"{metric} ± σ" for metric in recipe.list_metrics()))
+    header = ("arm", *(f"{metric} ± σ" for metric in outcome.values))
     rows = []
     for arm in recipe.arms:
         values = [list(by_arm[arm].values()) for by_arm in outcome.values.values()]

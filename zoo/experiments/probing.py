@@ -1,0 +1,76 @@
+"""Run the probe of a recipe on every arm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.errors import ConfigError
+from zoo.experiments.judging import Ran
+from zoo.experiments.pricing import TRAINED, check_matched
+from zoo.experiments.recipe import Recipe, list_overrides
+from zoo.experiments.running import find_folder
+
+if TYPE_CHECKING:
+    from zoo.probes.outcome import Outcome
+
+
+def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Outcome]]:
+    """Probe every arm; what the folder has already is not trained again. Raises ConfigError."""
+    from zoo.probes.battery import run_probe
+
+    check_matched(recipe)
+    form = recipe.form(short_form)
+    assert form.probe is not None
+    found = {}
+    for name in recipe.arms:
+        model, overrides = form.probe.split_model(list_overrides(recipe, name))
+        found[name] = run_probe(
+            model,
+            form.probe.name,
+            overrides,
+            size=form.probe.size,
+            settings=form.probe.settings,
+            seeds=form.seeds,
+            rates=form.probe.rates,
+            jobs=os.cpu_count() or 1,
+            folder=find_folder(folder, name),
+            say=lambda line, arm=name: print(f"{arm}: {line}"),
+        )
+    metrics = recipe.list_metrics(short_form)
+    values = {metric: {name: read_metric(each, metric) for name, each in found.items()} for metric in metrics}
+    costs = {name: count_costs(each) for name, each in found.items()}
+    seconds = sum(each.seconds for each in found.values())
+    return Ran(values, costs, seconds, describe_machine()), list(found.values())
+
+
+def describe_machine() -> str:
+    """This machine: processor and how many of it."""
+    from zoo.run.linear.base import describe_processor
+
+    processor = describe_processor()
+    return f"{processor.name or processor.architecture}, {processor.isa}; {os.cpu_count()} CPUs"
+
+
+def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
+    """A metric of each seed: `reach`, or of one level, as `accuracy at 16`. Raises ConfigError for another name."""
+    if metric == "reach":
+        return {each.seed: float(each.reach) for each in outcome.seeds}
+    name, _, level = metric.partition(" at ")
+    known = [f"{measured} at {size}" for size, found in outcome.seeds[0].levels.items() for measured in found]
+    if metric not in known:
+        raise ConfigError(f"metric: {outcome.probe} has no {metric!r} (one of: reach, {', '.join(known)})")
+    return {each.seed: each.levels[int(level)][name] for each in outcome.seeds}
+
+
+def count_costs(outcome: Outcome) -> dict[str, float]:
+    """What one training of a model on a probe costs, and the state that its rows keep."""
+    from zoo.probes.catalogue import make_probe
+
+    probe = make_probe(outcome.probe, outcome.size, outcome.settings)
+    tokens = probe.rows * probe.steps * probe.seq_len
+    trainings = len(outcome.chosen) + len(outcome.seeds)
+    costs = {"params": outcome.params, "tokens": tokens, "flops": TRAINED * tokens * outcome.flops}
+    costs |= {"cache_bytes": outcome.state_bytes, "seconds": outcome.seconds / trainings}
+    return {name: float(value) for name, value in costs.items()}
