@@ -6,6 +6,7 @@ import findings_page
 import numpy as np
 import pytest
 import yaml
+from loaded import one_in
 from spread import here  # noqa: F401  (a fixture)
 
 import zoo
@@ -16,7 +17,7 @@ from zoo.experiments.recipe import Expectation, Form, find_recipe, list_recipes,
 from zoo.paths import recipes_dir
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", one_in(4, list_recipes()))
 def test_the_arms_of_a_recipe_cost_what_it_says_they_do(name):
     _, recipe = find_recipe(name)
     check_matched(recipe)

@@ -18,26 +18,27 @@ if TYPE_CHECKING:
 
 def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Outcome]]:
     """Probe every arm; what the folder has already is not trained again. Raises ConfigError."""
-    from zoo.probes.battery import run_probe
+    from zoo.probes.battery import open_pool, run_probe
 
     check_matched(recipe)
     form = recipe.form(short_form)
     assert form.probe is not None
     found = {}
-    for name in recipe.arms:
-        model, overrides = form.probe.split_model(list_overrides(recipe, name))
-        found[name] = run_probe(
-            model,
-            form.probe.name,
-            overrides,
-            size=form.probe.size,
-            settings=form.probe.settings,
-            seeds=form.seeds,
-            rates=form.probe.rates,
-            jobs=os.cpu_count() or 1,
-            folder=find_folder(folder, name),
-            say=lambda line, arm=name: print(f"{arm}: {line}"),
-        )
+    with open_pool(os.cpu_count() or 1) as pool:
+        for name in recipe.arms:
+            model, overrides = form.probe.split_model(list_overrides(recipe, name))
+            found[name] = run_probe(
+                model,
+                form.probe.name,
+                overrides,
+                size=form.probe.size,
+                settings=form.probe.settings,
+                seeds=form.seeds,
+                rates=form.probe.rates,
+                pool=pool,
+                folder=find_folder(folder, name),
+                say=lambda line, arm=name: print(f"{arm}: {line}"),
+            )
     metrics = recipe.list_metrics(short_form)
     values = {metric: {name: read_metric(each, metric) for name, each in found.items()} for metric in metrics}
     costs = {name: count_costs(each) for name, each in found.items()}

@@ -168,12 +168,12 @@ def use_one_thread() -> None:
 
 def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Run tasks, but those that the store has; gives each with what it found, in order."""
-    waiting = {each: pool.submit(run_task, each) for each in tasks if each not in store} if pool else {}
-    for each in tasks:
+    waiting = [pool.submit(run_task, each) if pool and each not in store else None for each in tasks]
+    for each, future in zip(tasks, waiting, strict=True):
         if each in store:
             yield each, store.read(each)
             continue
-        found = waiting[each].result() if pool else run_task(each)
+        found = run_task(each) if future is None else future.result()
         store.write(each, found)
         yield each, found
 
