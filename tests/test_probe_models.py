@@ -14,7 +14,7 @@ from zoo.errors import ConfigError
 from zoo.probes.battery import load_small, open_pool, run_probe
 from zoo.probes.catalogue import make_probe
 from zoo.probes.outcome import Outcome, SeedReport, find_reach, find_window
-from zoo.probes.shrink import Size, shrink
+from zoo.probes.shrink import Size, find_idle_windows, shrink
 from zoo.probes.store import name_folder
 from zoo.probes.training import score
 from zoo.run.builder import build
@@ -83,6 +83,12 @@ def test_recall_leaves_the_feed_forward_out_unless_it_is_what_was_changed():
 def test_layers_that_differ_in_their_feed_forward_alone_are_one_kind_without_it():
     assert sized("deepseek-v3").pattern == ("dense", "dense")
     assert sized("deepseek-v3", alone=False).pattern == ("dense", "sparse")
+
+
+def test_a_window_that_hides_nothing_in_a_row_of_training_is_told():
+    probe = make_probe("mqar")
+    wide, narrow = (load_small("mistral-tiny", probe, given)[0] for given in ((), ("window=16",)))
+    assert (find_idle_windows(wide, probe.seq_len), find_idle_windows(narrow, probe.seq_len)) == ([64], [])
 
 
 def test_a_partial_rotation_stays_the_same_part_of_a_head():
@@ -268,6 +274,8 @@ def test_a_battery_that_was_killed_goes_on_and_trains_nothing_twice(tmp_path, ca
     [
         (["bert-base"], "is an encoder"),
         (["llama-tiny", "--probe", "mqra"], "did you mean 'mqar'"),
+        (["llama-tiny", "vocab_size=99"], "vocab_size is what the probe's rows need"),
+        (["llama-tiny", "n_kv_heads=3"], "n_heads=2 is not a multiple of n_kv_heads=3"),
         (["llama-tiny", "--lrs", "fast"], "cannot read 'fast' as learning rates"),
         (["llama-tiny", "attention=mha", "atention.window=3"], "atention"),
     ],

@@ -129,7 +129,7 @@ class Induction(Probe, name="induction"):
     context: int = 32
     symbols: int = 16
     steps: int = 500
-    rows: int = 64
+    rows: int = 48
 
     @property
     def vocab_size(self) -> int:

@@ -33,7 +33,7 @@ class Hops(Probe, name="hops"):
     nodes: int = 8
     queries: int = 10
     steps: int = 500
-    rows: int = 32
+    rows: int = 24
 
     def __post_init__(self) -> None:
         if self.nodes < 3:

@@ -34,7 +34,7 @@ class MQAR(Probe, name="mqar"):
     levels: tuple[int, ...] = (2, 4, 8, 16)
     context: int = 64
     vocab: int = 64
-    steps: int = 600
+    steps: int = 500
     rows: int = 32
 
     def __post_init__(self) -> None:
@@ -194,7 +194,7 @@ class Memorise(Probe, name="memorise"):
     levels: tuple[int, ...] = (1023,)
     vocab: int = 2048
     pairs: int = 16
-    steps: int = 300
+    steps: int = 200
     rows: int = 32
 
     def __post_init__(self) -> None:

@@ -63,6 +63,7 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
     size.
     """
     refuse_other_kinds(spec, label)
+    refuse_own(kept, label)
     node = to_dict(spec)
     sizes = make_sizes(node, size, kept)
     alone = size.mixer_alone and not FEED_FORWARD.intersection(kept)
@@ -73,7 +74,7 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
     if not pattern:
         raise ConfigError(f"{label}: has no layer that mixes tokens, so that nothing is left to probe (attention=gqa)")
     blocks, pattern = merge_equal(blocks, pattern)
-    if not {"n_layers", "pattern", "layers"}.intersection(kept):
+    if not {"n_layers", "pattern"}.intersection(kept):
         kinds = list(dict.fromkeys(pattern))
         pattern = kinds * N_LAYERS if len(kinds) == 1 else kinds
     own = {key: value for key, value in node.items() if key not in ("blocks", "pattern")}
@@ -98,6 +99,13 @@ def refuse_other_kinds(spec: Any, label: str) -> None:
         raise ConfigError(f"{label}: is an {what}, and the answers of a probe follow from earlier tokens (a decoder)")
     if spec.reads_memory:
         raise ConfigError(f"{label}: its layers read an encoder's output, and a probe has none (no block.cross)")
+
+
+def refuse_own(kept: Collection[str], label: str) -> None:
+    """Raise ConfigError for overrides of what a probe decides itself."""
+    for key in ("vocab_size", "max_seq_len"):
+        if key in kept:
+            raise ConfigError(f"{label}: {key} is what the probe's rows need, and an override sets it (leave it out)")
 
 
 def read(node: Mapping[str, Any], label: str) -> Any:
@@ -168,7 +176,7 @@ def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
 def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, model: Mapping[str, Any]) -> Any:
     if not isinstance(value, int) or isinstance(value, bool):
         return resize(value, sizes, model)
-    if key in sizes.kept and key not in ("vocab_size", "max_seq_len"):
+    if key in sizes.kept:
         return value
     if key in sizes.fixed:
         return sizes.fixed[key]
