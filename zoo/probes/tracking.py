@@ -31,7 +31,7 @@ class Parity(Probe, name="parity"):
     mixer_alone: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {"levels": (4, 8, 16), "longest": 8, "steps": 300}
 
-    levels: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    levels: tuple[int, ...] = (8, 16, 40, 64, 128, 256)
     shortest: int = 3
     longest: int = 16
     cumulative: bool = True
