@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.costs.batches import RowFlops
-from zoo.costs.cache import kv_cache
-from zoo.costs.params import count_parameters
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
@@ -18,25 +15,22 @@ TRAINED = 3
 
 
 def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
-    """The costs of each arm that follow from its config: parameters, tokens and FLOPs of training where every token but
-    a row's first is a target, and the cache of a row. Raises ConfigError for an arm that cannot be trained."""
+    """The costs of each arm that follow from its config: parameters, tokens and FLOPs of training, and the cache of a
+    row. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
         return {name: _price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
 
 
 def _price(config: Path, overrides: list[str]) -> dict[str, float]:
+    from zoo.jobs.forecast import price_run
     from zoo.jobs.plan import plan_launch, task_config
     from zoo.training.planning import plan_training
 
     with plan_launch(overrides, config=config) as launch:
-        plan = plan_training(task_config(launch.jobs[0]))
-    settings, rows = plan.settings, RowFlops(plan.spec)
-    tokens = settings.steps * settings.batch_size * settings.seq_len
-    cache = kv_cache(plan.spec, Setup(context=settings.seq_len))
-    flops = TRAINED * (tokens // settings.seq_len * rows.body(settings.seq_len) + tokens * rows.target)
-    costs = {"params": count_parameters(plan.spec)["total"], "tokens": tokens, "flops": flops}
-    return {name: float(value) for name, value in {**costs, "cache_bytes": cache["bytes"] if cache else 0}.items()}
+        priced = price_run(plan_training(task_config(launch.jobs[0])), memory=False)
+    costs = {"params": priced.params, "tokens": priced.tokens, "flops": priced.flops, "cache_bytes": priced.cache_bytes}
+    return {name: float(value) for name, value in costs.items() if value is not None}
 
 
 def _price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
@@ -63,9 +57,10 @@ def check_matched(recipe: Recipe) -> None:
     faults = []
     for name in others:
         for cost in recipe.matched:
-            ratio = costs[name][cost] / costs[base][cost]
-            if abs(ratio - 1) > ALIKE:
-                found = f"is {costs[name][cost]:,.0f}, {ratio:.3f} times that of {base}"
-                faults.append(f"matched: {cost} of {name} {found} (within 1 %)")
+            own, first = costs[name].get(cost), costs[base].get(cost)
+            if own is None or first is None:
+                faults.append(f"matched: {cost} follow from no config of {name} or {base} (leave it out)")
+            elif abs(own - first) > ALIKE * first:
+                faults.append(f"matched: {cost} of {name} is {own:,.0f}, that of {base} {first:,.0f} (within 1 %)")
     if faults:
         raise ConfigError(*faults)
