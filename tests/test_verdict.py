@@ -164,6 +164,9 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     losses = [each["val_loss"] for each in results]
     assert list(base["val_loss"].values()) == losses[:2] and list(other["val_loss"].values()) == losses[2:]
     assert other["difference"] == pytest.approx(sum(losses[2:]) / 2 - sum(losses[:2]) / 2)
+    (first, *_) = json.loads((sweep / "sweep.json").read_text())["jobs"].values()
+    assert base["forecast"]["peak_memory"]["predicted"] == first["predicted"]["peak_memory"]
+    assert base["forecast"]["peak_memory"]["measured"] > 0
     assert other["costs"]["params"] == results[2]["params"] and other["unmatched"]["cache_bytes"] == 0.5
     assert run(["report", str(sweep), "--baseline", "attention=mqa", "--md"]) == 0
     said = capsys.readouterr().out

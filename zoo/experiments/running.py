@@ -31,6 +31,7 @@ def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
 
 def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
     """Train what the folder does not have yet."""
+    from zoo.jobs.forecast import Forecaster
     from zoo.jobs.plan import plan_launch
     from zoo.jobs.sweep import Sweep, drop_duplicates
 
@@ -47,7 +48,8 @@ def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
             sweep = Sweep.read(own)
             missing = sweep.find_missing(jobs)
             sweep.begin(plan.overrides)
-            sweep.add(jobs, {each.name: {} for each in jobs})
+            forecaster = Forecaster(measure=False)
+            sweep.add(jobs, {each.name: forecaster.forecast(each.planned).to_dict(each.planned) for each in jobs})
             plan.launch(own, missing)
 
 

@@ -70,6 +70,12 @@ class RunRecord:
         return runs.read_result(self.folder / runs.RESULT)
 
     @cached_property
+    def predicted(self) -> dict[str, Any]:
+        """What the sweep that the run is of had predicted, by the names of its outcome; empty for a single run."""
+        jobs = runs.read_result(self.folder.parent / runs.SWEEP).get("jobs", {})
+        return jobs.get(self.folder.name, {}).get("predicted", {})
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The training config. Raises CheckpointError."""
         return _read_mapping(self.folder / runs.CONFIG)

@@ -12,7 +12,7 @@ from zoo.report.page import STYLE, read_environments
 from zoo.report.plot import format_svg
 from zoo.report.units import format_seconds
 from zoo.report.verdict_plot import make_figure
-from zoo.report.verdicts import COSTS, HEADER, NAMES, SPEEDUPS, Report
+from zoo.report.verdicts import COSTS, FORECASTS, HEADER, NAMES, SPEEDUPS, Report
 
 
 def write_report_page(report: Report, title: str, file: Path) -> None:
@@ -60,6 +60,7 @@ def list_tables(report: Report) -> list[tuple[str, Sequence[str], Sequence[Seque
         ("Verdicts", [each.format(metric=report.metric) for each in HEADER], report.rows()),
         ("What they cost", COSTS, report.cost_rows()),
         ("Effective speedup", SPEEDUPS, report.speedup_rows()),
+        ("Predicted before the sweep, and measured", FORECASTS, report.forecast_rows()),
     ]
     return [(title, header, rows) for title, header, rows in tables if rows]
 

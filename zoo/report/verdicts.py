@@ -18,12 +18,17 @@ NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "cach
 FORMS: dict[str, Any] = {
     "flops": format_si,
     "cache_bytes": lambda value: format_si(value, "B"),
+    "peak_memory": lambda value: format_si(value, "B"),
     "seconds": "{:.1f}".format,
 }
 
 SPENT = ("tokens", "flops", "seconds")
 """The currencies that training spends: a speedup is told in each."""
 
+FORECAST = ("seconds", "peak_memory")
+"""What a sweep predicts of a run that only running it shows."""
+
+FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
 HEADER = ("arm", "seeds", "{metric} ± σ", "difference, 95 %", "p", "verdict")
 VALUES = (
     "arm",
@@ -125,6 +130,10 @@ class Report:
         arms = []
         for each in self.arms:
             own = {"arm": each.name, self.metric: each.values(self.metric), "costs": each.costs}
+            own["forecast"] = {
+                name: {"measured": measured, "predicted": predicted}
+                for name, (measured, predicted) in self.forecasts(each).items()
+            }
             if each is not self.baseline:
                 own |= {**vars(self.found[each.name]), "unmatched": self.unmatched(each)}
                 own |= {"speedup": {name: vars(factor) for name, factor in self.speedups(each).items()}}
@@ -173,6 +182,25 @@ class Report:
             found.append([arm.name, *cells])
         return found
 
+    def forecasts(self, arm: Arm) -> dict[str, tuple[float, float]]:
+        """What was measured of an arm and what its sweep had predicted, in the mean over runs that have both."""
+        found = {}
+        for name in FORECAST:
+            pairs = [(run.result.get(name), run.predicted.get(name)) for run in arm.runs.values()]
+            known = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
+            if known:
+                found[name] = (mean(a for a, _ in known), mean(b for _, b in known))
+        return found
+
+    def forecast_rows(self) -> list[list[str]]:
+        """A row for each arm: each figure as measured, as predicted, and their ratio; none where nothing was."""
+        rows = []
+        for arm in self.arms:
+            own = self.forecasts(arm)
+            cells = [_format_forecast(name, *own[name]) if name in own else ["", "", ""] for name in FORECAST]
+            rows.append([arm.name, *(text for each in cells for text in each)])
+        return rows if any(any(row[1:]) for row in rows) else []
+
     def speedup_rows(self) -> list[list[str]]:
         """The effective speedup of each arm, in every currency that training spends; none without a law."""
         if not self.decays:
@@ -198,6 +226,11 @@ def format_cost(name: str, value: float | None, ratio: float | None = None) -> s
         return ""
     shown = FORMS.get(name, format_count)(value)
     return shown if ratio is None else f"{shown} (×{ratio:.2f})"
+
+
+def _format_forecast(name: str, measured: float, predicted: float) -> list[str]:
+    shown = FORMS.get(name, format_count)
+    return [shown(measured), shown(predicted), f"{measured / predicted:.2f}" if predicted else ""]
 
 
 def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
