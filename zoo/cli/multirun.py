@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from zoo.jobs.matching import Match
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.plan import LaunchPlan
-    from zoo.jobs.sweep import Job
+    from zoo.jobs.sweep import Job, Sweep
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class SweepOptions:
 
     plan: bool = False
     measure: bool | None = None
+    match: str | None = None
+    match_by: str | None = None
+    baseline: str | None = None
     sigma: str | None = None
     as_json: bool = False
 
@@ -30,6 +34,7 @@ class SweepOptions:
         from zoo.errors import ConfigError
 
         given = {"plan": self.plan, "measure": self.measure is not None, "sigma": self.sigma, "json": self.as_json}
+        given |= {"match": self.match, "match_by": self.match_by, "baseline": self.baseline}
         if asked := [name for name, value in given.items() if value]:
             raise ConfigError(*(f"{name}: is an option of a sweep (-m)" for name in asked))
 
@@ -38,6 +43,9 @@ class SweepOptions:
         from zoo.errors import ConfigError
 
         idle = [name for name, value in (("sigma", self.sigma), ("json", self.as_json)) if value and not self.plan]
+        of_match = [name for name in ("match_by", "baseline") if getattr(self, name) and not self.match]
+        if of_match:
+            raise ConfigError(*(f"{name}: is about what is matched (--match params, say)" for name in of_match))
         if idle:
             raise ConfigError(*(f"{name}: is an option of a plan (--plan)" for name in idle))
 
@@ -61,15 +69,17 @@ def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
             _run_known(plan, options, folder)
 
 
-def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Any) -> Outlook:
+def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outlook:
     """Compose, deduplicate and price all points, and time their steps where that is asked for."""
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.sweep import drop_duplicates, list_varied
 
-    jobs, dropped = drop_duplicates(plan.list_points())
-    done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
     forecaster = Forecaster(measure=options.plan if options.measure is None else options.measure)
+    jobs, dropped = drop_duplicates(plan.list_points())
+    matched = _match(plan, options, jobs, sweep) if options.match else None
+    jobs = jobs if matched is None else matched.jobs
+    done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
     found = {each.name: forecaster.forecast(each.planned) for each in jobs}
     refused = plan.list_refused()
     if options.plan:
@@ -78,7 +88,22 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Any) -> Outlook:
         jobs = [each for each in jobs if not found[each.name].refused]
         if not jobs:
             raise _refuse_all(refused)
-    return Outlook(jobs, found, dropped, refused, done, _read_sigma(options.sigma))
+    return Outlook(jobs, found, dropped, refused, done, _read_sigma(options.sigma), matched)
+
+
+def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[Job], sweep: Sweep) -> Match:
+    """Match the arms in the budget that is asked for. What was solved by measured seconds stays when a sweep goes on:
+    they are never quite the same."""
+    from zoo.errors import ConfigError, did_you_mean
+    from zoo.jobs.forecast import Forecaster
+    from zoo.jobs.matching import BUDGETS, Matching
+
+    assert options.match is not None
+    if options.match not in BUDGETS:
+        hint = did_you_mean(options.match, BUDGETS) or f" (one of: {', '.join(BUDGETS)})"
+        raise ConfigError(f"match: there is no budget {options.match!r}{hint}")
+    asked = Matching(options.match, options.match_by or BUDGETS[options.match], options.baseline)
+    return asked.match(plan, jobs, Forecaster(measure=True), sweep.read_solved(asked.budget, asked.by))
 
 
 def _refuse_all(refused: Mapping[str, Sequence[str]]) -> Exception:
@@ -117,12 +142,37 @@ def _print_plan(outlook: Outlook, options: SweepOptions) -> None:
     if options.as_json:
         print(report.format_json(outlook.to_dict()))
         return
+    if outlook.match is not None:
+        _print_match(outlook.match)
     rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
     idle = [name for name, *cells in zip(PLANNED, *rows, strict=True) if not any(cells)]
     header, rows = report.fit_columns(PLANNED, rows, ("peak memory", "params", "a step"), idle)
     report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
     for line in _plan_lines(outlook):
         print(line)
+
+
+def _print_match(match: Match) -> None:
+    """Print the solved value of each arm and what it costs, in every currency."""
+    from zoo import report
+    from zoo.report.units import format_count, format_si
+
+    forms = {"all_flops": format_si, "cache_bytes": lambda value: format_si(value, "B")}
+    names = {"all_flops": "FLOPs", "cache_bytes": "cache", "active": "active"}
+    rows = []
+    for arm in match.arms:
+        ratios, cells = match.ratios(arm), []
+        for name, value in arm.figures.items():
+            times = f" ×{ratios[name]:.2f}" if name in ratios else ""
+            cells.append(f"{forms.get(name, format_count)(value)}{times}")
+        rows.append([arm.name, str(arm.value), *cells])
+    known = list(match.arms[0].figures)
+    header = ("arm", match.by, *(names.get(each, each) for each in known))
+    same = all(arm.figures["active"] == arm.figures["params"] for arm in match.arms)
+    header, rows = report.fit_columns(header, rows, (), ["active"] if same else [])
+    report.print_tables(report.make_table(f"matched in {match.budget}", header, rows, right=range(1, len(header))))
+    apart = [names.get(each, each) for each in match.unmatched if not (same and each == "active")]
+    print(f"not matched: {', '.join(apart)}" if apart else "matched in all of these")
 
 
 def _plan_row(outlook: Outlook, name: str, jobs: Sequence[Job]) -> list[str]:
@@ -197,6 +247,9 @@ def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
         _say(line)
     missing = sweep.find_missing(jobs)
     sweep.begin(plan.overrides)
+    if outlook.match is not None:
+        _print_match(outlook.match)
+        sweep.content["match"] = outlook.match.to_dict()
     sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs})
     if line := sweep.describe(jobs, missing):
         _say(line)

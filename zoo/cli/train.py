@@ -56,6 +56,17 @@ def run(
         bool | None,
         typer.Option(help="With -m: time three steps of each arm first. [default: with --plan]", show_default=False),
     ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(metavar="BUDGET", help="With -m: solve each arm for equal params, flops, kv, data or time."),
+    ] = None,
+    match_by: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="What is solved: d_ff, n_layers, d_model, steps, or any key of the model."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="The arm that the others are matched to. [default: the first]")
+    ] = None,
     sigma: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +87,7 @@ def run(
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
 
-    overrides, options = overrides or [], SweepOptions(plan, measure, sigma, as_json)
+    overrides, options = overrides or [], SweepOptions(plan, measure, match, match_by, baseline, sigma, as_json)
     if resume is not None:
         if multirun or config or cfg or info or resolve or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")

@@ -11,6 +11,7 @@ from zoo.analysis.power import find_smallest_effect
 from zoo.analysis.verdict import LEVEL
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Forecast
+from zoo.jobs.matching import Match
 from zoo.jobs.sweep import Job, group_by_arm
 from zoo.report.arms import group_arms
 from zoo.report.history import collect_runs
@@ -28,6 +29,7 @@ class Outlook:
     done: frozenset[str] = frozenset()
     sigma: float | None = None
     """The deviation of a pair's difference in loss, where it is known."""
+    match: Match | None = None
 
     @property
     def arms(self) -> dict[str, list[Job]]:
@@ -73,6 +75,7 @@ class Outlook:
                 }
                 for name, jobs in self.arms.items()
             ],
+            **({} if self.match is None else {"match": self.match.to_dict()}),
             "duplicates": [{"overrides": list(each.typed), "job": first.name} for each, first in self.dropped],
             "refused": [{"overrides": name, "faults": list(why)} for name, why in self.refused.items()],
             "seconds": self.seconds,

@@ -238,6 +238,8 @@ def plan_launch(
             loader.label = str(config)
             loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config")
             name = stack.enter_context(store_primary(loader.body))  # for `--info`, which asks Hydra itself
+        if options := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
+            raise ConfigError(*options)
         typed = [format_override(each) for each in parsed]
         options = {value: _as_option(value, target, loader.repo, typed) for value, target in models.items()}
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
@@ -286,6 +288,15 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
             raise ConfigError(f"weights: {found} (data.tokenizer.kind=file data.tokenizer.path=… names another)")
         implied += ["data.tokenizer.kind=file", f"data.tokenizer.path='{folder}'"]
     return [*parsed, *parse_overrides(implied, [])]
+
+
+OPTIONS = ("match", "match_by", "baseline")
+"""Options of a sweep that might be taken for keys of the config."""
+
+
+def _no_key(override: Override) -> str:
+    text, option = format_override(override), override.get_key_element().replace("_", "-")
+    return f"{text}: is an option of a sweep (--{option} {text.partition('=')[2]})"
 
 
 def _no_sweep(override: Override) -> str:

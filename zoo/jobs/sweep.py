@@ -154,6 +154,13 @@ class Sweep:
         self.name_arms()
         self.write()
 
+    def read_solved(self, budget: str, by: str) -> dict[str, int]:
+        """Read the steps that arms were matched with in `time`, by the names that they had before."""
+        match = self.content.get("match", {})
+        if budget != "time" or (match.get("budget"), match.get("by")) != (budget, by):
+            return {}
+        return {arm["was"]: arm[by] for arm in match["arms"]}
+
     def name_arms(self) -> None:
         """Name the arm of each job as `zoo report` does."""
         known = self.content["jobs"]

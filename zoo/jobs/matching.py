@@ -1,0 +1,230 @@
+"""Match the arms of a sweep in one currency: solve one dimension of each for the baseline's figure.
+
+Arms of equal parameters, equal FLOPs or equal cache answer different questions (Narang et al., 2021), so the currencies
+that are *not* matched are part of the answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from zoo.analysis.solve.search import find_crossing
+from zoo.errors import ConfigError
+from zoo.grammar import register_resolvers
+from zoo.jobs.forecast import Forecaster, price_run
+from zoo.jobs.plan import LaunchPlan
+from zoo.jobs.sweep import Job, group_by_arm
+from zoo.training.planning import TrainingPlan
+
+TOLERANCE = 0.01
+"""The share of the baseline's figure within which an arm is matched."""
+
+BUDGETS = {"params": "d_ff", "flops": "d_ff", "kv": "n_layers", "data": "steps", "time": "steps"}
+"""What arms can be matched in, and the dimension that is solved unless another is named."""
+
+FIGURES = {"params": "params", "flops": "all_flops", "kv": "cache_bytes", "data": "tokens"}
+"""The field of a run's price that each budget is about; of `time` it is measured."""
+
+CURRENCIES = ("params", "active", "all_flops", "cache_bytes", "tokens")
+"""Fields of a run's price that arms are held against each other in."""
+
+MOST = 1 << 26
+"""The largest value that is tried."""
+
+
+@dataclass(frozen=True)
+class MatchedArm:
+    """An arm as it was solved: its name before and after, its jobs, the value of the dimension, and its price."""
+
+    was: str
+    name: str
+    jobs: Sequence[Job]
+    value: int
+    figures: Mapping[str, float]
+    """By currency, those that are known."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Arms matched in a budget by a dimension, the baseline first."""
+
+    budget: str
+    by: str
+    arms: Sequence[MatchedArm]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for arm in self.arms for job in arm.jobs]
+
+    def ratios(self, arm: MatchedArm) -> dict[str, float]:
+        """How many times the baseline's figure an arm has, of the currencies in which they differ by more than 1 %."""
+        base = self.arms[0].figures
+        found = {name: value / base[name] for name, value in arm.figures.items() if base.get(name)}
+        return {name: ratio for name, ratio in found.items() if abs(ratio - 1) > TOLERANCE}
+
+    @property
+    def unmatched(self) -> list[str]:
+        """The currencies in which some arm differs from the baseline."""
+        return [name for name in CURRENCIES if any(name in self.ratios(arm) for arm in self.arms)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        arms = [
+            {"arm": each.name, "was": each.was, self.by: each.value, **each.figures, "ratios": self.ratios(each)}
+            for each in self.arms
+        ]
+        return {"budget": self.budget, "by": self.by, "arms": arms, "unmatched": self.unmatched}
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What is to be matched: the budget, the dimension that is solved, and the arm that the others are held to."""
+
+    budget: str
+    by: str
+    baseline: str | None = None
+
+    def match(
+        self, plan: LaunchPlan, jobs: Sequence[Job], forecaster: Forecaster, known: Mapping[str, int] | None = None
+    ) -> Match:
+        """Solve each arm for the baseline's figure. The value is an override of all the arm's jobs; `known` ones, by
+        the arm's name, are taken as they are. Raises ConfigError with every arm that cannot be matched."""
+        arms = group_by_arm(jobs)
+        first = self.baseline or next(iter(arms))
+        if faults := find_faults(arms, self.budget, self.by, first):
+            raise ConfigError(*faults)
+        figure = functools.partial(find_figure, budget=self.budget, forecaster=forecaster)
+        target, found = figure(arms[first][0].planned), {}
+        for name, own in arms.items():
+            try:
+                value = (known or {}).get(name)
+                value = solve_arm(plan, own[0], self.by, figure, target) if value is None and name != first else value
+            except ConfigError as error:
+                faults += [f"match: {name}: {fault}" for fault in error.faults]
+                continue
+            solved = own if value is None else [plan.compose_point(change(each.typed, self.by, value)) for each in own]
+            found[name] = solved
+        if faults:
+            raise ConfigError(*faults)
+        ordered = [first, *(name for name in arms if name != first)]
+        names = list(group_by_arm([found[was][0] for was in ordered]))
+        described = (describe_arm(plan, was, found[was], self.by) for was in ordered)
+        return Match(
+            self.budget, self.by, [replace(arm, name=name) for name, arm in zip(names, described, strict=True)]
+        )
+
+
+def find_faults(arms: Mapping[str, Sequence[Job]], budget: str, by: str, baseline: str) -> list[str]:
+    """List what cannot be matched whatever the figures are."""
+    if baseline not in arms:
+        return [f"baseline: there is no arm {baseline!r}, found: {', '.join(arms)}"]
+    faults = []
+    if budget in ("data", "time") and by != "steps":
+        faults.append(f"match_by: is {by}, and {budget} is matched by the number of steps (leave it out)")
+    if budget in ("params", "kv") and by == "steps":
+        faults.append(f"match_by: is steps, which change no {budget} (d_ff, n_layers or d_model)")
+    stated = {word for own in arms.values() for word in own[0].typed if find_key(word) == find_place(by)}
+    if len(stated) > 1:
+        faults.append(f"match_by: is {by}, which the sweep varies itself, found {', '.join(sorted(stated))} (another)")
+    if len(arms) < 2:
+        faults.append(f"match: there is one arm, {baseline} (two or more)")
+    return faults
+
+
+def find_place(by: str) -> str:
+    """The key of a dimension in a training config."""
+    return by if by == "steps" or by.startswith("model.") else f"model.{by}"
+
+
+def find_key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def change(typed: Sequence[str], by: str, value: int) -> list[str]:
+    """Set a dimension among a job's overrides, in place of what they say of it."""
+    place = find_place(by)
+    return [*(each for each in typed if find_key(each) != place), f"{place}={value}"]
+
+
+def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -> float:
+    """The figure of a run that a budget is about. Raises ConfigError where it is not known before the run."""
+    if budget == "time":
+        timed = forecaster.forecast(planned)
+        if timed.timing is None:
+            raise ConfigError(f"its steps cannot be timed, {timed.fault}")
+        return timed.timing.predict_training(planned)
+    value = getattr(price_run(planned, memory=False), FIGURES[budget])
+    if not value:
+        raise ConfigError(f"its {budget} are {'none' if value == 0 else 'not known before it runs'} (another budget)")
+    return value
+
+
+def solve_arm(
+    plan: LaunchPlan, job: Job, by: str, figure: Callable[[TrainingPlan], float], target: float
+) -> int | None:
+    """Find the value of a dimension that brings an arm's figure nearest to the target; None where it is there already.
+    Multiples of 8 are preferred for widths. Raises ConfigError with the nearest figure where that is too far off."""
+    if abs(figure(job.planned) / target - 1) <= TOLERANCE:
+        return None
+    start = read_dimension(plan, job, by)
+
+    @functools.cache
+    def share(value: int) -> float:
+        return figure(plan.compose_point(change(job.typed, by, value)).planned) / target
+
+    if share(start) == share(2 * start):
+        raise ConfigError(f"{by} changes nothing of it (--match-by names another dimension)")
+    tried = []
+    for grain in list_grains(plan, job, by):
+        value = search(lambda steps, grain=grain: share(steps * grain), max(1, start // grain)) * grain
+        tried.append(value)
+        if abs(share(value) - 1) <= TOLERANCE:
+            return value
+    best = min(tried, key=lambda value: abs(share(value) - 1))
+    found = f"the nearest, {by}={best}, is {share(best):.3f} times the baseline's"
+    raise ConfigError(f"cannot be matched by {by} within 1 %, found {found} (--match-by names another dimension)")
+
+
+def search(share: Callable[[int], float], start: int) -> int:
+    """Find the integer whose share is nearest to 1, from a start upwards and downwards."""
+    low = high = start
+    while share(low) > 1 and low > 1:
+        low = max(1, low // 2)
+    while share(high) <= 1 and high < MOST:
+        high *= 2
+    found = find_crossing(share, low, high)
+    return min((each for each in (found, found + 1) if low <= each <= high), key=lambda each: abs(share(each) - 1))
+
+
+def list_grains(plan: LaunchPlan, job: Job, by: str) -> tuple[int, ...]:
+    """The numbers that a dimension is a multiple of, those preferred first. A width from which that of heads follows is
+    one of heads of even width."""
+    if by.rpartition(".")[2] == "d_ff":
+        return 8, 1
+    if by.removeprefix("model.") != "d_model":
+        return (1,)
+    model = plan.loader.compose_job(job.typed).cfg.model
+    heads, width = (OmegaConf.to_container(model, resolve=False).get(name) for name in ("n_heads", "head_dim"))  # type: ignore[union-attr]
+    return (8, 2) if isinstance(width, int) or not isinstance(heads, int) else (math.lcm(8, 2 * heads), 2 * heads)
+
+
+def read_dimension(plan: LaunchPlan, job: Job, by: str) -> int:
+    """The value of a dimension in a job's config. Raises ConfigError where it is no whole number."""
+    register_resolvers()
+    value = OmegaConf.select(plan.loader.compose_job(job.typed).cfg, find_place(by))
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{by} is {value!r} there (--match-by names a dimension that its model has)")
+    return value
+
+
+def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[Job], by: str) -> MatchedArm:
+    """Describe an arm after it was solved."""
+    price = price_run(jobs[0].planned, memory=False)
+    figures = {each: value for each in CURRENCIES if (value := getattr(price, each)) is not None}
+    return MatchedArm(was, was, jobs, read_dimension(plan, jobs[0], by), figures)
