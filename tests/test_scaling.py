@@ -283,3 +283,22 @@ def test_approach_2_prints_its_bias_and_refuses_what_it_cannot_say(tmp_path, mon
     ]
     write(tmp_path / "points.csv", Points.collect(beyond))
     assert "0 of 5 budgets have a minimum among their sizes" in refused(*asked)[0]
+
+
+def test_points_that_do_not_tell_of_parameters_say_so_and_predict_nothing_beyond(
+    tmp_path, monkeypatch, capsys, refused
+):
+    """Of runs that have hardly begun: loss falls with tokens alone."""
+    monkeypatch.chdir(tmp_path)
+    points = Points.collect(
+        (n, d * n**0.3, 12.8 * (d * n**0.3) ** -0.13) for n in (2e4, 5e4, 1e5) for d in (1e4, 3e4, 9e4)
+    )
+    write(tmp_path / "points.csv", points)
+    assert run(["fit", "points.csv", "--columns", "N,D,final", "--bootstrap", "20", "--out", "fit.json"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "alpha: is not told, as no part of the loss is seen to fall with parameters" in said
+        and "The best use of FLOPs" not in said
+    )
+    lines = refused("predict", "fit.json", "--flops", "1e20")
+    assert lines[0].startswith("alpha: is not told")

@@ -23,13 +23,21 @@ def describe_fit(fit: Fit) -> dict[str, Any]:
         name: {"value": getattr(fit.law, name), "error": fit.error(name), "interval": fit.interval(name)}
         for name in SYMBOLS
     }
-    return {**numbers, "objective": fit.objective, "points": len(fit.points), "optima": list_optima(fit)}
+    return {
+        **numbers,
+        "open": fit.list_open(),
+        "objective": fit.objective,
+        "points": len(fit.points),
+        "optima": list_optima(fit),
+    }
 
 
 def list_optima(fit: Fit) -> list[dict[str, float]]:
     """The best use of powers of ten of FLOPs, among the points and beyond them as far as may be told."""
     from zoo.errors import ConfigError
 
+    if fit.list_open():
+        return []
     products = [6 * params * tokens for params, tokens, _ in fit.points.rows()]
     found, flops = [], 10.0 ** len(str(int(min(products))))
     while flops <= BEYOND * max(products):
@@ -99,6 +107,7 @@ def format_head(fit: Fit) -> str:
         f"{len(fit.points)} points: {format_count(min(params))} to {format_count(max(params))} parameters, "
         f"{format_count(min(tokens))} to {format_count(max(tokens))} tokens\n"
         f"L(N, D) = E + A/N^α + B/D^β; Huber's loss {fit.objective:.6g}"
+        + "".join(f"\n{line}" for line in fit.list_open())
     )
 
 
@@ -111,12 +120,12 @@ def find_bias(points: Points, fit: IsoFlop) -> tuple[Law, Bias] | str:
     from zoo.errors import ConfigError
 
     try:
-        law = fit_law(points, bootstrap=0).law
+        found = fit_law(points, bootstrap=0)
     except ConfigError as error:
         return error.faults[0]
-    if not law.alpha or not law.beta:
-        return "approach 3 finds an exponent of 0, and no optimum follows"
-    return law, measure_bias(law, fit.budgets)
+    if missing := found.list_open():
+        return missing[0]
+    return found.law, measure_bias(found.law, fit.budgets)
 
 
 def describe_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> dict[str, Any]:

@@ -28,6 +28,9 @@ WIDEST = 0.2
 STEEPEST = 3.0
 """The largest exponent that is looked for: resamples of points that leave it open would go to any."""
 
+LEAST_CHANGE = 1e-4
+"""The part of the loss that a term changes at least among the points, for its exponent to be told."""
+
 Array = np.ndarray
 
 
@@ -79,8 +82,20 @@ class Fit:
         )
         return cls(law, points, float(data["objective"]), tuple(Law(*map(float, each)) for each in data["resampled"]))
 
+    def list_open(self) -> list[str]:
+        """Say which exponents the points do not tell: those at their bound, and those of a term that hardly changes the
+        loss among the points. Resamples do not leave such a minimum either, so their interval tells nothing."""
+        law, found = self.law, []
+        terms = (("alpha", law.A, self.points.params, "parameters"), ("beta", law.B, self.points.tokens, "tokens"))
+        for name, scale, values, what in terms:
+            exponent = getattr(law, name)
+            change = scale * (min(values) ** -exponent - max(values) ** -exponent)
+            if not 0 < exponent < STEEPEST or change < LEAST_CHANGE * min(self.points.loss):
+                found.append(f"{name}: is not told, as no part of the loss is seen to fall with {what}")
+        return found
+
     def check_reach(self, params: float, tokens: float) -> None:
-        """Raises ConfigError for a point beyond those of the fit where the exponents are too uncertain to go there."""
+        """Raises ConfigError for a point beyond those of the fit where exponents are too uncertain, or open."""
         if params <= max(self.points.params) and tokens <= max(self.points.tokens):
             return
         for name in ("alpha", "beta"):
@@ -92,6 +107,8 @@ class Fit:
                     f"{name}: lies between {found[0]:.3f} and {found[1]:.3f}, too wide to predict beyond the points "
                     f"(an interval of {WIDEST} at most: more points, over a wider range)"
                 )
+        if missing := self.list_open():
+            raise ConfigError(*(f"{each} (sizes further apart, or trained longer)" for each in missing))
 
 
 def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
