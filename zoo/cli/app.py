@@ -21,6 +21,7 @@ VERBS = {
     "report": "Say which arms of an experiment are better, worse, or not told apart.",
     "probe": "Say what an architecture can do: recall, copying, state tracking.",
     "recipes": "List experiments with their verdicts, or run one again.",
+    "ladder": "Train sizes of one architecture by one rule, for a scaling law.",
     "fit": "Fit a scaling law to trained models.",
     "predict": "Predict the loss of a model by a scaling law.",
     "plot": "Draw the curves of runs over one another.",

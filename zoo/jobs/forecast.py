@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
 import time
@@ -85,8 +84,12 @@ class Timing:
         """Predict the seconds of a run with its start and its evaluations; checkpoints, samples and pictures are left
         out."""
         steps, every = planned.settings.steps, planned.settings.eval_every
-        evaluations = 1 if every is None else math.ceil(steps / every)
-        return self.start + self.predict_training(planned) + evaluations * self.batches * self.evaluation
+        evaluated = {
+            steps,
+            *planned.settings.schedule.list_points(steps),
+            *range(every or steps, steps + 1, every or steps),
+        }
+        return self.start + self.predict_training(planned) + len(evaluated) * self.batches * self.evaluation
 
 
 def time_steps(planned: TrainingPlan) -> Timing:

@@ -1,0 +1,94 @@
+"""`zoo ladder`: train sizes of one architecture by one rule, and fit a scaling law to them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zoo.cli.common import Overrides
+from zoo.cli.completing import complete_target
+from zoo.cli.setup import read_amount
+from zoo.cli.showing import Json
+
+if TYPE_CHECKING:
+    from zoo.ladder import Ladder
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="A packaged model or a file.", autocompletion=complete_target)],
+    overrides: Overrides = None,
+    sizes: Annotated[int, typer.Option(min=4, max=20, help="How many sizes; the largest is held out.")] = 5,
+    smallest: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Parameters: 20K, 60M. [default: a 16th of the largest]")
+    ] = None,
+    largest: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Parameters: 600K, 1B. [default: the model's]")
+    ] = None,
+    tokens_per_param: Annotated[
+        float, typer.Option(min=0.1, help="Tokens a parameter that the decays end at a half, 1, 2 and 4 times of.")
+    ] = 20.0,
+    plan: Annotated[
+        bool, typer.Option("--plan", "--dry-run", help="Print sizes, lengths, FLOPs and seconds; train nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The ladder's folder. [default: ladders/MODEL]")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples that intervals are of.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Train sizes of one architecture by one rule, and fit a scaling law to them.
+
+    Each size is trained once, with decays that end at a half, 1, 2 and 4 times 20 tokens a parameter
+    (schedule=wsd_s), so that it gives four points. The largest is held out: its losses are predicted from the others
+    and written down before its run begins. The same call goes on where an earlier one was stopped.
+
+    Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (then of
+    all sizes).
+    """
+    from zoo import report
+    from zoo.ladder import Request, plan_ladder, predict_seconds
+    from zoo.ladder.climbing import LADDER
+    from zoo.report.ladder import format_plan, make_plan_table
+
+    low, high = (
+        None if value is None else read_amount(value, name, "20K, 60M or 1e9")
+        for name, value in (("smallest", smallest), ("largest", largest))
+    )
+    ladder = plan_ladder(Request(model, tuple(overrides or ()), sizes, low, high, tokens_per_param))
+    folder = out or Path("ladders", Path(model).stem)
+    if plan or not (folder / LADDER).is_file():
+        ladder = predict_seconds(ladder)
+    if plan and as_json:
+        print(report.format_json(ladder.to_dict()))
+        return
+    if not as_json:
+        report.print_tables(make_plan_table(ladder.to_dict()))
+        print(format_plan(ladder.to_dict()))
+    if not plan:
+        _climb(ladder, folder, bootstrap, as_json)
+
+
+def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
+    """Train a ladder and print what came of it. After a SIGTERM and its checkpoint it ends with 0, as a run does."""
+    from zoo import report
+    from zoo.analysis.scaling import Fit
+    from zoo.errors import Terminated
+    from zoo.ladder import climb
+    from zoo.report.ladder import describe_climb
+    from zoo.report.scaling import format_head, make_fit_tables
+
+    try:
+        outcome = climb(ladder, folder, lambda line: print(line, file=sys.stderr), bootstrap)
+    except Terminated:
+        raise typer.Exit(0) from None
+    if as_json:
+        print(report.format_json(outcome))
+        return
+    fit = Fit.from_dict(outcome["fit"])
+    report.print_tables(*describe_climb(outcome))
+    print(format_head(fit))
+    report.print_tables(*make_fit_tables(fit, []))
+    print(f"{folder}: points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, a folder for each run")

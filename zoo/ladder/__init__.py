@@ -1,0 +1,6 @@
+"""Ladders: sizes of one architecture trained by one rule, for a scaling law (`zoo ladder`)."""
+
+from zoo.ladder.climbing import climb
+from zoo.ladder.plan import Ladder, Request, Rung, plan_ladder, predict_seconds
+
+__all__ = ["Ladder", "Request", "Rung", "climb", "plan_ladder", "predict_seconds"]

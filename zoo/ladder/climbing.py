@@ -1,0 +1,170 @@
+"""Climb a ladder: train sizes of one architecture, predict the loss of the largest, and fit a scaling law to them all.
+
+    FOLDER/ladder.json       what each run is, and the seconds that were predicted
+    FOLDER/01-19840/ …       a run a size, named by its parameters
+    FOLDER/points.jsonl      parameters, tokens and loss at the end of each decay, for `zoo fit`
+    FOLDER/prediction.json   the losses of the largest size, written before its run begins
+    FOLDER/fit.json          the law of all points, for `zoo predict`
+
+The same call goes on where an earlier one was stopped: runs that are done are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zoo import runs
+from zoo.analysis.scaling import Fit, Points, fit_law
+from zoo.disk import write_text
+from zoo.errors import ConfigError, FinishedRun, ZooError
+from zoo.jobs.plan import plan_launch
+from zoo.ladder.plan import Ladder, Rung, spell
+from zoo.report.history import RunRecord
+from zoo.report.scaling import compare_held
+
+LADDER, POINTS, PREDICTION, FIT = "ladder.json", "points.jsonl", "prediction.json", "fit.json"
+
+Say = Callable[[str], object]
+
+PREDICTED = ("seconds", "evaluating", "timed")
+"""What of a rung another call may find otherwise."""
+
+
+def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict[str, Any]:
+    """Train what is not trained yet, the largest last, after its prediction was written. Returns the outcome.
+
+    Raises ConfigError where the folder has another ladder, and ZooError where a run fails.
+    """
+    ladder = _open_folder(ladder, folder)
+    for rung in ladder.rungs[:-1]:
+        _train(ladder, rung, folder, say)
+    points = write_points(ladder, folder)
+    prediction = _predict(ladder.rungs[-1], points, folder, say, bootstrap)
+    _train(ladder, ladder.rungs[-1], folder, say)
+    points = write_points(ladder, folder)
+    fit = fit_law(points, bootstrap)
+    write_text(folder / FIT, json.dumps(fit.to_dict()) + "\n")
+    return {
+        "folder": str(folder),
+        "runs": [_describe_run(each, folder) for each in ladder.rungs],
+        "held_out": _compare(prediction, points),
+        "doubt": prediction["doubt"],
+        "fit": fit.to_dict(),
+    }
+
+
+def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
+    """Write ladder.json, or take up the ladder that the folder has. Raises ConfigError where that is another one."""
+    file = folder / LADDER
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(ladder.to_dict(), indent=2) + "\n")
+        return ladder
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        predicted = [{name: each.pop(name) for name in PREDICTED} for each in before["rungs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: is no ladder, found {type(error).__name__} (--out names another folder)") from error
+    now = ladder.to_dict()
+    for each in now["rungs"]:
+        for name in PREDICTED:
+            del each[name]
+    if now != before:
+        raise ConfigError(f"{folder}: has another ladder, of {before['model']} (the same options, or another --out)")
+    return replace(ladder, rungs=tuple(replace(each, **how) for each, how in zip(ladder.rungs, predicted, strict=True)))
+
+
+def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
+    """Train a size from where it is."""
+    from zoo.training.restarts import clear_for_restart, has_checkpoint
+    from zoo.training.task import resume_run
+
+    where = folder / rung.name
+    if RunRecord(where).result.get("status") == "done":
+        say(f"{where}: is done")
+        return
+    say(f"{where}: {rung.params:,} parameters, {rung.lengths.updates:,} updates of {rung.batch_tokens:,} tokens")
+    try:
+        if has_checkpoint(where):
+            resume_run(where)
+            return
+        clear_for_restart(where)
+        with plan_launch([*spell(ladder.model, rung.overrides), f"hydra.run.dir='{where}'"]) as plan:
+            plan.run()
+    except FinishedRun:
+        pass
+    finally:
+        runs.remember(where)
+
+
+def write_points(ladder: Ladder, folder: Path) -> Points:
+    """Write the points of the runs that are done, a line for each decay's end. Raises ZooError where one is missing."""
+    lines = []
+    for rung in ladder.rungs:
+        record = RunRecord(folder / rung.name)
+        if record.result.get("status") != "done":
+            continue
+        found = record.decayed()
+        if [each["trained_tokens"] for each in found] != list(rung.tokens):
+            raise ZooError(f"{record.folder}: has {len(found)} losses of {len(rung.tokens)} (remove it to train anew)")
+        for each in found:
+            flops = round(each["flops"] * each["trained_tokens"] / each["tokens"])
+            point = {"params": rung.params, "tokens": each["trained_tokens"], "loss": each["val_loss"], "flops": flops}
+            lines.append({**point, "run": rung.name, "step": each["step"]})
+    write_text(folder / POINTS, "".join(json.dumps(line) + "\n" for line in lines))
+    return Points.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
+
+
+def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
+    """Predict a size's losses from those of all others, and write them; or read them where that was done.
+
+    Raises ZooError where the size was trained before.
+    """
+    file = folder / PREDICTION
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    if (folder / rung.name / runs.METRICS).exists():
+        raise ZooError(f"{folder / rung.name}: was trained before {file.name} was written (remove it to train anew)")
+    kept = Points.collect(row for row in points.rows() if row[0] != rung.params)
+    fit = fit_law(kept, bootstrap)
+    predicted = {"of": rung.name, "fitted_to": len(kept), "doubt": _find_doubt(fit, rung), "fit": fit.to_dict()}
+    predicted["losses"] = [
+        {"params": rung.params, "tokens": tokens, "loss": fit.law.loss(rung.params, tokens)} for tokens in rung.tokens
+    ]
+    write_text(file, json.dumps(predicted) + "\n")
+    last = predicted["losses"][-1]
+    say(f"{file}: {rung.params:,} parameters after {last['tokens']:,} tokens: loss {last['loss']:.4f}, before its run")
+    return predicted
+
+
+def _find_doubt(fit: Fit, rung: Rung) -> str | None:
+    """Why `zoo predict` would not say what the fit says of a size; None where it would."""
+    try:
+        fit.check_reach(rung.params, rung.tokens[-1])
+    except ConfigError as error:
+        return error.faults[0]
+    return None
+
+
+def _compare(prediction: dict[str, Any], points: Points) -> list[dict[str, Any]]:
+    """What was predicted beside what was measured."""
+    of = {each["params"] for each in prediction["losses"]}
+    measured = Points.collect(row for row in points.rows() if row[0] in of)
+    return compare_held(Fit.from_dict(prediction["fit"]), measured)
+
+
+def _describe_run(rung: Rung, folder: Path) -> dict[str, Any]:
+    """What a run was predicted to take, and took."""
+    found = RunRecord(folder / rung.name).result
+    return {
+        "run": rung.name,
+        "params": rung.params,
+        "flops": found.get("flops"),
+        "predicted_flops": rung.flops,
+        "seconds": found.get("seconds"),
+        "predicted_seconds": rung.seconds,
+    }
