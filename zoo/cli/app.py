@@ -24,6 +24,7 @@ VERBS = {
     "ladder": "Train sizes of one architecture by one rule, for a scaling law.",
     "fit": "Fit a scaling law to trained models.",
     "predict": "Predict the loss of a model by a scaling law.",
+    "inspect": "Look into a trained model: attention, activations, routing, noise.",
     "plot": "Draw the curves of runs over one another.",
     "generate": "Write text with the last run, or with a checkpoint.",
     "chat": "Talk with a model that has a chat template.",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -101,6 +102,17 @@ def attend(
         how = Scores(mine, scale, softcap, sinks, bias, pages, dropout)
         return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
     return chosen[0](q, k, v, how)
+
+
+@contextmanager
+def replace_kernel(name: str, kernel: Kernel) -> Iterator[None]:
+    """Let another kernel answer to a name while the block runs: one that also notes what it computes."""
+    before = KERNELS[name]
+    KERNELS[name] = kernel
+    try:
+        yield
+    finally:
+        KERNELS[name] = before
 
 
 def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:

@@ -41,6 +41,13 @@ class Eager(Kernel):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
         k, v = how.gather_pages(k, v)
+        chances = self.weigh(q, k, how).to(v.dtype).unflatten(1, (k.shape[2], q.shape[2] // k.shape[2]))  # B K G T S
+        if how.dropout is not None:
+            chances = how.dropout.apply(chances)
+        return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
+
+    def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
+        """Compute the probabilities [B, H, T, S] with which queries take keys, before any is dropped."""
         n_kv_heads = k.shape[2]
         queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
         scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)  # B H T S
@@ -50,10 +57,7 @@ class Eager(Kernel):
         if how.bias is not None:
             scores = scores + how.bias.dense()
         seen = None if how.mask.sees_all else how.mask.dense(q.device)
-        chances = _softmax(scores, seen, how.sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
-        if how.dropout is not None:
-            chances = how.dropout.apply(chances)
-        return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
+        return _softmax(scores, seen, how.sinks)
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from zoo import runs
 from zoo.checkpoint import gguf, store
+from zoo.data import Prepared
 from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
@@ -19,7 +20,7 @@ from zoo.run.dtypes import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
 from zoo.text import loading
 from zoo.text.score import Score, Stream, add_scores, check_model, encode, find_start, settle_windows
-from zoo.training.eval_data import find_run, plan_evaluation
+from zoo.training.eval_data import EvaluationPlan, find_run, plan_evaluation
 from zoo.training.eval_labels import make_judged, prepare_records
 from zoo.training.eval_parts import Material, cut_windows, make_parts
 
@@ -212,6 +213,15 @@ class Subject:
     ) -> Material:
         """The data that overrides name, or the validation split of the run that the folder is of, or lies in. Raises
         ConfigError where there is none, and where the run's text has changed since."""
+        plan, data = self.open_data(overrides, context, progress)
+        if plan.objective.reads_labels:
+            return make_judged(plan, data, self.spec, context, stride)
+        return make_parts(plan, data, self.spec, context, stride, self.note)
+
+    def open_data(
+        self, overrides: Sequence[str], context: int | None, progress: Progress
+    ) -> tuple[EvaluationPlan, Prepared]:
+        """Plan what is scored, and prepare its data. Raises ConfigError as `read_data` does."""
         if self.folder is None and not overrides:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
         run = None if self.place is None or self.folder is None else find_run(self.place, self.folder)
@@ -223,9 +233,7 @@ class Subject:
         if plan.run is not None and not plan.whole:
             assert self.folder is not None
             self.check_key(plan.run, data.key)
-        if plan.objective.reads_labels:
-            return make_judged(plan, data, self.spec, context, stride)
-        return make_parts(plan, data, self.spec, context, stride, self.note)
+        return plan, data
 
     def check_key(self, run: Path, key: str) -> None:
         """Raises ConfigError where the run's data is not what it was."""

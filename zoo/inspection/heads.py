@@ -1,0 +1,143 @@
+# B rows, H heads, T queries, S keys
+"""Watch what the heads of softmax attention look at: their maps, entropy and effective rank.
+
+Maps are computed by the eager kernel, from the scores that every other kernel is tested against. An attention without a
+softmax over keys (a recurrent mixer, a Fourier transform) has no map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zoo.kernels.dispatch import replace_kernel
+from zoo.kernels.eager import Eager
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.kernels.base import Scores
+
+
+def measure_entropy(chances: Tensor) -> Tensor:
+    """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S where all are equal. It is 0 where all
+    are 0, and a sink's share is left out."""
+    share = chances / chances.sum(-1, keepdim=True).clamp(min=1e-30)
+    return -torch.xlogy(share, share).sum(-1)
+
+
+def measure_rank(maps: Tensor) -> Tensor:
+    """Compute the effective rank of matrices [..., T, S]: exp of the entropy of the singular values, as shares of their
+    sum (Roy and Vetterli, 2007). 1 where all queries look alike, T where each looks at a key of its own."""
+    return measure_entropy(torch.linalg.svdvals(maps.float())).exp()
+
+
+@dataclass
+class Heads:
+    """What the heads of one attention did, summed over rows: maps [H, T, S] of the positions that all rows have, and
+    for each head the entropy, that of equal shares, the share of the sinks, and the effective rank of the map."""
+
+    path: str
+    kind: str
+    rows: int = 0
+    queries: int = 0
+    maps: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, chances: Tensor, visible: Tensor) -> None:
+        """Add rows of probabilities [B, H, T, S], of queries that see `visible` [B, H, T] keys."""
+        chances = chances.double()
+        sees = (visible > 0).double()
+        self._sum("entropy", (measure_entropy(chances) * sees).sum((0, 2)))
+        self._sum("uniform", visible.clamp(min=1).double().log().sum((0, 2)))
+        self._sum("sink", ((1 - chances.sum(-1)) * sees).sum((0, 2)))
+        self._sum("rank", measure_rank(chances).sum(0))
+        self.rows += len(chances)
+        self.queries += int(sees[:, 0].sum())
+        maps = chances.sum(0)
+        if self.maps is not None:
+            both = tuple(map(min, self.maps.shape, maps.shape))
+            cut = tuple(slice(size) for size in both)
+            maps = maps[cut] + self.maps[cut]
+        self.maps = maps
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def mean_maps(self) -> Tensor:
+        """The mean map of each head [H, T, S]."""
+        assert self.maps is not None
+        return (self.maps / self.rows).float()
+
+    def describe(self) -> list[dict[str, float]]:
+        """The figures of each head: means over queries, and the rank's over rows."""
+        counts = {"entropy": self.queries, "uniform": self.queries, "sink": self.queries, "rank": self.rows}
+        return [
+            {name: float(values[head]) / max(counts[name], 1) for name, values in self.sums.items()}
+            for head in range(len(self.sums["rank"]))
+        ]
+
+
+class Watcher(Eager):
+    """The eager kernel that gives the probabilities of each call to the attention that is running."""
+
+    def __init__(self) -> None:
+        self.running: list[Heads] = []
+        self.calls: dict[tuple[str, int], Heads] = {}
+        self.places: dict[str, int] = {}
+
+    def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
+        chances = super().weigh(q, k, how)
+        if self.running:
+            self.note(chances.detach(), how)
+        return chances
+
+    def note(self, chances: Tensor, how: Scores) -> None:
+        """Add a call's probabilities to the attention that runs, and to the number of this call in it."""
+        attention = self.running[-1]
+        number = self.places[attention.path] = self.places.get(attention.path, -1) + 1
+        heads = self.calls.setdefault((attention.path, number), Heads(attention.path, attention.kind))
+        if how.mask.sees_all:
+            visible = chances.new_full(chances.shape[:3], chances.shape[-1])
+        else:
+            visible = how.mask.dense(chances.device).sum(-1).expand(chances.shape[:3])
+        heads.add(chances, visible)
+
+
+@contextmanager
+def watch_heads(model: Any) -> Iterator[Watcher]:
+    """Watch every attention of a model while the block runs; call `watcher.places.clear()` before each pass."""
+    watcher, handles, kernel = Watcher(), [], model.kernel
+    for path, module in list_modules(model, "attention"):
+        heads = Heads(path, module.spec.kind)
+        handles.append(module.register_forward_pre_hook(lambda _, given, heads=heads: watcher.running.append(heads)))
+        handles.append(module.register_forward_hook(lambda _, given, out: watcher.running.pop() and None))
+    model.kernel = "eager"
+    try:
+        with replace_kernel("eager", watcher):
+            yield watcher
+    finally:
+        model.kernel = kernel
+        for handle in handles:
+            handle.remove()
+
+
+def list_modules(model: Any, axis: str) -> list[tuple[str, Any]]:
+    """List the modules of an axis by their path, in order."""
+    return [
+        (path, each) for path, each in model.named_modules() if getattr(getattr(each, "spec", None), "axis", "") == axis
+    ]
+
+
+def list_mapless(model: Any, watcher: Watcher) -> list[dict[str, str]]:
+    """List the attentions that no map was made of, and have none inside: what kind each is."""
+    seen = {path for path, _ in watcher.calls}
+    found = []
+    for path, module in list_modules(model, "attention"):
+        inside = [each for each, _ in list_modules(module, "attention") if each]
+        if path not in seen and not inside:
+            found.append({"path": path, "kind": module.spec.kind})
+    return found

@@ -1,0 +1,143 @@
+# B rows, T tokens
+"""Look into a model on some rows of text: heads, activations, routing and gradient noise as plain data and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.data.tokens import Batch, hold_out
+from zoo.errors import ConfigError
+from zoo.inspection.flow import watch_flow
+from zoo.inspection.heads import list_mapless, watch_heads
+from zoo.inspection.noise import measure_noise
+from zoo.lazy import torch
+from zoo.model.loss import IGNORED
+from zoo.text.reading import longest_text
+from zoo.training.eval_parts import check_ids, check_rows
+from zoo.training.evaluate import Progress, Subject
+from zoo.training.gradient import map_tensors, move_batch
+from zoo.training.objective import Context, Objective
+from zoo.training.objective.base import list_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+USUAL_CONTEXT = 256
+"""Tokens of a row where the model or its run has more."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was seen: figures as plain data, and the mean map [H, T, S] of each attention by its name in them."""
+
+    figures: dict[str, Any]
+    maps: dict[str, Tensor]
+
+
+def inspect_model(
+    place: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    rows: int = 8,
+    noise_rows: int = 32,
+    context: int | None = None,
+    device: str = "cpu",
+    note: Callable[[str], object] | None = None,
+    progress: Progress | None = None,
+) -> Inspected:
+    """Look into the model of a run, a checkpoint or a Hugging Face folder, in float32.
+
+    The rows are of the run's validation split, or of the data that overrides name (`data=text data.path=…`), spread
+    evenly over it, each of `context` tokens and made as the objective makes them. `noise_rows` of them give the
+    gradient noise scale; 0 leaves it out. Raises ConfigError.
+    """
+    tell = note or (lambda line: None)
+    subject = Subject(place, None, dtype="fp32", device=device, note=tell)
+    read, objective, about = read_rows(
+        subject, overrides, max(rows, noise_rows), context, progress or (lambda what, done, total: None)
+    )
+    model = subject.load()
+    figures, maps = look(model, read[:rows])
+    figures["rows"] = min(rows, len(read))
+    noise = None
+    if noise_rows:
+        noise = measure_noise(model, objective, read[:noise_rows]).describe()
+    return Inspected({**about, **figures, "noise": noise}, maps)
+
+
+def read_rows(
+    subject: Subject, overrides: Sequence[str], count: int, context: int | None, progress: Progress
+) -> tuple[list[Batch], Objective, dict[str, Any]]:
+    """Read rows of what a model is evaluated on, each as a batch of one without padding; the objective that made them,
+    and what they are. Raises ConfigError."""
+    plan, data = subject.open_data(list(overrides), context, progress)
+    objective, spec = plan.objective, subject.spec
+    length = context or min(plan.seq_len or longest_text(spec), USUAL_CONTEXT)
+    collate = None
+    if not objective.every_token:
+        objective.extend(data.tokenizer, length)
+        collate = objective.collator(Context(spec, data.tokenizer, length, plan.seed, plan.data.documents))
+    check_rows(objective, spec, length, plan.data.documents)
+    check_ids(data, spec, added=0)
+    held = hold_out(data.held_out, count, length, wanted=count, documents=plan.data.documents, collate=collate)
+    rows = [trim(row) for each in held for batch in each.batches for row in split(batch)]
+    about = {
+        "model": str(subject.folder),
+        "data": plan.describe(),
+        "objective": objective.kind,
+        "context": length,
+    }
+    return rows, objective, about
+
+
+def split(batch: Batch) -> list[Batch]:
+    """Split a batch into its rows."""
+    return [map_tensors(batch, lambda each, at=at: each[at : at + 1]) for at in range(len(batch.input_ids))]
+
+
+def trim(row: Batch) -> Batch:
+    """Cut the padding off a row: behind its last real token, and of a decoder behind its last target."""
+    if row.attention_mask is not None:
+        real = int(row.attention_mask.sum())
+        width = row.input_ids.shape[1]
+        cut = {
+            name: value[:, :real]
+            for name, value in row._asdict().items()
+            if value is not None and value.dim() == 2 and value.shape[1] == width and not name.startswith("decoder")
+        }
+        if row.decoder_input_ids is not None:
+            cut.pop("targets", None)
+        row = row._replace(**cut)._replace(attention_mask=None)
+    if row.decoder_input_ids is not None:
+        last = int((row.targets != IGNORED).nonzero()[-1, 1]) + 1
+        row = row._replace(targets=row.targets[:, :last], decoder_input_ids=row.decoder_input_ids[:, :last])
+        if row.decoder_documents is not None:
+            row = row._replace(decoder_documents=row.decoder_documents[:, :last])
+    return row
+
+
+def look(model: Any, rows: Sequence[Batch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Run rows through a model and describe its heads, activations and routings; give the mean maps."""
+    if not rows:
+        raise ConfigError("rows: there are none in the data (more text, or a shorter --context)")
+    device = next(model.parameters()).device
+    with torch.no_grad(), watch_heads(model) as watcher, watch_flow(model) as flow:
+        for row in rows:
+            watcher.places.clear()
+            flow.places.clear()
+            model(**list_inputs(move_batch(row, device)))
+    maps, attentions = {}, []
+    for at, ((path, call), heads) in enumerate(watcher.calls.items()):
+        name = f"attention-{at:03}"
+        maps[name] = heads.mean_maps().cpu()
+        attentions.append({"map": name, "path": path, "kind": heads.kind, "call": call, "heads": heads.describe()})
+    figures = {
+        "attentions": attentions,
+        "without_maps": list_mapless(model, watcher),
+        "activations": [{**each.describe(), "call": call} for (_, call), each in flow.activations.items()],
+        "routers": [{**each.describe(), "call": call} for (_, call), each in flow.routings.items()],
+    }
+    return figures, maps
