@@ -26,6 +26,7 @@ class SweepOptions:
     match: str | None = None
     match_by: str | None = None
     baseline: str | None = None
+    search_lr: bool = False
     sigma: str | None = None
     as_json: bool = False
 
@@ -35,6 +36,7 @@ class SweepOptions:
 
         given = {"plan": self.plan, "measure": self.measure is not None, "sigma": self.sigma, "json": self.as_json}
         given |= {"match": self.match, "match_by": self.match_by, "baseline": self.baseline}
+        given["search_lr"] = self.search_lr
         if asked := [name for name, value in given.items() if value]:
             raise ConfigError(*(f"{name}: is an option of a sweep (-m)" for name in asked))
 
@@ -53,14 +55,20 @@ class SweepOptions:
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
     """Run every job that is not done, and print one table at the end; exits with 1 when one failed. With `--plan` print
     what would run."""
+    from zoo.cli.outlook import print_plan
     from zoo.errors import ConfigError
     from zoo.jobs.sweep import Sweep
+    from zoo.report import format_json
 
     options.refuse_idle()
     if options.plan:
         if plan.samples:
             raise ConfigError("plan: the sweeper draws points as it goes (Hydra's basic sweeper has them before)")
-        _print_plan(_look_ahead(plan, options, Sweep.read(plan.find_folder())), options)
+        outlook = _look_ahead(plan, options, Sweep.read(plan.find_folder()))
+        if options.as_json:
+            print(format_json(outlook.to_dict()))
+        else:
+            print_plan(outlook)
         return
     with plan.hold_folder() as folder:
         if plan.samples:
@@ -80,15 +88,16 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outloo
     matched = _match(plan, options, jobs, sweep) if options.match else None
     jobs = jobs if matched is None else matched.jobs
     done = frozenset(each.name for each in jobs if sweep.read_status(each.name) == "done")
-    found = {each.name: forecaster.forecast(each.planned) for each in jobs}
     refused = plan.list_refused()
     if options.plan:
+        found = {each.name: forecaster.forecast(each.planned) for each in jobs}
         named = zip(list_varied([each.typed for each in jobs]), jobs, strict=True)
         refused |= {name: [found[each.name].fault or ""] for name, each in named if found[each.name].refused}
         jobs = [each for each in jobs if not found[each.name].refused]
         if not jobs:
             raise _refuse_all(refused)
-    return Outlook(jobs, found, dropped, refused, done, _read_sigma(options.sigma), matched)
+    sigma = _read_sigma(options.sigma)
+    return Outlook(jobs, forecaster, dropped, refused, done, sigma, matched, options.search_lr)
 
 
 def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[Job], sweep: Sweep) -> Match:
@@ -130,137 +139,72 @@ def _read_sigma(text: str | None) -> float | None:
     return value
 
 
-# ---------------------------------------------------------------- the plan
-
-
-PLANNED = ("arm", "seeds", "params", "FLOPs", "peak memory", "a step", "a run", "all runs")
-
-
-def _print_plan(outlook: Outlook, options: SweepOptions) -> None:
-    from zoo import report
-
-    if options.as_json:
-        print(report.format_json(outlook.to_dict()))
-        return
-    if outlook.match is not None:
-        _print_match(outlook.match)
-    rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
-    idle = [name for name, *cells in zip(PLANNED, *rows, strict=True) if not any(cells)]
-    header, rows = report.fit_columns(PLANNED, rows, ("peak memory", "params", "a step"), idle)
-    report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
-    for line in _plan_lines(outlook):
-        print(line)
-
-
-def _print_match(match: Match) -> None:
-    """Print the solved value of each arm and what it costs, in every currency."""
-    from zoo import report
-    from zoo.report.units import format_count, format_si
-
-    forms = {"all_flops": format_si, "cache_bytes": lambda value: format_si(value, "B")}
-    names = {"all_flops": "FLOPs", "cache_bytes": "cache", "active": "active"}
-    rows = []
-    for arm in match.arms:
-        ratios, cells = match.ratios(arm), []
-        for name, value in arm.figures.items():
-            times = f" ×{ratios[name]:.2f}" if name in ratios else ""
-            cells.append(f"{forms.get(name, format_count)(value)}{times}")
-        rows.append([arm.name, str(arm.value), *cells])
-    known = list(match.arms[0].figures)
-    header = ("arm", match.by, *(names.get(each, each) for each in known))
-    same = all(arm.figures["active"] == arm.figures["params"] for arm in match.arms)
-    header, rows = report.fit_columns(header, rows, (), ["active"] if same else [])
-    report.print_tables(report.make_table(f"matched in {match.budget}", header, rows, right=range(1, len(header))))
-    apart = [names.get(each, each) for each in match.unmatched if not (same and each == "active")]
-    print(f"not matched: {', '.join(apart)}" if apart else "matched in all of these")
-
-
-def _plan_row(outlook: Outlook, name: str, jobs: Sequence[Job]) -> list[str]:
-    from zoo.report.units import format_count, format_seconds, format_si
-
-    found, timing = outlook.predict(jobs[0]), outlook.forecasts[jobs[0].name].timing
-    flops, left = found["flops"], [each for each in jobs if each.name not in outlook.done]
-    return [
-        name,
-        str(len(jobs)) if len(left) == len(jobs) else f"{len(jobs)} ({len(jobs) - len(left)} done)",
-        format_count(found["params"]),
-        "" if flops is None else format_si(flops + found["optimizer_flops"]),
-        "" if found["peak_memory"] is None else format_si(found["peak_memory"], "B"),
-        "" if timing is None else format_seconds(timing.step),
-        "" if timing is None else format_seconds(found["wall_seconds"]),
-        "" if timing is None or not left else format_seconds(found["wall_seconds"] * len(left)),
-    ]
-
-
-def _plan_lines(outlook: Outlook) -> list[str]:
-    """Say what the table does not: points that are dropped or refused, the seconds of all, and what they tell."""
-    from zoo.jobs.sweep import describe_dropped
-    from zoo.report.units import format_seconds
-
-    same = describe_dropped(outlook.jobs, outlook.dropped)
-    lines = [same] if same else []
-    reasons: dict[str, list[str]] = {}
-    for name, why in outlook.refused.items():
-        reasons.setdefault("; ".join(why), []).append(name)
-    for why, names in reasons.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"refused: {names[0]}{more}: {why}")
-    notes = {outlook.forecasts[each.name].fault: name for name, jobs in outlook.arms.items() for each in jobs[:1]}
-    lines += [f"{name}: {note}" for note, name in notes.items() if note]
-    if not outlook.left:
-        lines.append("all are done")
-    elif outlook.seconds is not None:
-        left = len(outlook.left)
-        takes = f"{format_seconds(outlook.seconds)} one after another: start, steps and evaluations"
-        lines.append(f"{left} runs take {takes} (checkpoints, samples and pictures are left out)")
-    return [*lines, *_power_lines(outlook)]
-
-
-def _power_lines(outlook: Outlook) -> list[str]:
-    """Say what difference the seeds tell."""
-    alone, corrected = outlook.smallest_effect(), outlook.smallest_effect(corrected=True)
-    others, seeds = len(outlook.arms) - 1, outlook.seeds
-    if not others:
-        return []
-    if alone is None or corrected is None:
-        return [f"{seeds} {'seed tells' if seeds == 1 else 'shared seeds tell'} no difference (seed=0,1,2, say)"]
-
-    def size(effect: float) -> str:
-        loss = "" if outlook.sigma is None else f", {effect * outlook.sigma:.4f} in loss"
-        return f"{effect:.2f} σ{loss}"
-
-    line = f"{seeds} seeds tell a difference of {size(alone)} (σ: of a pair's difference; power 0.8, two-sided 5 %)"
-    return [line, *([f"and of {size(corrected)} after Holm over {others} arms"] if others > 1 else [])]
-
-
 # ---------------------------------------------------------------- the sweep
 
 
 def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
     from zoo import runs
+    from zoo.cli.outlook import print_match
     from zoo.jobs.sweep import Sweep, describe_dropped
 
     sweep = Sweep.read(folder)
     outlook = _look_ahead(plan, options, sweep)
-    jobs = outlook.jobs
-    if line := describe_dropped(jobs, outlook.dropped):
+    if line := describe_dropped(outlook.jobs, outlook.dropped):
         _say(line)
-    missing = sweep.find_missing(jobs)
     sweep.begin(plan.overrides)
     if outlook.match is not None:
-        _print_match(outlook.match)
+        print_match(outlook.match)
         sweep.content["match"] = outlook.match.to_dict()
-    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs})
-    if line := sweep.describe(jobs, missing):
-        _say(line)
+    jobs = _search_rates(plan, sweep, outlook) if options.search_lr else outlook.jobs
     try:
-        if missing:
-            plan.launch(folder, missing)
+        _launch(plan, sweep, jobs, outlook)
     finally:
         found = runs.results(folder, [each.name for each in jobs])
         _print_results(folder, jobs, found, runs.read_sweep(folder))
     if any(result["status"] != "done" for result in found):
         raise typer.Exit(1)
+
+
+def _launch(plan: LaunchPlan, sweep: Sweep, jobs: Sequence[Job], outlook: Outlook, *, search: bool = False) -> None:
+    """Note jobs in sweep.json, and run those that are not done."""
+    missing = sweep.find_missing(jobs)
+    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search=search)
+    if line := sweep.describe(jobs, missing):
+        _say(line)
+    if missing:
+        plan.launch(sweep.folder, missing)
+
+
+def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook) -> list[Job]:
+    """Search the learning rate of each arm, note and print what was found, and return the jobs at the best rates."""
+    from zoo import report
+    from zoo.jobs.rates import search_rates
+
+    def launch(jobs: Sequence[Job]) -> None:
+        _launch(plan, sweep, jobs, outlook, search=True)
+
+    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch)
+    found = {name: search.to_dict() for name, search in searches.items()}
+    sweep.content["search"] = found
+    sweep.write()
+    rows = [
+        [name, f"{each['best']:g}", f"{each['val_loss']:.4f}", _describe_window(each), _describe_edge(each)]
+        for name, each in found.items()
+    ]
+    header = ("arm", "best lr", "val loss", "window", "grid")
+    report.print_tables(report.make_table("Learning rates", header, rows, right=(1, 2)))
+    print("window: decades of rates whose loss is within 1 % of the best")
+    return jobs
+
+
+def _describe_window(found: Mapping[str, Any]) -> str:
+    return f"{'≥ ' if found['open'] else ''}{found['window']:.2f} decades"
+
+
+def _describe_edge(found: Mapping[str, Any]) -> str:
+    """Say where the best rate lies among those tried."""
+    tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
+    return f"{tried}; the best is on the edge" if found["edge"] else tried
 
 
 def _run_sampled(plan: LaunchPlan, folder: Path) -> None:

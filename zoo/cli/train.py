@@ -67,6 +67,10 @@ def run(
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="The arm that the others are matched to. [default: the first]")
     ] = None,
+    search_lr: Annotated[
+        bool,
+        typer.Option("--search-lr", help="With -m: search each arm's learning rate first, alike."),
+    ] = False,
     sigma: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +91,10 @@ def run(
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
 
-    overrides, options = overrides or [], SweepOptions(plan, measure, match, match_by, baseline, sigma, as_json)
+    overrides, options = (
+        overrides or [],
+        SweepOptions(plan, measure, match, match_by, baseline, search_lr, sigma, as_json),
+    )
     if resume is not None:
         if multirun or config or cfg or info or resolve or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")

@@ -170,32 +170,33 @@ class Forecaster:
 
     def __init__(self, *, measure: bool) -> None:
         self.measure = measure
-        self.known: dict[tuple[str, int], Price] = {}
+        self.known: dict[tuple[str, int], Forecast] = {}
         self.timed: dict[str, Timing | str] = {}
 
     def forecast(self, planned: TrainingPlan) -> Forecast:
         """Forecast a job: priced, then timed where that is asked for and it fits into memory."""
+        key = hash_pace(planned), planned.settings.steps
+        if key not in self.known:
+            self.known[key] = self._forecast(planned, key[0])
+        return self.known[key]
+
+    def _forecast(self, planned: TrainingPlan, pace: str) -> Forecast:
         from zoo.run.builder import pick_device
         from zoo.run.memory import read_free_memory
         from zoo.training.fitting import check_memory, take_share
 
-        device, pace = pick_device(planned.settings.device), hash_pace(planned)
-        cuda, at = device.type == "cuda", (pace, planned.settings.steps)
-        if at not in self.known:
-            self.known[at] = price_run(planned, cuda=cuda)
-        price = self.known[at]
+        device = pick_device(planned.settings.device)
+        cuda = device.type == "cuda"
+        price = price_run(planned, cuda=cuda)
         try:
             line = check_memory(take_share(planned.settings), planned.spec, read_free_memory(device), cuda=cuda)
+            if line is not None or not self.measure:
+                return Forecast(price, fault=line)
+            if pace not in self.timed:
+                self.timed[pace] = time_steps(planned)
         except ConfigError as error:
             return Forecast(price, fault="; ".join(error.faults), refused=True)
-        if line is not None or not self.measure:
-            return Forecast(price, fault=line)
-        if pace not in self.timed:
-            try:
-                self.timed[pace] = time_steps(planned)
-            except ConfigError as error:
-                return Forecast(price, fault="; ".join(error.faults), refused=True)
-            except ZooError as error:
-                self.timed[pace] = f"its steps were not timed, {short(error)}"
+        except ZooError as error:
+            self.timed[pace] = f"its steps were not timed, {short(error)}"
         timed = self.timed[pace]
         return Forecast(price, fault=timed) if isinstance(timed, str) else Forecast(price, timed)

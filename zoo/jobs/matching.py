@@ -19,7 +19,7 @@ from zoo.errors import ConfigError
 from zoo.grammar import register_resolvers
 from zoo.jobs.forecast import Forecaster, price_run
 from zoo.jobs.plan import LaunchPlan
-from zoo.jobs.sweep import Job, group_by_arm
+from zoo.jobs.sweep import Job, find_key, group_by_arm
 from zoo.training.planning import TrainingPlan
 
 TOLERANCE = 0.01
@@ -140,10 +140,6 @@ def find_faults(arms: Mapping[str, Sequence[Job]], budget: str, by: str, baselin
 def find_place(by: str) -> str:
     """The key of a dimension in a training config."""
     return by if by == "steps" or by.startswith("model.") else f"model.{by}"
-
-
-def find_key(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]
 
 
 def change(typed: Sequence[str], by: str, value: int) -> list[str]:

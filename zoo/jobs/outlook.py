@@ -10,8 +10,9 @@ from typing import Any
 from zoo.analysis.power import find_smallest_effect
 from zoo.analysis.verdict import LEVEL
 from zoo.errors import ConfigError
-from zoo.jobs.forecast import Forecast
+from zoo.jobs.forecast import Forecast, Forecaster
 from zoo.jobs.matching import Match
+from zoo.jobs.rates import FEWEST, MOST
 from zoo.jobs.sweep import Job, group_by_arm
 from zoo.report.arms import group_arms
 from zoo.report.history import collect_runs
@@ -23,13 +24,15 @@ class Outlook:
     the same as another; `done` the jobs that have ended already."""
 
     jobs: Sequence[Job]
-    forecasts: Mapping[str, Forecast]
+    forecaster: Forecaster
     dropped: Sequence[tuple[Job, Job]] = ()
     refused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     done: frozenset[str] = frozenset()
     sigma: float | None = None
     """The deviation of a pair's difference in loss, where it is known."""
     match: Match | None = None
+    searches: bool = False
+    """Whether the learning rate of each arm is searched before its seeds run."""
 
     @property
     def arms(self) -> dict[str, list[Job]]:
@@ -43,12 +46,23 @@ class Outlook:
     @property
     def seconds(self) -> float | None:
         """The seconds of all jobs that are still to run, one after another; None where some are unknown."""
-        found = [self.predict(each)["wall_seconds"] for each in self.left]
+        return self._add_up(self.left)
+
+    @property
+    def search_seconds(self) -> float | None:
+        """The seconds of a run of each arm."""
+        return self._add_up([jobs[0] for jobs in self.arms.values()])
+
+    def _add_up(self, jobs: Sequence[Job]) -> float | None:
+        found = [self.predict(each)["wall_seconds"] for each in jobs]
         return None if None in found else sum(found)
+
+    def forecast(self, job: Job) -> Forecast:
+        return self.forecaster.forecast(job.planned)
 
     def predict(self, job: Job) -> dict[str, Any]:
         """The figures of a job that are predicted, by the names that they have in its result.json."""
-        return self.forecasts[job.name].to_dict(job.planned)
+        return self.forecast(job).to_dict(job.planned)
 
     @property
     def seeds(self) -> int:
@@ -71,7 +85,7 @@ class Outlook:
                     "jobs": [each.name for each in jobs],
                     "done": sum(each.name in self.done for each in jobs),
                     **self.predict(jobs[0]),
-                    "note": self.forecasts[jobs[0].name].fault,
+                    "note": self.forecast(jobs[0]).fault,
                 }
                 for name, jobs in self.arms.items()
             ],
@@ -79,6 +93,7 @@ class Outlook:
             "duplicates": [{"overrides": list(each.typed), "job": first.name} for each, first in self.dropped],
             "refused": [{"overrides": name, "faults": list(why)} for name, why in self.refused.items()],
             "seconds": self.seconds,
+            **({"search_runs": [FEWEST, MOST], "search_seconds": self.search_seconds} if self.searches else {}),
             "power": {
                 "seeds": self.seeds,
                 "smallest_effect": self.smallest_effect(),

@@ -92,6 +92,11 @@ def is_hydras(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
+def find_key(override: str) -> str:
+    """The key that an override sets."""
+    return override.lstrip("+").partition("=")[0]
+
+
 def list_varied(jobs: Sequence[Sequence[str]]) -> list[str]:
     """List for each job, given by its overrides, those that not all jobs share."""
     shared = set.intersection(*map(set, jobs))
@@ -143,14 +148,17 @@ class Sweep:
         """Note that the sweep is started, once more or for the first time."""
         self.content["launches"].append({"when": time.strftime("%Y-%m-%dT%H:%M:%S"), "overrides": list(overrides)})
 
-    def add(self, jobs: Iterable[Job], predicted: Mapping[str, Mapping[str, Any]]) -> None:
+    def add(self, jobs: Iterable[Job], predicted: Mapping[str, Mapping[str, Any]], *, search: bool = False) -> None:
         """Note jobs, and what is predicted of each by its name; what was predicted before and is not now stays. Arms
-        are named over all jobs of the folder."""
+        are named over all jobs of the folder. Jobs of a `search` are no arm's runs, unless they were or become so."""
         known = self.content["jobs"]
         for each in jobs:
-            job = known.setdefault(each.name, {"arm": "", "seed": each.seed, "overrides": list(each.typed)})
-            new = {name: value for name, value in predicted[each.name].items() if value is not None}
-            job["predicted"] = {**job.get("predicted", {}), **new}
+            new = {"arm": "", "seed": each.seed, "overrides": list(each.typed), "search": True}
+            job = known.setdefault(each.name, new)
+            if not search:
+                job.pop("search", None)
+            figures = {name: value for name, value in predicted[each.name].items() if value is not None}
+            job["predicted"] = {**job.get("predicted", {}), **figures}
         self.name_arms()
         self.write()
 

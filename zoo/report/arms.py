@@ -55,7 +55,9 @@ class Arm:
 
 def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
     """Group done runs by their overrides, seeds left out; an arm is named by those that not all runs share. Gives the
-    arms in order, and a line for each run that is not done. Raises ConfigError for two runs of one arm and seed."""
+    arms in order, and a line for each run that is not done. Runs that a sweep found a learning rate by are left out.
+    Raises ConfigError for two runs of one arm and seed."""
+    records = [each for each in records if not each.of_search]
     unfinished = [f"{each.folder}: is {each.status}, and left out" for each in records if each.status != "done"]
     done = [each for each in records if each.status == "done"]
     names = name_arms([each.result.get("overrides", ()) for each in done])

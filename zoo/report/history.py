@@ -96,6 +96,11 @@ class RunRecord:
         return read_lines(self.folder / runs.METRICS)
 
     @property
+    def of_search(self) -> bool:
+        """Whether a sweep ran it to find a learning rate: it is no run of an arm."""
+        return "search" in runs.read_sweep(self.folder.parent).get(self.folder.name, {})
+
+    @property
     def status(self) -> str:
         """done, failed or stopped; running while a process holds the folder; cut off where none said how it ended."""
         if runs.is_locked(self.folder):

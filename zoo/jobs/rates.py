@@ -1,0 +1,154 @@
+"""Search the learning rate of each arm, the same way for all: equal rates are not fair, equal searches are.
+
+Half decades around the config's rate, then a quarter decade to either side of the best, on the first seed, by held-out
+loss. How wide the window is in which a rate does well is a result of its own: claims that an architecture cannot do
+something often come from one that is narrow (arXiv 2508.19029).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo import runs
+from zoo.errors import ConfigError, ZooError
+from zoo.jobs.plan import LaunchPlan
+from zoo.jobs.sweep import Job, Sweep, find_key, group_by_arm
+
+KEY = "optim.lr"
+
+GRID = (-4, -2, 0, 2, 4)
+"""Quarter decades from the config's rate that are tried first."""
+
+FURTHER = (2, 4)
+"""Quarter decades beyond an edge that is the best, tried once."""
+
+TOLERANCE = 0.01
+"""The share above the best loss within which a rate is in the window."""
+
+FEWEST, MOST = len(GRID) + 1, len(GRID) + len(FURTHER) + 1
+"""Runs of an arm beside those of its seeds: two around the best, less the best, which is the first seed's own."""
+
+
+@dataclass
+class Search:
+    """The search of one arm, by ask and tell. Rates are quarter decades from the first one's."""
+
+    start: float
+    losses: dict[int, float] = field(default_factory=dict)
+    """By quarter decade; infinite where a run failed."""
+    extended: bool = False
+    refined: bool = False
+
+    def ask(self) -> list[int]:
+        """The quarter decades to try next; none where the search is over."""
+        if not self.losses:
+            return list(GRID)
+        best = self.best
+        if best is None or self.refined:
+            return []
+        if self.on_edge and not self.extended:
+            self.extended = True
+            sign = 1 if best == max(self.losses) else -1
+            return [best + sign * each for each in FURTHER]
+        self.refined = True
+        return [each for each in (best - 1, best + 1) if each not in self.losses]
+
+    def tell(self, quarter: int, loss: float | None) -> None:
+        """Note the loss of a rate; None where its run has none."""
+        self.losses[quarter] = loss if loss is not None and math.isfinite(loss) else math.inf
+
+    def rate(self, quarter: int) -> str:
+        """The rate so many quarter decades from the start, as an override has it."""
+        return f"{self.start * 10 ** (quarter / 4):.3g}"
+
+    @property
+    def best(self) -> int | None:
+        """The quarter decade of the lowest loss; None where every run failed."""
+        best = min(self.losses, key=lambda each: self.losses[each])
+        return None if self.losses[best] == math.inf else best
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest that was tried: a better one may lie beyond."""
+        return self.best in (min(self.losses), max(self.losses))
+
+    def window(self) -> tuple[float, float]:
+        """The quarter decades around the best between which the loss stays within 1 % of the best, by straight lines
+        between the rates that were tried."""
+        assert self.best is not None
+        limit = self.losses[self.best] * (1 + TOLERANCE)
+        tried = sorted(self.losses)
+        at = tried.index(self.best)
+        return self._reach(tried[at::-1], limit), self._reach(tried[at:], limit)
+
+    def _reach(self, tried: Sequence[int], limit: float) -> float:
+        """Follow rates away from the best, to where the loss passes the limit."""
+        for near, far in itertools.pairwise(tried):
+            low, high = self.losses[near], self.losses[far]
+            if high > limit:
+                return near if high == math.inf else near + (far - near) * (limit - low) / (high - low)
+        return tried[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data. `window` are the decades between the rates within 1 % of the best loss, at least
+        so many where it is `open`: it reaches the lowest or the highest rate tried."""
+        low, high = self.window()
+        assert self.best is not None
+        return {
+            "best": float(self.rate(self.best)),
+            "val_loss": self.losses[self.best],
+            "edge": self.on_edge,
+            "extended": self.extended,
+            "window": round((high - low) / 4, 3),
+            "open": low == min(self.losses) or high == max(self.losses),
+            "losses": {
+                self.rate(each): loss if loss < math.inf else None for each, loss in sorted(self.losses.items())
+            },
+        }
+
+
+def find_faults(jobs: Sequence[Job]) -> list[str]:
+    """List why rates cannot be searched."""
+    stated = {word for each in jobs for word in each.typed if find_key(word) == KEY}
+    if len(stated) > 1:
+        return [f"search_lr: the sweep varies {KEY} itself, found {', '.join(sorted(stated))} (one of them)"]
+    return []
+
+
+def search_rates(
+    plan: LaunchPlan,
+    sweep: Sweep,
+    jobs: Sequence[Job],
+    launch: Callable[[Sequence[Job]], None],
+) -> tuple[list[Job], dict[str, Search]]:
+    """Search the rate of every arm, all arms' runs of a round together. Returns the jobs of all seeds at the best
+    rates, and the searches by arm. Raises ZooError for an arm all of whose runs failed."""
+    if faults := find_faults(jobs):
+        raise ConfigError(*faults)
+    arms = group_by_arm(jobs)
+    searches = {name: Search(own[0].planned.settings.optim.lr) for name, own in arms.items()}
+    while tried := [(name, each) for name, search in searches.items() for each in search.ask()]:
+        made = {(name, each): at_rate(plan, arms[name][0], searches[name].rate(each)) for name, each in tried}
+        launch(list(made.values()))
+        for (name, each), job in made.items():
+            searches[name].tell(each, read_loss(sweep.folder, job))
+    if lost := [name for name, search in searches.items() if search.best is None]:
+        raise ZooError(f"search_lr: {', '.join(lost)}: every learning rate failed (optim.lr=… starts elsewhere)")
+    best = {name: search.rate(search.best or 0) for name, search in searches.items()}
+    return [at_rate(plan, job, best[name]) for name in arms for job in arms[name]], searches
+
+
+def at_rate(plan: LaunchPlan, job: Job, rate: str) -> Job:
+    """The job with another learning rate."""
+    return plan.compose_point([*(each for each in job.typed if find_key(each) != KEY), f"{KEY}={rate}"])
+
+
+def read_loss(folder: Path, job: Job) -> float | None:
+    """The validation loss of a job that is done."""
+    result: Mapping[str, Any] = runs.read_result(folder / job.name / runs.RESULT)
+    return result.get("val_loss") if result.get("status") == "done" else None
