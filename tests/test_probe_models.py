@@ -63,7 +63,7 @@ def test_what_overrides_set_is_kept_and_all_else_is_made_small():
     spec, _ = load_small("llama-tiny", probe, ("n_layers=3", "attention=sliding", "window=7", "rope_theta=500.0"))
     attention = spec.blocks["layer"].attention
     assert (len(spec.pattern), attention.window, attention.position.theta) == (3, 7, 500.0)
-    assert (spec.d_model, attention.head_dim, attention.n_heads, spec.vocab_size) == (64, 32, 2, 64)
+    assert (spec.d_model, attention.head_dim, attention.n_heads, spec.vocab_size) == (64, 32, 2, 40)
     wide, _ = load_small("llama-tiny", probe, ("d_model=128",))
     assert (wide.d_model, wide.blocks["layer"].attention.n_heads) == (128, 4)
     steep, _ = load_small(

@@ -1,5 +1,6 @@
 """Probes: each answer is solved again here, by the definition, from the tokens before it alone."""
 
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -13,9 +14,9 @@ from zoo.probes.copying import LETTERS
 NAMES = [each.name for each in EVERY]
 
 
-def last_value(row, at):
-    """The value after the last earlier place of the key at `at`."""
-    earlier = [place for place in range(0, at, 2) if row[place] == row[at] and row[place + 1] >= 32]
+def last_value(row, at, half):
+    """The value after the last earlier place of the key at `at`; values are the second half of the vocabulary."""
+    earlier = [place for place in range(0, at, 2) if row[place] == row[at] and row[place + 1] >= half]
     return row[earlier[-1] + 1]
 
 
@@ -66,7 +67,13 @@ def walked(row, at):
 
 
 SOLVERS = {
-    **{"mqar": last_value, "overwrite": last_value, "needle": last_value, "select": letters_of, "copy": copied},
+    **{
+        "mqar": partial(last_value, half=20),
+        "overwrite": partial(last_value, half=16),
+        "needle": partial(last_value, half=16),
+        "select": letters_of,
+        "copy": copied,
+    },
     **{"induction": after_marker, "parity": parity_of, "word_z6": sum_modulo_6, "word_s3": permuted(3)},
     **{"word_s5_swaps": permuted(5), "hops": walked},
 }

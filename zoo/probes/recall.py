@@ -29,12 +29,12 @@ class MQAR(Probe, name="mqar"):
     """
 
     level_is: ClassVar[str] = "keys"
-    small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (2, 4, 8), "steps": 400}
+    small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 32, "levels": (2, 4, 8), "steps": 400}
 
     levels: tuple[int, ...] = (2, 4, 8, 16)
     context: int = 64
-    vocab: int = 64
-    steps: int = 500
+    vocab: int = 40
+    steps: int = 600
     rows: int = 32
 
     def __post_init__(self) -> None:
@@ -107,6 +107,7 @@ class Overwrite(MQAR, name="overwrite"):
 
     levels: tuple[int, ...] = (1, 2, 4)
     keys: int = 4
+    vocab: int = 32
     context: int = 32
     steps: int = 500
 
@@ -152,6 +153,7 @@ class Needle(MQAR, name="needle"):
 
     levels: tuple[int, ...] = (32, 64, 128, 256, 512)
     keys: int = 4
+    vocab: int = 32
     context: int = 32
     steps: int = 500
 
