@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from zoo.analysis.power import compute_power, find_smallest_effect
 from zoo.analysis.verdict import student_quantile
 from zoo.cli import run
 from zoo.costs import Setup, price
+from zoo.jobs.pinning import count_cores, count_workers
 from zoo.jobs.plan import plan_launch
 from zoo.jobs.sweep import Job, drop_duplicates
 from zoo.report.arms import name_arms
@@ -191,6 +193,34 @@ def test_the_peak_of_memory_is_begun_anew() -> None:
         held = torch.ones(size // 4)
         del held
         assert size - (4 << 20) <= read_peak_since(torch.device("cpu"), before) <= size + (16 << 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system holds no process to cores")
+def test_workers_have_cores_of_their_own(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from zoo.jobs.pinning import pin_worker\n"
+    code += "print(pin_worker(Path(sys.argv[1]), int(sys.argv[2])), os.sched_getaffinity(0), flush=True); input()"
+    cores = os.sched_getaffinity(0)
+    workers = len(cores)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    begin = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    began = [begin([*command, str(workers)]) for _ in range(workers + 1)]
+    found = [each.stdout.readline().strip() for each in began]
+    for each in began:
+        each.communicate("\n")
+    pinned = [line for line in found if not line.startswith("None")]
+    if workers == 1:
+        assert pinned == []
+        return
+    assert sorted(pinned) == sorted(f"{{{core}}} {{{core}}}" for core in cores)
+    assert [line for line in found if line not in pinned] == [f"None {cores}"]  # one more than there are cores for
+
+
+def test_joblibs_workers_are_counted_as_joblib_does() -> None:
+    effective_n_jobs = pytest.importorskip("joblib").effective_n_jobs
+    joblib, cores = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", count_cores()
+    for jobs, workers in ((3, 3), (-1, cores), (1, 1), (-cores, 1)):
+        assert count_workers({"_target_": joblib, "n_jobs": jobs}) == workers == effective_n_jobs(jobs)
+    assert count_workers({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}) is None
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ def run_one_job(cfg: DictConfig) -> Any:
     from hydra.types import RunMode
 
     from zoo.grammar import register_resolvers
+    from zoo.jobs.pinning import count_workers, pin_worker
     from zoo.run.memory import release_memory
     from zoo.training.restarts import clear_for_restart, has_checkpoint
     from zoo.training.task import resume_run, start_run
@@ -24,6 +25,8 @@ def run_one_job(cfg: DictConfig) -> Any:
     register_resolvers()  # a worker starts without them
     folder, hydra = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
     try:
+        if (workers := count_workers(hydra.launcher)) is not None:
+            pin_worker(folder.parent, workers)
         if hydra.mode == RunMode.MULTIRUN:  # the folder is named by the config's hash: what is in it is this very run
             if (found := runs.read_result(folder / runs.RESULT)).get("status") == "done":
                 return found  # a sampler has proposed it before

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ class RunRecord:
     @property
     def of_search(self) -> bool:
         """Whether a sweep ran it to find a learning rate: it is no run of an arm."""
-        return "search" in runs.read_sweep(self.folder.parent).get(self.folder.name, {})
+        file = self.folder.parent / runs.SWEEP
+        return file.is_file() and self.folder.name in _read_searched(self.folder.parent, file.stat().st_mtime_ns)
 
     @property
     def status(self) -> str:
@@ -155,6 +156,12 @@ class RunRecord:
                 tokens = line["tokens"]
             made.append({**line, "steps": line["step"], "seconds": seconds})
         return made
+
+
+@lru_cache(maxsize=8)
+def _read_searched(folder: Path, written: int) -> frozenset[str]:
+    """The jobs of a sweep's search, as of the time when its sweep.json was written: every run of the sweep asks."""
+    return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
