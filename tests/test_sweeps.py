@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from shell import ROOT, TINY, list_job_folders
 
 from zoo import runs
 from zoo.analysis.power import compute_power, find_smallest_effect
 from zoo.analysis.verdict import student_quantile
 from zoo.cli import run
+from zoo.cli.watching import JobTable, watch_jobs
 from zoo.costs import Setup, price
 from zoo.jobs.pinning import count_cores, count_workers
 from zoo.jobs.plan import plan_launch
@@ -28,6 +32,7 @@ from zoo.jobs.sweep import Job, drop_duplicates
 from zoo.report.arms import name_arms
 from zoo.report.history import RunRecord
 from zoo.run.memory import begin_peak_memory, read_peak_since, release_memory
+from zoo.training.show import Show
 
 SWEEP = "hydra.sweep.dir=sweep"
 
@@ -193,6 +198,37 @@ def test_the_peak_of_memory_is_begun_anew() -> None:
         held = torch.ones(size // 4)
         del held
         assert size - (4 << 20) <= read_peak_since(torch.device("cpu"), before) <= size + (16 << 20)
+
+
+def test_a_terminal_shows_arms_by_seeds_as_far_as_their_folders_say(here: Path) -> None:
+    jobs = points("attention=gqa,mqa", "seed=0,1,2", "steps=200")
+    table = JobTable(here, jobs)
+    _, starts, runs_on, done, failed, again = (here / each.name for each in jobs)
+    for each in (starts, runs_on, done, failed, again):
+        each.mkdir()
+    for each in (failed, again):
+        (each / "result.json").write_text('{"status": "failed"}')
+    (done / "result.json").write_text('{"status": "done", "val_loss": 2.34567}')
+    for each in (runs_on, again):
+        (each / "metrics.jsonl").write_text('{"step": 49, "loss": 9}\n{"step": 50, "loss": 4.5}\n{"step": 51, "lo')
+    os.utime(again / "result.json", (1, 1))
+    found = [table.describe(each) for each in jobs]
+    assert found == ["waits", "starts", "25% 4.500", "2.3457", "failed", "25% 4.500"]
+    console = Console(force_terminal=True, file=io.StringIO(), width=100)
+    with watch_jobs(here, jobs, console):
+        show = Show(200, Console(force_terminal=True, file=io.StringIO()))
+        with show:
+            show.step(1, {"loss": 1.0}, 1.0)
+            show.evaluation(1, 2.0, None)
+            show.say("a warning")
+        assert show.console.file.getvalue() == "a warning\n"
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+    assert re.search(r"arm +seed 0 +seed 1 +seed 2", shown)
+    assert re.search(r"attention=mqa +2\.3457 +failed +25% 4\.500", shown)
+    plain = Console(file=io.StringIO())
+    with watch_jobs(here, jobs, plain):
+        Show(200, plain).evaluation(1, 2.0, None)
+    assert plain.file.getvalue().startswith("step 1/200  validation loss 2.0000")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system holds no process to cores")

@@ -167,12 +167,15 @@ def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
 
 def _launch(plan: LaunchPlan, sweep: Sweep, jobs: Sequence[Job], outlook: Outlook, *, search: bool = False) -> None:
     """Note jobs in sweep.json, and run those that are not done."""
+    from zoo.cli.watching import watch_jobs
+
     missing = sweep.find_missing(jobs)
     sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search=search)
     if line := sweep.describe(jobs, missing):
         _say(line)
     if missing:
-        plan.launch(sweep.folder, missing)
+        with watch_jobs(sweep.folder, jobs):
+            plan.launch(sweep.folder, missing)
 
 
 def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook) -> list[Job]:

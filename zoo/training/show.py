@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from zoo.report import format_si
 from zoo.report.history import MEASURES
 
 LINE_EVERY = 10.0  # seconds between plain lines
+WATCHED = "ZOO_WATCHED"
+"""A variable that is set while something else shows on this terminal how far runs are (`zoo train -m`)."""
+
 EXCERPT = 160  # characters of a sample that are shown
 ACROSS = 4  # figures in a row of the live view
 
@@ -45,6 +49,7 @@ class Show:
     def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.steps = steps
+        self.watched = self.console.is_terminal and WATCHED in os.environ
         self._shown = 0.0
         self._preparing = ""
         self._bar: Progress | None = None
@@ -52,7 +57,7 @@ class Show:
         self._figures: dict[str, str] = {}
 
     def __enter__(self) -> Show:
-        if self.console.is_terminal and not self.console.quiet:
+        if self.console.is_terminal and not self.console.quiet and not self.watched:
             columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TaskProgressColumn()]
             self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=self.console, expand=True)
             self._bar.add_task("", total=self.steps, left="")
@@ -90,6 +95,8 @@ class Show:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, left=left)
             self._refresh(figures)
+        elif self.watched:
+            return
         elif step in (1, self.steps) or time.monotonic() - self._shown >= LINE_EVERY:
             self._shown = time.monotonic()
             share = f"  MFU {figures['MFU']}" if "MFU" in figures else ""
@@ -100,6 +107,8 @@ class Show:
         self, step: int, val_loss: float, bits_per_byte: float | None, measured: Mapping[str, float] | None = None
     ) -> None:
         """Show the result of an evaluation; `measured` are its other metrics by name."""
+        if self.watched:
+            return
         named = {MEASURES[name]: f"{value:.4f}" for name, value in (measured or {}).items()}
         self._refresh({"val loss": f"{val_loss:.4f}", **named})
         bits = "" if bits_per_byte is None else f", {bits_per_byte:.4f} bits per byte"
@@ -108,11 +117,15 @@ class Show:
 
     def sample(self, text: str) -> None:
         """Show the beginning of a sample."""
+        if self.watched:
+            return
         flat = " ".join(text.split())
         self.say(f"  {flat[:EXCERPT]}{'…' if len(flat) > EXCERPT else ''}", style="dim")
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Show how far the preparation of the data is (see `zoo.data.prepare`)."""
+        if self.watched:
+            return
         if self.console.is_terminal:
             share = f" {done / total:.0%}" if total else ""
             self.say(f"data: {what}{share}".ljust(40), style="dim", end="\r")

@@ -1,0 +1,112 @@
+"""Show the jobs of a sweep while they run, on a terminal: arms × seeds, each as far as its folder says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zoo.jobs.sweep import Job
+
+TAIL = 4096
+"""Bytes at the end of a run's metrics that have its last line."""
+
+
+@contextmanager
+def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None) -> Iterator[None]:
+    """Show the jobs until the block ends. Their own bars are left out meanwhile; elsewhere than on a terminal nothing
+    is shown, and they print their lines."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from zoo.training.show import WATCHED
+
+    console = console or Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    table = JobTable(folder, jobs)
+    os.environ[WATCHED] = "1"  # workers that a launcher starts have it too
+    try:
+        with Live(get_renderable=table.render, console=console, refresh_per_second=1):
+            yield
+    finally:
+        del os.environ[WATCHED]
+
+
+class JobTable:
+    """A row for each arm, a column for each seed, and in it what the job of both has come to."""
+
+    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
+        from zoo.jobs.sweep import group_by_arm
+
+        self.folder = folder
+        self.arms = group_by_arm(jobs)
+        self.seeds = sorted({each.seed for each in jobs})
+        self.ended: dict[str, str] = {}
+        """What is said of jobs that ended: their folders are not read again."""
+
+    def render(self) -> Any:
+        """Make the table as of now."""
+        from zoo import report
+
+        rows = []
+        for name, jobs in self.arms.items():
+            by_seed = {each.seed: each for each in jobs}
+            rows.append([name, *(self.describe(by_seed[seed]) if seed in by_seed else "" for seed in self.seeds)])
+        header = ("arm", *(f"seed {seed}" for seed in self.seeds))
+        return report.make_table("", header, rows, right=range(1, len(header)))
+
+    def describe(self, job: Job) -> str:
+        """Say how far a job is: its validation loss, its step and loss, or how it ended.
+
+        No lock is asked: a job that begins in that moment would find it taken.
+        """
+        from zoo import runs
+
+        if job.name in self.ended:
+            return self.ended[job.name]
+        folder = self.folder / job.name
+        result = runs.read_result(folder / runs.RESULT)
+        if result.get("status") == "done":
+            loss = result.get("val_loss")
+            return self.ended.setdefault(job.name, "done" if loss is None else f"{loss:.4f}")
+        if result and not is_newer(folder / runs.METRICS, folder / runs.RESULT):
+            return str(result.get("status"))
+        return self._progress(job, folder) if folder.is_dir() else "waits"
+
+    @staticmethod
+    def _progress(job: Job, folder: Path) -> str:
+        line = read_last_line(folder)
+        if line is None:
+            return "starts"
+        loss = line.get("loss", line.get("val_loss"))
+        share = f"{line['step'] / job.planned.settings.steps:.0%}"
+        return share if loss is None else f"{share} {loss:.3f}"
+
+
+def is_newer(file: Path, other: Path) -> bool:
+    """Tell whether a file was written after another: a run that failed has begun again."""
+    try:
+        return file.stat().st_mtime_ns > other.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def read_last_line(folder: Path) -> dict[str, Any] | None:
+    """Read the last whole line of a run's metrics; None where there is none yet."""
+    from zoo import runs
+
+    try:
+        with (folder / runs.METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            whole = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        return json.loads(whole)
+    except (OSError, ValueError):
+        return None
