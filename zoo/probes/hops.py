@@ -32,7 +32,7 @@ class Hops(Probe, name="hops"):
     levels: tuple[int, ...] = (1, 2, 3, 4)
     nodes: int = 8
     queries: int = 10
-    steps: int = 500
+    steps: int = 400
     rows: int = 24
 
     def __post_init__(self) -> None:

@@ -124,7 +124,7 @@ class Word(Probe):
     swaps_only: bool = False
     context: int = 8
     steps: int = 500
-    rows: int = 96
+    rows: int = 64
 
     def __post_init__(self) -> None:
         if self.swaps_only and not len(make_group(self.group).swaps):
