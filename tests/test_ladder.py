@@ -14,7 +14,9 @@ from zoo.cli import run
 from zoo.cli.fit import collect_points
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
+from zoo.jobs.forecast import Timing
 from zoo.ladder import Request, climb, plan_ladder
+from zoo.ladder.plan import plan_run
 from zoo.training.schedule import WSDS
 
 TINY = ["model.head_dim=8", "model.vocab_size=257"]
@@ -106,6 +108,8 @@ def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained
     assert [each["loss"] for each in predicted] == [each["predicted"] for each in outcome["held_out"]]
     assert [each["measured"] for each in outcome["held_out"]] == [each["loss"] for each in points[-4:]]
 
+    assert (folder / "ladder.svg").read_text().count("<path") > 4 * 4
+
     files = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     again = climb(ladder, folder, lambda line: None, bootstrap=20)  # all is done
     assert again == outcome
@@ -152,6 +156,8 @@ def test_a_plan_says_what_a_ladder_costs_and_trains_nothing(asked, tmp_path, cap
     assert plan["rungs"][0]["flops"] == plan_ladder(asked).rungs[0].flops
     assert all(each["timed"] and each["seconds"] > 0 and each["evaluating"] > 0 for each in plan["rungs"])
     assert not (tmp_path / "ladder").exists()
+    planned = plan_run(asked.model, plan["rungs"][0]["overrides"])
+    assert Timing(0.0, 1.0, 0.0, batches=3, flops=None).predict_whole(planned) == 3 * 4  # at each decay's end
 
 
 @pytest.mark.slow

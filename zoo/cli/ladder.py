@@ -91,4 +91,6 @@ def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     report.print_tables(*describe_climb(outcome))
     print(format_head(fit))
     report.print_tables(*make_fit_tables(fit, []))
-    print(f"{folder}: points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, a folder for each run")
+    print(
+        f"{folder}: points.jsonl (zoo fit), fit.json (zoo predict), prediction.json, ladder.svg, a folder for each run"
+    )

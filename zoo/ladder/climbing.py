@@ -5,6 +5,7 @@
     FOLDER/points.jsonl      parameters, tokens and loss at the end of each decay, for `zoo fit`
     FOLDER/prediction.json   the losses of the largest size, written before its run begins
     FOLDER/fit.json          the law of all points, for `zoo predict`
+    FOLDER/ladder.svg        the losses over tokens, and the predicted ones
 
 The same call goes on where an earlier one was stopped: runs that are done are left as they are.
 """
@@ -24,9 +25,11 @@ from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch
 from zoo.ladder.plan import Ladder, Rung, spell
 from zoo.report.history import RunRecord
+from zoo.report.ladder import draw_ladder
 from zoo.report.scaling import compare_held
 
 LADDER, POINTS, PREDICTION, FIT = "ladder.json", "points.jsonl", "prediction.json", "fit.json"
+PICTURE = "ladder.svg"
 
 Say = Callable[[str], object]
 
@@ -47,11 +50,13 @@ def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict
     _train(ladder, ladder.rungs[-1], folder, say)
     points = write_points(ladder, folder)
     fit = fit_law(points, bootstrap)
+    held_out = _compare(prediction, points)
     write_text(folder / FIT, json.dumps(fit.to_dict()) + "\n")
+    write_text(folder / PICTURE, draw_ladder(points.rows(), held_out) + "\n")
     return {
         "folder": str(folder),
         "runs": [_describe_run(each, folder) for each in ladder.rungs],
-        "held_out": _compare(prediction, points),
+        "held_out": held_out,
         "doubt": prediction["doubt"],
         "fit": fit.to_dict(),
     }

@@ -183,8 +183,7 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write figures, maps, pictures and the page into a folder; return the files. Raises ConfigError and OSError."""
-    from safetensors.torch import save_file
-
+    from zoo.checkpoint.files import write_tensors
     from zoo.disk import replace_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +203,7 @@ def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Any], folder
         write_text(folder / f"{name}.svg", panel + "\n")
     if maps:
         with replace_file(folder / MAPS) as draft:
-            save_file({name: each.contiguous() for name, each in maps.items()}, draft)
+            write_tensors(maps, draft)
     write_text(folder / FIGURES, json.dumps(figures, indent=2) + "\n")
     images = [routing] if figures["routers"] else []
     write_text(folder / PAGE, make_page(figures, panels, [*images, *pictures]))

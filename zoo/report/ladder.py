@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zoo.report.svg import Curve, draw_panel
 from zoo.report.tables import make_table
 from zoo.report.units import format_count, format_seconds, format_si
 
@@ -72,6 +74,20 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
     if outcome["doubt"]:
         made.append(f"In doubt: {outcome['doubt']}")
     return [*made, _compare_seconds(outcome["runs"])]
+
+
+def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]]) -> str:
+    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve for each size, and beside the largest what was
+    predicted of it."""
+    sizes = sorted({params for params, _, _ in rows})
+    curves = []
+    for color, size in enumerate(sizes):
+        own = [(math.log10(tokens), loss) for params, tokens, loss in rows if params == size]
+        name = format_count(size).replace(" ", "")
+        curves.append(Curve([at for at, _ in own], [loss for _, loss in own], name, color, marks=True))
+    at = [math.log10(each["tokens"]) for each in held_out]
+    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted", len(sizes)))
+    return draw_panel("validation loss (nats)", curves, "tokens, log10", width=720, height=400)
 
 
 def _compare_seconds(found: Sequence[Mapping[str, Any]]) -> Any:
