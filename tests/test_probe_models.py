@@ -161,13 +161,13 @@ def test_a_training_that_diverges_scores_what_a_guess_does():
 
 @pytest.mark.slow
 def test_a_delta_rule_that_changes_signs_extrapolates_parity_and_one_that_does_not_fails():
-    settings = {"steps": 400, "rows": 32, "longest": 16, "levels": (8, 16, 32, 64)}
+    settings = {"steps": 400, "rows": 32, "levels": (8, 16, 32)}
     base = ("attention=gated_delta", "position=none")
     both, one = (
         run_probe("llama-tiny", "parity", (*base, *more), settings=settings, seeds=1, rates=[3e-3])
         for more in (("attention.beta_scale=2.0",), ())
     )
-    assert both.accuracy(64)[0] > 0.85 > 0.75 > one.accuracy(64)[0]
+    assert both.accuracy(32)[0] > 0.9 > 0.65 > one.accuracy(32)[0]
 
 
 # ---------------------------------------------------------------- what is made of it
