@@ -67,20 +67,12 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
     node = to_dict(spec)
     sizes = make_sizes(node, size, kept)
     alone = size.mixer_alone and not FEED_FORWARD.intersection(kept)
-    blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
-    if alone:
-        blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
-    pattern = [name for name in node["pattern"] if name in blocks]
+    blocks, pattern = choose_layers(node, sizes, alone)
     if not pattern:
         raise ConfigError(f"{label}: has no layer that mixes tokens, so that nothing is left to probe (attention=gqa)")
-    blocks, pattern = merge_equal(blocks, pattern)
-    if not {"n_layers", "pattern"}.intersection(kept):
-        kinds = list(dict.fromkeys(pattern))
-        pattern = kinds * N_LAYERS if len(kinds) == 1 else kinds
     own = {key: value for key, value in node.items() if key not in ("blocks", "pattern")}
-    blocks = {name: blocks[name] for name in dict.fromkeys(pattern)}
     made = {**resize(own, sizes, node), "blocks": blocks, "pattern": pattern, "pooler": None}
-    if alone:
+    if alone and "final_norm" not in kept:
         made["final_norm"] = None
     if "init" not in kept:
         made["init"] = to_dict(Normal(std=made["d_model"] ** -0.5))
@@ -90,6 +82,18 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
         read_by = any(block.get("layer_input") for block in blocks.values())
         made["embedding"]["per_layer"] = {**per_layer, "n_layers": len(pattern)} if read_by else None
     return read(made, label)
+
+
+def choose_layers(node: Mapping[str, Any], sizes: Sizes, alone: bool) -> tuple[dict[str, Any], list[str]]:
+    """Choose the kinds of layer at a probe's size, and which layer is of which: no layer where none mixes tokens."""
+    blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
+    if alone:
+        blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
+    blocks, pattern = merge_equal(blocks, [name for name in node["pattern"] if name in blocks])
+    kinds = list(dict.fromkeys(pattern))
+    if not sizes.kept.intersection(("n_layers", "pattern")):
+        pattern = kinds * N_LAYERS if len(kinds) == 1 else kinds
+    return {name: blocks[name] for name in kinds}, pattern
 
 
 def refuse_other_kinds(spec: Any, label: str) -> None:
