@@ -15,6 +15,7 @@ from zoo.run.builder import build
 from zoo.sampling.guide import GuideCompiler
 
 INDEX = ["index_top_k=5", "index_n_heads=8", "index_head_dim=16"]
+COMPRESSED = ["window=5", "q_lora_rank=10", "o_groups=2", "o_lora_rank=6"]
 SHARES = [
     *("pattern=[layer,taking,layer,taking]", "n_layers=4"),
     "+layers={taking:{attention:{indexer:{kind:shared,top_k:5}}}}",
@@ -44,6 +45,13 @@ MIXED = {
     "dsa pooled": ["attention=dsa_pooled", "index_top_k=8", *INDEX[1:], "index_pool=4"],
     "dsa shared": ["attention=dsa", *INDEX, *SHARES],
     "msa": ["attention=msa", "index_n_heads=2", "index_head_dim=16", "index_block_size=6", "index_top_blocks=2"],
+    "csa": ["attention=csa", *INDEX, *COMPRESSED, "compress_rate=3"],
+    "hca": ["attention=hca", *COMPRESSED, "compress_rate=2"],
+    "csa, hca and window": [
+        *("attention=csa", *INDEX, *COMPRESSED, "compress_rate=2", "pattern=[near,layer,heavy]", "n_layers=3"),
+        "+layers={near:{attention:{compressor:null,indexer:null}},"
+        "heavy:{attention:{indexer:null,compressor:{kind:disjoint,rate:2}}}}",
+    ],
     "lent keys": [
         "pattern=[near,layer,reader,near_reader]",
         "+layers={near:{attention:{window:5}},reader:{attention:{kv_from:layer}},"

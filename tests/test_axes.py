@@ -38,6 +38,7 @@ def described(axis):
         ("mamba", "T", "1", "constant"),
         ("gated_delta", "T", "1", "constant"),
         ("side_by_side", "T²", "T", "T + constant"),
+        ("hca", "T²", "T", "T + constant"),
         ("disentangled", "T²", "-", "-"),
     ],
 )

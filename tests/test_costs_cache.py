@@ -9,6 +9,7 @@ import cases_gpt
 import cases_llama
 import cases_recurrent
 import cases_seq2seq
+import cases_streams
 import pytest
 import torch
 from counted import tokens_for
@@ -173,6 +174,19 @@ def test_the_hf_engine_keeps_what_transformers_does(case):
     with torch.no_grad():
         tensors = held(both.reference(input_ids=ids, **more).past_key_values)
     assert priced(spec, engine="hf", batch=2)["bytes"] == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_the_hf_engine_keeps_compressed_entries_and_what_has_none_yet_as_transformers_does():
+    both = pair(
+        next(each for each in cases_streams.CASES if each.name == "deepseek_v4-values")
+    )  # without windows alone
+    for tokens in (2, 7, 23, 24):
+        with torch.no_grad():
+            layers = both.reference(input_ids=both.ids(rows=2, length=tokens), use_cache=True).cache.layers
+        stored = [value for layer in layers for value in vars(layer).values() if isinstance(value, dict)]
+        kept = [each for value in stored for each in value.values() if torch.is_tensor(each)]
+        found = priced(both.ours.spec, engine="hf", batch=2, context=tokens)["bytes"]
+        assert found == sum(each.nbytes for each in [*kept, *(layer.keys for layer in layers)])
 
 
 @pytest.mark.parametrize("case", ["llama", "mamba", "mamba2", "jamba"])

@@ -313,3 +313,14 @@ def test_pairs_of_pools_are_those_counted_one_by_one(pool, chosen):
         assert scored.pairs(new, held) == sum(each // pool for each in tokens)
         whole = [min(each // pool * pool, top_k) + each % pool for each in tokens]
         assert taken.pairs(new, held) == sum(whole)
+
+
+@pytest.mark.parametrize("rate", [2, 5])
+@pytest.mark.parametrize("most", [None, 3])
+def test_pairs_of_a_window_and_of_entries_are_those_counted_one_by_one(rate, most):
+    look = Look(True, False, pool=rate, near=4, top_k=most)
+    for held, new in ((0, 1), (0, 40), (3, 9), (17, 30)):
+        tokens = range(held + 1, held + new + 1)
+        entries = sum(min(each // rate, most or each) for each in tokens)
+        assert look.pairs(new, held) == entries + sum(min(each, 4) for each in tokens)
+    assert look.square(23) == 23 * 23 + 23 * (23 // rate)

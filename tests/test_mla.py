@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
-from zoo.cache.cache import LayerCache, Where
+from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
+from zoo.cache.where import Where
 from zoo.kernels.mask import Mask
 from zoo.model.attention import Attention
 from zoo.model.step import Step

@@ -54,6 +54,7 @@ MIXERS = (
 )
 """The packaged mixers that have a state, and so take no positions."""
 
+LOW = ["q_lora_rank=10", "o_groups=2", "o_lora_rank=6"]
 NEEDS = {
     **{f"attention={mixer}": ["position=none"] for mixer in MIXERS},
     "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
@@ -68,6 +69,8 @@ NEEDS = {
     "position=t5_globals": ["kind=encoder", "attention=transient_global", "global_block_size=4"],
     "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40"],
     "attention=dsa_pooled": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40", "index_pool=2"],
+    "attention=csa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40", "compress_rate=3", *LOW],
+    "attention=hca": ["compress_rate=4", *LOW],
     "attention=msa": ["index_n_heads=2", "index_head_dim=16", "index_block_size=4", "index_top_blocks=2"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
@@ -115,7 +118,7 @@ def readable(overrides: list[str]) -> list[str]:
     attention = next((each.split("=")[1] for each in overrides if each.startswith("attention=")), "gqa")
     mixes = "block=feed_forward" not in text
     wanted = {
-        "window": attention in ("sliding", "longformer", "transient_global"),
+        "window": attention in ("sliding", "csa", "hca", "longformer", "transient_global"),
         "d_ff": "block=mixer" not in text,
         "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
         "head_dim": attention not in ("mamba", "mla", "dsa", "dsa_pooled", "fourier", "rg_lru", "rwkv", "short_conv")

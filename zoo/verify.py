@@ -98,7 +98,7 @@ def _flops(spec: Any, model: Any) -> Iterator[Row]:
     model.kernel = "eager"
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids, **_inputs(spec, ids))
-    square = core_flops(spec, lambda look: tokens * tokens, tokens) + row_flops(spec)
+    square = core_flops(spec, lambda look: look.square(tokens), tokens) + row_flops(spec)
     note = f"torch's FlopCounterMode, eager kernel, {tokens} tokens, the full square of pairs"
     yield _row("FLOPs, forward", product_flops(spec) * tokens + square, counter.get_total_flops(), note)
     decoder = next((tower for tower in spec.towers().values() if tower.causal), None)

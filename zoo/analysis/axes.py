@@ -117,6 +117,9 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
     """
     look = Look(causal, False, getattr(component, "window", None), getattr(component, "chunk", None))
     look = look._replace(blocks=getattr(component, "visible_blocks", None))
+    rate = getattr(component, "compress_rate", 1)
+    if rate > 1:
+        look = look._replace(window=None, pool=rate, near=getattr(component, "near_window", 0))
 
     def whole(tokens: int) -> int:
         return component.core_flops(look.pairs(tokens)) + component.state_flops() * tokens
@@ -125,7 +128,7 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
         return component.decode_flops(look.pairs(1, tokens)) + component.state_flops()
 
     def kept(tokens: int) -> int:
-        return _values(component.cache()) * min(tokens, look.window or look.chunk or tokens)
+        return _values(component.cache()) * min(tokens, look.window or look.chunk or tokens) // rate
 
     state = _values(component.state())
     cache = {"T": "T", "1": "window"}.get(_power(kept), "") if kept(LONG) else ""

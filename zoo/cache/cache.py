@@ -4,65 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from zoo.cache.paged import make_room, place_rows
 from zoo.cache.rows import CachedRow, list_slots
 from zoo.cache.store import PAGE, Group, LayerStore, Store, list_groups
+from zoo.cache.where import Where
 from zoo.errors import ConfigError
 from zoo.kernels.paging import PassTensors, as_tensor
 from zoo.kernels.rows import Run
 from zoo.lazy import torch
+from zoo.model.entries import count_windows
 
 if TYPE_CHECKING:
     from zoo.run.recordings import Recordings
-
-
-@dataclass
-class Where:
-    """Where a pass's tokens lie in the pools of a group.
-
-    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these; else `write`
-    [n] are the slots of those that stay, and `taken` [n] which of the B·T tokens they are (None: all). With `joins`
-    keys are those in the pool, then the new ones; of both [B·S] `taken` go into the pool, once they are read.
-    """
-
-    rows: list[list[Run]]
-    write: Any = None
-    taken: Any = None
-    in_place: bool = False
-    joins: bool = False
-    ragged: bool = False
-    index: Any = None  # [B, S] of the slots to read, where rows have no common stride
-    first: Any = 0  # the index of the first key, of rows that are alike; by page [B]
-    table: Any = None  # [B, P] int32, for rows that are read by page: each row's pages, of `page` slots
-    lengths: Any = None  # [B] int32, how many of these slots are read
-    page: int = 0
-
-    def store(self, pool: Any, new: Any) -> None:
-        """Write new tokens [B, T, …] of rows whose slots have no common stride."""
-        if self.write is None:
-            return
-        flat = new.flatten(0, 1)
-        flat = (flat if self.taken is None else flat[self.taken]).to(pool.dtype)
-        pool[self.write] = flat
-
-    def whole(self, pool: Any) -> Any:
-        """The pool as ragged rows read it: by page without the slot of padding, which is its last."""
-        return pool if self.table is None else pool[:-1]
-
-    def load(self, pool: Any) -> Any:
-        """The rows' keys [B, S, …], of rows that have equally many: a view if their slots have one stride."""
-        if self.index is not None:
-            return pool[self.index]
-        start, stop = self.rows[0][0]
-        if len(self.rows) == 1:
-            return pool.narrow(0, start, stop - start).unsqueeze(0)
-        stride = self.rows[1][0][0] - start
-        held = pool[start : start + stride * (len(self.rows) - 1) + stop - start]
-        return held.unfold(0, stop - start, stride).movedim(-1, 1)
 
 
 class LayerCache:
@@ -170,7 +126,7 @@ class Cache:
         rows = [CachedRow(store) for _ in range(batch)]
         for row in rows:
             for group, count in enumerate(pages):
-                row.reserve(group, count * page)
+                row.own(group, count)
         return cls(store, rows)
 
     @property
@@ -259,6 +215,8 @@ class Cache:
             row.length += self.count(number, new)
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
+        if group.rate > 1:
+            return self._lay_out_entries(number, group, new)
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
         reads, slots, taken, joins, column = [], [], [], False, 0
         for place, row in enumerate(self.rows):
@@ -283,6 +241,26 @@ class Cache:
             if not joins:
                 reads.append(row.runs(number, first, stop))
         return self._where(reads, slots, taken, new, joins, group)
+
+    def _lay_out_entries(self, number: int, group: Group, new: int) -> Where:
+        """Say where entries of several tokens go. Of those that a pass makes of each row, as many as `count_windows`
+        says, the ones are stored whose last token has come; queries see these and earlier ones."""
+        columns, reads, slots, taken = count_windows(group.rate, new, self.past), [], [], []
+        for place, row in enumerate(self.rows):
+            stop = row.length + self.count(place, new)
+            make_room(row, number, row.length, stop)
+            ended = list_slots(row.runs(number, row.length, stop))
+            slots += ended
+            taken.extend(range(place * columns, place * columns + len(ended)))
+            reads.append(row.runs(number, 0, stop))
+        where = Where(reads, ragged=not self.alike)
+        if not where.ragged and not _strided(reads):
+            where.ragged = self._reads_apart(group)
+            where.index = None if where.ragged else self._slots(reads)
+        if slots:
+            where.write = torch.tensor(slots, device=self.store.device)
+            where.taken = torch.tensor(taken, device=self.store.device)
+        return where
 
     def _span(self, first: int, stop: int) -> int:
         return (stop - 1) // self.store.page - first // self.store.page + 1
@@ -367,6 +345,9 @@ class TensorCache(Cache):
 def lay_pages(store: Store, tensors: PassTensors, number: int) -> Where:
     """Where the tokens of a pass lie in a group, read by page."""
     write, first, lengths, table = tensors.groups[number]
+    if store.groups[number].rate > 1:  # as many of a row as a pass makes
+        write = write.view(len(table), -1)
+        write = write[:, : count_windows(store.groups[number].rate, write.shape[1], None)].flatten()
     by_page = {"table": table.int(), "lengths": lengths.int(), "first": first, "page": store.page}
     return Where([], write=write, ragged=True, **by_page)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from zoo.cache.pages import OutOfPages
-from zoo.cache.rows import CachedRow
+from zoo.cache.rows import CachedRow, list_slots
 from zoo.cache.store import Group, Store
 from zoo.errors import ConfigError
 from zoo.kernels.paging import PassShape
@@ -32,6 +32,8 @@ def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -
     if group.cross:
         return PlacedRow([row.store.scratch(number)] * new, 0, row.source, row.pages[number])
     first, stop = group.first_seen(start), start + count
+    if group.rate > 1:
+        return _place_entries(row, number, start, stop, new)
     if not group.full:
         row.slide(number, group.first_seen(max(0, start - row.store.undone)), stop)
     make_room(row, number, start, stop)
@@ -42,9 +44,18 @@ def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -
     return PlacedRow(write, begin * page, start + new - begin * page, own[begin - before : -(-stop // page) - before])
 
 
+def _place_entries(row: CachedRow, number: int, start: int, stop: int, new: int) -> PlacedRow:
+    """Say where a row's entries of several tokens lie: those that end with its next tokens are written, what a pass
+    makes of windows that go on is not."""
+    make_room(row, number, start, stop)
+    write, ended = list_slots(row.runs(number, start, stop)), row.store.groups[number].count_slots(stop)
+    write += [row.store.scratch(number)] * (new - len(write))
+    return PlacedRow(write, 0, ended, row.pages[number][: -(-ended // row.store.page)])
+
+
 def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
     """Own pages for a row's tokens from `begin` to `stop` in a group. Raises ConfigError where there are none."""
-    if not row.pages[number]:
+    if not row.pages[number] and not row.store.groups[number].full:
         row.dropped[number] = begin // row.store.page
     try:
         row.reserve(number, stop)

@@ -3,10 +3,12 @@
 A row can start at position n where every kind of layer can be restored: all pages before n for full attention, those of
 the last window for a window, and for recurrent layers the state after exactly n tokens. Pages are named by the tokens
 in and before them. Windows and states are kept at checkpoints, every `interval` tokens and at a prompt's last page.
+A page of entries of several tokens has the name of the last page of these: rows start where such a page ends.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
@@ -33,11 +35,11 @@ class Checkpoint(NamedTuple):
 
 class Prefixes:
     """What is kept of earlier rows of a store, in pages and slots that no row needs at the moment. Rows start at
-    multiples of `align` tokens."""
+    multiples of `align` tokens, and where a page of each kind of layer ends (`step`)."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
-        self.align = align
-        self.store, self.interval = store, max(store.page, interval // store.page * store.page)
+        self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)
+        self.store, self.interval = store, max(self.step, interval // self.step * self.step)
         self.full = [g for g, group in enumerate(store.groups) if group.full]
         self.partial = [g for g, group in enumerate(store.groups) if group.window or group.chunk]
         self.recurrent = any(layer.states for layer in store.layers)
@@ -77,7 +79,8 @@ class Prefixes:
         if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
             return
         for group in self.full:
-            found = [self._find(group, name) for name in names[:held]]
+            rate = self.store.groups[group].rate
+            found = [self._find(group, name) for name in names[rate - 1 : held : rate]]
             for page in found:
                 self.store.pools[group].share(page)  # type: ignore[arg-type]
             row.pages[group] = found  # type: ignore[assignment]
@@ -89,10 +92,14 @@ class Prefixes:
     def _count_held(self, names: Sequence[bytes], most: int) -> int:
         """How many leading pages of at most `most` tokens a row can start with."""
         pages = min(len(names), most // self.store.page)
-        held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
-        while held and (held * self.store.page % self.align or (self.checkpoints and names[held - 1] not in self.kept)):
+        held = next((n for n in range(pages) if any(self._lacks(group, names, n) for group in self.full)), pages)
+        while held and (held * self.store.page % self.step or (self.checkpoints and names[held - 1] not in self.kept)):
             held -= 1
         return held
+
+    def _lacks(self, group: int, names: Sequence[bytes], number: int) -> bool:
+        """Whether the page of a group that ends with page `number` of the tokens, if there is one, is not kept."""
+        return (number + 1) % self.store.groups[group].rate == 0 and self._find(group, names[number]) is None
 
     def awaits(self, names: Sequence[bytes], most: int, ahead: Sequence[bytes], length: int, last: int) -> bool:
         """Whether a row yet to start would gain by what a row ahead of it, of `length` tokens now, is about to keep:
@@ -102,7 +109,7 @@ class Prefixes:
         common = bisect_left(range(pages), True, key=lambda n: names[n] != ahead[n]) * page
         if self.checkpoints and common != last:
             common = common // self.interval * self.interval
-        common = common // self.align * self.align
+        common = common // self.step * self.step
         return length < common and self._count_held(names, most) * page < common
 
     def count(self, row: CachedRow, most: int) -> None:
@@ -127,12 +134,14 @@ class Prefixes:
     def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
         """Keep what a pass computed of a row that had `before` tokens: its whole pages, and a checkpoint where one is
         due."""
-        page, whole = self.store.page, row.length // self.align * self.align
+        page, whole = self.store.page, row.length // self.step * self.step
         for number in range(before // page, min(whole // page, len(names))):
             for group in self.full:
-                self.store.pools[group].keep(row.pages[group][number], names[number])
+                rate = self.store.groups[group].rate
+                if (number + 1) % rate == 0:
+                    self.store.pools[group].keep(row.pages[group][number // rate], names[number])
         due = row.length == last or row.length % self.interval == 0
-        if self.checkpoints and row.length and row.length % page == 0 and due and row.length // page <= len(names):
+        if self.checkpoints and row.length and row.length % self.step == 0 and due and row.length // page <= len(names):
             self._checkpoint(row, names[row.length // page - 1])
 
     def _checkpoint(self, row: CachedRow, name: bytes) -> None:

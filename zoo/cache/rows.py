@@ -26,15 +26,19 @@ class CachedRow:
 
     def reserve(self, group: int, tokens: int) -> None:
         """Own pages for the tokens before index `tokens`. Raises OutOfPages, owning no more than before."""
+        slots = self.store.groups[group].count_slots(tokens)
+        self._own(group, -(-slots // self.store.page) - self.dropped[group])
+
+    def _own(self, group: int, pages: int) -> None:
         own = self.pages[group]
-        wanted = -(-tokens // self.store.page) - self.dropped[group] - len(own)
+        wanted = pages - len(own)
         if wanted > 0:
             own += self.store.take(group, wanted, own[-1] if own else None)
 
     def own(self, group: int, pages: int) -> bool:
         """Own so many pages at least, if they can be had; False if not, owning no more than before."""
         try:
-            self.reserve(group, (self.dropped[group] + pages) * self.store.page)
+            self._own(group, pages)
         except OutOfPages:
             return False
         return True
@@ -68,7 +72,8 @@ class CachedRow:
         self.dropped[group] += gone
 
     def runs(self, group: int, start: int, stop: int) -> list[Run]:
-        """The slots of tokens `start` to `stop`, as runs of consecutive slots."""
+        """The slots of tokens `start` to `stop`, as runs of consecutive slots. An entry has that of its last."""
+        start, stop = map(self.store.groups[group].count_slots, (start, stop))
         page, first, own = self.store.page, self.dropped[group], self.pages[group]
         found: list[Run] = []
         token = start

@@ -23,12 +23,13 @@ from zoo.lazy import torch
 class Group(NamedTuple):
     """Layers whose rows hold the same tokens: those of these `kinds`. A token there sees a window of `window` tokens,
     or its own chunk of `chunk`; all that came before if both are None. In the `cross` group the tokens are a source's,
-    read by cross-attention."""
+    read by cross-attention. Of every `rate` tokens a slot holds one entry, once the last of them has come."""
 
     kinds: tuple[str, ...]
     window: int | None = None
     chunk: int | None = None
     cross: bool = False
+    rate: int = 1
 
     @property
     def full(self) -> bool:
@@ -49,16 +50,21 @@ class Group(NamedTuple):
         reach = self.window or self.chunk
         if reach is not None:
             tokens = min(tokens, reach - 1 + new + page - 1)
-        return -(-tokens // page)
+        return -(-self.count_slots(tokens) // page)
+
+    def count_slots(self, tokens: int) -> int:
+        """The slots of a row's first tokens."""
+        return tokens // self.rate
 
 
 def list_groups(tower: Any) -> list[Group]:
     """The groups of a tower's layers."""
-    kinds: dict[tuple[Any, Any], list[str]] = {}
+    kinds: dict[tuple[Any, Any, int], list[str]] = {}
     for kind, block in tower.blocks.items():
+        own = block.attention
         if block.cache():
-            kinds.setdefault((block.attention.visible_window, block.attention.visible_chunk), []).append(kind)
-    groups = [Group(tuple(names), *reach) for reach, names in kinds.items()]
+            kinds.setdefault((own.visible_window, own.visible_chunk, own.compress_rate), []).append(kind)
+    groups = [Group(tuple(names), *reach, rate=rate) for (*reach, rate), names in kinds.items()]
     crossed = tuple(kind for kind, block in tower.blocks.items() if block.cross is not None)
     return [*groups, *([Group(crossed, cross=True)] if crossed else [])]
 
@@ -241,7 +247,7 @@ def plan_store(
 
 
 def token_bytes(tower: Any, group: Group, width: float) -> float:
-    """Bytes of a token in all layers of a group, of cached values `width` bytes wide."""
+    """Bytes of a slot in all layers of a group, of cached values `width` bytes wide."""
     total = 0
     for kind in group.kinds:
         block = tower.blocks[kind]

@@ -325,7 +325,7 @@ def _shared(step: Any) -> list[Any]:
     found: list[Any] = []
     for each in (step, step.cross):
         if each is not None:
-            tables = each.tables if isinstance(each.tables, tuple) else ()
+            tables = (*_tuple(each.tables), *_tuple(each.entry_tables))
             extra = [value if isinstance(value, tuple) else (value,) for value in each.extra.values()]
             bias = None if each.bias is None else each.bias._dense
             drawn = (
@@ -337,8 +337,19 @@ def _shared(step: Any) -> list[Any]:
                 each.given,
                 each.embedded,
             )
-            found += [*drawn, *tables, *(item for items in extra for item in items)]
+            found += [*drawn, *tables, *_windows(each.entries), *(item for items in extra for item in items)]
     return [each for each in found if hasattr(each, "storage")]
+
+
+def _windows(entries: Any) -> tuple[Any, ...]:
+    """List what layers with compressed entries share."""
+    joined = None if entries is None else entries.joined
+    drawn = () if joined is None else (joined._dense, joined._additive)
+    return drawn if entries is None else (entries.places, entries.near, *drawn)
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()
 
 
 def _described(storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:

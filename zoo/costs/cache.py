@@ -16,6 +16,10 @@ Engines keep different amounts of the same model, so a figure always names its e
   begin where a page does; a chunk the same without that page. Layers of different reach have pages from one pool, in
   groups of equally many layers, the last of which is filled up with layers that are not there.
 
+Where keys are entries of several tokens (DeepSeek-V4), an entry stands for them in pages and windows are states, which
+transformers keeps in the cache's dtype, with values and gates of each token that has no whole entry yet, and `paged`
+takes to be of fixed size, as Zoo has them.
+
 Values have the cache's dtype. The state of a recurrence is float32 in `ideal` and `hf`, in vLLM what the model is in.
 """
 
@@ -48,8 +52,8 @@ MAX_BATCHED_TOKENS = 2048
 
 class CacheRow(NamedTuple):
     """What a kind of layer keeps while generating. `layers` are how many there are of it, `room` how many an engine
-    keeps room for; of each layer `values` are cached a token, `cross_values` a token of the encoder's, and `state` is
-    the bytes of recurrent states."""
+    keeps room for; of each layer `values` are cached a token (or an entry of several), `cross_values` a token of the
+    encoder's, and `state` is the bytes of recurrent states."""
 
     where: str
     tower: Tower
@@ -69,7 +73,7 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
         room = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
         for kind, block in tower.blocks.items() if tower.causal else ():
             crossed = 0 if block.cross is None else _values(block.cross.cache())
-            held = _values(block.cache()), crossed, state_bytes(block, setup)
+            held = _values(block.cache()), crossed, state_bytes(block, setup, setup.tokens(spec))
             yield CacheRow(where, tower, kind, block, counts[kind], room[kind], *held)
 
 
@@ -91,7 +95,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     crossed = sum(row.cross_values * width * memory * row.layers for row in rows)
     states = sum(row.state * row.layers for row in rows)
     return {
-        "bytes_per_token": round(sum(row.values * width * row.layers for row in rows)),
+        "bytes_per_token": round(sum(token_bytes(row, width) for row in rows)),
         "bytes": round((tokens + crossed + states) * setup.batch + padding_bytes(rows, setup)),
         "tokens": context,
         "batch": setup.batch,
@@ -105,6 +109,12 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     }
 
 
+def token_bytes(row: CacheRow, width: float) -> float:
+    """Bytes that a kind of layer caches for one more token; of an entry of several, its share."""
+    size, rate = row.values * width * row.layers, row.block.attention.compress_rate
+    return size / rate if rate > 1 else size
+
+
 def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
     """Bytes that a pass's padding is written to, where rows are read by page table: a token's and a row's states."""
     width = DTYPES[setup.cache_dtype or setup.dtype]
@@ -113,14 +123,16 @@ def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
 
 
 def memory_tokens(context: int, engine: str, page: int = PAGE) -> int:
-    """Tokens of an encoder's output that cross-attention keeps, or has pages for."""
+    """Tokens of an encoder's output that cross-attention keeps, or has pages for; or entries of several tokens."""
     size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
     return -(-context // size) * size
 
 
 def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
-    """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`. `page` is the page
-    size of Zoo's own engine."""
+    """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`; entries, where one
+    is made of several tokens. `page` is the page size of Zoo's own engine."""
+    if attention.compress_rate > 1:
+        return memory_tokens(context // attention.compress_rate, engine, page)
     window, chunk = attention.visible_window, attention.visible_chunk
     reach = window or chunk
     if engine == "ideal":
@@ -161,12 +173,16 @@ def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, i
     return {kind: layers + missing.get(kind, 0) for kind, layers in counts.items()}
 
 
-def state_bytes(block: Any, setup: Setup) -> int:
-    """Bytes of a layer's states. Only Zoo counts the tokens that a router with a capacity has sent to its experts."""
+def state_bytes(block: Any, setup: Setup, context: int) -> int:
+    """Bytes of a layer's states after `context` tokens. Only Zoo counts the tokens that a router with a capacity has
+    sent to its experts."""
     if setup.engine in ("ideal", "zoo"):
         return _values(block.state()) * STATE_BYTES
-    held = 0
-    for name, shape in block.state().items():
+    held, others = 0, block.state()
+    if setup.engine == "hf" and block.attention.compress_rate > 1:
+        held = block.attention.count_loose(context) * DTYPES[setup.cache_dtype or setup.dtype]
+        others = {name: shape for name, shape in others.items() if name not in block.attention.state()}
+    for name, shape in others.items():
         if name == "routed":
             continue
         if setup.engine == "paged":

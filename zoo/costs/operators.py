@@ -149,7 +149,8 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
     flops = core + attention.state_flops() * what.new + attention.pass_flops(row.tower.d_model, what.new, what.held)
     own = 0.0
     if row.tower.causal:
-        seen = look.pairs(1, what.held + what.new - 1, what.memory)  # keys that the last query sees
+        # Keys that the last query sees, but those of a window that is a state.
+        seen = look._replace(near=0).pairs(1, what.held + what.new - 1, what.memory)
         own += seen * _cached(attention, widths) * widths.cached
         moved = 2 if what.held else 1  # states are read and written; there is none to read before the first token
         own += moved * sum(map(math.prod, attention.state().values())) * STATE_BYTES / widths.tp

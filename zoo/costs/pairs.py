@@ -20,19 +20,22 @@ class Look(NamedTuple):
     granule: int = 1  # how many keys the indexer chooses together
     tail: bool = False  # whether a query sees those of an unfinished granule besides
     pool: int = 1  # tokens that one key is made of: a query sees the keys of pools that have ended
+    near: int = 0  # the window of tokens that a query sees beside such keys
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
         """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
         if self.cross:
             return new * memory
+        if self.near:
+            return visible_pairs(new, held, self.near) + self._replace(near=0).pairs(new, held)
+        if self.pool > 1 and self.causal:
+            return pooled_pairs(held + new, self.pool, self.top_k) - pooled_pairs(held, self.pool, self.top_k)
         if self.top_k is not None:  # as many as of a window
             if not self.causal:
                 return new * self._choose(new)
             return self._chosen(held + new) - self._chosen(held)
         if self.pool > 1:
-            if not self.causal:
-                return new * (new // self.pool)
-            return pooled_pairs(held + new, self.pool) - pooled_pairs(held, self.pool)
+            return new * (new // self.pool)
         if self.blocks is not None:
             return block_pairs(new, self.blocks)
         if not self.causal:
@@ -42,6 +45,11 @@ class Look(NamedTuple):
         if self.chunk is not None:
             return chunked_pairs(held + new, self.chunk) - chunked_pairs(held, self.chunk)
         return visible_pairs(new, held, self.window)
+
+    def square(self, tokens: int) -> int:
+        """Count all pairs of so many tokens with the keys that they make, hidden ones among them."""
+        pooled = tokens * (tokens // self.pool)
+        return pooled + tokens * tokens if self.near else pooled
 
     def shown_by(self, prefix: int) -> int:
         """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another."""
@@ -97,11 +105,12 @@ def tailed_pairs(tokens: int, top_k: int, granule: int) -> int:
     return first * (first + 1) // 2 + later
 
 
-def pooled_pairs(tokens: int, pool: int) -> int:
+def pooled_pairs(tokens: int, pool: int, most: int | None = None) -> int:
     """Count the pairs of `tokens` tokens with the pools that have ended at them: none at the first `pool` − 1, one at
-    each of the next `pool`, and so on."""
-    whole, rest = divmod(tokens, pool)
-    return pool * (whole * (whole - 1) // 2) + whole * (rest + 1)
+    each of the next `pool`, and so on; `most` of them at most."""
+    few = tokens if most is None else min(tokens, most * pool)
+    whole, rest = divmod(few, pool)
+    return pool * (whole * (whole - 1) // 2) + whole * (rest + 1) + (tokens - few) * (most or 0)
 
 
 def both_ways_pairs(tokens: int, reach: int | None) -> int:

@@ -194,16 +194,19 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
     first = group.first_seen(row.length)
     if dropped * page > first:
         yield f"the {dropped} pages before it are gone, and its next token sees token {first}"
-    if (dropped + len(pages)) * page < row.length:
+    if (dropped + len(pages)) * page < group.count_slots(row.length):
         yield f"{len(pages)} pages after {dropped} do not reach its {row.length} tokens"
     if len(pages) > (most := group.pages(row.most, found.new, page)):
         yield f"{len(pages)} pages, {most} would do"
-    written = row.length // page if group.full else 0  # a window's pages move, so that all are written
+    written = (
+        group.count_slots(row.length) // page if group.full else 0
+    )  # a window's pages move, so that all are written
     for place, each in enumerate(pages, dropped):
+        last = (place + 1) * group.rate - 1  # the page of tokens that it is named by
         if place >= written and (pool.owners[each] != 1 or each in pool.names):
             kept = "is kept for reuse" if each in pool.names else f"has {pool.owners[each]} owners"
             yield f"page {each} will be written, and {kept}"
-        elif group.full and each in pool.names and pool.names[each] not in row.names[place : place + 1]:
+        elif group.full and each in pool.names and pool.names[each] not in row.names[last : last + 1]:
             yield f"page {each} is named for other tokens than those it holds"
 
 

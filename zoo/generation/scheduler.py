@@ -146,7 +146,8 @@ class Scheduler:
         return self.prefixes.next_stop(sequence.row, length + most, self._last_page(sequence)) - length
 
     def _last_page(self, sequence: Continuation) -> int:
-        return (sequence.prompt - 1) // self.store.page * self.store.page
+        step = self.store.page if self.prefixes is None else self.prefixes.step
+        return (sequence.prompt - 1) // step * step
 
     # ---------------------------------------------------------------- starting
 
@@ -258,7 +259,7 @@ class Scheduler:
                 continue
             reach = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
             tokens = min(len(sequence.ids) + self.store.new - 1, sequence.total, self.limit)
-            needed = -(-tokens // self.store.page) - row.dropped[number]
+            needed = -(-group.count_slots(tokens) // self.store.page) - row.dropped[number]
             needed = needed if reach is None else min(needed, reach)
             if not row.own(number, needed):
                 return False

@@ -41,6 +41,8 @@ def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -
     and k [B, S, C] → True for a key that is chosen [B, T, S]. All are chosen of a query that sees fewer."""
     with torch.no_grad():
         seen = mask.dense(q.device)[:, 0]  # B|1 T S
+        if not k.shape[1]:
+            return seen
         return take_best(score_keys(q, weights, k).masked_fill(~seen, -math.inf), top_k)
 
 
@@ -79,7 +81,7 @@ def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, 
         pool, seen = places.shape[0], mask.dense(q.device)[:, 0]  # B|1 T S
         if k.shape[1] < pool:
             return seen
-        last, real, number = _find_pools(mask, k.shape[1], pool, q.device)  # B|1 E, B|1 E, B|1 S
+        last, real, number = find_pools(mask, k.shape[1], pool, q.device)  # B|1 E, B|1 E, B|1 S
         keys, gates = _take_pools(k, last, pool).chunk(2, -1)  # B E P C
         pooled = ((gates.float() + places.float()).softmax(2) * keys.float()).sum(2)
         rows = max(seen.shape[0], last.shape[0])
@@ -92,7 +94,7 @@ def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, 
         return seen & (taken | ~ended)
 
 
-def _find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Find the pools of `n_keys` keys: the last token of each [B|1, E] and whether there is such a pool [B|1, E], for E
     as many as there can be; and the number of each key's pool [B|1, S], one past the last for none."""
     count, keys = n_keys // pool, torch.arange(n_keys, device=device)[None]

@@ -64,6 +64,13 @@ class Mask:
         self._additive: Tensor | None = None
         self._source: object = None  # `Bias.source` of the bias in _additive
 
+    @classmethod
+    def of_pairs(cls, seen: Tensor) -> Mask:
+        """The mask of pairs named one by one [B|1, T, S], as keys that are no tokens need it: of causal queries."""
+        mask = cls(seen.shape[1], seen.shape[2], only=seen)
+        mask._dense = seen[:, None]
+        return mask
+
     @property
     def sees_all(self) -> bool:
         """Whether every query sees every key. False where that depends on a tensor's values, which are not read."""

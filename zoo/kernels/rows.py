@@ -34,6 +34,8 @@ class PoolRow:
         if len(self.runs) == 1:
             start, stop = self.runs[0]
             return pool[start:stop][None]
+        if not self.runs:
+            return pool[None, :0]
         return torch.cat([pool[start:stop] for start, stop in self.runs])[None]
 
 

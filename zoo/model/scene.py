@@ -12,6 +12,7 @@ from zoo.kernels.ring import Ring
 from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
+from zoo.model.entries import share_entries
 from zoo.model.step import Inputs, QueryRun, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
@@ -182,17 +183,19 @@ class Scene:
             lengths = self._count_lengths() if position.reads_length else None
             places = self.context.own(self.positions)
             step.tables = position.tables(places, attention.rotary_width, dtype, lengths, own)
-        if where is not None and where.table is not None:
+        if attention.compress_rate > 1:
+            share_entries(self, step, attention, own, where, dtype)
+        elif where is not None and where.table is not None:
             self._share_pages(step, attention, own, where)
-            self._draw(step, attention, dtype)
+            self.draw(step, attention, dtype)
         elif where is not None and where.ragged:
             step.rows = self._rows(attention, own, where)
         elif self.context.active:
             self._share_runs(step, attention, own)
-            self._draw(step, attention, dtype)
+            self.draw(step, attention, dtype)
         else:
             self._share(step, attention, own, where)
-            self._draw(step, attention, dtype)
+            self.draw(step, attention, dtype)
         if block.cross is not None:
             step.cross = self._cross(block.cross, kernel, dtype)
         return step
@@ -268,19 +271,20 @@ class Scene:
                 if not scheme.per_layer:
                     each.bias = self.seam.bias(scheme, own, attention.score_heads, *each.index, self.causal)
             rows.append(each)
-        return self._pool_rows(rows)
+        return self.pool_rows(rows)
 
-    def _pool_rows(self, rows: list[PoolRow]) -> PoolRows:
+    def pool_rows(self, rows: list[PoolRow]) -> PoolRows:
+        """The rows of a pass that are attended one by one."""
         assert self.cache is not None
         cache = self.cache
         return PoolRows(rows, splits=not cache.apart, packs=cache.packs, varlen=cache.varlen)
 
-    def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
-        """Draw the mask as this kind's kernel reads it, once for all of its layers."""
+    def draw(self, step: Step, attention: Any, dtype: torch.dtype, mask: Mask | None = None) -> None:
+        """Draw the mask, the step's own unless given, as this kind's kernel reads it, once for all of its layers."""
         if step.ring is not None:  # which has drawn what it reads
             return
-        name = str(dtype).removeprefix("torch.")
-        features = {**step.mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
+        name, mask = str(dtype).removeprefix("torch."), mask or step.mask
+        features = {**mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
         features |= {"dropout": self.drops is not None and self.drops.attention}
         later = self.past != 0 and not step.crosses
         if step.runs:
@@ -290,7 +294,7 @@ class Scene:
             return
         ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
         if ask is not None:
-            kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
+            kernels.prepare(mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
 
     def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
         """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
@@ -300,20 +304,20 @@ class Scene:
         if where is not None and where.table is not None:
             step.pages, step.page = where.table, where.page
             step.mask = Mask(self.new, where.table.shape[1] * where.page, causal=False, lengths=where.lengths)
-            self._draw(step, attention, dtype)
+            self.draw(step, attention, dtype)
             return step
         if where is not None and where.ragged:
             rows = []
             for number, runs in enumerate(where.rows):
                 count = self.cache.count(number, self.new)  # type: ignore[union-attr]
                 rows.append(PoolRow(count, runs, Mask(count, sum(b - a for a, b in runs), causal=False)))
-            step.rows = self._pool_rows(rows)
+            step.rows = self.pool_rows(rows)
             return step
         held = tokens if where is None else sum(end - start for start, end in where.rows[0])
         apart = None if self.memory_documents is None else (self.documents, self.memory_documents)
         hides: Any = {"padding": self.memory_mask, "documents": apart}
         step.mask = Mask(self.new, held or 0, causal=False, **hides)
-        self._draw(step, attention, dtype)
+        self.draw(step, attention, dtype)
         return step
 
     def _apart(self, chunk: int | None, first: int) -> tuple[Tensor, Tensor] | None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from zoo.cache.cache import Cache, LayerCache, Where
+    from zoo.cache.cache import Cache, LayerCache
+    from zoo.cache.where import Where
     from zoo.kernels.base import Kernel
     from zoo.kernels.bias import Bias
     from zoo.kernels.drop import DroppedChances
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from zoo.kernels.ring import Expansion, Ring
     from zoo.kernels.rows import PoolRows
     from zoo.model.drops import Drops
+    from zoo.model.entries import Entries
     from zoo.model.loss import TokenLoss
     from zoo.ranks.experts import Visit
     from zoo.ranks.seam import ContextSeam, Seam
@@ -131,6 +133,8 @@ class Step:
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     given: Tensor | None = None  # B T P, what the embedding holds for this layer
     embedded: Tensor | None = None  # B T D, what went into the first layer, for layers that read it
+    entries: Entries | None = None  # where keys are compressed: the windows of tokens that these are in
+    entry_tables: Any = None  # what the position scheme rotates their entries with
     lends: bool = False  # whether later layers read this one's keys and values
     lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
     taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own
@@ -188,6 +192,23 @@ class Step:
         then, in a mask like theirs."""
         if self.choice is None or self.choice.keys is None:
             self.choice = Choice(self.mask.dense(x.device)[:, 0])
+
+    def pool(self, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
+        """Make entries of the windows that these tokens are in, as `Entries.pool` does."""
+        assert self.entries is not None
+        return self.entries.pool(self, name, values, gates, places, overlap)
+
+    def slide(self, name: str, x: Tensor, window: int) -> Tensor:
+        """Put the tokens of a window before these, as `Entries.slide` does."""
+        assert self.entries is not None
+        return self.entries.slide(self, name, x, window)
+
+    def attend_entries(
+        self, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
+    ) -> Tensor:
+        """Attend to a window's tokens and to compressed entries, as `Entries.attend` does."""
+        assert self.entries is not None
+        return self.entries.attend(self, q, near, entries, scale, most, **scores)
 
     def attend_ring(
         self,

@@ -52,6 +52,8 @@ class RecordingStep(Step):
 
     def _ask(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         recorder = self._recorder
+        if recorder.paused:
+            return method(self, *args, **options)  # of a call that is made again as a whole
         with recorder.pause():
             result = method(self, *args, **options)
         recorder.note(method, (self, *args), options, result)
@@ -74,6 +76,15 @@ class RecordingStep(Step):
 
     def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
+
+    def pool(self, *given: Any) -> Any:
+        return self._ask(Step.pool, *given)
+
+    def slide(self, *given: Any) -> Any:
+        return self._ask(Step.slide, *given)
+
+    def attend_entries(self, *given: Any, **scores: Any) -> Any:
+        return self._ask(Step.attend_entries, *given, **scores)
 
     def choose(self, pick: Any, k: Any, *queries: Any) -> None:
         self._ask(_choose, pick.func, pick.keywords, k, *queries)
@@ -124,7 +135,7 @@ class Recorder(TorchFunctionMode):
         self.calls: list[TorchCall] = []
         self.constants: list[tuple[TorchCall, Any]] = []
         self.refused: str | None = None
-        self.slots = FIRST
+        self.paused, self.slots = False, FIRST
         self._held: list[Any] = [x]  # so that no id is used twice
         self._slot_of: dict[int, int] = {id(x): X, id(self.step): STEP}
         if self.step.cross is not None:
@@ -141,9 +152,11 @@ class Recorder(TorchFunctionMode):
     def pause(self) -> Iterator[None]:
         """Note nothing in the block. What is compiled there would be compiled anew for this mode, so it is left."""
         self.__exit__(None, None, None)
+        self.paused = True
         try:
             yield
         finally:
+            self.paused = False
             self.__enter__()
 
     def refuse(self, reason: str) -> None:
@@ -256,7 +269,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
     found = []
-    for name in ("tables", "positions", "given", "embedded", "ids"):
+    for name in ("tables", "entry_tables", "positions", "given", "embedded", "ids"):
         value = getattr(step, name)
         if isinstance(value, torch.Tensor):
             found.append((id(value), (name,)))

@@ -30,8 +30,10 @@ def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
     for row in list_cache_rows(model, setup):
         count = count_layers(row.tower, row.kind)
         if row.values:
-            kept = sheet.add(_name(row, "layer"), term(row.values) * width, PER_TOKEN, cite_class(row.block.attention))
-            token.append(count * kept)
+            rate = row.block.attention.compress_rate
+            unit = PER_TOKEN if rate == 1 else "bytes an entry and layer"
+            kept = sheet.add(_name(row, "layer"), term(row.values) * width, unit, cite_class(row.block.attention))
+            token.append(count * kept if rate == 1 else count * kept / term(rate))
             room = count + (row.room - row.layers)
             tokens.append(room * kept * _held(row.block.attention, context, setup.engine, page))
         if row.block.cross:

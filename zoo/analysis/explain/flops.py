@@ -237,6 +237,8 @@ def _seen(look: Look) -> str:
         return "each token sees all that the encoder read"
     if look.blocks is not None:
         return "blocks: near ones, the first and the last"
+    if look.near:
+        return "a window, and entries of what came before"
     if not look.causal:
         return "both ways" if look.window is None else "so many to either side"
     limit = "" if look.window is None else ", at most a window"

@@ -92,7 +92,8 @@ class ShadowCache:
 
     def _slots(self, block: Any) -> int:
         reach = block.attention.visible_window or block.attention.visible_chunk
-        return self.capacity if reach is None else min(self.capacity, reach + PAGE - 1)
+        slots = self.capacity // block.attention.compress_rate
+        return slots if reach is None else min(slots, reach + PAGE - 1)
 
     def begin(self, counts: Any, new: int) -> None:
         """Start a pass."""
@@ -112,7 +113,7 @@ class ShadowCache:
         window, chunk = attention.visible_window, attention.visible_chunk
         first = max(0, self.longest - window + 1) if window else 0
         first = self.longest // chunk * chunk if chunk else first
-        keys = self.longest + new - first
+        keys = (self.longest + new - first) // attention.compress_rate
         return ShadowWhere(first, keys, new > 1 and keys > self._slots(self.tower.blocks[kind]))
 
     def lay_out_source(self, tokens: int | None) -> ShadowWhere:

@@ -199,6 +199,26 @@ class RopeOrNone(Rope):
         return super().bind(value, env, *args)
 
 
+class RopeLabelled(RopeInterleaved):
+    """`rope_labelled(head_dim, "compress", compress_rope_theta)`: rotary positions of the parameters under this label.
+    Where the config has none by label, those at its top level are the ones of "compress", with this theta and no
+    factor of cosines but one that is stated, and all others are unscaled (DeepSeek-V4)."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        head_dim, label, theta = args
+        stated = env.get("rope_scaling") or env.get("rope_parameters") or {}
+        share = env.get("partial_rotary_factor")
+        if isinstance(stated.get("main"), Mapping) and isinstance(stated.get("compress"), Mapping):
+            own = {"partial_rotary_factor": 1.0 if share is None else share, **stated[label]}
+        else:
+            if share is None:
+                share = env["qk_rope_head_dim"] / head_dim if env.get("qk_rope_head_dim") else env["default_partial"]
+            known = {"rope_theta": theta, "partial_rotary_factor": share}
+            flat = read_rope_parameters({"rope_parameters": stated})
+            own = {"attention_factor": 1.0, **flat, **known} if label == "compress" else known
+        return super().value({**env, "rope_parameters": {label: own}, "rope_scaling": None}, head_dim, label)
+
+
 class RopeField(Codec):
     """`rope_field("llama_4_scaling_beta")`: one of the rotary parameters, which has to be there."""
 
@@ -339,6 +359,7 @@ FUNCTIONS |= {
     "rope_alpha": RopeAlpha(),
     "rope_of_layer": RopeOfLayer(),
     "rope_or_none": RopeOrNone(),
+    "rope_labelled": RopeLabelled(),
     "rope_field": RopeField(),
     "yarn_scale": YarnScale(),
     "even": Even(),

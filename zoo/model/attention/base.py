@@ -77,6 +77,21 @@ class Attention(Spec, axis="attention"):
         return None
 
     @property
+    def compress_rate(self) -> int:
+        """How many consecutive tokens one of the keys that it caches is made of."""
+        return 1
+
+    @property
+    def near_window(self) -> int:
+        """The window W of tokens that a query sees, itself included, beside keys that are made of several."""
+        return 0
+
+    def count_loose(self, tokens: int) -> int:
+        """Count the values that transformers keeps beside keys that are made of several tokens, in a row of so many:
+        the window's tokens, and each by itself those of which there is no such key yet."""
+        return 0
+
+    @property
     def visible_blocks(self) -> Blocks | None:
         """How a token sees blocks of tokens; None where attention knows no blocks."""
         return None

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
 from zoo.lazy import torch
+from zoo.model.attention.compressor import Compressor
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
@@ -82,7 +83,7 @@ def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -
     return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
 
 
-def check_rotation(indexer: Lightning | Blocks, position: Position, width: int) -> None:
+def check_rotation(indexer: Lightning | Blocks | EntryIndexer, position: Position, width: int) -> None:
     """Raises ValueError where an indexer's heads cannot be rotated as attention's."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
         raise ValueError(f"indexer.head_dim={indexer.head_dim} has fewer channels than are rotated ({width} or more)")
@@ -263,6 +264,52 @@ class Pooled(Indexer, kind="pooled"):
             q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
             (k,) = step.remember(index=torch.cat((m.index_norm(m.index_k(x)), m.index_gate(x)), -1))  # B S 2C
             step.choose(partial(choose_pools, places=m.index_places, top_k=self.top_k), k, q, m.index_weights(x))
+
+
+class EntryIndexer(Indexer, kind="entries"):
+    """The lightning indexer over compressed entries (DeepSeek-V4, 2026): the `top_k` entries of highest
+    Σ_h w_h·relu(q_h·k) of those that a query sees.
+
+    Its keys k, `head_dim` wide, are entries of its own, which `compressor` makes of the tokens that attention's are
+    made of. Queries, heads' weights and gradient are as the lightning indexer's. The last channels of queries and keys
+    are rotated as attention's are, `interleaved` where neighbours are the pairs.
+    """
+
+    causal: ClassVar[bool | None] = True
+
+    n_heads: PositiveInt = 64
+    head_dim: PositiveInt = 128
+    top_k: PositiveInt = 512
+    compressor: Compressor
+    interleaved: bool = False
+
+    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return {
+            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            **self.compressor.list_parts(d_model, self.head_dim, "index_"),
+            "index_weights": Linear(d_model, self.n_heads, precise=True),
+        }
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
+
+    def check(self, position: Position, width: int, n_heads: int) -> None:
+        check_rotation(self, position, width)
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * (self.head_dim + 1) * pairs
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
+        with torch.no_grad():
+            q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
+            q = rotate_part(q, step.tables, self.interleaved, last=True)
+            k = self.compressor.compress(m, x, step, "index_")[:, :, None]  # B E 1 C
+            (k,) = step.remember(index=rotate_part(k, step.entry_tables, self.interleaved, last=True)[:, :, 0])
+            step.choose(partial(choose_keys, top_k=self.top_k), k, q, m.index_weights(x))
 
 
 class Shared(Indexer, kind="shared"):

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
+from zoo.kernels.running import NOTHING
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -267,10 +268,6 @@ def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
         h = torch.addcmul(added, now, h)
     entered = torch.stack(entering, 1)[:, :, None]  # B rows 1 …
     return torch.addcmul(torch.stack(local, 2), torch.stack(left, 2), entered).flatten(1, 2)[:, :tokens]
-
-
-NOTHING = -1e30
-"""The logarithm of what is nothing: finite, so that no difference of two is not a number."""
 
 
 def find_running_maximum(new: Tensor, log: Tensor, held: Tensor) -> Tensor:

@@ -1,0 +1,191 @@
+# B batch, T queries, S keys, E entries, H heads, C head width, R rotated channels, G groups, D model width
+"""Attention to a window of tokens and to compressed entries of all earlier ones, with one key and value for all
+heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.compressor import Compressor
+from zoo.model.attention.indexer import EntryIndexer, Indexer
+from zoo.model.norm import RMSNorm, WholeNorm
+from zoo.spec import Linear, Sized, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class Compressed(SoftmaxAttention, kind="compressed"):
+    """Compressed attention (DeepSeek-V4, 2026): one softmax over the last `window` tokens and over entries that the
+    `compressor` makes of every so many earlier ones, all of them (heavily compressed attention) or those that the
+    `indexer` chooses (compressed sparse attention). Without a compressor it attends to the window alone.
+
+    One vector c = norm(x·W_kv), `head_dim` wide, is the key and the value of all heads. Queries come by way of
+    `q_lora_rank`, each normalised by `head_norm`. Queries, keys and entries are rotated in their last channels, an
+    entry by the place of its first token, and each head's output is turned back by the place of its query. `sinks` adds
+    a learned logit without a value to each head's softmax. The output is made in two products: of each of `o_groups`
+    groups of heads to `o_lora_rank` numbers, and of all of these.
+
+    Only entries grow with a row: its window, and the sums over tokens that no whole entry has yet, are states.
+    """
+
+    causal: ClassVar[bool | None] = True
+    varlen: ClassVar[bool] = False
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q_a", "kv", "entry_kv"),)
+
+    head_dim: PositiveInt
+    q_lora_rank: PositiveInt
+    o_groups: PositiveInt
+    o_lora_rank: PositiveInt
+    window: PositiveInt
+    norm: WholeNorm = RMSNorm()
+    head_norm: WholeNorm = RMSNorm(weight=False)
+    sinks: bool = True
+    compressor: Compressor | None = None
+    indexer: Indexer | None = None
+
+    def __post_init__(self) -> None:
+        self.position.check(self.head_dim)
+        if self.n_heads % self.o_groups:
+            raise ValueError(f"o_groups={self.o_groups} does not divide n_heads={self.n_heads}")
+        if self.compressor is not None and (self.position.biases or self.position.reads_length):
+            what = "adds to the scores of tokens" if self.position.biases else "turns with the length of the row"
+            raise ValueError(f"position '{self.position.kind}' {what}, and entries are of several (rope, or none)")
+        self._check_indexer()
+
+    def _check_indexer(self) -> None:
+        if self.indexer is None:
+            return
+        if self.compressor is None or not isinstance(self.indexer, EntryIndexer):
+            found = "no compressor" if self.compressor is None else f"'{self.indexer.kind}'"
+            raise ValueError(f"indexer chooses among entries, found {found} (a compressor, and kind: entries)")
+        rates = self.compressor.rate, self.indexer.compressor.rate
+        if rates[0] != rates[1]:
+            found = f"indexer.compressor.rate={rates[1]}, compressor.rate={rates[0]}"
+            raise ValueError(f"{found}: the indexer has a key for each entry (the same for both)")
+        self.indexer.check(self.position, self.head_dim, self.n_heads)
+
+    @property
+    def splits_tokens(self) -> bool:
+        return self.compressor is None
+
+    @property
+    def loops(self) -> bool:
+        return False
+
+    @property
+    def chooser(self) -> Indexer | None:
+        return self.indexer
+
+    @property
+    def visible_window(self) -> int | None:
+        return self.window if self.compressor is None else None
+
+    @property
+    def compress_rate(self) -> int:
+        return 1 if self.compressor is None else self.compressor.rate
+
+    @property
+    def near_window(self) -> int:
+        return 0 if self.compressor is None else self.window
+
+    @property
+    def rotary_width(self) -> int:
+        return self.head_dim
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.n_heads * self.head_dim
+        compressor, indexer = self.compressor, self.indexer
+        return {
+            "q_a": Linear(d_model, self.q_lora_rank),
+            "q_norm": Sized(self.norm, self.q_lora_rank),
+            "q_b": Linear(self.q_lora_rank, width),
+            "head_norm": Sized(self.head_norm, self.head_dim),
+            "kv": Linear(d_model, self.head_dim),
+            "kv_norm": Sized(self.norm, self.head_dim),
+            **(compressor.list_parts(d_model, self.head_dim, "entry_") if compressor else {}),
+            **(indexer.list_parts(d_model, self.q_lora_rank) if indexer else {}),
+            **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
+            "o_a": Linear(width // self.o_groups, self.o_groups * self.o_lora_rank, bare=True),
+            "o_b": Linear(self.o_groups * self.o_lora_rank, d_model, residual=True),
+            **({"position": self.position} if self.position.per_layer else {}),
+        }
+
+    def shard(self, ranks: int) -> Compressed:
+        return split(self, ranks, equal=("n_heads", "o_groups"))  # keys and entries are of all heads
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return self.attended() | (self.indexer.cache() if self.indexer else {})
+
+    def attended(self) -> dict[str, tuple[int, ...]]:
+        return {"latent" if self.compressor is None else "entry": (self.head_dim,)}
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        if self.compressor is None:
+            return {}
+        indexer = self.indexer
+        index = indexer.compressor.list_states(indexer.head_dim, "index_") if isinstance(indexer, EntryIndexer) else {}
+        near = {"near": (self.window - 1, self.head_dim)}
+        return near | self.compressor.list_states(self.head_dim, "entry_") | index
+
+    def count_loose(self, tokens: int) -> int:
+        if self.compressor is None:
+            return 0
+        loose = self.compressor.count_loose(self.head_dim, tokens)
+        if isinstance(self.indexer, EntryIndexer):
+            loose += self.indexer.compressor.count_loose(self.indexer.head_dim, tokens)
+        window = self.window - 1 or tokens  # `[-W + 1 :]` there, which for a window of one token is all
+        return loose + min(tokens, window) * self.head_dim
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        if self.compressor is not None:  # which keys are seen is drawn
+            features |= {"chosen": True, "window": None, "documents": False, "padding": False}
+        return replace(super().ask(dtype, **features), n_kv_heads=1, sinks=self.sinks)
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        low = m.q_norm(m.q_a(x))
+        q = m.head_norm(m.q_b(low).unflatten(-1, (self.n_heads, self.head_dim)))  # B T H C
+        q = self._rotate(q, step.tables)
+        c = self._rotate(m.kv_norm(m.kv(x))[:, :, None], step.tables)[:, :, 0]  # B T C
+        scale, sinks = self.head_dim**-0.5, m.sinks if self.sinks else None
+        if self.compressor is None:
+            (c,) = step.remember(latent=c)
+            y = self.attend(m, step, q, c.unsqueeze(-2), c.unsqueeze(-2), scale, sinks=sinks)  # B T H C
+        else:
+            near = step.slide("near", c, self.window)  # B S C
+            entries = self._rotate(self.compressor.compress(m, x, step, "entry_")[:, :, None], step.entry_tables)
+            (entries,) = step.remember(entry=entries[:, :, 0])
+            if self.indexer is not None:
+                self.indexer.choose(m, x, low, step, self.n_heads)
+            most = None if self.indexer is None else self.indexer.most_keys
+            y = step.attend_entries(q, near, entries, scale, most, sinks=sinks)
+        return m.o_b(self._project(m, self._rotate(y, step.tables, back=True)))
+
+    def _rotate(self, x: Tensor, tables: Any, back: bool = False) -> Tensor:
+        """Rotate the last channels of x [B, T, H, C], or turn them `back`."""
+        if not self.position.rotates:
+            return x
+        cos, sin = tables
+        width = 2 * cos.shape[-1]
+        plain, turned = x.split((self.head_dim - width, width), -1)
+        return torch.cat((plain, self.position.rotate(turned, (cos, -sin if back else sin))), -1)
+
+    def _project(self, m: Weights, y: Tensor) -> Tensor:
+        """Multiply the outputs y [B, T, H, C] of each group of heads by its own matrix: [B, T, G·R]."""
+        weight = m.o_a.weight.unflatten(0, (self.o_groups, self.o_lora_rank))  # G R H/G·C
+        return torch.einsum("btgi,gri->btgr", y.flatten(-2).unflatten(-1, (self.o_groups, -1)), weight).flatten(-2)

@@ -1,0 +1,304 @@
+# B batch, T new tokens, E entries, m tokens of an entry, s series, C channels, W window, S keys
+"""Compressed entries in one forward pass: which tokens each is made of, and attention to them beside a window of
+tokens.
+
+Of every m tokens of a text, counted from its start, one entry is made. What tokens gave to an entry that still lacks
+some is a state of the row (`RunningSums`), as are the window's last W − 1 tokens. Whole entries are what is cached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.kernels import attend
+from zoo.kernels.choosing import find_pools
+from zoo.kernels.mask import Mask
+from zoo.kernels.rows import PoolRow
+from zoo.kernels.running import NOTHING, RunningSums, read_sums, sum_windows
+from zoo.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.scene import Scene
+    from zoo.model.step import Step
+
+
+def count_windows(rate: int, new: int, past: int | None) -> int:
+    """Count the windows of `rate` tokens that `new` tokens after `past` are in; without `past`, the most there can be.
+
+    With windows of 4, three tokens after six are in two: the last two of the second, and one of the third.
+    """
+    if past is None:
+        return (new + rate - 2) // rate + 1
+    return -(-(past + new) // rate) - past // rate
+
+
+@dataclass
+class Entries:
+    """The windows of m tokens that a pass's new tokens are in, E of each row, for layers of a kind.
+
+    `places` [B|1, T] are the tokens' in their windows. Windows lie end to end where `front` says how many tokens of the
+    first came earlier; else `members` [B|1, E, m] are their tokens, but for those that are `hidden`. `begun`
+    [B|1, 1, 1] says which rows' first window came earlier in part, `follows` [B|1, E, 1] which windows come right after
+    the one before (None: all but the first), `last` [B] which is the last of a row (None: the last of all).
+
+    `near` [B|1, T, S] is True for tokens of the window that a query sees, None where that is all; `held` of them come
+    of the state. `joined` is the mask of these and of entries, where layers do not choose. `counts` [B] are the tokens
+    that rows add (None: T).
+    """
+
+    rate: int
+    count: int
+    positions: Tensor  # B|1 E, of each window's first token
+    places: Tensor
+    near: Tensor | None
+    held: int = 0
+    front: int = 0
+    members: Tensor | None = None
+    hidden: Tensor | None = None
+    begun: Tensor | None = None
+    follows: Tensor | None = None
+    last: Tensor | None = None
+    counts: Tensor | None = None
+    joined: Mask | None = None
+
+    def pool(self, step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
+        """Make entries [B, E, C] of tokens' values [B, T, s·C] by a softmax over gates + `places` [m, s·C] of each
+        channel. With `overlap` s is 2: the first half counts for the window after a token's own, the second for its
+        own. Of windows that lack tokens the sums so far are the state `name` [B, s, 3, C]."""
+        width = values.shape[-1] // (2 if overlap else 1)
+        if not self.count:
+            return values[:, :0, :width]
+        gates = gates.float() + F.embedding(self.places, places.float())
+        if self.counts is not None and self.members is None:
+            late = torch.arange(gates.shape[1], device=gates.device)[None] >= self.counts[:, None]
+            gates = gates.masked_fill(late[..., None], NOTHING)
+        sums = sum_windows(self._group(gates, NOTHING), self._group(values.float(), 0.0))
+        state = step.state(name)
+        if not overlap:
+            own = sums if state is None else self._go_on(sums, read_sums(state[:, 0]))
+            kept = [own]
+        else:
+            later, own, first = sums.channels(0, width), sums.channels(width, 2 * width), None
+            if state is not None:
+                assert self.begun is not None
+                this, after = read_sums(state[:, 0]), read_sums(state[:, 1])
+                first, later = this.choose(self.begun, after), self._go_on(later, after)
+            own = self._follow(own, later, first)
+            kept = [own, later]
+        if step.cache is not None:
+            step.hold(**{name: torch.stack([self._take_last(each).state for each in kept], 1)})
+        return own.mean.to(values.dtype)
+
+    def _group(self, x: Tensor, fill: float) -> Tensor:
+        """The tokens x [B, T, C] by window [B, E, m, C], `fill` for those that are not there."""
+        if self.members is not None:
+            index = self.members.expand(x.shape[0], -1, -1).flatten(1)[..., None].expand(-1, -1, x.shape[-1])
+            taken = x.gather(1, index).unflatten(1, (-1, self.rate))
+            return taken if self.hidden is None else taken.masked_fill(self.hidden[..., None], fill)
+        if x.shape[1] == 1:
+            return x[:, None]
+        whole = self.count * self.rate
+        x = x[:, : whole - self.front]
+        back = whole - self.front - x.shape[1]
+        x = F.pad(x, (0, 0, self.front, back), value=fill) if self.front or back else x
+        return x.unflatten(1, (self.count, self.rate))
+
+    def _go_on(self, sums: RunningSums, earlier: RunningSums) -> RunningSums:
+        """The sums of windows, the first with those of its tokens that came earlier."""
+        assert self.begun is not None
+        return sums.merge(earlier.keep(self.begun).pad(0, self.count - 1))
+
+    def _follow(self, own: RunningSums, later: RunningSums, first: RunningSums | None) -> RunningSums:
+        """The sums of windows with what the tokens of each one's predecessor give to it: of the first `first`."""
+        if first is None:
+            before = later.windows(0, self.count - 1).pad(1, 0)
+        elif self.count == 1:
+            before = first
+        else:
+            before = RunningSums(*(torch.cat((a, b[:, :-1]), 1) for a, b in zip(first, later, strict=True)))
+        return own.merge(before if self.follows is None else before.keep(self.follows))
+
+    def _take_last(self, sums: RunningSums) -> RunningSums:
+        """Those of the last window that a row has tokens in."""
+        return sums.windows(self.count - 1, self.count) if self.last is None else sums.pick(self.last)
+
+    def slide(self, step: Step, name: str, x: Tensor, window: int) -> Tensor:
+        """The tokens x [B, T, C] behind those of the window that came earlier [B, S, C]. The last W − 1 are the state
+        `name`."""
+        before = window - 1
+        if step.cache is None or not before:
+            return x
+        state = step.state(name)
+        joined = F.pad(x, (0, 0, before, 0)) if state is None else torch.cat((state.to(x.dtype), x), 1)
+        kept = joined[:, x.shape[1] :]
+        if self.counts is not None:
+            index = self.counts[:, None] + torch.arange(before, device=x.device)
+            kept = joined.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+        step.hold(**{name: kept})
+        return joined[:, before - self.held :]
+
+    def attend(
+        self, step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
+    ) -> Tensor:
+        """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most`
+        that the layer chose, each the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For rows that are
+        not alike, or read by page, entries are a pool [N, C]."""
+        how = {"kernel": step.kernel, "chosen": None if step.cache is None else step.chosen, **scores}
+        if step.rows is None:
+            if step.pages is not None:
+                entries = entries.unflatten(0, (-1, step.page))[step.pages.long()].flatten(1, 2)
+            how |= {"scale": scale, "again": step.again, "dropout": step.drop_chances(q)}
+            if self.joined is not None:
+                return _attend(q, near, entries, self.joined, how)
+            assert step.choice is not None and step.choice.keys is not None
+            keys = step.mask.dense(q.device)[:, 0] & step.choice.keys  # type: ignore[operator]
+            return self._attend_seen(q, near, entries, keys, self.near, most, how)
+        done, how = [], {"scale": scale, **how}
+        for place, (row, own) in enumerate(zip(step.rows.rows, step.rows.split(q), strict=True)):
+            mine = near[place : place + 1, : near.shape[1] - q.shape[1] + row.count]
+            seen = self.near
+            if seen is not None:
+                first = place if seen.shape[0] > 1 else 0
+                seen = seen[first : first + 1, : row.count, : mine.shape[1]]
+            keys = row.mask.dense(q.device)[:, 0]
+            keys = keys if step.choice is None else keys & step.choice.keys[place]  # type: ignore[index]
+            done.append(self._attend_seen(own, mine, row.read(entries), keys, seen, most, how))
+        return step.rows.join(done, q.shape[1])
+
+    def _attend_seen(
+        self, q: Tensor, near: Tensor, entries: Tensor, keys: Tensor, seen: Tensor | None, most: int | None, how: Any
+    ) -> Tensor:
+        """Attend to the window's tokens that are `seen` [B|1, T, S], all unless given, and to entries `keys` [B|1, T,
+        E]. A single query reads no more entries than it may have chosen."""
+        if most is not None and q.shape[1] == 1 and most < keys.shape[2]:
+            places = keys.long().topk(most, -1)[1]  # B 1 most: those that are True first
+            keys = keys.gather(-1, places)
+            entries = entries.gather(1, places[:, 0, :, None].expand(-1, -1, entries.shape[-1]))
+        shape = (max(keys.shape[0], 1 if seen is None else seen.shape[0]), q.shape[1], near.shape[1])
+        seen = torch.ones(shape, dtype=torch.bool, device=q.device) if seen is None else seen.expand(shape)
+        mask = Mask.of_pairs(torch.cat((seen, keys.expand(shape[0], -1, -1)), -1))
+        return _attend(q, near, entries, mask, how)
+
+
+def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str, Any]) -> Tensor:
+    keys = torch.cat((near, entries.to(near.dtype)), 1)[:, :, None]  # B S+E 1 C
+    return attend(q, keys, keys, mask, **how)
+
+
+# ---------------------------------------------------------------- made for a pass
+
+
+def share_entries(scene: Scene, step: Step, attention: Any, own: Any, where: Any, dtype: torch.dtype) -> None:
+    """Give the step what layers with compressed entries share: the windows of the new tokens, the rotations of their
+    entries, and masks over entries, from which layers may choose. Raises ConfigError for a prefix that sees itself."""
+    if scene.prefix is not None:
+        found = "attention: compressed entries are of tokens that came before, found a prefix that is seen whole"
+        raise ConfigError(f"{found} (use gqa there)")
+    if scene.cache is None:
+        entries, seen = _read_texts(scene, attention)
+    elif scene.past is not None:
+        entries, seen = _continue_alike(scene, attention)
+    else:
+        entries, seen = _continue_rows(scene, attention), None
+    if where is not None and where.table is not None:
+        step.pages, step.page = where.table, where.page
+        ends = (torch.arange(where.table.shape[1] * where.page, device=scene.device) + 1) * attention.compress_rate
+        seen = ends <= scene.index[..., None] + 1  # B T S
+    joined = None
+    if where is not None and where.ragged and where.table is None:
+        step.rows = _list_rows(scene, attention.compress_rate, where)
+    elif seen is None:  # one token, which sees all there are
+        assert where is not None
+        held = sum(stop - start for start, stop in where.rows[0])
+        step.mask = Mask(1, held)
+        joined = Mask(1, entries.held + 1 + held)
+    else:
+        assert entries.near is not None
+        step.mask, rows = Mask.of_pairs(seen), max(entries.near.shape[0], seen.shape[0])
+        joined = Mask.of_pairs(torch.cat((entries.near.expand(rows, -1, -1), seen.expand(rows, -1, -1)), -1))
+    if step.rows is None and attention.chooser is None:  # else each layer has a mask of its own
+        entries.joined = joined
+        scene.draw(step, attention, dtype, joined)
+    step.entries = entries
+    step.entry_tables = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
+
+
+def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
+    """The windows of whole texts, and which of their entries each query sees [B|1, T, E]. What is left of a text makes
+    none."""
+    rate, new, device = attention.compress_rate, scene.new, scene.device
+    apart = None if scene.documents is None else (scene.documents, scene.documents)
+    hides: Any = {"padding": scene.padding, "documents": apart}
+    near = Mask(new, new, window=attention.near_window, **hides).dense(device)[:, 0]
+    whole = Mask(new, new, **hides)
+    last, real, _ = find_pools(whole, new, rate, device)  # B|1 E each
+    query = torch.arange(new, device=device)[:, None]
+    entries = Entries(rate, new // rate, scene.every[:, : new // rate], scene.every % rate, near)
+    if scene.padding is None and scene.documents is None:
+        entries.positions = last - (rate - 1)
+        return entries, last[:, None] <= query
+    rows = max(last.shape[0], scene.every.shape[0])
+    last, real = last.expand(rows, -1), real.expand(rows, -1)
+    entries.positions = (scene.every.expand(rows, -1).gather(1, last) - (rate - 1)).clamp(min=0)
+    entries.members = (last[..., None] + torch.arange(1 - rate, 1, device=device)).clamp(min=0)
+    entries.follows = (entries.positions > 0)[..., None]  # the first of a text is at place 0
+    row = torch.arange(rows, device=device)[:, None, None]
+    return entries, whole.sees(row, query, last[:, None]) & real[:, None]
+
+
+def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | None]:
+    """The windows of tokens that come after equally many in each row, and which entries they see [1, T, E]; None for a
+    token that sees all there are."""
+    rate, new, device, past = attention.compress_rate, scene.new, scene.device, scene.past
+    assert past is not None
+    count, held = count_windows(rate, new, past), min(past, attention.near_window - 1)
+    positions = (torch.arange(count, device=device) + past // rate)[None] * rate
+    near = None if new == 1 else Mask(new, held + new, window=attention.near_window).dense(device)[:, 0]
+    begun = torch.full((1, 1, 1), past % rate > 0, device=device)
+    entries = Entries(rate, count, positions, scene.index[past:][None] % rate, near, held, past % rate, begun=begun)
+    if scene.real is not None:
+        entries.counts = scene.real.sum(1)
+        entries.last = (past % rate + entries.counts - 1) // rate
+    if new == 1:
+        return entries, None
+    ends = (torch.arange((past + new) // rate, device=device) + 1) * rate
+    return entries, (ends <= scene.index[past:, None] + 1)[None]
+
+
+def _continue_rows(scene: Scene, attention: Any) -> Entries:
+    """The windows of tokens that come after other numbers of tokens in each row."""
+    rate, new, device, before = attention.compress_rate, scene.new, scene.device, attention.near_window - 1
+    assert scene.cache is not None
+    starts = scene.cache.starts  # B
+    count, columns = count_windows(rate, new, None), torch.arange(new, device=device)
+    positions = (starts[:, None] // rate + torch.arange(count, device=device)) * rate
+    query = starts[:, None, None] + columns[:, None]  # B T 1
+    key = starts[:, None, None] + torch.arange(before + new, device=device) - before  # B 1 S
+    near = (key >= 0) & (key <= query) & (query - key <= before)
+    shift = starts % rate
+    entries = Entries(rate, count, positions, scene.index % rate, near, before, begun=(shift > 0)[:, None, None])
+    counts = torch.full_like(starts, new) if scene.real is None else scene.real.sum(1)
+    entries.counts = None if scene.real is None else counts
+    if new > 1:
+        token = torch.arange(count * rate, device=device).view(count, rate) - shift[:, None, None]  # B E m
+        entries.hidden = (token < 0) | (token >= counts[:, None, None])
+        entries.members = token.clamp(0, new - 1)
+        entries.last = (shift + counts - 1) // rate
+    return entries
+
+
+def _list_rows(scene: Scene, rate: int, where: Any) -> Any:
+    """The rows of a pass whose rows are not alike: where the entries of each lie, and which of them its queries see."""
+    assert scene.cache is not None
+    rows = []
+    for number, (row, runs) in enumerate(zip(scene.cache.rows, where.rows, strict=True)):
+        count, held = scene.cache.count(number, scene.new), sum(stop - start for start, stop in runs)
+        query = torch.arange(row.length, row.length + count, device=scene.device)[:, None]
+        ends = (torch.arange(held, device=scene.device) + 1) * rate
+        mask = Mask(1, held) if count == 1 else Mask.of_pairs((ends <= query + 1)[None])
+        rows.append(PoolRow(count, runs, mask))
+    return scene.pool_rows(rows)
