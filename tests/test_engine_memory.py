@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -86,19 +87,22 @@ def count_prompt(engine: Engine, request: Request) -> int:
 
 def reuse_twice(kind: str, length: int, interval: int, rows: int) -> None:
     """The second of two equal prompts costs a page at most; one that parts from it, what is behind the last checkpoint
-    both have in common. There is room for as many checkpoints as rows."""
+    both have in common. There is room for as many checkpoints as rows. A page of entries is of as many tokens as these
+    are made of."""
     model = make(kind)
     engine = Engine(model, rows=rows, tokens=length + 4, budget=64)
-    engine.prefixes.interval = interval
+    page = engine.prefixes.step
+    assert page == 16 * math.lcm(*(block.attention.compress_rate for block in engine.writer.blocks.values()))
+    engine.prefixes.interval = interval = max(page, interval // page * page)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(vocabulary(model), (length,), generator=generator).tolist()
     first = Request(ids=ids, max_new_tokens=4)
     assert count_prompt(engine, first) == length
-    assert count_prompt(engine, first) <= 16
+    assert count_prompt(engine, first) <= page
     shared = length * 3 // 4
     other = Request(ids=[*ids[:shared], *reversed(ids[shared:])], max_new_tokens=4)
-    assert count_prompt(engine, other) <= length - shared + 16 + interval
-    assert engine.prefixes.hits >= length - 16 + shared - 16 - interval
+    assert count_prompt(engine, other) <= length - shared + page + interval
+    assert engine.prefixes.hits >= length - page + shared - page - interval
     assert not invariants.check_drained(invariants.snapshot(engine))
 
 
