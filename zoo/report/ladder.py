@@ -44,17 +44,21 @@ def _list_cells(rung: Mapping[str, Any]) -> list[str]:
     heads = "/".join(dims[name] for name in ("n_heads", "n_kv_heads") if name in dims)
     seconds = rung["seconds"]
     return [
-        f"{rung['params']:,}",
+        _shorten(rung["params"]),
         shape,
         heads,
         dims.get("d_ff", ""),
-        f"{rung['batch_tokens']:,}",
+        _shorten(rung["batch_tokens"]),
         f"{rung['rate']:.3g}",
         f"{rung['ends'][-1]:,}",
-        ", ".join(format_count(tokens).replace(" ", "") for tokens in rung["tokens"]),
+        ", ".join(map(_shorten, rung["tokens"])),
         format_si(rung["flops"]),
         "" if seconds is None else f"{'' if rung['timed'] else '~'}{format_seconds(seconds + rung['evaluating'])}",
     ]
+
+
+def _shorten(count: float) -> str:
+    return format_count(count).replace(" ", "")
 
 
 def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
@@ -83,8 +87,7 @@ def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[M
     curves = []
     for color, size in enumerate(sizes):
         own = [(math.log10(tokens), loss) for params, tokens, loss in rows if params == size]
-        name = format_count(size).replace(" ", "")
-        curves.append(Curve([at for at, _ in own], [loss for _, loss in own], name, color, marks=True))
+        curves.append(Curve([at for at, _ in own], [loss for _, loss in own], _shorten(size), color, marks=True))
     at = [math.log10(each["tokens"]) for each in held_out]
     curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted", len(sizes)))
     return draw_panel("validation loss (nats)", curves, "tokens, log10", width=720, height=400)
