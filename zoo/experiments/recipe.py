@@ -68,6 +68,12 @@ class Probing(Strict):
     settings: dict[str, Any] = {}
     rates: list[PositiveFloat] | None = None
 
+    def list_settings(self) -> dict[str, Any]:
+        """All settings of the probe, those that have their defaults among them."""
+        from zoo.probes.catalogue import make_probe
+
+        return make_probe(self.name, self.size, self.settings).settings()
+
     def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
         """The model that overrides name by `model=`, or the probe's; and the other overrides."""
         named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
@@ -136,7 +142,8 @@ class Recipe(Strict):
         """A hash of what runs: that of a verdict tells whether the recipe has changed since."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
-        return hashlib.sha256(json.dumps([ran, config], sort_keys=True).encode()).hexdigest()[:12]
+        settings = None if self.probe is None else self.probe.list_settings()
+        return hashlib.sha256(json.dumps([ran, config, settings], sort_keys=True).encode()).hexdigest()[:12]
 
     def config_file(self) -> Path:
         """The training config that all runs start from."""

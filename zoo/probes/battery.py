@@ -65,7 +65,6 @@ def run_probe(
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
     task = make_probe(probe, size, settings)
     spec, label = load_small(model, task, overrides)
-    start = time.monotonic()
     store = Store.open(folder, hash_key(spec, task))
     with nullcontext(pool) if pool else open_pool(1) as pool:
         chosen = search_rate(
@@ -73,13 +72,14 @@ def run_probe(
         )
         best = choose_best(chosen)
         todo = [Task(spec, task, best, seed, True) for seed in range(seeds)]
-        reports = []
+        reports, seconds = [], sum(found["seconds"] for found in chosen.values())
         for each, found in run_tasks(todo, pool, store):
+            seconds += found["seconds"]
             reports.append(SeedReport(each.seed, {int(level): score for level, score in found["levels"].items()}))
             say(f"{task.name}: lr {each.lr:.2g}, seed {each.seed}: up to {reports[-1].reach} {task.level_is}")
     accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
     made = describe(label, tuple(overrides), task, size, spec, accuracy, best, reports)
-    made = replace(made, seconds=round(time.monotonic() - start, 1), key=store.key)
+    made = replace(made, seconds=round(seconds, 1), key=store.key)
     store.finish(made)
     return made
 
@@ -180,6 +180,12 @@ def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Ite
 
 def run_task(task: Task) -> dict[str, Any]:
     """Train and score one model. Plain data, so that it may be stored."""
+    start = time.monotonic()
+    found = _train_and_score(task)
+    return {**found, "seconds": round(time.monotonic() - start, 2)}
+
+
+def _train_and_score(task: Task) -> dict[str, Any]:
     from zoo.probes.training import score, train
 
     model, probe = train(task.spec, task.probe, task.lr, task.seed), task.probe

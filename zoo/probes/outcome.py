@@ -78,7 +78,8 @@ class SeedReport:
 class Outcome:
     """A model on a probe. `chosen` are accuracies by learning rate on the examples that it is chosen by; `seeds` are
     reports on examples that nothing was chosen by. `state_bytes` are those of a row of training in float32: keys and
-    values, or recurrent states; `flops` are a token's, forward, the head among them."""
+    values, or recurrent states; `flops` are a token's, forward, the head among them; `seconds` are those of all
+    trainings and their scores together."""
 
     model: str
     overrides: tuple[str, ...]
