@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -25,16 +26,15 @@ def compare(processes, folder, *models, dtype="float32", timeout=500):
     return read_found(processes, folder)
 
 
-def check(found, refused=0):
-    """Hold losses, gradients, their norm and logits to float32's rounding; returns how many models were refused."""
+def check(found):
+    """Hold losses, gradients, their norm and logits to float32's rounding; returns why models were refused."""
     for rank in found:
         for name, each in rank.items():
             if "refused" not in each:
                 assert each["loss"] < 1e-4, (name, each)  # of a sum over tokens
-                loose = 10 if name == "olmo-base" else 1  # one of its values is clipped here, and not there
                 assert each["logits"] < 5e-5, (name, each)
-                assert each["gradient"] < 2e-5 * loose and each["norm"] < 1e-5 * loose, (name, each)
-    assert sum("refused" in each for each in found[0].values()) == refused
+                assert each["gradient"] < 2e-5 and each["norm"] < 1e-5, (name, each)
+    return [each["refused"] for each in found[0].values() if "refused" in each]
 
 
 def test_two_ranks_give_together_what_the_whole_model_gives(tmp_path):
@@ -47,7 +47,7 @@ def test_two_ranks_give_together_what_the_whole_model_gives(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_give_in_float32_what_the_whole_model_gives_to_its_rounding(tmp_path):
-    check(compare(2, tmp_path, *(f"{name}-tiny" for name in TINY)))
+    assert not check(compare(2, tmp_path, *(f"{name}-tiny" for name in TINY)))
 
 
 def list_kinds():
@@ -66,27 +66,36 @@ def list_families():
         yield case.name, config
 
 
+UNSPLIT = {"fourier", "grouped_linear", "span_conv", "transient_global"}
+"""Components that do not say how ranks divide them."""
+
+
+def check_many(models, processes, folder):
+    """Hold models to what the whole ones give, in float64, where what is left is the rounding of norms, routers and
+    states; each that is refused says what does not divide, or what would do. Returns how many were."""
+    (folder / "models.json").write_text(json.dumps(models))
+    told = check(compare(processes, folder, folder / "models.json", dtype="float64", timeout=1500))
+    assert all("divide" in each or "(tp=1, or " in each for each in told)
+    unsplit = {kind for each in told for kind in re.findall(r"'(\w+)' does not say how it splits", each)}
+    assert unsplit <= UNSPLIT
+    return len(told)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_ranks_give_what_the_whole_model_gives_for_every_kind_of_the_grammar(processes, tmp_path):
-    (tmp_path / "kinds.json").write_text(json.dumps(list_kinds()))
-    found = compare(processes, tmp_path, tmp_path / "kinds.json", timeout=1500)
-    check(found, sum("refused" in each for each in found[0].values()))
-    assert all("does not divide" in each["refused"] for each in found[0].values() if "refused" in each)
+    models = list_kinds()
+    assert check_many(models, processes, tmp_path) < len(models) / 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_ranks_give_what_the_whole_model_gives_for_every_family(processes, tmp_path):
-    specs = {}
+    models = {}
     for name, config in list_families():
         config.save_pretrained(tmp_path / name)
-        specs[name] = to_dict(load(str(tmp_path / name / "config.json")))
-    (tmp_path / "families.json").write_text(json.dumps(specs))
-    found = compare(processes, tmp_path, tmp_path / "families.json", timeout=1500)
-    check(found, sum("refused" in each for each in found[0].values()))
-    told = [each["refused"] for each in found[0].values() if "refused" in each]
-    assert len(told) < len(specs) / 4 and all("divide" in each or "(tp=1, or rmsnorm)" in each for each in told)
+        models[name] = to_dict(load(str(tmp_path / name / "config.json")))
+    assert check_many(models, processes, tmp_path) < len(models) / 4
 
 
 @pytest.mark.parametrize("name", ["llama-tiny", "qwen3-next-tiny", "t5-tiny"])
