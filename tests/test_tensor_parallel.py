@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from forks import read_found, run_ranks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.compose import load
@@ -126,6 +126,7 @@ def draw_cuts(draw):
     return Cut(draw(st.integers(0, 2)), tuple(draw_segment() for _ in range(draw(st.integers(1, 3)))), ranks)
 
 
+@settings(deadline=None)
 @given(draw_cuts())
 def test_the_parts_of_all_ranks_join_to_the_whole(cut):
     shape = [3, 4, 5]
