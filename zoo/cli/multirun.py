@@ -230,12 +230,14 @@ EXPENDABLE = ("params", "peak memory", "seconds")
 """Columns that a narrow screen goes without, the first first."""
 
 
-def _print_rows(folder: Path, rows: list[list[str]]) -> None:
+def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
+    """Print as many columns as fit the screen, and return the rows as they stand there."""
     from zoo import report
 
     header, rows = report.fit_columns(HEADER, rows, EXPENDABLE)
     numbers = [at for at, name in enumerate(header) if name in HEADER[2:6]]
     report.print_tables(report.make_table(str(folder), header, rows, right=numbers))
+    return rows
 
 
 def _print_results(
@@ -249,8 +251,8 @@ def _print_results(
         [job.name, overrides, *_figures(result, noted.get(job.name, {}).get("predicted", {}))]
         for job, overrides, result in named
     ]
-    _print_rows(folder, rows)
-    if any("×" in cell for row in rows for cell in row):
+    shown = _print_rows(folder, rows)
+    if any("×" in cell for row in shown for cell in row):
         print("× what was predicted")
     for job, result in zip(jobs, found, strict=True):
         if "error" in result:
