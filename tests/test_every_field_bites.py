@@ -52,6 +52,7 @@ AGREE = {
     "layer_input 'gated'.width": "that of embedding.per_layer",
     **{f"block '{kind}'.layer_input": "one kind, where there is embedding.per_layer" for kind in ("sandwich", "altup")},
     "indexer 'shared'.top_k": "that of the layer that chooses",
+    "compressor 'overlapping'.rate": "that of the indexer's compressor",
 }
 """Fields whose every other value is refused, as something else says what they must be."""
 
