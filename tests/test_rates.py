@@ -75,8 +75,6 @@ def train_by_formula(self: LaunchPlan, folder: Path, jobs: list) -> None:
 def test_each_arm_gets_the_same_search_and_its_seeds_run_at_its_best(here: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(LaunchPlan, "launch", train_by_formula)
     asked = ["train", "-m", *TINY, SWEEP, "attention=gqa,mqa", "seed=0,1", "optim.lr=1e-3", "--search-lr"]
-    assert run([*asked, "--plan", "--no-measure"]) == 0
-    assert "the search of learning rates adds 6 to 8 runs of each arm" in capsys.readouterr().out
     assert run(asked) == 0
     out = capsys.readouterr().out
     written = json.loads(Path("sweep/sweep.json").read_text())
@@ -106,6 +104,8 @@ def test_a_rate_that_the_sweep_varies_is_not_searched(here: Path, refused) -> No
 @pytest.mark.slow
 def test_runs_of_a_search_are_no_arms(here: Path, capsys) -> None:
     asked = ["train", "-m", *TINY, SWEEP, "attention=gqa,mqa", "seed=0,1", "skip_nonfinite=0", "optim.lr=1e-2"]
+    assert run([*asked, "--search-lr", "--plan", "--no-measure"]) == 0
+    assert "the search of learning rates adds 6 to 8 runs of each arm" in capsys.readouterr().out
     assert run([*asked, "--search-lr"]) == 0
     written = json.loads(Path("sweep/sweep.json").read_text())
     for name, each in written["search"].items():

@@ -64,8 +64,7 @@ def test_jobs_that_train_the_same_have_one_name_however_they_are_written(here: P
 
 
 def test_jobs_that_train_anything_else_have_names_of_their_own(here: Path) -> None:
-    others = ["seed=1", "optim.lr=3e-3", "optim=lion", "model.n_layers=2", "model.d_ff=64", "attention=mqa", "steps=3"]
-    others += ["data.max_bytes=1000", "clip=null", "precision=bf16", "schedule=linear"]
+    others = ["seed=1", "optim.lr=3e-3", "model.d_ff=64", "attention=mqa", "data.max_bytes=1000", "dropout={ffn:0.1}"]
     made = [each for word in ("seed=0", *others) for each in points(word)]
     assert len({each.name for each in made}) == len(made)
 
@@ -82,25 +81,22 @@ def test_a_range_of_seeds_crosses_with_axes(here: Path) -> None:
 
 
 def test_a_sweep_that_is_widened_runs_what_is_new(here: Path, capsys) -> None:
-    assert run(["train", "-m", *TINY, SWEEP, "attention=gqa,mqa", "optim.lr=1e-3,0.001"]) == 0
+    assert run(["train", "-m", *TINY, SWEEP, "attention=gqa", "optim.lr=1e-3,0.001"]) == 0
     first = {each: (each / "result.json").stat().st_mtime_ns for each in list_job_folders(Path("sweep"))}
     said = capsys.readouterr()
-    same = "2 points are the same run as another, and run once: attention=gqa; attention=mqa\n"
-    assert len(first) == 2 and said.err.startswith(same)
+    assert len(first) == 1 and said.err.startswith("1 point is the same run as another, and run once: ")
     (Path("sweep") / "0a0a0a0a0a").mkdir()  # of another sweep: it is left alone
-    assert run(["train", "-m", *TINY, SWEEP, "attention=gqa,mqa,mha", "optim.lr=1e-3", "seed=range(2)"]) == 0
+    assert run(["train", "-m", *TINY, SWEEP, "attention=gqa,mqa", "optim.lr=1e-3", "seed=range(2)"]) == 0
     said = capsys.readouterr()
-    assert "sweep: of 6 jobs, 2 done, 4 to start" in said.err
-    assert said.out.count(" done") == 6
+    assert "sweep: of 4 jobs, 1 done, 3 to start" in said.err
+    assert said.out.count(" done") == 4
     assert {each: (each / "result.json").stat().st_mtime_ns for each in first} == first
     jobs = read_jobs()
     assert [(job["arm"], job["seed"]) for job in jobs.values()] == [
         ("attention=gqa", 0),
-        ("attention=mqa", 0),
         ("attention=gqa", 1),
+        ("attention=mqa", 0),
         ("attention=mqa", 1),
-        ("attention=mha", 0),
-        ("attention=mha", 1),
     ]
     assert list(next(iter(jobs.values()))["overrides"]) == [*TINY, "attention=gqa", "optim.lr=0.001"]
     assert not list((Path("sweep") / "0a0a0a0a0a").iterdir())
@@ -108,6 +104,7 @@ def test_a_sweep_that_is_widened_runs_what_is_new(here: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["baseline"] == "attention=gqa"
 
 
+@pytest.mark.slow
 def test_a_job_that_failed_runs_again_and_one_that_lost_its_outcome_goes_on(here: Path, capsys) -> None:
     asked = ["train", "-m", *TINY, SWEEP, "optim.lr=1e-3,1e30", "steps=3", "skip_nonfinite=0"]
     assert run(asked) == 1
@@ -131,12 +128,24 @@ def test_a_sweep_needs_a_folder_of_its_own_and_names_its_jobs(here: Path, refuse
     assert line == "hydra.sweep.subdir: is not read, jobs are named by the hash of their config (leave it out)"
 
 
-def test_a_plan_prices_what_runs_then_cost_and_leaves_no_trace(here: Path, capsys) -> None:
+def test_a_plan_lists_arms_and_what_is_refused_and_leaves_no_trace(here: Path, capsys) -> None:
+    points = ["attention=gqa,mqa,nope", "optim.lr=1e-2,0.01", "seed=0,1"]
+    asked = ["train", "-m", *TINY, SWEEP, *points, "--plan", "--no-measure", "--sigma", "0.5"]
+    assert run(asked) == 0
+    out = capsys.readouterr().out
+    assert [each.name for each in here.iterdir()] == ["text.txt"]
+    assert re.search(r"attention=mqa +2 +[\d.]+ K +[\d.]+ M +[\d.]+ MB\s", out) and "a step" not in out
+    assert "4 points are the same run as another, and run once: attention=gqa seed=0;" in " ".join(out.split())
+    assert "refused: attention=nope seed=0 and 1 more: attention: no option 'nope'" in " ".join(out.split())
+    assert "2 seeds tell a difference of 11.55 σ, 5.77" in out and "Holm" not in out
+
+
+@pytest.mark.slow
+def test_a_plan_prices_what_runs_then_cost(here: Path, capsys) -> None:
     shared = ["train", "-m", *TINY, SWEEP, "optim=muon", "seed=0,1"]
     asked = [*shared, "attention=gqa,mqa,nope", "model.d_ff=256,30000000000", "optim.lr=1e-2,0.01"]
     assert run([*asked, "--plan", "--json", "--sigma", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [each.name for each in here.iterdir()] == ["text.txt"]
     assert [(each["arm"], each["seeds"]) for each in found["arms"]] == [
         ("attention=gqa", [0, 1]),
         ("attention=mqa", [0, 1]),
