@@ -113,6 +113,8 @@ def test_runs_of_a_search_are_no_arms(here: Path, capsys) -> None:
         assert each["val_loss"] == min(losses), name
     capsys.readouterr()
     assert run(["report", "sweep", "--json"]) == 0
-    arms = json.loads(capsys.readouterr().out)["arms"]
+    reported = json.loads(capsys.readouterr().out)
+    arms = reported["arms"]
+    assert reported["search"] == written["search"]
     assert [list(arm["val_loss"]) for arm in arms] == [["0", "1"]] * 2
     assert len(list_job_folders(Path("sweep"))) > 10

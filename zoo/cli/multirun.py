@@ -182,6 +182,7 @@ def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook) -> list[Job]
     """Search the learning rate of each arm, note and print what was found, and return the jobs at the best rates."""
     from zoo import report
     from zoo.jobs.rates import search_rates
+    from zoo.report import rates
 
     def launch(jobs: Sequence[Job]) -> None:
         _launch(plan, sweep, jobs, outlook, search=True)
@@ -190,24 +191,9 @@ def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook) -> list[Job]
     found = {name: search.to_dict() for name, search in searches.items()}
     sweep.content["search"] = found
     sweep.write()
-    rows = [
-        [name, f"{each['best']:g}", f"{each['val_loss']:.4f}", _describe_window(each), _describe_edge(each)]
-        for name, each in found.items()
-    ]
-    header = ("arm", "best lr", "val loss", "window", "grid")
-    report.print_tables(report.make_table("Learning rates", header, rows, right=(1, 2)))
-    print("window: decades of rates whose loss is within 1 % of the best")
+    report.print_tables(report.make_table("Learning rates", rates.HEADER, rates.list_rows(found), right=(1, 2)))
+    print(rates.NOTE)
     return jobs
-
-
-def _describe_window(found: Mapping[str, Any]) -> str:
-    return f"{'≥ ' if found['open'] else ''}{found['window']:.2f} decades"
-
-
-def _describe_edge(found: Mapping[str, Any]) -> str:
-    """Say where the best rate lies among those tried."""
-    tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
-    return f"{tried}; the best is on the edge" if found["edge"] else tried
 
 
 def _run_sampled(plan: LaunchPlan, folder: Path) -> None:

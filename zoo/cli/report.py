@@ -63,6 +63,7 @@ def run(
 
 def _print(made: Report, shown: Shown) -> None:
     from zoo import report
+    from zoo.report import rates
     from zoo.report.verdicts import COSTS, FORECASTS, HEADER, SPEEDUPS, VALUES
 
     header = [each.format(metric=made.metric) for each in HEADER]
@@ -72,7 +73,7 @@ def _print(made: Report, shown: Shown) -> None:
         print(report.format_csv(VALUES, made.values()))
     elif shown is Shown.md:
         parts = [(header, made.rows()), (COSTS, made.cost_rows()), (SPEEDUPS, made.speedup_rows())]
-        parts.append((FORECASTS, made.forecast_rows()))
+        parts += [(rates.HEADER, rates.list_rows(made.searches())), (FORECASTS, made.forecast_rows())]
         print("\n".join(report.format_markdown(names, rows) for names, rows in parts if rows))
         print("\n".join(f"- {each}" for each in made.hints()))
     else:
@@ -80,6 +81,8 @@ def _print(made: Report, shown: Shown) -> None:
         tables.append(report.make_table("What they cost", COSTS, made.cost_rows(), right=range(1, 6)))
         if rows := made.speedup_rows():
             tables.append(report.make_table("Effective speedup", SPEEDUPS, rows, right=range(1, 4)))
+        if rows := rates.list_rows(made.searches()):
+            tables.append(report.make_table("Learning rates", rates.HEADER, rows, right=(1, 2)))
         if rows := made.forecast_rows():
             tables.append(report.make_table("Predicted, and measured", FORECASTS, rows, right=range(1, 7)))
         report.print_tables(*tables)

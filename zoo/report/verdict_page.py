@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.disk import write_text
 from zoo.errors import ConfigError
+from zoo.report import rates
 from zoo.report.arms import Arm
 from zoo.report.page import STYLE, read_environments
 from zoo.report.plot import format_svg
@@ -60,6 +61,7 @@ def list_tables(report: Report) -> list[tuple[str, Sequence[str], Sequence[Seque
         ("Verdicts", [each.format(metric=report.metric) for each in HEADER], report.rows()),
         ("What they cost", COSTS, report.cost_rows()),
         ("Effective speedup", SPEEDUPS, report.speedup_rows()),
+        ("Learning rates, searched for each arm", rates.HEADER, rates.list_rows(report.searches())),
         ("Predicted before the sweep, and measured", FORECASTS, report.forecast_rows()),
     ]
     return [(title, header, rows) for title, header, rows in tables if rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,6 +19,10 @@ VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "not told apart": "
 TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 
 
+Curve = tuple[list[float], list[float], list[float], list[float]]
+"""Tokens, and the lowest, mean and highest value at each."""
+
+
 def draw_report(report: Report, file: Path) -> None:
     """Draw a report into a .png or .svg file. Raises ConfigError for other endings, and too many arms."""
     check_picture(file, len(report.arms))
@@ -28,24 +34,29 @@ def make_figure(report: Report) -> Any:
     """Make one figure: the differences, the curves, and a panel for each cost in which the arms differ."""
     from matplotlib.figure import Figure
 
-    fronts = report.fronts()
-    panels = 2 + len(fronts)
+    draws: list[Callable[[Any], None]] = [partial(_draw_differences, report=report)]
+    colors = dict(zip((each.name for each in report.arms), list_colors(len(report.arms)), strict=True))
+    curves = {arm.name: collect_curve(arm, report.metric) for arm in report.arms}
+    if any(len(at) > 1 for at, *_ in curves.values()):
+        draws.append(partial(_draw_curves, metric=report.metric, curves=curves, colors=colors))
+    draws += [
+        partial(_draw_front, report=report, cost=cost, front=front, colors=colors)
+        for cost, front in report.fronts().items()
+    ]
+    panels = len(draws)
     wide = min(panels, 3)
     deep = -(-panels // wide)
     tall = max(3.6, 1.6 + 0.32 * len(report.arms))
     figure = Figure(figsize=(5.2 * wide, tall * deep + 0.25 * len(report.arms) / wide), dpi=120, layout="constrained")
     grid = figure.subplots(deep, wide, squeeze=False).flatten()
-    colors = dict(zip((each.name for each in report.arms), list_colors(len(report.arms)), strict=True))
-    _draw_differences(grid[0], report)
-    _draw_curves(grid[1], report, colors)
-    for axes, (cost, front) in zip(grid[2:], fronts.items(), strict=False):
-        _draw_front(axes, report, cost, front, colors)
+    for axes, draw in zip(grid, draws, strict=False):
+        draw(axes)
     for axes in grid[panels:]:
         axes.set_axis_off()
     for axes in grid[:panels]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    handles = [figure.axes[1].plot([], [], "o", color=color)[0] for color in colors.values()]
+    handles = [figure.axes[-1].plot([], [], "o", color=color)[0] for color in colors.values()]
     figure.legend(handles, list(colors), frameon=False, fontsize=8, loc="outside lower center", ncols=wide)
     return figure
 
@@ -66,19 +77,18 @@ def _draw_differences(axes: Any, report: Report) -> None:
     axes.set_title("Difference, 95 % (green better, red worse,\ngrey not told apart)", fontsize=9)
 
 
-def _draw_curves(axes: Any, report: Report, colors: dict[str, Any]) -> None:
+def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
     """Draw each arm's mean curve of the metric over its seeds, and the band between the lowest and the highest."""
-    for arm in report.arms:
-        at, low, middle, high = collect_curve(arm, report.metric)
-        axes.plot(at, middle, ".-", color=colors[arm.name], linewidth=1.2, markersize=4)
-        axes.fill_between(at, low, high, color=colors[arm.name], alpha=0.15, linewidth=0)
+    for name, (at, low, middle, high) in curves.items():
+        axes.plot(at, middle, ".-", color=colors[name], linewidth=1.2, markersize=4)
+        axes.fill_between(at, low, high, color=colors[name], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("tokens seen", fontsize=8)
-    axes.set_title(f"{report.metric} over training (mean, lowest and highest)", fontsize=9)
+    axes.set_title(f"{metric} over training (mean, lowest and highest)", fontsize=9)
 
 
-def collect_curve(arm: Arm, metric: str) -> tuple[list[float], list[float], list[float], list[float]]:
+def collect_curve(arm: Arm, metric: str) -> Curve:
     """The tokens at which all runs of an arm measured, with the lowest, mean and highest value there."""
     curves = [dict(zip(*read_curve(run.points(), metric), strict=True)) for run in arm.runs.values()]
     at = sorted(set.intersection(*(set(each) for each in curves)))
@@ -86,7 +96,7 @@ def collect_curve(arm: Arm, metric: str) -> tuple[list[float], list[float], list
     return at, [min(each) for each in values], [mean(each) for each in values], [max(each) for each in values]
 
 
-def _draw_front(axes: Any, report: Report, cost: str, front: list[str], colors: dict[str, Any]) -> None:
+def _draw_front(axes: Any, report: Report, cost: str, front: list[str], colors: Mapping[str, Any]) -> None:
     """Draw the arms' mean metric with its 95 % interval against a cost; those on the Pareto front are ringed."""
     for arm in report.arms:
         values = list(arm.values(report.metric).values())

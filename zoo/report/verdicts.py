@@ -12,6 +12,7 @@ from zoo.analysis.speedup import Decay, Speedup, find_speedup
 from zoo.analysis.verdict import Comparison, compare_arms, find_front
 from zoo.errors import ConfigError
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
+from zoo.report.rates import read_searches
 from zoo.report.units import format_count, format_si
 
 NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "cache of a row"}
@@ -138,7 +139,13 @@ class Report:
                 own |= {**vars(self.found[each.name]), "unmatched": self.unmatched(each)}
                 own |= {"speedup": {name: vars(factor) for name, factor in self.speedups(each).items()}}
             arms.append(own)
-        return {"baseline": self.baseline.name, "metric": self.metric, "arms": arms, "pareto": self.fronts()}
+        return {
+            "baseline": self.baseline.name,
+            "metric": self.metric,
+            "arms": arms,
+            "pareto": self.fronts(),
+            "search": self.searches(),
+        }
 
     def values(self) -> list[list[Any]]:
         """A row of exact values for each arm, the baseline first: those of `VALUES`."""
@@ -200,6 +207,10 @@ class Report:
             cells = [_format_forecast(name, *own[name]) if name in own else ["", "", ""] for name in FORECAST]
             rows.append([arm.name, *(text for each in cells for text in each)])
         return rows if any(any(row[1:]) for row in rows) else []
+
+    def searches(self) -> dict[str, dict[str, Any]]:
+        """What the searches of the learning rate found, by arm, where a sweep made some."""
+        return read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
 
     def speedup_rows(self) -> list[list[str]]:
         """The effective speedup of each arm, in every currency that training spends; none without a law."""

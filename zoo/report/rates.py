@@ -1,0 +1,39 @@
+"""What a sweep's searches of the learning rate found, arm by arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo import runs
+
+HEADER = ("arm", "best lr", "val loss", "window", "grid")
+NOTE = "window: decades of rates whose loss is within 1 % of the best"
+
+
+def read_searches(sweeps: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Read the searches of sweeps by arm; none where no rate was searched."""
+    return {
+        name: found
+        for folder in sweeps
+        for name, found in runs.read_result(folder / runs.SWEEP).get("search", {}).items()
+    }
+
+
+def list_rows(searches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each arm: its best rate, the loss there, how wide the window is, and what was tried."""
+    return [
+        [name, f"{each['best']:g}", f"{each['val_loss']:.4f}", _describe_window(each), _describe_edge(each)]
+        for name, each in searches.items()
+    ]
+
+
+def _describe_window(found: Mapping[str, Any]) -> str:
+    return f"{'≥ ' if found['open'] else ''}{found['window']:.2f} decades"
+
+
+def _describe_edge(found: Mapping[str, Any]) -> str:
+    """Say where the best rate lies among those tried."""
+    tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
+    return f"{tried}; the best is on the edge" if found["edge"] else tried
