@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.lazy import F, torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.attention.indexer import Indexer
+from zoo.model.attention.indexer import Indexer, check_tokens_chosen
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
@@ -159,6 +159,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         for name in ("window", "chunk", "kv_from"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} beside an indexer, which chooses among all keys of this layer (one of them)")
+        check_tokens_chosen(self.indexer)
         self.indexer.check(self.position, self.head_dim, self.n_heads)
 
     def check_cross(self) -> None:

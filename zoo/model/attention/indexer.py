@@ -83,6 +83,12 @@ def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -
     return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
 
 
+def check_tokens_chosen(indexer: Indexer) -> None:
+    """Raises ValueError for an indexer that chooses among entries, where attention has none."""
+    if isinstance(indexer, EntryIndexer):
+        raise ValueError(f"indexer: '{indexer.kind}' chooses among entries, not tokens (lightning, or attention: csa)")
+
+
 def check_rotation(indexer: Lightning | Blocks | EntryIndexer, position: Position, width: int) -> None:
     """Raises ValueError where an indexer's heads cannot be rotated as attention's."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):

@@ -13,7 +13,7 @@ from zoo.kernels.base import Ask
 from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.attention.indexer import Indexer
+from zoo.model.attention.indexer import Indexer, check_tokens_chosen
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
@@ -82,6 +82,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         if self.gate_over != "head" and not self.output_gate:
             raise ValueError("gate_over says what the output gate is of, and there is none (give `output_gate: true`)")
         if self.indexer is not None:
+            check_tokens_chosen(self.indexer)
             self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
 
     @property
