@@ -40,8 +40,8 @@ class LayerCache:
             where.store(pool, joined)
             return joined
         if where.in_place:
-            keys = where.load(pool)
-            keys.narrow(1, keys.shape[1] - new.shape[1], new.shape[1]).copy_(new)
+            keys, count = where.load(pool), new.shape[1] if where.kept is None else where.kept
+            keys.narrow(1, keys.shape[1] - count, count).copy_(new[:, :count])
         else:
             where.store(pool, new)
             keys = where.whole(pool) if where.ragged else where.load(pool)
@@ -254,7 +254,10 @@ class Cache:
             taken.extend(range(place * columns, place * columns + len(ended)))
             reads.append(row.runs(number, 0, stop))
         where = Where(reads, ragged=not self.alike)
-        if not where.ragged and not _strided(reads):
+        if not where.ragged and _strided(reads):
+            where.in_place, where.kept = True, len(slots) // len(self.rows)
+            return where
+        if not where.ragged:
             where.ragged = self._reads_apart(group)
             where.index = None if where.ragged else self._slots(reads)
         if slots:

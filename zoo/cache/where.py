@@ -22,6 +22,7 @@ class Where:
     write: Any = None
     taken: Any = None
     in_place: bool = False
+    kept: int | None = None  # in place: so many of each row's new tokens stay, the first ones; None: all
     joins: bool = False
     ragged: bool = False
     index: Any = None  # [B, S] of the slots to read, where rows have no common stride
