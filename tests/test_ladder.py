@@ -83,6 +83,7 @@ def test_weights_at_each_decays_end_are_trained_on_the_multiple(goes_back, decay
         assert trained * 1024 == pytest.approx(multiple * 20 * 50_000, abs=512)
 
 
+@pytest.mark.slow
 def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained(asked, tmp_path, monkeypatch, capsys):
     from zoo.ladder import climbing as module
 

@@ -178,6 +178,7 @@ def test_recipes_are_listed_and_shown(capsys):
     assert "A gated feed-forward" in said and "1.942 − 1.983" in said
 
 
+@pytest.mark.slow
 def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
     write(
         here,

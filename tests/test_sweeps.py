@@ -80,6 +80,7 @@ def test_a_range_of_seeds_crosses_with_axes(here: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_widened_runs_what_is_new(here: Path, capsys) -> None:
     assert run(["train", "-m", *TINY, SWEEP, "attention=gqa", "optim.lr=1e-3,0.001"]) == 0
     first = {each: (each / "result.json").stat().st_mtime_ns for each in list_job_folders(Path("sweep"))}
