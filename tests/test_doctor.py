@@ -224,6 +224,7 @@ def test_the_table_fits_120_columns_and_every_cell_stands_in_it(capsys, monkeypa
             assert " ".join(line.split()) == " ".join([feature.name, *cells])
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_missing_and_where_it_comes_from(capsys, monkeypatch):
     monkeypatch.setattr("zoo.kernels.table.describe_here", lambda: Machine("cuda", (9, 0), frozenset({"compiler"})))
     assert run(["doctor"]) == 0

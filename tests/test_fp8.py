@@ -442,6 +442,7 @@ def test_rowwise_weights_must_be_bfloat16(able, monkeypatch):
 
 
 @needs_torchao
+@pytest.mark.slow
 def test_a_checkpoint_writes_text_with_weights_in_float8_and_says_so_alone(tmp_path):
     small = ["vocab_size=257", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
     store.save_model(zoo.build("llama-tiny", small, device="cpu"), tmp_path / "some", make_byte_tokenizer())

@@ -204,6 +204,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(zoo.runs.find(folder) / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_trains_adapters_alone_and_its_checkpoint_generates_converts_and_starts_others(here, capsys):
     assert run(["train", *SMALL, *MODEL, "steps=2", "hydra.run.dir=first"]) == 0
     lora = ["weights=first", "lora={rank:4,on:[attention,ffn],dropout:0.1}", "save_every=2"]

@@ -73,6 +73,7 @@ def test_input_that_training_refuses_leaves_no_folder(here: Path, capsys) -> Non
     assert [path.name for path in here.iterdir()] == ["text.txt"]
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_lose_the_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = ["model=gpt-tiny,llama-tiny", "optim.lr=1e-3,1e30"]
     assert run(["train", "-m", *TINY, *jobs, "steps=3", "skip_nonfinite=0"]) == 1
