@@ -12,17 +12,17 @@ from zoo.report.arms import CURRENCIES
 from zoo.report.tables import make_table
 from zoo.report.verdicts import COSTS, format_cost, format_p, format_spread
 
-LIST = ("recipe", "claim", "effect", "holds", "machine", "date")
+LIST = ("recipe", "claim", "effect", "holds", "date")
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
 def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | None]) -> Any:
-    """A row for each recipe: its claim, the first effect with its interval, how many expectations hold, where, when."""
+    """A row for each recipe: its claim, the first effect with its interval, how many expectations hold, when."""
     rows = []
     for name, each in recipes.items():
         outcome = outcomes[name]
         if outcome is None:
-            rows.append([name, each.claim, "", "not run", "", ""])
+            rows.append([name, each.claim, "", "not run", ""])
             continue
         stale = "" if outcome.key == each.key() else ", of an older recipe"
         rows.append(
@@ -31,7 +31,6 @@ def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | No
                 each.claim,
                 describe_effect(outcome.findings[0]),
                 f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}{stale}",
-                outcome.machine.partition(";")[0],
                 outcome.date,
             ]
         )
