@@ -139,6 +139,11 @@ def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa
     write(here, short=stricter)
     assert run(asked) == 1, "the losses are above 0.1"
     assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}, "nothing ran again"
+    write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]}, short=stricter)
+    assert run(asked) == 1
+    again = Outcome.read(folder / "verdict.json")
+    assert again.costs["three"]["params"] > outcome.costs["three"]["params"], "runs of the older recipe are not taken"
+    assert again.values["val_loss"]["two"] == outcome.values["val_loss"]["two"]
 
 
 def test_a_recipe_says_what_is_wrong_with_it(here, refused):  # noqa: F811

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zoo.disk import write_text
@@ -13,7 +13,7 @@ from zoo.experiments.judging import Ran
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Measure, Recipe, list_overrides
 from zoo.report.arms import Arm
-from zoo.report.history import RunRecord, find_runs
+from zoo.report.history import RunRecord
 from zoo.report.page import read_environments
 
 MEASURED = "measured.json"
@@ -22,25 +22,23 @@ MEASURED = "measured.json"
 
 def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
     """Train what the folder does not have yet, and collect all. Raises ConfigError for a run that is not done."""
-    run_arms(recipe, folder, short_form)
-    arms = collect_arms(recipe, folder, short_form)
+    arms = collect_arms(run_arms(recipe, folder, short_form))
     seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
     costs = {each.name: each.costs for each in arms}
     return Ran(collect_values(recipe, arms, short_form), costs, seconds, describe_machine(arms)), arms
 
 
-def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
-    """Train what the folder does not have yet."""
+def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> dict[str, list[Path]]:
+    """Train what the folder does not have yet. Gives the folders of each arm's runs, which are named by their configs:
+    those of a recipe that was another are not among them."""
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.plan import plan_launch
     from zoo.jobs.sweep import Sweep, drop_duplicates
 
     check_matched(recipe)
-    seeds = recipe.form(short_form).seeds
+    seeds, found = recipe.form(short_form).seeds, {}
     for name in recipe.arms:
         own_folder = find_folder(folder, name)
-        if len(_done(own_folder)) == seeds:
-            continue
         asked = [*list_overrides(recipe, name, short_form), f"seed={','.join(map(str, range(seeds)))}"]
         asked.append(f"hydra.sweep.dir='{own_folder}'")
         with plan_launch(asked, config=recipe.config_file(), sweeps=True) as plan, plan.hold_folder() as own:
@@ -50,7 +48,10 @@ def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> None:
             sweep.begin(plan.overrides)
             forecaster = Forecaster(measure=False)
             sweep.add(jobs, {each.name: forecaster.forecast(each.planned).to_dict(each.planned) for each in jobs})
-            plan.launch(own, missing)
+            if missing:
+                plan.launch(own, missing)
+            found[name] = [own / each.name for each in jobs]
+    return found
 
 
 def find_folder(folder: Path, arm: str) -> Path:
@@ -58,16 +59,13 @@ def find_folder(folder: Path, arm: str) -> Path:
     return folder / re.sub(r"[^\w.-]+", "-", arm)
 
 
-def collect_arms(recipe: Recipe, folder: Path, short_form: bool) -> list[Arm]:
-    """The arms as they ran, by name. Raises ConfigError for runs that are not done."""
-    seeds, faults, arms = recipe.form(short_form).seeds, [], []
-    for name in recipe.arms:
-        runs = _done(find_folder(folder, name))
-        if len(runs) < seeds:
-            faults.append(
-                f"{find_folder(folder, name)}: has {len(runs)} runs that are done, of {seeds} (run the recipe again)"
-            )
-        arms.append(Arm(name, dict(sorted(runs.items()))))
+def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
+    """The arms as they ran, by the folders of their runs. Raises ConfigError for runs that are not done."""
+    arms, faults = [], []
+    for name, own in folders.items():
+        runs = [RunRecord(each) for each in own]
+        faults += [f"{each.folder}: is {each.status} (run the recipe again)" for each in runs if each.status != "done"]
+        arms.append(Arm(name, {int(each.config.get("seed", 0)): each for each in runs if each.status == "done"}))
     if faults:
         raise ConfigError(*faults)
     return arms
@@ -105,8 +103,3 @@ def describe_machine(arms: Sequence[Arm]) -> str:
     for each in read_environments(next(iter(arms[0].runs.values())).folder):
         return f"{each.get('processor')}; {each.get('threads')}; torch {each.get('torch')}"
     return "unknown"
-
-
-def _done(folder: Path) -> dict[int, RunRecord]:
-    found = find_runs(folder) if folder.is_dir() else []
-    return {int(each.config.get("seed", 0)): each for each in found if each.status == "done"}
