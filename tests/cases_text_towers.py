@@ -186,6 +186,20 @@ OTHERS = [
         **mrope(2, 4, 2),
     ),
 ]
+MOLMO = {**WIDE, "additional_vocab_size": 9, "num_hidden_layers": 3}
+MOLMOS = [
+    case("molmo2_text", "Molmo2TextConfig", base=MOLMO, attention_bias=True, rope_parameters=YARN),
+    case(
+        "molmo2_text-olmo",
+        "Molmo2TextConfig",
+        base={**MOLMO, "additional_vocab_size": 4},
+        qk_norm_type="olmo",
+        norm_after=True,
+        rope_scaling_layers=[0, 2],
+        rope_parameters=YARN,
+    ),
+    case("molmo2_text-mixed", "Molmo2TextConfig", base=MOLMO, rope_scaling_layers=[1], rope_parameters=LINEAR),
+]
 COMPASS = {**SMALL, "num_hidden_layers": 4, "sliding_window": 5}
 COMPASS |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}
 NEAR = {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]}
@@ -208,4 +222,4 @@ COMPASSES = [
         tie_word_embeddings=False,
     ),
 ]
-CASES = [*QWEN3_5, *QWENS, *GLMS, *OTHERS, *COMPASSES]
+CASES = [*QWEN3_5, *QWENS, *GLMS, *OTHERS, *MOLMOS, *COMPASSES]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import transformers
 from cases_blocks_2026 import EMBEDDER, FEWER, GLIMMER, SPARK
-from cases_experts import QWEN, SMALL
+from cases_experts import QWEN, SMALL, YARN
 from cases_gemma import GEMMA4
 from cases_sparse import M3
 from cases_streams import GLM5, HY4
-from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
+from cases_text_towers import GLM, GLM_MOE, MOLMO, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
 
 import zoo
@@ -30,6 +30,8 @@ SIGHT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "nu
 SIGHT |= {"image_size": 16, "patch_size": 4}
 
 SIGHT_OF_HY4 = {name: value for name, value in SIGHT.items() if name != "image_size"}
+
+SEEN = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 HEARING = {"patch_sizes": [4], "depths": [1], "num_hidden_layers": 1}
 
@@ -278,6 +280,14 @@ WHOLE = [
         {**SIGHT},
         IDS,
         published=("language_model.model.blocks.", "language_model.model.layers."),
+    ),
+    Whole(
+        "molmo2",
+        "Molmo2Config",
+        "Molmo2ForConditionalGeneration",
+        {**MOLMO, "rope_scaling_layers": [0, 2], "rope_parameters": YARN},
+        {**SIGHT, "image_size": [16, 16], "num_key_value_heads": 2, "head_dim": 8},
+        {"adapter_config": {**SEEN, "head_dim": 8, "vision_feature_layer": [0], "text_hidden_size": 32}},
     ),
     Whole(
         "muse_glimmer",

@@ -24,7 +24,7 @@ from zoo.families.multimodal import read_catalogue
 EVERY = pytest.mark.parametrize(
     "case", [pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(case.name)) for case in WHOLE]
 )
-GEMMA, QWEN = (next(case for case in WHOLE if case.name == name) for name in ("gemma3", "qwen2_5_vl"))
+GEMMA, MOLMO, QWEN = (next(case for case in WHOLE if case.name == name) for name in ("gemma3", "molmo2", "qwen2_5_vl"))
 
 
 def ids_of(case: Whole, rows: int = 2, length: int = 24) -> torch.Tensor:
@@ -253,3 +253,21 @@ def test_a_missing_tensor_of_the_text_model_is_named(tmp_path):
     save_file(held, tmp_path / "in" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight is missing"):
         zoo.load(tmp_path / "in")
+
+
+def test_two_tables_of_one_vocabulary_are_read_as_published_and_as_transformers_halves_them(tmp_path):
+    two = pair(MOLMO)
+    base, added = (f"model.transformer.wte.{name}" for name in ("embedding", "new_embedding"))
+    files = tensors(two.folder)
+    table = torch.cat([files[base], files[added]])
+    published = {**files, base: table[:97].clone(), added: table[97:].clone()}
+    assert [len(files[base]), len(files[added]), len(published[added])] == [53, 53, 9]
+    shutil.copytree(two.folder, tmp_path / "in")
+    save_file(published, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    model, ids = zoo.load(tmp_path / "in"), torch.arange(90, 106)[None]  # the last nine are of the second table
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, two.ours(ids).logits)
+        assert_close(model(ids).logits, two.reference(input_ids=ids).logits)
+    zoo.export(model, tmp_path / "out", verify=False)
+    after = tensors(tmp_path / "out")
+    assert after.keys() == published.keys() and all(torch.equal(after[name], published[name]) for name in after)

@@ -29,7 +29,7 @@ class Entry:
     def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
         """Convert their tensors to ours."""
         several = torch.stack if self.stacked else torch.cat
-        whole = [several(list(theirs)) if self.stacked or self.segments else theirs[0]]
+        whole = [several(list(theirs))] if self.stacked or self.segments else list(theirs)
         for step in self.steps:
             whole = step.read(whole, self)
         return whole
@@ -78,6 +78,16 @@ class Rows(TensorStep):
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [torch.cat(tensors, entry.axis)]
+
+
+class Apart(TensorStep):
+    """`apart([n, m])`: the first n rows of ours are one of theirs, the next m another."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [torch.cat(tensors)]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return list(tensors[0].split(self.numbers))
 
 
 class Groups(TensorStep):
@@ -269,3 +279,4 @@ STEPS |= {
     "ones": TrailingOnes,
 }
 STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}
+STEPS |= {"apart": Apart}

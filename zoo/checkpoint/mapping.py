@@ -4,6 +4,7 @@
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
     blocks.#.attention.conv: ~layers.#.q_conv + ~layers.#.v_conv   one of ours, its `segments` apart in theirs
+    embedding.tokens: ~base + ~new | apart(sizes)              one of ours, as many of its rows in each of theirs
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
     embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None where there is no such row
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
@@ -126,7 +127,7 @@ def _entries_for(
                 for each in rule.theirs.split(" + ")
             )
             stacked = "@" in rule.theirs
-            segments = part.segments if len(whole) > 1 else ()
+            segments = getattr(part, "segments", ()) if len(whole) > 1 else ()
             if stacked:
                 whole = tuple(each.replace("@", str(number)) for each in whole for number in range(shape[0]))
             steps = tuple(_make_step(step, number, body.fields) for step, number in rule.steps)

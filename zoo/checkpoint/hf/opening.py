@@ -15,10 +15,12 @@ from zoo.checkpoint.files import Header, Reader, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
-from zoo.errors import did_you_mean
+from zoo.errors import ConfigError, did_you_mean
 from zoo.families import family as families
+from zoo.families.binding import try_evaluate
 from zoo.families.body import Body
 from zoo.families.described import CONFIG, read_body, read_json
+from zoo.families.expression import Expression
 from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
 from zoo.lazy import torch
@@ -105,12 +107,13 @@ def read_presence(family: Family, config: Mapping[str, Any], shapes: Mapping[str
 
 def _is_present(pattern: str, name: str, given: tuple[int, ...], config: Mapping[str, Any]) -> bool:
     """Whether a tensor is one that a row of a family's `present` names: by its name, and by its shape where the row has
-    one, in fields of the config: "*.down_proj [_, moe_intermediate_size, _]"."""
+    one, in expressions over the config: "*.down_proj [_, moe_intermediate_size, _]"."""
     named, _, shape = pattern.partition(" ")
     wanted = [each.strip() for each in shape.strip("[]").split(",")] if shape else ["_"] * len(given)
     if not matches(name, [named]) or len(wanted) != len(given):
         return False
-    return all(each == "_" or config.get(each) == size for each, size in zip(wanted, given, strict=True))
+    sizes = zip(wanted, given, strict=True)
+    return all(each == "_" or size in try_evaluate(Expression(each).tree, config) for each, size in sizes)
 
 
 def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
@@ -202,7 +205,11 @@ def _open_as_stated(
 
 
 def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
-    """Whether the folder has the tensors of the model, by name."""
+    """Whether the folder has the tensors of the model, by name. A class whose model cannot be built has not."""
+    try:
+        source.spec  # noqa: B018
+    except ConfigError:
+        return False
     faults = find_differences(map_tensors(source.spec, source.body), found, source)
     return all("has shape" in fault for fault in faults)
 
