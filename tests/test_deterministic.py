@@ -53,7 +53,7 @@ def draw_requests(vocab, seed, lengths):
 
 
 @pytest.mark.parametrize("stable", [False, True], ids=["one by one", "made ready"])
-@pytest.mark.parametrize("kind", one_in(6, KINDS))
+@pytest.mark.parametrize("kind", one_in(12, KINDS))
 def test_a_request_gets_the_bits_that_it_gets_alone(kind, stable):
     name, *overrides = KINDS[kind]
     model = zoo.build(load(name, overrides), device="cpu").eval()

@@ -36,7 +36,7 @@ def priced(engine: Engine, rows: int) -> int:
 
 
 @pytest.mark.parametrize("tokens", [23, 92])
-@pytest.mark.parametrize("kind", choose(KINDS))
+@pytest.mark.parametrize("kind", choose(KINDS, 2))
 def test_an_engine_allocates_the_bytes_that_are_priced(kind, tokens):
     engine = Engine(make(kind), rows=3, tokens=tokens, source=tokens, reuse=False)
     assert engine.store.nbytes == priced(engine, 3)
@@ -106,7 +106,7 @@ def reuse_twice(kind: str, length: int, interval: int, rows: int) -> None:
     assert not invariants.check_drained(invariants.snapshot(engine))
 
 
-@pytest.mark.parametrize("kind", choose(REUSING))
+@pytest.mark.parametrize("kind", choose(REUSING, 2))
 def test_a_prompt_that_came_before_costs_a_page_and_an_interval_at_most(kind):
     reuse_twice(kind, 88, 32, rows=2)
 

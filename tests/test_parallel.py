@@ -118,9 +118,8 @@ OTHERS = [(0, signal.SIGKILL), (1, signal.SIGTERM), (0, signal.SIGTERM), (0, sig
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize(
-    ("rank", "how"), [(1, signal.SIGKILL), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), *OTHERS])
 def test_a_rank_that_dies_ends_the_run_in_one_line_and_a_signal_stops_all(rank, how, here):  # noqa: F811
     running = start(2, "run")
     wait_for(lambda: (here / "run" / "checkpoints" / "latest").exists() or running.poll() is not None)

@@ -20,6 +20,21 @@ def last_value(row, at, half):
     return row[earlier[-1] + 1]
 
 
+def value_of_parts(row, at):
+    """The next part of the value that the last key had before; parts of values are 8 and more."""
+    pairs, place = [], 0
+    while place <= at:
+        if row[place] == 0:
+            place += 1
+            continue
+        ends = next((end for end in range(place, at + 1) if row[end] >= 8), at + 1)
+        stop = next((end for end in range(ends, at + 1) if row[end] < 8), at + 1)
+        pairs.append((row[place:ends], row[ends:stop]))
+        place = stop
+    *earlier, (key, begun) = pairs
+    return next(value for known, value in earlier if known == key)[len(begun)]
+
+
 def letters_of(row, at):
     """The letters before the go token, in order: the one that comes next."""
     go = list(row).index(1)
@@ -71,6 +86,8 @@ SOLVERS = {
         "mqar": partial(last_value, half=20),
         "overwrite": partial(last_value, half=16),
         "needle": partial(last_value, half=16),
+        "noisy": partial(last_value, half=8),
+        "fuzzy": value_of_parts,
         "select": letters_of,
         "copy": copied,
     },
@@ -150,6 +167,16 @@ def test_fillers_and_queries_are_no_pairs(name):
         later = tokens[:, 2 * keys + (2 * level if name == "overwrite" else 0) :]
         assert (later < probe.vocab // 2).all()  # no value among queries and filler
         assert (np.sort(tokens[asked].reshape(64, keys), 1) == np.sort(tokens[:, : 2 * keys : 2], 1)).all()
+
+
+def test_every_key_that_was_there_before_is_asked_for_and_noise_never():
+    probe = make_probe("noisy", settings={"levels": (50,)})
+    tokens, labels = probe.examples(1, "report", 0, 64, 50)
+    keys, asked = tokens[:, ::2], labels[:, ::2] != IGNORED
+    assert (labels[:, 1::2] == IGNORED).all() and (keys >= 16).mean() == pytest.approx(0.5, abs=0.05)
+    for row, marks in zip(keys, asked, strict=True):
+        seen = [key < 8 and key in row[:at] for at, key in enumerate(row)]
+        assert marks.tolist() == seen
 
 
 def test_gaps_before_a_query_follow_the_power_law():
