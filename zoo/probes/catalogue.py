@@ -11,16 +11,18 @@ from zoo.probes.base import Probe
 from zoo.probes.copying import Copy, Induction, Select
 from zoo.probes.hops import Hops
 from zoo.probes.recall import MQAR, Memorise, Needle, Overwrite
+from zoo.probes.repeating import Fuzzy, Noisy
 from zoo.probes.tracking import Parity, WordS3, WordS5, WordZ6
 
 EVERY: tuple[type[Probe], ...] = (
-    *(MQAR, Overwrite, Needle, Select, Copy, Induction),
+    *(MQAR, Overwrite, Needle, Noisy, Fuzzy, Select, Copy, Induction),
     *(Parity, WordZ6, WordS3, WordS5, Hops, Memorise),
 )
 """All probes, in the order in which a card has them."""
 
-CARD = tuple(each.name for each in EVERY if each not in (WordZ6, WordS5))
-"""The battery of a card unless others are named: of word problems the smallest that does not commute."""
+CARD = tuple(each.name for each in EVERY if each not in (Noisy, Fuzzy, WordZ6, WordS5))
+"""The battery of a card unless others are named: recall by mqar and its kin, and of word problems the smallest that
+does not commute."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, Any] | None = None) -> Probe:

@@ -1,0 +1,139 @@
+# B rows, T tokens, K keys, V vocabulary
+"""Probes of recall whose pairs come again and again: among noise (noisy), with keys of several tokens (fuzzy)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import ConfigError
+from zoo.probes.base import IGNORED, Examples, Probe, draw_mixed, fill
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy(Probe, name="noisy"):
+    """In-context recall among noise (Poli et al., 2024, MAD, the tasks in-context recall and noisy recall).
+
+    Of V tokens the first half are keys and the others values; each row has a map of its own from each key to a value
+    that no other key has. A row is T/2 pairs of a key, drawn at random, and its value; with a chance of the level in
+    per cent a pair is two tokens of a noise vocabulary instead. The answer at a key that was there before is its value.
+    At level 0 it is in-context recall. Chance is 2/V.
+    """
+
+    level_is: ClassVar[str] = "% of noise"
+    small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (0, 20), "steps": 300}
+
+    levels: tuple[int, ...] = (0, 20, 40, 60)
+    context: int = 64
+    vocab: int = 16
+    noise: int = 16
+    steps: int = 500
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        if self.context % 2 or self.context < 4:
+            raise ConfigError(f"noisy.context: is {self.context} (an even number, 4 at least)")
+        if not all(0 <= level < 100 for level in self.levels):
+            raise ConfigError(f"noisy.levels: are {self.levels} (per cent, 0 to 99)")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab + self.noise
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+    def chance(self, level: int) -> float:
+        return 2 / self.vocab
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        if level is None:
+            return draw_mixed(self, rng, rows, self.levels, seed)
+        half, pairs = self.vocab // 2, self.context // 2
+        values = half + rng.random((rows, half)).argsort(1)
+        keys = rng.integers(0, half, (rows, pairs))
+        noisy = rng.random((rows, pairs)) < level / 100
+        noise = rng.integers(self.vocab, self.vocab_size, (rows, pairs, 2))
+        answers = np.take_along_axis(values, keys, 1)
+        made = fill(rows, self.context)
+        made.tokens[:, ::2] = np.where(noisy, noise[:, :, 0], keys)
+        made.tokens[:, 1::2] = np.where(noisy, noise[:, :, 1], answers)
+        # [B, pair, earlier pair]: the same key, and neither of them noise
+        alike = (keys[:, :, None] == keys[:, None, :]) & ~noisy[:, :, None] & ~noisy[:, None, :]
+        known = np.tril(alike, -1).any(2)
+        made.labels[:, ::2] = np.where(known, answers, IGNORED)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuzzy(Probe, name="fuzzy"):
+    """In-context recall of keys and values of several tokens (Poli et al., 2024, MAD, the task fuzzy recall).
+
+    Of V tokens 0 pads, 1 to V/2 − 1 are parts of keys and V/2 to V − 1 parts of values. Each row draws K different
+    keys and a value for each, of 1 to `longest` different parts. Pairs of them, drawn at random, fill the row from its
+    end; padding comes before them. The answers are the parts of a value whose key was there before. The level is the
+    number of parts of every key; training draws one for each key. MAD draws from all keys that there are; here K are
+    drawn first, so that long keys come again. Chance is 2/V.
+    """
+
+    level_is: ClassVar[str] = "tokens a key"
+    small: ClassVar[Mapping[str, Any]] = {"context": 32, "levels": (1, 2), "longest": 2, "keys": 3, "steps": 300}
+
+    levels: tuple[int, ...] = (1, 2, 3)
+    context: int = 64
+    vocab: int = 16
+    keys: int = 6
+    longest: int = 3
+    steps: int = 500
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        parts = self.vocab // 2 - 1
+        if not 1 <= min(self.levels) <= max(self.levels) <= self.longest:
+            raise ConfigError(f"fuzzy.levels: are {self.levels}, and training has keys of 1 to {self.longest} tokens")
+        if self.longest > parts or self.keys > parts:
+            found = f"keys={self.keys}, longest={self.longest}"
+            raise ConfigError(f"fuzzy.vocab: {self.vocab} has {parts} parts of keys, found {found} ({parts} at most)")
+        if self.context < 4 * self.longest:
+            raise ConfigError(f"fuzzy.context: is {self.context} ({4 * self.longest} at least, two pairs)")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+    def chance(self, level: int) -> float:
+        return 2 / self.vocab
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        made = fill(rows, self.context)
+        for row in range(rows):
+            tokens, labels = self._draw_row(rng, level)
+            made.tokens[row, self.context - len(tokens) :] = tokens
+            made.labels[row, self.context - len(tokens) :] = labels
+        return made
+
+    def _draw_row(self, rng: np.random.Generator, level: int | None) -> tuple[list[int], list[int]]:
+        half = self.vocab // 2
+        facts: dict[tuple[int, ...], list[int]] = {}
+        while len(facts) < self.keys:
+            count = level or int(rng.integers(1, self.longest + 1))
+            key = tuple((1 + rng.permutation(half - 1)[:count]).tolist())
+            facts[key] = (half + rng.permutation(half)[: rng.integers(1, self.longest + 1)]).tolist()
+        tokens, labels, seen = [], [], set()
+        for chosen in rng.integers(0, self.keys, self.context).tolist():
+            key, value = list(facts.items())[chosen]
+            if len(tokens) + len(key) + len(value) > self.context:
+                break
+            tokens += [*key, *value]
+            answers = value if key in seen else [IGNORED] * len(value)
+            labels += [*[IGNORED] * (len(key) - 1), *answers, IGNORED]
+            seen.add(key)
+        return tokens, labels
