@@ -242,23 +242,26 @@ def test_a_terminal_shows_arms_by_seeds_as_far_as_their_folders_say(here: Path) 
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system holds no process to cores")
-def test_workers_have_cores_of_their_own(tmp_path: Path) -> None:
+def test_workers_have_cores_and_a_gpu_of_their_own(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from zoo.jobs.pinning import pin_worker\n"
-    code += "print(pin_worker(Path(sys.argv[1]), int(sys.argv[2])), os.sched_getaffinity(0), flush=True); input()"
-    cores = os.sched_getaffinity(0)
+    code += "pin_worker(Path(sys.argv[1]), int(sys.argv[2]))\n"
+    code += "print(sorted(os.sched_getaffinity(0)), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
+    cores = sorted(os.sched_getaffinity(0))
     workers = len(cores)
     command = [sys.executable, "-c", code, str(tmp_path)]
-    begin = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,7"}
+    begin = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     began = [begin([*command, str(workers)]) for _ in range(workers + 1)]
     found = [each.stdout.readline().strip() for each in began]
     for each in began:
         each.communicate("\n")
-    pinned = [line for line in found if not line.startswith("None")]
+    free = f"{cores} 4,7"
+    assert free in found  # of one more than there are cores for
     if workers == 1:
-        assert pinned == []
+        assert set(found) == {free}
         return
-    assert sorted(pinned) == sorted(f"{{{core}}} {{{core}}}" for core in cores)
-    assert [line for line in found if line not in pinned] == [f"None {cores}"]  # one more than there are cores for
+    found.remove(free)
+    assert sorted(found) == sorted(f"[{core}] {(4, 7)[at % 2]}" for at, core in enumerate(cores))
 
 
 def test_joblibs_workers_are_counted_as_joblib_does() -> None:

@@ -18,6 +18,12 @@ class Terminated(KeyboardInterrupt):
     """A run ended after a checkpoint because SIGTERM asked it to, as a scheduler does: nothing failed (exit code 0)."""
 
 
+class Pruned(KeyboardInterrupt):
+    """A run of a search was ended early, as its loss was poor beside those of the others: nothing failed."""
+
+    status = "pruned"
+
+
 class ConfigError(ZooError):
     """The user's input is wrong. Holds every fault found, one line each: `path: what is wrong, what was found (what
     would do)`."""

@@ -27,6 +27,7 @@ class SweepOptions:
     match_by: str | None = None
     baseline: str | None = None
     search_lr: bool = False
+    trials: int | None = None
     sigma: str | None = None
     as_json: bool = False
 
@@ -36,7 +37,7 @@ class SweepOptions:
 
         given = {"plan": self.plan, "measure": self.measure is not None, "sigma": self.sigma, "json": self.as_json}
         given |= {"match": self.match, "match_by": self.match_by, "baseline": self.baseline}
-        given["search_lr"] = self.search_lr
+        given |= {"search_lr": self.search_lr, "trials": self.trials}
         if asked := [name for name, value in given.items() if value]:
             raise ConfigError(*(f"{name}: is an option of a sweep (-m)" for name in asked))
 
@@ -46,6 +47,8 @@ class SweepOptions:
 
         idle = [name for name, value in (("sigma", self.sigma), ("json", self.as_json)) if value and not self.plan]
         of_match = [name for name in ("match_by", "baseline") if getattr(self, name) and not self.match]
+        if self.trials and not self.search_lr:
+            raise ConfigError("trials: are those of a search of learning rates (--search-lr)")
         if of_match:
             raise ConfigError(*(f"{name}: is about what is matched (--match params, say)" for name in of_match))
         if idle:
@@ -97,7 +100,19 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outloo
         if not jobs:
             raise _refuse_all(refused)
     sigma = _read_sigma(options.sigma)
-    return Outlook(jobs, forecaster, dropped, refused, done, sigma, matched, options.search_lr)
+    return Outlook(jobs, forecaster, dropped, refused, done, sigma, matched, _count_searched(options, jobs))
+
+
+def _count_searched(options: SweepOptions, jobs: Sequence[Job]) -> tuple[int, int] | None:
+    """The fewest and the most runs of an arm that a search adds; None without one. The run at the best rate is that of
+    the first seed."""
+    from zoo.jobs.rates import FEWEST, MOST
+    from zoo.jobs.trials import check_trials
+
+    if options.trials is None:
+        return (FEWEST, MOST) if options.search_lr else None
+    check_trials(jobs)
+    return options.trials - 1, options.trials - 1
 
 
 def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[Job], sweep: Sweep) -> Match:
@@ -155,7 +170,7 @@ def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
     if outlook.match is not None:
         print_match(outlook.match)
         sweep.content["match"] = outlook.match.to_dict()
-    jobs = _search_rates(plan, sweep, outlook) if options.search_lr else outlook.jobs
+    jobs = _search_rates(plan, sweep, outlook, options.trials) if options.search_lr else outlook.jobs
     try:
         _launch(plan, sweep, jobs, outlook)
     finally:
@@ -165,12 +180,18 @@ def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
         raise typer.Exit(1)
 
 
-def _launch(plan: LaunchPlan, sweep: Sweep, jobs: Sequence[Job], outlook: Outlook, *, search: bool = False) -> None:
-    """Note jobs in sweep.json, and run those that are not done."""
+def _launch(
+    plan: LaunchPlan,
+    sweep: Sweep,
+    jobs: Sequence[Job],
+    outlook: Outlook,
+    search: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Note jobs in sweep.json, those of a `search` with what it says of them, and run those that are not done."""
     from zoo.cli.watching import watch_jobs
 
-    missing = sweep.find_missing(jobs)
-    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search=search)
+    missing = sweep.find_missing(jobs, search)
+    sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search)
     if line := sweep.describe(jobs, missing):
         _say(line)
     if missing:
@@ -178,16 +199,22 @@ def _launch(plan: LaunchPlan, sweep: Sweep, jobs: Sequence[Job], outlook: Outloo
             plan.launch(sweep.folder, missing)
 
 
-def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook) -> list[Job]:
-    """Search the learning rate of each arm, note and print what was found, and return the jobs at the best rates."""
+def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None) -> list[Job]:
+    """Search the learning rate of each arm, by the grid or by so many trials, note and print what was found, and return
+    the jobs at the best rates."""
     from zoo import report
+    from zoo.jobs.pinning import count_workers
     from zoo.jobs.rates import search_rates
+    from zoo.jobs.trials import Trials
     from zoo.report import rates
 
-    def launch(jobs: Sequence[Job]) -> None:
-        _launch(plan, sweep, jobs, outlook, search=True)
+    def launch(jobs: Sequence[Job], notes: Mapping[str, Mapping[str, Any]]) -> None:
+        _launch(plan, sweep, jobs, outlook, notes)
 
-    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch)
+    def begin(job: Job) -> Trials:
+        return Trials.open(sweep.folder, job, trials or 0, count_workers(plan.jobs[0].cfg.hydra.launcher) or 1)
+
+    jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None)
     found = {name: search.to_dict() for name, search in searches.items()}
     sweep.content["search"] = found
     sweep.write()

@@ -88,20 +88,25 @@ def _plan_lines(outlook: Outlook) -> list[str]:
         left = len(outlook.left)
         takes = f"{format_seconds(outlook.seconds)} one after another: start, steps and evaluations"
         lines.append(f"{left} runs take {takes} (checkpoints, samples and pictures are left out)")
-    if outlook.searches:
-        lines.append(describe_search(outlook))
+    if outlook.search_runs is not None:
+        lines.append(describe_search(outlook, *outlook.search_runs))
     return [*lines, *_power_lines(outlook)]
 
 
-def describe_search(outlook: Outlook) -> str:
+def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
     """Say how many runs the search of learning rates adds."""
-    from zoo.jobs.rates import FEWEST, MOST
     from zoo.report.units import format_seconds
 
-    line = f"the search of learning rates adds {FEWEST} to {MOST} runs of each arm"
+    runs = (
+        f"{most} runs of each arm, the poor ones ended early"
+        if fewest == most
+        else f"{fewest} to {most} runs of each arm"
+    )
+    line = f"the search of learning rates adds {runs}"
     if (each := outlook.search_seconds) is None:
         return line
-    return f"{line}: {format_seconds(FEWEST * each)} to {format_seconds(MOST * each)}"
+    takes = f"{format_seconds(fewest * each)} to {format_seconds(most * each)}"
+    return f"{line}: {format_seconds(most * each)} at most" if fewest == most else f"{line}: {takes}"
 
 
 def _power_lines(outlook: Outlook) -> list[str]:

@@ -71,6 +71,10 @@ def run(
         bool,
         typer.Option("--search-lr", help="With -m: search each arm's learning rate first, alike."),
     ] = False,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=2, help="With --search-lr: so many rates an arm by optuna, poor ones ended early (ASHA)."),
+    ] = None,
     sigma: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +97,7 @@ def run(
 
     overrides, options = (
         overrides or [],
-        SweepOptions(plan, measure, match, match_by, baseline, search_lr, sigma, as_json),
+        SweepOptions(plan, measure, match, match_by, baseline, search_lr, trials, sigma, as_json),
     )
     if resume is not None:
         if multirun or config or cfg or info or resolve or options != SweepOptions():

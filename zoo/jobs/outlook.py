@@ -12,7 +12,6 @@ from zoo.analysis.verdict import LEVEL
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Forecast, Forecaster
 from zoo.jobs.matching import Match
-from zoo.jobs.rates import FEWEST, MOST
 from zoo.jobs.sweep import Job, group_by_arm
 from zoo.report.arms import group_arms
 from zoo.report.history import collect_runs
@@ -31,8 +30,8 @@ class Outlook:
     sigma: float | None = None
     """The deviation of a pair's difference in loss, where it is known."""
     match: Match | None = None
-    searches: bool = False
-    """Whether the learning rate of each arm is searched before its seeds run."""
+    search_runs: tuple[int, int] | None = None
+    """The fewest and the most runs of each arm that a search of its learning rate adds; None without one."""
 
     @property
     def arms(self) -> dict[str, list[Job]]:
@@ -93,7 +92,7 @@ class Outlook:
             "duplicates": [{"overrides": list(each.typed), "job": first.name} for each, first in self.dropped],
             "refused": [{"overrides": name, "faults": list(why)} for name, why in self.refused.items()],
             "seconds": self.seconds,
-            **({"search_runs": [FEWEST, MOST], "search_seconds": self.search_seconds} if self.searches else {}),
+            **({"search_runs": self.search_runs, "search_seconds": self.search_seconds} if self.search_runs else {}),
             "power": {
                 "seeds": self.seeds,
                 "smallest_effect": self.smallest_effect(),

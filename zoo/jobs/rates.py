@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo import runs
 from zoo.errors import ConfigError, ZooError
-from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import Job, Sweep, find_key, group_by_arm
+
+if TYPE_CHECKING:
+    from zoo.jobs.plan import LaunchPlan
 
 KEY = "optim.lr"
 
@@ -39,12 +41,12 @@ class Search:
     """The search of one arm, by ask and tell. Rates are quarter decades from the first one's."""
 
     start: float
-    losses: dict[int, float] = field(default_factory=dict)
+    losses: dict[float, float] = field(default_factory=dict)
     """By quarter decade; infinite where a run failed."""
     extended: bool = False
     refined: bool = False
 
-    def ask(self) -> list[int]:
+    def ask(self) -> Sequence[float]:
         """The quarter decades to try next; none where the search is over."""
         if not self.losses:
             return list(GRID)
@@ -58,16 +60,20 @@ class Search:
         self.refined = True
         return [each for each in (best - 1, best + 1) if each not in self.losses]
 
-    def tell(self, quarter: int, loss: float | None) -> None:
-        """Note the loss of a rate; None where its run has none."""
+    def tell(self, quarter: float, loss: float | None, status: str | None = None) -> None:
+        """Note the loss of a rate; None where its run has none, as it ended so."""
         self.losses[quarter] = loss if loss is not None and math.isfinite(loss) else math.inf
 
-    def rate(self, quarter: int) -> str:
+    def note(self, quarter: float) -> dict[str, Any]:
+        """What the sweep's record says of a rate's job beside that it is one of a search."""
+        return {}
+
+    def rate(self, quarter: float) -> str:
         """The rate so many quarter decades from the start, as an override has it."""
         return f"{self.start * 10 ** (quarter / 4):.3g}"
 
     @property
-    def best(self) -> int | None:
+    def best(self) -> float | None:
         """The quarter decade of the lowest loss; None where every run failed."""
         best = min(self.losses, key=lambda each: self.losses[each])
         return None if self.losses[best] == math.inf else best
@@ -86,7 +92,7 @@ class Search:
         at = tried.index(self.best)
         return self._reach(tried[at::-1], limit), self._reach(tried[at:], limit)
 
-    def _reach(self, tried: Sequence[int], limit: float) -> float:
+    def _reach(self, tried: Sequence[float], limit: float) -> float:
         """Follow rates away from the best, to where the loss passes the limit."""
         for near, far in itertools.pairwise(tried):
             low, high = self.losses[near], self.losses[far]
@@ -124,19 +130,23 @@ def search_rates(
     plan: LaunchPlan,
     sweep: Sweep,
     jobs: Sequence[Job],
-    launch: Callable[[Sequence[Job]], None],
+    launch: Callable[[Sequence[Job], Mapping[str, Any]], None],
+    begin: Callable[[Job], Search] | None = None,
 ) -> tuple[list[Job], dict[str, Search]]:
-    """Search the rate of every arm, all arms' runs of a round together. Returns the jobs of all seeds at the best
-    rates, and the searches by arm. Raises ZooError for an arm all of whose runs failed."""
+    """Search the rate of every arm, all arms' runs of a round together: by the grid, or as `begin` makes a search from
+    the job of an arm's first seed. `launch` gets the jobs, and what the sweep's record says of each by name. Returns
+    the jobs of all seeds at the best rates, and the searches by arm. Raises ZooError for an arm all of whose runs
+    failed."""
     if faults := find_faults(jobs):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
-    searches = {name: Search(own[0].planned.settings.optim.lr) for name, own in arms.items()}
+    begin = begin or (lambda job: Search(job.planned.settings.optim.lr))
+    searches = {name: begin(own[0]) for name, own in arms.items()}
     while tried := [(name, each) for name, search in searches.items() for each in search.ask()]:
         made = {(name, each): at_rate(plan, arms[name][0], searches[name].rate(each)) for name, each in tried}
-        launch(list(made.values()))
+        launch(list(made.values()), {job.name: searches[name].note(each) for (name, each), job in made.items()})
         for (name, each), job in made.items():
-            searches[name].tell(each, read_loss(sweep.folder, job))
+            searches[name].tell(each, *read_outcome(sweep.folder, job))
     if lost := [name for name, search in searches.items() if search.best is None]:
         raise ZooError(f"search_lr: {', '.join(lost)}: every learning rate failed (optim.lr=… starts elsewhere)")
     best = {name: search.rate(search.best or 0) for name, search in searches.items()}
@@ -148,7 +158,8 @@ def at_rate(plan: LaunchPlan, job: Job, rate: str) -> Job:
     return plan.compose_point([*(each for each in job.typed if find_key(each) != KEY), f"{KEY}={rate}"])
 
 
-def read_loss(folder: Path, job: Job) -> float | None:
-    """The validation loss of a job that is done."""
+def read_outcome(folder: Path, job: Job) -> tuple[float | None, str | None]:
+    """The validation loss of a job that is done, and how a job ended."""
     result: Mapping[str, Any] = runs.read_result(folder / job.name / runs.RESULT)
-    return result.get("val_loss") if result.get("status") == "done" else None
+    status = result.get("status")
+    return result.get("val_loss") if status == "done" else None, status

@@ -16,8 +16,10 @@ def run_one_job(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from zoo.errors import Pruned
     from zoo.grammar import register_resolvers
     from zoo.jobs.pinning import count_workers, pin_worker
+    from zoo.jobs.trials import halted_as_trial
     from zoo.run.memory import release_memory
     from zoo.training.restarts import clear_for_restart, has_checkpoint
     from zoo.training.task import resume_run, start_run
@@ -30,10 +32,15 @@ def run_one_job(cfg: DictConfig) -> Any:
         if hydra.mode == RunMode.MULTIRUN:  # the folder is named by the config's hash: what is in it is this very run
             if (found := runs.read_result(folder / runs.RESULT)).get("status") == "done":
                 return found  # a sampler has proposed it before
-            if has_checkpoint(folder):
-                return resume_run(folder)
-            clear_for_restart(folder)
-            release_memory()
+            trial = runs.read_sweep(folder.parent).get(folder.name, {}).get("trial")
+            with halted_as_trial(folder.parent, trial):
+                if has_checkpoint(folder):
+                    return resume_run(folder)
+                clear_for_restart(folder)
+                release_memory()
+                return start_run(cfg)
         return start_run(cfg)
+    except Pruned as ended:
+        return {"status": ended.status, "error": str(ended)}
     finally:
         runs.remember(folder)

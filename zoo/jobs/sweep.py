@@ -20,7 +20,7 @@ from typing import Any
 
 from zoo import disk, grammar, runs
 from zoo.compose.composing import Composed
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, Pruned
 from zoo.report.arms import name_arms
 from zoo.training.planning import TrainingPlan
 from zoo.training.restarts import has_checkpoint
@@ -148,15 +148,24 @@ class Sweep:
         """Note that the sweep is started, once more or for the first time."""
         self.content["launches"].append({"when": time.strftime("%Y-%m-%dT%H:%M:%S"), "overrides": list(overrides)})
 
-    def add(self, jobs: Iterable[Job], predicted: Mapping[str, Mapping[str, Any]], *, search: bool = False) -> None:
+    def add(
+        self,
+        jobs: Iterable[Job],
+        predicted: Mapping[str, Mapping[str, Any]],
+        search: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Note jobs, and what is predicted of each by its name; what was predicted before and is not now stays. Arms
-        are named over all jobs of the folder. Jobs of a `search` are no arm's runs, unless they were or become so."""
+        are named over all jobs of the folder. Jobs of a `search`, which says more of each, are no arm's runs, unless
+        they were or become so."""
         known = self.content["jobs"]
         for each in jobs:
             new = {"arm": "", "seed": each.seed, "overrides": list(each.typed), "search": True}
             job = known.setdefault(each.name, new)
-            if not search:
+            job.pop("trial", None)
+            if search is None:
                 job.pop("search", None)
+            else:
+                job |= search[each.name]
             figures = {name: value for name, value in predicted[each.name].items() if value is not None}
             job["predicted"] = {**job.get("predicted", {}), **figures}
         self.name_arms()
@@ -179,9 +188,16 @@ class Sweep:
         """Write sweep.json."""
         disk.write_text(self.folder / runs.SWEEP, json.dumps(self.content, indent=2) + "\n")
 
-    def find_missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """List the jobs that are not done. Raises ConfigError where another process runs one of them."""
-        missing = [each for each in jobs if self.read_status(each.name) != "done"]
+    def find_missing(self, jobs: Iterable[Job], search: Mapping[str, Mapping[str, Any]] | None = None) -> list[Job]:
+        """List the jobs that are not done; trials of a `search` that were ended early are. Raises ConfigError where
+        another process runs one of them."""
+        trials = {name for name, said in (search or {}).items() if "trial" in said}
+        statuses = ((each, self.read_status(each.name)) for each in jobs)
+        missing = [
+            each
+            for each, status in statuses
+            if status != "done" and not (status == Pruned.status and each.name in trials)
+        ]
         busy = [self.folder / each.name for each in missing if runs.is_locked(self.folder / each.name)]
         if busy:
             would = "wait for it, stop it, or name another folder"

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo import runs
 
-HEADER = ("arm", "best lr", "val loss", "window", "grid")
+HEADER = ("arm", "best lr", "val loss", "window", "tried")
 NOTE = "window: decades of rates whose loss is within 1 % of the best"
 
 
@@ -36,4 +36,5 @@ def _describe_window(found: Mapping[str, Any]) -> str:
 def _describe_edge(found: Mapping[str, Any]) -> str:
     """Say where the best rate lies among those tried."""
     tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
+    tried += f", {found['pruned']} ended early" if found.get("pruned") else ""
     return f"{tried}; the best is on the edge" if found["edge"] else tried

@@ -60,6 +60,8 @@ class Host:
 
     callbacks: tuple[Any, ...] = ()
     runs: list[Run] = field(default_factory=list)
+    foreign: bool = True
+    """Whether the process is that of another program, and not ours to settle."""
 
 
 _host: ContextVar[Host | None] = ContextVar("host", default=None)
@@ -83,9 +85,19 @@ def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
         _host.reset(token)
 
 
+@contextmanager
+def followed(callbacks: Sequence[Any]) -> Iterator[None]:
+    """Train in a process of ours, with these callbacks."""
+    token = _host.set(Host(tuple(callbacks), foreign=False))
+    try:
+        yield
+    finally:
+        _host.reset(token)
+
+
 def is_hosted() -> bool:
     """Whether the run trains inside another program, whose process is not ours to settle."""
-    return _host.get() is not None
+    return (host := _host.get()) is not None and host.foreign
 
 
 def introduce(run: Run) -> None:

@@ -1,0 +1,180 @@
+"""Draw an arm's learning rates one after another by optuna, and end the poor ones early.
+
+TPE (Bergstra et al., 2011) draws the rates. Asynchronous successive halving (Li et al., 2020, ASHA) ends a run that, at
+a ninth or a third of its steps, is not among the best third of its arm's runs so far: runs of one arm alone are
+compared, and at equal shares of one schedule. A run whose loss is within the window of the best goes on all the same.
+
+The sweep's folder has a journal of all trials. Workers share it, and a search that was interrupted goes on from it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, Pruned
+from zoo.jobs.rates import TOLERANCE, Search
+from zoo.jobs.sweep import Job
+from zoo.training.callbacks import TrainingState, followed
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+JOURNAL = "search.journal"
+"""optuna's record of all trials, in the sweep's folder."""
+
+DECADES = 1.0
+"""How far rates are drawn to either side of the config's."""
+
+THIRD = 3
+"""Of so many runs one goes on at each rung, and each rung has so many times the steps of the one before."""
+
+AT_START = 5
+"""Trials that are drawn at random before TPE has enough to go by."""
+
+KEY = "quarter"
+"""What a trial varies: quarter decades from the first rate."""
+
+
+def require_optuna() -> Any:
+    """Import optuna, with its notes silenced. Raises ConfigError where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError(
+            "trials: needs optuna (pip install 'optuna>=5'; without --trials a grid is searched)"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def check_trials(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError where optuna is not installed, or runs are not evaluated early enough to be ended."""
+    require_optuna()
+    for settings in (each.planned.settings for each in jobs):
+        every, latest = settings.eval_every, settings.steps // THIRD
+        if every is None or every > latest:
+            found = f"eval_every={'null' if every is None else every} of {settings.steps} steps"
+            would = f"eval_every={max(settings.steps // THIRD**2, 1)}"
+            raise ConfigError(f"trials: poor rates are ended by their evaluations, found {found} ({would})")
+
+
+@dataclass
+class Trials(Search):
+    """The search of one arm by `count` trials, `at_once` of them in a round."""
+
+    study: Any = None
+    steps: int = 0
+    count: int = 0
+    at_once: int = 1
+    numbers: dict[float, int] = field(default_factory=dict)
+    """The trial of each quarter decade that was asked for."""
+
+    @classmethod
+    def open(cls, folder: Path, job: Job, count: int, at_once: int) -> Trials:
+        """Open an arm's search, by the job of its first seed, where the journal says that it stands."""
+        optuna, settings = require_optuna(), job.planned.settings
+        study = open_study(folder, job.name, settings.steps, create=True)
+        if not study.trials:
+            study.enqueue_trial({KEY: 0.0})  # the config's own rate, which the arm's first seed has anyway
+        made = cls(settings.optim.lr, study=study, steps=settings.steps, count=count, at_once=at_once)
+        for each in study.trials:
+            if each.state.is_finished():
+                done = each.state is optuna.trial.TrialState.COMPLETE
+                made.losses[each.params[KEY]] = each.value if done and each.value is not None else math.inf
+        return made
+
+    def ask(self) -> list[float]:
+        optuna = require_optuna()
+        self.numbers = {}
+        left = min(self.count - sum(each.state.is_finished() for each in self.study.trials), self.at_once)
+        running = optuna.trial.TrialState.RUNNING  # an interrupted search has left them so
+        for each in self.study.get_trials(states=(running,))[: max(left, 0)]:
+            self.numbers[each.params[KEY]] = each.number
+        for _ in range(left - len(self.numbers)):
+            reach = 4 * DECADES
+            trial = self.study.ask({KEY: optuna.distributions.FloatDistribution(-reach, reach)})
+            self.numbers[trial.params[KEY]] = trial.number
+        return list(self.numbers)
+
+    def tell(self, quarter: float, loss: float | None, status: str | None = None) -> None:
+        states = require_optuna().trial.TrialState
+        super().tell(quarter, loss)
+        if self.losses[quarter] < math.inf:
+            self.study.tell(self.numbers[quarter], self.losses[quarter])
+        else:
+            self.study.tell(self.numbers[quarter], state=states.PRUNED if status == Pruned.status else states.FAIL)
+
+    def note(self, quarter: float) -> dict[str, Any]:
+        return {"trial": {"study": self.study.study_name, "number": self.numbers[quarter], "steps": self.steps}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As that of a grid, with how many runs were `pruned`. The window is open towards one of them: what its loss
+        would have been is not known."""
+        states, found, tried = require_optuna().trial.TrialState, super().to_dict(), sorted(self.losses)
+        pruned = {each.params[KEY] for each in self.study.get_trials(states=(states.PRUNED,))}
+        low, high = (tried.index(each) if each in tried else None for each in self.window())
+        beyond = {*([] if not low else [tried[low - 1]]), *([] if high is None else tried[high + 1 : high + 2])}
+        return {**found, "open": found["open"] or bool(beyond & pruned), "pruned": len(pruned)}
+
+
+def open_study(folder: Path, name: str, steps: int, *, create: bool = False) -> Study:
+    """Open the study of an arm in the journal of a sweep."""
+    optuna = require_optuna()
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
+    how: dict[str, Any] = {"study_name": name, "storage": storage, "pruner": make_pruner(steps)}
+    how["sampler"] = optuna.samplers.TPESampler(seed=0, n_startup_trials=AT_START, constant_liar=True)
+    return optuna.create_study(**how, load_if_exists=True) if create else optuna.load_study(**how)
+
+
+def make_pruner(steps: int) -> Any:
+    """Make the rule by which a run of so many steps is ended."""
+    optuna = require_optuna()
+
+    class Halving(optuna.pruners.SuccessiveHalvingPruner):
+        """ASHA, which spares a run that is within the window of the best at its step."""
+
+        def prune(self, study: Any, trial: Any) -> bool:
+            if not super().prune(study, trial):
+                return False
+            at = trial.last_step
+            losses = [each.intermediate_values.get(at, math.inf) for each in study.get_trials(deepcopy=False)]
+            return not trial.intermediate_values[at] <= min(losses) * (1 + TOLERANCE)
+
+    return Halving(min_resource=max(steps // THIRD**2, 1), reduction_factor=THIRD)
+
+
+class Halted:
+    """The callback that reports a run's evaluations to its trial, and ends the run where that is said to be poor."""
+
+    def __init__(self, folder: Path, study: str, number: int, steps: int) -> None:
+        optuna = require_optuna()
+        self.study, self.steps = open_study(folder, study, steps), steps
+        self.reported = self.study.trials[number].intermediate_values
+        # optuna has no public way from a trial's number to the trial
+        self.trial = optuna.trial.Trial(self.study, self.study.trials[number]._trial_id)
+
+    def after_eval(self, state: TrainingState) -> None:
+        loss = state.metrics.get("val_loss")
+        if loss is None or state.step >= self.steps:
+            return
+        if state.step not in self.reported:  # a run that goes on from a checkpoint comes by again
+            self.trial.report(loss, state.step)
+        if self.trial.should_prune():
+            raise Pruned(f"ended after step {state.step}, where its loss {loss:.4f} is not among its arm's best third")
+
+
+@contextmanager
+def halted_as_trial(folder: Path, trial: dict[str, Any] | None) -> Iterator[None]:
+    """Train as the trial that a sweep's record says the job is; as it says of no trial, to the end."""
+    if trial is None:
+        yield
+        return
+    with followed([Halted(folder, **trial)]):
+        yield
