@@ -24,7 +24,8 @@ one again.
 
 Differences are taken seed by seed and told by Student's t at 5 %, corrected over the comparisons of a recipe (Holm, 1979); ± is the
 95 % interval of a difference, and one deviation of an arm. These models are small and train for minutes on two cores: a claim about
-large ones is neither shown nor refuted by them.
+large ones is neither shown nor refuted by them. Seconds are those of the arms alone where the machine's load was below its cores;
+where it was above, other work slowed them, some more than others.
 """
 
 

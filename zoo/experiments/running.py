@@ -99,7 +99,11 @@ def _measure(folder: Path, name: str, asked: Measure) -> float:
 
 
 def describe_machine(arms: Sequence[Arm]) -> str:
-    """Where arms ran, as the first run noted: processor, threads, and torch."""
-    for each in read_environments(next(iter(arms[0].runs.values())).folder):
-        return f"{each.get('processor')}; {each.get('threads')}; torch {each.get('torch')}"
-    return "unknown"
+    """Where arms ran, as the first run noted: processor, threads, and torch; and the machine's load as runs began,
+    which says whether their seconds are theirs alone."""
+    found = [each for arm in arms for run in arm.runs.values() for each in read_environments(run.folder)[:1]]
+    if not found:
+        return "unknown"
+    first, loads = found[0], [each["load"] for each in found if "load" in each]
+    load = f"; load {min(loads):g} to {max(loads):g}" if loads else ""
+    return f"{first.get('processor')}; {first.get('threads')}; torch {first.get('torch')}{load}"

@@ -33,6 +33,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "host": platform.node(),
         "processor": f"{processor.name or processor.architecture}, {processor.isa}",
         "threads": f"{processor.threads} of {os.cpu_count()} CPUs",
+        **({"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}),
         "free_memory": read_free_memory(torch.device("cpu")),
         "device": str(device),
     }
