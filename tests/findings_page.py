@@ -52,8 +52,8 @@ def write_finding(name: str, recipe: Recipe, outcome: Outcome) -> str:
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     took = f"{outcome.seconds / 60:.0f} minutes of training on {outcome.machine}"
     lines += [f"{recipe.seeds} seeds an arm; {outcome.date}, {took}.", ""]
-    if (recipes_dir() / "verdicts" / f"{name}.png").is_file():
-        lines += [f"![{recipe.claim}](../recipes/verdicts/{name}.png)", ""]
+    for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
+        lines += [f"![{recipe.claim}](../recipes/verdicts/{file.name})", ""]
     return "\n".join(lines)
 
 

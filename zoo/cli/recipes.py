@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,6 +64,7 @@ def run(
 def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> Outcome:
     """Run a recipe and judge it; the verdict and a picture stand beside its runs, and a page where they trained."""
     from zoo.experiments.judging import find_file, judge
+    from zoo.experiments.laddering import climb_recipe
     from zoo.experiments.probing import probe_recipe
     from zoo.experiments.running import train_recipe
 
@@ -71,6 +72,9 @@ def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) 
     if recipe.probe is not None:
         ran, probed = probe_recipe(recipe, own, short_form)
         draw = partial(_draw_probed, list(recipe.arms), probed)
+    elif recipe.ladder is not None:
+        ran, climbed = climb_recipe(recipe, own, short_form)
+        draw = partial(_draw_climbed, climbed)
     else:
         ran, arms = train_recipe(recipe, own, short_form)
         draw = partial(_draw_trained, name, recipe, arms)
@@ -99,6 +103,17 @@ def _draw_probed(names: list[str], outcomes: list[Probed], file: Path) -> None:
     from zoo.report.probes import draw_card
 
     draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
+
+
+def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
+    """Draw the losses of the first ladder over its tokens, and those that were predicted of the largest size."""
+    from zoo.disk import write_text
+    from zoo.ladder.climbing import read_points
+    from zoo.report.ladder import draw_ladder
+
+    first = outcomes[0]
+    drawn = draw_ladder(read_points(Path(first["folder"])).rows(), first["held_out"])
+    write_text(file.with_suffix(".svg"), drawn + "\n")
 
 
 def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[Outcome], as_json: bool) -> None:

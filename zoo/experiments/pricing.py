@@ -7,7 +7,7 @@ from pathlib import Path
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
-from zoo.experiments.recipe import Probing, Recipe, list_overrides
+from zoo.experiments.recipe import Laddering, Probing, Recipe, list_overrides
 from zoo.report.arms import ALIKE
 
 TRAINED = 3
@@ -19,6 +19,8 @@ def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, 
     row. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
         return {name: _price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
+    if recipe.ladder is not None:
+        return {name: _price_ladder(recipe.ladder, list_overrides(recipe, name)) for name in recipe.arms}
     return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
 
 
@@ -31,6 +33,13 @@ def _price(config: Path, overrides: list[str]) -> dict[str, float]:
         priced = price_run(plan_training(task_config(launch.jobs[0])), memory=False)
     costs = {"params": priced.params, "tokens": priced.tokens, "flops": priced.flops, "cache_bytes": priced.cache_bytes}
     return {name: float(value) for name, value in costs.items() if value is not None}
+
+
+def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
+    """The parameters of the largest size, which arms of a ladder may be matched in."""
+    from zoo.ladder import plan_ladder
+
+    return {"params": float(plan_ladder(asked.request(overrides)).rungs[-1].params)}
 
 
 def _price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:

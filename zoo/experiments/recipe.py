@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -14,6 +14,9 @@ from zoo.analysis.verdict import Verdict
 from zoo.errors import ConfigError, did_you_mean, short
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
+
+if TYPE_CHECKING:
+    from zoo.ladder import Request
 
 Seeds = Annotated[int, Field(ge=2)]
 """Fewer have no spread, and tell nothing."""
@@ -58,12 +61,40 @@ class Measure(Strict):
     overrides: list[str] = []
 
 
-class Probing(Strict):
+class Modelled(Strict):
+    """Runs that start from a model rather than from a training config."""
+
+    model: str = "llama-tiny"
+
+    def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
+        """The model that overrides name by `model=`, or this one; and the other overrides."""
+        named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
+        return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
+
+
+class Laddering(Modelled):
+    """A ladder in place of single runs (`zoo ladder`): sizes of every arm, of which the largest is predicted from the
+    others before it is trained. Its metrics are those of `zoo.experiments.laddering`."""
+
+    sizes: Annotated[int, Field(ge=4)] = 5
+    smallest: PositiveFloat | None = None
+    largest: PositiveFloat | None = None
+    tokens_per_param: PositiveFloat = 20.0
+
+    def request(self, overrides: list[str]) -> Request:
+        """The ladder that is asked for with these overrides."""
+        from zoo.ladder import Request
+
+        model, rest = self.split_model(overrides)
+        rungs = self.model_dump(exclude={"model"})
+        return Request(model=model, overrides=tuple(rest), **rungs)
+
+
+class Probing(Modelled):
     """A probe in place of training on text: every arm is brought to its size, and trained at each of the `rates`
     (`zoo probe`). Its metrics are `reach` and, by level, `accuracy at 16` and the like."""
 
     name: str
-    model: str = "llama-tiny"
     size: Literal["card", "small"] = "card"
     settings: dict[str, Any] = {}
     rates: list[PositiveFloat] | None = None
@@ -74,24 +105,21 @@ class Probing(Strict):
 
         return make_probe(self.name, self.size, self.settings).settings()
 
-    def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
-        """The model that overrides name by `model=`, or the probe's; and the other overrides."""
-        named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
-        return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
-
 
 class Form(Strict):
-    """How long a recipe runs, and what is expected of that: `overrides` of every run, or another `probe`; its seeds."""
+    """How long a recipe runs, and what is expected of that: `overrides` of every run, another `probe` or another
+    `ladder`; its seeds."""
 
     overrides: list[str] = []
     probe: Probing | None = None
+    ladder: Laddering | None = None
     seeds: Seeds = 2
     expect: list[Expectation] = []
 
 
 class Recipe(Strict):
-    """An experiment. Its runs start from `config`, a file of recipes/configs/, or are those of a `probe`. An arm is a
-    list of overrides on top of the `shared` ones; the first arm is the baseline."""
+    """An experiment. Its runs start from `config`, a file of recipes/configs/, or are those of a `probe` or of a
+    `ladder`. An arm is a list of overrides on top of the `shared` ones; the first arm is the baseline."""
 
     claim: str
     source: str
@@ -100,6 +128,7 @@ class Recipe(Strict):
     """What the whole of it takes on two cores, at most."""
     config: str | None = None
     probe: Probing | None = None
+    ladder: Laddering | None = None
     shared: list[str] = []
     arms: Annotated[dict[str, list[str]], Field(min_length=2)]
     seeds: Seeds = 3
@@ -119,10 +148,10 @@ class Recipe(Strict):
         named = {name for each in (*self.expect, *self.short.expect) for name in (each.arm, each.against) if name}
         if unknown := sorted(named - self.arms.keys()):
             raise ValueError(f"expect: names {', '.join(unknown)}, and the arms are {', '.join(self.arms)}")
-        if (self.config is None) == (self.probe is None):
-            raise ValueError("config: a recipe trains by a config, or has a probe (one of the two)")
-        if (self.probe is None) != (self.short.probe is None):
-            raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small})")
+        if [self.config, self.probe, self.ladder].count(None) != 2:
+            raise ValueError("config: a recipe trains by a config, or has a probe, or a ladder (one of the three)")
+        if (self.probe is None) != (self.short.probe is None) or (self.ladder is None) != (self.short.ladder is None):
+            raise ValueError("short: is of the same kind as the recipe (probe: {name: …, size: small}, ladder: {…})")
         if self.config is not None and not self.config_file().is_file():
             known = ", ".join(sorted(file.stem for file in self.config_file().parent.glob("*.yaml")))
             raise ValueError(f"config: there is no {self.config!r} (one of: {known})")
@@ -136,14 +165,16 @@ class Recipe(Strict):
 
     def form(self, short_form: bool) -> Form:
         """The whole experiment, or its short form."""
-        return self.short if short_form else Form(probe=self.probe, seeds=self.seeds, expect=self.expect)
+        whole = Form(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
+        return self.short if short_form else whole
 
     def key(self) -> str:
         """A hash of what runs: that of a verdict tells whether the recipe has changed since."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
         settings = None if self.probe is None else self.probe.list_settings()
-        return hashlib.sha256(json.dumps([ran, config, settings], sort_keys=True).encode()).hexdigest()[:12]
+        ladder = [] if self.ladder is None else [self.ladder.model_dump()]
+        return hashlib.sha256(json.dumps([ran, config, settings, *ladder], sort_keys=True).encode()).hexdigest()[:12]
 
     def config_file(self) -> Path:
         """The training config that all runs start from."""

@@ -25,7 +25,8 @@ def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
     arms = collect_arms(run_arms(recipe, folder, short_form))
     seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
     costs = {each.name: each.costs for each in arms}
-    return Ran(collect_values(recipe, arms, short_form), costs, seconds, describe_machine(arms)), arms
+    records = [run for arm in arms for run in arm.runs.values()]
+    return Ran(collect_values(recipe, arms, short_form), costs, seconds, describe_runs(records)), arms
 
 
 def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> dict[str, list[Path]]:
@@ -98,10 +99,10 @@ def _measure(folder: Path, name: str, asked: Measure) -> float:
     return known[name]
 
 
-def describe_machine(arms: Sequence[Arm]) -> str:
-    """Where arms ran, as the first run noted: processor, threads, and torch; and the machine's load as runs began,
+def describe_runs(records: Sequence[RunRecord]) -> str:
+    """Where runs ran, as the first run noted: processor, threads, and torch; and the machine's load as runs began,
     which says whether their seconds are theirs alone."""
-    found = [each for arm in arms for run in arm.runs.values() for each in read_environments(run.folder)[:1]]
+    found = [each for run in records for each in read_environments(run.folder)[:1]]
     if not found:
         return "unknown"
     first, loads = found[0], [each["load"] for each in found if "load" in each]

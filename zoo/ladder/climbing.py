@@ -124,6 +124,12 @@ def write_points(ladder: Ladder, folder: Path) -> Points:
     return Points.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
 
 
+def read_points(folder: Path) -> Points:
+    """Read the points of a ladder's folder."""
+    lines = [json.loads(line) for line in (folder / POINTS).read_text(encoding="utf-8").splitlines()]
+    return Points.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
+
+
 def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
     """Predict a size's losses from those of all others, and write them; or read them where that was done.
 

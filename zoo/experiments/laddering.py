@@ -1,0 +1,74 @@
+"""Climb the ladder of every arm of a recipe: is the loss of its largest size as the others predict?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.disk import write_text
+from zoo.errors import ConfigError
+from zoo.experiments.judging import Ran
+from zoo.experiments.recipe import Recipe, list_overrides
+from zoo.experiments.running import describe_runs, find_folder
+from zoo.ladder import Ladder, Request, climb, plan_ladder
+from zoo.report.history import RunRecord
+
+METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
+"""What a ladder comes to: of the largest size the greatest error of its predicted losses, and that of its longest
+training, as shares; its measured loss there; the exponents of the law of all points."""
+
+BOOTSTRAP = 200
+"""Resamples behind the interval that a prediction is doubted by."""
+
+
+def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
+    """Climb what the folder does not have yet. Returns what came of it, and each ladder's outcome, arm by arm and seed
+    by seed. Raises ConfigError for a metric that a ladder has not, and for an arm that cannot be trained."""
+    if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
+        raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
+    seeds = range(recipe.form(short_form).seeds)
+    asked = {(arm, seed): make_request(recipe, arm, seed, short_form) for arm in recipe.arms for seed in seeds}
+    ladders = {key: plan_ladder(each) for key, each in asked.items()}
+    outcomes = {
+        (arm, seed): climb(ladder, find_folder(folder, arm) / str(seed), _say, BOOTSTRAP)
+        for (arm, seed), ladder in ladders.items()
+    }
+    for each in outcomes.values():
+        write_text(Path(each["folder"]) / "outcome.json", json.dumps(each) + "\n")
+    values = {
+        metric: {arm: {seed: measure(outcomes[arm, seed])[metric] for seed in seeds} for arm in recipe.arms}
+        for metric in recipe.list_metrics(short_form)
+    }
+    records = [RunRecord(Path(each["folder"]) / run["run"]) for each in outcomes.values() for run in each["runs"]]
+    seconds = sum(run["seconds"] for each in outcomes.values() for run in each["runs"])
+    costs = {arm: count_costs(ladders[arm, 0], outcomes[arm, 0]) for arm in recipe.arms}
+    return Ran(values, costs, seconds, describe_runs(records)), list(outcomes.values())
+
+
+def make_request(recipe: Recipe, arm: str, seed: int, short_form: bool) -> Request:
+    """The ladder of an arm with a seed."""
+    asked = recipe.form(short_form).ladder
+    assert asked is not None
+    return asked.request([*list_overrides(recipe, arm, short_form), f"seed={seed}"])
+
+
+def measure(outcome: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a ladder."""
+    held, law = outcome["held_out"], outcome["fit"]["law"]
+    errors = [abs(each["predicted"] / each["measured"] - 1) for each in held]
+    found = (max(errors), errors[-1], held[-1]["measured"], law["alpha"], law["beta"])
+    return dict(zip(METRICS, found, strict=True))
+
+
+def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
+    """What a ladder costs: the parameters of its largest size; tokens, FLOPs and seconds of all."""
+    tokens = sum(each.lengths.updates * each.batch_tokens for each in ladder.rungs)
+    flops, seconds = (sum(run[name] for run in outcome["runs"]) for name in ("flops", "seconds"))
+    costs = {"params": ladder.rungs[-1].params, "tokens": tokens, "flops": flops, "seconds": seconds}
+    return {name: float(value) for name, value in costs.items()}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
