@@ -12,7 +12,9 @@ from spread import here  # noqa: F401  (a fixture)
 
 import zoo
 from zoo.cli import run
+from zoo.errors import ConfigError
 from zoo.experiments.judging import Outcome, find_file, weigh
+from zoo.experiments.laddering import climb_recipe
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Expectation, Form, find_recipe, list_recipes, read_recipe
 from zoo.paths import recipes_dir
@@ -209,3 +211,31 @@ def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
     assert list(outcome.values["reach"]["three"].values()) == probed["reaches"]
     assert outcome.costs["three"]["params"] == probed["params"] and (folder / "verdict.png").is_file()
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_recipe_of_a_ladder_is_judged_by_what_was_predicted_of_its_largest_size(monkeypatch, tmp_path):
+    _, recipe = find_recipe("ladder")
+    asked = []
+
+    def climb(ladder, folder, say, bootstrap):
+        asked.append((ladder.model, [each for each in ladder.rungs[0].overrides if each.startswith("seed=")], folder))
+        folder.mkdir(parents=True)
+        runs = [{"run": each.name, "flops": each.flops, "seconds": 2.0} for each in ladder.rungs]
+        held = [{"predicted": 2.2, "measured": 2.0}, {"predicted": 1.9, "measured": 2.0 + len(asked)}]
+        return {"folder": str(folder), "runs": runs, "held_out": held, "fit": {"law": {"alpha": 0.3, "beta": 0.4}}}
+
+    monkeypatch.setattr("zoo.experiments.laddering.climb", climb)
+    ran, outcomes = climb_recipe(recipe, tmp_path, short_form=True)
+    assert [(model, *seed) for model, seed, _ in asked] == [
+        *(("llama-tiny", f"seed={seed}") for seed in (0, 1)),
+        *(("gpt-tiny", f"seed={seed}") for seed in (0, 1)),
+    ]
+    assert len({folder for *_, folder in asked}) == 4 == len(list(tmp_path.glob("*/*/outcome.json"))) == len(outcomes)
+    errors = [1 - 1.9 / (2.0 + number) for number in (1, 2, 3, 4)]
+    found = ran.values["held-out error"]
+    assert [*found["llama"].values(), *found["gpt"].values()] == pytest.approx(errors)
+    assert ran.costs["gpt"]["seconds"] == 8 and ran.costs["gpt"]["flops"] > 1e9 and ran.seconds == 32
+    wrong = recipe.model_copy(update={"metric": "error"})
+    with pytest.raises(ConfigError, match="a ladder has no 'error' \\(one of: held-out error, "):
+        climb_recipe(wrong, tmp_path, short_form=False)
