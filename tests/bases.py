@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from outcomes import VOCAB
-from tiny import choices, needs
+from tiny import AVERAGED, choices, needs
 
 from zoo.grammar import AXES, TOWERS
 from zoo.paths import conf_dir
@@ -184,6 +184,17 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "llama-tiny",
         ("ffn=moe", "ffn.latent=12", "ffn.latent_norm={kind: rmsnorm}", "ffn.expert_norm={kind: dyt}"),
         ("ffn", "ffn.latent=null"),
+    ),
+    "convolved heads": ("llama-tiny", ("attention=cca", "attention.window=9", "bias=true"), ("attention",)),
+    "averaged routers": (
+        "llama-tiny",
+        (*AVERAGED, "block.residual={kind: affine}"),
+        ("router", "ffn.null_experts=2", "block.residual=null", "layers.first.router.depth_average=true"),
+    ),
+    "grouped mlp": (
+        "llama-tiny",
+        ("ffn=moe", "router=mlp_topk", "d_router=12", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("router",),
     ),
     "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),
     "layer inputs": (

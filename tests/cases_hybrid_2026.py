@@ -31,6 +31,18 @@ LARA = {
     "shared_expert_intermediate_size": 28,
     "sliding_window": 5,
 }
+ZAYA = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "head_dim": 8,
+    "moe_intermediate_size": 20,
+    "num_experts": 4,
+    "router_hidden_size": 12,
+    "sliding_window": 5,
+    "pad_token_id": None,
+}
+del ZAYA["intermediate_size"]
 
 CASES = [
     case("bailing_hybrid", "BailingHybridConfig", base=LING),
@@ -79,4 +91,18 @@ CASES = [
         sliding_window=6,
     ),
     case("minimax-base", "MiniMaxConfig", "Model", base=MINIMAX, unbind=DECAYS, head_dim=8, rope_parameters=YARN),
+    case("zaya", "ZayaConfig", base=ZAYA),
+    case(
+        "zaya-windows",
+        "ZayaConfig",
+        base=ZAYA,
+        layer_types=["hybrid_sliding", "hybrid", "hybrid_sliding", "hybrid"],
+        attention_bias=True,
+        lm_head_bias=True,
+        tie_word_embeddings=False,
+        cca_time0=3,
+        cca_time1=4,
+        rms_norm_eps=1e-3,
+    ),
+    case("zaya-base", "ZayaConfig", "Model", base=ZAYA, num_key_value_heads=3, cca_time0=1, hidden_act="gelu"),
 ]

@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file
 
 import zoo
+from zoo.checkpoint.reference import restore_buffers
 
 # Correct float32 kernels differ by 2e-6 to 2e-5; exact and tanh GELU by 1e-3, which a looser bound would let pass.
 CLOSE = {"atol": 5e-5, "rtol": 2e-5}  # a logit of 2 that differs by 5e-5 on one processor differs by 5.3e-5 on another
@@ -77,7 +78,9 @@ class Case:
         """Load a folder in transformers. A class may serve several types of config: Llama's, for one, reads EXAONE."""
         config = getattr(transformers, self.config).from_pretrained(folder)
         made = getattr(transformers, self.model)
-        return made.from_pretrained(folder, config=config, attn_implementation=self.attention).eval()
+        model = made.from_pretrained(folder, config=config, attn_implementation=self.attention).eval()
+        restore_buffers(model, folder)
+        return model
 
 
 @dataclass

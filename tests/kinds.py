@@ -80,6 +80,13 @@ MIXED = {
     "convolved": ["+attention.short_conv=4"],
     "convolved latents": ["attention=mla", "+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
+    "cca": ["attention=cca", "attention.bias=true", "+attention.token_width=3"],
+    "cca window": ["attention=cca", "+attention.window=5", "+attention.head_width=4"],
+    "averaged routers": [
+        *("ffn=moe", "router=mlp_topk", "d_router=12", "+router.depth_average=true", "null_experts=1"),
+        *("router.capacity=3", "pattern=[first,layer*2]", "n_layers=3"),
+        *("+layers={first:{router:{depth_average:false}}}", "+block.residual={kind:affine}"),
+    ],
     "channel mix": ["ffn=channel_mix"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
 }

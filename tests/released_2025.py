@@ -32,6 +32,7 @@ PUBLISHED = {
     "glm-4.5-air": 106_852_245_504,
     "longcat-flash": 560_664_958_976,
     "zamba-7b": 7_232_490_496,
+    "zaya1-8b": 8_840_488_784,
 }
 
 
@@ -330,6 +331,7 @@ REFERENCE = {
     "glm-4.5-air": glm45(4096, 46, 1, 10944, 128, 1408, use_qk_norm=False, routed_scaling_factor=1.0),
     "longcat-flash": transformers.LongcatFlashConfig(),
     "zamba-7b": transformers.ZambaConfig(),
+    "zaya1-8b": transformers.ZayaConfig(),
 }
 
 UNUSED = {"longcat-flash": 28 * 256 * (2 * 6144 * 2048)}
@@ -346,4 +348,5 @@ IDLE = {
     "glm-4.6": 89 * 152 * (3 * 5120 * 1536),
     "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
     "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
+    "zaya1-8b": 40 * 3 * (16 * 2048 * 2048 - 2048 * 2048 * 16 // 17),  # one choice in 17 is of no expert
 }

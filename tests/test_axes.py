@@ -39,6 +39,7 @@ def described(axis):
         ("gated_delta", "T", "1", "constant"),
         ("side_by_side", "T²", "T", "T + constant"),
         ("hca", "T²", "T", "T + constant"),
+        ("cca", "T²", "T", "T + constant"),
         ("disentangled", "T²", "-", "-"),
     ],
 )

@@ -24,7 +24,7 @@ SIZES = {
     **{"d_state": 4, "max_relative_positions": 24},
 }
 
-NORM = st.sampled_from(["layernorm", "layernorm_plain", "rmsnorm", "rmsnorm_offset", "dyt"])
+NORM = st.sampled_from(["layernorm", "layernorm_plain", "rmsnorm", "rmsnorm_offset", "dyt", "affine"])
 SOFTMAX = ("gqa", "mha", "mqa", "sliding")
 ATTENTION = st.sampled_from(
     [
@@ -32,6 +32,7 @@ ATTENTION = st.sampled_from(
         "mla",
         "dsa",
         "msa",
+        "cca",
         "csa",
         "hca",
         "differential",
@@ -74,7 +75,9 @@ POSITION = st.sampled_from(
         ),
     ]
 )
-ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "sqrtsoftplus_topk", "hash", "expert_choice", "sparsemixer"])
+ROUTER = st.sampled_from(
+    ["softmax_topk", "sigmoid_topk", "sqrtsoftplus_topk", "hash", "expert_choice", "sparsemixer", "mlp_topk"]
+)
 QK_NORM = st.sampled_from(
     [
         {"qk_norm": {"kind": "rmsnorm"}},
@@ -126,7 +129,8 @@ def architectures(draw):
         body["ffn"] = draw(st.sampled_from(["mlp", "gated", "gated_clamped", "channel_mix", "moe"]))
         if body["ffn"] == "moe":
             body["router"] = draw(ROUTER)
-            body["zero_experts"] = draw(st.sampled_from([0, 0, 1]))
+            for name in ("zero_experts", "null_experts"):
+                body[name] = draw(st.sampled_from([0, 0, 1]))
     if kind == "encoder_decoder":
         body["cross"] = "mha"
     defaults = [{f"/{axis}": body.pop(axis)} for axis in AXES if axis in body]

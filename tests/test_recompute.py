@@ -4,7 +4,7 @@ import pytest
 import torch
 from loaded import load
 from saved import passes, saved_by, told
-from tiny import every_choice, name, spec_of
+from tiny import AVERAGED, every_choice, name, spec_of
 from tinyrun import compose_run, read_metrics, write_corpus
 from torch.utils.flop_counter import FlopCounterMode
 from tracked import StorageTracker
@@ -27,6 +27,7 @@ MODELS = {
     "experts": lambda: spec_of(["ffn=moe"]),
     "softcap and window": lambda: spec_of(["attention.window=4", "attention.softcap=20"]),
     "latent": lambda: spec_of(["attention=mla"]),
+    "averaged routers": lambda: spec_of(AVERAGED),
     "relative bias": lambda: spec_of(["position=t5"]),
     "recurrent": lambda: spec_of(["attention=mamba2", "position=none"]),
     "both towers": lambda: load("t5-small", [*SMALL, "head_dim=8"]),

@@ -38,6 +38,13 @@ def choices(axis: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
+AVERAGED = [
+    *("ffn=moe", "router=mlp_topk", "d_router=12", "router.depth_average=true", "n_experts=8"),
+    *("null_experts=1", "zero_experts=1"),
+    *("pattern=[first,layer*2]", "layers={first:{router:{depth_average:false}}}"),
+]
+"""Routers that read those of earlier layers, and experts that compute nothing."""
+
 MIXERS = (
     "mamba",
     "mamba2",
@@ -80,6 +87,7 @@ NEEDS = {
     "block=hyper": ["+streams={kind: weighted, count: 4}"],
     "block=altup": ["+streams={kind: altup, count: 4}"],
     "router=expert_choice": ["kind=encoder", "ffn=moe"],
+    "router=mlp_topk": ["ffn=moe", "d_router=12"],
 }
 """What a choice is only of use with."""
 
@@ -99,6 +107,7 @@ def every_choice() -> Iterator[list[str]]:
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
     yield ["attention=mla", "attention.output_gate=true", "attention.gate_over=channel", "attention.sinks=true"]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
+    yield ["attention=cca", "attention.window=4", "attention.head_width=3", "block.residual={kind: affine}", *AVERAGED]
     yield ["attention=mamba", "attention.heads=2", "position=none"]
     yield MIXED
     yield LENT
@@ -124,7 +133,9 @@ def readable(overrides: list[str]) -> list[str]:
         "head_dim": attention not in ("mamba", "mla", "dsa", "dsa_pooled", "fourier", "rg_lru", "rwkv", "short_conv")
         and mixes,
         "n_kv_heads": mixes
-        and (attention in ("gqa", "msa", "differential", "sliding", "side_by_side") or "shared_attention" in text),
+        and (
+            attention in ("gqa", "msa", "cca", "differential", "sliding", "side_by_side") or "shared_attention" in text
+        ),
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }

@@ -30,7 +30,21 @@ def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
 
     name = config["architectures"][0]
     auto = transformers.AutoModel if name.endswith("Model") else transformers.AutoModelForCausalLM
-    return getattr(transformers, name, auto).from_pretrained(folder, dtype=dtype)
+    model = getattr(transformers, name, auto).from_pretrained(folder, dtype=dtype)
+    restore_buffers(model, folder)
+    return model
+
+
+def restore_buffers(model: Any, folder: Path) -> None:
+    """Give a model's buffers the values that the folder's files have. transformers 5.24 writes initial values over some
+    that it has read: the last of ZAYA1's balancing biases is -1 then, whatever the file says."""
+    from safetensors import safe_open
+
+    buffers = dict(model.named_buffers())
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as stored:
+            for name in buffers.keys() & stored.keys():
+                buffers[name].copy_(stored.get_tensor(name))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from zoo.costs.shadow import (
 )
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.tuning import TunedModel
+from zoo.model.lending import takes_average
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
@@ -54,7 +55,7 @@ class Section(NamedTuple):
     `bytes` are those of the saved tensors, `input` those of its input. `forward` is the most alive at once in the
     forward pass. `peak` is the same in the backward pass, gradients included; `moving` is that peak without weights'
     gradients. `gradients` are those of weights, which stay. `beside` are those of tensors that all layers read, such
-    as a bias or an encoder's output. `lent` are those of keys and values that later layers read.
+    as a bias or an encoder's output. `lent` are those that later layers read, keys, values and depth averages.
     """
 
     kept: tuple[Kept, ...]
@@ -219,6 +220,7 @@ class _Trace:
         self.found: dict[str, Section] = {}
         self.lenders: set[str | None] = set()
         self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
+        self.averages = any(map(takes_average, tower.blocks.values()))  # whether routers read those of earlier layers
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
@@ -264,13 +266,20 @@ class _Trace:
         if block.attention.lender is not None:
             like = self.lent[block.attention.lender]
             step.taken = tuple(make_shadow(each.shape, each.dtype, "lent", grad=each.wants_grad) for each in like)
+        if takes_average(block):
+            shape = (*x.shape[:2], block.ffn.router.d_router)
+            step.taken_average = make_shadow(shape, x.dtype, "lent", grad=stream.wants_grad)
         y = layer(stream, step)
-        shared = {each.storage for each in _shared(step)}
-        lent, taken = ({each.storage: None for each in found or ()} for found in (step.lent, step.taken))
-        roots = [y, *(loss for _, loss in step.losses), *(step.lent or ())]
-        saved = self.file(f"layer:{name}", begun, roots, stream, shared | taken.keys())
+        given = [*(step.lent or ()), *([step.lent_average] if self.averages and step.lent_average is not None else ())]
+        read = [*(step.taken or ()), *([] if step.taken_average is None else [step.taken_average])]
+        lent, taken = ({each.storage: None for each in found} for found in (given, read))
+        roots = [y, *(loss for _, loss in step.losses), *given]
+        saved = self.file(
+            f"layer:{name}", begun, roots, stream, {each.storage for each in _shared(step)} | taken.keys()
+        )
         if step.lent is not None:
             self.lent[name_stored(name)] = step.lent
+        if given:
             section = self.prefix + f"layer:{name}"
             self.found[section] = self.found[section]._replace(lent=sum(each.nbytes for each in lent))
         return {each: None for each in saved if each not in taken}

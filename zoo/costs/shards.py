@@ -14,6 +14,7 @@ from typing import Any
 from zoo.costs.layer_cut import count_layers
 from zoo.costs.rows import Priced, tabulate
 from zoo.errors import ConfigError
+from zoo.model.lending import takes_average
 from zoo.model.moe import MoE
 from zoo.model.tower import Tower
 from zoo.ranks.schedule import Schedule
@@ -101,6 +102,8 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
         return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
     if stages > 1 and any(block.attention.lender is not None for block in blocks):
         return [f"pp: is {stages}, and layers read keys or values of earlier ones, which another stage may have (pp=1)"]
+    if stages > 1 and any(map(takes_average, blocks)):
+        return [f"pp: is {stages}, and routers read an earlier one's, which another stage may have (pp=1)"]
     if layers >= schedule.n_chunks:
         return []
     found = f"pp: {stages} stages" + (f" of chunks={chunks}" if chunks > 1 else "")

@@ -48,7 +48,7 @@ n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias rope_theta rope_
 n_buckets max_distance max_relative_positions position_buckets n_experts top_k balance_coef z_coef normalize_top_k
 router_bias router_scale router_jitter n_groups top_k_groups expert_capacity selection_bias shared_expert shared_gate
 scale_input swiglu_alpha swiglu_limit q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim d_state
-index_n_heads index_head_dim index_top_k zero_experts dense_d_ff index_block_size index_top_blocks
+index_n_heads index_head_dim index_top_k zero_experts null_experts d_router dense_d_ff index_block_size index_top_blocks
 index_pool compress_rate o_groups o_lora_rank adapter_rank shared_heads shared_kv_heads shared_head_dim
 d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim conv_width
 conv_groups global_block_size block_size random_blocks

@@ -10,6 +10,7 @@ from zoo.model import (  # noqa: F401
     grouped,
     hash_router,
     head,
+    mlp_router,
     moe,
     norm,
     position,

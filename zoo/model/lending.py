@@ -1,10 +1,12 @@
-"""Keys and values that layers take from earlier ones: cross-layer attention (Brandon et al., 2024), values of the
-first layer (Peng et al., 2025)."""
+"""What layers take from earlier ones: keys and values (Brandon et al., 2024, cross-layer attention), values of the
+first layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from zoo.model.mlp_router import MLPTopK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +53,40 @@ def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
                 yield name, f"is {lender!r}, whose layers have other {which}, and they are read as they are (the same)"
 
 
+def find_averager(block: Any) -> MLPTopK | None:
+    """Find a layer's router that makes a depth average for those of later layers; None where it has no such."""
+    router = getattr(getattr(block, "ffn", None), "router", None)
+    return router if isinstance(router, MLPTopK) else None
+
+
+def takes_average(block: Any) -> bool:
+    """Tell whether a layer's router reads the depth average of an earlier one."""
+    router = find_averager(block)
+    return router is not None and router.depth_average
+
+
+def find_average_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each kind of layer whose router has no earlier one's depth average to read, and why."""
+    faults: dict[str, str] = {}
+    width = 0
+    for index, name in enumerate(pattern):
+        router = find_averager(blocks[name])
+        if router is None:
+            continue
+        if router.depth_average and not width:
+            found = f"is true, and no layer before layer {index} has a router that makes a depth average"
+            faults.setdefault(name, f"{found} (false in the first such layer)")
+        elif router.depth_average and width != router.d_router:
+            found = f"is true, and the router before layer {index} is {width} wide, its own {router.d_router}"
+            faults.setdefault(name, f"{found} (one d_router)")
+        width = router.d_router
+    yield from faults.items()
+
+
 class Lending:
-    """What the layers of one pass are given besides the stream: keys and values of earlier layers, inputs that the
-    embedding made for each, and what went into the first (`embedded`), for those that read it."""
+    """What the layers of one pass are given besides the stream: keys and values of earlier layers, the depth average of
+    the last router that made one, inputs that the embedding made for each, and what went into the first (`embedded`),
+    for those that read it."""
 
     def __init__(
         self,
@@ -67,6 +100,9 @@ class Lending:
         self._last = {source: index for index, source in self.sources.items()}  # the last layer that reads each
         self._inputs = inputs
         self._lent: dict[int, tuple[Tensor, ...] | None] = {}
+        takers = {name for name, block in blocks.items() if takes_average(block)}
+        self._averaging = [name in takers for name in pattern] if takers else []
+        self._average: Tensor | None = None
 
     def open(self, index: int, step: Step) -> None:
         """Give a layer's step what it takes, before the layer is run."""
@@ -75,11 +111,15 @@ class Lending:
         if index in self.sources:
             step.taken = self._lent[self.sources[index]]
         step.lends = index in self._last
+        if self._averaging and self._averaging[index]:
+            step.taken_average = self._average
 
     def close(self, index: int, step: Step) -> None:
         """Keep what later layers take, once a layer has run, and let go what none takes any more."""
         if step.lends:
             self._lent[index] = step.lent
+        if step.lent_average is not None:
+            self._average = step.lent_average
         source = self.sources.get(index)
         if source is not None and self._last[source] == index:
             del self._lent[source]

@@ -43,8 +43,9 @@ class MoE(FFN, kind="moe"):
     `out_scale` multiplies the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+).
 
     The last `zero_experts` of the router's experts compute nothing and give back what they read, so that a token's
-    compute depends on how many of these it chooses (Jin et al., 2024, MoE++; LongCat-Flash, 2025). What is active of
-    the others, and their FLOPs, are expected values: of tokens that choose all experts equally often.
+    compute depends on how many of these it chooses (Jin et al., 2024, MoE++; LongCat-Flash, 2025). The last
+    `null_experts`, behind those, compute nothing and add nothing (Zeng et al., 2024, AdaMoE; Zyphra, 2026, ZAYA1). What
+    is active of the others, and their FLOPs, are expected values: of tokens that choose all experts equally often.
     """
 
     expert: FFN
@@ -58,6 +59,7 @@ class MoE(FFN, kind="moe"):
     expert_norm: WholeNorm | None = None
     out_scale: float = 1.0
     zero_experts: NonNegativeInt = 0
+    null_experts: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
@@ -71,8 +73,10 @@ class MoE(FFN, kind="moe"):
                 raise ValueError(
                     f"{name}: an expert sees no other token, and '{each.kind}' does (mlp and gated do not)"
                 )
-        if self.zero_experts >= self.router.n_experts:
-            found = f"zero_experts={self.zero_experts} leaves none of n_experts={self.router.n_experts} to compute"
+        idle = [name for name in ("zero_experts", "null_experts") if getattr(self, name)]
+        if self.n_computing <= 0:
+            stated = " and ".join(f"{name}={getattr(self, name)}" for name in idle)
+            found = f"{stated} leave{'s' * (len(idle) == 1)} none of n_experts={self.router.n_experts} to compute"
             raise ValueError(f"{found} (n_experts counts them all)")
         if self.shared_gate and self.shared is None:
             raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
@@ -91,14 +95,14 @@ class MoE(FFN, kind="moe"):
     @property
     def n_computing(self) -> int:
         """Experts that compute, and so have weights."""
-        return self.router.n_experts - self.zero_experts
+        return self.router.n_experts - self.zero_experts - self.null_experts
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return self.router.state()
 
     def parts(self, d_model: int) -> dict[str, Any]:
         router, own = self.router, self.expert.parts(self.latent or d_model)
-        computing = (self.n_computing, router.n_experts) if self.zero_experts else (1, 1)
+        computing = (self.n_computing, router.n_experts) if self.n_computing < router.n_experts else (1, 1)
         stacked = {
             name: Experts(of=part, count=self.n_computing, active_count=router.top_k, computing=computing)
             for name, part in own.items()
@@ -144,6 +148,8 @@ class MoE(FFN, kind="moe"):
         y = m.expert_norm(y) if self.expert_norm else y
         if self.zero_experts and m.seam.rank == 0:  # of ranks whose parts are summed up
             y = torch.where((routes.experts >= self.n_computing)[:, None], rows.to(y.dtype), y)
+        if self.null_experts:
+            y = y.masked_fill((routes.experts >= self.router.n_experts - self.null_experts)[:, None], 0.0)
         y = y if self.scale_input else y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         y = m.latent_out(y) if self.latent else y
@@ -162,7 +168,7 @@ class MoE(FFN, kind="moe"):
     def _list_computed(self, routes: Routes) -> tuple[Tensor, Tensor]:
         """Where the rows of each expert that computes end, and the expert of each row. Rows behind the last end have
         any: what is made of them is not used."""
-        if not self.zero_experts:
+        if self.n_computing == self.router.n_experts:
             return routes.ends, routes.experts
         return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
 

@@ -167,6 +167,17 @@ class DyT(Norm, kind="dyt"):
         return (y * m.weight.float() + m.bias.float()).to(x.dtype)
 
 
+class Affine(Norm, kind="affine"):
+    """(x + bias) · weight in place of a norm, a number of each for each channel (Touvron et al., 2021, ResMLP, which
+    shifts last; Zyphra, 2026, ZAYA1)."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"weight": Weight((d_model,), init=1.0), "bias": Weight((d_model,))}
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        return ((x.float() + m.bias.float()) * m.weight.float()).to(x.dtype)
+
+
 def _of_one_vector(norm: Any) -> Any:
     if getattr(norm, "heads", None) is not None:
         found = f"heads={norm.heads} is for queries and keys alone"

@@ -70,8 +70,12 @@ class Router(Spec, axis="router"):
 
     def score(self, m: Weights, x: Tensor) -> Tensor:
         """Score every expert for each token of x [B, T, D]: [B, T, E] in float32."""
+        return m.gate(self._read(m, x)).float()
+
+    def _read(self, m: Weights, x: Tensor) -> Tensor:
+        """What its first product reads of x [B, T, D]."""
         x = m.norm(x) if self.input_norm else x
-        return m.gate(x if self.input_scale == 1.0 else x * self.input_scale).float()
+        return x if self.input_scale == 1.0 else x * self.input_scale
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         raise NotImplementedError
@@ -152,6 +156,10 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
     """
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
+        return self.route(m, x, step)
+
+    def route(self, m: Weights, x: Tensor, step: Step) -> Routes:
+        """Route tokens by the scores of x, what the router scores [B, T, …]."""
         scores = self._score(m, x)  # B T E
         chances = scores.softmax(-1)
         chosen = self._choose(m, chances)  # B T K

@@ -138,6 +138,8 @@ class Step:
     lends: bool = False  # whether later layers read this one's keys and values
     lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
     taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own
+    lent_average: Tensor | None = None  # B T R, this layer's router's depth average, once the layer has run
+    taken_average: Tensor | None = None  # B T R, that of an earlier layer's router
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None, choice: Choice | None = None) -> Step:
@@ -293,6 +295,15 @@ class Step:
         """What an earlier layer lends: keys and values, as it reads them itself."""
         assert self.taken is not None
         return self.taken
+
+    def lend_average(self, average: Tensor) -> None:
+        """Keep the depth average [B, T, R] that a router makes for those of later layers."""
+        self.lent_average = average
+
+    def take_average(self, like: Tensor) -> Tensor:
+        """What the router of an earlier layer lends [B, T, R], as large as `like`. A layer that is priced by itself has
+        none before it: zeros then."""
+        return torch.zeros_like(like) if self.taken_average is None else self.taken_average
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
         """Keys and values that `compute` makes of the memory, [B, S, …] or pools: computed once, then read from the

@@ -24,7 +24,16 @@ STRIPPED = ("pre", "post", "post_inside", "sandwich", "parallel")
 
 AT_MOST = {
     **{"d_state": 16, "dt_rank": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16},
-    **{"qk_rope_head_dim": 16, "n_experts": 4, "zero_experts": 2, "n_groups": 1, "top_k_groups": 1, "heads": 2},
+    **{
+        "qk_rope_head_dim": 16,
+        "n_experts": 4,
+        "zero_experts": 2,
+        "null_experts": 1,
+        "d_router": 16,
+        "n_groups": 1,
+        "top_k_groups": 1,
+        "heads": 2,
+    },
     **{
         "decay_rank": 16,
         "gate_rank": 16,

@@ -71,6 +71,9 @@ class RecordingStep(Step):
     def lend(self, *tensors: Any) -> None:
         self._ask(Step.lend, *tensors)
 
+    def lend_average(self, average: Any) -> None:
+        self._ask(Step.lend_average, average)
+
     def take(self) -> tuple[Any, ...]:
         return self._ask(Step.take)
 
@@ -99,6 +102,10 @@ class RecordingStep(Step):
 def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *queries: Any) -> None:
     """Step.choose, of a partial function that is taken apart: two such are never equal."""
     Step.choose(step, partial(pick, **how), k, *queries)
+
+
+TELLING = frozenset({Step.hold, Step.state, Step.lend, Step.lend_average, _choose})
+"""What a layer tells its Step, or asks of it in vain: calls that give no tensor, and are made again."""
 
 
 def _is_kept(memory: Any) -> Any:
@@ -171,7 +178,7 @@ class Recorder(TorchFunctionMode):
     def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: Any) -> None:
         """Note one call and its result."""
         name = _name(func)
-        if not _holds_tensor(result) and func not in (Step.hold, Step.state, _choose) and name != "__setitem__":
+        if not _holds_tensor(result) and func not in TELLING and name != "__setitem__":
             if name not in ASKING:
                 self.refuse(f"{name} reads a tensor's values")
             return
@@ -269,7 +276,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
     found = []
-    for name in ("tables", "entry_tables", "positions", "given", "embedded", "ids"):
+    for name in ("tables", "entry_tables", "positions", "given", "embedded", "ids", "taken_average"):
         value = getattr(step, name)
         if isinstance(value, torch.Tensor):
             found.append((id(value), (name,)))

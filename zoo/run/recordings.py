@@ -67,7 +67,7 @@ class Recordings:
         with recorder:
             y = _run(layer, x, recorder.step)
         step.losses += recorder.step.losses
-        step.lent = recorder.step.lent
+        step.lent, step.lent_average = recorder.step.lent, recorder.step.lent_average
         recording, earlier = Recording(recorder, y), course.recording
         recorder.let_go()
         reason = recorder.refused or ("it has hooks" if _has_hooks(layer) else None)

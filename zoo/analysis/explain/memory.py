@@ -117,9 +117,7 @@ class Memory:
             if layer:
                 kept = self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"])
                 if section.lent:
-                    lent = self.sheet.add(
-                        f"{label}, lent", section.lent, BYTES, "keys and values that later layers read"
-                    )
+                    lent = self.sheet.add(f"{label}, lent", section.lent, BYTES, "what later layers read of it")
                     kept = self.sheet.sum(f"{label}, kept", [kept, lent], BYTES, "each storage once")
                 return self._layer(name, kept)
             return self.sheet.add(f"{label}, read", section.input, BYTES, "what layers read when they run again")

@@ -47,25 +47,28 @@ def starts(documents: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the short convolution
 
 
-def convolve(conv: Any, x: Tensor, step: Step, name: str = "conv") -> Tensor:
-    """Depthwise causal convolution of x [B, T, C] after the W − 1 inputs that the state of this name holds; renews it.
+def convolve(conv: Any, x: Tensor, step: Step, name: str = "conv", shift: Tensor | None = None) -> Tensor:
+    """Causal convolution of x [B, T, C] after the W − 1 inputs that the state of this name holds; renews it. A `shift`
+    [C] is added to every input, those before a text among them, which are 0: so what goes before it is convolved.
 
     Padding is left out, wherever in a row it stands: each real token meets the W − 1 real ones before it. (Those of
     padding are of no use.) In packed documents it meets those of its own.
     """
     before = conv.weight.shape[-1] - 1
+    if not before:
+        return conv(x if shift is None else x + shift)
     held = step.state(name)
     held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B W-1 C
     segments = None if step.documents is None else starts(step.documents).cumsum(1)  # B T
     if step.real is None:
         joined = torch.cat((held, x), 1)  # B W-1+T C
         step.hold(**{name: joined[:, x.shape[1] :]})
-        return _taps(conv, joined, segments)
+        return _taps(conv, joined, segments, shift)
     order = step.real.logical_not().int().argsort(dim=1, stable=True)  # B T: real tokens first, as they come
     joined = torch.cat((held, _take(x, order)), 1)
     last = step.real.sum(1, keepdim=True) + torch.arange(before, device=x.device)  # B W-1
     step.hold(**{name: _take(joined, last)})
-    y = _taps(conv, joined, None if segments is None else segments.gather(1, order))
+    y = _taps(conv, joined, None if segments is None else segments.gather(1, order), shift)
     return _take(y, order.argsort(1))
 
 
@@ -73,16 +76,22 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _taps(conv: Any, joined: Tensor, segments: Tensor | None) -> Tensor:
-    """The convolution of [B, W − 1 + T, C], to [B, T, C]; with `segments` [B, T] those of another one count as 0."""
+def _taps(conv: Any, joined: Tensor, segments: Tensor | None, shift: Tensor | None) -> Tensor:
+    """The convolution of [B, W − 1 + T, C] + shift [C], to [B, T, C]; with `segments` [B, T] those of another one count
+    as 0."""
     if segments is None:
-        return conv(joined)
+        return conv(joined if shift is None else joined + shift)
     tokens, width = segments.shape[1], conv.weight.shape[-1]
     around = F.pad(segments, (width - 1, 0))  # B W-1+T: what is held is of the first
     y: Any = 0
     for tap in range(width):
         same = around[:, tap : tap + tokens] == segments
-        y = y + joined[:, tap : tap + tokens] * same[..., None] * conv.weight[:, 0, tap].to(joined.dtype)
+        read = joined[:, tap : tap + tokens] * same[..., None]
+        read, weight = read if shift is None else read + shift, conv.weight[..., tap].to(joined.dtype)
+        if weight.shape[1] == 1:
+            y = y + read * weight[:, 0]
+        else:  # channels of a group are mixed
+            y = y + F.conv1d(read.mT, weight[..., None], groups=conv.groups).mT
     return y if conv.bias is None else y + conv.bias.to(joined.dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block, add_scaled, choose_scales
+from zoo.model.block.residual import Residual, check_residual
 from zoo.model.ffn import FFN
 from zoo.spec import CROSS, Sized
 
@@ -20,7 +21,8 @@ class Pre(Block, kind="pre"):
     Without `input_norm` attention reads the stream as it is (ModernBERT's first layer). With `residual_from_norm` the
     stream goes on from the norms' outputs rather than their inputs (BLOOM's option). `ffn_residual_scale` and
     `ffn_stream_scale` stand in place of the block's own scales where the feed-forward is added (MiniMax-01, 2025).
-    `ffn_out_norm` normalises what the feed-forward gives, too (A.X K1, 2026).
+    `ffn_out_norm` normalises what the feed-forward gives, too (A.X K1, 2026). `residual` adds up stream and sub-layer
+    by weights of its own (ZAYA1, 2026).
     """
 
     takes_cross: ClassVar[bool] = True
@@ -31,9 +33,15 @@ class Pre(Block, kind="pre"):
     ffn_residual_scale: float | None = None
     ffn_stream_scale: float | None = None
     ffn_out_norm: bool = False
+    residual: Residual | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_residual(self)
 
     def parts(self, d_model: int) -> dict[str, Any]:
         cross = {"cross_norm": self.norm, "cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
+        added = ("attention_residual", *(["cross_residual"] if self.cross else []), "ffn_residual")
         return {
             **({"attention_norm": self.norm} if self.input_norm else {}),
             "attention": self.attention,
@@ -41,14 +49,18 @@ class Pre(Block, kind="pre"):
             "ffn_norm": self.norm,
             "ffn": self.ffn,
             **({"ffn_out_norm": self.norm} if self.ffn_out_norm else {}),
+            **(dict.fromkeys(added, self.residual) if self.residual else {}),
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         normed = m.attention_norm(x) if self.input_norm else x
-        x = self.add(normed if self.residual_from_norm else x, m.attention(normed, step))
+        stream, y = normed if self.residual_from_norm else x, m.attention(normed, step)
+        x = self.add(stream, y) if self.residual is None else m.attention_residual(stream, y)
         if self.cross is not None:
-            x = self.add(x, m.cross(m.cross_norm(x), step.cross))
+            y = m.cross(m.cross_norm(x), step.cross)
+            x = self.add(x, y) if self.residual is None else m.cross_residual(x, y)
         normed = m.ffn_norm(x)
         y = m.ffn(normed, step)
         y = m.ffn_out_norm(y) if self.ffn_out_norm else y
-        return add_scaled(normed if self.residual_from_norm else x, y, *choose_scales(self))
+        stream = normed if self.residual_from_norm else x
+        return add_scaled(stream, y, *choose_scales(self)) if self.residual is None else m.ffn_residual(stream, y)

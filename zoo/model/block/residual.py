@@ -27,6 +27,10 @@ class Residual(Spec, axis="residual", default="gated"):
         """The stream x [B, T, D] with a sub-layer's output y [B, T, D]."""
         raise NotImplementedError
 
+    def shard(self, ranks: int) -> Residual:
+        """Every rank adds up whole vectors."""
+        return self
+
 
 class GatedResidual(Residual, kind="gated"):
     """√(1 − β²)·x + β·y with β = σ(gate / temperature), a gate for each channel, so that the sum is about as large as x
@@ -37,11 +41,29 @@ class GatedResidual(Residual, kind="gated"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"gate": Weight((d_model,))}
 
-    def shard(self, ranks: int) -> GatedResidual:
-        """Every rank adds up whole vectors."""
-        return self
-
     def forward(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
         share = torch.sigmoid(m.gate.float() / self.temperature)
         kept = (1 - share.square()).clamp(min=FLOOR).sqrt()
         return (kept * x + share * y).to(x.dtype)
+
+
+class AffineResidual(Residual, kind="affine"):
+    """(x + shift)·scale + (y + out_shift)·out_scale, a number of each for each channel (Zyphra, 2026, ZAYA1)."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        each = (d_model,)
+        scales = {name: Weight(each, init=1.0) for name in ("scale", "out_scale")}
+        return scales | {name: Weight(each) for name in ("shift", "out_shift")}
+
+    def forward(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
+        kept = (x.float() + m.shift.float()) * m.scale.float()
+        return (kept + (y.float() + m.out_shift.float()) * m.out_scale.float()).to(x.dtype)
+
+
+def check_residual(block: Any) -> None:
+    """Raises ValueError for a constant scale of a block beside a residual that has weights of its own."""
+    scales = ("residual_scale", "stream_scale", "ffn_residual_scale", "ffn_stream_scale")
+    stated = [name for name in scales if getattr(block, name) not in (None, 1.0)]
+    if block.residual is not None and stated:
+        found = f"{stated[0]}={getattr(block, stated[0])} beside a residual that has weights of its own"
+        raise ValueError(f"{found} (one of them)")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.model.block.base import Block, add_scaled, choose_scales
-from zoo.model.block.residual import Residual
+from zoo.model.block.residual import Residual, check_residual
 from zoo.model.ffn import FFN
 from zoo.model.norm import WholeNorm
 from zoo.spec import CROSS, Buffer, Linear, Sized
@@ -45,11 +45,7 @@ class Sandwich(Block, kind="sandwich"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scales = ("residual_scale", "stream_scale", "ffn_residual_scale", "ffn_stream_scale")
-        stated = [name for name in scales if getattr(self, name) not in (None, 1.0)]
-        if self.residual is not None and stated:
-            found = f"{stated[0]}={getattr(self, stated[0])} beside a residual that has weights of its own"
-            raise ValueError(f"{found} (one of them)")
+        check_residual(self)
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

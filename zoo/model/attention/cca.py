@@ -1,0 +1,137 @@
+# B batch, T queries, S keys, H heads, K kv heads, G heads of a kv head, C head width, D model width
+"""Softmax attention whose queries and keys pass through convolutions along the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.errors import ConfigError
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
+from zoo.model.norm import RMSNorm, WholeNorm
+from zoo.spec import READ, Conv, Linear, Sized, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class CCA(SoftmaxAttention, kind="cca"):
+    """Compressed convolutional attention (Figliolia et al., 2025; Zyphra, 2026, ZAYA1): attention in heads that
+    together are narrower than the stream.
+
+    With q and k what products give, queries and keys are conv(q) + q̄ and conv(k) + k̄: q̄ is the mean of a head's q and
+    of the k that it attends by, k̄ the mean of q̄ over the heads of one k. Of the two causal convolutions in a row the
+    first, of `token_width` tokens, is depthwise, the second, of `head_width` tokens, mixes the channels of each head.
+    Both are normalised by `qk_norm`, keys are multiplied by a learned number for each of `n_kv_heads`, and the position
+    scheme turns both. Of the values, end to end, the first half is made of the token itself, the second half of the
+    token before it: of two heads' one each.
+
+    `window` W lets a query see W keys, itself included. `bias` is that of all products; the convolutions have one.
+    """
+
+    causal: ClassVar[bool | None] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "v_before"),)
+
+    n_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    token_width: PositiveInt = 2
+    head_width: PositiveInt = 2
+    qk_norm: WholeNorm = RMSNorm(weight=False)
+    bias: bool = False
+    window: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.n_kv_heads * self.head_dim % 2:
+            found = f"n_kv_heads={self.n_kv_heads} times head_dim={self.head_dim} is odd"
+            raise ValueError(f"{found}, and half of the values are of the token before (an even one)")
+        self.position.check(self.head_dim)
+
+    @property
+    def splits_tokens(self) -> bool:
+        return False
+
+    @property
+    def loops(self) -> bool:
+        return False
+
+    @property
+    def visible_window(self) -> int | None:
+        return self.window
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
+
+    @property
+    def _mixed(self) -> tuple[int, int]:
+        """Channels of all queries, and of all keys."""
+        return self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        (q, k), mixed = self._mixed, sum(self._mixed)
+        return {
+            "q": Linear(d_model, q, self.bias),
+            "k": Linear(d_model, k, self.bias, role=READ),
+            "v": Linear(d_model, k // 2, self.bias, role=READ),
+            "v_before": Linear(d_model, k // 2, role=READ),
+            **({"v_before_bias": Weight((k // 2,))} if self.bias else {}),
+            "token_conv": Conv(mixed, mixed, self.token_width, groups=mixed),
+            "token_bias": Weight((mixed,)),
+            "head_conv": Conv(mixed, mixed, self.head_width, groups=self.n_heads + self.n_kv_heads, bias=True),
+            "q_norm": Sized(self.qk_norm, self.head_dim),
+            "k_norm": Sized(self.qk_norm, self.head_dim),
+            "key_scale": Weight((self.n_kv_heads,), init=1.0),
+            "o": Linear(q, d_model, self.bias, residual=True),
+            **({"position": self.position} if self.position.per_layer else {}),
+        }
+
+    def shard(self, ranks: int) -> CCA:
+        if ranks > 1:
+            raise ConfigError("tp: 'cca' makes the values of some heads of the token before, and of others not (tp=1)")
+        return self
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys("kv", (self.n_kv_heads, self.head_dim))
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        mixed = sum(self._mixed)
+        widths = {"token_conv": self.token_width, "head_conv": self.head_width}
+        held = {name: (width - 1, mixed) for name, width in widths.items() if width > 1}
+        return held | {"value": (self._mixed[1] // 2,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return replace(super().ask(dtype, **features), n_kv_heads=self.n_kv_heads)
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        q, k = self._mix(m, m.q(x), m.k(x), step)  # B T H C, B T K C
+        q, k = m.q_norm(q), m.k_norm(k) * m.key_scale[:, None]
+        q, k = (self.position.rotate(each, step.tables) for each in (q, k))
+        before = shift_tokens(m.v_before(x), step, "value")
+        before = before + m.v_before_bias if self.bias else before  # also of a text's first token
+        v = torch.cat((m.v(x), before), -1).unflatten(-1, (self.n_kv_heads, -1))  # B T K C
+        k, v = step.remember(k=k, v=v)
+        y = self.attend(m, step, q, k, v, self.head_dim**-0.5)
+        return m.o(y.flatten(-2))  # B T D
+
+    def _mix(self, m: Weights, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Convolve queries [B, T, H·C] and keys [B, T, K·C] and add their means: [B, T, H, C] and [B, T, K, C]."""
+        mixed = convolve(m.token_conv, torch.cat((q, k), -1), step, "token_conv")
+        mixed = convolve(m.head_conv, mixed, step, "head_conv", m.token_bias)
+        mixed = mixed.contiguous().unflatten(-1, (-1, self.head_dim))  # channels first, which no fused attention takes
+        new_q, new_k = mixed.split((self.n_heads, self.n_kv_heads), 2)
+        heads = q.unflatten(-1, (self.n_kv_heads, -1, self.head_dim))  # B T K G C
+        mean_q = (heads + k.unflatten(-1, (self.n_kv_heads, 1, -1))) * 0.5
+        return new_q + mean_q.flatten(2, 3), new_k + mean_q.mean(3)
