@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from mixtures import D, E, filled, layer, moe, step, tokens
 from mixtures import F as D_FF
+from test_activations import check
 from test_moe_kinds import halves, load
 from test_recording import Running, serve
 from tiny import AVERAGED, model_of, spec_of
@@ -115,6 +116,11 @@ def test_decoding_replays_layers_whose_routers_read_earlier_ones():
     replayed, recordings = serve(model)
     assert replayed == serve(model, Running())[0]
     assert recordings.replayed and not recordings.refused
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_depth_average_is_kept_once_by_the_layer_that_makes_it_or_by_the_one_that_reads_it(dtype):
+    check(spec_of([*AVERAGED, "attention=cca"]), batch=2, context=16, dtype=dtype)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ class _Trace:
         self.lenders: set[str | None] = set()
         self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
         self.averages = any(map(takes_average, tower.blocks.values()))  # whether routers read those of earlier layers
+        self.keeps_average = False  # whether the layer that makes a depth average saves it, too
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
@@ -247,7 +248,7 @@ class _Trace:
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         blocks = self.tower.blocks
         self.lenders = {block.attention.lender for block in blocks.values()} - {None}
-        for name in sorted(blocks, key=lambda name: blocks[name].attention.lender is not None):
+        for name in sorted(blocks, key=lambda name: (bool(blocks[name].attention.lender), takes_average(blocks[name]))):
             block = blocks[name]
             if loops or not block.attention.loops:
                 shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
@@ -271,12 +272,15 @@ class _Trace:
             step.taken_average = make_shadow(shape, x.dtype, "lent", grad=stream.wants_grad)
         y = layer(stream, step)
         given = [*(step.lent or ()), *([step.lent_average] if self.averages and step.lent_average is not None else ())]
-        read = [*(step.taken or ()), *([] if step.taken_average is None else [step.taken_average])]
+        read = [*(step.taken or ()), *([step.taken_average] if self.keeps_average and takes_average(block) else ())]
         lent, taken = ({each.storage: None for each in found} for found in (given, read))
         roots = [y, *(loss for _, loss in step.losses), *given]
         saved = self.file(
             f"layer:{name}", begun, roots, stream, {each.storage for each in _shared(step)} | taken.keys()
         )
+        if self.averages and step.lent_average is not None:
+            kept = collect_saved(find_reached([step.lent_average, y], begun[0]))
+            self.keeps_average = step.lent_average.storage in kept
         if step.lent is not None:
             self.lent[name_stored(name)] = step.lent
         if given:
