@@ -20,6 +20,25 @@ def last_value(row, at, half):
     return row[earlier[-1] + 1]
 
 
+def value_of_both(row, at):
+    """The value after the last earlier place of both tokens; values are 20 and more."""
+    earlier = [place for place in range(0, at - 1) if row[place : place + 2] == row[at - 1 :] and row[place + 2] >= 20]
+    return row[earlier[-1] + 2]
+
+
+def calculated(row, at):
+    """The value of an expression in prefix notation, modulo 23; 26 pads."""
+    stack = []
+    for token in reversed([token for token in row if token < 26]):
+        if token < 23:
+            stack.append(token)
+            continue
+        a, b = stack.pop(), stack.pop()
+        stack.append((a + b, a - b, a * b)[token - 23] % 23)
+    (value,) = stack
+    return value
+
+
 def value_of_parts(row, at):
     """The next part of the value that the last key had before; parts of values are 8 and more."""
     pairs, place = [], 0
@@ -86,6 +105,8 @@ SOLVERS = {
         "mqar": partial(last_value, half=20),
         "overwrite": partial(last_value, half=16),
         "needle": partial(last_value, half=16),
+        "bind": value_of_both,
+        "mano": calculated,
         "noisy": partial(last_value, half=8),
         "fuzzy": value_of_parts,
         "select": letters_of,

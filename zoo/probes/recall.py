@@ -1,5 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probes of associative recall: values that belong to keys in the row (mqar, overwrite, needle), or to keys for good
+"""Probes of associative recall: values that belong to keys in the row (mqar, overwrite, bind, needle), or for good
 (memorise)."""
 
 from __future__ import annotations
@@ -84,13 +84,18 @@ def write_pairs(tokens: np.ndarray, start: int, keys: np.ndarray, values: np.nda
 def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, values: np.ndarray) -> None:
     """Write each key again in the slots from column `start` on, and its value as the answer there."""
     rows, count = keys.shape
-    gaps = np.arange(1, (made.tokens.shape[1] - start) // 2 + 1)
+    columns = draw_slots(rng, rows, start, made.tokens.shape[1], count)
+    place(made.tokens, columns, keys)
+    place(made.labels, columns, values)
+
+
+def draw_slots(rng: np.random.Generator, rows: int, start: int, end: int, count: int) -> np.ndarray:
+    """Draw different slots of two tokens between two columns by the gaps' chances, and give their columns."""
+    gaps = np.arange(1, (end - start) // 2 + 1)
     weights = gaps ** (POWER - 1.0)
     # The smallest of exponentials divided by weights are a sample without replacement (Efraimidis and Spirakis, 2006).
     drawn = (rng.exponential(size=(rows, len(gaps))) / weights).argsort(1)[:, :count]
-    columns = start + 2 * drawn
-    place(made.tokens, columns, keys)
-    place(made.labels, columns, values)
+    return start + 2 * drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,49 @@ class Overwrite(MQAR, name="overwrite"):
         last = first.copy()
         place(last, changed, second)
         ask(made, rng, 2 * (self.keys + level), keys, last)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bind(MQAR, name="bind"):
+    """Recall by keys of two tokens, neither of which suffices (Arora et al., 2023, the task `compositional_mqar` of
+    their code).
+
+    √K first and √K second parts make K keys, each with a value of its own: a row is a₁ b₁ v₁ … a_K b_K v_K in random
+    order. Then each key comes again, in slots of two tokens that are drawn as in mqar. The answer at its second part is
+    its value. The level is K, a square. Chance is 2/V.
+    """
+
+    small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 24, "levels": (4,), "steps": 400}
+
+    levels: tuple[int, ...] = (4, 9)
+
+    def __post_init__(self) -> None:
+        for keys in self.levels:
+            if math.isqrt(keys) ** 2 != keys:
+                raise ConfigError(f"{self.name}.levels: {keys} is no square (4, 9, 16, …)")
+            if 5 * keys > self.context:
+                taken = f"{keys} keys take {5 * keys} tokens, found context={self.context}"
+                raise ConfigError(f"{self.name}.levels: {taken} (fewer keys, or a longer context)")
+            if keys > self.vocab // 2:
+                most = f"{keys} values are more than the {self.vocab // 2} of a vocabulary of {self.vocab}"
+                raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        if level is None:
+            return draw_mixed(self, rng, rows, self.levels, seed)
+        side, half = math.isqrt(level), self.vocab // 2
+        parts = choose_distinct(rng, rows, 2 * side, 1, half)
+        order = rng.random((rows, level)).argsort(1)
+        first = np.take_along_axis(parts[:, :side], order // side, 1)
+        second = np.take_along_axis(parts[:, side:], order % side, 1)
+        values = choose_distinct(rng, rows, level, half, self.vocab)
+        made, end = fill(rows, self.context), 3 * level
+        made.tokens[:, :end:3], made.tokens[:, 1:end:3], made.tokens[:, 2:end:3] = first, second, values
+        columns = draw_slots(rng, rows, end, self.context, level)
+        place(made.tokens, columns, first)
+        place(made.tokens, columns + 1, second)
+        place(made.labels, columns + 1, values)
         return made
 
 
