@@ -89,17 +89,33 @@ def packed(shape: tuple[int, int], bits: int, group: int = 32, *, symmetric: boo
     return tensors, weight
 
 
-def float8(shape: tuple[int, int], block: tuple[int, int] | None, name: str = ".weight_scale_inv") -> Stored:
-    """`block` None has one scale for the tensor."""
+def float8(
+    shape: tuple[int, int], block: tuple[int, int] | None, name: str = ".weight_scale_inv", *, exponents: bool = False
+) -> Stored:
+    """`block` None has one scale for the tensor; `exponents` of two are stored as bytes, 127 for 1."""
     height, width = shape
     rows, columns = block or shape
     codes = torch.randn(shape).to(torch.float8_e4m3fn)
     scales = draw_scales(-(-height // rows), -(-width // columns)) * 5
+    if exponents:
+        stored = draw(tuple(scales.shape), 4).add(118).to(torch.uint8)
+        scales = 2.0 ** (stored.float() - 127)
     weight = torch.empty(shape)
     for row in range(height):
         for column in range(width):
             weight[row, column] = codes[row, column].float() * scales[row // rows, column // columns]
+    if exponents:
+        return {".weight": codes, name: stored}, weight
     return {".weight": codes, name: scales if block else scales.reshape(())}, weight
+
+
+def beside(made: Stored) -> Stored:
+    """As DeepSeek-V4 is published: `weight`, of two codes in an int8 where they have 4 bits, and exponents of two in
+    float8_e8m0fnu beside it as `scale`."""
+    tensors, _ = made
+    codes, scales = tensors.values()
+    codes = codes.view(torch.int8) if codes.dtype is torch.uint8 else codes
+    return {".weight": codes, ".scale": scales.view(torch.float8_e8m0fnu)}, made[1]
 
 
 def int8(shape: tuple[int, int], name: str = ".weight_scale") -> Stored:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import quantisers
 import torch
 import transformers
+from cases_streams import V4
 from close import assert_close
 from safetensors.torch import load_file, save_file
 from test_convert import edit, folder, run
@@ -16,6 +18,8 @@ from test_convert import edit, folder, run
 import zoo
 from zoo.checkpoint.files import Reader, read_header
 from zoo.checkpoint.quantised import layout, unpack_headers
+
+QUANTISED = re.compile(r"\.(wq_a|wq_b|wkv|wo_a|wo_b|w1|w2|w3)\.weight$")  # of DeepSeek-V4's matrices
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96}
 GROUPS = {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}}
@@ -31,6 +35,14 @@ BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 BITNET = {"quant_method": "bitnet", "quantization_mode": "offline"}
 METHODS = {
     "fp8 in blocks": ({"quant_method": "fp8", "weight_block_size": [24, 32]}, lambda s: quantisers.float8(s, (24, 32))),
+    "fp8 and exponents beside": (
+        {"quant_method": "fp8", "weight_block_size": [24, 32], "scale_fmt": "ue8m0"},
+        lambda s: quantisers.beside(quantisers.float8(s, (24, 32), exponents=True)),
+    ),
+    "mxfp4 and exponents beside": (
+        {"quant_method": "fp8", "scale_fmt": "ue8m0"},
+        lambda s: quantisers.beside(quantisers.float4(s, 32)),
+    ),
     "fp8 of a tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, lambda s: quantisers.float8(s, None)),
     "fp8 of a row": ({"quant_method": "fbgemm_fp8"}, lambda s: quantisers.float8(s, (1, s[1]), ".weight_scale")),
     "float-quantized": (compressed("float-quantized", 8), lambda s: quantisers.float8(s, (1, s[1]), ".weight_scale")),
@@ -129,6 +141,42 @@ def test_gpt_oss_experts_in_mxfp4_are_those_that_transformers_unpacks(tmp_path):
     ids = torch.arange(9).unsqueeze(0)
     with torch.inference_mode():
         assert_close(zoo.load(tmp_path, dtype="fp32")(ids).logits, reference(ids).logits)
+
+
+def test_deepseek_v4_as_it_is_published_is_what_transformers_dequantises(tmp_path):
+    """Names without a prefix, float8 in blocks, experts in float4, exponents of two, and a layer that is not read."""
+    sizes = {**V4, "hidden_size": 64, "moe_intermediate_size": 32, "q_lora_rank": 32, "o_lora_rank": 16}
+    torch.manual_seed(0)
+    names = {"expert_dtype": "fp4", "num_nextn_predict_layers": 1, "n_shared_experts": 1, "norm_topk_prob": True}
+    reference = transformers.DeepseekV4ForCausalLM(transformers.DeepseekV4Config(**sizes, **names)).eval()
+    reference.save_pretrained(tmp_path)
+    published = {"model.embed_tokens": "embed", "model.hc_head.hc_": "hc_head_", "model.": ""}
+    stored = {}
+    for name, each in load_file(tmp_path / "model.safetensors").items():
+        start = next((start for start in published if name.startswith(start)), "")
+        own = published.get(start, "") + name.removeprefix(start)
+        own = re.sub(r"(\d\.attn)\.norm\.", r"\1.kv_norm.", own)
+        if not name.startswith("model.layers") or each.ndim != 2 or "hc_" in name or not QUANTISED.search(own):
+            stored[own] = each if each.ndim < 2 or not each.is_floating_point() else 0.3 * torch.randn(each.shape)
+            continue
+        shape = (each.shape[0], each.shape[1])
+        make = quantisers.float4(shape, 32) if ".experts." in own else quantisers.float8(shape, (8, 8), exponents=True)
+        made, _ = quantisers.beside(make)
+        stored |= {own.removesuffix(".weight") + end: tensor.contiguous() for end, tensor in made.items()}
+    stored |= {"mtp.0.e_proj.weight": torch.ones(64, 64), "mtp.0.enorm.weight": torch.ones(64)}
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [8, 8]}
+    edit(tmp_path, quantization_config={**fp8, "activation_scheme": "dynamic"})
+    theirs = transformers.DeepseekV4ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.arange(5, 22).unsqueeze(0)
+    ours = zoo.load(tmp_path, dtype="fp32")
+    with torch.inference_mode():
+        given = theirs(ids).logits
+        assert given.std() > 0.1
+        assert_close(ours(ids).logits, given)
+    zoo.export(ours, tmp_path / "out", verify=False)
+    written = transformers.DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    assert [name for name, each in theirs.state_dict().items() if not torch.equal(each, written[name])] == []
 
 
 def test_torchaos_int8_is_what_torchao_itself_makes_of_it(tmp_path):

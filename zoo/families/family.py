@@ -22,6 +22,7 @@ for each.
                                          # config.json's: they say how this file holds its tensors
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
+    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, where not the class's own
     unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy;
                                          # with "" they are kept where the folder has them ("*.x_min": "")
     towers: {encoder: {}, decoder: {}}   # a config for each tower within config.json, of the family that it names, or
@@ -94,6 +95,7 @@ class Family:
     present: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
+    unprefixed: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     towers: Mapping[str, TowerConfig] = field(default_factory=dict)
@@ -311,6 +313,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
         "same",
         "present",
         "unread",
+        "unprefixed",
         "tasks",
         "keys",
     ):

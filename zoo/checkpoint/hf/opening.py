@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +251,7 @@ def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
     """The headers under the names of the model's class, without those that the family ignores.
 
     As in transformers, a file of the class with a head serves the class without one, and the other way round: the
-    prefix is added or removed.
+    prefix is added or removed. Files without it may have other names (`unprefixed` of the family).
     """
     family, prefix = body.family, body.prefix
     ignored = body.full_names(lambda each: each.family.ignore)
@@ -261,10 +262,21 @@ def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
         (each for each in sorted(known, key=len, reverse=True) if any(name.startswith(each) for name in kept)), ""
     )
     if prefix and not found_one:
-        return {name if _has_no_prefix(name, body) else prefix + name: each for name, each in kept.items()}
+        return {
+            name if _has_no_prefix(name, body) else prefix + _rename_unprefixed(name, family): each
+            for name, each in kept.items()
+        }
     if found_one and not prefix:
         return {name.removeprefix(found_one): each for name, each in kept.items()}
     return kept
+
+
+def _rename_unprefixed(name: str, family: Family) -> str:
+    """The class's name, without its prefix, of a tensor in a file without it. `#` is a layer's index in both."""
+    place = re.search(r"\.(\d+)\.", name) if family.unprefixed else None
+    number = place[1] if place else ""
+    other = family.unprefixed.get(name.replace(f".{number}.", ".#.", 1) if place else name)
+    return name if other is None else other.replace("#", number)
 
 
 def _keep_file_name(header: Header, name: str) -> Header:

@@ -56,6 +56,7 @@ class PackedFloat4(Layout):
         "input": ".input_global_scale",
     }
     optional = frozenset({"whole", "input"})
+    stored: ClassVar[str] = "U8"  # the dtype of two codes
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
         height, packed = parts["weight"].shape
@@ -67,7 +68,7 @@ class PackedFloat4(Layout):
 
     @classmethod
     def fits(cls, parts: Mapping[str, Header]) -> bool:
-        return super().fits(parts) and parts["weight"].dtype == "U8"
+        return super().fits(parts) and parts["weight"].dtype == cls.stored
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         scales = read_scales(held["scale"][start:stop], self.exponents)
@@ -79,6 +80,15 @@ class PackedFloat4(Layout):
     def scale_whole(self, scales: Tensor, whole: Tensor) -> Tensor:
         """Scales of groups, by that of the tensor."""
         return scales / whole
+
+
+class Float4Beside(PackedFloat4):
+    """MXFP4 as DeepSeek-V4's (2026) experts are published: bytes of two codes each, and a tensor `scale` beside."""
+
+    marks = (".scale",)
+    ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
+    optional = frozenset()
+    stored = "I8"
 
 
 class ModelOptFloat4(PackedFloat4):

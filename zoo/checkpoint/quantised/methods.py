@@ -13,10 +13,10 @@ from typing import Any
 from zoo.checkpoint.files import NAMES, Header, Packed, Reader
 from zoo.checkpoint.mapping import matches
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
-from zoo.checkpoint.quantised.float4 import MXFP4, ModelOptFloat4, PackedFloat4
+from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, ModelOptFloat4, PackedFloat4
 from zoo.checkpoint.quantised.layout import Layout
 from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
-from zoo.checkpoint.quantised.scaled import STORED, Scaled
+from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
 from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
@@ -41,7 +41,7 @@ COMPRESSED = ("pack-quantized", "int-quantized", "float-quantized", "naive-quant
 COMPRESSED += ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
 
 METHODS: dict[str, Method] = {
-    "fp8": Method((Scaled,), ACTIVATIONS),
+    "fp8": Method((Scaled, ScaledBeside, Float4Beside), ACTIVATIONS),
     "fbgemm_fp8": Method((Scaled,), ACTIVATIONS),
     "mxfp4": Method((MXFP4,)),
     "compressed-tensors": Method(

@@ -63,6 +63,19 @@ class Scaled(Layout):
         return spread_blocks(whole, shape, self.block)
 
 
+class ScaledBeside(Scaled):
+    """float8 with block scales as DeepSeek-V4 (2026) is published: a tensor `scale` beside the `weight`."""
+
+    marks = (".scale",)
+    ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
+    optional = frozenset()
+    target = ".weight"
+
+    @classmethod
+    def fits(cls, parts: Mapping[str, Header]) -> bool:
+        return super().fits(parts) and parts["weight"].dtype != "I8"
+
+
 def read_scales(scales: Tensor, exponents: bool) -> Tensor:
     """Scales in float32, also where they are stored as exponents of two."""
     if exponents:
