@@ -77,6 +77,7 @@ for mixer in ("rwkv7", "lightning"):
     SHOWN_BY[f"attention={mixer}"] += ("attention.norm_eps=1000.0",)  # beside values that are large
 SHOWN_BY["attention=rg_lru"] = ("attention.chunk_size=12",)  # rows of 16 and of 32 are as dear
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
+SHOWN_BY["position=relative_logits"] = ("relative_extent=8",)
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {
@@ -143,6 +144,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "clipped heads": "clip=0.8",
             "tempered": "tempering={kind: log, floor: 4, first: 1}",
             "tempered by a power": "tempering={kind: power, floor: 4}",
+            "tempered by a ratio": "tempering={kind: log_ratio, floor: 4}",
             "biased": "bias=true",
             "gated heads": "output_gate=true",
             "normed outputs": "out_norm={kind: dyt}",
@@ -163,6 +165,12 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "convolved latents": ("llama-tiny", ("attention=mla", "attention.short_conv=3"), ("attention",)),
+    "convolved outputs": ("llama-tiny", ("block.out_conv={d_model: 32, width: 3}",), ("block",)),
+    "scored shared experts": (
+        "llama-tiny",
+        ("ffn=moe", "router=sigmoid_topk", "router.n_shared=2", f"shared_expert={SHARED}"),
+        ("router", "ffn"),
+    ),
     "gated latents": ("llama-tiny", ("attention=mla", "attention.output_gate=true"), ("attention",)),
     "joined": (
         "llama-tiny",

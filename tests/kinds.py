@@ -87,6 +87,20 @@ MIXED = {
         *("router.capacity=3", "pattern=[first,layer*2]", "n_layers=3"),
         *("+layers={first:{router:{depth_average:false}}}", "+block.residual={kind:affine}"),
     ],
+    "relative logits, convolved moe": [
+        *(
+            "position=relative_logits",
+            "relative_extent=12",
+            "relative_width=5",
+            "n_layers=3",
+            "pattern=[near,layer,near]",
+        ),
+        "+attention={short_conv:4,short_conv_over:kv,short_conv_residual:true,scale:0.2}",
+        "+attention.tempering={kind:log_ratio,floor:6,scale:0.3}",
+        "+layers={near:{attention:{window:5,tempering:null},position:{n_heads:2,extent:5},n_heads:2,n_kv_heads:1}}",
+        *("+block.out_conv={d_model:24,width:3}", "ffn=moe", "router=sigmoid_topk", "+router.n_shared=2"),
+        "+shared_expert={kind:gated,d_ff:12,activation:{kind:silu},bias:false}",
+    ],
     "channel mix": ["ffn=channel_mix"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
 }

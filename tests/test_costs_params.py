@@ -55,7 +55,7 @@ def parted(child, module):
         return {"norm": held(module)}
     axis = getattr(getattr(module, "spec", None), "axis", None)
     if axis != "ffn":
-        return {axis if axis in ("connection", "residual") else child.removeprefix("second_"): held(module)}
+        return {axis if axis in ("connection", "residual", "out_conv") else child.removeprefix("second_"): held(module)}
     inner = {"router": "router", "experts": "experts", "shared": "shared_expert"}
     parts = {label: held(getattr(module, key, None)) for key, label in inner.items()}
     return parts | {"ffn": held(module) - sum(parts.values())}

@@ -23,6 +23,8 @@ AGREE = {
     "position 't5'.n_heads": "the attention's",
     "position 't5_globals'.n_heads": "the attention's",
     "position 't5_globals'.layerwise": "always one table",
+    "position 'relative_logits'.n_heads": "the attention's",
+    "out_conv 'residual'.d_model": "the model's",
     "attention 'transient_global'.n_heads": "the position's",
     "attention 'transient_global'.position": "`t5_globals`, of which there is one kind",
     "attention 'side_by_side'.softmax": "`gqa`, of which there is one kind",

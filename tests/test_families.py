@@ -7,6 +7,7 @@ import json
 import cases_2025
 import cases_2026
 import cases_blocks_2026
+import cases_convolved_2026
 import cases_encoders
 import cases_encoders_2026
 import cases_experts
@@ -57,6 +58,7 @@ CASES: list[Case] = [
     *cases_blocks_2026.CASES,
     *cases_shared_2026.CASES,
     *cases_streams.CASES,
+    *cases_convolved_2026.CASES,
 ]
 
 

@@ -223,6 +223,7 @@ MODELS = {
     "sinks": ["attention.sinks=true"],
     "alibi": ["position=alibi"],
     "latent": ["attention=mla"],
+    "relative logits": ["position=relative_logits", "relative_extent=6"],
 }
 
 

@@ -72,6 +72,7 @@ POSITION = st.sampled_from(
             "t5_globals",
             "relative",
             "relative_buckets",
+            "relative_logits",
         ),
     ]
 )

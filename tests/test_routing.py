@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
+from zoo.model.expert_choice import ExpertChoice
 from zoo.model.moe import MoE
-from zoo.model.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
+from zoo.model.router import Router, SigmoidTopK, SoftmaxTopK, SparseMixer
 
 EVERY = {
     "softmax": SoftmaxTopK(n_experts=E, top_k=3, n_groups=4, top_k_groups=2, scale=1.5),

@@ -33,6 +33,15 @@ LENT = [
 """Layers that read the keys and values of earlier ones, some of them with one product for both; and gated heads."""
 
 
+CONVOLVED = [
+    *("position=relative_logits", "relative_extent=4", "attention.tempering={kind: log_ratio, floor: 4}"),
+    "attention={short_conv: 3, short_conv_over: kv, short_conv_residual: true}",
+    *("block.out_conv={d_model: 32, width: 3}", "ffn=moe", "router=sigmoid_topk", "router.n_shared=2"),
+    *("router.global_scale=true", "shared_expert={kind: gated, d_ff: 12, activation: {kind: silu}, bias: false}"),
+]
+"""Short convolutions inside and after sub-layers, logits of distances, shared experts that the router weighs."""
+
+
 def choices(axis: str) -> list[str]:
     """List the packaged choices of an axis."""
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
@@ -109,6 +118,7 @@ def every_choice() -> Iterator[list[str]]:
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
     yield ["attention=cca", "attention.window=4", "attention.head_width=3", "block.residual={kind: affine}", *AVERAGED]
     yield ["attention=mamba", "attention.heads=2", "position=none"]
+    yield CONVOLVED
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
@@ -160,6 +170,8 @@ def _made(overrides: tuple[str, ...], seed: int, dtype: str):
 
 def name(overrides: list[str]) -> str:
     """Make a test's label."""
+    if overrides == CONVOLVED:
+        return "convolved-outputs"
     if overrides in (MIXED, LENT):
         return "mixed-pattern" if overrides == MIXED else "lent-keys"
     return ",".join(overrides[:2]).split("={")[0]

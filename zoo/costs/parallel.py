@@ -191,7 +191,7 @@ def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: 
 def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
     if isinstance(row.part, Buffer):
         return
-    expert = isinstance(row.part, Experts)
+    expert = isinstance(row.part, Experts) and row.part.spread
     part = row.part.shard(ep) if isinstance(row.part, Experts) else row.part
     product = isinstance(part, Linear | Experts | Conv | Tied)
     for leaf, shape in part.shapes().items():

@@ -63,8 +63,10 @@ def context_faults(spec: Any, cp: int) -> list[str]:
         return []
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     whole = [each.attention for each in blocks if not each.attention.splits_tokens]
-    kinds = [f"'{each.kind}' layers{' with short_conv' * bool(getattr(each, 'short_conv', None))}" for each in whole]
+    kinds = [f"'{each.kind}' layers{_describe_reading(each)}" for each in whole]
     found = [f"cp: {cp} ranks would each have some tokens, and {kind} need a row's (cp=1)" for kind in kinds]
+    if any(getattr(block, "out_conv", None) for block in blocks):
+        found.append(f"cp: {cp} ranks would each have some tokens, and out_conv needs a row's (cp=1)")
     choosing = [f"{block.attention.chooser.kind} indexer" for block in blocks if block.attention.chooser is not None]
     found += [f"cp: the {name} chooses among all of a row's keys (cp=1)" for name in choosing]
     ffns = [ffn for block in blocks if (ffn := getattr(block, "ffn", None)) is not None]
@@ -75,6 +77,14 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     counting = [ffn.router.kind for ffn in ffns if isinstance(ffn, MoE) and ffn.state()]
     found += [f"cp: the {kind} router counts a row's tokens (cp=1)" for kind in counting]
     return list(dict.fromkeys(found))
+
+
+def _describe_reading(attention: Any) -> str:
+    """Say which of its fields makes an attention need all tokens of a row, where it is one."""
+    scheme = attention.positioning
+    if getattr(attention, "short_conv", None):
+        return " with short_conv"
+    return f" with position {scheme.kind}" if scheme is not None and scheme.reads_input else ""
 
 
 def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
@@ -123,7 +133,8 @@ def expert_faults(spec: Priced, ep: int) -> Iterator[str]:
     """List a line for each number of experts that the ranks of expert parallelism do not divide."""
     if ep == 1:
         return
-    counts = dict.fromkeys(row.part.count for row in tabulate(spec).parts if isinstance(row.part, Experts))
+    experts = (row.part for row in tabulate(spec).parts if isinstance(row.part, Experts))
+    counts = dict.fromkeys(part.count for part in experts if part.spread)
     for count in counts:
         if count % ep:
             yield f"ep: {ep} does not divide n_experts={count} ({divisors(count)} would do)"

@@ -73,7 +73,7 @@ def _common_gradients(stage: Stage, setup: Setup) -> float:
             path = f"{row.path}.{leaf}" if leaf else row.path
             copies = compare_parts(whole[row.where, row.path], row.part, leaf, setup.tp).copies
             if (row.where, path) in here:
-                expert = isinstance(row.part, Experts)
+                expert = isinstance(row.part, Experts) and row.part.spread
                 shape = dim0_share(shape, ways(setup, expert) if setup.zero == 3 else 1, expert=expert)
                 sent += 2 * (copies - 1) / copies * numel(shape) * row.stored * gradient
     return sent

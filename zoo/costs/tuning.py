@@ -171,5 +171,5 @@ def _list_adapters(spec: Any, tuning: Tuning) -> Iterator[RankTensor]:
                 continue
             *experts, d_out, d_in = row.part.shapes()[leaf]
             for each, shape in (("a", (*experts, tuning.rank, d_in)), ("b", (*experts, d_out, tuning.rank))):
-                path, expert = f"{row.path}.{LOW_RANK}.{each}", isinstance(row.part, Experts)
+                path, expert = f"{row.path}.{LOW_RANK}.{each}", isinstance(row.part, Experts) and row.part.spread
                 yield RankTensor(path, where, row.kind, row.roles[0], shape, 1, expert, False, True)

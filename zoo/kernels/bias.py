@@ -1,4 +1,4 @@
-# B batch, T queries, S keys, H heads
+# B batch, T queries, S keys, H heads, R distances
 """Position biases on the scores, as descriptions. A tensor is drawn from one only for a kernel that reads a tensor."""
 
 from __future__ import annotations
@@ -93,6 +93,28 @@ class Placed(Bias):
         if self.keys.ndim == 2:
             return self.of(heads[:, None, None], self.queries[:, None, :, None], self.keys[:, None, None, :])
         return self.of(heads[:, None, None], self.queries[:, None], self.keys[None, :])[None]
+
+
+class ByDistance(Placed):
+    """A logit that each query has [B, T, H, R] for the distance i − j, 0 to R − 1, at which a key lies before it; 0 for
+    later keys and for farther ones."""
+
+    def __init__(self, logits: Tensor, queries: Tensor, keys: Tensor) -> None:
+        super().__init__(queries, keys, logits.shape[2], learned=logits.requires_grad)
+        self.logits = logits
+
+    def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        each = (row,) if self.keys.ndim == 2 else ()
+        distance = self.queries[(*each, query)] - self.keys[(*each, key)]
+        near = distance.clamp(0, self.logits.shape[3] - 1)
+        return torch.where(distance == near, self.logits[row, query, head, near], 0.0)
+
+    def draw(self) -> Tensor:
+        distance = self.queries[..., :, None] - self.keys[..., None, :]  # B|- T S
+        near = distance.clamp(0, self.logits.shape[3] - 1)
+        logits = self.logits.transpose(1, 2)  # B H T R
+        drawn = logits.gather(-1, near[..., None, :, :].expand(*logits.shape[:3], -1))
+        return drawn.masked_fill((distance != near)[..., None, :, :], 0.0)  # B H T S
 
 
 class OwnHeads(Bias):

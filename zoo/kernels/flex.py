@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
-from zoo.kernels.bias import Bias, Given, Placed
+from zoo.kernels.bias import Bias, ByDistance, Given, Placed
 from zoo.kernels.blocks import options, too_large
 from zoo.kernels.found import machine_of
 from zoo.kernels.mask import Mask
@@ -157,6 +157,9 @@ def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
     like = copy(bias)
     if isinstance(like, Placed):
         like.queries, like.keys = _roomy(like.queries, 1), _roomy(like.keys, 1)
+        if isinstance(like, ByDistance):
+            like.logits = _roomy(like.logits.movedim(1, -1), 1).movedim(-1, 1)
+            _vary(like.logits, axes=(0,))
     elif isinstance(like, Given):
         like.tensor = _roomy(like.tensor, 2)
     mask.kept["flex bias"] = bias, like

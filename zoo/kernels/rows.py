@@ -55,9 +55,11 @@ class PoolRows:
     plans: list[MergePlan | None] = field(default_factory=list)  # one, once it is made
     whole: list[bool] = field(default_factory=list)  # whether each row is one query that sees one run of keys
 
-    def with_biases(self, make: Callable[..., Bias]) -> PoolRows:
-        """The same rows in a layer that has a bias of its own: `make` gives it for the places of queries and keys."""
-        rows = [replace(row, bias=make(*row.index)) for row in self.rows]
+    def with_biases(self, make: Callable[..., Bias], read: Tensor | None = None) -> PoolRows:
+        """The same rows in a layer that has a bias of its own: `make` gives it for the places of queries and keys, and
+        for the queries' part of `read` [B, T, …] where there is that."""
+        reads = [None] * len(self.rows) if read is None else self.split(read)
+        rows = [replace(row, bias=make(*row.index, read=each)) for row, each in zip(self.rows, reads, strict=True)]
         return replace(self, rows=rows, whole=[])
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor) -> MergePlan | None:

@@ -6,6 +6,7 @@ from zoo.model import (  # noqa: F401
     block,
     channel_mix,
     embedding,
+    expert_choice,
     ffn,
     grouped,
     hash_router,

@@ -15,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.activation import Activation
 from zoo.model.norm import WholeNorm
-from zoo.spec import Linear, Sized, Spec, split
+from zoo.spec import Linear, Sized, Spec, Weight, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,8 @@ class Gated(FFN, kind="gated"):
     `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022). `down_bias` is that of W_down,
     as `bias` unless given (GTE has it alone). With `sparsity` s the gate is relu(g − mean(g) − Φ⁻¹(s)·std(g)) for
     g = x·W_gate, so that about 1 − s of its channels are not 0 (Gemma 3n, 2025). `limit` L bounds x·W_gate from above,
-    and holds x·W_up within ±L (DeepSeek-V4, 2026).
+    and holds x·W_up within ±L (DeepSeek-V4, 2026). With `global_scale` the result is multiplied by one learned number
+    (Inkling, 2026).
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -86,6 +87,7 @@ class Gated(FFN, kind="gated"):
     down_bias: bool | None = None
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
     limit: PositiveFloat | None = None
+    global_scale: bool = False
 
     @property
     def summed(self) -> int:
@@ -98,6 +100,7 @@ class Gated(FFN, kind="gated"):
             "up": Linear(d_model, self.d_ff, self.bias),
             **({"inner_norm": Sized(self.inner_norm, self.d_ff)} if self.inner_norm else {}),
             "down": Linear(self.d_ff, d_model, self.bias if self.down_bias is None else self.down_bias, residual=True),
+            **({"global_scale": Weight((1,), init=1.0)} if self.global_scale else {}),
         }
 
     def shard(self, ranks: int) -> Gated:
@@ -113,7 +116,8 @@ class Gated(FFN, kind="gated"):
         else:
             y = multiply_gate(act, self._gate(m, x), self._up(m, x))
         y = m.seam.normalise(m.inner_norm, y) if self.inner_norm else y
-        return multiply(m.down(step.drop_units(y)), self.out_scale)
+        y = multiply(m.down(step.drop_units(y)), self.out_scale)
+        return y * m.global_scale.to(y.dtype) if self.global_scale else y
 
     def _gate(self, m: Weights, x: Tensor) -> Tensor:
         gate = multiply(m.gate(x), self.gate_scale)

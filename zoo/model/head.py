@@ -9,8 +9,9 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
+from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.activation import PlainActivation
 from zoo.model.norm import WholeNorm
@@ -91,7 +92,8 @@ class LMHead(VocabularyHead, kind="lm"):
 
     Logits are multiplied by `scale` (1/√d_model in T5), then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset`
     adds a constant to each logit, saved and not trained (BART's final_logits_bias). An untied head may have fewer
-    tokens than the model: those that it reads and never writes come last (Swiss AI, 2026, Apertus 1.5).
+    tokens than the model: those that it reads and never writes come last (Swiss AI, 2026, Apertus 1.5). Its matrix may
+    have `spare_rows` behind those of its tokens, which give no logit (Thinking Machines, 2026, Inkling).
     """
 
     predicts_tokens: ClassVar[bool] = True
@@ -101,16 +103,26 @@ class LMHead(VocabularyHead, kind="lm"):
     scale: Annotated[float | str, BeforeValidator(_number_or_root)] = 1.0
     softcap: PositiveFloat | None = None
     offset: bool = False
+    spare_rows: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        if self.spare_rows and self.tied:
+            raise ValueError("spare_rows is of a matrix of the head's own, and it has the embedding's (tied: false)")
+
+    def shard(self, ranks: int) -> Head:
+        if self.spare_rows and ranks > 1:
+            raise ConfigError("tp: spare_rows stand behind the vocabulary that ranks divide (tp=1)")
+        return super().shard(ranks)
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        linear = Linear(d_model, self.vocab_size, self.bias, role=LOGITS)
+        linear = Linear(d_model, self.vocab_size + self.spare_rows, self.bias, role=LOGITS)
         return {
             "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
             **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
         }
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        logits = m.out(x)
+        logits = m.out(x)[..., : self.vocab_size] if self.spare_rows else m.out(x)
         if self.scale != 1.0:
             logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
         if self.offset:

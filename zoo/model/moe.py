@@ -42,6 +42,8 @@ class MoE(FFN, kind="moe"):
     expert gives, one norm for all (Meta, 2026, Muse Spark).
     `out_scale` multiplies the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+).
 
+    A router that weighs shared experts (`n_shared`) has so many of them, each a copy of `shared` (Inkling, 2026).
+
     The last `zero_experts` of the router's experts compute nothing and give back what they read, so that a token's
     compute depends on how many of these it chooses (Jin et al., 2024, MoE++; LongCat-Flash, 2025). The last
     `null_experts`, behind those, compute nothing and add nothing (Zeng et al., 2024, AdaMoE; Zyphra, 2026, ZAYA1). What
@@ -67,6 +69,9 @@ class MoE(FFN, kind="moe"):
         for name, each in (("expert", self.expert), ("shared", self.shared)):
             if getattr(each, "inner_norm", None) is not None:
                 raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
+            stacked = name == "expert" or self.router.shared_scored
+            if stacked and getattr(each, "global_scale", False):
+                raise ValueError(f"{name}.global_scale: is of one feed-forward, and experts are several (leave it out)")
             if each is not None and not each.stacks:
                 raise ValueError(f"{name}: products in groups, of '{each.kind}', are not stacked (mlp and gated are)")
             if each is not None and each.state():
@@ -80,6 +85,7 @@ class MoE(FFN, kind="moe"):
             raise ValueError(f"{found} (n_experts counts them all)")
         if self.shared_gate and self.shared is None:
             raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
+        self._check_shared()
         if self.branch_norm is not None and self.shared is None:
             raise ValueError(
                 "branch_norm stands around two branches, and there is one (give `shared`, or leave it out)"
@@ -91,6 +97,16 @@ class MoE(FFN, kind="moe"):
         if self.scale_input and self.router.drops:
             found = f"the {self.router.kind} router drops tokens, which must add nothing"
             raise ValueError(f"scale_input: {found} (a router without capacity, or scale_input: false)")
+
+    def _check_shared(self) -> None:
+        if not self.router.shared_scored:
+            return
+        if self.shared is None or self.shared_gate:
+            found = "there is none" if self.shared is None else "they have a gate besides"
+            would = "give `shared`" if self.shared is None else "shared_gate: false"
+            raise ValueError(f"router.n_shared weighs shared experts, and {found} ({would}, or n_shared: 0)")
+        if not all(isinstance(part, Linear) for part in self.shared.parts(1).values()):
+            raise ValueError("shared: has weights besides its products, and experts that a router weighs have none")
 
     @property
     def n_computing(self) -> int:
@@ -117,13 +133,20 @@ class MoE(FFN, kind="moe"):
             parts["latent_norm"] = Sized(self.latent_norm, self.latent or d_model)
         if self.expert_norm:
             parts["expert_norm"] = Sized(self.expert_norm, self.latent or d_model)
-        if self.shared:
+        if self.router.shared_scored and self.shared:
+            parts["shared"] = self._stack_shared(self.shared, d_model)
+        elif self.shared:
             parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
         if self.shared_gate:
             parts["shared_gate"] = Linear(d_model, 1, precise=True)
         if self.branch_norm:
             parts |= {name: Sized(self.branch_norm, d_model) for name in NORMS}
         return parts
+
+    def _stack_shared(self, shared: FFN, d_model: int) -> Group:
+        """The stacks of shared experts that the router weighs: every token passes all of them."""
+        count, own = self.router.shared_scored, shared.parts(d_model)
+        return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
 
     def shard(self, ranks: int) -> MoE:
         """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
@@ -155,10 +178,24 @@ class MoE(FFN, kind="moe"):
         y = m.latent_out(y) if self.latent else y
         if self.shared:
             y = y if self.branch_norm is None else m.routed_out_norm(y)
-            shared = m.shared(x if self.branch_norm is None else m.shared_norm(x), step)
+            read = x if self.branch_norm is None else m.shared_norm(x)
+            shared = m.shared(read, step) if routes.shared is None else self._share(m, read, routes.shared, step)
             shared = shared if self.branch_norm is None else m.shared_out_norm(shared)
             y = y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
         return multiply(y, self.out_scale)
+
+    def _share(self, m: Weights, x: Tensor, weights: Tensor, step: Step) -> Tensor:
+        """What shared experts make of x [B, T, D], weighed by weights [N, S]."""
+        assert self.shared is not None
+        tokens, count = x.flatten(0, 1), weights.shape[1]  # N D
+        every, number = torch.arange(count, device=x.device), tokens.shape[0]
+        rows = torch.arange(number, device=x.device).expand(count, -1).flatten()  # S·N
+        experts = every[:, None].expand(-1, number).flatten()
+        stacks: Any = _Routed(m, (number * (every + 1)).to(torch.int32), experts, m.shared)
+        inner = step.for_rows(rows, self.router.n_experts + experts)
+        y = self.shared.forward(stacks, tokens.expand(count, -1, -1).flatten(0, 1), inner)  # S·N D
+        y = y.unflatten(0, (count, number))
+        return (y * weights.transpose(0, 1)[..., None].to(y.dtype)).sum(0).unflatten(0, x.shape[:2])
 
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
         """What the experts make of their rows [M, D]."""
@@ -200,9 +237,9 @@ class _Routed:
     """The weights that an expert's `forward` is given: under each part's name the stacked weights of all experts,
     applied to rows sorted by expert, or the module that all experts share."""
 
-    def __init__(self, m: Weights, ends: Tensor, expert_of_row: Tensor) -> None:
+    def __init__(self, m: Weights, ends: Tensor, expert_of_row: Tensor, stacks: Any = None) -> None:
         for name, module in m.named_children():
             if name not in OWN:
                 setattr(self, name, module)
-        for name, linear in m.experts.items():
+        for name, linear in (m.experts if stacks is None else stacks).items():
             setattr(self, name, partial(linear, offsets=ends, expert_of_row=expert_of_row))

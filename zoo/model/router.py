@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.norm import WholeNorm
-from zoo.model.packed import count_in_run, find_run_firsts
+from zoo.model.packed import find_run_firsts
 from zoo.spec import Buffer, Linear, Sized, Spec, Weight
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Routes:
     ends: Tensor  # E int32, where each expert's rows end
     weights: Tensor  # M float32; 0 for a row that is dropped
     back: Tensor | None = None  # N K, the rows of each token, where all have as many
+    shared: Tensor | None = None  # N S float32, the weights of shared experts, where the router scores these too
 
     def end_real(self, real: Tensor) -> Tensor:
         """Where each expert's rows would end without padding, which `real` [B, T] is False for: [E]."""
@@ -64,6 +65,11 @@ class Router(Spec, axis="router"):
         """How many random numbers training draws for a token."""
         return 0
 
+    @property
+    def shared_scored(self) -> int:
+        """How many shared experts it weighs beside those that it chooses."""
+        return 0
+
     def parts(self, d_model: int) -> dict[str, Any]:
         norm = {"norm": Sized(self.input_norm, d_model)} if self.input_norm else {}
         return norm | {"gate": Linear(d_model, self.n_experts, self.bias)}
@@ -87,7 +93,7 @@ class TopK(Router):
     `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
     trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3). `normalize` makes a token's weights sum
     to 1; `scale` multiplies them in the end, and with `expert_scale` a learned number for each expert (Gemma 4, 2026).
-    `softcap` bounds the scores by c·tanh(s/c) (Laguna, 2026).
+    `global_scale` is one such number for all (Inkling, 2026). `softcap` bounds scores by c·tanh(s/c) (Laguna, 2026).
 
     `n_groups` of experts, of which only the best `top_k_groups` are open to a token, keep its experts on few machines
     (DeepSeek-V2, 2024); a group is as good as the sum of its `judged_by` best experts. `capacity` is the number of
@@ -106,6 +112,7 @@ class TopK(Router):
     capacity: PositiveInt | None = None
     softcap: PositiveFloat | None = None
     expert_scale: bool = False
+    global_scale: bool = False
     judged_by: PositiveInt = 1
     balance_coef: NonNegativeFloat = 0.01
     z_coef: NonNegativeFloat = 0.0
@@ -123,12 +130,18 @@ class TopK(Router):
     def parts(self, d_model: int) -> dict[str, Any]:
         scale = {"expert_scale": Weight((self.n_experts,), init=1.0)} if self.expert_scale else {}
         bias = {"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {}
-        return super().parts(d_model) | bias | scale
+        common = {"global_scale": Weight((1,), init=1.0)} if self.global_scale else {}
+        return super().parts(d_model) | bias | scale | common
 
     def _scaled(self, m: Weights, chosen: Tensor, weights: Tensor) -> Tensor:
         """The weights of chosen experts [B, T, K], times what multiplies them in the end."""
-        weights = weights * self.scale
+        weights = self._scaled_alike(m, weights)
         return weights * m.expert_scale.float()[chosen] if self.expert_scale else weights
+
+    def _scaled_alike(self, m: Weights, weights: Tensor) -> Tensor:
+        """The weights of experts [B, T, …], times what multiplies all of them."""
+        weights = weights * self.scale
+        return weights * m.global_scale.float() if self.global_scale else weights
 
     def _score(self, m: Weights, x: Tensor) -> Tensor:
         """Score every expert for each token of x [B, T, D], capped: [B, T, E] in float32."""
@@ -177,11 +190,16 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     A group of experts is as good as the sum of its best two unless `judged_by` others. With `choose_by` logit the
     selection bias is added to the logits, before the sigmoid (Aleph Alpha, 2026, Kolibri-1). For the losses, a chance
     is a score's share of all scores.
+
+    With `n_shared` the mixture's shared experts, which every token passes, are scored as well, behind the others. They
+    are not chosen; but weights are normalised and scaled over the chosen and the shared, so that these are a sink for
+    what the chosen do not get (Thinking Machines, 2026, Inkling).
     """
 
     selection_bias: bool = True
     judged_by: PositiveInt = 2
     choose_by: Literal["score", "logit"] = "score"
+    n_shared: NonNegativeInt = 0
     balance_coef: NonNegativeFloat = 0.0001
 
     def __post_init__(self) -> None:
@@ -189,12 +207,20 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
         if self.choose_by == "logit" and not self.selection_bias and self.n_groups == self.top_k_groups:
             raise ValueError("choose_by=logit says what the selection bias is added to, and there is none (score)")
 
+    @property
+    def shared_scored(self) -> int:
+        return self.n_shared
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return super().parts(d_model) | {"gate": Linear(d_model, self.n_experts + self.n_shared, self.bias)}
+
     def _rate(self, logits: Tensor) -> Tensor:
         """Score logits [B, T, E]; a larger logit gets a larger score."""
         return logits.sigmoid()
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        logits = self._score(m, x)  # B T E
+        every = self._score(m, x)
+        logits, shared = every.split([self.n_experts, self.n_shared], -1) if self.n_shared else (every, None)  # B T E|S
         scores = self._rate(logits)
         plain = self.n_groups == 1 and not self.selection_bias
         by_logit = plain or self.choose_by == "logit"
@@ -202,8 +228,13 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
         if m.training:
             step.losses += _losses(self, logits, normalize_scores(scores), chosen, step.real)
         weights = scores.gather(-1, chosen)
+        weights = weights if shared is None else torch.cat((weights, self._rate(shared)), -1)
         weights = normalize_scores(weights) if self.normalize else weights
-        return make_routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
+        routed = self._scaled(m, chosen, weights[..., : self.top_k])
+        routes = make_routes(self, chosen, routed, self.capacity, step)
+        if shared is not None:
+            routes.shared = self._scaled_alike(m, weights[..., self.top_k :]).flatten(0, 1)  # N S
+        return routes
 
 
 class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
@@ -264,55 +295,6 @@ class SparseMixer(Router, kind="sparsemixer"):
         weight = chances.gather(-1, drawn)
         whole = (drawn == chosen) | (chance[..., -1:] > 0.75)
         return drawn, weight - (weight * torch.where(whole, 0.0, 2 / 3)).detach()
-
-
-class ExpertChoice(Router, kind="expert_choice"):
-    """Experts choose tokens instead (Zhou et al., 2022): each takes the T·top_k/E tokens of a row, rounded down, that
-    give it the largest chance, so that all have the same load and a token goes through top_k of them on average.
-
-    A token's experts depend on the tokens after it: not for causal models. Padding is never chosen nor counted, and
-    packed documents choose apart, each by its own length; one of fewer than E/top_k tokens goes through no expert.
-    """
-
-    causal: ClassVar[bool | None] = False
-
-    def __post_init__(self) -> None:
-        check_count(self)
-
-    @property
-    def drops(self) -> bool:
-        return True
-
-    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        batch, length, _ = x.shape
-        chances = self.score(m, x).softmax(-1).transpose(1, 2)  # B E T
-        taken = length * self.top_k // self.n_experts
-        if step.documents is not None or step.real is not None or not taken:
-            chances = self._limited(chances, step)
-            taken = max(taken, 1)  # the experts' products want a row
-        weights, places = chances.topk(taken, -1)  # B E C
-        starts = length * torch.arange(batch, device=x.device)
-        tokens = (places + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
-        experts = torch.arange(self.n_experts, device=x.device)
-        ends = (experts + 1) * (batch * taken)
-        weights = weights.clamp(min=0).transpose(0, 1).flatten() * self.scale
-        return Routes(tokens, experts.repeat_interleave(batch * taken), ends.to(torch.int32), weights)
-
-    def _limited(self, chances: Tensor, step: Step) -> Tensor:
-        """chances [B, E, T], with −1 for padding and for tokens outside their document's share of an expert."""
-        batch, _, length = chances.shape
-        real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
-        documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents
-        share = count_in_run(documents, real) * self.top_k // self.n_experts  # B T, of the token's own document
-        chances = chances.masked_fill(~real[:, None], -1.0)
-        order = chances.argsort(dim=-1, descending=True, stable=True)  # B E T
-        numbers = documents[:, None].expand_as(order).gather(-1, order)
-        by_document = numbers.argsort(dim=-1, stable=True)  # within a document still from the best to the worst
-        order, numbers = order.gather(-1, by_document), numbers.gather(-1, by_document)
-        places = torch.arange(length, device=order.device).expand_as(order)
-        rank = places - find_run_firsts(numbers)
-        rank = torch.zeros_like(order).scatter(-1, order, rank)
-        return chances.masked_fill(rank >= share[:, None], -1.0)
 
 
 # ---------------------------------------------------------------- what routers share

@@ -153,10 +153,18 @@ class Step:
         return mine
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, own: tuple[Any, Any] | None = None, **scores: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        own: tuple[Any, Any] | None = None,
+        read: Tensor | None = None,
+        **scores: Any,
     ) -> Tensor:
         """Attend under this pass's mask: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
-        share, or that of this layer's `own` position scheme, given with its weights. `scores` are softcap and sinks."""
+        share, or that of this layer's `own` position scheme, given with its weights and with what it `read` of the
+        queries' input, if anything. `scores` are softcap and sinks."""
         if self.ring is not None:
             return self.attend_ring(q, (k, v), scale, own, **scores)
         if self.runs:
@@ -167,9 +175,9 @@ class Step:
         if own is not None:
             make = self._bias_maker(own, q.shape[2])
             if rows is not None:
-                rows = rows.with_biases(make)
+                rows = rows.with_biases(make, read)
             elif self.index is not None:
-                bias = make(*self.index)
+                bias = make(*self.index, read=read)
         if self.pages is not None:
             k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
         chosen = None if self.cache is None else self.chosen

@@ -65,6 +65,8 @@ class TensorSeam(Seam):
         return (y + norm.bias.float() if norm.spec.bias else y).to(x.dtype)
 
     def bias(self, scheme: Any, weights: Any, heads: int, *places: Any, **how: Any) -> Any:
+        if scheme.bias_heads == heads:  # a scheme that is divided has no other rank's
+            return scheme.bias(weights, heads, *places, **how)
         whole = scheme.bias(weights, heads * self.size, *places, **how)
         return whole and OwnHeads(whole, self.rank * heads, heads)
 

@@ -163,12 +163,14 @@ class Experts(Part):
 
     `computing` says that some of those that a token chooses among compute nothing and have no copy here: (512, 768) of
     512 experts and 256 more. `active` and `flops` are expected values then, for tokens that choose all equally often.
+    `spread` says that ranks of expert parallelism have some each; else each has them all.
     """
 
     of: Linear
     count: int
     active_count: int
     computing: tuple[int, int] = (1, 1)
+    spread: bool = True
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
@@ -176,7 +178,7 @@ class Experts(Part):
     def shard(self, ranks: int) -> Experts:
         """Give the experts that one of `ranks` ranks of expert parallelism holds. `zoo.costs.shards` refuses a
         remainder."""
-        return dataclasses.replace(self, count=self.count // ranks)
+        return dataclasses.replace(self, count=self.count // ranks) if self.spread else self
 
     @property
     def active(self) -> int:

@@ -9,10 +9,10 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import INDEX, Header, Packed, Reader, stream_tensors
@@ -75,10 +75,10 @@ def take_text(
     wrapper: Wrapper, family: Family, listed: Mapping[str, Header], folder: Path
 ) -> tuple[Whole, dict[str, Header]]:
     """Find the text model's tensors among those of a folder, and name them as the family's class with the longest
-    prefix does. Raises CheckpointError where they stand under no known prefix."""
-    layout = _find_layout(family, listed, folder)
-    prefix = max((each.get("prefix") or "" for each in family.architectures.values()), key=len)
-    roots, heads = _roots(family)
+    prefix does, or one that has these names inside such a folder alone. Raises CheckpointError where they stand under
+    no known prefix."""
+    layout, naming = _find_layout(family, listed, folder)
+    prefix, roots, heads = naming
     found: dict[str, Header] = {}
     for name, header in listed.items():
         own = name.removeprefix(layout.base)
@@ -89,20 +89,37 @@ def take_text(
     return Whole(wrapper, layout, listed), found
 
 
-def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> Layout:
-    roots, _ = _roots(family)
-    for layout in read_catalogue().layouts:
-        if all(any(name.startswith(f"{layout.base}{root}.") for name in listed) for root in roots):
-            return layout
-    tried = ", ".join(f"{layout.base}{min(roots)}" for layout in read_catalogue().layouts)
+class Naming(NamedTuple):
+    """How a class names its tensors: its prefix, and the first parts of the names of its base model's tensors and of
+    its head's."""
+
+    prefix: str
+    base: set[str]
+    head: set[str]
+
+
+def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> tuple[Layout, Naming]:
+    namings = list(_list_namings(family))
+    for naming, layout in product(namings, read_catalogue().layouts):
+        if all(any(name.startswith(f"{layout.base}{root}.") for name in listed) for root in naming.base):
+            return layout, naming
+    tried = ", ".join(f"{layout.base}{min(namings[0].base)}" for layout in read_catalogue().layouts)
     raise CheckpointError(f"{folder}: the tensors of its text model were not found (looked for {tried})")
 
 
-def _roots(family: Family) -> tuple[set[str], set[str]]:
-    """The first parts of the names of a family's tensors: of its base model's, and of its head's."""
-    rows = [str(theirs) for theirs in family.keys.values()]
+def _list_namings(family: Family) -> Iterator[Naming]:
+    """List how tensors are named: by the family's classes, and by each that has other names inside such a folder."""
+    inner = [each for each in family.architectures.values() if each.get("within") and each.get("keys")]
+    outer = (each.get("prefix") or "" for each in family.architectures.values() if each not in inner)
+    yield _read_naming(max(outer, key=len), family.keys)
+    for each in inner:
+        yield _read_naming(each.get("prefix") or "", each["keys"])
+
+
+def _read_naming(prefix: str, keys: Mapping[str, str]) -> Naming:
+    rows = [str(theirs) for theirs in keys.values()]
     base = {root for row in rows for root in re.findall(r"~(\w+)", row)}
-    return base, {row.split(".")[0] for row in rows if row and not row.startswith(("~", "="))}
+    return Naming(prefix, base, {row.split(".")[0] for row in rows if row and not row.startswith(("~", "="))})
 
 
 # ---------------------------------------------------------------- writing

@@ -60,6 +60,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     `short_conv` W passes queries, keys and values through a depthwise causal convolution of W tokens, before anything
     else is done to them (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 of them.
+    `short_conv_over` says which of them, and with `short_conv_residual` they are added to what it makes of them
+    (Thinking Machines, 2026, Inkling: keys and values).
     """
 
     takes_memory: ClassVar[bool] = True
@@ -90,6 +92,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     out_norm: WholeNorm | None = None
     out_norm_over: Literal["whole", "head"] = "whole"
     short_conv: PositiveInt | None = None
+    short_conv_over: Literal["qkv", "kv"] = "qkv"
+    short_conv_residual: bool = False
     kv_from: str | None = None
     k_is_v: bool = False
     v_norm: WholeNorm | None = None
@@ -119,8 +123,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.rotate_values and not self.position.rotates:
             raise ValueError(f"rotate_values: position '{self.position.kind}' rotates nothing (rope, or leave it out)")
         self._check_values()
+        self._check_conv()
         self._check_indexer()
-        self.position.check(self.head_dim)
+        if not self.position.reads_input:
+            self.position.check(self.head_dim)
 
     @property
     def causal(self) -> bool | None:  # type: ignore[override]
@@ -128,7 +134,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     @property
     def splits_tokens(self) -> bool:
-        return self.short_conv is None
+        return self.short_conv is None and not self.position.reads_input
 
     @property
     def loops(self) -> bool:
@@ -152,6 +158,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.kv_from is not None and idle:
             found = f"{idle[0]} is of keys and values, which '{self.kv_from}' layers make"
             raise ValueError(f"{found} (kv_from: null, or leave {idle[0]} out)")
+
+    def _check_conv(self) -> None:
+        if self.short_conv is None and (self.short_conv_over != "qkv" or self.short_conv_residual):
+            idle = "short_conv_residual" if self.short_conv_residual else f"short_conv_over={self.short_conv_over}"
+            raise ValueError(f"{idle} is of the short convolution, and there is none (give `short_conv`)")
 
     def _check_indexer(self) -> None:
         if self.indexer is None:
@@ -260,7 +271,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     def shard(self, ranks: int) -> GQA:
         indexer = self.indexer and self.indexer.shard(ranks)
-        return replace(split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",)), indexer=indexer)
+        own = split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
+        position = self.position.shard(ranks) if self.position.reads_input else self.position
+        return replace(own, indexer=indexer, position=position)
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         if self.kv_from is not None:
@@ -274,10 +287,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return {"conv": (self.short_conv - 1, sum(self._mixed))} if self.short_conv else {}
 
     @property
-    def _mixed(self) -> tuple[int, int, int]:
-        """Channels of all queries, of all keys, and of all values."""
+    def _mixed(self) -> tuple[int, ...]:
+        """Channels of all queries, where the short convolution is over them, of all keys, and of all values."""
         width, v_width = self.head_widths
-        return self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
+        every = self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
+        return every if self.short_conv_over == "qkv" else every[1:]
 
     def core_flops(self, pairs: int) -> int:
         return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
@@ -302,7 +316,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             self.indexer.choose(m, x, x, step, self.n_heads)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
-        y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks)  # B T H V
+        read = self._tempered(self.position.read(m.position, x), step) if self.position.reads_input else None
+        y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks, read=read)  # B T H V
         each = self.out_norm is not None and self.out_norm_over == "head"
         y = m.out_norm(y) if each else y
         y = self._gated(m, x, y) if self.output_gate else y.flatten(-2)  # B T H·V
@@ -327,12 +342,18 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.short_conv is None:
             return q, k, v
         check_causal(step)
-        mixed = convolve(m.conv, torch.cat((q, k, v), -1), step)
-        return mixed.contiguous().split(self._mixed, -1)  # channels first, which no fused attention takes
+        every = (q, k, v) if self.short_conv_over == "qkv" else (k, v)
+        plain = torch.cat(every, -1)
+        mixed = convolve(m.conv, plain, step).contiguous()  # channels first, which no fused attention takes
+        mixed = mixed + plain if self.short_conv_residual else mixed
+        return *((q, k, v)[: -len(every)]), *mixed.split(self._mixed, -1)
 
     def _queries(self, m: Weights, q: Tensor, step: Step) -> Tensor:
         """Queries [B, T, H·C] by head, normalised, rotated and tempered: [B, T, H, C]."""
-        q = self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step)
+        return self._tempered(self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step), step)
+
+    def _tempered(self, q: Tensor, step: Step) -> Tensor:
+        """Queries [B, T, H, …], or what is compared beside them, grown with their positions."""
         if self.tempering is None:
             return q
         assert step.positions is not None

@@ -35,6 +35,19 @@ class LogTempering(Tempering, kind="log"):
         return (1 + self.scale * torch.log1p(steps))[..., None, None]
 
 
+class LogRatioTempering(Tempering, kind="log_ratio"):
+    """q · (1 + scale·ln(max(1, (position + first) / floor))), without steps: nothing grows up to the floor (Thinking
+    Machines, 2026, Inkling)."""
+
+    floor: PositiveInt = 8192
+    scale: PositiveFloat = 0.1
+    first: NonNegativeInt = 1
+
+    def factor(self, positions: Tensor) -> Tensor:
+        ratio = ((positions.float() + self.first) / self.floor).clamp(min=1.0)
+        return (1 + self.scale * torch.log(ratio))[..., None, None]
+
+
 class PowerTempering(Tempering, kind="power"):
     """q · (1 + (position + first) / floor)^power, for layers without positions (Reflection, 2026, Beam; after scalable
     softmax, Nakanishi, 2025)."""

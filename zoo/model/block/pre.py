@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block, add_scaled, choose_scales
+from zoo.model.block.out_conv import OutConv
 from zoo.model.block.residual import Residual, check_residual
 from zoo.model.ffn import FFN
 from zoo.spec import CROSS, Sized
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
+PLACES = ("attention", "ffn")
+"""The sub-layers whose outputs pass an `out_conv`."""
+
+
 class Pre(Block, kind="pre"):
     """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama).
 
@@ -22,7 +27,8 @@ class Pre(Block, kind="pre"):
     stream goes on from the norms' outputs rather than their inputs (BLOOM's option). `ffn_residual_scale` and
     `ffn_stream_scale` stand in place of the block's own scales where the feed-forward is added (MiniMax-01, 2025).
     `ffn_out_norm` normalises what the feed-forward gives, too (A.X K1, 2026). `residual` adds up stream and sub-layer
-    by weights of its own (ZAYA1, 2026).
+    by weights of its own (ZAYA1, 2026). What attention and the feed-forward give passes an `out_conv` before it is
+    added (Inkling, 2026).
     """
 
     takes_cross: ClassVar[bool] = True
@@ -34,10 +40,20 @@ class Pre(Block, kind="pre"):
     ffn_stream_scale: float | None = None
     ffn_out_norm: bool = False
     residual: Residual | None = None
+    out_conv: OutConv | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_residual(self)
+
+    @property
+    def gathers(self) -> int:
+        """Once more for each convolution, which each rank computes for all tokens."""
+        return super().gathers + (2 if self.out_conv else 0)
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        own = self.out_conv.state().items() if self.out_conv else ()
+        return super().state() | {f"{place}_{name}": shape for place in PLACES for name, shape in own}
 
     def parts(self, d_model: int) -> dict[str, Any]:
         cross = {"cross_norm": self.norm, "cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
@@ -50,11 +66,13 @@ class Pre(Block, kind="pre"):
             "ffn": self.ffn,
             **({"ffn_out_norm": self.norm} if self.ffn_out_norm else {}),
             **(dict.fromkeys(added, self.residual) if self.residual else {}),
+            **({f"{place}_conv": self.out_conv for place in PLACES} if self.out_conv else {}),
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         normed = m.attention_norm(x) if self.input_norm else x
         stream, y = normed if self.residual_from_norm else x, m.attention(normed, step)
+        y = m.attention_conv(y, step, "attention") if self.out_conv else y
         x = self.add(stream, y) if self.residual is None else m.attention_residual(stream, y)
         if self.cross is not None:
             y = m.cross(m.cross_norm(x), step.cross)
@@ -62,5 +80,6 @@ class Pre(Block, kind="pre"):
         normed = m.ffn_norm(x)
         y = m.ffn(normed, step)
         y = m.ffn_out_norm(y) if self.ffn_out_norm else y
+        y = m.ffn_conv(y, step, "ffn") if self.out_conv else y
         stream = normed if self.residual_from_norm else x
         return add_scaled(stream, y, *choose_scales(self)) if self.residual is None else m.ffn_residual(stream, y)

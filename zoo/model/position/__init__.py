@@ -1,6 +1,6 @@
 """Position schemes: the base, and one file for each family."""
 
-from zoo.model.position import relative  # noqa: F401  (registers its kinds)
+from zoo.model.position import relative, relative_logits  # noqa: F401  (registers their kinds)
 from zoo.model.position.absolute import Learned, Sinusoidal
 from zoo.model.position.base import Position
 from zoo.model.position.bias import ALiBi, T5Buckets

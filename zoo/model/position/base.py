@@ -74,6 +74,11 @@ class Position(Spec, axis="position"):
         """The token id that positions do not count, where it is ids that say what is padding (RoBERTa)."""
         return None
 
+    @property
+    def reads_input(self) -> bool:
+        """Whether its bias depends on what the queries are made of, so that attention must give it that."""
+        return False
+
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, T, D] with the positions [B, T] added."""
         return x
@@ -94,10 +99,14 @@ class Position(Spec, axis="position"):
         """x [B, T, H, C] rotated."""
         return x
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
         """The `zoo.kernels.bias.Bias` added to the scores of queries and keys at these indices in the row [T], [S], or
-        None. `m` holds the scheme's weights."""
+        None. `m` holds the scheme's weights, `read` what it made of these queries' input."""
         return None
+
+    def read(self, m: Weights, x: Tensor) -> Tensor:
+        """What the bias needs of the input x [B, T, D] of the layer's queries: [B, T, H, …]."""
+        raise NotImplementedError
 
     def check(self, head_dim: int) -> None:
         """Raises ValueError when heads of this width cannot be rotated."""

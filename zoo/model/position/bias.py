@@ -45,7 +45,7 @@ class ALiBi(Position, kind="alibi"):
     def bias_kind(self) -> str:
         return "fixed" if self.rounded else "alibi"
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
         slopes = place_constants(tuple(self.slopes_of(n_heads)), keys.device)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)[..., None, :]  # B|- H S
@@ -134,7 +134,7 @@ class T5Buckets(Position, kind="t5"):
     def bias_kind(self) -> str:
         return "learned"
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
         return Bucketed(self, m.table, queries, keys, causal)
 
 

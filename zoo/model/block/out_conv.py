@@ -1,0 +1,55 @@
+# B batch, T tokens, D model width, W width of the convolution
+"""A short convolution of what a sub-layer gives, before it joins the residual stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.model.attention.recurrent import check_causal, convolve
+from zoo.model.attention.rwkv import check_width
+from zoo.spec import Conv, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class OutConv(Spec, axis="out_conv", default="residual"):
+    """Mix a sub-layer's outputs along the tokens."""
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        """What it keeps of earlier tokens under the name of its place."""
+        raise NotImplementedError
+
+    def forward(self, m: Weights, y: Tensor, step: Step, place: str) -> Tensor:
+        """What joins the stream for a sub-layer's output y [B, T, D]; `place` names its state."""
+        raise NotImplementedError
+
+
+class ResidualConv(OutConv, kind="residual"):
+    """y + conv(y), a depthwise causal convolution of `width` tokens (Allen-Zhu, 2025, Canon layers; Thinking Machines,
+    2026, Inkling). `d_model`, the residual stream's width, is stated because the state's size follows from it."""
+
+    causal: ClassVar[bool | None] = True
+
+    d_model: PositiveInt
+    width: PositiveInt = 4
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        check_width(self.d_model, d_model)
+        return {"conv": Conv(d_model, d_model, self.width, groups=d_model)}
+
+    def shard(self, ranks: int) -> ResidualConv:
+        """Every rank convolves whole vectors."""
+        return self
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"conv": (self.width - 1, self.d_model)}
+
+    def forward(self, m: Weights, y: Tensor, step: Step, place: str) -> Tensor:
+        check_causal(step, "block.out_conv")
+        whole = m.seam.gather(y, step.mask.n_queries)
+        return y + m.seam.own(convolve(m.conv, whole, step, f"{place}_conv"))

@@ -1,0 +1,64 @@
+# B batch, T tokens, E experts, C tokens of an expert
+"""Expert choice: experts choose their tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from zoo.lazy import torch
+from zoo.model.packed import count_in_run, find_run_firsts
+from zoo.model.router import Router, Routes, check_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class ExpertChoice(Router, kind="expert_choice"):
+    """Experts choose tokens instead (Zhou et al., 2022): each takes the T·top_k/E tokens of a row, rounded down, that
+    give it the largest chance, so that all have the same load and a token goes through top_k of them on average.
+
+    A token's experts depend on the tokens after it: not for causal models. Padding is never chosen nor counted, and
+    packed documents choose apart, each by its own length; one of fewer than E/top_k tokens goes through no expert.
+    """
+
+    causal: ClassVar[bool | None] = False
+
+    def __post_init__(self) -> None:
+        check_count(self)
+
+    @property
+    def drops(self) -> bool:
+        return True
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
+        batch, length, _ = x.shape
+        chances = self.score(m, x).softmax(-1).transpose(1, 2)  # B E T
+        taken = length * self.top_k // self.n_experts
+        if step.documents is not None or step.real is not None or not taken:
+            chances = self._limited(chances, step)
+            taken = max(taken, 1)  # the experts' products want a row
+        weights, places = chances.topk(taken, -1)  # B E C
+        starts = length * torch.arange(batch, device=x.device)
+        tokens = (places + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
+        experts = torch.arange(self.n_experts, device=x.device)
+        ends = (experts + 1) * (batch * taken)
+        weights = weights.clamp(min=0).transpose(0, 1).flatten() * self.scale
+        return Routes(tokens, experts.repeat_interleave(batch * taken), ends.to(torch.int32), weights)
+
+    def _limited(self, chances: Tensor, step: Step) -> Tensor:
+        """chances [B, E, T], with −1 for padding and for tokens outside their document's share of an expert."""
+        batch, _, length = chances.shape
+        real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
+        documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents
+        share = count_in_run(documents, real) * self.top_k // self.n_experts  # B T, of the token's own document
+        chances = chances.masked_fill(~real[:, None], -1.0)
+        order = chances.argsort(dim=-1, descending=True, stable=True)  # B E T
+        numbers = documents[:, None].expand_as(order).gather(-1, order)
+        by_document = numbers.argsort(dim=-1, stable=True)  # within a document still from the best to the worst
+        order, numbers = order.gather(-1, by_document), numbers.gather(-1, by_document)
+        places = torch.arange(length, device=order.device).expand_as(order)
+        rank = places - find_run_firsts(numbers)
+        rank = torch.zeros_like(order).scatter(-1, order, rank)
+        return chances.masked_fill(rank >= share[:, None], -1.0)

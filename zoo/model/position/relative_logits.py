@@ -1,0 +1,65 @@
+# B batch, T queries, H heads, R distances, D model width
+"""Relative positions as logits that each query has for each distance, in every layer its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
+
+from zoo.kernels.bias import ByDistance
+from zoo.model.position.base import Position
+from zoo.spec import Linear, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+class RelativeLogits(Position, kind="relative_logits"):
+    """A bias r_i·p[i − j] on the score of query i and key j, for distances from 0 to `extent` − 1, and none beyond
+    (Shaw et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
+
+    r_i is a second query of each head, `width` channels of a product with the layer's input; p are `extent` learned
+    vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries.
+    """
+
+    n_heads: PositiveInt
+    width: PositiveInt = 16
+    extent: PositiveInt = 1024
+
+    @property
+    def per_layer(self) -> bool:
+        return True
+
+    @property
+    def bias_kind(self) -> str:
+        return "learned"
+
+    @property
+    def bias_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def reads_input(self) -> bool:
+        return True
+
+    def check(self, head_dim: int) -> None:
+        raise ValueError("position 'relative_logits' reads a layer's input, which gqa alone gives it (choose another)")
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "query": Linear(d_model, self.n_heads * self.width),
+            "distances": Linear(self.width, self.extent, uses=self.n_heads),
+        }
+
+    def shard(self, ranks: int) -> RelativeLogits:
+        return split(self, ranks, equal=("n_heads",))
+
+    def read(self, m: Weights, x: Tensor) -> Tensor:
+        """The logits of each head's query for every distance [B, T, H, R]."""
+        return m.distances(m.query(x).unflatten(-1, (self.n_heads, self.width)))
+
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
+        return ByDistance(read, queries, keys)
