@@ -201,7 +201,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "grouped mlp": (
         "llama-tiny",
-        ("ffn=moe", "router=mlp_topk", "d_router=12", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("ffn=moe", "router=mlp_topk", "d_router=12", "n_groups=2", "top_k_groups=1"),
         ("router",),
     ),
     "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),

@@ -5,7 +5,7 @@ import torch
 from loaded import one_in
 from saved import saved_by
 from saved import told as told_of_sections
-from tiny import LENT, MIXED, spec_of
+from tiny import AVERAGED, LENT, MIXED, spec_of
 from tracked import StorageTracker
 
 from zoo.analysis.solve import Room, find_largest_batch
@@ -50,6 +50,7 @@ KINDS = {
     "two attentions": ["block=shortcut", "ffn=moe", "zero_experts=1"],
     "convolved": ["attention.short_conv=4"],
     "convolved latents": ["attention=mla", "attention.short_conv=3"],
+    "convolved heads": ["attention=cca", *AVERAGED],
 }
 
 

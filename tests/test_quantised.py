@@ -146,6 +146,7 @@ def test_gpt_oss_experts_in_mxfp4_are_those_that_transformers_unpacks(tmp_path):
 def test_deepseek_v4_as_it_is_published_is_what_transformers_dequantises(tmp_path):
     """Names without a prefix, float8 in blocks, experts in float4, exponents of two, and a layer that is not read."""
     sizes = {**V4, "hidden_size": 64, "moe_intermediate_size": 32, "q_lora_rank": 32, "o_lora_rank": 16}
+    sizes |= {"n_routed_experts": 4}
     torch.manual_seed(0)
     names = {"expert_dtype": "fp4", "num_nextn_predict_layers": 1, "n_shared_experts": 1, "norm_topk_prob": True}
     reference = transformers.DeepseekV4ForCausalLM(transformers.DeepseekV4Config(**sizes, **names)).eval()
