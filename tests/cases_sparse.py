@@ -40,6 +40,39 @@ INDEXERS = [
     case("glm_moe_dsa-base", "GlmMoeDsaConfig", "Model", base=INDEXED, index_topk_freq=3),
 ]
 
+LARGE4 = {name: value for name, value in INDEXED.items() if name != "q_lora_rank"}
+LARGE4 |= {"num_hidden_layers": 6, "kv_source_layers": [0, 1, 1, 3, 1, 3], "no_rope_layers": [1, 1, 1, 0, 1, 0]}
+LARGE4 |= {"indexer_types": ["full", "shared", "full", "shared", "full", "full"], "final_logit_softcapping": 2.0}
+LENDERS = [
+    case("mistral_large4_text", "MistralLarge4TextConfig", "Model", base=LARGE4, rope_parameters=MSCALE),
+    case(
+        "mistral_large4_text-dense",
+        "MistralLarge4TextConfig",
+        "Model",
+        base=LARGE4,
+        mlp_layer_types=["dense", "sparse", "dense", "dense", "sparse", "dense"],
+        kv_source_layers=[0, 0, 2, 3, 0, 5],
+        indexer_types=["full", "full", "shared", "full", "shared", "shared"],
+        attention_bias=True,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.7,
+        rms_norm_eps=1e-3,
+        hidden_act="gelu",
+        rope_parameters={"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0},
+    ),
+    case(
+        "mistral_large4_text-usual",
+        "MistralLarge4TextConfig",
+        "Model",
+        base=LARGE4,
+        kv_source_layers=None,
+        no_rope_layers=None,
+        indexer_types=None,
+        index_topk=40,
+    ),
+]
+
 # Heads that choose apart, blocks that end amid a text, and rows longer than all blocks that are chosen.
 M3 = {
     **SMALL_EXPERTS,
@@ -129,4 +162,4 @@ LONGS = [
     Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
 ]
 
-CASES = [*INDEXERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]
+CASES = [*INDEXERS, *LENDERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]

@@ -16,10 +16,6 @@ from zoo.sampling.guide import GuideCompiler
 
 INDEX = ["index_top_k=5", "index_n_heads=8", "index_head_dim=16"]
 COMPRESSED = ["window=5", "q_lora_rank=10", "o_groups=2", "o_lora_rank=6"]
-SHARES = [
-    *("pattern=[layer,taking,layer,taking]", "n_layers=4"),
-    "+layers={taking:{attention:{indexer:{kind:shared,top_k:5}}}}",
-]
 LONG = "max_seq_len=92"
 MAMBA2 = "n_heads:4,head_dim:8,d_state:8"
 MIXED = {
@@ -43,7 +39,12 @@ MIXED = {
     ],
     "dsa gated": ["attention=dsa", *INDEX, "+attention={output_gate:true,gate_over:channel,sinks:true}"],
     "dsa pooled": ["attention=dsa_pooled", "index_top_k=8", *INDEX[1:], "index_pool=4"],
-    "dsa shared": ["attention=dsa", *INDEX, *SHARES],
+    "dsa shared and lent": [
+        *("attention=dsa", *INDEX, "position.rotary_dim=8", "+position.learned=true", "n_layers=4"),
+        "+attention={tempering:{kind:scalable_softmax},indexer:{tempering:{kind:scalable_softmax}}}",
+        "pattern=[layer,reader,taking]",
+        "+layers={reader:{attention:{kv_from:layer}},taking:{attention:{kv_from:layer,indexer:{kind:shared,top_k:5}}}}",
+    ],
     "msa": ["attention=msa", "index_n_heads=2", "index_head_dim=16", "index_block_size=6", "index_top_blocks=2"],
     "csa": ["attention=csa", *INDEX, *COMPRESSED, "compress_rate=3"],
     "hca": ["attention=hca", *COMPRESSED, "compress_rate=2"],

@@ -16,7 +16,7 @@ from cases_blocks_2026 import EMBEDDER, FEWER, GLIMMER, SPARK
 from cases_convolved_2026 import INKLING
 from cases_experts import QWEN, SMALL, YARN
 from cases_gemma import GEMMA4
-from cases_sparse import M3
+from cases_sparse import LARGE4, M3
 from cases_streams import GLM5, HY4
 from cases_text_towers import GLM, GLM_MOE, MOLMO, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
@@ -323,6 +323,14 @@ WHOLE = [
         {**SIGHT, "patch_size": 4},
         {**IDS, "audio_token_id": 94, "out_hidden_size": 64, "projector_hidden_size": 24}
         | {"audio_config": {**HEARING, "hidden_sizes": [8], "out_hidden_size": 32}},
+    ),
+    Whole(
+        "mistral_large4",
+        "MistralLarge4Config",
+        "MistralLarge4ForConditionalGeneration",
+        LARGE4,
+        {**SIGHT, "model_type": "pixtral", "head_dim": 8},
+        {"image_token_index": 90},
     ),
     Whole(
         "minimax_m3_vl",

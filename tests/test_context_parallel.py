@@ -37,6 +37,11 @@ FEATURES = {
     "normed": ["attention.qk_norm={kind: rmsnorm}", "attention.output_gate=true"],
     "narrow_values": ["attention.v_head_dim=6", "attention.value_scale=0.6", "attention.out_norm={kind: rmsnorm}"],
     "latents_with_buckets": ["attention=mla", "position=t5"],
+    "lent_latents": [
+        *("attention=mla", "pattern=[layer,reader]", "layers={reader: {attention: {kv_from: layer}}}"),
+        *("attention.tempering={kind: scalable_softmax}", "position={rotary_dim: 8, learned: true}"),
+        "attention.qk_rope_head_dim=8",
+    ],
 }
 FEW = ("grouped", "window", "softcap", "sinks", "alibi", "latents")
 

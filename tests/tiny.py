@@ -113,6 +113,10 @@ def every_choice() -> Iterator[list[str]]:
             yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
     yield ["attention=kda", "attention.low_rank=false", "attention.lower_bound=-2.0", "position=none"]
     yield ["attention=mla", "attention.output_gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
+    yield [
+        *("attention=mla", "pattern=[layer,reader]", "+layers={reader: {attention: {kv_from: layer}}}"),
+        *("attention.tempering={kind: scalable_softmax}", "position={rotary_dim: 8, learned: true}"),
+    ]
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
     yield ["attention=mla", "attention.output_gate=true", "attention.gate_over=channel", "attention.sinks=true"]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]

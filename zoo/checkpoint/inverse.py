@@ -20,6 +20,7 @@ from zoo.families.towers import find_member
 from zoo.grammar import to_dict
 from zoo.grammar.keys import BOTH
 from zoo.model.head import NoHead, can_be_tied
+from zoo.model.lending import find_sources
 from zoo.model.tower import Tower
 from zoo.paths import conf_dir
 from zoo.spec import components
@@ -128,6 +129,7 @@ def try_family(
     config = {name: value for name, value in config.items() if name not in twice}
     config["model_type"] = config.get("model_type") or family.model_types[0]
     layers = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _index_weights(spec)}
+    layers["sources"] = _index_sources(spec)
     layers["common"] = sum(block.shares_part for tower in spec.towers().values() for block in tower.blocks.values())
     try:
         for name, text in family.export.items():
@@ -231,6 +233,12 @@ def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> 
 def _index_weights(spec: Any) -> list[int]:
     """The index of each layer's weights: 0, 1, 2, … unless layers share them."""
     return [spec.stack.index(layer) for layer in range(spec.n_layers)] if isinstance(spec, Tower) else []
+
+
+def _index_sources(spec: Any) -> list[int]:
+    """The index of the layer whose keys and values each layer reads: its own, or an earlier one."""
+    sources = find_sources(spec.blocks, spec.pattern) if isinstance(spec, Tower) else {}
+    return [sources.get(layer, layer) for layer in range(spec.n_layers)]
 
 
 def _compose(body: Body) -> Any:

@@ -40,6 +40,7 @@ class Scene:
         self.spec, self.causal, self.cache = spec, bool(spec.causal), inputs.cache
         self.seam, self.context, self.drops = seam, context, drops
         self.documents, self.prefix = inputs.documents, inputs.prefix
+        self._tables: dict[Any, Any] = {}
         read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
         self.memory, mask = None if read else inputs.memory, inputs.memory_mask
         self.memory_mask = None if mask is None else mask.bool()
@@ -180,9 +181,7 @@ class Scene:
         own = m.position if self.spec.has_position else None
         position = attention.positioning
         if position is not None:
-            lengths = self._count_lengths() if position.reads_length else None
-            places = self.context.own(self.positions)
-            step.tables = position.tables(places, attention.rotary_width, dtype, lengths, own)
+            step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
         if attention.compress_rate > 1:
             share_entries(self, step, attention, own, where, dtype)
         elif where is not None and where.table is not None:
@@ -199,6 +198,15 @@ class Scene:
         if block.cross is not None:
             step.cross = self._cross(block.cross, kernel, dtype)
         return step
+
+    def _share_tables(self, position: Any, width: int, dtype: Any, own: Any) -> Any:
+        """The rotary tables of a scheme for heads so wide, made once for all kinds of layer that have them."""
+        key = (position, width)
+        if key not in self._tables:
+            lengths = self._count_lengths() if position.reads_length else None
+            places = self.context.own(self.positions)
+            self._tables[key] = position.tables(places, width, dtype, lengths, own)
+        return self._tables[key]
 
     def _share(self, step: Step, attention: Any, own: Any, where: Any) -> None:
         """Give the step a mask and a bias that serve rows which are alike."""

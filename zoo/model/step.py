@@ -290,14 +290,13 @@ class Step:
         else:
             assert self.where is not None
             held = self.cache.append(self.where, new)
-        if self.lends:
-            self.lent = held
         return held
 
-    def lend(self, *tensors: Tensor) -> None:
-        """Keep what later layers read of this one beside a cache, where any does."""
+    def lend(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Keep what later layers read of this one, where any does; give it back."""
         if self.lends:
             self.lent = tensors
+        return tensors
 
     def take(self) -> tuple[Tensor, ...]:
         """What an earlier layer lends: keys and values, as it reads them itself."""

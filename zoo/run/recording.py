@@ -68,8 +68,8 @@ class RecordingStep(Step):
             return super().recall(compute, *names)
         return self._ask(Step.recall, _is_kept, *names)
 
-    def lend(self, *tensors: Any) -> None:
-        self._ask(Step.lend, *tensors)
+    def lend(self, *tensors: Any) -> tuple[Any, ...]:
+        return self._ask(Step.lend, *tensors) if self.lends else tensors
 
     def lend_average(self, average: Any) -> None:
         self._ask(Step.lend_average, average)

@@ -167,6 +167,18 @@ class RopeAlpha(Rope):
         return {**found, "rope_type": "default", "rope_theta": theta}
 
 
+class RopeLearned(RopeInterleaved):
+    """`rope_learned(head_dim)`: rotary positions of whole heads whose frequencies have learned factors (Mistral
+    Large 4)."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        return {**require_whole(super().value(env, *args)), "rotary_dim": args[0], "learned": True}
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        is_learned = isinstance(value, Mapping) and value.get("learned")
+        return super().bind({**value, "rotary_dim": None}, env, *args) if is_learned else {}
+
+
 class RopeOfLayer(Rope):
     """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a theta of the layer's own, and none
     where that is 0; the config's theta where it is None. Whole heads are rotated (Granite with windows)."""
@@ -357,6 +369,7 @@ FUNCTIONS |= {
     "rope_reverse": RopeReverse(),
     "rope_mscale": RopeMscale(),
     "rope_alpha": RopeAlpha(),
+    "rope_learned": RopeLearned(),
     "rope_of_layer": RopeOfLayer(),
     "rope_or_none": RopeOrNone(),
     "rope_labelled": RopeLabelled(),

@@ -1,5 +1,5 @@
-"""Fields of configs whose last layers read the keys and values of earlier ones, and whose full layers have sizes of
-their own (Gemma 3n, Gemma 4)."""
+"""Fields of configs in which layers read the keys and values of earlier ones (Gemma 3n, Gemma 4, Mistral Large 4), and
+whose full layers have sizes of their own (Gemma)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,25 @@ def write_own_sizes(pattern: Sequence[str], head_dim: int, n_kv_heads: int) -> d
     return {str(layer): sizes for layer, kind in enumerate(pattern) if kind.startswith("full")}
 
 
+def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
+    """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: what a layer does with latents, as `kv_part` says it,
+    where each layer names the one whose latents it reads: itself, or the last lender of its group before it, which is
+    the one that the reference reads."""
+    source = kv_source_layers[layer]
+    if source == layer:
+        return LENDS if layer in kv_source_layers[layer + 1 :] else ""
+    if source not in range(layer) or kv_source_layers[source] != source:
+        raise ConfigError(f"kv_source_layers: layer {layer} names layer {source}, which has no latents before it")
+    lenders = {lender for index, lender in enumerate(kv_source_layers) if lender != index}
+    read = max((each for each in lenders if each < layer and bool(groups[each]) == bool(groups[layer])), default=None)
+    if read != source:
+        found = f"names layer {source}, and the last lender with as much of positions before it is {read}"
+        raise ConfigError(f"kv_source_layers: layer {layer} {found} (that one)")
+    return READS
+
+
 FUNCTIONS |= {
+    "kv_source_part": Plain(find_source_part),
     "kv_part": Plain(find_part),
     "count_readers": Plain(count_readers),
     "of_full": OfFull(),

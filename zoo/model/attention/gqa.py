@@ -235,6 +235,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
                 else {}
             ),
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
+            **(self.tempering.list_parts(self.n_heads) if self.tempering else {}),
             **(self.indexer.list_parts(d_model, d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
@@ -311,12 +312,12 @@ class GQA(SoftmaxAttention, kind="gqa"):
             q, k, v = self._project(m, x, step)
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
-            k, v = step.remember(k=k, v=v)
+            k, v = step.lend(*step.remember(k=k, v=v))
         if self.indexer is not None:
             self.indexer.choose(m, x, x, step, self.n_heads)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
-        read = self._tempered(self.position.read(m.position, x), step) if self.position.reads_input else None
+        read = self._tempered(m, self.position.read(m.position, x), step) if self.position.reads_input else None
         y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks, read=read)  # B T H V
         each = self.out_norm is not None and self.out_norm_over == "head"
         y = m.out_norm(y) if each else y
@@ -350,14 +351,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     def _queries(self, m: Weights, q: Tensor, step: Step) -> Tensor:
         """Queries [B, T, H·C] by head, normalised, rotated and tempered: [B, T, H, C]."""
-        return self._tempered(self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step), step)
+        return self._tempered(m, self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step), step)
 
-    def _tempered(self, q: Tensor, step: Step) -> Tensor:
+    def _tempered(self, m: Weights, q: Tensor, step: Step) -> Tensor:
         """Queries [B, T, H, …], or what is compared beside them, grown with their positions."""
         if self.tempering is None:
             return q
         assert step.positions is not None
-        return (q * self.tempering.factor(step.positions)).to(q.dtype)
+        return self.tempering.temper(m, q, step.positions)
 
     def _keys_values(self, m: Weights, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Keys [B, S, K·C] and values [B, S, K·V] by head, as they are attended: [B, S, K, C] and [B, S, K, V]."""

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
 from zoo.lazy import torch
 from zoo.model.attention.compressor import Compressor
+from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
@@ -103,7 +104,8 @@ class Lightning(Indexer, kind="lightning"):
 
     q = latent·W_q of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide, and weights w = x·W_w. The
     leading channels of q and k are rotated, as many and by the same angles as in attention: halves of them as pairs, or
-    neighbours where `interleaved` (GLM-5); with `rotates_last` the last channels in their place (Hy4, 2026). Its keys
+    neighbours where `interleaved` (GLM-5); with `rotates_last` the last channels in their place (Hy4, 2026).
+    `input_norm` is that of the latent, `tempering` makes queries grow with position (Mistral Large 4, 2026). Its keys
     have a cache of their own. A choice has no gradient, so that training leaves its weights as they are: DeepSeek
     trains them by a loss apart.
     """
@@ -114,9 +116,18 @@ class Lightning(Indexer, kind="lightning"):
     norm: WholeNorm = LayerNorm(eps=1e-6)
     interleaved: bool = False
     rotates_last: bool = False
+    input_norm: WholeNorm | None = None
+    tempering: Tempering | None = None
+
+    def __post_init__(self) -> None:
+        if self.tempering is not None and not self.tempering.by_head:
+            found = f"'{self.tempering.kind}' scales all heads of a query alike, which changes no choice"
+            raise ValueError(f"tempering: {found} (scalable_softmax)")
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
+            **({"index_input_norm": Sized(self.input_norm, q_width)} if self.input_norm else {}),
+            **(self.tempering.list_parts(self.n_heads, "index_") if self.tempering else {}),
             "index_q": Linear(q_width, self.n_heads * self.head_dim),
             "index_k": Linear(d_model, self.head_dim),
             "index_norm": Sized(self.norm, self.head_dim),
@@ -138,7 +149,11 @@ class Lightning(Indexer, kind="lightning"):
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         with torch.no_grad():
+            latent = m.index_input_norm(latent) if self.input_norm else latent
             q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
+            if self.tempering is not None:
+                assert step.positions is not None
+                q = self.tempering.temper(m, q, step.positions, "index_")
             k = m.index_norm(m.index_k(x))[:, :, None]  # B T 1 C
             q, k = (rotate_part(each, step.tables, self.interleaved, self.rotates_last) for each in (q, k))
             (k,) = step.remember(index=k[:, :, 0])

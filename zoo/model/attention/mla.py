@@ -38,6 +38,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     gives both at the start of training the variance that they would have without a low rank (LongCat-Flash, 2025).
     `output_gate` multiplies each head's output by σ(x·W): the head as a whole (Ling 3, 2026), or with `gate_over`
     channel each channel (Hy4, 2026). `sinks` adds a learned logit without a value to each head's softmax (gpt-oss).
+    With `kv_from` a layer has no latents of its own: it reads those of the last layer before it of the kind that this
+    names, and expands them by products of its own (Mistral Large 4, 2026).
     `short_conv` W passes queries, and what the latents and the rotated key are made of, through depthwise causal
     convolutions of W tokens (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers), whose state is the last W − 1.
 
@@ -48,6 +50,7 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a", "gate"),)
+    lent_alike: ClassVar[tuple[str, ...]] = ("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents")
 
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
@@ -64,6 +67,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     gate_over: Literal["head", "channel"] = "head"
     sinks: bool = False
     short_conv: PositiveInt | None = None
+    kv_from: str | None = None
 
     @property
     def causal(self) -> bool | None:  # type: ignore[override]
@@ -81,6 +85,9 @@ class MLA(SoftmaxAttention, kind="mla"):
         self.position.check(self.qk_rope_head_dim)
         if self.gate_over != "head" and not self.output_gate:
             raise ValueError("gate_over says what the output gate is of, and there is none (give `output_gate: true`)")
+        if self.kv_from is not None and self.short_conv is not None:
+            found = f"short_conv is of latents, which '{self.kv_from}' layers make"
+            raise ValueError(f"{found} (kv_from: null, or leave short_conv out)")
         if self.indexer is not None:
             check_tokens_chosen(self.indexer)
             self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
@@ -88,6 +95,10 @@ class MLA(SoftmaxAttention, kind="mla"):
     @property
     def chooser(self) -> Indexer | None:
         return self.indexer
+
+    @property
+    def lender(self) -> str | None:
+        return self.kv_from
 
     @property
     def rotary_width(self) -> int:
@@ -116,9 +127,12 @@ class MLA(SoftmaxAttention, kind="mla"):
                 "q_norm": Sized(self.norm, self.q_lora_rank),
                 "q_b": Linear(self.q_lora_rank, q),
             }
-        return queries | {
+        latents = {
             "kv_a": Linear(d_model, rank + self.qk_rope_head_dim, self.bias),
             "kv_norm": Sized(self.norm, rank),
+        }
+        return queries | {
+            **(latents if self.kv_from is None else {}),
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
             **({"gate": Linear(d_model, self._gates)} if self.output_gate else {}),
@@ -128,6 +142,7 @@ class MLA(SoftmaxAttention, kind="mla"):
                 else {}
             ),
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
+            **(self.tempering.list_parts(self.n_heads) if self.tempering else {}),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
             **(self.indexer.list_parts(d_model, self.q_lora_rank or d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
@@ -156,7 +171,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return replace(split(self, ranks, equal=("n_heads",)), indexer=indexer)  # the latents are of all heads
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        return self.attended() | (self.indexer.cache() if self.indexer else {})
+        own = self.attended() if self.kv_from is None else {}
+        return own | (self.indexer.cache() if self.indexer else {})
 
     def attended(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.kv_lora_rank + self.qk_rope_head_dim,)}  # and the rotated key behind it
@@ -193,25 +209,18 @@ class MLA(SoftmaxAttention, kind="mla"):
         q = m.q(x) if self.q_lora_rank is None else m.q_b(low)
         if self.scale_latents and self.q_lora_rank is not None:
             q = q * (x.shape[-1] / self.q_lora_rank) ** 0.5
-        made = m.kv_a(x)
         if self.short_conv is not None:
             check_causal(step)
             q = convolve(m.q_conv, q, step, "q_conv").contiguous()  # channels first, which no fused attention takes
-            made = convolve(m.kv_conv, made, step, "kv_conv").contiguous()
         q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
+        if self.tempering is not None:
+            assert step.positions is not None
+            q = self.tempering.temper(m, q, step.positions)
         q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
-        latent, k_rope = made.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
-        k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
-        latent = m.kv_norm(latent)
-        if self.scale_latents:
-            latent = latent * (x.shape[-1] / self.kv_lora_rank) ** 0.5
-        (latent,) = step.remember(latent=torch.cat((latent, k_rope), -1))  # B S R+P
+        (latent,) = self._make_latents(m, x, step) if self.kv_from is None else step.take()  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
         if self.indexer is not None:
             self.indexer.choose(m, x, low, step, self.n_heads)
-        if self.tempering is not None:
-            factor = self.tempering.factor(step.positions)  # type: ignore[arg-type]
-            q_nope, q_rope = ((each * factor).to(each.dtype) for each in (q_nope, q_rope))
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
         pooled = step.rows is not None or step.pages is not None
         if not pooled and step.ring is None:  # what travels does so as it is
@@ -222,6 +231,18 @@ class MLA(SoftmaxAttention, kind="mla"):
             gate = m.gate(x).unflatten(-1, (self.n_heads, -1))  # B T H 1|V
             y = y * gate.float().sigmoid().to(y.dtype)
         return m.o(y.flatten(-2))  # B T D
+
+    def _make_latents(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
+        """Latents and rotated keys of x [B, T, D], behind those of earlier tokens: [B, S, R+P]."""
+        made = m.kv_a(x)
+        if self.short_conv is not None:
+            made = convolve(m.kv_conv, made, step, "kv_conv").contiguous()
+        latent, k_rope = made.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
+        k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
+        latent = m.kv_norm(latent)
+        if self.scale_latents:
+            latent = latent * (x.shape[-1] / self.kv_lora_rank) ** 0.5
+        return step.lend(*step.remember(latent=torch.cat((latent, k_rope), -1)))
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""

@@ -3,23 +3,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
-from zoo.spec import Spec
+from zoo.spec import Spec, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Tempering(Spec, axis="tempering", default="log"):
     """Scale queries by their position."""
 
-    def factor(self, positions: Tensor) -> Tensor:
-        """The factor [B, T, 1, 1] of queries [B, T, H, C] at positions [B, T]."""
+    by_head: ClassVar[bool] = False  # whether each head has a factor of its own
+
+    def list_parts(self, n_heads: int, prefix: str = "") -> dict[str, Any]:
+        """List its weights by name among those of an attention of so many heads, or of its indexer by `prefix`."""
+        return {}
+
+    def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
+        """The factor [B, T, 1|H, 1] of queries [B, T, H, C] at positions [B, T]. `m` are the weights of the
+        attention."""
         raise NotImplementedError
+
+    def temper(self, m: Weights, q: Tensor, positions: Tensor, prefix: str = "") -> Tensor:
+        """Scale queries q [B, T, H, C] at positions [B, T]."""
+        return (q * self.factor(m, positions, prefix)).to(q.dtype)
 
 
 class LogTempering(Tempering, kind="log"):
@@ -30,7 +43,7 @@ class LogTempering(Tempering, kind="log"):
     scale: PositiveFloat = 0.1
     first: NonNegativeInt = 1
 
-    def factor(self, positions: Tensor) -> Tensor:
+    def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
         steps = ((positions.float() + self.first) / self.floor).floor()
         return (1 + self.scale * torch.log1p(steps))[..., None, None]
 
@@ -43,7 +56,7 @@ class LogRatioTempering(Tempering, kind="log_ratio"):
     scale: PositiveFloat = 0.1
     first: NonNegativeInt = 1
 
-    def factor(self, positions: Tensor) -> Tensor:
+    def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
         ratio = ((positions.float() + self.first) / self.floor).clamp(min=1.0)
         return (1 + self.scale * torch.log(ratio))[..., None, None]
 
@@ -56,5 +69,19 @@ class PowerTempering(Tempering, kind="power"):
     power: PositiveFloat = 0.1
     first: NonNegativeInt = 1
 
-    def factor(self, positions: Tensor) -> Tensor:
+    def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
         return torch.exp(self.power * torch.log1p((positions.float() + self.first) / self.floor))[..., None, None]
+
+
+class ScalableSoftmax(Tempering, kind="scalable_softmax"):
+    """q · (s·ln(n) + b) for the n-th token, with s and b learned by each head (Nakanishi, 2025; Mistral Large 4, 2026).
+    It begins as plain attention, s = 0 and b = 1."""
+
+    by_head: ClassVar[bool] = True
+
+    def list_parts(self, n_heads: int, prefix: str = "") -> dict[str, Any]:
+        return {f"{prefix}growth": Weight((n_heads,)), f"{prefix}growth_bias": Weight((n_heads,), init=1.0)}
+
+    def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
+        growth, bias = (getattr(m, f"{prefix}{name}").float() for name in ("growth", "growth_bias"))
+        return (torch.log1p(positions.float())[..., None] * growth + bias)[..., None]

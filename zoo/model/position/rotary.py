@@ -14,7 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.lazy import torch
 from zoo.model.position.base import Position
 from zoo.model.position.constants import keep_constant, place_constants
-from zoo.spec import Buffer, Spec
+from zoo.spec import Buffer, Spec, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,7 +234,8 @@ class RoPE(Position, kind="rope"):
     `rotary_dim` rotates only that many leading channels of each head. Pair i turns by theta^(−2i/R), where R is
     `spacing`, if given, rather than the rotated width (one less where GPT-NeoX rounds an odd share of a head up).
     `reverse` turns by the negative angle (nanochat). `stored` saves the frequencies beside the weights, and uses those
-    of a file: ESM-2's were rounded to float16, which shows after some hundred tokens.
+    of a file: ESM-2's were rounded to float16, which shows after some hundred tokens. `learned` multiplies each
+    frequency by exp(α), with one α a pair for all layers, 0 at the start of training (Mistral Large 4, 2026, LeRoPE).
     """
 
     theta: PositiveFloat = 10000.0
@@ -244,8 +245,11 @@ class RoPE(Position, kind="rope"):
     scaling: Scaling | None = None
     reverse: bool = False
     stored: bool = False
+    learned: bool = False
 
     def __post_init__(self) -> None:
+        if self.learned and self.rotary_dim is None:
+            raise ValueError("learned trains a factor for each pair of rotary_dim, which is not stated (head_dim)")
         if self.stored and (self.rotary_dim is None or self.scaling is not None):
             found = "no rotary_dim" if self.rotary_dim is None else f"scaling '{self.scaling.kind}'"  # type: ignore[union-attr]
             raise ValueError(f"stored saves a frequency for each pair of rotary_dim, unscaled; found {found}")
@@ -274,7 +278,11 @@ class RoPE(Position, kind="rope"):
             self.scaling.check(width)
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        return {"frequencies": Buffer((self.rotary_dim // 2,), init=self._fill)} if self.stored else {}  # type: ignore[operator]
+        pairs = ((self.rotary_dim or 0) // 2,)
+        return {
+            **({"frequencies": Buffer(pairs, init=self._fill)} if self.stored else {}),
+            **({"alpha": Weight(pairs)} if self.learned else {}),
+        }
 
     def _fill(self, frequencies: Tensor) -> None:
         width = self.spacing or 2 * len(frequencies)
@@ -300,6 +308,9 @@ class RoPE(Position, kind="rope"):
             frequencies = m.frequencies.float()
         else:
             frequencies = make() if self.reads_length else keep_constant(key, device, make)
+        if self.learned:
+            assert m is not None
+            frequencies = frequencies * m.alpha.float().exp()
         angles = positions[..., None].float() * frequencies  # B T R/2
         cos, sin = angles.cos() * magnitude, angles.sin() * (-magnitude if self.reverse else magnitude)
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
@@ -315,7 +326,8 @@ class RoPE(Position, kind="rope"):
 def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Turn pairs of channels of x [..., R] by angles with these cosines and sines [..., R/2]. Pairs are neighbours
     where `interleaved`, else channels R/2 apart."""
-    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    plain = cos.requires_grad or torch.compiler.is_compiling()  # angles that are learned have a gradient, too
+    if x.requires_grad and torch.is_grad_enabled() and not plain:
         return _turning().apply(x, cos, sin, interleaved)
     return turn_pairs(x, cos, sin, interleaved)
 
