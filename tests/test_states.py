@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from loaded import load
-from tiny import spec_of
+from tiny import model_of, needs, spec_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +17,7 @@ from zoo.costs.setup import OPTIMIZERS
 from zoo.costs.states import state_bytes, states
 from zoo.errors import ConfigError
 from zoo.run.builder import build
+from zoo.spec import placed_tensors
 from zoo.training.optim import Optim
 from zoo.training.optim.piecewise import Piecewise
 
@@ -215,3 +216,21 @@ def test_a_step_is_shared_out_with_the_states():
 def test_as_many_tensors_are_looked_at_for_many_layers_as_for_few():
     few, many = (fullest(load("gpt2", [f"n_layers={n}"]), Setup()) for n in (2, 400))
     assert len(few.pieces) == len(many.pieces) and many.params > 30 * few.params
+
+
+@pytest.mark.parametrize("attention", ["dsa", "csa", "msa", "dsa_pooled"])
+def test_weights_of_an_indexer_get_no_gradient_and_have_no_states(attention):
+    model = model_of([f"attention={attention}", *needs(f"attention={attention}")]).train()
+    torch.nn.functional.cross_entropy(
+        model(torch.arange(24).view(2, 12)).logits.flatten(0, 1), torch.arange(24)
+    ).backward()
+    silent = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert silent == {name for name, row, _ in placed_tensors(model.spec, model.d_model) if not row.learns} != set()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    priced = states(model.spec, Setup(dtype="fp32", precision="fp32"))
+    assert priced["gradients"] == sum(each.grad.nbytes for each in model.parameters() if each.grad is not None)
+    assert priced["optimizer"] == sum(value.nbytes for value in kept)
+    assert priced["step"] == priced["gradients"]  # of one value for each element that is updated
+    assert priced["weights"] == sum(each.nbytes for each in model.parameters())

@@ -28,6 +28,7 @@ from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.run.builder import build, resolve_dtype
+from zoo.spec import placed_tensors
 from zoo.training.optim import Optim
 
 Row = dict[str, Any]
@@ -144,8 +145,9 @@ def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
         yield {"name": "optimizer states, bytes", "counted": None, "found": None, "equal": None, "note": why}
         return
     model.requires_grad_(True)
-    for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
+    learning = {name for name, row, _ in placed_tensors(spec, spec.d_model) if row.learns}
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.empty_like(parameter) if name in learning else None
     options = {"dtype": "bf16"} if setup.optimizer == "muon" else {}  # `auto` would time products
     optimizer = Optim.parse({"kind": setup.optimizer, **options}).build(model)
     optimizer.step()

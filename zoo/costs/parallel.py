@@ -41,6 +41,7 @@ class RankTensor(NamedTuple):
     expert: bool  # one of those that expert parallelism spreads
     hidden: bool  # the matrix of a product inside a layer, or a stack of such: what Muon orthogonalises
     product: bool  # of a matrix product, so that autocast casts it
+    learns: bool = True  # whether the loss gives it a gradient
 
     @property
     def params(self) -> int:
@@ -197,7 +198,7 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
     for leaf, shape in part.shapes().items():
         hidden = is_hidden_matrix(row.kind, part, leaf)
         path = f"{row.path}.{leaf}" if leaf else row.path
-        yield RankTensor(path, row.where, row.kind, row.slot, shape, copies, expert, hidden, product)
+        yield RankTensor(path, row.where, row.kind, row.slot, shape, copies, expert, hidden, product, row.learns)
 
 
 def activation_bytes(

@@ -64,7 +64,7 @@ class PricedPart:
 
 class PartRow(NamedTuple):
     """A part. `where` names its tower ("" for a model of one), `kind` the kind of layer it is in (None outside layers);
-    `stored` and `used` say how often it is stored, and used in one pass."""
+    `stored` and `used` say how often it is stored, and used in one pass; `learns` whether it gets a gradient."""
 
     where: str
     kind: str | None
@@ -74,6 +74,7 @@ class PartRow(NamedTuple):
     part: Part
     stored: int
     used: int
+    learns: bool
 
     @property
     def slot(self) -> str:
@@ -149,7 +150,8 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
         for row in rows(tower, tower.d_model, where):
             own: Any = row.component
             if row.part is not None:
-                parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
+                how = (row.stored, row.used, row.learns)
+                parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, *how))
             elif own.axis == "attention" and row.roles[:-1] in (
                 (),
                 (SHARED,),

@@ -63,7 +63,8 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     """
     stage = fullest(spec, setup) if stage is None else stage
     pieces = stage.pieces if tuned is None else (*stage.pieces, *tuned.adapters)
-    trained = pieces if tuned is None else tuned.trained(stage.pieces)
+    active = pieces if tuned is None else tuned.trained(stage.pieces)
+    trained = [each for each in active if each.learns]
     rows = list_state_rows(pieces, setup, trained)
     weights, gradients, master = (rows[name].bytes for name in ("weights", "gradients", "master"))
     own = rows["states"].bytes if "states" in rows else optimizer_bytes(trained, setup)
@@ -74,7 +75,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     return {
         **kept,
         "offloaded": away,
-        "cast": cast_bytes(trained, setup),
+        "cast": cast_bytes(active, setup),
         "step": step_bytes(trained, setup),
         "gathered": gathered,
         "reducing": reducing,
@@ -100,9 +101,9 @@ def list_state_rows(
 ) -> dict[str, StateRow]:
     """List what a rank holds: `weights`, `gradients`, the `master` copy, and the optimizer's `states` where each
     element has as many values (otherwise they are counted tensor by tensor). Gradients and states are those of
-    `trained` tensors, of all unless given."""
+    `trained` tensors, of all that learn unless given."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
-    trained = pieces if trained is None else list(trained)
+    trained = [each for each in pieces if each.learns] if trained is None else list(trained)
     rows = {
         "weights": StateRow(count_sharded(pieces, setup, 3), weight),
         "gradients": StateRow(count_sharded(trained, setup, 2), gradient),

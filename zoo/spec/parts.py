@@ -40,9 +40,11 @@ EXPERTS, SHARED_EXPERT = "experts", "shared_expert"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One weight, or the few that belong together, of a component."""
+    """One weight, or the few that belong together, of a component. `learns` says whether the loss gives it a
+    gradient."""
 
     role: str = dataclasses.field(default="", kw_only=True)
+    learns: bool = dataclasses.field(default=True, kw_only=True)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """List each tensor's name below this part, and its shape."""
@@ -221,12 +223,14 @@ class Tied(Part):
 @dataclasses.dataclass(frozen=True)
 class Sized:
     """A sub-component built at another width than its owner's, or in another role than its axis. One that is `common`
-    has one set of weights for all layers of a kind: they are the first such layer's, by name too."""
+    has one set of weights for all layers of a kind: they are the first such layer's, by name too. `learns` is as a
+    Part's."""
 
     spec: Spec
     d_model: int
     role: str = ""
     common: bool = False
+    learns: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,13 +31,14 @@ from zoo.spec.parts import Group, Part, Sized, Stack
 class Slot(NamedTuple):
     """The place of a part or sub-component in its owner: its roles, its kind if it is a layer, and how many there are,
     `stored` and `used` in one pass (layers that share weights are stored once). What is `common` to the layers of a
-    kind is stored once whatever their number."""
+    kind is stored once whatever their number. `learns` is as a Part's."""
 
     roles: tuple[str, ...]
     kind: str | None = None
     stored: int = 1
     used: int = 1
     common: bool = False
+    learns: bool = True
 
 
 _completing = threading.RLock()
@@ -174,13 +175,13 @@ class Spec:
             if isinstance(part, Spec):
                 yield name, Sized(part, d_model), Slot((part.axis,))
             elif isinstance(part, Sized):
-                yield name, part, Slot((part.role or part.spec.axis,), common=part.common)
+                yield name, part, Slot((part.role or part.spec.axis,), common=part.common, learns=part.learns)
             elif isinstance(part, Group):
                 for inner, leaf in part.parts.items():
-                    yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role))
+                    yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role), learns=leaf.learns)
             elif isinstance(part, Stack):
                 for kind, spec in part.kinds.items():
                     stored, used = part.stored().count(kind), part.pattern.count(kind)
                     yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored, used)
             else:
-                yield name, part, Slot((part.role,))
+                yield name, part, Slot((part.role,), learns=part.learns)

@@ -23,7 +23,7 @@ from zoo.spec.spec import Spec
 
 class SpecRow(NamedTuple):
     """A component, or with `part` one of its parts: `path` (a layer goes by its kind), the `roles` of the steps to it,
-    the `kind` of layer it is in, and how often it is `stored`, and `used` in one pass."""
+    the `kind` of layer it is in, how often it is `stored`, and `used` in one pass, and whether it `learns`."""
 
     path: str
     component: Spec
@@ -33,6 +33,7 @@ class SpecRow(NamedTuple):
     kind: str | None = None
     stored: int = 1
     used: int = 1
+    learns: bool = True
 
 
 def rows(spec: Spec, d_model: int, path: str = "") -> list[SpecRow]:
@@ -50,10 +51,11 @@ def _descend(at: SpecRow, found: list[SpecRow]) -> None:
         if roles[:1] == ("",):  # a weight right in a layer or a tower, which only its name tells from the others
             roles = (name.partition(".")[0], *roles[1:])
         stored, used = (min(at.stored, 1) if slot.common else at.stored * slot.stored), at.used * slot.used
+        how = (roles, kind, stored, used, at.learns and slot.learns)
         if isinstance(child, Sized):
-            _descend(SpecRow(prefix + name, child.spec, None, child.d_model, roles, kind, stored, used), found)
+            _descend(SpecRow(prefix + name, child.spec, None, child.d_model, *how), found)
         else:
-            found.append(SpecRow(prefix + name, at.component, child, at.d_model, roles, kind, stored, used))
+            found.append(SpecRow(prefix + name, at.component, child, at.d_model, *how))
 
 
 def walk(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[SpecRow, Part]]:

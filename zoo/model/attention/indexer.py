@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +51,12 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         return 1
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
-        """List its weights by name among those of the attention: of x `d_model` wide, of queries' input `q_width`."""
+        """List its weights by name among those of the attention: of x `d_model` wide, of queries' input `q_width`. None
+        learns: a choice has no gradient. DeepSeek trains them by a loss apart."""
+        return {name: replace(part, learns=False) for name, part in self.weights(d_model, q_width).items()}
+
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
+        """The parts that `list_parts` lists."""
         return {}
 
     def attended(self) -> dict[str, tuple[int, ...]]:
@@ -90,7 +96,7 @@ def check_tokens_chosen(indexer: Indexer) -> None:
         raise ValueError(f"indexer: '{indexer.kind}' chooses among entries, not tokens (lightning, or attention: csa)")
 
 
-def check_rotation(indexer: Lightning | Blocks | EntryIndexer, position: Position, width: int) -> None:
+def check_rotation(indexer: Any, position: Position, width: int) -> None:
     """Raises ValueError where an indexer's heads cannot be rotated as attention's."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
         raise ValueError(f"indexer.head_dim={indexer.head_dim} has fewer channels than are rotated ({width} or more)")
@@ -99,20 +105,57 @@ def check_rotation(indexer: Lightning | Blocks | EntryIndexer, position: Positio
         raise ValueError(f"indexer.{stated}: position '{position.kind}' rotates nothing (rope, or leave it out)")
 
 
-class Lightning(Indexer, kind="lightning"):
-    """The lightning indexer (DeepSeek-V3.2, 2025): the `top_k` keys of highest Σ_h w_h·relu(q_h·k).
-
-    q = latent·W_q of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide, and weights w = x·W_w. The
-    leading channels of q and k are rotated, as many and by the same angles as in attention: halves of them as pairs, or
-    neighbours where `interleaved` (GLM-5); with `rotates_last` the last channels in their place (Hy4, 2026).
-    `input_norm` is that of the latent, `tempering` makes queries grow with position (Mistral Large 4, 2026). Its keys
-    have a cache of their own. A choice has no gradient, so that training leaves its weights as they are: DeepSeek
-    trains them by a loss apart.
-    """
+class TopK(Indexer):
+    """Base of the lightning indexers: choose the `top_k` keys k of highest Σ_h w_h·relu(q_h·k), with q = latent·W_q of
+    `n_heads` heads, `head_dim` wide, and weights w = x·W_w. Its keys have a cache of their own."""
 
     n_heads: PositiveInt = 64
     head_dim: PositiveInt = 128
     top_k: PositiveInt = 2048
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
+
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return {
+            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            "index_weights": Linear(d_model, self.n_heads, precise=True),
+        }
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * (self.head_dim + 1) * pairs
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
+        with torch.no_grad():
+            q = self.make_queries(m, latent, step)
+            (k,) = step.remember(index=self.make_keys(m, x, step))
+            step.choose(self.picker(m), k, q, m.index_weights(x))
+
+    def make_queries(self, m: Weights, latent: Tensor, step: Step) -> Tensor:
+        """Queries [B, T, H, C] of the latent [B, T, Q]."""
+        return m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))
+
+    def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """What is cached of x [B, T, D]: [B, T|E, C]."""
+        raise NotImplementedError
+
+    def picker(self, m: Weights) -> Any:
+        """The function that chooses (`zoo.kernels.choosing`)."""
+        return partial(choose_keys, top_k=self.top_k)
+
+
+class Lightning(TopK, kind="lightning"):
+    """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) a token.
+
+    The leading channels of q and k are rotated, as many and by the same angles as in attention: halves of them as
+    pairs, or neighbours where `interleaved` (GLM-5); with `rotates_last` the last channels in their place (Hy4, 2026).
+    `input_norm` is that of the latent, `tempering` makes queries grow with position (Mistral Large 4, 2026).
+    """
+
     norm: WholeNorm = LayerNorm(eps=1e-6)
     interleaved: bool = False
     rotates_last: bool = False
@@ -124,40 +167,28 @@ class Lightning(Indexer, kind="lightning"):
             found = f"'{self.tempering.kind}' scales all heads of a query alike, which changes no choice"
             raise ValueError(f"tempering: {found} (scalable_softmax)")
 
-    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
+            **super().weights(d_model, q_width),
             **({"index_input_norm": Sized(self.input_norm, q_width)} if self.input_norm else {}),
             **(self.tempering.list_parts(self.n_heads, "index_") if self.tempering else {}),
-            "index_q": Linear(q_width, self.n_heads * self.head_dim),
             "index_k": Linear(d_model, self.head_dim),
             "index_norm": Sized(self.norm, self.head_dim),
-            "index_weights": Linear(d_model, self.n_heads, precise=True),
         }
-
-    @property
-    def most_keys(self) -> int:
-        return self.top_k
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
         check_rotation(self, position, width)
 
-    def cache(self) -> dict[str, tuple[int, ...]]:
-        return {"index": (self.head_dim,)}
+    def make_queries(self, m: Weights, latent: Tensor, step: Step) -> Tensor:
+        q = super().make_queries(m, m.index_input_norm(latent) if self.input_norm else latent, step)
+        if self.tempering is not None:
+            assert step.positions is not None
+            q = self.tempering.temper(m, q, step.positions, "index_")
+        return rotate_part(q, step.tables, self.interleaved, self.rotates_last)
 
-    def core_flops(self, pairs: int) -> int:
-        return 2 * self.n_heads * (self.head_dim + 1) * pairs
-
-    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
-        with torch.no_grad():
-            latent = m.index_input_norm(latent) if self.input_norm else latent
-            q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
-            if self.tempering is not None:
-                assert step.positions is not None
-                q = self.tempering.temper(m, q, step.positions, "index_")
-            k = m.index_norm(m.index_k(x))[:, :, None]  # B T 1 C
-            q, k = (rotate_part(each, step.tables, self.interleaved, self.rotates_last) for each in (q, k))
-            (k,) = step.remember(index=k[:, :, 0])
-            step.choose(partial(choose_keys, top_k=self.top_k), k, q, m.index_weights(x))
+    def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        k = m.index_norm(m.index_k(x))[:, :, None]  # B T 1 C
+        return rotate_part(k, step.tables, self.interleaved, self.rotates_last)[:, :, 0]
 
 
 class Blocks(Indexer, kind="blocks"):
@@ -165,8 +196,8 @@ class Blocks(Indexer, kind="blocks"):
     the newest `local_blocks` that a query sees among them, chosen by each of `n_heads` heads for its share of the
     attention's.
 
-    q = norm(x·W_q) of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide. Rotation, cache and gradient
-    are as the lightning indexer's. Blocks are counted from where a text begins, so that neither padding before it nor a
+    q = norm(x·W_q) of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide. Rotation and cache are as the
+    lightning indexer's. Blocks are counted from where a text begins, so that neither padding before it nor a
     document before it in its row moves them.
     """
 
@@ -193,7 +224,7 @@ class Blocks(Indexer, kind="blocks"):
     def granule(self) -> int:
         return self.block_size
 
-    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
             "index_q": Linear(q_width, self.n_heads * self.head_dim),
             "index_k": Linear(d_model, self.head_dim),
@@ -226,28 +257,21 @@ class Blocks(Indexer, kind="blocks"):
             step.choose(partial(choose_blocks, **how), k, q)
 
 
-class Pooled(Indexer, kind="pooled"):
+class Pooled(TopK, kind="pooled"):
     """A lightning indexer over pools of `pool` tokens (GLM-5.3, 2026): the `top_k` // pool best of those that a query
     sees to their end, and what it sees of the one that goes on.
 
     A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + the
-    place's own number. Queries, scores and weights of heads are as in `lightning`, nothing is rotated. Keys and x·W_g
-    are cached. Pools are counted from where a text begins.
+    place's own number. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from where a text begins.
     """
 
     n_heads: PositiveInt = 32
-    head_dim: PositiveInt = 128
-    top_k: PositiveInt = 2048
     pool: PositiveInt = 16
     norm: WholeNorm = LayerNorm(eps=1e-6)
 
     def __post_init__(self) -> None:
         if self.top_k % self.pool:
             raise ValueError(f"top_k={self.top_k} is not a multiple of pool={self.pool}, whose tokens go together")
-
-    @property
-    def most_keys(self) -> int:
-        return self.top_k
 
     @property
     def granule(self) -> int:
@@ -261,14 +285,13 @@ class Pooled(Indexer, kind="pooled"):
     def pooled(self) -> int:
         return self.pool
 
-    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
-            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            **super().weights(d_model, q_width),
             "index_k": Linear(d_model, self.head_dim),
             "index_norm": Sized(self.norm, self.head_dim),
             "index_gate": Linear(d_model, self.head_dim, precise=True),
             "index_places": Weight((self.pool, self.head_dim)),
-            "index_weights": Linear(d_model, self.n_heads, precise=True),
         }
 
     def cache(self) -> dict[str, tuple[int, ...]]:
@@ -277,60 +300,38 @@ class Pooled(Indexer, kind="pooled"):
     def attended(self) -> dict[str, tuple[int, ...]]:
         return {"index": (2 * self.head_dim * self.pool,)}
 
-    def core_flops(self, pairs: int) -> int:
-        return 2 * self.n_heads * (self.head_dim + 1) * pairs
+    def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        return torch.cat((m.index_norm(m.index_k(x)), m.index_gate(x)), -1)
 
-    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
-        with torch.no_grad():
-            q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
-            (k,) = step.remember(index=torch.cat((m.index_norm(m.index_k(x)), m.index_gate(x)), -1))  # B S 2C
-            step.choose(partial(choose_pools, places=m.index_places, top_k=self.top_k), k, q, m.index_weights(x))
+    def picker(self, m: Weights) -> Any:
+        return partial(choose_pools, places=m.index_places, top_k=self.top_k)
 
 
-class EntryIndexer(Indexer, kind="entries"):
-    """The lightning indexer over compressed entries (DeepSeek-V4, 2026): the `top_k` entries of highest
-    Σ_h w_h·relu(q_h·k) of those that a query sees.
+class EntryIndexer(TopK, kind="entries"):
+    """The lightning indexer over compressed entries (DeepSeek-V4, 2026), which chooses of those that a query sees.
 
-    Its keys k, `head_dim` wide, are entries of its own, which `compressor` makes of the tokens that attention's are
-    made of. Queries, heads' weights and gradient are as the lightning indexer's. The last channels of queries and keys
-    are rotated as attention's are, `interleaved` where neighbours are the pairs.
+    Its keys are entries of its own, which `compressor` makes of the tokens that attention's are made of. The last
+    channels of queries and keys are rotated as attention's are, `interleaved` where neighbours are the pairs.
     """
 
     causal: ClassVar[bool | None] = True
 
-    n_heads: PositiveInt = 64
-    head_dim: PositiveInt = 128
     top_k: PositiveInt = 512
     compressor: Compressor
     interleaved: bool = False
 
-    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
-        return {
-            "index_q": Linear(q_width, self.n_heads * self.head_dim),
-            **self.compressor.list_parts(d_model, self.head_dim, "index_"),
-            "index_weights": Linear(d_model, self.n_heads, precise=True),
-        }
-
-    @property
-    def most_keys(self) -> int:
-        return self.top_k
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return super().weights(d_model, q_width) | self.compressor.list_parts(d_model, self.head_dim, "index_")
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
         check_rotation(self, position, width)
 
-    def cache(self) -> dict[str, tuple[int, ...]]:
-        return {"index": (self.head_dim,)}
+    def make_queries(self, m: Weights, latent: Tensor, step: Step) -> Tensor:
+        return rotate_part(super().make_queries(m, latent, step), step.tables, self.interleaved, last=True)
 
-    def core_flops(self, pairs: int) -> int:
-        return 2 * self.n_heads * (self.head_dim + 1) * pairs
-
-    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
-        with torch.no_grad():
-            q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
-            q = rotate_part(q, step.tables, self.interleaved, last=True)
-            k = self.compressor.compress(m, x, step, "index_")[:, :, None]  # B E 1 C
-            (k,) = step.remember(index=rotate_part(k, step.entry_tables, self.interleaved, last=True)[:, :, 0])
-            step.choose(partial(choose_keys, top_k=self.top_k), k, q, m.index_weights(x))
+    def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        k = self.compressor.compress(m, x, step, "index_")[:, :, None]  # B E 1 C
+        return rotate_part(k, step.entry_tables, self.interleaved, last=True)[:, :, 0]
 
 
 class Shared(Indexer, kind="shared"):
