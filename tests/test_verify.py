@@ -2,6 +2,7 @@
 
 import pytest
 from loaded import load
+from tiny import needs, spec_of
 
 import zoo.cli
 import zoo.verify
@@ -27,6 +28,13 @@ def test_every_check_of_a_packaged_model_is_equal(name):
 @pytest.mark.slow
 def test_every_check_of_a_model_with_windows_is_equal():
     rows = verify(load("gemma2-2b", ["n_layers=2", "window=50"]), Setup(context=96))
+    assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["dsa", "msa", "dsa_pooled"])
+def test_every_check_of_a_model_that_chooses_keys_is_equal(attention):
+    rows = verify(spec_of([f"attention={attention}", *needs(f"attention={attention}")]), Setup(context=60))
     assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 7
 
 
