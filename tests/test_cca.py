@@ -143,7 +143,9 @@ def test_a_router_needs_one_before_it_that_is_as_wide(changes, fault):
 
 def test_ways_to_divide_it_are_refused_with_a_reason(capsys):
     spec = spec_of([*AVERAGED, "attention=cca"])
-    with pytest.raises(ConfigError, match="tp: 'cca' makes the values of some heads of the token before"):
+    with pytest.raises(
+        ConfigError, match="tp: ranks divide heads, and 'cca' makes the values of some of the token before"
+    ):
         price(spec, Setup(tp=2))
     assert context_faults(spec, 2) == ["cp: 2 ranks would each have some tokens, and 'cca' layers need a row's (cp=1)"]
     assert pipeline_faults(spec, Schedule(stages=2)) == [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from loaded import load
 from saved import passes, saved_by, told
-from tiny import spec_of
+from tiny import AVERAGED, spec_of
 from tinyrun import compose_run, write_corpus
 from tracked import StorageTracker
 
@@ -31,6 +31,7 @@ MODELS = {
     "llama": lambda: spec_of(["n_layers=3"]),
     "tied": lambda: spec_of(["n_layers=3", "head.tied=true"]),
     "experts": lambda: spec_of(["ffn=moe"]),
+    "averaged routers": lambda: spec_of([*AVERAGED, "attention=cca"]),
     "post": lambda: spec_of(["block=post", "norm=layernorm", "bias=true"]),
     "both towers": lambda: load("t5-small", [*SMALL, "head_dim=8"]),
     "bert": lambda: load("bert-base", SMALL),
@@ -80,7 +81,7 @@ def test_what_frozen_weights_spare_is_priced(model, name):
     check_saved(spec, built, Tuning(trained=trained))
 
 
-@pytest.mark.parametrize("model", ["llama", "experts", "both towers"])
+@pytest.mark.parametrize("model", ["llama", "experts", "averaged routers", "both towers"])
 def test_what_adapters_keep_is_priced(model):
     spec = MODELS[model]()
     lora = Lora(rank=3, on=("attention", "ffn"), dropout=0.1)

@@ -96,7 +96,8 @@ class CCA(SoftmaxAttention, kind="cca"):
 
     def shard(self, ranks: int) -> CCA:
         if ranks > 1:
-            raise ConfigError("tp: 'cca' makes the values of some heads of the token before, and of others not (tp=1)")
+            found = "ranks divide heads, and 'cca' makes the values of some of the token before, of others not"
+            raise ConfigError(f"tp: {found} (tp=1)")
         return self
 
     def cache(self) -> dict[str, tuple[int, ...]]:
