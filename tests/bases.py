@@ -106,6 +106,20 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
     ),
     "token dropout": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "+embedding.mask_id=7"), ("embedding",)),
+    "bottleneck": ("llama-tiny", ("block=bottleneck", "block.width=12", "block.n_ffns=3", "position=none"), ("block",)),
+    "narrow table": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", f"{HEAD[:-1]}, tied: false, table_width: 16}}"),
+        ("head",),
+    ),
+    "trigram": (
+        "llama-tiny",
+        (
+            *("kind=encoder", "attention=mha", f"{HEAD[:-1]}, table_width: 16}}"),
+            "embedding={width: 16, project_first: true, project_bias: true, trigram: true, n_types: 2}",
+        ),
+        ("embedding", "head"),
+    ),
     "stored frequencies": ("llama-tiny", ("position.rotary_dim=4",), ("position",)),
     "mlm apart": (
         "llama-tiny",

@@ -167,5 +167,31 @@ SQUEEZES = [
     case("squeezebert-base", "SqueezeBertConfig", "SqueezeBertModel", base=SQUEEZED, inputs=segments),
 ]
 
+MOBILE = {**SMALL, "embedding_size": 12, "intra_bottleneck_size": 24, "num_feedforward_networks": 3}
+MOBILES = [
+    case("mobilebert", "MobileBertConfig", "MobileBertForMaskedLM", base=MOBILE, inputs=segments, pads=False),
+    case(
+        "mobilebert-common",
+        "MobileBertConfig",
+        "MobileBertForMaskedLM",
+        base={**MOBILE, "num_feedforward_networks": 1},
+        use_bottleneck_attention=True,
+        trigram_input=False,
+        hidden_act="gelu",
+        layer_norm_eps=1e-3,
+        **UNTIED,
+    ),
+    case("mobilebert-own", "MobileBertConfig", "MobileBertForPreTraining", base=MOBILE, pads=False),
+    case(
+        "mobilebert-base",
+        "MobileBertConfig",
+        "MobileBertModel",
+        base=MOBILE,
+        use_bottleneck_attention=True,
+        key_query_shared_bottleneck=False,
+        pads=False,
+    ),
+]
 
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS, *ULTRAS, *SQUEEZES]
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS, *ULTRAS, *SQUEEZES, *MOBILES]

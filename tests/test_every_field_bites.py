@@ -37,6 +37,7 @@ AGREE = {
     "attention 'disentangled'.position": "`relative`, of which there is one kind",
     "router 'sparsemixer'.top_k": "always 2",
     "router 'hash'.vocab_size": "the model's",
+    "attention 'bottleneck'.width": "the block's",
     "block 'feed_forward'.attention": "always none",
     "attention 'rwkv7'.values_from": "names a kind of layer, where there are several",
     **{f"attention '{kind}'.kv_from": "names a kind of layer, where there are several" for kind in ("gqa", "mla")},

@@ -90,6 +90,8 @@ NEEDS = {
     "attention=msa": ["index_n_heads=2", "index_head_dim=16", "index_block_size=4", "index_top_blocks=2"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
+    "attention=bottleneck": ["block=bottleneck", "bottleneck_width=12"],
+    "block=bottleneck": ["bottleneck_width=12", "n_ffns=3"],
     "block=post_conv": ["kind=encoder"],
     "block=feed_forward": ["position=none"],
     "block=shared_attention": ["attention=mamba2"],

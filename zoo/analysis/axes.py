@@ -21,7 +21,7 @@ from zoo.spec import Spec, components
 LONG = 1 << 20
 """Tokens at which growth is measured: beyond every window of `SIZES`."""
 
-SIZES = {"window": 64, "original_max_seq_len": 64}
+SIZES = {"window": 64, "original_max_seq_len": 64, "bottleneck_width": 32}
 """Dimensions of which a choice may need one that the small model does not state."""
 
 CONTEXTS = (
@@ -29,6 +29,7 @@ CONTEXTS = (
     ("position=none",),
     ("ffn=moe",),
     ("attention=mamba2",),
+    ("block=bottleneck",),
     ("+streams={kind: altup, count: 4}",),
     ("+streams={kind: weighted, count: 4}",),
     ("kind=encoder",),

@@ -10,9 +10,9 @@
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
     blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index computed from the layer's
 
-`#` is a layer's index, `@` an expert's (or a head's), `~` the prefix of the model's class. The steps after `|` convert
-their tensors to ours, from left to right; undone from right to left they convert ours to theirs. A tensor of either
-side without a row is an error.
+`#` is a layer's index (a second `#`, that of one of several alike in a layer), `@` an expert's (or a head's), `~` the
+prefix of the model's class. The steps after `|` convert their tensors to ours, from left to right; undone from right to
+left they convert ours to theirs. A tensor of either side without a row is an error.
 """
 
 from __future__ import annotations
@@ -159,9 +159,12 @@ def fill_braces(theirs: str, index: Sequence[str], fields: Mapping[str, Any]) ->
 
 
 def _filled(text: str, index: Sequence[str]) -> str:
-    """The name with the layer's index in place of `#`, and without the kind after it."""
+    """The name with the layer's index in place of `#`, and without the kind after it. A second `#` has the second
+    index, where there is one."""
     text = re.sub(r"#\(\w+\)", "#", text)
-    return text.replace("#", index[0]) if index else text
+    for each in index[:-1]:
+        text = text.replace("#", each, 1)
+    return text.replace("#", index[-1]) if index else text
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

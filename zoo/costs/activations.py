@@ -294,7 +294,8 @@ class _Trace:
         from zoo.model.step import Inputs
 
         m, tower = self.layer, replace_torch(self.tower)
-        x = tower.embedding.lookup(m.embedding, ids, None, tower.embedding.weigh(ids, None, None))
+        read = tower.embedding
+        x = read.lookup(m.embedding, ids, None, read.weigh(ids, None, None), read.list_beside(ids, None, None))
         drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
         scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None), drops=drops)
         if tower.has_position:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from zoo.lazy import torch
+from zoo.lazy import F, torch
 from zoo.model.layer_input import PerLayerEmbedding
 from zoo.model.norm import WholeNorm
 from zoo.model.packed import count_in_run
@@ -40,8 +40,21 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         """Weigh the tokens of whole rows [B, T]: a factor for each token's vector, None where all are as they are."""
         return None
 
-    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`."""
+    def list_beside(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
+        """List the ids of the tokens beside each one in whole rows [B, T], where the embedding reads them: [B, T, 2],
+        the next and the one before, -1 where there is none."""
+        return None
+
+    def lookup(
+        self,
+        m: Weights,
+        ids: Tensor,
+        types: Tensor | None = None,
+        factors: Tensor | None = None,
+        beside: Tensor | None = None,
+    ) -> Tensor:
+        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`,
+        `beside` those of `list_beside`."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
@@ -79,6 +92,9 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     With `mask_id`, the id of the mask token, masking is dropout of tokens: a masked token's vector is 0, and the others
     of its row or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there), where mask_share
     is the one of training (ESM-2's token dropout, Lin et al., 2023: 0.8 of the 0.15 that are chosen).
+
+    With `trigram` the projection reads three vectors, those of the next token, of the token and of the one before, in
+    that order (Sun et al., 2020, MobileBERT). Padding and other packed documents count as zeros.
     """
 
     scale: Annotated[float | str | None, BeforeValidator(_number_or_root)] = None
@@ -95,6 +111,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     per_layer: PerLayerEmbedding | None = None
     mask_id: NonNegativeInt | None = None
     mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
+    trigram: bool = False
 
     def __post_init__(self) -> None:
         if self.mask_id is None and self.mask_share != 0.12:
@@ -107,6 +124,16 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         if idle:
             found = f"{idle[0]} is of the projection, and a table as wide as the model has none"
             raise ValueError(f"{found} (give `width`, or leave it out)")
+        if self.trigram and not self.project_first:
+            raise ValueError("trigram is of a projection before positions (give `width` and `project_first: true`)")
+        if self.trigram and self.mask_id is not None:
+            raise ValueError(
+                f"mask_id={self.mask_id} weighs vectors of single tokens, trigram reads three (one of them)"
+            )
+
+    @property
+    def causal(self) -> bool | None:  # type: ignore[override]
+        return False if self.trigram else None
 
     def position_width(self, d_model: int) -> int:
         """The width at which position vectors are added."""
@@ -120,7 +147,11 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             **({"types": Embedding(self.n_types, self.position_width(d_model))} if self.n_types else {}),
             **({"tasks": Embedding(self.n_tasks, self.position_width(d_model))} if self.n_tasks else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
-            **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
+            **(
+                {"project": Linear(self.width * (3 if self.trigram else 1), d_model, self.project_bias)}
+                if self.width
+                else {}
+            ),
             **({"per_layer": Sized(self.per_layer, d_model)} if self.per_layer else {}),
         }
 
@@ -137,9 +168,32 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         factors = (1 - self.mask_share) * total.float() / (total - hidden).clamp(min=1).float()
         return factors.masked_fill(masked, 0.0)  # B T
 
-    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`."""
+    def list_beside(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
+        """List the ids of the tokens beside each one in whole rows [B, T], where the embedding reads them: [B, T, 2],
+        the next and the one before, -1 where there is none."""
+        if not self.trigram:
+            return None
+        seen = ids if real is None else ids.masked_fill(~real, -1)
+        after, before = seen[:, 1:], seen[:, :-1]
+        if documents is not None:
+            apart = documents[:, 1:] != documents[:, :-1]
+            after, before = after.masked_fill(apart, -1), before.masked_fill(apart, -1)
+        return torch.stack((F.pad(after, (0, 1), value=-1), F.pad(before, (1, 0), value=-1)), -1)  # B T 2
+
+    def lookup(
+        self,
+        m: Weights,
+        ids: Tensor,
+        types: Tensor | None = None,
+        factors: Tensor | None = None,
+        beside: Tensor | None = None,
+    ) -> Tensor:
+        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`,
+        `beside` those of `list_beside`."""
         x = m.seam.look_up(m.tokens, ids)
+        if beside is not None:
+            after, before = (_look_up_some(m, each) for each in beside.unbind(-1))
+            x = torch.cat((after, x, before), -1)  # B T 3E
         if self.scale is not None:
             scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)
             # In the weight's dtype, as the published models were trained; filled on the device, not copied there.
@@ -168,3 +222,11 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         if self.per_layer is None:
             return None
         return self.per_layer.embed(m.embedding.per_layer, m.seam.own(m.context.own(ids)), x).unbind(2)
+
+
+def _look_up_some(m: Weights, ids: Tensor) -> Tensor:
+    """Look up token ids [B, T], some of them -1 for no token, whose vector is 0: [B, T, E]."""
+    found = m.seam.look_up(m.tokens, ids.clamp(min=0))
+    absent = m.seam.own(ids < 0)
+    assert absent is not None
+    return found.masked_fill(absent[..., None], 0)

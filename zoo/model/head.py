@@ -134,7 +134,9 @@ class MLMHead(VocabularyHead, kind="mlm"):
     """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT).
 
     `width` is that of the transform, d_model unless given (ALBERT: the embedding's). With `deep` a second product leads
-    back from it to d_model, act(act(x·W)·V), before the norm, which may be left out (UltraBERT, 2026).
+    back from it to d_model, act(act(x·W)·V), before the norm, which may be left out (UltraBERT, 2026). A token table
+    of `table_width` reads that many channels of what the norm gives, and a product of its own, `rest`, the others (Sun
+    et al., 2020, MobileBERT).
     """
 
     predicts_tokens: ClassVar[bool] = True
@@ -146,22 +148,30 @@ class MLMHead(VocabularyHead, kind="mlm"):
     transform_bias: bool = True
     width: PositiveInt | None = None
     deep: bool = False
+    table_width: PositiveInt | None = None
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
         read = d_model if self.deep else width
-        linear = Linear(read, self.vocab_size, self.bias, role=LOGITS)
+        first = self.table_width or read
+        if first > read or first == self.table_width == read:
+            raise ConfigError(f"table_width: is {first}, and the head reads {read} channels (fewer, or null for all)")
+        linear = Linear(first, self.vocab_size, self.bias, role=LOGITS)
         return {
             "transform": Linear(d_model, width, self.transform_bias),
             **({"second": Linear(width, d_model, self.transform_bias)} if self.deep else {}),
             **({"norm": Sized(self.norm, read)} if self.norm else {}),
             "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
+            **({"rest": Linear(read - first, self.vocab_size, role=LOGITS)} if self.table_width else {}),
         }
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         y = self.activation.apply(m.transform(x))
         y = self.activation.apply(m.second(y)) if self.deep else y
-        return m.out(m.norm(y) if self.norm else y)
+        y = m.norm(y) if self.norm else y
+        if self.table_width is None:
+            return m.out(y)
+        return m.out(y[..., : self.table_width]) + m.rest(y[..., self.table_width :])
 
 
 class NoHead(VocabularyHead, kind="none"):

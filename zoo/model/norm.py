@@ -168,14 +168,17 @@ class DyT(Norm, kind="dyt"):
 
 
 class Affine(Norm, kind="affine"):
-    """(x + bias) · weight in place of a norm, a number of each for each channel (Touvron et al., 2021, ResMLP, which
-    shifts last; Zyphra, 2026, ZAYA1)."""
+    """(x + bias) · weight in place of a norm, a number of each for each channel (Zyphra, 2026, ZAYA1), or with
+    `shift_last` x · weight + bias (Sun et al., 2020, MobileBERT's NoNorm; Touvron et al., 2021, ResMLP)."""
+
+    shift_last: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"weight": Weight((d_model,), init=1.0), "bias": Weight((d_model,))}
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        return ((x.float() + m.bias.float()) * m.weight.float()).to(x.dtype)
+        whole, weight, bias = x.float(), m.weight.float(), m.bias.float()
+        return (whole * weight + bias if self.shift_last else (whole + bias) * weight).to(x.dtype)
 
 
 def _of_one_vector(norm: Any) -> Any:

@@ -91,6 +91,9 @@ class Tower(Topology):
         if self.position.inside and all(block.attention.positioning is None for block in self.blocks.values()):
             acts = f"position '{self.position.kind}' acts inside attention, and no attention here takes one"
             raise ValueError(f"{acts} (position: none)")
+        if self.embedding.causal is not None and self.embedding.causal is not self.causal:
+            found = "the embedding's trigram lets a token see the next one"
+            raise ValueError(f"{found}, and the model is of kind '{self.kind}' (kind: encoder would do)")
         if self.out_bias and self.out_width is None:
             raise ValueError("out_bias is of the projection to out_width, and there is none (give `out_width`)")
 
@@ -284,7 +287,10 @@ class Tower(Topology):
         given = inputs.token_type_ids if getattr(self.embedding, "n_types", None) else None
         types = seam.own(context.own(given))
         factors = self.embedding.weigh(inputs.input_ids, scene.real, inputs.documents)
-        x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types, seam.own(context.own(factors)))
+        beside = context.own(self.embedding.list_beside(inputs.input_ids, scene.real, inputs.documents))
+        x = self.embedding.lookup(
+            m.embedding, context.own(inputs.input_ids), types, seam.own(context.own(factors)), beside
+        )
         if self.has_position:
             x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
         x = self.embedding.finish(m.embedding, x, seam.own(scene.real))

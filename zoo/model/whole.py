@@ -157,7 +157,7 @@ def _check_embedding(tower: Tower) -> Iterator[Misfit]:
     if tower.causal and getattr(embedding, "mask_id", None) is not None:
         found = f"is {embedding.mask_id}, whose share of a whole row is counted, in a model of kind '{tower.kind}'"  # type: ignore[attr-defined]
         yield ("embedding", "mask_id"), f"{found} (kind: encoder, or leave it out)"
-    others = (getattr(embedding, name, None) for name in ("norm", "n_types", "n_tasks"))
+    others = (getattr(embedding, name, None) for name in ("norm", "n_types", "n_tasks", "trigram"))
     if getattr(embedding, "project_first", False) and not between and not any(others):
         found = "no norm, types or positions stand between the table and its projection"
         yield ("embedding", "project_first"), f"{found} (leave it out)"

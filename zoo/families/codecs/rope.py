@@ -197,6 +197,17 @@ class RopeOfLayer(Rope):
         return {**found, **bind(args[1], value["theta"], env)} if found else {}
 
 
+class Unscaled(Codec):
+    """`unscaled(rope(head_dim))`: rotary positions of the same theta without the scaling (Molmo 2)."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        return {**args[0], "scaling": None}
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        is_plain = isinstance(value, Mapping) and value.get("kind") == "rope" and value["scaling"] is None
+        return {"rope_parameters.rope_theta": value["theta"]} if is_plain else {}
+
+
 class RopeOrNone(Rope):
     """`rope_or_none(head_dim, "full_attention")`: rotary positions where the config has parameters for this kind of
     layer, and none where it has null (Cohere)."""
@@ -376,5 +387,6 @@ FUNCTIONS |= {
     "rope_field": RopeField(),
     "yarn_scale": YarnScale(),
     "even": Even(),
+    "unscaled": Unscaled(),
     "whole": TwoWay(require_whole, lambda position: (position,)),
 }

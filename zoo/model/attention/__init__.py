@@ -2,6 +2,7 @@
 
 from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     block_sparse,
+    bottleneck,
     cca,
     compressed,
     delta,

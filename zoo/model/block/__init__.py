@@ -2,6 +2,7 @@
 
 from zoo.model.block.altup import AltUp
 from zoo.model.block.base import Block
+from zoo.model.block.bottleneck import Bottleneck
 from zoo.model.block.feed_forward import FeedForward
 from zoo.model.block.hyper import Hyper
 from zoo.model.block.mixer import Mixer
@@ -17,6 +18,7 @@ from zoo.model.block.shortcut import Shortcut
 __all__ = [
     "AltUp",
     "Block",
+    "Bottleneck",
     "FeedForward",
     "Hyper",
     "Mixer",

@@ -1,0 +1,68 @@
+# B batch, T queries, S keys, H heads, C head width, D model width, W width of the bottleneck
+"""Softmax attention whose queries and keys read a narrower vector than its values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.norm import WholeNorm
+from zoo.spec import READ, Linear, Sized, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class BottleneckAttention(SoftmaxAttention, kind="bottleneck"):
+    """Multi-head attention whose queries and keys read norm(x·W_reduce), `width` wide, and whose values read x itself
+    (Sun et al., 2020, MobileBERT). What it gives is as wide as the block's bottleneck."""
+
+    needs_block: ClassVar[str] = "bottleneck"
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k"),)
+
+    head_dim: PositiveInt
+    width: PositiveInt
+    norm: WholeNorm
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        self.position.check(self.head_dim)
+
+    @property
+    def splits_tokens(self) -> bool:
+        return True
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        inner = self.n_heads * self.head_dim
+        return {
+            "reduce": Linear(d_model, self.width, self.bias),
+            "reduce_norm": Sized(self.norm, self.width),
+            "q": Linear(self.width, inner, self.bias),
+            "k": Linear(self.width, inner, self.bias, role=READ),
+            "v": Linear(d_model, inner, self.bias, role=READ),
+            "o": Linear(inner, self.width, self.bias, residual=True),
+            **({"position": self.position} if self.position.per_layer else {}),
+        }
+
+    def shard(self, ranks: int) -> BottleneckAttention:
+        return split(self, ranks, equal=("n_heads",))  # what queries and keys read is of all heads
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {name: (self.n_heads, self.head_dim) for name in "kv"}
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        narrow, heads = m.reduce_norm(m.reduce(x)), (self.n_heads, self.head_dim)
+        q, k = (self.position.rotate(part(narrow).unflatten(-1, heads), step.tables) for part in (m.q, m.k))  # B T H C
+        k, v = step.remember(k=k, v=m.v(x).unflatten(-1, heads))
+        return m.o(self.attend(m, step, q, k, v, self.head_dim**-0.5).flatten(-2))  # B T W
