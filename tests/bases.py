@@ -76,6 +76,7 @@ SHOWN_BY = {
 for mixer in ("rwkv7", "lightning"):
     SHOWN_BY[f"attention={mixer}"] += ("attention.norm_eps=1000.0",)  # beside values that are large
 SHOWN_BY["attention=rg_lru"] = ("attention.chunk_size=12",)  # rows of 16 and of 32 are as dear
+SHOWN_BY["norm=affine"] = ("block.residual_scale=0.001",)  # without which what nothing divides is too large
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["position=relative_logits"] = ("relative_extent=8",)
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
