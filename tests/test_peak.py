@@ -87,6 +87,12 @@ EACH_SIZE = pytest.mark.parametrize(("vocabulary", "dtype"), [(4000, "bf16"), *M
             ["block=sandwich", "attention.softcap=20"],
             ["position=t5"],
             ["attention=mamba2", "position=none"],
+            [
+                "position=relative_logits",
+                "relative_extent=16",
+                "pattern=[near,layer]",
+                "layers={near:{attention:{window:40}}}",
+            ],
         ],
     ),
     ids=lambda overrides: ",".join(overrides[:1]) or "llama",

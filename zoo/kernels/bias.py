@@ -112,9 +112,9 @@ class ByDistance(Placed):
     def draw(self) -> Tensor:
         distance = self.queries[..., :, None] - self.keys[..., None, :]  # B|- T S
         near = distance.clamp(0, self.logits.shape[3] - 1)
-        logits = self.logits.transpose(1, 2)  # B H T R
-        drawn = logits.gather(-1, near[..., None, :, :].expand(*logits.shape[:3], -1))
-        return drawn.masked_fill((distance != near)[..., None, :, :], 0.0)  # B H T S
+        # Heads stay behind queries until here: else the backward pass would copy a gradient as large as the logits.
+        drawn = self.logits.gather(-1, near[..., :, None, :].expand(*self.logits.shape[:3], -1))  # B T H S
+        return drawn.transpose(1, 2).masked_fill((distance != near)[..., None, :, :], 0.0)  # B H T S
 
 
 class OwnHeads(Bias):

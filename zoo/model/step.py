@@ -178,6 +178,7 @@ class Step:
                 rows = rows.with_biases(make, read)
             elif self.index is not None:
                 bias = make(*self.index, read=read)
+                mask = copy(mask)  # which keeps what is drawn of this layer's bias no longer than the layer runs
         if self.pages is not None:
             k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
         chosen = None if self.cache is None else self.chosen
