@@ -189,5 +189,5 @@ def test_a_learned_number_multiplies_what_a_feed_forward_gives():
 
 def test_queries_grow_by_the_logarithm_of_their_position_from_the_floor_on():
     tempering = Tempering.parse({"kind": "log_ratio", "floor": 8, "scale": 0.5})
-    found = tempering.factor(torch.arange(20)[None]).flatten().tolist()
+    found = tempering.factor(None, torch.arange(20)[None]).flatten().tolist()
     assert found == pytest.approx([1 + 0.5 * max(0.0, math.log((place + 1) / 8)) for place in range(20)])
