@@ -84,6 +84,7 @@ SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {
     f"attention={name}": ("attention.indexer.norm={kind: layernorm, eps: 1.0}",) for name in ("dsa", "dsa_pooled")
 }
+SHOWN_BY["attention=qsa"] = ("attention.indexer.norm={kind: rmsnorm, eps: 8.0}",)
 SHOWN_BY["attention=csa"] = ("attention.indexer.compressor.norm={kind: rmsnorm, eps: 1.0}",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 SHOWN_BY["block=sandwich"] = SHOWN_BY["block=altup"] = (

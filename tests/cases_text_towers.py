@@ -64,6 +64,54 @@ QWEN3_5 = [
     ),
     case("qwen3_5_moe_text-base", "Qwen3_5MoeTextConfig", base=NEXT_MOE, linear_num_value_heads=2),
 ]
+QWEN4 = {name: value for name, value in NEXT_MOE.items() if name != "intermediate_size"}
+QWEN4 |= {
+    "hc_count": 3,
+    "hc_lowrank": 5,
+    "num_hidden_layers": 5,
+    "ple_layer_ids": [5, 2],
+    "eos_token_id": 40,
+}  # which is drawn
+QWEN4 |= {"layer_types": ["indexed_attention", *2 * ["linear_attention"], "full_attention", "linear_attention"]}
+QWEN4 |= {"ple_embed_dim": 24, "ngram_size": 3, "heads_per_ngram": 2, "ngram_vocab_size_base": 40}
+QWEN4 |= {"split_ngram_parts": 12, "make_ngram_vocab_size_divisible_by": 7}
+QWEN4 |= {"indexer_n_heads": 8, "indexer_kv_heads": 1, "indexer_head_dim": 20, "indexer_budget": 8}
+QWEN4 |= {"indexer_compress_ratio": 4}
+QWEN4_EXP = [
+    case("qwen4_exp_text", "Qwen4ExpTextConfig", "Qwen4ExpForCausalLM", base=QWEN4),
+    case(
+        "qwen4_exp_text-values",
+        "Qwen4ExpTextConfig",
+        "Qwen4ExpForCausalLM",
+        base=QWEN4,
+        output_gate_type="sigmoid",
+        hidden_act="gelu",
+        attention_bias=True,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+        eos_token_id=[25, 7],
+        ple_layer_ids=[3],
+        ple_embed_dim=None,
+        ple_conv_kernel_size=2,
+        ngram_size=5,
+        seed=77,
+        split_ngram_parts=3,
+        indexer_compress_ratio=2,
+        rope_parameters={**YARN, "partial_rotary_factor": 0.5},
+    ),
+    case(
+        "qwen4_exp_text-base",
+        "Qwen4ExpTextConfig",
+        base=QWEN4,
+        layer_types=None,
+        full_attention_interval=2,
+        ple_layer_ids=[1],
+        split_ngram_parts=512,
+        indexer_budget=40,
+        hc_count=2,
+        ngram_size=2,
+    ),
+]
 QWENS = [
     case("qwen2_vl_text", "Qwen2VLTextConfig", base=SMALL, **mrope(2, 1, 1)),
     case(
@@ -222,4 +270,4 @@ COMPASSES = [
         tie_word_embeddings=False,
     ),
 ]
-CASES = [*QWEN3_5, *QWENS, *GLMS, *OTHERS, *MOLMOS, *COMPASSES]
+CASES = [*QWEN3_5, *QWEN4_EXP, *QWENS, *GLMS, *OTHERS, *MOLMOS, *COMPASSES]

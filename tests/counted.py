@@ -3,7 +3,7 @@ attention."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.eager import Eager
-from zoo.model.attention import indexer
+from zoo.model.attention import indexer, mean_pooled
 
 
 class Counted:
@@ -36,7 +36,7 @@ def counted(model: Any) -> Any:
         Counted(),
         model.kernel,
         Eager.__call__,
-        (indexer.choose_keys, indexer.choose_blocks, indexer.choose_pools),
+        (indexer.choose_keys, indexer.choose_blocks, indexer.choose_pools, mean_pooled.choose_mean_pools),
     )
 
     def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
@@ -64,6 +64,12 @@ def counted(model: Any) -> Any:
         made.hidden += 2 * q.shape[2] * (q.shape[3] + 1) * (q.shape[0] * q.shape[1] * pools - shown)
         return choose[2](q, weights, k, mask, top_k, places)
 
+    def averaged(q: Any, k: Any, mask: Any, **how: Any) -> Any:
+        seen, pools = mask.dense(q.device)[:, 0].sum(-1) // how["pool"], k.shape[1] // how["pool"]  # B|1 T
+        shown = int(seen.expand(q.shape[0], -1).sum())
+        made.hidden += 2 * q.shape[2] * q.shape[3] * (q.shape[0] * q.shape[1] * pools - shown)
+        return choose[3](q, k, mask, **how)
+
     model.requires_grad_(False)  # the counter cannot follow a weight that is an input
     model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
     patches = (
@@ -71,8 +77,11 @@ def counted(model: Any) -> Any:
         mock.patch.object(indexer, "choose_keys", scored),
         mock.patch.object(indexer, "choose_blocks", blocked),
         mock.patch.object(indexer, "choose_pools", pooled),
+        mock.patch.object(mean_pooled, "choose_mean_pools", averaged),
     )
-    with patches[0], patches[1], patches[2], patches[3], FlopCounterMode(display=False) as counter, torch.no_grad():
+    with ExitStack() as stack, FlopCounterMode(display=False) as counter, torch.no_grad():
+        for patch in patches:
+            stack.enter_context(patch)
         yield made
     model.kernel = kernel
     made.total = counter.get_total_flops()

@@ -8,6 +8,7 @@ import torch
 from loaded import load, make_loud
 from test_generate import COMBINATIONS, TINY
 from test_seq2seq import ALIBI, BART, BIASED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
+from tiny import needs
 
 from zoo.data.tokenizer import Tokenizer
 from zoo.generation.towers import find_writer
@@ -45,6 +46,7 @@ MIXED = {
         "pattern=[layer,reader,taking]",
         "+layers={reader:{attention:{kv_from:layer}},taking:{attention:{kv_from:layer,indexer:{kind:shared,top_k:5}}}}",
     ],
+    "qsa": ["attention=qsa", "index_top_k=8", *INDEX[1:], "index_pool=4"],
     "msa": ["attention=msa", "index_n_heads=2", "index_head_dim=16", "index_block_size=6", "index_top_blocks=2"],
     "csa": ["attention=csa", *INDEX, *COMPRESSED, "compress_rate=3"],
     "hca": ["attention=hca", *COMPRESSED, "compress_rate=2"],
@@ -68,6 +70,11 @@ MIXED = {
         "n_layers=2",
         "+embedding.per_layer={kind:tokens,vocab_size:40,n_layers:2,width:6,norm:{kind:rmsnorm}}",
         "+block.layer_input={kind:gated,width:6,activation:{kind:silu},norm:{kind:rmsnorm}}",
+    ],
+    "n-grams": ["block=hyper_ngrams", *needs("block=hyper_ngrams")],
+    "n-grams and window": [
+        *("block=hyper_ngrams", *needs("block=hyper_ngrams"), "pattern=[near,layer]"),
+        "+layers={near:{attention:{window:5},block:{ngrams:null}}}",
     ],
     "side by side": ["attention=side_by_side"],
     "two attentions": [

@@ -18,7 +18,7 @@ from cases_experts import QWEN, SMALL, YARN
 from cases_gemma import GEMMA4
 from cases_sparse import LARGE4, M3
 from cases_streams import GLM5, HY4
-from cases_text_towers import GLM, GLM_MOE, MOLMO, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
+from cases_text_towers import GLM, GLM_MOE, MOLMO, NEAR, NEXT, NEXT_MOE, PADDED, QWEN4, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
 
 import zoo
@@ -187,6 +187,7 @@ WHOLE = [
     ),
     Whole("qwen3_5", "Qwen3_5Config", "Qwen3_5ForConditionalGeneration", NEXT, NARROW, IDS),
     Whole("qwen3_5_moe", "Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration", NEXT_MOE, NARROW, IDS),
+    Whole("qwen4_exp", "Qwen4ExpConfig", "Qwen4ExpForConditionalGeneration", QWEN4, NARROW, IDS),
     Whole(
         "glm4v",
         "Glm4vConfig",

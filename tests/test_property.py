@@ -20,6 +20,7 @@ SIZES = {
     **{"n_experts": 4, "top_k": 2, "window": 5, "original_max_seq_len": 32, "position_buckets": 8},
     **{"q_lora_rank": 10, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5},
     **{"index_n_heads": 16, "index_head_dim": 6, "index_top_k": 4, "index_block_size": 2, "index_top_blocks": 2},
+    **{"index_pool": 2},
     **{"block_size": 1, "random_blocks": 1, "compress_rate": 3, "o_groups": 2, "o_lora_rank": 5},
     **{"d_state": 4, "max_relative_positions": 24},
 }
@@ -33,6 +34,7 @@ ATTENTION = st.sampled_from(
         "dsa",
         "msa",
         "cca",
+        "qsa",
         "csa",
         "hca",
         "differential",

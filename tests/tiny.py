@@ -71,6 +71,7 @@ MIXERS = (
 """The packaged mixers that have a state, and so take no positions."""
 
 LOW = ["q_lora_rank=10", "o_groups=2", "o_lora_rank=6"]
+NGRAMS = ["+streams={kind: gated, count: 4, rank: 6, norm: {kind: rmsnorm}}"]
 NEEDS = {
     **{f"attention={mixer}": ["position=none"] for mixer in MIXERS},
     "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
@@ -87,6 +88,7 @@ NEEDS = {
     "attention=dsa_pooled": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40", "index_pool=2"],
     "attention=csa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40", "compress_rate=3", *LOW],
     "attention=hca": ["compress_rate=4", *LOW],
+    "attention=qsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=16", "index_pool=2"],
     "attention=msa": ["index_n_heads=2", "index_head_dim=16", "index_block_size=4", "index_top_blocks=2"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
@@ -96,6 +98,7 @@ NEEDS = {
     "block=feed_forward": ["position=none"],
     "block=shared_attention": ["attention=mamba2"],
     "block=hyper": ["+streams={kind: weighted, count: 4}"],
+    "block=hyper_ngrams": [*NGRAMS, "eos_id=9", "stream_rank=6", "ngram_hashes=2", "ngram_table_size=70"],
     "block=altup": ["+streams={kind: altup, count: 4}"],
     "router=expert_choice": ["kind=encoder", "ffn=moe"],
     "router=mlp_topk": ["ffn=moe", "d_router=12"],
@@ -150,7 +153,8 @@ def readable(overrides: list[str]) -> list[str]:
         and mixes,
         "n_kv_heads": mixes
         and (
-            attention in ("gqa", "msa", "cca", "differential", "sliding", "side_by_side") or "shared_attention" in text
+            attention in ("gqa", "msa", "qsa", "cca", "differential", "sliding", "side_by_side")
+            or "shared_attention" in text
         ),
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),

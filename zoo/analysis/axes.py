@@ -21,7 +21,7 @@ from zoo.spec import Spec, components
 LONG = 1 << 20
 """Tokens at which growth is measured: beyond every window of `SIZES`."""
 
-SIZES = {"window": 64, "original_max_seq_len": 64, "bottleneck_width": 32}
+SIZES = {"window": 64, "original_max_seq_len": 64, "bottleneck_width": 32, "eos_id": 0}
 """Dimensions of which a choice may need one that the small model does not state."""
 
 CONTEXTS = (

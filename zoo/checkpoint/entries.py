@@ -90,6 +90,20 @@ class Apart(TensorStep):
         return list(tensors[0].split(self.numbers))
 
 
+class Shards(TensorStep):
+    """`shards(n)`: theirs are n runs of the rows of ours, or fewer, all as long as the first but for the last."""
+
+    def count(self, rows: int) -> int:
+        """Count the tensors that so many rows are in."""
+        return -(-rows // -(-rows // self.number))
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [torch.cat(tensors)]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return list(tensors[0].chunk(self.number))
+
+
 class Groups(TensorStep):
     """`groups(n)`: their outputs form n groups (heads, most often), each with a share of every one of ours in turn."""
 
@@ -271,6 +285,7 @@ class TrailingOnes(TensorStep):
 
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
 STEPS |= {
+    "shards": Shards,
     "merged": Merged,
     "pairs": Pairs,
     "plus": Plus,

@@ -7,12 +7,13 @@
     embedding.tokens: ~base + ~new | apart(sizes)              one of ours, as many of its rows in each of theirs
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
     embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None where there is no such row
+    blocks.#.ngrams.table: ~layers.#.table_@ | shards(8)       one of ours whose rows are in several of theirs
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
     blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index computed from the layer's
 
-`#` is a layer's index (a second `#`, that of one of several alike in a layer), `@` an expert's (or a head's), `~` the
-prefix of the model's class. The steps after `|` convert their tensors to ours, from left to right; undone from right to
-left they convert ours to theirs. A tensor of either side without a row is an error.
+`#` is a layer's index (a second `#`, that of one of several alike in a layer), `@` an expert's (a head's, a
+shard's), `~` the prefix of the model's class. The steps after `|` convert their tensors to ours, from left to right;
+undone from right to left they convert ours to theirs. A tensor of either side without a row is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zoo.checkpoint.entries import STEPS, Entry, Shape, TensorStep
+from zoo.checkpoint.entries import STEPS, Entry, Shape, Shards, TensorStep
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.expression import Expression, evaluate_tree
@@ -126,11 +127,13 @@ def _entries_for(
                 _filled(body.full_name(fill_braces(each, index, body.fields)), index) + leaf
                 for each in rule.theirs.split(" + ")
             )
-            stacked = "@" in rule.theirs
             segments = getattr(part, "segments", ()) if len(whole) > 1 else ()
-            if stacked:
-                whole = tuple(each.replace("@", str(number)) for each in whole for number in range(shape[0]))
             steps = tuple(_make_step(step, number, body.fields) for step, number in rule.steps)
+            shards = next((each.count(shape[0]) for each in steps if isinstance(each, Shards)), None)
+            stacked = "@" in rule.theirs and shards is None
+            if "@" in rule.theirs:
+                numbers = range(shape[0] if shards is None else shards)
+                whole = tuple(each.replace("@", str(number)) for each in whole for number in numbers)
             shapes = tuple(table[each][1] for each in names)
             yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts), segments)
 

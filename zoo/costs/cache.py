@@ -187,6 +187,10 @@ def state_bytes(block: Any, setup: Setup, context: int) -> int:
             continue
         if setup.engine == "paged":
             held += math.prod(shape) * DTYPES[setup.dtype]
+        elif name == "ngram":
+            held += math.prod(shape) * 8  # ids
+        elif name == "ngram_conv":
+            held += math.prod(shape) * DTYPES[setup.dtype]
         elif name.removeprefix(SECOND) == "conv":
             held += (shape[0] + 1) * math.prod(shape[1:]) * DTYPES[setup.dtype]
         else:

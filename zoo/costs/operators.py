@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
@@ -132,7 +132,7 @@ def _add(operator: Operator, row: PartRow, times: int, widths: Widths) -> None:
     size = row.used * widths.weight / widths.tp
     of = part.of if isinstance(part, Tied) else part
     if isinstance(of, Embedding):
-        operator.chosen.append(Chosen(of.width * size, of.count, 1))
+        operator.chosen.append(Chosen(of.width * size, of.count, of.reads))
     elif isinstance(of, Experts):
         operator.chosen.append(Chosen(of.of.params * size, of.count, of.expected_count))
     elif isinstance(of, Linear):
@@ -159,14 +159,18 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
 
 
 def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span, widths: Widths) -> None:
-    """Add the states that feed-forwards read and write while generating (RWKV's channel mix, counts of a capacity)."""
+    """Add the states that feed-forwards read and write while generating (RWKV's channel mix, counts of a capacity), and
+    those of n-grams."""
     for kind, block in tower.blocks.items() if tower.causal else ():
-        mixers = block.attention.state().keys()
-        own = {name for name in block.state() if name.removeprefix(SECOND) not in mixers}
-        if own:
-            values = sum(math.prod(block.state()[name]) for name in own) * tower.pattern.count(kind)
-            moved = 2 if what.held else 1
-            found[".".join(filter(None, (where, kind, "ffn")))].own += moved * values * STATE_BYTES / widths.tp
+        ngrams: Any = getattr(block, "ngrams", None)
+        of_ngrams = ngrams.state() if ngrams else {}
+        of_mixer = block.attention.state().keys() | of_ngrams
+        of_ffn = {name: shape for name, shape in block.state().items() if name.removeprefix(SECOND) not in of_mixer}
+        for part, states in (("ffn", of_ffn), ("ngrams", of_ngrams)):
+            if states:
+                values = sum(map(math.prod, states.values())) * tower.pattern.count(kind)
+                moved = 2 if what.held else 1
+                found[".".join(filter(None, (where, kind, part)))].own += moved * values * STATE_BYTES / widths.tp
 
 
 def _cached(attention: Attention | Indexer, widths: Widths) -> float:

@@ -65,7 +65,7 @@ def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
     match node:
         case ast.Name() | ast.Attribute():
             return {ast.unparse(node): value}
-        case ast.Subscript():
+        case ast.Subscript() if not isinstance(node.value, ast.Call):  # what a function lists is no field
             return {f"{ast.unparse(node.value)}[{index}]": value for index in try_evaluate(node.slice, env)}
         case ast.Dict() if isinstance(value, Mapping):
             pairs = [(evaluate(key, env), item) for key, item in dict_items(node)]

@@ -51,7 +51,8 @@ scale_input swiglu_alpha swiglu_limit q_lora_rank kv_lora_rank qk_nope_head_dim 
 index_n_heads index_head_dim index_top_k zero_experts null_experts d_router dense_d_ff index_block_size index_top_blocks
 index_pool compress_rate o_groups o_lora_rank adapter_rank shared_heads shared_kv_heads shared_head_dim
 d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim conv_width
-conv_groups global_block_size block_size random_blocks relative_width relative_extent
+conv_groups global_block_size block_size random_blocks relative_width relative_extent stream_rank eos_id ngram_hashes
+ngram_table_size
 """
 DIMS = frozenset(_DIMS.split())
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""

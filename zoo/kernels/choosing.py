@@ -78,20 +78,34 @@ def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, 
     is chosen or not, and tokens 4 to 6 in any case.
     """
     with torch.no_grad():
-        pool, seen = places.shape[0], mask.dense(q.device)[:, 0]  # B|1 T S
+        pool = places.shape[0]
         if k.shape[1] < pool:
-            return seen
-        last, real, number = find_pools(mask, k.shape[1], pool, q.device)  # B|1 E, B|1 E, B|1 S
-        keys, gates = _take_pools(k, last, pool).chunk(2, -1)  # B E P C
+            return mask.dense(q.device)[:, 0]
+        pools = Pools(mask, k.shape[1], pool, q.device)
+        keys, gates = take_pools(k, pools.last, pool).chunk(2, -1)  # B E P C
         pooled = ((gates.float() + places.float()).softmax(2) * keys.float()).sum(2)
-        rows = max(seen.shape[0], last.shape[0])
-        seen, shape = seen.expand(rows, -1, -1), (rows, seen.shape[1], -1)
-        whole = seen.gather(-1, last[:, None].expand(shape)) & real[:, None]  # B|1 T E
-        best = take_best(score_keys(q, weights, pooled).masked_fill(~whole, -math.inf), top_k // pool) & whole
-        own = number[:, None].expand(rows, shape[1], -1)
-        ended = F.pad(whole, (0, 1)).gather(-1, own)  # B|1 T S: whether the query sees the last token of a key's pool
-        taken = F.pad(best, (0, 1)).gather(-1, own.expand(best.shape[0], -1, -1))
-        return seen & (taken | ~ended)
+        return pools.choose(score_keys(q, weights, pooled), top_k // pool)
+
+
+class Pools:
+    """The pools of consecutive keys that queries choose among: the last token of each, `last` [B|1, E], and what each
+    query sees of them."""
+
+    def __init__(self, mask: Mask, n_keys: int, pool: int, device: torch.device) -> None:
+        seen = mask.dense(device)[:, 0]  # B|1 T S
+        self.last, real, number = find_pools(mask, n_keys, pool, device)  # B|1 E, B|1 E, B|1 S
+        rows = max(seen.shape[0], self.last.shape[0])
+        self.seen, self.shape = seen.expand(rows, -1, -1), (rows, seen.shape[1], -1)
+        self.whole = self.seen.gather(-1, self.last[:, None].expand(self.shape)) & real[:, None]  # B|1 T E
+        self.own = number[:, None].expand(rows, seen.shape[1], -1)  # B|1 T S: of each key
+
+    def choose(self, scores: Tensor, count: int) -> Tensor:
+        """Choose the keys [B, T, S] of the `count` pools of highest scores [B, T, E] that a query sees to the end, and
+        those that it sees of other pools."""
+        best = take_best(scores.masked_fill(~self.whole, -math.inf), count) & self.whole
+        ended = F.pad(self.whole, (0, 1)).gather(-1, self.own)  # whether a query sees the last token of a key's pool
+        taken = F.pad(best, (0, 1)).gather(-1, self.own.expand(best.shape[0], -1, -1))
+        return self.seen & (taken | ~ended)
 
 
 def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +123,7 @@ def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tupl
     return order, ends.gather(1, order), number.clamp(max=count)
 
 
-def _take_pools(k: Tensor, last: Tensor, pool: int) -> Tensor:
+def take_pools(k: Tensor, last: Tensor, pool: int) -> Tensor:
     """Take the pools [B, E, P, C] that end with tokens `last` [B|1, E] of k [B, S, C]."""
     members = last[..., None] + torch.arange(1 - pool, 1, device=k.device)  # B|1 E P
     members = members.clamp(min=0).expand(k.shape[0], -1, -1)
@@ -117,17 +131,18 @@ def _take_pools(k: Tensor, last: Tensor, pool: int) -> Tensor:
     return taken.unflatten(1, members.shape[1:])
 
 
-def score_keys(q: Tensor, weights: Tensor, k: Tensor) -> Tensor:
-    """Compute Σ_h w_h·relu(q_h·k) in float32 [B, T, S], for q [B, T, H, C], weights [B, T, H] and k [B, S, C]. As many
-    heads are taken at once as AT_ONCE allows."""
-    q, weights, k = q.float(), weights.float()[:, :, None], k.float().transpose(1, 2)  # k B C S
+def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
+    """Compute Σ_h w_h·relu(q_h·k) in float32 [B, T, S], for q [B, T, H, C], weights [B, T, H], 1 unless given, and k
+    [B, S, C]. As many heads are taken at once as AT_ONCE allows."""
+    q, k = q.float(), k.float().transpose(1, 2)  # k B C S
+    weights = None if weights is None else weights.float()[:, :, None]  # B T 1 H
     run = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
     scores = None
     for start in range(0, q.shape[2], run):
         heads = slice(start, start + run)
         each = q[:, :, heads]
         seen = torch.relu(each.flatten(1, 2) @ k).unflatten(1, each.shape[1:3])  # B T H S
-        own = (weights[..., heads] @ seen)[:, :, 0]
+        own = seen.sum(2) if weights is None else (weights[..., heads] @ seen)[:, :, 0]
         scores = own if scores is None else scores + own
     assert scores is not None
     return scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from annotated_types import Ge
 from pydantic import PositiveFloat, PositiveInt
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 class Factors(NamedTuple):
-    """A token's factors for one sub-layer: of the streams that it reads, of those that it writes to [B, T, S], and of
-    the streams in the new ones [B, T, S, S], old before new; None leaves each as it is. All in float32."""
+    """A token's factors for one sub-layer: of the streams that it reads [B, T, S], or of their channels [B, T, S, D],
+    of those that it writes to [B, T, S], and of the streams in the new ones [B, T, S, S], old before new; None leaves
+    each as it is. All but those of channels are in float32."""
 
     read: Tensor
     write: Tensor
@@ -29,13 +30,26 @@ class Factors(NamedTuple):
 
 
 class Connection(Spec, axis="connection", default="sinkhorn"):
-    """Weigh the streams x [B, T, S, D] for one sub-layer f: x_s ← Σᵢ M_is·xᵢ + w_s·f(Σᵢ rᵢ·xᵢ).
+    """Weigh the streams x [B, T, S, D] for one sub-layer f: x_s ← Σᵢ M_is·xᵢ + w_s·f(Σᵢ rᵢ·xᵢ). The factors r, w and M
+    start so that the streams go on as one pre-norm stream would."""
 
-    The factors r, w and M are a·(x·W) + b under a function of each, where x are all streams of the token, end to end,
-    divided by their root mean square. They start so that the streams go on as one pre-norm stream would.
-    """
+    reads_normed: ClassVar[bool] = False
+    """Whether factors are made of normalised streams, each with a weight of its own, and r reads these."""
 
     n_streams: Annotated[int, Ge(2)] = 4
+
+    def shard(self, ranks: int) -> Connection:
+        return self  # its factors are of whole streams, which every rank has of its own tokens
+
+    def weigh(self, m: Weights, x: Tensor) -> Factors:
+        """Make the factors of each token of the streams x [B, T, S, D]."""
+        raise NotImplementedError
+
+
+class Projected(Connection):
+    """Base of the kinds whose factors are a·(x·W) + b under a function of each, where x are all streams of the token,
+    end to end, divided by their root mean square."""
+
     eps: PositiveFloat = 1e-6  # added to factors that must not be 0
     norm_eps: PositiveFloat = 1e-6
 
@@ -51,20 +65,13 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
             "scale": Weight((len(self.widths),), init=0.01),
         }
 
-    def shard(self, ranks: int) -> Connection:
-        return self  # its factors are of whole streams, which every rank has of its own tokens
-
-    def weigh(self, m: Weights, x: Tensor) -> Factors:
-        """Make the factors of each token of the streams x [B, T, S, D]."""
-        raise NotImplementedError
-
     def _logits(self, m: Weights, x: Tensor) -> list[Tensor]:
         projected = project_streams(m.project, x, self.norm_eps).split(self.widths, -1)
         bases, scales = m.base.float().split(self.widths), m.scale.float()
         return [each * scales[place] + bases[place] for place, each in enumerate(projected)]
 
 
-class Sinkhorn(Connection, kind="sinkhorn"):
+class Sinkhorn(Projected, kind="sinkhorn"):
     """Manifold-constrained hyper-connections (Xie et al., 2026, mHC; DeepSeek-V4): M is doubly stochastic, which
     `iterations` of Sinkhorn and Knopp's normalisation of rows and columns make of a softmax, so that streams keep their
     size. r = σ(·), w = 2·σ(·)."""
@@ -85,7 +92,7 @@ class Sinkhorn(Connection, kind="sinkhorn"):
         return Factors(squash(read) + self.eps, 2.0 * squash(write), mix)
 
 
-class Independent(Connection, kind="independent"):
+class Independent(Projected, kind="independent"):
     """Hyper-connections whose streams are not mixed, M = 1 (Tencent, 2026, Hy4): r = σ(·), w = `magnitude`·σ(·)."""
 
     magnitude: PositiveFloat = 2.0
@@ -97,6 +104,35 @@ class Independent(Connection, kind="independent"):
     def weigh(self, m: Weights, x: Tensor) -> Factors:
         read, write = self._logits(m, x)
         return Factors(squash(read) + self.eps, self.magnitude * squash(write) + self.eps)
+
+
+class Gated(Connection, kind="gated"):
+    """Hyper-connections that read by gates of each channel, and do not mix the streams (Qwen Team, 2026, Qwen4-Exp):
+    r = σ(silu(n·W_down / S)·W_up) / S [S, D] by way of `rank` numbers, w = 2·σ(n·W_write / S), M = 1, where n are the S
+    normalised streams, end to end."""
+
+    reads_normed: ClassVar[bool] = True
+
+    rank: PositiveInt
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        whole = self.n_streams * d_model
+        return {**list_gates(whole, self.rank), "write": Linear(whole, self.n_streams, precise=True)}
+
+    def weigh(self, m: Weights, x: Tensor) -> Factors:
+        write = m.write(x.flatten(2)).float() / self.n_streams
+        return Factors(gate_streams(m, x), 2.0 * squash(write))
+
+
+def list_gates(whole: int, rank: int) -> dict[str, Any]:
+    """List the weights of gates for each channel of streams, `whole` of them all."""
+    return {"down": Linear(whole, rank), "up": Linear(rank, whole)}
+
+
+def gate_streams(m: Weights, x: Tensor) -> Tensor:
+    """Make a factor for each channel of normalised streams x [B, T, S, D]: of the same shape."""
+    gates = m.up(F.silu(m.down(x.flatten(2)) / x.shape[2]))
+    return gates.sigmoid().unflatten(-1, x.shape[2:]) / x.shape[2]
 
 
 def project_streams(project: Any, x: Tensor, eps: float) -> Tensor:
@@ -113,8 +149,9 @@ def squash(logits: Tensor) -> Tensor:
 
 
 def read_streams(x: Tensor, factors: Tensor) -> Tensor:
-    """Σₛ factors_s·x_s of streams x [B, T, S, D], factors [B, T, S]: [B, T, D]."""
-    return (factors[..., None] * x).sum(2).to(x.dtype)
+    """Σₛ factors_s·x_s of streams x [B, T, S, D], factors [B, T, S] or [B, T, S, D]: [B, T, D]."""
+    factors = factors if factors.ndim == x.ndim else factors[..., None]
+    return (factors * x).sum(2).to(x.dtype)
 
 
 def write_streams(x: Tensor, y: Tensor, factors: Factors) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
@@ -190,6 +191,14 @@ def _of_one_vector(norm: Any) -> Any:
 
 WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
 """The norm of a vector as a whole: `heads`, which attention itself sets for queries and keys, is refused."""
+
+
+def give_weights(norm: Norm, count: int) -> Norm:
+    """The norm of so many vectors [count, D], each with a weight of its own. Raises ValueError for a kind that has none
+    of them."""
+    if not isinstance(norm, RMSNorm | LayerNorm):
+        raise ValueError(f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm or layernorm)")
+    return replace(norm, heads=count)
 
 
 def _check(norm: RMSNorm | LayerNorm) -> None:

@@ -182,6 +182,8 @@ class Scene:
         position = attention.positioning
         if position is not None:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
+            if attention.chooser is not None and attention.chooser.rotates_pools:
+                step.pool_tables = self._turn_pools(attention, own, where, dtype)
         if attention.compress_rate > 1:
             share_entries(self, step, attention, own, where, dtype)
         elif where is not None and where.table is not None:
@@ -207,6 +209,15 @@ class Scene:
             places = self.context.own(self.positions)
             self._tables[key] = position.tables(places, width, dtype, lengths, own)
         return self._tables[key]
+
+    def _turn_pools(self, attention: Any, own: Any, where: Any, dtype: torch.dtype) -> Any:
+        """What rotates the pools of an indexer's keys, each by its first token's place in its text: as many as there
+        may be."""
+        n_keys, pool = self.total, attention.chooser.pooled
+        if where is not None and where.table is not None:
+            n_keys = where.table.shape[1] * where.page
+        places = torch.arange(n_keys // pool, device=self.device)[None] * pool  # 1 E
+        return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
     def _share(self, step: Step, attention: Any, own: Any, where: Any) -> None:
         """Give the step a mask and a bias that serve rows which are alike."""

@@ -135,6 +135,7 @@ class Step:
     embedded: Tensor | None = None  # B T D, what went into the first layer, for layers that read it
     entries: Entries | None = None  # where keys are compressed: the windows of tokens that these are in
     entry_tables: Any = None  # what the position scheme rotates their entries with
+    pool_tables: Any = None  # what it rotates pools of keys with, by their numbers in a text
     lends: bool = False  # whether later layers read this one's keys and values
     lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
     taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own

@@ -7,10 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
-from zoo.model.connection import fill_base, project_streams, read_streams, squash
+from zoo.model.connection import fill_base, gate_streams, list_gates, project_streams, read_streams, squash
+from zoo.model.norm import WholeNorm, give_weights
 from zoo.spec import Group, Linear, Spec, Weight
 
 if TYPE_CHECKING:
@@ -85,6 +86,28 @@ class WeightedStreams(Streams, kind="weighted"):
     def collapse(self, m: Weights, x: Tensor) -> Tensor:
         logits = project_streams(m.project, x, self.norm_eps) * m.scale.float() + m.base.float()
         return read_streams(x, squash(logits) + self.eps)
+
+
+class GatedStreams(Streams, kind="gated"):
+    """All streams alike, and in the end the sum of the normalised streams n by gates of each channel,
+    Σₛ σ(silu(n·W_down / S)·W_up)_s ⊙ n_s / S, by way of `rank` numbers (Qwen Team, 2026, Qwen4-Exp). `norm` has a
+    weight for each stream; a final norm besides is the model's `final_norm`."""
+
+    rank: PositiveInt
+    norm: WholeNorm
+
+    def __post_init__(self) -> None:
+        give_weights(self.norm, self.count)
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"norm": give_weights(self.norm, self.count), **list_gates(self.count * d_model, self.rank)}
+
+    def expand(self, m: Weights, x: Tensor) -> Tensor:
+        return _copy(x, self.count)
+
+    def collapse(self, m: Weights, x: Tensor) -> Tensor:
+        normed = m.norm(x)
+        return read_streams(normed, gate_streams(m, normed))
 
 
 def _copy(x: Tensor, count: int) -> Tensor:

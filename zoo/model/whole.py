@@ -88,6 +88,10 @@ def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
         if found is not None and found != tower.vocab_size:
             place = ("blocks", name, "ffn", "router", "vocab_size")
             yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
+        found = getattr(getattr(block, "ngrams", None), "vocab_size", None)
+        if found not in (None, tower.vocab_size):
+            place = ("blocks", name, "ngrams", "vocab_size")
+            yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
 
 
 def _check_tied_head(tower: Tower) -> Iterator[Misfit]:

@@ -44,6 +44,7 @@ AT_MOST = {
         "out_width": 32,
     },
     **{"latent": 32, "rank": 16, "adapter_rank": 16, "landmarks": 16, "block_size": 16, "global_block_size": 16},
+    **{"table_size": 1000, "eos_id": 0},
 }
 """What a dimension is at most."""
 

@@ -160,17 +160,19 @@ class TiedEmbedding(Borrowed):
 
 
 class ConvModule(nn.Module):
-    """A convolution along the tokens without padding of its own: x [B, T, d_in] to [B, T − width + 1, d_out]."""
+    """A convolution along the tokens without padding of its own: x [B, T, d_in] to [B, T − (width − 1)·dilation,
+    d_out]."""
 
     def __init__(self, part: S.Conv) -> None:
         super().__init__()
         shapes = part.shapes()
-        self.groups = part.groups
+        self.groups, self.dilation = part.groups, part.dilation
         self.weight = nn.Parameter(torch.empty(shapes["weight"]))
         self.bias = nn.Parameter(torch.empty(shapes["bias"])) if part.bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.groups).transpose(1, 2)
+        how = {"groups": self.groups, "dilation": self.dilation}
+        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, **how).transpose(1, 2)
 
 
 class Layers(nn.ModuleList):

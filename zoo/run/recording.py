@@ -276,7 +276,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
     found = []
-    for name in ("tables", "entry_tables", "positions", "given", "embedded", "ids", "taken_average"):
+    for name in ("tables", "entry_tables", "pool_tables", "positions", "given", "embedded", "ids", "taken_average"):
         value = getattr(step, name)
         if isinstance(value, torch.Tensor):
             found.append((id(value), (name,)))

@@ -130,7 +130,7 @@ class Linear(Part):
 @dataclasses.dataclass(frozen=True)
 class Conv(Part):
     """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out
-    is a depthwise one. `segments` are as a Linear's."""
+    is a depthwise one; of a dilated one the tokens are `dilation` apart. `segments` are as a Linear's."""
 
     d_in: int
     d_out: int
@@ -138,6 +138,7 @@ class Conv(Part):
     groups: int = 1
     bias: bool = False
     segments: tuple[int, ...] = ()
+    dilation: int = 1
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         bias = {"bias": (self.d_out,)} if self.bias else {}
@@ -150,10 +151,11 @@ class Conv(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(Part):
-    """A table of vectors. A look-up costs no FLOPs: one token reads one row."""
+    """A table of vectors. A look-up costs no FLOPs: one token reads one row, or `reads` of them."""
 
     count: int
     width: int
+    reads: int = 1
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.count, self.width)}

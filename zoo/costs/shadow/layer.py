@@ -122,7 +122,8 @@ class ShadowConvolution(Weighted):
     """A convolution along the tokens."""
 
     def run(self, x: Any) -> Any:
-        return conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.part.groups).transpose(1, 2)
+        how = {"groups": self.part.groups, "dilation": self.part.dilation}
+        return conv1d(x.transpose(1, 2), self.weight, self.bias, **how).transpose(1, 2)
 
 
 class ShadowLayer:

@@ -91,10 +91,10 @@ def solve_triangular(a: Any, b: Any, **_: Any) -> Any:
     return make_result("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
 
 
-def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1) -> Any:
+def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1, dilation: int = 1) -> Any:
     """Convolve x [B, d_in, T] with weight [d_out, d_in / groups, width]."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
-    shape = (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1)
+    shape = (x.shape[0], weight.shape[0], x.shape[2] - (weight.shape[2] - 1) * dilation)
     return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
 
 

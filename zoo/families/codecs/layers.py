@@ -93,6 +93,17 @@ class At(Codec):
         return {f"{ast.unparse(args[0])}[{layer}]": value for layer in try_evaluate(args[1], env)}
 
 
+class First(Codec):
+    """`first(eos_token_id)`: the first entry of a list, or the one value there is."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        return get_item(args[0], 0, "the list") if isinstance(args[0], list) else args[0]
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        kept = (each for each in try_evaluate(args[0], env) if isinstance(each, list) and each[:1] == [value])
+        return bind(args[0], next(kept, value), env)
+
+
 class HalvedIf(Codec):
     """`halved_if(use_bidirectional_attention, sliding_window)`: the number, or half of it rounded down where the first
     argument holds: a window to either side, of a config that states both sides together."""
@@ -164,6 +175,7 @@ FUNCTIONS |= {
     "inner": Inner(),
     "inner_or": InnerOr(),
     "at": At(),
+    "first": First(),
     "halved_if": HalvedIf(),
     "spread": Plain(repeat_groups),
     "places": Plain(find_places),

@@ -16,6 +16,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     linear,
     longformer,
     mamba,
+    mean_pooled,
     mla,
     mlstm,
     nothing,

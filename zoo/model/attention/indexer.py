@@ -29,6 +29,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
     """Choose the keys that a query attends to, of those that its mask shows."""
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than taking an earlier layer's choice
+    rotates_pools: ClassVar[bool] = False  # whether it reads `step.pool_tables`
 
     @property
     def most_keys(self) -> int:
@@ -94,6 +95,12 @@ def check_tokens_chosen(indexer: Indexer) -> None:
     """Raises ValueError for an indexer that chooses among entries, where attention has none."""
     if isinstance(indexer, EntryIndexer):
         raise ValueError(f"indexer: '{indexer.kind}' chooses among entries, not tokens (lightning, or attention: csa)")
+
+
+def check_pool(indexer: Any) -> None:
+    """Raises ValueError where the keys chosen are no whole pools."""
+    if indexer.top_k % indexer.pool:
+        raise ValueError(f"top_k={indexer.top_k} is not a multiple of pool={indexer.pool}, whose tokens go together")
 
 
 def check_rotation(indexer: Any, position: Position, width: int) -> None:
@@ -270,8 +277,7 @@ class Pooled(TopK, kind="pooled"):
     norm: WholeNorm = LayerNorm(eps=1e-6)
 
     def __post_init__(self) -> None:
-        if self.top_k % self.pool:
-            raise ValueError(f"top_k={self.top_k} is not a multiple of pool={self.pool}, whose tokens go together")
+        check_pool(self)
 
     @property
     def granule(self) -> int:

@@ -47,52 +47,76 @@ def starts(documents: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the short convolution
 
 
-def convolve(conv: Any, x: Tensor, step: Step, name: str = "conv", shift: Tensor | None = None) -> Tensor:
-    """Causal convolution of x [B, T, C] after the W − 1 inputs that the state of this name holds; renews it. A `shift`
-    [C] is added to every input, those before a text among them, which are 0: so what goes before it is convolved.
+def convolve(
+    conv: Any, x: Tensor, step: Step, name: str = "conv", shift: Tensor | None = None, dilation: int = 1
+) -> Tensor:
+    """Causal convolution of x [B, T, C] after the (W − 1)·dilation inputs that the state of this name holds; renews it.
+    A `shift` [C] is added to every input, those before a text among them, which are 0: so what goes before it is
+    convolved.
 
-    Padding is left out, wherever in a row it stands: each real token meets the W − 1 real ones before it. (Those of
-    padding are of no use.) In packed documents it meets those of its own.
+    Padding is left out, wherever in a row it stands: each real token meets real ones before it. (Those of padding are
+    of no use.) In packed documents it meets those of its own.
     """
-    before = conv.weight.shape[-1] - 1
-    if not before:
+    width = conv.weight.shape[-1]
+    if width == 1:
         return conv(x if shift is None else x + shift)
-    held = step.state(name)
-    held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B W-1 C
-    segments = None if step.documents is None else starts(step.documents).cumsum(1)  # B T
-    if step.real is None:
-        joined = torch.cat((held, x), 1)  # B W-1+T C
-        step.hold(**{name: joined[:, x.shape[1] :]})
-        return _taps(conv, joined, segments, shift)
-    order = step.real.logical_not().int().argsort(dim=1, stable=True)  # B T: real tokens first, as they come
-    joined = torch.cat((held, _take(x, order)), 1)
-    last = step.real.sum(1, keepdim=True) + torch.arange(before, device=x.device)  # B W-1
-    step.hold(**{name: _take(joined, last)})
-    y = _taps(conv, joined, None if segments is None else segments.gather(1, order), shift)
-    return _take(y, order.argsort(1))
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _taps(conv: Any, joined: Tensor, segments: Tensor | None, shift: Tensor | None) -> Tensor:
-    """The convolution of [B, W − 1 + T, C] + shift [C], to [B, T, C]; with `segments` [B, T] those of another one count
-    as 0."""
-    if segments is None:
-        return conv(joined if shift is None else joined + shift)
-    tokens, width = segments.shape[1], conv.weight.shape[-1]
-    around = F.pad(segments, (width - 1, 0))  # B W-1+T: what is held is of the first
+    history = join_earlier(x, step, name, (width - 1) * dilation)
+    if history.segments is None:
+        return history.restore(conv(history.joined if shift is None else history.joined + shift))
     y: Any = 0
     for tap in range(width):
-        same = around[:, tap : tap + tokens] == segments
-        read = joined[:, tap : tap + tokens] * same[..., None]
-        read, weight = read if shift is None else read + shift, conv.weight[..., tap].to(joined.dtype)
+        read, weight = history.look_back((width - 1 - tap) * dilation), conv.weight[..., tap].to(x.dtype)
+        read = read if shift is None else read + shift
         if weight.shape[1] == 1:
             y = y + read * weight[:, 0]
         else:  # channels of a group are mixed
             y = y + F.conv1d(read.mT, weight[..., None], groups=conv.groups).mT
-    return y if conv.bias is None else y + conv.bias.to(joined.dtype)
+    return history.restore(y if conv.bias is None else y + conv.bias.to(x.dtype))
+
+
+class History(NamedTuple):
+    """Real tokens of rows, in order, behind those that came before them: `joined` [B, P + T, C]. `segments` [B, T]
+    number packed documents; `order` [B, T] is where each token stands in its row, None where none is padding."""
+
+    joined: Tensor
+    tokens: int
+    segments: Tensor | None
+    order: Tensor | None
+
+    def look_back(self, distance: int) -> Tensor:
+        """Each token's predecessor, `distance` tokens before it, [B, T, C]: 0 where it is of another document."""
+        start = self.joined.shape[1] - self.tokens - distance
+        found = self.joined[:, start : start + self.tokens]
+        if self.segments is None:
+            return found
+        around = F.pad(self.segments, (distance, 0))[:, : self.tokens]  # what is held is of the first
+        return found * (around == self.segments)[..., None]
+
+    def restore(self, y: Tensor) -> Tensor:
+        """Put what was made of each token [B, T, C] where the token stands in its row."""
+        return y if self.order is None else _take(y, self.order.argsort(1))
+
+
+def join_earlier(x: Tensor, step: Step, name: str, before: int) -> History:
+    """Put the real tokens of x [B, T, C] behind the last `before` ones, which the state of this name holds; renew it.
+    Padding comes last, wherever in a row it stands."""
+    held = step.state(name)
+    held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B P C
+    segments = None if step.documents is None else starts(step.documents).cumsum(1)  # B T
+    tokens = x.shape[1]
+    if step.real is None:
+        joined = torch.cat((held, x), 1)
+        step.hold(**{name: joined[:, tokens:]})
+        return History(joined, tokens, segments, None)
+    order = step.real.logical_not().int().argsort(dim=1, stable=True)  # B T: real tokens first, as they come
+    joined = torch.cat((held, _take(x, order)), 1)
+    last = step.real.sum(1, keepdim=True) + torch.arange(before, device=x.device)  # B P
+    step.hold(**{name: _take(joined, last)})
+    return History(joined, tokens, None if segments is None else segments.gather(1, order), order)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:

@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo.model.block.base import Block
-from zoo.model.connection import Connection, read_streams, write_streams
+from zoo.model.connection import Connection, Factors, read_streams, write_streams
 from zoo.model.ffn import FFN
+from zoo.model.ngrams import NGrams
+from zoo.model.norm import give_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,34 +21,59 @@ class Hyper(Block, kind="hyper"):
     """Read norm(r·x) from several residual streams x, write w ⊗ f and mix the streams, once for attention and once for
     the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
 
-    The `connection` says how the factors are made of the streams. The model's `streams` are as many as its.
+    The `connection` says how the factors are made of the streams, and whether r·norm(x) is read in place of norm(r·x),
+    each stream's norm having a weight of its own. The model's `streams` are as many as its. With `ngrams` the layer
+    first adds to the streams what it knows of the last few tokens (Cheng et al., 2026, Engram).
     """
 
     ffn: FFN
     connection: Connection
+    ngrams: NGrams | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         scaled = next((name for name in ("residual_scale", "stream_scale") if getattr(self, name) != 1.0), None)
         if scaled is not None:
             raise ValueError(f"{scaled}: the connection weighs what is written and mixed (leave it out)")
+        if self.connection.reads_normed:
+            give_weights(self.norm, self.streams)
+        if self.ngrams is not None and self.ngrams.n_streams != self.streams:
+            found = f"ngrams.n_streams={self.ngrams.n_streams}, connection.n_streams={self.streams}"
+            raise ValueError(f"{found}: both are the streams' (the same for both)")
 
     @property
     def streams(self) -> int:
         return self.connection.n_streams
 
     def parts(self, d_model: int) -> dict[str, Any]:
+        norm = give_weights(self.norm, self.streams) if self.connection.reads_normed else self.norm
         return {
+            **({"ngrams": self.ngrams} if self.ngrams else {}),
             "attention_connection": self.connection,
-            "attention_norm": self.norm,
+            "attention_norm": norm,
             "attention": self.attention,
             "ffn_connection": self.connection,
-            "ffn_norm": self.norm,
+            "ffn_norm": norm,
             "ffn": self.ffn,
         }
 
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return super().state() | (self.ngrams.state() if self.ngrams else {})
+
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        factors = self.connection.weigh(m.attention_connection, x)
-        x = write_streams(x, m.attention(m.attention_norm(read_streams(x, factors.read)), step), factors)
-        factors = self.connection.weigh(m.ffn_connection, x)
-        return write_streams(x, m.ffn(m.ffn_norm(read_streams(x, factors.read)), step), factors)
+        if self.ngrams is not None:
+            x = x + m.ngrams(x, step)
+        read, factors = self._read(m.attention_connection, m.attention_norm, x)
+        x = write_streams(x, m.attention(read, step), factors)
+        read, factors = self._read(m.ffn_connection, m.ffn_norm, x)
+        return write_streams(x, m.ffn(read, step), factors)
+
+    def _read(self, connection: Any, norm: Any, x: Tensor) -> tuple[Tensor, Factors]:
+        """What a sub-layer reads of the streams x [B, T, S, D], normalised [B, T, D], and the factors of its
+        connection."""
+        if self.connection.reads_normed:
+            x = norm(x)
+            factors = self.connection.weigh(connection, x)
+            return read_streams(x, factors.read), factors
+        factors = self.connection.weigh(connection, x)
+        return norm(read_streams(x, factors.read)), factors

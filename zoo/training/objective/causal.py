@@ -45,6 +45,8 @@ class PrefixLM(Objective, kind="prefix_lm"):
         if not spec.prefix_lm:
             return "prefix_lm needs a model that sees a prefix whole (model.prefix_lm=true, or objective=next_token)"
         for block in spec.blocks.values():
+            if getattr(block, "ngrams", None):
+                return "prefix_lm shows a prefix whole, and n-grams are of earlier tokens (no block.ngrams)"
             for name, each in (("attention", block.attention), ("ffn", getattr(block, "ffn", None))):
                 if each is not None and each.causal and each.state():
                     found = f"'{each.kind}' layers read earlier tokens only"

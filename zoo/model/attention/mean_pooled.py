@@ -1,0 +1,107 @@
+# B batch, T queries, S keys, E pools, H heads, C head width, D model width, Q width of what queries are made of
+"""An indexer that scores the mean key of every few tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.kernels.choosing import Pools, score_keys, take_pools
+from zoo.lazy import torch
+from zoo.model.attention.indexer import Indexer, check_pool, check_rotation, rotate_part
+from zoo.model.norm import RMSNorm, WholeNorm
+from zoo.model.position.base import Position
+from zoo.spec import Linear, Sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.kernels.mask import Mask
+    from zoo.model.step import Step, Weights
+
+
+class MeanPooled(Indexer, kind="mean_pooled"):
+    """An indexer over pools of `pool` tokens (Qwen Team, 2026, Qwen4-Exp's QSA): the `top_k` // pool pools of highest
+    Σ_h relu(q_h·k̄) of those that a query sees to their end, and what it sees of the one that goes on.
+
+    k̄ is the norm of the mean of the tokens' keys k = x·W_k, `head_dim` wide; q = norm(x·W_q) has `n_heads` heads. The
+    leading channels of both are rotated by attention's own angles, k̄ by that of the pool's first token. Keys k are
+    cached. Pools are counted from where a text begins.
+    """
+
+    rotates_pools: ClassVar[bool] = True
+
+    n_heads: PositiveInt = 32
+    head_dim: PositiveInt = 128
+    top_k: PositiveInt = 2048
+    pool: PositiveInt = 16
+    norm: WholeNorm = RMSNorm()
+
+    def __post_init__(self) -> None:
+        check_pool(self)
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
+
+    @property
+    def granule(self) -> int:
+        return self.pool
+
+    @property
+    def adds_tail(self) -> bool:
+        return True
+
+    @property
+    def pooled(self) -> int:
+        return self.pool
+
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return {
+            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            "index_k": Linear(d_model, self.head_dim),
+            "index_q_norm": Sized(self.norm, self.head_dim),
+            "index_k_norm": Sized(self.norm, self.head_dim),
+        }
+
+    def check(self, position: Position, width: int, n_heads: int) -> None:
+        check_rotation(self, position, width)
+        if position.reads_length:
+            what = f"position '{position.kind}' turns with the length of the row"
+            raise ValueError(f"{what}, and a pool's key is turned by its place (rope, or none)")
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim,)}
+
+    def attended(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim * self.pool,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * self.head_dim * pairs
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
+        with torch.no_grad():
+            q = m.index_q_norm(m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim)))  # B T H C
+            q = rotate_part(q, step.tables, interleaved=False)
+            (k,) = step.remember(index=m.index_k(x))  # B S C
+            how = {"norm": m.index_k_norm, "tables": step.pool_tables, "top_k": self.top_k, "pool": self.pool}
+            step.choose(partial(choose_mean_pools, **how), k, q)
+
+
+def choose_mean_pools(q: Tensor, k: Tensor, mask: Mask, *, top_k: int, pool: int, norm: Any, tables: Any) -> Tensor:
+    """Choose keys by pools of `pool` tokens of a row or document, by Σ_h relu(q_h·k̄): q [B, T, H, C] and k [B, S, C] →
+    True for a key that is chosen [B, T, S], as `choose_pools` has it. `tables` rotate k̄ by the pool's number in its
+    text."""
+    with torch.no_grad():
+        if k.shape[1] < pool:
+            return mask.dense(q.device)[:, 0]
+        pools = Pools(mask, k.shape[1], pool, q.device)
+        mean = norm(take_pools(k, pools.last, pool).float().mean(2).to(k.dtype))[:, :, None]  # B E 1 C
+        if tables is not None:
+            places = mask.place_keys(q.device)
+            number = places.expand(pools.last.shape[0], -1).gather(-1, pools.last) // pool  # B|1 E
+            tables = tuple(each[0][number] for each in tables)  # B|1 E R/2 each
+        pooled = rotate_part(mean, tables, interleaved=False)[:, :, 0]
+        return pools.choose(score_keys(q, None, pooled), top_k // pool)
