@@ -36,6 +36,7 @@ FEATURES = {
     "buckets_of_each_layer": ["position=t5_layerwise"],
     "normed": ["attention.qk_norm={kind: rmsnorm}", "attention.output_gate=true"],
     "narrow_values": ["attention.v_head_dim=6", "attention.value_scale=0.6", "attention.out_norm={kind: rmsnorm}"],
+    "bottleneck": ["attention=bottleneck", "block=bottleneck", "bottleneck_width=12", "n_ffns=2"],
     "latents_with_buckets": ["attention=mla", "position=t5"],
     "lent_latents": [
         *("attention=mla", "pattern=[layer,reader]", "layers={reader: {attention: {kv_from: layer}}}"),
