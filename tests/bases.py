@@ -187,6 +187,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("ffn=moe", "router=sigmoid_topk", "router.n_shared=2", f"shared_expert={SHARED}"),
         ("router", "ffn"),
     ),
+    "softplus of shared experts": (
+        "llama-tiny",
+        ("ffn=moe", "router=sqrtsoftplus_topk", "router.n_shared=2", f"shared_expert={SHARED}"),
+        ("router.n_shared=1",),
+    ),
     "gated latents": ("llama-tiny", ("attention=mla", "attention.output_gate=true"), ("attention",)),
     "joined": (
         "llama-tiny",

@@ -14,6 +14,7 @@ from zoo.model.block import Block
 from zoo.model.position.bias import ALiBi
 from zoo.model.tower import Topology
 
+SHORT_CONV = ("short_conv", "short_conv_over", "short_conv_residual")
 AGREE = {
     "embedding 'tokens'.vocab_size": "the model's",
     "head 'mlm'.vocab_size": "the model's",
@@ -30,7 +31,7 @@ AGREE = {
     "attention 'side_by_side'.softmax": "`gqa`, of which there is one kind",
     "attention 'in_turn'.softmax": "`joined_gqa`, of which there is one kind",
     "block 'shared_attention'.attention": "`in_turn`, of which there is one kind",
-    **{f"attention 'joined_gqa'.{name}": "none beside another mixer" for name in ("kv_from", "short_conv")},
+    **{f"attention 'joined_gqa'.{name}": "none beside another mixer" for name in ("kv_from", *SHORT_CONV)},
     "attention 'joined_gqa'.memory_width": "the stream's and the embedding's",
     "norm 'rmsnorm'.heads": "set by qk_norm_over",
     "norm 'layernorm'.heads": "set by qk_norm_over",
