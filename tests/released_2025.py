@@ -33,6 +33,7 @@ PUBLISHED = {
     "longcat-flash": 560_664_958_976,
     "zamba-7b": 7_232_490_496,
     "zaya1-8b": 8_840_488_784,
+    "mistral-large-4": 1_050_118_202_912,
 }
 
 
@@ -332,10 +333,18 @@ REFERENCE = {
     "longcat-flash": transformers.LongcatFlashConfig(),
     "zamba-7b": transformers.ZambaConfig(),
     "zaya1-8b": transformers.ZayaConfig(),
+    "mistral-large-4": transformers.MistralLarge4TextConfig(),
 }
 
-UNUSED = {"longcat-flash": 28 * 256 * (2 * 6144 * 2048)}
-"""What transformers allocates besides: the first two matrices of experts that compute nothing."""
+NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration"}
+"""The class that the weights are for, where it is not named after the config."""
+
+ALLOCATED = {"mistral-large-4": "MistralLarge4TextModel"}
+"""The class that is built of the text model's config, where the one that the weights are for takes another."""
+
+UNUSED = {"longcat-flash": 28 * 256 * (2 * 6144 * 2048), "mistral-large-4": -204800 * 6144}
+"""What transformers allocates besides: the first two matrices of experts that compute nothing. A negative one is that
+of a head which the class that is built has not."""
 
 # Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices of one).
 IDLE = {
@@ -347,6 +356,7 @@ IDLE = {
     "glm-4.5": 89 * 152 * (3 * 5120 * 1536),
     "glm-4.6": 89 * 152 * (3 * 5120 * 1536),
     "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
+    "mistral-large-4": 71 * 124 * (3 * 6144 * 6144),
     "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
     "zaya1-8b": 40 * 3 * (16 * 2048 * 2048 - 2048 * 2048 * 16 // 17),  # one choice in 17 is of no expert
 }
