@@ -90,7 +90,7 @@ MIXED = {
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
     "cca": ["attention=cca", "attention.bias=true", "+attention.token_width=3"],
     "cca window": ["attention=cca", "+attention.window=5", "+attention.head_width=4"],
-    "averaged routers": [
+    "averaged moe": [
         *("ffn=moe", "router=mlp_topk", "d_router=12", "+router.depth_average=true", "null_experts=1"),
         *("router.capacity=3", "pattern=[first,layer*2]", "n_layers=3"),
         *("+layers={first:{router:{depth_average:false}}}", "+block.residual={kind:affine}"),
