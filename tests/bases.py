@@ -87,6 +87,7 @@ SHOWN_BY |= {
 SHOWN_BY["attention=qsa"] = ("attention.indexer.norm={kind: rmsnorm, eps: 8.0}",)
 SHOWN_BY["attention=csa"] = ("attention.indexer.compressor.norm={kind: rmsnorm, eps: 1.0}",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
+SHOWN_BY["block=hyper_ngrams"] = ("position=none", "block.ngrams.width=20")  # for another number of tables
 SHOWN_BY["block=sandwich"] = SHOWN_BY["block=altup"] = (
     "position=none",
     "norm_eps=0.1",
@@ -257,6 +258,14 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "independent streams": (
         "llama-tiny",
         ("block=hyper", "block.connection={kind: independent}", "+streams={kind: mean, count: 4}"),
+        ("block", "streams"),
+    ),
+    "gated streams": (
+        "llama-tiny",
+        (
+            *("block=hyper", "block.connection={kind: gated, rank: 6}", "norm_eps=0.1"),
+            f"+streams={{kind: gated, count: 4, rank: 6, norm: {RMS}}}",
+        ),
         ("block", "streams"),
     ),
     "mixed streams": (
