@@ -30,6 +30,7 @@ ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
 RESULT, METRICS = "result.json", "metrics.jsonl"
+MEASURED = "measured.json"  # what was measured of a run after its training
 CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
 LOCK = "lock"
 SWEEP = "sweep.json"

@@ -91,7 +91,7 @@ def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> Non
     from zoo.report.verdict_plot import draw_report
     from zoo.report.verdicts import Report
 
-    made = Report.make(arms, None, recipe.metric if recipe.metric not in recipe.measure else "val_loss")
+    made = Report.make(arms, None, recipe.metric)
     draw_report(made, file)
     if file.stem == "verdict":
         write_report_page(made, f"{name}: {recipe.claim}", file.with_name("report.html"))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from zoo import runs
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.experiments.judging import Ran
@@ -15,9 +16,6 @@ from zoo.experiments.recipe import Measure, Recipe, list_overrides
 from zoo.report.arms import Arm
 from zoo.report.history import RunRecord
 from zoo.report.page import read_environments
-
-MEASURED = "measured.json"
-"""What was measured of a run after its training."""
 
 
 def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
@@ -90,8 +88,8 @@ def collect_values(recipe: Recipe, arms: Sequence[Arm], short_form: bool) -> dic
 def _measure(folder: Path, name: str, asked: Measure) -> float:
     from zoo.training.evaluate import evaluate
 
-    file = folder / MEASURED
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = folder / runs.MEASURED
+    known = runs.read_result(file)
     if name not in known:
         made = evaluate(folder, overrides=asked.overrides, context=asked.context, stride=asked.stride)
         known[name] = made["results"][0]["loss"]

@@ -33,7 +33,7 @@ class Arm:
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric of each run, by seed. Raises ConfigError for a run without it."""
-        found = {seed: run.outcome.get(metric, run.result.get(metric)) for seed, run in self.runs.items()}
+        found = {seed: _find(run, metric) for seed, run in self.runs.items()}
         missing = [self.runs[seed].folder for seed, value in found.items() if value is None]
         if missing:
             raise ConfigError(*(f"{folder}: has no {metric} (--metric NAME names another)" for folder in missing))
@@ -51,6 +51,10 @@ class Arm:
         run = next(iter(self.runs.values()))
         cache = kv_cache(run.spec, Setup(context=run.config.get("seq_len")))
         return found if cache is None else {**found, "cache_bytes": float(cache["bytes"])}
+
+
+def _find(run: RunRecord, metric: str) -> float | None:
+    return next((each[metric] for each in (run.outcome, run.result, run.measured) if metric in each), None)
 
 
 def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:

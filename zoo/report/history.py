@@ -76,6 +76,11 @@ class RunRecord:
         return jobs.get(self.folder.name, {}).get("predicted", {})
 
     @cached_property
+    def measured(self) -> dict[str, Any]:
+        """What was measured of the run after its training, by name (measured.json)."""
+        return runs.read_result(self.folder / runs.MEASURED)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The training config. Raises CheckpointError."""
         return _read_mapping(self.folder / runs.CONFIG)

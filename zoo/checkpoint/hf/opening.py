@@ -88,8 +88,12 @@ def _open_by_tensors(
     for architecture in family.architectures:
         if family.unmet({**config, **stated}, architecture):
             continue
-        other = _open_as_stated(folder, listed, {**stated, "architectures": [architecture]})
-        if _has_its_tensors(*other):
+        try:
+            other = _open_as_stated(folder, listed, {**stated, "architectures": [architecture]})
+            has_them = _has_its_tensors(*other)
+        except ConfigError:  # no model of this class follows from the config
+            continue
+        if has_them:
             return other
     return opened
 
@@ -206,11 +210,7 @@ def _open_as_stated(
 
 
 def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
-    """Whether the folder has the tensors of the model, by name. A class whose model cannot be built has not."""
-    try:
-        source.spec  # noqa: B018
-    except ConfigError:
-        return False
+    """Whether the folder has the tensors of the model, by name."""
     faults = find_differences(map_tensors(source.spec, source.body), found, source)
     return all("has shape" in fault for fault in faults)
 
