@@ -224,7 +224,7 @@ sys.exit(zoo.cli.run(sys.argv[1:]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows limits no file's size")
-@pytest.mark.parametrize("to", ["zoo", "hf"])
+@pytest.mark.parametrize("to", ["zoo", pytest.param("hf", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_costs_convert_one_line_and_leaves_nothing(here: Path, to: str) -> None:
     assert run(["build", "llama-tiny", "n_layers=1", "--device", "cpu", "--out", "there"]) == 0
     line = [sys.executable, "-c", FULL_DISK, "convert", "there", "out", "--to", to, "--no-verify"]

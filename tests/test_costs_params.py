@@ -61,7 +61,7 @@ def parted(child, module):
     return parts | {"ffn": held(module) - sum(parts.values())}
 
 
-@pytest.mark.parametrize("model", one_in(6, list_packaged()))
+@pytest.mark.parametrize("model", one_in(12, list_packaged()))
 def test_a_packaged_model_holds_what_is_counted(model):
     agree(load(model))
 

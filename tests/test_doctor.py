@@ -97,7 +97,7 @@ def test_the_table_asks_of_each_feature_what_attention_with_it_asks(feature, gra
     assert (found.window is None) == (shown.window is None)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("kernel", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("feature", "grad"), ASKED, ids=lambda each: getattr(each, "name", str(each)))
 def test_a_cell_says_whether_the_kernel_runs_here(feature, grad, kernel, monkeypatch):
     monkeypatch.setitem(MACHINES, "cpu", CPU)

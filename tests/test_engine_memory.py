@@ -120,7 +120,7 @@ def test_a_long_prompt_that_came_before_costs_a_page_and_an_interval_at_most(kin
 # ---------------------------------------------------------------- cached against full
 
 
-@pytest.mark.parametrize("kind", choose(KINDS, 2))
+@pytest.mark.parametrize("kind", choose(KINDS, 4))
 def test_logits_with_a_cache_are_those_of_a_full_forward(kind):
     """In chunks of 7 tokens, two requests beside each other, the second of which begins as the first does."""
     model, kept = make(kind), {}

@@ -94,7 +94,7 @@ def test_the_model_compiles_whole_without_a_graph_break(choice):
         torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-@EVERY
+@pytest.mark.parametrize("choice", one_in(2, every_choice()), ids=name)
 def test_a_spec_written_as_plain_data_reads_back_equal(choice):
     spec = spec_of(choice)
     assert from_dict(to_dict(spec)) == spec

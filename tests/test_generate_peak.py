@@ -118,7 +118,7 @@ def test_an_encoder_decoder_takes_what_a_real_run_takes(model, dtype):
 @pytest.mark.parametrize(
     "model",
     one_in(
-        3,
+        9,
         [
             "llama3-8b",
             "gemma2-2b",

@@ -231,6 +231,7 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(zoo.runs.find(folder) / "adapter.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_to_the_last_bit_without_the_weights_it_began_with(here):
     assert run(["train", *SMALL, *MODEL, "steps=1", "hydra.run.dir=first"]) == 0
     lora = ["weights=first", "lora={rank:2,dropout:0.3}", "train=[norm*]", "save_every=2"]

@@ -24,6 +24,13 @@ from zoo.families.multimodal import read_catalogue
 EVERY = pytest.mark.parametrize(
     "case", [pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(case.name)) for case in WHOLE]
 )
+HALF = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.xdist_group(case.name), *[pytest.mark.slow] * (at % 2)])
+        for at, case in enumerate(WHOLE)
+    ],
+)
 GEMMA, MOLMO, QWEN = (next(case for case in WHOLE if case.name == name) for name in ("gemma3", "molmo2", "qwen2_5_vl"))
 
 
@@ -32,7 +39,7 @@ def ids_of(case: Whole, rows: int = 2, length: int = 24) -> torch.Tensor:
     return torch.randint(5, 89, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
-@EVERY
+@HALF
 def test_logits_equal_the_whole_models_on_text(case):
     two = pair(case)
     ids = ids_of(case)

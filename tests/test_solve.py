@@ -155,6 +155,7 @@ def test_the_answer_fits_and_one_more_does_not(name: str, kind: str) -> None:
         assert train or sum(parts) == answer["needed"]["total"]
 
 
+@pytest.mark.slow
 def test_a_small_answer_is_the_one_that_trying_every_batch_finds() -> None:
     chance = random.Random(3)
     for kind in KINDS:
