@@ -33,21 +33,21 @@ class Trainer:
         self.lasts, self.curves = lasts, {}
 
     def launch(self, plan: LaunchPlan, folder: Path, jobs: list) -> None:
-        from zoo.jobs.trials import Halted
+        from zoo.jobs.trials import PruningCallback
 
         for each in jobs:
             if len(self.curves) >= self.lasts:
                 raise KeyboardInterrupt
             trial = json.loads((folder / "sweep.json").read_text())["jobs"][each.name].get("trial")
-            halted = Halted(folder, **trial) if trial else None
+            pruning = PruningCallback(folder, **trial) if trial else None
             lr, heads = each.planned.settings.optim.lr, each.planned.spec.blocks["layer"].attention.n_kv_heads
             curve = self.curves.setdefault(each.name, {"lr": lr, "heads": heads, "losses": {}})["losses"]
             result = {"status": "done", "params": 1}
             for step in range(EVERY, STEPS + 1, EVERY):
                 result["val_loss"] = curve[step] = loss_after(step, lr, 2e-3 if heads > 1 else 3e-4)
                 try:
-                    if halted is not None:
-                        halted.after_eval(SimpleNamespace(metrics={"val_loss": curve[step]}, step=step))
+                    if pruning is not None:
+                        pruning.after_eval(SimpleNamespace(metrics={"val_loss": curve[step]}, step=step))
                 except Pruned as ended:
                     result = {"status": ended.status, "error": str(ended)}
                     break

@@ -90,15 +90,12 @@ class Apart(TensorStep):
         return list(tensors[0].split(self.numbers))
 
 
-class Shards(TensorStep):
+class Shards(Apart):
     """`shards(n)`: theirs are n runs of the rows of ours, or fewer, all as long as the first but for the last."""
 
     def count(self, rows: int) -> int:
         """Count the tensors that so many rows are in."""
         return -(-rows // -(-rows // self.number))
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [torch.cat(tensors)]
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return list(tensors[0].chunk(self.number))
@@ -285,6 +282,7 @@ class TrailingOnes(TensorStep):
 
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
 STEPS |= {
+    "apart": Apart,
     "shards": Shards,
     "merged": Merged,
     "pairs": Pairs,
@@ -294,4 +292,3 @@ STEPS |= {
     "ones": TrailingOnes,
 }
 STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}
-STEPS |= {"apart": Apart}

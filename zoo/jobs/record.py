@@ -19,7 +19,7 @@ def run_one_job(cfg: DictConfig) -> Any:
     from zoo.errors import Pruned
     from zoo.grammar import register_resolvers
     from zoo.jobs.pinning import count_workers, pin_worker
-    from zoo.jobs.trials import halted_as_trial
+    from zoo.jobs.trials import pruned_as_trial
     from zoo.run.memory import release_memory
     from zoo.training.restarts import clear_for_restart, has_checkpoint
     from zoo.training.task import resume_run, start_run
@@ -33,7 +33,7 @@ def run_one_job(cfg: DictConfig) -> Any:
             if (found := runs.read_result(folder / runs.RESULT)).get("status") == "done":
                 return found  # a sampler has proposed it before
             trial = runs.read_sweep(folder.parent).get(folder.name, {}).get("trial")
-            with halted_as_trial(folder.parent, trial):
+            with pruned_as_trial(folder.parent, trial):
                 if has_checkpoint(folder):
                     return resume_run(folder)
                 clear_for_restart(folder)

@@ -150,7 +150,7 @@ def make_pruner(steps: int) -> Any:
     return Halving(min_resource=max(steps // THIRD**2, 1), reduction_factor=THIRD)
 
 
-class Halted:
+class PruningCallback:
     """The callback that reports a run's evaluations to its trial, and ends the run where that is said to be poor."""
 
     def __init__(self, folder: Path, study: str, number: int, steps: int) -> None:
@@ -171,10 +171,10 @@ class Halted:
 
 
 @contextmanager
-def halted_as_trial(folder: Path, trial: dict[str, Any] | None) -> Iterator[None]:
+def pruned_as_trial(folder: Path, trial: dict[str, Any] | None) -> Iterator[None]:
     """Train as the trial that a sweep's record says the job is; as it says of no trial, to the end."""
     if trial is None:
         yield
         return
-    with followed([Halted(folder, **trial)]):
+    with followed([PruningCallback(folder, **trial)]):
         yield

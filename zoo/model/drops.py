@@ -24,8 +24,8 @@ STACKED = tuple(f"ffn_{number}" for number in range(15))
 """The feed-forwards that a layer has before its last."""
 PLACES += STACKED
 """The places in a tower where values are dropped: its input, what a branch of a layer gives, hidden units, attention's
-probabilities; where a router draws experts; and what a layer of two attentions has beside,
-or one of several feed-forwards before the last."""
+probabilities; where a router draws experts; and what a layer of two attentions, or of several feed-forwards, has
+beside."""
 KEYS = {place: ((number + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63) for number, place in enumerate(PLACES)}
 SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its channels
 

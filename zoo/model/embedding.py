@@ -169,8 +169,6 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         return factors.masked_fill(masked, 0.0)  # B T
 
     def list_beside(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """List the ids of the tokens beside each one in whole rows [B, T], where the embedding reads them: [B, T, 2],
-        the next and the one before, -1 where there is none."""
         if not self.trigram:
             return None
         seen = ids if real is None else ids.masked_fill(~real, -1)
@@ -188,8 +186,6 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         factors: Tensor | None = None,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`,
-        `beside` those of `list_beside`."""
         x = m.seam.look_up(m.tokens, ids)
         if beside is not None:
             after, before = (_look_up_some(m, each) for each in beside.unbind(-1))

@@ -154,7 +154,7 @@ class MLMHead(VocabularyHead, kind="mlm"):
         width = self.width or d_model
         read = d_model if self.deep else width
         first = self.table_width or read
-        if first > read or first == self.table_width == read:
+        if self.table_width is not None and self.table_width >= read:
             raise ConfigError(f"table_width: is {first}, and the head reads {read} channels (fewer, or null for all)")
         linear = Linear(first, self.vocab_size, self.bias, role=LOGITS)
         return {

@@ -26,7 +26,7 @@ EXACT = 1 << 24
 """Numbers below this one are whole in float32, in which states are kept."""
 
 
-class NGrams(Spec, axis="ngrams", default="hashed"):
+class NGramEmbedding(Spec, axis="ngrams", default="hashed"):
     """Add to the residual streams what a layer knows of a token and the few before it."""
 
     n_streams: Annotated[int, Ge(2)] = 4
@@ -36,7 +36,7 @@ class NGrams(Spec, axis="ngrams", default="hashed"):
         raise NotImplementedError
 
 
-class HashedNGrams(NGrams, kind="hashed"):
+class HashedNGrams(NGramEmbedding, kind="hashed"):
     """Embeddings of hashed n-grams that the streams gate (Cheng et al., 2026, Engram; Qwen Team, 2026, Qwen4-Exp).
 
     For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a table of its own; e are

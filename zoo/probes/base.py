@@ -100,6 +100,22 @@ class Probe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneLength(Probe):
+    """Base of the probes whose rows of training have `context` tokens, of a vocabulary of `vocab`."""
+
+    context: int
+    vocab: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab
+
+    @property
+    def seq_len(self) -> int:
+        return self.context
+
+
 def fill(rows: int, length: int, filler: int = 0) -> Examples:
     """Rows of a filler, without answers."""
     return Examples(np.full((rows, length), filler, np.int64), np.full((rows, length), IGNORED, np.int64))

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import IGNORED, Examples, Probe, draw_mixed, fill, place
+from zoo.probes.base import IGNORED, Examples, OneLength, Probe, draw_mixed, fill, place
 
 BLANK, GO = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Select(Probe, name="select"):
+class Select(OneLength, name="select"):
     """Selective copying (Gu and Dao, 2023; Poli et al., 2024, MAD).
 
     M letters, each one of V − 2, stand in order among T − 2M − 1 blanks, at places drawn at random (also before the
@@ -38,14 +38,6 @@ class Select(Probe, name="select"):
             if 2 * letters + 1 > self.context:
                 taken = f"{letters} letters take {2 * letters + 1} tokens, found context={self.context}"
                 raise ConfigError(f"select.levels: {taken} (fewer letters, or a longer context)")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def seq_len(self) -> int:
-        return self.context
 
     def chance(self, level: int) -> float:
         return 1 / (self.vocab - 2)

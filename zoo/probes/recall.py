@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import Examples, Probe, choose_distinct, draw_mixed, fill, place
+from zoo.probes.base import Examples, OneLength, Probe, choose_distinct, draw_mixed, fill, place
 
 POWER = 0.01
 """The exponent a of the chance of a gap g between a pair and its query, which is in proportion to a·g^(a−1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MQAR(Probe, name="mqar"):
+class MQAR(OneLength, name="mqar"):
     """Multi-query associative recall (Arora et al., 2023, "Zoology").
 
     Of V tokens 0 is a filler, 1 to V/2 − 1 are keys and V/2 to V − 1 values. A row is k₁ v₁ … k_K v_K, K different keys
@@ -45,14 +45,6 @@ class MQAR(Probe, name="mqar"):
             if keys >= self.vocab // 2:
                 most = f"{keys} keys are more than the {self.vocab // 2 - 1} of a vocabulary of {self.vocab}"
                 raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def seq_len(self) -> int:
-        return self.context
 
     def chance(self, level: int) -> float:
         return 2 / self.vocab

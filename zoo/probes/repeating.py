@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import IGNORED, Examples, Probe, draw_mixed, fill
+from zoo.probes.base import IGNORED, Examples, OneLength, draw_mixed, fill
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noisy(Probe, name="noisy"):
+class Noisy(OneLength, name="noisy"):
     """In-context recall among noise (Poli et al., 2024, MAD, the tasks in-context recall and noisy recall).
 
     Of V tokens the first half are keys and the others values; each row has a map of its own from each key to a value
@@ -43,10 +43,6 @@ class Noisy(Probe, name="noisy"):
     def vocab_size(self) -> int:
         return self.vocab + self.noise
 
-    @property
-    def seq_len(self) -> int:
-        return self.context
-
     def chance(self, level: int) -> float:
         return 2 / self.vocab
 
@@ -70,7 +66,7 @@ class Noisy(Probe, name="noisy"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fuzzy(Probe, name="fuzzy"):
+class Fuzzy(OneLength, name="fuzzy"):
     """In-context recall of keys and values of several tokens (Poli et al., 2024, MAD, the task fuzzy recall).
 
     Of V tokens 0 pads, 1 to V/2 − 1 are parts of keys and V/2 to V − 1 parts of values. Each row draws K different
@@ -100,14 +96,6 @@ class Fuzzy(Probe, name="fuzzy"):
             raise ConfigError(f"fuzzy.vocab: {self.vocab} has {parts} parts of keys, found {found} ({parts} at most)")
         if self.context < 4 * self.longest:
             raise ConfigError(f"fuzzy.context: is {self.context} ({4 * self.longest} at least, two pairs)")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.vocab
-
-    @property
-    def seq_len(self) -> int:
-        return self.context
 
     def chance(self, level: int) -> float:
         return 2 / self.vocab

@@ -97,12 +97,6 @@ def check_tokens_chosen(indexer: Indexer) -> None:
         raise ValueError(f"indexer: '{indexer.kind}' chooses among entries, not tokens (lightning, or attention: csa)")
 
 
-def check_pool(indexer: Any) -> None:
-    """Raises ValueError where the keys chosen are no whole pools."""
-    if indexer.top_k % indexer.pool:
-        raise ValueError(f"top_k={indexer.top_k} is not a multiple of pool={indexer.pool}, whose tokens go together")
-
-
 def check_rotation(indexer: Any, position: Position, width: int) -> None:
     """Raises ValueError where an indexer's heads cannot be rotated as attention's."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
@@ -112,7 +106,7 @@ def check_rotation(indexer: Any, position: Position, width: int) -> None:
         raise ValueError(f"indexer.{stated}: position '{position.kind}' rotates nothing (rope, or leave it out)")
 
 
-class TopK(Indexer):
+class TopKIndexer(Indexer):
     """Base of the lightning indexers: choose the `top_k` keys k of highest Σ_h w_h·relu(q_h·k), with q = latent·W_q of
     `n_heads` heads, `head_dim` wide, and weights w = x·W_w. Its keys have a cache of their own."""
 
@@ -155,7 +149,7 @@ class TopK(Indexer):
         return partial(choose_keys, top_k=self.top_k)
 
 
-class Lightning(TopK, kind="lightning"):
+class Lightning(TopKIndexer, kind="lightning"):
     """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) a token.
 
     The leading channels of q and k are rotated, as many and by the same angles as in attention: halves of them as
@@ -198,7 +192,30 @@ class Lightning(TopK, kind="lightning"):
         return rotate_part(k, step.tables, self.interleaved, self.rotates_last)[:, :, 0]
 
 
-class Blocks(Indexer, kind="blocks"):
+class NormedIndexer(Indexer):
+    """Base of the indexers that compare normalised queries q = norm(x·W_q) of `n_heads` heads, `head_dim` wide, with
+    keys of x·W_k, all heads alike."""
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt = 128
+    norm: WholeNorm = RMSNorm()
+
+    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return {
+            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            "index_k": Linear(d_model, self.head_dim),
+            "index_q_norm": Sized(self.norm, self.head_dim),
+            "index_k_norm": Sized(self.norm, self.head_dim),
+        }
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * self.head_dim * pairs
+
+
+class Blocks(NormedIndexer, kind="blocks"):
     """The block indexer (MiniMax-M3, 2026): the `top_blocks` blocks of `block_size` keys with the highest q·k in them,
     the newest `local_blocks` that a query sees among them, chosen by each of `n_heads` heads for its share of the
     attention's.
@@ -211,11 +228,9 @@ class Blocks(Indexer, kind="blocks"):
     causal: ClassVar[bool | None] = True  # the newest block is the query's own
 
     n_heads: PositiveInt = 4
-    head_dim: PositiveInt = 128
     block_size: PositiveInt = 128
     top_blocks: PositiveInt = 16
     local_blocks: PositiveInt = 1
-    norm: WholeNorm = RMSNorm()
     interleaved: bool = False
 
     def __post_init__(self) -> None:
@@ -231,14 +246,6 @@ class Blocks(Indexer, kind="blocks"):
     def granule(self) -> int:
         return self.block_size
 
-    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
-        return {
-            "index_q": Linear(q_width, self.n_heads * self.head_dim),
-            "index_k": Linear(d_model, self.head_dim),
-            "index_q_norm": Sized(self.norm, self.head_dim),
-            "index_k_norm": Sized(self.norm, self.head_dim),
-        }
-
     def check(self, position: Position, width: int, n_heads: int) -> None:
         check_rotation(self, position, width)
         if n_heads % self.n_heads:
@@ -247,12 +254,6 @@ class Blocks(Indexer, kind="blocks"):
 
     def shard(self, ranks: int) -> Blocks:
         return split(self, ranks, equal=("n_heads",))
-
-    def cache(self) -> dict[str, tuple[int, ...]]:
-        return {"index": (self.head_dim,)}
-
-    def core_flops(self, pairs: int) -> int:
-        return 2 * self.n_heads * self.head_dim * pairs
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         with torch.no_grad():
@@ -264,20 +265,20 @@ class Blocks(Indexer, kind="blocks"):
             step.choose(partial(choose_blocks, **how), k, q)
 
 
-class Pooled(TopK, kind="pooled"):
-    """A lightning indexer over pools of `pool` tokens (GLM-5.3, 2026): the `top_k` // pool best of those that a query
-    sees to their end, and what it sees of the one that goes on.
+class ByPools:
+    """What indexers over pools of `pool` tokens have in common: as many of them are chosen as make `top_k` keys, and
+    what a query sees of the one that goes on besides."""
 
-    A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + the
-    place's own number. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from where a text begins.
-    """
-
-    n_heads: PositiveInt = 32
-    pool: PositiveInt = 16
-    norm: WholeNorm = LayerNorm(eps=1e-6)
+    top_k: PositiveInt
+    pool: PositiveInt
 
     def __post_init__(self) -> None:
-        check_pool(self)
+        if self.top_k % self.pool:
+            raise ValueError(f"top_k={self.top_k} is not a multiple of pool={self.pool}, whose tokens go together")
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
 
     @property
     def granule(self) -> int:
@@ -290,6 +291,19 @@ class Pooled(TopK, kind="pooled"):
     @property
     def pooled(self) -> int:
         return self.pool
+
+
+class Pooled(ByPools, TopKIndexer, kind="pooled"):
+    """A lightning indexer over pools of `pool` tokens (GLM-5.3, 2026): the `top_k` // pool best of those that a query
+    sees to their end, and what it sees of the one that goes on.
+
+    A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + the
+    place's own number. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from where a text begins.
+    """
+
+    n_heads: PositiveInt = 32
+    pool: PositiveInt = 16
+    norm: WholeNorm = LayerNorm(eps=1e-6)
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
@@ -313,7 +327,7 @@ class Pooled(TopK, kind="pooled"):
         return partial(choose_pools, places=m.index_places, top_k=self.top_k)
 
 
-class EntryIndexer(TopK, kind="entries"):
+class EntryIndexer(TopKIndexer, kind="entries"):
     """The lightning indexer over compressed entries (DeepSeek-V4, 2026), which chooses of those that a query sees.
 
     Its keys are entries of its own, which `compressor` makes of the tokens that attention's are made of. The last

@@ -10,10 +10,8 @@ from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import torch
-from zoo.model.attention.indexer import Indexer, check_pool, check_rotation, rotate_part
-from zoo.model.norm import RMSNorm, WholeNorm
+from zoo.model.attention.indexer import ByPools, NormedIndexer, check_rotation, rotate_part
 from zoo.model.position.base import Position
-from zoo.spec import Linear, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class MeanPooled(Indexer, kind="mean_pooled"):
+class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
     """An indexer over pools of `pool` tokens (Qwen Team, 2026, Qwen4-Exp's QSA): the `top_k` // pool pools of highest
     Σ_h relu(q_h·k̄) of those that a query sees to their end, and what it sees of the one that goes on.
 
@@ -34,37 +32,8 @@ class MeanPooled(Indexer, kind="mean_pooled"):
     rotates_pools: ClassVar[bool] = True
 
     n_heads: PositiveInt = 32
-    head_dim: PositiveInt = 128
     top_k: PositiveInt = 2048
     pool: PositiveInt = 16
-    norm: WholeNorm = RMSNorm()
-
-    def __post_init__(self) -> None:
-        check_pool(self)
-
-    @property
-    def most_keys(self) -> int:
-        return self.top_k
-
-    @property
-    def granule(self) -> int:
-        return self.pool
-
-    @property
-    def adds_tail(self) -> bool:
-        return True
-
-    @property
-    def pooled(self) -> int:
-        return self.pool
-
-    def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
-        return {
-            "index_q": Linear(q_width, self.n_heads * self.head_dim),
-            "index_k": Linear(d_model, self.head_dim),
-            "index_q_norm": Sized(self.norm, self.head_dim),
-            "index_k_norm": Sized(self.norm, self.head_dim),
-        }
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
         check_rotation(self, position, width)
@@ -72,14 +41,8 @@ class MeanPooled(Indexer, kind="mean_pooled"):
             what = f"position '{position.kind}' turns with the length of the row"
             raise ValueError(f"{what}, and a pool's key is turned by its place (rope, or none)")
 
-    def cache(self) -> dict[str, tuple[int, ...]]:
-        return {"index": (self.head_dim,)}
-
     def attended(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim * self.pool,)}
-
-    def core_flops(self, pairs: int) -> int:
-        return 2 * self.n_heads * self.head_dim * pairs
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.model.block.base import Block
 from zoo.model.connection import Connection, Factors, read_streams, write_streams
 from zoo.model.ffn import FFN
-from zoo.model.ngrams import NGrams
+from zoo.model.ngrams import NGramEmbedding
 from zoo.model.norm import give_weights
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Hyper(Block, kind="hyper"):
 
     ffn: FFN
     connection: Connection
-    ngrams: NGrams | None = None
+    ngrams: NGramEmbedding | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
