@@ -11,7 +11,7 @@ from tiny import MIXED, model_of, spec_of
 from torch._dynamo.testing import CompileCounter
 
 from zoo.errors import ConfigError, FitError
-from zoo.grammar import from_dict, to_dict
+from zoo.grammar import from_dict, to_dict, to_essentials
 from zoo.model.attention.gqa import GQA
 from zoo.model.ffn import FFN, MLP
 from zoo.model.norm import Norm
@@ -159,6 +159,13 @@ def test_a_pattern_of_unknown_kinds_is_refused_in_plain_data_too():
     node = to_dict(spec_of()) | {"pattern": ["layer", "other"]}
     with pytest.raises(ConfigError, match=r"^model: pattern names 'other', the kinds of layer are: layer"):
         from_dict(node)
+
+
+def test_a_field_that_is_off_is_in_no_hash_so_that_a_component_may_gain_one():
+    off, on = (
+        to_essentials(spec_of(given))["blocks"]["layer"]["attention"] for given in ([], ["attention.sinks=true"])
+    )
+    assert "sinks" not in off and on == {**off, "sinks": True}
 
 
 def test_a_spec_is_frozen_and_compares_by_value():

@@ -1,7 +1,7 @@
 """Read a model's YAML node into its Spec."""
 
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
-from zoo.grammar.plain import from_dict, to_body, to_dict
+from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
 from zoo.grammar.reading import to_spec, to_tree
 from zoo.grammar.resolvers import register_resolvers
 
@@ -16,6 +16,7 @@ __all__ = [
     "register_resolvers",
     "to_body",
     "to_dict",
+    "to_essentials",
     "to_spec",
     "to_tree",
 ]

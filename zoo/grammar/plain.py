@@ -24,6 +24,25 @@ def to_dict(spec: Any) -> Any:
     return spec
 
 
+def to_essentials(spec: Any) -> Any:
+    """Write a Spec as `to_dict` does, without the fields that are off as they are by default: None, False, 0, 1 or
+    empty. Specs that differ are written differently, and a Spec is written the same after its class gains a field that
+    is off. This is what hashes are of."""
+    if isinstance(spec, Spec):
+        told = (field for field in spec.fields() if not _is_off(getattr(spec, field.name), field.default))
+        return {"kind": spec.kind, **{field.name: to_essentials(getattr(spec, field.name)) for field in told}}
+    if isinstance(spec, Mapping):
+        return {key: to_essentials(value) for key, value in spec.items()}
+    if isinstance(spec, tuple | list):
+        return [to_essentials(value) for value in spec]
+    return spec
+
+
+def _is_off(value: Any, default: Any) -> bool:
+    """Whether a field has its default, and this default changes nothing: a factor of 1, a window of None …"""
+    return value is not True and value == default and (value is None or value in (False, 0, 1, (), {}))
+
+
 def to_body(spec: Any) -> dict[str, Any]:
     """Write a Spec as the body of a model's file, with each kind of layer spelled out. `to_spec` gives the same Spec
     back."""

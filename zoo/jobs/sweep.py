@@ -51,18 +51,21 @@ NO_TIME = ("seed", "steps", "schedule", "clip", "eval_every", "save_every", "ski
 
 def hash_config(planned: TrainingPlan) -> str:
     """Hash what a run's result follows from: its settings, its data and its model, all resolved."""
-    settings = grammar.to_dict(planned.settings)
+    settings = grammar.to_essentials(planned.settings)
     return _hash(planned, {name: value for name, value in settings.items() if name not in NO_RESULT})
 
 
 def hash_pace(planned: TrainingPlan) -> str:
     """Hash what the seconds of a step follow from."""
-    settings = {**grammar.to_dict(planned.settings), "optim": planned.settings.optim.kind}
+    settings = {**grammar.to_essentials(planned.settings), "optim": planned.settings.optim.kind}
     return _hash(planned, {name: value for name, value in settings.items() if name not in (*NO_RESULT, *NO_TIME)})
 
 
 def _hash(planned: TrainingPlan, settings: Mapping[str, Any]) -> str:
-    content = {"settings": settings, "data": planned.config.get("data"), "model": grammar.to_dict(planned.spec)}
+    content = {
+        "settings": settings,
+        **{name: grammar.to_essentials(getattr(planned, name)) for name in ("data", "spec")},
+    }
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
 

@@ -105,9 +105,9 @@ def list_touched(override: str) -> list[str]:
 
 def hash_key(spec: Any, probe: Probe) -> str:
     """Hash the architecture and the probe: what trainings depend on, beside learning rate and seed."""
-    from zoo.grammar import to_dict
+    from zoo.grammar import to_essentials
 
-    text = json.dumps([to_dict(spec), probe.name, probe.settings()], sort_keys=True)
+    text = json.dumps([to_essentials(spec), probe.name, probe.settings()], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -188,14 +188,14 @@ def run_task(task: Task) -> dict[str, Any]:
 def _train_and_score(task: Task) -> dict[str, Any]:
     from zoo.probes.training import score, train
 
-    model, probe = train(task.spec, task.probe, task.lr, task.seed), task.probe
+    learner, probe = train(task.spec, task.probe, task.lr, task.seed), task.probe
     if not task.report:
-        found = score(model, probe, task.seed, "choose")
+        found = score(learner, probe, task.seed, "choose")
         return {"accuracy": found.accuracy, "loss": found.loss}
     params = count_parameters(task.spec)
     levels = {}
     for level in probe.levels:
-        found = score(model, probe, task.seed, "report", level)
+        found = score(learner, probe, task.seed, "report", level)
         measured = probe.measure(level, found.accuracy, found.loss, params)
         levels[str(level)] = {"accuracy": found.accuracy, "loss": found.loss, **measured}
     return {"levels": levels}
