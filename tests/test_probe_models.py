@@ -16,7 +16,7 @@ from zoo.probes.catalogue import make_probe
 from zoo.probes.outcome import Outcome, SeedReport, find_reach, find_window
 from zoo.probes.shrink import Size, find_idle_windows, shrink
 from zoo.probes.store import name_folder
-from zoo.probes.training import score
+from zoo.probes.training import Learner, score
 from zoo.run.builder import build
 
 EASY = {"context": 16, "levels": (2,), "vocab": 16, "steps": 80, "rows": 32}
@@ -135,7 +135,7 @@ def test_the_head_runs_on_answers_alone_and_gives_the_loss_of_all_logits():
     with torch.no_grad():
         logits = model(torch.from_numpy(examples.tokens)).logits
     labels = torch.from_numpy(examples.labels)
-    found = score(model.eval(), probe, 3, "report", 2)
+    found = score(Learner(model.eval()), probe, 3, "report", 2)
     assert found.loss == pytest.approx(
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item(), rel=1e-5
     )
@@ -148,7 +148,7 @@ def test_a_row_of_an_exact_probe_counts_only_where_all_of_it_is_right():
     model, examples = build(spec, device="cpu", seed=0).eval(), probe.examples(0, "report", 0, 1024, 3)
     with torch.no_grad():
         hit = model(torch.from_numpy(examples.tokens)).logits.argmax(-1) == torch.from_numpy(examples.labels)
-    found = score(model, probe, 0, "report", 3).accuracy
+    found = score(Learner(model), probe, 0, "report", 3).accuracy
     assert found == pytest.approx(hit.all(1).float().mean().item())
     assert found < hit.float().mean().item()
 
@@ -157,6 +157,15 @@ def test_a_training_that_diverges_scores_what_a_guess_does():
     probe = make_probe("mqar", settings={**EASY, "steps": 3})
     assert score(None, probe, 0, "choose").accuracy == 2 / 16
     assert score(None, make_probe("parity"), 0, "choose").accuracy == 0.5
+
+
+def test_a_row_is_told_from_its_last_vector_where_that_has_seen_it_and_not_where_it_is_blind():
+    easy = {"context": 3, "levels": (2,), "vocab": 6, "steps": 120}
+    how = {"settings": easy, "seeds": 1, "rates": [1e-2]}
+    sees = run_probe("llama-tiny", "compress", ("n_layers=1", "attention=mamba", "position=none"), **how)
+    blind = run_probe("llama-tiny", "compress", ("n_layers=1", "attention=sliding", "window=1"), **how)
+    assert sees.accuracy(2)[0] > 0.95
+    assert blind.accuracy(2)[0] < 0.35  # of two letters in four, both of them in the row before the last vector
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ SOLVERS = {
         "copy": copied,
     },
     **{"induction": after_marker, "parity": parity_of, "word_z6": sum_modulo_6, "word_s3": permuted(3)},
-    **{"word_s5_swaps": permuted(5), "hops": walked},
+    **{"word_s5_swaps": permuted(5), "hops": walked, "compress": lambda row, at: row[at]},
 }
 
 

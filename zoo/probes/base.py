@@ -91,6 +91,11 @@ class Probe:
         key = [zlib.crc32(self.name.encode()), seed, STREAMS.index(stream), number, 0 if level is None else 1 + level]
         return np.random.default_rng(np.random.SeedSequence(key))
 
+    def make_readout(self, d_model: int, seed: int) -> Any | None:
+        """Make the torch module that gives the answers from a model's outputs at the last tokens of rows, and that is
+        trained beside it. None: its own head gives them, each from the output at the answer's position."""
+        return None
+
     def measure(self, level: int, accuracy: float, loss: float, params: int) -> dict[str, float]:
         """What else is reported of a level, from accuracy, loss in nats an answer and the model's parameters."""
         return {"scaled": (accuracy - self.chance(level)) / (1 - self.chance(level))} if self.scaled else {}

@@ -9,6 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.probes.arithmetic import Mano
 from zoo.probes.base import Probe
+from zoo.probes.compressing import Compress
 from zoo.probes.copying import Copy, Induction, Select
 from zoo.probes.hops import Hops
 from zoo.probes.recall import MQAR, Bind, Memorise, Needle, Overwrite
@@ -17,11 +18,11 @@ from zoo.probes.tracking import Parity, WordS3, WordS5, WordZ6
 
 EVERY: tuple[type[Probe], ...] = (
     *(MQAR, Overwrite, Bind, Needle, Noisy, Fuzzy, Select, Copy, Induction),
-    *(Parity, WordZ6, WordS3, WordS5, Hops, Mano, Memorise),
+    *(Parity, WordZ6, WordS3, WordS5, Hops, Mano, Memorise, Compress),
 )
 """All probes, in the order in which a card has them."""
 
-CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, WordZ6, WordS5, Mano))
+CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, WordZ6, WordS5, Mano, Compress))
 """The battery of a card unless others are named: recall by mqar and its kin, and of word problems the smallest that
 does not commute."""
 

@@ -15,6 +15,7 @@ from zoo.probes.base import IGNORED, Examples, Probe
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 HELD_OUT = 1024
 """Examples of training's length that accuracy is measured on."""
@@ -36,24 +37,41 @@ class Score:
     loss: float
 
 
-def train(spec: Any, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Any | None:
+@dataclass(frozen=True)
+class Learner:
+    """A model, and the readout that answers for it where a probe has one."""
+
+    model: Any
+    readout: Any | None = None
+
+    @classmethod
+    def of(cls, spec: Any, probe: Probe, seed: int) -> Learner:
+        """Build both, with weights that follow from the seed."""
+        from zoo.run.builder import build
+
+        return cls(build(spec, device="cpu", seed=seed), probe.make_readout(spec.d_model, seed))
+
+    def parameters(self) -> list[Any]:
+        return [*self.model.parameters(), *([] if self.readout is None else self.readout.parameters())]
+
+
+def train(spec: Any, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Learner | None:
     """Train a model on a probe: AdamW, warm-up over a tenth, then cosine to 0. Gives None where the loss is no number.
 
     Weights, examples and their order follow from the seed alone.
     """
-    from zoo.run.builder import build
     from zoo.training.gradient import clip_gradient
-    from zoo.training.optim import AdamW, set_rates
+    from zoo.training.optim import set_rates
     from zoo.training.routing import RATE, balance_routers, has_selection_bias
     from zoo.training.schedule import Cosine
 
     steps = probe.steps if steps is None else steps
-    model = build(spec, device="cpu", seed=seed).train()
-    optimizer = AdamW(lr=lr, weight_decay=WEIGHT_DECAY).build(model)
-    schedule, parameters = Cosine(warmup=WARMUP, min_ratio=0.0), list(model.parameters())
+    learner = Learner.of(spec, probe, seed)
+    model, parameters = learner.model.train(), learner.parameters()
+    optimizer, schedule = make_optimizer(learner, lr), Cosine(warmup=WARMUP, min_ratio=0.0)
     balances = has_selection_bias(spec)
     for step in range(steps):
-        loss, loads = compute_loss(model, probe.examples(seed, "train", step, probe.rows))
+        loss, loads = compute_loss(learner, probe.examples(seed, "train", step, probe.rows))
         if not math.isfinite(float(loss.detach())):
             return None
         loss.backward()
@@ -64,34 +82,51 @@ def train(spec: Any, probe: Probe, lr: float, seed: int, steps: int | None = Non
         optimizer.zero_grad()
         if balances:
             balance_routers(model, loads, RATE)
-    return model.eval()
+    model.eval()
+    return learner
 
 
-def compute_loss(model: Any, examples: Examples) -> tuple[Tensor, list[Tensor]]:
+def make_optimizer(learner: Learner, lr: float) -> Optimizer:
+    """Make AdamW over the model's parameters, and those of a readout."""
+    from zoo.training.optim import AdamW
+
+    optimizer = AdamW(lr=lr, weight_decay=WEIGHT_DECAY).build(learner.model)
+    if learner.readout is not None:
+        rates = {"lr": lr, "peak_lr": lr, "weight_decay": WEIGHT_DECAY}
+        optimizer.add_param_group({"params": list(learner.readout.parameters()), **rates})
+    return optimizer
+
+
+def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Tensor]]:
     """Compute the mean loss of the answers, with the model's own losses; and the loads of experts. The head runs on
     rows with an answer alone."""
+    if learner.readout is not None:
+        out = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0)
+        logits = read_out(learner.readout, out.hidden, examples)
+        answers = torch.from_numpy(examples.labels[examples.labels != IGNORED])
+        return sum(out.losses.values(), F.cross_entropy(logits, answers)), out.loads
     from zoo.data import Batch
     from zoo.training.objective import NextToken
 
     count = int((examples.labels != IGNORED).sum())
     batch = Batch(torch.from_numpy(examples.tokens), torch.from_numpy(examples.labels))
-    found = NextToken().loss(model, batch, weight=1 / count, count=count)
+    found = NextToken().loss(learner.model, batch, weight=1 / count, count=count)
     return found.total, found.loads
 
 
-def score(model: Any | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> Score:
-    """Score a model on held-out examples of a level, or of those of training. One that diverged guesses."""
+def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> Score:
+    """Score a learner on held-out examples of a level, or of those of training. One that diverged guesses."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)
-    if model is None:
+    if learner is None:
         levels = [each for each in probe.levels if probe.trains(each)] if level is None else [level]
         return Score(sum(map(probe.chance, levels)) / len(levels), math.log(probe.vocab_size))
     right, nll = [], 0.0
     with torch.inference_mode():
         for part in split(examples, max(1, AT_ONCE // length)):
             labels = torch.from_numpy(part.labels)
-            logits = answer(model, part)
+            logits = answer(learner, part)
             nll += float(F.cross_entropy(logits.float(), labels[labels != IGNORED], reduction="sum"))
             hit = np.ones(part.labels.shape, bool)
             hit[part.labels != IGNORED] = (logits.argmax(-1) == labels[labels != IGNORED]).numpy()
@@ -101,10 +136,18 @@ def score(model: Any | None, probe: Probe, seed: int, stream: str, level: int | 
     return Score(float(accuracy), nll / int(asked.sum()))
 
 
-def answer(model: Any, examples: Examples) -> Tensor:
+def answer(learner: Learner, examples: Examples) -> Tensor:
     """Compute the logits of all positions with an answer, row by row: [N, V]."""
-    hidden = model(torch.from_numpy(examples.tokens), logits_to_keep=0).hidden
-    return model.head_logits(hidden[torch.from_numpy(examples.labels != IGNORED)])
+    hidden = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0).hidden
+    if learner.readout is not None:
+        return read_out(learner.readout, hidden, examples)
+    return learner.model.head_logits(hidden[torch.from_numpy(examples.labels != IGNORED)])
+
+
+def read_out(readout: Any, hidden: Tensor, examples: Examples) -> Tensor:
+    """Compute the same logits by the readout, from the outputs [B, T, D] at the last tokens alone."""
+    logits = readout(hidden[:, -1], hidden.shape[1])
+    return logits[torch.from_numpy(examples.labels != IGNORED)]
 
 
 def split(examples: Examples, rows: int) -> Iterator[Examples]:

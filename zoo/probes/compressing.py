@@ -1,0 +1,57 @@
+# B rows, T tokens
+"""Probe of compression: a whole row, told from the one vector at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import ConfigError
+from zoo.probes.base import Examples, OneLength, draw_mixed, fill
+
+PAD, END = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(OneLength, name="compress"):
+    """Compression (Poli et al., 2024, MAD): all tokens of a row from the model's output at the last one.
+
+    A row is padding, then M letters, each one of V − 2, and an end token. The answer at each letter is the letter, and
+    a readout gives it from the vector at the end token (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2).
+    """
+
+    level_is: ClassVar[str] = "letters"
+    mixer_alone: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {"levels": (1, 2, 4), "context": 8, "steps": 300}
+
+    levels: tuple[int, ...] = (2, 4, 8, 16, 31)
+    context: int = 32
+    vocab: int = 16
+    steps: int = 500
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        for letters in self.levels:
+            if letters >= self.context:
+                taken = f"{letters} letters and an end take {letters + 1} tokens, found context={self.context}"
+                raise ConfigError(f"compress.levels: {taken} (fewer letters, or a longer context)")
+
+    def chance(self, level: int) -> float:
+        return 1 / (self.vocab - 2)
+
+    def make_readout(self, d_model: int, seed: int) -> Any:
+        from zoo.probes.readout import make_readout
+
+        return make_readout(d_model, self.vocab, seed)
+
+    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
+        if level is None:
+            return draw_mixed(self, rng, rows, self.levels, seed)
+        letters = rng.integers(2, self.vocab, (rows, level))
+        made = fill(rows, self.context, PAD)
+        made.tokens[:, -level - 1 : -1] = made.labels[:, -level - 1 : -1] = letters
+        made.tokens[:, -1] = END
+        return made

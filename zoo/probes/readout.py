@@ -1,0 +1,38 @@
+# B rows, T tokens, D model width, V vocabulary
+"""What is trained beside a model to tell all tokens of a row from its output at the last one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.model.position import Sinusoidal
+
+WIDER = 4
+"""Hidden channels for each channel of the model."""
+
+
+class Readout(nn.Module):
+    """An MLP of two layers on the output at the last token plus the sinusoids of a place, which gives the token there.
+
+    It is no part of the model, and no price counts it.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(d_model, WIDER * d_model)
+        self.outer = nn.Linear(WIDER * d_model, vocab_size)
+
+    def forward(self, last: Tensor, length: int) -> Tensor:
+        """Compute logits [B, T, V] of the `length` tokens of rows, from the outputs [B, D] at their last ones."""
+        places = torch.arange(length, device=last.device)[None]
+        waves = Sinusoidal().draw_waves(places, last.shape[-1])
+        return self.outer(F.gelu(self.inner(last[:, None] + waves)))
+
+
+def make_readout(d_model: int, vocab_size: int, seed: int) -> Readout:
+    """Make a readout whose weights follow from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Readout(d_model, vocab_size)
