@@ -37,7 +37,7 @@ def check(spec, *, batch=2, context=9, dtype="fp32", kernel="auto"):
 
 
 @pytest.mark.parametrize("dtype", one_in(2, ["fp32", "bf16"]))
-@pytest.mark.parametrize("overrides", one_in(3, every_choice()), ids=name)
+@pytest.mark.parametrize("overrides", one_in(6, every_choice()), ids=name)
 def test_every_choice_keeps_what_autograd_saves(overrides, dtype):
     check(spec_of(overrides), dtype=dtype)
 

@@ -60,7 +60,7 @@ SEEN: set[str] = set()
 """Tiny models that were looked at: the sizes of a family have one shape."""
 
 
-@pytest.mark.parametrize("model", one_in(6, list_packaged()))
+@pytest.mark.parametrize("model", one_in(9, list_packaged()))
 def test_a_packaged_model_keeps_what_is_counted(model):
     spec = shrunk(model)
     if spec.kind == "encoder":

@@ -39,13 +39,13 @@ def run_many(kind: str, seeds, requests: int) -> tuple[int, int]:
     return preemptions, hits
 
 
-@pytest.mark.parametrize("kind", choose(KINDS, 8))
+@pytest.mark.parametrize("kind", choose(KINDS, 12))
 def test_a_request_gets_in_any_schedule_what_it_gets_alone(kind):
     run_many(kind, [KINDS.index(kind)], 8)
 
 
 @pytest.mark.parametrize(
-    "kind", choose([*MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ, "attention=mla", "attention=mamba position=none"], 6)
+    "kind", choose([*MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ, "attention=mla", "attention=mamba position=none"], 9)
 )
 def test_a_request_gets_in_a_crowded_schedule_what_it_gets_alone(kind):
     run_many(kind, [100 + KINDS.index(kind)], 12)

@@ -36,7 +36,7 @@ def priced(engine: Engine, rows: int) -> int:
 
 
 @pytest.mark.parametrize("tokens", [23, 92])
-@pytest.mark.parametrize("kind", choose(KINDS, 2))
+@pytest.mark.parametrize("kind", choose(KINDS, 4))
 def test_an_engine_allocates_the_bytes_that_are_priced(kind, tokens):
     engine = Engine(make(kind), rows=3, tokens=tokens, source=tokens, reuse=False)
     assert engine.store.nbytes == priced(engine, 3)
@@ -106,7 +106,7 @@ def reuse_twice(kind: str, length: int, interval: int, rows: int) -> None:
     assert not invariants.check_drained(invariants.snapshot(engine))
 
 
-@pytest.mark.parametrize("kind", choose(REUSING, 2))
+@pytest.mark.parametrize("kind", choose(REUSING, 4))
 def test_a_prompt_that_came_before_costs_a_page_and_an_interval_at_most(kind):
     reuse_twice(kind, 88, 32, rows=2)
 
@@ -120,7 +120,7 @@ def test_a_long_prompt_that_came_before_costs_a_page_and_an_interval_at_most(kin
 # ---------------------------------------------------------------- cached against full
 
 
-@pytest.mark.parametrize("kind", choose(KINDS, 4))
+@pytest.mark.parametrize("kind", choose(KINDS, 8))
 def test_logits_with_a_cache_are_those_of_a_full_forward(kind):
     """In chunks of 7 tokens, two requests beside each other, the second of which begins as the first does."""
     model, kept = make(kind), {}

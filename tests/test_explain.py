@@ -130,7 +130,7 @@ def test_every_figure_of_a_packaged_model_is_what_its_formula_gives(name):
     check(spec, Setup(context=min(spec.max_seq_len, rng.choice((1, 300, 20_000))), batch=rng.randint(1, 9), **chosen))
 
 
-@pytest.mark.parametrize("overrides", one_in(6, tiny.every_choice()), ids=tiny.name)
+@pytest.mark.parametrize("overrides", one_in(9, tiny.every_choice()), ids=tiny.name)
 def test_every_choice_of_every_axis_explains_itself(overrides):
     spec = tiny.spec_of(overrides)
     model = trace_spec(spec)

@@ -81,7 +81,7 @@ def every(cases: list[Case], *, quick: list[Case] | None = None) -> pytest.MarkD
 
 EVERY = every(CASES, quick=ONE_EACH)
 WRITERS = every([case for case in CASES if case.writes], quick=ONE_EACH[::3])
-EXPRESSED = every(CASES, quick=ONE_EACH[::3])
+EXPRESSED = every(CASES, quick=ONE_EACH[::6])
 FIRST = every(ONE_EACH, quick=FEW)
 TURNED = every(
     [case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()], quick=FEW
