@@ -88,10 +88,8 @@ SHOWN_BY["attention=qsa"] = ("attention.indexer.norm={kind: rmsnorm, eps: 8.0}",
 SHOWN_BY["attention=csa"] = ("attention.indexer.compressor.norm={kind: rmsnorm, eps: 1.0}",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 SHOWN_BY["block=hyper_ngrams"] = ("position=none", "block.ngrams.width=20")  # for another number of tables
-SHOWN_BY["block=sandwich"] = SHOWN_BY["block=altup"] = (
-    "position=none",
-    "norm_eps=0.1",
-)  # whose `norm` is none of those that out_norm may be
+for block in ("pre", "sandwich", "altup"):  # whose `norm` is none of those that ffn_norm and out_norm may be
+    SHOWN_BY[f"block={block}"] = ("position=none", "norm_eps=0.1")
 """What else a choice needs for its fields to show."""
 
 TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
@@ -182,7 +180,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "convolved latents": ("llama-tiny", ("attention=mla", "attention.short_conv=3"), ("attention",)),
-    "convolved outputs": ("llama-tiny", ("block.out_conv={d_model: 32, width: 3}",), ("block",)),
+    "convolved outputs": ("llama-tiny", ("block.out_conv={d_model: 32, width: 3}", "norm_eps=0.1"), ("block",)),
     "scored shared experts": (
         "llama-tiny",
         ("ffn=moe", "router=sigmoid_topk", "router.n_shared=2", f"shared_expert={SHARED}"),
@@ -193,7 +191,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("ffn=moe", "router=sqrtsoftplus_topk", "router.n_shared=2", f"shared_expert={SHARED}"),
         ("router.n_shared=1",),
     ),
-    "gated latents": ("llama-tiny", ("attention=mla", "attention.output_gate=true"), ("attention",)),
+    "gated latents": ("llama-tiny", ("attention=mla", "q_lora_rank=10", "attention.output_gate=true"), ("attention",)),
     "joined": (
         "llama-tiny",
         (
@@ -276,12 +274,12 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
     "grouped sigmoid": (
         "llama-tiny",
-        ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "top_k=3", "n_groups=4", "top_k_groups=2"),
         ("router",),
     ),
     "grouped softplus": (
         "llama-tiny",
-        ("ffn=moe", "router=sqrtsoftplus_topk", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("ffn=moe", "router=sqrtsoftplus_topk", "n_experts=8", "top_k=3", "n_groups=4", "top_k_groups=2"),
         ("router",),
     ),
     "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),

@@ -40,6 +40,26 @@ INDEXERS = [
     case("glm_moe_dsa-base", "GlmMoeDsaConfig", "Model", base=INDEXED, index_topk_freq=3),
 ]
 
+AXK2 = [
+    case("axk2", "AXK2Config", base=INDEXED, n_group=4, topk_group=2, gated_norm_rank=6, rope_parameters=MSCALE),
+    case(
+        "axk2-light",
+        "AXK2Config",
+        base=INDEXED,
+        mlp_layer_types=["sparse", "dense", "dense", "sparse"],
+        gated_norm_rank=3,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.3,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        index_topk=40,
+        rms_norm_eps=1e-3,
+    ),
+    case(
+        "axk2-base", "AXK2Config", "Model", base=INDEXED, num_hidden_layers=6, first_k_dense_replace=1, moe_layer_freq=2
+    ),
+]
+
 LARGE4 = {name: value for name, value in INDEXED.items() if name != "q_lora_rank"}
 LARGE4 |= {"num_hidden_layers": 6, "kv_source_layers": [0, 1, 1, 3, 1, 3], "no_rope_layers": [1, 1, 1, 0, 1, 0]}
 LARGE4 |= {"indexer_types": ["full", "shared", "full", "shared", "full", "full"], "final_logit_softcapping": 2.0}
@@ -162,4 +182,4 @@ LONGS = [
     Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
 ]
 
-CASES = [*INDEXERS, *LENDERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]
+CASES = [*INDEXERS, *AXK2, *LENDERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]

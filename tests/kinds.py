@@ -38,7 +38,12 @@ MIXED = {
         *("attention=mla", "pattern=[near,layer]"),
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
-    "dsa gated": ["attention=dsa", *INDEX, "+attention={output_gate:true,gate_over:channel,sinks:true}"],
+    "dsa gated": [
+        "attention=dsa",
+        *INDEX,
+        "q_lora_rank=10",
+        "+attention={output_gate:true,gate_over:channel,gate_from:latent,raw_latent:true,sinks:true}",
+    ],
     "dsa pooled": ["attention=dsa_pooled", "index_top_k=8", *INDEX[1:], "index_pool=4"],
     "dsa shared and lent": [
         *("attention=dsa", *INDEX, "position.rotary_dim=8", "+position.learned=true", "n_layers=4"),

@@ -121,6 +121,16 @@ def _placeless():
             ["attention=mla", "attention={kv_from: near, short_conv: 3}"],
             "attention: short_conv is of latents",
         ),
+        (
+            "llama-tiny",
+            ["attention=mla", "attention={output_gate: true, gate_from: latent}"],
+            "attention: gate_from=latent reads the latent of queries",
+        ),
+        (
+            "llama-tiny",
+            ["ffn=moe", "router=sigmoid_topk", "+router.closed_rank=zero"],
+            "router: closed_rank=zero ranks experts of closed groups",
+        ),
         ("llama-tiny", ["position.learned=true"], "position: learned trains a factor for each pair of rotary_dim"),
         ("llama-tiny", ["attention.qk_norm_last=true"], "attention: qk_norm_last places the norm"),
         ("llama-tiny", ["+embedding.width=64", "head.tied=true"], "head.tied: the token table is 64 wide"),

@@ -5,6 +5,7 @@ import torch
 from mixtures import TIGHT, D, E, F, filled, layer, moe, step, tokens
 from tiny import spec_of
 from transformers.activations import ACT2FN
+from transformers.models.axk2 import modeling_axk2 as axk2
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as deepseek_v4
@@ -80,8 +81,18 @@ def test_softmax_routing_by_groups_equals_deepseek_v2(groups, seed):
 @SEEDS
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("groups", [(1, 1), (4, 2), (2, 1)])
-def test_sigmoid_routing_with_a_selection_bias_equals_deepseek_v3(groups, normalize, seed):
-    config = deepseek_v3.DeepseekV3Config(
+@pytest.mark.parametrize(
+    ("closed_rank", "config", "mixture"),
+    [
+        ("last", deepseek_v3.DeepseekV3Config, deepseek_v3.DeepseekV3MoE),
+        ("zero", axk2.AXK2Config, axk2.AXK2MoE),
+    ],
+    ids=["deepseek_v3", "axk2"],
+)
+def test_sigmoid_routing_with_a_selection_bias_equals_the_reference(
+    closed_rank, config, mixture, groups, normalize, seed
+):
+    config = config(
         **{
             "hidden_size": D,
             "num_attention_heads": 4,
@@ -92,9 +103,12 @@ def test_sigmoid_routing_with_a_selection_bias_equals_deepseek_v3(groups, normal
         **{"n_shared_experts": 1, "routed_scaling_factor": 2.5, "n_group": groups[0], "topk_group": groups[1]},
         norm_topk_prob=normalize,
     )
-    reference = filled(deepseek_v3.DeepseekV3MoE(config), seed)
+    reference = filled(mixture(config), seed)
+    with torch.no_grad():
+        reference.gate.e_score_correction_bias[::3] -= 1.5  # below 0 whatever the score
     router = {"kind": "sigmoid_topk", "n_experts": E, "top_k": 3, "normalize": normalize, "scale": 2.5}
     router |= {"n_groups": groups[0], "top_k_groups": groups[1]}
+    router |= {"closed_rank": closed_rank} if groups != (1, 1) else {}
     shared = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
     ours = load(
         layer(moe(router, shared=shared)),

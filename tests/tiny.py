@@ -123,7 +123,10 @@ def every_choice() -> Iterator[list[str]]:
         *("attention.tempering={kind: scalable_softmax}", "position={rotary_dim: 8, learned: true}"),
     ]
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
-    yield ["attention=mla", "attention.output_gate=true", "attention.gate_over=channel", "attention.sinks=true"]
+    yield [
+        *("attention=mla", "q_lora_rank=10", "attention.output_gate=true", "attention.gate_over=channel"),
+        *("attention.sinks=true", "attention.gate_from=latent", "attention.raw_latent=true"),
+    ]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
     yield ["attention=cca", "attention.window=4", "attention.head_width=3", "block.residual={kind: affine}", *AVERAGED]
     yield ["attention=mamba", "attention.heads=2", "position=none"]

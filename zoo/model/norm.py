@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
-from zoo.spec import Spec, Weight
+from zoo.spec import Linear, Spec, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,6 +191,21 @@ def _of_one_vector(norm: Any) -> Any:
 
 WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
 """The norm of a vector as a whole: `heads`, which attention itself sets for queries and keys, is refused."""
+
+
+class Gated(Norm, kind="gated"):
+    """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate of each channel, made of y by way of `rank` numbers (Qiu et al.,
+    2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
+
+    norm: WholeNorm
+    rank: PositiveInt = 16
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"norm": self.norm, "gate_a": Linear(d_model, self.rank), "gate_b": Linear(self.rank, d_model)}
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        y = m.norm(x)
+        return (y * m.gate_b(F.silu(m.gate_a(y))).float().sigmoid()).to(y.dtype)
 
 
 def give_weights(norm: Norm, count: int) -> Norm:

@@ -148,6 +148,11 @@ class TopK(Router):
         scores = self.score(m, x)
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
+    @property
+    def _closed(self) -> float:
+        """What an expert of a closed group is ranked by."""
+        return -math.inf
+
     def _choose(self, m: Weights, rank: Tensor) -> Tensor:
         """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
         if self.selection_bias:
@@ -157,7 +162,7 @@ class TopK(Router):
             worth = groups.topk(self.judged_by, -1).values.sum(-1)
             best = worth.topk(self.top_k_groups, -1).indices
             open_ = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best, True)
-            rank = groups.masked_fill(~open_[..., None], -math.inf).flatten(-2)
+            rank = groups.masked_fill(~open_[..., None], self._closed).flatten(-2)
         return rank.topk(self.top_k, -1).indices
 
 
@@ -187,9 +192,10 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
     normalise).
 
-    A group of experts is as good as the sum of its best two unless `judged_by` others. With `choose_by` logit the
-    selection bias is added to the logits, before the sigmoid (Aleph Alpha, 2026, Kolibri-1). For the losses, a chance
-    is a score's share of all scores.
+    A group of experts is as good as the sum of its best two unless `judged_by` others. Experts of closed groups rank
+    last, or with `closed_rank` zero by 0, before open ones that their bias makes negative (SK Telecom, 2026, A.X K2).
+    With `choose_by` logit the selection bias is added to the logits, before the sigmoid (Aleph Alpha, 2026, Kolibri-1).
+    For the losses, a chance is a score's share of all scores.
 
     With `n_shared` the mixture's shared experts, which every token passes, are scored as well, behind the others. They
     are not chosen; but weights are normalised and scaled over the chosen and the shared, so that these are a sink for
@@ -199,11 +205,19 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     selection_bias: bool = True
     judged_by: PositiveInt = 2
     choose_by: Literal["score", "logit"] = "score"
+    closed_rank: Literal["last", "zero"] = "last"
     n_shared: NonNegativeInt = 0
     balance_coef: NonNegativeFloat = 0.0001
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.closed_rank != "last" and self.n_groups == self.top_k_groups:
+            found = f"closed_rank={self.closed_rank} ranks experts of closed groups"
+            raise ValueError(f"{found}, and all {self.n_groups} are open (last, or fewer top_k_groups)")
+        if self.closed_rank != "last" and not self.selection_bias and self.choose_by == "score":
+            raise ValueError(
+                "closed_rank=zero is of use beside negative scores, and without selection_bias none is (last)"
+            )
         if self.choose_by == "logit" and not self.selection_bias and self.n_groups == self.top_k_groups:
             raise ValueError("choose_by=logit says what the selection bias is added to, and there is none (score)")
 
@@ -213,6 +227,10 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return super().parts(d_model) | {"gate": Linear(d_model, self.n_experts + self.n_shared, self.bias)}
+
+    @property
+    def _closed(self) -> float:
+        return 0.0 if self.closed_rank == "zero" else -math.inf
 
     def _rate(self, logits: Tensor) -> Tensor:
         """Score logits [B, T, E]; a larger logit gets a larger score."""

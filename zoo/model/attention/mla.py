@@ -37,7 +37,9 @@ class MLA(SoftmaxAttention, kind="mla"):
     With `scale_latents` queries are multiplied by √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which
     gives both at the start of training the variance that they would have without a low rank (LongCat-Flash, 2025).
     `output_gate` multiplies each head's output by σ(x·W): the head as a whole (Ling 3, 2026), or with `gate_over`
-    channel each channel (Hy4, 2026). `sinks` adds a learned logit without a value to each head's softmax (gpt-oss).
+    channel each channel (Hy4, 2026); with `gate_from` latent it is made of what queries are made of, in place of x.
+    With `raw_latent` these are made of their latent l as it is, too, [norm(l) ; l] (both A.X K2, 2026). `sinks` adds a
+    learned logit without a value to each head's softmax (gpt-oss).
     With `kv_from` a layer has no latents of its own: it reads those of the last layer before it of the kind that this
     names, and expands them by products of its own (Mistral Large 4, 2026).
     `short_conv` W passes queries, and what the latents and the rotated key are made of, through depthwise causal
@@ -49,7 +51,6 @@ class MLA(SoftmaxAttention, kind="mla"):
     """
 
     varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
-    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a", "gate"),)
     lent_alike: ClassVar[tuple[str, ...]] = ("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents")
 
     kv_lora_rank: PositiveInt
@@ -65,9 +66,17 @@ class MLA(SoftmaxAttention, kind="mla"):
     output_gate: bool = False
     scale_latents: bool = False
     gate_over: Literal["head", "channel"] = "head"
+    gate_from: Literal["input", "latent"] = "input"
+    raw_latent: bool = False
     sinks: bool = False
     short_conv: PositiveInt | None = None
     kv_from: str | None = None
+
+    @property
+    def joins(self) -> tuple[tuple[str, ...], ...]:  # type: ignore[override]
+        if self.gate_from == "latent":
+            return ("q_a", "kv_a"), ("q_b", "gate")
+        return (("q", "q_a", "kv_a", "gate"),)
 
     @property
     def causal(self) -> bool | None:  # type: ignore[override]
@@ -83,14 +92,23 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
-        if self.gate_over != "head" and not self.output_gate:
-            raise ValueError("gate_over says what the output gate is of, and there is none (give `output_gate: true`)")
+        self._check_gate()
         if self.kv_from is not None and self.short_conv is not None:
             found = f"short_conv is of latents, which '{self.kv_from}' layers make"
             raise ValueError(f"{found} (kv_from: null, or leave short_conv out)")
         if self.indexer is not None:
             check_tokens_chosen(self.indexer)
             self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
+
+    def _check_gate(self) -> None:
+        stated = (self.gate_over, self.gate_from)
+        if not self.output_gate and stated != ("head", "input"):
+            idle = "gate_over" if self.gate_over != "head" else "gate_from"
+            raise ValueError(f"{idle} says what the output gate is of, and there is none (give `output_gate: true`)")
+        reads = self.raw_latent or self.gate_from == "latent"
+        if reads and self.q_lora_rank is None:
+            idle = "raw_latent" if self.raw_latent else "gate_from=latent"
+            raise ValueError(f"{idle} reads the latent of queries, and there is none (give `q_lora_rank`)")
 
     @property
     def chooser(self) -> Indexer | None:
@@ -125,7 +143,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             queries = {
                 "q_a": Linear(d_model, self.q_lora_rank, self.bias),
                 "q_norm": Sized(self.norm, self.q_lora_rank),
-                "q_b": Linear(self.q_lora_rank, q),
+                "q_b": Linear(self._q_width(d_model), q),
             }
         latents = {
             "kv_a": Linear(d_model, rank + self.qk_rope_head_dim, self.bias),
@@ -135,7 +153,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             **(latents if self.kv_from is None else {}),
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
-            **({"gate": Linear(d_model, self._gates)} if self.output_gate else {}),
+            **({"gate": Linear(self._gate_width(d_model), self._gates)} if self.output_gate else {}),
             **(
                 {f"{name}_conv": self._convolution(width) for name, width in self._mixed.items()}
                 if self.short_conv
@@ -147,6 +165,13 @@ class MLA(SoftmaxAttention, kind="mla"):
             **(self.indexer.list_parts(d_model, self.q_lora_rank or d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    def _q_width(self, d_model: int) -> int:
+        """Width of what queries are made of."""
+        return d_model if self.q_lora_rank is None else self.q_lora_rank * (1 + self.raw_latent)
+
+    def _gate_width(self, d_model: int) -> int:
+        return self._q_width(d_model) if self.gate_from == "latent" else d_model
 
     @property
     def _mixed(self) -> dict[str, int]:
@@ -205,8 +230,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return replace(ask, head_dim=width + self.qk_rope_head_dim, v_head_dim=width, n_kv_heads=1)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        low = x if self.q_lora_rank is None else m.q_norm(m.q_a(x))
-        q = m.q(x) if self.q_lora_rank is None else m.q_b(low)
+        low, read = self._read_queries(m, x)
+        q = m.q(read) if self.q_lora_rank is None else m.q_b(read)
         if self.scale_latents and self.q_lora_rank is not None:
             q = q * (x.shape[-1] / self.q_lora_rank) ** 0.5
         if self.short_conv is not None:
@@ -228,9 +253,17 @@ class MLA(SoftmaxAttention, kind="mla"):
         attended = self._absorbed if few or pooled else self._expanded
         y = attended(m, q_nope, q_rope, latent, step)  # B T H V
         if self.output_gate:
-            gate = m.gate(x).unflatten(-1, (self.n_heads, -1))  # B T H 1|V
+            gate = m.gate(read if self.gate_from == "latent" else x).unflatten(-1, (self.n_heads, -1))  # B T H 1|V
             y = y * gate.float().sigmoid().to(y.dtype)
         return m.o(y.flatten(-2))  # B T D
+
+    def _read_queries(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What an indexer reads, and what queries are made of: the normalised latent, or x where there is none."""
+        if self.q_lora_rank is None:
+            return x, x
+        latent = m.q_a(x)
+        low = m.q_norm(latent)
+        return low, torch.cat((low, latent), -1) if self.raw_latent else low
 
     def _make_latents(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
         """Latents and rotated keys of x [B, T, D], behind those of earlier tokens: [B, S, R+P]."""

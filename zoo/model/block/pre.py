@@ -8,6 +8,7 @@ from zoo.model.block.base import Block, add_scaled, choose_scales
 from zoo.model.block.out_conv import OutConv
 from zoo.model.block.residual import Residual, check_residual
 from zoo.model.ffn import FFN
+from zoo.model.norm import WholeNorm
 from zoo.spec import CROSS, Sized
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ class Pre(Block, kind="pre"):
     Without `input_norm` attention reads the stream as it is (ModernBERT's first layer). With `residual_from_norm` the
     stream goes on from the norms' outputs rather than their inputs (BLOOM's option). `ffn_residual_scale` and
     `ffn_stream_scale` stand in place of the block's own scales where the feed-forward is added (MiniMax-01, 2025).
-    `ffn_out_norm` normalises what the feed-forward gives, too (A.X K1, 2026). `residual` adds up stream and sub-layer
-    by weights of its own (ZAYA1, 2026). What attention and the feed-forward give passes an `out_conv` before it is
-    added (Inkling, 2026).
+    `ffn_norm` stands in place of `norm` before the feed-forward (A.X K2, 2026). `ffn_out_norm` normalises what the
+    feed-forward gives, too (A.X K1, 2026). `residual` adds up stream and sub-layer by weights of its own (ZAYA1, 2026).
+    What attention and the feed-forward give passes an `out_conv` before it is added (Inkling, 2026).
     """
 
     takes_cross: ClassVar[bool] = True
@@ -38,6 +39,7 @@ class Pre(Block, kind="pre"):
     residual_from_norm: bool = False
     ffn_residual_scale: float | None = None
     ffn_stream_scale: float | None = None
+    ffn_norm: WholeNorm | None = None
     ffn_out_norm: bool = False
     residual: Residual | None = None
     out_conv: OutConv | None = None
@@ -62,7 +64,7 @@ class Pre(Block, kind="pre"):
             **({"attention_norm": self.norm} if self.input_norm else {}),
             "attention": self.attention,
             **cross,
-            "ffn_norm": self.norm,
+            "ffn_norm": self.ffn_norm or self.norm,
             "ffn": self.ffn,
             **({"ffn_out_norm": self.norm} if self.ffn_out_norm else {}),
             **(dict.fromkeys(added, self.residual) if self.residual else {}),
