@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from zoo import kernels, lazy
 from zoo import spec as S
+from zoo.kernels.depthwise import convolve_tokens
 from zoo.kernels.grouped import grouped_linear
 from zoo.model.drops import Dropping
 from zoo.model.step import Output
@@ -171,8 +172,7 @@ class ConvModule(nn.Module):
         self.bias = nn.Parameter(torch.empty(shapes["bias"])) if part.bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        how = {"groups": self.groups, "dilation": self.dilation}
-        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, **how).transpose(1, 2)
+        return convolve_tokens(x, self.weight, self.bias, self.groups, self.dilation)
 
 
 class Layers(nn.ModuleList):
