@@ -13,12 +13,13 @@ import zoo
 from zoo.cache.cache import Cache
 from zoo.compose.targets import list_packaged
 from zoo.costs import price
-from zoo.costs.flops import CONVENTIONS, count_flops, multiplied
+from zoo.costs.flops import CONVENTIONS, count_flops, multiplied, skipped_flops
 from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import CONVENTIONS as OFFERED
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.verify import verify_flops
 
 TOKENS = 16  # more than the windows of the tiny models, and a whole share of tokens for experts that choose
 
@@ -30,7 +31,8 @@ def agree(model, contexts=(TOKENS, 1)):
     with counted(model) as whole:
         forwarded(model, ids)
     assert figures["forward"] == round(whole.visible / TOKENS)
-    assert figures["train"] == round(3 * whole.visible / TOKENS)
+    skipped = skipped_flops(spec, lambda look: look.pairs(TOKENS, 0, TOKENS), TOKENS)
+    assert figures["train"] == round((3 * whole.visible - skipped) / TOKENS)
     if "decode" not in figures:
         assert figures["prefill"] == whole.visible
         return
@@ -84,6 +86,39 @@ def test_a_packaged_model_costs_what_is_counted(model):
 @pytest.mark.parametrize("choice", one_in(6, every_choice()), ids=name)
 def test_every_choice_of_every_axis_costs_what_is_counted(choice):
     agree(model_of(choice))
+
+
+QUICK = ("dsa", "csa", "fourier")
+"""Indexers of tokens and of entries, and a mixer of constants alone."""
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(each, marks=[] if each[0].removeprefix("attention=") in QUICK else [pytest.mark.slow])
+        for each in every_choice()
+        if each != ["position=rope_dynamic"]  # which has no cache of so many tokens
+    ],
+    ids=name,
+)
+def test_both_passes_of_every_choice_cost_what_torch_counts(choice):
+    """Of what is computed: in the full square, and by an indexer without a gradient."""
+    rows = verify_flops(spec_of(choice))
+    assert [row for row in rows if not row["equal"]] == []
+    assert {"FLOPs, forward", "FLOPs, training"} <= {row["name"] for row in rows}
+
+
+def test_an_indexer_is_computed_again_with_its_layer_and_not_with_attention_alone():
+    spec = spec_of(["attention=dsa", *needs("attention=dsa")])
+    plain, full, selective, palm = (
+        count_flops(spec, TOKENS, *how)
+        for how in ((), ("exact", "full"), ("exact", "selective"), ("palm",))  # the last as published: 6N
+    )
+    assert full["train_hardware"] - plain["train"] == pytest.approx(plain["forward"], abs=1)
+    seen = sum(min(each, 4) for each in range(1, TOKENS + 1))  # of four keys chosen at most
+    pairs = sum(spec.blocks[kind].attention.core_flops(seen) for kind in spec.pattern)
+    assert selective["train_hardware"] - plain["train"] == pytest.approx(pairs / TOKENS, abs=1)
+    assert palm["train"] == pytest.approx(3 * palm["forward"], abs=2)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -30,7 +30,7 @@ from zoo.analysis.explain.terms import (
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.again import RECOMPUTE
-from zoo.costs.flops import count_training
+from zoo.costs.flops import PassFlops, count_training
 from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
 from zoo.costs.parallel import ChunkActivations, StageActivations
@@ -302,7 +302,8 @@ def some_sums(a: dict[str, Any], tokens: Any, setup: Setup, convention: str, rec
     bounds = bound_training(step, a["peak"])
     layers = (("", "near", a["n"], a["each"]), ("", "far", a["m"], a["more"]))
     kept = StageActivations((ChunkActivations(layers, a["first"], a["last"], 4, a["m"], 2),))
-    train, hardware = count_training(a["work"], a["each"], convention, recompute)
+    passed = PassFlops(a["work"], a["each"], a["n"], a["m"], a["n"] + a["m"])
+    train, hardware = count_training(passed, convention, recompute)
     return {
         "loss": count_loss(a["context"] * a["each"], setup),
         "distinct": Chosen(a["each"], a["n"], a["m"]).distinct(tokens),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import choices, spec_of
+from tiny import choices, needs, spec_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.costs import Setup, price
@@ -235,13 +235,19 @@ def test_stacks_hold_one_shape_on_either_side_and_no_more_than_they_may(monkeypa
     assert stacks == [[(4, 5), (5, 4)], [(3, 4, 5)], [(4, 5), (4, 5)], [(4, 4)]]
 
 
-@pytest.mark.parametrize("overrides", [[], MIXTURE, ["attention=mla", "position=rope"], ["ffn=moe", "n_experts=5"]])
+CHOSEN = ["attention=dsa", *needs("attention=dsa")]
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], MIXTURE, ["attention=mla", "position=rope"], ["ffn=moe", "n_experts=5"], CHOSEN]
+)
 def test_the_flops_of_muons_step_are_those_that_torch_counts(overrides):
     spec = spec_of([*overrides, "n_layers=2"])
     model = build(spec, device="cpu")
     optimizer = Muon(dtype="fp32").build(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
+    for name, parameter in model.named_parameters():
+        if ".index_" not in name:  # an indexer gets no gradient
+            parameter.grad = torch.randn_like(parameter)
     with FlopCounterMode(display=False) as counter:
         optimizer.step()
     assert optimizer_flops(spec, "muon") == counter.get_total_flops() > 0

@@ -16,7 +16,7 @@ from zoo.costs.traffic import traffic
 
 def price_rank(name, way, processes):
     """The set-up of a rank in a step of 8 rows of 32 tokens, and the stages of its pipeline."""
-    own = ["model.vocab_size=301", *MODELS[name][1]]
+    own = ["model.vocab_size=301", *(each.removeprefix("+") for each in MODELS[name][1])]
     changes = [each.removeprefix("model.") for each in own if each.startswith(("model.", "attention="))]
     spec = load(MODELS[name][0], changes)
     mesh = settle(way, processes)
@@ -43,6 +43,7 @@ HELD = {
     ("chunked", 4): (f"{{pp: 2, tp: 2, {INTERLEAVED}}}", f"{{pp: 2, shard: 2, {INTERLEAVED}}}"),
     ("pairs_of_layers", 4): (f"{{pp: 2, shard: 2, {INTERLEAVED}}}",),
     ("latents", 2): ("fsdp", "tp", "ep"),
+    ("chosen", 2): ("ddp", "fsdp", "tp"),
     ("hybrid", 2): ("fsdp", "tp", "ep"),
     ("encoder_decoder", 2): ("fsdp", "tp"),
     ("encoder_decoder", 4): ("fsdp_tp",),
@@ -83,6 +84,9 @@ SENT = [
     ("chunked", f"{{pp: 2, dp: 2, {ZERO_BUBBLE}}}", 4),
     ("latents", "fsdp", 2),
     ("latents", "tp", 2),
+    ("chosen", "ddp", 2),
+    ("chosen", "fsdp", 2),
+    ("chosen", "tp", 2),
     ("dense_latents", "{cp: 2, cp_comm: ring}", 2),
     ("hybrid", "fsdp", 2),
     ("hybrid", "tp", 2),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from zoo.costs import Setup, price
 from zoo.costs.flops import count_flops
 from zoo.costs.layer_cut import cut_evenly, cut_layers, time_layers
 from zoo.costs.parallel import stages
-from zoo.costs.step_time import PassTime, bubble_seconds, bubble_share
+from zoo.costs.step_time import PassTime, bubble_seconds, bubble_share, measure_work
 from zoo.errors import ConfigError
 from zoo.model.stage import take_chunks
 from zoo.ranks.schedule import Schedule
@@ -165,13 +166,25 @@ def test_layers_are_cut_by_their_time_and_the_head_counts():
     assert cut_evenly([1] * 10, 4) == ((0, 2), (2, 4), (4, 7), (7, 10))
 
 
-@pytest.mark.parametrize("name", ["llama3-8b", "qwen3-next-tiny", "deepseek-tiny", "mistral-tiny", "t5-tiny"])
+@pytest.mark.parametrize("name", ["llama3-8b", "qwen3-next-tiny", "deepseek-tiny", "deepseek-v3.2", "t5-tiny"])
 def test_the_times_of_layers_add_up_to_the_models_flops(name):
     spec, context = load(name), 64
-    expected = count_flops(spec, context)["forward"] * context
+    expected = count_flops(spec, context)["train"] * context
     if name != "t5-tiny":  # whose decoder reads an encoder's output of its own length
         assert sum(time_layers(spec, context)) == pytest.approx(expected, rel=1e-6)
     assert len(time_layers(spec, context)) == sum(len(each.pattern) for each in spec.towers().values())
+
+
+@pytest.mark.parametrize("name", ["qwen3-next-tiny", "deepseek-v3.2"])
+def test_what_a_stage_computes_forward_and_backward_is_the_models_training(name):
+    spec, context = load(name), 64
+    (stage,) = stages(spec, Setup(context=context))
+    work = measure_work(stage, context, defaultdict(float), 1)
+    both = sum(
+        sum((each.layers, each.beside, each.attention)) * times for each, times in ((work, 1), (work.learning, 2))
+    )
+    assert both == pytest.approx(count_flops(spec, context)["train"] * context, rel=1e-6)
+    assert (work == work.learning) == (name == "qwen3-next-tiny")  # the other has indexers
 
 
 @pytest.mark.parametrize("name", ["llama-tiny", "mixtral-tiny", "qwen3-next-tiny", "mistral-tiny", "gpt-tiny"])

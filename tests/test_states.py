@@ -234,3 +234,4 @@ def test_weights_of_an_indexer_get_no_gradient_and_have_no_states(attention):
     assert priced["optimizer"] == sum(value.nbytes for value in kept)
     assert priced["step"] == priced["gradients"]  # of one value for each element that is updated
     assert priced["weights"] == sum(each.nbytes for each in model.parameters())
+    assert priced["updated"] == 3 * priced["gradients"] + 2 * priced["optimizer"]  # weights are as many as gradients

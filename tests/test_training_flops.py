@@ -43,12 +43,15 @@ def test_a_batch_costs_what_torch_counts_of_its_forward_pass(name, attention):
     assert counter.count(batch, targets) == 3 * found.visible
 
 
-def test_a_row_of_next_tokens_costs_what_the_price_says():
-    spec = spec_of(["vocab_size=300", "attention=gqa"])
+@pytest.mark.parametrize("attention", ["gqa", "dsa"])
+def test_a_row_of_next_tokens_costs_what_the_price_says(attention):
+    spec = spec_of(["vocab_size=300", f"attention={attention}", *needs(f"attention={attention}")])
     objective = objective_of("next_token")
     batch = objective.collator(context_for("next_token"))(rows_of(), KEYS)
     found = TrainingFlops(spec, objective).count(batch, objective.targets(batch))
-    assert found == pytest.approx(count_flops(spec, 64)["train"] * 6 * 64, rel=1e-4)  # which is a rounded mean
+    figures = count_flops(spec, 64)
+    assert found == pytest.approx(figures["train"] * 6 * 64, rel=1e-4)  # which is a rounded mean
+    assert (figures["train"] < 3 * figures["forward"] - 3) == (attention == "dsa")  # an indexer has no backward pass
 
 
 def test_a_teacher_costs_a_forward_pass_beside_the_students_step(tmp_path):

@@ -22,20 +22,20 @@ def test_every_check_of_a_packaged_model_is_equal(name):
     assert [row["name"] for row in rows if not row["equal"]] == []
     assert all(row["found"] > 0 for row in rows)
     writes = name not in ("bert-base", "longformer-base-4096")
-    assert len(rows) == (7 if writes else 5)
+    assert len(rows) == (8 if writes else 6)
 
 
 @pytest.mark.slow
 def test_every_check_of_a_model_with_windows_is_equal():
     rows = verify(load("gemma2-2b", ["n_layers=2", "window=50"]), Setup(context=96))
-    assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 7
+    assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["dsa", "msa", "dsa_pooled"])
+@pytest.mark.parametrize("attention", ["dsa", "msa", "dsa_pooled", "csa", "hca", "qsa"])
 def test_every_check_of_a_model_that_chooses_keys_is_equal(attention):
     rows = verify(spec_of([f"attention={attention}", *needs(f"attention={attention}")]), Setup(context=60))
-    assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 7
+    assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 8
 
 
 @pytest.mark.slow

@@ -17,13 +17,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from zoo.cache.cache import Cache
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.cache import kv_cache
-from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
+from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.memory import training
+from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
@@ -55,6 +56,12 @@ def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
         rows += _kept(spec, model, setup)
         rows += _peak(spec, model, setup)
     return rows
+
+
+def verify_flops(spec: Any) -> list[Row]:
+    """Verify the FLOPs of a pass, of both passes of training, and of decoding a token. Imports torch."""
+    with _fake(spec, "fp32") as model:
+        return list(_flops(spec, model))
 
 
 def _row(name: str, counted: float, found: float, note: str, within: float = 0.0) -> Row:
@@ -101,15 +108,41 @@ def _flops(spec: Any, model: Any) -> Iterator[Row]:
         model(ids, **_inputs(spec, ids))
     square = core_flops(spec, lambda look: look.square(tokens), tokens) + row_flops(spec)
     note = f"torch's FlopCounterMode, eager kernel, {tokens} tokens, the full square of pairs"
-    yield _row("FLOPs, forward", product_flops(spec) * tokens + square, counter.get_total_flops(), note)
+    forward = product_flops(spec) * tokens + square
+    yield _row("FLOPs, forward", forward, counter.get_total_flops(), note)
+    skipped = skipped_flops(spec, lambda look: look.square(tokens), tokens)
+    yield _row("FLOPs, training", 3 * forward - skipped, _training_flops(spec, model, ids), "the same, both passes")
     decoder = next((tower for tower in spec.towers().values() if tower.causal), None)
     if decoder is not None:
         found = _decoding_flops(spec, model, ids)
-        every = {"top_k": None}  # as that kernel computes keys that an indexer leaves out, too
-        seen = core_flops(decoder, lambda look: look._replace(**every).pairs(1, tokens - 1, tokens), 1, tokens - 1)
+        seen = core_flops(decoder, lambda look: _compute_all(look).pairs(1, tokens - 1, tokens), 1, tokens - 1)
         counted = product_flops(decoder) - memory_flops(decoder) + seen
         yield _row("FLOPs, decoding", counted, found, f"the same, token {tokens} from a cache")
     model.kernel = "auto"
+
+
+def _compute_all(look: Look) -> Look:
+    """What the eager kernel computes in decoding: keys that an indexer leaves out, too, but of entries those alone that
+    it chose, which are gathered before."""
+    return look if look.near else look._replace(top_k=None)
+
+
+def _training_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
+    model.requires_grad_(True)
+    own: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        out = model(ids, **_inputs(spec, ids))
+        (out.hidden if out.logits is None else out.logits).float().sum().backward()
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+    return counter.get_total_flops()
+
+
+def _count_convolution_backward(made: Any, x: Any, weight: Any, *how: Any, **given: Any) -> int:
+    """Count a convolution's gradients, each as much as its forward pass. Torch's own formula takes every channel with
+    every other for the weights' gradient, those of other groups too."""
+    *_, transposed, _, _, wanted = how
+    return conv_flop_count(x, weight, made, transposed) * sum(wanted[:2])
 
 
 def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:

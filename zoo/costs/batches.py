@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
-from zoo.costs.flops import core_flops, memory_flops, pair_flops, product_flops, row_flops
+from zoo.costs.flops import core_flops, memory_flops, pair_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, tabulate
 
@@ -20,19 +21,29 @@ class RowFlops:
         self.towers = {name: table.of(name) for name in table.towers}
         self.target = sum(product_flops(own) - product_flops(own, head=False) for own in self.towers.values())
         """Of the head, for one target."""
-        self.body = cache(self._count_body)
-        self.shown = cache(self._count_shown)
-
-    def _count_body(self, read: int, written: int | None = None) -> int:
-        """Count a row without the head's products of targets: one tower reads T tokens, or an encoder reads S and a
+        self.body = cache(partial(self._count_row, _count_tower))
+        """Of a row without the head's products of targets: one tower reads T tokens, or an encoder reads S and a
         decoder writes T. A decoder alone with cross-attention is given a memory as long as its row."""
-        if written is None:
-            return sum(_count_tower(own, read, read) for own in self.towers.values())
-        return _count_tower(self.towers["encoder"], read, 0) + _count_tower(self.towers["decoder"], written, read)
+        self.skipped = cache(partial(self._count_row, _count_skipped))
+        """Of a row's gradients that nothing needs, by which the backward pass falls short of twice the forward pass."""
+        self.shown = cache(self._count_shown)
+        """Of the pairs that a prefix of so many tokens adds to a row, and of their gradients that nothing needs."""
 
-    def _count_shown(self, prefix: int) -> int:
-        """Count the pairs that a prefix of so many tokens adds to a row."""
-        return sum(pair_flops(own, lambda look: look.shown_by(prefix)) for own in self.towers.values())
+    def _count_row(self, count: Callable[[CostTable, int, int], int], read: int, written: int | None = None) -> int:
+        if written is None:
+            return sum(count(own, read, read) for own in self.towers.values())
+        return count(self.towers["encoder"], read, 0) + count(self.towers["decoder"], written, read)
+
+    def _count_shown(self, prefix: int) -> tuple[int, int]:
+        def pairs(look: Look) -> int:
+            return look.shown_by(prefix)
+
+        whole = sum(pair_flops(own, pairs) for own in self.towers.values())
+        return whole, sum(skipped_flops(own, pairs, 0) for own in self.towers.values())
+
+
+def _count_skipped(own: CostTable, tokens: int, memory: int) -> int:
+    return skipped_flops(own, lambda look: look.pairs(tokens, 0, memory), tokens)
 
 
 def _count_tower(own: CostTable, tokens: int, memory: int) -> int:

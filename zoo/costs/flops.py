@@ -23,7 +23,8 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.spec import CROSS, LOGITS, READ, ROW, Embedding, Linear, Tied, is_hidden_matrix
 
 CONVENTIONS = {
-    "exact": "exact: matrix products, visible pairs only, 2 FLOPs a multiply-add; backward = 2 × forward",
+    "exact": "exact: matrix products, visible pairs only, 2 FLOPs a multiply-add; backward = 2 × forward, "
+    "an indexer's 0",
     "hfu": "hfu: as exact, and what the hardware computes again, FlashAttention's backward being 2.5 × its forward "
     "(Dao, 2023)",
     "palm": "palm: 6N + 12·L·H·Q·T, every pair of the square, N without tables that are looked up "
@@ -94,6 +95,16 @@ def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
     )
 
 
+def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
+    """FLOPs by which the backward pass of `new` tokens falls short of twice the forward pass: both gradients of what an
+    indexer computes, whose choice has none, and one of each product with a constant."""
+    table = tabulate(spec)
+    once, constant = table.forward_only(), 0
+    for row in table.attentions:
+        constant += row.attention.constant_flops(row.tower.d_model, new, pairs(row.look)) * row.used
+    return 2 * (product_flops(once) * new + core_flops(once, pairs, new)) + constant
+
+
 def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
     """Forward FLOPs of `new` tokens after `held` that no weight explains, with the pairs given as a function of how
     they look."""
@@ -107,7 +118,7 @@ ITERATIONS = 5
 
 def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
     """FLOPs of the matrix products in one step of an optimizer: Muon's, which orthogonalises every matrix inside a
-    layer. The others multiply no matrices.
+    layer that has a gradient. The others multiply no matrices.
 
     An iteration on an [A, B] matrix, A ≤ B, is X·Xᵀ, its square, and that times X: 2·A²·B + 2·A³ + 2·A²·B.
     """
@@ -115,7 +126,7 @@ def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
         return 0
     found = 0
     for row in tabulate(spec).parts:
-        if is_hidden_matrix(row.kind, row.part, "weight"):
+        if row.learns and is_hidden_matrix(row.kind, row.part, "weight"):
             *stack, height, width = map(int, row.part.shapes()["weight"])
             short, long = sorted((height, width))
             found += math.prod(stack) * row.stored * (4 * short**2 * long + 2 * short**3)
@@ -131,6 +142,8 @@ class PassFlops(NamedTuple):
     products: Amount  # with weights
     pairs: Amount  # scores, and values weighted by them
     other: Amount = 0
+    choosing: Amount = 0  # of the pairs' those of indexers
+    skipped: Amount = 0  # by what the backward pass falls short of twice all
 
     @property
     def whole(self) -> Amount:
@@ -147,12 +160,13 @@ def count_flops(
 ) -> dict[str, Any]:
     """Count the FLOPs of one sequence of `context` tokens.
 
-    `forward` and `train` are per token, the mean over the sequence, `train` being three times forward (`hfu` adds what
-    is computed again). `train_hardware` adds to `train` what `recompute` makes again: the pairs' work (selective), a
-    whole forward (full), or that of every n-th layer. `prefill` is a prompt of `context` tokens up to the first logits:
-    an encoder-decoder reads it and begins to write. `decode` is one token when `context` are in the sequence, itself
-    included (of an encoder-decoder: and as many were read), `decode_expanded` the same where MLA decodes with keys and
-    values of every head at hand, in place of its latents. `palm` and `megatron` are for training and have neither;
+    `forward` and `train` are per token, the mean over the sequence, `train` being three times forward, under `exact`
+    and `hfu` without gradients that nothing needs (`skipped_flops`); `hfu` adds what is computed again.
+    `train_hardware` adds to `train` what `recompute` makes again: the pairs' work (selective), a whole forward (full),
+    or that of every n-th layer. `prefill` is a prompt of `context` tokens up to the first logits: an encoder-decoder
+    reads it and begins to write. `decode` is one token when `context` are in the sequence, itself included (of an
+    encoder-decoder: and as many were read), `decode_expanded` the same where MLA decodes with keys and values of every
+    head at hand, in place of its latents. `palm` and `megatron` are for training and have neither;
     `kaplan` has them for one tower.
 
     `documents` are the lengths of those packed into the sequence, which see themselves alone; the first `prefix` tokens
@@ -165,7 +179,7 @@ def count_flops(
     _check(table, context, convention, recompute, documents, prefix)
     passed = _passed(table, context, convention, documents, prefix)
     again = count_again(table, context, convention, recompute, documents, prefix)
-    train, hardware = count_training(passed.whole, passed.pairs, convention, recompute, again)
+    train, hardware = count_training(passed, convention, recompute, again)
     return {
         "convention": CONVENTIONS[convention],
         "context": context,
@@ -196,16 +210,16 @@ def count_again(
     return _passed(kept, context, convention, documents, prefix).whole
 
 
-def count_training(
-    whole: Amount, pairs: Amount, convention: str, recompute: str, layers: Amount = 0
-) -> tuple[Amount, Amount]:
+def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
     """Count the FLOPs of training on a sequence, without and with what is computed again, from those of its forward
-    pass, of the pairs in it, and of the `layers` that are computed again one by one."""
-    again = {"none": 0, "selective": pairs, "full": whole}.get(recompute, layers)
+    pass, and of the `layers` that are computed again one by one. Selective recomputation makes no choice again."""
+    pairs = passed.pairs - passed.choosing
+    again = {"none": 0, "selective": pairs, "full": passed.whole}.get(recompute, layers)
+    train = passed.whole * 3 - passed.skipped
     if convention == "hfu":
-        train = whole * 3 + pairs * (FLASH_BACKWARD - 2) + again
+        train = train + pairs * (FLASH_BACKWARD - 2) + again
         return train, train
-    return whole * 3, whole * 3 + again
+    return train, train + again
 
 
 def _passed(table: CostTable, context: int, convention: str, documents: Sequence[int] | None, prefix: int) -> PassFlops:
@@ -223,7 +237,8 @@ def _passed(table: CostTable, context: int, convention: str, documents: Sequence
     def pairs(look: Look) -> int:
         return sum(look.pairs(tokens, 0, context) for tokens in lengths) + look.shown_by(prefix)
 
-    return PassFlops(products, pair_flops(table, pairs), other)
+    choosing, skipped = pair_flops(table.forward_only(), pairs), skipped_flops(table, pairs, context)
+    return PassFlops(products, pair_flops(table, pairs), other, choosing, skipped)
 
 
 def _half_squares(table: CostTable, context: int) -> float:

@@ -1,9 +1,10 @@
 """Cut the layers of a model into the chunks of a pipeline, by the time that each layer is priced at.
 
 Price and program cut alike: `zoo.costs.parallel.stages` and `zoo.training.layout`. A layer's time is in proportion to
-its FLOPs for one sequence of so many tokens: its products, and attention over what its kind sees. An embedding looks
-up and costs nothing; the head costs its product. So Llama 3 405B has 15 layers on the first and on the last of 8
-stages, and 16 on each other (Dubey et al., 2024, Llama 3, §3.3.2, has a layer less on both for the same reason).
+its FLOPs of training on one sequence of so many tokens: its products, and attention over what its kind sees, forward
+and, but for an indexer, backward. An embedding looks up and costs nothing; the head costs its product. So Llama 3 405B
+has 15 layers on the first and on the last of 8 stages, and 16 on each other (Dubey et al., 2024, Llama 3, §3.3.2, has a
+layer less on both for the same reason).
 """
 
 from __future__ import annotations
@@ -32,19 +33,26 @@ def count_layers(spec: Priced) -> int:
 
 
 def time_layers(spec: Priced, context: int) -> list[int]:
-    """Give the FLOPs of each layer for one sequence, those of a tower's head with its last layer's."""
+    """Give the FLOPs of training each layer on one sequence, those of a tower's head with its last layer's."""
     table, sums = tabulate(spec), dict[tuple[str, str | None], float]()
     for row in table.parts:
         if row.kind is not None or row.slot not in BEFORE:
-            sums[row.where, row.kind] = sums.get((row.where, row.kind), 0.0) + count_part(row, context)
+            made = count_part(row, context) * count_passes(row)
+            sums[row.where, row.kind] = sums.get((row.where, row.kind), 0.0) + made
     for each in table.attentions:
-        sums[each.where, each.kind] = sums.get((each.where, each.kind), 0.0) + count_attention(each, context)
+        made = count_attention(each, context) * count_passes(each)
+        sums[each.where, each.kind] = sums.get((each.where, each.kind), 0.0) + made
     times: list[int] = []
     for name, tower in spec.towers().items():
         own = {kind: round(sums[name, kind] / tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern)}
         times += [own[kind] for kind in tower.pattern]
         times[-1] += round(sums.get((name, None), 0.0))
     return times
+
+
+def count_passes(row: PartRow | AttentionRow) -> int:
+    """Count what training computes of a part in times of its forward pass; the backward pass is twice that."""
+    return 3 if row.learns else 1
 
 
 def count_part(row: PartRow, context: int) -> float:

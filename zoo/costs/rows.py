@@ -98,6 +98,11 @@ class AttentionRow(NamedTuple):
     def slot(self) -> str:
         return self.roles[0]
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has a backward pass: the choice of an indexer has no gradient."""
+        return self.slot != "indexer"
+
 
 class RouterRow(NamedTuple):
     """A router of a kind of layer, how often a pass goes through it, and the `width` of what its experts read. Of the
@@ -127,6 +132,12 @@ class CostTable:
         """The rows of one tower."""
         kept = ([row for row in every if row.where == where] for every in (self.parts, self.attentions, self.routers))
         return CostTable(self.towers[where], {where: self.towers[where]}, *map(tuple, kept))  # type: ignore[arg-type]
+
+    def forward_only(self) -> CostTable:
+        """The rows of what has no backward pass: an indexer, whose choice has no gradient."""
+        parts = tuple(row for row in self.parts if not row.learns)
+        attentions = tuple(row for row in self.attentions if not row.learns)
+        return CostTable(self.spec, self.towers, parts, attentions, ())
 
     @cached_property
     def ties(self) -> dict[str, str | None]:

@@ -56,8 +56,9 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     `weights`, `gradients`, `optimizer` (the master copy among it, and `master` once more apart) are what ZeRO leaves
     there, `total` their sum; `offloaded` is what the host keeps of the optimizer's. What comes and goes: `cast`,
     autocast's copies, kept for a step's passes; `step`, what the update itself takes; with ZeRO 3 `gathered` and
-    `reducing`, what is whole in between (`gathered_bytes`). `bytes_per_param` is over the rank's `parameters` before
-    ZeRO. `tuned` says what trains, and which adapters there are; None is all, and none.
+    `reducing`, what is whole in between (`gathered_bytes`). `updated` is what the update moves: gradients, which it
+    reads, and weights, copies and states, which it reads and writes. `bytes_per_param` is over the rank's `parameters`
+    before ZeRO. `tuned` says what trains, and which adapters there are; None is all, and none.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
@@ -72,9 +73,11 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     kept = {"weights": weights, "gradients": gradients, "optimizer": own - away + master, "master": master}
     kept["total"] = kept["weights"] + kept["gradients"] + kept["optimizer"]
     gathered, reducing = gathered_bytes(stage, setup)
+    changed = list_state_rows(trained, setup)
     return {
         **kept,
         "offloaded": away,
+        "updated": gradients + 2 * (own - away + changed["weights"].bytes + changed["master"].bytes),
         "cast": cast_bytes(active, setup),
         "step": step_bytes(trained, setup),
         "gathered": gathered,
@@ -289,9 +292,12 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
     """
     if setup.zero < 3:
         return 0, 0
-    units = _list_units(stage, setup)
+    units, learning = (_list_units(stage, setup, only) for only in (False, True))
     runs = stage.runs()
-    own = [units.layers.get(kind, 0) + units.experts.get(kind, 0) for kind in dict.fromkeys(chain(*runs))]
+    own, reduced = (
+        [each.layers.get(kind, 0) + each.experts.get(kind, 0) for kind in dict.fromkeys(chain(*runs))]
+        for each in (units, learning)
+    )
     pairs = [
         units.layers.get(later, 0) + units.experts.get(later, 0) + units.layers.get(before, 0)
         for before, later in dict.fromkeys(chain(*map(pairwise, runs)))
@@ -299,17 +305,19 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
     computed = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
     gradient = max(computed, 2)
     both = gradient + widths(setup)[1]
-    reducing = max(units.last * gradient + max(own, default=0) * both, units.beside * both)
+    reducing = max(learning.last * gradient + max(reduced, default=0) * both, learning.beside * both)
     return (units.beside + max([*own, *pairs], default=0)) * computed, reducing
 
 
-def _list_units(stage: Stage, setup: Setup) -> WholeUnits:
+def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:
     """List the units of FSDP as the program has them (`zoo.training.layout`): each layer that is used once, the experts
-    of each where other ranks have others, and what is left."""
+    of each where other ranks have others, and what is left; all of their weights, or those that are `learning`."""
     layers: dict[tuple[str, str], int] = {}
     experts: dict[tuple[str, str], int] = {}
     beside = last = 0
     for piece in stage.pieces:
+        if learning and not piece.learns:
+            continue
         tower = stage.held.get(piece.where)
         if piece.kind is None or tower is None or len(tower.stack.stored()) < len(tower.pattern):
             beside += piece.params

@@ -84,7 +84,8 @@ class StepPlan:
 class StageWork(NamedTuple):
     """What a rank of a stage computes for one sequence in a forward pass: FLOPs of products inside `layers` and
     `beside` them, FLOPs of `attention`, and bytes that the pass saves (`saved`). `units` are the layers and ends that
-    FSDP gathers one by one. `index` is the stage's."""
+    FSDP gathers one by one. `index` is the stage's. Of `layers` and `attention` so many have no backward pass
+    (`once`)."""
 
     layers: float
     beside: float
@@ -92,6 +93,13 @@ class StageWork(NamedTuple):
     saved: float
     units: int
     index: int = 0
+    once: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def learning(self) -> StageWork:
+        """What has a backward pass."""
+        layers, attention = self.once
+        return self._replace(layers=self.layers - layers, attention=self.attention - attention, once=(0.0, 0.0))
 
 
 class StageTraffic(NamedTuple):
@@ -124,7 +132,7 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
     """Count what a rank of a stage computes for one sequence. `saved` are the bytes that each section of a pass saves
     of it on one rank alone, by the names of `list_sections`."""
     table = tabulate(stage)
-    layers = beside = kept = 0.0
+    layers = beside = kept = once = 0.0
     for row in table.parts:
         slot = row.slot if row.slot in (*BEFORE, *BEHIND) else "head"
         if row.kind is None and slot not in stage.ends[row.where]:
@@ -132,7 +140,9 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
         flops = count_part(row, context)
         inner = row.kind is not None and "router" not in row.roles
         layers, beside = (layers + flops, beside) if inner else (layers, beside + flops)
+        once += 0 if row.learns else flops
     attention = sum(count_attention(each, context) for each in table.attentions)
+    choosing = sum(count_attention(each, context) for each in table.attentions if not each.learns)
     for name, kind, count in stage.layers():
         kept += saved[f"{name}.layer:{kind}" if name else f"layer:{kind}"] * count
     for name, ends in stage.ends.items():
@@ -141,7 +151,7 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
         kept += saved[last] if "head" in ends and last in saved else 0
         kept += saved[first] if "embedding" in ends else 0
     units = sum(count for _, _, count in stage.layers()) + len(stage.ends)
-    return StageWork(layers, beside, attention, kept / tp, units, stage.index)
+    return StageWork(layers, beside, attention, kept / tp, units, stage.index, (once, choosing))
 
 
 def count_traffic(spec: Any, setup: Setup, stage: Stage) -> StageTraffic:
@@ -172,19 +182,23 @@ class PassTime(NamedTuple):
 
 def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
     """Time the compute of one microbatch. Of a backward pass the gradients of weights are one product for each of the
-    forward pass."""
+    forward pass, but those of indexers."""
     setup = plan.setup
     sequences = setup.batch / setup.cp
     dtype = "fp32" if setup.precision == "fp32" else setup.dtype
     rate = device.flops(dtype) * share_of_peak(device) * REACHED
     fast = device.flops("fp8") * MATMUL_FP8 * REACHED if plan.float8 else rate
-    products = work.layers / fast + work.beside / rate
-    attention = attention_seconds(work, plan, device)
+
+    def compute(part: StageWork) -> tuple[float, float]:
+        return part.layers / fast + part.beside / rate, attention_seconds(part, plan, device)
+
+    products, attention = compute(work)
+    undone, attended = compute(work.learning)
     moved = work.saved / (MEMORY_SHARE * device.bandwidth)
     forward = products + attention + FORWARD_MOVES * moved
-    inputs = products + FLASH_BACKWARD * attention + BACKWARD_MOVES * moved
-    again = attention if setup.recompute == "selective" else share_again(setup.recompute) * forward
-    return PassTime(forward * sequences, (inputs + again) * sequences, products * sequences)
+    inputs = undone + FLASH_BACKWARD * attended + BACKWARD_MOVES * moved
+    again = attended if setup.recompute == "selective" else share_again(setup.recompute) * forward
+    return PassTime(forward * sequences, (inputs + again) * sequences, undone * sequences)
 
 
 def attention_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> float:
@@ -301,8 +315,7 @@ def predict_step(
     each, once = exposed_seconds(sent, plan, cluster, attention)
     waits = PassTime(passes.forward + each / 2, passes.inputs + each / 2, passes.weights)  # layers wait in both
     bubble = bubble_seconds(plan.setup.pipeline, waits)
-    moved = held["gradients"] + 2 * (held["weights"] + held["optimizer"])  # states are read and written
-    update = moved / (MEMORY_SHARE * cluster.device.bandwidth)
+    update = held["updated"] / (MEMORY_SHARE * cluster.device.bandwidth)
     data = data_seconds(sent, work, plan, cluster, passes, held)
     communication = each * plan.microbatches + once + data
     return StepTime(passes.total * plan.microbatches, communication, bubble, update)

@@ -67,7 +67,7 @@ def _common_gradients(stage: Stage, setup: Setup) -> float:
     whole = {(row.where, row.path): row.part for row in tabulate(stage.spec).parts}
     here = {(piece.where, piece.path) for piece in stage.pieces}
     for row in tabulate(stage).parts:
-        if isinstance(row.part, Buffer):
+        if isinstance(row.part, Buffer) or not row.learns:
             continue
         for leaf, shape in row.part.shapes().items():
             path = f"{row.path}.{leaf}" if leaf else row.path
@@ -146,15 +146,17 @@ def split_data(stage: Stage, setup: Setup) -> DataTraffic:
     Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
     3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7). What stands beside the
     layers stays gathered from the first pass to the second, as FSDP2 has it. Replicas all-reduce what a rank has of the
-    sum."""
+    sum. Weights without a gradient, an indexer's, are gathered with their layer by 3, and not sent otherwise."""
     gathered, reduced, replicated, (weight, gradient, _, _) = 0.0, 0.0, 0.0, widths(setup)
     for piece in stage.pieces:
         ranks, replicas = setup.count_holders(piece.expert)
+        if setup.zero == 3:
+            gathered += (ranks - 1) * _sharded(piece, setup) * (1 if piece.kind is None else 2) * _width(setup)
+        if not piece.learns:
+            continue
         replicated += 2 * (replicas - 1) / replicas * _sharded(piece, setup) * gradient
         if setup.zero == 3:
-            sent = (ranks - 1) * _sharded(piece, setup)
-            gathered += sent * (1 if piece.kind is None else 2) * _width(setup)
-            reduced += sent * gradient
+            reduced += (ranks - 1) * _sharded(piece, setup) * gradient
         else:
             sent = piece.params * (ranks - 1) / ranks
             gathered += sent * (weight if setup.zero else 0)

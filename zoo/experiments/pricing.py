@@ -10,15 +10,12 @@ from zoo.errors import ConfigError
 from zoo.experiments.recipe import Laddering, Probing, Recipe, list_overrides
 from zoo.report.arms import ALIKE
 
-TRAINED = 3
-"""FLOPs of training for each of a forward pass."""
-
 
 def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
     """The costs of each arm that follow from its config: parameters, tokens and FLOPs of training, and the cache of a
     row. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
-        return {name: _price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
+        return {name: price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     if recipe.ladder is not None:
         return {name: _price_ladder(recipe.ladder, list_overrides(recipe, name)) for name in recipe.arms}
     return {name: _price(recipe.config_file(), list_overrides(recipe, name, short_form)) for name in recipe.arms}
@@ -42,7 +39,8 @@ def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
     return {"params": float(plan_ladder(asked.request(overrides)).rungs[-1].params)}
 
 
-def _price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
+def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
+    """What one training of a model on a probe costs, and the state that its rows keep."""
     from zoo.probes.battery import load_small
     from zoo.probes.catalogue import make_probe
 
@@ -54,7 +52,7 @@ def _price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     costs = {
         "params": priced["params"]["total"],
         "tokens": tokens,
-        "flops": TRAINED * tokens * priced["flops"]["forward"],
+        "flops": tokens * priced["flops"]["train"],
     }
     return {name: float(value) for name, value in {**costs, "cache_bytes": priced["kv_cache"]["bytes"]}.items()}
 

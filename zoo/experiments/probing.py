@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
 from zoo.experiments.judging import Ran
-from zoo.experiments.pricing import TRAINED, check_matched
-from zoo.experiments.recipe import Recipe, list_overrides
+from zoo.experiments.pricing import check_matched, price_probed
+from zoo.experiments.recipe import Probing, Recipe, list_overrides
 from zoo.experiments.running import find_folder
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
             )
     metrics = recipe.list_metrics(short_form)
     values = {metric: {name: read_metric(each, metric) for name, each in found.items()} for metric in metrics}
-    costs = {name: count_costs(each) for name, each in found.items()}
+    costs = {name: count_costs(form.probe, list_overrides(recipe, name), each) for name, each in found.items()}
     seconds = sum(each.seconds for each in found.values())
     return Ran(values, costs, seconds, describe_machine()), list(found.values())
 
@@ -65,13 +65,7 @@ def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
     return {each.seed: each.levels[int(level)][name] for each in outcome.seeds}
 
 
-def count_costs(outcome: Outcome) -> dict[str, float]:
-    """What one training of a model on a probe costs, and the state that its rows keep."""
-    from zoo.probes.catalogue import make_probe
-
-    probe = make_probe(outcome.probe, outcome.size, outcome.settings)
-    tokens = probe.rows * probe.steps * probe.seq_len
+def count_costs(probe: Probing, overrides: list[str], outcome: Outcome) -> dict[str, float]:
+    """What one training of a model on a probe costs, its seconds among it, and the state that its rows keep."""
     trainings = len(outcome.chosen) + len(outcome.seeds)
-    costs = {"params": outcome.params, "tokens": tokens, "flops": TRAINED * tokens * outcome.flops}
-    costs |= {"cache_bytes": outcome.state_bytes, "seconds": outcome.seconds / trainings}
-    return {name: float(value) for name, value in costs.items()}
+    return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}

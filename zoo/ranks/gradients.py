@@ -64,10 +64,10 @@ def sum_over_stages(model: Any) -> None:
 
 
 def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
-    """List the weights that train with the number of ranks of tensor parallelism that have the same values; and, where
-    only some of their values are on so many, marks of these."""
+    """List the weights that get a gradient with the number of ranks of tensor parallelism that have the same values;
+    and, where only some of their values are on so many, marks of these."""
     for name, each in model.named_parameters():
-        if each.requires_grad:
+        if each.requires_grad and model.shares.learns(name):
             yield model.shares.count_copies(name), each, model.shares.mark_common(name, each)
 
 

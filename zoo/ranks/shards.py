@@ -138,6 +138,10 @@ class Shares:
         """Count the ranks of tensor parallelism that have the same values of a tensor."""
         return 1 if self.tensor is None else self.tensor.cuts[name].copies
 
+    def learns(self, name: str) -> bool:
+        """Whether the loss gives a tensor a gradient on some rank of tensor parallelism."""
+        return self.tensor is None or self.tensor.cuts[name].learns
+
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring whole tensors of all stages to the first one."""
         return tensors if self.stages is None else self.stages.collect(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.lazy import F, torch
@@ -34,11 +34,13 @@ class Segment(NamedTuple):
 @dataclass(frozen=True)
 class Cut:
     """A tensor of which each of `ranks` ranks holds a part: of each segment along `dim` its share, those in the last
-    one filled up with zeros. A tensor that all have whole is its own part."""
+    one filled up with zeros. A tensor that all have whole is its own part. `learns` says whether the loss gives it a
+    gradient."""
 
     dim: int
     segments: tuple[Segment, ...]
     ranks: int
+    learns: bool = True
 
     @property
     def copies(self) -> int:
@@ -99,7 +101,7 @@ def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
     for where, tower in whole.towers().items():
         theirs = {name: (row.part, leaf) for name, row, leaf in placed_tensors(parts[where], tower.d_model, where)}
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
-            cuts[name] = compare_parts(row.part, theirs[name][0], leaf, ranks)
+            cuts[name] = replace(compare_parts(row.part, theirs[name][0], leaf, ranks), learns=row.learns)
     return cuts
 
 

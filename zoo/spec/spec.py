@@ -155,6 +155,11 @@ class Spec:
         share."""
         return 0
 
+    def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
+        """Count the forward FLOPs, among the three above, of products with a constant, to which no gradient goes: for
+        `pairs` pairs of `new` tokens."""
+        return 0
+
     def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the component's output. `self` holds numbers, `m` the weights by name; each axis declares its other
         arguments."""

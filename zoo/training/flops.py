@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 class TrainingFlops:
     """Counts the FLOPs of training on batches: three times a forward pass in which the head runs on the targets alone,
-    and a forward pass of the model that teaches, where one does. What recomputation makes again is no part of them.
+    without gradients that nothing needs (an indexer's), and a forward pass of the model that teaches, where one does.
+    What recomputation makes again is no part of them.
 
     Only a model all of which trains has them: frozen weights have no gradient, and not all activations have one.
     """
@@ -30,8 +31,8 @@ class TrainingFlops:
 
     def count(self, batch: Batch, targets: int) -> int:
         """Count the FLOPs of a batch with so many targets."""
-        forward = sum_forward(self.student, batch, targets)
-        return 3 * forward + sum(sum_forward(each, batch, targets) for each in self.teachers)
+        own = 3 * sum_forward(self.student, batch, targets) - sum_skipped(self.student, batch)
+        return own + sum(sum_forward(each, batch, targets) for each in self.teachers)
 
 
 def price_step(settings: Training, spec: Any) -> int | None:
@@ -40,19 +41,31 @@ def price_step(settings: Training, spec: Any) -> int | None:
     if not settings.objective.every_token or Start.of(settings).partly:
         return None
 
-    def forward(model: Any) -> int:
-        rows = RowFlops(model)
+    def forward(rows: RowFlops) -> int:
         return settings.batch_size * (rows.body(settings.seq_len) + settings.seq_len * rows.target)
 
-    return 3 * forward(spec) + sum(forward(each) for each in settings.objective.list_teachers())
+    student, teachers = RowFlops(spec), map(RowFlops, settings.objective.list_teachers())
+    skipped = settings.batch_size * student.skipped(settings.seq_len)
+    return 3 * forward(student) - skipped + sum(map(forward, teachers))
 
 
 def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
     """Sum up the forward FLOPs of a batch's rows."""
-    written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
-    body = len(batch.input_ids) * rows.body(batch.input_ids.shape[1], written)
-    shown = 0 if batch.prefix is None else sum(rows.shown(prefix) for prefix in batch.prefix.tolist())
+    body = len(batch.input_ids) * rows.body(*_measure(batch))
+    shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[0] for prefix in batch.prefix.tolist())
     return body + shown + targets * rows.target
+
+
+def sum_skipped(rows: RowFlops, batch: Batch) -> int:
+    """Sum up the FLOPs of gradients of a batch's rows that nothing needs."""
+    shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[1] for prefix in batch.prefix.tolist())
+    return len(batch.input_ids) * rows.skipped(*_measure(batch)) + shown
+
+
+def _measure(batch: Batch) -> tuple[int, int | None]:
+    """The tokens of a row, and those that a decoder writes."""
+    written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
+    return batch.input_ids.shape[1], written
 
 
 def count_run_parameters(run: Run) -> tuple[int, int]:

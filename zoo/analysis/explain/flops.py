@@ -43,10 +43,15 @@ class CoreFormula:
     look: Look
     copies: Term
     d_model: Any
+    learns: bool  # whether it has a backward pass
 
     def pairs(self, pairs: Any, decoding: bool = False) -> Term:
         core = self.attention.decode_flops if decoding else self.attention.core_flops
         return times(self.copies, core(pairs))
+
+    def constant(self, new: Any, pairs: Any) -> Term:
+        """Give the FLOPs of products with a constant, for `pairs` pairs of `new` tokens."""
+        return times(self.copies, self.attention.constant_flops(self.d_model, new, pairs))
 
     def other(self, new: Any, held: Any = 0) -> Term:
         """Give the FLOPs of updating and reading states, and of a table that all tokens share."""
@@ -59,7 +64,7 @@ def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
     for row in table.attentions:
         assert row.kind is not None
         name, copies = name_component(row.where, row.slot, row.tower, row.kind), count_layers(row.tower, row.kind)
-        yield CoreFormula(row.where, name, row.attention, row.look, copies, row.tower.d_model)
+        yield CoreFormula(row.where, name, row.attention, row.look, copies, row.tower.d_model, row.learns)
 
 
 class Flops:
@@ -71,14 +76,15 @@ class Flops:
         self.context = name_number("context", setup.tokens(self.model))
         self.cores = list(list_core_formulas(table))
         self.products: dict[str, tuple[ComponentFormula, Number]] = {}
+        self.chosen: list[Number] = []  # the cores that have no backward pass
 
     def lines(self) -> list[Line]:
         source = CONVENTIONS[self.convention]
         self._products()
         linear, pairs, other = self._linear(), self._pairs(), self._other()
-        made = PassFlops(*(made if made.value else term(0) for made in (linear, pairs, other))).whole
-        whole = self.sheet.add("forward of a sequence", made, SEQUENCE, source)
-        self._per_token(whole, pairs)
+        made = PassFlops(*(made if made.value else term(0) for made in (linear, pairs, other)))
+        whole = self.sheet.add("forward of a sequence", made.whole, SEQUENCE, source)
+        self._per_token(PassFlops(whole - pairs, pairs, 0, total(self.chosen), self._skipped()))
         if self.convention in ("exact", "hfu") and self.setup.document is None:
             self._prefill(pairs, other)
             self._decode()
@@ -128,6 +134,7 @@ class Flops:
                 if self.convention == "megatron" and core.look.causal and not core.look.cross:
                     made = made / term(2)
                 held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite_class(core.attention)))
+                self.chosen += [] if core.learns else held[-1:]
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
 
     def _seen(self, look: Look) -> tuple[Any, str]:
@@ -150,15 +157,29 @@ class Flops:
                 held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cite_class(core.attention)))
         return self.sheet.sum("states", held, SEQUENCE, "recurrent states, shared tables") if held else Number(0)
 
+    def _skipped(self) -> Term:
+        """Give the FLOPs of gradients that nothing needs, with a line for each product that has such."""
+        if self.convention not in ("exact", "hfu"):
+            return term(0)
+        idle = list_component_formulas(self.table, lambda row: 0 if row.learns else row.part.flops, stored=False)
+        why = "a choice has no gradient"
+        made = [self.sheet.add(f"{piece.name} that chooses", piece.all, TOKEN, why) for piece in idle]
+        constant = []
+        for core in self.cores:
+            if (found := core.constant(self.context, self._seen(core.look)[0])).value:
+                why = "a constant operand has no gradient"
+                constant.append(self.sheet.add(f"{core.name} with constants", found, SEQUENCE, why))
+        return (total(made) * term(self.context) + total(self.chosen)) * 2 + total(constant)
+
     # ---------------------------------------------------------------- figures
 
-    def _per_token(self, whole: Number, pairs: Number) -> None:
+    def _per_token(self, passed: PassFlops) -> None:
         mean = "the mean over a sequence's tokens"
-        self.sheet.add("forward", round(whole / term(self.context)), TOKEN, mean, "flops.forward")
+        self.sheet.add("forward", round(passed.whole / term(self.context)), TOKEN, mean, "flops.forward")
         documents, recompute = self.setup.documents(self.model), self.setup.recompute
         again = int(count_again(self.table, self.setup.tokens(self.model), self.convention, recompute, documents))
         layers = symbol("forward of those layers", again)
-        train, hardware = count_training(whole, pairs, self.convention, recompute, layers)
+        train, hardware = count_training(passed, self.convention, recompute, layers)
         why = "backward is twice forward: a product for each of its two inputs"
         self.sheet.add("train", round(train / term(self.context)), TOKEN, why, "flops.train")
         why = f"with recomputation: {recompute}"

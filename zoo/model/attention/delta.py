@@ -104,6 +104,10 @@ class GatedDelta(Attention, kind="gated_delta"):
     def state_flops(self) -> int:
         return 6 * self.n_v_heads * self.head_k_dim * self.head_v_dim  # recalling with k, writing, reading with q
 
+    def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
+        # What the first token recalls of the empty state, unless a decay has made it one that a gradient goes to.
+        return 0 if self.decay else 2 * self.n_v_heads * self.head_k_dim * self.head_v_dim
+
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         mixed = convolve(m.conv, torch.cat((m.q(x), m.k(x), m.v(x)), -1), step)

@@ -42,6 +42,9 @@ class Fourier(Attention, kind="fourier"):
     def state_flops(self) -> int:
         return 4 * self.d_model**2  # along the channels
 
+    def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
+        return self.core_flops(pairs) + self.state_flops() * new  # all: sines and cosines learn nothing
+
     def prepare(self, m: Weights | None, step: Step) -> None:
         assert step.positions is not None
         device, places = step.positions.device, step.positions  # B|1 T

@@ -78,6 +78,10 @@ class Nystrom(Attention, kind="nystrom"):
         inverse = 8 * ITERATIONS * self.n_heads * marks * marks * marks
         return 12 * width * new * marks + 4 * width * marks * marks + inverse
 
+    def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
+        """FLOPs of the two means, over tokens that are given."""
+        return 0 if self.n_landmarks is None else 4 * self.n_heads * self.head_dim * new * min(new, self.n_landmarks)
+
     def ask(self, dtype: str, **features: Any) -> Ask | None:
         if self.n_landmarks is not None:
             return None

@@ -74,6 +74,9 @@ class TransformerXL(Attention, kind="transformer_xl"):
         once, and compared with every query."""
         return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * (d_model + new)
 
+    def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
+        return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * d_model  # of the sinusoids
+
     def ask(self, dtype: str, **features: Any) -> Ask:
         width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
         heads = {"n_heads": self.n_heads, "n_kv_heads": self.n_heads}

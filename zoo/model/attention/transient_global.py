@@ -68,6 +68,9 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
         count, width = new // self.block_size, self.n_heads * self.head_dim
         return count * (2 * new * d_model + 4 * d_model * width + 4 * width * new)  # sums, keys and values, pairs
 
+    def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
+        return new // self.block_size * 2 * new * d_model  # which tokens are summed
+
     def ask(self, dtype: str, **features: Any) -> Ask:
         return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # global keys besides
 
