@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.bias import pick_last
 from zoo.model.activation import Activation
 from zoo.model.ffn import multiply_gate
 from zoo.model.norm import divide_by_rms
@@ -106,3 +107,14 @@ def test_a_gate_is_computed_again_under_the_autocast_of_the_forward_pass():
     wanted = gradients(under_autocast(lambda gate, up: act(gate) * up), *given)
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_what_is_picked_along_the_last_axis_has_the_gradient_of_a_gather_and_keeps_the_places_alone():
+    x = torch.randn(2, 3, 9, dtype=torch.float64, requires_grad=True)
+    places = torch.randint(9, (2, 3, 14))  # some more than once
+    found = gradients(lambda x: pick_last(x, places), x)
+    torch.testing.assert_close(found, gradients(lambda x: x.gather(-1, places), x))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        pick_last(x, places)
+    assert [each.data_ptr() for each in kept] == [places.data_ptr()]

@@ -89,7 +89,7 @@ EACH_SIZE = pytest.mark.parametrize(("vocabulary", "dtype"), [(4000, "bf16"), *M
             ["attention=mamba2", "position=none"],
             [
                 "position=relative_logits",
-                "relative_extent=16",
+                "relative_extent=1024",
                 "pattern=[near,layer]",
                 "layers={near:{attention:{window:40}}}",
             ],

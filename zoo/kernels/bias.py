@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
 
@@ -113,8 +114,36 @@ class ByDistance(Placed):
         distance = self.queries[..., :, None] - self.keys[..., None, :]  # B|- T S
         near = distance.clamp(0, self.logits.shape[3] - 1)
         # Heads stay behind queries until here: else the backward pass would copy a gradient as large as the logits.
-        drawn = self.logits.gather(-1, near[..., :, None, :].expand(*self.logits.shape[:3], -1))  # B T H S
+        drawn = pick_last(self.logits, near[..., :, None, :].expand(*self.logits.shape[:3], -1))  # B T H S
         return drawn.transpose(1, 2).masked_fill((distance != near)[..., None, :, :], 0.0)  # B H T S
+
+
+def pick_last(x: Tensor, places: Tensor) -> Tensor:
+    """Gather along the last axis. The backward pass keeps the places alone; that of torch's gather keeps x, too, which
+    here may be far wider than what is picked of it."""
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+        return _picking().apply(x, places)
+    return x.gather(-1, places)
+
+
+@functools.cache
+def _picking() -> Any:
+    """The autograd function, made on first use: torch is not imported to price a model."""
+
+    class Picking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+            ctx.shape = x.shape
+            ctx.save_for_backward(places)
+            return x.gather(-1, places)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
+            (places,) = ctx.saved_tensors
+            return g.new_zeros(ctx.shape).scatter_add_(-1, places, g), None
+
+    return Picking
 
 
 class OwnHeads(Bias):

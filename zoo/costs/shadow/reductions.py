@@ -94,6 +94,11 @@ def gather(x: Any, dim: int, places: Any) -> Any:
     return make_result("gather", [x], places.shape, x.dtype, saves=[x, places])
 
 
+def pick_last(x: Any, places: Any) -> Any:
+    """Apply `zoo.kernels.bias.pick_last`, which saves the places alone."""
+    return make_result("gather", [x], places.shape, x.dtype, saves=[places])
+
+
 def scatter_reduce(x: Any, dim: int, places: Any, source: Any, reduce: str) -> Any:
     saves = [x, places, source]
     return make_result("scatter_reduce", [x, source], x.shape, x.dtype, saves=saves, saves_result=True)

@@ -19,8 +19,9 @@ from zoo.costs.shadow.norms import divide_by_rms, fused_attention
 from zoo.costs.shadow.recording import (
     current_tape,
 )
+from zoo.costs.shadow.reductions import pick_last
 from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
-from zoo.kernels import attend, machine_of
+from zoo.kernels import attend, bias, machine_of
 from zoo.kernels.base import Kernel, Machine
 from zoo.model import ffn, norm
 from zoo.model.position import rotary
@@ -159,6 +160,7 @@ REPLACED = {
     (machine_of.__module__, machine_of.__name__): _machine_of,
     (norm.divide_by_rms.__module__, norm.divide_by_rms.__name__): lambda _: divide_by_rms,
     (ffn.multiply_gate.__module__, ffn.multiply_gate.__name__): lambda _: multiply_gate,
+    (bias.pick_last.__module__, bias.pick_last.__name__): lambda _: pick_last,
     (rotary.turn.__module__, rotary.turn.__name__): lambda _: replace_torch(rotary.turn_pairs),
 }
 """Functions with a wrapper or a substitute: `attend`; `machine_of`, which gives a machine with torch alone; and what
@@ -190,17 +192,17 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module uses torch, calls a function that stands in REPLACED, or takes one of a mixer's from a
-    module that uses torch."""
+    """Whether a class's module uses torch, calls a function that stands in REPLACED, or takes a position bias or one of
+    a mixer's functions from a module that uses torch."""
     return _uses_torch(cls.__module__) or any(
         (value.__module__, value.__name__) in REPLACED
         or (
             value.__module__ != cls.__module__
-            and value.__module__.startswith("zoo.model")
+            and (issubclass(value, bias.Bias) if isinstance(value, type) else value.__module__.startswith("zoo.model"))
             and _uses_torch(value.__module__)
         )
         for value in vars(sys.modules[cls.__module__]).values()
-        if isinstance(value, FunctionType)
+        if isinstance(value, FunctionType | type)
     )
 
 
