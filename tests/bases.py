@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from outcomes import VOCAB
-from tiny import AVERAGED, choices, needs
+from tiny import AVERAGED, DEEP, choices, needs
 
 from zoo.grammar import AXES, TOWERS
 from zoo.paths import conf_dir
@@ -95,6 +95,7 @@ for block in ("pre", "sandwich", "altup"):  # whose `norm` is none of those that
 TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
 """Layers of which every second one takes the choice of keys of the one before."""
 
+SOFTPLUS = "attention.gate_activation=softplus"
 BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "sentences": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "pooler={kind: next_sentence}"), ("pooler",)),
     "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
@@ -178,6 +179,26 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "attention.values_from=layer",
             "attention.decay_rank=9",
         ),
+    ),
+    "dynamic attention": (
+        "llama-tiny",
+        ("attention=dynamic_gqa", "attention.qk_norm={kind: l2_clip, threshold: 0.2}", "short_conv=3"),
+        ("attention", "attention.k_norm={kind: l2_clip, threshold: 0.1}", "attention.k_norm={kind: rmsnorm}"),
+    ),
+    "static convolution": (
+        "llama-tiny",
+        ("attention=dynamic_gqa", f"attention={{dynamic_conv: false, token_sinks: false, out_norm: {RMS}}}"),
+        ("attention",),
+    ),
+    "gated dynamic attention": (
+        "llama-tiny",
+        ("attention=dynamic_gqa", f"attention={{output_gate: true, clip: 0.8, qk_norm: {RMS}}}"),
+        ("attention.clip_normed=true", *(f"attention.gate_{each}" for each in ("over=head", "bias=true")), SOFTPLUS),
+    ),
+    "attention residuals": (
+        "llama-tiny",
+        (*DEEP, "short_conv=2"),
+        ("attention.separate_inputs=false", "block", "block.depth_read={norm: {kind: layernorm}}", "position"),
     ),
     "convolved latents": ("llama-tiny", ("attention=mla", "attention.short_conv=3"), ("attention",)),
     "convolved outputs": ("llama-tiny", ("block.out_conv={d_model: 32, width: 3}", "norm_eps=0.1"), ("block",)),

@@ -114,6 +114,16 @@ MIXED = {
         *("+block.out_conv={d_model:24,width:3}", "ffn=moe", "router=sigmoid_topk", "+router.n_shared=2"),
         "+shared_expert={kind:gated,d_ff:12,activation:{kind:silu},bias:false}",
     ],
+    "attention residuals": [
+        *("block=attention_residual", "attention=dynamic_gqa", "short_conv=4", "position=relative_logits"),
+        *("relative_extent=12", "relative_width=5", "n_layers=5", "pattern=[first,near,opens,layer,near]"),
+        "+attention={separate_inputs:true,conv_scale:0.4,output_gate:true,qk_norm:{kind:l2_clip},qk_norm_over:heads}",
+        "+attention.tempering={kind:log_ratio,floor:6,scale:0.3}",
+        "+attention.k_norm={kind:l2_clip,threshold:3.0,weight:false}",
+        *("+block.out_conv={d_model:24,width:3,scale:0.6}", "+block.opens=false"),
+        "+layers={near:{attention:{window:5,tempering:null,separate_inputs:false,dynamic_conv:false},n_heads:2,n_kv_heads:1,"
+        "position:{n_heads:2,extent:5}},opens:{block:{opens:true}},first:{block:{opens:true,reads_earlier:false}}}",
+    ],
     "channel mix": ["ffn=channel_mix"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
 }

@@ -14,6 +14,7 @@ import torch
 import transformers
 from cases_blocks_2026 import EMBEDDER, FEWER, GLIMMER, SPARK
 from cases_convolved_2026 import INKLING
+from cases_depth_2026 import INKLING2
 from cases_experts import QWEN, SMALL, YARN
 from cases_gemma import GEMMA4
 from cases_sparse import LARGE4, M3
@@ -184,6 +185,14 @@ WHOLE = [
         {**INKLING, "unpadded_vocab_size": 95},
         {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 4},
         {"image_token_id": 90, "audio_token_id": 91, "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8}},
+    ),
+    Whole(
+        "inkling2",
+        "Inkling2Config",
+        "Inkling2ForConditionalGeneration",
+        {**INKLING2, "unpadded_vocab_size": 95},
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "text_hidden_size": 32},
+        {"image_token_id": 90},
     ),
     Whole("qwen3_5", "Qwen3_5Config", "Qwen3_5ForConditionalGeneration", NEXT, NARROW, IDS),
     Whole("qwen3_5_moe", "Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration", NEXT_MOE, NARROW, IDS),

@@ -28,7 +28,8 @@ def agree(spec):
         for child, inner in module.named_children():
             norms = 0 if child in ("blocks", "embedding", "norm") else sum(held(norm) for norm in norms_of(inner))
             components["norm"] += norms
-            components[child] += held(inner) - norms if child != "blocks" else 0
+            component = "depth_read" if child == "final_read" else child
+            components[component] += held(inner) - norms if child != "blocks" else 0
         for index, kind in enumerate(tower.stack.stored()):
             kinds[f"{label}.{kind}".lstrip(".")] += held(module.blocks[index])
             for child, inner in module.blocks[index].named_children():
@@ -55,7 +56,8 @@ def parted(child, module):
         return {"norm": held(module)}
     axis = getattr(getattr(module, "spec", None), "axis", None)
     if axis != "ffn":
-        return {axis if axis in ("connection", "residual", "out_conv") else child.removeprefix("second_"): held(module)}
+        by_axis = axis in ("connection", "residual", "out_conv", "depth_read")
+        return {axis if by_axis else child.removeprefix("second_"): held(module)}
     inner = {"router": "router", "experts": "experts", "shared": "shared_expert"}
     parts = {label: held(getattr(module, key, None)) for key, label in inner.items()}
     return parts | {"ffn": held(module) - sum(parts.values())}

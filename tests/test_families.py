@@ -8,6 +8,7 @@ import cases_2025
 import cases_2026
 import cases_blocks_2026
 import cases_convolved_2026
+import cases_depth_2026
 import cases_encoders
 import cases_encoders_2026
 import cases_experts
@@ -59,6 +60,7 @@ CASES: list[Case] = [
     *cases_shared_2026.CASES,
     *cases_streams.CASES,
     *cases_convolved_2026.CASES,
+    *cases_depth_2026.CASES,
 ]
 
 

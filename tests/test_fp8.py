@@ -48,7 +48,7 @@ def refused_on_this_cpu(recipe: str) -> bool:
 
 MODELS = {"llama": [], "mixtral": ["ffn=moe"]}
 NEVER = re.compile(
-    r"router\.|shared_gate$|pos_[qk]$|\b[xd]t?_proj$|\.attention\.([abf]|decay_[ab]|rate_[ab]|entry_gate|index_gate)$|(^|\.)(head|embedding|pooler|streams|adapters|position|ngrams|\w+_connection)\.|\.join$|norm\.gate_[ab]$"
+    r"router\.|shared_gate$|pos_[qk]$|\b[xd]t?_proj$|\.attention\.([abf]|decay_[ab]|rate_[ab]|entry_gate|index_gate|sinks|k_taps|v_taps)$|(^|\.)(head|embedding|pooler|streams|adapters|position|ngrams|\w+_connection)\.|\.join$|norm\.gate_[ab]$"
 )
 """Of all nn.Linear, by name: scores of routers and gates, tables, time steps and decays, what is no layer's."""
 

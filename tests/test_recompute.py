@@ -4,7 +4,7 @@ import pytest
 import torch
 from loaded import load
 from saved import passes, saved_by, told
-from tiny import AVERAGED, every_choice, name, spec_of
+from tiny import AVERAGED, DEEP, every_choice, name, spec_of
 from tinyrun import compose_run, read_metrics, write_corpus
 from torch.utils.flop_counter import FlopCounterMode
 from tracked import StorageTracker
@@ -28,6 +28,7 @@ MODELS = {
     "softcap and window": lambda: spec_of(["attention.window=4", "attention.softcap=20"]),
     "latent": lambda: spec_of(["attention=mla"]),
     "averaged routers": lambda: spec_of(AVERAGED),
+    "attention residuals": lambda: spec_of(DEEP),
     "relative bias": lambda: spec_of(["position=t5"]),
     "recurrent": lambda: spec_of(["attention=mamba2", "position=none"]),
     "both towers": lambda: load("t5-small", [*SMALL, "head_dim=8"]),

@@ -42,6 +42,18 @@ CONVOLVED = [
 """Short convolutions inside and after sub-layers, logits of distances, shared experts that the router weighs."""
 
 
+DEEP = [
+    *("block=attention_residual", "attention=dynamic_gqa", "short_conv=3", "position=relative_logits"),
+    *("relative_extent=4", "position.norm={kind: l2_clip, threshold: 0.5}", "block.opens=false"),
+    "attention={separate_inputs: true, conv_scale: 0.4, output_gate: true, qk_norm: {kind: l2_clip, threshold: 0.7}}",
+    "attention={qk_norm_over: heads, k_norm: {kind: l2_clip, threshold: 0.9, weight: false}}",
+    *("block.out_conv={d_model: 32, width: 3, scale: 0.5}", "ffn.up_softcap=0.8", "pattern=[first,near,opens]"),
+    "layers={first: {block: {opens: true, reads_earlier: false}}, opens: {block: {opens: true}}, near: {attention: "
+    "{window: 4, separate_inputs: false, dynamic_conv: false}}}",
+]
+"""Sub-layers that read groups of layers over depth, some of them several vectors; and sinks of each token."""
+
+
 def choices(axis: str) -> list[str]:
     """List the packaged choices of an axis."""
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
@@ -95,6 +107,7 @@ NEEDS = {
     "attention=bottleneck": ["block=bottleneck", "bottleneck_width=12"],
     "block=bottleneck": ["bottleneck_width=10", "n_ffns=2"],  # more sums and norms make more of rounding
     "block=post_conv": ["kind=encoder"],
+    "block=attention_residual": ["pattern=[first,layer*2]", "layers={first: {block: {reads_earlier: false}}}"],
     "block=feed_forward": ["position=none"],
     "block=shared_attention": ["attention=mamba2"],
     "block=hyper": ["+streams={kind: weighted, count: 4}"],
@@ -131,6 +144,7 @@ def every_choice() -> Iterator[list[str]]:
     yield ["attention=cca", "attention.window=4", "attention.head_width=3", "block.residual={kind: affine}", *AVERAGED]
     yield ["attention=mamba", "attention.heads=2", "position=none"]
     yield CONVOLVED
+    yield DEEP
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
@@ -156,7 +170,7 @@ def readable(overrides: list[str]) -> list[str]:
         and mixes,
         "n_kv_heads": mixes
         and (
-            attention in ("gqa", "msa", "qsa", "cca", "differential", "sliding", "side_by_side")
+            attention in ("gqa", "dynamic_gqa", "msa", "qsa", "cca", "differential", "sliding", "side_by_side")
             or "shared_attention" in text
         ),
         "n_experts": "ffn=moe" in text,
@@ -183,8 +197,8 @@ def _made(overrides: tuple[str, ...], seed: int, dtype: str):
 
 def name(overrides: list[str]) -> str:
     """Make a test's label."""
-    if overrides == CONVOLVED:
-        return "convolved-outputs"
+    if overrides in (CONVOLVED, DEEP):
+        return "convolved-outputs" if overrides == CONVOLVED else "attention-residuals"
     if overrides in (MIXED, LENT):
         return "mixed-pattern" if overrides == MIXED else "lent-keys"
     return ",".join(overrides[:2]).split("={")[0]

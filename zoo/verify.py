@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from zoo.cache.cache import Cache
 from zoo.costs.activations import PassShape, list_sections
+from zoo.costs.again import tell_depths_apart
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.memory import training
@@ -214,9 +215,10 @@ def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
     sizes = {each.tensor.untyped_storage()._cdata: each.tensor.untyped_storage().nbytes() for each in saved}
     found = sum(size for storage, size in sizes.items() if storage not in known)
     del out
-    counted = list_sections(spec, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
+    apart = tell_depths_apart(spec)
+    counted = list_sections(apart, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
     note = f"torch's saved_tensors_hooks, {ids.shape[1]} tokens on a CPU"
-    yield _row("saved activations, bytes", _whole(spec, counted), found, note)
+    yield _row("saved activations, bytes", _whole(apart, counted), found, note)
 
 
 class _Saved:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from zoo.lazy import torch
 
@@ -28,20 +28,25 @@ class Entry:
 
     def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
         """Convert their tensors to ours."""
+        for step in self.steps:
+            theirs = step.read(list(theirs), self) if step.apart else theirs
         several = torch.stack if self.stacked else torch.cat
         whole = [several(list(theirs))] if self.stacked or self.segments else list(theirs)
         for step in self.steps:
-            whole = step.read(whole, self)
+            whole = whole if step.apart else step.read(whole, self)
         return whole
 
     def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
         """Convert our tensors to theirs."""
         parts = list(ours)
         for step in reversed(self.steps):
-            parts = step.write(parts, self)
+            parts = parts if step.apart else step.write(parts, self)
         if self.segments:
-            return list(parts[0].split(self.segments))
-        return list(parts[0].unbind(0)) if self.stacked else parts
+            parts = list(parts[0].split(self.segments))
+        parts = list(parts[0].unbind(0)) if self.stacked else parts
+        for step in reversed(self.steps):
+            parts = step.write(parts, self) if step.apart else parts
+        return parts
 
     @property
     def axis(self) -> int:
@@ -56,7 +61,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorStep:
-    """One conversion of tensors and its inverse."""
+    """One conversion of tensors and its inverse. One that is `apart` converts each of theirs before they are joined."""
+
+    apart: ClassVar[bool] = False
 
     number: int = 0
     numbers: tuple[int, ...] = ()
@@ -240,6 +247,19 @@ class Depthwise(TensorStep):
         return [each.squeeze(1) if each.ndim > 1 else each for each in tensors]
 
 
+class Lags(TensorStep):
+    """`lags`: their convolution of each channel by itself is [width, channels], with the weight of the token itself
+    first; ours [channels, 1, width], with it last."""
+
+    apart: ClassVar[bool] = True
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.mT.flip(-1).unsqueeze(1) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.squeeze(1).flip(-1).mT for each in tensors]
+
+
 class Decay(TensorStep):
     """`decay`: theirs is the decay A itself, ours the logarithm of -A."""
 
@@ -290,5 +310,6 @@ STEPS |= {
     "third": ThirdDimension,
     "blocks": Blocks,
     "ones": TrailingOnes,
+    "lags": Lags,
 }
 STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}

@@ -120,7 +120,8 @@ def _entries_for(
                 continue
             *index, leaf = match.groups()
             names = tuple(_filled(each, index) + leaf for each in rule.ours)
-            if not all(each in table for each in (*names, *rule.needs)):
+            needed = (_filled(each, index) for each in rule.needs)
+            if not all(each in table for each in (*names, *needed)):
                 continue
             part, shape = table[names[0]]
             whole = tuple(

@@ -30,6 +30,7 @@ from zoo.costs.shadow import (
 )
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.tuning import TunedModel
+from zoo.model.depth_read import count_earlier
 from zoo.model.lending import takes_average
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
@@ -221,6 +222,7 @@ class _Trace:
         self.lenders: set[str | None] = set()
         self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
         self.averages = any(map(takes_average, tower.blocks.values()))  # whether routers read those of earlier layers
+        self.earlier = dict(zip(tower.pattern, count_earlier(tower.blocks, tower.pattern), strict=True))
         self.keeps_average = False  # whether the layer that makes a depth average saves it, too
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
@@ -270,9 +272,20 @@ class _Trace:
         if takes_average(block):
             shape = (*x.shape[:2], block.ffn.router.d_router)
             step.taken_average = make_shadow(shape, x.dtype, "lent", grad=stream.wants_grad)
+        step.earlier = self._earlier(x, self.earlier.get(name, 0), stream.wants_grad)
         y = layer(stream, step)
-        given = [*(step.lent or ()), *([step.lent_average] if self.averages and step.lent_average is not None else ())]
-        read = [*(step.taken or ()), *([step.taken_average] if self.keeps_average and takes_average(block) else ())]
+        ends = [] if step.lent_earlier is None else [step.lent_earlier]
+        given = [
+            *ends,
+            *(step.lent or ()),
+            *([step.lent_average] if self.averages and step.lent_average is not None else ()),
+        ]
+        before = [] if step.earlier is None else [step.earlier]
+        read = [
+            *before,
+            *(step.taken or ()),
+            *([step.taken_average] if self.keeps_average and takes_average(block) else ()),
+        ]
         lent, taken = ({each.storage: None for each in found} for found in (given, read))
         roots = [y, *(loss for _, loss in step.losses), *given]
         saved = self.file(
@@ -287,6 +300,11 @@ class _Trace:
             section = self.prefix + f"layer:{name}"
             self.found[section] = self.found[section]._replace(lent=sum(each.nbytes for each in lent))
         return {each: None for each in saved if each not in taken}
+
+    def _earlier(self, x: Any, count: int, grad: bool) -> Any:
+        """The sums of so many earlier groups of layers for a stream like x [B, T, D], None of none."""
+        shape = (*x.shape[:2], count, x.shape[2])
+        return make_shadow(shape, DTYPES["float32"], "earlier", grad=grad) if count else None
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
         """Make the layers' input and the scene, as `Tower.run` does."""
@@ -307,15 +325,20 @@ class _Trace:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
+        read: list[Storage] = []  # what layers keep
+        if tower.final_read:
+            count = self.earlier[tower.pattern[-1]] + tower.blocks[tower.pattern[-1]].opens_group
+            earlier = self._earlier(x, count, x.wants_grad)
+            single, read = m.final_read(single, earlier), [] if earlier is None else [earlier.storage]
         hidden = m.norm(single) if tower.has_final_norm else single
         hidden = m.project(hidden) if tower.out_width else hidden
         head = replace_torch(tower.head)
         logits = m.head(head.gather(hidden, head.mark(ids, None)))
-        self.file("head", begun, [hidden if logits is None else logits], x)
+        self.file("head", begun, [hidden if logits is None else logits], x, read)
         if logits is not None:
             targets = make_shadow((logits.shape[0] * logits.shape[1],), INT64, "targets")
             loss = cross_entropy(logits.float().flatten(0, 1), targets)
-            self.file("loss", begun, [loss], x)
+            self.file("loss", begun, [loss], x, read)
         return hidden
 
     def file(

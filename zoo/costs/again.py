@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.costs.rows import PricedPart
 from zoo.errors import ConfigError, did_you_mean
+from zoo.model.depth_read import count_earlier
 
 RECOMPUTE = ("none", "selective", "full")
 """What is computed again, by name; and `every_N`."""
@@ -56,10 +57,36 @@ def keeps_input(name: str, recompute: str) -> bool:
     return recompute == "full" and (piece.startswith("layer:") or piece == "shared")
 
 
+def tell_depths_apart(spec: Any) -> Any:
+    """Give layers of a kind that read other numbers of earlier groups kinds of their own; the same model where none
+    does."""
+    towers = {name: split_by_depth(tower) for name, tower in spec.towers().items()}
+    if all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True)):
+        return spec
+    return PricedPart(towers, spec)
+
+
+def split_by_depth(tower: Any) -> Any:
+    """The same for one tower."""
+    if not any(block.reader for block in tower.blocks.values()):
+        return tower
+    counts: dict[str, set[int]] = {}
+    each = count_earlier(tower.blocks, tower.pattern)
+    for kind, count in zip(tower.pattern, each, strict=True):
+        counts.setdefault(kind, set()).add(count)
+    pattern = tuple(name_part(k, n) if len(counts[k]) > 1 else k for k, n in zip(tower.pattern, each, strict=True))
+    if pattern == tower.pattern:
+        return tower
+    made = copy(tower)  # not `replace`: see `_mark`
+    blocks = {label: tower.blocks[kind] for label, kind in zip(pattern, tower.pattern, strict=True)}
+    vars(made).update(pattern=pattern, blocks=blocks)
+    return made
+
+
 def mark_layers(spec: Any, recompute: str) -> Any:
-    """Give the layers that `every_n` computes again a kind of their own, by the suffix AGAIN; the same model for other
-    names. Raises ConfigError where that is no layer."""
-    every = read_every(recompute)
+    """Give the layers that `every_n` computes again a kind of their own, by the suffix AGAIN, and those that read other
+    numbers of earlier groups; the same model where there are none. Raises ConfigError where `every_n` is no layer."""
+    spec, every = tell_depths_apart(spec), read_every(recompute)
     if every is None:
         return spec
     towers = {name: _mark(tower, every) for name, tower in spec.towers().items()}

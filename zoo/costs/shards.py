@@ -114,6 +114,8 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
         return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
     if stages > 1 and any(block.attention.lender is not None for block in blocks):
         return [f"pp: is {stages}, and layers read keys or values of earlier ones, which another stage may have (pp=1)"]
+    if stages > 1 and any(block.reader for block in blocks):
+        return [f"pp: is {stages}, and layers read the sums of earlier ones, which another stage may have (pp=1)"]
     if stages > 1 and any(map(takes_average, blocks)):
         return [f"pp: is {stages}, and routers read an earlier one's, which another stage may have (pp=1)"]
     if layers >= schedule.n_chunks:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import FEW, NAMES, count_traces, extrapolate, recurrent_stride
+from zoo.costs.again import split_by_depth
 from zoo.costs.shadow import (
     DTYPES,
     INT64,
@@ -51,7 +52,7 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
 
     Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
     """
-    towers = {name: _each_kind_once(tower) for name, tower in spec.towers().items()}
+    towers = {name: _each_kind_once(split_by_depth(tower)) for name, tower in spec.towers().items()}
     stride = recurrent_stride(towers.values())
     if stride is None or run.context < 2 * FEW * stride:
         return _traced(towers, run)

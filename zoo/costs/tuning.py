@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from zoo.costs.again import name_part
 from zoo.costs.parallel import RankTensor
 from zoo.costs.rows import PricedPart
+from zoo.model.depth_read import count_earlier
 from zoo.spec import Buffer, Experts, Tied, owner_of, placed_tensors, rows
 
 LOW_RANK = "lora"
@@ -88,10 +89,11 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
         own = [_tune(f"{prefix}blocks.{tower.stack.index(i)}.", frozen, tuning) for i in range(len(tower.pattern))]
         ends[where] = _tune(prefix, frozen, tuning)
         before = _trains_first(where, tower, ends[where])
-        labels: dict[tuple[str, PartTuning], str] = {}
+        labels: dict[tuple[str, PartTuning, int], str] = {}
         pattern = []
-        for kind, each in zip(tower.pattern, own, strict=True):
-            key, block = (kind, replace(each, reached=before)), tower.blocks[kind]
+        earlier = count_earlier(tower.blocks, tower.pattern)
+        for kind, each, count in zip(tower.pattern, own, earlier, strict=True):
+            key, block = (kind, replace(each, reached=before), count), tower.blocks[kind]
             label = labels.setdefault(key, name_part(kind, len(labels)))
             pattern.append(label)
             layers[where, label] = key[1]
@@ -100,7 +102,7 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
         reached[where] = before
         made = copy(tower)
         vars(made).update(
-            pattern=tuple(pattern), blocks={label: tower.blocks[kind] for (kind, _), label in labels.items()}
+            pattern=tuple(pattern), blocks={label: tower.blocks[kind] for (kind, *_), label in labels.items()}
         )
         towers[where] = made
     adapters = tuple(_list_adapters(spec, tuning))

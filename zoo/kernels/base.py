@@ -32,9 +32,9 @@ class Ask:
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
     "none". `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens).
-    `chosen`: each layer chose the keys that a query sees, so that it has a mask of its own. `lengths`: each row has its
-    own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer
-    queries than keys, T < S. `dropout`: some of the probabilities are dropped, as in training.
+    `token_sinks`: each query has sinks of its own. `chosen`: each layer chose the keys that a query sees, so that it
+    has a mask of its own. `lengths`: each row has its own number of keys. `page`: the page size of a paged cache in
+    tokens. `short_q`: fewer queries than keys, T < S. `dropout`: some of the probabilities are dropped, as in training.
     """
 
     dtype: str
@@ -47,6 +47,7 @@ class Ask:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+    token_sinks: bool = False
     bias: str = "none"
     padding: bool = False
     documents: bool = False
@@ -74,8 +75,9 @@ class Call:
 class Scores:
     """How scores are made from q and k and which of them count: all that a kernel takes beside q, k and v.
 
-    `sinks` [H] are gpt-oss's learned sinks. `dropout` says which probabilities are dropped. With `pages` [B, P], k and
-    v are pools of pages [N, page, K, C], and row b's keys are those of pages[b] in order.
+    `sinks` [H] are gpt-oss's learned sinks, or [B, T, H] those of each query (Inkling 2). `dropout` says which
+    probabilities are dropped. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row b's keys are
+    those of pages[b] in order.
     """
 
     mask: Mask

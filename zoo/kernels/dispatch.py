@@ -68,12 +68,12 @@ def attend(
 
     Scores are scaled, softcapped (c·tanh(s/c)), biased and masked, in this order; the softmax is taken in float32.
     `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] adds to each head's softmax a logit
-    without a value (gpt-oss). A query that sees no key gives 0; the output of padding is not specified. K and V are
-    cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
-    its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
-    slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`.
-    `dropout` says which probabilities training drops, without a cache alone. `chosen` holds the kernel that
-    an earlier call with the same arguments but for the tensors chose; an empty list is given it.
+    without a value (gpt-oss), [B, T, H] to that of each query. A query that sees no key gives 0; the output of padding
+    is not specified. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K,
+    C]: row b's keys are those of its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With
+    `rows`, k and v are pools of slots [N, K, C], and each row's keys, mask and bias are those that it names, in place
+    of `mask` and `bias`. `dropout` says which probabilities training drops, without a cache alone. `chosen` holds the
+    kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
     With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
     al., 2022). Raises KernelError when the kernel named cannot do it.
     """
@@ -216,6 +216,7 @@ def _ask(
         needs_grad=wanted and torch.is_grad_enabled(),
         softcap=softcap,
         sinks=sinks is not None,
+        token_sinks=sinks is not None and sinks.ndim > 1,
         bias="none" if bias is None else bias.kind,
         page=None if pages is None else k.shape[1],
         dropout=dropout,

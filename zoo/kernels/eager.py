@@ -61,13 +61,15 @@ class Eager(Kernel):
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
-    """Softmax over the visible keys [B, H, T, S]. `sinks` [H] is one more logit, whose share is then dropped."""
+    """Softmax over the visible keys [B, H, T, S]. `sinks` [H] or [B, T, H] is one more logit, whose share is then
+    dropped."""
     if seen is not None:
         # The lowest finite score, not -inf: a query that sees no key gives no NaN, forward or backward.
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     if sinks is None:
         chances = scores.softmax(-1)
     else:
-        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)  # B H T 1
+        each = sinks[None, None] if sinks.ndim == 1 else sinks
+        column = each.to(scores.dtype).mT[..., None].expand(*scores.shape[:3], 1)  # B H T 1
         chances = torch.cat((scores, column), -1).softmax(-1)[..., :-1]
     return chances if seen is None else chances.masked_fill(~seen, 0)

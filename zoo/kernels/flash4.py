@@ -41,6 +41,8 @@ class Flash4(Flash):
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.bias == "alibi":
             return "flash-attn 4 has no ALiBi but as code of its own language"
+        if ask.token_sinks:
+            return "flash-attn 4 has one sink for a head, not one for each of its queries"
         widths = ask.head_dim, ask.v_head_dim
         if ask.page and any(width % PAGED for width in widths):
             return f"flash-attn 4 reads pages of heads in multiples of {PAGED}, found {widths}"

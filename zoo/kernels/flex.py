@@ -89,7 +89,8 @@ class Flex(Kernel):
         drawn = _drawn(how.mask, how.sinks is not None and not _gives_sums(q.device), q.device)
         if torch.compiler.is_compiling():  # the code compiled around this call inlines it, with its own lengths
             return _attend(q, k, v, drawn, how)
-        how = replace(how, mask=drawn.mask, bias=_spacious(how.bias, how.mask), pages=None)
+        sinks = _vary_sinks(how.sinks, not _gives_sums(q.device))
+        how = replace(how, mask=drawn.mask, bias=_spacious(how.bias, how.mask), pages=None, sinks=sinks)
         _vary(q, k, v, axes=(0, 1))
         with torch.compiler.set_stance("default"), torch._dynamo.config.patch(OPTIONS):
             return _compiled()(q, k, v, drawn, how)
@@ -164,6 +165,15 @@ def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
         like.tensor = _roomy(like.tensor, 2)
     mask.kept["flex bias"] = bias, like
     return like
+
+
+def _vary_sinks(sinks: Tensor | None, column: bool) -> Tensor | None:
+    """Mark the sinks of each query [B, T, H] as those of any number of queries, padded where the kernel reads them."""
+    if sinks is None or sinks.ndim == 1:
+        return sinks
+    sinks = _roomy(sinks.movedim(1, -1), 1).movedim(-1, 1) if column else sinks
+    _vary(sinks, axes=(0, 1))
+    return sinks
 
 
 def _roomy(tensor: Any, axes: int) -> Any:
@@ -286,7 +296,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tenso
             score = softcap * torch.tanh(score / softcap)
         if bias is not None:
             score = score + bias.at(row, head, query, (key - 1).clamp(min=0) if column else key)
-        return torch.where(key == 0, sinks[head].float(), score) if column else score  # type: ignore[index]
+        if not column:
+            return score
+        sink = sinks[head] if sinks.ndim == 1 else sinks[row, query, head]  # type: ignore[union-attr, index]
+        return torch.where(key == 0, sink.float(), score)
 
     lengths, size = (q.shape[1], k.shape[1]), (drawn.size, drawn.size)
     block_mask = BlockMask(lengths, *drawn.blocks, BLOCK_SIZE=size, mask_mod=_shows(how.mask, column))
@@ -297,7 +310,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tenso
     y = attention(q, k, v, scored, block_mask, how.scale, shared, kernel_options=_options(q, k, v), return_aux=aux)
     if aux is not None:
         y, sums = y
-        y = (y * torch.sigmoid(sums.lse - sinks.float()[:, None])[..., None]).to(y.dtype)  # type: ignore[union-attr]
+        assert sinks is not None
+        each = sinks[None, None] if sinks.ndim == 1 else sinks  # B|1 T|1 H
+        y = (y * torch.sigmoid(sums.lse - each.float().mT)[..., None]).to(y.dtype)
     return y.transpose(1, 2)  # B T H Cv
 
 

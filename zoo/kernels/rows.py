@@ -101,8 +101,10 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, rows: PoolRows, choose: Any, **
     from zoo.kernels.base import Scores
 
     queries = rows.split(q)
+    sinks = scores.pop("sinks", None)
+    own = rows.split(sinks) if sinks is not None and sinks.ndim > 1 else [sinks] * len(rows.rows)
+    hows = [Scores(row.mask, bias=row.bias, sinks=sink, **scores) for row, sink in zip(rows.rows, own, strict=True)]
     if not rows.kernels:
-        hows = [Scores(row.mask, bias=row.bias, **scores) for row in rows.rows]
         rows.kernels += [choose(each, k[None], v[None], how) for each, how in zip(queries, hows, strict=True)]
     plan = rows.plan(q, k, v)
     done = {} if plan is None else plan.attend(queries, k, v, scores["scale"])
@@ -113,7 +115,7 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, rows: PoolRows, choose: Any, **
             keys, values = row.read(k).to(q.dtype), row.read(v).to(q.dtype)
             if rows.packs:
                 keys, values = keys.contiguous(), values.contiguous()
-            done[place] = rows.kernels[place](queries[place], keys, values, Scores(row.mask, bias=row.bias, **scores))
+            done[place] = rows.kernels[place](queries[place], keys, values, hows[place])
     return rows.join([done[place] for place in range(len(rows.rows))], q.shape[1])
 
 

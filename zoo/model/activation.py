@@ -111,6 +111,15 @@ class SiLU(Activation, kind="silu"):
         return F.silu(x)
 
 
+class SiLUSoftcapped(Activation, kind="silu_softcapped"):
+    """c·tanh(x/c)·σ(x): SiLU whose linear factor is bounded by c = `softcap` (Thinking Machines, 2026, Inkling 2)."""
+
+    softcap: PositiveFloat = 4.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.softcap * torch.tanh(x / self.softcap) * F.sigmoid(x)
+
+
 class HardSwish(Activation, kind="hardswish"):
     """x·min(max(0, x + 3), 6)/6 (Howard et al., 2019, MobileNetV3)."""
 

@@ -72,8 +72,8 @@ class Gated(FFN, kind="gated"):
     `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022). `down_bias` is that of W_down,
     as `bias` unless given (GTE has it alone). With `sparsity` s the gate is relu(g − mean(g) − Φ⁻¹(s)·std(g)) for
     g = x·W_gate, so that about 1 − s of its channels are not 0 (Gemma 3n, 2025). `limit` L bounds x·W_gate from above,
-    and holds x·W_up within ±L (DeepSeek-V4, 2026). With `global_scale` the result is multiplied by one learned number
-    (Inkling, 2026).
+    and holds x·W_up within ±L (DeepSeek-V4, 2026); `up_softcap` bounds x·W_up by c·tanh(x·W_up/c) (Inkling 2, 2026).
+    With `global_scale` the result is multiplied by one learned number (Inkling, 2026).
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -87,7 +87,13 @@ class Gated(FFN, kind="gated"):
     down_bias: bool | None = None
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
     limit: PositiveFloat | None = None
+    up_softcap: PositiveFloat | None = None
     global_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.up_softcap is not None:
+            found = f"limit={self.limit} and up_softcap={self.up_softcap}"
+            raise ValueError(f"{found} both bound what `up` gives (one of them)")
 
     @property
     def summed(self) -> int:
@@ -124,7 +130,8 @@ class Gated(FFN, kind="gated"):
         return gate if self.limit is None else gate.clamp(max=self.limit)
 
     def _up(self, m: Weights, x: Tensor) -> Tensor:
-        return m.up(x) if self.limit is None else m.up(x).clamp(-self.limit, self.limit)
+        up = m.up(x) if self.limit is None else m.up(x).clamp(-self.limit, self.limit)
+        return up if self.up_softcap is None else self.up_softcap * torch.tanh(up / self.up_softcap)
 
 
 class GatedClamped(FFN, kind="gated_clamped"):

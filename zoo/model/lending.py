@@ -84,9 +84,9 @@ def find_average_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
 
 
 class Lending:
-    """What the layers of one pass are given besides the stream: keys and values of earlier layers, the depth average of
-    the last router that made one, inputs that the embedding made for each, and what went into the first (`embedded`),
-    for those that read it."""
+    """What the layers of one pass are given besides the stream: keys and values of earlier layers, sums of earlier
+    groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, and
+    what went into the first (`embedded`), for those that read it."""
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Lending:
         takers = {name for name, block in blocks.items() if takes_average(block)}
         self._averaging = [name in takers for name in pattern] if takers else []
         self._average: Tensor | None = None
+        self.earlier: Tensor | None = None  # B T S D, sums of the groups of layers that have ended
 
     def open(self, index: int, step: Step) -> None:
         """Give a layer's step what it takes, before the layer is run."""
@@ -113,6 +114,7 @@ class Lending:
         step.lends = index in self._last
         if self._averaging and self._averaging[index]:
             step.taken_average = self._average
+        step.earlier = self.earlier
 
     def close(self, index: int, step: Step) -> None:
         """Keep what later layers take, once a layer has run, and let go what none takes any more."""
@@ -120,6 +122,8 @@ class Lending:
             self._lent[index] = step.lent
         if step.lent_average is not None:
             self._average = step.lent_average
+        if step.lent_earlier is not None:
+            self.earlier = step.lent_earlier
         source = self.sources.get(index)
         if source is not None and self._last[source] == index:
             del self._lent[source]

@@ -148,6 +148,24 @@ class LayerNorm(Norm, kind="layernorm"):
         return (y if shift is None else y + shift).to(x.dtype)
 
 
+class L2Clip(Norm, kind="l2_clip"):
+    """x · min(1, threshold / (‖x‖ + 1e-6)) in place of a norm: vectors longer than `threshold` are shortened to it.
+    With `weight` x is multiplied by it before (Thinking Machines, 2026, Inkling 2). `heads` is as for RMSNorm."""
+
+    threshold: PositiveFloat = math.sqrt(512)
+    weight: bool = True
+    heads: PositiveInt | None = None
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        shape = (self.heads, d_model) if self.heads else (d_model,)
+        return {"weight": Weight(shape, init=1.0)} if self.weight else {}
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        y = x.float() * m.weight.float() if self.weight else x.float()
+        size = torch.linalg.vector_norm(y, dim=-1, keepdim=True) + 1e-6
+        return (y * (self.threshold / size).clamp(max=1.0)).to(x.dtype)
+
+
 class DyT(Norm, kind="dyt"):
     """tanh(alpha · x) · weight + bias in place of a norm, with one trained alpha (Zhu et al., 2025, dynamic tanh).
 
@@ -211,8 +229,10 @@ class Gated(Norm, kind="gated"):
 def give_weights(norm: Norm, count: int) -> Norm:
     """The norm of so many vectors [count, D], each with a weight of its own. Raises ValueError for a kind that has none
     of them."""
-    if not isinstance(norm, RMSNorm | LayerNorm):
-        raise ValueError(f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm or layernorm)")
+    if not isinstance(norm, RMSNorm | LayerNorm | L2Clip):
+        raise ValueError(
+            f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm, layernorm or l2_clip)"
+        )
     return replace(norm, heads=count)
 
 

@@ -139,6 +139,8 @@ class Step:
     lends: bool = False  # whether later layers read this one's keys and values
     lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
     taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own
+    earlier: Tensor | None = None  # B T S D, normalised sums of the groups of layers before this one's, if any
+    lent_earlier: Tensor | None = None  # these with one more, where a layer opens a group, once it has run
     lent_average: Tensor | None = None  # B T R, this layer's router's depth average, once the layer has run
     taken_average: Tensor | None = None  # B T R, that of an earlier layer's router
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
@@ -308,6 +310,10 @@ class Step:
     def lend_average(self, average: Tensor) -> None:
         """Keep the depth average [B, T, R] that a router makes for those of later layers."""
         self.lent_average = average
+
+    def lend_earlier(self, earlier: Tensor) -> None:
+        """Hand the sums of groups [B, T, S, D] to the layers behind this one, which opens the next group."""
+        self.lent_earlier = earlier
 
     def take_average(self, like: Tensor) -> Tensor:
         """What the router of an earlier layer lends [B, T, R], as large as `like`. A layer that is priced by itself has

@@ -13,6 +13,7 @@ from zoo.errors import ConfigError
 from zoo.kernels.choosing import Choice
 from zoo.lazy import torch
 from zoo.model.block.base import Block
+from zoo.model.depth_read import DepthRead
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
@@ -170,6 +171,11 @@ class Tower(Topology):
         return range(len(self.pattern)), True
 
     @property
+    def final_read(self) -> DepthRead | None:
+        """What reads the groups of layers once more before the final norm, where layers read them."""
+        return self.blocks[self.pattern[-1]].reader
+
+    @property
     def takes_types(self) -> bool:
         """Whether it is told which text of a row a token is of: its embedding, or its attention."""
         embedded = getattr(self.embedding, "n_types", None)
@@ -187,6 +193,7 @@ class Tower(Topology):
             **({"position": position} if self.has_position else {}),
             **({"streams": Sized(self.streams, d_model)} if self.streams else {}),
             "blocks": self.stack,
+            **({"final_read": self.final_read} if self.final_read else {}),
             **({"norm": self.norm} if self.has_final_norm else {}),
             **({"project": Linear(d_model, self.out_width, self.out_bias)} if self.out_width else {}),
             **({"pooler": self.pooler} if self.pooler else {}),
@@ -263,6 +270,7 @@ class Tower(Topology):
         if not ends:
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
+        x = m.final_read(x, lending.earlier) if self.final_read else x
         normed = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(normed) if self.out_width else normed, scene.own)
         pooled = m.pooler(seam.gather(normed, scene.own) if self.out_width else hidden) if self.pooler else None

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from zoo.model.depth_read import find_depth_faults
 from zoo.model.head import TABLE
 from zoo.model.lending import find_average_faults, find_lending_faults
 from zoo.spec import Linear, Tied
@@ -37,6 +38,8 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
             yield ("blocks", name), f"takes {block.streams} vectors of a token, and the model has {count} ({would})"
     for name, text in find_lending_faults(tower.blocks, tower.pattern):
         yield ("blocks", name, "attention", tower.blocks[name].attention.lender_field), text
+    for name, text in find_depth_faults(tower.blocks, tower.pattern):
+        yield ("blocks", name), text
     for name, text in find_average_faults(tower.blocks, tower.pattern):
         yield ("blocks", name, "ffn", "router", "depth_average"), text
 

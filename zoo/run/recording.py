@@ -74,6 +74,9 @@ class RecordingStep(Step):
     def lend_average(self, average: Any) -> None:
         self._ask(Step.lend_average, average)
 
+    def lend_earlier(self, earlier: Any) -> None:
+        self._ask(Step.lend_earlier, earlier)
+
     def take(self) -> tuple[Any, ...]:
         return self._ask(Step.take)
 
@@ -104,7 +107,7 @@ def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *
     Step.choose(step, partial(pick, **how), k, *queries)
 
 
-TELLING = frozenset({Step.hold, Step.state, Step.lend, Step.lend_average, _choose})
+TELLING = frozenset({Step.hold, Step.state, Step.lend, Step.lend_average, Step.lend_earlier, _choose})
 """What a layer tells its Step, or asks of it in vain: calls that give no tensor, and are made again."""
 
 
@@ -273,10 +276,14 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
     return any(each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
 
 
+BESIDE = ("given", "embedded", "ids", "taken_average", "earlier")
+"""Tensors that a layer is given beside the stream."""
+
+
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
     found = []
-    for name in ("tables", "entry_tables", "pool_tables", "positions", "given", "embedded", "ids", "taken_average"):
+    for name in ("tables", "entry_tables", "pool_tables", "positions", *BESIDE):
         value = getattr(step, name)
         if isinstance(value, torch.Tensor):
             found.append((id(value), (name,)))

@@ -8,6 +8,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     delta,
     differential,
     disentangled,
+    dynamic_gqa,
     fourier,
     gqa,
     in_turn,

@@ -67,6 +67,11 @@ class Attention(Spec, axis="attention"):
         return bool(self.state())
 
     @property
+    def n_inputs(self) -> int:
+        """How many vectors of a token it reads: x [B, T, N, D] where it is more than one."""
+        return 1
+
+    @property
     def visible_window(self) -> int | None:
         """The window W: a causal query sees W keys, itself included; others see W to either side. None for all."""
         return None

@@ -313,16 +313,24 @@ class GQA(SoftmaxAttention, kind="gqa"):
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.lend(*step.remember(k=k, v=v))
+        return self._attend(m, x, q, k, v, step)
+
+    def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        """What queries q [B, T, H, C], made of x [B, T, D], give of keys [B, S, K, C] and values [B, S, K, V]."""
         if self.indexer is not None:
             self.indexer.choose(m, x, x, step, self.n_heads)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        sinks = m.sinks if self.sinks else None
+        sinks = self._sink(m, x)
         read = self._tempered(m, self.position.read(m.position, x), step) if self.position.reads_input else None
         y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks, read=read)  # B T H V
         each = self.out_norm is not None and self.out_norm_over == "head"
         y = m.out_norm(y) if each else y
         y = self._gated(m, x, y) if self.output_gate else y.flatten(-2)  # B T H·V
         return m.o(m.seam.normalise(m.out_norm, y) if self.out_norm and not each else y)  # B T D
+
+    def _sink(self, m: Weights, x: Tensor) -> Tensor | None:
+        """The logits of sinks, for queries made of x [B, T, D]."""
+        return m.sinks if self.sinks else None
 
     def _gated(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
         """Heads' outputs y [B, T, H, V] times the gate of x [B, T, D]: [B, T, H·V]."""
@@ -362,11 +370,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     def _keys_values(self, m: Weights, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Keys [B, S, K·C] and values [B, S, K·V] by head, as they are attended: [B, S, K, C] and [B, S, K, V]."""
-        k = self._turned(m, k, m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
+        k = self._turned(m, k, self._key_norm(m), self.n_kv_heads, step)
         v = self._clipped(v).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
         v = m.v_norm(v) if self.v_norm else v
         v = self.position.rotate(v, step.tables) if self.rotate_values else v
         return k, v if self.value_scale is None else v * self.value_scale
+
+    def _key_norm(self, m: Weights) -> Any:
+        return m.k_norm if self.qk_norm else None
 
     def _turned(self, m: Weights, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
         """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""

@@ -48,22 +48,30 @@ def starts(documents: Tensor) -> Tensor:
 
 
 def convolve(
-    conv: Any, x: Tensor, step: Step, name: str = "conv", shift: Tensor | None = None, dilation: int = 1
+    conv: Any,
+    x: Tensor,
+    step: Step,
+    name: str = "conv",
+    shift: Tensor | None = None,
+    dilation: int = 1,
+    taps: Tensor | None = None,
 ) -> Tensor:
     """Causal convolution of x [B, T, C] after the (W − 1)·dilation inputs that the state of this name holds; renews it.
     A `shift` [C] is added to every input, those before a text among them, which are 0: so what goes before it is
-    convolved.
+    convolved. Each token adds its own `taps` [B, T, H, W] to the weights, the first of them for itself, the last for
+    the token W − 1 before it: the same for all channels of each of H runs.
 
     Padding is left out, wherever in a row it stands: each real token meets real ones before it. (Those of padding are
     of no use.) In packed documents it meets those of its own.
     """
     width = conv.weight.shape[-1]
-    if width == 1:
+    if width == 1 and taps is None:
         return conv(x if shift is None else x + shift)
     history = join_earlier(x, step, name, (width - 1) * dilation)
     if history.segments is None:
-        return history.restore(conv(history.joined if shift is None else history.joined + shift))
-    y: Any = 0
+        y = conv(history.joined if shift is None else history.joined + shift)
+        return history.restore(y if taps is None else y + history.mix(taps))
+    y: Any = 0 if taps is None else history.mix(taps)
     for tap in range(width):
         read, weight = history.look_back((width - 1 - tap) * dilation), conv.weight[..., tap].to(x.dtype)
         read = read if shift is None else read + shift
@@ -91,6 +99,15 @@ class History(NamedTuple):
             return found
         around = F.pad(self.segments, (distance, 0))[:, : self.tokens]  # what is held is of the first
         return found * (around == self.segments)[..., None]
+
+    def mix(self, taps: Tensor) -> Tensor:
+        """Sum up each token and those before it by its own taps [B, T, H, W]: [B, T, C]."""
+        taps = taps if self.order is None else _take(taps.flatten(2), self.order).unflatten(2, taps.shape[2:])
+        y: Any = 0
+        for distance in range(taps.shape[3]):
+            read = self.look_back(distance).unflatten(-1, (taps.shape[2], -1))  # B T H C/H
+            y = y + read * taps[..., distance, None]
+        return y.flatten(2)
 
     def restore(self, y: Tensor) -> Tensor:
         """Put what was made of each token [B, T, C] where the token stands in its row."""

@@ -1,6 +1,7 @@
 """One layer: where the norms stand around attention and feed-forward. The base, and one file a placement."""
 
 from zoo.model.block.altup import AltUp
+from zoo.model.block.attention_residual import AttentionResidual
 from zoo.model.block.base import Block
 from zoo.model.block.bottleneck import Bottleneck
 from zoo.model.block.feed_forward import FeedForward
@@ -17,6 +18,7 @@ from zoo.model.block.shortcut import Shortcut
 
 __all__ = [
     "AltUp",
+    "AttentionResidual",
     "Block",
     "Bottleneck",
     "FeedForward",

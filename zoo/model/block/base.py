@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator
 
 from zoo.model.attention.base import Attention
+from zoo.model.depth_read import DepthRead
 from zoo.model.ffn import FFN
 from zoo.model.layer_input import LayerInput
 from zoo.model.norm import WholeNorm
@@ -74,6 +75,16 @@ class Block(Spec, axis="block"):
         if self.cross is not None and (scheme is None or scheme.kind != "none"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"
             raise ValueError(f"cross is softmax attention without positions, found {found} (gqa, with position: none)")
+
+    @property
+    def reader(self) -> DepthRead | None:
+        """What reads earlier groups of layers, where its sub-layers do."""
+        return None
+
+    @property
+    def opens_group(self) -> bool:
+        """Whether a group of layers begins with it, and the one before ends."""
+        return False
 
     @property
     def streams(self) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.rwkv import check_width
+from zoo.model.ffn import multiply
 from zoo.spec import Conv, Spec
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ class OutConv(Spec, axis="out_conv", default="residual"):
 
 
 class ResidualConv(OutConv, kind="residual"):
-    """y + conv(y), a depthwise causal convolution of `width` tokens (Allen-Zhu, 2025, Canon layers; Thinking Machines,
-    2026, Inkling). `d_model`, the residual stream's width, is stated because the state's size follows from it."""
+    """scale · (y + conv(y)), a depthwise causal convolution of `width` tokens (Allen-Zhu, 2025, Canon layers; Thinking
+    Machines, 2026, Inkling). `d_model`, the residual stream's width, is stated because the state's size follows from
+    it."""
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
     width: PositiveInt = 4
+    scale: PositiveFloat = 1.0
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)
@@ -52,4 +55,5 @@ class ResidualConv(OutConv, kind="residual"):
     def forward(self, m: Weights, y: Tensor, step: Step, place: str) -> Tensor:
         check_causal(step, "block.out_conv")
         whole = m.seam.gather(y, step.mask.n_queries)
-        return y + m.seam.own(convolve(m.conv, whole, step, f"{place}_conv"))
+        mixed = y + m.seam.own(convolve(m.conv, whole, step, f"{place}_conv"))
+        return multiply(mixed, self.scale)

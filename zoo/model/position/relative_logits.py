@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from zoo.kernels.bias import ByDistance
+from zoo.model.norm import WholeNorm, give_weights
 from zoo.model.position.base import Position
-from zoo.spec import Linear, split
+from zoo.spec import Linear, Sized, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +23,18 @@ class RelativeLogits(Position, kind="relative_logits"):
     (Shaw et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
 
     r_i is a second query of each head, `width` channels of a product with the layer's input; p are `extent` learned
-    vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries.
+    vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries. `norm`
+    normalises each head's r, with a weight for each head (Inkling 2).
     """
 
     n_heads: PositiveInt
     width: PositiveInt = 16
     extent: PositiveInt = 1024
+    norm: WholeNorm | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm is not None:
+            give_weights(self.norm, self.n_heads)
 
     @property
     def per_layer(self) -> bool:
@@ -51,6 +58,7 @@ class RelativeLogits(Position, kind="relative_logits"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
             "query": Linear(d_model, self.n_heads * self.width),
+            **({"norm": Sized(give_weights(self.norm, self.n_heads), self.width)} if self.norm else {}),
             "distances": Linear(self.width, self.extent, uses=self.n_heads),
         }
 
@@ -59,7 +67,8 @@ class RelativeLogits(Position, kind="relative_logits"):
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
         """The logits of each head's query for every distance [B, T, H, R]."""
-        return m.distances(m.query(x).unflatten(-1, (self.n_heads, self.width)))
+        r = m.query(x).unflatten(-1, (self.n_heads, self.width))
+        return m.distances(m.norm(r) if self.norm else r)
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
         return ByDistance(read, queries, keys)

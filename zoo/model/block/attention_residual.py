@@ -1,0 +1,94 @@
+# B batch, T tokens, S earlier groups of layers, D model width
+"""Sub-layers that read earlier groups of layers by attention over depth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.model.block.base import Block
+from zoo.model.block.out_conv import OutConv
+from zoo.model.block.pre import PLACES
+from zoo.model.depth_read import DepthRead, SoftmaxDepthRead
+from zoo.model.ffn import FFN
+from zoo.model.norm import Norm, give_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class AttentionResidual(Block, kind="attention_residual"):
+    """Attention residuals (Kimi Team, 2026; Thinking Machines, 2026, Inkling 2): a sub-layer f adds f(norm(r)) to the
+    sum x of its group of layers, where r is read by attention over x and the sums of earlier groups (`depth_read`).
+
+    A layer that `opens` a group ends the one before: what it was given joins the earlier sums, and its attention's
+    output begins the new one. If every layer opens, all outputs of layers are apart. `reads_earlier` is false in the
+    first layer of a model whose attention reads the embedding as it is. What sub-layers give passes an `out_conv`.
+    After the last layer the model reads once more, before its final norm.
+    """
+
+    ffn: FFN
+    depth_read: DepthRead = SoftmaxDepthRead()
+    opens: bool = True
+    reads_earlier: bool = True
+    out_conv: OutConv | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scaled = next((name for name in ("residual_scale", "stream_scale") if getattr(self, name) != 1.0), None)
+        if scaled is not None:
+            raise ValueError(f"{scaled}: groups are weighed by attention over them (leave it out)")
+        if self.depth_read.n_reads != 1:
+            found = f"is {self.depth_read.n_reads}, and as many vectors are read as the sub-layer takes"
+            raise ValueError(f"depth_read.n_reads {found} (leave it out)")
+        self._norm()
+
+    @property
+    def reader(self) -> DepthRead:
+        return self.depth_read
+
+    @property
+    def opens_group(self) -> bool:
+        return self.opens
+
+    @property
+    def gathers(self) -> int:
+        """Once for each vector that attention reads, and once more for each convolution."""
+        return super().gathers + self.attention.n_inputs - 1 + (2 if self.out_conv else 0)
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        own = self.out_conv.state().items() if self.out_conv else ()
+        return super().state() | {f"{place}_{name}": shape for place in PLACES for name, shape in own}
+
+    def _norm(self) -> Norm:
+        """The norm of what attention reads, each of several vectors with a weight of its own."""
+        count = self.attention.n_inputs
+        return self.norm if count == 1 else give_weights(self.norm, count)
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        reads = {"attention_read": self.depth_read.repeat(self.attention.n_inputs)} if self.reads_earlier else {}
+        return {
+            **reads,
+            "attention_norm": self._norm(),
+            "attention": self.attention,
+            "ffn_read": self.depth_read,
+            "ffn_norm": self.norm,
+            "ffn": self.ffn,
+            **({f"{place}_conv": self.out_conv for place in PLACES} if self.out_conv else {}),
+        }
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        earlier, count = step.earlier, self.attention.n_inputs
+        if self.reads_earlier:
+            read = m.attention_read(x, earlier)
+        else:
+            read = x if count == 1 else x.unsqueeze(2).expand(-1, -1, count, -1)
+        y = m.attention(m.attention_norm(read), step)
+        y = m.attention_conv(y, step, "attention") if self.out_conv else y
+        if self.opens:
+            earlier = self.depth_read.push(m.ffn_read, earlier, x)
+            step.lend_earlier(earlier)
+        x = y if self.opens else x + y
+        y = m.ffn(m.ffn_norm(m.ffn_read(x, earlier)), step)
+        return x + (m.ffn_conv(y, step, "ffn") if self.out_conv else y)

@@ -1,0 +1,101 @@
+# B batch, T tokens, S earlier groups of layers, Q reads, D model width
+"""Attention over depth: what a sub-layer reads of earlier groups of layers in place of their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.norm import RMSNorm, WholeNorm
+from zoo.spec import Spec, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+class DepthRead(Spec, axis="depth_read", default="softmax"):
+    """Read `n_reads` vectors of a token from earlier groups of layers and from the sum of the present one."""
+
+    n_reads: PositiveInt = 1
+
+    def shard(self, ranks: int) -> DepthRead:
+        """Every rank reads for its own tokens."""
+        return self
+
+    def repeat(self, n_reads: int) -> DepthRead:
+        """The same with so many reads, each by weights of its own."""
+        return replace(self, n_reads=n_reads)
+
+    def push(self, m: Weights, earlier: Tensor | None, x: Tensor) -> Tensor:
+        """Put the sum x [B, T, D] of a group that ends behind those before it [B, T, S, D]: [B, T, S + 1, D]."""
+        raise NotImplementedError
+
+    def forward(self, m: Weights, x: Tensor, earlier: Tensor | None) -> Tensor:
+        """What is read of `earlier` groups [B, T, S, D], None where there are none, and of the present one's sum
+        x [B, T, D]: [B, T, D], or [B, T, Q, D] of several reads."""
+        raise NotImplementedError
+
+
+class SoftmaxDepthRead(DepthRead, kind="softmax"):
+    """Σₛ softmaxₛ(q·nₛ/√D)·nₛ with one learned query q for all tokens, where nₛ are the normalised sums of the groups
+    (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). It begins as their mean, q = 0.
+
+    What is handed on are the normalised sums, in float32: each is normalised once and read by all layers behind it.
+    """
+
+    norm: WholeNorm = RMSNorm(weight=False)
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        shape = (d_model,) if self.n_reads == 1 else (self.n_reads, d_model)
+        return {"query": Weight(shape), "norm": self.norm}
+
+    def push(self, m: Weights, earlier: Tensor | None, x: Tensor) -> Tensor:
+        own = m.norm(x.float()).unsqueeze(2)
+        return own if earlier is None else torch.cat((earlier, own), 2)
+
+    def forward(self, m: Weights, x: Tensor, earlier: Tensor | None) -> Tensor:
+        own, queries = m.norm(x.float()), m.query.float() * x.shape[-1] ** -0.5  # B T D
+        each = [_attend(own, earlier, query) for query in (queries.unbind(0) if self.n_reads > 1 else (queries,))]
+        return (torch.stack(each, 2) if self.n_reads > 1 else each[0]).to(x.dtype)
+
+
+def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
+    """Attend with one query [D] to vectors [B, T, D] and [B, T, S, D]: [B, T, D]. By sums of products: matrices of a
+    few rows for each token would be slower to multiply."""
+    if earlier is None:
+        return own
+    logits = torch.cat(((earlier * query).sum(-1), (own * query).sum(-1, keepdim=True)), 2)  # B T S+1
+    chances = logits.softmax(-1)
+    return (chances[..., :-1, None] * earlier).sum(2) + chances[..., -1:] * own
+
+
+def count_earlier(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[int]:
+    """Count the groups of layers that end before each layer of a tower, or with it.
+
+    Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
+    read the sum that ends with them as the present one.
+    """
+    found, count = [], 0
+    for name in pattern:
+        found.append(count)
+        count += blocks[name].opens_group
+    return found
+
+
+def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:
+    """List each kind of layer that does not go together with the others of its tower, and why."""
+    readers = [name for name in pattern if blocks[name].reader is not None]
+    if not readers:
+        return []
+    others = [name for name in dict.fromkeys(pattern) if blocks[name].reader is None]
+    would = "block: attention_residual in all layers, or in none"
+    return [
+        (name, f"adds to the sum of all layers, and '{readers[0]}' layers read groups of them ({would})")
+        for name in others
+    ]
