@@ -60,6 +60,44 @@ AXK2 = [
     ),
 ]
 
+SLIDING = {"num_attention_heads": 6, "num_key_value_heads": 6, "q_lora_rank": 14, "kv_lora_rank": 18, "head_dim": 20}
+SLIDING |= {"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
+DOTS = {**INDEXED, "num_hidden_layers": 5, "sliding_window": 7, "shared_experts_intermediate_size": 12, "head_dim": 16}
+DOTS |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+DOTS |= {"layer_types": ["indexed_attention", "sliding_attention", "full_attention", "sliding_attention"]}
+DOTS["layer_types"] += ["indexed_attention"]
+DOTS |= {"per_layer_config": {1: SLIDING, 3: SLIDING}}
+LEGACY = {f"swa_{name}": value for name, value in SLIDING.items()} | {"swa_rope_theta": 300.0}
+
+
+def dots(name, model="ForCausalLM", **sizes):
+    config = {key: value for key, value in {**DOTS, **sizes}.items() if value != "none"}
+    return Case(name, "Dots3NoteTextConfig", f"Dots3Note{model}", config, writes=model == "ForCausalLM")
+
+
+DOTS3 = [
+    dots("dots3_note_text", n_group=4, topk_group=2),
+    dots(
+        "dots3_note_text-published",
+        **LEGACY,
+        **{"per_layer_config": "none", "layer_types": "none", "sliding_window": "none"},
+        **{
+            "sliding_window_size": 5,
+            "num_hidden_layers": 6,
+            "rope_theta": 5000.0,
+            "moe_layer_freq": [1, 0, 1, 1, 0, 1],
+        },
+        **{"attention_bias": True, "tie_word_embeddings": True, "routed_scaling_factor": 1.3, "norm_topk_prob": False},
+    ),
+    dots(
+        "dots3_note_text-full",
+        "TextModel",
+        **LEGACY,
+        **{"per_layer_config": "none", "use_dsa": False, "rope_parameters": {**YARN, "factor": 3.0}},
+        **{"mlp_layer_types": ["sparse", "sparse", "dense", "dense", "sparse"], "rms_norm_eps": 1e-3},
+    ),
+]
+
 LARGE4 = {name: value for name, value in INDEXED.items() if name != "q_lora_rank"}
 LARGE4 |= {"num_hidden_layers": 6, "kv_source_layers": [0, 1, 1, 3, 1, 3], "no_rope_layers": [1, 1, 1, 0, 1, 0]}
 LARGE4 |= {"indexer_types": ["full", "shared", "full", "shared", "full", "full"], "final_logit_softcapping": 2.0}
@@ -182,4 +220,4 @@ LONGS = [
     Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
 ]
 
-CASES = [*INDEXERS, *AXK2, *LENDERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]
+CASES = [*INDEXERS, *AXK2, *DOTS3, *LENDERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]

@@ -38,6 +38,10 @@ MIXED = {
         *("attention=mla", "pattern=[near,layer]"),
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
+    "latents of a window": [
+        *("attention=mla", "+attention.rope_norm=true", "pattern=[near,layer]", "n_layers=3"),
+        "+layers={near:{n_heads:2,attention:{window:5,kv_lora_rank:14}}}",
+    ],
     "dsa gated": [
         "attention=dsa",
         *INDEX,

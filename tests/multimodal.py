@@ -17,7 +17,7 @@ from cases_convolved_2026 import INKLING
 from cases_depth_2026 import INKLING2
 from cases_experts import QWEN, SMALL, YARN
 from cases_gemma import GEMMA4
-from cases_sparse import LARGE4, M3
+from cases_sparse import DOTS, LARGE4, M3
 from cases_streams import GLM5, HY4
 from cases_text_towers import GLM, GLM_MOE, MOLMO, NEAR, NEXT, NEXT_MOE, PADDED, QWEN4, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
@@ -32,6 +32,12 @@ SIGHT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "nu
 SIGHT |= {"image_size": 16, "patch_size": 4}
 
 SIGHT_OF_HY4 = {name: value for name, value in SIGHT.items() if name != "image_size"}
+
+SIGHT_OF_DOTS = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "patch_size": 4}
+SIGHT_OF_DOTS |= {"adapter_in_dim": 16, "adapter_out_dim": 32, "num_local_experts": 4}
+IDS_OF_DOTS = {"image_token_id": 90, "video_token_id": 91, "audio_token_id": 92}
+HEARD = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+HEARD |= {"feature_size": 16, "downsample_hidden_size": 4, "adapter_input_size": 16, "adapter_out_dim": 32}
 
 SEEN = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -341,6 +347,14 @@ WHOLE = [
         LARGE4,
         {**SIGHT, "model_type": "pixtral", "head_dim": 8},
         {"image_token_index": 90},
+    ),
+    Whole(
+        "dots3_note",
+        "Dots3NoteConfig",
+        "Dots3NoteForConditionalGeneration",
+        DOTS,
+        {**SIGHT_OF_DOTS, "num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"], "moe_intermediate_size": 12},
+        {**IDS_OF_DOTS, "audio_config": HEARD},
     ),
     Whole(
         "minimax_m3_vl",

@@ -38,6 +38,7 @@ FEATURES = {
     "narrow_values": ["attention.v_head_dim=6", "attention.value_scale=0.6", "attention.out_norm={kind: rmsnorm}"],
     "bottleneck": ["attention=bottleneck", "block=bottleneck", "bottleneck_width=12", "n_ffns=2"],
     "latents_with_buckets": ["attention=mla", "position=t5"],
+    "near_latents": ["attention=mla", "attention.window=7", "attention.rope_norm=true"],
     "lent_latents": [
         *("attention=mla", "pattern=[layer,reader]", "layers={reader: {attention: {kv_from: layer}}}"),
         *("attention.tempering={kind: scalable_softmax}", "position={rotary_dim: 8, learned: true}"),

@@ -131,6 +131,7 @@ def _placeless():
             ["attention=mla", "attention={output_gate: true, gate_from: latent}"],
             "attention: gate_from=latent reads the latent of queries",
         ),
+        ("llama-tiny", ["attention=dsa", "attention.window=4"], "attention: window=4 beside an indexer"),
         (
             "llama-tiny",
             ["ffn=moe", "router=sigmoid_topk", "+router.closed_rank=zero"],

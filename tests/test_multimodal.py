@@ -184,6 +184,28 @@ def test_other_files_of_the_folder_go_with_it_and_other_weights_do_not(tmp_path)
     assert "preprocessor_config.json" in names and "consolidated.pth" not in names
 
 
+def test_dots3_note_with_the_fields_of_its_sliding_layers_beside_all_others_is_read_as_published(tmp_path):
+    case = next(each for each in WHOLE if each.name == "dots3_note")
+    types = ["indexed_attention", "sliding_attention"] * 2 + ["indexed_attention"]
+    two = pair(dataclasses.replace(case, text={**case.text, "layer_types": types}))
+    shutil.copytree(two.folder, tmp_path / "in")
+    config = json.loads((two.folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope, sizes = text.pop("rope_parameters"), text.pop("per_layer_config")["1"]
+    stated = {name: text[name] for name in ("num_attention_heads", "q_lora_rank", "kv_lora_rank", "v_head_dim")}
+    text |= {f"swa_{name}": value for name, value in {**stated, **sizes}.items()}
+    text |= {"rope_theta": rope["indexed_attention"]["rope_theta"], "use_dsa": True}
+    text |= {"swa_rope_theta": rope["sliding_attention"]["rope_theta"], "sliding_window_size": text["sliding_window"]}
+    text |= {"layer_types": [each.replace("indexed", "full") for each in types], "sliding_window": None}
+    file = tmp_path / "in" / "config.json"
+    file.write_text(json.dumps({**text, **config}))
+    model, ids = zoo.load(tmp_path / "in"), ids_of(case)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, two.reference(input_ids=ids).logits, **CLOSE)
+    zoo.export(model, tmp_path / "out", verify=False)
+    assert (tmp_path / "out" / "config.json").read_bytes() == file.read_bytes()
+
+
 def test_fields_of_text_beside_all_others_are_read_as_in_text_config(tmp_path):
     """As Qwen2-VL and Qwen2.5-VL are published."""
     shutil.copytree(pair(QWEN).folder, tmp_path / "in")

@@ -140,6 +140,7 @@ def every_choice() -> Iterator[list[str]]:
         *("attention=mla", "q_lora_rank=10", "attention.output_gate=true", "attention.gate_over=channel"),
         *("attention.sinks=true", "attention.gate_from=latent", "attention.raw_latent=true"),
     ]
+    yield ["attention=mla", "attention.window=4", "attention.rope_norm=true"]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
     yield ["attention=cca", "attention.window=4", "attention.head_width=3", "block.residual={kind: affine}", *AVERAGED]
     yield ["attention=mamba", "attention.heads=2", "position=none"]

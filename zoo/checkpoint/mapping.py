@@ -10,6 +10,7 @@
     blocks.#.ngrams.table: ~layers.#.table_@ | shards(8)       one of ours whose rows are in several of theirs
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
     blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index computed from the layer's
+    blocks.#.attention.{k_b,v_b}: ~layers.#.kv_b | groups(heads[layer])   a step whose number is the layer's own
 
 `#` is a layer's index (a second `#`, that of one of several alike in a layer), `@` an expert's (a head's, a
 shard's), `~` the prefix of the model's class. The steps after `|` convert their tensors to ours, from left to right;
@@ -129,7 +130,7 @@ def _entries_for(
                 for each in rule.theirs.split(" + ")
             )
             segments = getattr(part, "segments", ()) if len(whole) > 1 else ()
-            steps = tuple(_make_step(step, number, body.fields) for step, number in rule.steps)
+            steps = tuple(_make_step(step, number, _fields_of(index, body.fields)) for step, number in rule.steps)
             shards = next((each.count(shape[0]) for each in steps if isinstance(each, Shards)), None)
             stacked = "@" in rule.theirs and shards is None
             if "@" in rule.theirs:
@@ -158,8 +159,13 @@ def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]]
 
 def fill_braces(theirs: str, index: Sequence[str], fields: Mapping[str, Any]) -> str:
     """Replace each `{expression}` in a name by its value for a layer."""
-    env = {**fields, "layer": int(index[0])} if index else fields
+    env = _fields_of(index, fields)
     return re.sub(r"\{([^}]*)\}", lambda match: str(Expression(match[1]).value(env)), theirs)
+
+
+def _fields_of(index: Sequence[str], fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that an expression reads for a layer: the config's, and its index."""
+    return {**fields, "layer": int(index[0])} if index else fields
 
 
 def _filled(text: str, index: Sequence[str]) -> str:

@@ -164,6 +164,11 @@ def find_stride(items: list[Any], name: Any) -> int:
     return next(steps, 0)
 
 
+def is_marked(every: int | list[int], layer: int) -> bool:
+    """`marked(moe_layer_freq, layer)`: whether a layer is one of every so many, or one that a list marks."""
+    return bool(get_item(every, layer, "moe_layer_freq")) if isinstance(every, list) else layer % every == 0
+
+
 def take_tower(pattern: Any, tower: str) -> list[Any]:
     """`of_tower`: a tower's part of `pattern`; all of it in a model of one tower."""
     return pattern[tower] if isinstance(pattern, Mapping) else pattern
@@ -184,4 +189,5 @@ FUNCTIONS |= {
     "cycle": Plain(find_cycle),
     "stride": Plain(find_stride),
     "of_tower": Plain(take_tower),
+    "marked": Plain(is_marked),
 }

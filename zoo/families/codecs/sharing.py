@@ -1,5 +1,5 @@
 """Fields of configs in which layers read the keys and values of earlier ones (Gemma 3n, Gemma 4, Mistral Large 4), and
-whose full layers have sizes of their own (Gemma)."""
+in which layers of one type have sizes of their own (the full ones of Gemma, the sliding ones of dots3 note)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.families.binding import bind, try_evaluate
+from zoo.families.codecs.rope import RopeInterleaved
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain
 
 LENDS, READS = "_lends", "_reads"
 
-FULL = "full_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+SLIDING_SIZES: tuple[str, ...] = (
+    *("num_attention_heads", "num_key_value_heads", "q_lora_rank", "kv_lora_rank", "head_dim"),
+    *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+)
+"""The fields that sliding layers of dots3 note may have apart."""
 
 
 def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
@@ -36,29 +43,44 @@ def count_readers(pattern: Sequence[str]) -> int:
     return sum(READS in kind for kind in pattern)
 
 
-class OfFull(Codec):
-    """`of_full("head_dim", global_head_dim, 512)`: a field of the layers that see all, which transformers writes into
+class OfType(Codec):
+    """`of_full("head_dim", global_head_dim, 512)`: a field of the layers of one type, which transformers writes into
     `per_layer_config` and published configs state apart; the third argument where neither says it. What is stated apart
-    counts only where a fourth argument holds, if there is one."""
+    counts only where a fourth argument holds, if there is one. `sizes` are the fields that these layers may have apart.
+    """
+
+    def __init__(self, layer_type: str, sizes: Sequence[str]) -> None:
+        self.layer_type, self.sizes = layer_type, sizes
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        name, stated, default = args[:3]
+        name, stated = args[:2]
+        default = args[2] if len(args) > 2 else None
         own = env.get("per_layer_config")
         if own is None:
             return default if stated is None or not all(args[3:]) else stated
         types = env["layer_types"]
         said = {int(layer): dict(fields) for layer, fields in own.items()}
-        strange = [layer for layer in said if layer >= len(types) or types[layer] != FULL]
-        found = {said.get(layer, {}).get(name, env[name]) for layer, each in enumerate(types) if each == FULL}
-        unread = {each for fields in said.values() for each in fields} - {"head_dim", "num_key_value_heads"}
+        strange = [layer for layer in said if layer >= len(types) or types[layer] != self.layer_type]
+        found = {
+            said.get(layer, {}).get(name, env[name]) for layer, each in enumerate(types) if each == self.layer_type
+        }
+        unread = {each for fields in said.values() for each in fields} - set(self.sizes)
         if strange or unread or len(found) > 1:
             which = f"layer {strange[0]}" if strange else min(unread) if unread else f"{name} of several values"
-            would = "head_dim and num_key_value_heads of full layers, all alike, would do"
+            would = f"{', '.join(self.sizes)} of {self.layer_type} layers, all alike, would do"
             raise ConfigError(f"per_layer_config: has {which}, which no model here implements ({would})")
         return next(iter(found), env[name])
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         return bind(args[1], value, env)
+
+
+class RopeOfType(RopeInterleaved):
+    """`rope_of_type(qk_rope_head_dim, "sliding_attention")`: rotary positions of the layers of one type, which rotate
+    so many channels, whatever share of a head the config says they are (dots3 note)."""
+
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+        return {name: value for name, value in found.items() if name != "partial_rotary_factor"}
 
 
 class DoubledIf(Codec):
@@ -78,6 +100,13 @@ def write_own_sizes(pattern: Sequence[str], head_dim: int, n_kv_heads: int) -> d
     """`full_sizes(pattern, global_head_dim, kv_heads)`: the `per_layer_config` in which full layers have these."""
     sizes = {"head_dim": head_dim, "num_key_value_heads": n_kv_heads}
     return {str(layer): sizes for layer, kind in enumerate(pattern) if kind.startswith("full")}
+
+
+def write_sliding_sizes(pattern: Sequence[str], *sizes: int) -> dict[str, dict[str, int]]:
+    """`sliding_sizes(pattern, …)`: the `per_layer_config` in which sliding layers have these, in the order of
+    SLIDING_SIZES."""
+    own = dict(zip(SLIDING_SIZES, sizes, strict=True))
+    return {str(layer): own for layer, kind in enumerate(pattern) if "sliding" in kind}
 
 
 def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
@@ -101,7 +130,10 @@ FUNCTIONS |= {
     "kv_source_part": Plain(find_source_part),
     "kv_part": Plain(find_part),
     "count_readers": Plain(count_readers),
-    "of_full": OfFull(),
+    "of_full": OfType(FULL, ("head_dim", "num_key_value_heads")),
+    "of_sliding": OfType(SLIDING, SLIDING_SIZES),
+    "sliding_sizes": Plain(write_sliding_sizes),
+    "rope_of_type": RopeOfType(),
     "doubled_if": DoubledIf(),
     "full_sizes": Plain(write_own_sizes),
 }

@@ -39,7 +39,9 @@ class MLA(SoftmaxAttention, kind="mla"):
     `output_gate` multiplies each head's output by σ(x·W): the head as a whole (Ling 3, 2026), or with `gate_over`
     channel each channel (Hy4, 2026); with `gate_from` latent it is made of what queries are made of, in place of x.
     With `raw_latent` these are made of their latent l as it is, too, [norm(l) ; l] (both A.X K2, 2026). `sinks` adds a
-    learned logit without a value to each head's softmax (gpt-oss).
+    learned logit without a value to each head's softmax (gpt-oss). `rope_norm` normalises the one rotated key before
+    its rotation. `window` W lets a causal query see W keys, itself included, and one that sees both ways W to either
+    side (both Dots Studio, 2026, dots3 note).
     With `kv_from` a layer has no latents of its own: it reads those of the last layer before it of the kind that this
     names, and expands them by products of its own (Mistral Large 4, 2026).
     `short_conv` W passes queries, and what the latents and the rotated key are made of, through depthwise causal
@@ -51,7 +53,9 @@ class MLA(SoftmaxAttention, kind="mla"):
     """
 
     varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
-    lent_alike: ClassVar[tuple[str, ...]] = ("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents")
+    lent_alike: ClassVar[tuple[str, ...]] = (
+        *("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents", "rope_norm", "window"),
+    )
 
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
@@ -65,6 +69,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     tempering: Tempering | None = None
     output_gate: bool = False
     scale_latents: bool = False
+    rope_norm: bool = False
+    window: PositiveInt | None = None
     gate_over: Literal["head", "channel"] = "head"
     gate_from: Literal["input", "latent"] = "input"
     raw_latent: bool = False
@@ -96,7 +102,12 @@ class MLA(SoftmaxAttention, kind="mla"):
         if self.kv_from is not None and self.short_conv is not None:
             found = f"short_conv is of latents, which '{self.kv_from}' layers make"
             raise ValueError(f"{found} (kv_from: null, or leave short_conv out)")
+        if self.rope_norm and not self.qk_rope_head_dim:
+            raise ValueError("rope_norm is of the rotated key, and qk_rope_head_dim=0 leaves none (leave it out)")
         if self.indexer is not None:
+            if self.window is not None:
+                found = f"window={self.window} beside an indexer, which chooses among all keys"
+                raise ValueError(f"{found} (one of them)")
             check_tokens_chosen(self.indexer)
             self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
 
@@ -113,6 +124,10 @@ class MLA(SoftmaxAttention, kind="mla"):
     @property
     def chooser(self) -> Indexer | None:
         return self.indexer
+
+    @property
+    def visible_window(self) -> int | None:
+        return self.window
 
     @property
     def lender(self) -> str | None:
@@ -148,6 +163,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         latents = {
             "kv_a": Linear(d_model, rank + self.qk_rope_head_dim, self.bias),
             "kv_norm": Sized(self.norm, rank),
+            **({"rope_norm": Sized(self.norm, self.qk_rope_head_dim)} if self.rope_norm else {}),
         }
         return queries | {
             **(latents if self.kv_from is None else {}),
@@ -271,6 +287,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         if self.short_conv is not None:
             made = convolve(m.kv_conv, made, step, "kv_conv").contiguous()
         latent, k_rope = made.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
+        k_rope = m.rope_norm(k_rope) if self.rope_norm else k_rope
         k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
         latent = m.kv_norm(latent)
         if self.scale_latents:
