@@ -339,6 +339,12 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (*SMALL_T5, "+encoder.d_model=48", "+cross.memory_width=48", "decoder.embedding.tied=null"),
         ("keys encoder.d_model", "cross"),
     ),
+    "merged": (
+        "t5-small",
+        (*SMALL, "cross=merged", "~cross.scale", "position=rope", "~n_buckets", "~max_distance"),
+        (SEQ2SEQ, "cross", "attention"),
+    ),
+    "two sides": ("llama-tiny", ("kind=encoder", "attention=sliding", "window=6"), ("attention",)),
     "t5 that labels": ("t5-small", (*SMALL_T5, "~head", f"+head={LAST}"), ("keys start_id", "wraps=true", "head")),
     "last token": ("llama-tiny", ("~head", f"+head={LAST}"), ("head",)),
 }

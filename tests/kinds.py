@@ -7,7 +7,7 @@ import pytest
 import torch
 from loaded import load, make_loud
 from test_generate import COMBINATIONS, TINY
-from test_seq2seq import ALIBI, BART, BIASED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
+from test_seq2seq import ALIBI, BART, BIASED, MERGED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
 from tiny import needs
 
 from zoo.data.tokenizer import Tokenizer
@@ -147,7 +147,7 @@ MIXERS = {
     "short_conv": "d_inner:24",
 }
 HYBRIDS = {f"{mixer} and {others}": (mixer, others) for mixer in MIXERS for others in ("gqa", "sliding")}
-SEQ2SEQ = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN}
+SEQ2SEQ = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN, "merged": MERGED}
 PREFIX_LM = {"prefix": PREFIX, "prefix alibi": ALIBI, "prefix t5": BIASED, "prefix window": NEAR}
 PLAIN = {" ".join(overrides): overrides for overrides in COMBINATIONS}
 KINDS = [*PLAIN, *MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ]

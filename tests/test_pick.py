@@ -252,7 +252,10 @@ MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is fo
     "flash4": ({"bias": "learned"}, "flash kernels have no learned bias"),
     "flash_torch": ({"softcap": 30.0}, "torch's flash kernels have no softcap"),
     "flash2_hub": ({"dtype": "float32"}, "flash kernels take float16 and bfloat16, not float32"),
-    "flash3_hub": ({"pairs": True}, "flash kernels cannot show single pairs: a prefix, or global tokens"),
+    "flash3_hub": (
+        {"pairs": True},
+        "flash kernels cannot show single pairs: a prefix, global tokens, an encoder's beside a window",
+    ),
     "sdpa": ({"sinks": True}, "scaled_dot_product_attention has no attention sinks"),
     "flex": (
         {"head_dim": 8, "v_head_dim": 8},

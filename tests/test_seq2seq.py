@@ -66,7 +66,14 @@ MODERN = {
 }
 for gone in ("n_buckets", "max_distance"):
     del MODERN[gone]
-MODELS = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN}
+# One softmax over the decoder's own keys, some of them in a window, and the encoder's.
+MERGED = {
+    **MODERN,
+    "defaults": [*MODERN["defaults"][:1], {"/cross": "merged"}, *MODERN["defaults"][2:]],
+    "attention": {"qk_norm": "${norm}", "sinks": True, "bias": True},
+    "cross": {},
+}
+MODELS = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN, "merged": MERGED}
 EVERY = pytest.mark.parametrize("node", MODELS.values(), ids=MODELS)
 
 

@@ -44,6 +44,9 @@ CONTEXTS = (
 )
 """What a choice may only be of use with, tried in this order in a small model."""
 
+CROSSED = {"merged": ("cross=merged", "~cross.scale", "position=rope", "~n_buckets", "~max_distance")}
+"""What cross-attention of another kind than T5's needs in a tiny T5."""
+
 YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 
 
@@ -83,7 +86,7 @@ def _load(axis: str, choice: str) -> tuple[Any, Spec]:
     from zoo.compose import load
 
     if axis == "cross":
-        tower = load("t5-tiny").towers()["decoder"]
+        tower = load("t5-tiny", CROSSED.get(choice, ())).towers()["decoder"]
         return tower, _find(tower, axis)
     body = (conf_dir() / axis / f"{choice}.yaml").read_text(encoding="utf-8")
     sizes = [f"{name}={size}" for name, size in SIZES.items() if f"up:{name}}}" in body]

@@ -68,8 +68,11 @@ def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = Non
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
     masks = {"attention": _mask(tower, block.attention, use, setup)}
-    if block.cross is not None:
-        masks["cross"] = Mask(new, tokens if memory is None else memory, causal=False)
+    read = tokens if memory is None else memory
+    if block.crosses:
+        masks["cross"] = Mask(new, read, causal=False)
+    elif block.cross is not None:
+        masks["attention"] = _merge(masks["attention"], read)
     dtype = "float32" if train and setup.precision == "fp32" else COMPUTED[setup.dtype]
     return {
         part: _ask(getattr(block, part), dtype, mask, train=train, few=use == "decode") for part, mask in masks.items()
@@ -99,10 +102,17 @@ def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
     if use != "decode":
         blocks = attention.visible_blocks
         only: Any = () if blocks is not None and tokens > blocks.whole_until else None
-        return Mask(tokens, tokens, causal=tower.causal, window=window, documents=documents, only=only)
+        reach = {"causal": tower.causal, "window": window, "ahead": attention.visible_ahead}
+        return Mask(tokens, tokens, **reach, documents=documents, only=only)
     first = max(0, tokens - window + 1) if window else 0
     first = tokens // chunk * chunk if chunk else first
     return Mask(1, tokens + 1 - first, causal=True)  # a cache gives a new token just the keys that it sees
+
+
+def _merge(mask: Mask, memory: int) -> Mask:
+    """The mask of merged attention, whose keys are an encoder's `memory` tokens before those of `mask`."""
+    pairs = {"window": mask.window, "also": ()} if mask.features["window"] else {}
+    return Mask(mask.n_queries, memory + mask.n_keys, documents=mask.documents, **pairs)  # type: ignore[arg-type]
 
 
 def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ class Look(NamedTuple):
     granule: int = 1  # how many keys the indexer chooses together
     tail: bool = False  # whether a query sees those of an unfinished granule besides
     pool: int = 1  # tokens that one key is made of: a query sees the keys of pools that have ended
+    ahead: int | None = None  # how far a query that sees both ways sees ahead, where not as far as back
     near: int = 0  # the window of tokens that a query sees beside such keys
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
@@ -41,7 +42,7 @@ class Look(NamedTuple):
         if not self.causal:
             if self.chunk is not None:
                 return new // self.chunk * self.chunk**2 + (new % self.chunk) ** 2
-            return both_ways_pairs(new, self.window)
+            return both_ways_pairs(new, self.window, self.ahead)
         if self.chunk is not None:
             return chunked_pairs(held + new, self.chunk) - chunked_pairs(held, self.chunk)
         return visible_pairs(new, held, self.window)
@@ -113,11 +114,12 @@ def pooled_pairs(tokens: int, pool: int, most: int | None = None) -> int:
     return pool * (whole * (whole - 1) // 2) + whole * (rest + 1) + (tokens - few) * (most or 0)
 
 
-def both_ways_pairs(tokens: int, reach: int | None) -> int:
-    """Count the pairs of tokens at most `reach` apart, including each with itself."""
-    if reach is None or reach >= tokens - 1:
+def both_ways_pairs(tokens: int, reach: int | None, ahead: int | None = None) -> int:
+    """Count the pairs of tokens at most `reach` apart, or to one side `ahead`, including each with itself."""
+    if reach is None:
         return tokens * tokens
-    return tokens + 2 * (reach * tokens - reach * (reach + 1) // 2)
+    sides = (min(each, tokens - 1) for each in (reach, reach if ahead is None else ahead))
+    return tokens + sum(each * tokens - each * (each + 1) // 2 for each in sides)
 
 
 def chunked_pairs(tokens: int, chunk: int) -> int:

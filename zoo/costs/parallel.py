@@ -25,7 +25,7 @@ from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
 from zoo.ranks.schedule import Schedule
-from zoo.spec import Buffer, Conv, Experts, Linear, Tied, is_hidden_matrix, owner_of
+from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, is_hidden_matrix, owner_of
 
 
 class RankTensor(NamedTuple):
@@ -178,7 +178,7 @@ def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: 
         if row.kind is None and slot not in ends[row.where]:
             continue
         own += _tensors(row, row.stored, ep)
-        if isinstance(row.part, Tied):
+        if isinstance(row.part, Tied) and not isinstance(row.part, Reused):
             owner = owner_of(row.path, whole.ties)
             borrowed[owner] = borrowed.get(owner, False) or isinstance(row.part.of, Linear)
     here = {tensor.path for tensor in own}

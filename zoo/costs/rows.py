@@ -169,6 +169,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
             ):  # what it is made of is in its own figures
                 look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
                 look = look._replace(blocks=own.visible_blocks, pool=own.compress_rate, near=own.near_window)
+                look = look._replace(ahead=own.visible_ahead)
                 chooser = own.chooser
                 if chooser is not None:
                     if chooser.owns:  # which scores every key that is seen

@@ -31,10 +31,12 @@ class Ask:
     """One attention call without its tensors: everything on which the choice of a kernel depends.
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
-    "none". `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens).
-    `token_sinks`: each query has sinks of its own. `chosen`: each layer chose the keys that a query sees, so that it
-    has a mask of its own. `lengths`: each row has its own number of keys. `page`: the page size of a paged cache in
-    tokens. `short_q`: fewer queries than keys, T < S. `dropout`: some of the probabilities are dropped, as in training.
+    "none". `ahead`: how far a query that sees both ways sees ahead, where that is not as far as its `window`.
+    `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens, an encoder's
+    beside a window). `token_sinks`: each query has sinks of its own. `chosen`: each layer chose the keys that a query
+    sees, so that it has a mask of its own. `lengths`: each row has its own number of keys. `page`: the page size of a
+    paged cache in tokens. `short_q`: fewer queries than keys, T < S. `dropout`: some of the probabilities are dropped,
+    as in training.
     """
 
     dtype: str
@@ -45,6 +47,7 @@ class Ask:
     needs_grad: bool = False
     causal: bool = True
     window: int | None = None
+    ahead: int | None = None
     softcap: float | None = None
     sinks: bool = False
     token_sinks: bool = False

@@ -72,23 +72,25 @@ class Flash(Kernel):
     # ------------------------------------------------------------ the call
 
     def call(self, ask: Ask) -> Call:
-        return Call(self.function(ask), self.options(ask.causal, ask.window, ask.softcap))
+        return Call(self.function(ask), self.options(ask.causal, ask.window, ask.softcap, ask.ahead))
 
     def function(self, ask: Ask) -> str:
         """The name of the function for an ask."""
         return self.functions[way(ask)]
 
-    def options(self, causal: bool, window: int | None, softcap: float | None) -> dict[str, Any]:
+    def options(
+        self, causal: bool, window: int | None, softcap: float | None, ahead: int | None = None
+    ) -> dict[str, Any]:
         """Spell causality, window and softcap as this version's arguments."""
-        sides = self.sides(causal, window)
+        sides = self.sides(causal, window, ahead)
         return {"causal": causal, "window_size": sides, **({"softcap": softcap} if softcap else {})}
 
-    def sides(self, causal: bool, window: int | None) -> tuple[int | None, int | None]:
+    def sides(self, causal: bool, window: int | None, ahead: int | None) -> tuple[int | None, int | None]:
         """Spell a window as how far a query sees to its left and right, besides itself: a causal window of 4 is
         (3, 0)."""
         if window is None:
             return self.unlimited, self.unlimited
-        return (window - 1, 0) if causal else (window, window)
+        return (window - 1, 0) if causal else (window, window if ahead is None else ahead)
 
     def load(self) -> Any:
         """Import the module that has the functions, at first use. Raises KernelError where it cannot be loaded."""
@@ -111,7 +113,8 @@ class Flash(Kernel):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
         mask, features = how.mask, how.mask.features
-        given = {"softmax_scale": how.scale, **self.options(features["causal"], features["window"], how.softcap)}
+        sides = features["causal"], features["window"], how.softcap, features["ahead"]
+        given = {"softmax_scale": how.scale, **self.options(*sides)}
         given |= self.extras(how.sinks, how.bias)
         width = v.shape[3]
         q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, self.values(q, v)))
@@ -164,7 +167,7 @@ def _refuse_ask(ask: Ask) -> str | None:
     if ask.dropout:
         return "flash kernels drop no probabilities here"
     if ask.pairs:
-        return "flash kernels cannot show single pairs: a prefix, or global tokens"
+        return "flash kernels cannot show single pairs: a prefix, global tokens, an encoder's beside a window"
     if ask.chosen:
         return "flash kernels cannot show each query keys of its own choice"
     return _refuse_width(ask) or _refuse_lengths(ask)

@@ -44,8 +44,10 @@ class FlashTorch(Flash):
     def module(self) -> Any:
         return torch.ops.aten
 
-    def options(self, causal: bool, window: int | None, softcap: float | None) -> dict[str, Any]:
-        left, right = self.sides(causal, window)
+    def options(
+        self, causal: bool, window: int | None, softcap: float | None, ahead: int | None = None
+    ) -> dict[str, Any]:
+        left, right = self.sides(causal, window, ahead)
         return {"is_causal": causal, "window_size_left": left, "window_size_right": right}
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:

@@ -126,7 +126,7 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
     if mask.n_queries <= BLOCK:
         drawn = Drawn(like, _once(_whole, device), WHOLE)
     elif next(_of_rows(mask), None) is None:
-        numbers = (mask.n_queries, mask.n_keys, mask.causal, mask.window)
+        numbers = (mask.n_queries, mask.n_keys, mask.causal, mask.window, mask.ahead)
         drawn = Drawn(like, _once(_blocks_of_numbers, *numbers, column, device), BLOCK)
     else:
         drawn = Drawn(like, _blocks(mask, column, device), BLOCK)
@@ -231,10 +231,16 @@ def _whole(device: torch.device) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=64)
 def _blocks_of_numbers(
-    n_queries: int, n_keys: int, causal: bool, window: int | None, column: bool, device: torch.device
+    n_queries: int,
+    n_keys: int,
+    causal: bool,
+    window: int | None,
+    ahead: int | None,
+    column: bool,
+    device: torch.device,
 ) -> tuple[Any, ...]:
     """The blocks of a mask that has no tensors."""
-    return _blocks(Mask(n_queries, n_keys, causal=causal, window=window), column, device)
+    return _blocks(Mask(n_queries, n_keys, causal=causal, window=window, ahead=ahead), column, device)
 
 
 def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:

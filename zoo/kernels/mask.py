@@ -20,7 +20,8 @@ class Mask:
 
     Keys are consecutive tokens, and the queries are the last T of them, so that a causal mask on a rectangle is aligned
     at its bottom right. `causal` shows keys at or before the query. A `window` W
-    shows a causal query the W newest of those, itself included; a query that sees both ways, all with |i-j| <= W.
+    shows a causal query the W newest of those, itself included; a query that sees both ways, all with |i-j| <= W, or
+    with `ahead` A those of W before it and of A after it.
     Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
     `also` [B|1, T, S] names pairs one by one. Three fields hide pairs: `padding` [B, S] is True where a key is a real
     token, `documents` (of the queries [B|1, T], of the keys [B|1, S]) numbers packed documents, each contiguous in its
@@ -42,6 +43,7 @@ class Mask:
         *,
         causal: bool = True,
         window: int | None = None,
+        ahead: int | None = None,
         padding: Tensor | None = None,
         documents: tuple[Tensor, Tensor] | None = None,
         prefix: Tensor | None = None,
@@ -53,6 +55,7 @@ class Mask:
         self.n_keys = n_keys
         self.causal = causal
         self.window = window
+        self.ahead = ahead
         self.padding = padding
         self.documents = documents
         self.prefix = prefix
@@ -102,6 +105,7 @@ class Mask:
         return {
             "causal": self.causal and not self.sees_all,
             "window": self.window if self._window_bites or not self._by_numbers else None,
+            "ahead": self.ahead if self._window_bites or not self._by_numbers else None,
             "padding": self.padding is not None,
             "documents": self.documents is not None,
             "pairs": self.prefix is not None or self.also is not None,
@@ -116,16 +120,43 @@ class Mask:
         if self.window is None:
             return False
         farthest = self.n_keys - 1
-        return self.window <= farthest if self.causal else self.window < farthest
+        if self.causal:
+            return self.window <= farthest
+        return (self.window if self.ahead is None else min(self.window, self.ahead)) < farthest
 
     def narrow(self, only: Tensor) -> Mask:
         """The same mask for queries that see no more than the keys of `only` [B|1, T, S], or [B|1, H, T, S] where heads
         see other keys. Drawn from this one."""
         own = {name: getattr(self, name) for name in ("padding", "documents", "prefix", "also", "lengths")}
         causal = self.causal and not self.sees_all
-        mask = Mask(self.n_queries, self.n_keys, causal=causal, window=self.window, **own, only=only)
+        reach = {"causal": causal, "window": self.window, "ahead": self.ahead}
+        mask = Mask(self.n_queries, self.n_keys, **reach, **own, only=only)
         mask._dense = self.dense(only.device) & (only if only.ndim == 4 else only[:, None])
         return mask
+
+    def join(self, memory: Mask, device: torch.device) -> Mask:
+        """The mask over an encoder's keys, of which queries see what `memory` shows, and then these. To a causal query
+        the encoder's tokens come before its own, and a window does not reach so far: it is of its own alone."""
+        apart = (self.documents is None) is not (memory.documents is None)
+        if apart or any(each is not None for each in (self.prefix, self.also, self.only, self.lengths, memory.lengths)):
+            shown = _join_columns(memory.dense(device)[:, 0], self.dense(device)[:, 0])
+            return Mask.of_pairs(shown)
+        hides: dict[str, Any] = {}
+        if self.padding is not None or memory.padding is not None:
+            hides["padding"] = _join_columns(memory._real(device), self._real(device))
+        if self.documents is not None and memory.documents is not None:
+            hides["documents"] = self.documents[0], _join_columns(memory.documents[1], self.documents[1])
+        n_keys = memory.n_keys + self.n_keys
+        if self._window_bites:
+            seen = torch.arange(n_keys, device=device) < memory.n_keys
+            hides |= {"window": self.window, "also": seen[None, None].expand(1, self.n_queries, n_keys)}
+        return Mask(self.n_queries, n_keys, **hides)
+
+    def _real(self, device: torch.device) -> Tensor:
+        """True for each key that is no padding [B|1, S]."""
+        if self.padding is not None:
+            return self.padding.to(device)
+        return torch.ones(1, self.n_keys, dtype=torch.bool, device=device)
 
     def place_keys(self, device: torch.device) -> Tensor:
         """The place of each key in its own text [B|1, S]: padding before it and other documents are not counted."""
@@ -191,12 +222,20 @@ class Mask:
             return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
         if self.window is None:
             return torch.ones_like(distance, dtype=torch.bool)
-        return distance.abs() <= self.window
+        if self.ahead is None:
+            return distance.abs() <= self.window
+        return (distance <= self.window) & (distance >= -self.ahead)
 
     def _query_token(self, row: Tensor, query: Tensor) -> Tensor:
         """The token index of a query."""
         keys = self.n_keys if self.lengths is None else _of(self.lengths, row, query.device)
         return query + (keys - self.n_queries)
+
+
+def _join_columns(first: Tensor, second: Tensor) -> Tensor:
+    """Put two tensors [B|1, …, M] and [B|1, …, S] side by side; one of a single row serves all rows."""
+    rows = max(len(first), len(second))
+    return torch.cat([each.expand(rows, *each.shape[1:]) for each in (first, second)], -1)
 
 
 def _of(tensor: Tensor, row: Tensor, device: torch.device, *indices: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class Dropping:
         tokens = context.own(tokens)
         own = seam.own(tokens)
         assert own is not None
-        columns = mix(torch.arange(max(self.width, ids.shape[1]), device=ids.device) * GOLDEN)
+        keys = ids.shape[1] + (0 if inputs.memory is None else inputs.memory.shape[1])
+        columns = mix(torch.arange(max(self.width, keys), device=ids.device) * GOLDEN)
         return Drops(self, rows, tokens, own, columns, seam.rank)
 
 

@@ -93,6 +93,9 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     of its row or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there), where mask_share
     is the one of training (ESM-2's token dropout, Lin et al., 2023: 0.8 of the 0.15 that are chosen).
 
+    With `apart_id` the vector of that token is a weight of its own, which `scale` does not multiply; its row of the
+    table is there for a head that is tied to it (T5Gemma 2's end of an image, 2025).
+
     With `trigram` the projection reads three vectors, those of the next token, of the token and of the one before, in
     that order (Sun et al., 2020, MobileBERT). Padding and other packed documents count as zeros.
     """
@@ -112,6 +115,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     mask_id: NonNegativeInt | None = None
     mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
     trigram: bool = False
+    apart_id: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
         if self.mask_id is None and self.mask_share != 0.12:
@@ -144,6 +148,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         tokens = Embedding(self.vocab_size, width, role=TOKENS)
         return {
             "tokens": Tied(self.tied, tokens, role=TOKENS) if self.tied else tokens,
+            **self._apart(width),
             **({"types": Embedding(self.n_types, self.position_width(d_model))} if self.n_types else {}),
             **({"tasks": Embedding(self.n_tasks, self.position_width(d_model))} if self.n_tasks else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
@@ -154,6 +159,13 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             ),
             **({"per_layer": Sized(self.per_layer, d_model)} if self.per_layer else {}),
         }
+
+    def _apart(self, width: int) -> dict[str, Any]:
+        """The vector of the token that is not in the table, or the one beside the table that is read."""
+        if self.apart_id is None:
+            return {}
+        vector = Embedding(1, width)
+        return {"apart": Tied(f"{self.tied.rpartition('.')[0]}.apart", vector) if self.tied else vector}
 
     def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
         """Weigh the tokens of whole rows [B, T]: a factor for each token's vector, None where all are as they are."""
@@ -194,6 +206,10 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)
             # In the weight's dtype, as the published models were trained; filled on the device, not copied there.
             x = x * torch.full((), scale, dtype=x.dtype, device=x.device)
+        if self.apart_id is not None:
+            here = m.seam.own(ids == self.apart_id)
+            assert here is not None
+            x = torch.where(here[..., None], m.apart.weight[0], x)
         if factors is not None:
             x = x * factors[..., None].to(x.dtype)
         if self.width and self.project_first:

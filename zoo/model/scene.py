@@ -13,6 +13,7 @@ from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
 from zoo.model.entries import share_entries
+from zoo.model.merging import merge_masks
 from zoo.model.step import Inputs, QueryRun, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
@@ -188,17 +189,18 @@ class Scene:
             share_entries(self, step, attention, own, where, dtype)
         elif where is not None and where.table is not None:
             self._share_pages(step, attention, own, where)
-            self.draw(step, attention, dtype)
         elif where is not None and where.ragged:
             step.rows = self._rows(attention, own, where)
         elif self.context.active:
             self._share_runs(step, attention, own)
-            self.draw(step, attention, dtype)
         else:
             self._share(step, attention, own, where)
-            self.draw(step, attention, dtype)
         if block.cross is not None:
             step.cross = self._cross(block.cross, kernel, dtype)
+            if block.cross.merges:
+                merge_masks(self, step)
+        if attention.compress_rate == 1 and step.rows is None:
+            self.draw(step, attention, dtype)
         return step
 
     def _share_tables(self, position: Any, width: int, dtype: Any, own: Any) -> Any:
@@ -229,6 +231,7 @@ class Scene:
             keys.shape[0],
             causal=self.causal,
             window=attention.visible_window,
+            ahead=attention.visible_ahead,
             padding=self.padding,
             documents=self._apart(attention.visible_chunk, first),
             prefix=None if self.past else self.prefix,

@@ -13,6 +13,7 @@ from zoo.kernels import attend
 from zoo.kernels.choosing import Choice
 from zoo.kernels.ring import attend_ring
 from zoo.lazy import torch
+from zoo.model.merging import join_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,6 +123,8 @@ class Step:
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
+    merges: bool = False  # whether attention sees what `cross` reads beside its own keys: mask and rows are of both
+    own_rows: PoolRows | None = None  # where they are: the rows of its own keys
     seam: Seam | None = None  # where the parts of several ranks come together
     context: ContextSeam | None = None  # where the tokens of several ranks do
     runs: list[QueryRun] = field(default_factory=list)  # of tokens, where a rank has several of a row's
@@ -329,6 +332,10 @@ class Step:
             return compute(memory)
         assert self.where is not None
         return self.cache.recall(self.where, None if memory is None else lambda: compute(memory), names)
+
+    def join_memory(self, own: tuple[Tensor, ...], memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Put an encoder's keys and values before those of the tokens, as `zoo.model.merging.join_memory` does."""
+        return join_memory(self, own, memory)
 
     def state(self, name: str) -> Tensor | None:
         """A recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""

@@ -64,6 +64,11 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
     for name, block in decoder.blocks.items():
         if block.cross is None or given == (block.cross.reads_width or decoder.d_model):
             continue
+        if block.cross.merges:
+            found = f"is read by the decoder's attention, {decoder.d_model} wide, and the encoder gives {given}"
+            would = f"the same d_model for both, or encoder.out_width: {decoder.d_model}"
+            yield ("decoder", "blocks", name, "cross"), f"{found} ({would})"
+            continue
         read = block.cross.reads_width or decoder.d_model
         found = f"reads vectors {read} wide, the encoder gives {given}"
         would = f"{given}, the same d_model for both, or encoder.out_width: {read}"
@@ -195,6 +200,10 @@ def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
         yield ("decoder", "embedding", "tied"), f"is {tied!r}, which is no table here ({ENCODER_TOKENS}, or null)"
         return
     own = "or decoder.embedding.tied: null"
+    apart, lent = (getattr(tower.embedding, "apart_id", None) for tower in (decoder, encoder))
+    if apart is not None and lent is None:
+        found = f"is {apart}, and the encoder, whose vectors the decoder reads, has none apart"
+        yield ("decoder", "embedding", "apart_id"), f"{found} (encoder.embedding.apart_id, {own})"
     if encoder.vocab_size != decoder.vocab_size:
         found = f"is {decoder.vocab_size}, and the table that the decoder reads, {ENCODER_TOKENS}, has"
         yield ("decoder", "vocab_size"), f"{found} {encoder.vocab_size} rows (one vocabulary for both, {own})"

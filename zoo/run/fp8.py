@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.errors import ConfigError, did_you_mean
 from zoo.kernels import machine_of
 from zoo.lazy import F, torch
-from zoo.spec import Experts, Linear, Part, Spec, Tied, walk
+from zoo.spec import Experts, Linear, Part, Reused, Spec, Tied, walk
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +64,8 @@ def list_products(model: Any, *, running: bool = False) -> list[Product]:
 
 def is_product(part: Part) -> bool:
     """Tell whether a part is a matrix product."""
+    if isinstance(part, Reused):
+        return False
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 

@@ -47,7 +47,7 @@ class Layer(nn.Module):
         for name, part in spec.parts(d_model).items():
             if first is not None and isinstance(part, S.Sized) and part.common:
                 self.__dict__[name] = getattr(first, name)  # not registered: it is a part of the kind's first layer
-            else:
+            elif not isinstance(part, S.Reused):
                 self._store(name, part, d_model)
 
     def _store(self, name: str, part: Any, d_model: int) -> None:

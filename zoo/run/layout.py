@@ -25,6 +25,6 @@ def _choose_page(tower: Any, dtype: Any, device: Any, kernel: str) -> int:
         window, features = block.attention.visible_window, {"lengths": True, "short_q": True}
         if block.cache():
             asks.append(block.attention.decode_ask(name, 1, window=window, **features))
-        if block.cross is not None:
+        if block.crosses:
             asks.append(block.cross.ask(name, causal=False, **features))
     return choose_page([ask for ask in asks if ask is not None], machine_of(device), kernel)

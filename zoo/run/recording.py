@@ -68,6 +68,9 @@ class RecordingStep(Step):
             return super().recall(compute, *names)
         return self._ask(Step.recall, _is_kept, *names)
 
+    def join_memory(self, *given: Any) -> tuple[Any, ...]:
+        return self._ask(Step.join_memory, *given)
+
     def lend(self, *tensors: Any) -> tuple[Any, ...]:
         return self._ask(Step.lend, *tensors) if self.lends else tensors
 

@@ -223,6 +223,14 @@ class Tied(Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class Reused(Tied):
+    """A product that the module of another part makes of other vectors: no module here, but all of the FLOPs."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
 class Sized:
     """A sub-component built at another width than its owner's, or in another role than its axis. One that is `common`
     has one set of weights for all layers of a kind: they are the first such layer's, by name too. `learns` is as a

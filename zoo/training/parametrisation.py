@@ -99,7 +99,7 @@ class MuP(Parametrisation, kind="mup"):
 
     def _adapt_block(self, block: Any, deeper: float) -> Any:
         fields = {"attention": self._adapt_attention(block.attention)}
-        if block.cross is not None:
+        if block.crosses:
             fields["cross"] = self._adapt_attention(block.cross)
         return replace(block, residual_scale=block.residual_scale / deeper, **fields)
 

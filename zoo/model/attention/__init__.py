@@ -18,6 +18,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     longformer,
     mamba,
     mean_pooled,
+    merged,
     mla,
     mlstm,
     nothing,

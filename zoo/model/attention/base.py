@@ -36,6 +36,8 @@ class Attention(Spec, axis="attention"):
 
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
+    merges: ClassVar[bool] = False  # whether the layer's own attention reads an encoder's output in its place
+
     needs_block: ClassVar[str] = ""  # the one kind of block that it has a place in, if any will not do
 
     lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
@@ -45,6 +47,9 @@ class Attention(Spec, axis="attention"):
 
     def check_cross(self) -> None:
         """Raises ValueError for a field that means nothing in cross-attention."""
+
+    def check_beside(self, attention: Attention) -> None:
+        """Raises ValueError where it does not go together with the attention to tokens of its layer."""
 
     @property
     def takes_types(self) -> bool:
@@ -74,6 +79,11 @@ class Attention(Spec, axis="attention"):
     @property
     def visible_window(self) -> int | None:
         """The window W: a causal query sees W keys, itself included; others see W to either side. None for all."""
+        return None
+
+    @property
+    def visible_ahead(self) -> int | None:
+        """How far a query that sees both ways sees ahead; None where that is as far as back."""
         return None
 
     @property

@@ -34,7 +34,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     (Shazeer, 2019).
 
     `window` W lets a causal query see W keys, itself included (Beltagy et al., 2020; Mistral), and one that sees both
-    ways W to either side; `chunk` C only those of its own C positions, counted from 0 (Llama 4). `scale` is what scores
+    ways W to either side, or with `window_sides` both W in all, one more of them behind it than before where W is even
+    (T5Gemma 2, 2025); `chunk` C only those of its own C positions, counted from 0 (Llama 4). `scale` is what scores
     are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
     MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
@@ -72,6 +73,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     bias: bool = False
     o_bias: bool | None = None
     window: PositiveInt | None = None
+    window_sides: Literal["each", "both"] = "each"
     chunk: PositiveInt | None = None
     qk_norm: WholeNorm | None = None
     qk_norm_over: Literal["head", "heads", "whole"] = "head"
@@ -103,6 +105,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.window_sides == "both" and (self.short_conv or (self.window or 0) < 3):
+            found = f"found window={self.window} and short_conv={self.short_conv} (3 or more, and null)"
+            raise ValueError(f"window_sides=both divides a window among what comes before and after, {found}")
         if self.window and self.chunk:
             raise ValueError(f"window={self.window} and chunk={self.chunk} both limit what is seen (one of them)")
         if self.qk_norm is None and (self.qk_norm_last or self.qk_norm_over != "head"):
@@ -130,7 +135,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     @property
     def causal(self) -> bool | None:  # type: ignore[override]
-        return None if self.short_conv is None else True
+        return False if self.window_sides == "both" else None if self.short_conv is None else True
 
     @property
     def splits_tokens(self) -> bool:
@@ -186,7 +191,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     @property
     def visible_window(self) -> int | None:
-        return self.window
+        return (self.window - 1) // 2 if self.window and self.window_sides == "both" else self.window
+
+    @property
+    def visible_ahead(self) -> int | None:
+        return self.window // 2 if self.window and self.window_sides == "both" else None
 
     @property
     def reads_width(self) -> int | None:
@@ -304,7 +313,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         if step.crosses:
             q = self._queries(m, m.q(x), step)  # B T H C
-            k, v = step.recall(lambda memory: self._keys_values(m, *self._made_of(m, memory), step), "k", "v")
+            k, v = self._read_memory(m, step)
         elif self.kv_from is not None:
             q = self._queries(m, m.q(x), step)
             k, v = step.take()
@@ -313,6 +322,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.lend(*step.remember(k=k, v=v))
+        if step.merges:
+            k, v = step.join_memory((k, v), self._read_memory(m, step.cross))
         return self._attend(m, x, q, k, v, step)
 
     def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
@@ -331,6 +342,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def _sink(self, m: Weights, x: Tensor) -> Tensor | None:
         """The logits of sinks, for queries made of x [B, T, D]."""
         return m.sinks if self.sinks else None
+
+    def _read_memory(self, m: Weights, step: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values of the encoder's output, computed once and then read from the cache."""
+        return step.recall(lambda memory: self._keys_values(m, *self._made_of(m, memory), step), "k", "v")
 
     def _gated(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
         """Heads' outputs y [B, T, H, V] times the gate of x [B, T, D]: [B, T, H·V]."""
@@ -373,7 +388,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         k = self._turned(m, k, self._key_norm(m), self.n_kv_heads, step)
         v = self._clipped(v).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
         v = m.v_norm(v) if self.v_norm else v
-        v = self.position.rotate(v, step.tables) if self.rotate_values else v
+        v = self.position.rotate(v, step.tables) if self.rotate_values and not step.crosses else v
         return k, v if self.value_scale is None else v * self.value_scale
 
     def _key_norm(self, m: Weights) -> Any:
@@ -388,7 +403,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if norm is not None and not self.qk_norm_last and self.qk_norm_over != "whole":
             x = norm(x)
         x = self._clipped(x) if self.clip_normed else x
-        x = self.position.rotate(x, step.tables)
+        x = x if step.crosses else self.position.rotate(x, step.tables)
         return norm(x) if norm is not None and self.qk_norm_last else x
 
     def _clipped(self, x: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ def _reads_memory(cross: Attention | None) -> Attention | None:
 class Block(Spec, axis="block"):
     """One layer: x [B, T, D] → x [B, T, D].
 
-    `cross` is attention to an encoder's output, after that to the tokens themselves. What a sub-layer gives is
+    `cross` is attention to an encoder's output, after that to the tokens themselves or merged with it. What a sub-layer
+    gives is
     multiplied by `residual_scale` before it joins the stream (Granite), the stream itself by `stream_scale` (Wang et
     al., 2022, DeepNorm's α). `layer_input` adds what the embedding's `per_layer` holds for the layer (Gemma 3n).
     """
@@ -71,8 +72,12 @@ class Block(Spec, axis="block"):
             raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
         if self.layer_input is not None and not self.takes_input:
             raise ValueError(f"a '{self.kind}' block has no place for layer_input (sandwich has)")
+        if self.attention.merges:
+            raise ValueError(f"attention '{self.attention.kind}' says how an encoder is read (cross: it, and gqa here)")
+        if self.cross is not None:
+            self.cross.check_beside(self.attention)
         scheme = None if self.cross is None else self.cross.positioning
-        if self.cross is not None and (scheme is None or scheme.kind != "none"):
+        if self.crosses and (scheme is None or scheme.kind != "none"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"
             raise ValueError(f"cross is softmax attention without positions, found {found} (gqa, with position: none)")
 
@@ -87,6 +92,11 @@ class Block(Spec, axis="block"):
         return False
 
     @property
+    def crosses(self) -> bool:
+        """Whether cross-attention is a sub-layer of its own."""
+        return self.cross is not None and not self.cross.merges
+
+    @property
     def streams(self) -> int:
         """Vectors of a token in the residual stream that it reads and writes."""
         return 1
@@ -95,7 +105,7 @@ class Block(Spec, axis="block"):
     def reductions(self) -> int:
         """Sums over the ranks of tensor parallelism in a forward pass: one after each sub-layer (Shoeybi et al., 2019,
         Megatron-LM)."""
-        return 1 + (self.cross is not None) + (getattr(self, "ffn", None) is not None)
+        return 1 + self.crosses + (getattr(self, "ffn", None) is not None)
 
     @property
     def gathers(self) -> int:

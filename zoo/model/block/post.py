@@ -23,7 +23,8 @@ class Post(Block, kind="post"):
     ffn: FFN
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        cross = {"cross": Sized(self.cross, d_model, role=CROSS), "cross_norm": self.norm} if self.cross else {}
+        cross = {"cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
+        cross |= {"cross_norm": self.norm} if self.crosses else {}
         return {
             "attention": self.attention,
             "attention_norm": self.norm,
@@ -34,6 +35,6 @@ class Post(Block, kind="post"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         x = m.attention_norm(self.add(x, m.attention(x, step)))
-        if self.cross is not None:
+        if self.crosses:
             x = m.cross_norm(self.add(x, m.cross(x, step.cross)))
         return m.ffn_norm(self.add(x, m.ffn(x, step)))

@@ -58,8 +58,9 @@ class Pre(Block, kind="pre"):
         return super().state() | {f"{place}_{name}": shape for place in PLACES for name, shape in own}
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        cross = {"cross_norm": self.norm, "cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
-        added = ("attention_residual", *(["cross_residual"] if self.cross else []), "ffn_residual")
+        cross = {"cross_norm": self.norm} if self.crosses else {}
+        cross |= {"cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
+        added = ("attention_residual", *(["cross_residual"] if self.crosses else []), "ffn_residual")
         return {
             **({"attention_norm": self.norm} if self.input_norm else {}),
             "attention": self.attention,
@@ -76,7 +77,7 @@ class Pre(Block, kind="pre"):
         stream, y = normed if self.residual_from_norm else x, m.attention(normed, step)
         y = m.attention_conv(y, step, "attention") if self.out_conv else y
         x = self.add(stream, y) if self.residual is None else m.attention_residual(stream, y)
-        if self.cross is not None:
+        if self.crosses:
             y = m.cross(m.cross_norm(x), step.cross)
             x = self.add(x, y) if self.residual is None else m.cross_residual(x, y)
         normed = m.ffn_norm(x)

@@ -75,7 +75,7 @@ class Sandwich(Block, kind="sandwich"):
         x = self.add(x, y) if self.residual is None else m.attention_residual(x, y)
         if self.laurel_rank:
             x = (x + normed + m.laurel_norm(m.laurel_up(m.laurel_down(normed)))) * 2.0**-0.5
-        if self.cross is not None:
+        if self.crosses:
             y = m.cross_out_norm(m.cross(m.cross_norm(x), step.cross))
             x = self.add(x, y) if self.residual is None else m.cross_residual(x, y)
         y = m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step))
@@ -84,6 +84,8 @@ class Sandwich(Block, kind="sandwich"):
     def _crossed(self, d_model: int) -> dict[str, Any]:
         if self.cross is None:
             return {}
+        if not self.crosses:
+            return {"cross": Sized(self.cross, d_model, role=CROSS)}
         return {
             "cross_norm": self.norm,
             "cross": Sized(self.cross, d_model, role=CROSS),

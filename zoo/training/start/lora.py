@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.spec import Experts, Group, Linear, Part, Sized, Spec, Stack, Tied
+from zoo.spec import Experts, Group, Linear, Part, Reused, Sized, Spec, Stack, Tied
 
 ANY = "*?["
 """What a pattern has and a name has not."""
@@ -73,6 +73,8 @@ def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[Produc
 
 
 def _is(part: Part) -> bool:
+    if isinstance(part, Reused):
+        return False
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 

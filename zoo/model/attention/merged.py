@@ -1,0 +1,70 @@
+# S tokens of the encoder, K kv heads, C head width
+"""An encoder's output read by the layer's own attention, in place of cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.model.attention.base import Attention
+from zoo.model.attention.gqa import GQA
+from zoo.spec import READ, Linear, Reused, split
+
+
+class Merged(Attention, kind="merged"):
+    """Merged attention (Zhang et al., 2025, T5Gemma 2): the decoder's attention sees the encoder's output beside the
+    tokens, in one softmax. Its own products make keys and values of both; those of the encoder are not rotated, and no
+    window hides them.
+
+    It has no weights and no queries. Its dimensions are those of the layer's attention, of which it says what reading
+    an encoder adds: keys and values that are made once and kept, and pairs.
+    """
+
+    takes_memory: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    v_head_dim: PositiveInt | None = None
+
+    def check_beside(self, attention: Attention) -> None:
+        if not isinstance(attention, GQA) or not attention.takes_memory:
+            raise ValueError(
+                f"cross '{self.kind}' is of softmax attention, found '{attention.kind}' (gqa, or cross: mha)"
+            )
+        for name in ("n_heads", "n_kv_heads", "head_dim", "v_head_dim"):
+            own, made = getattr(self, name), getattr(attention, name)
+            if own != made:
+                found = f"cross.{name} is {own}, and attention, which reads the encoder, has {name}={made}"
+                raise ValueError(f"{found} (the same)")
+        for name in ("chunk", "kv_from", "k_is_v", "indexer", "short_conv"):
+            if getattr(attention, name):
+                raise ValueError(
+                    f"attention.{name} is of tokens alone, and cross '{self.kind}' adds others (leave it out)"
+                )
+        if attention.position.biases or attention.position.reads_input:
+            found = (
+                f"position '{attention.position.kind}' adds to the scores of tokens, and an encoder's are beside them"
+            )
+            raise ValueError(f"{found} (rope or none, or cross: mha)")
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """Channels of a head's queries and keys, and of its values."""
+        return self.head_dim, self.v_head_dim or self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        widths = zip("kv", self.head_widths, strict=True)
+        made = {name: Linear(d_model, self.n_kv_heads * width) for name, width in widths}
+        return {name: Reused(f"attention.{name}", of, role=READ) for name, of in made.items()}
+
+    def shard(self, ranks: int) -> Merged:
+        return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {name: (self.n_kv_heads, width) for name, width in zip("kv", self.head_widths, strict=True)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
