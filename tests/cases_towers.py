@@ -26,6 +26,34 @@ def t5gemma(name, encoder, decoder, model="ForConditionalGeneration", **more):
     return Case(name, "T5GemmaConfig", f"T5Gemma{model}", sizes, inputs=decoding, writes=model != "Model")
 
 
+VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+GEMMA2 = {
+    **{name: value for name, value in GEMMA.items() if name != "attn_logit_softcapping"},
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 40,  # queries and keys are normalised: with less, the softmax makes much of rounding
+    "attention_bias": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 30000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
+
+
+def t5gemma2(name, encoder, decoder, model="ForConditionalGeneration", eoi=61, **more):
+    """A T5Gemma 2 of two configs, with a tower for images beside the encoder's for text."""
+    outer = {"text_config": encoder, "vision_config": VISION, "mm_tokens_per_image": 4, "eoi_token_index": eoi}
+    sizes = {"encoder": outer, "decoder": decoder, **more}
+    return Case(name, "T5Gemma2Config", f"T5Gemma2{model}", sizes, inputs=decoding, writes=model != "Model")
+
+
 BERT = {
     "model_type": "bert",
     "vocab_size": 97,
@@ -61,5 +89,12 @@ CASES = [
     ),
     t5gemma("t5gemma", GEMMA, NARROW),
     t5gemma("t5gemma-untied", {**GEMMA, "hidden_activation": "silu"}, GEMMA, tie_word_embeddings=False),
+    t5gemma2(
+        "t5gemma2", GEMMA2, {**GEMMA2, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    ),
+    t5gemma2(
+        "t5gemma2-untied", {**GEMMA2, "sliding_window": 7}, {**GEMMA2, "sliding_window": 5}, tie_word_embeddings=False
+    ),
+    t5gemma2("t5gemma2-base", {**GEMMA2, "layer_types": None}, {**GEMMA2, "num_key_value_heads": 4}, "Model", 256_000),
     t5gemma("t5gemma-base", GEMMA, {**GEMMA, "layer_types": ["full_attention"] * 3}, "Model"),
 ]

@@ -187,7 +187,10 @@ def _without_joint(tower: Any, *, bare: bool) -> Any:
         for name, block in tower.blocks.items()
     }
     head = NoHead(vocab_size=tower.vocab_size) if bare else tower.head
-    return dataclasses.replace(tower, blocks=blocks, head=head, out_width=None, out_bias=False)
+    embedding = tower.embedding
+    if tower.causal and hasattr(embedding, "apart_id"):  # both are the encoder's
+        embedding = dataclasses.replace(embedding, tied=None, apart_id=None)
+    return dataclasses.replace(tower, blocks=blocks, embedding=embedding, head=head, out_width=None, out_bias=False)
 
 
 def _find_tower(family: Family | None, tower: str, spec: Any, source: Any) -> tuple[dict[str, Any] | None, list[str]]:

@@ -56,6 +56,10 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {wrapper}"] if wrapper else []
     family = families.family_of_config(config, str(file))
+    for place in family.towers.values():
+        beside = config.get(place.outer) or {} if place.outer else {}
+        rest = ", ".join(key for key in beside if key.endswith("_config") and f"{place.outer}.{key}" != place.field)
+        notes += [f"{file}: {family.name}: its text towers alone, without {place.outer}'s {rest}"] if rest else []
     wanted = (config.get("architectures") or [""])[0]
     bare = next((name for name in family.architectures if name.endswith("Model")), None)
     if wanted and wanted not in family.architectures and bare:

@@ -293,7 +293,7 @@ def parse_family(name: str, node: dict[str, Any]) -> Family:
 def _parse_tower(name: str, tower: str, node: Mapping[str, Any]) -> TowerConfig:
     """Parse where the config of a tower stands, and its family where that is stated with it."""
     inner = copy.deepcopy(dict(node))  # families that YAML's anchors make one are parsed apart
-    where = {"field": inner.pop("field", tower), "shared": tuple(inner.pop("shared", ()))}
+    where = {"field": inner.pop("field", tower), **{key: tuple(inner.pop(key, ())) for key in ("shared", "beside")}}
     return TowerConfig(family=parse_family(name, inner) if inner else None, **where)
 
 

@@ -29,20 +29,29 @@ LACKING = {
 class TowerConfig:
     """The config of one tower: the field of config.json in which it stands (`a.b` for one within another), and the
     family that it is of; None where the inner config names it. Fields that are `shared` stand in the whole config, and
-    those of the inner one do not count."""
+    those of the inner one do not count. Those `beside` it stand in the config that the inner one is within."""
 
     field: str
     family: Family | None = None
     shared: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def outer(self) -> str:
+        """The field with the config that this one is within, of a multimodal encoder; empty where it is within none."""
+        return self.field.rpartition(".")[0]
 
     def read(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Read the tower's config, completed by what the whole one states for it. Raises CheckpointError."""
         inner: Any = config
+        around: Mapping[str, Any] = config
         for name in self.field.split("."):
-            inner = inner.get(name) if isinstance(inner, Mapping) else None
+            around = inner if isinstance(inner, Mapping) else {}
+            inner = around.get(name)
         if not isinstance(inner, Mapping):
             raise CheckpointError(f"{where}: {self.field}: is {inner!r}, must be the config of a model (a mapping)")
-        return {**inner, **{name: config[name] for name in self.shared if name in config}}
+        stated = {name: config[name] for name in self.shared if name in config}
+        return {**inner, **stated, **{name: around[name] for name in self.beside if name in around}}
 
     def write(self, config: dict[str, Any], inner: Mapping[str, Any]) -> None:
         """Put the tower's config into the whole one."""
@@ -51,7 +60,9 @@ class TowerConfig:
         for name in outer:
             config[name] = dict(config.get(name) or {})
             config = config[name]
-        config[last] = {name: value for name, value in inner.items() if name not in self.shared}
+        config |= {name: inner[name] for name in self.beside if name in inner}
+        elsewhere = (*self.shared, *self.beside)
+        config[last] = {name: value for name, value in inner.items() if name not in elsewhere}
 
 
 def find_class(family: Family, tower: str) -> str | None:

@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,24 @@ def read_end_ids(folder: Path) -> list[int]:
 def describe_unread(model: Any) -> str:
     """Say in one line what of the multimodal folder that a model came from was not read; empty for any other model."""
     source = getattr(model, "source", None)
-    if source is None or source.whole is None:
+    if source is None:
         return ""
+    if source.whole is None:
+        return _describe_beside_towers(source) if any(each.outer for each in source.family.towers.values()) else ""
     return f"{source.folder}: {source.whole.describe_rest(map_tensors(model.spec, source.body), source.body.prefix)}"
+
+
+def _describe_beside_towers(source: HFSource) -> str:
+    """Say in one line what stands in a folder beside text towers whose configs are within a multimodal one's."""
+    listed = name_tensors(list_tensors(source.folder, source.config), source.body)
+    counts = {
+        pattern.removeprefix(source.body.prefix).removesuffix(".*"): sum(
+            prod(header.shape) for name, header in listed.items() if matches(name, [pattern])
+        )
+        for pattern in source.body.full_names(lambda each: each.family.unread)
+    }
+    parts = ", ".join(f"{name} ({count:,} parameters)" for name, count in counts.items() if count)
+    return f"{source.folder}: {source.family.name}: its text towers alone; {parts or 'nothing'} not read"
 
 
 def _open_as_stated(
