@@ -34,6 +34,7 @@ PUBLISHED = {
     "zamba-7b": 7_232_490_496,
     "zaya1-8b": 8_840_488_784,
     "mistral-large-4": 1_050_118_202_912,
+    "inkling-2-small": 593_722_930_176,
 }
 
 
@@ -334,6 +335,7 @@ REFERENCE = {
     "zamba-7b": transformers.ZambaConfig(),
     "zaya1-8b": transformers.ZayaConfig(),
     "mistral-large-4": transformers.MistralLarge4TextConfig(),
+    "inkling-2-small": transformers.Inkling2TextConfig(),
 }
 
 NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration"}
@@ -342,9 +344,13 @@ NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration"}
 ALLOCATED = {"mistral-large-4": "MistralLarge4TextModel"}
 """The class that is built of the text model's config, where the one that the weights are for takes another."""
 
-UNUSED = {"longcat-flash": 28 * 256 * (2 * 6144 * 2048), "mistral-large-4": -204800 * 6144}
+UNUSED = {
+    "longcat-flash": 28 * 256 * (2 * 6144 * 2048),
+    "mistral-large-4": -204800 * 6144,
+    "inkling-2-small": -966 * 4608,
+}
 """What transformers allocates besides: the first two matrices of experts that compute nothing. A negative one is that
-of a head which the class that is built has not."""
+of a head, or of spare rows in the file's, which the class that is built has not."""
 
 # Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices of one).
 IDLE = {
@@ -357,6 +363,7 @@ IDLE = {
     "glm-4.6": 89 * 152 * (3 * 5120 * 1536),
     "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
     "mistral-large-4": 71 * 124 * (3 * 6144 * 6144),
+    "inkling-2-small": 48 * 376 * (3 * 4608 * 2304),
     "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
     "zaya1-8b": 40 * 3 * (16 * 2048 * 2048 - 2048 * 2048 * 16 // 17),  # one choice in 17 is of no expert
 }
