@@ -35,6 +35,7 @@ PUBLISHED = {
     "zaya1-8b": 8_840_488_784,
     "mistral-large-4": 1_050_118_202_912,
     "inkling-2-small": 593_722_930_176,
+    "dots3-note-prev": 279_551_718_016,
 }
 
 
@@ -336,6 +337,7 @@ REFERENCE = {
     "zaya1-8b": transformers.ZayaConfig(),
     "mistral-large-4": transformers.MistralLarge4TextConfig(),
     "inkling-2-small": transformers.Inkling2TextConfig(),
+    "dots3-note-prev": transformers.Dots3NoteTextConfig(),
 }
 
 NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration"}
@@ -364,6 +366,7 @@ IDLE = {
     "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
     "mistral-large-4": 71 * 124 * (3 * 6144 * 6144),
     "inkling-2-small": 48 * 376 * (3 * 4608 * 2304),
+    "dots3-note-prev": 45 * 248 * (3 * 5120 * 1536),
     "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
     "zaya1-8b": 40 * 3 * (16 * 2048 * 2048 - 2048 * 2048 * 16 // 17),  # one choice in 17 is of no expert
 }
