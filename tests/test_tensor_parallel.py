@@ -38,11 +38,11 @@ def check(found):
 
 
 def test_two_ranks_give_together_what_the_whole_model_gives(tmp_path):
-    """In float64, of which only norms and states of a recurrence are float32: what is left is no rounding of sums."""
+    """In float64, of which only norms and states of a recurrence are float32, whose roundings are all that is left."""
     for rank in compare(2, tmp_path, *(f"{name}-tiny" for name in TINY[1::2]), dtype="float64"):
         for name, each in rank.items():
-            assert each["loss"] < 2e-6 and each["logits"] < 2e-6, (name, each)
-            assert each["gradient"] < 1e-6 and each["norm"] < 1e-6, (name, each)
+            assert each["loss"] < 1e-5 and each["logits"] < 1e-5, (name, each)
+            assert each["gradient"] < 5e-6 and each["norm"] < 1e-6, (name, each)
 
 
 @pytest.mark.slow

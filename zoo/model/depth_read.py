@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
@@ -81,19 +82,17 @@ def count_earlier(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[int
     Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
     read the sum that ends with them as the present one.
     """
-    found, count = [], 0
-    for name in pattern:
-        found.append(count)
-        count += blocks[name].opens_group
-    return found
+    opens = {name: int(block.opens_group) for name, block in blocks.items()}
+    return list(accumulate(map(opens.__getitem__, pattern), initial=0))[:-1]
 
 
 def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:
     """List each kind of layer that does not go together with the others of its tower, and why."""
-    readers = [name for name in pattern if blocks[name].reader is not None]
+    kinds = dict.fromkeys(pattern)
+    readers = [name for name in kinds if blocks[name].reader is not None]
     if not readers:
         return []
-    others = [name for name in dict.fromkeys(pattern) if blocks[name].reader is None]
+    others = [name for name in kinds if blocks[name].reader is None]
     would = "block: attention_residual in all layers, or in none"
     return [
         (name, f"adds to the sum of all layers, and '{readers[0]}' layers read groups of them ({would})")

@@ -13,7 +13,7 @@ from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
 from zoo.costs.shadow.elementwise import add, multiply
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.norms import drop_values, dropout
-from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
+from zoo.costs.shadow.products import convolve_tokens, embedding, grouped_linear, linear
 from zoo.costs.shadow.recording import (
     UnknownOperation,
     current_tape,
@@ -122,8 +122,7 @@ class ShadowConvolution(Weighted):
     """A convolution along the tokens."""
 
     def run(self, x: Any) -> Any:
-        how = {"groups": self.part.groups, "dilation": self.part.dilation}
-        return conv1d(x.transpose(1, 2), self.weight, self.bias, **how).transpose(1, 2)
+        return convolve_tokens(x, self.weight, self.bias, self.part.groups, self.part.dilation)
 
 
 class ShadowLayer:

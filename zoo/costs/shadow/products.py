@@ -98,6 +98,16 @@ def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1, dilation: 
     return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
 
 
+def convolve_tokens(x: Any, weight: Any, bias: Any, groups: int, dilation: int) -> Any:
+    """Convolve x [B, T, d_in] along the tokens as `zoo.kernels.depthwise` does, whose own operator lays its result as x
+    is laid and saves both."""
+    plain = current_tape().autocast is None and x.dtype == weight.dtype == FLOAT32
+    if x.is_cuda or not plain or weight.shape[1] > 1 or x.shape[2] != weight.shape[0]:
+        return conv1d(x.transpose(1, 2), weight, bias, groups=groups, dilation=dilation).transpose(1, 2)
+    shape = (x.shape[0], x.shape[1] - (weight.shape[2] - 1) * dilation, x.shape[2])
+    return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
+
+
 def grouped_linear(x: Any, weight: Any, offsets: Any) -> Any:
     """Multiply x [N, d_in], sorted by expert, by weight [E, d_out, d_in] with zoo's own operator, which saves both."""
     x, weight = cast_for_autocast(x, weight)
