@@ -30,7 +30,7 @@ from zoo.costs.shadow import (
 )
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.tuning import TunedModel
-from zoo.model.depth_read import count_earlier
+from zoo.model.depth_read import count_groups
 from zoo.model.lending import takes_average
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
@@ -222,7 +222,7 @@ class _Trace:
         self.lenders: set[str | None] = set()
         self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
         self.averages = any(map(takes_average, tower.blocks.values()))  # whether routers read those of earlier layers
-        self.earlier = dict(zip(tower.pattern, count_earlier(tower.blocks, tower.pattern), strict=True))
+        self.earlier = dict(zip(tower.pattern, count_groups(tower.blocks, tower.pattern), strict=True))
         self.keeps_average = False  # whether the layer that makes a depth average saves it, too
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:

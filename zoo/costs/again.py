@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.costs.rows import PricedPart
 from zoo.errors import ConfigError, did_you_mean
-from zoo.model.depth_read import count_earlier
+from zoo.model.depth_read import count_groups
 
 RECOMPUTE = ("none", "selective", "full")
 """What is computed again, by name; and `every_N`."""
@@ -71,7 +71,7 @@ def split_by_depth(tower: Any) -> Any:
     if not any(block.reader for block in tower.blocks.values()):
         return tower
     counts: dict[str, set[int]] = {}
-    each = count_earlier(tower.blocks, tower.pattern)
+    each = count_groups(tower.blocks, tower.pattern)
     for kind, count in zip(tower.pattern, each, strict=True):
         counts.setdefault(kind, set()).add(count)
     pattern = tuple(name_part(k, n) if len(counts[k]) > 1 else k for k, n in zip(tower.pattern, each, strict=True))

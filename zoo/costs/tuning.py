@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from zoo.costs.again import name_part
 from zoo.costs.parallel import RankTensor
 from zoo.costs.rows import PricedPart
-from zoo.model.depth_read import count_earlier
+from zoo.model.depth_read import count_groups
 from zoo.spec import Buffer, Experts, Tied, owner_of, placed_tensors, rows
 
 LOW_RANK = "lora"
@@ -91,7 +91,7 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
         before = _trains_first(where, tower, ends[where])
         labels: dict[tuple[str, PartTuning, int], str] = {}
         pattern = []
-        earlier = count_earlier(tower.blocks, tower.pattern)
+        earlier = count_groups(tower.blocks, tower.pattern)
         for kind, each, count in zip(tower.pattern, own, earlier, strict=True):
             key, block = (kind, replace(each, reached=before), count), tower.blocks[kind]
             label = labels.setdefault(key, name_part(kind, len(labels)))

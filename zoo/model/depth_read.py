@@ -76,7 +76,7 @@ def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
     return (chances[..., :-1, None] * earlier).sum(2) + chances[..., -1:] * own
 
 
-def count_earlier(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[int]:
+def count_groups(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[int]:
     """Count the groups of layers that end before each layer of a tower, or with it.
 
     Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
