@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from zoo.experiments.judging import Outcome, find_outcome
 from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
 from zoo.experiments.tables import FINDINGS, list_arms, list_cells, list_costs
 from zoo.paths import recipes_dir
+from zoo.probes.outcome import Outcome as Card
 from zoo.report import format_markdown
+from zoo.report.probes import draw_card, format_reach, group_by_model
+from zoo.report.probes import list_costs as list_prices
 
 PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
 
@@ -29,6 +33,15 @@ where it was above, other work slowed them, some more than others.
 """
 
 
+CARDS = """\
+## Capability cards
+
+How far four architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
+the median of three seeds at each one's best learning rate, and their range where they differ. The training is short; what is not
+reached was not learned in 200 to 600 steps. A card is made by `zoo probe`, with the overrides that stand above its column.
+"""
+
+
 def page() -> str:
     """The whole page."""
     told = {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
@@ -41,7 +54,32 @@ def page() -> str:
         for name, (recipe, outcome) in told.items()
     ]
     table = format_markdown(("recipe", "claim", "expectations that hold"), rows)
-    return "\n".join([HEAD, table, "", *(write_finding(name, *each) for name, each in told.items())])
+    return "\n".join([HEAD, table, "", write_cards(), *(write_finding(name, *each) for name, each in told.items())])
+
+
+def read_cards() -> list[Card]:
+    """What `zoo probe … --json` printed of each architecture."""
+    files = sorted((recipes_dir() / "cards").glob("*.json"))
+    return [Card.from_dict(each) for file in files for each in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def write_cards() -> str:
+    """A section: what each architecture reaches on each probe, and what it costs there."""
+    cards = group_by_model(read_cards())
+    probes = list(dict.fromkeys(each.probe for own in cards.values() for each in own))
+    reached = [
+        [probe, *(format_reach(each) for own in cards.values() for each in own if each.probe == probe)]
+        for probe in probes
+    ]
+    prices = [[model, *list_prices(own[0])] for model, own in cards.items()]
+    return "\n".join(
+        [
+            *(CARDS, format_markdown(("probe", *cards), reached), ""),
+            *("State of a row, parameters and FLOPs of a token are those of mqar.", ""),
+            *(format_markdown(("model", "state", "params", "FLOPs"), prices), ""),
+            *("![Levels reached by each architecture](../recipes/cards/cards.png)", ""),
+        ]
+    )
 
 
 def write_finding(name: str, recipe: Recipe, outcome: Outcome) -> str:
@@ -59,3 +97,6 @@ def write_finding(name: str, recipe: Recipe, outcome: Outcome) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    picture = recipes_dir() / "cards" / "cards.png"
+    if not picture.exists():
+        draw_card(read_cards(), picture)
