@@ -21,9 +21,10 @@ def convolve_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int,
     """Convolve x [B, T, d_in] with a weight [d_out, d_in / groups, W] to [B, T − (W − 1)·dilation, d_out], without
     padding.
 
-    On a CPU a depthwise one in float32 is a product for each tap. oneDNN's convolution wants channels before tokens, so
-    that all that follows is strided: forward and backward of [32, 64, 192] and W = 4 took 10.2 ms there and 4.0 here,
-    of [1, 2048, 2048] and W = 3 130 and 49 ms (one thread, EPYC with AVX-512, torch 2.13, November 2026).
+    On a CPU a depthwise one in float32 is a product for each tap. oneDNN's convolution wants channels before tokens and
+    leaves strided what follows. Forward and backward of [32, 64, 192] and W = 4 took 4.7 ms there and 3.1 here, of
+    [1, 2048, 2048] and W = 3 104 and 40 ms; the first one's forward pass alone 0.9 and 1.2 (one thread, EPYC with
+    AVX-512, torch 2.13, November 2026).
     """
     if _takes(x, weight):
         return torch.ops.zoo.depthwise_conv(x, weight, bias, dilation)

@@ -211,7 +211,7 @@ WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
 """The norm of a vector as a whole: `heads`, which attention itself sets for queries and keys, is refused."""
 
 
-class Gated(Norm, kind="gated"):
+class GatedNorm(Norm, kind="gated"):
     """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate of each channel, made of y by way of `rank` numbers (Qiu et al.,
     2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
 

@@ -12,7 +12,7 @@ from zoo.model.attention.gqa import GQA
 from zoo.spec import READ, Linear, Reused, split
 
 
-class Merged(Attention, kind="merged"):
+class MergedAttention(Attention, kind="merged"):
     """Merged attention (Zhang et al., 2025, T5Gemma 2): the decoder's attention sees the encoder's output beside the
     tokens, in one softmax. Its own products make keys and values of both; those of the encoder are not rotated, and no
     window hides them.
@@ -60,7 +60,7 @@ class Merged(Attention, kind="merged"):
         made = {name: Linear(d_model, self.n_kv_heads * width) for name, width in widths}
         return {name: Reused(f"attention.{name}", of, role=READ) for name, of in made.items()}
 
-    def shard(self, ranks: int) -> Merged:
+    def shard(self, ranks: int) -> MergedAttention:
         return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
