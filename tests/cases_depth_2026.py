@@ -12,6 +12,12 @@ INKLING2 = {
     "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding", "hybrid_sliding", "hybrid"],
 }
 
+LOOP = {
+    **{name: value for name, value in INKLING2.items() if name != "layer_types"},
+    **{"num_hidden_layers": 7, "loop_layer_index_start": 2, "loop_layer_index_end": 6, "loop_num_passes": 3},
+    **{"loop_gate_rank": 5, "layer_types": ["hybrid_sliding", "hybrid", *["hybrid_sliding", "hybrid"] * 2, "hybrid"]},
+}
+
 CASES = [
     Case("inkling2_text", "Inkling2TextConfig", "Inkling2ForCausalLM", INKLING2),
     Case(
@@ -35,6 +41,24 @@ CASES = [
             "n_layers_per_attn_res_block": 6,
             "num_key_value_heads": 4,
         },
+        writes=False,
+    ),
+    Case("inkling2_loop_text", "Inkling2LoopTextConfig", "Inkling2LoopForCausalLM", LOOP),
+    Case(
+        "inkling2_loop_text-values",
+        "Inkling2LoopTextConfig",
+        "Inkling2LoopForCausalLM",
+        {
+            **{**LOOP, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 4},
+            **{"loop_num_passes": 2, "rms_norm_eps": 1e-3, "conv_kernel_size": 2, "num_hidden_layers": 4},
+            "layer_types": ["hybrid", "hybrid", "hybrid_sliding", "hybrid_sliding"],
+        },
+    ),
+    Case(
+        "inkling2_loop_text-base",
+        "Inkling2LoopTextConfig",
+        "Inkling2LoopTextModel",
+        {**LOOP, "n_layers_per_attn_res_block": 2, "loop_layer_index_end": 4, "num_key_value_heads": 4},
         writes=False,
     ),
 ]

@@ -118,7 +118,7 @@ def test_softcaps_bound_the_linear_factor_of_the_gate_and_what_it_multiplies():
 
 def test_layers_that_read_other_numbers_of_groups_are_priced_apart():
     spec = spec_of(GROUPS)
-    assert count_groups(spec.blocks, spec.pattern) == [0, 1, 1, 2, 2]
+    assert count_groups(spec) == [0, 1, 1, 2, 2]
     apart = tell_depths_apart(spec).towers()[""]
     assert apart.pattern == ("first", "layer (part 1)", "opens (part 1)", "layer (part 2)", "opens (part 2)")
     assert tell_depths_apart(spec_of(DEEP)).towers()[""].pattern == ("first", "near", "opens")  # one number for each

@@ -290,6 +290,18 @@ class Tiled(TensorStep):
         return torch.cat([before, tiles.unflatten(0, (*grid, -1)).transpose(0, 1).flatten(0, 2)])
 
 
+class Ends(TensorStep):
+    """`ends`: ours are several [4, D], theirs two: the first and the last row of each of ours, then those between."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        ends, between = (each.unflatten(0, (-1, 2)) for each in tensors)
+        return list(torch.cat([ends[:, :1], between, ends[:, 1:]], 1).unbind(0))
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        whole = torch.stack(tensors)
+        return [whole[:, [0, 3]].flatten(0, 1), whole[:, 1:3].flatten(0, 1)]
+
+
 class TrailingOnes(TensorStep):
     """`ones(n)`: theirs has n more dimensions of 1 behind ours."""
 
@@ -311,5 +323,6 @@ STEPS |= {
     "blocks": Blocks,
     "ones": TrailingOnes,
     "lags": Lags,
+    "ends": Ends,
 }
 STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}

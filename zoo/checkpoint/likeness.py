@@ -25,8 +25,8 @@ def write_out_layers(spec: Any) -> dict[str, Any]:
         tower["final_norm"] = stack.has_final_norm  # where the Spec leaves it out, it follows from the blocks
         sources = find_sources(stack.blocks, stack.pattern)
         tower["layers"] = [_number(tower["blocks"][name], sources.get(i)) for i, name in enumerate(tower["pattern"])]
-        if tower.get("shared_layers"):
-            tower["weights"] = [tower["pattern"].index(name) for name in tower["pattern"]]
+        if stack.shared_layers:
+            tower["weights"] = list(stack.layer_weights)
         if any(block.shares_part for block in stack.blocks.values()):
             tower["common"] = [
                 tower["pattern"].index(name) if stack.blocks[name].shares_part else None for name in tower["pattern"]

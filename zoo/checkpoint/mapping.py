@@ -8,6 +8,7 @@
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
     embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None where there is no such row
     blocks.#.ngrams.table: ~layers.#.table_@ | shards(8)       one of ours whose rows are in several of theirs
+    blocks.*.message_read.query: ~queries | ends               those of all layers in one of theirs, or a few
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
     blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index computed from the layer's
     blocks.#.attention.{k_b,v_b}: ~layers.#.kv_b | groups(heads[layer])   a step whose number is the layer's own
@@ -66,7 +67,7 @@ def _braces(text: str) -> Iterator[str]:
 
 def _pattern(ours: str) -> re.Pattern[str]:
     """The names of our tensors that a row covers; its groups are the layer's index and the leaf (.weight, .bias)."""
-    text = re.sub(r"#(?:\\\((\w+)\\\))?", r"(\\d+)", re.escape(ours).replace(r"\#", "#"))
+    text = re.sub(r"#(?:\\\((\w+)\\\))?", r"(\\d+)", re.escape(ours).replace(r"\#", "#").replace(r"\*", r"\d+"))
     return re.compile(rf"{text}((?:\.(?:weight|bias))?)")
 
 
@@ -121,6 +122,8 @@ def _entries_for(
                 continue
             *index, leaf = match.groups()
             names = tuple(_filled(each, index) + leaf for each in rule.ours)
+            if "*" in ours:
+                names = tuple(each for each in table if pattern.fullmatch(each))
             needed = (_filled(each, index) for each in rule.needs)
             if not all(each in table for each in (*names, *needed)):
                 continue

@@ -30,7 +30,7 @@ from zoo.costs.shadow import (
 )
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.tuning import TunedModel
-from zoo.model.depth_read import count_groups
+from zoo.model.depth_read import count_groups, count_passed
 from zoo.model.lending import takes_average
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
@@ -222,7 +222,7 @@ class _Trace:
         self.lenders: set[str | None] = set()
         self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
         self.averages = any(map(takes_average, tower.blocks.values()))  # whether routers read those of earlier layers
-        self.earlier = dict(zip(tower.pattern, count_groups(tower.blocks, tower.pattern), strict=True))
+        self.earlier = dict(zip(tower.pattern, count_groups(tower), strict=True))
         self.keeps_average = False  # whether the layer that makes a depth average saves it, too
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
@@ -273,6 +273,9 @@ class _Trace:
             shape = (*x.shape[:2], block.ffn.router.d_router)
             step.taken_average = make_shadow(shape, x.dtype, "lent", grad=stream.wants_grad)
         step.earlier = self._earlier(x, self.earlier.get(name, 0), stream.wants_grad)
+        if block.gate is not None:
+            step.passed = make_shadow(x.shape, x.dtype, "passed", grad=stream.wants_grad)
+            step.passed_earlier = self._earlier(x, count_passed(self.tower), stream.wants_grad)
         y = layer(stream, step)
         ends = [] if step.lent_earlier is None else [step.lent_earlier]
         given = [
@@ -280,7 +283,7 @@ class _Trace:
             *(step.lent or ()),
             *([step.lent_average] if self.averages and step.lent_average is not None else ()),
         ]
-        before = [] if step.earlier is None else [step.earlier]
+        before = [each for each in (step.earlier, step.passed, step.passed_earlier) if each is not None]
         read = [
             *before,
             *(step.taken or ()),

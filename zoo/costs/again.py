@@ -71,7 +71,7 @@ def split_by_depth(tower: Any) -> Any:
     if not any(block.reader for block in tower.blocks.values()):
         return tower
     counts: dict[str, set[int]] = {}
-    each = count_groups(tower.blocks, tower.pattern)
+    each = count_groups(tower)
     for kind, count in zip(tower.pattern, each, strict=True):
         counts.setdefault(kind, set()).add(count)
     pattern = tuple(name_part(k, n) if len(counts[k]) > 1 else k for k, n in zip(tower.pattern, each, strict=True))

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
@@ -251,17 +252,16 @@ class PassPiece(NamedTuple):
 def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None) -> list[PassPiece]:
     found = []
     for name, tower in spec.towers().items():
-        prefix, seen = f"{name}." if name else "", set()
+        prefix = f"{name}." if name else ""
         embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup, tuned)
         met = 0 if setup.chunked_loss else table  # Zoo's loss has added its own to the weight's by then, in place
         found.append(PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
-        for kind, run in groupby(tower.pattern):
-            section, count = passes[f"{prefix}layer:{kind}"], sum(1 for _ in run)
-            again, stored = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0, name_stored(kind)
+        for kind, run in groupby(zip(tower.pattern, _mark_first_gradients(tower), strict=True), key=itemgetter(0)):
+            first = [each for _, each in run]
+            section, own = passes[f"{prefix}layer:{kind}"], sum(first)
+            again = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0
             kept = section.input + section.lent if again else section.bytes
-            own = (stored not in seen) if tower.shared_layers else count  # the others' gradients are there already
-            seen.add(stored)
-            made = ((section.gradients, int(own)), (0, count - own))
+            made = ((section.gradients, own), (0, len(first) - own))  # the others' gradients are there already
             found += [PassPiece("layer", section, kept, each, 0, times, again) for each, times in made if times]
         last = passes[f"{prefix}head"]
         if f"{prefix}loss" in passes and not setup.chunked_loss:
@@ -270,6 +270,15 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
         waits = met or (table if setup.precision == "megatron" else 0)  # for fp32, till its 16 bits are whole
         found.append(PassPiece(label, last, last.bytes, last.gradients, table=waits))
     return found
+
+
+def _mark_first_gradients(tower: Any) -> list[bool]:
+    """Mark of each layer whether its backward pass is the first to leave a gradient of its weights."""
+    if tower.shared_layers:
+        stored = [name_stored(kind) for kind in tower.pattern]
+        return [kind not in stored[:place] for place, kind in enumerate(stored)]
+    loop, places = tower.loop, range(len(tower.pattern))
+    return [loop is None or loop.find_pass(place) in (None, loop.passes - 1) for place in places]
 
 
 def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:

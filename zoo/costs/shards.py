@@ -98,7 +98,7 @@ def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
     their own."""
     if schedule.stages == 1:
         return []
-    if spec.kind != "decoder" or spec.shared_layers:
+    if spec.kind != "decoder" or spec.layer_weights:
         found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
         return [f"pp: is {schedule.stages}, and the model {found} (pp=1)"]
     if any(block.attention.chooser and not block.attention.chooser.owns for block in spec.blocks.values()):

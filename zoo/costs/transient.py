@@ -64,7 +64,7 @@ def _each_kind_once(tower: Any) -> Any:
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {tower.blocks[kind].attention.lender for kind in kinds}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys
-    return replace(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds})
+    return replace(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
 
 
 def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:

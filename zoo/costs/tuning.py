@@ -91,7 +91,7 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
         before = _trains_first(where, tower, ends[where])
         labels: dict[tuple[str, PartTuning, int], str] = {}
         pattern = []
-        earlier = count_groups(tower.blocks, tower.pattern)
+        earlier = count_groups(tower)
         for kind, each, count in zip(tower.pattern, own, earlier, strict=True):
             key, block = (kind, replace(each, reached=before), count), tower.blocks[kind]
             label = labels.setdefault(key, name_part(kind, len(labels)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Weights
+    from zoo.model.tower import Tower
 
 
 class DepthRead(Spec, axis="depth_read", default="softmax"):
@@ -76,14 +76,28 @@ def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
     return (chances[..., :-1, None] * earlier).sum(2) + chances[..., -1:] * own
 
 
-def count_groups(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[int]:
-    """Count the groups of layers that end before each layer of a tower, or with it.
+def count_groups(tower: Tower) -> list[int]:
+    """Count the groups of layers that end before each layer of a tower, or with it; where a loop restarts, those before
+    the loop.
 
     Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
     read the sum that ends with them as the present one.
     """
-    opens = {name: int(block.opens_group) for name, block in blocks.items()}
-    return list(accumulate(map(opens.__getitem__, pattern), initial=0))[:-1]
+    loop = tower.loop if tower.loop is not None and tower.loop.restarts else None
+    counts: list[int] = []
+    count = entered = 0
+    for place, name in enumerate(tower.pattern):
+        entered = count if loop and place == loop.start else entered
+        count = entered if loop and loop.begins_again(place) else count
+        counts.append(count)
+        count += tower.blocks[name].opens_group
+    return counts
+
+
+def count_passed(tower: Tower) -> int:
+    """Count the groups of layers that end within each pass of a tower's loop."""
+    loop = tower.loop
+    return 0 if loop is None else sum(tower.blocks[name].opens_group for name in tower.pattern[loop.start + 1 : loop.end])
 
 
 def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,17 +1,19 @@
 """What layers take from earlier ones: keys and values (Brandon et al., 2024, cross-layer attention), values of the
-first layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026)."""
+first layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026), what a loop's pass before found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.model.mlp_router import MLPTopK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.loop import Loop
     from zoo.model.step import Step
+    from zoo.model.tower import Tower
 
 
 def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int, int]:
@@ -85,16 +87,11 @@ def find_average_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
 
 class Lending:
     """What the layers of one pass are given besides the stream: keys and values of earlier layers, sums of earlier
-    groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, and
-    what went into the first (`embedded`), for those that read it."""
+    groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, what
+    went into the first (`embedded`), for those that read it, and what a loop's pass before found."""
 
-    def __init__(
-        self,
-        blocks: Mapping[str, Any],
-        pattern: Sequence[str],
-        inputs: Sequence[Tensor] | None = None,
-        embedded: Tensor | None = None,
-    ) -> None:
+    def __init__(self, tower: Tower, inputs: Sequence[Tensor] | None = None, embedded: Tensor | None = None) -> None:
+        blocks, pattern = tower.blocks, tower.pattern
         self._embedded = embedded if any(block.reads_embedding for block in blocks.values()) else None
         self.sources = find_sources(blocks, pattern)
         self._last = {source: index for index, source in self.sources.items()}  # the last layer that reads each
@@ -104,9 +101,19 @@ class Lending:
         self._averaging = [name in takers for name in pattern] if takers else []
         self._average: Tensor | None = None
         self.earlier: Tensor | None = None  # B T S D, sums of the groups of layers that have ended
+        self._loop = tower.loop if tower.loop is not None and tower.loop.restarts else None
+        self._told = [blocks[name].gate is not None for name in pattern]
+        self._entered: Entered | None = None
+        self._passed: Entered | None = None
 
-    def open(self, index: int, step: Step) -> None:
-        """Give a layer's step what it takes, before the layer is run."""
+    def open(self, index: int, step: Step, x: Tensor) -> Tensor:
+        """Give a layer's step what it takes, before the layer is run on what is returned: x, the last one's output, or
+        in a loop that restarts what went into it."""
+        if self._loop is not None:
+            x = self._go_round(self._loop, index, x)
+            step.passed, step.passed_earlier = self._passed or (None, None)
+        elif self._told[index]:  # a tower that is priced with a layer of each kind, and has no pass before
+            step.passed = x
         step.given = None if self._inputs is None else self._inputs[index]
         step.embedded = self._embedded
         if index in self.sources:
@@ -115,6 +122,21 @@ class Lending:
         if self._averaging and self._averaging[index]:
             step.taken_average = self._average
         step.earlier = self.earlier
+        return x
+
+    def _go_round(self, loop: Loop, index: int, x: Tensor) -> Tensor:
+        """Where a pass of a loop begins again, keep what the one before it found, and go back to where it began."""
+        if index == loop.start:
+            self._entered = Entered(x, self.earlier)
+        elif index == loop.stop:
+            self._entered = self._passed = None
+        elif loop.begins_again(index):
+            assert self._entered is not None and self.earlier is not None
+            before, earlier = self._entered
+            known = 1 + (0 if earlier is None else earlier.shape[2])  # and x, which the pass's first layer put there
+            found = self.earlier[:, :, known:] if self.earlier.shape[2] > known else None
+            self._passed, self.earlier, x = Entered(x, found), earlier, before
+        return x
 
     def close(self, index: int, step: Step) -> None:
         """Keep what later layers take, once a layer has run, and let go what none takes any more."""
@@ -127,3 +149,10 @@ class Lending:
         source = self.sources.get(index)
         if source is not None and self._last[source] == index:
             del self._lent[source]
+
+
+class Entered(NamedTuple):
+    """The stream x [B, T, D] somewhere between layers, and the sums of earlier groups [B, T, S, D] that go with it."""
+
+    x: Tensor
+    earlier: Tensor | None

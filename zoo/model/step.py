@@ -144,6 +144,8 @@ class Step:
     taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own
     earlier: Tensor | None = None  # B T S D, normalised sums of the groups of layers before this one's, if any
     lent_earlier: Tensor | None = None  # these with one more, where a layer opens a group, once it has run
+    passed: Tensor | None = None  # B T D, what the pass of a loop before this one gave
+    passed_earlier: Tensor | None = None  # B T S D, the sums of groups of layers that ended in it, if any
     lent_average: Tensor | None = None  # B T R, this layer's router's depth average, once the layer has run
     taken_average: Tensor | None = None  # B T R, that of an earlier layer's router
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache

@@ -18,6 +18,7 @@ from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
 from zoo.model.lending import Lending
+from zoo.model.loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
@@ -56,7 +57,8 @@ class Topology(Spec, axis="topology", default="decoder"):
 
 class Tower(Topology):
     """A stack of layers between an embedding and a head. `blocks` are the kinds of layer by name; `pattern` names each
-    layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
+    layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT); a `loop`
+    runs some layers several times.
 
     A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
     output is projected to that width, which the head reads (OPT-350m) and the pooler does not, by a product that has a
@@ -78,6 +80,7 @@ class Tower(Topology):
     out_width: PositiveInt | None = None
     out_bias: bool = False
     shared_layers: bool = False
+    loop: Loop | None = None
     pooler: Pooler | None = None
     streams: Streams | None = None
     init: Init = Normal()
@@ -140,7 +143,15 @@ class Tower(Topology):
 
     @property
     def stack(self) -> Stack:
-        return Stack(self.blocks, self.pattern, self.shared_layers)
+        return Stack(self.blocks, self.pattern, self.layer_weights)
+
+    @property
+    def layer_weights(self) -> tuple[int, ...] | None:
+        """The number of the weights that each layer has; None where each has its own."""
+        if self.loop is not None:
+            return self.loop.number(len(self.pattern))
+        kinds = list(dict.fromkeys(self.pattern))
+        return tuple(map(kinds.index, self.pattern)) if self.shared_layers else None
 
     @property
     def reads_memory(self) -> bool:
@@ -249,7 +260,7 @@ class Tower(Topology):
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
         choice: Choice | None = None
-        lending = Lending(self.blocks, self.pattern, self.embedding.layer_inputs(m, inputs.input_ids, x), x)
+        lending = Lending(self, self.embedding.layer_inputs(m, inputs.input_ids, x), x)
         x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
         for index in layers:
             kind = self.pattern[index]
@@ -258,7 +269,7 @@ class Tower(Topology):
             beside = drops[index] if drops else None, choice if chooser else None
             step = steps[kind].for_layer(cache and cache.layers[index], *beside)
             layer = m.blocks[stack.index(index)]
-            lending.open(index, step)
+            x = lending.open(index, step, x)
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             lending.close(index, step)
             for name, loss in step.losses:

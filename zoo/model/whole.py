@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from zoo.model.depth_read import find_depth_faults
 from zoo.model.head import TABLE
 from zoo.model.lending import find_average_faults, find_lending_faults
+from zoo.model.loop import find_loop_faults
 from zoo.spec import Linear, Tied
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
         yield ("blocks", name, "attention", tower.blocks[name].attention.lender_field), text
     for name, text in find_depth_faults(tower.blocks, tower.pattern):
         yield ("blocks", name), text
+    yield from find_loop_faults(tower)
     for name, text in find_average_faults(tower.blocks, tower.pattern):
         yield ("blocks", name, "ffn", "router", "depth_average"), text
 

@@ -279,7 +279,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
     return any(each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
 
 
-BESIDE = ("given", "embedded", "ids", "taken_average", "earlier")
+BESIDE = ("given", "embedded", "ids", "taken_average", "earlier", "passed", "passed_earlier")
 """Tensors that a layer is given beside the stream."""
 
 

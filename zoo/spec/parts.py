@@ -256,18 +256,21 @@ class Stack:
     """Layers in order, by name of their kind. Layers of a kind share one Spec object: counting visits it once and
     multiplies.
 
-    In a `shared` one the layers of a kind share their weights as well (ALBERT). `numbers` are those of the layers in
-    the whole model, where these are some of it.
+    `weights` numbers the weights that each layer has, where some have the same (ALBERT); they are those of the kind of
+    the last such layer. `numbers` are those of the layers in the whole model, where these are some of it.
     """
 
     kinds: Mapping[str, Spec]
     pattern: tuple[str, ...]
-    shared: bool = False
+    weights: tuple[int, ...] | None = None
     numbers: Sequence[int] | None = None
 
     def stored(self) -> tuple[str, ...]:
         """List the kind of each layer that has weights of its own."""
-        return tuple(dict.fromkeys(self.pattern)) if self.shared else self.pattern
+        if self.weights is None:
+            return self.pattern
+        kinds = dict(zip(self.weights, self.pattern, strict=True))
+        return tuple(kinds[number] for number in range(len(kinds)))
 
     def numbered(self) -> Iterable[tuple[int, str]]:
         """List the layers that have weights of their own: the number of each in the whole model, and its kind."""
@@ -276,4 +279,4 @@ class Stack:
 
     def index(self, layer: int) -> int:
         """Find where the weights of a layer are among those stored."""
-        return self.stored().index(self.pattern[layer]) if self.shared else layer
+        return layer if self.weights is None else self.weights[layer]

@@ -49,7 +49,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
             faults.append(f"dropout.attention: is {self.attention}, and no layer has probabilities to drop (0)")
         if self.ffn and not any(_list_downs(spec)):
             faults.append(f"dropout.ffn: is {self.ffn}, and no layer has a feed-forward (0)")
-        if self.layers and any(tower.shared_layers for tower in towers):
+        if self.layers and any(tower.layer_weights for tower in towers):
             faults.append("dropout.layers: its rate grows with depth, and the layers share their weights (0)")
         if fp8:
             faults.append("dropout: is not taken in float8 (precision=bf16)")

@@ -63,7 +63,7 @@ class Sheet:
 def count_layers(tower: Any, kind: str, stored: bool = False) -> Term:
     """Count the layers of a kind, or with `stored` those with weights of their own."""
     count = (tower.stack.stored() if stored else tower.pattern).count(kind)
-    if stored and tower.shared_layers:
+    if stored and tower.layer_weights:
         return Number(count)
     return symbol("n_layers" if len(tower.blocks) == 1 else f"n_layers[{kind}]", count)
 

@@ -44,7 +44,8 @@ class Recipe:
         composed = compose_model(model, overrides)
         spec = spec_of_composed(composed)
         self.model, self.typed, self.cfg = model, composed.typed, composed.cfg
-        self.fixed = set(composed.touched)
+        looped = any(tower.loop is not None for tower in spec.towers().values())  # whose passes a depth must fit
+        self.fixed = {*composed.touched, *(("n_layers",) if looped else ())}
         self.dims = _stated(self.cfg)
         self.own = {**self.dims, **(_stated(compose_model(model, ()).cfg) if composed.typed else {})}
         OmegaConf.set_struct(self.cfg, False)

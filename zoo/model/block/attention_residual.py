@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.block.out_conv import OutConv
 from zoo.model.block.pre import PLACES
 from zoo.model.depth_read import DepthRead, SoftmaxDepthRead
 from zoo.model.ffn import FFN
+from zoo.model.loop import MessageGate
 from zoo.model.norm import Norm, give_weights
 
 if TYPE_CHECKING:
@@ -26,13 +28,19 @@ class AttentionResidual(Block, kind="attention_residual"):
     output begins the new one. If every layer opens, all outputs of layers are apart. `reads_earlier` is false in the
     first layer of a model whose attention reads the embedding as it is. What sub-layers give passes an `out_conv`.
     After the last layer the model reads once more, before its final norm.
+
+    With `messages` each sub-layer reads a message of the groups that ended in a loop's pass before, too, which a gate
+    mixes into r (`zoo.model.loop`). An attention that reads several vectors reads them all by one query, and normalises
+    them by one norm, with `joint_read`: then messages alone tell them apart.
     """
 
     ffn: FFN
     depth_read: DepthRead = SoftmaxDepthRead()
     opens: bool = True
     reads_earlier: bool = True
+    joint_read: bool = False
     out_conv: OutConv | None = None
+    messages: MessageGate | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +50,8 @@ class AttentionResidual(Block, kind="attention_residual"):
         if self.depth_read.n_reads != 1:
             found = f"is {self.depth_read.n_reads}, and as many vectors are read as the sub-layer takes"
             raise ValueError(f"depth_read.n_reads {found} (leave it out)")
+        if self.joint_read and self.attention.n_inputs == 1:
+            raise ValueError("joint_read is of an attention that reads several vectors (attention.separate_inputs)")
         self._norm()
 
     @property
@@ -49,8 +59,17 @@ class AttentionResidual(Block, kind="attention_residual"):
         return self.depth_read
 
     @property
+    def gate(self) -> MessageGate | None:
+        return self.messages
+
+    @property
     def opens_group(self) -> bool:
         return self.opens
+
+    @property
+    def n_reads(self) -> int:
+        """How many vectors are read for attention, each with a query and a norm of its own."""
+        return 1 if self.joint_read else self.attention.n_inputs
 
     @property
     def gathers(self) -> int:
@@ -63,13 +82,13 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     def _norm(self) -> Norm:
         """The norm of what attention reads, each of several vectors with a weight of its own."""
-        count = self.attention.n_inputs
-        return self.norm if count == 1 else give_weights(self.norm, count)
+        return self.norm if self.n_reads == 1 else give_weights(self.norm, self.n_reads)
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        reads = {"attention_read": self.depth_read.repeat(self.attention.n_inputs)} if self.reads_earlier else {}
+        reads = {"attention_read": self.depth_read.repeat(self.n_reads)} if self.reads_earlier else {}
         return {
             **reads,
+            **self._list_gates(),
             "attention_norm": self._norm(),
             "attention": self.attention,
             "ffn_read": self.depth_read,
@@ -78,17 +97,43 @@ class AttentionResidual(Block, kind="attention_residual"):
             **({f"{place}_conv": self.out_conv for place in PLACES} if self.out_conv else {}),
         }
 
+    def _list_gates(self) -> dict[str, Any]:
+        """The parts that messages need: a read for each, and the gates, by number where attention reads several."""
+        if self.messages is None:
+            return {}
+        count = self.attention.n_inputs
+        gates = dict.fromkeys((*(f"attention_message_{each}" for each in range(count)), "ffn_message"), self.messages)
+        return {"message_read": self.depth_read.repeat(count + 1), **gates}
+
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        earlier, count = step.earlier, self.attention.n_inputs
-        if self.reads_earlier:
-            read = m.attention_read(x, earlier)
-        else:
-            read = x if count == 1 else x.unsqueeze(2).expand(-1, -1, count, -1)
-        y = m.attention(m.attention_norm(read), step)
+        earlier, told = step.earlier, self._read_messages(m, step)
+        y = m.attention(self._read(m, x, earlier, told), step)
         y = m.attention_conv(y, step, "attention") if self.out_conv else y
         if self.opens:
             earlier = self.depth_read.push(m.ffn_read, earlier, x)
             step.lend_earlier(earlier)
         x = y if self.opens else x + y
-        y = m.ffn(m.ffn_norm(m.ffn_read(x, earlier)), step)
+        read = m.ffn_read(x, earlier)
+        y = m.ffn(m.ffn_norm(m.ffn_message(read, told[-1]) if told else read), step)
         return x + (m.ffn_conv(y, step, "ffn") if self.out_conv else y)
+
+    def _read_messages(self, m: Weights, step: Step) -> tuple[Tensor, ...]:
+        """The message [B, T, D] for each vector that the sub-layers read; none in a loop's first pass."""
+        if self.messages is None or step.passed is None:
+            return ()
+        return m.message_read(step.passed, step.passed_earlier).unbind(2)
+
+    def _read(self, m: Weights, x: Tensor, earlier: Tensor | None, told: tuple[Tensor, ...]) -> Tensor:
+        """What attention reads, normalised: [B, T, D], or [B, T, Q, D] where it takes several vectors."""
+        count, reads = self.attention.n_inputs, self.n_reads
+        if self.reads_earlier:
+            read = m.attention_read(x, earlier)
+        else:
+            read = x if reads == 1 else x.unsqueeze(2).expand(-1, -1, reads, -1)
+        if told:
+            each = read.unbind(2) if reads > 1 else (read,) * count
+            gates = (getattr(m, f"attention_message_{place}") for place in range(count))
+            mixed = [gate(own, message) for gate, own, message in zip(gates, each, told, strict=False)]
+            read = torch.stack(mixed, 2) if count > 1 else mixed[0]
+        normed = m.attention_norm(read)
+        return normed.unsqueeze(2).expand(-1, -1, count, -1) if normed.ndim == 3 and count > 1 else normed

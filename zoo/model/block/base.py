@@ -11,6 +11,7 @@ from zoo.model.attention.base import Attention
 from zoo.model.depth_read import DepthRead
 from zoo.model.ffn import FFN
 from zoo.model.layer_input import LayerInput
+from zoo.model.loop import MessageGate
 from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
 
@@ -84,6 +85,11 @@ class Block(Spec, axis="block"):
     @property
     def reader(self) -> DepthRead | None:
         """What reads earlier groups of layers, where its sub-layers do."""
+        return None
+
+    @property
+    def gate(self) -> MessageGate | None:
+        """What mixes in messages from a loop's pass before, where it reads such."""
         return None
 
     @property
