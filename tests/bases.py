@@ -200,6 +200,23 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (*DEEP, "short_conv=2"),
         ("attention.separate_inputs=false", "block", "block.depth_read={norm: {kind: layernorm}}", "position"),
     ),
+    "looped": ("llama-tiny", ("n_layers=9", "+loop={start: 1, end: 3, passes: 2}"), ("loop",)),
+    "joint reads": (
+        "llama-tiny",
+        ("block=attention_residual", "attention=dynamic_gqa", "short_conv=2", "attention.separate_inputs=true"),
+        ("block.joint_read=true",),
+    ),
+    "looped with messages": (
+        "llama-tiny",
+        (
+            *("block=attention_residual", "n_layers=4", "pattern=[first,round,layer,last]", "norm_eps=0.1"),
+            "+loop={kind: restarting, start: 1, end: 2, passes: 2}",
+            "block.messages={kind: low_rank, rank: 6, norm: {kind: rmsnorm, weight: false, eps: 0.1}}",
+            "+layers={first: {block: {messages: null}}, round: {block: {messages: null}}}",
+            "+layers.last={block: {messages: null}}",
+        ),
+        ("loop", "block"),
+    ),
     "convolved latents": ("llama-tiny", ("attention=mla", "attention.short_conv=3"), ("attention",)),
     "convolved outputs": ("llama-tiny", ("block.out_conv={d_model: 32, width: 3}", "norm_eps=0.1"), ("block",)),
     "scored shared experts": (

@@ -128,6 +128,19 @@ MIXED = {
         "+layers={near:{attention:{window:5,tempering:null,separate_inputs:false,dynamic_conv:false},n_heads:2,n_kv_heads:1,"
         "position:{n_heads:2,extent:5}},opens:{block:{opens:true}},first:{block:{opens:true,reads_earlier:false}}}",
     ],
+    "looped": [
+        *("n_layers=6", "pattern=[near,layer,near,layer,near,near]", "+loop={start:1,end:3,passes:2}"),
+        "+layers={near:{attention:{window:5}}}",
+    ],
+    "looped with messages": [
+        *("block=attention_residual", "attention=dynamic_gqa", "short_conv=4", "n_layers=6"),
+        *("+loop={kind:restarting,start:1,end:3,passes:2}", "pattern=[first,round,near,again,near_again,opens]"),
+        "+attention={separate_inputs:true,conv_scale:0.4,output_gate:true,qk_norm:{kind:l2_clip},qk_norm_over:heads}",
+        "+layers={near:{n_heads:2,n_kv_heads:1,attention:{window:5,dynamic_conv:false},block:{joint_read:true}},"
+        "near_again:{n_heads:2,n_kv_heads:1,attention:{window:5,dynamic_conv:false},block:{joint_read:true,"
+        "messages:{kind:low_rank,rank:3}}},again:{block:{messages:{kind:low_rank,rank:3}}},round:{},opens:{},"
+        "first:{block:{reads_earlier:false}}}",
+    ],
     "channel mix": ["ffn=channel_mix"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
 }

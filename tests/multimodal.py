@@ -14,7 +14,7 @@ import torch
 import transformers
 from cases_blocks_2026 import EMBEDDER, FEWER, GLIMMER, SPARK
 from cases_convolved_2026 import INKLING
-from cases_depth_2026 import INKLING2
+from cases_depth_2026 import INKLING2, LOOP
 from cases_experts import QWEN, SMALL, YARN
 from cases_gemma import GEMMA4
 from cases_sparse import DOTS, LARGE4, M3
@@ -197,6 +197,14 @@ WHOLE = [
         "Inkling2Config",
         "Inkling2ForConditionalGeneration",
         {**INKLING2, "unpadded_vocab_size": 95},
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "text_hidden_size": 32},
+        {"image_token_id": 90},
+    ),
+    Whole(
+        "inkling2_loop",
+        "Inkling2LoopConfig",
+        "Inkling2LoopForConditionalGeneration",
+        {**LOOP, "unpadded_vocab_size": 95},
         {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "text_hidden_size": 32},
         {"image_token_id": 90},
     ),

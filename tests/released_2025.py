@@ -336,6 +336,7 @@ REFERENCE = {
     "zamba-7b": transformers.ZambaConfig(),
     "zaya1-8b": transformers.ZayaConfig(),
     "mistral-large-4": transformers.MistralLarge4TextConfig(),
+    "inkling-2-mini": transformers.Inkling2LoopTextConfig(),
     "inkling-2-small": transformers.Inkling2TextConfig(),
     "dots3-note-prev": transformers.Dots3NoteTextConfig(),
 }

@@ -9,7 +9,7 @@ import torch
 from effort import calls_of
 from loaded import load, one_in
 from saved import passes, saved_by, told
-from tiny import every_choice, name, spec_of
+from tiny import LOOPED, TOLD, every_choice, name, spec_of
 from torch.utils.checkpoint import checkpoint
 
 from zoo.costs import price
@@ -105,6 +105,8 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["block=sandwich", "block.out_norm={kind: layernorm}", "block.residual={kind: gated}"],
         ["ffn=moe", "ffn.latent=12", "ffn.latent_norm={kind: rmsnorm, weight_first: true}", "ffn.expert_norm=${norm}"],
         ["block=hyper", "+streams={kind: weighted, count: 4}"],
+        LOOPED,
+        TOLD,
     ],
 )
 def test_the_eager_kernel_keeps_its_scores(overrides):

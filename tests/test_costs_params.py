@@ -36,7 +36,7 @@ def agree(spec):
                 components.update(parted(child, inner))
     assert figures["by_component"] == {key: value for key, value in components.items() if value}
     layers = figures["by_layer_kind"]
-    assert {kind: each["total"] for kind, each in layers.items()} == kinds
+    assert {kind: each["total"] for kind, each in layers.items() if each["stored"]} == kinds
     assert sum(each["layers"] for each in layers.values()) == sum(len(t.pattern) for t in spec.towers().values())
     assert sum(figures["by_component"].values()) == figures["total"]
     assert figures["embedding"] + figures["non_embedding"] == figures["total"]
@@ -56,7 +56,7 @@ def parted(child, module):
         return {"norm": held(module)}
     axis = getattr(getattr(module, "spec", None), "axis", None)
     if axis != "ffn":
-        by_axis = axis in ("connection", "residual", "out_conv", "depth_read")
+        by_axis = axis in ("connection", "residual", "out_conv", "depth_read", "message_gate")
         return {axis if by_axis else child.removeprefix("second_"): held(module)}
     inner = {"router": "router", "experts": "experts", "shared": "shared_expert"}
     parts = {label: held(getattr(module, key, None)) for key, label in inner.items()}

@@ -24,6 +24,7 @@ AGREE = {
     "position 't5'.n_heads": "the attention's",
     "position 't5_globals'.n_heads": "the attention's",
     "position 't5_globals'.layerwise": "always one table",
+    **{f"loop 'restarting'.{name}": "the pattern's" for name in ("start", "end", "passes")},
     "position 'relative_logits'.n_heads": "the attention's",
     "out_conv 'residual'.d_model": "the model's",
     "attention 'transient_global'.n_heads": "the position's",

@@ -53,6 +53,23 @@ DEEP = [
 ]
 """Sub-layers that read groups of layers over depth, some of them several vectors; and sinks of each token."""
 
+LOOPED = [
+    *("n_layers=8", "pattern=[near,layer,near,layer,near,layer,near*2]", "+layers={near:{attention:{window:4}}}"),
+    "+loop={start:1,end:3,passes:3}",
+]
+"""Two layers that are run three times."""
+TOLD = [
+    *("block=attention_residual", "attention=dynamic_gqa", "short_conv=3", "n_layers=8", "norm_eps=1e-3"),
+    *("+loop={kind:restarting,start:1,end:3,passes:3}", "attention.separate_inputs=true"),
+    "pattern=[first,round,near,again,near_again,again,near_again,last]",
+    "+layers.near={attention:{window:4,dynamic_conv:false},block:{joint_read:true}}",
+    "+layers.near_again={attention:{window:4,dynamic_conv:false},"
+    "block:{joint_read:true,messages:{kind:low_rank,rank:3}}}",
+    *("+layers.again={block:{messages:{kind:low_rank,rank:3}}}", "+layers.round={}", "+layers.last={}"),
+    "+layers.first={block:{reads_earlier:false}}",
+]
+"""The same, each pass told by messages what the one before it found."""
+
 
 def choices(axis: str) -> list[str]:
     """List the packaged choices of an axis."""
@@ -146,6 +163,8 @@ def every_choice() -> Iterator[list[str]]:
     yield ["attention=mamba", "attention.heads=2", "position=none"]
     yield CONVOLVED
     yield DEEP
+    yield LOOPED
+    yield TOLD
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
@@ -200,6 +219,8 @@ def name(overrides: list[str]) -> str:
     """Make a test's label."""
     if overrides in (CONVOLVED, DEEP):
         return "convolved-outputs" if overrides == CONVOLVED else "attention-residuals"
+    if overrides in (LOOPED, TOLD):
+        return "looped" if overrides == LOOPED else "looped-with-messages"
     if overrides in (MIXED, LENT):
         return "mixed-pattern" if overrides == MIXED else "lent-keys"
     return ",".join(overrides[:2]).split("={")[0]

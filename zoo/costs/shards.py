@@ -98,7 +98,7 @@ def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
     their own."""
     if schedule.stages == 1:
         return []
-    if spec.kind != "decoder" or spec.layer_weights:
+    if spec.kind != "decoder" or spec.shared_layers:
         found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
         return [f"pp: is {schedule.stages}, and the model {found} (pp=1)"]
     if any(block.attention.chooser and not block.attention.chooser.owns for block in spec.blocks.values()):
@@ -118,6 +118,8 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
         return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
     if stages > 1 and any(block.attention.lender is not None for block in blocks):
         return [f"pp: is {stages}, and layers read keys or values of earlier ones, which another stage may have (pp=1)"]
+    if stages > 1 and any(tower.loop is not None for tower in spec.towers().values()):
+        return [f"pp: is {stages}, and a loop runs layers again, which another stage may have (pp=1)"]
     if stages > 1 and any(block.reader for block in blocks):
         return [f"pp: is {stages}, and layers read the sums of earlier ones, which another stage may have (pp=1)"]
     if stages > 1 and any(map(takes_average, blocks)):

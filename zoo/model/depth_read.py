@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
@@ -83,21 +84,24 @@ def count_groups(tower: Tower) -> list[int]:
     Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
     read the sum that ends with them as the present one.
     """
-    loop = tower.loop if tower.loop is not None and tower.loop.restarts else None
-    counts: list[int] = []
-    count = entered = 0
-    for place, name in enumerate(tower.pattern):
-        entered = count if loop and place == loop.start else entered
-        count = entered if loop and loop.begins_again(place) else count
-        counts.append(count)
-        count += tower.blocks[name].opens_group
-    return counts
+    opens = {name: int(block.opens_group) for name, block in tower.blocks.items()}
+
+    def count(names: Sequence[str], before: int) -> list[int]:
+        return list(accumulate(map(opens.__getitem__, names), initial=before))
+
+    loop, pattern = tower.loop, tower.pattern
+    if loop is None or not loop.restarts:
+        return count(pattern, 0)[:-1]
+    once = count(pattern[: loop.end], 0)
+    return once[:-1] + once[loop.start : loop.end] * (loop.passes - 1) + count(pattern[loop.stop :], once[-1])[:-1]
 
 
 def count_passed(tower: Tower) -> int:
     """Count the groups of layers that end within each pass of a tower's loop."""
     loop = tower.loop
-    return 0 if loop is None else sum(tower.blocks[name].opens_group for name in tower.pattern[loop.start + 1 : loop.end])
+    return (
+        0 if loop is None else sum(tower.blocks[name].opens_group for name in tower.pattern[loop.start + 1 : loop.end])
+    )
 
 
 def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:

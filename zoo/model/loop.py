@@ -74,8 +74,8 @@ class PlainLoop(Loop, kind="plain"):
 
 class RestartingLoop(Loop, kind="restarting"):
     """Each pass begins with what went into the first, and its layers are told by messages what the pass before it found
-    (Thinking Machines, 2026, Inkling 2). The layers of the passes after the first are kinds with `block.messages`, those
-    of the first the same without."""
+    (Thinking Machines, 2026, Inkling 2). The layers of the passes after the first are kinds with `block.messages`,
+    those of the first the same without."""
 
     restarts: ClassVar[bool] = True
 
@@ -123,21 +123,23 @@ def find_loop_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
         found = f"its {loop.passes} passes of {loop.n_layers} layers end at {loop.stop}"
         yield ("loop",), f"{found}, and there are {len(tower.pattern)} layers (n_layers: {loop.stop} or more)"
         return
-    for place in range(loop.start, loop.stop):
-        own, last = (tower.pattern[each] for each in (place, loop.find_last(place)))
-        again = bool(loop.find_pass(place))
+    for place in range(len(tower.pattern)):
+        own, again = tower.pattern[place], bool(loop.find_pass(place))
         if loop.restarts and (tower.blocks[own].gate is not None) is not again:
-            found = "of a later pass, and has no messages (give it some)" if again else "of the first pass (messages: null)"
-            yield ("blocks", own, "messages"), f"layer {place} is {found}"
+            found = "has none (give it some)" if again else "is told by no pass before it (null)"
+            yield ("blocks", own, "messages"), f"layer {place}, {_describe(loop, place)}, {found}"
             return
-        same = own == last or (not again and _without_messages(tower.blocks[last]) == tower.blocks[own])
-        if not same:
+        if loop.find_pass(place) is None:
+            continue
+        last = tower.pattern[loop.find_last(place)]
+        block = tower.blocks[last]
+        if tower.blocks[own] != (block if again or block.gate is None else replace(block, messages=None)):
             yield ("pattern",), f"layer {place} is {own!r}, and {last!r} where its weights are used last (the same)"
             return
     if loop.restarts and not tower.blocks[tower.pattern[loop.start]].opens_group:
         yield ("loop", "start"), f"is {loop.start}, where no group of layers begins (a layer with opens: true)"
 
 
-def _without_messages(block: Any) -> Any:
-    return replace(block, messages=None)
-
+def _describe(loop: Loop, place: int) -> str:
+    number = loop.find_pass(place)
+    return "outside the loop" if number is None else f"of pass {number + 1}"

@@ -1,0 +1,140 @@
+"""Layers that are run several times: against the same layers written out, against no loop where messages say nothing,
+and what a loop asks of the rest."""
+
+import pytest
+import torch
+from tiny import LOOPED, TOLD, model_of, spec_of
+from torch.testing import assert_close
+
+from zoo.analysis.solve.recipe import Recipe
+from zoo.cli import run
+from zoo.model.loop import Loop
+from zoo.probes.shrink import Size, shrink
+from zoo.run.builder import build
+
+IDS = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(8))
+
+
+def written_out(model):
+    """The same layers, each visit with a copy of their weights."""
+    plain = [each for each in LOOPED if not each.startswith("+loop")]
+    made = build(spec_of(plain), device="cpu", dtype="fp32").eval()
+    weights = model.state_dict()
+    for name in made.state_dict():
+        head, _, rest = name.partition("blocks.")
+        if rest:
+            place, _, leaf = rest.partition(".")
+            weights[name] = model.state_dict()[f"{head}blocks.{model.spec.stack.index(int(place))}.{leaf}"]
+    made.load_state_dict({name: weights[name].clone() for name in made.state_dict()})
+    return made
+
+
+def test_a_loop_equals_its_layers_written_out_and_its_gradients_are_the_sums_of_theirs():
+    looped = model_of(LOOPED)
+    plain = written_out(looped)
+    assert len(looped.blocks) == 4 and len(plain.blocks) == 8
+    assert_close(looped(IDS).logits, plain(IDS).logits, rtol=1e-5, atol=1e-5)
+    for model in (looped, plain):
+        model(IDS).logits.square().mean().backward()
+    number = looped.spec.stack.index
+    for index, layer in enumerate(looped.blocks):
+        visits = [plain.blocks[place] for place in range(8) if number(place) == index]
+        assert len(visits) == (3 if index in (1, 2) else 1)
+        for name, own in layer.named_parameters():
+            theirs = sum(visit.get_parameter(name).grad for visit in visits)
+            assert_close(own.grad, theirs, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_passes_that_are_told_nothing_find_what_the_first_found():
+    model = model_of(TOLD)
+    loud = model(IDS).logits
+    for name, parameter in model.named_parameters():
+        if "message" in name and name.endswith(("forget.weight", "gain.weight")):
+            parameter.zero_()
+    once = [each for each in TOLD if not each.startswith(("+loop", "pattern", "n_layers"))]
+    plain = build(
+        spec_of([*once, "pattern=[first,round,near,last]", "n_layers=4", "~layers.again", "~layers.near_again"]),
+        device="cpu",
+        dtype="fp32",
+    ).eval()
+    held = model.state_dict()
+    plain.load_state_dict({name: held[name] for name in plain.state_dict()})
+    assert_close(model(IDS).logits, plain(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert float((loud - plain(IDS).logits).abs().max()) > 1e-2
+
+
+@torch.no_grad()
+def test_a_message_is_read_of_the_groups_that_ended_in_the_pass_before():
+    model = model_of(TOLD)
+    seen = {}
+    for place, layer in enumerate(model.blocks):
+        layer.register_forward_hook(
+            lambda layer, given, out, place=place: seen.setdefault(place, []).append((given, out))
+        )
+    model(IDS)
+    assert [len(seen[place]) for place in range(4)] == [1, 3, 3, 1]
+    for number in (1, 2):  # what the last layer of each pass gives is what the next pass is told of
+        (x, step), _ = seen[1][number]
+        assert_close(x, seen[1][0][0][0])  # each begins with what went into the first
+        assert_close(step.passed, seen[2][number - 1][1])
+        found = seen[2][number - 1][0][1].earlier  # its last layer ends the group of the first, which its input is
+        assert_close(
+            step.passed_earlier, model.blocks[1].message_read.norm(seen[2][number - 1][0][0].float())[:, :, None]
+        )
+        assert found.shape[2] == 2
+        assert step.earlier.shape == seen[1][0][0][1].earlier.shape
+    assert seen[1][0][0][1].passed is None and seen[3][0][0][1].passed is None
+
+
+def test_places_are_numbered_by_their_weights():
+    loop = Loop.parse({"kind": "plain", "start": 1, "end": 3, "passes": 2})
+    assert loop.number(7) == (0, 1, 2, 1, 2, 3, 4)
+    assert [loop.find_pass(place) for place in range(6)] == [None, 0, 0, 1, 1, None]
+    assert [place for place in range(7) if loop.begins_again(place)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["+loop={start:2,end:2}"], "loop: end is 2, and the loop starts at 2 (3 or more)"),
+        (["+loop={end:3,passes:1}"], "loop.passes: input should be greater than or equal to 2, found 1"),
+        (["n_layers=5", "+loop={end:3}"], "loop: its 2 passes of 3 layers end at 6, and there are 5 layers"),
+        (["n_layers=4", "+loop={end:2}", "shared_layers=true"], "a loop says which layers have the same weights"),
+        (
+            ["n_layers=4", "+loop={end:2}", "pattern=[near*2,layer*2]", "+layers={near:{attention:{window:4}}}"],
+            "pattern: layer 0 is 'near', and 'layer' where its weights are used last (the same)",
+        ),
+        (
+            ["n_layers=4", "+loop={kind:restarting,end:2}", "block=attention_residual"],
+            "block.messages: layer 2, of pass 2, has none (give it some)",
+        ),
+        (
+            ["n_layers=4", "block=attention_residual", "+block.messages={kind:low_rank}"],
+            "block.messages: are from the pass before, and there is none (loop: {kind: restarting})",
+        ),
+        (
+            ["n_layers=4", "+loop={end:2}", "--pp", "2"],
+            "pp: is 2, and a loop runs layers again, which another stage may have",
+        ),
+        (["block=attention_residual", "block.joint_read=true"], "joint_read is of an attention that reads several"),
+    ],
+)
+def test_what_goes_round_in_no_loop_is_refused_in_one_line(overrides, fault, capsys):
+    assert run(["stats", "llama-tiny", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert fault in said and len(said.splitlines()) == 1
+
+
+def test_a_shape_keeps_the_depth_that_the_passes_of_a_loop_add_up_to():
+    assert "n_layers" in Recipe("llama-tiny", []).solved
+    assert "n_layers" not in Recipe("llama-tiny", ["+loop={start:1,end:2,passes:3}"]).solved
+
+
+@pytest.mark.parametrize(("overrides", "pattern"), [(LOOPED, 8), (TOLD, 8)], ids=["looped", "told"])
+def test_a_probe_keeps_a_loop_with_one_layer_of_each_kind(overrides, pattern):
+    spec = spec_of(overrides)
+    small = shrink(spec, Size(40, 64, False))
+    loop = small.loop
+    assert (loop.kind, loop.passes, len(small.pattern)) == (spec.loop.kind, 3, pattern)
+    assert (loop.start, loop.end) == (1, 3) and len(small.stack.stored()) == 4
