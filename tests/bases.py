@@ -200,7 +200,12 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         (*DEEP, "short_conv=2"),
         ("attention.separate_inputs=false", "block", "block.depth_read={norm: {kind: layernorm}}", "position"),
     ),
-    "looped": ("llama-tiny", ("n_layers=9", "+loop={start: 1, end: 3, passes: 2}"), ("loop",)),
+    "looped": ("llama-tiny", ("n_layers=11", "+loop={start: 1, end: 3, passes: 2}"), ("loop",)),
+    "two modules": (
+        "llama-tiny",
+        ("n_layers=20", "+loop={kind: hierarchical, end: 3, passes: 2, low_layers: 1, low_passes: 2}"),
+        ("loop", "block.stream_norm=true"),
+    ),
     "joint reads": (
         "llama-tiny",
         ("block=attention_residual", "attention=dynamic_gqa", "short_conv=2", "attention.separate_inputs=true"),

@@ -132,6 +132,11 @@ MIXED = {
         *("n_layers=6", "pattern=[near,layer,near,layer,near,near]", "+loop={start:1,end:3,passes:2}"),
         "+layers={near:{attention:{window:5}}}",
     ],
+    "looped modules": [
+        *("n_layers=6", "pattern=[near,last,near,last,layer,layer]", "+attention.output_gate=true"),
+        "+loop={kind:hierarchical,end:3,low_layers:2,low_passes:2}",
+        "+layers={near:{attention:{window:5}},last:{block:{stream_norm:true}}}",
+    ],
     "looped with messages": [
         *("block=attention_residual", "attention=dynamic_gqa", "short_conv=4", "n_layers=6"),
         *("+loop={kind:restarting,start:1,end:3,passes:2}", "pattern=[first,round,near,again,near_again,opens]"),

@@ -35,6 +35,8 @@ PUBLISHED = {
     "zaya1-8b": 8_840_488_784,
     "mistral-large-4": 1_050_118_202_912,
     "inkling-2-small": 593_722_930_176,
+    "inkling-2-mini": 26_070_382_080,
+    "hrm-text-1b": 1_447_821_312,
     "dots3-note-prev": 279_551_718_016,
 }
 
@@ -336,12 +338,13 @@ REFERENCE = {
     "zamba-7b": transformers.ZambaConfig(),
     "zaya1-8b": transformers.ZayaConfig(),
     "mistral-large-4": transformers.MistralLarge4TextConfig(),
+    "hrm-text-1b": transformers.HrmTextConfig(),
     "inkling-2-mini": transformers.Inkling2LoopTextConfig(),
     "inkling-2-small": transformers.Inkling2TextConfig(),
     "dots3-note-prev": transformers.Dots3NoteTextConfig(),
 }
 
-NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration"}
+NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration", "hrm-text-1b": "HrmTextForCausalLM"}
 """The class that the weights are for, where it is not named after the config."""
 
 ALLOCATED = {"mistral-large-4": "MistralLarge4TextModel"}
@@ -351,9 +354,11 @@ UNUSED = {
     "longcat-flash": 28 * 256 * (2 * 6144 * 2048),
     "mistral-large-4": -204800 * 6144,
     "inkling-2-small": -966 * 4608,
+    "inkling-2-mini": -966 * 2304,
+    "hrm-text-1b": 1536,
 }
 """What transformers allocates besides: the first two matrices of experts that compute nothing. A negative one is that
-of a head, or of spare rows in the file's, which the class that is built has not."""
+of a head, or of spare rows in the file's, which the class that is built has not. HRM-Text's first state is no parameter here."""
 
 # Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices of one).
 IDLE = {

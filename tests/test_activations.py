@@ -9,7 +9,7 @@ import torch
 from effort import calls_of
 from loaded import load, one_in
 from saved import passes, saved_by, told
-from tiny import LOOPED, TOLD, every_choice, name, spec_of
+from tiny import LOOPED, MODULES, TOLD, every_choice, name, spec_of
 from torch.utils.checkpoint import checkpoint
 
 from zoo.costs import price
@@ -107,6 +107,7 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["block=hyper", "+streams={kind: weighted, count: 4}"],
         LOOPED,
         TOLD,
+        MODULES,
     ],
 )
 def test_the_eager_kernel_keeps_its_scores(overrides):

@@ -18,6 +18,7 @@ import cases_gpt
 import cases_hybrid_2026
 import cases_linear
 import cases_llama
+import cases_loops
 import cases_readers
 import cases_recurrent
 import cases_seq2seq
@@ -61,6 +62,7 @@ CASES: list[Case] = [
     *cases_streams.CASES,
     *cases_convolved_2026.CASES,
     *cases_depth_2026.CASES,
+    *cases_loops.CASES,
 ]
 
 
@@ -115,11 +117,7 @@ def test_each_layers_output_equals_the_references(case):
     two = pair(case)
     ids, seen = two.ids(), []
     towers = [two.ours.get_submodule(name) if name else two.ours for name, _ in two.ours.towers()]
-    hooks = [
-        block.register_forward_hook(lambda module, args, output: seen.append(output))
-        for tower in towers
-        for block in tower.blocks
-    ]
+    hooks = [_watch(block, seen) for tower in towers for block in tower.blocks]
     _, theirs = both(two, ids)
     for hook in hooks:
         hook.remove()
@@ -134,6 +132,14 @@ def test_each_layers_output_equals_the_references(case):
     for mine, other in zip(inner, expected, strict=True):
         mine = mine.flatten(2) if mine.ndim > other.ndim else mine  # of several streams
         torch.testing.assert_close(mine, other, **CLOSE)
+
+
+def _watch(block, seen):
+    """Note what a layer gives: of one that normalises the stream last, what it has before that."""
+    last = getattr(block, "stream_norm", None)
+    if last is not None:
+        return last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    return block.register_forward_hook(lambda module, args, output: seen.append(output))
 
 
 def _layer_counts(towers):
@@ -186,6 +192,8 @@ def test_greedy_continuation_with_a_cache_equals_the_references(case):
     two = pair(case)
     ids = two.ids(case.rows, 10)
     options = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    if getattr(two.ours.spec, "prefix_lm", False):  # whose prompt sees itself both ways
+        options["token_type_ids"] = torch.ones_like(ids)
     with torch.no_grad():
         theirs = two.reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
     ours = zoo.generate(two.ours, ids, 14)

@@ -3,7 +3,7 @@ and what a loop asks of the rest."""
 
 import pytest
 import torch
-from tiny import LOOPED, TOLD, model_of, spec_of
+from tiny import LOOPED, MODULES, TOLD, model_of, spec_of
 from torch.testing import assert_close
 
 from zoo.analysis.solve.recipe import Recipe
@@ -87,11 +87,33 @@ def test_a_message_is_read_of_the_groups_that_ended_in_the_pass_before():
     assert seen[1][0][0][1].passed is None and seen[3][0][0][1].passed is None
 
 
+@torch.no_grad()
+def test_two_modules_refine_a_state_each():
+    model = model_of(MODULES)
+    model.loop.low.copy_(torch.randn(32, generator=torch.Generator().manual_seed(2)))
+    seen = {}
+    for place, layer in enumerate(model.blocks):
+        layer.register_forward_hook(
+            lambda layer, given, out, place=place: seen.setdefault(place, []).append((given[0], out))
+        )
+    model(IDS)
+    first, second, high = (seen[place] for place in range(3))
+    assert [len(seen[place]) for place in range(5)] == [2, 2, 2, 1, 1]
+    begun = model.embedding.tokens(IDS)
+    low = model.loop.low.expand_as(begun)
+    for number in range(2):
+        assert_close(first[number][0], low + begun)
+        low = second[number][1]
+        assert_close(high[number][0], low + begun)
+        begun = high[number][1]
+    assert_close(seen[3][0][0], begun)  # what comes out of the loop
+
+
 def test_places_are_numbered_by_their_weights():
     loop = Loop.parse({"kind": "plain", "start": 1, "end": 3, "passes": 2})
     assert loop.number(7) == (0, 1, 2, 1, 2, 3, 4)
-    assert [loop.find_pass(place) for place in range(6)] == [None, 0, 0, 1, 1, None]
-    assert [place for place in range(7) if loop.begins_again(place)] == [3]
+    deep = Loop.parse({"kind": "hierarchical", "start": 1, "end": 4, "passes": 2, "low_layers": 2, "low_passes": 2})
+    assert deep.number(13) == (0, *(1, 2, 1, 2, 3) * 2, 4, 5) and deep.stop == 11
 
 
 @pytest.mark.parametrize(
@@ -99,7 +121,7 @@ def test_places_are_numbered_by_their_weights():
     [
         (["+loop={start:2,end:2}"], "loop: end is 2, and the loop starts at 2 (3 or more)"),
         (["+loop={end:3,passes:1}"], "loop.passes: input should be greater than or equal to 2, found 1"),
-        (["n_layers=5", "+loop={end:3}"], "loop: its 2 passes of 3 layers end at 6, and there are 5 layers"),
+        (["n_layers=5", "+loop={end:3}"], "loop: its 2 passes, 6 layers in all, end at 6, and there are 5"),
         (["n_layers=4", "+loop={end:2}", "shared_layers=true"], "a loop says which layers have the same weights"),
         (
             ["n_layers=4", "+loop={end:2}", "pattern=[near*2,layer*2]", "+layers={near:{attention:{window:4}}}"],
@@ -117,6 +139,14 @@ def test_places_are_numbered_by_their_weights():
             ["n_layers=4", "+loop={end:2}", "--pp", "2"],
             "pp: is 2, and a loop runs layers again, which another stage may have",
         ),
+        (
+            ["+loop={kind:hierarchical,end:3,low_layers:3}"],
+            "low_layers is 3, and the loop has 3 layers (fewer, so that",
+        ),
+        (
+            ["n_layers=4", "+loop={kind:hierarchical,end:2,low_layers:1}", "block=attention_residual"],
+            "reads groups of layers, and the loop adds up two states (block: pre)",
+        ),
         (["block=attention_residual", "block.joint_read=true"], "joint_read is of an attention that reads several"),
     ],
 )
@@ -131,10 +161,11 @@ def test_a_shape_keeps_the_depth_that_the_passes_of_a_loop_add_up_to():
     assert "n_layers" not in Recipe("llama-tiny", ["+loop={start:1,end:2,passes:3}"]).solved
 
 
-@pytest.mark.parametrize(("overrides", "pattern"), [(LOOPED, 8), (TOLD, 8)], ids=["looped", "told"])
-def test_a_probe_keeps_a_loop_with_one_layer_of_each_kind(overrides, pattern):
+@pytest.mark.parametrize(
+    ("overrides", "stored"), [(LOOPED, 4), (TOLD, 4), (MODULES, 4)], ids=["looped", "told", "modules"]
+)
+def test_a_probe_keeps_a_loop_with_one_layer_of_each_kind(overrides, stored):
     spec = spec_of(overrides)
     small = shrink(spec, Size(40, 64, False))
-    loop = small.loop
-    assert (loop.kind, loop.passes, len(small.pattern)) == (spec.loop.kind, 3, pattern)
-    assert (loop.start, loop.end) == (1, 3) and len(small.stack.stored()) == 4
+    assert (small.loop.kind, small.loop.passes) == (spec.loop.kind, spec.loop.passes)
+    assert small.loop.sections == spec.loop.sections and len(small.stack.stored()) == stored

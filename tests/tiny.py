@@ -69,6 +69,15 @@ TOLD = [
     "+layers.first={block:{reads_earlier:false}}",
 ]
 """The same, each pass told by messages what the one before it found."""
+MODULES = [
+    *(
+        "n_layers=8",
+        "pattern=[layer,last,last,layer,last,last,layer,layer]",
+        "+layers={last:{block:{stream_norm:true}}}",
+    ),
+    "+loop={kind:hierarchical,end:3,passes:2,low_layers:2}",
+]
+"""Two modules that refine a state each: two layers, and one that runs once after them in each of two passes."""
 
 
 def choices(axis: str) -> list[str]:
@@ -165,6 +174,7 @@ def every_choice() -> Iterator[list[str]]:
     yield DEEP
     yield LOOPED
     yield TOLD
+    yield MODULES
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
@@ -219,6 +229,8 @@ def name(overrides: list[str]) -> str:
     """Make a test's label."""
     if overrides in (CONVOLVED, DEEP):
         return "convolved-outputs" if overrides == CONVOLVED else "attention-residuals"
+    if overrides == MODULES:
+        return "looped-modules"
     if overrides in (LOOPED, TOLD):
         return "looped" if overrides == LOOPED else "looped-with-messages"
     if overrides in (MIXED, LENT):

@@ -277,8 +277,10 @@ def _mark_first_gradients(tower: Any) -> list[bool]:
     if tower.shared_layers:
         stored = [name_stored(kind) for kind in tower.pattern]
         return [kind not in stored[:place] for place, kind in enumerate(stored)]
-    loop, places = tower.loop, range(len(tower.pattern))
-    return [loop is None or loop.find_pass(place) in (None, loop.passes - 1) for place in places]
+    if tower.loop is None:
+        return [True] * len(tower.pattern)
+    last = {number: place for place, number in enumerate(tower.layer_weights)}
+    return [last[number] == place for place, number in enumerate(tower.layer_weights)]
 
 
 def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:

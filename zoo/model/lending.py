@@ -4,15 +4,14 @@ first layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026), what 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zoo.model.mlp_router import MLPTopK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.model.loop import Loop
-    from zoo.model.step import Step
+    from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower
 
 
@@ -90,7 +89,9 @@ class Lending:
     groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, what
     went into the first (`embedded`), for those that read it, and what a loop's pass before found."""
 
-    def __init__(self, tower: Tower, inputs: Sequence[Tensor] | None = None, embedded: Tensor | None = None) -> None:
+    def __init__(
+        self, tower: Tower, m: Weights, inputs: Sequence[Tensor] | None = None, embedded: Tensor | None = None
+    ) -> None:
         blocks, pattern = tower.blocks, tower.pattern
         self._embedded = embedded if any(block.reads_embedding for block in blocks.values()) else None
         self.sources = find_sources(blocks, pattern)
@@ -101,18 +102,16 @@ class Lending:
         self._averaging = [name in takers for name in pattern] if takers else []
         self._average: Tensor | None = None
         self.earlier: Tensor | None = None  # B T S D, sums of the groups of layers that have ended
-        self._loop = tower.loop if tower.loop is not None and tower.loop.restarts else None
-        self._told = [blocks[name].gate is not None for name in pattern]
-        self._entered: Entered | None = None
-        self._passed: Entered | None = None
+        self._rounds = None if tower.loop is None else tower.loop.follow(m.loop)
+        self._told = tower.loop is None and any(block.gate is not None for block in blocks.values())
 
     def open(self, index: int, step: Step, x: Tensor) -> Tensor:
         """Give a layer's step what it takes, before the layer is run on what is returned: x, the last one's output, or
-        in a loop that restarts what went into it."""
-        if self._loop is not None:
-            x = self._go_round(self._loop, index, x)
-            step.passed, step.passed_earlier = self._passed or (None, None)
-        elif self._told[index]:  # a tower that is priced with a layer of each kind, and has no pass before
+        what a loop puts in its place."""
+        if self._rounds is not None:
+            x, self.earlier = self._rounds.enter(index, x, self.earlier)
+            step.passed, step.passed_earlier = self._rounds.passed or (None, None)
+        elif self._told:  # a tower that is priced with a layer of each kind, and has no pass before
             step.passed = x
         step.given = None if self._inputs is None else self._inputs[index]
         step.embedded = self._embedded
@@ -122,20 +121,6 @@ class Lending:
         if self._averaging and self._averaging[index]:
             step.taken_average = self._average
         step.earlier = self.earlier
-        return x
-
-    def _go_round(self, loop: Loop, index: int, x: Tensor) -> Tensor:
-        """Where a pass of a loop begins again, keep what the one before it found, and go back to where it began."""
-        if index == loop.start:
-            self._entered = Entered(x, self.earlier)
-        elif index == loop.stop:
-            self._entered = self._passed = None
-        elif loop.begins_again(index):
-            assert self._entered is not None and self.earlier is not None
-            before, earlier = self._entered
-            known = 1 + (0 if earlier is None else earlier.shape[2])  # and x, which the pass's first layer put there
-            found = self.earlier[:, :, known:] if self.earlier.shape[2] > known else None
-            self._passed, self.earlier, x = Entered(x, found), earlier, before
         return x
 
     def close(self, index: int, step: Step) -> None:
@@ -149,10 +134,3 @@ class Lending:
         source = self.sources.get(index)
         if source is not None and self._last[source] == index:
             del self._lent[source]
-
-
-class Entered(NamedTuple):
-    """The stream x [B, T, D] somewhere between layers, and the sums of earlier groups [B, T, S, D] that go with it."""
-
-    x: Tensor
-    earlier: Tensor | None

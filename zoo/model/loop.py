@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from itertools import accumulate
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import Linear, Spec
+from zoo.spec import Buffer, Linear, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
 
+Fault = tuple[tuple[str, ...], str]
+"""The path of a field, and a line about it."""
+
 
 class Loop(Spec, axis="loop", default="plain"):
-    """Run the layers at the places `start` to `end` - 1 of a tower's pattern `passes` times. The pattern names the
-    layers of every pass: with `start` 1, `end` 3 and two passes those at 3 and 4 are the layers 1 and 2 again. Each
-    pass has caches of its own."""
+    """Run the layers `start` to `end` - 1 of a tower `passes` times.
+
+    The tower's pattern names the layers of every pass: with `start` 1, `end` 3 and two passes those at the places 3 and
+    4 are the layers 1 and 2 again. Each visit of a layer has a cache of its own.
+    """
 
     restarts: ClassVar[bool] = False  # whether each pass begins with what went into the first
 
@@ -37,34 +43,57 @@ class Loop(Spec, axis="loop", default="plain"):
             raise ValueError(f"end is {self.end}, and the loop starts at {self.start} ({self.start + 1} or more)")
 
     @property
-    def n_layers(self) -> int:
-        """How many layers a pass has."""
-        return self.end - self.start
+    def sections(self) -> tuple[int, ...]:
+        """How many layers each run of them has that is always run as one."""
+        return (self.end - self.start,)
+
+    @property
+    def visits(self) -> tuple[int, ...]:
+        """The layers in the order in which they are run."""
+        return (*range(self.start, self.end),) * self.passes
 
     @property
     def stop(self) -> int:
-        """The place behind the last pass."""
-        return self.start + self.passes * self.n_layers
-
-    def find_pass(self, place: int) -> int | None:
-        """Find the pass that a place of the pattern is in, from 0 on; None outside the loop."""
-        return (place - self.start) // self.n_layers if self.start <= place < self.stop else None
-
-    def begins_again(self, place: int) -> bool:
-        """Whether a pass after the first begins there."""
-        return bool(self.find_pass(place)) and (place - self.start) % self.n_layers == 0
-
-    def find_last(self, place: int) -> int:
-        """Find the last place of the pattern at which a layer of the loop is run."""
-        return self.stop - self.n_layers + (place - self.start) % self.n_layers
+        """The place of the pattern behind the last visit."""
+        return self.start + len(self.visits)
 
     def number(self, count: int) -> tuple[int, ...]:
         """Number the layers that `count` places of a pattern have the weights of.
 
         Example: of seven places with a loop of two passes from 1 to 3 they are those of 0, 1, 2, 1, 2, 3, 4.
         """
-        repeated = range(self.start, self.end)
-        return (*range(self.start), *(*repeated,) * self.passes, *range(self.end, count - self.stop + self.end))
+        return (*range(self.start), *self.visits, *range(self.end, count - self.stop + self.end))
+
+    def resize(self, start: int, sections: Sequence[int]) -> Loop:
+        """The same loop from another place, with other numbers of layers."""
+        return replace(self, start=start, end=start + sum(sections))
+
+    def follow(self, m: Weights) -> Rounds | None:
+        """What changes the stream between the passes of one forward pass; None where they go on from each other."""
+        return None
+
+    def find_faults(self, tower: Tower) -> Iterator[Fault]:
+        """Yield what a tower's layers, which are as many as this loop runs, lack of what it needs."""
+        yield from ()
+
+
+class Rounds:
+    """What a loop changes of the stream between its passes, in one forward pass of a model. `passed` is what the pass
+    before found, for layers that are told."""
+
+    passed: Passed | None = None
+
+    def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
+        """What the layer at a place is run on, given what the last layer gave: the stream x [B, T, D], and the sums of
+        earlier groups of layers [B, T, S, D]."""
+        raise NotImplementedError
+
+
+class Passed(NamedTuple):
+    """The stream [B, T, D] between two layers, and the sums of earlier groups [B, T, S, D] that go with it."""
+
+    x: Tensor
+    earlier: Tensor | None
 
 
 class PlainLoop(Loop, kind="plain"):
@@ -78,6 +107,120 @@ class RestartingLoop(Loop, kind="restarting"):
     those of the first the same without."""
 
     restarts: ClassVar[bool] = True
+
+    def find_pass(self, place: int) -> int | None:
+        """Find the pass that a place of the pattern is in, from 0 on; None outside the loop."""
+        return (place - self.start) // self.sections[0] if self.start <= place < self.stop else None
+
+    def begins_again(self, place: int) -> bool:
+        """Whether a pass after the first begins there."""
+        return bool(self.find_pass(place)) and (place - self.start) % self.sections[0] == 0
+
+    def follow(self, m: Weights) -> Rounds:
+        return Restarts(self)
+
+    def find_faults(self, tower: Tower) -> Iterator[Fault]:
+        for place, name in enumerate(tower.pattern):
+            number = self.find_pass(place)
+            if (tower.blocks[name].gate is not None) is not bool(number):
+                found = "has none (give it some)" if number else "is told by no pass before it (null)"
+                where = "outside the loop" if number is None else f"of pass {number + 1}"
+                yield ("blocks", name, "messages"), f"layer {place}, {where}, {found}"
+                return
+        if not tower.blocks[tower.pattern[self.start]].opens_group:
+            yield ("loop", "start"), f"is {self.start}, where no group of layers begins (a layer with opens: true)"
+
+
+class Restarts(Rounds):
+    """Keeps what went into a restarting loop."""
+
+    def __init__(self, loop: RestartingLoop) -> None:
+        self.loop = loop
+        self.begun: Passed | None = None
+
+    def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
+        if place == self.loop.start:
+            self.begun = Passed(x, earlier)
+        elif place == self.loop.stop:
+            self.begun = self.passed = None
+        elif self.loop.begins_again(place):
+            assert self.begun is not None and earlier is not None
+            before = self.begun.earlier
+            known = 1 + (0 if before is None else before.shape[2])  # and x, which the pass's first layer put there
+            self.passed = Passed(x, earlier[:, :, known:] if earlier.shape[2] > known else None)
+            return self.begun
+        return Passed(x, earlier)
+
+
+class HierarchicalLoop(Loop, kind="hierarchical"):
+    """Two modules refine a state each (Wang et al., 2025, Hierarchical Reasoning Model; Sapient, 2026, HRM-Text).
+
+    In each pass the first `low_layers` layers run `low_passes` times, l ← f(l + h), then those behind them once,
+    h ← g(h + l). h begins as what goes into the loop, and is what comes out; l begins as a vector that is saved with
+    the weights and not trained. Gradients go through all passes.
+    """
+
+    low_layers: PositiveInt
+    low_passes: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low_layers >= self.end - self.start:
+            found = f"is {self.low_layers}, and the loop has {self.end - self.start} layers"
+            raise ValueError(f"low_layers {found} (fewer, so that some are left for the other module)")
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        return self.low_layers, self.end - self.start - self.low_layers
+
+    @property
+    def visits(self) -> tuple[int, ...]:
+        middle = self.start + self.low_layers
+        return ((*range(self.start, middle),) * self.low_passes + (*range(middle, self.end),)) * self.passes
+
+    def resize(self, start: int, sections: Sequence[int]) -> Loop:
+        return replace(self, start=start, end=start + sum(sections), low_layers=sections[0])
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"low": Buffer((d_model,))}
+
+    def shard(self, ranks: int) -> HierarchicalLoop:
+        """Every rank has the state of its own tokens."""
+        return self
+
+    def follow(self, m: Weights) -> Rounds:
+        return Hierarchy(self, m.low)
+
+    def find_faults(self, tower: Tower) -> Iterator[Fault]:
+        name = next((each for each in tower.pattern if tower.blocks[each].reader is not None), None)
+        if name is not None:
+            yield ("blocks", name), "reads groups of layers, and the loop adds up two states (block: pre)"
+
+
+class Hierarchy(Rounds):
+    """Keeps the states of a hierarchical loop: `low` of the module that runs more often, and `high`."""
+
+    def __init__(self, loop: HierarchicalLoop, low: Tensor) -> None:
+        low_layers, high_layers = loop.sections
+        runs = ([True] * loop.low_passes + [False]) * loop.passes  # whether each is of the first module
+        ends = [*accumulate((low_layers if each else high_layers for each in runs), initial=loop.start)]
+        self.start, self.stop, self.ran = (
+            loop.start,
+            loop.stop,
+            dict(zip(ends[1:], runs, strict=True)),
+        )  # by the place behind each
+        self.low, self.high = low, low
+
+    def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
+        if place == self.start:
+            self.low, self.high = self.low.to(x.dtype).expand_as(x), x
+        elif place not in self.ran or place == self.stop:
+            return Passed(x, earlier)
+        elif self.ran[place]:
+            self.low = x
+        else:
+            self.high = x
+        return Passed(self.low + self.high, earlier)
 
 
 class MessageGate(Spec, axis="message_gate", default="low_rank"):
@@ -110,7 +253,7 @@ class LowRankGate(MessageGate, kind="low_rank"):
         return (whole - forget * whole + gain * told).to(x.dtype)
 
 
-def find_loop_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
+def find_loop_faults(tower: Tower) -> Iterator[Fault]:
     """Yield what of a tower does not go together with its loop, or needs one: a field's path, and a line about it."""
     loop, told = tower.loop, [name for name, block in tower.blocks.items() if block.gate is not None]
     if told and (loop is None or not loop.restarts):
@@ -120,26 +263,20 @@ def find_loop_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
     if tower.shared_layers:
         yield ("shared_layers",), "is true, and a loop says which layers have the same weights (one of them)"
     if len(tower.pattern) < loop.stop:
-        found = f"its {loop.passes} passes of {loop.n_layers} layers end at {loop.stop}"
-        yield ("loop",), f"{found}, and there are {len(tower.pattern)} layers (n_layers: {loop.stop} or more)"
+        found = f"its {loop.passes} passes, {len(loop.visits)} layers in all, end at {loop.stop}"
+        yield ("loop",), f"{found}, and there are {len(tower.pattern)} (n_layers: {loop.stop} or more)"
         return
-    for place in range(len(tower.pattern)):
-        own, again = tower.pattern[place], bool(loop.find_pass(place))
-        if loop.restarts and (tower.blocks[own].gate is not None) is not again:
-            found = "has none (give it some)" if again else "is told by no pass before it (null)"
-            yield ("blocks", own, "messages"), f"layer {place}, {_describe(loop, place)}, {found}"
-            return
-        if loop.find_pass(place) is None:
-            continue
-        last = tower.pattern[loop.find_last(place)]
-        block = tower.blocks[last]
-        if tower.blocks[own] != (block if again or block.gate is None else replace(block, messages=None)):
-            yield ("pattern",), f"layer {place} is {own!r}, and {last!r} where its weights are used last (the same)"
-            return
-    if loop.restarts and not tower.blocks[tower.pattern[loop.start]].opens_group:
-        yield ("loop", "start"), f"is {loop.start}, where no group of layers begins (a layer with opens: true)"
+    faults = list(loop.find_faults(tower)) or list(_compare_visits(loop, tower))
+    yield from faults
 
 
-def _describe(loop: Loop, place: int) -> str:
-    number = loop.find_pass(place)
-    return "outside the loop" if number is None else f"of pass {number + 1}"
+def _compare_visits(loop: Loop, tower: Tower) -> Iterator[Fault]:
+    """Yield the first layer that is of another kind where it runs last; of a restarting loop the first pass has no
+    messages."""
+    last = dict(zip(loop.visits, tower.pattern[loop.start : loop.stop], strict=True))
+    for place, (number, name) in enumerate(zip(loop.visits, tower.pattern[loop.start :], strict=False), loop.start):
+        own, block = tower.blocks[name], tower.blocks[last[number]]
+        if own != (replace(block, messages=None) if block.gate and not own.gate else block):
+            found = f"layer {place} is {name!r}, and {last[number]!r} where its weights are used last"
+            yield ("pattern",), f"{found} (the same)"
+            return

@@ -204,6 +204,7 @@ class Tower(Topology):
             **({"position": position} if self.has_position else {}),
             **({"streams": Sized(self.streams, d_model)} if self.streams else {}),
             "blocks": self.stack,
+            **({"loop": self.loop} if self.loop else {}),
             **({"final_read": self.final_read} if self.final_read else {}),
             **({"norm": self.norm} if self.has_final_norm else {}),
             **({"project": Linear(d_model, self.out_width, self.out_bias)} if self.out_width else {}),
@@ -260,7 +261,7 @@ class Tower(Topology):
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
         choice: Choice | None = None
-        lending = Lending(self, self.embedding.layer_inputs(m, inputs.input_ids, x), x)
+        lending = Lending(self, m, self.embedding.layer_inputs(m, inputs.input_ids, x), x)
         x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
         for index in layers:
             kind = self.pattern[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
 from zoo.costs.params import count_parameters
@@ -77,11 +78,11 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
     node = to_dict(spec)
     sizes = make_sizes(node, size, kept)
     alone = size.mixer_alone and not FEED_FORWARD.intersection(kept)
-    blocks, pattern, loop = choose_layers(node, sizes, alone)
+    blocks, pattern, loop = choose_layers(node, sizes, alone, spec.loop)
     if not pattern:
         raise ConfigError(f"{label}: has no layer that mixes tokens, so that nothing is left to probe (attention=gqa)")
     own = {key: value for key, value in node.items() if key not in ("blocks", "pattern")}
-    made = {**resize(own, sizes, node), "blocks": blocks, "pattern": pattern, "loop": loop, "pooler": None}
+    made = {**resize(own, sizes, node), "blocks": blocks, "pattern": pattern, "loop": to_dict(loop), "pooler": None}
     if alone and "final_norm" not in kept:
         made["final_norm"] = None
     if "init" not in kept:
@@ -95,14 +96,14 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
 
 
 def choose_layers(
-    node: Mapping[str, Any], sizes: Sizes, alone: bool
-) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
+    node: Mapping[str, Any], sizes: Sizes, alone: bool, loop: Any
+) -> tuple[dict[str, Any], list[str], Any]:
     """Choose the kinds of layer at a probe's size, which layer is of which (no layer where none mixes tokens), and the
     loop over some, where there is one."""
     blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
     if alone:
         blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
-    loop = count_kept(node["loop"], [name in blocks for name in node["pattern"]]) if node["loop"] else None
+    loop = loop and count_kept(loop, [name in blocks for name in node["pattern"]])
     blocks, pattern = merge_equal(blocks, [name for name in node["pattern"] if name in blocks])
     kinds = list(dict.fromkeys(pattern))
     if not sizes.kept.intersection(("n_layers", "pattern")):
@@ -113,21 +114,33 @@ def choose_layers(
     return {name: blocks[name] for name in kinds}, pattern, loop
 
 
-def count_kept(loop: dict[str, Any], kept: Sequence[bool]) -> dict[str, Any] | None:
-    """A loop over the layers of a pattern that are kept; None where those that it ran are not."""
-    start, end = (sum(kept[: loop[name]]) for name in ("start", "end"))
-    return {**loop, "start": start, "end": end} if start < end else None
+def count_kept(loop: Any, kept: Sequence[bool]) -> Any:
+    """A loop over the layers of a pattern that are kept; None where those of a run are not."""
+    first = dict(zip(reversed(loop.visits), reversed(kept[loop.start : loop.stop]), strict=True))
+    sections = [sum(first[number] for number in section) for section in list_sections(loop)]
+    return loop.resize(sum(kept[: loop.start]), sections) if all(sections) else None
 
 
-def shorten(pattern: Sequence[str], loop: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """One layer of each kind before a loop, in each of its passes, and behind it."""
-    start, length = loop["start"], loop["end"] - loop["start"]
-    stop = start + length * loop["passes"]
-    before, behind = (list(dict.fromkeys(part)) for part in (pattern[:start], pattern[stop:]))
-    pairs = list(dict.fromkeys(zip(pattern[start : start + length], pattern[stop - length : stop], strict=True)))
-    again = [last for _, last in pairs] * (loop["passes"] - 1)
-    made = [*before, *(first for first, _ in pairs), *again, *behind]
-    return made, {**loop, "start": len(before), "end": len(before) + len(pairs)}
+def list_sections(loop: Any) -> list[range]:
+    """The layers of each run of a loop."""
+    ends = [*accumulate(loop.sections, initial=loop.start)]
+    return [range(*each) for each in pairwise(ends)]
+
+
+def shorten(pattern: Sequence[str], loop: Any) -> tuple[list[str], Any]:
+    """One layer of each kind before a loop, in each of its runs, and behind it."""
+    before, inside, behind = pattern[: loop.start], pattern[loop.start : loop.stop], pattern[loop.stop :]
+    last = dict(zip(loop.visits, inside, strict=True))
+    first = dict(zip(reversed(loop.visits), reversed(inside), strict=True))
+    pairs = [list(dict.fromkeys((first[each], last[each]) for each in section)) for section in list_sections(loop)]
+    kinds = list(dict.fromkeys(before))
+    small = loop.resize(len(kinds), [len(each) for each in pairs])
+    names = dict(enumerate(chain(*pairs), small.start))
+    seen: set[int] = set()
+    for number in small.visits:
+        kinds.append(names[number][number in seen])
+        seen.add(number)
+    return [*kinds, *dict.fromkeys(behind)], small
 
 
 def refuse_other_kinds(spec: Any, label: str) -> None:

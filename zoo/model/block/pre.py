@@ -29,7 +29,8 @@ class Pre(Block, kind="pre"):
     `ffn_stream_scale` stand in place of the block's own scales where the feed-forward is added (MiniMax-01, 2025).
     `ffn_norm` stands in place of `norm` before the feed-forward (A.X K2, 2026). `ffn_out_norm` normalises what the
     feed-forward gives, too (A.X K1, 2026). `residual` adds up stream and sub-layer by weights of its own (ZAYA1, 2026).
-    What attention and the feed-forward give passes an `out_conv` before it is added (Inkling, 2026).
+    What attention and the feed-forward give passes an `out_conv` before it is added (Inkling, 2026). With `stream_norm`
+    the stream itself is normalised behind the layer (HRM-Text, 2026, after the last layer of each run).
     """
 
     takes_cross: ClassVar[bool] = True
@@ -43,10 +44,15 @@ class Pre(Block, kind="pre"):
     ffn_out_norm: bool = False
     residual: Residual | None = None
     out_conv: OutConv | None = None
+    stream_norm: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_residual(self)
+
+    @property
+    def normalises_output(self) -> bool:  # type: ignore[override]
+        return self.stream_norm
 
     @property
     def gathers(self) -> int:
@@ -70,6 +76,7 @@ class Pre(Block, kind="pre"):
             **({"ffn_out_norm": self.norm} if self.ffn_out_norm else {}),
             **(dict.fromkeys(added, self.residual) if self.residual else {}),
             **({f"{place}_conv": self.out_conv for place in PLACES} if self.out_conv else {}),
+            **({"stream_norm": self.norm} if self.stream_norm else {}),
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
@@ -85,4 +92,5 @@ class Pre(Block, kind="pre"):
         y = m.ffn_out_norm(y) if self.ffn_out_norm else y
         y = m.ffn_conv(y, step, "ffn") if self.out_conv else y
         stream = normed if self.residual_from_norm else x
-        return add_scaled(stream, y, *choose_scales(self)) if self.residual is None else m.ffn_residual(stream, y)
+        x = add_scaled(stream, y, *choose_scales(self)) if self.residual is None else m.ffn_residual(stream, y)
+        return m.stream_norm(x) if self.stream_norm else x
