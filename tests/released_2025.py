@@ -358,7 +358,8 @@ UNUSED = {
     "hrm-text-1b": 1536,
 }
 """What transformers allocates besides: the first two matrices of experts that compute nothing. A negative one is that
-of a head, or of spare rows in the file's, which the class that is built has not. HRM-Text's first state is no parameter here."""
+of a head, or of spare rows in the file's, which the class that is built has not. HRM-Text's first state is no
+parameter here."""
 
 # Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices of one).
 IDLE = {
@@ -372,6 +373,7 @@ IDLE = {
     "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
     "mistral-large-4": 71 * 124 * (3 * 6144 * 6144),
     "inkling-2-small": 48 * 376 * (3 * 4608 * 2304),
+    "inkling-2-mini": 24 * 120 * (3 * 2304 * 1152),
     "dots3-note-prev": 45 * 248 * (3 * 5120 * 1536),
     "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
     "zaya1-8b": 40 * 3 * (16 * 2048 * 2048 - 2048 * 2048 * 16 // 17),  # one choice in 17 is of no expert
