@@ -36,9 +36,11 @@ where it was above, other work slowed them, some more than others.
 CARDS = """\
 ## Capability cards
 
-How far four architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
+How far six architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
 the median of three seeds at each one's best learning rate, and their range where they differ. The training is short; what is not
 reached was not learned in 200 to 600 steps. A card is made by `zoo probe`, with the overrides that stand above its column.
+OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention: together they copy
+selectively what neither does alone. Only layers whose states may change sign go beyond eight bits of parity.
 """
 
 
