@@ -7,7 +7,9 @@ from tiny import LOOPED, MODULES, TOLD, model_of, spec_of
 from torch.testing import assert_close
 
 from zoo.analysis.solve.recipe import Recipe
+from zoo.checkpoint import hf
 from zoo.cli import run
+from zoo.families.family import read_family
 from zoo.model.loop import Loop
 from zoo.probes.shrink import Size, shrink
 from zoo.run.builder import build
@@ -169,3 +171,15 @@ def test_a_probe_keeps_a_loop_with_one_layer_of_each_kind(overrides, stored):
     small = shrink(spec, Size(40, 64, False))
     assert (small.loop.kind, small.loop.passes) == (spec.loop.kind, spec.loop.passes)
     assert small.loop.sections == spec.loop.sections and len(small.stack.stored()) == stored
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_published_names_of_a_loops_fields_are_read(stated):
+    """A config.json of Inkling 2 has `loop_config`, transformers writes the same flat."""
+    flat = {"core_start": 2, "core_end": 4, "num_passes": 2, "gate_rank": 5}
+    names = ("loop_layer_index_start", "loop_layer_index_end", "loop_num_passes", "loop_gate_rank")
+    config = {"loop_config": flat} if stated else dict(zip(names, flat.values(), strict=True))
+    config |= {"num_hidden_layers": 6, "n_layers_per_attn_res_block": 2, "model_type": "inkling2_loop_text"}
+    spec = hf.compose_spec(read_family("inkling2_loop_text").body(config, "config.json"))
+    assert (spec.loop.start, spec.loop.end, spec.loop.passes, len(spec.pattern)) == (2, 4, 2, 8)
+    assert next(block.gate.rank for block in spec.blocks.values() if block.gate) == 5

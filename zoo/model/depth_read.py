@@ -98,10 +98,8 @@ def count_groups(tower: Tower) -> list[int]:
 
 def count_passed(tower: Tower) -> int:
     """Count the groups of layers that end within each pass of a tower's loop."""
-    loop = tower.loop
-    return (
-        0 if loop is None else sum(tower.blocks[name].opens_group for name in tower.pattern[loop.start + 1 : loop.end])
-    )
+    inside = () if tower.loop is None else tower.pattern[tower.loop.start + 1 : tower.loop.end]
+    return sum(tower.blocks[name].opens_group for name in inside)
 
 
 def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:

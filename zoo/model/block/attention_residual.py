@@ -133,7 +133,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         if told:
             each = read.unbind(2) if reads > 1 else (read,) * count
             gates = (getattr(m, f"attention_message_{place}") for place in range(count))
-            mixed = [gate(own, message) for gate, own, message in zip(gates, each, told, strict=False)]
+            mixed = [gate(own, message) for gate, own, message in zip(gates, each, told[:-1], strict=True)]
             read = torch.stack(mixed, 2) if count > 1 else mixed[0]
         normed = m.attention_norm(read)
         return normed.unsqueeze(2).expand(-1, -1, count, -1) if normed.ndim == 3 and count > 1 else normed
