@@ -182,7 +182,7 @@ def test_recipes_are_listed_and_shown(capsys):
     ]
     assert run(["recipes"]) == 0 and run(["recipes", "glu"]) == 0
     said = capsys.readouterr().out
-    assert "A gated feed-forward" in said and "1.942 − 1.983" in said
+    assert "A gated feed-forward" in said and "1.942 − 1.983" in said and " ran on: " in said
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ def _show(recipes: dict[str, Recipe], whole: bool, as_json: bool) -> None:
 
     from zoo import report
     from zoo.experiments.judging import find_outcome
-    from zoo.experiments.tables import make_list, make_outcome_tables
+    from zoo.experiments.tables import list_machines, make_list, make_outcome_tables
 
     kept = {name: find_outcome(name) for name in recipes}
     if as_json:
@@ -152,4 +152,4 @@ def _show(recipes: dict[str, Recipe], whole: bool, as_json: bool) -> None:
         for name, each in recipes.items():
             report.print_tables(*make_outcome_tables(name, each, kept[name]))
     else:
-        report.print_tables(make_list(recipes, kept))
+        report.print_tables(make_list(recipes, kept), *list_machines(kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
@@ -35,6 +36,12 @@ def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | No
             ]
         )
     return make_table("", LIST, rows)
+
+
+def list_machines(outcomes: Mapping[str, Outcome | None]) -> list[str]:
+    """A line for each processor that recipes ran on: how many of them."""
+    ran = Counter(each.machine.partition(";")[0] for each in outcomes.values() if each is not None)
+    return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
 
 
 def describe_effect(each: Finding) -> str:
