@@ -10,6 +10,7 @@ import pytest
 import quantisers
 import torch
 import transformers
+from cases_depth_2026 import LOOP
 from cases_streams import V4
 from close import assert_close
 from safetensors.torch import load_file, save_file
@@ -141,6 +142,33 @@ def test_gpt_oss_experts_in_mxfp4_are_those_that_transformers_unpacks(tmp_path):
     ids = torch.arange(9).unsqueeze(0)
     with torch.inference_mode():
         assert_close(zoo.load(tmp_path, dtype="fp32")(ids).logits, reference(ids).logits)
+
+
+@pytest.mark.parametrize("stated", [False, True], ids=["unstated", "as fp8"])
+def test_inkling_2_as_it_is_published_is_what_transformers_dequantises(tmp_path, stated):
+    """Stacked experts in NVFP4, a factor for each of them beside, and in MXFP8; a config.json that need not say so."""
+    config = transformers.Inkling2LoopTextConfig(**{**LOOP, "moe_intermediate_size": 32})
+    transformers.Inkling2LoopForCausalLM(config).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    for name, each in list(stored.items()):
+        if name.endswith("w13_weight"):
+            codes = torch.randint(0, 256, (*each.shape[:2], each.shape[2] // 2), dtype=torch.uint8)
+            scale = (torch.rand(*each.shape[:2], each.shape[2] // 16) + 0.5).to(torch.float8_e4m3fn)
+            own = {"": codes, "_scale": scale, "_amax": torch.rand(len(each)) + 1}
+            stored |= {name + end: tensor for end, tensor in own.items()}
+            stored[f"{name}_outer_scale_denominator"] = torch.tensor(40.0)
+        elif name.endswith("w2_weight"):
+            stored[name] = torch.randn(each.shape).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale"] = torch.randint(122, 126, (*each.shape[:2], 1), dtype=torch.uint8)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = transformers.Inkling2LoopForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    if stated:
+        edit(tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [1, 32]})
+    ids = torch.arange(5, 22).unsqueeze(0)
+    with torch.inference_mode():
+        given = theirs(ids).logits
+        assert given.std() > 0.1
+        assert_close(zoo.load(tmp_path, dtype="fp32")(ids).logits, given)
 
 
 def test_deepseek_v4_as_it_is_published_is_what_transformers_dequantises(tmp_path):

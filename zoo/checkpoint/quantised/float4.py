@@ -18,6 +18,10 @@ E2M1 = (*POSITIVE, *(-each for each in POSITIVE))
 """The values of the sixteen codes (OCP Microscaling Formats, 2023, 5.3.3)."""
 
 
+GROUP = 16
+"""Values that share a scale of NVFP4 (NVIDIA, 2025)."""
+
+
 class MXFP4(Layout):
     """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, exponents of two [E, d_out, G].
 
@@ -89,6 +93,33 @@ class Float4Beside(PackedFloat4):
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
     optional = frozenset()
     stored = "I8"
+
+
+class Float4Experts(Layout):
+    """NVFP4 of stacked experts as Inkling 2 (2026) is published: codes [E, d_out, d_in / 2], float8 scales
+    [E, d_out, d_in / 16], and for each expert its largest value over a denominator, which is a scale for all of it."""
+
+    marks = ("_amax",)
+    ends: ClassVar[Mapping[str, str]] = {
+        "weight": "",
+        "scale": "_scale",
+        "largest": "_amax",
+        "denominator": "_outer_scale_denominator",
+    }
+    target = ""
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        weight, scale = parts["weight"], parts["scale"]
+        self.shape = (*weight.shape[:-1], 2 * weight.shape[-1])
+        if len(weight.shape) != 3 or scale.shape != (*weight.shape[:2], self.shape[-1] // GROUP):
+            found = f"has shape {list(weight.shape)} beside scales {list(scale.shape)}"
+            raise refuse(weight, found, f"[experts, rows, columns / 2] and [experts, rows, columns / {GROUP}]")
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        whole = (held["largest"].float() / held["denominator"].float()).expand(self.shape[0])[start:stop]
+        scales = held["scale"][start:stop].float() * whole[:, None, None]
+        values = torch.tensor(E2M1)[unpack_nibbles(held["weight"][start:stop])]
+        return values * scales.repeat_interleave(GROUP, -1)
 
 
 class ModelOptFloat4(PackedFloat4):

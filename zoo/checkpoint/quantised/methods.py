@@ -13,7 +13,7 @@ from typing import Any
 from zoo.checkpoint.files import NAMES, Header, Packed, Reader
 from zoo.checkpoint.mapping import matches
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
-from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, ModelOptFloat4, PackedFloat4
+from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, Float4Experts, ModelOptFloat4, PackedFloat4
 from zoo.checkpoint.quantised.layout import Layout
 from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
 from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
@@ -41,7 +41,7 @@ COMPRESSED = ("pack-quantized", "int-quantized", "float-quantized", "naive-quant
 COMPRESSED += ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
 
 METHODS: dict[str, Method] = {
-    "fp8": Method((Scaled, ScaledBeside, Float4Beside), ACTIVATIONS),
+    "fp8": Method((Scaled, ScaledBeside, Float4Beside, Float4Experts), ACTIVATIONS),
     "fbgemm_fp8": Method((Scaled,), ACTIVATIONS),
     "mxfp4": Method((MXFP4,)),
     "compressed-tensors": Method(
@@ -57,6 +57,10 @@ METHODS: dict[str, Method] = {
     "bitnet": Method((Ternary,), (), {"quantization_mode": ("offline", None), "use_rms_norm": (False, None)}),
 }
 """Names of `quant_method` in a config.json."""
+
+SCALES = ("_scale", "_amax")
+UNSTATED = Method((Scaled, Float4Experts), ACTIVATIONS)
+"""What weights with scales beside them are where a config.json does not say that they are quantised (Inkling 2)."""
 
 
 def find_method(config: Mapping[str, Any], where: str) -> Method | None:
@@ -99,20 +103,23 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     """
     where = str(folder / "config.json")
     method = find_method(config, where)
-    if method is None:
+    if method is None and not any(name.endswith(SCALES) for name in found):
         return dict(found)
-    settings = config[FIELD]
+    settings = config.get(FIELD) or {}
     dtype = NAMES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), "BF16")
     kept = {name: replace(each, name=each.name or name) for name, each in found.items()}
     reader = Reader(folder, found)
-    for stem, layout, parts in list(_find_layouts(method, kept)):
+    layouts = list(_find_layouts(method or UNSTATED, kept))
+    if method is None and not layouts:
+        return dict(found)
+    for stem, layout, parts in layouts:
         header = next(iter(parts.values()))
         made = layout(settings, parts, reader.read)
         for each in parts.values():
             kept.pop(each.name or "", None)
         weight = stem + layout.target
         kept[weight] = Packed(header.file, dtype, made.shape, name=weight, parts=parts, layout=made)
-    kept = {name: each for name, each in kept.items() if not matches(name, method.dropped)}
+    kept = {name: each for name, each in kept.items() if not matches(name, (method or UNSTATED).dropped)}
     _refuse_bare(kept)
     return kept
 
