@@ -101,7 +101,7 @@ class Naming(NamedTuple):
 def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> tuple[Layout, Naming]:
     namings = list(_list_namings(family))
     for naming, layout in product(namings, read_catalogue().layouts):
-        if all(any(name.startswith(f"{layout.base}{root}.") for name in listed) for root in naming.base):
+        if all(any(f"{name}.".startswith(f"{layout.base}{root}.") for name in listed) for root in naming.base):
             return layout, naming
     tried = ", ".join(f"{layout.base}{min(namings[0].base)}" for layout in read_catalogue().layouts)
     raise CheckpointError(f"{folder}: the tensors of its text model were not found (looked for {tried})")
