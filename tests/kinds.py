@@ -133,8 +133,8 @@ MIXED = {
         "+layers={near:{attention:{window:5}}}",
     ],
     "looped modules": [
-        *("n_layers=6", "pattern=[near,last,near,last,layer,layer]", "+attention.output_gate=true"),
-        "+loop={kind:hierarchical,end:3,low_layers:2,low_passes:2}",
+        *("n_layers=6", "pattern=[near,last,last,near,last,last]", "+attention.qk_norm={kind:l2_clip}"),
+        *("attention.qk_norm_over=heads", "+loop={kind:hierarchical,end:3,low_layers:2}"),
         "+layers={near:{attention:{window:5}},last:{block:{stream_norm:true}}}",
     ],
     "looped with messages": [

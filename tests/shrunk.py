@@ -8,6 +8,8 @@ from typing import Any
 from loaded import load
 
 from zoo.grammar import from_dict, to_dict
+from zoo.model.loop import Loop
+from zoo.probes.shrink import shorten
 
 SIZES = {
     **{"vocab_size": 67, "d_model": 36, "d_ff": 24, "width": 16, "out_width": 16, "max_seq_len": 64},
@@ -18,7 +20,7 @@ SIZES = {
 }
 """What a dimension becomes where a model states it; every one differs from what it is multiplied with."""
 
-AT_MOST = {"top_k": 3, "n_groups": 2, "top_k_groups": 1}
+AT_MOST = {"top_k": 3, "n_groups": 2, "top_k_groups": 1, "zero_experts": 3}
 
 
 @functools.cache
@@ -39,6 +41,9 @@ def _small(node: Any) -> Any:
     if "pattern" in node:
         kinds = list(dict.fromkeys(node["pattern"]))
         made["pattern"] = [*kinds, kinds[0]]
+        if node.get("loop"):
+            made["pattern"], loop = shorten(node["pattern"], Loop.parse(node["loop"]))
+            made["loop"] = to_dict(loop)
         if (per_layer := (made.get("embedding") or {}).get("per_layer")) is not None:
             per_layer["n_layers"] = len(made["pattern"])
     return made

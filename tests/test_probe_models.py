@@ -294,3 +294,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, fault, tmp_path, ca
     said = capsys.readouterr().err
     assert fault in said and len(said.splitlines()) == 1
     assert not (tmp_path / "probes").exists()
+
+
+def test_the_picture_of_a_metric_names_each_arm_and_its_mean(tmp_path):
+    from zoo.report.probes import draw_values
+
+    draw_values({"one": {0: 0.25, 1: 0.75}, "other": {0: -0.2, 1: 0.0}}, "scaled at 40", tmp_path / "values.svg")
+    drawn = (tmp_path / "values.svg").read_text()
+    assert all(each in drawn for each in (">one<", ">other<", ">0.500<", ">-0.100<", ">scaled at 40; points: seeds<"))

@@ -359,8 +359,10 @@ def test_a_budget_of_keys_and_values_leaves_fewer_key_heads() -> None:
     assert any(each["n_kv_heads"] < free[each["d_model"]]["n_kv_heads"] for each in tight if each["d_model"] in free)
 
 
+@pytest.mark.slow
 def test_the_aspect_searched_is_that_of_nine_packaged_models_in_ten() -> None:
-    towers = [list(load(name).towers().values())[-1] for name in list_packaged()[::3]]
+    towers = [list(load(name).towers().values())[-1] for name in list_packaged()]
+    towers = [tower for tower in towers if tower.loop is None]  # which is as deep as its passes
     inside = [tower for tower in towers if 16 <= tower.d_model / tower.n_layers <= 128]
     assert len(inside) / len(towers) > 0.9
 

@@ -12,7 +12,7 @@ from zoo.cli.showing import Json
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.experiments.judging import Outcome
+    from zoo.experiments.judging import Outcome, Values
     from zoo.experiments.recipe import Recipe
     from zoo.probes.outcome import Outcome as Probed
     from zoo.report.arms import Arm
@@ -71,7 +71,7 @@ def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) 
     own = folder / name
     if recipe.probe is not None:
         ran, probed = probe_recipe(recipe, own, short_form)
-        draw = partial(_draw_probed, list(recipe.arms), probed)
+        draw = partial(_draw_probed, list(recipe.arms), ran.values, probed)
     elif recipe.ladder is not None:
         ran, climbed = climb_recipe(recipe, own, short_form)
         draw = partial(_draw_climbed, climbed)
@@ -97,12 +97,17 @@ def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> Non
         write_report_page(made, f"{name}: {recipe.claim}", file.with_name("report.html"))
 
 
-def _draw_probed(names: list[str], outcomes: list[Probed], file: Path) -> None:
+def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file: Path) -> None:
+    """Draw the first metric that was measured, a bar for each arm; of the levels reached a card, which names them."""
     from dataclasses import replace
 
-    from zoo.report.probes import draw_card
+    from zoo.report.probes import draw_card, draw_values
 
-    draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
+    metric, by_arm = next(iter(values.items()))
+    if metric == "reach":
+        draw_card([replace(each, model=name, overrides=()) for name, each in zip(names, outcomes, strict=True)], file)
+    else:
+        draw_values(by_arm, metric, file)
 
 
 def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from zoo.report.units import format_count, format_si
@@ -137,6 +138,29 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
         figure.legend(frameon=False, fontsize=8, loc="outside upper left")
     else:
         axes.set_title(next(iter(models)), fontsize=10)
+    write_figure(figure, file)
+
+
+def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:
+    """Draw a metric of some arms into a .png or .svg file: a bar for the mean of each, a point for each seed. Raises
+    ConfigError if the file cannot be written."""
+    from matplotlib.figure import Figure
+
+    from zoo.report.plot import list_colors, write_figure
+
+    figure = Figure(figsize=(8, 0.9 + 0.4 * len(values)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    every = [each for seeds in values.values() for each in seeds.values()]
+    most = max(every)
+    for at, (seeds, color) in enumerate(zip(values.values(), list_colors(len(values)), strict=True)):
+        axes.barh(at, mean(seeds.values()), 0.6, color=color)
+        axes.plot([*seeds.values()], [at] * len(seeds), "o", color="black", markersize=3)
+        axes.text(max(seeds.values()) + 0.015 * most, at, f"{mean(seeds.values()):.3f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)  # the first above
+    axes.set_xlim(min(0.0, *every) - (0.02 * most if min(every) < 0 else 0), 1.12 * most)
+    axes.set_xlabel(f"{metric}; points: seeds")
+    axes.spines[["top", "right"]].set_visible(False)
     write_figure(figure, file)
 
 
