@@ -75,7 +75,7 @@ def test_every_choice_of_every_axis_keeps_what_is_counted(choice):
     agree(model_of(choice))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(architectures())
 def test_any_legal_combination_keeps_what_is_counted(body):
     model = made(body) if body["kind"] != "encoder" else None

@@ -121,7 +121,7 @@ def test_an_indexer_is_computed_again_with_its_layer_and_not_with_attention_alon
     assert palm["train"] == pytest.approx(3 * palm["forward"], abs=2)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(architectures())
 def test_any_legal_combination_costs_what_is_counted(body):
     model = made(body)

@@ -211,7 +211,7 @@ def test_a_kernel_without_gradients_here_says_so_once():
 
 
 def test_the_table_fits_120_columns_and_every_cell_stands_in_it(capsys, monkeypatch):
-    for machine in (CPU, H100, Machine("cuda", (8, 0), frozenset({"compiler"}))):
+    for machine in (CPU, H100):
         monkeypatch.setattr("zoo.kernels.table.describe_here", lambda machine=machine: machine)
         assert run(["doctor"]) == 0
         lines = capsys.readouterr().out.splitlines()

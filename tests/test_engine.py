@@ -75,7 +75,7 @@ STABLE = [kind for kind in KINDS if "moe" not in kind and "capacity" not in kind
 """Kinds that have a deterministic mode: experts have none."""
 
 
-@pytest.mark.parametrize("kind", one_in(8, [kind for kind in STABLE if not kind.startswith(SAME_CACHE)]))
+@pytest.mark.parametrize("kind", one_in(16, [kind for kind in STABLE if not kind.startswith(SAME_CACHE)]))
 def test_a_request_gets_in_deterministic_mode_the_bits_that_it_gets_alone(kind):
     run_deterministic(kind, [KINDS.index(kind)], 6)
 

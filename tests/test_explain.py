@@ -122,7 +122,7 @@ def check(spec: Any, setup: Setup, figures: Any = None) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("name", one_in(6, list_packaged()))
+@pytest.mark.parametrize("name", one_in(16, list_packaged()))
 def test_every_figure_of_a_packaged_model_is_what_its_formula_gives(name):
     rng, spec = random.Random(name), spec_of(name)
     asked = {"convention": CONVENTIONS, "engine": ENGINES, "recompute": RECOMPUTE, "dtype": ("fp32", "bf16", "fp8")}

@@ -45,7 +45,7 @@ def same(folder, model, ids, expected):
 
 
 @pytest.mark.parametrize("scaled", one_in(2, [False, True]))
-@pytest.mark.parametrize(("prefix", "kind"), [("T5", "t5"), ("UMT5", "umt5")])
+@pytest.mark.parametrize(("prefix", "kind"), [("T5", "t5"), pytest.param("UMT5", "umt5", marks=pytest.mark.slow)])
 def test_a_t5_with_a_head_of_its_own_is_read_as_transformers_reads_it(prefix, kind, scaled, tmp_path):
     """T5 1.1: `tie_word_embeddings: false` says nothing of the head, which is in the file, but to scale nothing."""
     model, folder = f"{prefix}ForConditionalGeneration", tmp_path / "in"

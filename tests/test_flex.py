@@ -133,7 +133,7 @@ PAIRS = [(name, BIASES[(first + more) % len(BIASES)]) for first, name in enumera
 
 @pytest.mark.parametrize(
     ("name", "bias"),
-    [pytest.param(*each, marks=() if at % 3 == 0 else pytest.mark.slow) for at, each in enumerate(PAIRS)],
+    [pytest.param(*each, marks=() if at % 6 == 0 else pytest.mark.slow) for at, each in enumerate(PAIRS)],
 )
 def test_what_is_traced_equals_eager(name, bias, traced):
     random.seed(f"{name} {bias}")

@@ -108,7 +108,8 @@ def test_a_folder_of_4_bits_is_near_the_model_that_was_trained(kind, trained, lo
     check_model(made, kind, loss, trained, capsys)
 
 
-@pytest.mark.parametrize("kind", one_in(2, ["Q4_K", "Q4_0"]))
+@pytest.mark.parametrize("kind", ["Q4_K", "Q4_0"])
+@pytest.mark.slow
 def test_a_gguf_file_of_4_bits_is_near_the_model_that_was_trained(kind, trained, loss, tmp_path, capsys, monkeypatch):
     gguf = pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")
     import ggufs

@@ -56,6 +56,7 @@ def test_ranks_write_together_what_one_process_writes(name, train):
     assert written[0] == written[1] and len(written[0]) >= 3
 
 
+@pytest.mark.slow
 def test_one_text_is_printed_once_by_ranks(train):
     train("dense")
     words = ["generate", "--checkpoint", "run", "--prompt", PROMPTS[0], "--max-new-tokens", "12", "--seed", "2"]

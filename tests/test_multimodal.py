@@ -48,7 +48,7 @@ def test_logits_equal_the_whole_models_on_text(case):
     torch.testing.assert_close(ours.hidden if ours.logits is None else ours.logits, theirs, **CLOSE)
 
 
-@EVERY
+@HALF
 def test_padded_rows_equal_the_whole_models_rows_alone_on_either_side(case):
     two = pair(case)
     ids, mask = ids_of(case, 3), torch.ones(3, 24, dtype=torch.long)
@@ -65,7 +65,10 @@ def test_padded_rows_equal_the_whole_models_rows_alone_on_either_side(case):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(each, id=each.name, marks=pytest.mark.xdist_group(each.name)) for each in WHOLE if each.writes],
+    [
+        pytest.param(each, id=each.name, marks=[pytest.mark.xdist_group(each.name), *[pytest.mark.slow] * (at % 2)])
+        for at, each in enumerate(each for each in WHOLE if each.writes)
+    ],
 )
 def test_greedy_continuation_equals_the_whole_models(case):
     two = pair(case)

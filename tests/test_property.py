@@ -231,7 +231,7 @@ def asked(model, ids, mask=None, **more):
     return model(ids, mask, **more)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(wirings())
 @torch.no_grad()
 def test_tables_heads_and_towers_fit_or_are_refused_in_one_line(body):
@@ -257,7 +257,7 @@ def steady(spec):
     return "expert_choice" not in repr(spec) and "ExpertChoice" not in repr(spec)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(architectures())
 @torch.no_grad()
 def test_every_legal_combination_holds(body):

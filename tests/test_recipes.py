@@ -120,6 +120,7 @@ def write(folder, **changed):
     return file
 
 
+@pytest.mark.slow
 def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa: F811
     file = write(here)
     asked = ["recipes", str(file), "--check", "--out", "kept"]

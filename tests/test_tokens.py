@@ -20,7 +20,7 @@ from zoo.errors import ConfigError
 POEM = [f"Line {n} of a poem that says {n * n}, naïvely: 漢字 🦓.\n" for n in range(400)]
 WORDS = st.sampled_from(["def", " main", "(", "naïve", "漢字", "\n\n", "🦓", " 12", "\t", EOS])
 TEXTS = st.one_of(st.text(), st.lists(WORDS).map("".join))
-FAST = settings(max_examples=25, deadline=None)
+FAST = settings(max_examples=15, deadline=None)
 
 
 @pytest.fixture(scope="module")
