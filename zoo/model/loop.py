@@ -204,11 +204,8 @@ class Hierarchy(Rounds):
         low_layers, high_layers = loop.sections
         runs = ([True] * loop.low_passes + [False]) * loop.passes  # whether each is of the first module
         ends = [*accumulate((low_layers if each else high_layers for each in runs), initial=loop.start)]
-        self.start, self.stop, self.ran = (
-            loop.start,
-            loop.stop,
-            dict(zip(ends[1:], runs, strict=True)),
-        )  # by the place behind each
+        self.ran = dict(zip(ends[1:], runs, strict=True))  # by the place behind each run
+        self.start, self.stop = loop.start, loop.stop
         self.low, self.high = low, low
 
     def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:

@@ -117,11 +117,11 @@ def choose_layers(
 def count_kept(loop: Any, kept: Sequence[bool]) -> Any:
     """A loop over the layers of a pattern that are kept; None where those of a run are not."""
     first = dict(zip(reversed(loop.visits), reversed(kept[loop.start : loop.stop]), strict=True))
-    sections = [sum(first[number] for number in section) for section in list_sections(loop)]
+    sections = [sum(first[number] for number in section) for section in number_sections(loop)]
     return loop.resize(sum(kept[: loop.start]), sections) if all(sections) else None
 
 
-def list_sections(loop: Any) -> list[range]:
+def number_sections(loop: Any) -> list[range]:
     """The layers of each run of a loop."""
     ends = [*accumulate(loop.sections, initial=loop.start)]
     return [range(*each) for each in pairwise(ends)]
@@ -132,7 +132,7 @@ def shorten(pattern: Sequence[str], loop: Any) -> tuple[list[str], Any]:
     before, inside, behind = pattern[: loop.start], pattern[loop.start : loop.stop], pattern[loop.stop :]
     last = dict(zip(loop.visits, inside, strict=True))
     first = dict(zip(reversed(loop.visits), reversed(inside), strict=True))
-    pairs = [list(dict.fromkeys((first[each], last[each]) for each in section)) for section in list_sections(loop)]
+    pairs = [list(dict.fromkeys((first[each], last[each]) for each in section)) for section in number_sections(loop)]
     kinds = list(dict.fromkeys(before))
     small = loop.resize(len(kinds), [len(each) for each in pairs])
     names = dict(enumerate(chain(*pairs), small.start))

@@ -134,7 +134,8 @@ class Flops:
                 if self.convention == "megatron" and core.look.causal and not core.look.cross:
                     made = made / term(2)
                 held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite_class(core.attention)))
-                self.chosen += [] if core.learns else held[-1:]
+                apart = not core.learns and self.convention in ("exact", "hfu")  # the others know no such pairs
+                self.chosen += held[-1:] if apart else []
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
 
     def _seen(self, look: Look) -> tuple[Any, str]:
