@@ -235,7 +235,7 @@ def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> 
 
 def _index_weights(spec: Any) -> list[int]:
     """The index of each layer's weights: 0, 1, 2, … unless layers share them."""
-    return [spec.stack.index(layer) for layer in range(spec.n_layers)] if isinstance(spec, Tower) else []
+    return [*map(spec.stack.index, range(spec.n_layers))] if isinstance(spec, Tower) else []
 
 
 def _index_sources(spec: Any) -> list[int]:

@@ -274,13 +274,11 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
 
 def _mark_first_gradients(tower: Any) -> list[bool]:
     """Mark of each layer whether its backward pass is the first to leave a gradient of its weights."""
-    if tower.shared_layers:
-        stored = [name_stored(kind) for kind in tower.pattern]
-        return [kind not in stored[:place] for place, kind in enumerate(stored)]
-    if tower.loop is None:
+    if not tower.shared_layers and tower.loop is None:
         return [True] * len(tower.pattern)
-    last = {number: place for place, number in enumerate(tower.layer_weights)}
-    return [last[number] == place for place, number in enumerate(tower.layer_weights)]
+    weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights
+    last = {each: place for place, each in enumerate(weights)}  # which is undone before the others
+    return [last[each] == place for place, each in enumerate(weights)]
 
 
 def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:

@@ -86,7 +86,8 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
     for where, tower in spec.towers().items():
         prefix = f"{where}." if where else ""
         frozen = _list_frozen(spec, where, tower, tuning)
-        own = [_tune(f"{prefix}blocks.{tower.stack.index(i)}.", frozen, tuning) for i in range(len(tower.pattern))]
+        index = tower.stack.index
+        own = [_tune(f"{prefix}blocks.{index(i)}.", frozen, tuning) for i in range(len(tower.pattern))]
         ends[where] = _tune(prefix, frozen, tuning)
         before = _trains_first(where, tower, ends[where])
         labels: dict[tuple[str, PartTuning, int], str] = {}

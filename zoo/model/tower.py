@@ -150,8 +150,10 @@ class Tower(Topology):
         """The number of the weights that each layer has; None where each has its own."""
         if self.loop is not None:
             return self.loop.number(len(self.pattern))
-        kinds = list(dict.fromkeys(self.pattern))
-        return tuple(map(kinds.index, self.pattern)) if self.shared_layers else None
+        if not self.shared_layers:
+            return None
+        numbers = {kind: number for number, kind in enumerate(dict.fromkeys(self.pattern))}
+        return tuple(map(numbers.__getitem__, self.pattern))
 
     @property
     def reads_memory(self) -> bool:
