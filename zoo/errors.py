@@ -1,4 +1,5 @@
-"""What may go wrong, by who has to act: the user's input (exit code 2) or the work itself (exit code 1)."""
+"""Exceptions, by who has to act: the user, whose input is wrong (exit code 2), or nobody, as the work itself failed
+(1)."""
 
 import difflib
 from collections.abc import Iterable

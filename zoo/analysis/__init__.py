@@ -1,1 +1,1 @@
-"""What is made of prices: models compared, plotted and explained, and sizes solved for. Never imports torch."""
+"""Compare, plot and explain prices, and solve for sizes. Never imports torch."""

@@ -25,8 +25,8 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """What a row of `tokens` tokens needs beside the pages of full attention, copied: by group the pages of its window,
-    and the slot of its recurrent states."""
+    """A copy of what a row of `tokens` tokens needs beside the pages of full attention: by group the pages of its
+    window, and the slot of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
@@ -34,8 +34,8 @@ class Checkpoint(NamedTuple):
 
 
 class Prefixes:
-    """What is kept of earlier rows of a store, in pages and slots that no row needs at the moment. Rows start at
-    multiples of `align` tokens, and where a page of each kind of layer ends (`step`)."""
+    """Prefix cache: the pages and slots of earlier rows that no row in flight needs. Rows start at multiples of `align`
+    tokens, and where a page of each kind of layer ends (`step`)."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
         self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)

@@ -68,8 +68,8 @@ def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says of one tensor. `start` is the byte of the file where it begins, `name` its name in the
-    file, where the model's is another."""
+    """A tensor's entry in a file's header. `start` is the byte of the file where its data begins; `name` is its name in
+    the file, where the model's differs."""
 
     file: Path
     dtype: str

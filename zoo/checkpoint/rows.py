@@ -30,7 +30,7 @@ LENDER = "kv_from"
 
 @dataclass(frozen=True)
 class FieldRow:
-    """What a family's `model` has for one field of a Spec, an expression or a plain value, beside the Spec's value."""
+    """One field of a Spec and the expression or plain value that a family's `model` has for it."""
 
     stated: Any
     value: Any

@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """What a process holds of a tensor of a shape."""
+    """The part of a tensor of this shape that a process holds."""
 
     shape: tuple[int, ...]
     dtype: Any

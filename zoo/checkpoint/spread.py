@@ -79,13 +79,13 @@ def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
 
 
 def hold_weights(model: Any, instead: Mapping[str, Tensor] | None = None) -> dict[str, HeldTensor]:
-    """What a process holds of a model's tensors, with others `instead` of some."""
+    """List the parts of a model's tensors that a process holds, with others `instead` of some."""
     tensors = {**model.state_dict(), **(instead or {})}
     return {name: locate(model.shares, name, each) for name, each in tensors.items()}
 
 
 def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, HeldTensor]:
-    """What a process holds of an optimizer's states, by parameter."""
+    """List the parts of an optimizer's states that a process holds, by parameter."""
     found: dict[str, HeldTensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

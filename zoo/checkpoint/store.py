@@ -150,7 +150,7 @@ def load_spec(path: str | Path) -> Any:
 
 @dataclass
 class Resumable:
-    """What a run resumes from. `counters` is plain data, which the run defines.
+    """Everything that a run resumes from. `counters` is plain data, defined by the run.
 
     `evaluated` are weights that a model is evaluated with in place of those that are trained, by name: they are saved
     as the model's, and the trained ones beside the optimizer's states. `averages` are other averages of the weights by

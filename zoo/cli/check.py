@@ -18,7 +18,7 @@ def run(
     ] = None,
     widths: Annotated[
         str | None,
-        typer.Option(help="Of --coordinates: widths (d_model), the base first. [default: the model's × 1, 2, 4]"),
+        typer.Option(help="With --coordinates: widths (d_model), the base first. [default: the model's × 1, 2, 4]"),
     ] = None,
 ) -> None:
     """Compare the names and shapes in a checkpoint's headers with those of its architecture. No weight is read.

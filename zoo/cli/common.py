@@ -32,7 +32,7 @@ class Fp8(StrEnum):
 
 
 class Weights(StrEnum):
-    """What the weights of products are stored in (`zoo.run.linear`)."""
+    """Storage of linear layers' weights (`zoo.run.linear`)."""
 
     fp16 = "fp16"
     bf16 = "bf16"

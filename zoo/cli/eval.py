@@ -50,7 +50,7 @@ def run(
     weights: Annotated[
         Weights | None,
         typer.Option(
-            help="Evaluate again with the weights of products in fewer bits, on a CPU; tasks with these alone."
+            help="Evaluate again with the weights of linear layers in fewer bits, on a CPU; tasks with these alone."
         ),
     ] = None,
     fp8: Annotated[

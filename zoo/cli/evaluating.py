@@ -1,4 +1,4 @@
-"""What `zoo eval` reads, refuses and shows beside its figures."""
+"""Read and check the options of `zoo eval`, and show its figures."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ def run(
     columns: Annotated[
         str, typer.Option(help="A file's columns of parameters, tokens and loss.", metavar="NAME,NAME,NAME")
     ] = "params,tokens,loss",
-    drop_highest: Annotated[int, typer.Option(min=0, help="Points of the highest losses to leave out.")] = 0,
+    drop_highest: Annotated[int, typer.Option(min=0, help="Leave out so many points of the highest losses.")] = 0,
     hold_out: Annotated[
-        int, typer.Option(min=0, help="Points of the most FLOPs to predict in place of fitting to them.")
+        int, typer.Option(min=0, help="Hold out so many points of the most FLOPs, and predict them.")
     ] = 0,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples that errors and intervals are of.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for errors and intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the resamples.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the fit to this file, for zoo predict.")

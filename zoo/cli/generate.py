@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """What a file of prompts holds: a prompt a line, or a JSON object a line."""
+    """Format of a file of prompts: a prompt a line, or a JSON object a line."""
 
     lines = "lines"
     jsonl = "jsonl"
@@ -139,18 +139,22 @@ def run(
     ] = None,
     ngram: Annotated[
         int,
-        typer.Option(help="Guess up to so many tokens at once from what was written before.", rich_help_panel=MODEL),
+        typer.Option(
+            help="Speculate up to so many tokens at once, by n-grams of the text so far.", rich_help_panel=MODEL
+        ),
     ] = 0,
     draft: Annotated[
         Path | None,
-        typer.Option(help="A smaller model of the same tokenizer, which guesses tokens.", rich_help_panel=MODEL),
+        typer.Option(help="A smaller model of the same tokenizer that speculates tokens.", rich_help_panel=MODEL),
     ] = None,
-    draft_tokens: Annotated[int, typer.Option(help="Tokens that --draft guesses at once.", rich_help_panel=MODEL)] = 4,
+    draft_tokens: Annotated[
+        int, typer.Option(help="Tokens that --draft speculates at once.", rich_help_panel=MODEL)
+    ] = 4,
     deterministic: Annotated[
         bool,
         typer.Option(
             "--deterministic",
-            help="Give each text the bits that it would have alone, whatever is written beside it. Slower.",
+            help="Make each text independent of the others in its batch, bit for bit. Slower.",
             rich_help_panel=MODEL,
         ),
     ] = False,
@@ -168,9 +172,7 @@ def run(
             help="The attention kernel (`zoo doctor`). [default: the first that can run]", rich_help_panel=MODEL
         ),
     ] = None,
-    tp: Annotated[
-        int, typer.Option(min=1, help="Processes that compute a part of the model each.", rich_help_panel=MODEL)
-    ] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel processes.", rich_help_panel=MODEL)] = 1,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[
         str | None,
@@ -185,7 +187,8 @@ def run(
     weights: Annotated[
         Weights | None,
         typer.Option(
-            help="Keep the weights of products in fewer bits, on a CPU. [default: as they are]", rich_help_panel=MODEL
+            help="Store the weights of linear layers in fewer bits, on a CPU. [default: as they are]",
+            rich_help_panel=MODEL,
         ),
     ] = None,
 ) -> None:

@@ -28,7 +28,7 @@ def run(
         str | None, typer.Option(metavar="NUMBER", help="Parameters: 600K, 1B. [default: the model's]")
     ] = None,
     tokens_per_param: Annotated[
-        float, typer.Option(min=0.1, help="Tokens a parameter that the decays end at a half, 1, 2 and 4 times of.")
+        float, typer.Option(min=0.1, help="Tokens a parameter; decays end at a half, 1, 2 and 4 times as many.")
     ] = 20.0,
     plan: Annotated[
         bool, typer.Option("--plan", "--dry-run", help="Print sizes, lengths, FLOPs and seconds; train nothing.")
@@ -36,7 +36,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The ladder's folder. [default: ladders/MODEL]")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples that intervals are of.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for intervals.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Train sizes of one architecture by one rule, and fit a scaling law to them.

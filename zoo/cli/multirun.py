@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What the command line asks of a sweep. Without `plan` it runs; `measure` is None where neither is asked for."""
+    """Options of a sweep on the command line. Without `plan` it runs; `measure` is None where neither is asked for."""
 
     plan: bool = False
     measure: bool | None = None

@@ -10,7 +10,7 @@ import typer
 
 
 class Axis(StrEnum):
-    """What the curves are drawn over."""
+    """The x-axis of the curves."""
 
     tokens = "tokens"
     steps = "steps"
@@ -20,9 +20,11 @@ class Axis(StrEnum):
 
 def run(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders with runs below them.")],
-    x: Annotated[Axis, typer.Option("--x", help="What the curves are drawn over.")] = Axis.tokens,
+    x: Annotated[Axis, typer.Option("--x", help="The x-axis.")] = Axis.tokens,
     y: Annotated[str, typer.Option("--y", help="The metric. loss draws training and validation.")] = "loss",
-    smooth: Annotated[float, typer.Option(help="The share of a run that is averaged; 0: every point.")] = 0.04,
+    smooth: Annotated[
+        float, typer.Option(help="Window of the moving average, as a share of a run; 0 draws every point.")
+    ] = 0.04,
     log: Annotated[bool, typer.Option("--log", help="A logarithmic scale for the metric.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .png or .svg file.")] = Path("plot.png"),
 ) -> None:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FIT", help="What zoo fit --out has written.")],
+    file: Annotated[Path, typer.Argument(metavar="FIT", help="The file that zoo fit --out wrote.")],
     params: Annotated[str | None, typer.Option(metavar="NUMBER", help="Parameters: 350M, 7B.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="NUMBER", help="Tokens of training: 300B, 15T.")] = None,
-    loss: Annotated[float | None, typer.Option(min=0, help="A loss: how many tokens it takes.")] = None,
-    flops: Annotated[str | None, typer.Option(metavar="NUMBER", help="FLOPs: what they are best spent on.")] = None,
+    loss: Annotated[float | None, typer.Option(min=0, help="A loss: predict the tokens that reach it.")] = None,
+    flops: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="FLOPs of training: predict the best parameters and tokens.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the loss of a model after some tokens, the tokens that a loss takes, or the best use of some FLOPs.

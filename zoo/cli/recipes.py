@@ -26,11 +26,13 @@ def run(
         list[str] | None, typer.Argument(metavar="RECIPE...", help="Recipes, by name or file. [default: all]")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--run", help="Run them, and hold what comes against what is expected.")
+        bool, typer.Option("--run", help="Run them, and compare the results with the expectations.")
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Run their short form: does it still hold?")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run their short form, and say whether it still holds.")
+    ] = False,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where runs go. What is there already is not run again.")
+        Path, typer.Option(metavar="FOLDER", help="The folder of the runs; finished ones are not run again.")
     ] = Path("sweeps/recipes"),
     save: Annotated[bool, typer.Option("--save", help="Keep the verdict of --run with the recipe.")] = False,
     as_json: Json = False,

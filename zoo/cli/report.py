@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def run(
     folders: Annotated[list[Path], typer.Argument(metavar="SWEEP...", help="Folders with runs: a sweep, or several.")],
     baseline: Annotated[
-        str | None, typer.Option(help="The arm that the others are held against. [default: the first]")
+        str | None, typer.Option(help="The arm that the others are compared with. [default: the first]")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What is compared, of which less is better.")] = "val_loss",
+    metric: Annotated[str, typer.Option(help="The figure that is compared; less is better.")] = "val_loss",
     fit: Annotated[
         Path | None,
         typer.Option(help="The baseline's scaling law (zoo fit --out), for effective speedups.", metavar="FIT"),

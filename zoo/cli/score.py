@@ -34,7 +34,7 @@ def run(
     ] = False,
     activation: Annotated[
         str | None,
-        typer.Option(help="What logits go through: softmax, sigmoid or none. [default: as the folder says]"),
+        typer.Option(help="Applied to the logits: softmax, sigmoid or none. [default: as the folder says]"),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="The chat template of records with messages: a file, or chatml.")

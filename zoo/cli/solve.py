@@ -258,10 +258,10 @@ def mesh(
     network: Annotated[
         float | None,
         typer.Option(
-            parser=read_bandwidth, metavar="RATE", help="What each GPU sends to other nodes. [default: 400Gb]"
+            parser=read_bandwidth, metavar="RATE", help="Network rate of each GPU to other nodes. [default: 400Gb]"
         ),
     ] = None,
-    fp8: Annotated[bool, typer.Option("--fp8", help="Products inside layers are in float8.")] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Compute linear layers in float8.")] = False,
     usable: Usable = 0.9,
     runtime: Runtime = None,
     top: Annotated[int, typer.Option(min=1, help="Meshes to show.")] = 10,

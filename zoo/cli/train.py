@@ -50,7 +50,10 @@ def run(
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
     info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="With -m: print what would run, what it costs, and what its seeds tell.")
+        bool,
+        typer.Option(
+            "--plan", help="With -m: print the jobs, their costs, and the differences that the seeds can tell."
+        ),
     ] = False,
     measure: Annotated[
         bool | None,
@@ -73,7 +76,9 @@ def run(
     ] = False,
     trials: Annotated[
         int | None,
-        typer.Option(min=2, help="With --search-lr: so many rates an arm by optuna, poor ones ended early (ASHA)."),
+        typer.Option(
+            min=2, help="With --search-lr: draw so many rates an arm with optuna; ASHA stops poor ones early."
+        ),
     ] = None,
     sigma: Annotated[
         str | None,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the user named: its name in messages, its body, the folder whose groups it may use, and what it is called as
+    """A target that the user named: its name in messages, its body, the folder whose groups it may use, and its name as
     an option of the group `model`."""
 
     label: str

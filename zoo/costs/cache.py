@@ -51,9 +51,9 @@ MAX_BATCHED_TOKENS = 2048
 
 
 class CacheRow(NamedTuple):
-    """What a kind of layer keeps while generating. `layers` are how many there are of it, `room` how many an engine
-    keeps room for; of each layer `values` are cached a token (or an entry of several), `cross_values` a token of the
-    encoder's, and `state` is the bytes of recurrent states."""
+    """The cache of a kind of layer. `layers` is the number of such layers, `room` the number of tokens that an engine
+    allocates. Each layer caches `values` a token (or an entry of several tokens) and `cross_values` a token of the
+    encoder's; `state` is the bytes of its recurrent states."""
 
     where: str
     tower: Tower

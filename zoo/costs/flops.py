@@ -262,7 +262,7 @@ def multiplied_by(row: PartRow) -> int:
 
 
 def _generation(table: CostTable, context: int, convention: str, prefix: int) -> dict[str, int]:
-    """What reading a prompt and decoding a token cost, where the convention says."""
+    """Count the FLOPs of a prefill and of decoding a token, where the convention defines them."""
     spec, towers = table.spec, table.towers
     if convention == "kaplan" and len(towers) == 1:
         forward = 2 * multiplied(table, head=False)

@@ -188,7 +188,7 @@ def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
 
 
 def _loss_bytes(spec: Any, setup: Setup) -> float | None:
-    """What logits, their chances and gradients take at most; None where there are none."""
+    """The peak bytes of logits, their probabilities and gradients; None without logits."""
     if (head := find_head(spec)) is None:
         return None
     return count_loss(_count_logits(head, spec, setup) / (setup.tp * setup.cp), setup)

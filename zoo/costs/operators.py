@@ -1,5 +1,5 @@
 # B sequences, T new tokens of each, S tokens of a sequence, E experts, k of them a token
-"""What each operator of a pass computes and moves: FLOPs, and bytes of weights, cache and states.
+"""Count each operator of a pass: its FLOPs, and the bytes of weights, cache and states that it moves.
 
 An operator is the products of one sub-layer in all layers of a kind, or the core of its attention, or the head. Bytes
 are the least that a pass can move: each weight it meets once, each key and value that a query sees once a sequence,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 class Span(NamedTuple):
-    """What a pass runs over in a tower: `new` tokens of each sequence after `held` cached ones. `memory` is how many
-    tokens the encoder read, `made` whether cross-attention's keys and values of them are there already."""
+    """The tokens of a pass in a tower: `new` ones of each sequence after `held` cached ones. `memory` is the number of
+    tokens that the encoder read; `made` says whether cross-attention's keys and values of them exist already."""
 
     new: int
     held: int

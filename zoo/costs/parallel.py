@@ -1,5 +1,5 @@
 # b sequences, s tokens, d model width, t = tp, p = pp
-"""What one rank holds when a model is spread over many, and what it sends in a step.
+"""Price one rank of a model that is spread over many: what it holds, and what it sends in a step.
 
 Tensor and expert parallelism: `zoo.costs.shards`. Pipeline parallelism (Narayanan et al., 2021): each stage has chunks
 of consecutive layers (`zoo.costs.layer_cut`, `zoo.ranks.schedule`); the embedding is with the first layer, the last
@@ -216,9 +216,9 @@ def activation_bytes(
 
 
 class ChunkActivations(NamedTuple):
-    """What the passes of a chunk keep: `layers` (tower, kind, number, bytes of one), what stands before (`first`) and
-    behind them (`last`), and over how many ranks all is `split`; `gathered` is what layers keep of keys and values
-    beside (`count_gathered`). So many micro-batches are `in_flight` when the stage keeps most."""
+    """The activations that the passes of a chunk of layers save: those of the `layers` (tower, kind, number, bytes of
+    one), before (`first`) and behind them (`last`), all `split` over so many ranks; `gathered` are the keys and values
+    that layers save in addition (`count_gathered`). At the stage's peak this many micro-batches are `in_flight`."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount
@@ -235,7 +235,7 @@ class ChunkActivations(NamedTuple):
 
 
 class StageActivations(NamedTuple):
-    """What the passes of a stage keep of its chunks."""
+    """The activations that the passes of a pipeline stage save, by chunk."""
 
     chunks: tuple[ChunkActivations, ...]
 

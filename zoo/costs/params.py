@@ -67,7 +67,7 @@ def _looked_up(table: CostTable) -> int:
 
 
 def _by_layer_kind(table: CostTable) -> dict[str, dict[str, int]]:
-    """Of an encoder-decoder the kinds go by tower and name: `encoder.layer`."""
+    """The parameters by kind of layer. In an encoder-decoder kinds are named by tower: `encoder.layer`."""
     kinds = {}
     for where, tower in table.towers.items():
         stored = tower.stack.stored()

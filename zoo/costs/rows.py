@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Priced(Protocol):
-    """What has a price: a whole model, a tower, or a pipeline stage's part of one."""
+    """A unit with a price: a whole model, a tower, or a pipeline stage's part of one."""
 
     @property
     def d_model(self) -> int: ...
@@ -78,7 +78,7 @@ class PartRow(NamedTuple):
 
     @property
     def slot(self) -> str:
-        """What it stands in, in its layer or beside the layers: attention, ffn, norm, embedding, head …"""
+        """The axis that it stands for, in its layer or beside the layers: attention, ffn, norm, embedding, head …"""
         return self.roles[0]
 
 

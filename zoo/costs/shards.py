@@ -1,4 +1,4 @@
-"""What one rank of tensor and expert parallelism holds of a model.
+"""Cut a model into the part that one rank of tensor and expert parallelism holds.
 
 Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) gives each rank whole heads and a part of a feed-forward's inner
 width: q, k, v, gate and up by their outputs, o and down by their inputs, tables and heads by the vocabulary. Each

@@ -1,4 +1,4 @@
-"""What training keeps of each parameter on one rank: weights, gradients, an optimizer's states, and a master copy.
+"""Count the bytes that training keeps of each parameter on one rank: weights, gradients, optimizer states, master copy.
 
 Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 
@@ -88,7 +88,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
 
 
 class StateRow(NamedTuple):
-    """What a rank holds of its parameters: so many `values` of each of `elements`, of `width` bytes."""
+    """A row of a rank's states: `values` of each of so many `elements`, of `width` bytes."""
 
     elements: Amount
     width: Amount

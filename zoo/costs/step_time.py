@@ -82,10 +82,10 @@ class StepPlan:
 
 
 class StageWork(NamedTuple):
-    """What a rank of a stage computes for one sequence in a forward pass: FLOPs of products inside `layers` and
-    `beside` them, FLOPs of `attention`, and bytes that the pass saves (`saved`). `units` are the layers and ends that
-    FSDP gathers one by one. `index` is the stage's. Of `layers` and `attention` so many have no backward pass
-    (`once`)."""
+    """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products inside `layers` and
+    `beside` them, FLOPs of `attention`, and bytes of saved activations (`saved`). `units` are the layers and ends that
+    FSDP gathers one by one; `index` is the stage's. `once` counts those FLOPs of `layers` and `attention` that have no
+    backward pass."""
 
     layers: float
     beside: float

@@ -1,4 +1,4 @@
-"""What a price and its explanation share, so that no sum is stated twice.
+"""Sums that a price and its explanation share, so that none is stated twice.
 
 A price comes of plain functions of numbers. An explanation calls the same functions with numbers that remember their
 formula (`zoo.analysis.explain.terms`). Two things that needs are here: functions of which such numbers have a form of

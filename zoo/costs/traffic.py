@@ -1,5 +1,5 @@
 # b sequences, s tokens, d model width, t = tp, N = ranks that hold the same weights
-"""What one rank sends in a training step of one micro-batch, by kind of parallelism.
+"""Count the bytes that one rank sends in a training step of one micro-batch, by kind of parallelism.
 
 A ring sends (n − 1)/n of the bytes for an all-gather or a reduce-scatter among n ranks, and an all-reduce is both
 (Patarasuk and Yuan, 2009): 2·(n − 1)/n.

@@ -1,5 +1,5 @@
 # R rank
-"""What of a model trains, and what a run adds to its passes: frozen weights, low-rank adapters, dropout.
+"""Describe how a run tunes a model: frozen weights, low-rank adapters, dropout.
 
 A kind of layer whose layers differ in it becomes several kinds (`PricedPart`), so that prices still count kinds.
 """
@@ -42,8 +42,8 @@ class Tuning:
 
 @dataclass(frozen=True)
 class PartTuning:
-    """What differs in the modules below one point of a model: paths of its `frozen` tensors and `adapted` products from
-    there on. Without `reached` no gradient goes into it, as nothing trains before it."""
+    """The tuning of the modules below one point of a model: paths of `frozen` tensors and `adapted` linear layers from
+    there on. Without `reached` no gradient flows into it, because nothing before it trains."""
 
     frozen: frozenset[str] = frozenset()
     adapted: frozenset[str] = frozenset()

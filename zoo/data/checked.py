@@ -21,7 +21,7 @@ END = '"\n}\n'
 
 
 class FileRecord(TypedDict):
-    """What a file must hold: its length, and the xxh3 (64 bits, in hex) of each BLOCK bytes."""
+    """The expected contents of a file: its length, and the xxh3 (64 bits, in hex) of each BLOCK bytes."""
 
     bytes: int
     xxh3: list[str]

@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 class Corrupted(NamedTuple):
-    """What a model reads [S], and what it is to write [T]."""
+    """A corrupted example: the tokens [S] that the model reads, and the targets [T]."""
 
     inputs: np.ndarray
     targets: np.ndarray

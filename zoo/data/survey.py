@@ -64,7 +64,7 @@ class Sample:
 
 
 class Survey(NamedTuple):
-    """What the first pass found: a Unit for each document, the fingerprint of all, and a sample."""
+    """The result of the first pass over the data: a Unit for each document, the fingerprint of all, and a sample."""
 
     units: list[Unit]
     fingerprint: str

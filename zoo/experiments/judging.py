@@ -20,7 +20,7 @@ Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 @dataclass(frozen=True)
 class Ran:
-    """What the arms of a recipe came to: metrics, and the mean costs of each arm; seconds of all training together."""
+    """The results of a recipe's arms: metrics, the mean costs of each arm, and the seconds of all training together."""
 
     values: Values
     costs: Mapping[str, Mapping[str, float]]
@@ -30,8 +30,8 @@ class Ran:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of an expectation: the verdict, the difference of the arms' means with its 95 % interval, and the
-    chance after Holm's correction over the recipe's comparisons. Of bounds: the mean, and the range over seeds."""
+    """The outcome of an expectation: the verdict, the difference of the arms' means with its 95 % interval, and the
+    p-value after Holm's correction over the recipe's comparisons. For bounds: the mean, and the range over seeds."""
 
     arm: str
     against: str | None

@@ -63,7 +63,7 @@ def measure(outcome: dict[str, Any]) -> dict[str, float]:
 
 
 def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
-    """What a ladder costs: the parameters of its largest size; tokens, FLOPs and seconds of all."""
+    """Count the costs of a ladder: the parameters of its largest size; tokens, FLOPs and seconds of all sizes."""
     tokens = sum(each.lengths.updates * each.batch_tokens for each in ladder.rungs)
     flops, seconds = (sum(run[name] for run in outcome["runs"]) for name in ("flops", "seconds"))
     costs = {"params": ladder.rungs[-1].params, "tokens": tokens, "flops": flops, "seconds": seconds}

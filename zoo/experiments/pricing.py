@@ -40,7 +40,7 @@ def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
 
 
 def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
-    """What one training of a model on a probe costs, and the state that its rows keep."""
+    """Price one training of a model on a probe, and the state that its rows keep."""
     from zoo.probes.battery import load_small
     from zoo.probes.catalogue import make_probe
 

@@ -66,6 +66,6 @@ def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
 
 
 def count_costs(probe: Probing, overrides: list[str], outcome: Outcome) -> dict[str, float]:
-    """What one training of a model on a probe costs, its seconds among it, and the state that its rows keep."""
+    """Count the costs of one training of a model on a probe, seconds included, and the state that its rows keep."""
     trainings = len(outcome.chosen) + len(outcome.seeds)
     return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}

@@ -29,9 +29,9 @@ class Strict(BaseModel):
 
 
 class Expectation(Strict):
-    """What is expected of an arm: a verdict against another arm, or bounds. Bounds are of its metric in every run, of
-    its difference from another arm with every seed, or of a `cost` as a multiple of another arm's. `paper` is what the
-    source prints."""
+    """An expectation of an arm: a verdict against another arm, or bounds. Bounds are of its metric in every run, of its
+    difference from another arm with every seed, or of a `cost` as a multiple of another arm's. `paper` is the source's
+    figure."""
 
     arm: str
     against: str | None = None

@@ -45,7 +45,7 @@ def list_machines(outcomes: Mapping[str, Outcome | None]) -> list[str]:
 
 
 def describe_effect(each: Finding) -> str:
-    """What was compared, and the difference or the mean."""
+    """Describe the comparison, and its difference or mean."""
     return f"{describe_pair(each)}: {format_value(each)}"
 
 

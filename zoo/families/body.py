@@ -29,7 +29,7 @@ class Body:
 
     @property
     def prefix(self) -> str:
-        """What the class puts before the names of the base model's tensors."""
+        """The prefix that the class puts before the names of the base model's tensors."""
         return self.family.architectures[self.architecture].get("prefix") or ""
 
     def full_name(self, name: str) -> str:

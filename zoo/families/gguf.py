@@ -115,7 +115,7 @@ def _read_part(file: Path, texts: bool) -> GGUFFile:
 
 
 class _Header:
-    """What is read of a header, from front to back."""
+    """Reader of a header, from front to back."""
 
     def __init__(self, data: mmap.mmap, texts: bool) -> None:
         self.data, self.texts, self.place = data, texts, 0

@@ -19,8 +19,8 @@ TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands before the names of a text model's tensors in a multimodal file: `base` in place of the prefix of its
-    class, `head` before the names of its head."""
+    """The prefixes of a text model's tensors in a multimodal file: `base` in place of its class's own prefix, `head`
+    before the names of its head."""
 
     base: str
     head: str

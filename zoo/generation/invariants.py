@@ -1,4 +1,5 @@
-"""What must hold of an engine between two steps: a Snapshot of its pools, rows and queues, and the rules it breaks."""
+"""Check the invariants of an engine between two steps: a Snapshot of its pools, rows and queues, and the rules it
+breaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who proposes tokens for speculative decoding: the text itself, or a smaller model."""
+"""Propose tokens for speculative decoding: from the text itself, or with a smaller model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it answers: a Request, and an Event for each token."""
+"""A Request to the engine, and its answer: an Event for each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sequences run, and how many tokens of each come into the next step. Plain numbers; no tensors."""
+"""Schedule sequences: which run in the next step, and how many tokens of each. Plain numbers; no tensors."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class Routing:
 
 
 class Flow:
-    """What hooks have seen: activations and routings, in the order of a pass. A module that runs several times in one,
-    as shared layers do, counts each time by itself."""
+    """Activations and routings that hooks have recorded, in the order of a pass. A module that runs several times in a
+    pass, as shared layers do, is recorded each time."""
 
     def __init__(self) -> None:
         self.activations: dict[tuple[str, int], Activation] = {}

@@ -37,8 +37,9 @@ def measure_rank(maps: Tensor) -> Tensor:
 
 @dataclass
 class Heads:
-    """What the heads of one attention did, summed over rows: maps [H, T, S] of the positions that all rows have, and
-    for each head the entropy, that of equal shares, the share of the sinks, and the effective rank of the map."""
+    """Statistics of one attention's heads, summed over rows: maps [H, T, S] of the positions that all rows have, and
+    for each head the entropy, the entropy of equal weights, the share of the sinks, and the effective rank of the
+    map."""
 
     path: str
     kind: str

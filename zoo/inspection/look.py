@@ -31,7 +31,8 @@ USUAL_CONTEXT = 256
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was seen: figures as plain data, and the mean map [H, T, S] of each attention by its name in them."""
+    """The results of an inspection: figures as plain data, and the mean map [H, T, S] of each attention by its name in
+    them."""
 
     figures: dict[str, Any]
     maps: dict[str, Tensor]

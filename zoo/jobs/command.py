@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Command:
-    """What `zoo train` was asked: its options (`-c FILE` or `--resume RUN`) and its overrides."""
+    """A command line of `zoo train`: its options (`-c FILE` or `--resume RUN`) and its overrides."""
 
     options: Sequence[str]
     overrides: Sequence[str]

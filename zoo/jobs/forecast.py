@@ -1,4 +1,4 @@
-"""What a job costs, before it runs: priced from its config, and timed by a few steps of its own."""
+"""Forecast the cost of a job before it runs: priced from its config, and timed by a few steps of its own."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Price:
-    """What a run costs by its config. `flops` are of training: three forward passes and a teacher's, None where they
-    follow from no config; `optimizer_flops` those of the updates. `cache_bytes` is what a row as long as the trained
-    ones keeps while generating. `peak_memory` is None where the price of a pass is unknown."""
+    """The price of a run, from its config. `flops` are of training: three forward passes and a teacher's, None where no
+    config tells; `optimizer_flops` are those of the updates. `cache_bytes` is the cache of a row of the training length
+    in generation. `peak_memory` is None where the price of a pass is unknown."""
 
     params: int
     active: int
@@ -65,8 +65,7 @@ def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True)
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured on this machine, in seconds: a step, the evaluation of one batch, and what a run takes before
-    its second step."""
+    """Measured seconds on this machine: a step, the evaluation of one batch, and the start-up until the second step."""
 
     step: float
     evaluation: float
@@ -143,7 +142,7 @@ def _time(run: Any, began: float) -> Timing:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a job will cost; without a timing its seconds are unknown. `fault` says why it cannot begin, or why its
+    """The forecast of a job; without a timing its seconds are unknown. `fault` says why it cannot begin, or why its
     steps were not timed."""
 
     price: Price

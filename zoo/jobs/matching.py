@@ -84,7 +84,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Matching:
-    """What is to be matched: the budget, the dimension that is solved, and the arm that the others are held to."""
+    """A request to match arms: the budget, the dimension that is solved, and the arm that the others are matched to."""
 
     budget: str
     by: str

@@ -1,4 +1,4 @@
-"""What a sweep will cost and what it can tell, before it runs: arms, duplicates, refusals, seconds, power."""
+"""Describe a sweep before it runs: arms, duplicates, refusals, seconds, statistical power."""
 
 from __future__ import annotations
 

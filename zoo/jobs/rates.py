@@ -65,7 +65,7 @@ class Search:
         self.losses[quarter] = loss if loss is not None and math.isfinite(loss) else math.inf
 
     def note(self, quarter: float) -> dict[str, Any]:
-        """What the sweep's record says of a rate's job beside that it is one of a search."""
+        """The fields of a learning rate's job in the sweep's record, beside the mark that it is part of a search."""
         return {}
 
     def rate(self, quarter: float) -> str:

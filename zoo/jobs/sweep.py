@@ -137,7 +137,7 @@ def describe_dropped(jobs: Sequence[Job], dropped: Sequence[tuple[Job, Job]]) ->
 
 @dataclass
 class Sweep:
-    """What the folder of a sweep says: the jobs in its sweep.json, and how far each is."""
+    """The folder of a sweep: the jobs in its sweep.json, and the state of each."""
 
     folder: Path
     content: dict[str, Any] = field(default_factory=dict)

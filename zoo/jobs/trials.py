@@ -115,8 +115,8 @@ class Trials(Search):
         return {"trial": {"study": self.study.study_name, "number": self.numbers[quarter], "steps": self.steps}}
 
     def to_dict(self) -> dict[str, Any]:
-        """As that of a grid, with how many runs were `pruned`. The window is open towards one of them: what its loss
-        would have been is not known."""
+        """As the dict of a grid, with the number of `pruned` runs. The window is open on the side of a pruned run: what
+        its loss would have been is not known."""
         states, found, tried = require_optuna().trial.TrialState, super().to_dict(), sorted(self.losses)
         pruned = {each.params[KEY] for each in self.study.get_trials(states=(states.PRUNED,))}
         low, high = (tried.index(each) if each in tried else None for each in self.window())

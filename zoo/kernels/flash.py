@@ -152,7 +152,7 @@ class Flash(Kernel):
 
 
 def way(ask: Ask) -> str:
-    """Which of the three ways to call serves an ask."""
+    """Which of the three functions of the package serves an ask."""
     if ask.documents or ask.padding:
         return VARLEN
     return CACHED if (ask.short_q or ask.lengths) and not ask.needs_grad else DENSE

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class Mask:
-    """Which of `n_keys` keys each of `n_queries` queries may see, by token index: a token's place in its row, pads
-    included.
+    """An attention mask: which of `n_keys` keys each of `n_queries` queries may see, by token index (a token's place in
+    its row, pads included).
 
     Keys are consecutive tokens, and the queries are the last T of them, so that a causal mask on a rectangle is aligned
     at its bottom right. `causal` shows keys at or before the query. A `window` W

@@ -174,7 +174,7 @@ def _exponentiate(scores: Tensor, lse: Tensor) -> Tensor:
 
 
 def _add(q: Tensor, how: PartScores) -> tuple[Tensor | None, Tensor | None]:
-    """What torch adds to the scores, and what is seen of a mask that is drawn."""
+    """The tensor that torch adds to the scores, and the mask; None for either that is not needed."""
     seen = None if how.only_causal else how.draw_seen(q.device)
     wide = torch.promote_types(q.dtype, torch.float32)  # a bias is added unrounded
     bias = None if how.bias is None else how.bias.to(wide)

@@ -25,7 +25,7 @@ class RunningSums(NamedTuple):
 
     @property
     def state(self) -> Tensor:
-        """Those of one window [B, 1, C] as a state [B, 3, C]."""
+        """The statistics of one window [B, 1, C] as a state [B, 3, C]."""
         return torch.cat(tuple(self), 1)
 
     @property
@@ -34,15 +34,15 @@ class RunningSums(NamedTuple):
         return self.total / self.size
 
     def channels(self, start: int, stop: int) -> RunningSums:
-        """Those of some channels."""
+        """The statistics of some channels."""
         return RunningSums(*(each[..., start:stop] for each in self))
 
     def windows(self, start: int, stop: int) -> RunningSums:
-        """Those of some windows."""
+        """The statistics of some windows."""
         return RunningSums(*(each[:, start:stop] for each in self))
 
     def pick(self, window: Tensor) -> RunningSums:
-        """Those of one window of each row, by number [B]."""
+        """The statistics of one window of each row, by number [B]."""
         index = window[:, None, None].expand(-1, 1, self.top.shape[-1])
         return RunningSums(*(each.gather(1, index) for each in self))
 
@@ -54,15 +54,15 @@ class RunningSums(NamedTuple):
         return RunningSums(F.pad(self.top, wide, value=NOTHING), F.pad(self.size, wide), F.pad(self.total, wide))
 
     def keep(self, kept: Tensor) -> RunningSums:
-        """Those of windows that are `kept` [B|1, E|1, 1], and of no token elsewhere."""
+        """The statistics of windows that are `kept` [B|1, E|1, 1]; elsewhere those of no token."""
         return RunningSums(torch.where(kept, self.top, NOTHING), self.size * kept, self.total * kept)
 
     def choose(self, chosen: Tensor, other: RunningSums) -> RunningSums:
-        """Those of rows that are `chosen` [B|1, 1, 1], elsewhere the others."""
+        """The statistics of rows that are `chosen` [B|1, 1, 1]; elsewhere the others'."""
         return RunningSums(*(torch.where(chosen, a, b) for a, b in zip(self, other, strict=True)))
 
     def merge(self, other: RunningSums) -> RunningSums:
-        """Those over the tokens of both."""
+        """The statistics over the tokens of both."""
         with torch.no_grad():
             top = torch.maximum(self.top, other.top)
             mine, theirs = (self.top - top).exp(), (other.top - top).exp()

@@ -162,14 +162,14 @@ def _find_doubt(fit: Fit, rung: Rung) -> str | None:
 
 
 def _compare(prediction: dict[str, Any], points: Points) -> list[dict[str, Any]]:
-    """What was predicted beside what was measured."""
+    """Compare predictions with measurements."""
     of = {each["params"] for each in prediction["losses"]}
     measured = Points.collect(row for row in points.rows() if row[0] in of)
     return compare_held(Fit.from_dict(prediction["fit"]), measured)
 
 
 def _describe_run(rung: Rung, folder: Path) -> dict[str, Any]:
-    """What a run was predicted to take, and took."""
+    """Describe a run's predicted and measured seconds."""
     found = RunRecord(folder / rung.name).result
     return {
         "run": rung.name,

@@ -44,7 +44,7 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a ladder is to be. `largest` and `smallest` are parameters; None: the model's own, and a sixteenth of it."""
+    """A request for a ladder. `largest` and `smallest` are parameters; None: the model's own, and a sixteenth of it."""
 
     model: str
     overrides: tuple[str, ...] = ()

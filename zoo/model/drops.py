@@ -1,5 +1,6 @@
 # B rows, T tokens, D model width, M rows of experts, F hidden units, L layers
-"""What a pass in training drops or draws: each value by its row, token, layer, place in the layer and channel."""
+"""Draw the random values of a training pass, dropout's among them, each by its row, token, layer, place in the layer
+and channel."""
 
 from __future__ import annotations
 
@@ -134,7 +135,7 @@ class Drops:
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
     def drop_chances(self, heads: int, crosses: bool) -> DroppedChances | None:
-        """What attention with so many heads here drops of its probabilities."""
+        """The dropout mask of attention probabilities, for so many heads on this rank."""
         if not self.attention:
             return None
         place = "cross chances" if crosses else "chances"

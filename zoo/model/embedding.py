@@ -63,7 +63,7 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         raise NotImplementedError
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
-        """What each layer is given [B, T, P] for token ids [B, T] beside the stream x [B, T, D]; None for nothing. `m`
+        """The inputs of each layer [B, T, P] for token ids [B, T], beside the stream x [B, T, D]; None for nothing. `m`
         are the tower's weights."""
         return None
 
@@ -229,7 +229,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         return m.project(x) if self.width and not self.project_first else x
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
-        """What each layer is given [B, T, P] for token ids [B, T] beside the stream x [B, T, D]; None for nothing. `m`
+        """The inputs of each layer [B, T, P] for token ids [B, T], beside the stream x [B, T, D]; None for nothing. `m`
         are the tower's weights."""
         if self.per_layer is None:
             return None

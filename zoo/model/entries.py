@@ -123,7 +123,7 @@ class Entries:
         return own.merge(before if self.follows is None else before.keep(self.follows))
 
     def _take_last(self, sums: RunningSums) -> RunningSums:
-        """Those of the last window that a row has tokens in."""
+        """The sums of the last window in which a row has tokens."""
         return sums.windows(self.count - 1, self.count) if self.last is None else sums.pick(self.last)
 
     def slide(self, step: Step, name: str, x: Tensor, window: int) -> Tensor:

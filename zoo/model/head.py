@@ -48,7 +48,7 @@ class Head(Spec, axis="head", default="lm"):
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:
-        """What one of `ranks` ranks holds of it: a small head, all."""
+        """The part of one of `ranks` ranks: all of it, as the head is small."""
         return self
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
@@ -195,7 +195,7 @@ def describe_lack(head: Head) -> str:
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):
-    """What is read off a row as a whole."""
+    """Pooler: one vector, or logits, for a whole row."""
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         """Hidden states x [B, T, D] → a vector or logits [B, …]."""

@@ -81,7 +81,7 @@ class LayerInput(Spec, axis="layer_input", default="gated"):
     width: PositiveInt
 
     def forward(self, m: Weights, x: Tensor, own: Tensor) -> Tensor:
-        """What joins the stream x [B, T, D], for the layer's own inputs [B, T, P]."""
+        """Project the layer's own inputs [B, T, P] to what joins the stream x [B, T, D]."""
         raise NotImplementedError
 
 

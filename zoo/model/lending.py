@@ -1,5 +1,5 @@
-"""What layers take from earlier ones: keys and values (Brandon et al., 2024, cross-layer attention), values of the
-first layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026), what a loop's pass before found."""
+"""Share tensors between layers: keys and values (Brandon et al., 2024, cross-layer attention), values of the first
+layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026), the result of a loop's previous pass."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def find_average_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
 
 
 class Lending:
-    """What the layers of one pass are given besides the stream: keys and values of earlier layers, sums of earlier
-    groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, what
-    went into the first (`embedded`), for those that read it, and what a loop's pass before found."""
+    """Everything that the layers of one pass get besides the stream: keys and values of earlier layers, sums of earlier
+    groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, the
+    first layer's input (`embedded`), for those that read it, and the result of a loop's previous pass."""
 
     def __init__(
         self, tower: Tower, m: Weights, inputs: Sequence[Tensor] | None = None, embedded: Tensor | None = None

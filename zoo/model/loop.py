@@ -69,7 +69,7 @@ class Loop(Spec, axis="loop", default="plain"):
         return replace(self, start=start, end=start + sum(sections))
 
     def follow(self, m: Weights) -> Rounds | None:
-        """What changes the stream between the passes of one forward pass; None where they go on from each other."""
+        """The Rounds of one forward pass; None where a pass simply goes on from the one before."""
         return None
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
@@ -78,13 +78,13 @@ class Loop(Spec, axis="loop", default="plain"):
 
 
 class Rounds:
-    """What a loop changes of the stream between its passes, in one forward pass of a model. `passed` is what the pass
-    before found, for layers that are told."""
+    """The passes of a loop in one forward pass of a model: how the stream changes between them. `passed` is the result
+    of the previous pass, for layers that read it."""
 
     passed: Passed | None = None
 
     def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
-        """What the layer at a place is run on, given what the last layer gave: the stream x [B, T, D], and the sums of
+        """The input of the layer at a place, given the last layer's output: the stream x [B, T, D], and the sums of
         earlier groups of layers [B, T, S, D]."""
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class MessageGate(Spec, axis="message_gate", default="low_rank"):
     """Mix a message from the pass before into what a sub-layer reads."""
 
     def forward(self, m: Weights, x: Tensor, message: Tensor) -> Tensor:
-        """What the sub-layer is given for x and its message, both [B, T, D]."""
+        """Mix the message into the sub-layer's input x, both [B, T, D]."""
         raise NotImplementedError
 
     def shard(self, ranks: int) -> MessageGate:

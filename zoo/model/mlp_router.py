@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
-    """As softmax_topk, with scores from an MLP of two hidden layers on norm(r), where r = x·W_down is `d_router` wide
-    (Zyphra, 2026, ZAYA1).
+    """Softmax top-k router with scores from an MLP of two hidden layers on norm(r), where r = x·W_down is `d_router`
+    wide (Zyphra, 2026, ZAYA1).
 
     With `depth_average` r = x·W_down + scale ⊙ r', with r' that of the nearest layer before with such a router:
     exponential depth averaging. `bias` is of the last product; all others have one.

@@ -185,7 +185,7 @@ class MoE(FFN, kind="moe"):
         return multiply(y, self.out_scale)
 
     def _share(self, m: Weights, x: Tensor, weights: Tensor, step: Step) -> Tensor:
-        """What shared experts make of x [B, T, D], weighed by weights [N, S]."""
+        """Compute the shared experts' output for x [B, T, D], weighed by weights [N, S]."""
         assert self.shared is not None
         tokens, count = x.flatten(0, 1), weights.shape[1]  # N D
         every, number = torch.arange(count, device=x.device), tokens.shape[0]
@@ -198,7 +198,7 @@ class MoE(FFN, kind="moe"):
         return (y * weights.transpose(0, 1)[..., None].to(y.dtype)).sum(0).unflatten(0, x.shape[:2])
 
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
-        """What the experts make of their rows [M, D]."""
+        """Compute the experts' outputs for their rows [M, D]."""
         experts: Any = _Routed(m, *self._list_computed(routes))
         return self.expert.forward(experts, rows, step)
 
@@ -210,7 +210,7 @@ class MoE(FFN, kind="moe"):
         return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
 
     def spread(self, ranks: int) -> MoE:
-        """What one of `ranks` ranks of expert parallelism holds: some of the experts, and all of the rest."""
+        """The part of one of `ranks` ranks of expert parallelism: some of the experts, and all of the rest."""
         if self.n_computing % ranks:
             would = divisors(self.n_computing)
             raise ConfigError(f"ep: {ranks} does not divide n_experts={self.n_computing} ({would} would do)")

@@ -32,7 +32,7 @@ class NGramEmbedding(Spec, axis="ngrams", default="hashed"):
     n_streams: Annotated[int, Ge(2)] = 4
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """What joins the streams x [B, T, S, D]."""
+        """Compute from n-gram embeddings what joins the streams x [B, T, S, D]."""
         raise NotImplementedError
 
 

@@ -79,7 +79,7 @@ class Router(Spec, axis="router"):
         return m.gate(self._read(m, x)).float()
 
     def _read(self, m: Weights, x: Tensor) -> Tensor:
-        """What its first product reads of x [B, T, D]."""
+        """Normalise and scale x [B, T, D] for the router's first product."""
         x = m.norm(x) if self.input_norm else x
         return x if self.input_scale == 1.0 else x * self.input_scale
 
@@ -150,7 +150,7 @@ class TopK(Router):
 
     @property
     def _closed(self) -> float:
-        """What an expert of a closed group is ranked by."""
+        """The score that ranks an expert of a closed group."""
         return -math.inf
 
     def _choose(self, m: Weights, rank: Tensor) -> Tensor:
@@ -256,8 +256,8 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
 
 
 class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
-    """As sigmoid_topk, each expert scored by √softplus of its own (DeepSeek-V4, 2026), which grows with a logit where a
-    sigmoid ends at 1."""
+    """Top-k router whose scores are √softplus of each expert's logit (DeepSeek-V4, 2026): as sigmoid_topk, but
+    unbounded."""
 
     def _rate(self, logits: Tensor) -> Tensor:
         return F.softplus(logits).sqrt()

@@ -213,8 +213,8 @@ class Scene:
         return self._tables[key]
 
     def _turn_pools(self, attention: Any, own: Any, where: Any, dtype: torch.dtype) -> Any:
-        """What rotates the pools of an indexer's keys, each by its first token's place in its text: as many as there
-        may be."""
+        """The rotation of an indexer's pooled keys, each by its first token's place in its text, for as many pools as
+        there may be."""
         n_keys, pool = self.total, attention.chooser.pooled
         if where is not None and where.table is not None:
             n_keys = where.table.shape[1] * where.page

@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, D model width, V vocabulary
-"""What a component's `forward` takes beside the hidden states: its weights by name, and the step: masks, positions and
-caches of one forward pass. And what goes into a tower and comes out of it."""
+"""Arguments of a component's `forward` beside the hidden states: its weights by name, and the step (masks, positions
+and caches of one forward pass). Also a tower's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a tower's forward is given.
+    """Inputs of a tower's forward.
 
     - `input_ids` [B, T].
     - `attention_mask` [B, T], 1 for a real token. Without a cache only; see `counts`.
@@ -248,7 +248,7 @@ class Step:
         return attend_ring(q, held, ring, scale=scale, kernel=self.kernel, expansion=expansion, **scores)
 
     def _bias_maker(self, own: tuple[Any, Any], n_heads: int) -> Callable[..., Any]:
-        """What makes the bias of a layer's own position scheme, given with its weights, of places in the row."""
+        """A function that computes the bias of a layer's own position scheme from its weights and places in the row."""
         scheme, weights = own
         make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
         return partial(make, weights, n_heads, causal=self.mask.causal)
@@ -267,7 +267,7 @@ class Step:
         return torch.cat(found, 1)
 
     def drop_chances(self, q: Tensor) -> DroppedChances | None:
-        """What attention drops of the probabilities of queries [B, T, H, C]."""
+        """The dropout mask of attention probabilities, for queries [B, T, H, C]."""
         return None if self.drops is None else self.drops.drop_chances(q.shape[2], self.crosses)
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Step:
@@ -308,7 +308,7 @@ class Step:
         return tensors
 
     def take(self) -> tuple[Tensor, ...]:
-        """What an earlier layer lends: keys and values, as it reads them itself."""
+        """Take the keys and values that an earlier layer lends, as it reads them itself."""
         assert self.taken is not None
         return self.taken
 
@@ -321,8 +321,8 @@ class Step:
         self.lent_earlier = earlier
 
     def take_average(self, like: Tensor) -> Tensor:
-        """What the router of an earlier layer lends [B, T, R], as large as `like`. A layer that is priced by itself has
-        none before it: zeros then."""
+        """Take the depth average [B, T, R] of an earlier layer's router, as large as `like`. A layer that is priced by
+        itself has none before it: zeros then."""
         return torch.zeros_like(like) if self.taken_average is None else self.taken_average
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
@@ -386,7 +386,7 @@ class BesideStep:
 
 @dataclass
 class Output:
-    """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] (of a head that reads whole
+    """Outputs of a forward: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] (of a head that reads whole
     rows [B, C]), a router's weighted `losses`, `pooled` [B, …] where the model has a pooler (a vector or logits for a
     row), and the encoder's `memory` [B, S, D] where there is one.
 

@@ -47,7 +47,7 @@ class Topology(Spec, axis="topology", default="decoder"):
         return spec
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not go together in this model: a field's path, and a line about it."""
+        """List the components that do not go together in this model: a field's path, and a line about it."""
         raise NotImplementedError
 
     def towers(self) -> dict[str, Tower]:
@@ -185,7 +185,7 @@ class Tower(Topology):
 
     @property
     def final_read(self) -> DepthRead | None:
-        """What reads the groups of layers once more before the final norm, where layers read them."""
+        """The module that reads the groups of layers once more before the final norm, where layers read them."""
         return self.blocks[self.pattern[-1]].reader
 
     @property
@@ -304,7 +304,7 @@ class Tower(Topology):
         return out
 
     def embed(self, m: Weights, inputs: Inputs, scene: Scene) -> Tensor:
-        """What goes into the first layer: [B, T, D]."""
+        """Embed the tokens: the first layer's input [B, T, D]."""
         seam, context = m.seam, m.context
         given = inputs.token_type_ids if getattr(self.embedding, "n_types", None) else None
         types = seam.own(context.own(given))

@@ -23,7 +23,7 @@ END = "...\n"
 
 @dataclass(frozen=True)
 class Draft:
-    """What a family's YAML will say. `assumed` are fields of config.json that nothing reads yet."""
+    """A draft of a family's YAML. `assumed` are fields of config.json that nothing reads yet."""
 
     base: str
     model_type: str

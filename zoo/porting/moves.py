@@ -152,8 +152,8 @@ def list_choices(draft: Draft) -> Iterator[Move]:
 def list_borrowed(
     draft: Draft, fields: Iterable[str], families: Iterable[str], unread: set[str] | None = None
 ) -> list[Move]:
-    """What other families say of a part of the model, where all that it reads is there. With `unread` only what reads
-    one of these fields."""
+    """List what other families state for a part of the model, if the config has all the fields that it reads. With
+    `unread` only what reads one of these fields."""
     own = draft.to_family()
     known = {own.aliases.get(name, name) for name in fields} | set(own.defaults) | set(own.derive) | LOCAL
     found: dict[str, Move] = {}

@@ -72,7 +72,7 @@ class Reference:
 
     @property
     def prefix(self) -> str:
-        """What stands before the names of the base model's tensors in a file of the class with a head."""
+        """The prefix of the base model's tensors in a file of the class with a head."""
         stated = f"{self.model.base_model_prefix}."
         if any(name.startswith(stated) for name in self.tensors):
             return stated
@@ -91,8 +91,8 @@ class Reference:
 
     @functools.cached_property
     def stages(self) -> dict[str, torch.Tensor]:
-        """What the model gives for `draw_ids()`, by stage: the embeddings, each layer with its attention and
-        feed-forward, the final norm, the logits. Raises Illegal."""
+        """Run the reference on `draw_ids()`, by stage: the embeddings, each layer with its attention and feed-forward,
+        the final norm, the logits. Raises Illegal."""
         return run_in_stages(self.model, self.draw_ids())
 
 
@@ -131,7 +131,7 @@ class Maker:
 
     @functools.cached_property
     def left_out(self) -> dict[str, Any]:
-        """What the class takes for a field that is left out, before it completes it: null where the value follows from
+        """The class's default for a field that is left out, before it completes it: null where the value follows from
         others."""
         return {
             **self.defaults,

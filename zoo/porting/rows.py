@@ -140,7 +140,7 @@ def _first(outcome: Outcome, group: Group) -> Iterator[tuple[str, Any, str]]:
 
 @functools.cache
 def _names_of(model_type: str, ours: str) -> tuple[str, ...]:
-    """What the families call a tensor of ours."""
+    """The names that families give to a tensor of ours."""
     plain = re.sub(r"\(\w+\)", "", ours)
     return tuple({theirs for row, theirs, _ in _known_rows(model_type) if re.sub(r"\(\w+\)", "", row) == plain})
 

@@ -26,9 +26,9 @@ GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivi
 
 @dataclass
 class Outcome:
-    """What a draft makes of a reference. `faults` say why it cannot be read; `lost` are tensors of ours without a row,
-    `missing` and `misshapen` ones of theirs that the draft wants, `strange` ones that it does not know. Without any of
-    these both models have run, and `gaps` has the difference of each stage."""
+    """The result of trying a draft on a reference. `faults` say why it cannot be read; `lost` are tensors of ours
+    without a row, `missing` and `misshapen` ones of theirs that the draft wants, `strange` ones that it does not know.
+    Without any of these both models have run, and `gaps` has the difference of each stage."""
 
     body: Any = None  # a Body, once the config is read
     spec: Any = None

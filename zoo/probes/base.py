@@ -97,7 +97,7 @@ class Probe:
         return None
 
     def measure(self, level: int, accuracy: float, loss: float, params: int) -> dict[str, float]:
-        """What else is reported of a level, from accuracy, loss in nats an answer and the model's parameters."""
+        """Further figures of a level, from accuracy, loss in nats an answer and the model's parameters."""
         return {"scaled": (accuracy - self.chance(level)) / (1 - self.chance(level))} if self.scaled else {}
 
     def settings(self) -> dict[str, Any]:

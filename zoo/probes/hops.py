@@ -17,8 +17,8 @@ PAD = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Hops(Probe, name="hops"):
-    """Who comes k steps after x in a cycle whose edges are shuffled (Allen-Zhu, 2025, "Physics of language models:
-    part 4.1", the task Depo).
+    """Multi-hop lookup: the token k steps after x in a cycle whose edges are shuffled (Allen-Zhu, 2025, "Physics of
+    language models: part 4.1", the task Depo).
 
     A row names n of N nodes: the edges x y of a random cycle through all n in random order, then `queries` pairs of a
     number of steps and a node, then padding. The answer at a query's node is the node that many steps after it. n is

@@ -1,4 +1,4 @@
-"""What a probe finds of one model: learning rates tried, seeds at the best of them, and how far each got."""
+"""The outcome of a probe of one model: learning rates tried, seeds at the best of them, and levels reached."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find_reach(accuracy: Mapping[int, float]) -> int:
 
 @dataclass(frozen=True)
 class SeedReport:
-    """What one seed reached at the best learning rate, by level: accuracy, loss, and what else a probe measures."""
+    """The results of one seed at the best learning rate, by level: accuracy, loss, and the probe's further figures."""
 
     seed: int
     levels: dict[int, dict[str, float]]

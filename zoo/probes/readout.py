@@ -1,5 +1,5 @@
 # B rows, T tokens, D model width, V vocabulary
-"""What is trained beside a model to tell all tokens of a row from its output at the last one."""
+"""A readout trained beside a model: it tells all tokens of a row from the output at the last one."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ FASTEST_CHUNK = 32
 
 
 class Size(NamedTuple):
-    """What a probe asks of a model: its tokens, how long its rows may be, and whether the mixer stands alone."""
+    """A probe's demands on a model's size: its tokens, its longest rows, and whether the mixer stands alone."""
 
     vocab_size: int
     max_seq_len: int

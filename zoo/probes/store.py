@@ -27,7 +27,7 @@ LONGEST = 100
 
 @dataclass
 class Store:
-    """What trainings of one architecture on one probe scored; in memory alone without a folder."""
+    """Scores of one architecture's trainings on one probe; in memory alone without a folder."""
 
     folder: Path | None
     key: str

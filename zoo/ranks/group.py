@@ -1,5 +1,5 @@
 # B rows, T tokens, R ranks
-"""What the ranks of a process group send each other in a pass, with the gradients of it."""
+"""Collectives between the ranks of a process group in a pass, with their gradients."""
 
 from __future__ import annotations
 

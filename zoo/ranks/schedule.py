@@ -1,5 +1,5 @@
 # p stages, v chunks of a stage, m microbatches, F forward pass, B backward pass, I and W its halves
-"""In what order the stages of a pipeline compute.
+"""Schedules of a pipeline: the order in which its stages compute.
 
 A chunk is a run of consecutive layers, and a stage has one chunk or several. Chunk c of p stages is on stage c mod p;
 of `zero_bubble_v`, whose chunks go to the last stage and back, chunk c of the second half is on stage 2p − 1 − c.

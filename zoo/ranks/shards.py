@@ -108,10 +108,10 @@ class Stages:
 
 @dataclass(frozen=True)
 class Shares:
-    """What a process holds of each tensor of a model, by name: of the `experts` the part of its rank of expert
-    parallelism, of that what its rank of tensor parallelism (`tensor`) computes, and of that the part which torch's
-    DTensor says. `groups` are the ranks of tensor parallelism that have the same values, by how many they are; `stages`
-    those of a pipeline."""
+    """The part of each tensor of a model that a process holds, by name: of the `experts` the part of its rank of expert
+    parallelism, of that the part that its rank of tensor parallelism (`tensor`) computes, and of that the shard of
+    torch's DTensor. `groups` are the ranks of tensor parallelism that have the same values, by how many they are;
+    `stages` those of a pipeline."""
 
     experts: Division | None = None
     tensor: Division | None = None

@@ -71,13 +71,13 @@ class RunRecord:
 
     @cached_property
     def predicted(self) -> dict[str, Any]:
-        """What the sweep that the run is of had predicted, by the names of its outcome; empty for a single run."""
+        """The predictions of the run's sweep, by the names of its outcome; empty for a single run."""
         jobs = runs.read_result(self.folder.parent / runs.SWEEP).get("jobs", {})
         return jobs.get(self.folder.name, {}).get("predicted", {})
 
     @cached_property
     def measured(self) -> dict[str, Any]:
-        """What was measured of the run after its training, by name (measured.json)."""
+        """Measurements taken after the run's training, by name (measured.json)."""
         return runs.read_result(self.folder / runs.MEASURED)
 
     @cached_property

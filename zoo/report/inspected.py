@@ -1,4 +1,4 @@
-"""What `zoo inspect` saw: tables, pictures, and a page that opens without a network."""
+"""Show the results of `zoo inspect`: tables, pictures, and a page that opens without a network."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _shorten(count: float) -> str:
 
 
 def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
-    """What came of a ladder: the held-out losses, and the runs' seconds beside the predicted ones."""
+    """Describe the results of a ladder: the held-out losses, and the runs' seconds beside the predicted ones."""
     rows = [
         [
             *(format_count(each[name]) for name in ("params", "tokens")),

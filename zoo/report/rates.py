@@ -1,4 +1,4 @@
-"""What a sweep's searches of the learning rate found, arm by arm."""
+"""Show the results of a sweep's searches of the learning rate, arm by arm."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def list_optima(fit: Fit) -> list[dict[str, float]]:
 
 
 def compare_held(fit: Fit, held: Points) -> list[dict[str, Any]]:
-    """What the law says of points that it was not fitted to, beside what was measured."""
+    """Compare the law's predictions with measurements, at points that it was not fitted to."""
     return [
         {
             "params": params,

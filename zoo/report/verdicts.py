@@ -83,7 +83,7 @@ class Report:
         return self.arms[1:]
 
     def seconds(self) -> float:
-        """What a run takes, on average."""
+        """Mean seconds of a run."""
         return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.runs.values())
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
@@ -181,7 +181,7 @@ class Report:
         return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
 
     def cost_rows(self) -> list[list[str]]:
-        """What each arm costs, in every currency; beside it how many times the baseline's, where that is not 1."""
+        """The costs of each arm, in every currency; beside it the ratio to the baseline's, where that is not 1."""
         found = []
         for arm in self.arms:
             apart = {} if arm is self.baseline else self.unmatched(arm)
@@ -190,7 +190,7 @@ class Report:
         return found
 
     def forecasts(self, arm: Arm) -> dict[str, tuple[float, float]]:
-        """What was measured of an arm and what its sweep had predicted, in the mean over runs that have both."""
+        """Measurements of an arm beside its sweep's predictions, each the mean over runs that have both."""
         found = {}
         for name in FORECAST:
             pairs = [(run.result.get(name), run.predicted.get(name)) for run in arm.runs.values()]
@@ -209,7 +209,7 @@ class Report:
         return rows if any(any(row[1:]) for row in rows) else []
 
     def searches(self) -> dict[str, dict[str, Any]]:
-        """What the searches of the learning rate found, by arm, where a sweep made some."""
+        """The results of the searches of the learning rate, by arm, where a sweep made some."""
         return read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
 
     def speedup_rows(self) -> list[list[str]]:

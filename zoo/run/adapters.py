@@ -37,7 +37,7 @@ class Adapters:
 
     @property
     def scale(self) -> float:
-        """What B·A is multiplied by."""
+        """The factor of B·A."""
         return self.alpha / self.rank
 
 

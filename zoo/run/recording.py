@@ -353,7 +353,7 @@ def _nested(value: Any) -> bool:
 
 
 def _getter(places: Sequence[int]) -> Callable[[Any], Any]:
-    """What gives the values at these places, several or one."""
+    """A function that gets the values at these places, several or one."""
     if len(places) == 1:
         return operator.itemgetter(slice(places[0], places[0] + 1))
     return operator.itemgetter(*places) if places else lambda values: ()

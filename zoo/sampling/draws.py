@@ -1,4 +1,4 @@
-"""What one sequence's sampling depends on besides logits: options, random numbers, tokens so far, a grammar."""
+"""Sampling state of one sequence: options, random numbers, tokens so far, a grammar."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Matcher:
             self.state.consume_token(token)
 
     def ahead(self, draft: Sequence[int]) -> list[Matcher | Allowed]:
-        """What masks here and after each token of a draft, up to the first that the grammar does not allow, or to the
+        """The masks here and after each token of a draft, up to the first that the grammar does not allow, or to the
         end of the text. This matcher stays where it is."""
         probe = Matcher(self.state.deep_copy(), self.vocab_size)  # a rollback does not count the end of a text
         after: list[Matcher | Allowed] = [self]
@@ -132,7 +132,7 @@ class Allowed:
 
 
 def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: torch.device) -> Tensor:
-    """Which tokens the grammars of these rows forbid [G, V]: all of them where a grammar can no longer be followed."""
+    """Tokens that the grammars of these rows forbid [G, V]: all of them where a grammar can no longer be followed."""
     import numpy as np
 
     words = np.invert(_compute_words(matchers))
@@ -169,7 +169,7 @@ def _compute_words(matchers: Sequence[Matcher | Allowed]) -> Any:
 
 
 def _try_out(matcher: Matcher) -> str | None:
-    """What goes wrong in the first tokens of a text that follows the grammar: some faults show there alone."""
+    """Try the first tokens of a text that follows the grammar: some faults show there alone."""
     choice = random.Random(0).choice
     for _ in range(TRIED):
         allowed = (~find_banned([matcher], matcher.vocab_size, torch.device("cpu"))[0]).nonzero()[:, 0].tolist()

@@ -175,7 +175,7 @@ class BatchLayout:
 
 
 def _process(scores: Tensor, state: DrawState) -> Tensor:
-    """What the caller's function makes of a row of logits."""
+    """Apply the caller's function to a row of logits."""
     assert state.sampling.process is not None
     found = state.sampling.process([*state.context, *state.generated], scores.clone())
     if not isinstance(found, torch.Tensor) or found.shape != scores.shape:

@@ -199,8 +199,8 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
 
 
 def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """Which tokens typical sampling keeps: those nearest to the entropy, up to the mass, and all that tie with the
-    last of them."""
+    """Tokens that typical sampling keeps: those nearest to the entropy, up to the mass, and all that tie with the last
+    of them."""
     shares = weights.double() / weights.sum(-1, keepdim=True)
     surprisal = -shares.log()
     distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()

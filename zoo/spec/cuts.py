@@ -1,4 +1,4 @@
-"""What a process of tensor parallelism holds of each tensor: read off the whole model's Spec and that of its part."""
+"""Describe the cut of each tensor by tensor parallelism, from the whole model's Spec and that of a rank's part."""
 
 from __future__ import annotations
 

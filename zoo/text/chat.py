@@ -138,7 +138,7 @@ def _read_special(folder: Path) -> dict[str, Any]:
 
 
 def list_faults(messages: Any, where: str = "messages") -> list[str]:
-    """What is wrong with the form of a conversation, one line each."""
+    """List the faults in the form of a conversation, one line each."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return [f"{where}: not a list of messages (one at least, each with role and content)"]
     faults = []

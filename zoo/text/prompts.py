@@ -207,7 +207,7 @@ def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], comp
 
 
 def check_source(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with what a request continues, one line each."""
+    """List the faults of the source that a request continues, one line each."""
     stated = [name for name in SOURCES if name in given]
     if len(stated) != 1:
         return [f"has {' and '.join(stated) or 'nothing to continue'} (one of: {', '.join(SOURCES)})"]

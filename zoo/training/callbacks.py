@@ -21,7 +21,7 @@ MOMENTS = ("after_update", "after_eval", "on_save")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a callback is given: the run as it is. The model and the optimizer are the run's own, not copies."""
+    """The state of a run, as callbacks get it. The model and the optimizer are the run's own, not copies."""
 
     step: int
     """Updates taken so far."""

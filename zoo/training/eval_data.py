@@ -39,8 +39,8 @@ BATCHES = ("tokenizer", "documents")
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What a model is evaluated on: the validation split that its `run` has not trained on, or with `whole` all of the
-    data. Rows have `seq_len` tokens in the run, and `seed` draws what is random in them."""
+    """The data that a model is evaluated on: the validation split that its `run` has not trained on, or with `whole`
+    all of the data. Rows have `seq_len` tokens in the run, and `seed` draws what is random in them."""
 
     data: DataSettings
     objective: Objective

@@ -94,8 +94,8 @@ class Collated:
 
 @dataclass(frozen=True)
 class Material:
-    """What is scored, in parts; and for who reads the figures, what it is and how it is read: `data` in words, the kind
-    of the `objective`, its `targets` in words, and the windows or rows. Rows do not overlap, so they have no stride."""
+    """The parts that are scored, and their description for readers of the figures: `data` in words, the kind of the
+    `objective`, its `targets` in words, and the windows or rows. Rows do not overlap, so they have no stride."""
 
     parts: Sequence[Part]
     data: str

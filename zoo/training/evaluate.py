@@ -96,7 +96,8 @@ def evaluate(
 
 
 class Scorer:
-    """What every precision is measured on, and who is told how far it is. `total` is the newest score of all parts."""
+    """The data that every precision is scored on, with a callback for progress. `total` is the newest score of all
+    parts."""
 
     def __init__(self, material: Material, kernel: str | None, progress: Progress) -> None:
         self.parts, self.kernel, self.progress = material.parts, kernel, progress
@@ -132,7 +133,7 @@ def describe_score(score: Score) -> dict[str, Any]:
 
 
 class Subject:
-    """What is evaluated: the model of a folder, or a model that was given with its tokenizer. `spec` is the model's."""
+    """The model to evaluate: that of a folder, or one that was given with its tokenizer. `spec` is the model's."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, dtype: str | None, device: str, note: Callable[[str], object]

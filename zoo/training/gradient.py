@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class Gradient(NamedTuple):
-    """What is known once a batch's gradient is accumulated: the terms of its mean loss by name, for each mixture of
-    experts the tokens [E] that chose each, and the number of targets."""
+    """Statistics of an accumulated gradient: the terms of the batch's mean loss by name, for each mixture of experts
+    the tokens [E] that chose each, and the number of targets."""
 
     terms: dict[str, Any]
     loads: list[Any]

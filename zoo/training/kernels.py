@@ -1,4 +1,4 @@
-"""Which kernels a run trains with, and whether these drop what one process would."""
+"""Choose the kernels that a run trains with, and say whether they drop what one process would."""
 
 from __future__ import annotations
 

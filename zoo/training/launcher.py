@@ -1,4 +1,4 @@
-"""What starts the processes of a run: nothing, torchrun on this machine, or a job of SLURM."""
+"""Start the processes of a run: not at all, with torchrun on this machine, or as a job of SLURM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _check_gpus(value: Any) -> Any:
 
 
 class Launcher(Spec, axis="launcher", default="none"):
-    """What starts the processes of a run."""
+    """The way in which a run's processes start."""
 
 
 class NoLauncher(Launcher, kind="none"):

@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def stage(self) -> int:
-        """Which stage of a pipeline this process is on."""
+        """The pipeline stage of this process."""
         from torch import distributed
 
         return 0 if self.stages is None else distributed.get_rank(self.stages)

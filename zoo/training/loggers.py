@@ -18,7 +18,7 @@ LOGGER = "logger.json"  # in a run's folder: which of the tracker's runs it is
 
 @dataclass(frozen=True)
 class Start:
-    """What a tracker is told of a run when it starts or goes on."""
+    """The description of a run that a tracker gets when it starts or resumes."""
 
     folder: Path
     config: Mapping[str, Any]

@@ -24,7 +24,7 @@ ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
 
 
 class Parametrisation(Spec, axis="parametrisation", default="standard"):
-    """What changes with a model's width and depth."""
+    """Parametrisation: how initialisation and learning rates change with a model's width and depth."""
 
     def refuses(self, spec: Any, optim: Optim) -> list[str]:
         """List what of a model or an optimizer this parametrisation has no rule for."""
@@ -40,7 +40,7 @@ class Parametrisation(Spec, axis="parametrisation", default="standard"):
 
 
 class Standard(Parametrisation, kind="standard"):
-    """As the model's YAML has it, at any width."""
+    """Standard parametrisation: as the model's YAML has it, at any width."""
 
 
 class MuP(Parametrisation, kind="mup"):

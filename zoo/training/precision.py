@@ -1,4 +1,4 @@
-"""What a run computes with and what it keeps, by the name of its precision; `zoo stats --precision` prices the same.
+"""Precisions of a run, by name: dtypes of computation and of storage. `zoo stats --precision` prices the same.
 
 | precision | weights that compute | gradients | trained weights | priced as |
 | --- | --- | --- | --- | --- |

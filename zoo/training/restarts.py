@@ -59,7 +59,7 @@ def is_launched() -> bool:
 
 
 def describe_note(cfg: DictConfig) -> dict[str, Any] | None:
-    """What a run of this process notes in its folder."""
+    """The note that a run of this process leaves in its folder."""
     if (launch := read_launch()) is None:
         return None
     return {"launch": launch.id, "config": hashlib.sha256(OmegaConf.to_yaml(cfg).encode()).hexdigest()}

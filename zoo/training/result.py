@@ -1,4 +1,4 @@
-"""What a run that was trained from Python gives: outcome, history, model."""
+"""Result of a run that was trained from Python: outcome, history, model."""
 
 from __future__ import annotations
 

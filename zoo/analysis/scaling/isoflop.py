@@ -66,8 +66,8 @@ class IsoFlop:
 
 @dataclass(frozen=True)
 class Bias:
-    """What the parabolas are off by for a law, without noise: each budget's best parameters and tokens, as relative
-    errors (None where it has no minimum), and the exponent, as a difference."""
+    """Bias of the parabola method for a law without noise: relative errors of each budget's best parameters and tokens
+    (None where the parabola has no minimum), and the difference of the exponent."""
 
     params: tuple[float | None, ...]
     tokens: tuple[float | None, ...]

@@ -13,7 +13,7 @@ FLOPS = 6
 
 @dataclass(frozen=True)
 class Optimum:
-    """What some FLOPs are best spent on: parameters, tokens, and the loss that they reach."""
+    """The compute-optimal parameters and tokens for a number of FLOPs, and the loss that they reach."""
 
     params: float
     tokens: float

@@ -50,8 +50,9 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSearch:
-    """What is searched: `count` GPUs of a cluster, `sequences` of the set-up's context in a step (STEP_TOKENS' worth
-    unless given), and the ways to recompute. `setup` says what a parameter takes; its ranks are solved for."""
+    """The space of a mesh search: `count` GPUs of a cluster, `sequences` of the set-up's context in a step
+    (STEP_TOKENS' worth unless given), and the kinds of recomputation. `setup` gives the bytes of a parameter; its ranks
+    are solved for."""
 
     count: int
     cluster: Cluster

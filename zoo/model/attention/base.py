@@ -113,7 +113,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def chooser(self) -> Indexer | None:
-        """What chooses the keys that a query attends to among those that it sees; None where it attends to all."""
+        """The indexer that selects the keys which a query attends to; None where it attends to all that it sees."""
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:

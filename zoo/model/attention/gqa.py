@@ -327,7 +327,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return self._attend(m, x, q, k, v, step)
 
     def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        """What queries q [B, T, H, C], made of x [B, T, D], give of keys [B, S, K, C] and values [B, S, K, V]."""
+        """Attend from queries q [B, T, H, C], made of x [B, T, D], to keys [B, S, K, C] and values [B, S, K, V]."""
         if self.indexer is not None:
             self.indexer.choose(m, x, x, step, self.n_heads)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale

@@ -69,7 +69,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         for so many heads."""
 
     def shard(self, ranks: int) -> Indexer:
-        """What one of `ranks` ranks holds, each of some of the attention's heads: all of it."""
+        """The part of one of `ranks` ranks, each with some of the attention's heads: all of it."""
         return self
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
@@ -141,7 +141,7 @@ class TopKIndexer(Indexer):
         return m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))
 
     def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """What is cached of x [B, T, D]: [B, T|E, C]."""
+        """Make the keys that are cached of x [B, T, D]: [B, T|E, C]."""
         raise NotImplementedError
 
     def picker(self, m: Weights) -> Any:
@@ -266,8 +266,8 @@ class Blocks(NormedIndexer, kind="blocks"):
 
 
 class ByPools:
-    """What indexers over pools of `pool` tokens have in common: as many of them are chosen as make `top_k` keys, and
-    what a query sees of the one that goes on besides."""
+    """Base of indexers over pools of `pool` tokens: as many pools are selected as make `top_k` keys, and a query also
+    sees the pool that is still filling."""
 
     top_k: PositiveInt
     pool: PositiveInt

@@ -274,7 +274,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return m.o(y.flatten(-2))  # B T D
 
     def _read_queries(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What an indexer reads, and what queries are made of: the normalised latent, or x where there is none."""
+        """The input of the indexer and of the queries' up-projection: the normalised latent, or x where there is
+        none."""
         if self.q_lora_rank is None:
             return x, x
         latent = m.q_a(x)

@@ -6,8 +6,8 @@ from zoo.model.attention.base import Attention
 
 
 class NoAttention(Attention, kind="none"):
-    """What a layer without attention answers for it: nothing is cached, seen or computed. Its block lists no part for
-    it, and never calls it."""
+    """Attention of a layer without attention: nothing is cached, seen or computed. Its block lists no part for it, and
+    never calls it."""
 
     @property
     def splits_tokens(self) -> bool:

@@ -246,7 +246,7 @@ class ChannelDecays:
 
 
 def _left_after(log: Tensor) -> Tensor:
-    """What is left at the end [.., L, K] of what each token wrote: the decays of the tokens after it."""
+    """Decay from each token to the end of the chunk [.., L, K]: the product of the decays of the tokens after it."""
     return F.pad(log[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2).exp()
 
 

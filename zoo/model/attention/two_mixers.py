@@ -1,4 +1,4 @@
-"""What a layer of two mixers, softmax attention and a recurrent one, answers to those who ask about its attention."""
+"""Two mixers in one layer, softmax attention and a recurrent one, behind attention's interface."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TwoMixers(Attention):
         return self.softmax.summed + self.recurrent.summed
 
     def shard(self, ranks: int) -> TwoMixers:
-        """Of both mixers the rank's heads."""
+        """The rank's heads of both mixers."""
         own = {field.name: getattr(self, field.name) for field in self.fields()}
         return type(self)(**own | {name: own[name].shard(ranks) for name in ("softmax", "recurrent")})
 

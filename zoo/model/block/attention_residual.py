@@ -124,7 +124,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         return m.message_read(step.passed, step.passed_earlier).unbind(2)
 
     def _read(self, m: Weights, x: Tensor, earlier: Tensor | None, told: tuple[Tensor, ...]) -> Tensor:
-        """What attention reads, normalised: [B, T, D], or [B, T, Q, D] where it takes several vectors."""
+        """The normalised input of attention: [B, T, D], or [B, T, Q, D] where it takes several vectors."""
         count, reads = self.attention.n_inputs, self.n_reads
         if self.reads_earlier:
             read = m.attention_read(x, earlier)

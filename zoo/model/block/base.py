@@ -84,12 +84,12 @@ class Block(Spec, axis="block"):
 
     @property
     def reader(self) -> DepthRead | None:
-        """What reads earlier groups of layers, where its sub-layers do."""
+        """The module that reads earlier groups of layers, in blocks whose sub-layers do."""
         return None
 
     @property
     def gate(self) -> MessageGate | None:
-        """What mixes in messages from a loop's pass before, where it reads such."""
+        """The gate that mixes in messages from a loop's previous pass, in layers that get such."""
         return None
 
     @property
@@ -130,7 +130,7 @@ class Block(Spec, axis="block"):
         return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """What its attention caches of each token: tensors by name, and shapes."""
+        """The tensors that its attention caches of each token, by name, with shapes."""
         return self.attention.cache()
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -69,7 +69,7 @@ class Hyper(Block, kind="hyper"):
         return write_streams(x, m.ffn(read, step), factors)
 
     def _read(self, connection: Any, norm: Any, x: Tensor) -> tuple[Tensor, Factors]:
-        """What a sub-layer reads of the streams x [B, T, S, D], normalised [B, T, D], and the factors of its
+        """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D], and the factors of its
         connection."""
         if self.connection.reads_normed:
             x = norm(x)

@@ -22,11 +22,11 @@ class OutConv(Spec, axis="out_conv", default="residual"):
     """Mix a sub-layer's outputs along the tokens."""
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """What it keeps of earlier tokens under the name of its place."""
+        """The state of earlier tokens, under the name of its place."""
         raise NotImplementedError
 
     def forward(self, m: Weights, y: Tensor, step: Step, place: str) -> Tensor:
-        """What joins the stream for a sub-layer's output y [B, T, D]; `place` names its state."""
+        """Convolve a sub-layer's output y [B, T, D] before it joins the stream; `place` names the state."""
         raise NotImplementedError
 
 

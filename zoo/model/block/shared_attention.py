@@ -42,8 +42,7 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
         }
 
     def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
-        """What the block makes of x [B, T, D]. `adapt` gives by sub-layer what a layer's own adapters make of the
-        sub-layer's input."""
+        """Run the block on x [B, T, D]. `adapt` applies a layer's own adapters to a sub-layer's input, by sub-layer."""
         seam, tokens = m.seam, step.mask.n_queries
         assert step.embedded is not None
         joined = seam.gather(m.attention_norm(torch.cat((x, step.embedded), -1)), tokens)

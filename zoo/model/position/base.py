@@ -105,7 +105,7 @@ class Position(Spec, axis="position"):
         return None
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
-        """What the bias needs of the input x [B, T, D] of the layer's queries: [B, T, H, …]."""
+        """Project the input x [B, T, D] of the layer's queries to what the bias needs: [B, T, H, …]."""
         raise NotImplementedError
 
     def check(self, head_dim: int) -> None:

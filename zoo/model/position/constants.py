@@ -20,7 +20,7 @@ def place_constants(numbers: tuple[float, ...], device: Any) -> Any:
 
 
 def keep_constant(key: Any, device: Any, make: Callable[[], Any]) -> Any:
-    """What `make` makes on a device, made once for all passes that ask by this key.
+    """Cache a constant that `make` makes on a device, for all passes with this key.
 
     While operations are traced or faked nothing is kept, because a fake tensor is of no use to the next pass.
     """

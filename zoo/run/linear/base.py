@@ -44,7 +44,7 @@ class Processor:
 
     @property
     def key(self) -> str:
-        """What timings hold for: all that changes which way is fastest."""
+        """The key of timings: everything that changes which way is fastest."""
         sets = "+".join((self.isa, *sorted(self.features)))
         return f"{self.name or self.architecture}, {sets}, torch {self.torch}, {self.threads} threads"
 

@@ -22,7 +22,7 @@ def _needs_floats(dtype: str) -> str | None:
 
 
 class Half(Way):
-    """What both fp16 ways share: weights in float16, inputs and sums in float32."""
+    """Base of both fp16 ways: weights in float16, inputs and sums in float32."""
 
     precision = "fp16"
 

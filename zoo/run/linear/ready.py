@@ -263,7 +263,7 @@ def _able(shape: Shape, processor: Processor, *, on_request: bool = False) -> li
 
 
 def _allow(shape: Shape, stable: bool) -> Callable[[str, int], bool]:
-    """What `choose_plan` asks of each way: anything goes, or only what is row-stable for this shape."""
+    """Which ways `choose_plan` may take: any, or only those that are row-stable for this shape."""
     if not stable:
         return lambda way, rows: True
     return lambda way, rows: way == RESTORED or is_row_stable(way, (shape.n, shape.k), shape.dtype, rows)

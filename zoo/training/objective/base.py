@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective makes batches for, and of what: rows of `seq_len` tokens, their documents apart or not."""
+    """The setting in which an objective makes batches: rows of `seq_len` tokens, their documents apart or not."""
 
     spec: Any
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class Loss(NamedTuple):
 
 
 class Objective(Spec, axis="objective"):
-    """What a model learns: which tokens it reads, which it predicts, and at what loss.
+    """Training objective: which tokens the model reads, which it predicts, and the loss.
 
     The loss is cross-entropy, and `z_loss` × (log Σ exp logits)² (PaLM, 2022). It is computed on as many tokens at a
     time as give `chunk_mib` of logits, so that the logits are never whole (`zoo/model/loss.py`).

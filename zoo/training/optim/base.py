@@ -23,7 +23,7 @@ FUSED = ("cpu", "cuda", "xpu", "mps")
 
 
 class Factors(NamedTuple):
-    """What a tensor's learning rate, weight decay and epsilon are multiplied by."""
+    """Factors of a tensor's learning rate, weight decay and epsilon."""
 
     lr: float = 1.0
     weight_decay: float = 1.0
@@ -40,7 +40,7 @@ def unscaled(row: SpecRow | None, leaf: str) -> Factors:
 
 
 class GroupOptions(Spec, axis="optim_group", kind="group", default="group"):
-    """What a group of tensors has in place of the optimizer's own `lr` and `weight_decay`; null leaves it."""
+    """Options of a group of tensors, in place of the optimizer's `lr` and `weight_decay`; null leaves one as it is."""
 
     lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
