@@ -67,6 +67,11 @@ def test_a_folder_that_has_a_run_is_refused(here: Path, refused, capsys) -> None
     assert line.startswith("mine: has a run in it")
 
 
+def test_a_fault_of_the_model_as_a_whole_names_it_once(here: Path, refused) -> None:
+    (line,) = refused("train", *TINY, "attention=gated_delta")
+    assert line.startswith("model: position 'rope' acts inside attention")
+
+
 def test_input_that_training_refuses_leaves_no_folder(here: Path, capsys) -> None:
     assert run(["train", *TINY, "data.path=nope.txt"]) == 2
     assert "data.path: no such file or folder" in capsys.readouterr().err

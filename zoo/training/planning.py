@@ -77,7 +77,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     rest = {key: value for key, value in config.items() if key not in ("model", "data")}
     settings = collect_faults(faults, lambda: S.read_settings(rest))
     data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
-    spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model.")
+    spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model")
     if settings and spec:
         settings = replace(settings, objective=settings.objective.settle(spec))
     if settings and data and spec:
@@ -89,12 +89,13 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     return TrainingPlan(title, settings, data, spec, config)
 
 
-def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
-    """Return what `read` returns, or None after adding its faults to the list."""
+def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") -> Any:
+    """Return what `read` returns, or None after adding its faults to the list. What is read lies at `key`: `norm.eps`
+    becomes `model.norm.eps`; a fault of the whole, `model: …`, names the key already."""
     try:
         return read()
     except ConfigError as error:
-        faults += [prefix + fault for fault in error.faults]
+        faults += [f"{key}.{fault}" if key and not fault.startswith(f"{key}:") else fault for fault in error.faults]
         return None
 
 

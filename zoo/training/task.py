@@ -181,7 +181,7 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> 
         faults.append(describe_vocabulary_fault(planned.spec.output_vocab_size, data.tokenizer.vocab_size))
     if isinstance(sample := planned.settings.sample, S.TextSample) and writes(planned.spec):
         ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
-        collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")
+        collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample")
     if faults:
         raise ConfigError(*faults)
     return planned, device, data
