@@ -42,7 +42,7 @@ def test_an_engine_allocates_the_bytes_that_are_priced(kind, tokens):
     assert engine.store.nbytes == priced(engine, 3)
 
 
-@pytest.mark.parametrize("kind", choose(KINDS))
+@pytest.mark.parametrize("kind", choose(KINDS, 2))
 def test_reuse_doubles_what_is_kept_at_checkpoints_and_nothing_else(kind):
     model = make(kind)
     plain, reusing = (Engine(model, rows=3, tokens=92, source=92, reuse=reuse) for reuse in (False, True))

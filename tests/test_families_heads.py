@@ -63,7 +63,7 @@ NUMBERS = [  # reward models and rerankers: a number or two for a row
 FIRST = ("Flaubert", "XLM")  # which read a row at its first token
 LAST = [case for case in CASES if not case.name.startswith(FIRST)]
 POOLED = [case for case in LAST if case.sizes.get("pad_token_id") == PAD and case.name.endswith(SUFFIXES[0])]
-EVERY = pytest.mark.parametrize("case", one_in(12, [*CASES, *NUMBERS]), ids=lambda case: case.name)
+EVERY = pytest.mark.parametrize("case", one_in(24, [*CASES, *NUMBERS]), ids=lambda case: case.name)
 
 
 def draw_text(two, seed: int = 0) -> torch.Tensor:

@@ -3,15 +3,17 @@ against a file that is missing, damaged or another processor's."""
 
 import json
 import random
+import time
 from contextlib import contextmanager
 
 import pytest
 import torch
 
+from zoo.run.linear import lower, probe
 from zoo.run.linear import plan as plans
-from zoo.run.linear import probe
 from zoo.run.linear.base import EXACT, LOWER, Processor, Way, describe_processor
 from zoo.run.linear.exact import Plain
+from zoo.run.linear.lower import Int8Weights
 from zoo.run.linear.plan import choose_plan, find_bucket, plan_named
 from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes, times_file
 from zoo.run.linear.ways import WAYS, is_count_stable, is_row_stable, refuse, survey_ways, try_way
@@ -364,6 +366,39 @@ def test_timing_ends_when_its_time_is_over_and_times_every_way_of_a_small_shape(
     assert set(times) == expected | {RESTORED}
     assert all(seconds > 0 for of in times.values() for seconds in of.values())
     assert times["plain"].keys() == set(BUCKETS) and times["left"].keys() == set(BUCKETS[:-1])
+
+
+def test_int8_inputs_give_the_same_product_signed_and_unsigned(monkeypatch):
+    way, weight, x = able("int8_both", (64, 128)), draw(64, 128), draw(5, 128, seed=1)
+    found = {}
+    for features in ({"vnni"}, {"vnni", "amx"}):
+        here = machine(features=frozenset(features))
+        monkeypatch.setattr(lower, "describe_processor", lambda here=here: here)
+        packed = way.prepare(weight, None, 5)
+        found[packed[3][2]] = way.run(x, packed)
+    torch.testing.assert_close(found[torch.uint8], found[torch.int8], rtol=0, atol=1e-5)
+
+
+def test_a_way_without_fast_code_here_uses_up_no_time_of_the_others_and_is_never_taken(monkeypatch):
+    class Slow(Int8Weights):
+        name = "slow"
+
+        def run(self, x, packed):
+            end = time.thread_time() + 0.02 * x.shape[0]
+            while time.thread_time() < end:
+                pass
+            return super().run(x, packed)
+
+    monkeypatch.setenv(probe.IGNORE, "ignore")
+    monkeypatch.setattr(probe, "SPAN", 1e5)
+    monkeypatch.setattr(probe, "TOGETHER", 1e5)
+    monkeypatch.setitem(WAYS, "slow", Slow())
+    began = time.perf_counter()
+    (times,) = time_shapes([Shape(512, 512, "float32", "int8")], describe_processor(), spend=0.1).values()
+    assert time.perf_counter() - began < 1.5, "128 rows alone would have taken 2.6 seconds"
+    assert "slow" not in times and 1 in times["int8_weights"]
+    plan = choose_plan(times, "int8")
+    assert plan is not None and "slow" not in plan.ways
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 8])

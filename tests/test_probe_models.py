@@ -159,6 +159,7 @@ def test_a_training_that_diverges_scores_what_a_guess_does():
     assert score(None, make_probe("parity"), 0, "choose").accuracy == 0.5
 
 
+@pytest.mark.slow
 def test_a_row_is_told_from_its_last_vector_where_that_has_seen_it_and_not_where_it_is_blind():
     easy = {"context": 3, "levels": (2,), "vocab": 6, "steps": 120}
     how = {"settings": easy, "seeds": 1, "rates": [1e-2]}

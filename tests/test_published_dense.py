@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loaded import load
+from loaded import load, one_in
 
 import zoo.compose
 import zoo.costs
@@ -234,9 +234,7 @@ REFERENCE = {
 }
 
 EVERY = pytest.mark.parametrize("name", REFERENCE)
-SOME = pytest.mark.parametrize(  # one in eight, the others are slow
-    "name", [pytest.param(name, marks=() if at % 8 == 0 else pytest.mark.slow) for at, name in enumerate(REFERENCE)]
-)
+SOME = pytest.mark.parametrize("name", one_in(16, REFERENCE))
 
 
 def spec_of(name: str) -> Any:

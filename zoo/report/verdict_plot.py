@@ -74,7 +74,9 @@ def _draw_differences(axes: Any, report: Report) -> None:
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(len(report.others) - 0.5, -0.5)
     axes.set_xlabel(f"{report.metric} less that of {report.baseline.name}", fontsize=8)
-    axes.set_title("Difference, 95 % of each (green better, red worse,\ngrey not told apart, corrected for all arms)", fontsize=9)
+    axes.set_title(
+        "Difference, 95 % of each (green better, red worse,\ngrey not told apart, corrected for all arms)", fontsize=9
+    )
 
 
 def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:

@@ -71,15 +71,18 @@ def use_int8(weight: torch.Tensor, rows: int) -> Product:
 
 
 def use_int8_both(weight: torch.Tensor, rows: int) -> Product:
-    """Round the rows of x too. The operator has one scale for all of x: it gets 1, and rows are scaled afterwards."""
+    """Round the rows of x too. The operator has one scale for all of x: it gets 1, and rows are scaled afterwards.
+    Without AMX oneDNN is fast for unsigned inputs alone, so 128 is added to them as a zero point."""
     whole, scale = round_rows(weight)
+    zero, kind = (0, torch.int8) if torch.cpu._is_amx_tile_supported() else (128, torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     rest = (None, 1.0, 0, torch.float32, "none", [], "")
 
     def product(x: torch.Tensor) -> torch.Tensor:
         rounded, own = round_rows(x)
-        return torch.ops.onednn.qlinear_pointwise(rounded, 1.0, 0, packed, scale, zeros, *rest) * own[:, None]
+        moved = (rounded.short() + zero).to(kind)
+        return torch.ops.onednn.qlinear_pointwise(moved, 1.0, zero, packed, scale, zeros, *rest) * own[:, None]
 
     if sums_saturate():
         raise NotImplementedError("without VNNI its sums of two products saturate at 16 bits")

@@ -7,13 +7,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import F, torch
-from zoo.run.linear.base import Processor, Way
+from zoo.run.linear.base import Processor, Way, describe_processor
 from zoo.run.linear.exact import refuse_onednn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_FP16 = 65504.0
+LONGEST_INT8 = 2**31 // (255 * 127)
 
 
 def _needs_floats(dtype: str) -> str | None:
@@ -162,11 +163,17 @@ class Int8Weights(Way):
         return shape[0] * (shape[1] + 2)
 
 
+MIDDLE = 128
+"""The zero point of unsigned inputs: −127 to 127 become 1 to 255."""
+
+
 class Int8Both(Way):
     """Weights and inputs in int8, each row of either with a scale of its own; sums in int32.
 
     torch's operator knows one scale for all of x. So it is told 1, and each row of the result is multiplied by its own
-    scale afterwards: a row's answer does not depend on its neighbours.
+    scale afterwards: a row's answer does not depend on its neighbours. VNNI multiplies unsigned inputs by signed
+    weights: without AMX oneDNN has for signed inputs its reference code alone, which is hundreds of times slower. So
+    inputs are unsigned there, about a zero point whose share of the sums oneDNN subtracts.
     """
 
     name = "int8_both"
@@ -178,20 +185,25 @@ class Int8Both(Way):
             return "needs a torch built with oneDNN"
         if processor.is_x86 and not processor.features & {"vnni", "amx"}:
             return "needs VNNI or AMX: without them its sums saturate, and are slower than float32's"
+        if shape[1] > LONGEST_INT8:
+            return f"takes at most {LONGEST_INT8:,} columns, found {shape[1]:,}: sums would leave int32"
         return _needs_floats(dtype)
 
     def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
         whole, scale = quantize_rows(weight, 127)
         packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
-        return packed, scale, torch.zeros(weight.shape[0], dtype=torch.int64), torch.tensor(1e-30), bias
+        processor = describe_processor()
+        zero = MIDDLE if processor.is_x86 and "amx" not in processor.features else 0
+        point = zero, torch.tensor(float(zero)), torch.uint8 if zero else torch.int8
+        return packed, scale, torch.zeros(weight.shape[0], dtype=torch.int64), point, torch.tensor(1e-30), bias
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
-        weight, scale, zeros, least, bias = packed
+        weight, scale, zeros, (zero, middle, kind), least, bias = packed
         largest = torch.linalg.vector_norm(x, math.inf, 1, True)
         own = torch.add(least, largest.float(), alpha=1 / 127)  # above 0 for a row of zeros, in one call
-        whole = (x / own).round_().to(torch.int8)
+        whole = torch.addcdiv(middle, x.float(), own).round_().to(kind)
         rest = (None, 1.0, 0, torch.float32, "none", [], "")
-        y = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, weight, scale, zeros, *rest).mul_(own).to(x.dtype)
+        y = torch.ops.onednn.qlinear_pointwise(whole, 1.0, zero, weight, scale, zeros, *rest).mul_(own).to(x.dtype)
         return y if bias is None else y.add_(bias)
 
     def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:

@@ -34,12 +34,16 @@ SPAN, TOGETHER = 12e6, 48e6  # bytes of weights that a lap reads, and that all s
 # by the time that a lap comes again its weights must have left the caches, as in a model
 WIDEST = 50e6  # bytes of the largest weight: a vocabulary's product is timed by its first rows
 FEW = 8  # rows up to which the whole span is multiplied, as reading it is what takes the time
+SLOWER, FAR = 5, 20
+"""A way so many times slower than another is not timed again for these rows; for one row, not for any: some processors
+have no fast code for a precision, and a prompt would take minutes there."""
+
 WATCH, SHARE = 0.03, 0.9  # seconds that a core is watched, and the part of it that a process alone would get
 
 IGNORE = "ZOO_LINEAR_TIMES"
 """A variable that, set to `ignore`, makes a process time anew, and keep nothing."""
 
-VERSION = 2
+VERSION = 3
 
 Times = Mapping[str, Mapping[int, float]]
 """Seconds of each way, by bucket."""
@@ -107,23 +111,34 @@ def _pick_clock() -> Callable[[], float]:
 def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) -> dict[Shape, Times]:
     """Time the ways of all shapes, taking turns, until `spend` seconds are over: the least of each.
 
-    The least, not the median: what is kept must not depend on what else ran. The buckets that decide most come first,
-    and where even one lap of each takes too long, the others are left out.
+    The least, not the median: what is kept must not depend on what else ran. The buckets that decide most come first.
+    Every way has a lap of one row, however long that takes; one that is far slower there is not tried at more rows, and
+    has no place in the result. Where even one lap of each takes too long, the other buckets are left out.
     """
     laps = {(shape, name): lap for shape in shapes for name, lap in _make_laps(shape, processor, len(shapes)).items()}
-    best: dict[tuple[Shape, str], dict[int, float]] = {key: {} for key in laps}
-    turns = cycle([(rows, key) for rows in ORDER for key in laps if takes(key[1], rows)])
+    best: dict[Shape, dict[str, dict[int, float]]] = {shape: {} for shape in shapes}
+    for shape, name in laps:
+        best[shape][name] = {}
+    turns = [(rows, key) for rows in ORDER for _ in ("warm up", "run") for key in laps if takes(key[1], rows)]
+    first = sum(rows == ORDER[0] for rows, _ in turns)
     warm, clock, began = set(), _pick_clock(), time.perf_counter()
     end = clock() + spend
-    while clock() < end and time.perf_counter() < began + LONGEST * spend:
-        turn = rows, (shape, name) = next(turns)
-        if turn not in warm:
-            laps[shape, name].warm_up(rows)
-            warm.add(turn)
-        elif not _is_hopeless([of for (other, _), of in best.items() if other == shape], best[shape, name], rows):
+    for number, (rows, (shape, name)) in enumerate(cycle(turns)):
+        if number >= first and (clock() >= end or time.perf_counter() >= began + LONGEST * spend):
+            break
+        mine, others = best[shape][name], best[shape].values()
+        if _is_hopeless(others, mine, ORDER[0], FAR) or _is_hopeless(others, mine, rows, SLOWER):
+            continue
+        if (rows, shape, name) in warm:
             took = laps[shape, name].run(rows)
-            best[shape, name][rows] = min(took, best[shape, name].get(rows, took))
-    return {shape: {name: of for (other, name), of in best.items() if other == shape and of} for shape in shapes}
+            mine[rows] = min(took, mine.get(rows, took))
+        else:  # all others come between this and the lap, which shall not find its weights in the caches
+            laps[shape, name].warm_up(rows)
+            warm.add((rows, shape, name))
+    return {
+        shape: {name: of for name, of in ways.items() if of and not _is_hopeless(ways.values(), of, ORDER[0], FAR)}
+        for shape, ways in best.items()
+    }
 
 
 def _make_laps(shape: Shape, processor: Processor, among: int) -> dict[str, _Lap]:
@@ -142,9 +157,9 @@ def takes(name: str, rows: int) -> bool:
     return most is None or rows <= most
 
 
-def _is_hopeless(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float], rows: int) -> bool:
-    """Tell whether a way has been five times slower than another of its shape: it is not timed again."""
-    return rows in mine and mine[rows] > 5 * min(of[rows] for of in ways if rows in of)
+def _is_hopeless(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float], rows: int, times: float) -> bool:
+    """Tell whether a way was so many times slower for these rows than another of its shape."""
+    return rows in mine and mine[rows] > times * min(of[rows] for of in ways if rows in of)
 
 
 def _candidates(shape: Shape, processor: Processor) -> dict[str, Way]:
