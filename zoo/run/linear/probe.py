@@ -34,9 +34,10 @@ SPAN, TOGETHER = 12e6, 48e6  # bytes of weights that a lap reads, and that all s
 # by the time that a lap comes again its weights must have left the caches, as in a model
 WIDEST = 50e6  # bytes of the largest weight: a vocabulary's product is timed by its first rows
 FEW = 8  # rows up to which the whole span is multiplied, as reading it is what takes the time
-SLOWER, FAR = 5, 20
-"""A way so many times slower than another is not timed again for these rows; for one row, not for any: some processors
-have no fast code for a precision, and a prompt would take minutes there."""
+SLOWER, FAR, LONG = 5, 20, 1e-3
+"""A way SLOWER times as slow as another is not timed again for these rows. One that for one row is FAR times as slow,
+and takes LONG seconds, is given up: some processors have no fast code for a precision, and a prompt would take minutes.
+"""
 
 WATCH, SHARE = 0.03, 0.9  # seconds that a core is watched, and the part of it that a process alone would get
 
@@ -127,7 +128,7 @@ def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) 
         if number >= first and (clock() >= end or time.perf_counter() >= began + LONGEST * spend):
             break
         mine, others = best[shape][name], best[shape].values()
-        if _is_hopeless(others, mine, ORDER[0], FAR) or _is_hopeless(others, mine, rows, SLOWER):
+        if _is_given_up(others, mine) or _is_slower(others, mine, rows, SLOWER):
             continue
         if (rows, shape, name) in warm:
             took = laps[shape, name].run(rows)
@@ -136,7 +137,7 @@ def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) 
             laps[shape, name].warm_up(rows)
             warm.add((rows, shape, name))
     return {
-        shape: {name: of for name, of in ways.items() if of and not _is_hopeless(ways.values(), of, ORDER[0], FAR)}
+        shape: {name: of for name, of in ways.items() if of and not _is_given_up(ways.values(), of)}
         for shape, ways in best.items()
     }
 
@@ -157,9 +158,14 @@ def takes(name: str, rows: int) -> bool:
     return most is None or rows <= most
 
 
-def _is_hopeless(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float], rows: int, times: float) -> bool:
+def _is_slower(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float], rows: int, times: float) -> bool:
     """Tell whether a way was so many times slower for these rows than another of its shape."""
     return rows in mine and mine[rows] > times * min(of[rows] for of in ways if rows in of)
+
+
+def _is_given_up(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float]) -> bool:
+    """Tell whether a way is so slow for one row that it is used for no number of rows."""
+    return mine.get(ORDER[0], 0.0) > LONG and _is_slower(ways, mine, ORDER[0], FAR)
 
 
 def _candidates(shape: Shape, processor: Processor) -> dict[str, Way]:
