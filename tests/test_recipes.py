@@ -18,6 +18,7 @@ from zoo.experiments.laddering import climb_recipe
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Expectation, Form, find_recipe, list_recipes, read_recipe
 from zoo.paths import recipes_dir
+from zoo.probes.catalogue import make_probe
 
 
 @pytest.mark.parametrize("name", one_in(4, list_recipes()))
@@ -118,6 +119,16 @@ def write(folder, **changed):
     file = folder / "deeper.yaml"
     file.write_text(yaml.safe_dump({**node, **changed}, allow_unicode=True, sort_keys=False))
     return file
+
+
+@pytest.mark.parametrize("short_form", [False, True])
+def test_a_recipe_of_a_probe_compares_levels_that_its_form_has(short_form):
+    for name in list_recipes():
+        _, recipe = find_recipe(name)
+        if (asked := recipe.form(short_form).probe) is not None:
+            levels = make_probe(asked.name, asked.size, asked.settings).levels
+            known = {f"{what} at {level}" for what in ("accuracy", "loss", "scaled") for level in levels} | {"reach"}
+            assert set(recipe.list_metrics(short_form)) <= known, name
 
 
 @pytest.mark.slow

@@ -158,10 +158,13 @@ class Recipe(Strict):
         return self
 
     def list_metrics(self, short_form: bool = False) -> list[str]:
-        """Every metric that is measured or that something is expected of, the recipe's own first."""
-        expected = self.form(short_form).expect
-        own = [self.metric] if not expected or any(each.metric is None for each in expected) else []
-        return list(dict.fromkeys([*own, *self.measure, *(each.metric for each in expected if each.metric)]))
+        """Every metric that is measured or that something is expected of, the recipe's own first. A probe whose short
+        form compares costs alone may not have the level of the recipe's metric: it gives its reach."""
+        form = self.form(short_form)
+        unnamed = [each for each in form.expect if each.metric is None and (form.probe is None or each.cost is None)]
+        own = [self.metric] if unnamed or not form.expect else []
+        named = [each.metric for each in form.expect if each.metric]
+        return list(dict.fromkeys([*own, *self.measure, *named])) or ["reach"]
 
     def form(self, short_form: bool) -> Form:
         """The whole experiment, or its short form."""
