@@ -39,8 +39,8 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
         raise NotImplementedError
 
     def forward(self, m: Weights, x: Tensor, earlier: Tensor | None) -> Tensor:
-        """Read the `earlier` groups [B, T, S, D], None where there are none, and the present one's sum x [B, T, D]: [B,
-        T, D], or [B, T, Q, D] of several reads."""
+        """Read the `earlier` groups [B, T, S, D], None where there are none, and the present one's sum x [B, T, D].
+        Gives [B, T, D], or [B, T, Q, D] of several reads."""
         raise NotImplementedError
 
 

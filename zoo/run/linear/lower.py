@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_FP16 = 65504.0
-LONGEST_INT8 = 2**31 // (255 * 127)
+MOST_COLUMNS = 2**31 // (255 * 127)  # of an int8 product: sums of 255 times 127 stay in int32
 
 
 def _needs_floats(dtype: str) -> str | None:
@@ -185,8 +185,8 @@ class Int8Both(Way):
             return "needs a torch built with oneDNN"
         if processor.is_x86 and not processor.features & {"vnni", "amx"}:
             return "needs VNNI or AMX: without them its sums saturate, and are slower than float32's"
-        if shape[1] > LONGEST_INT8:
-            return f"takes at most {LONGEST_INT8:,} columns, found {shape[1]:,}: sums would leave int32"
+        if shape[1] > MOST_COLUMNS:
+            return f"takes at most {MOST_COLUMNS:,} columns, found {shape[1]:,}: sums would leave int32"
         return _needs_floats(dtype)
 
     def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
