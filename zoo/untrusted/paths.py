@@ -1,0 +1,37 @@
+"""Resolve the paths that a file states: each stays inside the folder that the file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import CheckpointError
+from zoo.untrusted.text import quote
+
+
+def find_inside(folder: Path, stated: Any, place: str) -> Path:
+    """Resolve a path that a file states, relative to `folder`. `place` names the file and the key in messages.
+
+    A symbolic link is followed, and has to lead to somewhere in the folder, or beside the file that the folder's own
+    links lead to (a hub's cache links every file of a snapshot to its store of blobs). Raises CheckpointError for what
+    is no path, is absolute, or leads out.
+    """
+    if not isinstance(stated, str) or not stated or "\0" in stated:
+        raise CheckpointError(f"{place}: is {quote(stated)}, no path (a name inside {folder})")
+    path = folder / stated
+    if Path(stated).is_absolute() or ".." in Path(stated).parts:
+        raise CheckpointError(f"{place}: {quote(stated)} leads out of {folder} (a path inside it)")
+    try:
+        real, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise CheckpointError(f"{place}: {quote(stated)} cannot be followed, found {type(error).__name__}") from error
+    if not real.is_relative_to(root) and not _in_store(root, real):
+        raise CheckpointError(f"{place}: {quote(stated)} is a link that leads out of {folder} (a file inside it)")
+    return path
+
+
+def _in_store(root: Path, real: Path) -> bool:
+    """Tell whether a file lies in the store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
+    if root.parent.name != "snapshots":
+        return False
+    return real.is_relative_to(root.parent.parent / "blobs")

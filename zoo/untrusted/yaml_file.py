@@ -1,0 +1,88 @@
+"""Read YAML that a stranger may have written: bytes, depth, digits and what its aliases expand to stay within budgets.
+
+The text is checked event by event before any loader builds a tree of it. Loaders are PyYAML's safe ones, or
+OmegaConf's, which is one of them: no tag names a Python class.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import CheckpointError
+from zoo.untrusted.json_file import NESTED, read_bytes
+from zoo.untrusted.text import shorten
+
+LARGEST = 4 << 20
+"""Bytes of the largest YAML file."""
+NODES = 400_000
+"""Nodes of a file, those counted that an alias repeats."""
+DIGITS = 40
+"""Characters of the longest number."""
+
+_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml_text(file: Path) -> str:
+    """Read the text of a YAML file that is within the budgets. Raises CheckpointError, and FileNotFoundError where
+    there is no such file."""
+    data = read_bytes(file, LARGEST)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: cannot be read, it is not UTF-8 text") from error
+    check_yaml(text, str(file))
+    return text
+
+
+def parse_yaml(file: Path) -> Any:
+    """Read a YAML file as plain data. Raises CheckpointError, and FileNotFoundError where there is no such file."""
+    try:
+        return yaml.load(read_yaml_text(file), _LOADER)
+    except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold
+        raise CheckpointError(f"{file}: cannot be read as YAML, found {shorten(str(error))}") from error
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{file}{_place(error)}: not YAML, {_problem(error)}") from error
+
+
+def check_yaml(text: str, place: str) -> None:
+    """Check that a YAML text parses, and that it stays within the budgets. Raises CheckpointError with the line."""
+    sizes: dict[str, int] = {}  # of anchored nodes, their aliases expanded
+    open_nodes: list[list[Any]] = [[None, 0]]  # each container's anchor, and the nodes in it so far
+    try:
+        for event in yaml.parse(text, _LOADER):
+            line = f"{place}:{event.start_mark.line + 1}"
+            if isinstance(event, yaml.AliasEvent):
+                size = sizes.get(event.anchor, NODES)  # one inside of what it names never ends
+            elif isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append([event.anchor, 1])
+                if len(open_nodes) > NESTED:
+                    raise CheckpointError(f"{line}: is nested more than {NESTED} deep (a flatter file)")
+                continue
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, size = open_nodes.pop()
+                sizes[anchor] = size
+            elif isinstance(event, yaml.ScalarEvent):
+                if len(event.value) > DIGITS and event.implicit[0] and _NUMBER.fullmatch(event.value):
+                    raise CheckpointError(f"{line}: holds a number of {len(event.value):,} digits (at most {DIGITS})")
+                sizes[event.anchor], size = 1, 1
+            else:
+                continue
+            open_nodes[-1][1] += size
+            if open_nodes[-1][1] > NODES:
+                raise CheckpointError(f"{line}: its aliases stand for more than {NODES:,} values (fewer)")
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{place}{_place(error)}: not YAML, {_problem(error)}") from error
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return shorten(str(getattr(error, "problem", None) or error))
