@@ -6,15 +6,55 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from zoo import untrusted
 from zoo.errors import CheckpointError
 from zoo.families import family as families
 from zoo.families.body import Body
+from zoo.families.expression import MANY
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
 
 CONFIG = "config.json"
+
+LARGEST_VOCABULARY = 2**31 - 1
+
+Mappings = dict[str, Any]
+
+
+class InnerConfig(untrusted.Shape):
+    """The fields of a model's config that mean the same in every family. Those of one family are checked where its
+    expressions read them (`Expression.value`)."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    dtype: str | Mappings | None = None
+    torch_dtype: str | Mappings | None = None
+    quantization_config: Mappings | None = None
+    vocab_size: Annotated[int, Field(ge=0, le=LARGEST_VOCABULARY)] | None = None
+    layer_types: Annotated[list[str], Field(max_length=MANY)] | None = None
+    rope_scaling: Mappings | None = None
+    rope_parameters: Mappings | None = None
+    id2label: Mappings | None = None
+    label2id: Mappings | None = None
+    tie_word_embeddings: bool | None = None
+    eos_token_id: int | list[int] | None = None
+    bos_token_id: int | list[int] | None = None
+    pad_token_id: int | list[int] | None = None
+
+
+class ConfigFile(InnerConfig):
+    """config.json."""
+
+    text_config: InnerConfig | None = None
+    llm_config: InnerConfig | None = None
+    language_config: InnerConfig | None = None
+    vision_config: Mappings | None = None
+    encoder: InnerConfig | None = None
+    decoder: InnerConfig | None = None
 
 
 def is_folder(path: Path) -> bool:
@@ -34,7 +74,7 @@ def read_body(
     """Read a config.json, or that of a folder, and the model it describes; of a multimodal one, its text model's.
     `stated` fields replace the config's, `changes` the model's. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
-    config = read_json(file)
+    config = read_config(file)
     wrapper = find_wrapper(config)
     config = {**(wrapper.text if wrapper else config), **(stated or {})}
     return config, families.family_of_config(config, str(file)).body(config, str(file), changes)
@@ -50,14 +90,15 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
         config = describe_gguf(read_gguf(path))
         return families.family_of_config(config, str(path)).body(config, str(path)), []
     file = path / CONFIG if path.is_dir() else path
-    stated = read_json(file)
+    stated = read_config(file)
     wrapper = find_wrapper(stated)
     config = wrapper.text if wrapper else stated
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {wrapper}"] if wrapper else []
     family = families.family_of_config(config, str(file))
     for place in family.towers.values():
-        beside = config.get(place.outer) or {} if place.outer else {}
+        beside = config.get(place.outer) if place.outer else None
+        beside = beside if isinstance(beside, Mapping) else {}
         rest = ", ".join(key for key in beside if key.endswith("_config") and f"{place.outer}.{key}" != place.field)
         notes += [f"{file}: {family.name}: its text towers alone, without {place.outer}'s {rest}"] if rest else []
     wanted = (config.get("architectures") or [""])[0]
@@ -74,10 +115,11 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
 
 FLOAT = "__float__"
 """transformers' key for floats that JSON cannot express: {"__float__": "Infinity"}."""
+FLOATS = ("Infinity", "-Infinity", "NaN")
 
 
 def _float(node: dict[str, Any]) -> Any:
-    return float(node[FLOAT]) if set(node) == {FLOAT} else node
+    return float(node[FLOAT]) if node.get(FLOAT) in FLOATS and len(node) == 1 else node
 
 
 def to_jsonable(node: Any) -> Any:
@@ -91,14 +133,14 @@ def to_jsonable(node: Any) -> Any:
     return node
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises CheckpointError."""
+def read_json(file: Path, shape: type[untrusted.Shape] = untrusted.Shape) -> dict[str, Any]:
+    """Read a JSON file that holds an object of this shape. Raises CheckpointError."""
     try:
-        node = json.loads(file.read_text(encoding="utf-8"), object_hook=_float)
+        return untrusted.read_json(file, shape, hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON, found {' '.join(str(error).split())[:120]}") from error
-    if not isinstance(node, dict):
-        raise CheckpointError(f"{file}: holds a {type(node).__name__}, not an object")
-    return node
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config.json. Raises CheckpointError."""
+    return read_json(file, ConfigFile)

@@ -21,6 +21,8 @@ NESTED = 64
 """Levels of lists and mappings. More would end the walks of such trees in RecursionError."""
 LARGEST = 2**63
 """Whole numbers lie below: what torch and safetensors can hold."""
+UNLIMITED = "model_max_length"
+"""The key of a tokenizer whose number may be larger: transformers writes 10^30 where there is no limit."""
 
 
 class Shape(BaseModel):
@@ -90,12 +92,16 @@ def check_budget(node: Any, place: str) -> None:
         below: list[Any] = []
         for each in level:
             if isinstance(each, dict):
-                below += each.values()
+                below += each.values() if UNLIMITED not in each else _leave_out_limit(each)
             elif isinstance(each, list):
                 below += each
             elif isinstance(each, int) and not -LARGEST <= each < LARGEST:
                 raise CheckpointError(f"{place}: holds {quote(each)} (whole numbers of 64 bits)")
         level = below
+
+
+def _leave_out_limit(node: Mapping[str, Any]) -> list[Any]:
+    return [value for key, value in node.items() if key != UNLIMITED or not isinstance(value, int)]
 
 
 def check_shape(node: Any, shape: Any, place: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+FEW = 4
+"""Entries of the largest container that is quoted whole."""
 LONGEST = 120
 """Characters of a stranger's text that a message quotes."""
 
@@ -24,8 +26,16 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 
 
 def quote(value: Any, longest: int = 60) -> str:
-    """Quote a stranger's value for a message: a container by its kind and size, a text or a number shortened."""
+    """Quote a stranger's value for a message: a text or a number shortened, a container of many or of containers by its
+    kind and size."""
     if isinstance(value, dict | list | tuple | set):
+        inner = value.values() if isinstance(value, dict) else value
+        if len(value) <= FEW and not any(isinstance(each, dict | list | tuple | set) for each in inner):
+            parts = [quote(each, longest) for each in inner]
+            if isinstance(value, dict):
+                parts = [f"{quote(key, longest)}: {part}" for key, part in zip(value, parts, strict=True)]
+            around = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
+            return around[0] + ", ".join(parts) + around[1]
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind} of {len(value):,}"
     if isinstance(value, int) and value.bit_length() > 128:
