@@ -20,6 +20,7 @@ undone from right to left they convert ours to theirs. A tensor of either side w
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,4 +183,9 @@ def _filled(text: str, index: Sequence[str]) -> str:
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a tensor's name matches one of the patterns, in which `*` is any text."""
-    return any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name) for pattern in patterns)
+    return bool(patterns) and _compile(tuple(patterns)).fullmatch(name) is not None
+
+
+@functools.lru_cache(256)
+def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(pattern).replace(r"\*", ".*") for pattern in patterns))

@@ -25,6 +25,10 @@ LARGEST_VOCABULARY = 2**31 - 1
 Mappings = dict[str, Any]
 
 
+TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
+"""An id of a token; -1 is none's."""
+
+
 class InnerConfig(untrusted.Shape):
     """The fields of a model's config that mean the same in every family. Those of one family are checked where its
     expressions read them (`Expression.value`)."""
@@ -41,9 +45,16 @@ class InnerConfig(untrusted.Shape):
     id2label: Mappings | None = None
     label2id: Mappings | None = None
     tie_word_embeddings: bool | None = None
-    eos_token_id: int | list[int] | None = None
-    bos_token_id: int | list[int] | None = None
-    pad_token_id: int | list[int] | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    bos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | list[TokenId] | None = None
+
+
+class GenerationFile(untrusted.Shape):
+    """generation_config.json, as far as token ids go; `zoo.text.defaults` checks the options of sampling."""
+
+    eos_token_id: TokenId | list[TokenId] | None = None
+    bad_words_ids: list[list[TokenId]] | None = None
 
 
 class ConfigFile(InnerConfig):
@@ -133,10 +144,12 @@ def to_jsonable(node: Any) -> Any:
     return node
 
 
-def read_json(file: Path, shape: type[untrusted.Shape] = untrusted.Shape) -> dict[str, Any]:
-    """Read a JSON file that holds an object of this shape. Raises CheckpointError."""
+def read_json(
+    file: Path, shape: type[untrusted.Shape] = untrusted.Shape, most: int = untrusted.SETTINGS
+) -> dict[str, Any]:
+    """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError."""
     try:
-        return untrusted.read_json(file, shape, hook=_float)
+        return untrusted.read_json(file, shape, most=most, hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
 

@@ -78,12 +78,12 @@ def read_defaults(folder: Path) -> FolderDefaults:
     `do_sample: false` is temperature 0, and so is a beam search. Raises ConfigError for values that will not do.
     """
     from zoo import runs
-    from zoo.families.described import read_json
+    from zoo.families.described import GenerationFile, read_json
 
     file = folder / FILE
     if (folder / runs.ARCHITECTURE).is_file() or not file.is_file():
         return FolderDefaults()
-    stated = read_json(file)
+    stated = read_json(file, GenerationFile)
     found = {
         ours: stated[theirs]
         for theirs, ours in NAMES.items()

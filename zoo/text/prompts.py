@@ -13,6 +13,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import list_faults
+from zoo.untrusted import quote
 
 SOURCES = ("prompt", "ids", "messages")
 """What a request continues: one of these. `messages` are a conversation, for models with a chat template."""
@@ -21,6 +22,9 @@ GUIDES: tuple[Kind, ...] = get_args(Kind)
 """Kinds of grammars: a request follows at most one."""
 
 MOST_SAMPLES, MOST_LOGPROBS = 128, 20
+MOST_TOKENS = 2**20
+"""Most tokens of an answer: memory is kept free for all of them."""
+LARGEST_ID = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class Options:
         if not any(isinstance(word, str) for word in _as_tuple(own.get("bad_words", ()))):
             own.pop("bad_words", None)  # token ids, which are for the sampling
         wrong = {name: value for name, value in own.items() if not CHECKS[name][0](value)}
-        faults += [f"{name}: is {value!r}, not {CHECKS[name][1]}" for name, value in wrong.items()]
+        faults += [f"{name}: is {quote(value)}, not {CHECKS[name][1]}" for name, value in wrong.items()]
         sampling = Sampling()
         try:
             taken = [name for name in given if name in sampling_names() and name not in own]
@@ -81,7 +85,7 @@ def _is_finite(value: Any) -> bool:
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (_number(1, math.inf), "a whole number from 1"),
+    "max_new_tokens": (_number(1, MOST_TOKENS), f"a whole number from 1 to {MOST_TOKENS:,}"),
     "n": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
     "n_beams": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
     "length_penalty": (_is_finite, "a finite number"),
@@ -96,7 +100,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "all texts that are not empty, or all lists of token ids",
     ),
     "stop_ids": (
-        lambda value: all(type(each) is int and each >= 0 for each in _as_tuple(value)),
+        lambda value: all(type(each) is int and 0 <= each <= LARGEST_ID for each in _as_tuple(value)),
         "a token id, or a list of such",
     ),
     "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),

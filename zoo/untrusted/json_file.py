@@ -21,6 +21,8 @@ NESTED = 64
 """Levels of lists and mappings. More would end the walks of such trees in RecursionError."""
 LARGEST = 2**63
 """Whole numbers lie below: what torch and safetensors can hold."""
+SHOWN = 5
+"""Keys at fault that are named."""
 UNLIMITED = "model_max_length"
 """The key of a tokenizer whose number may be larger: transformers writes 10^30 where there is no limit."""
 
@@ -110,8 +112,12 @@ def check_shape(node: Any, shape: Any, place: str) -> Any:
     try:
         _adapter(shape).validate_python(node)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        raise CheckpointError(*dict.fromkeys(_describe(place, each) for each in faults[:5])) from None
+        would: dict[str, list[str]] = {}
+        for each in error.errors(include_url=False, include_context=False)[: 2 * SHOWN]:
+            start, end = _describe(place, each)
+            would.setdefault(start, []).append(end)  # what a union's members would take, on one line
+        lines = (f"{start} ({' or '.join(dict.fromkeys(ends))})" for start, ends in would.items())
+        raise CheckpointError(*list(lines)[:SHOWN]) from None
     return node
 
 
@@ -120,13 +126,13 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def _describe(place: str, fault: Mapping[str, Any]) -> str:
-    """Write a fault that pydantic found: file, key, what was found, what would do."""
+def _describe(place: str, fault: Mapping[str, Any]) -> tuple[str, str]:
+    """Write a fault that pydantic found: file, key and what was found; and what would do."""
     names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
     key = ".".join(shorten(each, 40) for each in names)
     would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower()
     found = "is missing" if fault["type"] == "missing" else f"is {quote(fault['input'])}"
-    return f"{place}: {key + ': ' if key else ''}{found} ({would})"
+    return f"{place}: {key + ': ' if key else ''}{found}", would
 
 
 def _is_type(name: str) -> bool:

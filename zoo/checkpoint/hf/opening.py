@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.checkpoint import gguf
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import Header, Reader, read_headers
+from zoo.checkpoint.files import Header, Reader, list_first, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
@@ -21,12 +21,13 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families import family as families
 from zoo.families.binding import try_evaluate
 from zoo.families.body import Body
-from zoo.families.described import CONFIG, read_body, read_json
+from zoo.families.described import CONFIG, ConfigFile, GenerationFile, read_body, read_config, read_json
 from zoo.families.expression import Expression
 from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
+from zoo.untrusted import shorten
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     if gguf.is_unpacked(folder):
         return _open_gguf(folder)
     file = folder / CONFIG
-    config, whole = read_json(file), None
+    config, whole = read_config(file), None
     wrapper = find_wrapper(config)
     listed = list_tensors(folder, config)
     config = wrapper.text if wrapper else config
@@ -153,39 +154,51 @@ def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
 
 
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
-    """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each."""
+    """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each, of
+    each kind the first few."""
     body, folder = source.body, source.file or source.folder
+    wanted, missing, strange = _compare_names(mapped, found, source)
+    misshaped = [name for name, shape in wanted.items() if name in found and found[name].shape != shape]
+
+    def describe_missing(name: str) -> str:
+        shape = list(wanted[name])
+        return f"{folder}: {name} is missing, of shape {shape}{did_you_mean(name, strange)}"
+
+    def describe_strange(name: str) -> str:
+        said = f"has no row in the map of {body.family.name} (it belongs to no part of the model)"
+        return f"{folder}: {shorten(name)} {said}"
+
+    def describe_misshaped(name: str) -> str:
+        return f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(wanted[name])}"
+
+    faults = list_first(missing, describe_missing, folder) + list_first(strange, describe_strange, folder)
+    return faults + list_first(misshaped, describe_misshaped, folder)
+
+
+def _compare_names(
+    mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource
+) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:
+    """Give the shapes of the tensors that a model's file has by name, those that this one lacks, and those that no row
+    names."""
+    body = source.body
     wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
     extra = body.full_names(lambda each: (*each.family.same, *each.family.unread))
     optional = body.full_names(lambda each: each.family.optional)
     dropped = body.full_names(lambda each: (fill_braces(name, (), each.fields) for name in each.family.dropped))
-    strange = [name for name in found if name not in wanted and not matches(name, [*extra, *dropped])]
-    faults = [
-        f"{folder}: {name} is missing, of shape {list(shape)}{did_you_mean(name, strange)}"
-        for name, shape in wanted.items()
-        if name not in found and not matches(name, optional)
-    ]
-    faults += [
-        f"{folder}: {name} has no row in the map of {body.family.name} (it belongs to no part of the model)"
-        for name in strange
-    ]
-    return faults + [
-        f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
+    missing = [name for name in wanted if name not in found and not matches(name, optional)]
+    return wanted, missing, [name for name in found if name not in wanted and not matches(name, [*extra, *dropped])]
 
 
 def read_end_ids(folder: Path) -> list[int]:
     """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json; there a
     multimodal model may state them for its text model."""
-    for name in ("generation_config.json", CONFIG):
-        node = read_json(folder / name) if (folder / name).is_file() else {}
+    for name, shape in (("generation_config.json", GenerationFile), (CONFIG, ConfigFile)):
+        node = read_json(folder / name, shape) if (folder / name).is_file() else {}
         wrapper = find_wrapper(node)
         inner = wrapper.text.get("eos_token_id") if wrapper else None
         stated = node.get("eos_token_id", inner)
         if stated is not None:
-            return [int(each) for each in (stated if isinstance(stated, list) else [stated])]
+            return [each for each in (stated if isinstance(stated, list) else [stated]) if each >= 0]
     return []
 
 
@@ -227,8 +240,8 @@ def _open_as_stated(
 
 def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
     """Whether the folder has the tensors of the model, by name."""
-    faults = find_differences(map_tensors(source.spec, source.body), found, source)
-    return all("has shape" in fault for fault in faults)
+    _, missing, strange = _compare_names(map_tensors(source.spec, source.body), found, source)
+    return not missing and not strange
 
 
 # ---------------------------------------------------------------- tied heads and copies

@@ -14,18 +14,34 @@ from zoo.checkpoint.files import NAMES, Header, Packed, Reader
 from zoo.checkpoint.mapping import matches
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
 from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, Float4Experts, ModelOptFloat4, PackedFloat4
-from zoo.checkpoint.quantised.layout import Layout
+from zoo.checkpoint.quantised.layout import Layout, refuse
 from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
 from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
 from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
+from zoo.untrusted import Shape, check_shape, quote
 
 FIELD = "quantization_config"
 
 ACTIVATIONS = ("*.input_scale", "*.output_scale", "*.activation_scale", "*.input_zero_point", "*.input_global_scale")
 ACTIVATIONS += ("*.k_scale", "*.v_scale", "*.q_scale", "*.input_scale_ub", "*_activation_scale")
 """Scales for activations and caches, which stay in the model's dtype here."""
+
+
+class GroupNode(Shape):
+    """One of compressed-tensors' groups of weights."""
+
+    weights: dict[str, Any] | None = None
+
+
+class SettingsNode(Shape):
+    """A quantization_config, as far as it is read."""
+
+    quant_method: str | None = None
+    bits: int | None = None
+    config_groups: dict[str, GroupNode] | None = None
+    weight_block_size: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +85,17 @@ def find_method(config: Mapping[str, Any], where: str) -> Method | None:
     settings = config.get(FIELD)
     if not settings:
         return None
+    check_shape(settings, SettingsNode, f"{where}: {FIELD}")
     name = settings.get("quant_method") or ("bitsandbytes" if _is_bitsandbytes(settings) else None)
     if name not in METHODS:
         hint = did_you_mean(str(name), METHODS) or f" (one of: {', '.join(METHODS)}; or the unquantised checkpoint)"
-        raise CheckpointError(f"{where}: {FIELD}.quant_method: {name!r} is not read{hint}")
+        raise CheckpointError(f"{where}: {FIELD}.quant_method: {quote(name)} is not read{hint}")
     method = METHODS[name]
     faults = [
-        f"{where}: {FIELD}.{field}: is {_short(settings.get(field))}, which is not read "
+        f"{where}: {FIELD}.{field}: is {quote(settings.get(field))}, which is not read "
         f"(one of: {', '.join(str(each) for each in values if each)})"
         if any(values)
-        else f"{where}: {FIELD}.{field}: is {_short(settings.get(field))}, which is not read (none would do)"
+        else f"{where}: {FIELD}.{field}: is {quote(settings.get(field))}, which is not read (none would do)"
         for field, values in (method.requires or {}).items()
         if settings.get(field) not in values
     ]
@@ -89,11 +106,6 @@ def find_method(config: Mapping[str, Any], where: str) -> Method | None:
 
 def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))  # files of before quant_method
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
@@ -114,7 +126,7 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
         return dict(found)
     for stem, layout, parts in layouts:
         header = next(iter(parts.values()))
-        made = layout(settings, parts, reader.read)
+        made = _make_layout(layout, settings, parts, reader)
         for each in parts.values():
             kept.pop(each.name or "", None)
         weight = stem + layout.target
@@ -122,6 +134,18 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     kept = {name: each for name, each in kept.items() if not matches(name, (method or UNSTATED).dropped)}
     _refuse_bare(kept)
     return kept
+
+
+def _make_layout(
+    layout: type[Layout], settings: Mapping[str, Any], parts: Mapping[str, Header], reader: Reader
+) -> Layout:
+    """Make the layout of a weight. Raises CheckpointError where tensors or settings are not as the method has them."""
+    try:
+        return layout(settings, parts, reader.read)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        header = next(iter(parts.values()))
+        shapes = ", ".join(f"{role} {each.dtype} {list(each.shape)}" for role, each in parts.items())
+        raise refuse(header, f"is no weight of {layout.__name__}, found {shapes}", "a whole file") from error
 
 
 def _find_layouts(method: Method, found: Mapping[str, Header]) -> Iterator[tuple[str, type[Layout], dict[str, Header]]]:
