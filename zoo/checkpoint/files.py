@@ -7,7 +7,7 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zoo import untrusted
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
-from zoo.untrusted import check_shape, find_inside, parse_json, quote, shorten
+from zoo.untrusted import check_shape, find_inside, list_first, parse_json, quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,17 +158,6 @@ def _indexed(folder: Path, index: Path) -> dict[str, Header]:
         said = f"is missing, {INDEX} says it is there"
         raise CheckpointError(*list_first(lost, lambda name: f"{listed[name]}: {shorten(name)} {said}", folder))
     return {name: header for shard in shards.values() for name, header in shard.items()}
-
-
-FIRST = 10
-"""Faults of one kind that are listed; the others are counted."""
-
-
-def list_first(names: Sequence[str], describe: Callable[[str], str], place: Any) -> list[str]:
-    """Describe the first of some names that are at fault, a line each, and count the others in one more."""
-    lines = [describe(name) for name in names[:FIRST]]
-    more = len(names) - FIRST
-    return [*lines, f"{place}: … and {more:,} more like {shorten(names[FIRST - 1])}"] if more > 0 else lines
 
 
 def read_header(file: Path) -> dict[str, Header]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from zoo.checkpoint.files import list_first, read_header
+from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, did_you_mean
-from zoo.untrusted import shorten
+from zoo.untrusted import list_first, shorten
 
 
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

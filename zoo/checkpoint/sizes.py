@@ -11,6 +11,7 @@ from zoo.checkpoint.files import BITS, Header, read_headers
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, is_folder, read_config
 from zoo.families.gguf import is_gguf, read_gguf
+from zoo.untrusted import shorten
 
 
 def measure_stored(path: Path) -> dict[str, Any] | None:
@@ -38,7 +39,7 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
 
 def _method(folder: Path) -> str | None:
     settings = read_config(folder / CONFIG).get("quantization_config") if is_folder(folder) else None
-    return None if not settings else str(settings.get("quant_method") or "quantised")
+    return None if not settings else shorten(str(settings.get("quant_method") or "quantised"))
 
 
 def _kind(listed: dict[str, Header]) -> str:

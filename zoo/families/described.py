@@ -14,7 +14,6 @@ from zoo import untrusted
 from zoo.errors import CheckpointError
 from zoo.families import family as families
 from zoo.families.body import Body
-from zoo.families.expression import MANY
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
 
@@ -39,7 +38,7 @@ class InnerConfig(untrusted.Shape):
     torch_dtype: str | Mappings | None = None
     quantization_config: Mappings | None = None
     vocab_size: Annotated[int, Field(ge=0, le=LARGEST_VOCABULARY)] | None = None
-    layer_types: Annotated[list[str], Field(max_length=MANY)] | None = None
+    layer_types: Annotated[list[str], Field(max_length=families.MOST_LAYERS)] | None = None
     rope_scaling: Mappings | None = None
     rope_parameters: Mappings | None = None
     id2label: Mappings | None = None
@@ -116,11 +115,10 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     bare = next((name for name in family.architectures if name.endswith("Model")), None)
     if wanted and wanted not in family.architectures and bare:
         config = {**config, "architectures": [bare]}
-        notes.append(f"{file}: {wanted}: without its head, as {bare}")
+        notes.append(f"{file}: {untrusted.shorten(wanted)}: without its head, as {bare}")
     if stated.get("quantization_config"):
-        notes.append(
-            f"{file}: its weights are quantised ({method}); it runs dequantised, in the --dtype that is priced"
-        )
+        named = untrusted.shorten(str(method))
+        notes.append(f"{file}: its weights are quantised ({named}); it runs dequantised, in the --dtype that is priced")
     return family.body(config, str(file)), notes
 
 

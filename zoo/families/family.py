@@ -49,10 +49,10 @@ from typing import Any
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
 from zoo.families.body import Body, lay_over
-from zoo.families.expression import MANY, Expression, evaluate_tree, get_item, read_names
+from zoo.families.expression import Expression, evaluate_tree, get_item, read_names
 from zoo.families.tasks import name_task_classes
 from zoo.families.towers import TowerConfig, join_models, read_towers
-from zoo.untrusted import quote, shorten
+from zoo.untrusted import list_first, quote, shorten
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -71,6 +71,8 @@ transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 
 attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version sentence_transformers
 sbert_ce_default_activation_function
 """
+MOST_LAYERS = 2_000
+"""Most layers of a published model: each is mapped to tensors of its own."""
 MOST_KINDS = 1_000
 """Most kinds of layer: each is compared with the others."""
 HARMLESS = frozenset(_HARMLESS.split())
@@ -149,8 +151,12 @@ class Family:
             for name, value in full.items()
             if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
         ]
-        said = f"a field that {self.name} does not have"
-        return [f"{shorten(name)}: is {quote(full[name])}, {said}{did_you_mean(name, known)}" for name in unread]
+
+        def describe(name: str) -> str:
+            said = f"a field that {self.name} does not have"
+            return f"{shorten(name)}: is {quote(full[name])}, {said}{did_you_mean(name, known)}"
+
+        return list_first(unread, describe, self.name)
 
     @functools.cached_property
     def reads(self) -> set[str]:
@@ -222,30 +228,50 @@ class Family:
 def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate `layers` and `pattern` for each layer; layers with equal patches are of one kind."""
     kinds, pattern = template.get("layers") or {}, template.get("pattern")
+    count = evaluate_tree(template.get("n_layers"), fields)
+    if isinstance(count, int) and count > MOST_LAYERS:
+        raise ConfigError(f"n_layers: is {quote(count)} (at most {MOST_LAYERS:,})")
     if not kinds and pattern is None:
         return {}
-    count = Expression(template["n_layers"][1:]).value(fields)
-    if not isinstance(count, int) or not 0 < count <= MANY:
-        raise ConfigError(f"n_layers: is {quote(count)} (a whole number from 1 to {MANY:,})")
+    if not isinstance(count, int) or count < 0:
+        raise ConfigError(f"n_layers: is {quote(count)} (a whole number)")
+    evaluate = _PatternReader(kinds, pattern, fields)
     layers: dict[str, Any] = {}
     names, families = [], []
-    apart = "layer" in read_names(pattern)  # else the pattern is one for all layers
-    stated = "layer" if pattern is None else None if apart else evaluate_tree(pattern, fields)
     for index in range(count):
-        env = {**fields, "layer": index}
-        kind = evaluate_tree(pattern, env) if apart else stated
-        kind = get_item(kind, index, str(pattern).removeprefix("=")) if isinstance(kind, list) else kind
-        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a patch
-        if not isinstance(kind, str) or (kinds and kind not in kinds and kind != "layer"):
-            raise ConfigError(
-                f"layer {index}: is of kind {quote(kind)}, which is not supported (one of: {', '.join(kinds)})"
-            )
-        patch = evaluate_tree(kinds.get(kind) or {}, env)
+        kind, patch = evaluate.read(index)
         names.append(_named(kind, patch, layers))
         families.append(kind)
     there = {*names}
     used = {name: patch for name, patch in layers.items() if name in there and name != "layer"}
     return {"layers": used, "pattern": names, "_kinds": families}
+
+
+class _PatternReader:
+    """Evaluates `layers` and `pattern` for single layers; what does not read `layer` once for all of them."""
+
+    def __init__(self, kinds: Mapping[str, Any], pattern: Any, fields: Mapping[str, Any]) -> None:
+        self.kinds, self.pattern, self.fields = kinds, pattern, fields
+        self.apart = "layer" in read_names(pattern)
+        self.stated = "layer" if pattern is None else None if self.apart else evaluate_tree(pattern, fields)
+        self.patches: dict[str, Any] = {}
+
+    def read(self, index: int) -> tuple[str, Any]:
+        """Read the kind of a layer and its patch."""
+        env = {**self.fields, "layer": index}
+        kind = evaluate_tree(self.pattern, env) if self.apart else self.stated
+        kind = get_item(kind, index, str(self.pattern).removeprefix("=")) if isinstance(kind, list) else kind
+        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a patch
+        if not isinstance(kind, str) or (self.kinds and kind not in self.kinds and kind != "layer"):
+            known = ", ".join(self.kinds)
+            raise ConfigError(f"layer {index}: is of kind {quote(kind)}, which is not supported (one of: {known})")
+        if kind in self.patches:
+            return kind, self.patches[kind]
+        stated = self.kinds.get(kind) or {}
+        patch = evaluate_tree(stated, env)
+        if "layer" not in read_names(stated):
+            self.patches[kind] = patch
+        return kind, patch
 
 
 def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ Every loader of a model, a run, a recipe or a data set reads its files through t
 
 from zoo.untrusted.json_file import FILE, NESTED, SETTINGS, Shape, check_shape, parse_json, read_bytes, read_json
 from zoo.untrusted.paths import find_inside
-from zoo.untrusted.text import escape_controls, quote, shorten
+from zoo.untrusted.text import escape_controls, list_first, quote, shorten
 from zoo.untrusted.yaml_file import check_yaml, parse_yaml, read_yaml_text
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_yaml",
     "escape_controls",
     "find_inside",
+    "list_first",
     "parse_json",
     "parse_yaml",
     "quote",

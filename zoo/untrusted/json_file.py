@@ -93,11 +93,14 @@ def check_budget(node: Any, place: str) -> None:
             raise CheckpointError(f"{place}: is nested more than {NESTED} deep (a flatter file)")
         below: list[Any] = []
         for each in level:
-            if isinstance(each, dict):
+            kind = type(each)  # a comparison takes a third of isinstance: files have millions of texts
+            if kind is str:
+                continue
+            if kind is dict:
                 below += each.values() if UNLIMITED not in each else _leave_out_limit(each)
-            elif isinstance(each, list):
+            elif kind is list:
                 below += each
-            elif isinstance(each, int) and not -LARGEST <= each < LARGEST:
+            elif kind is int and not -LARGEST <= each < LARGEST:
                 raise CheckpointError(f"{place}: holds {quote(each)} (whole numbers of 64 bits)")
         level = below
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+FIRST = 10
+"""Faults of one kind that are listed; the others are counted."""
 FEW = 4
 """Entries of the largest container that is quoted whole."""
 LONGEST = 120
@@ -41,3 +44,10 @@ def quote(value: Any, longest: int = 60) -> str:
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length():,} bits"
     return shorten(repr(value[: 2 * longest] if isinstance(value, str | bytes) else value), longest)
+
+
+def list_first(names: Sequence[str], describe: Callable[[str], str], place: Any) -> list[str]:
+    """Describe the first of some names that are at fault, a line each, and count the others in one more."""
+    lines = [describe(name) for name in names[:FIRST]]
+    more = len(names) - FIRST
+    return [*lines, f"{place}: … and {more:,} more like {shorten(names[FIRST - 1])}"] if more > 0 else lines

@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.checkpoint import gguf
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import Header, Reader, list_first, read_headers
+from zoo.checkpoint.files import Header, Reader, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
@@ -27,7 +27,7 @@ from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
-from zoo.untrusted import shorten
+from zoo.untrusted import list_first, shorten
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     file = folder / CONFIG
     config, whole = read_config(file), None
     wrapper = find_wrapper(config)
-    listed = list_tensors(folder, config)
+    listed = {name: _keep_file_name(each, name) for name, each in list_tensors(folder, config).items()}
     config = wrapper.text if wrapper else config
     family = families.family_of_config(config, str(file))
     if wrapper:
@@ -310,7 +310,7 @@ def _rename_unprefixed(name: str, family: Family) -> str:
 
 def _keep_file_name(header: Header, name: str) -> Header:
     """The header with the tensor's name in the file, by which it is read."""
-    return dataclasses.replace(header, name=header.name or name)
+    return header if header.name else dataclasses.replace(header, name=name)
 
 
 def _replace_old_names(name: str) -> str:

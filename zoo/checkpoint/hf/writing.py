@@ -16,12 +16,11 @@ from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
-from zoo.checkpoint.tokenizer_file import TokenizerConfig, TokenizerFile
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerFile
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
-from zoo.untrusted import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +116,7 @@ def _read_special_ids(folder: Path) -> dict[str, int]:
     """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, as far as it states them."""
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return {}
-    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile, FILE)
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile, LARGEST)
     stated = read_json(folder / "tokenizer_config.json", TokenizerConfig)
     numbers = {each["content"]: each["id"] for each in tokenizer.get("added_tokens") or []}
     found = {}
