@@ -85,14 +85,15 @@ def _open_by_tensors(
     """Read a folder as its config says, or as the first class of the family whose tensors these are."""
     stated = read_presence(family, config, {name: header.shape for name, header in listed.items()})
     opened = _open_as_stated(folder, listed, stated)
-    if _has_its_tensors(*opened):
+    unplaced = _count_unplaced(*opened)
+    if not unplaced or unplaced > MOST_OF_CLASS:
         return opened
     for architecture in family.architectures:
         if family.unmet({**config, **stated}, architecture):
             continue
         try:
             other = _open_as_stated(folder, listed, {**stated, "architectures": [architecture]})
-            has_them = _has_its_tensors(*other)
+            has_them = not _count_unplaced(*other)
         except ConfigError:  # no model of this class follows from the config
             continue
         if has_them:
@@ -238,10 +239,14 @@ def _open_as_stated(
     return HFSource(folder, plain, body), {**_find_stand_ins(body, found), **found}
 
 
-def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
-    """Whether the folder has the tensors of the model, by name."""
+MOST_OF_CLASS = 1_000
+"""Tensors by which two classes of a family differ, at most: their heads."""
+
+
+def _count_unplaced(source: HFSource, found: Mapping[str, Header]) -> int:
+    """Count the tensors that a folder lacks of the model, and those that are none of its."""
     _, missing, strange = _compare_names(map_tensors(source.spec, source.body), found, source)
-    return not missing and not strange
+    return len(missing) + len(strange)
 
 
 # ---------------------------------------------------------------- tied heads and copies
