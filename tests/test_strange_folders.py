@@ -371,3 +371,17 @@ def test_a_pattern_that_may_never_end_is_not(pattern):
 def test_an_odd_tokenizer_costs_one_line(folder, capsys, change, fault):
     rewrite(folder / "tokenizer.json", change)
     assert fault in refuse(capsys, "generate", "--checkpoint", folder, "--prompt", "aaaaaaaaaaaaaaaaaaaaaaaaab")
+
+
+def test_half_of_a_surrogate_pair_is_no_text(folder, capsys):
+    file = folder / "tokenizer_config.json"
+    file.write_text('{"eos_token": "\\ud800"}')
+    said = refuse(capsys, "generate", "--checkpoint", folder, "--prompt", "a")
+    assert "tokenizer_config.json: holds half of a surrogate pair" in said
+    rewrite(file, {"eos_token": "<|endoftext|>", "note": "\ud83d\ude42"})
+    assert zoo.cli.run(["check", str(folder)]) == 0
+
+
+def test_a_size_that_no_memory_holds_costs_one_line(folder, capsys):
+    rewrite(folder / "config.json", {"intermediate_size": 2**62})
+    assert "blocks.0.ffn.gate.weight: has shape [4611686018427387904, 32], too many" in refuse(capsys, "check", folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ SHOWN = 5
 """Keys at fault that are named."""
 UNLIMITED = "model_max_length"
 """The key of a tokenizer whose number may be larger: transformers writes 10^30 where there is no limit."""
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""What may be half of a surrogate pair, which is no text that could be written or tokenized."""
 
 
 class Shape(BaseModel):
@@ -75,12 +80,19 @@ def parse_json(text: str | bytes, place: str, shape: Any = None, *, hook: Callab
     """Parse JSON as plain data, after checking it against `shape`. `place` names it in messages. Raises
     CheckpointError."""
     try:
-        node = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_hook=hook)
+        text = text.decode() if isinstance(text, bytes) else text
+        node = json.loads(text, object_hook=hook)
     except RecursionError:
         raise CheckpointError(f"{place}: is nested more than {NESTED} deep (a flatter file)") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise CheckpointError(f"{place}: cannot be read as JSON, found {shorten(str(error))}") from error
     check_budget(node, place)
+    if _HALF.search(text):
+        try:
+            json.dumps(node, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            fault = "holds half of a surrogate pair (\\ud83d\\ude42, say, stands for one character)"
+            raise CheckpointError(f"{place}: {fault}") from None
     return node if shape is None else check_shape(node, shape, place)
 
 

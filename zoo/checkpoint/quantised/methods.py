@@ -118,7 +118,7 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     if method is None and not any(name.endswith(SCALES) for name in found):
         return dict(found)
     settings = config.get(FIELD) or {}
-    dtype = NAMES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), "BF16")
+    dtype = _read_dtype(config, where)
     kept = {name: replace(each, name=each.name or name) for name, each in found.items()}
     reader = Reader(folder, found)
     layouts = list(_find_layouts(method or UNSTATED, kept))
@@ -134,6 +134,17 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     kept = {name: each for name, each in kept.items() if not matches(name, (method or UNSTATED).dropped)}
     _refuse_bare(kept)
     return kept
+
+
+def _read_dtype(config: Mapping[str, Any], where: str) -> str:
+    """The dtype that a config states for its weights, else bfloat16. Raises CheckpointError for one that is none."""
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if not isinstance(stated, str) or stated == "auto":
+        return "BF16"
+    named = NAMES.get(stated.removeprefix("torch."))
+    if named is None:
+        raise CheckpointError(f"{where}: dtype: is {quote(stated)}, no dtype of torch's (bfloat16)")
+    return named
 
 
 def _make_layout(
