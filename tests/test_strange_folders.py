@@ -25,9 +25,9 @@ from zoo.checkpoint.tokenizer_file import GROWTH, check_tokenizer
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import family
-from zoo.families.described import ConfigFile
 from zoo.families.expression import Expression
 from zoo.families.gguf import read_catalogue
+from zoo.families.shapes import ConfigFile
 from zoo.text.defaults import read_defaults
 from zoo.untrusted import check_shape
 

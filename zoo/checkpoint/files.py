@@ -15,10 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo import untrusted
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
-from zoo.untrusted import check_shape, find_inside, list_first, parse_json, quote, shorten
+from zoo.untrusted import FILE, check_shape, find_inside, list_first, parse_json, quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,16 +134,11 @@ def read_headers(folder: Path) -> dict[str, Header]:
     raise CheckpointError(f"{folder}: {found} ({SINGLE}, {INDEX} or {BIN} would do)")
 
 
-class IndexFile(untrusted.Shape):
-    """model.safetensors.index.json: the file of each tensor."""
-
-    weight_map: dict[str, str]
-    metadata: dict[str, Any] | None = None
-
-
 def read_index(index: Path) -> dict[str, Path]:
     """Read the file of each tensor from an index. Raises CheckpointError, also for a file outside the folder."""
-    folder, listed = index.parent, read_json(index, IndexFile, untrusted.FILE)["weight_map"]
+    from zoo.families.shapes import IndexFile
+
+    folder, listed = index.parent, read_json(index, IndexFile, FILE)["weight_map"]
     holders = {file: name for name, file in reversed(listed.items())}
     files = {file: find_inside(folder, file, f"{index}: weight_map.{shorten(name)}") for file, name in holders.items()}
     return {name: files[file] for name, file in listed.items()}

@@ -6,9 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from zoo import untrusted
 from zoo.errors import CheckpointError
@@ -18,53 +16,6 @@ from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
 
 CONFIG = "config.json"
-
-LARGEST_VOCABULARY = 2**31 - 1
-
-Mappings = dict[str, Any]
-
-
-TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
-"""An id of a token; -1 is none's."""
-
-
-class InnerConfig(untrusted.Shape):
-    """The fields of a model's config that mean the same in every family. Those of one family are checked where its
-    expressions read them (`Expression.value`)."""
-
-    model_type: str | None = None
-    architectures: list[str] | None = None
-    dtype: str | Mappings | None = None
-    torch_dtype: str | Mappings | None = None
-    quantization_config: Mappings | None = None
-    vocab_size: Annotated[int, Field(ge=0, le=LARGEST_VOCABULARY)] | None = None
-    layer_types: Annotated[list[str], Field(max_length=families.MOST_LAYERS)] | None = None
-    rope_scaling: Mappings | None = None
-    rope_parameters: Mappings | None = None
-    id2label: Mappings | None = None
-    label2id: Mappings | None = None
-    tie_word_embeddings: bool | None = None
-    eos_token_id: TokenId | list[TokenId] | None = None
-    bos_token_id: TokenId | list[TokenId] | None = None
-    pad_token_id: TokenId | list[TokenId] | None = None
-
-
-class GenerationFile(untrusted.Shape):
-    """generation_config.json, as far as token ids go; `zoo.text.defaults` checks the options of sampling."""
-
-    eos_token_id: TokenId | list[TokenId] | None = None
-    bad_words_ids: list[list[TokenId]] | None = None
-
-
-class ConfigFile(InnerConfig):
-    """config.json."""
-
-    text_config: InnerConfig | None = None
-    llm_config: InnerConfig | None = None
-    language_config: InnerConfig | None = None
-    vision_config: Mappings | None = None
-    encoder: InnerConfig | None = None
-    decoder: InnerConfig | None = None
 
 
 def is_folder(path: Path) -> bool:
@@ -154,4 +105,6 @@ def read_json(
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config.json. Raises CheckpointError."""
+    from zoo.families.shapes import ConfigFile  # makes classes of pydantic's, in milliseconds that few verbs need
+
     return read_json(file, ConfigFile)

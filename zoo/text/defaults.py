@@ -78,7 +78,8 @@ def read_defaults(folder: Path) -> FolderDefaults:
     `do_sample: false` is temperature 0, and so is a beam search. Raises ConfigError for values that will not do.
     """
     from zoo import runs
-    from zoo.families.described import GenerationFile, read_json
+    from zoo.families.described import read_json
+    from zoo.families.shapes import GenerationFile
 
     file = folder / FILE
     if (folder / runs.ARCHITECTURE).is_file() or not file.is_file():

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import INDEX, Header, IndexFile, Packed, Reader, copy_inside, stream_tensors
+from zoo.checkpoint.files import INDEX, Header, Packed, Reader, copy_inside, stream_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.described import CONFIG, read_json, to_jsonable
 from zoo.families.family import Family
 from zoo.families.multimodal import Layout, Wrapper, find_wrapper, read_catalogue
+from zoo.families.shapes import IndexFile
 from zoo.untrusted import FILE
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families import family as families
 from zoo.families.binding import try_evaluate
 from zoo.families.body import Body
-from zoo.families.described import CONFIG, ConfigFile, GenerationFile, read_body, read_config, read_json
+from zoo.families.described import CONFIG, read_body, read_config, read_json
 from zoo.families.expression import Expression
 from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
+from zoo.families.shapes import ConfigFile, GenerationFile
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
 from zoo.untrusted import list_first, shorten

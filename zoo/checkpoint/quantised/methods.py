@@ -111,14 +111,14 @@ def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
 def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
     """The tensors of a folder, those that make up a quantised weight as one `Packed` of its name and shape.
 
-    Weights get the dtype that the config states, else bfloat16. Raises CheckpointError.
+    Weights get the dtype that `_read_dtype` reads. Raises CheckpointError.
     """
     where = str(folder / "config.json")
     method = find_method(config, where)
     if method is None and not any(name.endswith(SCALES) for name in found):
         return dict(found)
     settings = config.get(FIELD) or {}
-    dtype = _read_dtype(config, where)
+    dtype = _read_dtype(config, found, where)
     kept = {name: replace(each, name=each.name or name) for name, each in found.items()}
     reader = Reader(folder, found)
     layouts = list(_find_layouts(method or UNSTATED, kept))
@@ -136,11 +136,13 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     return kept
 
 
-def _read_dtype(config: Mapping[str, Any], where: str) -> str:
-    """The dtype that a config states for its weights, else bfloat16. Raises CheckpointError for one that is none."""
+def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: str) -> str:
+    """The dtype that a config states for its weights, else that of the embeddings, which products read, else bfloat16.
+    Raises CheckpointError for one that is none."""
     stated = config.get("dtype") or config.get("torch_dtype")
     if not isinstance(stated, str) or stated == "auto":
-        return "BF16"
+        own = (each.dtype for name, each in found.items() if "embed" in name)
+        return next((dtype for dtype in own if dtype in ("F32", "F16", "BF16")), "BF16")
     named = NAMES.get(stated.removeprefix("torch."))
     if named is None:
         raise CheckpointError(f"{where}: dtype: is {quote(stated)}, no dtype of torch's (bfloat16)")
