@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,9 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo.compose.composing import Composed, Memo, compose
 from zoo.compose.engine import CachingConfigRepository, create_defaults_list, open_repository, store_primary
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
+from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
+from zoo.untrusted import describe_yaml_error, read_yaml_text, shorten
 
 if TYPE_CHECKING:
     from zoo.model.tower import Decoder
@@ -124,16 +127,14 @@ def read_yaml(path: Path) -> Body:
     """Read a user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML
     mapping."""
     try:
-        return _plain(OmegaConf.load(path), str(path))
+        return _plain(OmegaConf.load(io.StringIO(read_yaml_text(path))), str(path))
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read, it is not UTF-8 text") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read, {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_place(error)}: not YAML, {_problem(error)}") from error
+    except (OSError, ValueError) as error:  # OSError: OmegaConf's word for a file that holds one value
+        raise ConfigError(f"{path}: cannot be read, {shorten(str(error))}") from error
+    except yaml.YAMLError as error:  # a key given twice, or a tag that names code
+        raise ConfigError(describe_yaml_error(str(path), error)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {shorten_error(error)}") from error
 
@@ -146,17 +147,13 @@ def _plain(config: Any, label: str) -> Body:
     return {str(key): value for key, value in body.items()}
 
 
-def _place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    return " ".join(str(getattr(error, "problem", None) or error).split())
-
-
-def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
-    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist."""
+def list_defaults(
+    body: Body, repo: CachingConfigRepository, label: str, base: str | None = None, *, trusted: bool = False
+) -> Body:
+    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist, and for a
+    body that names code, unless it is trusted."""
+    if not trusted:
+        check_body(body, label)
 
     def is_group(key: str) -> bool:
         return repo.group_exists(key) and bool(repo.get_group_options(key))
@@ -164,6 +161,8 @@ def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: s
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
     chosen = find_choices(body, is_group)
+    if not trusted:
+        check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
     missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
     if missing:
         raise ConfigError(*(describe_missing_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))

@@ -5,7 +5,7 @@ Every loader of a model, a run, a recipe or a data set reads its files through t
 from zoo.untrusted.json_file import FILE, NESTED, SETTINGS, Shape, check_shape, parse_json, read_bytes, read_json
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.text import escape_controls, quote, shorten
-from zoo.untrusted.yaml_file import check_yaml, parse_yaml, read_yaml_text
+from zoo.untrusted.yaml_file import check_yaml, describe_yaml_error, parse_yaml, read_yaml_text
 
 __all__ = [
     "FILE",
@@ -14,6 +14,7 @@ __all__ = [
     "Shape",
     "check_shape",
     "check_yaml",
+    "describe_yaml_error",
     "escape_controls",
     "find_inside",
     "parse_json",

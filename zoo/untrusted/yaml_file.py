@@ -46,7 +46,7 @@ def parse_yaml(file: Path) -> Any:
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold
         raise CheckpointError(f"{file}: cannot be read as YAML, found {shorten(str(error))}") from error
     except yaml.YAMLError as error:
-        raise CheckpointError(f"{file}{_place(error)}: not YAML, {_problem(error)}") from error
+        raise CheckpointError(describe_yaml_error(str(file), error)) from error
 
 
 def check_yaml(text: str, place: str) -> None:
@@ -76,13 +76,24 @@ def check_yaml(text: str, place: str) -> None:
             if open_nodes[-1][1] > NODES:
                 raise CheckpointError(f"{line}: its aliases stand for more than {NODES:,} values (fewer)")
     except yaml.YAMLError as error:
-        raise CheckpointError(f"{place}{_place(error)}: not YAML, {_problem(error)}") from error
+        raise CheckpointError(describe_yaml_error(place, _explain(text, error))) from error
 
 
-def _place(error: yaml.YAMLError) -> str:
+def _explain(text: str, error: yaml.YAMLError) -> yaml.YAMLError:
+    """Ask PyYAML's own parser for the same fault: it says what stands where something else should, libyaml does not.
+    Nesting is left out, in which that parser takes time with the square of the depth."""
+    if "nesting" in str(error):
+        return error
+    try:
+        for _ in yaml.parse(text, yaml.SafeLoader):
+            pass
+    except yaml.YAMLError as explained:
+        return explained
+    return error
+
+
+def describe_yaml_error(place: str, error: yaml.YAMLError) -> str:
+    """Write an error of PyYAML's on one line, with the line and column where it stands."""
     mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    return shorten(str(getattr(error, "problem", None) or error))
+    where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return f"{place}{where}: not YAML, {shorten(str(getattr(error, 'problem', None) or error))}"
