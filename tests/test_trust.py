@@ -66,6 +66,12 @@ def test_a_models_file_names_no_code_and_reads_nothing_outside(here: Path, text:
     assert not (here / "CANARY").exists()
 
 
+def test_an_absolute_path_is_no_group(here: Path, refused) -> None:
+    for entry in (f"/{here.parent}/outside@_here_", f"/model/{here.parent}/outside@_here_"):
+        (here / "mine.yaml").write_text(f"defaults: [/model/llama-tiny@_here_, '{entry}']\n")
+        assert "leads out of the file's folder (a file in it)" in refused("stats", "mine.yaml")[0]
+
+
 CONFIGS = {
     f"hydra: {{callbacks: {{e: {CODE}}}}}": f"mine.yaml: hydra: sets Hydra's own settings, found 'callbacks' ({ALONE})",
     "defaults: [/config, {override /hydra/launcher: joblib}, _self_]": (

@@ -130,7 +130,7 @@ def _find_faulty_entries(entries: Any) -> Iterator[str]:
                 yield f"defaults: chooses {quote(group)}, which is Hydra's own ({TRUST})"
             elif re.match(r"(_global_\.)?hydra(\.|$)", package):
                 yield f"defaults: puts {quote(group)} into Hydra's own settings, at {quote(package)} ({TRUST})"
-            elif any(".." in str(each).split("/") for each in (group, *chosen)):
+            elif any(".." in str(each).split("/") or "//" in str(each) for each in (group, *chosen)):
                 yield f"defaults: {quote(value or group)} leads out of the file's folder (a file in it)"
             else:
                 texts = [str(key), *(each for each in chosen if isinstance(each, str))]

@@ -23,7 +23,7 @@ from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
-from zoo.untrusted import describe_yaml_error, read_yaml_text, shorten
+from zoo.untrusted import describe_yaml_error, quote, read_yaml_text, shorten
 
 if TYPE_CHECKING:
     from zoo.model.tower import Decoder
@@ -90,7 +90,11 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
         made, notes = described.describe_config(folder)
         return dict(made.model), notes
     run = path / "config.yaml"
-    return (read_yaml(run)["model"] if run.is_file() else to_body(read_spec(folder))), []
+    if not run.is_file():
+        return to_body(read_spec(folder)), []
+    if not isinstance(model := read_yaml(run).get("model"), dict):
+        raise ConfigError(f"{run}: model: is {quote(model)}, no mapping (the file that zoo train wrote)")
+    return model, []
 
 
 def name_packaged(name: str) -> Body:
