@@ -16,6 +16,7 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.families.body import Body
 from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
 from zoo.lazy import torch
+from zoo.untrusted import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,12 +91,12 @@ def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if tensor.kind not in GGMLQuantizationType.__members__:
-        fault = f"{name} is of {tensor.kind}, which the package gguf does not know (a newer one)"
+        fault = f"{shorten(name)} is of {tensor.kind}, which the package gguf does not know (a newer one)"
         raise CheckpointError(f"{tensor.file}: {fault}")
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
     end, there = tensor.start + prod(tensor.shape) // values * size, tensor.file.stat().st_size
     if tensor.shape[-1] % values or end > there:
-        fault = f"{name} of {tensor.kind} and shape {list(tensor.shape)} ends at byte {end:,} of {there:,}"
+        fault = f"{shorten(name)} of {tensor.kind} and shape {list(tensor.shape)} ends at byte {end:,} of {there:,}"
         raise CheckpointError(f"{tensor.file}: {fault} (a whole file)")
     return tensor
 
