@@ -80,7 +80,9 @@ def _faults_of(found: GGUFFile) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (ConfigError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except ConfigError as error:
+        raise CheckpointError(*(f"{found.file}: {fault}" for fault in error.faults)) from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{found.file}: its metadata cannot be read, found {shorten(short(error))}") from error
 
 
@@ -158,6 +160,9 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
 DERIVED = ("vocab_size", "tied", "tensors", "head_dim", "rope_scaling", "untruncated", "tempered")
 """What `_gather_fields` adds, under names that metadata cannot take."""
 
+LONGEST = 80
+"""Characters of a text among the architecture's metadata: such are words, as "linear"."""
+
 GROUPS = ("attention", "rope", "rope.scaling", "ssm", "shortconv")
 
 
@@ -170,6 +175,8 @@ def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
         path = name.removeprefix(start)
         if path == name or path in DERIVED:
             continue
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise CheckpointError(f"{found.file}: {shorten(name)}: is {quote(value)} (a word)")
         inner: Any = fields
         *above, last = path.split(".")
         for each in above:
@@ -207,6 +214,8 @@ def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, An
     stated = rope.get("scaling") or {}
     original = {"original_max_position_embeddings": stated.get("original_context_length")}
     if ROPE[1] in found.tensors:
+        if ROPE[2] not in found.tensors:
+            raise CheckpointError(f"{found.file}: {ROPE[2]}: is missing, found {ROPE[1]} alone (both)")
         factors = {f"{name}_factor": read_floats(found.tensors[each]) for name, each in _longrope()}
         return {"rope_type": "longrope", **factors, **original}
     if ROPE[0] in found.tensors:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from pydantic import Field, FiniteFloat, create_model
+from pydantic import Field, FiniteFloat, PlainValidator, create_model
+from pydantic_core import PydanticCustomError
 
 from zoo.errors import CheckpointError
 from zoo.untrusted import Shape, check_shape, quote, shorten
@@ -85,11 +86,29 @@ def is_gguf(path: Any) -> bool:
 
 # ---------------------------------------------------------------- types of metadata
 
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A list of texts that was left out."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _check_texts(value: Any) -> Any:
+    if not isinstance(value, Unread) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise PydanticCustomError("texts", "a list of texts")
+    return value
+
+
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-Counts = Count | list[Count]
-Switches = bool | list[bool] | Counts  # windows are named by a period, or layer by layer
+Counts = Count | Annotated[list[Count], Field(fail_fast=True)]
+Switches = bool | Annotated[list[bool], Field(fail_fast=True)] | Counts  # windows are named by a period, or layer by layer
 Number = FiniteFloat
-Tokens = Count | Annotated[list[str], Field(min_length=1)]  # a count where texts are left out
+Texts = Annotated[Any, PlainValidator(_check_texts)]
 
 GENERAL: dict[str, Any] = {
     "general.architecture": str,
@@ -99,9 +118,9 @@ GENERAL: dict[str, Any] = {
 }
 VOCABULARY: dict[str, Any] = {
     **dict.fromkeys(("model", "pre"), str),
-    **dict.fromkeys(("tokens", "merges"), Tokens),
-    "token_type": list[int],
-    "scores": list[Number],
+    **dict.fromkeys(("tokens", "merges"), Texts),
+    "token_type": Annotated[list[int], Field(fail_fast=True)],
+    "scores": Annotated[list[Number], Field(fail_fast=True)],
     **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
 }
 """Of `tokenizer.ggml`. Each `…_token_id` is a Count, too."""
@@ -116,6 +135,9 @@ ARCHITECTURE: dict[str, Any] = {
     **dict.fromkeys(("rope.freq_base", "rope.scaling.factor"), Annotated[Number, Field(gt=0)]),
     **dict.fromkeys(("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"), Number),
     **dict.fromkeys(("rope.scaling.yarn_log_multiplier", "attention.temperature_scale"), Number),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"), Number),
+    **dict.fromkeys(("attention.scale", "embedding_scale", "residual_scale", "logit_scale"), Number),
+    **dict.fromkeys(("expert_weights_scale", "attention.max_alibi_bias"), Number),
     "rope.scaling.original_context_length": Count,
     "rope.scaling.type": str,
 }
@@ -133,25 +155,26 @@ def _shape(architecture: str) -> type[Shape]:
     return create_model("Metadata", __base__=Shape, **fields)
 
 
-def check_metadata(file: Path, metadata: Mapping[str, Any], texts: bool) -> None:
+def check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
     """Check the types of metadata, and that a vocabulary's lists and ids fit one another. Raises CheckpointError."""
     architecture = metadata.get("general.architecture")
     check_shape(metadata, _shape(architecture if isinstance(architecture, str) else ""), str(file))
     faults, tokens = [], metadata.get("tokenizer.ggml.tokens")
-    size = tokens if isinstance(tokens, int) else None if tokens is None else len(tokens)
+    size = None if tokens is None else len(tokens)
     for name, value in metadata.items():
         if name.startswith("tokenizer.ggml.") and name.endswith("_token_id"):
-            most = 2**31 if size is None else size
+            most = 2**31 if size is None else size  # some files have no vocabulary
             if type(value) is not int or not 0 <= value < most:
                 faults.append(f"{file}: {name}: is {quote(value)} (a token's number, below {most:,})")
     for name in ("token_type", "scores"):
         listed = metadata.get(f"tokenizer.ggml.{name}")
-        if listed is not None and len(listed) != size:
-            faults.append(f"{file}: tokenizer.ggml.{name}: has {len(listed):,} entries (one for each of {size} tokens)")
-    for number, merge in enumerate(metadata.get("tokenizer.ggml.merges") or () if texts else ()):
-        if " " not in merge:
-            faults.append(f"{file}: tokenizer.ggml.merges: number {number:,} is {quote(merge)} (two tokens and a space)")
-            break
+        if listed is not None and len(listed) != (size or 0):
+            found = f"has {len(listed):,} entries (one for each of {size or 0:,} tokens)"
+            faults.append(f"{file}: tokenizer.ggml.{name}: {found}")
+    merges = metadata.get("tokenizer.ggml.merges")
+    odd = next((each for each in merges if " " not in each), None) if isinstance(merges, list) else None
+    if odd is not None:
+        faults.append(f"{file}: tokenizer.ggml.merges: holds {quote(odd)} (two tokens and a space)")
     if faults:
         raise CheckpointError(*faults[:5])
 
@@ -162,7 +185,7 @@ def check_metadata(file: Path, metadata: Mapping[str, Any], texts: bool) -> None
 def read_gguf(file: Path, *, texts: bool = False) -> GGUFFile:
     """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError.
 
-    Lists of texts (a vocabulary) are read with `texts`; else there is their length.
+    Lists of texts (a vocabulary) are read with `texts`; else there is an Unread.
     """
     first = _read_part(file, texts)
     count = first.metadata.get("split.count") or 1
@@ -192,7 +215,7 @@ def _read_part(file: Path, texts: bool) -> GGUFFile:
         raise CheckpointError(f"{file}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(f"{file}: cannot be read, found {shorten(str(error))} (a GGUF file)") from error
-    check_metadata(file, found.metadata, texts)
+    check_metadata(file, found.metadata)
     border = found.metadata.get("general.alignment") or 32
     return _place_tensors(found, border)
 
@@ -292,7 +315,7 @@ class _Header:
             return [self.text(LISTED_BYTES) for _ in range(count)]
         for _ in range(count):
             self.skip_text(LISTED_BYTES)
-        return count
+        return Unread(count)
 
     def scalar(self, kind: int) -> str:
         if kind not in SCALARS:

@@ -104,8 +104,12 @@ def check_shape(node: Any, shape: Any, place: str) -> Any:
     try:
         _adapter(shape).validate_python(node)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        raise CheckpointError(*dict.fromkeys(_describe(place, each) for each in faults[:5])) from None
+        faults: dict[str, list[str]] = {}
+        for each in error.errors(include_url=False, include_context=False):
+            found, would = _describe(place, each)
+            if would not in faults.setdefault(found, []):
+                faults[found].append(would)
+        raise CheckpointError(*(f"{found} ({' or '.join(would)})" for found, would in list(faults.items())[:5])) from None
     return node
 
 
@@ -114,13 +118,14 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def _describe(place: str, fault: Mapping[str, Any]) -> str:
-    """Write a fault that pydantic found: file, key, what was found, what would do."""
+def _describe(place: str, fault: Mapping[str, Any]) -> tuple[str, str]:
+    """Word a fault that pydantic found: file, key and what was found; and what would do. Members of a union have a
+    fault each, of one key."""
     names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
     key = ".".join(shorten(each, 40) for each in names)
-    would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower()
+    would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower().removeprefix("input should be ")
     found = "is missing" if fault["type"] == "missing" else f"is {quote(fault['input'])}"
-    return f"{place}: {key + ': ' if key else ''}{found} ({would})"
+    return f"{place}: {key + ': ' if key else ''}{found}", would
 
 
 def _is_type(name: str) -> bool:

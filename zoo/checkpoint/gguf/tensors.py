@@ -48,7 +48,11 @@ class GGMLTensor:
         bytes_ = np.memmap(self.tensor.file, np.uint8, "r", self.tensor.start, stored)
 
         def rows(start: int, stop: int) -> Tensor:
-            found = dequantize(np.array(bytes_[start:stop]), kind)
+            try:
+                found = dequantize(np.array(bytes_[start:stop]), kind)
+            except NotImplementedError:
+                fault = f"{self.tensor.file}: holds {kind.name}, which the package gguf does not dequantise"
+                raise CheckpointError(f"{fault} (a type that it does)") from None
             return torch.from_numpy(np.ascontiguousarray(found, np.float32)).reshape(stop - start, width)
 
         return fill_rows((stored[0], width), 1, dtype, rows).reshape(self.shape)
@@ -94,8 +98,11 @@ def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
         fault = f"{shorten(name)} is of {tensor.kind}, which the package gguf does not know (a newer one)"
         raise CheckpointError(f"{tensor.file}: {fault}")
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+    if tensor.shape[-1] % values:
+        fault = f"{shorten(name)} of {tensor.kind} has rows of {tensor.shape[-1]:,} values"
+        raise CheckpointError(f"{tensor.file}: {fault} (a multiple of {values})")
     end, there = tensor.start + prod(tensor.shape) // values * size, tensor.file.stat().st_size
-    if tensor.shape[-1] % values or end > there:
+    if end > there:
         fault = f"{shorten(name)} of {tensor.kind} and shape {list(tensor.shape)} ends at byte {end:,} of {there:,}"
         raise CheckpointError(f"{tensor.file}: {fault} (a whole file)")
     return tensor
