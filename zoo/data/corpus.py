@@ -23,7 +23,7 @@ PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
-BEGINNING = 1 << 16  # bytes in which a file that is not text shows it, as git looks for it
+LARGE_FILE, BEGINNING = 1 << 26, 1 << 16  # bytes in which a file that is not text shows it, as git looks for it
 WOULD = "data=jsonl and data=parquet read records; or move it away"
 
 
@@ -167,10 +167,12 @@ def is_json_records(text: str) -> bool:
 
 
 def read_text_bytes(file: Path) -> bytes:
-    """Read a file, of one that is not text the beginning alone: it may be as long as a disk."""
-    with open(file, "rb") as stream:
-        head = stream.read(BEGINNING)
-        return head if b"\0" in head else head + stream.read()
+    """Read a file, of a large one that is not text the beginning alone: it may be as long as a disk."""
+    if file.stat().st_size > LARGE_FILE:
+        with open(file, "rb") as stream:
+            if b"\0" in (head := stream.read(BEGINNING)):
+                return head
+    return file.read_bytes()
 
 
 def decode_text(data: bytes, suffix: str, *, alone: bool) -> str:

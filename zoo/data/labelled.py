@@ -111,7 +111,7 @@ class NumberTask(Task):
             return None
         if not all(is_in_range(each) for each in given):
             faults.add(
-                f"{where} has a number in '{self.label}' that is not finite, found {_show(value)} (a finite one)"
+                f"{where} has a number in '{self.label}' that is not finite, found {_show(value)} (a finite one of float32)"
             )
             return None
         return tuple(map(float, given))
