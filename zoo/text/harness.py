@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval import utils  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports]
@@ -29,6 +30,8 @@ from zoo.text.follow import follow
 from zoo.text.jobs import Encoder, Job
 from zoo.text.loading import Loaded
 from zoo.text.prompts import Options
+from zoo.text.taskfile import check_task_file, sandboxed
+from zoo.untrusted import shorten
 
 SEEDS = {"random": 0, "other": 1234}
 """The harness's own: of Python's generator, and of numpy's and of the choice of solved examples."""
@@ -180,10 +183,13 @@ def run_tasks(lm: Harness, names: Sequence[str], *, limit: int | None, num_fewsh
 
     if not names:
         raise ConfigError("tasks: there are none (a name or a YAML file)")
-    with seeded(), quiet():
+    with seeded(), quiet(), sandboxed():
         loaded = load_tasks(names)
         settle_fewshot(loaded["tasks"], num_fewshot)
-        found = evaluate(lm, loaded, limit=limit, log_samples=False)
+        try:
+            found = evaluate(lm, loaded, limit=limit, log_samples=False)
+        except TemplateError as error:
+            raise ConfigError(f"tasks: a template cannot be rendered, found {shorten(short(error))}") from error
     about = {"limit": limit, "context": lm.max_length, "lm_eval": lm_eval.__version__}
     return {**about, "tasks": {name: describe_task(found, name) for name in found["results"]}}
 
@@ -193,6 +199,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     files = {name: Path(name).expanduser() for name in names if name.endswith((".yaml", ".yml")) or "/" in name}
     if missing := [name for name, file in files.items() if not file.is_file()]:
         raise ConfigError(*(f"tasks: {name} is no file (a task's YAML)" for name in missing))
+    for file in files.values():
+        check_task_file(file)
     manager = TaskManager(include_defaults=len(files) < len(names))
     there = manager.all_tasks
     if unknown := [name for name in names if name not in files and name not in there]:
@@ -200,8 +208,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(*(f"tasks: there is no {name!r}{did_you_mean(name, there) or hint}" for name in unknown))
     try:
         return manager.load([str(files.get(name, name)) for name in names])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"tasks: {', '.join(names)} cannot be loaded, found {short(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, TemplateError) as error:
+        raise ConfigError(f"tasks: {', '.join(names)} cannot be loaded, found {shorten(short(error))}") from error
 
 
 def settle_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
