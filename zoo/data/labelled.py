@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -110,9 +109,8 @@ class NumberTask(Task):
             faults.add(f"{where} has no number in '{self.label}', found {_show(value)} (a number, or a list of them)")
             return None
         if not all(is_in_range(each) for each in given):
-            faults.add(
-                f"{where} has a number in '{self.label}' that is not finite, found {_show(value)} (a finite one of float32)"
-            )
+            found = f"found {_show(value)} (a finite one of float32)"
+            faults.add(f"{where} has a number in '{self.label}' that is not finite, {found}")
             return None
         return tuple(map(float, given))
 
@@ -281,8 +279,8 @@ def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str
     names = list(labels) if labels is not None else sorted(found, key=_order)
     if len(names) < 2:
         raise ConfigError(
-            f"objective.labels: one class alone, found '{shorten(names[0], 40)}' in all {len(parts['train']):,} records that train "
-            f"(two at least in '{task.label}')"
+            f"objective.labels: one class alone, found '{shorten(names[0], 40)}' in all {len(parts['train']):,} "
+            f"records that train (two at least in '{task.label}')"
         )
     classes = {name: number for number, name in enumerate(names)}
     strange: dict[str, str] = {}
@@ -291,7 +289,9 @@ def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str
             if name not in classes:
                 strange.setdefault(shorten(name, 40), example.where)
     if strange:
-        there = ", ".join(shorten(name, 40) for name in names[:LABELS_SHOWN]) + (" …" if len(names) > LABELS_SHOWN else "")
+        there = ", ".join(shorten(name, 40) for name in names[:LABELS_SHOWN]) + (
+            " …" if len(names) > LABELS_SHOWN else ""
+        )
         none = "which no record that trains has" if labels is None else "which is none of the classes"
         faults = [f"{where} has label '{name}', {none}: {there}" for name, where in strange.items()]
         raise ConfigError(*(f"objective.labels: {fault} (labels=[…] names all)" for fault in faults[:LABELS_SHOWN]))

@@ -219,7 +219,9 @@ def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str,
         with open_packed(file) as stream:
             for number, line in enumerate(read_lines(stream, str(file)), 1):
                 if offset > most:
-                    faults.add(f"{file} unpacks to more than {RATIO} times its size after line {number:,} (a file of text)")
+                    faults.add(
+                        f"{file} unpacks to more than {RATIO} times its size after line {number:,} (a file of text)"
+                    )
                     return
                 record = parse_line(line, f"{file}, line {number:,}", offset, faults)
                 offset += len(line)

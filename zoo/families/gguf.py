@@ -182,7 +182,9 @@ def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
         for each in above:
             inner = inner.setdefault(each, {}) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or isinstance(inner.get(last), dict) or path in GROUPS:
-            raise CheckpointError(f"{found.file}: {shorten(name)}: is {quote(value)} beside others in it (one of the two)")
+            raise CheckpointError(
+                f"{found.file}: {shorten(name)}: is {quote(value)} beside others in it (one of the two)"
+            )
         inner[last] = value
     return fields
 

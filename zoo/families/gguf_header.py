@@ -87,7 +87,6 @@ def is_gguf(path: Any) -> bool:
 # ---------------------------------------------------------------- types of metadata
 
 
-
 @dataclass(frozen=True)
 class Unread:
     """A list of texts that was left out."""
@@ -106,7 +105,9 @@ def _check_texts(value: Any) -> Any:
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Counts = Count | Annotated[list[Count], Field(fail_fast=True)]
-Switches = bool | Annotated[list[bool], Field(fail_fast=True)] | Counts  # windows are named by a period, or layer by layer
+Switches = (
+    bool | Annotated[list[bool], Field(fail_fast=True)] | Counts
+)  # windows are named by a period, or layer by layer
 Number = FiniteFloat
 Texts = Annotated[Any, PlainValidator(_check_texts)]
 
@@ -129,7 +130,9 @@ ARCHITECTURE: dict[str, Any] = {
     **dict.fromkeys(("block_count", "decoder_block_count", "embedding_length", "context_length"), Count),
     **dict.fromkeys(("expert_count", "expert_used_count", "leading_dense_block_count", "nextn_predict_layers"), Count),
     **dict.fromkeys(("attention.head_count_kv", "feed_forward_length"), Counts),
-    **dict.fromkeys(("attention.head_count", "attention.key_length", "attention.value_length", "rope.dimension_count"), Count),
+    **dict.fromkeys(
+        ("attention.head_count", "attention.key_length", "attention.value_length", "rope.dimension_count"), Count
+    ),
     **dict.fromkeys(("attention.sliding_window_pattern", "attention.recurrent_layers"), Switches),
     **dict.fromkeys(("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"), Number),
     **dict.fromkeys(("rope.freq_base", "rope.scaling.factor"), Annotated[Number, Field(gt=0)]),
@@ -141,7 +144,7 @@ ARCHITECTURE: dict[str, Any] = {
     "rope.scaling.original_context_length": Count,
     "rope.scaling.type": str,
 }
-"""Of the architecture, by the names after its own. What else expressions read has any type that they can reckon with."""
+"""Of the architecture, by the names after its own. What else expressions read has any type that they reckon with."""
 
 
 @functools.cache

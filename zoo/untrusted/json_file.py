@@ -109,7 +109,9 @@ def check_shape(node: Any, shape: Any, place: str) -> Any:
             found, would = _describe(place, each)
             if would not in faults.setdefault(found, []):
                 faults[found].append(would)
-        raise CheckpointError(*(f"{found} ({' or '.join(would)})" for found, would in list(faults.items())[:5])) from None
+        raise CheckpointError(
+            *(f"{found} ({' or '.join(would)})" for found, would in list(faults.items())[:5])
+        ) from None
     return node
 
 

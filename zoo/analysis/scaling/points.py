@@ -75,9 +75,7 @@ def read_points(file: Path, columns: Mapping[str, str]) -> Points:
 
 def _read_number(record: Mapping[str, Any], column: str, place: str, faults: list[str]) -> float:
     if column not in record:
-        faults.append(
-            f"{place}: has no {column}, found {_name(record) or 'nothing'} (--columns names them)"
-        )
+        faults.append(f"{place}: has no {column}, found {_name(record) or 'nothing'} (--columns names them)")
         return math.nan
     try:
         value = float(record[column])

@@ -35,7 +35,9 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
     makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")
     if kind not in makers:
-        raise CheckpointError(f"{found.file}: tokenizer.ggml.model: {quote(kind)} is not read (one of: {', '.join(makers)})")
+        raise CheckpointError(
+            f"{found.file}: tokenizer.ggml.model: {quote(kind)} is not read (one of: {', '.join(makers)})"
+        )
     if "tokens" not in vocabulary:
         raise CheckpointError(f"{found.file}: tokenizer.ggml.tokens: is missing (the vocabulary)")
     try:
