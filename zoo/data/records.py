@@ -29,7 +29,7 @@ PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz
 PARQUET = (".parquet",)
 READ_AT_ONCE = 1024  # records of a Parquet file: a few MiB of ordinary text
 FIELDS_SHOWN = 8
-RATIO, SMALL = 100, 1 << 30
+RATIO, SMALL = 100, 1 << 28
 """A packed file that unpacks to more than SMALL bytes, and to more than RATIO times its own, is no text: text packs to
 a tenth."""
 

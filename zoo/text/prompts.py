@@ -65,7 +65,7 @@ class Options:
             taken = [name for name in given if name in sampling_names() and name not in own]
             sampling = Sampling.checked(**{name: given[name] for name in taken})
         except ConfigError as error:
-            faults += error.faults
+            faults += [shorten(fault, 300) for fault in error.faults]
         guides = {kind: own.pop(kind) for kind in GUIDES if kind in own}
         if len(guides) > 1:
             faults.append(f"{' and '.join(guides)}: a text follows one grammar (one of these)")

@@ -40,10 +40,10 @@ def find(path: str | Path) -> Path:
 def unpack(file: Path) -> Path:
     """Unpack a GGUF file, unless it was before. Raises CheckpointError for an architecture that is not read; a
     vocabulary that is not read is a UserWarning."""
-    file = file.resolve()
     try:
+        file = file.resolve()
         seen = file.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: links that lead round
         raise CheckpointError(f"{file}: no such file") from None
     key = f"{VERSION} {file} {seen.st_size} {seen.st_mtime_ns}"
     folder = _find_unpacked() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
