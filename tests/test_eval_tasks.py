@@ -229,6 +229,29 @@ def test_tasks_end_as_with_the_harness_own_model(folder, reference, tasks, capsy
     assert "local_choices" in out and "acc_norm" in out and "bf16 weights, computes in float32" in out
 
 
+def test_a_task_that_a_stranger_wrote_runs_nothing(folder, tasks, tmp_path, refused):
+    data = tmp_path / "q.jsonl"
+    data.write_text('{"q": "a", "choices": ["b", "c"], "label": 0}\n')
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    reach = "{{ q.__class__.__base__.__subclasses__() }}"
+    common = (
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {data}}}\ntest_split: train\noutput_type: multiple_choice\n"
+    )
+    common += "doc_to_choice: choices\ndoc_to_target: label\n"
+    cases = {
+        f"task: a\n{common}doc_to_text: q\nmetric_list: [{{metric: {tmp_path}/evil}}]\n": "is no metric of the harness",
+        f"task: b\n{common}doc_to_text: '{reach}'\nmetric_list: [{{metric: acc}}]\n": "access to attribute '__class__'",
+        f"task: c\n{common}doc_to_text: !function evil.evil.run\n": "!function evil.evil.run: would run code",
+    }
+    for number, (text, fault) in enumerate(cases.items()):
+        file = tmp_path / f"t{number}.yaml"
+        file.write_text(text)
+        (line,) = refused("eval", str(folder), "--tasks", str(file), "--device", "cpu")
+        assert line.startswith("tasks: ") and fault in line
+    assert not (tmp_path / "canary").exists()
+
+
 def test_tasks_that_cannot_be_run_say_why(folder, tasks, tmp_path, refused):
     (tmp_path / "bad.yaml").write_text("task: bad\ndataset_path: json\ndataset_kwargs: {data_files: none.jsonl}\n")
     cases = {

@@ -57,12 +57,12 @@ def _check_file(file: Path) -> list[Path]:
 
 def _check_metrics(node: Any, place: str) -> None:
     """Raise CheckpointError for a metric that is none of the harness' own, wherever in a task or a group it stands."""
-    import lm_eval.api.metrics  # noqa: F401  # pyright: ignore[reportMissingImports]
-    from lm_eval.api.registry import metric_registry  # pyright: ignore[reportMissingImports]
-
     below = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
     listed = node.get("metric_list") if isinstance(node, dict) else None
     for metric in listed if isinstance(listed, list) else []:
+        import lm_eval.api.metrics  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from lm_eval.api.registry import metric_registry  # pyright: ignore[reportMissingImports]
+
         stated = metric if isinstance(metric, dict) else {"metric": metric}
         name = stated.get("metric")
         if stated.get("hf_evaluate") or not isinstance(name, str) or name not in metric_registry:
