@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zoo.cli.files import read_text
 
 if TYPE_CHECKING:
     from zoo.training.evaluate import Text
@@ -48,13 +49,9 @@ def read_texts(files: list[Path]) -> list[Text]:
     found, faults = [], []
     for file in files:
         try:
-            data = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
-            found.append(Text(f"file: {file}", data.decode("utf-8-sig")))
-        except UnicodeDecodeError as error:
-            place = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            faults.append(f"file: {file} is not UTF-8, found {place} (convert it)")
-        except OSError as error:
-            faults.append(f"file: cannot read {file}, found {error.strerror} (a UTF-8 file)")
+            found.append(Text(f"file: {file}", read_text(file, "file")))
+        except ConfigError as error:
+            faults += error.faults
     if faults:
         raise ConfigError(*faults)
     return found

@@ -3,16 +3,19 @@
 Every loader of a model, a run, a recipe or a data set reads its files through this room (docs/security.md)."""
 
 from zoo.untrusted.json_file import FILE, NESTED, SETTINGS, Shape, check_shape, parse_json, read_bytes, read_json
+from zoo.untrusted.lines import LINE, read_lines
 from zoo.untrusted.paths import find_inside
-from zoo.untrusted.text import escape_controls, quote, shorten
+from zoo.untrusted.text import check_text, escape_controls, quote, shorten
 from zoo.untrusted.yaml_file import check_yaml, describe_yaml_error, parse_yaml, read_yaml_text
 
 __all__ = [
     "FILE",
+    "LINE",
     "NESTED",
     "SETTINGS",
     "Shape",
     "check_shape",
+    "check_text",
     "check_yaml",
     "describe_yaml_error",
     "escape_controls",
@@ -22,6 +25,7 @@ __all__ = [
     "quote",
     "read_bytes",
     "read_json",
+    "read_lines",
     "read_yaml_text",
     "shorten",
 ]
