@@ -23,6 +23,7 @@ from zoo.spec.faults import (
     describe_unknown_field,
     describe_unknown_kind,
     find_booleans_as_numbers,
+    find_large_numbers,
     make_refusal,
 )
 from zoo.spec.parts import Group, Part, Sized, Stack
@@ -117,6 +118,8 @@ class Spec:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
         details = [describe_unknown_field(choice, name, names) for name in fields if name not in names]
+        if large := find_large_numbers(fields):
+            raise ValidationError.from_exception_data(choice.kind, [*details, *large])
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
         except ValidationError as error:
