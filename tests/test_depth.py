@@ -29,9 +29,9 @@ def test_the_peak_of_runs_of_layers_is_that_of_the_layers_one_by_one(overrides, 
     by_runs = memory.training(spec, setup)
     seen = []
 
-    def one_by_one(piece):
-        seen.append(piece.count)
-        return [piece._replace(count=1)] * piece.count
+    def one_by_one(run):
+        seen.append(len(run.pieces) * run.times)
+        return [*reversed(run.pieces)] * run.times
 
     monkeypatch.setattr(memory, "_decisive", one_by_one)
     assert by_runs == memory.training(spec, setup)

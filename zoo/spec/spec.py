@@ -26,7 +26,7 @@ from zoo.spec.faults import (
     find_large_numbers,
     make_refusal,
 )
-from zoo.spec.parts import Group, Part, Sized, Stack
+from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
 
 class Slot(NamedTuple):
@@ -188,8 +188,8 @@ class Spec:
                 for inner, leaf in part.parts.items():
                     yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role), learns=leaf.learns)
             elif isinstance(part, Stack):
+                stored, used = count_kinds(part.stored()), count_kinds(part.pattern)
                 for kind, spec in part.kinds.items():
-                    stored, used = part.stored().count(kind), part.pattern.count(kind)
-                    yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored, used)
+                    yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored[kind], used[kind])
             else:
                 yield name, part, Slot((part.role,), learns=part.learns)
