@@ -116,5 +116,6 @@ def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
         faults = [*faults[:MOST_FAULTS], f"{len(faults) - MOST_FAULTS:,} more faults like these"]
     for fault in faults:
         line = " ".join(fault[: 2 * LONGEST_FAULT].split())
+        line = f"''{line}" if line.startswith(":") else line  # the name at fault is empty
         print(f"zoo: error: {line if len(line) <= LONGEST_FAULT else line[:LONGEST_FAULT] + '…'}", file=sys.stderr)
     return code

@@ -21,8 +21,9 @@ read-only one (EIO, EROFS) and lost connections are not the user's input."""
 
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 
-LOOP = "Symlink loop from "
-"""How the RuntimeError begins that `Path.resolve` raises for a loop of links, before Python 3.13."""
+LOOP, NO_HOME = "Symlink loop from ", "Could not determine home directory."
+"""How the RuntimeErrors begin that `Path.resolve` raises for a loop of links, before Python 3.13, and `expanduser` for
+a `~name` that is no user's."""
 
 SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")
 """Words of the errors by which torch says so; Python has MemoryError."""
@@ -55,6 +56,8 @@ def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
     never fails itself."""
     if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
         return f"{str(error).removeprefix(LOOP)}: is a symbolic link that leads to itself", ConfigError.exit_code
+    if isinstance(error, RuntimeError) and str(error).startswith(NO_HOME):
+        return "path: begins with ~ and the name of no user (a path in full)", ConfigError.exit_code
     if _is_short_of_memory(error):
         return f"memory: the command needs more than there is, found {short(error)}", ZooError.exit_code
     where = write_trace(error, args)

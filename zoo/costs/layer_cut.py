@@ -45,9 +45,7 @@ def time_layers(spec: Priced, context: int) -> list[int]:
         sums[each.where, each.kind] = sums.get((each.where, each.kind), 0.0) + made
     times: list[int] = []
     for name, tower in spec.towers().items():
-        own = {
-            kind: round(sums[name, kind] / count_kinds(tower.pattern)[kind]) for kind in dict.fromkeys(tower.pattern)
-        }
+        own = {kind: round(sums[name, kind] / count) for kind, count in count_kinds(tower.pattern).items()}
         times += [own[kind] for kind in tower.pattern]
         times[-1] += round(sums.get((name, None), 0.0))
     return times

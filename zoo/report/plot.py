@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,22 @@ def draw_literally(figure: Any) -> None:
     """Let the texts of a figure be drawn as they are: a `$` in a stranger's title begins no formula, and control
     characters are escaped. Where an axis is logarithmic, matplotlib's own ticks are formulas, and stay."""
     from matplotlib.text import Text
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    for axis in axes:
+        if isinstance(named := axis.get_major_formatter(), FuncFormatter):  # which names ticks, when they are drawn
+            named.func = partial(_name_tick, named.func)
     powers = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
     formulas = {id(text) for axis in powers for text in axis.findobj(Text) if text is not axis.label}
     for text in figure.findobj(Text):
         if id(text) not in formulas:
             text.set_parse_math(False)
             text.set_text(escape_controls(text.get_text()))
+
+
+def _name_tick(name: Callable[..., Any], value: float, place: int | None = None) -> str:
+    return escape_controls(str(name(value, place)))
 
 
 def write_figure(figure: Any, file: Path) -> None:

@@ -112,7 +112,7 @@ class Encoder:
             try:
                 jobs.append(self.make_job(prompt.given, prompt.options, prompt.where, prompt))
             except ConfigError as error:
-                faults += [f"{prompt.where}: {fault}" for fault in error.faults]
+                faults += [f"{prompt.where}: {fault}" if prompt.where else fault for fault in error.faults]
         if faults:
             raise ConfigError(*faults)
         return jobs
