@@ -32,7 +32,7 @@ def run(
         int, typer.Option(min=0, help="Hold out so many points of the most FLOPs, and predict them.")
     ] = 0,
     bootstrap: Annotated[
-        int, typer.Option(min=0, max=100_000, help="Bootstrap resamples for errors and intervals.")
+        int, typer.Option(min=0, max=10_000, help="Bootstrap resamples for errors and intervals.")
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the resamples.")] = 0,
     out: Annotated[

@@ -2,14 +2,14 @@
 """Count memory in bytes: weights, and what training or generation adds to them."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.again import keeps_input, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
 from zoo.costs.parallel import sum_activations
-from zoo.costs.repeats import find_repeats
+from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.states import states, widths
@@ -233,27 +233,6 @@ def list_moments(
     return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
 
 
-class PassPiece(NamedTuple):
-    """A piece of a pass: what it leaves kept, what its backward pass leaves of gradients, and the `sum` of a table's
-    that meets one which is there already. With `again` it keeps its input alone. A tied `table` is what the loss leaves
-    of its gradient until the embedding's meets it."""
-
-    label: str
-    section: Section
-    kept: int
-    gradients: int
-    sum: int = 0
-    again: bool = False
-    table: int = 0
-
-
-class PassRun(NamedTuple):
-    """Pieces in the order of the forward pass, all of them so many `times` after one another: a repeat of a pattern."""
-
-    pieces: tuple[PassPiece, ...]
-    times: int = 1
-
-
 def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None) -> list[PassRun]:
     found = []
     for name, tower in spec.towers().items():
@@ -328,50 +307,25 @@ def _single(
     before += sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs)
     gradients = beside = waiting = 0
     peaks: dict[str, dict[str, float]] = {}
-    most: dict[str, float] = {}
-    for piece in (step for run in reversed(runs) for step in _decisive(run)):
+    for piece in (step for run in reversed(runs) for step in list_decisive(run)):
         section = piece.section
         before -= piece.kept
         undone = section.moving if standing else section.peak + (wider - 1) * section.gradients
         if piece.again:  # its forward pass a second time, beside the gradient of its result
             undone = max(undone + (0 if section.keeps_input else section.input), section.forward + section.input)
-        bound = before + max(
-            (standing or gradients * wider) + beside + waiting + undone + piece.sum, standing + section.forward
-        )
-        if bound > most.get(piece.label, -1) or piece.label != "layer":  # of a pattern's many layers few come to more
-            there = {"gradients": standing or gradients * wider, "shared gradients": beside, "the table's": waiting}
-            backward = {**there, "its backward pass": undone, "sum": piece.sum}
-            if piece.label == "loss" and setup.chunked_loss:
-                fullest = _chunked_loss(spec, setup, section, fused) | ({"accumulated": standing} if standing else {})
-            else:
-                forward = {"gradients": standing, "its forward pass": section.forward}
-                fullest = max(backward, forward, key=lambda parts: sum(parts.values()))
-            moment = {"kept before it": before, **fullest}
-            peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
-            most[piece.label] = bound
+        there = {"gradients": standing or gradients * wider, "shared gradients": beside, "the table's": waiting}
+        backward = {**there, "its backward pass": undone, "sum": piece.sum}
+        if piece.label == "loss" and setup.chunked_loss:
+            most = _chunked_loss(spec, setup, section, fused) | ({"accumulated": standing} if standing else {})
+        else:
+            forward = {"gradients": standing, "its forward pass": section.forward}
+            most = max(backward, forward, key=lambda parts: sum(parts.values()))
+        moment = {"kept before it": before, **most}
+        peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
         gradients += piece.gradients
         waiting = 0 if piece.label == "embedding" else max(waiting, piece.table if standing else 0)
         beside = 0 if piece.label == "embedding" else max(beside, section.beside)
     return peaks
-
-
-NOTHING = Section((), 0)
-
-
-def _decisive(run: PassRun) -> list[PassPiece]:
-    """A run as the few pieces at which its peak can be, in the order in which they are undone, so that no price grows
-    with depth.
-
-    From one repeat to the next, what is kept before a piece falls by a constant and gradients grow by a constant. So
-    the bytes at a piece are the larger of two straight lines, and largest at an end of the run. The first repeat undone
-    is apart, because the gradient of what layers share (`beside`) stands only after it. Example: 100 repeats become 1,
-    1, 97 and 1. The 97 are undone as one step, at which nothing is counted but what stands, so that it never decides.
-    """
-    once = list(reversed(run.pieces))
-    if run.times < 4:
-        return once * run.times
-    kept, gradients = (sum(each) * (run.times - 3) for each in zip(*((p.kept, p.gradients) for p in once), strict=True))
-    return [*once, *once, PassPiece("layer", NOTHING, kept, gradients), *once]
 
 
 def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[str, float]:

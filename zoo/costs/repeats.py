@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+from zoo.costs.activations import Section
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -44,3 +46,43 @@ def _find_period(items: tuple[Item, ...]) -> int | None:
 
 def _find_runs(items: tuple[Item, ...]) -> list[tuple[tuple[Item, ...], int]]:
     return [((item,), sum(1 for _ in run)) for item, run in groupby(items)]
+
+
+class PassPiece(NamedTuple):
+    """A piece of a pass: what it leaves kept, what its backward pass leaves of gradients, and the `sum` of a table's
+    that meets one which is there already. With `again` it keeps its input alone. A tied `table` is what the loss leaves
+    of its gradient until the embedding's meets it."""
+
+    label: str
+    section: Section
+    kept: int
+    gradients: int
+    sum: int = 0
+    again: bool = False
+    table: int = 0
+
+
+class PassRun(NamedTuple):
+    """Pieces in the order of the forward pass, all of them so many `times` after one another: a repeat of a pattern."""
+
+    pieces: tuple[PassPiece, ...]
+    times: int = 1
+
+
+NOTHING = Section((), 0)
+
+
+def list_decisive(run: PassRun) -> list[PassPiece]:
+    """List the few pieces of a run at which its peak can be, in the order in which they are undone, so that no price
+    grows with depth.
+
+    From one repeat to the next, what is kept before a piece falls by a constant and gradients grow by a constant. So
+    the bytes at a piece are the larger of two straight lines, and largest at an end of the run. The first repeat undone
+    is apart, because the gradient of what layers share (`beside`) stands only after it. Example: 100 repeats become 1,
+    1, 97 and 1. The 97 are undone as one step, at which nothing is counted but what stands, so that it never decides.
+    """
+    once = list(reversed(run.pieces))
+    if run.times < 4:
+        return once * run.times
+    kept, gradients = (sum(each) * (run.times - 3) for each in zip(*((p.kept, p.gradients) for p in once), strict=True))
+    return [*once, *once, PassPiece("layer", NOTHING, kept, gradients), *once]
