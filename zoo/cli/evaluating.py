@@ -60,11 +60,12 @@ def read_texts(files: list[Path]) -> list[Text]:
 @contextmanager
 def showing_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, if that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    from zoo.report.console import make_console
+
+    console = make_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
     ) as bar:
