@@ -1,14 +1,21 @@
-"""Read the architecture of one of our own checkpoints: its zoo.yaml."""
+"""Read what a run's folder says of its model: the architecture of a checkpoint (zoo.yaml), and the training config."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar.plain import from_dict
+from zoo.grammar.resolvers import RESOLVERS
 from zoo.runs import ARCHITECTURE
-from zoo.untrusted import Shape, check_shape, parse_yaml, quote
+from zoo.untrusted import Shape, check_shape, parse_yaml, quote, read_yaml_text, shorten
 
 FORMAT = 1
 
@@ -45,3 +52,50 @@ def check_format(file: Path, stated: Any) -> None:
     if stated != FORMAT:
         found = f"is of format {quote(stated)}, this zoo reads {FORMAT}"
         raise CheckpointError(f"{file}: {found} (the version that wrote it)")
+
+
+# ---------------------------------------------------------------- a training config
+
+
+class SavedConfig(Shape):
+    """What a run's config.yaml holds, as far as it is read before the training settings are checked."""
+
+    model: dict[str, Any]
+    data: dict[str, Any] | None = None
+
+
+_REFERENCE = re.compile(rf"\$\{{\s*(?:(?:{'|'.join(RESOLVERS)})\s*:|[\w.\[\]-]*\s*\}})")
+"""What may follow in a text after its interpolation begins: one of the grammar's resolvers, or a plain key."""
+
+
+def read_config(file: Path) -> DictConfig:
+    """Read the training config of a run as data: of interpolations only the grammar's are followed, so that none reads
+    an environment variable, say. Raises CheckpointError, and FileNotFoundError where there is no such file."""
+    try:
+        config = OmegaConf.create(read_yaml_text(file))
+        node = OmegaConf.to_container(config, resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        found = shorten(str(error))
+        raise CheckpointError(f"{file}: cannot be read, found {found} (the file that zoo train wrote)") from error
+    if not isinstance(node, dict) or "model" not in node:
+        raise CheckpointError(f"{file}: is no config of a run, it has no model (the file that zoo train wrote)")
+    check_shape(node, SavedConfig, str(file))
+    if faults := [*_find_foreign(node, str(file), "")]:
+        raise CheckpointError(*faults[:5])
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _find_foreign(node: Any, place: str, key: str) -> Iterator[str]:
+    """Yield a line for each text with an interpolation that is none of the grammar's."""
+    if isinstance(node, dict):
+        for name, each in node.items():
+            yield from _find_foreign(name, place, f"{key}{name}")
+            yield from _find_foreign(each, place, f"{key}{name}.")
+    elif isinstance(node, list):
+        for at, each in enumerate(node):
+            yield from _find_foreign(each, place, f"{key}{at}.")
+    elif isinstance(node, str) and node.count("${") != len(_REFERENCE.findall(node)):
+        known = " and ".join(f"${{{each}:…}}" for each in RESOLVERS)
+        name = shorten(key.removesuffix("."), 60)
+        yield f"{place}: {name}: holds {quote(node)}, which a run's folder may not ask for ({known})"

@@ -73,14 +73,6 @@ class RunConfig(Shape):
     objective: dict[str, Any] | str | None = None
 
 
-class LaunchNote(Shape):
-    """A launch.json."""
-
-    launch: str
-    config: str | None = None
-    chosen: str | None = None
-
-
 class LoggerNote(Shape):
     """A logger.json."""
 
