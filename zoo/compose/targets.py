@@ -49,7 +49,17 @@ def is_file(target: str | Path) -> bool:
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
-    return os.path.isdir(text) and text not in list_packaged()
+    return (os.path.isdir(text) and text not in list_packaged()) or is_choice(Path(text))
+
+
+def is_choice(path: Path) -> bool:
+    """Tell whether a path means one of a run's checkpoints, as `RUN@400` does."""
+    from zoo.runs import split_choice
+
+    if "@" not in path.name:
+        return False
+    run, which = split_choice(path)
+    return bool(which) and run.is_dir()
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
@@ -65,7 +75,7 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
-    if path.suffix in (".json", ".gguf") or path.is_dir():
+    if path.suffix in (".json", ".gguf") or path.is_dir() or is_choice(path):
         body, notes = read_published(path)
         return Target(str(target), body, option=option, notes=tuple(notes))
     return Target(str(target), read_yaml(path), path.resolve().parent, option)
@@ -82,11 +92,11 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
     from zoo.grammar import to_body
     from zoo.grammar.saved import read_spec
 
-    folder = runs.find(path) if path.is_dir() else path
+    folder = runs.find(path) if path.is_dir() or is_choice(path) else path
     if described.is_config(folder):
         made, notes = described.describe_config(folder)
         return dict(made.model), notes
-    run = path / "config.yaml"
+    run = runs.split_choice(path)[0] / "config.yaml"
     return (read_yaml(run)["model"] if run.is_file() else to_body(read_spec(folder))), []
 
 

@@ -247,10 +247,15 @@ def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[D
         node = cfg.get(name)
         kind = shorten(str(node.get("kind", "none") if isinstance(node, DictConfig) else node or "none"), 20)
         if kind != "none" and name not in stated:
-            counts = [f"{each}={cfg[each]}" for each in STARTERS[1:] if isinstance(cfg.get(each), int)]
+            found = {each: cfg.get(each) for each in STARTERS[1:]}
+            counts = [
+                f"{each}={count}"
+                for each, count in found.items()
+                if isinstance(count, int) and count > (each == "nodes")
+            ]
             would = " ".join([f"{name}={kind}", *(counts if name == "launcher" else [])])
-            found = f"asks for {name} {kind}, which is not taken from a folder"
-            notes.append(f"{file}: {found} ({would} {'starts' if name == 'launcher' else 'tracks'} it so)")
+            does = "starts" if name == "launcher" else "tracks"
+            notes.append(f"{file}: asks for {name} {kind}, which is not taken from a folder ({would} {does} it so)")
     if fnmatchcase(str(cfg.get("kernel")), FETCHED):
         if "kernel" not in stated:
             kernel = shorten(str(cfg.kernel), 40)

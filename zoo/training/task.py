@@ -415,11 +415,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         status = "done"
     except (ZooError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, ZooError) else "stopped"
-        try:
-            write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
-            draw_last_page(run, status)
-        except OSError as second:  # the disk that is full is often the reason for the first
-            run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
+        note_failure(run, status, error)
         raise
     finally:
         run.records.close(status)
@@ -428,6 +424,17 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     draw_last_page(run, "done")
     run.show.say(f"{run.folder}: {PAGE}, checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
+
+
+def note_failure(run: Run, status: str, error: BaseException) -> None:
+    """Write how a run ended into its folder, where that is still there."""
+    if not run.folder.is_dir():  # it was deleted, as the error says
+        return
+    try:
+        write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+        draw_last_page(run, status)
+    except OSError as second:  # the disk that is full is often the reason for the first
+        run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
 
 
 def describe_sample_of_rows(run: Run) -> str | None:
