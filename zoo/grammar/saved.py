@@ -71,14 +71,15 @@ _REFERENCE = re.compile(rf"\$\{{\s*(?:(?:{'|'.join(RESOLVERS)})\s*:|[\w.\[\]-]*\
 def read_config(file: Path) -> DictConfig:
     """Read the training config of a run as data: of interpolations only the grammar's are followed, so that none reads
     an environment variable, say. Raises CheckpointError, and FileNotFoundError where there is no such file."""
+    plain = check_shape(parse_yaml(file), dict[str, Any], str(file))
+    if "model" not in plain:
+        raise CheckpointError(f"{file}: is no config of a run, it has no model (the file that zoo train wrote)")
     try:
-        config = OmegaConf.create(read_yaml_text(file))
+        config = OmegaConf.create(read_yaml_text(file))  # which reads 1e-3 as a number
         node = OmegaConf.to_container(config, resolve=False)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         found = shorten(str(error))
         raise CheckpointError(f"{file}: cannot be read, found {found} (the file that zoo train wrote)") from error
-    if not isinstance(node, dict) or "model" not in node:
-        raise CheckpointError(f"{file}: is no config of a run, it has no model (the file that zoo train wrote)")
     check_shape(node, SavedConfig, str(file))
     if faults := [*_find_foreign(node, str(file), "")]:
         raise CheckpointError(*faults[:5])

@@ -221,7 +221,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
         raise CheckpointError(f"{folder}: {found} (the folder that zoo train wrote to)") from None
     if typed is not None:
         own = [name for name in (*TYPED, "kernel") if name in typed]
-        cfg, notes = OmegaConf.merge(cfg, OmegaConf.masked_copy(typed, own)), []  # type: ignore[assignment]
+        cfg, notes = merge_nodes(cfg, OmegaConf.masked_copy(typed, own)), []
     merged, faults = cfg, []
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -261,7 +261,7 @@ def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[D
             kernel = shorten(str(cfg.kernel), 40)
             found = f"asks for kernel {kernel}, which is fetched and so is not taken from a folder"
             notes.append(f"{file}: {found} (kernel={kernel} fetches it)")
-        cfg = OmegaConf.merge(cfg, {"kernel": "auto"})  # type: ignore[assignment]
+        cfg = merge_nodes(cfg, {"kernel": "auto"})
     return OmegaConf.masked_copy(cfg, [str(each) for each in cfg if each not in TYPED]), notes
 
 
@@ -278,7 +278,12 @@ def merge_change(cfg: DictConfig, override: str, faults: list[str]) -> DictConfi
                 return cfg
             cfg = OmegaConf.masked_copy(cfg, [str(each) for each in cfg if each != key])
         elif isinstance(cfg.get(key), str):  # as older runs wrote it
-            cfg = OmegaConf.merge(cfg, {key: read_packaged(str(key), cfg[key])})  # type: ignore[assignment]
+            cfg = merge_nodes(cfg, {key: read_packaged(str(key), cfg[key])})
+    return merge_nodes(cfg, change)
+
+
+def merge_nodes(cfg: DictConfig, change: Any) -> DictConfig:
+    """Merge a change into a config."""
     merged = OmegaConf.merge(cfg, change)
     assert isinstance(merged, DictConfig)
     return merged
