@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,18 +11,16 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.checkpoint.whole import Chosen, choose_checkpoint, leave_behind
+from zoo.checkpoint.whole import leave_behind
 from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
 from zoo.disk import remove_drafts
-from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
+from zoo.errors import ConfigError, ZooError, short
 from zoo.generation.towers import check_length
-from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
 from zoo.ranks.meeting import join_processes
 from zoo.ranks.world import ALONE, World, read_world
-from zoo.report.history import read_lines
-from zoo.report.page import PAGE, add_environment, read_environments
+from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
@@ -56,13 +53,13 @@ from zoo.training.planning import (
     plan_training,
 )
 from zoo.training.precision import MASTER, Computing, lower_weights
-from zoo.training.restarts import describe_restart, has_checkpoint, is_launched, note_choice, settle_choice
+from zoo.training.restarts import describe_restart, has_checkpoint, is_launched, note_choice
+from zoo.training.resuming import refuse_other_run, tell_checkpoint
 from zoo.training.sampling import choose_sampling_kernel, describe_silence, writes
-from zoo.training.saving import check_counters, open_save_world, restore_counters, tidy_checkpoints
+from zoo.training.saving import open_save_world, restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 from zoo.training.start.begin import Start
-from zoo.untrusted import find_inside
 
 
 def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
@@ -148,34 +145,6 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictCon
         return complete_run(run, planned)
 
 
-def tell_checkpoint(folder: Path, which: str, world: World) -> Chosen | None:
-    """Choose the checkpoint that a run goes on from (`choose_checkpoint`). The main process reads it, and tells the
-    others. Raises CheckpointError in each."""
-    found: Any = None
-    if world.main:
-        try:
-            refuse_faulty_files(folder)
-            found = choose_checkpoint(folder, settle_choice(folder, which), check_counters)
-        except CheckpointError as error:
-            found = error
-    found = world.tell(found)
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
-
-
-def refuse_faulty_files(folder: Path) -> None:
-    """Raise CheckpointError where a run's folder has files that cannot be read, or links that lead out of it: what is
-    written there would replace what they lead to."""
-    for parent, names, files in os.walk(folder):
-        for each in (Path(parent, name) for name in (*names, *files)):
-            if each.is_symlink():
-                find_inside(folder, str(each.relative_to(folder)), str(folder))
-    runs.read_result(folder / runs.RESULT)
-    read_environments(folder)
-    read_lines(folder / METRICS)
-
-
 def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
     """Go on with this launch's own run after a restart, which has `typed` its config. The main process alone knows that
     it is one, and tells the others, which have come to `start_run`. Raises FinishedRun where no step is left."""
@@ -189,16 +158,6 @@ def refuse_second_run(folder: Path) -> None:
     """Raise ConfigError when a folder has a run in it already."""
     if has_checkpoint(folder):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
-
-
-def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, counters: Mapping[str, Any]) -> None:
-    """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
-    if read_spec(checkpoint) != planned.spec:
-        raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
-    step, due = counters["step"], counters.get("evaluation_due")
-    if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
-        more = f"steps={2 * step} goes on with it, or any above {step}"
-        raise FinishedRun(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
 
 # ---------------------------------------------------------------- checks
