@@ -14,7 +14,9 @@ import yaml
 from zoo.cli import run
 from zoo.compose.gate import check_overrides
 from zoo.errors import ConfigError
-from zoo.untrusted import check_yaml, find_inside, parse_json, read_yaml_text
+from zoo.untrusted.json_file import parse_json
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.yaml_file import check_yaml, read_yaml_text
 
 pytestmark = pytest.mark.quick
 

@@ -23,6 +23,8 @@ NODES = 400_000
 DIGITS = 40
 """Characters of the longest number."""
 
+_TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
+"""Tags whose constructors raise errors of any kind for a text that is none: what is plain needs no tag."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -67,6 +69,8 @@ def check_yaml(text: str, place: str) -> None:
                 anchor, size = open_nodes.pop()
                 sizes[anchor] = size
             elif isinstance(event, yaml.ScalarEvent):
+                if event.tag in _TYPED and not any(event.implicit):
+                    raise CheckpointError(f"{line}: has the tag !!{event.tag.rpartition(':')[2]} (a plain value)")
                 if len(event.value) > DIGITS and event.implicit[0] and _NUMBER.fullmatch(event.value):
                     raise CheckpointError(f"{line}: holds a number of {len(event.value):,} digits (at most {DIGITS})")
                 sizes[event.anchor], size = 1, 1
