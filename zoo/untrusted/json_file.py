@@ -51,6 +51,8 @@ WORDS = {
 def read_bytes(file: Path, most: int = FILE) -> bytes:
     """Read a file of at most `most` bytes. Raises CheckpointError; FileNotFoundError where there is none."""
     try:
+        if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
+            raise CheckpointError(f"{file}: is a pipe or a device (a file)")  # it might never end, or never begin
         with file.open("rb") as stream:
             data = stream.read(most + 1)
     except FileNotFoundError:
