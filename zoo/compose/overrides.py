@@ -21,7 +21,6 @@ from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 
-
 LONGEST = 16_384
 """Characters of an override: Hydra's parser takes a second and a half for as many, and far longer for more."""
 

@@ -33,8 +33,10 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml_text(file: Path, most: int = NODES) -> str:
-    """Read the text of a YAML file that is within the budgets, of `most` values among them. Raises CheckpointError, and FileNotFoundError where
-    there is no such file."""
+    """Read the text of a YAML file that is within the budgets, of `most` values among them.
+
+    Raises CheckpointError, and FileNotFoundError where there is no such file.
+    """
     data = read_bytes(file, LARGEST)
     try:
         text = data.decode("utf-8-sig")
