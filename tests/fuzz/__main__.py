@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from itertools import count
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:1] = [str(TESTS), str(TESTS.parent)]  # the tree that these files are of, whatever is installed
 
 from fuzz import command_lines, corpus  # noqa: E402
 from fuzz.files import data, gguf, models, runs, yamls  # noqa: E402
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="answer the jobs on standard input (tests/test_fuzz.py)")
     parser.add_argument("--keep", metavar="NAME", help="with --case: write it into the corpus under this name")
     parser.add_argument("--seeds", type=Path, help="where the seeds are kept")
-    parser.add_argument("--json", type=Path, help="write all failures into this file")
+    parser.add_argument("--json", type=Path, help="write all verdicts into this file")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
     kinds = args.kind.split(",") if args.kind else list(KINDS)
@@ -81,7 +82,9 @@ def show_case(name: str, seed: int, number: int, seeds: Path, keep: str | None) 
 
 def ascii_lines(text: str) -> str:
     """Escape what a terminal would obey."""
-    return "\n".join(line.encode("unicode_escape").decode() if not line.isprintable() else line for line in text.split("\n"))
+    return "\n".join(
+        line.encode("unicode_escape").decode() if not line.isprintable() else line for line in text.split("\n")
+    )
 
 
 def serve(pool: Pool, kept: Pool) -> int:
@@ -114,13 +117,15 @@ def fuzz(pool: Pool, kinds: list[str], args: argparse.Namespace) -> int:
             if shown[verdict.group()] == 1:
                 print_failure(verdict)
     if args.json:
-        args.json.write_text(json.dumps([each.to_dict() for each in found if each.faults], indent=1))
+        args.json.write_text(json.dumps([each.to_dict() for each in found], indent=1))
     return print_outcome(found, listed=False)
 
 
 def print_failure(verdict: Verdict) -> None:
     """Print a failure: how to bring it back, what was odd, and what was wrong."""
-    print(f"\n{verdict.kind} --seed {verdict.seed} --case {verdict.case}: zoo {' '.join(map(ascii, verdict.words))[:300]}")
+    print(
+        f"\n{verdict.kind} --seed {verdict.seed} --case {verdict.case}: zoo {' '.join(map(ascii, verdict.words))[:300]}"
+    )
     print(f"  {ascii(verdict.about)[1:-1][:300]}")
     for each in verdict.faults:
         print(f"  FAULT {ascii(each)[1:-1]}")
@@ -137,11 +142,19 @@ def print_outcome(found: list[Verdict], listed: bool = True) -> int:
     if groups:
         print(f"\n{len(failed)} failures in {len(groups)} groups")
     for name, members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        print(f"  {len(members):4}  {ascii(name)[1:-1]}: {', '.join(f'{each.kind} {each.case}' for each in members[:5])}")
-    print(f"\n{'kind':22}{'cases':>8}{'failures':>10}{'seconds':>9}{'a case':>8}{'slowest':>9}{'of':>8}{'memory':>9}  exits 0/1/2")
+        print(
+            f"  {len(members):4}  {ascii(name)[1:-1]}: {', '.join(f'{each.kind} {each.case}' for each in members[:5])}"
+        )
+    print(
+        f"\n{'kind':22}{'cases':>8}{'failures':>10}{'seconds':>9}{'a case':>8}{'slowest':>9}{'of':>8}{'memory':>9}  exits 0/1/2"
+    )
     for name in dict.fromkeys(each.kind for each in found) if not listed else ():
         own = [each for each in found if each.kind == name]
-        slow, total, codes = max(own, key=lambda each: each.seconds), sum(each.seconds for each in own), Counter(each.code for each in own)
+        slow, total, codes = (
+            max(own, key=lambda each: each.seconds),
+            sum(each.seconds for each in own),
+            Counter(each.code for each in own),
+        )
         print(f"{name:22}{len(own):8,}{sum(bool(each.faults) for each in own):10,}{total:9.0f}{total / len(own):8.3f}"
               f"{slow.seconds:9.1f}{slow.case:8}{max(each.memory for each in own) >> 20:6} MB  "
               f"{codes[0]}/{codes[1]}/{codes[2]}")  # fmt: skip

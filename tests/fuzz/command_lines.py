@@ -25,13 +25,94 @@ LONG = {
 """Verbs that take minutes, and what ends them early. (`train` composes and shows; the others refuse.)"""
 LOADING = ("generate", "chat", "fill", "embed", "score", "eval", "convert", "inspect", "build", "doctor")
 """Verbs that load torch's part of a model: fewer of their lines are made."""
-MODELS = ("llama3-8b", "gpt2", "llama-tiny", "mixtral-8x7b", "deepseek-v3", "mamba2-130m", "bert-base", "t5-small", "gemma3-1b")
-AMOUNTS = ("1B", "300B", "1e12", "7e9", "0", "-1", "1e309", "1e400", "nan", "inf", "1e-300", "9" * 80, "15T", "K", "", "1_0")
+SELDOM = ("bench", "family", "probe", "ladder")
+"""Verbs of which each line is ended early: few of them tell anything."""
+NEEDED = {
+    "solve batch": [["--gpu", "h100"], ["--memory", "24GB"]],
+    "solve context": [["--gpu", "h100"], ["--memory", "24GB"]],
+    "solve cache": [["--bytes", "2GB"]],
+    "solve shape": [["--params", "1.5B"], ["--memory", "1GB"], ["--kv-bytes-per-token", "64KB"]],
+    "solve mesh": [["--count", "8", "--gpu", "h100"]],
+    "predict": [["--flops", "1e20"], ["--params", "1M", "--tokens", "1B"], ["--params", "1M", "--loss", "3"]],
+    "fit": [["--bootstrap", "3"]],
+}
+"""What a line needs to come further than its options: most lines have it."""
+MODELS = (
+    "llama3-8b",
+    "gpt2",
+    "llama-tiny",
+    "mixtral-8x7b",
+    "deepseek-v3",
+    "mamba2-130m",
+    "bert-base",
+    "t5-small",
+    "gemma3-1b",
+)
+AMOUNTS = (
+    "1B",
+    "300B",
+    "1e12",
+    "7e9",
+    "0",
+    "-1",
+    "1e309",
+    "1e400",
+    "nan",
+    "inf",
+    "1e-300",
+    "9" * 80,
+    "15T",
+    "K",
+    "",
+    "1_0",
+)
 SIZES = ("24GB", "0", "1e305GB", "-1GB", "512MiB", "9" * 80 + "GB", "GB", "nan", "1e-9KB", "infGB")
 VALUES = (
-    *("0", "1", "2", "-1", "4", "16", "null", "true", "1e400", "nan", "inf", ".5", "9" * 80, "9" * 5000, "[]", "{}", "[1,2]", "''"),
-    *("{kind: rope}", "{kind: 1}", "{_target_: os.system}", "${up:d_model}", "${or:a,b}", "${d_model}", "'${a'", "${n_layers}"),
-    *("a b", "'a", "\"", "1,2", "range(1,3)", "choice(a,b)", "é", "\ud800", "a\0b", "\x1b]0;x\x07", "$\\frac$", "x" * 3000, "[" * 200),
+    *(
+        "0",
+        "1",
+        "2",
+        "-1",
+        "4",
+        "16",
+        "null",
+        "true",
+        "1e400",
+        "nan",
+        "inf",
+        ".5",
+        "9" * 80,
+        "9" * 5000,
+        "[]",
+        "{}",
+        "[1,2]",
+        "''",
+    ),
+    *(
+        "{kind: rope}",
+        "{kind: 1}",
+        "{_target_: os.system}",
+        "${up:d_model}",
+        "${or:a,b}",
+        "${d_model}",
+        "'${a'",
+        "${n_layers}",
+    ),
+    *(
+        "a b",
+        "'a",
+        '"',
+        "1,2",
+        "range(1,3)",
+        "choice(a,b)",
+        "é",
+        "\ud800",
+        "a\0b",
+        "\x1b]0;x\x07",
+        "$\\frac$",
+        "x" * 3000,
+        "[" * 200,
+    ),
 )
 
 
@@ -54,9 +135,9 @@ def list_verbs() -> dict[str, Any]:
 def command_line(rng: Random, place: Place) -> Case:
     """A line of a verb that prices, lists or refuses; seldom one that loads a model."""
     verbs = list_verbs()
-    light = [name for name in verbs if name.split()[0] not in LOADING]
-    name = rng.choice(light)
-    return make_line(rng, place, name)
+    light = [name for name in verbs if name.split()[0] not in (*LOADING, *SELDOM)]
+    seldom = [name for name in verbs if name.split()[0] in SELDOM]
+    return make_line(rng, place, rng.choice(seldom if rng.random() < 0.06 else [*light, "stats", "stats", "diff"]))
 
 
 @kind(quick=12)
@@ -74,14 +155,18 @@ def make_line(rng: Random, place: Place, name: str) -> Case:
         if param.param_type_name == "argument":
             needs += choose_arguments(rng, place, name, param)
     chosen = [each for each in options if each.required and rng.random() < 0.9]
-    chosen += rng.sample(options, min(len(options), rng.choice([0, 1, 1, 2, 2, 3, 5])))
+    chosen += rng.sample(options, min(len(options), rng.choice([0, 1, 1, 1, 2, 2, 4])))
     given = [word for param in chosen if "trust" not in param.name for word in choose_option(rng, place, param)]
+    if name in NEEDED and rng.random() < 0.85:
+        given = [*rng.choice(NEEDED[name]), *given]
     mixed = [needs, given] if rng.random() < 0.8 else [given, needs]
     words += [*mixed[0], *mixed[1], *LONG.get(name, [])]
     if name == "check" and "--coordinates" in words:
         words = ["check", *needs]  # it trains
     if rng.random() < 0.03:
-        words.insert(rng.randrange(1, len(words) + 1), rng.choice(["--", "--debug", "--nosuch", "-x", "", "\0", "--help"]))
+        words.insert(
+            rng.randrange(1, len(words) + 1), rng.choice(["--", "--debug", "--nosuch", "-x", "", "\0", "--help"])
+        )
     text = rng.choice(["", "the cat\n", "/exit\n", "/save x\n/nosuch\n", "\x1b[A\n", "a" * 5000 + "\n"])
     return Case(words, "a command line", text.encode())
 
@@ -93,9 +178,11 @@ def choose_arguments(rng: Random, place: Place, verb: str, param: Any) -> list[s
     if rng.random() < 0.02:
         return []
     name = param.name
-    if name in ("overrides", "changes") or (param.nargs == -1 and verb.split()[0] in ("stats", "train", "build", "ladder")):
+    if name in ("overrides", "changes") or (
+        param.nargs == -1 and verb.split()[0] in ("stats", "train", "build", "ladder")
+    ):
         head = ["model=llama-tiny"] if verb == "train" else []
-        return head + [choose_override(rng, verb == "train") for _ in range(rng.choice([0, 1, 1, 2, 3]))]
+        return head + [choose_override(rng, verb == "train") for _ in range(rng.choice([0, 0, 1, 1, 2]))]
     count = rng.choice([1, 1, 2, 3]) if param.nargs == -1 else 1
     return [choose_target(rng, place, verb, name, param) for _ in range(count)]
 
@@ -106,7 +193,7 @@ def choose_target(rng: Random, place: Place, verb: str, name: str, param: Any) -
     if kinds and rng.random() < 0.9:
         return rng.choice(kinds)
     roll = rng.random()
-    if roll < 0.25:
+    if roll < 0.12:
         return rng.choice([*TEXTS, *list_paths(place)])
     if verb.split()[0] in ("predict",):
         return seed(place, "fit.json")
@@ -160,21 +247,53 @@ def choose_value(rng: Random, place: Place, param: Any) -> str:
     kind, name = find_type(param), param.name
     written = ("out", "plot", "html")
     if name in written:  # never a path of the system's
-        return rng.choice(["o.svg", "o.png", "o", "o.json", "data", ".", "a/b/c.png", "", "x" * 300 + ".png", "$\\frac$.svg", "o.npy", "loop"])
+        return rng.choice(
+            [
+                "o.svg",
+                "o.png",
+                "o",
+                "o.json",
+                "data",
+                ".",
+                "a/b/c.png",
+                "",
+                "x" * 300 + ".png",
+                "$\\frac$.svg",
+                "o.npy",
+                "loop",
+            ]
+        )
     if words := list_enum(param):
         return rng.choice([*words, *words, *words, rng.choice(TEXTS)])
     if kind is Path:
-        return rng.choice(list_paths(place)) if rng.random() < 0.6 else seed(place, "data") + rng.choice(["", "/text.txt", "/prompts.jsonl"])
+        return (
+            rng.choice(list_paths(place))
+            if rng.random() < 0.6
+            else seed(place, "data") + rng.choice(["", "/text.txt", "/prompts.jsonl"])
+        )
     if kind is int:
-        most = 1000 if name in ("bootstrap", "rows", "noise_rows", "n", "n_beams", "max_new_tokens", "batch_size", "draft_tokens") else None
+        most = (
+            1000
+            if name
+            in ("bootstrap", "rows", "noise_rows", "n", "n_beams", "max_new_tokens", "batch_size", "draft_tokens")
+            else None
+        )
         found = rng.choice([1, 2, 3, 8, 64, 1, 2, rng.choice(NUMBERS)])
         return spell(min(found, most) if most and isinstance(found, int) and rng.random() < 0.9 else found)
     if kind is float:
         return spell(rng.choice([0.1, 0.5, 1, 0.9, rng.choice(NUMBERS)]))
     texts: list[Callable[[], str]] = [
-        *(lambda: rng.choice(AMOUNTS), lambda: rng.choice(SIZES), lambda: rng.choice(TEXTS), lambda: rng.choice(MODELS)),
+        *(
+            lambda: rng.choice(AMOUNTS),
+            lambda: rng.choice(SIZES),
+            lambda: rng.choice(TEXTS),
+            lambda: rng.choice(MODELS),
+        ),
         *(lambda: rng.choice(["h100", "a100-80g", "auto", "cpu", "meta", "fp32", "bf16"]), lambda: "params,kv,flops"),
-        *(lambda: rng.choice(["val_loss", "loss", "when", "16:128", "1:1", "a:b", "params", "flops"]), lambda: "n_layers=2"),
+        *(
+            lambda: rng.choice(["val_loss", "loss", "when", "16:128", "1:1", "a:b", "params", "flops"]),
+            lambda: "n_layers=2",
+        ),
     ]
     return rng.choice(texts)()
 
@@ -208,5 +327,7 @@ def choose_override(rng: Random, training: bool) -> str:
         own = "steps batch_size seq_len seed clip precision optim.lr optim.betas schedule.warmup data.path lora ema freeze eval_every log_every"
         return f"{sign}{rng.choice(own.split())}={rng.choice(VALUES)}"
     if rng.random() < 0.1:
-        return rng.choice([*TEXTS, *VALUES, "=", "a", "a.b.c", "@", "a@b=c", "attention@=x", "model=", "+=1", "~", "~n_layers"])
+        return rng.choice(
+            [*TEXTS, *VALUES, "=", "a", "a.b.c", "@", "a@b=c", "attention@=x", "model=", "+=1", "~", "~n_layers"]
+        )
     return f"{sign}{before}{rng.choice(keys)}={rng.choice(VALUES)}"

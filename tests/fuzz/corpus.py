@@ -4,7 +4,7 @@
      "files": {"m.yaml": "text", "hf/x": {"base64": "…"}, "y": {"link": "target"}, "z": {"parts": ["[", 1000, "]", 1000]},
                "d.gz": {"gzip": [parts]}, "hf/config.json": {"json": {"key": "new value"}}}}
 
-`parts` are texts, each repeated; `json` sets keys (dotted paths) of a seed's file. `$OUTSIDE` and `$CANARY` stand for
+{"append": "…", "drop": ["key:"]} drops a seed's lines that begin so, and adds others. `parts` are texts, each repeated; `json` sets keys (dotted paths) of a seed's file. `$OUTSIDE` and `$CANARY` stand for
 the paths of a case. Several `run`s are given as lists in a list, and each of them is a case (`name`, `name@1`, …).
 """
 
@@ -56,12 +56,7 @@ def make_kept(name: str, seed: int, number: int, place: Place) -> Case:
     for path, content in tree.get("files", {}).items():
         write_content(place.folder / path, fill(content))
     words = fill(read_lines(tree)[int(line or 0)])
-    return Case(words, tree["about"], tree.get("stdin", "").encode("utf-8", "surrogatepass"))
-
-
-def expected_exit(name: str) -> int | None:
-    """Give the exit code that a case of the corpus has to end with, where it says one."""
-    return json.loads((FOLDER / f"{name.partition('@')[0]}.json").read_text()).get("exit")
+    return Case(words, tree["about"], tree.get("stdin", "").encode("utf-8", "surrogateescape"), tree.get("exit"))
 
 
 def write_content(file: Path, content: Any) -> None:
@@ -69,6 +64,10 @@ def write_content(file: Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
         file.write_bytes(content.encode("utf-8", "surrogatepass"))
+        return
+    if "append" in content:
+        lines = [line for line in file.read_text().splitlines(True) if not line.startswith(tuple(content["drop"]))]
+        file.write_text("".join(lines) + content["append"])
         return
     ((how, value),) = content.items()
     if how == "link":

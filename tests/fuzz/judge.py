@@ -105,6 +105,8 @@ def judge_output(case: Case, code: int, out: str, err: str) -> Iterator[str]:
     verb, debug = case.words[0] if case.words else "", "--debug" in case.words
     if code not in (0, 1, 2, 130, ESCAPED):
         yield f"exit code {code}"
+    if case.exit is not None and code not in (case.exit, ESCAPED):
+        yield f"exit {code} in place of {case.exit}"
     if ("Traceback (most recent call last)" in err or "panicked at" in err) and not debug and code != ESCAPED:
         yield f"a traceback on standard error: {err.strip().splitlines()[-1][:200]}"
     typed = " ".join(case.words)
@@ -165,8 +167,9 @@ def list_outside(place: Place) -> dict[str, str]:
 def shorten_trace(trace: str) -> str:
     """Give the frames of a traceback that are Zoo's, the last five, and its last line's type."""
     frames = re.findall(r'File "[^"]*?/(zoo/[^"]+\.py)", line (\d+), in (\S+)', trace)
-    last = re.sub(r"[\d']+", "", trace.strip().splitlines()[-1].split(":")[0]) if trace.strip() else ""
-    return "\n".join(f"{file}:{line} {name} {last}" for file, line, name in frames[-5:]) or last
+    kinds = re.findall(r"^(\w[\w.]*(?:Error|Exception|Exit|Interrupt|Warning)\w*)", trace, re.MULTILINE)
+    last = kinds[-1] if kinds else "no traceback"
+    return "\n".join(f"{file}:{line} {name} {last}" for file, line, name in frames[-5:]) or (last if trace else "")
 
 
 @contextmanager
@@ -179,7 +182,8 @@ def surroundings(place: Place, stdin: bytes) -> Iterator[None]:
         os.dup2(opened, number)
         os.close(opened)
     folders = {"HOME": "home", "TMPDIR": "tmp", "ZOO_CACHE": "cache"}
-    os.environ.update({name: str(place.root / each) for name, each in folders.items()}, **{VARIABLE: SECRET})
+    path = f"{place.seeds / 'bin'}:{variables.get('PATH', '')}"
+    os.environ.update({name: str(place.root / each) for name, each in folders.items()}, PATH=path, **{VARIABLE: SECRET})
     streams = sys.stdin, sys.stdout, sys.stderr
     sys.stdin, sys.stdout, sys.stderr = (open(n, mode, encoding="utf-8", closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
     os.chdir(place.folder)

@@ -18,6 +18,8 @@ class Case:
     words: list[str]
     about: str
     stdin: bytes = b""
+    exit: int | None = None
+    """The exit code that it has to end with, where there is one right one."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,15 +15,13 @@ import yaml
 from .values import Place, Raw, choose_odd, list_attacks, make_deep
 
 
-def list_nodes(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """List the places in a tree, the root first; of a long list the first few."""
-    yield path
-    if isinstance(tree, dict):
-        for key in tree:
-            yield from list_nodes(tree[key], (*path, key))
-    elif isinstance(tree, list):
-        for at in range(min(len(tree), 20)):
-            yield from list_nodes(tree[at], (*path, at))
+def choose_node(rng: Random, tree: Any) -> tuple[Any, ...]:
+    """Choose a place in a tree, walking down from the root: one high up is as likely as all that is below another."""
+    path: tuple[Any, ...] = ()
+    while isinstance(tree, dict | list) and tree and (not path or rng.random() < 0.7):
+        key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
+        path, tree = (*path, key), tree[key]
+    return path
 
 
 def mutate_tree(rng: Random, tree: Any, place: Place, names: tuple[str, ...] = ()) -> tuple[Any, str]:
@@ -36,8 +34,7 @@ def mutate_tree(rng: Random, tree: Any, place: Place, names: tuple[str, ...] = (
 
 
 def _mutate_once(rng: Random, tree: Any, place: Place, names: tuple[str, ...]) -> tuple[Any, str]:
-    paths = list(list_nodes(tree))
-    path = rng.choice(paths[1:] or paths) if rng.random() < 0.97 else ()
+    path = choose_node(rng, tree) if rng.random() < 0.97 else ()
     if not path:
         return choose_odd(rng, place, tree), "root: replaced"
     holder, key = _holder(tree, path), path[-1]
@@ -49,10 +46,12 @@ def _mutate_once(rng: Random, tree: Any, place: Place, names: tuple[str, ...]) -
         del holder[key]
         return tree, f"{where}: deleted"
     if roll < 0.8:
-        holder[key] = copy.deepcopy(_get(tree, rng.choice(paths[1:])))
+        holder[key] = copy.deepcopy(_get(tree, choose_node(rng, tree)))
         return tree, f"{where}: a copy of another value"
     if isinstance(holder, dict):
-        name = rng.choice([*names, *map(str, holder), *("_target_", "defaults", "hydra", "kind", "", "\0", "a.b", "x" * 300)])
+        name = rng.choice(
+            [*names, *map(str, holder), *("_target_", "defaults", "hydra", "kind", "", "\0", "a.b", "x" * 300)]
+        )
         holder[name] = holder.pop(key) if roll < 0.88 else choose_odd(rng, place, value)
         return tree, f"{where}: {name[:40]!r} added beside or in its place: {_show(holder[name])}"
     holder *= rng.choice([0, 2, 100])
@@ -109,7 +108,9 @@ def mutate_bytes(rng: Random, data: bytes) -> tuple[bytes, str]:
     """Cut, flip, insert, repeat or overwrite bytes. Returns them, and what was done."""
     at, size = rng.randrange(len(data) + 1), len(data)
     span = data[at : at + rng.choice([1, 4, 16, 200])]
-    odd = rng.choice([b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1b]0;t\x07", b"9" * 5000, b"{", b'"', b"\n\n", b"\r"])
+    odd = rng.choice(
+        [b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1b]0;t\x07", b"9" * 5000, b"{", b'"', b"\n\n", b"\r"]
+    )
     done: dict[str, Callable[[], bytes]] = {
         "empty": lambda: b"",
         f"cut at {at} of {size}": lambda: data[:at],
@@ -139,7 +140,11 @@ def mutate_lines(rng: Random, text: str, place: Place) -> tuple[bytes, str]:
     what = rng.choice(["deleted", "repeated", "indented", "swapped", "inserted", "bomb", "deep"])
     if what == "inserted" or not lines:
         value = rng.choice(list_attacks(place))
-        lines.insert(at, rng.choice(["defaults: ", "hydra: ", "model: ", "- ", "kind: "]) + write_json(value).decode(errors="replace"))
+        lines.insert(
+            at,
+            rng.choice(["defaults: ", "hydra: ", "model: ", "- ", "kind: "])
+            + write_json(value).decode(errors="replace"),
+        )
     elif what == "bomb":
         lines.append("z0: &z0 [x, x]")
         lines += [f"z{n}: &z{n} [{', '.join([f'*z{n - 1}'] * 9)}]" for n in range(1, rng.choice([4, 9, 12]))]

@@ -61,12 +61,35 @@ def warm_up(seeds: Path) -> None:
 
 ROOMS = (
     *("zoo.cli", "zoo.api", "zoo.training.loop", "zoo.training.task", "zoo.report.page", "zoo.report.runplot"),
-    *("zoo.text.jobs", "zoo.text.labels", "zoo.text.vectors", "zoo.generation.engine", "zoo.checkpoint.hf", "zoo.inspection"),
+    *(
+        "zoo.text.jobs",
+        "zoo.text.labels",
+        "zoo.text.vectors",
+        "zoo.generation.engine",
+        "zoo.checkpoint.hf",
+        "zoo.inspection",
+    ),
 )
 WARM = (
-    *("stats llama3-8b attention=mqa --gpu h100", "stats SEEDS/hf", "train model=llama-tiny --cfg job", "check SEEDS/hf"),
-    *("stats SEEDS/gguf/model.gguf", "recipes", "predict SEEDS/fit.json --flops 1e20", "report SEEDS/sweep", "stats SEEDS/run"),
-    *("solve context llama3-8b --gpu h100", "solve shape --params 1M", "build llama-tiny --device meta", "diff gpt2 llama3-8b"),
+    *(
+        "stats llama3-8b attention=mqa --gpu h100",
+        "stats SEEDS/hf",
+        "train model=llama-tiny --cfg job",
+        "check SEEDS/hf",
+    ),
+    *(
+        "stats SEEDS/gguf/model.gguf",
+        "recipes",
+        "predict SEEDS/fit.json --flops 1e20",
+        "report SEEDS/sweep",
+        "stats SEEDS/run",
+    ),
+    *(
+        "solve context llama3-8b --gpu h100",
+        "solve shape --params 1M",
+        "build llama-tiny --device meta",
+        "diff gpt2 llama3-8b",
+    ),
 )
 
 
@@ -153,7 +176,11 @@ class Pool:
             if worker.jobs:  # its memory was full
                 self._start(worker.jobs)
             return
-        how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)} of the process"
+        how = (
+            f"signal {os.WTERMSIG(status)}"
+            if os.WIFSIGNALED(status)
+            else f"exit {os.WEXITSTATUS(status)} of the process"
+        )
         name, seed, number = worker.at or worker.jobs[0]
         kept = f"{self.root / f'{name}-{seed}-{number}'}"
         verdict = Verdict(name, seed, number, worker.words, worker.about, -1, [worker.ended or how])

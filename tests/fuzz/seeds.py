@@ -31,7 +31,7 @@ SETTINGS = {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "max_new_tokens": 4, "
 
 def find_seeds(root: Path | None = None) -> Path:
     """Give the folder of the seeds, made first where there is none for Zoo as it is now."""
-    stamp = [f"{each}{each.stat().st_mtime_ns}" for each in sorted(ZOO.rglob("*.py")) + [Path(__file__)]]
+    stamp = [f"{each}{each.stat().st_mtime_ns}" for each in (*sorted(ZOO.rglob("*.py")), Path(__file__))]
     name = f"zoo-fuzz-{os.getuid()}-{hashlib.sha256(''.join(stamp).encode()).hexdigest()[:12]}"
     folder = (root or Path(tempfile.gettempdir())) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +83,7 @@ def make_seeds(folder: Path) -> None:
     os.chdir(folder)
     os.environ["ZOO_CACHE"] = str(folder / "cache")
     write_data(folder / "data")
+    write_program(folder / "bin" / "sbatch", 'for last; do :; done\nsh "$last"\necho 1\n')
     text = ["data=text", "data.path=data/text.txt"]
     run_zoo("train", *LLAMA, *BPE, *text, "hydra.run.dir=run")
     run_zoo("convert", "run", "hf", "--no-verify")
@@ -109,6 +110,13 @@ def add_settings(folder: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": TEMPLATE}, indent=1))
 
 
+def write_program(file: Path, lines: str) -> None:
+    """Write a program: here Slurm's, which runs what it is given at once."""
+    file.parent.mkdir()
+    file.write_text(f"#!/bin/sh\n{lines}")
+    file.chmod(0o755)
+
+
 def split_weights(source: Path, folder: Path) -> None:
     """Copy a folder with its weights in two files and an index."""
     from safetensors.torch import load_file, save_file
@@ -120,7 +128,9 @@ def split_weights(source: Path, folder: Path) -> None:
     for file in sorted(set(names.values())):
         save_file({name: tensors[name] for name in names if names[name] == file}, folder / file, {"format": "pt"})
     total = sum(each.numel() * each.element_size() for each in tensors.values())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": names}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": names})
+    )
 
 
 def write_data(folder: Path) -> None:

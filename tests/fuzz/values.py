@@ -65,7 +65,20 @@ def list_paths(place: Place) -> list[str]:
     secret, levels = place.outside / "secret.json", ("../outside/secret.json", "../../outside/secret.json")
     return [
         *(str(secret), str(secret.with_suffix("")), *levels, "../outside/folder", str(place.outside / "folder")),
-        *("missing", "missing/x.json", "loop", ".", "..", "", "a\0b", "x" * 300, "/dev/null", "folder", "~", "~nobody/x"),
+        *(
+            "missing",
+            "missing/x.json",
+            "loop",
+            ".",
+            "..",
+            "",
+            "a\0b",
+            "x" * 300,
+            "/dev/null",
+            "folder",
+            "~",
+            "~nobody/x",
+        ),
         *(f"file://{secret}", "./config.json", "config.json/x", "..\\outside\\secret.json", f"./{secret}"),
     ]
 
@@ -73,15 +86,17 @@ def list_paths(place: Place) -> list[str]:
 def list_attacks(place: Place) -> list[Any]:
     """Values that name code, or that ask for the surroundings. Each of the first would create the canary."""
     touch = f"touch {place.canary}"
+    file = {"_target_": "pathlib.Path", "_args_": [str(place.canary)]}
+    write = {"_target_": "zoo.disk.write_text", "file": file, "text": "x"}  # what Hydra's own list lets through
+    run = {"_target_": "os.system", "command": touch}
     return [
-        {"_target_": "os.system", "command": touch},
-        {"_target_": "subprocess.Popen", "args": touch, "shell": True},
+        *(write, run, {"_target_": "subprocess.Popen", "args": touch, "shell": True}),
         {"_target_": "builtins.eval", "_args_": [f"open({str(place.canary)!r}, 'w')"]},
         {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(place.canary)]}},
-        {"hydra": {"callbacks": {"e": {"_target_": "subprocess.Popen", "args": touch, "shell": True}}}},
-        {"callbacks": {"e": {"_target_": "subprocess.Popen", "args": touch, "shell": True}}},
+        *({"hydra": {"callbacks": {"e": each}}} for each in (write, run)),
+        *({"callbacks": {"e": each}} for each in (write, run)),
         {"launcher": {"kind": "slurm", "lines": [touch]}, "nproc": 1},
-        {"kind": "slurm", "lines": [touch], "sbatch": [touch]},
+        {"kind": "slurm", "lines": [touch], "submit": True},
         ["/evil@_global_.hydra.callbacks.e", "_self_"],
         ["/evil@_global_", "_self_"],
         ["evil", "override hydra/launcher: evil"],
@@ -93,7 +108,7 @@ def list_attacks(place: Place) -> list[Any]:
         f"; {touch}",
         f"`{touch}`",
         f"{{{{ cycler.__init__.__globals__.os.popen('{touch}').read() }}}}",
-        f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{% for i in range(10**9) %}}x{{% endfor %}}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for i in range(10**9) %}x{% endfor %}",
         f"=__import__('os').system('{touch}')",
         f"${{oc.env:{VARIABLE}}}",
         f"${{oc.env:{VARIABLE},x}}",
@@ -103,7 +118,7 @@ def list_attacks(place: Place) -> list[Any]:
     ]
 
 
-EVIL = "_target_: subprocess.Popen\nargs: touch {canary}\nshell: true\n"
+EVIL = "_target_: zoo.disk.write_text\nfile: {{_target_: pathlib.Path, _args_: [{canary}]}}\ntext: x\n"
 """The config that `/evil@_global_…` would compose."""
 
 
@@ -119,7 +134,12 @@ def choose_odd(rng: Random, place: Place, like: Any = None) -> Any:
             *(lambda: rng.choice(NUMBERS), lambda: rng.choice(TEXTS), lambda: rng.choice(TEXTS)),
             *(lambda: rng.choice(list_paths(place)), lambda: rng.choice(list_attacks(place))),
             *(lambda: None, lambda: rng.choice([True, False, [], {}, [[]], [None], {"": {}}, [["a"]], [0] * 50])),
-            *(lambda: make_deep(rng), lambda: [like] * rng.choice([0, 2, 1000]), lambda: {"a": like}, lambda: str(like)),
+            *(
+                lambda: make_deep(rng),
+                lambda: [like] * rng.choice([0, 2, 1000]),
+                lambda: {"a": like},
+                lambda: str(like),
+            ),
         ]
     )()
 

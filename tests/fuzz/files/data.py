@@ -12,11 +12,25 @@ from ..mutate import mutate_bytes, mutate_file, write_json
 from ..values import Place, Raw, choose_odd
 from .yamls import TREE
 
-SMALL = (
-    "model=llama-tiny model.n_layers=1 model.d_model=16 model.n_heads=2 model.n_kv_heads=1 model.head_dim=8 model.d_ff=16 "
-    "model.max_seq_len=16 model.vocab_size=258 data.tokenizer.kind=byte steps=1 batch_size=1 seq_len=8 eval_every=null "
-    "save_every=null sample=null device=cpu"
-).split()
+SMALL = [
+    "model=llama-tiny",
+    "model.n_layers=1",
+    "model.d_model=16",
+    "model.n_heads=2",
+    "model.n_kv_heads=1",
+    "model.head_dim=8",
+    "model.d_ff=16",
+    "model.max_seq_len=16",
+    "model.vocab_size=258",
+    "data.tokenizer.kind=byte",
+    "steps=1",
+    "batch_size=1",
+    "seq_len=8",
+    "eval_every=null",
+    "save_every=null",
+    "sample=null",
+    "device=cpu",
+]
 
 
 @kind(quick=10)
@@ -53,7 +67,9 @@ def write_large(rng: Random, file: Path) -> str:
         file.write_bytes(gzip.compress(b'{"text": "', mtime=0) + member * times + gzip.compress(b'"}\n', mtime=0))
         return f"a line of {times * 64} MB"
     size = rng.choice([1, 20]) << 20
-    file.write_bytes(rng.choice([b"x" * size, bytes(size), b"\n" * size, b"[" * size, b'{"text": "' + b"a" * size + b'"}\n']))
+    file.write_bytes(
+        rng.choice([b"x" * size, bytes(size), b"\n" * size, b"[" * size, b'{"text": "' + b"a" * size + b'"}\n'])
+    )
     return f"{size >> 20} MB of one sort"
 
 
@@ -64,7 +80,9 @@ def data_evaluated(rng: Random, place: Place) -> Case:
     name = rng.choice(["text.txt", "pairs.csv", "queries.csv", "rows.jsonl", "task.yaml"])
     what = mutate_file(rng, place.folder / "data" / name, place, ("sentence1", "score", "query"))
     words = {
-        "text.txt": "--file data/text.txt --context 16 --weights int8" if rng.random() < 0.3 else "--file data/text.txt --context 16",
+        "text.txt": "--file data/text.txt --context 16 --weights int8"
+        if rng.random() < 0.3
+        else "--file data/text.txt --context 16",
         "pairs.csv": "--similarity data/pairs.csv",
         "queries.csv": "--retrieval data/queries.csv",
         "rows.jsonl": "data=jsonl data.path=data/rows.jsonl",
@@ -88,11 +106,25 @@ def prompts(rng: Random, place: Place) -> Case:
         data, what = mutate_bytes(rng, b"the cat\nthe \xff\xfe dog\n")
         return Case([*words, *rng.choice([["--prompt", "-"], ["--prompt-file", "-"]])], f"standard input: {what}", data)
     name, option = rng.choice([("schema.json", "--json-schema"), ("grammar.lark", "--grammar")])
-    what = mutate_file(rng, place.folder / "data" / name, place, ("pattern", "$ref", "items", "enum", "anyOf", "maxLength"))
+    what = mutate_file(
+        rng, place.folder / "data" / name, place, ("pattern", "$ref", "items", "enum", "anyOf", "maxLength")
+    )
     return Case([*words, "--prompt", "cat", option, f"data/{name}"], f"{name}: {what}")
 
 
-REQUEST = ("stop", "stop_ids", "bad_words", "logit_bias", "n", "seed", "json_schema", "regex", "top_k", "min_tokens", "messages")
+REQUEST = (
+    "stop",
+    "stop_ids",
+    "bad_words",
+    "logit_bias",
+    "n",
+    "seed",
+    "json_schema",
+    "regex",
+    "top_k",
+    "min_tokens",
+    "messages",
+)
 
 
 @kind(quick=130)
@@ -101,7 +133,11 @@ def fit_json(rng: Random, place: Place) -> Case:
     copy_seeds(place, "fit.json")
     what = mutate_file(rng, place.folder / "fit.json", place, ("E", "A", "B", "alpha", "beta", "draws", "points"))
     numbers = [f"{each}" for each in ("1M", "0", "1e309", "1e-300", "1e30", "7B", "-1", "nan", "9" * 80)]
-    ask = [["--params", rng.choice(numbers), "--tokens", "1B"], ["--flops", rng.choice(numbers)], ["--params", "1M", "--loss", rng.choice(["3", *numbers])]]
+    ask = [
+        ["--params", rng.choice(numbers), "--tokens", "1B"],
+        ["--flops", rng.choice(numbers)],
+        ["--params", "1M", "--loss", rng.choice(["3", *numbers])],
+    ]
     return Case(["predict", "fit.json", *rng.choice(ask), *rng.choice([[], ["--json"]])], what)
 
 
@@ -120,7 +156,9 @@ def points(rng: Random, place: Place) -> Case:
         file.write_text("\n".join(lines) + "\n", errors="surrogatepass")
     else:
         what = mutate_file(rng, file, place, ("params", "tokens", "loss"))
-    more = rng.choice([[], ["--approach", "2"], ["--hold-out", "1"], ["--out", "f.json"], ["--drop-highest", "1"], ["--json"]])
+    more = rng.choice(
+        [[], ["--approach", "2"], ["--hold-out", "1"], ["--out", "f.json"], ["--drop-highest", "1"], ["--json"]]
+    )
     return Case(["fit", f"data/{file.name}", "--bootstrap", rng.choice(["0", "3"]), *more], f"{file.name}: {what}")
 
 
@@ -129,12 +167,26 @@ def verdict(rng: Random, place: Place) -> Case:
     """Verdicts, cards and other figures, given where runs, fits and recipes are expected."""
     file = rng.choice(sorted([*TREE.glob("recipes/verdicts/*.json"), *TREE.glob("recipes/cards/*.json")]))
     place.folder.joinpath("own").mkdir()
-    own = place.folder / "own" / rng.choice(["sweep.json", "result.json", "verdict.json", "fit.json", "config.json", "training.json"])
+    own = (
+        place.folder
+        / "own"
+        / rng.choice(["sweep.json", "result.json", "verdict.json", "fit.json", "config.json", "training.json"])
+    )
     own.write_bytes(file.read_bytes())
     if rng.random() < 0.7:
         what = mutate_file(rng, own, place)
     else:
         own.write_bytes(write_json(choose_odd(rng, place, json.loads(file.read_text()))))
         what = "replaced"
-    lines = ["report own", "runs own", "stats own", "check own", f"predict own/{own.name} --flops 1e20", f"recipes own/{own.name}"]
-    return Case(choose_words(rng, [*lines, f"stats own/{own.name}", "plot own", "diff own llama-tiny"]), f"{own.name} of {file.stem}: {what}")
+    lines = [
+        "report own",
+        "runs own",
+        "stats own",
+        "check own",
+        f"predict own/{own.name} --flops 1e20",
+        f"recipes own/{own.name}",
+    ]
+    return Case(
+        choose_words(rng, [*lines, f"stats own/{own.name}", "plot own", "diff own llama-tiny"]),
+        f"{own.name} of {file.stem}: {what}",
+    )

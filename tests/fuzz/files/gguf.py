@@ -79,7 +79,9 @@ def rename(name: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}"
 
 
-def write_file(entries: list[Entry], tensors: list[Tensor], data: bytes, counts: tuple[int, int] | None = None) -> bytes:
+def write_file(
+    entries: list[Entry], tensors: list[Tensor], data: bytes, counts: tuple[int, int] | None = None
+) -> bytes:
     """Write a GGUF file of version 3; `counts` in place of the true ones."""
     count, pairs = counts or (len(tensors), len(entries))
     made = b"GGUF" + struct.pack("<IQQ", 3, count & (2**64 - 1), pairs & (2**64 - 1))
@@ -184,7 +186,12 @@ def mutate_entry(rng: Random, entries: list[Entry], place: Place) -> tuple[list[
 
 ADDED = (
     *("split.count", "split.no", "split.tensors.count", "llama.expert_count", "llama.expert_used_count"),
-    *("llama.rope.dimension_count", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.attention.key_length"),
+    *(
+        "llama.rope.dimension_count",
+        "llama.rope.scaling.type",
+        "llama.rope.scaling.factor",
+        "llama.attention.key_length",
+    ),
     *("llama.attention.sliding_window", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.padding_token_id"),
     *("general.alignment", "general.quantization_version", "tokenizer.ggml.scores", "tokenizer.chat_template"),
 )
@@ -216,7 +223,11 @@ def mutate_tensor(rng: Random, tensors: list[Tensor]) -> tuple[list[Tensor], str
     odd = rng.choice([0, 1, 31, -1, 2**20, 2**31, 2**62, 2**63])
     made = rng.choice(
         [
-            *([(name, (odd, *shape[1:]), kind, offset)], [(name, shape[::-1], kind, offset)], [(name, (), kind, offset)]),
+            *(
+                [(name, (odd, *shape[1:]), kind, offset)],
+                [(name, shape[::-1], kind, offset)],
+                [(name, (), kind, offset)],
+            ),
             *([(name, shape * 3, kind, offset)], [(name, shape, kind, odd)], []),
             *([(name, shape, rng.choice([1, 2, 8, 12, 14, 30, 99, 2**31]), offset)], [tensors[at]] * 2),
             [(rng.choice(["", "x" * 300, "blk.99.attn_q.weight", "output.weight", "\0"]), shape, kind, offset)],

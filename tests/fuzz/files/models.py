@@ -14,15 +14,47 @@ from ..values import Place, Raw, list_paths
 from .gguf import mutate_gguf
 
 CONFIG = (
-    *("quantization_config", "architectures", "model_type", "layer_types", "rope_scaling", "rope_parameters", "num_experts"),
+    *(
+        "quantization_config",
+        "architectures",
+        "model_type",
+        "layer_types",
+        "rope_scaling",
+        "rope_parameters",
+        "num_experts",
+    ),
     *("text_config", "auto_map", "torch_dtype", "dtype", "head_dim", "sliding_window", "hidden_act", "vocab_size"),
-    *("id2label", "num_labels", "tie_word_embeddings", "pad_token_id", "quant_method", "bits", "group_size", "_target_"),
+    *(
+        "id2label",
+        "num_labels",
+        "tie_word_embeddings",
+        "pad_token_id",
+        "quant_method",
+        "bits",
+        "group_size",
+        "_target_",
+    ),
 )
 SETTINGS = ("stop_strings", "bad_words_ids", "max_new_tokens", "suppress_tokens", "num_beams", "eos_token_id", "min_p")
-TOKENIZER = ("normalizer", "pre_tokenizer", "decoder", "post_processor", "added_tokens", "model", "chat_template", "type")
+TOKENIZER = (
+    "normalizer",
+    "pre_tokenizer",
+    "decoder",
+    "post_processor",
+    "added_tokens",
+    "model",
+    "chat_template",
+    "type",
+)
 PRICE = (
     *("stats hf", "stats hf/config.json", "stats hf --json", "stats hf --explain", "stats hf --kernels", "check hf"),
-    *("diff hf llama-tiny", "stats hf --cfg job", "stats hf --cfg job --resolve", "build hf --device meta", "stats hf gpt2"),
+    *(
+        "diff hf llama-tiny",
+        "stats hf --cfg job",
+        "stats hf --cfg job --resolve",
+        "build hf --device meta",
+        "stats hf gpt2",
+    ),
     *("stats hf --gpu h100 --tokens 1B", "solve batch hf --gpu h100", "stats hf --columns params,kv n_layers=2"),
 )
 GENERATE = "generate --checkpoint hf --prompt cat --max-new-tokens 2 --device cpu"
@@ -100,21 +132,40 @@ def tokenizer_json(rng: Random, place: Place) -> Case:
 def choose_part(rng: Random, part: str, depth: int = 0) -> Any:
     """Choose a part of a tokenizer: one that grows text, a pattern that takes long, or a sequence of such."""
     if depth < 3 and rng.random() < 0.4:
-        key = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}.get(part, "processors")
+        key = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}.get(
+            part, "processors"
+        )
         return {"type": "Sequence", key: [choose_part(rng, part, depth + 1)] * rng.choice([0, 1, 4, 30])}
-    pattern = rng.choice([{"String": rng.choice(["a", "", "c"])}, {"Regex": rng.choice(["", ".", "(a*)*$", "(.*)*c", "(", "\\p{L}"])}])
+    pattern = rng.choice(
+        [{"String": rng.choice(["a", "", "c"])}, {"Regex": rng.choice(["", ".", "(a*)*$", "(.*)*c", "(", "\\p{L}"])}]
+    )
     grown = rng.choice(["", "aa", "a" * 1000, "a" * 100_000, "\0", "\ud800"])
     return rng.choice(
         [
             {"type": "Replace", "pattern": pattern, "content": grown},
             {"type": "Prepend", "prepend": grown},
-            {"type": "Split", "pattern": pattern, "behavior": rng.choice(["Isolated", "Removed", "x"]), "invert": False},
+            {
+                "type": "Split",
+                "pattern": pattern,
+                "behavior": rng.choice(["Isolated", "Removed", "x"]),
+                "invert": False,
+            },
             {"type": "Precompiled", "precompiled_charsmap": rng.choice(["", "AAAA", "/" * 4000, "=="])},
             {"type": "ByteLevel", "add_prefix_space": rng.choice([True, False, "a"]), "trim_offsets": True},
-            {"type": "Metaspace", "replacement": rng.choice(["", "▁", "aaa"]), "prepend_scheme": "always", "split": True},
+            {
+                "type": "Metaspace",
+                "replacement": rng.choice(["", "▁", "aaa"]),
+                "prepend_scheme": "always",
+                "split": True,
+            },
             {"type": "Strip", "content": "a", "start": rng.choice([0, 2**31, -1]), "stop": 2**63},
             {"type": rng.choice(["NFKD", "Fuse", "ByteFallback", "BertNormalizer", "none", ""])},
-            {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 2**32}}], "pair": [], "special_tokens": {}},
+            {
+                "type": "TemplateProcessing",
+                "single": [{"Sequence": {"id": "A", "type_id": 2**32}}],
+                "pair": [],
+                "special_tokens": {},
+            },
         ]
     )
 
@@ -163,7 +214,9 @@ def sentence_folder(rng: Random, place: Place) -> Case:
     copy_seeds(place, "sentence")
     files = [each for each in sorted(place.folder.glob("sentence/**/*.json")) if each.name != "tokenizer.json"]
     file = rng.choice([*files, place.folder / "sentence" / "modules.json"])
-    what = mutate_file(rng, file, place, ("path", "type", "idx", "name", "prompts", "default_prompt_name", "word_embedding_dimension"))
+    what = mutate_file(
+        rng, file, place, ("path", "type", "idx", "name", "prompts", "default_prompt_name", "word_embedding_dimension")
+    )
     if file.name == "modules.json" and rng.random() < 0.5:
         tree = json.loads((place.seeds / "sentence" / "modules.json").read_text())
         at = rng.randrange(len(tree))
@@ -171,7 +224,12 @@ def sentence_folder(rng: Random, place: Place) -> Case:
         file.unlink(missing_ok=True)
         file.write_bytes(write_json(tree))
         what = f"modules.json: path {tree[at]['path'][:80]!r}"
-    commands = ["embed sentence cat --device cpu", "convert sentence out --no-verify", "convert sentence out --to zoo", "stats sentence"]
+    commands = [
+        "embed sentence cat --device cpu",
+        "convert sentence out --no-verify",
+        "convert sentence out --to zoo",
+        "stats sentence",
+    ]
     return Case(choose_words(rng, [*commands, "check sentence"]), what)
 
 
@@ -180,9 +238,19 @@ def peft_folder(rng: Random, place: Place) -> Case:
     """The files of adapters, and of the run that trained them."""
     copy_seeds(place, "peft", "adapted", "hf")
     files = [*place.folder.glob("peft/*"), *place.folder.glob("adapted/checkpoints/step-000002/*")]
-    what = mutate_file(rng, rng.choice(sorted(files)), place, ("r", "lora_alpha", "target_modules", "base_model_name_or_path"))
-    lines = ["generate --checkpoint adapted --prompt cat --max-new-tokens 2 --device cpu", "convert adapted out --to peft"]
-    more = ["stats peft", "check adapted", "convert adapted out --no-verify", "generate --checkpoint peft --prompt a --device cpu"]
+    what = mutate_file(
+        rng, rng.choice(sorted(files)), place, ("r", "lora_alpha", "target_modules", "base_model_name_or_path")
+    )
+    lines = [
+        "generate --checkpoint adapted --prompt cat --max-new-tokens 2 --device cpu",
+        "convert adapted out --to peft",
+    ]
+    more = [
+        "stats peft",
+        "check adapted",
+        "convert adapted out --no-verify",
+        "generate --checkpoint peft --prompt a --device cpu",
+    ]
     return Case(choose_words(rng, [*lines, *more]), what)
 
 
@@ -193,8 +261,16 @@ def task_folder(rng: Random, place: Place) -> Case:
     copy_seeds(place, name, "data")
     files = [*sorted(place.folder.glob(f"{name}/*")), place.folder / "data" / "labels.jsonl"]
     what = mutate_file(rng, rng.choice(files), place, (*CONFIG, "text", "label"))
-    score = ["score labels cat --device cpu", "score labels --file data/labels.jsonl --device cpu", "score labels cat --probabilities"]
-    fill = [["fill", "masked", "the <mask> is", "--device", "cpu"], "eval masked data=text data.path=data/text.txt", "stats masked"]
+    score = [
+        "score labels cat --device cpu",
+        "score labels --file data/labels.jsonl --device cpu",
+        "score labels cat --probabilities",
+    ]
+    fill = [
+        ["fill", "masked", "the <mask> is", "--device", "cpu"],
+        "eval masked data=text data.path=data/text.txt",
+        "stats masked",
+    ]
     return Case(choose_words(rng, score if name == "labels" else fill), what)
 
 
@@ -203,7 +279,13 @@ def gguf_file(rng: Random, place: Place) -> Case:
     """A GGUF file, priced or loaded."""
     copy_seeds(place, "gguf", "data")
     what = mutate_gguf(rng, place.folder / "gguf" / "model.gguf", place)
-    price = ["stats gguf/model.gguf", "stats gguf", "check gguf/model.gguf", "stats gguf/model.gguf --json", "diff gguf llama-tiny"]
+    price = [
+        "stats gguf/model.gguf",
+        "stats gguf",
+        "check gguf/model.gguf",
+        "stats gguf/model.gguf --json",
+        "diff gguf llama-tiny",
+    ]
     return Case(choose_words(rng, price), what)
 
 
@@ -213,7 +295,11 @@ def gguf_loaded(rng: Random, place: Place) -> Case:
     copy_seeds(place, "gguf", "data")
     what = mutate_gguf(rng, place.folder / "gguf" / "model.gguf", place)
     write = "generate --checkpoint gguf/model.gguf --prompt cat --max-new-tokens 2 --device cpu"
-    more = ["convert gguf/model.gguf out --to zoo", "embed gguf/model.gguf cat --device cpu", "convert gguf out --no-verify"]
+    more = [
+        "convert gguf/model.gguf out --to zoo",
+        "embed gguf/model.gguf cat --device cpu",
+        "convert gguf out --no-verify",
+    ]
     return Case(choose_words(rng, [write, write, *more]), what)
 
 
@@ -245,7 +331,9 @@ def many_things(rng: Random, place: Place) -> Case:
     else:
         file = place.folder / "hf" / "tokenizer.json"
         tree = json.loads(file.read_text())
-        tree["added_tokens"] = [{**tree["added_tokens"][0], "id": n, "content": f"<{n}>"} for n in range(min(count, 200_000))]
+        tree["added_tokens"] = [
+            {**tree["added_tokens"][0], "id": n, "content": f"<{n}>"} for n in range(min(count, 200_000))
+        ]
         file.write_bytes(write_json(tree))
     place.folder.joinpath("hf", "config.json").write_bytes(write_json(config))
     return Case(choose_words(rng, ["stats hf", "check hf", GENERATE]), f"{what}: {count:,} of them")
