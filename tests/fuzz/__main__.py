@@ -10,8 +10,10 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from random import Random
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:1] = [str(TESTS), str(TESTS.parent)]  # the tree that these files are of, whatever is installed
@@ -106,11 +108,10 @@ def replay(pool: Pool, names: list[str]) -> int:
 
 def fuzz(pool: Pool, kinds: list[str], args: argparse.Namespace) -> int:
     """Run cases of the kinds in turn, for so many minutes or of so many each; print the failures and a table."""
-    rounds = count(args.first) if args.cases is None else range(args.first, args.first + args.cases)
-    jobs: list[Job] | object = ((name, args.seed, number) for number in rounds for name in kinds)
+    jobs = list_jobs(kinds, args.seed, args.first, args.cases)
     until = time.monotonic() + 60 * args.minutes if args.cases is None else float("inf")
     found, shown = [], Counter[str]()
-    for verdict in pool.run(jobs, until):  # type: ignore[arg-type]
+    for verdict in pool.run(jobs, until):
         found.append(verdict)
         if verdict.faults:
             shown[verdict.group()] += 1
@@ -119,6 +120,18 @@ def fuzz(pool: Pool, kinds: list[str], args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps([each.to_dict() for each in found], indent=1))
     return print_outcome(found, listed=False)
+
+
+def list_jobs(kinds: list[str], seed: int, first: int, cases: int | None) -> Iterator[Job]:
+    """List so many cases of each kind; or cases without end, of quick kinds more than of slow ones."""
+    if cases is not None:
+        yield from ((name, seed, number) for number in range(first, first + cases) for name in kinds)
+        return
+    rng, numbers = Random(seed), {name: count(first) for name in kinds}
+    shares = [KINDS[name].quick for name in kinds]
+    while True:
+        name = rng.choices(kinds, shares)[0]
+        yield name, seed, next(numbers[name])
 
 
 def print_failure(verdict: Verdict) -> None:
@@ -145,21 +158,24 @@ def print_outcome(found: list[Verdict], listed: bool = True) -> int:
         print(
             f"  {len(members):4}  {ascii(name)[1:-1]}: {', '.join(f'{each.kind} {each.case}' for each in members[:5])}"
         )
-    print(
-        f"\n{'kind':22}{'cases':>8}{'failures':>10}{'seconds':>9}{'a case':>8}{'slowest':>9}{'of':>8}{'memory':>9}  exits 0/1/2"
-    )
-    for name in dict.fromkeys(each.kind for each in found) if not listed else ():
-        own = [each for each in found if each.kind == name]
-        slow, total, codes = (
-            max(own, key=lambda each: each.seconds),
-            sum(each.seconds for each in own),
-            Counter(each.code for each in own),
-        )
-        print(f"{name:22}{len(own):8,}{sum(bool(each.faults) for each in own):10,}{total:9.0f}{total / len(own):8.3f}"
-              f"{slow.seconds:9.1f}{slow.case:8}{max(each.memory for each in own) >> 20:6} MB  "
-              f"{codes[0]}/{codes[1]}/{codes[2]}")  # fmt: skip
-    print(f"{'in all':22}{len(found):8,}{len(failed):10,}{sum(each.seconds for each in found):9.0f}", flush=True)
+    print_table(found)
     return bool(failed)
+
+
+def print_table(found: list[Verdict]) -> None:
+    """Print a line for each kind: cases, failures, seconds of processors and of the slowest, the largest memory."""
+    head = f"{'cpu s':>8}{'a case':>8}{'slowest':>9}{'of':>8}{'memory':>10}  exits 0/1/2"
+    print(f"\n{'kind':22}{'cases':>8}{'failures':>10}{head}")
+    for name in dict.fromkeys(each.kind for each in found):
+        own = [each for each in found if each.kind == name]
+        slow, total = max(own, key=lambda each: each.seconds), sum(each.cpu for each in own)
+        codes, failures = Counter(each.code for each in own), sum(bool(each.faults) for each in own)
+        print(
+            f"{name:22}{len(own):8,}{failures:10,}{total:8.1f}{total / len(own):8.3f}{slow.seconds:9.1f}{slow.case:8}"
+            f"{max(each.memory for each in own) >> 20:7} MB  {codes[0]}/{codes[1]}/{codes[2]}"
+        )
+    failures, total = sum(bool(each.faults) for each in found), sum(each.cpu for each in found)
+    print(f"{'in all':22}{len(found):8,}{failures:10,}{total:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,15 @@ VALUES = (
         "[" * 200,
     ),
 )
+KEYS = (
+    "d_model n_layers n_heads n_kv_heads head_dim d_ff vocab_size max_seq_len window n_experts top_k bias rope_theta "
+    "norm_eps pattern attention.softcap attention.window attention.qk_norm head.tied position.theta about.title "
+    "loop.passes layers.a.attention.window"
+)
+TRAINING = (
+    "steps batch_size seq_len seed clip precision optim.lr optim.betas schedule.warmup data.path lora ema freeze "
+    "eval_every log_every"
+)
 
 
 @functools.cache
@@ -131,7 +140,7 @@ def list_verbs() -> dict[str, Any]:
     return dict(walk(make_command(), ""))
 
 
-@kind(quick=360)
+@kind(quick=400)
 def command_line(rng: Random, place: Place) -> Case:
     """A line of a verb that prices, lists or refuses; seldom one that loads a model."""
     verbs = list_verbs()
@@ -310,9 +319,7 @@ def list_keys() -> tuple[list[str], dict[str, list[str]]]:
     from zoo.paths import conf_dir
 
     axes = {axis: sorted(file.stem for file in (conf_dir() / axis).glob("*.yaml")) for axis in AXES}
-    keys = "d_model n_layers n_heads n_kv_heads head_dim d_ff vocab_size max_seq_len window n_experts top_k bias rope_theta norm_eps pattern"
-    fields = "attention.softcap attention.window attention.qk_norm head.tied position.theta layers.a.attention.window about.title loop.passes"
-    return [*keys.split(), *fields.split()], axes
+    return KEYS.split(), axes
 
 
 def choose_override(rng: Random, training: bool) -> str:
@@ -324,8 +331,7 @@ def choose_override(rng: Random, training: bool) -> str:
         axis = rng.choice(sorted(axes))
         return f"{sign}{axis}={rng.choice([*axes[axis], rng.choice(TEXTS)])}"
     if training and rng.random() < 0.5:
-        own = "steps batch_size seq_len seed clip precision optim.lr optim.betas schedule.warmup data.path lora ema freeze eval_every log_every"
-        return f"{sign}{rng.choice(own.split())}={rng.choice(VALUES)}"
+        return f"{sign}{rng.choice(TRAINING.split())}={rng.choice(VALUES)}"
     if rng.random() < 0.1:
         return rng.choice(
             [*TEXTS, *VALUES, "=", "a", "a.b.c", "@", "a@b=c", "attention@=x", "model=", "+=1", "~", "~n_layers"]

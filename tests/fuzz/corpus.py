@@ -1,11 +1,12 @@
 """The corpus: every attack that is known, and every case that ever failed, as small JSON files.
 
     {"about": "what it is", "run": ["stats", "m.yaml"], "exit": 2, "seeds": ["hf"], "stdin": "…",
-     "files": {"m.yaml": "text", "hf/x": {"base64": "…"}, "y": {"link": "target"}, "z": {"parts": ["[", 1000, "]", 1000]},
+     "files": {"m.yaml": "text", "hf/x": {"base64": "…"}, "y": {"link": "target"}, "z": {"parts": ["[", 9, "]", 9]},
                "d.gz": {"gzip": [parts]}, "hf/config.json": {"json": {"key": "new value"}}}}
 
-{"append": "…", "drop": ["key:"]} drops a seed's lines that begin so, and adds others. `parts` are texts, each repeated; `json` sets keys (dotted paths) of a seed's file. `$OUTSIDE` and `$CANARY` stand for
-the paths of a case. Several `run`s are given as lists in a list, and each of them is a case (`name`, `name@1`, …).
+`parts` are texts, each repeated; `json` sets keys of a seed's file (`a|b` a key in a key); {"append": "…", "drop":
+["key:"]} drops a seed's lines that begin so, and adds others. `$OUTSIDE` and `$CANARY` stand for the paths of a case.
+Several `run`s are lists in a list, and each of them is a case (`name`, `name@1`, …).
 """
 
 from __future__ import annotations

@@ -50,6 +50,9 @@ class Verdict:
     """The last frames of a traceback, where there is one: failures are grouped by them."""
     errors: str = ""
     seconds: float = 0.0
+    """By the clock."""
+    cpu: float = 0.0
+    """Of processors, those of ended children too."""
     memory: int = 0
 
     def group(self) -> str:
@@ -66,10 +69,11 @@ def run_case(case: Case, place: Place, name: str, seed: int, number: int) -> Ver
     made = Verdict(name, seed, number, [each[:300] for each in case.words], case.about[:500])
     before = list_outside(place)
     _reset_peak()
-    began = time.monotonic()
+    began, spent = time.monotonic(), sum(os.times()[:4])
     with surroundings(place, case.stdin):
         made.code, trace = call_zoo(case.words)
     made.seconds, made.memory = time.monotonic() - began, read_peak()
+    made.cpu = sum(os.times()[:4]) - spent
     out, err = ((place.root / each).read_text("utf-8", "surrogateescape") for each in ("stdout", "stderr"))
     made.errors = err[-3000:]
     made.faults, made.frames = list(judge_output(case, made.code, out, err)), shorten_trace(trace)

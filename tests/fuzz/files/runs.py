@@ -160,8 +160,9 @@ def write_git(place: Place) -> None:
     (git / "HEAD").write_text("ref: refs/heads/main\n")
     touch = f"touch {place.canary}"
     (git / "config").write_text(
-        f'[core]\n repositoryformatversion = 0\n fsmonitor = "{touch}; false"\n hooksPath = hooks\n sshCommand = "{touch}"\n'
-        f' pager = "{touch}"\n[diff]\n external = "{touch}"\n[filter "x"]\n clean = "{touch}"\n[alias]\n status = "!{touch}"\n'
+        f'[core]\n repositoryformatversion = 0\n fsmonitor = "{touch}; false"\n hooksPath = hooks\n'
+        f' sshCommand = "{touch}"\n pager = "{touch}"\n[diff]\n external = "{touch}"\n'
+        f'[filter "x"]\n clean = "{touch}"\n[alias]\n status = "!{touch}"\n'
     )
 
 

@@ -43,7 +43,10 @@ KEYS = (
         "launcher",
     ),
 )
-TINY = "steps=1 batch_size=1 seq_len=8 eval_every=null save_every=null sample=null device=cpu data=text data.path=data/text.txt"
+TINY = (
+    "steps=1 batch_size=1 seq_len=8 eval_every=null save_every=null sample=null device=cpu data=text "
+    "data.path=data/text.txt"
+)
 
 
 @functools.cache
@@ -88,6 +91,18 @@ def model_yaml(rng: Random, place: Place) -> Case:
     return Case(words, f"model of {name}: {what}")
 
 
+ENTRIES = (
+    *(
+        "/evil@_global_.hydra.callbacks.e",
+        "evil@_global_",
+        "/hydra/callbacks: evil",
+        "override /launcher: evil",
+        "evil",
+    ),
+    *("/evil@_here_", "override hydra/launcher: evil", "../outside/secret", "optional /evil"),
+)
+
+
 def attack_yaml(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     """Put an attack on code where a model's or a training's YAML would carry it."""
     write_evil(place, ".", "model", "data", "attention", "hydra/callbacks", "hydra/launcher", "launcher")
@@ -96,8 +111,7 @@ def attack_yaml(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
         ["defaults", "hydra", "callbacks", "launcher", "attention", "data", "model", "about", "logger", "top"]
     )
     if where == "defaults":
-        entry = rng.choice(["/evil@_global_.hydra.callbacks.e", "evil@_global_", "/hydra/callbacks: evil", "override /launcher: evil",
-                            "evil", "/evil@_here_", "override hydra/launcher: evil", "../outside/secret", "optional /evil"])  # fmt: skip
+        entry = rng.choice(ENTRIES)
         own = tree.get("defaults", [])
         value = [entry, *(own if isinstance(own, list) else [])]
     if where == "top" and isinstance(value, dict):
@@ -178,10 +192,10 @@ def recipe_run(rng: Random, place: Place) -> Case:
     """A recipe with an attack on code, run."""
     copy_seeds(place, "data")
     write_evil(place, ".", "hydra/callbacks", "model")
-    touch = f"touch {place.canary}"
+    touch, file = f"touch {place.canary}", f"{{_target_: pathlib.Path, _args_: ['{place.canary}']}}"
     attack = rng.choice(
         [
-            f"+hydra.callbacks.e={{_target_: zoo.disk.write_text, text: x, file: {{_target_: pathlib.Path, _args_: ['{place.canary}']}}}}",
+            f"+hydra.callbacks.e={{_target_: zoo.disk.write_text, text: x, file: {file}}}",
             f"+hydra.callbacks.e={{_target_: os.system, command: '{touch}'}}",
             f"+launcher={{kind: slurm, lines: ['{touch}']}}",
             *("launcher=slurm", "hydra/launcher=joblib", "+evil@hydra.callbacks.e=evil", "hydra.searchpath=[file://.]"),
@@ -195,7 +209,10 @@ def recipe_run(rng: Random, place: Place) -> Case:
             ),
         ]
     )
-    small = "model.n_layers=1 model.d_model=16 model.n_heads=2 model.head_dim=8 model.d_ff=16 model.max_seq_len=16 data.tokenizer.kind=byte"
+    small = (
+        "model.n_layers=1 model.d_model=16 model.n_heads=2 model.head_dim=8 model.d_ff=16 model.max_seq_len=16 "
+        "data.tokenizer.kind=byte"
+    )
     shared, arms = [*TINY.split(), *small.split()], {"a": ["seed=0"], "b": ["optim.lr=1e-3"]}
     where = rng.choice(["shared", "arm", "short"])
     short: list[str] = []
