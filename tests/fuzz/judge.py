@@ -84,7 +84,7 @@ def run_case(case: Case, place: Place, name: str, seed: int, number: int) -> Ver
         said = traces[0] if traces else err
         made.faults.insert(0, f"the last net caught: {said.strip().splitlines()[-1][:200]}")
         made.frames = shorten_trace(said)
-    made.faults += judge_files(place, before, out + err)
+    made.faults += judge_files(place, before, out + err, case.words)
     return made
 
 
@@ -132,7 +132,7 @@ def judge_output(case: Case, code: int, out: str, err: str) -> Iterator[str]:
         yield f"exit {code} and no word why"
 
 
-def judge_files(place: Place, before: dict[str, str], shown: str) -> Iterator[str]:
+def judge_files(place: Place, before: dict[str, str], shown: str, typed: list[str]) -> Iterator[str]:
     """Judge what a case left: outside of its folder nothing may have changed, and no secret may be in it."""
     if place.canary.exists() or (place.folder / "CANARY").exists():
         yield "code of a stranger was run: the canary is there"
@@ -141,6 +141,8 @@ def judge_files(place: Place, before: dict[str, str], shown: str) -> Iterator[st
         yield f"a file outside of the folder was changed: {', '.join(changed)[:200]}"
     if any((place.root / "home").iterdir()):
         yield "a file was left in the home folder"
+    if "outside" in " ".join(typed):  # the person named the file
+        return
     if SECRET in shown:
         yield "a secret was shown"
     if any(SECRET in read_text(file) for file in list_files(place.folder)):

@@ -241,6 +241,7 @@ def _work(jobs: list[Job], pipe: int, pool: Pool) -> None:
     code = 1
     try:
         os.setpgid(0, 0)
+        _end_with_parent()
         _limit_files()
         stream = os.fdopen(pipe, "w")
 
@@ -267,6 +268,14 @@ def _work(jobs: list[Job], pipe: int, pool: Pool) -> None:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Have the system end this process when the one that watches it is gone."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, on Linux
 
 
 def _limit_files() -> None:

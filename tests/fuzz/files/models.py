@@ -73,7 +73,7 @@ def read_published() -> dict[str, Any]:
     return {name: each["config"] for name, each in json.loads(file.read_text()).items()}
 
 
-@kind(quick=420)
+@kind(quick=250)
 def config_json(rng: Random, place: Place) -> Case:
     """The config.json of a published model, priced."""
     configs = read_published()
@@ -84,7 +84,7 @@ def config_json(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, PRICE), f"config.json of {name}: {what}")
 
 
-@kind(quick=60)
+@kind(quick=40)
 def config_of_folder(rng: Random, place: Place) -> Case:
     """The config.json of a tiny model whose other files are whole, or its headers and index."""
     source = rng.choice(["hf", "sharded"])
@@ -274,7 +274,7 @@ def task_folder(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, score if name == "labels" else fill), what)
 
 
-@kind(quick=90)
+@kind(quick=260)
 def gguf_file(rng: Random, place: Place) -> Case:
     """A GGUF file, priced or loaded."""
     copy_seeds(place, "gguf", "data")
@@ -303,7 +303,7 @@ def gguf_loaded(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, [write, write, *more]), what)
 
 
-@kind(quick=4)
+@kind(quick=2)
 def many_things(rng: Random, place: Place) -> Case:
     """Files that are valid and large where they should be small: lists of a million entries, names, tensors."""
     copy_seeds(place, "hf")

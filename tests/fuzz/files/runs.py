@@ -39,7 +39,7 @@ READ = (
 RESUME = "train --resume run steps=3 device=cpu"
 
 
-@kind(quick=150)
+@kind(quick=120)
 def run_folder(rng: Random, place: Place) -> Case:
     """Any file of a run, read by the verbs that list, compare and price."""
     copy_seeds(place, "run")
@@ -55,7 +55,7 @@ def run_folder(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, READ), what)
 
 
-@kind(quick=100)
+@kind(quick=30)
 def sweep_folder(rng: Random, place: Place) -> Case:
     """Any file of a sweep."""
     copy_seeds(place, "sweep")
@@ -78,7 +78,7 @@ def sweep_folder(rng: Random, place: Place) -> Case:
     )
 
 
-@kind(quick=10)
+@kind(quick=8)
 def run_resumed(rng: Random, place: Place) -> Case:
     """Any file of a run that goes on, or whose newest checkpoint is loaded."""
     copy_seeds(place, "run", "data")

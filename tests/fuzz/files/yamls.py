@@ -59,7 +59,7 @@ def read_models() -> dict[str, str]:
     }
 
 
-@kind(quick=280)
+@kind(quick=100)
 def model_yaml(rng: Random, place: Place) -> Case:
     """A model's YAML, priced."""
     name = rng.choice(sorted(read_models()))
@@ -121,7 +121,7 @@ def attack_yaml(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     return write_yaml(tree), f"{where}: {ascii(value)[:150]}"
 
 
-@kind(quick=70)
+@kind(quick=40)
 def train_yaml(rng: Random, place: Place) -> Case:
     """A training config of the person's own (`-c`), shown."""
     tree = read_training(rng)
@@ -176,7 +176,7 @@ def mutate_training(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     return write_yaml(made), what
 
 
-@kind(quick=60)
+@kind(quick=120)
 def recipe(rng: Random, place: Place) -> Case:
     """A recipe, shown."""
     file = rng.choice(sorted(TREE.joinpath("recipes").glob("*.yaml")))
@@ -187,7 +187,7 @@ def recipe(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, ["recipes r.yaml", "recipes r.yaml --json"]), f"{file.stem}: {what}")
 
 
-@kind(quick=3)
+@kind(quick=2)
 def recipe_run(rng: Random, place: Place) -> Case:
     """A recipe with an attack on code, run."""
     copy_seeds(place, "data")
