@@ -25,8 +25,11 @@ LONG = {
 """Verbs that take minutes, and what ends them early. (`train` composes and shows; the others refuse.)"""
 LOADING = ("generate", "chat", "fill", "embed", "score", "eval", "convert", "inspect", "build", "doctor")
 """Verbs that load torch's part of a model: fewer of their lines are made."""
-SELDOM = ("bench", "family", "probe", "ladder")
+SELDOM = ("family", "bench", "probe", "ladder")
 """Verbs of which each line is ended early: few of them tell anything."""
+OFTEN = ("stats", "stats", "diff", "train", "train", "fit")
+NEVER = ("trust", "verify")
+"""Options that let a file run code, or that build whole models."""
 NEEDED = {
     "solve batch": [["--gpu", "h100"], ["--memory", "24GB"]],
     "solve context": [["--gpu", "h100"], ["--memory", "24GB"]],
@@ -145,10 +148,9 @@ def command_line(rng: Random, place: Place) -> Case:
     """A line of a verb that prices, lists or refuses; seldom one that loads a model."""
     verbs = list_verbs()
     light = [name for name in verbs if name.split()[0] not in (*LOADING, *SELDOM)]
-    seldom = [
-        name for name in verbs if name.split()[0] in SELDOM and (name != "family new" or rng.random() < 0.05)
-    ]  # it imports transformers
-    return make_line(rng, place, rng.choice(seldom if rng.random() < 0.06 else [*light, "stats", "stats", "diff"]))
+    few = SELDOM if rng.random() < 0.02 else SELDOM[1:]  # the first imports transformers
+    seldom = [name for name in verbs if name.split()[0] in few]
+    return make_line(rng, place, rng.choice(seldom if rng.random() < 0.06 else [*light, *OFTEN]))
 
 
 @kind(quick=12)
@@ -167,7 +169,7 @@ def make_line(rng: Random, place: Place, name: str) -> Case:
             needs += choose_arguments(rng, place, name, param)
     chosen = [each for each in options if each.required and rng.random() < 0.9]
     chosen += rng.sample(options, min(len(options), rng.choice([0, 1, 1, 1, 2, 2, 4])))
-    given = [word for param in chosen if "trust" not in param.name for word in choose_option(rng, place, param)]
+    given = [word for param in chosen if param.name not in NEVER for word in choose_option(rng, place, param)]
     if name in NEEDED and rng.random() < 0.85:
         given = [*rng.choice(NEEDED[name]), *given]
     mixed = [needs, given] if rng.random() < 0.8 else [given, needs]
