@@ -204,7 +204,7 @@ metric_list: [{metric: byte_perplexity}, {metric: bits_per_byte}]
 def test_tasks_end_as_with_the_harness_own_model(folder, reference, tasks, capsys, monkeypatch):
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)  # takes seconds
     before = random.getstate()
-    found = zoo.evaluate(folder, tasks=tasks, limit=4)
+    found = zoo.evaluate(folder, tasks=tasks, limit=4, trust=True)
     assert random.getstate() == before
     how = {"model": reference, "log_samples": False}
     theirs = lm_eval.simple_evaluate(**how, tasks=tasks, limit=4, task_manager=TaskManager(include_defaults=False))
@@ -217,7 +217,7 @@ def test_tasks_end_as_with_the_harness_own_model(folder, reference, tasks, capsy
         assert (ours["examples"], ours["num_fewshot"], ours["version"]) == (4, 0, 2.0)
     assert set(found["tasks"]["local_choices"]["metrics"]) == {"acc", "acc_norm"}
     capsys.readouterr()
-    few = ["--tasks", tasks[0], "--num-fewshot", "1", "--device", "cpu"]
+    few = ["--tasks", tasks[0], "--trust", "--num-fewshot", "1", "--device", "cpu"]
     assert run(["eval", str(folder), *few, "--json"]) == 0
     shot = json.loads(capsys.readouterr().out)["tasks"]["local_choices"]
     manager = TaskManager(include_defaults=False)
@@ -239,5 +239,5 @@ def test_tasks_that_cannot_be_run_say_why(folder, tasks, tmp_path, refused):
         (tasks[0], "--context", "99"): "context: is 99, not a whole number from 2 to 48, the model's length",
     }
     for args, fault in cases.items():
-        (line,) = refused("eval", str(folder), "--tasks", *args, "--device", "cpu")
+        (line,) = refused("eval", str(folder), "--tasks", *args, "--trust", "--device", "cpu")
         assert line.startswith(fault)

@@ -54,8 +54,8 @@ def test_a_users_own_model_trains_and_the_run_has_its_name(here: Path) -> None:
 
 def test_two_runs_that_start_in_the_same_second_do_not_share_a_folder(here: Path) -> None:
     (here / "exp.yaml").write_text("hydra: {run: {dir: out/run}}\nseed: 3\n")
-    assert run(["train", "-c", "exp.yaml", *TINY]) == 0
-    assert run(["train", "-c", "exp.yaml", *TINY]) == 0
+    assert run(["train", "-c", "exp.yaml", "--trust", *TINY]) == 0
+    assert run(["train", "-c", "exp.yaml", "--trust", *TINY]) == 0
     assert sorted(path.name for path in (here / "out").iterdir()) == ["run", "run-2"]
     assert yaml.safe_load((here / "out" / "run" / "config.yaml").read_text())["seed"] == 3
 
@@ -101,7 +101,7 @@ def test_joblib_runs_the_jobs_of_a_sweep_that_the_config_asks_for(here: Path, ca
         "hydra: {sweeper: {params: {ffn: 'moe,gated', model.n_experts: '2', optim.lr: '1e-3,1e30'}}}\n"
     )
     options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optim.lr=2e-3"]
-    assert run(["train", "-m", "-c", "sweep.yaml", *TINY, *options]) == 0
+    assert run(["train", "-m", "-c", "sweep.yaml", "--trust", *TINY, *options]) == 0
     (sweep,) = (here / "sweeps").glob("*/*")
     params = [json.loads((each / "result.json").read_text())["params"] for each in list_job_folders(sweep)]
     assert len(params) == 2 and params[0] > params[1]

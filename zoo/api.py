@@ -62,13 +62,15 @@ def train(
     overrides: Iterable[str] = (),
     *,
     recipe: str | Path | None = None,
+    trust: bool = False,
     resume: str | Path | None = None,
     callbacks: Iterable[Any] = (),
 ) -> TrainingResult:
     """Train one run, as `zoo train model=CONFIG OVERRIDES` does; return its outcome, history and model.
 
     `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`), and
-    `resume` the folder of a run that goes on (`--resume`). `callbacks` have methods of `zoo.Callback`.
+    `resume` the folder of a run that goes on, or RUN@STEP (`--resume`). With `trust` the recipe may set Hydra's own
+    keys, by which it may run any program. `callbacks` have methods of `zoo.Callback`.
 
     The program's own state stays as it is: Hydra's globals, logging, signal handlers, torch's random numbers on the
     CPU and its number of threads, and how the process gives memory back (`zoo train` keeps what it frees).
@@ -84,7 +86,7 @@ def train(
     chosen = [] if config is None else [f"model='{config}'"]
     with hosted(list(callbacks)) as host, torch.random.fork_rng(devices=[]):
         if resume is None:
-            outcome = _launch([*chosen, *overrides], recipe)
+            outcome = _launch([*chosen, *overrides], recipe, trust)
         elif config is None and recipe is None:
             outcome = _resume(Path(resume), list(overrides))
         else:
@@ -93,26 +95,26 @@ def train(
     return TrainingResult(outcome, run.records.lines, run.model.eval())
 
 
-def _launch(overrides: list[str], recipe: str | Path | None) -> Mapping[str, Any]:
+def _launch(overrides: list[str], recipe: str | Path | None, trust: bool) -> Mapping[str, Any]:
     from zoo.errors import ConfigError
     from zoo.jobs.plan import plan_launch
 
     logs = ("hydra/job_logging", "hydra/hydra_logging")
     quiet = [f"{key}=none" for key in logs if not any(each.startswith(f"{key}=") for each in overrides)]
-    with plan_launch([*quiet, *overrides], config=None if recipe is None else Path(recipe)) as plan:
+    with plan_launch([*quiet, *overrides], config=None if recipe is None else Path(recipe), trust=trust) as plan:
         if plan.sweeps:
             raise ConfigError("hydra.mode: a sweep is for `zoo train -m` (one value each)")
         return plan.run()
 
 
 def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
-    from zoo.runs import remember
+    from zoo.runs import remember, split_choice
     from zoo.training.task import resume_run
 
     try:
         return resume_run(folder, overrides)
     finally:
-        remember(folder)
+        remember(split_choice(folder)[0])
 
 
 def evaluate(

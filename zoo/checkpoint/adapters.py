@@ -23,7 +23,8 @@ from zoo.families.described import read_json
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.spec import table
-from zoo.untrusted import Shape, quote, shorten
+from zoo.untrusted.json_file import Shape
+from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

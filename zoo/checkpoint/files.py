@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
-from zoo.untrusted import FILE, check_shape, find_inside, list_first, parse_json, quote, shorten
+from zoo.untrusted.json_file import FILE, check_shape, parse_json
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.text import list_first, quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

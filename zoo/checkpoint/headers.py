@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, did_you_mean
-from zoo.untrusted import list_first, shorten
+from zoo.untrusted.text import list_first, shorten
 
 
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

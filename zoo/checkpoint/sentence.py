@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zoo import untrusted
 from zoo.checkpoint.files import copy_inside
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
-from zoo.untrusted import Shape, find_inside, shorten
+from zoo.untrusted.json_file import SETTINGS, Shape
+from zoo.untrusted.json_file import read_json as read_any
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.text import shorten
 
 MODULES, PROMPTS, LIMITS = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 FILES = (MODULES, PROMPTS, LIMITS)
@@ -86,7 +88,7 @@ def list_modules(folder: Path) -> list[Module]:
     file = folder / MODULES
     if not file.is_file():
         return []
-    stated = untrusted.read_json(file, list[ModuleLine], most=untrusted.SETTINGS)
+    stated = read_any(file, list[ModuleLine], most=SETTINGS)
     names = [each["type"].rpartition(".")[2] for each in stated]
     odd = next((name for name in names if name not in KINDS), None)
     if odd is not None:

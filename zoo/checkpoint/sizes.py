@@ -11,7 +11,7 @@ from zoo.checkpoint.files import BITS, Header, read_headers
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, is_folder, read_config
 from zoo.families.gguf import is_gguf, read_gguf
-from zoo.untrusted import shorten
+from zoo.untrusted.text import shorten
 
 
 def measure_stored(path: Path) -> dict[str, Any] | None:

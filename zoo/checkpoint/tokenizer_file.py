@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -12,7 +10,8 @@ from pydantic import Field
 
 from zoo.checkpoint.pattern import find_slow_part
 from zoo.errors import CheckpointError
-from zoo.untrusted import Shape, quote, shorten
+from zoo.untrusted.json_file import Shape
+from zoo.untrusted.text import quote, shorten
 
 LARGEST = 64 << 20
 """Bytes of the largest tokenizer.json: one of 34 MB is published."""
@@ -110,7 +109,10 @@ def _measure_growth(step: Mapping[str, Any], place: str) -> float:
     if isinstance(regex, str) and (fault := find_slow_part(regex)):
         raise CheckpointError(f"{place}.pattern: {quote(regex)} may take very long, {fault} (a pattern without that)")
     if (measure := MEASURES.get(str(step.get("type")))) is not None:
-        return measure(step)
+        try:
+            return measure(step)
+        except (ValueError, TypeError):  # not base64, not UTF-8
+            raise CheckpointError(f"{place}: is no table of SentencePiece's (a whole file)") from None
     content = step.get("content")
     if not isinstance(content, str) or step.get("type") != "Replace":
         return 1.0
@@ -122,13 +124,14 @@ def _measure_prefix(step: Mapping[str, Any]) -> float:
 
 
 def _measure_table(step: Mapping[str, Any]) -> float:
-    """The longest text that a table of SentencePiece's has in place of a character."""
-    try:
-        whole = base64.b64decode(step.get("precompiled_charsmap") or "")
-    except (binascii.Error, ValueError, TypeError):
-        return 1.0  # which `tokenizers` refuses
-    texts = whole[4 + int.from_bytes(whole[:4], "little") :]
-    return max(1.0, float(max((len(each) for each in re.split(b"\0", texts)), default=0)))
+    """The longest text that a table of SentencePiece's has in place of a character. Raises ValueError for no table:
+    `tokenizers` would end with a trace of its own."""
+    whole = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
+    start = 4 + int.from_bytes(whole[:4], "little") // 4 * 4
+    if len(whole) < max(start, 4):
+        raise ValueError("too short")
+    texts = whole[start:].decode().split("\0")
+    return max(1.0, float(max(map(len, texts))))
 
 
 def _measure_template(step: Mapping[str, Any]) -> float:

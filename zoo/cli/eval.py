@@ -18,7 +18,7 @@ TASKS, VECTORS = "Tasks of lm-evaluation-harness", "Vectors of texts"
 BOTH = ("weights", "fp8", "kernel", "dtype", "context")
 TAKEN = {
     None: (*BOTH, "file", "stride"),
-    "tasks": (*BOTH, "limit", "num_fewshot"),
+    "tasks": (*BOTH, "limit", "num_fewshot", "trust"),
     "similarity": ("pooling",),
     "retrieval": ("pooling",),
 }
@@ -71,6 +71,10 @@ def run(
         int | None,
         typer.Option(min=0, help="Solved examples before each. [default: as the task says]", rich_help_panel=TASKS),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Let the YAML file of a task run what it names.", rich_help_panel=TASKS),
+    ] = False,
     similarity: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +115,7 @@ def run(
     asked: dict[str, Any] = {
         **{"file": file, "context": context, "stride": stride, "weights": weights, "fp8": fp8, "kernel": kernel},
         **{"dtype": dtype, "limit": limit, "num_fewshot": num_fewshot, "pooling": pooling},
+        "trust": trust or None,
     }
     taken = (*TAKEN[mode], *(() if mode else overrides))
     evaluating.refuse_idle({**dict.fromkeys(overrides, True), **asked}, taken, mode)

@@ -45,7 +45,13 @@ def run(
         bool, typer.Option("--multirun", "-m", help="A job for each combination of key=a,b,c.")
     ] = False,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file to start from.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let the file of -c set Hydra's own keys, by which it may run any program.")
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue the run in this folder; from an earlier checkpoint with RUN@STEP."),
+    ] = None,
     cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
     info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
@@ -105,21 +111,23 @@ def run(
         SweepOptions(plan, measure, match, match_by, baseline, search_lr, trials, sigma, as_json),
     )
     if resume is not None:
-        if multirun or config or cfg or info or resolve or options != SweepOptions():
+        if multirun or config or trust or cfg or info or resolve or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
         with _ended_by_sigterm():
             return _resume(resume, overrides)
+    if trust and config is None:
+        raise ConfigError("trust: is said of a file, and none is named (-c FILE)")
     if cfg or resolve or info:
-        with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as launch:
+        with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False, trust=trust) as launch:
             return _show(launch, cfg, resolve, info)
-    asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan)
+    asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan, trust=trust)
     with _ended_by_sigterm(), asked as launch:
         if launch.sweeps:
             _refuse_processes()
             run_sweep(launch, options)
         else:
             options.refuse_any()
-            _run(launch, ["-c", str(config)] if config else [], overrides)
+            _run(launch, ["-c", str(config), *(["--trust"] if trust else [])] if config else [], overrides)
 
 
 def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
@@ -171,16 +179,17 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _resume(folder: Path, overrides: list[str]) -> None:
-    from zoo.runs import remember
+    from zoo.runs import remember, split_choice
     from zoo.training import task
     from zoo.training.planning import plan_resumption
 
-    settings = plan_resumption(folder, overrides).settings
-    _start_processes(settings, ["--resume", str(folder)], overrides, lambda: folder)
+    run, _ = split_choice(folder)
+    settings = plan_resumption(run, overrides).settings
+    _start_processes(settings, ["--resume", str(folder)], overrides, lambda: run)
     try:
         task.resume_run(folder, overrides)
     finally:
-        remember(folder)
+        remember(run)
 
 
 def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:

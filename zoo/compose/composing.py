@@ -105,12 +105,13 @@ def compose(
     root: str = "",
     with_hydra: bool = False,
     memo: Memo | None = None,
+    trusted: bool = False,
 ) -> Composed:
     """Compose `body` with its defaults list, under Hydra overrides.
 
     `label` names the body in messages, `root` is the model's place in it ("" for a model alone). Faulty overrides are
     left out and listed; a faulty body raises ConfigError, as nothing can be composed from it. A `memo` is of one repo
-    and body.
+    and body. A `trusted` body need not pass the gate (`zoo.compose.gate`).
     """
     memo = memo or Memo()
     faults: list[str] = []
@@ -119,7 +120,9 @@ def compose(
     key = tuple(format_override(override) for override in choosing)
     base = memo.bases.get(key)
     if base is None:
-        base = memo.bases[key] = _base(repo, body, choosing, memo, label=label, root=root, with_hydra=with_hydra)
+        base = memo.bases[key] = _base(
+            repo, body, choosing, memo, label=label, root=root, with_hydra=with_hydra, trusted=trusted
+        )
     values = [each for each in parsed if each not in choosing or format_override(each) in base.rest]
     cfg = copy.deepcopy(base.cfg)
     faults += base.faults
@@ -149,14 +152,15 @@ def _base(
     label: str,
     root: str,
     with_hydra: bool,
+    trusted: bool,
 ) -> Base:
     """Compose the body under the choices alone. Raises ConfigError when that is impossible."""
     faults: list[str] = []
-    with store_primary(body, memo.name) as name:
+    with store_primary(body, memo.name, trusted=trusted) as name:
         try:
             choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
             found, groups, values = choices.settle(choosing)
-            cfg = merge_defaults(found, repo)
+            cfg = merge_defaults(found, repo, label)
         except FAULTS as error:
             raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
     OmegaConf.set_struct(cfg, True)

@@ -42,10 +42,13 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from zoo.compose.gate import STATED, check_body, check_merged
 from zoo.compose.shorthand import expand_shorthand, find_choices
 from zoo.errors import ConfigError
 from zoo.grammar.omega import share_parses
 from zoo.paths import conf_dir
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.yaml_file import read_yaml_text
 
 __all__ = [
     "CachingConfigRepository",
@@ -83,11 +86,24 @@ METHODS: dict[str, type] = {
 }
 """The private attributes of Hydra's classes that the functions below use."""
 
+PRIMARY = "_zoo_"
+"""How the names of primary configs begin."""
+
+TRUSTED = "trusted"
+"""Hydra's provider of what a file says that the person trusts."""
+
 _numbers = itertools.count()
 
 
-def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository) -> DictConfig:
-    """Merge the configs of a defaults list, first to last."""
+def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label: str) -> DictConfig:
+    """Merge the configs of a defaults list, first to last. `label` names the first one's file in messages. Raises
+    ConfigError where a file that nobody trusts names code (`zoo.compose.gate`)."""
+    for default in defaults.defaults:
+        path = default.config_path or ""
+        loaded = repo.load_config(path)
+        if loaded is not None and loaded.provider == STATED:
+            own = label if path.startswith(PRIMARY) else f"{path}.yaml"
+            check_merged(loaded.config, default.package or "", own)
     loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # merging needs none of its state
     return loader._compose_config_from_defaults_list(defaults.defaults, repo)
 
@@ -110,10 +126,17 @@ class UserFolder(FileConfigSource):
         return "zoo"
 
     def load_config(self, config_path: str) -> Any:
+        name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
+        file = find_inside(Path(self.path), name, f"{self.path}: defaults")
+        if file.is_file():  # else Hydra says which is missing
+            read_yaml_text(file)
         result = super().load_config(config_path)
         body: Any = OmegaConf.to_container(result.config, resolve=False)
         if isinstance(body, dict) and find_choices(body, self.offers):
-            result.config = OmegaConf.create(expand_shorthand(body, self.offers))
+            body = expand_shorthand(body, self.offers)
+            result.config = OmegaConf.create(body)
+        if self.provider == STATED and isinstance(body, dict):
+            check_body(body, str(file))
         return result
 
     def offers(self, group: str) -> bool:
@@ -132,7 +155,7 @@ def open_repository(*folders: Path) -> CachingConfigRepository:
     path = ConfigSearchPathImpl()
     path.append("main", f"file://{conf_dir()}")
     for folder in folders:
-        path.append("user", f"zoo://{folder}")
+        path.append(STATED, f"zoo://{folder}")
     path.append("schema", "structured://")
     return Listed(ConfigRepository(path))
 
@@ -161,15 +184,17 @@ def cache_repository(repository: ConfigRepository) -> CachingConfigRepository:
 
 
 @contextmanager
-def open_session(*folders: Path, loader: type[ConfigLoaderImpl] = ConfigLoaderImpl) -> Iterator[Hydra]:
+def open_session(
+    *folders: Path, trusted: Sequence[Path] = (), loader: type[ConfigLoaderImpl] = ConfigLoaderImpl
+) -> Iterator[Hydra]:
     """Open Hydra itself, with its plugins, and a config loader of its own or of ours. One at a time in a process: Hydra
-    keeps it in a global."""
+    keeps it in a global. Files of `folders` pass the gate (`zoo.compose.gate`), those of `trusted` ones need not."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
     SourcesRegistry.instance().register(UserFolder)
-    for folder in folders:  # before the schema source, which Hydra wants last
-        anchor = SearchPathQuery(provider="schema", path=None)
-        path.prepend(provider="user", path=f"zoo://{folder}", anchor=anchor)
+    for folder in (*trusted, *(each for each in folders if each not in trusted)):
+        anchor = SearchPathQuery(provider="schema", path=None)  # the schema source, which Hydra wants last
+        path.prepend(provider=TRUSTED if folder in trusted else STATED, path=f"zoo://{folder}", anchor=anchor)
     before, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
@@ -235,15 +260,15 @@ def name_primary() -> str:
 
     One of its own, not the file's: a user's `config.yaml` that says `defaults: [/config]` would include itself.
     """
-    return f"_zoo_{next(_numbers)}"
+    return f"{PRIMARY}{next(_numbers)}"
 
 
 @contextmanager
-def store_primary(body: Any, name: str | None = None) -> Iterator[str]:
+def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) -> Iterator[str]:
     """Store `body` as a primary config of Hydra for the duration of a block. Gives its name: a new one unless given."""
     name = name or name_primary()
     store = ConfigStore.instance()
-    store.store(name, node=OmegaConf.create(body))
+    store.store(name, node=OmegaConf.create(body), provider=TRUSTED if trusted else STATED)
     try:
         yield name
     finally:
@@ -252,4 +277,4 @@ def store_primary(body: Any, name: str | None = None) -> Iterator[str]:
 
 def store_model(name: str, body: Any) -> None:
     """Make a user's file an option of the group `model`. Launchers send the store to their workers."""
-    ConfigStore.instance().store(name, node=OmegaConf.create(body), group="model")
+    ConfigStore.instance().store(name, node=OmegaConf.create(body), group="model", provider=STATED)

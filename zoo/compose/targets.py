@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,9 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo.compose.composing import Composed, Memo, compose
 from zoo.compose.engine import CachingConfigRepository, create_defaults_list, open_repository, store_primary
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
+from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
+from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
 if TYPE_CHECKING:
     from zoo.model.tower import Decoder
@@ -49,7 +53,17 @@ def is_file(target: str | Path) -> bool:
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
-    return os.path.isdir(text) and text not in list_packaged()
+    return (os.path.isdir(text) and text not in list_packaged()) or is_choice(Path(text))
+
+
+def is_choice(path: Path) -> bool:
+    """Tell whether a path means one of a run's checkpoints, as `RUN@400` does."""
+    from zoo.runs import split_choice
+
+    if "@" not in path.name:
+        return False
+    run, which = split_choice(path)
+    return bool(which) and run.is_dir()
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
@@ -65,7 +79,7 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
-    if path.suffix in (".json", ".gguf") or path.is_dir():
+    if path.suffix in (".json", ".gguf") or path.is_dir() or is_choice(path):
         body, notes = read_published(path)
         return Target(str(target), body, option=option, notes=tuple(notes))
     return Target(str(target), read_yaml(path), path.resolve().parent, option)
@@ -82,12 +96,16 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
     from zoo.grammar import to_body
     from zoo.grammar.saved import read_spec
 
-    folder = runs.find(path) if path.is_dir() else path
+    folder = runs.find(path) if path.is_dir() or is_choice(path) else path
     if described.is_config(folder):
         made, notes = described.describe_config(folder)
         return dict(made.model), notes
-    run = path / "config.yaml"
-    return (read_yaml(run)["model"] if run.is_file() else to_body(read_spec(folder))), []
+    run = runs.split_choice(path)[0] / "config.yaml"
+    if not run.is_file():
+        return to_body(read_spec(folder)), []
+    if not isinstance(model := read_yaml(run).get("model"), dict):
+        raise ConfigError(f"{run}: model: is {quote(model)}, no mapping (the file that zoo train wrote)")
+    return model, []
 
 
 def name_packaged(name: str) -> Body:
@@ -124,16 +142,14 @@ def read_yaml(path: Path) -> Body:
     """Read a user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML
     mapping."""
     try:
-        return _plain(OmegaConf.load(path), str(path))
+        return _plain(OmegaConf.load(io.StringIO(read_yaml_text(path))), str(path))
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read, it is not UTF-8 text") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read, {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_place(error)}: not YAML, {_problem(error)}") from error
+    except (OSError, ValueError) as error:  # OSError: OmegaConf's word for a file that holds one value
+        raise ConfigError(f"{path}: cannot be read, {shorten(str(error))}") from error
+    except yaml.YAMLError as error:  # a key given twice, or a tag that names code
+        raise ConfigError(describe_yaml_error(str(path), error)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {shorten_error(error)}") from error
 
@@ -146,17 +162,13 @@ def _plain(config: Any, label: str) -> Body:
     return {str(key): value for key, value in body.items()}
 
 
-def _place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    return " ".join(str(getattr(error, "problem", None) or error).split())
-
-
-def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
-    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist."""
+def list_defaults(
+    body: Body, repo: CachingConfigRepository, label: str, base: str | None = None, *, trusted: bool = False
+) -> Body:
+    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist, and for a
+    body that names code, unless it is trusted."""
+    if not trusted:
+        check_body(body, label)
 
     def is_group(key: str) -> bool:
         return repo.group_exists(key) and bool(repo.get_group_options(key))
@@ -164,6 +176,8 @@ def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: s
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
     chosen = find_choices(body, is_group)
+    if not trusted:
+        check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
     missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
     if missing:
         raise ConfigError(*(describe_missing_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))

@@ -13,7 +13,8 @@ from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerFil
 from zoo.data.lengths import tabulate_byte_level
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.described import read_json
-from zoo.untrusted import SETTINGS
+from zoo.untrusted.json_file import SETTINGS
+from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,12 +62,14 @@ class Tokenizer:
         say) are added, which is Hugging Face's default.
         """
         self.backend.encode_special_tokens = not special
+        check_text(text, "text")
         with naming_panics():
             return self.backend.encode(text, add_special_tokens=special).ids
 
     def encode_rendered(self, text: str) -> list[int]:
         """Encode what a chat template has rendered: the special tokens are those that the text spells."""
         self.backend.encode_special_tokens = False
+        check_text(text, "text")
         with naming_panics():
             return self.backend.encode(text, add_special_tokens=False).ids
 

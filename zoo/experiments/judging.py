@@ -13,6 +13,7 @@ from zoo.analysis.verdict import LEVEL, Sample, adjust_by_holm
 from zoo.disk import write_text
 from zoo.experiments.recipe import Expectation, Recipe
 from zoo.paths import recipes_dir
+from zoo.untrusted.json_file import read_json
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Metrics by name, arm and seed."""
@@ -69,8 +70,8 @@ class Outcome:
 
     @classmethod
     def read(cls, file: Path) -> Outcome:
-        """Read what `write` has written. Raises OSError, and ValueError, TypeError or KeyError for another file."""
-        data = json.loads(file.read_text(encoding="utf-8"))
+        """Read what `write` has written. Raises ConfigError for another file."""
+        data = read_json(file, cls)
         findings = [Finding(**{**each, "interval": _as_pair(each["interval"])}) for each in data["findings"]]
         return cls(**{**data, "findings": findings})
 

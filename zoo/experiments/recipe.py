@@ -7,19 +7,42 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from zoo.analysis.verdict import Verdict
-from zoo.errors import ConfigError, did_you_mean, short
+from zoo.compose.gate import check_overrides
+from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
+from zoo.untrusted.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from zoo.ladder import Request
 
 Seeds = Annotated[int, Field(ge=2)]
 """Fewer have no spread, and tell nothing."""
+
+
+def _name_no_code(overrides: list[str]) -> list[str]:
+    """Raise ValueError for overrides that only a person may type."""
+    try:
+        check_overrides(overrides, "overrides")
+    except ConfigError as error:
+        raise ValueError(error.faults[0].removeprefix("overrides: ")) from None
+    return overrides
+
+
+Overrides = Annotated[list[str], AfterValidator(_name_no_code)]
+"""Overrides that a recipe states: data, which names no code."""
 
 
 class Strict(BaseModel):
@@ -58,7 +81,7 @@ class Measure(Strict):
 
     context: PositiveInt | None = None
     stride: PositiveInt | None = None
-    overrides: list[str] = []
+    overrides: Overrides = []
 
 
 class Modelled(Strict):
@@ -110,7 +133,7 @@ class Form(Strict):
     """How long a recipe runs, and what is expected of that: `overrides` of every run, another `probe` or another
     `ladder`; its seeds."""
 
-    overrides: list[str] = []
+    overrides: Overrides = []
     probe: Probing | None = None
     ladder: Laddering | None = None
     seeds: Seeds = 2
@@ -129,8 +152,8 @@ class Recipe(Strict):
     config: str | None = None
     probe: Probing | None = None
     ladder: Laddering | None = None
-    shared: list[str] = []
-    arms: Annotated[dict[str, list[str]], Field(min_length=2)]
+    shared: Overrides = []
+    arms: Annotated[dict[str, Overrides], Field(min_length=2)]
     seeds: Seeds = 3
     matched: list[Literal["params", "tokens", "flops", "cache_bytes"]] = []
     """The costs in which all arms are within 1 % of the first."""
@@ -207,11 +230,13 @@ def find_recipe(name: str) -> tuple[str, Recipe]:
 def read_recipe(file: Path) -> Recipe:
     """Read a recipe's file. Raises ConfigError with all faults."""
     try:
-        node: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read, found {short(error)} (a recipe)") from error
+        node: Any = parse_yaml(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file (a recipe)") from None
     try:
         return Recipe.model_validate(node)
     except ValidationError as error:
-        faults = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+        faults = [
+            (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()
+        ]
         raise ConfigError(*(f"{file}: {where or 'recipe'}: {said}" for where, said in faults)) from error

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo import untrusted
 from zoo.errors import CheckpointError
 from zoo.families import family as families
 from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
+from zoo.untrusted.json_file import SETTINGS, Shape
+from zoo.untrusted.json_file import read_json as read_any
+from zoo.untrusted.text import shorten
 
 CONFIG = "config.json"
 
@@ -66,9 +68,9 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     bare = next((name for name in family.architectures if name.endswith("Model")), None)
     if wanted and wanted not in family.architectures and bare:
         config = {**config, "architectures": [bare]}
-        notes.append(f"{file}: {untrusted.shorten(wanted)}: without its head, as {bare}")
+        notes.append(f"{file}: {shorten(wanted)}: without its head, as {bare}")
     if stated.get("quantization_config"):
-        named = untrusted.shorten(str(method))
+        named = shorten(str(method))
         notes.append(f"{file}: its weights are quantised ({named}); it runs dequantised, in the --dtype that is priced")
     return family.body(config, str(file)), notes
 
@@ -93,12 +95,10 @@ def to_jsonable(node: Any) -> Any:
     return node
 
 
-def read_json(
-    file: Path, shape: type[untrusted.Shape] = untrusted.Shape, most: int = untrusted.SETTINGS
-) -> dict[str, Any]:
+def read_json(file: Path, shape: type[Shape] = Shape, most: int = SETTINGS) -> dict[str, Any]:
     """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError."""
     try:
-        return untrusted.read_json(file, shape, most=most, hook=_float)
+        return read_any(file, shape, most=most, hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
 

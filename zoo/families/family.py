@@ -52,7 +52,7 @@ from zoo.families.body import Body, lay_over
 from zoo.families.expression import Expression, evaluate_tree, get_item, read_names
 from zoo.families.tasks import name_task_classes
 from zoo.families.towers import TowerConfig, join_models, read_towers
-from zoo.untrusted import list_first, quote, shorten
+from zoo.untrusted.text import list_first, quote, shorten
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -382,6 +382,7 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
         return read_family(kind)
     known = by_model_type()
     if not isinstance(kind, str) or kind not in known:
-        hint = did_you_mean(str(kind), known) or f" (one of: {', '.join(sorted(known))})"
+        would = f" (one of {len(known)}, such as bert, gpt2 and llama; `zoo family new` drafts another)"
+        hint = did_you_mean(str(kind), known) or would
         raise CheckpointError(f"{where}: model_type: {quote(kind)} is no family here{hint}")
     return read_family(known[kind])

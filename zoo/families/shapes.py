@@ -7,12 +7,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zoo.families.family import MOST_LAYERS
-from zoo.untrusted import Shape
+from zoo.untrusted.json_file import Shape
 
 LARGEST_VOCABULARY = 2**31 - 1
 
 Mappings = dict[str, Any]
 
+
+MOST_NEW_TOKENS = 2**20
 
 TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
 """An id of a token; -1 is none's."""
@@ -40,9 +42,11 @@ class InnerConfig(Shape):
 
 
 class GenerationFile(Shape):
-    """generation_config.json, as far as token ids go; `zoo.text.defaults` checks the options of sampling."""
+    """generation_config.json: token ids and the length, for which memory is kept free; `zoo.text.defaults` checks the
+    options of sampling."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
     bad_words_ids: list[list[TokenId]] | None = None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError
 from zoo.families.body import Body, lay_over
-from zoo.untrusted import quote
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.families.family import Family

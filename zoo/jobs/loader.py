@@ -45,6 +45,8 @@ class JobLoader(ConfigLoaderImpl):
     body: Mapping[str, Any] = TRAINING
     label = "conf/config.yaml"
     """The body's name in messages."""
+    trusted = False
+    """Whether the body may name code."""
     folder: str | None = None
     """The folder of the run or sweep, once it is made."""
     sweeps = False
@@ -62,7 +64,16 @@ class JobLoader(ConfigLoaderImpl):
 
     def compose_job(self, overrides: Sequence[str]) -> Composed:
         """Compose one job, and list the faults of its overrides."""
-        return compose(self.repo, self.body, overrides, label=self.label, root=ROOT, with_hydra=True, memo=self.memo)
+        return compose(
+            self.repo,
+            self.body,
+            overrides,
+            label=self.label,
+            root=ROOT,
+            with_hydra=True,
+            memo=self.memo,
+            trusted=self.trusted,
+        )
 
     def load_configuration(
         self,

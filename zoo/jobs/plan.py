@@ -142,7 +142,7 @@ class LaunchPlan:
         from zoo.training.task import rejoin_run
 
         try:
-            return rejoin_run(folder)
+            return rejoin_run(folder, task_config(self.jobs[0]))
         finally:
             runs.remember(folder)
 
@@ -219,25 +219,29 @@ def plan_launch(
     sweeps: bool = False,
     check: bool = True,
     keep_faulty: bool = False,
+    trust: bool = False,
 ) -> Iterator[LaunchPlan]:
     """Open Hydra with a plan to run. Raises ConfigError with the faults of all jobs.
 
     With `check` every job is held against what training needs; without, the overrides alone have to fit the config.
-    With `keep_faulty` jobs keep their faults, unless all have some.
+    With `keep_faulty` jobs keep their faults, unless all have some. With `trust` the file `config`, and those of its
+    folder, may name code (`zoo.compose.gate`).
     """
     faults: list[str] = []
     parsed = imply_by_weights(parse_overrides(overrides, faults), read_yaml(config) if config else {})
     models = {value: find_target(value) for value in _model_files(parsed)}
     folders = [config.resolve().parent] if config else []
     folders += [target.folder for target in models.values() if target.folder]
-    with open_session(*dict.fromkeys(folders), loader=JobLoader) as hydra, ExitStack() as stack:
+    trusted = folders[:1] if config and trust else []
+    with open_session(*dict.fromkeys(folders), trusted=trusted, loader=JobLoader) as hydra, ExitStack() as stack:
         loader = hydra.config_loader
         assert isinstance(loader, JobLoader)
         name = "config"
         if config:
-            loader.label = str(config)
-            loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config")
-            name = stack.enter_context(store_primary(loader.body))  # for `--info`, which asks Hydra itself
+            loader.label, loader.trusted = str(config), trust
+            loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config", trusted=trust)
+            # for `--info`, which asks Hydra itself
+            name = stack.enter_context(store_primary(loader.body, trusted=trust))
         if options := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
             raise ConfigError(*options)
         typed = [format_override(each) for each in parsed]

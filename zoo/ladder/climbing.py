@@ -22,11 +22,13 @@ from zoo import runs
 from zoo.analysis.scaling import Fit, Points, fit_law
 from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
-from zoo.jobs.plan import plan_launch
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder.plan import Ladder, Rung, spell
 from zoo.report.history import RunRecord
 from zoo.report.ladder import draw_ladder
 from zoo.report.scaling import compare_held
+from zoo.untrusted.json_file import Shape, read_json
+from zoo.untrusted.text import quote
 
 LADDER, POINTS, PREDICTION, FIT = "ladder.json", "points.jsonl", "prediction.json", "fit.json"
 PICTURE = "ladder.svg"
@@ -35,6 +37,21 @@ Say = Callable[[str], object]
 
 PREDICTED = ("seconds", "evaluating", "timed")
 """What of a rung another call may find otherwise."""
+
+
+class LadderFile(Shape):
+    """ladder.json."""
+
+    model: str
+    rungs: list[dict[str, Any]]
+
+
+class PredictionFile(Shape):
+    """prediction.json."""
+
+    doubt: str | None
+    losses: list[dict[str, float]]
+    fit: dict[str, Any]
 
 
 def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict[str, Any]:
@@ -69,17 +86,17 @@ def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(ladder.to_dict(), indent=2) + "\n")
         return ladder
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        predicted = [{name: each.pop(name) for name in PREDICTED} for each in before["rungs"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: is no ladder, found {type(error).__name__} (--out names another folder)") from error
+    before = read_json(file, LadderFile)
+    if lost := [name for name in PREDICTED for each in before["rungs"] if name not in each]:
+        raise ConfigError(f"{file}: is no ladder, its rungs have no {lost[0]} (--out names another folder)")
+    predicted = [{name: each.pop(name) for name in PREDICTED} for each in before["rungs"]]
     now = ladder.to_dict()
     for each in now["rungs"]:
         for name in PREDICTED:
             del each[name]
     if now != before:
-        raise ConfigError(f"{folder}: has another ladder, of {before['model']} (the same options, or another --out)")
+        model = quote(before["model"])
+        raise ConfigError(f"{folder}: has another ladder, of {model} (the same options, or another --out)")
     return replace(ladder, rungs=tuple(replace(each, **how) for each, how in zip(ladder.rungs, predicted, strict=True)))
 
 
@@ -94,11 +111,11 @@ def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
         return
     say(f"{where}: {rung.params:,} parameters, {rung.lengths.updates:,} updates of {rung.batch_tokens:,} tokens")
     try:
-        if has_checkpoint(where):
-            resume_run(where)
-            return
-        clear_for_restart(where)
         with plan_launch([*spell(ladder.model, rung.overrides), f"hydra.run.dir='{where}'"]) as plan:
+            if has_checkpoint(where):
+                resume_run(where, typed=task_config(plan.jobs[0]))
+                return
+            clear_for_restart(where)
             plan.run()
     except FinishedRun:
         pass
@@ -137,7 +154,7 @@ def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int)
     """
     file = folder / PREDICTION
     if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, PredictionFile)
     if (folder / rung.name / runs.METRICS).exists():
         raise ZooError(f"{folder / rung.name}: was trained before {file.name} was written (remove it to train anew)")
     kept = Points.collect(row for row in points.rows() if row[0] != rung.params)

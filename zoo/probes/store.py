@@ -17,12 +17,20 @@ from typing import TYPE_CHECKING, Any
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.probes.outcome import Outcome
+from zoo.untrusted.json_file import Shape, read_json
 
 if TYPE_CHECKING:
     from zoo.probes.battery import Task
 
 RUNS, OUTCOME = "runs.json", "probe.json"
 LONGEST = 100
+
+
+class RunsFile(Shape):
+    """runs.json."""
+
+    key: str
+    runs: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -39,9 +47,8 @@ class Store:
         for a file that cannot be read."""
         if folder is None or not (folder / RUNS).is_file():
             return cls(folder, key)
-        stored = read_json(folder / RUNS)
-        same = isinstance(stored, dict) and stored.get("key") == key
-        return cls(folder, key, dict(stored["runs"]) if same else {})
+        stored = read_json(folder / RUNS, RunsFile)
+        return cls(folder, key, dict(stored["runs"]) if stored["key"] == key else {})
 
     def __contains__(self, task: Task) -> bool:
         return name_task(task) in self.found
@@ -67,14 +74,6 @@ class Store:
 def name_task(task: Task) -> str:
     """Name a training by what the key leaves open."""
     return f"{'report' if task.report else 'choose'} lr {task.lr:.6g} seed {task.seed}"
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file. Raises ConfigError."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (delete it to begin anew)") from error
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -11,7 +11,8 @@ from zoo.checkpoint.tokenizer_file import TokenizerConfig
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import read_json
 from zoo.text.template import RENDERER
-from zoo.untrusted import SETTINGS, quote, read_bytes
+from zoo.untrusted.json_file import SETTINGS, read_bytes
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

@@ -29,6 +29,7 @@ from zoo.text.follow import follow
 from zoo.text.jobs import Encoder, Job
 from zoo.text.loading import Loaded
 from zoo.text.prompts import Options
+from zoo.text.task_files import is_task_file
 
 SEEDS = {"random": 0, "other": 1234}
 """The harness's own: of Python's generator, and of numpy's and of the choice of solved examples."""
@@ -190,7 +191,7 @@ def run_tasks(lm: Harness, names: Sequence[str], *, limit: int | None, num_fewsh
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     """Load tasks with their data. The names that the harness has are read only where one is asked for."""
-    files = {name: Path(name).expanduser() for name in names if name.endswith((".yaml", ".yml")) or "/" in name}
+    files = {name: Path(name).expanduser() for name in names if is_task_file(name)}
     if missing := [name for name, file in files.items() if not file.is_file()]:
         raise ConfigError(*(f"tasks: {name} is no file (a task's YAML)" for name in missing))
     manager = TaskManager(include_defaults=len(files) < len(names))

@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import CONFIG, read_config
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted import shorten
+from zoo.untrusted.text import check_text, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,6 +151,9 @@ def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool)
             faults.append(f"{place} is a {type(text).__name__} ({wanted})")
         elif not text or (isinstance(text, str) and text.isspace()):
             faults.append(f"{place} is empty (one that is not)")
+        for part in parts:
+            if isinstance(part, str):
+                check_text(part, place)
     if faults:
         raise ConfigError(*faults[:FAULTS_SHOWN])
 

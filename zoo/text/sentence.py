@@ -25,7 +25,7 @@ from zoo.checkpoint.sentence import (
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.lazy import F, torch
 from zoo.model.task_head import pool
-from zoo.untrusted import quote, shorten
+from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

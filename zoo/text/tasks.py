@@ -17,6 +17,7 @@ from zoo.text import loading
 from zoo.text.loading import Loaded
 from zoo.text.reading import longest_text
 from zoo.text.score import check_model
+from zoo.text.task_files import refuse_files
 
 Tell = Callable[[str], object]
 
@@ -33,6 +34,7 @@ def evaluate_tasks(
     tokenizer: Any = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    trust: bool = False,
     context: int | None = None,
     weights: str | None = None,
     fp8: str | None = None,
@@ -46,12 +48,14 @@ def evaluate_tasks(
     examples and solved ones it had.
 
     `model` is a folder, or a model with its `tokenizer`. A task is a name that lm-evaluation-harness knows, or a YAML
-    file in its format. `limit` takes the first examples alone, `num_fewshot` puts so many solved ones before each, and
-    `context` is the most tokens that the model reads (its own length unless given). Tokens, where they are cut and what
-    opens a text are as the harness's `hf` models have them. `weights` and `fp8` put products in fewer bits.
+    file in its format; such a file may run any program, so it needs `trust`. `limit` takes the first examples alone,
+    `num_fewshot` puts so many solved ones before each, and `context` is the most tokens that the model reads (its own
+    length unless given). Tokens, where they are cut and what opens a text are as the harness's `hf` models have them.
+    `weights` and `fp8` put products in fewer bits.
 
     Raises ConfigError, also where the package lm_eval is missing.
     """
+    refuse_files([str(task) for task in tasks], trust)
     require_harness()
     how = {"device": device, "dtype": dtype, "fp8": fp8, "weights": weights}
     loaded = load(model, tokenizer, how, note or (lambda line: None))

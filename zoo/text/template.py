@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError, ZooError
-from zoo.untrusted import shorten
+from zoo.untrusted.text import shorten
 
 WORKER = Path(__file__).with_name("template_worker.py")
 START = 60.0  # seconds that the process may take to begin on a busy machine

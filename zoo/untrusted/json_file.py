@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ NESTED = 64
 """Levels of lists and mappings. More would end the walks of such trees in RecursionError."""
 LARGEST = 2**63
 """Whole numbers lie below: what torch and safetensors can hold."""
-SHOWN = 5
-"""Keys at fault that are named."""
+COUNTED = 2**100
+"""Whole numbers that a run counts lie below: the FLOPs of a training pass 2⁶³."""
 UNLIMITED = "model_max_length"
 """The key of a tokenizer whose number may be larger: transformers writes 10^30 where there is no limit."""
 
@@ -37,6 +37,9 @@ class Shape(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
 
+
+READ = 40
+"""Faults of a file that are looked at: a list of a million texts has as many."""
 
 WORDS = {
     "string_type": "a text",
@@ -55,6 +58,8 @@ WORDS = {
 def read_bytes(file: Path, most: int = FILE) -> bytes:
     """Read a file of at most `most` bytes. Raises CheckpointError; FileNotFoundError where there is none."""
     try:
+        if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
+            raise CheckpointError(f"{file}: is a pipe or a device (a file)")  # it might never end, or never begin
         with file.open("rb") as stream:
             data = stream.read(most + 1)
     except FileNotFoundError:
@@ -67,16 +72,30 @@ def read_bytes(file: Path, most: int = FILE) -> bytes:
     return data
 
 
-def read_json(file: Path, shape: Any = None, *, most: int = FILE, hook: Callable[[dict], Any] | None = None) -> Any:
+def read_json(
+    file: Path,
+    shape: Any = None,
+    *,
+    most: int = FILE,
+    hook: Callable[[dict], Any] | None = None,
+    largest: int = LARGEST,
+) -> Any:
     """Read a JSON file as plain data, after checking it against `shape` (a Shape, or any type that pydantic knows).
 
-    `hook` replaces mappings as they are read. Raises CheckpointError, one line for each key at fault, and
-    FileNotFoundError where there is no such file.
+    `hook` replaces mappings as they are read. Whole numbers lie below `largest`. Raises CheckpointError, one line for
+    each key at fault, and FileNotFoundError where there is no such file.
     """
-    return parse_json(read_bytes(file, most), str(file), shape, hook=hook)
+    return parse_json(read_bytes(file, most), str(file), shape, hook=hook, largest=largest)
 
 
-def parse_json(text: str | bytes, place: str, shape: Any = None, *, hook: Callable[[dict], Any] | None = None) -> Any:
+def parse_json(
+    text: str | bytes,
+    place: str,
+    shape: Any = None,
+    *,
+    hook: Callable[[dict], Any] | None = None,
+    largest: int = LARGEST,
+) -> Any:
     """Parse JSON as plain data, after checking it against `shape`. `place` names it in messages. Raises
     CheckpointError."""
     try:
@@ -86,7 +105,7 @@ def parse_json(text: str | bytes, place: str, shape: Any = None, *, hook: Callab
         raise CheckpointError(f"{place}: is nested more than {NESTED} deep (a flatter file)") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise CheckpointError(f"{place}: cannot be read as JSON, found {shorten(str(error))}") from error
-    check_budget(node, place)
+    check_budget(node, place, largest)
     if _HALF.search(text):
         try:
             json.dumps(node, ensure_ascii=False).encode()
@@ -96,7 +115,7 @@ def parse_json(text: str | bytes, place: str, shape: Any = None, *, hook: Callab
     return node if shape is None else check_shape(node, shape, place)
 
 
-def check_budget(node: Any, place: str) -> None:
+def check_budget(node: Any, place: str, largest: int = LARGEST) -> None:
     """Check depth and numbers of plain data. Raises CheckpointError."""
     level, depth = [node], 0
     while level:
@@ -112,8 +131,8 @@ def check_budget(node: Any, place: str) -> None:
                 below += each.values() if UNLIMITED not in each else _leave_out_limit(each)
             elif kind is list:
                 below += each
-            elif kind is int and not -LARGEST <= each < LARGEST:
-                raise CheckpointError(f"{place}: holds {quote(each)} (whole numbers of 64 bits)")
+            elif kind is int and not -largest <= each < largest:
+                raise CheckpointError(f"{place}: holds {quote(each)} (whole numbers of {largest.bit_length()} bits)")
         level = below
 
 
@@ -127,12 +146,9 @@ def check_shape(node: Any, shape: Any, place: str) -> Any:
     try:
         _adapter(shape).validate_python(node)
     except ValidationError as error:
-        would: dict[str, list[str]] = {}
-        for each in error.errors(include_url=False, include_context=False)[: 2 * SHOWN]:
-            start, end = _describe(place, each)
-            would.setdefault(start, []).append(end)  # what a union's members would take, on one line
-        lines = (f"{start} ({' or '.join(dict.fromkeys(ends))})" for start, ends in would.items())
-        raise CheckpointError(*list(lines)[:SHOWN]) from None
+        raise CheckpointError(
+            *_describe_faults(place, error.errors(include_url=False, include_context=False))
+        ) from None
     return node
 
 
@@ -141,13 +157,23 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def _describe(place: str, fault: Mapping[str, Any]) -> tuple[str, str]:
-    """Write a fault that pydantic found: file, key and what was found; and what would do."""
-    names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
-    key = ".".join(shorten(each, 40) for each in names)
-    would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower()
-    found = "is missing" if fault["type"] == "missing" else f"is {quote(fault['input'])}"
-    return f"{place}: {key + ': ' if key else ''}{found}", would
+def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the first faults that pydantic found: file, key, what was found, what would do. Members of a union have a
+    fault each, and one line; that a list is no number is left out where an entry of it is at fault."""
+    lines: dict[str, tuple[str, list[str]]] = {}
+    for fault in faults[:READ]:
+        names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
+        key = ".".join(shorten(each, 40) for each in names)
+        would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower().removeprefix("input should be ")
+        found = "is missing" if fault["type"] == "missing" else f"is {quote(fault['input'])}"
+        _, known = lines.setdefault(key, (found, []))
+        if would not in known:
+            known.append(would)
+    first = {key: each for key, each in lines.items() if not any(other.startswith(f"{key}.") for other in lines)}
+    return [
+        f"{place}: {key + ': ' if key else ''}{found} ({' or '.join(would)})"
+        for key, (found, would) in list(first.items())[:5]
+    ]
 
 
 def _is_type(name: str) -> bool:

@@ -6,15 +6,26 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zoo.errors import ConfigError
+
 FIRST = 10
 """Faults of one kind that are listed; the others are counted."""
-FEW = 4
-"""Entries of the largest container that is quoted whole."""
 LONGEST = 120
 """Characters of a stranger's text that a message quotes."""
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
 """C0 without tab and newline, DEL, C1, what reorders text in sight (Boucher and Anderson, 2021), lone surrogates."""
+
+
+def check_text(text: str, place: str) -> str:
+    r"""Return a text that UTF-8 can hold. Raises ConfigError for one with half of a surrogate pair: JSON can write one
+    (`"\ud83d"`), and so can a command line whose bytes are not UTF-8. No tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x} alone at character {error.start:,}"
+        raise ConfigError(f"{place}: has half a character, found {half} (both halves, or neither)") from None
+    return text
 
 
 def escape_controls(text: str) -> str:
@@ -29,16 +40,8 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 
 
 def quote(value: Any, longest: int = 60) -> str:
-    """Quote a stranger's value for a message: a text or a number shortened, a container of many or of containers by its
-    kind and size."""
+    """Quote a stranger's value for a message: a container by its kind and size, a text or a number shortened."""
     if isinstance(value, dict | list | tuple | set):
-        inner = value.values() if isinstance(value, dict) else value
-        if len(value) <= FEW and not any(isinstance(each, dict | list | tuple | set) for each in inner):
-            parts = [quote(each, longest) for each in inner]
-            if isinstance(value, dict):
-                parts = [f"{quote(key, longest)}: {part}" for key, part in zip(value, parts, strict=True)]
-            around = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
-            return around[0] + ", ".join(parts) + around[1]
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind} of {len(value):,}"
     if isinstance(value, int) and value.bit_length() > 128:

@@ -22,7 +22,7 @@ from zoo.families.described import CONFIG, read_json, to_jsonable
 from zoo.families.family import Family
 from zoo.families.multimodal import Layout, Wrapper, find_wrapper, read_catalogue
 from zoo.families.shapes import IndexFile
-from zoo.untrusted import FILE
+from zoo.untrusted.json_file import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,7 +28,7 @@ from zoo.families.multimodal import find_wrapper
 from zoo.families.shapes import ConfigFile, GenerationFile
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
-from zoo.untrusted import list_first, shorten
+from zoo.untrusted.text import list_first, shorten
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from zoo import untrusted
 from zoo.checkpoint.files import BITS, Header
 from zoo.checkpoint.quantised.layout import Layout, refuse
 from zoo.lazy import torch
-from zoo.untrusted import parse_json
+from zoo.untrusted.json_file import Shape, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +23,7 @@ LONGEST = 2**16
 Size = Annotated[int, Field(ge=1)]
 
 
-class State(untrusted.Shape):
+class State(Shape):
     """What bitsandbytes says of a weight."""
 
     shape: Annotated[list[Size], Field(min_length=1, max_length=8)]

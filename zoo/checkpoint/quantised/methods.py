@@ -20,7 +20,8 @@ from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
 from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
-from zoo.untrusted import Shape, check_shape, quote
+from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.text import quote
 
 FIELD = "quantization_config"
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from zoo.checkpoint.files import Header, read_metadata
 from zoo.checkpoint.quantised.layout import refuse
 from zoo.checkpoint.quantised.scaled import Scaled
-from zoo.untrusted import parse_json, shorten
+from zoo.untrusted.json_file import parse_json
+from zoo.untrusted.text import shorten
 
 CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 """Classes whose data is a plain integer or float a weight, scales and zero points. The layouts of others (Int4Tensor

@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 from zoo.families.binding import TwoWay, bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, evaluate
 from zoo.model.position import Scaling
-from zoo.untrusted import quote
+from zoo.untrusted.text import quote
 
 OTHER_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic", "deepseek_yarn": "yarn"}
 """transformers' name of a `rope_type`, by another that files have. The positions of M-RoPE (Qwen2-VL) and of xdrope

@@ -9,7 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import bind
 from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec
-from zoo.untrusted import quote
+from zoo.untrusted.text import quote
 
 DEFAULT_LABELS = 2
 """How many labels a config has that states none."""

@@ -1,0 +1,156 @@
+"""The gate that every file passes before Hydra sees what it says: data cannot name code.
+
+Hydra instantiates Python objects from its own node (callbacks, launcher, sweeper, logging), and a training config can
+hold lines for a shell. A person may type these. A file may be a stranger's: a model, a training config (`-c`), a
+recipe, and the files that these include, may state none of them, unless the person trusts the file (`--trust`).
+
+Two functions look. `check_body` checks a file as it is read. `check_merged` checks what a defaults list makes of all
+files, where a package such as `@_global_.hydra.callbacks.e` has been resolved. tests/test_trust.py lists every place at
+which Hydra and OmegaConf run what a config names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from zoo.errors import ConfigError
+from zoo.untrusted.text import quote
+
+STATED = "zoo-file"
+"""Hydra's provider of what a file that nobody trusts says."""
+
+TRUST = "only the command line may, and a file of -c with --trust"
+
+RESOLVERS = frozenset({"up", "or"})
+"""The interpolations with a colon that a file may hold. Hydra's and OmegaConf's own read the environment."""
+
+SPECIAL = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})
+"""Keys by which Hydra instantiates."""
+
+TYPED_ALONE = {
+    "launcher.lines": "lines for a shell",
+    "logger.uri": "where to send what is logged",
+    "logger.space": "where to send what is logged",
+    "logger.entity": "where to send what is logged",
+}
+"""Keys of a training config that name code, or another machine."""
+
+FETCHED = "_hub"
+"""How the names of attention kernels end that are downloaded when they are used."""
+
+
+def check_body(body: Mapping[str, Any], label: str) -> None:
+    """Check a file's keys, its interpolations and its defaults list. Raises ConfigError with all faults."""
+    if faults := list(dict.fromkeys(_find_faults(body, ""))):
+        raise ConfigError(*(f"{label}: {fault}" for fault in faults))
+
+
+def check_merged(loaded: Any, package: str, label: str) -> None:
+    """Check a file's content at the place that a defaults list gives it. Raises ConfigError."""
+    content: Any = OmegaConf.to_container(loaded, resolve=False)
+    for part in reversed(package.split(".") if package else []):
+        content = {part: content}
+    if isinstance(content, Mapping):
+        check_body({key: value for key, value in content.items() if key != "defaults"}, label)
+
+
+def check_overrides(overrides: Iterable[str], label: str) -> None:
+    """Check overrides that a file states, such as a recipe's arms. Raises ConfigError with all faults."""
+    faults = [fault for text in overrides for fault in _find_override_faults(text)]
+    if faults:
+        raise ConfigError(*(f"{label}: {fault}" for fault in faults))
+
+
+def _find_override_faults(text: str) -> Iterator[str]:
+    key, _, value = text.partition("=")
+    place = key.strip().lstrip("+~").strip("'\"")
+    group, _, package = place.partition("@")
+    if any(re.fullmatch(r"(_global_\.)?hydra([./:].*)?", each.lstrip("/")) for each in (group, *package.split(":"))):
+        yield f"{quote(text)}: sets Hydra's own settings ({TRUST})"
+    elif named := next((word for word in sorted(SPECIAL) if word in text), None):
+        yield f"{quote(text)}: holds {named}, which names code ({TRUST})"
+    elif refused := _find_typed_alone(place, value):
+        yield f"{quote(text)}: states {TYPED_ALONE[refused]} ({TRUST})"
+    elif place == "kernel" and FETCHED in value:
+        yield f"{quote(text)}: fetches a kernel from the hub ({TRUST})"
+    else:
+        yield from (f"{quote(text)}: {fault}" for fault in _find_resolvers(text))
+
+
+def _find_typed_alone(place: str, value: str) -> str | None:
+    for key in TYPED_ALONE:
+        outer, _, inner = key.partition(".")
+        if place == key or place.startswith(f"{key}.") or (place == outer and re.search(rf"\b{inner}\b", value)):
+            return key
+    return None
+
+
+# ---------------------------------------------------------------- a body
+
+
+def _find_faults(node: Any, path: str) -> Iterator[str]:
+    """Yield what names code in a body, at any depth."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            place = f"{path}.{key}" if path else str(key)
+            if place == "hydra" or place.startswith("hydra."):
+                names = ", ".join(map(str, value)) if isinstance(value, Mapping) else quote(value)
+                yield f"hydra: sets Hydra's own settings, found {quote(names)} ({TRUST})"
+            elif key in SPECIAL:
+                yield f"{place}: names code, found {quote(value)} ({TRUST})"
+            elif place in TYPED_ALONE and value not in (None, [], ()):
+                yield f"{place}: states {TYPED_ALONE[place]}, found {quote(value)} ({TRUST})"
+            elif place == "kernel" and str(value).endswith(FETCHED):
+                yield f"kernel: is {quote(value)}, which is fetched from the hub ({TRUST})"
+            elif place == "defaults":
+                yield from _find_faulty_entries(value)
+            else:
+                yield from (f"{place}: {fault}" for fault in _find_resolvers(str(key)))
+                yield from _find_faults(value, place)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _find_faults(value, f"{path}[{index}]")
+    elif isinstance(node, str):
+        yield from (f"{path}: {fault}" for fault in _find_resolvers(node))
+
+
+def _find_faulty_entries(entries: Any) -> Iterator[str]:
+    """Yield what leads out of Zoo's groups and the file's own folder in a defaults list."""
+    for entry in entries if isinstance(entries, list) else []:
+        pairs = entry.items() if isinstance(entry, Mapping) else [(entry, None)]
+        for key, value in pairs:
+            words = str(key).split()
+            group, _, package = (words[-1] if words else "").partition("@")
+            chosen = value if isinstance(value, list) else [value]
+            if group.lstrip("/").split("/")[0] == "hydra":
+                yield f"defaults: chooses {quote(group)}, which is Hydra's own ({TRUST})"
+            elif re.match(r"(_global_\.)?hydra(\.|$)", package):
+                yield f"defaults: puts {quote(group)} into Hydra's own settings, at {quote(package)} ({TRUST})"
+            elif any(".." in str(each).split("/") or "//" in str(each) for each in (group, *chosen)):
+                yield f"defaults: {quote(value or group)} leads out of the file's folder (a file in it)"
+            else:
+                texts = [str(key), *(each for each in chosen if isinstance(each, str))]
+                yield from (f"defaults: {fault}" for text in texts for fault in _find_resolvers(text))
+
+
+def _find_resolvers(text: str) -> Iterator[str]:
+    """Yield the interpolations of a text that call another resolver than the grammar's own."""
+    opened: list[int | None] = []  # where each interpolation's name begins; None once its resolver is known
+    at = 0
+    while at < len(text):
+        if text.startswith("${", at):
+            at += 2
+            opened.append(at)
+            continue
+        if text[at] == "}" and opened:
+            opened.pop()
+        elif text[at] == ":" and opened and opened[-1] is not None:
+            name = text[opened[-1] : at].strip()
+            opened[-1] = None
+            if name not in RESOLVERS:
+                yield f"asks {quote('${' + name + ':…}')} (a value, or ${{up:…}} and ${{or:…}}; {TRUST})"
+        at += 1
