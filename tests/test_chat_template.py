@@ -148,7 +148,7 @@ def test_a_token_that_is_an_object_in_the_folder_is_its_text_in_the_template(tmp
     [
         (None, r"has none, .*\(--template FILE, or --template chatml\)"),
         ([{"name": "rag", "template": "x"}], "chat_template is no template, found no 'default'"),
-        (17, "chat_template is no template"),
+        (17, r"chat_template: is 17 \(a text or a list\)"),
     ],
 )
 def test_a_folder_without_a_template_says_what_would_do(folder, template, fault):

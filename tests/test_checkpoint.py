@@ -156,7 +156,8 @@ def test_a_header_that_does_not_fit_its_file_is_refused_as_safetensors_refuses_i
     file = safetensors_file(tmp_path / "a.safetensors", *case)
     with pytest.raises(SafetensorError):
         load_file(file)
-    with pytest.raises(CheckpointError, match=r"a.safetensors: cannot be read, found .* \(a safetensors file\)"):
+    said = r"a.safetensors: (cannot be read, found .* \(a safetensors file\)|header: is)"
+    with pytest.raises(CheckpointError, match=said):
         read_header(file)
 
 

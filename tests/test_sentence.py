@@ -214,11 +214,11 @@ def test_a_folder_is_trained_further_and_written_as_one_again(folder, tmp_path):
             "has a module CNN",
         ),
         ("modules.json", [{"path": "", "type": "a.Pooling"}], "begins with Pooling"),
-        ("modules.json", {"a": 1}, "is no list of modules"),
+        ("modules.json", {"a": 1}, "modules.json: is a mapping of 1 (a list)"),
         ("1_Pooling/config.json", {"pooling_mode": ["mean", "median"]}, "found median"),
         ("1_Pooling/config.json", {"pooling_mode_median_tokens": True}, "found pooling_mode_median_tokens"),
         ("2_Dense/config.json", {"activation_function": "mine.Swish"}, "activation_function Swish"),
-        ("config_sentence_transformers.json", {"prompts": ["query"]}, "prompts: found"),
+        ("config_sentence_transformers.json", {"prompts": ["query"]}, "prompts: is a list of 1 (a mapping)"),
     ],
 )
 def test_what_is_not_read_is_refused_in_one_line(name, value, fault, folder, capsys):

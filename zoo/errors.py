@@ -3,6 +3,7 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 
 class ZooError(Exception):
@@ -52,9 +53,17 @@ class FitError(ConfigError):
     """The model does not fit where it was to go."""
 
 
+COMPARED, LONGEST_WORD = 2_000, 200
+"""How many options a word is compared with, and the characters of the longest word: a comparison takes 10 µs."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest option, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(options), n=1)
+    """` (did you mean 'x'?)` for the closest option, or nothing when none is close. Of very many options the first ones
+    of nearly the same length are compared."""
+    if len(word) > LONGEST_WORD:
+        return ""
+    alike = (each for each in options if len(each) <= 3 * len(word) and len(word) <= 3 * len(each))  # no other is close
+    close = difflib.get_close_matches(word, islice(alike, COMPARED), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from zoo.checkpoint import hf
 from zoo.checkpoint.entries import Entry, Transpose
@@ -16,10 +18,13 @@ from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.disk import replace_folder
-from zoo.errors import CheckpointError, short
+from zoo.errors import CheckpointError
+from zoo.families.described import read_json
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.spec import table
+from zoo.untrusted.json_file import Shape
+from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +36,17 @@ FILES = (PLAN, TENSORS)
 
 PEFT = ("adapter_config.json", "adapter_model.safetensors")
 """The files of peft's format."""
+
+
+class PlanFile(Shape):
+    """adapter.json."""
+
+    rank: Annotated[int, Field(ge=1, le=2**20)]
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    paths: list[str]
+    trained: list[str]
+    base: str | None = None
 
 
 # ---------------------------------------------------------------- in a checkpoint of ours
@@ -58,11 +74,11 @@ def read_plan(folder: Path) -> Adapters | None:
     file = folder / PLAN
     if not file.is_file():
         return None
-    try:
-        node = json.loads(file.read_text(encoding="utf-8"))
-        return Adapters(**{**node, "paths": tuple(node["paths"]), "trained": tuple(node["trained"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
+    node = read_json(file, PlanFile)
+    strange = sorted(node.keys() - {each.name for each in dataclasses.fields(Adapters)})
+    if strange:
+        raise CheckpointError(f"{file}: {shorten(strange[0])}: no such key (a file that zoo wrote)")
+    return Adapters(**{**node, "paths": tuple(node["paths"]), "trained": tuple(node["trained"])})
 
 
 def read(model: Any, folder: Path) -> dict[str, Tensor]:
@@ -96,7 +112,11 @@ def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[
 
     from zoo.run.adapters import list_adapter_shapes
 
-    check_tensors(folder / TENSORS, list_adapter_shapes(plan, table(spec, spec.d_model)))
+    shapes = table(spec, spec.d_model)
+    strange = [path for path in plan.paths if len(shapes.get(f"{path}.weight", ())) < 2]
+    if strange:
+        raise CheckpointError(f"{folder / PLAN}: paths: {quote(strange[0])} is no product of the model")
+    check_tensors(folder / TENSORS, list_adapter_shapes(plan, shapes))
     return load_file(folder / TENSORS, device=str(device))
 
 

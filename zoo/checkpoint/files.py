@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
+from zoo.untrusted.json_file import FILE, check_shape, parse_json
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.text import list_first, quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +38,7 @@ BESIDE = (
 
 METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+MOST_DIMENSIONS = 64  # torch's own limit
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -50,6 +56,14 @@ TYPES = {
 }
 """torch's name of a dtype by safetensors'."""
 NAMES = {theirs: ours for ours, theirs in TYPES.items()}
+
+
+def copy_inside(folder: Path, name: str, out: Path) -> None:
+    """Copy a file of a folder to the same place in another. Raises CheckpointError for a link that leads out of the
+    folder: what it names may be anyone's, and the copy may be published."""
+    source = find_inside(folder, name, f"{folder}: file")
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, out / name)
 
 
 def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
@@ -122,16 +136,23 @@ def read_headers(folder: Path) -> dict[str, Header]:
     raise CheckpointError(f"{folder}: {found} ({SINGLE}, {INDEX} or {BIN} would do)")
 
 
+def read_index(index: Path) -> dict[str, Path]:
+    """Read the file of each tensor from an index. Raises CheckpointError, also for a file outside the folder."""
+    from zoo.families.shapes import IndexFile
+
+    folder, listed = index.parent, read_json(index, IndexFile, FILE)["weight_map"]
+    holders = {file: name for name, file in reversed(listed.items())}
+    files = {file: find_inside(folder, file, f"{index}: weight_map.{shorten(name)}") for file, name in holders.items()}
+    return {name: files[file] for name, file in listed.items()}
+
+
 def _indexed(folder: Path, index: Path) -> dict[str, Header]:
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict):
-        raise CheckpointError(f"{index}: has no weight_map (an index that transformers wrote)")
-    shards = {file: read_header(folder / file) for file in dict.fromkeys(listed.values())}
+    listed = read_index(index)
+    shards = {file: read_header(file) for file in dict.fromkeys(listed.values())}
     lost = [name for name, file in listed.items() if name not in shards[file]]
     if lost:
-        raise CheckpointError(
-            *(f"{folder / listed[name]}: {name} is missing, {INDEX} says it is there" for name in lost)
-        )
+        said = f"is missing, {INDEX} says it is there"
+        raise CheckpointError(*list_first(lost, lambda name: f"{listed[name]}: {shorten(name)} {said}", folder))
     return {name: header for shard in shards.values() for name, header in shard.items()}
 
 
@@ -150,42 +171,57 @@ def read_header(file: Path) -> dict[str, Header]:
         }
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a safetensors file)") from error
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Read the texts that a safetensors file has beside its tensors; its header is known to be whole."""
-    return _read_node(file)[0].get(METADATA) or {}
+    """Read the texts that a safetensors file has beside its tensors; its header is known to be whole. Raises
+    CheckpointError."""
+    found = file.stat()
+    return _read_metadata(file, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(8)
+def _read_metadata(file: Path, changed: int, size: int) -> dict[str, str]:
+    return check_shape(_read_node(file)[0].get(METADATA) or {}, dict[str, str], f"{file}: {METADATA}")
 
 
 def _read_node(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON of a file's header, and the byte where its tensors begin. Raises ValueError and OSError."""
+    """The JSON of a file's header, and the byte where its tensors begin. Raises ValueError, OSError and
+    CheckpointError."""
     with file.open("rb") as stream:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
         if length > min(size - 8, LONGEST_HEADER):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-        return json.loads(stream.read(length)), 8 + length
+        return parse_json(stream.read(length), f"{file}: header", dict[str, dict[str, Any]]), 8 + length
 
 
 def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
     """Raise ValueError unless the tensors fill the `size` bytes after the header, with no gap and no overlap."""
     spans = []
     for name, entry in entries.items():
-        start, end = entry["data_offsets"]
-        shape = entry["shape"]
-        if not all(type(each) is int and each >= 0 for each in (start, end, *shape)):
-            raise ValueError(f"{name} with shape {shape} at {start}:{end}")
-        bits = BITS.get(entry["dtype"])
+        dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if not (_are_numbers(shape, MOST_DIMENSIONS) and _are_numbers(offsets, 2) and isinstance(dtype, str)):
+            found = f"dtype {quote(dtype)}, shape {quote(shape)}, data_offsets {quote(offsets)}"
+            raise ValueError(f"{shorten(name)} with {found}")
+        start, end = offsets
+        bits = BITS.get(dtype)
         if bits is not None and prod(shape) * bits != (end - start) * 8:
-            raise ValueError(f"{name} of {entry['dtype']} and shape {shape} in {end - start:,} bytes")
+            raise ValueError(f"{shorten(name)} of {dtype} and shape {shape} in {end - start:,} bytes")
         if not start <= end <= size:
-            raise ValueError(f"{name} at {start:,}:{end:,} in a file with {size:,} bytes of tensors")
+            raise ValueError(f"{shorten(name)} at {start:,}:{end:,} in a file with {size:,} bytes of tensors")
         spans.append((start, end))
     ordered = [(0, 0), *sorted(spans), (size, size)]
     for (_, end), (start, _) in pairwise(ordered):
         if start != end:
             raise ValueError(f"{'an overlap' if start < end else 'a gap'} at byte {min(start, end):,} of the tensors")
+
+
+def _are_numbers(given: Any, most: int) -> bool:
+    """Whether this is a list of whole numbers from 0 up, of a pair's length or up to `most`."""
+    fits = isinstance(given, list) and (len(given) == most if most == 2 else len(given) <= most)
+    return fits and all(type(each) is int and each >= 0 for each in given)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -241,22 +277,32 @@ def _view_bytes(tensor: Tensor) -> memoryview:
 
 
 def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
-    """Map the tensors of torch's own files into memory. Only tensors are unpickled (weights_only)."""
+    """Map the tensors of torch's own files into memory."""
+    index = folder / BIN_INDEX
+    files = dict.fromkeys(read_index(index).values()) if index.is_file() else [folder / BIN]
+    return {key: (file, tensor) for file in files for key, tensor in read_bin(file).items()}
+
+
+def read_bin(file: Path) -> dict[str, Tensor]:
+    """Map the tensors of one of torch's own files into memory. Only tensors are unpickled (weights_only). Raises
+    CheckpointError."""
     import torch
 
-    listed = read_json(folder / BIN_INDEX)["weight_map"] if (folder / BIN_INDEX).is_file() else {BIN: BIN}
-    found: dict[str, tuple[Path, Tensor]] = {}
-    for name in dict.fromkeys(listed.values()):
-        file = folder / name
-        try:
-            mapped = zipfile.is_zipfile(file)  # the layout before torch 1.6 is no zip, and cannot be mapped
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{file}: cannot be read with weights_only, found {type(error).__name__} (safetensors would do)"
-            ) from error
-        found |= {key: (file, tensor) for key, tensor in state.items()}
-    return found
+    try:
+        mapped = zipfile.is_zipfile(file)  # the layout before torch 1.6 is no zip, and cannot be mapped
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read with weights_only, found {type(error).__name__} (safetensors would do)"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: holds a {type(state).__name__} (tensors by name)")
+    for name, each in state.items():
+        if not isinstance(name, str) or not torch.is_tensor(each) or each.layout is not torch.strided:
+            raise CheckpointError(f"{file}: {shorten(str(name))}: is a {type(each).__name__} (a plain tensor)")
+        if str(each.dtype).removeprefix("torch.") not in NAMES:
+            raise CheckpointError(f"{file}: {shorten(name)}: is of {each.dtype} (a dtype that safetensors has)")
+    return state
 
 
 class Reader:
@@ -278,7 +324,12 @@ class Reader:
         if not isinstance(header, Packed):
             return self.read(header, name)
         held = {role: self.read(each) for role, each in header.parts.items()}
-        return header.layout.decode(held, header.make_empty("meta").dtype)
+        dtype = header.make_empty("meta").dtype
+        try:
+            return header.layout.decode(held, dtype)
+        except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+            found = f"{shorten(name)}: cannot be dequantised, found {short(error)}"
+            raise CheckpointError(f"{header.file}: {found} (a whole file)") from error
 
     def read(self, header: Header, name: str = "") -> Tensor:
         """Read the tensor of a header as it is stored."""

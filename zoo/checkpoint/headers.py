@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, did_you_mean
+from zoo.untrusted.text import list_first, shorten
 
 
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -16,19 +17,27 @@ def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def compare_shapes(file: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of tensors with those expected. Raises CheckpointError, one line for each difference.
-    A number may be stored as a tensor of one place."""
+    """Compare names and shapes of tensors with those expected. Raises CheckpointError, one line for each difference, of
+    each kind the first few. A number may be stored as a tensor of one place."""
     unexpected = [name for name in found if name not in expected]
-    faults = [
-        f"{file}: {name} is missing, of shape {list(shape)}{did_you_mean(name, unexpected)}"
-        for name, shape in expected.items()
-        if name not in found
-    ]
-    faults += [f"{file}: {name} belongs to no part of the model (leave it out)" for name in unexpected]
-    faults += [
-        f"{file}: {name} has shape {list(found[name])}, the model's is {list(shape)}"
+    missing = [name for name in expected if name not in found]
+    misshaped = [
+        name
         for name, shape in expected.items()
         if name in found and found[name] != shape and (found[name], shape) != ((1,), ())
     ]
+
+    def describe_missing(name: str) -> str:
+        shape = list(expected[name])
+        return f"{file}: {name} is missing, of shape {shape}{did_you_mean(name, unexpected)}"
+
+    def describe_unexpected(name: str) -> str:
+        return f"{file}: {shorten(name)} belongs to no part of the model (leave it out)"
+
+    def describe_misshaped(name: str) -> str:
+        return f"{file}: {name} has shape {list(found[name])}, the model's is {list(expected[name])}"
+
+    faults = list_first(missing, describe_missing, file) + list_first(unexpected, describe_unexpected, file)
+    faults += list_first(misshaped, describe_misshaped, file)
     if faults:
         raise CheckpointError(*faults)

@@ -20,9 +20,11 @@ undone from right to left they convert ours to theirs. A tensor of either side w
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from zoo.checkpoint.entries import STEPS, Entry, Shape, Shards, TensorStep
@@ -30,6 +32,9 @@ from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.expression import Expression, evaluate_tree
 from zoo.spec import Experts, tensors
+
+LARGEST = 2**56
+"""Values of the largest tensor: torch counts bytes in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ def find_entries(spec: Any, body: Body) -> tuple[list[Entry], list[str]]:
     rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.keys.items()}
     rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]
+    large = next((name for name, (_, shape) in table.items() if prod(shape) >= LARGEST), None)
+    if large is not None:
+        shape = list(table[large][1])
+        raise CheckpointError(f"{large}: has shape {shape}, too many values for any memory (smaller sizes)")
     found: dict[str, Entry] = {}
     lost = []
     inner = {name: entry for entry in _entries_of_towers(spec, body) for name in entry.ours}
@@ -182,4 +191,9 @@ def _filled(text: str, index: Sequence[str]) -> str:
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a tensor's name matches one of the patterns, in which `*` is any text."""
-    return any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name) for pattern in patterns)
+    return bool(patterns) and _compile(tuple(patterns)).fullmatch(name) is not None
+
+
+@functools.lru_cache(256)
+def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(pattern).replace(r"\*", ".*") for pattern in patterns))

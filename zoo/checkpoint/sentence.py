@@ -4,14 +4,20 @@ model itself (Reimers and Gurevych, 2019)."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from zoo.checkpoint.files import copy_inside
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
+from zoo.untrusted.json_file import SETTINGS, Shape
+from zoo.untrusted.json_file import read_json as read_any
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.text import shorten
 
 MODULES, PROMPTS, LIMITS = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 FILES = (MODULES, PROMPTS, LIMITS)
@@ -38,24 +44,64 @@ class Module:
     folder: Path
 
 
+class ModuleLine(Shape):
+    """One line of modules.json."""
+
+    type: str
+    path: str
+
+
+class PoolingFile(Shape):
+    """A Pooling's config.json."""
+
+    pooling_mode: str | list[str] | None = None
+    include_prompt: bool | None = None
+
+
+class PromptsFile(Shape):
+    """config_sentence_transformers.json."""
+
+    prompts: dict[str, str] | None = None
+    default_prompt_name: str | None = None
+    activation_fn: str | None = None
+
+
+class LimitsFile(Shape):
+    """sentence_bert_config.json."""
+
+    max_seq_length: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    do_lower_case: bool | None = None
+
+
+class DenseFile(Shape):
+    """A Dense's config.json."""
+
+    module_input_name: str | None = None
+    module_output_name: str | None = None
+    activation_function: str | None = None
+    use_residual: bool | None = None
+
+
 def list_modules(folder: Path) -> list[Module]:
     """List the modules of a folder; none where it has no modules.json. Raises CheckpointError for one of a kind that is
     none of KINDS."""
     file = folder / MODULES
     if not file.is_file():
         return []
-    try:
-        stated: Any = json.loads(file.read_text(encoding="utf-8"))
-        found = [Module(str(each["type"]).rpartition(".")[2], folder / each["path"]) for each in stated]
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: is no list of modules, found {type(error).__name__} (type and path)") from error
-    odd = next((each.kind for each in found if each.kind not in KINDS), None)
+    stated = read_any(file, list[ModuleLine], most=SETTINGS)
+    names = [each["type"].rpartition(".")[2] for each in stated]
+    odd = next((name for name in names if name not in KINDS), None)
     if odd is not None:
-        raise CheckpointError(f"{file}: has a module {odd}, which is not read (one of: {', '.join(KINDS)})")
-    if [each.kind for each in found[:2]] != ["Transformer", "Pooling"]:
-        kinds = ", ".join(each.kind for each in found[:2]) or "nothing"
-        raise CheckpointError(f"{file}: begins with {kinds} (Transformer, then Pooling)")
-    return found
+        raise CheckpointError(f"{file}: has a module {shorten(odd)}, which is not read (one of: {', '.join(KINDS)})")
+    if names[:2] != ["Transformer", "Pooling"]:
+        raise CheckpointError(f"{file}: begins with {', '.join(names[:2]) or 'nothing'} (Transformer, then Pooling)")
+    places = [_find_module(folder, each["path"], f"{file}: {index}.path") for index, each in enumerate(stated)]
+    return [Module(*each) for each in zip(names, places, strict=True)]
+
+
+def _find_module(folder: Path, stated: str, place: str) -> Path:
+    """The folder of a module: the model itself may have no folder of its own."""
+    return find_inside(folder, stated, place) if stated else folder
 
 
 def copy_modules(folder: Path, out: Path) -> None:
@@ -63,11 +109,12 @@ def copy_modules(folder: Path, out: Path) -> None:
     if (out / MODULES).exists() or not (folder / MODULES).is_file():
         return
     for module in list_modules(folder)[1:]:
-        if module.folder.is_dir():
-            shutil.copytree(module.folder, out / module.folder.name)
+        for file in sorted(module.folder.rglob("*")) if module.folder != folder else ():
+            if file.is_file():
+                copy_inside(folder, str(file.relative_to(folder)), out)
     for name in FILES:
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+            copy_inside(folder, name, out)
 
 
 def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
@@ -91,6 +138,6 @@ def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
         (out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_settings(folder: Path, name: str) -> dict[str, Any]:
+def read_settings(file: Path, shape: type[Shape]) -> dict[str, Any]:
     """Read one of the JSON files of a folder or a module; nothing where there is none."""
-    return read_json(folder / name) if (folder / name).is_file() else {}
+    return read_json(file, shape) if file.is_file() else {}

@@ -9,8 +9,9 @@ from typing import Any
 from zoo import runs
 from zoo.checkpoint.files import BITS, Header, read_headers
 from zoo.errors import CheckpointError
-from zoo.families.described import CONFIG, is_folder, read_json
+from zoo.families.described import CONFIG, is_folder, read_config
 from zoo.families.gguf import is_gguf, read_gguf
+from zoo.untrusted.text import shorten
 
 
 def measure_stored(path: Path) -> dict[str, Any] | None:
@@ -37,8 +38,8 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
 
 
 def _method(folder: Path) -> str | None:
-    settings = read_json(folder / CONFIG).get("quantization_config") if is_folder(folder) else None
-    return None if not settings else str(settings.get("quant_method") or "quantised")
+    settings = read_config(folder / CONFIG).get("quantization_config") if is_folder(folder) else None
+    return None if not settings else shorten(str(settings.get("quant_method") or "quantised"))
 
 
 def _kind(listed: dict[str, Header]) -> str:

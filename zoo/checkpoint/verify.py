@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, ConfigError
-from zoo.families.described import CONFIG, read_json
+from zoo.families.described import CONFIG, read_config
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def verify_folder(model: Any, folder: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     inputs = {"input_ids": torch.randint(5, spec.vocab_size, (1, min(PROBE, spec.max_seq_len)), generator=generator)}
     if spec.kind == "encoder_decoder" and spec.decoder.head.reads_text:
-        end = read_json(folder / CONFIG).get("eos_token_id", inputs["input_ids"][0, -1])
+        end = read_config(folder / CONFIG).get("eos_token_id", inputs["input_ids"][0, -1])
         inputs["input_ids"][:, -1] = end  # which the class looks for
     elif spec.kind == "encoder_decoder":
         inputs["decoder_input_ids"] = inputs["input_ids"].flip(1)[:, :7].contiguous()

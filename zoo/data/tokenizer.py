@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerFile, check_tokenizer
 from zoo.data.lengths import tabulate_byte_level
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
+from zoo.families.described import read_json
+from zoo.untrusted.json_file import SETTINGS
 from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """Count the rows that an embedding needs: the largest id plus one, since some vocabularies have gaps."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def add_special(self, names: Sequence[str]) -> None:
         """Add special tokens behind the vocabulary, those that it lacks."""
@@ -59,13 +63,15 @@ class Tokenizer:
         """
         self.backend.encode_special_tokens = not special
         check_text(text, "text")
-        return self.backend.encode(text, add_special_tokens=special).ids
+        with naming_panics():
+            return self.backend.encode(text, add_special_tokens=special).ids
 
     def encode_rendered(self, text: str) -> list[int]:
         """Encode what a chat template has rendered: the special tokens are those that the text spells."""
         self.backend.encode_special_tokens = False
         check_text(text, "text")
-        return self.backend.encode(text, add_special_tokens=False).ids
+        with naming_panics():
+            return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores, as `encode` does."""
@@ -75,12 +81,14 @@ class Tokenizer:
         """Encode many texts on all cores, without their offsets and without making lists of the ids: in a thread of
         its own this leaves Python free meanwhile."""
         self.backend.encode_special_tokens = True
-        return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with naming_panics():
+            return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def find_offsets(self, text: str) -> list[tuple[int, int]]:
         """Find where each token of a text begins and ends in it, in characters."""
         self.backend.encode_special_tokens = True
-        return self.backend.encode(text, add_special_tokens=False).offsets
+        with naming_panics():
+            return self.backend.encode(text, add_special_tokens=False).offsets
 
     @cached_property
     def byte_lengths(self) -> np.ndarray | None:
@@ -89,7 +97,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Decode ids. Bytes that are not UTF-8 become U+FFFD; special tokens are left out unless `special`."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+        with naming_panics():
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and what `transformers.AutoTokenizer` needs beside it."""
@@ -120,17 +129,32 @@ class Tokenizer:
         return cls(backend, eos)
 
 
+@contextmanager
+def naming_panics() -> Iterator[None]:
+    """Raise CheckpointError where `tokenizers` fails on what a tokenizer.json says: it raises the bare Exception, and
+    a class without a name of its own where its Rust code gives up."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"tokenizer: cannot do its work, found {short(error)} (another tokenizer.json)"
+        ) from error
+
+
 def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
     """Read a tokenizer.json. Raises ConfigError."""
     import tokenizers
 
-    read_json(file, where, needs="model")
+    node = _read_checked(file, where, TokenizerFile, LARGEST)
+    check_tokenizer(node, str(file))
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:
-        if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
-            raise
-        raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
+        with naming_panics():
+            return tokenizers.Tokenizer.from_file(str(file))
+    except CheckpointError as error:
+        found = short(error.__cause__ or error)
+        raise ConfigError(f"{where}.path: cannot read {file}, found {found} (a tokenizer.json)") from error
 
 
 def find_tokenizer_file(path: str | Path, where: str) -> Path:
@@ -142,22 +166,19 @@ def find_tokenizer_file(path: str | Path, where: str) -> Path:
     return file
 
 
-def read_json(file: Path, where: str, needs: str | None = None) -> dict[str, Any]:
-    """Read a JSON object that has the key it `needs`. Raises ConfigError."""
+def _read_checked(file: Path, where: str, shape: Any, most: int = SETTINGS) -> dict[str, Any]:
+    """Read a JSON object of a tokenizer. Raises ConfigError with the setting that names the file."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
-    if not isinstance(found, dict) or (needs is not None and needs not in found):
-        raise ConfigError(f"{where}.path: {file} is not a tokenizer, found no '{needs}' in it (a tokenizer.json)")
-    return found
+        return read_json(file, shape, most)
+    except CheckpointError as error:
+        raise ConfigError(*(f"{where}.path: {fault}" for fault in error.faults)) from error
 
 
 def read_special_token(file: Path, name: str, where: str) -> str | None:
     """Read a special token (`eos_token`, `mask_token`) from the tokenizer_config.json beside a tokenizer.json: a
     string, or an object with its `content`."""
     config = file.with_name("tokenizer_config.json")
-    stated = read_json(config, where).get(name) if config.is_file() else None
+    stated = _read_checked(config, where, TokenizerConfig).get(name) if config.is_file() else None
     return stated.get("content") if isinstance(stated, dict) else stated
 
 

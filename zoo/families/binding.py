@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.families.expression import FUNCTIONS, Bindings, Codec, dict_items, evaluate
+from zoo.families.expression import FAULTS, FUNCTIONS, Bindings, Codec, dict_items, evaluate
 
 UNDO: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.sub,
@@ -56,7 +56,7 @@ def try_evaluate(node: ast.expr, env: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the value of a tree, or nothing where the fields in `env` do not give one."""
     try:
         yield evaluate(node, env)
-    except (ConfigError, TypeError, KeyError, IndexError, ZeroDivisionError):
+    except (ConfigError, *FAULTS):
         return
 
 

@@ -13,6 +13,9 @@ from zoo.families import family as families
 from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
+from zoo.untrusted.json_file import SETTINGS, Shape
+from zoo.untrusted.json_file import read_json as read_any
+from zoo.untrusted.text import shorten
 
 CONFIG = "config.json"
 
@@ -34,7 +37,7 @@ def read_body(
     """Read a config.json, or that of a folder, and the model it describes; of a multimodal one, its text model's.
     `stated` fields replace the config's, `changes` the model's. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
-    config = read_json(file)
+    config = read_config(file)
     wrapper = find_wrapper(config)
     config = {**(wrapper.text if wrapper else config), **(stated or {})}
     return config, families.family_of_config(config, str(file)).body(config, str(file), changes)
@@ -50,34 +53,35 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
         config = describe_gguf(read_gguf(path))
         return families.family_of_config(config, str(path)).body(config, str(path)), []
     file = path / CONFIG if path.is_dir() else path
-    stated = read_json(file)
+    stated = read_config(file)
     wrapper = find_wrapper(stated)
     config = wrapper.text if wrapper else stated
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {wrapper}"] if wrapper else []
     family = families.family_of_config(config, str(file))
     for place in family.towers.values():
-        beside = config.get(place.outer) or {} if place.outer else {}
+        beside = config.get(place.outer) if place.outer else None
+        beside = beside if isinstance(beside, Mapping) else {}
         rest = ", ".join(key for key in beside if key.endswith("_config") and f"{place.outer}.{key}" != place.field)
         notes += [f"{file}: {family.name}: its text towers alone, without {place.outer}'s {rest}"] if rest else []
     wanted = (config.get("architectures") or [""])[0]
     bare = next((name for name in family.architectures if name.endswith("Model")), None)
     if wanted and wanted not in family.architectures and bare:
         config = {**config, "architectures": [bare]}
-        notes.append(f"{file}: {wanted}: without its head, as {bare}")
+        notes.append(f"{file}: {shorten(wanted)}: without its head, as {bare}")
     if stated.get("quantization_config"):
-        notes.append(
-            f"{file}: its weights are quantised ({method}); it runs dequantised, in the --dtype that is priced"
-        )
+        named = shorten(str(method))
+        notes.append(f"{file}: its weights are quantised ({named}); it runs dequantised, in the --dtype that is priced")
     return family.body(config, str(file)), notes
 
 
 FLOAT = "__float__"
 """transformers' key for floats that JSON cannot express: {"__float__": "Infinity"}."""
+FLOATS = ("Infinity", "-Infinity", "NaN")
 
 
 def _float(node: dict[str, Any]) -> Any:
-    return float(node[FLOAT]) if set(node) == {FLOAT} else node
+    return float(node[FLOAT]) if node.get(FLOAT) in FLOATS and len(node) == 1 else node
 
 
 def to_jsonable(node: Any) -> Any:
@@ -91,14 +95,16 @@ def to_jsonable(node: Any) -> Any:
     return node
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises CheckpointError."""
+def read_json(file: Path, shape: type[Shape] = Shape, most: int = SETTINGS) -> dict[str, Any]:
+    """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError."""
     try:
-        node = json.loads(file.read_text(encoding="utf-8"), object_hook=_float)
+        return read_any(file, shape, most=most, hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON, found {' '.join(str(error).split())[:120]}") from error
-    if not isinstance(node, dict):
-        raise CheckpointError(f"{file}: holds a {type(node).__name__}, not an object")
-    return node
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config.json. Raises CheckpointError."""
+    from zoo.families.shapes import ConfigFile  # makes classes of pydantic's, in milliseconds that few verbs need
+
+    return read_json(file, ConfigFile)

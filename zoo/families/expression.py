@@ -13,12 +13,14 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.untrusted.text import quote, shorten
 
 OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: operator.add(a, b) if type(a) is type(b) else operator.add(*_numbers(a, b)),
+    ast.Add: lambda a, b: _join(a, b) if isinstance(a, str | list) else operator.add(*_numbers(a, b)),
     ast.Sub: lambda a, b: operator.sub(*_numbers(a, b)),
     ast.Mult: lambda a, b: operator.mul(*_numbers(a, b)),
     ast.Div: lambda a, b: operator.truediv(*_numbers(a, b)),
@@ -37,29 +39,50 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.IsNot: operator.is_not,
 }
 
+
+class Misfit(ValueError):
+    """Values that an expression does not take; says what would do."""
+
+
 LARGEST_POWER = 64
+MOST_BITS = 1024
+"""Bits of the largest whole number in arithmetic; those of a config.json have 64."""
 MANY = 100_000
-"""Most entries of a list: a config with more is refused as faulty."""
+"""Most entries of a list, and characters of a text: a config with more is refused as faulty."""
+LONGEST, DEEPEST = 10_000, 50
+"""Characters of the longest expression, and levels of its syntax tree."""
 
 
 def _numbers(*values: Any) -> tuple[Any, ...]:
-    """Give back the values. Raises ConfigError unless all are numbers: a text times a number would be a long text."""
+    """Give back the values. Raises Misfit unless all are numbers: a text times a number would be a long text, and
+    the product of products a number of any size."""
     for value in values:
         if not isinstance(value, int | float):
-            raise ConfigError(f"{value!r}: is no number, and arithmetic is asked of it")
+            raise Misfit(f"numbers, and {quote(value)} is none")
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise Misfit(f"whole numbers of at most {MOST_BITS} bits")
     return values
 
 
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > LARGEST_POWER:
-        raise ConfigError(f"** {exponent}: is too large a power (at most {LARGEST_POWER})")
+        raise Misfit(f"powers of at most {LARGEST_POWER}")
     return base**exponent
+
+
+def _join(a: Any, b: Any) -> Any:
+    """Join two texts or two lists. Raises Misfit for others, and for a whole that is too long."""
+    if type(a) is not type(b):
+        raise Misfit(f"two texts or two lists, and {quote(b)} is to be joined to {quote(a)}")
+    if len(a) + len(b) > MANY:
+        raise Misfit(f"at most {MANY:,} entries")
+    return a + b
 
 
 def _range(*ends: int) -> list[int]:
     counted = range(*ends)
-    if len(counted) > MANY:
-        raise ConfigError(f"range: has {len(counted):,} entries (at most {MANY:,})")
+    if counted and (counted[-1] - counted[0]) // counted.step >= MANY:  # len() holds 64 bits
+        raise Misfit(f"at most {MANY:,} entries")
     return list(counted)
 
 
@@ -105,14 +128,26 @@ FUNCTIONS: dict[str, Codec] = {
 @functools.lru_cache(4096)
 def _parsed(text: str) -> ast.expr:
     """Parse an expression. Raises ConfigError, with the column, for what the language does not have."""
+    if len(text) > LONGEST:
+        raise ConfigError(f"{quote(text)}: is an expression of {len(text):,} characters (at most {LONGEST:,})")
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"{text}: is no expression, {getattr(error, 'msg', None) or error}") from None
+        raise ConfigError(f"{quote(text)}: is no expression, {getattr(error, 'msg', None) or error}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.expr) and (fault := _fault(node)):
-            raise ConfigError(f"{text}: {fault} (column {node.col_offset + 1})")
+            raise ConfigError(f"{quote(text)}: {fault} (column {node.col_offset + 1})")
+    _check_depth(tree, text)
     return tree
+
+
+def _check_depth(tree: ast.AST, text: str) -> None:
+    """Raise ConfigError for a tree that is too deep to be walked."""
+    level, depth = [tree], 0
+    while level := [child for node in level for child in ast.iter_child_nodes(node)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ConfigError(f"{quote(text)}: is nested more than {DEEPEST} deep")
 
 
 def _fault(node: ast.expr) -> str | None:
@@ -147,7 +182,8 @@ class Expression:
     """A parsed expression. Raises ConfigError for what the language does not have."""
 
     def __init__(self, text: str) -> None:
-        self.tree = _parsed(text.strip())
+        self.text = text.strip()
+        self.tree = _parsed(self.text)
 
     def names(self) -> set[str]:
         """The fields that it reads."""
@@ -155,8 +191,39 @@ class Expression:
         return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)} - functions
 
     def value(self, env: Mapping[str, Any]) -> Any:
-        """Evaluate it over the fields in `env`. Raises ConfigError for a field that is not there."""
-        return evaluate(self.tree, env)
+        """Evaluate it over the fields in `env`. Raises ConfigError for a field that is not there, and for values that
+        it cannot take: here a family's expressions meet a config that may state anything."""
+        try:
+            return evaluate(self.tree, env)
+        except FAULTS as error:
+            read = _Recorder(env)
+            with suppress(ConfigError, *FAULTS):
+                evaluate(self.tree, read)
+            names = [name for name in read.asked if name in env][-4:]  # the last one asked for is most often at fault
+            found = ", ".join(quote(env[name]) for name in names) or "no field"
+            would = str(error) if isinstance(error, Misfit) else "values as transformers writes them"
+            fields = ", ".join(names) or shorten(self.text)
+            raise ConfigError(f"{fields}: give no {quote(self.text)}, found {found} ({would})") from error
+
+
+class _Recorder(dict[str, Any]):
+    """Fields that remember which of them were asked for, in this order."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.asked: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked[name] = None
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked[name] = None
+        return super().get(name, default)
+
+
+FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+"""What an expression raises over values of other types or sizes than it expects."""
 
 
 def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
@@ -208,7 +275,7 @@ def _field(env: Mapping[str, Any], name: str) -> Any:
     return env[name]
 
 
-def get_item(items: Any, index: int, text: str) -> Any:
+def get_item(items: Any, index: Any, text: str) -> Any:
     """An entry of a list. Raises ConfigError, with the expression's text, where the list is too short."""
     if isinstance(items, list) and not -len(items) <= index < len(items):
         raise ConfigError(f"{text.partition('[')[0]}: has {len(items)} entries, and entry {index} is asked for")
@@ -240,10 +307,21 @@ def is_expression(value: Any) -> bool:
 def evaluate_tree(node: Any, env: Mapping[str, Any]) -> Any:
     """Replace each expression in a YAML tree by its value."""
     if is_expression(node):
-        return Expression(node[1:]).value(env)
+        return _refuse_interpolations(Expression(node[1:]).value(env), node[1:])
     if isinstance(node, Mapping):
         return {key: evaluate_tree(value, env) for key, value in node.items()}
     return [evaluate_tree(value, env) for value in node] if isinstance(node, list | tuple) else node
+
+
+def _refuse_interpolations(value: Any, text: str) -> Any:
+    """Give back a value. Raises ConfigError where a text in it would be resolved when the model is composed, as
+    `${oc.env:HOME}` is: a config.json could read the environment so."""
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{shorten(text)}: gives {quote(value)} (a text without ${{)")
+    if isinstance(value, dict | list):
+        for each in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            _refuse_interpolations(each, text)
+    return value
 
 
 def read_names(node: Any) -> set[str]:

@@ -49,9 +49,10 @@ from typing import Any
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
 from zoo.families.body import Body, lay_over
-from zoo.families.expression import MANY, Expression, evaluate_tree, read_names
+from zoo.families.expression import Expression, evaluate_tree, get_item, read_names
 from zoo.families.tasks import name_task_classes
 from zoo.families.towers import TowerConfig, join_models, read_towers
+from zoo.untrusted.text import list_first, quote, shorten
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -70,6 +71,10 @@ transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 
 attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version sentence_transformers
 sbert_ce_default_activation_function
 """
+MOST_LAYERS = 2_000
+"""Most layers of a published model: each is mapped to tensors of its own."""
+MOST_KINDS = 1_000
+"""Most kinds of layer: each is compared with the others."""
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that change no number of a forward pass, unless a family reads them by name."""
 
@@ -121,7 +126,7 @@ class Family:
         for name, other in self.aliases.items():
             both = config.get(name), config.get(other)
             if None not in both and both[0] != both[1]:
-                said = f"is {both[0]!r}, and {other}, the same field, is {both[1]!r} (one of them)"
+                said = f"is {quote(both[0])}, and {other}, the same field, is {quote(both[1])} (one of them)"
                 raise CheckpointError(f"{where}: {name}: {said}")
 
     def unmet(self, config: Mapping[str, Any], architecture: str) -> list[str]:
@@ -134,7 +139,7 @@ class Family:
             options = wanted if isinstance(wanted, list) else [wanted]
             if name in full and full[name] is not None and full[name] not in options:
                 would = f"{' or '.join(map(repr, options))} would do"
-                faults.append(f"{name}: is {full[name]!r}, which no model here implements ({would})")
+                faults.append(f"{name}: is {quote(full[name])}, which no model here implements ({would})")
         return faults
 
     def _unknown_fields(self, full: Mapping[str, Any]) -> list[str]:
@@ -146,10 +151,12 @@ class Family:
             for name, value in full.items()
             if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
         ]
-        return [
-            f"{name}: is {full[name]!r}, a field that {self.name} does not have{did_you_mean(name, known)}"
-            for name in unread
-        ]
+
+        def describe(name: str) -> str:
+            said = f"a field that {self.name} does not have"
+            return f"{shorten(name)}: is {quote(full[name])}, {said}{did_you_mean(name, known)}"
+
+        return list_first(unread, describe, self.name)
 
     @functools.cached_property
     def reads(self) -> set[str]:
@@ -171,7 +178,7 @@ class Family:
         """The changes that a class makes to the family. Raises CheckpointError for a class of another family."""
         if architecture not in self.architectures:
             known = ", ".join(self.architectures)
-            raise CheckpointError(f"{where}: architectures: {architecture!r} is not read (one of: {known})")
+            raise CheckpointError(f"{where}: architectures: {quote(architecture)} is not read (one of: {known})")
         return self.architectures[architecture]
 
     def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
@@ -197,10 +204,6 @@ class Family:
             raise
         except ConfigError as error:
             raise CheckpointError(*(f"{where}: {fault}" for fault in error.faults)) from error
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            raise CheckpointError(
-                f"{where}: cannot be read as {self.name}, found {type(error).__name__} {error}"
-            ) from error
 
     def _body(self, template: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> Body:
         body = {key: value for key, value in template.items() if key not in ("layers", "pattern", "encoder", "decoder")}
@@ -225,33 +228,58 @@ class Family:
 def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate `layers` and `pattern` for each layer; layers with equal patches are of one kind."""
     kinds, pattern = template.get("layers") or {}, template.get("pattern")
+    count = evaluate_tree(template.get("n_layers"), fields)
+    if isinstance(count, int) and count > MOST_LAYERS:
+        raise ConfigError(f"n_layers: is {quote(count)} (at most {MOST_LAYERS:,})")
     if not kinds and pattern is None:
         return {}
-    count = int(Expression(template["n_layers"][1:]).value(fields))
-    if count > MANY:
-        raise ConfigError(f"n_layers: is {count:,} (at most {MANY:,})")
+    if not isinstance(count, int) or count < 0:
+        raise ConfigError(f"n_layers: is {quote(count)} (a whole number)")
+    evaluate = _PatternReader(kinds, pattern, fields)
     layers: dict[str, Any] = {}
     names, families = [], []
     for index in range(count):
-        env = {**fields, "layer": index}
-        kind = "layer" if pattern is None else evaluate_tree(pattern, env)
-        kind = kind[index] if isinstance(kind, list) else kind
-        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a patch
-        if kinds and kind not in kinds and kind != "layer":
-            raise ConfigError(
-                f"layer {index}: is of kind {kind!r}, which is not supported (one of: {', '.join(kinds)})"
-            )
-        patch = evaluate_tree(kinds.get(kind) or {}, env)
+        kind, patch = evaluate.read(index)
         names.append(_named(kind, patch, layers))
         families.append(kind)
-    used = {name: patch for name, patch in layers.items() if name in names and name != "layer"}
+    there = {*names}
+    used = {name: patch for name, patch in layers.items() if name in there and name != "layer"}
     return {"layers": used, "pattern": names, "_kinds": families}
+
+
+class _PatternReader:
+    """Evaluates `layers` and `pattern` for single layers; what does not read `layer` once for all of them."""
+
+    def __init__(self, kinds: Mapping[str, Any], pattern: Any, fields: Mapping[str, Any]) -> None:
+        self.kinds, self.pattern, self.fields = kinds, pattern, fields
+        self.apart = "layer" in read_names(pattern)
+        self.stated = "layer" if pattern is None else None if self.apart else evaluate_tree(pattern, fields)
+        self.patches: dict[str, Any] = {}
+
+    def read(self, index: int) -> tuple[str, Any]:
+        """Read the kind of a layer and its patch."""
+        env = {**self.fields, "layer": index}
+        kind = evaluate_tree(self.pattern, env) if self.apart else self.stated
+        kind = get_item(kind, index, str(self.pattern).removeprefix("=")) if isinstance(kind, list) else kind
+        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a patch
+        if not isinstance(kind, str) or (self.kinds and kind not in self.kinds and kind != "layer"):
+            known = ", ".join(self.kinds)
+            raise ConfigError(f"layer {index}: is of kind {quote(kind)}, which is not supported (one of: {known})")
+        if kind in self.patches:
+            return kind, self.patches[kind]
+        stated = self.kinds.get(kind) or {}
+        patch = evaluate_tree(stated, env)
+        if "layer" not in read_names(stated):
+            self.patches[kind] = patch
+        return kind, patch
 
 
 def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
     """Name a kind of layer with this patch: by the family's name, numbered where its layers differ."""
     if kind == "layer" and not patch:
         return "layer"
+    if len(layers) > MOST_KINDS:
+        raise ConfigError(f"layers: are of more than {MOST_KINDS:,} kinds (fewer)")
     for count in range(1, len(layers) + 2):
         name = kind if count == 1 and kind != "layer" else f"{kind}_{count}"
         if layers.setdefault(name, patch) == patch:
@@ -350,10 +378,11 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     kind = config.get("model_type")
     if kind is None:
         raise CheckpointError(f"{where}: has no model_type, so its family is not known (transformers writes one)")
-    if (family_folder() / f"{kind}.yaml").is_file() and kind in read_family(str(kind)).model_types:
-        return read_family(str(kind))
+    if kind in family_names() and kind in read_family(kind).model_types:  # the quick way: others are not read
+        return read_family(kind)
     known = by_model_type()
-    if kind not in known:
-        hint = did_you_mean(str(kind), known) or f" (one of: {', '.join(sorted(known))})"
-        raise CheckpointError(f"{where}: model_type: {kind!r} is no family here{hint}")
+    if not isinstance(kind, str) or kind not in known:
+        would = f" (one of {len(known)}, such as bert, gpt2 and llama; `zoo family new` drafts another)"
+        hint = did_you_mean(str(kind), known) or would
+        raise CheckpointError(f"{where}: model_type: {quote(kind)} is no family here{hint}")
     return read_family(known[kind])

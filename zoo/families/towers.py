@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError
 from zoo.families.body import Body, lay_over
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.families.family import Family
@@ -49,7 +50,7 @@ class TowerConfig:
             around = inner if isinstance(inner, Mapping) else {}
             inner = around.get(name)
         if not isinstance(inner, Mapping):
-            raise CheckpointError(f"{where}: {self.field}: is {inner!r}, must be the config of a model (a mapping)")
+            raise CheckpointError(f"{where}: {self.field}: is {quote(inner)}, no config of a model (a mapping)")
         stated = {name: config[name] for name in self.shared if name in config}
         return {**inner, **stated, **{name: around[name] for name in self.beside if name in around}}
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.data.tokenizer import read_json
+from zoo.checkpoint.tokenizer_file import TokenizerConfig
 from zoo.errors import ConfigError, did_you_mean
+from zoo.families.described import read_json
 from zoo.text.template import RENDERER
+from zoo.untrusted.json_file import SETTINGS, read_bytes
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -94,7 +97,7 @@ def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
         return ChatTemplate(_read_text(file), special=special)
     config = folder / "tokenizer_config.json"
     if config.is_file():
-        stated = read_json(config, "chat template").get("chat_template")
+        stated = read_json(config, TokenizerConfig).get("chat_template")
     if stated is None:
         raise ConfigError(
             f"chat template: {folder} has none, so how a conversation is written for it is not known "
@@ -102,11 +105,10 @@ def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
         )
     if isinstance(stated, str):
         return ChatTemplate(stated, special=special)
-    try:
-        named = {each["name"]: each["template"] for each in stated}
-        return ChatTemplate(named["default"], named.get("tool_use"), special)
-    except (TypeError, KeyError) as error:
-        raise ConfigError(f"{config}: chat_template is no template, found no {error} (a text, or a list)") from error
+    named = {each["name"]: each["template"] for each in stated}
+    if "default" not in named:
+        raise ConfigError(f"{config}: chat_template is no template, found no 'default' (a text, or a list)")
+    return ChatTemplate(named["default"], named.get("tool_use"), special)
 
 
 def _read_chosen(chosen: str) -> str:
@@ -120,7 +122,7 @@ def _read_chosen(chosen: str) -> str:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_bytes(file, SETTINGS).decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: is not UTF-8 (a chat template)") from error
 
@@ -129,7 +131,7 @@ def _read_special(folder: Path) -> dict[str, Any]:
     """The special tokens that the folder's files name, as text."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        stated = read_json(folder / name, "tokenizer") if (folder / name).is_file() else {}
+        stated = read_json(folder / name) if (folder / name).is_file() else {}
         for key, value in stated.items():
             text = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(text, str):
@@ -146,7 +148,7 @@ def list_faults(messages: Any, where: str = "messages") -> list[str]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             faults.append(f"{where}[{index}]: has no role (system, user or assistant, say)")
         elif not isinstance(message.get("content"), str | list | None):
-            faults.append(f"{where}[{index}].content: is {message['content']!r} (a text)")
+            faults.append(f"{where}[{index}].content: is {quote(message['content'])} (a text)")
         elif message.get("content") is None and not message.get("tool_calls"):
             faults.append(f"{where}[{index}]: has no content (a text)")
     return faults

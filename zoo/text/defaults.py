@@ -79,11 +79,12 @@ def read_defaults(folder: Path) -> FolderDefaults:
     """
     from zoo import runs
     from zoo.families.described import read_json
+    from zoo.families.shapes import GenerationFile
 
     file = folder / FILE
     if (folder / runs.ARCHITECTURE).is_file() or not file.is_file():
         return FolderDefaults()
-    stated = read_json(file)
+    stated = read_json(file, GenerationFile)
     found = {
         ours: stated[theirs]
         for theirs, ours in NAMES.items()

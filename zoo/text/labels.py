@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zoo.checkpoint.sentence import PROMPTS, PromptsFile, read_settings
 from zoo.data.corpus import FAULTS_SHOWN
 from zoo.errors import ConfigError, did_you_mean
-from zoo.families.described import CONFIG, read_json
+from zoo.families.described import CONFIG, read_config
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted.text import check_text
+from zoo.untrusted.text import check_text, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,18 +114,18 @@ def settle_activation(head: Any, chosen: str | None, folder: Path | None) -> Act
 def read_activation(folder: Path, *, classes: bool) -> Activation | None:
     """Read what a published folder says that its logits go through: a CrossEncoder's function, or that its classes do
     not exclude one another. None where it says nothing. Raises ConfigError for a function that is none of ours."""
-    files = [folder / name for name in (CONFIG, "config_sentence_transformers.json")]
-    config, beside = (read_json(file) if file.is_file() else {} for file in files)
-    own = config.get("sentence_transformers") or {}
-    named = own.get("activation_fn") or config.get("sbert_ce_default_activation_function")
-    named = named or beside.get("activation_fn")
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    beside = read_settings(folder / PROMPTS, PromptsFile)
+    own = config.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, Mapping) else None
+    named = named or config.get("sbert_ce_default_activation_function") or beside.get("activation_fn")
     if named is None:
         return "sigmoid" if classes and config.get("problem_type") == "multi_label_classification" else None
     known: dict[str, Activation | None] = {"Sigmoid": "sigmoid", "Identity": None, "Softmax": "softmax"}
     name = str(named).rpartition(".")[2]
     if name not in known or (name == "Softmax" and not classes):
         raise ConfigError(
-            f"{folder}: its activation_fn is {named}, which is none of ours (--activation sigmoid or none)"
+            f"{folder}: its activation_fn is {shorten(str(named))}, none of ours (--activation sigmoid or none)"
         )
     return known[name]
 

@@ -9,10 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.sentence import LIMITS, POOLINGS, PROMPTS, Module, list_modules, read_settings
+from zoo.checkpoint.files import BIN, SINGLE, Reader, read_bin, read_header
+from zoo.checkpoint.sentence import (
+    LIMITS,
+    POOLINGS,
+    PROMPTS,
+    DenseFile,
+    LimitsFile,
+    Module,
+    PoolingFile,
+    PromptsFile,
+    list_modules,
+    read_settings,
+)
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.lazy import F, torch
 from zoo.model.task_head import pool
+from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +61,14 @@ class Layer:
     weights: Mapping[str, Tensor]
     activation: str = ""
     residual: bool = False
+    folder: Path = Path()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Raises CheckpointError for vectors of another width than it reads."""
         own = self.weights
+        width = own[next(iter(own))].shape[-1]
+        if x.shape[-1] != width:
+            raise CheckpointError(f"{self.folder}: reads vectors of {width} numbers, found {x.shape[-1]} (as many)")
         if not self.activation:
             return F.layer_norm(x, x.shape[-1:], own["norm.weight"], own["norm.bias"])
         y = getattr(torch.nn, self.activation)()(F.linear(x, own["linear.weight"], own.get("linear.bias")))
@@ -88,7 +106,7 @@ class Pipeline:
         if name is None:
             return ""
         if name not in self.prompts:
-            known = ", ".join(self.prompts) or "none"
+            known = shorten(", ".join(self.prompts)) or "none"
             raise ConfigError(
                 f"prompt: {name!r} is none of the folder's{did_you_mean(name, self.prompts)} (it has: {known})"
             )
@@ -116,16 +134,14 @@ def read_pipeline(folder: Path | None) -> Pipeline:
         return Pipeline(folder, own)
     last = modules[-1].kind == "Normalize"
     layers = tuple(_read_layer(each) for each in modules[2 : -1 if last else None] if each.kind != "Dropout")
-    said, limits = read_settings(folder, PROMPTS), read_settings(modules[0].folder, LIMITS)
-    prompts = said.get("prompts") or {}
-    if not isinstance(prompts, Mapping) or not all(isinstance(each, str) for each in prompts.values()):
-        raise CheckpointError(f"{folder / PROMPTS}: prompts: found {prompts!r} (texts by name)")
+    said = read_settings(folder / PROMPTS, PromptsFile)
+    limits = read_settings(modules[0].folder / LIMITS, LimitsFile)
     return Pipeline(
         model=modules[0].folder,
         pooled=read_pooled(modules[1].folder / CONFIG),
         layers=layers,
         normalize=last,
-        prompts=prompts,
+        prompts=said.get("prompts") or {},
         default_prompt=said.get("default_prompt_name"),
         limit=limits.get("max_seq_length"),
         lower=bool(limits.get("do_lower_case")),
@@ -134,7 +150,7 @@ def read_pipeline(folder: Path | None) -> Pipeline:
 
 def read_pooled(file: Path) -> Pooled:
     """Read a Pooling's config.json, of either form. Raises CheckpointError for a pooling that is none of ours."""
-    node = read_settings(file.parent, file.name)
+    node = read_settings(file, PoolingFile)
     stated = node.get("pooling_mode")
     if stated is None:
         names: Sequence[Any] = [name for name, flag in POOLINGS.items() if node.get(flag)]
@@ -145,7 +161,7 @@ def read_pooled(file: Path) -> Pooled:
         names = [stated] if isinstance(stated, str) else stated
         unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
-        found = ", ".join(map(str, unknown)) or "none"
+        found = shorten(", ".join(map(str, unknown))) or "none"
         raise CheckpointError(
             f"{file}: asks for a pooling that is none of ours, found {found} (--pooling {', '.join(POOLINGS)})"
         )
@@ -154,20 +170,19 @@ def read_pooled(file: Path) -> Pooled:
 
 def _read_layer(module: Module) -> Layer | None:
     """Read a Dense, a LayerNorm, or a Normalize amid others."""
-    from safetensors.torch import load_file
-
     if module.kind == "Normalize":
         return None
-    config, file = read_settings(module.folder, CONFIG), module.folder / "model.safetensors"
+    config, file = read_settings(module.folder / CONFIG, DenseFile), module.folder / SINGLE
     if file.is_file():
-        weights = load_file(file)
-    elif (old := module.folder / "pytorch_model.bin").is_file():
-        weights = torch.load(old, map_location="cpu", weights_only=True)
+        found = read_header(file)
+        weights = {name: Reader(module.folder, found)[name] for name in found}
+    elif (old := module.folder / BIN).is_file():
+        weights = read_bin(old)
     else:
         raise CheckpointError(f"{module.folder}: has no weights (model.safetensors)")
     weights = {name: each.float() for name, each in weights.items()}
     if module.kind == "LayerNorm":
-        return Layer(weights)
+        return Layer(_pick_weights(weights, module.folder, ("norm.weight",), ("norm.bias",)), folder=module.folder)
     odd = {
         name
         for name in ("module_input_name", "module_output_name")
@@ -175,11 +190,31 @@ def _read_layer(module: Module) -> Layer | None:
     }
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if odd or name not in ACTIVATIONS:
-        found = f"{min(odd)} {config[min(odd)]!r}" if odd else f"activation_function {name}"
+        found = f"{min(odd)} {quote(config[min(odd)])}" if odd else f"activation_function {shorten(name)}"
         raise CheckpointError(
             f"{module.folder}: has {found}, which is not read (a sentence's vector; {', '.join(ACTIVATIONS)})"
         )
-    return Layer(weights, name, bool(config.get("use_residual")))
+    residual = bool(config.get("use_residual"))
+    needed = ("linear.weight", *(("residual.weight",) if residual and "residual.weight" in weights else ()))
+    made = _pick_weights(weights, module.folder, needed, ("linear.bias",) if "linear.bias" in weights else ())
+    if residual and len(needed) == 1 and made["linear.weight"].shape[0] != made["linear.weight"].shape[1]:
+        raise CheckpointError(f"{module.folder}: use_residual: has no residual.weight, and widths that differ")
+    return Layer(made, name, residual, module.folder)
+
+
+def _pick_weights(
+    weights: Mapping[str, Tensor], folder: Path, needed: Sequence[str], vectors: Sequence[str]
+) -> dict[str, Tensor]:
+    """Give a module's weights, `needed` ones of one shape first. Raises CheckpointError for those that are missing or
+    do not fit the first, whose rows the `vectors` are as long as."""
+    for name in (*needed, *vectors):
+        shape = list(weights[name].shape) if name in weights else None
+        first = list(weights[needed[0]].shape) if needed[0] in weights else []
+        wanted = first if name in needed else first[:1]
+        if shape != wanted or len(first) != (1 if needed[0] == "norm.weight" else 2):
+            found = "is missing" if shape is None else f"has shape {shape}"
+            raise CheckpointError(f"{folder}: {name}: {found} ({wanted or 'a whole file'})")
+    return {name: weights[name] for name in (*needed, *vectors)}
 
 
 def pool_tokens(hidden: Tensor, read: Tensor, name: str) -> Tensor:

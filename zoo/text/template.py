@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError, ZooError
+from zoo.untrusted.text import shorten
 
 WORKER = Path(__file__).with_name("template_worker.py")
 START = 60.0  # seconds that the process may take to begin on a busy machine
@@ -43,7 +44,7 @@ class Renderer:
                 raise ConfigError(f"{where}: was stopped, it took too much time or memory (a template that ends)")
         found = json.loads(line)
         if "error" in found:
-            raise ConfigError(f"{where}: {' '.join(found['error'].split())}")
+            raise ConfigError(f"{where}: {shorten(found['error'], 400)}")
         return found["text"]
 
     def close(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zoo.errors import ConfigError
 
+FIRST = 10
+"""Faults of one kind that are listed; the others are counted."""
 LONGEST = 120
 """Characters of a stranger's text that a message quotes."""
 
@@ -44,3 +47,10 @@ def quote(value: Any, longest: int = 60) -> str:
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length():,} bits"
     return shorten(repr(value[: 2 * longest] if isinstance(value, str | bytes) else value), longest)
+
+
+def list_first(names: Sequence[str], describe: Callable[[str], str], place: Any) -> list[str]:
+    """Describe the first of some names that are at fault, a line each, and count the others in one more."""
+    lines = [describe(name) for name in names[:FIRST]]
+    more = len(names) - FIRST
+    return [*lines, f"{place}: … and {more:,} more like {shorten(names[FIRST - 1])}"] if more > 0 else lines

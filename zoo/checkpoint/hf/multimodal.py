@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import INDEX, Header, Packed, Reader, stream_tensors
+from zoo.checkpoint.files import INDEX, Header, Packed, Reader, copy_inside, stream_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
-from zoo.families.described import CONFIG, to_jsonable
+from zoo.families.described import CONFIG, read_json, to_jsonable
 from zoo.families.family import Family
 from zoo.families.multimodal import Layout, Wrapper, find_wrapper, read_catalogue
+from zoo.families.shapes import IndexFile
+from zoo.untrusted.json_file import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,9 +173,9 @@ def _list_theirs(
 
 def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:
     """Copy the index, or write it anew where a tensor came or went."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = read_json(folder / INDEX, IndexFile, FILE)
     if index["weight_map"] == placed:
-        shutil.copyfile(folder / INDEX, draft / INDEX)
+        copy_inside(folder, INDEX, draft)
         return
     text = json.dumps({**index, "weight_map": dict(sorted(placed.items()))}, indent=2)
     (draft / INDEX).write_text(text + "\n", encoding="utf-8")
@@ -183,7 +184,7 @@ def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:
 def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any] | None) -> None:
     """Write the whole config.json with this config of the text model; copy it where None says that it is as it was."""
     if text is None:
-        shutil.copyfile(folder / CONFIG, draft / CONFIG)
+        copy_inside(folder, CONFIG, draft)
         return
     node = json.dumps(to_jsonable(whole.wrapper.put_back(text)), indent=2, sort_keys=True)
     (draft / CONFIG).write_text(node + "\n", encoding="utf-8")

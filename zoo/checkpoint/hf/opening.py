@@ -21,12 +21,14 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families import family as families
 from zoo.families.binding import try_evaluate
 from zoo.families.body import Body
-from zoo.families.described import CONFIG, read_body, read_json
+from zoo.families.described import CONFIG, read_body, read_config, read_json
 from zoo.families.expression import Expression
 from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
+from zoo.families.shapes import ConfigFile, GenerationFile
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
+from zoo.untrusted.text import list_first, shorten
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     if gguf.is_unpacked(folder):
         return _open_gguf(folder)
     file = folder / CONFIG
-    config, whole = read_json(file), None
+    config, whole = read_config(file), None
     wrapper = find_wrapper(config)
-    listed = list_tensors(folder, config)
+    listed = {name: _keep_file_name(each, name) for name, each in list_tensors(folder, config).items()}
     config = wrapper.text if wrapper else config
     family = families.family_of_config(config, str(file))
     if wrapper:
@@ -84,14 +86,15 @@ def _open_by_tensors(
     """Read a folder as its config says, or as the first class of the family whose tensors these are."""
     stated = read_presence(family, config, {name: header.shape for name, header in listed.items()})
     opened = _open_as_stated(folder, listed, stated)
-    if _has_its_tensors(*opened):
+    unplaced = _count_unplaced(*opened)
+    if not unplaced or unplaced > MOST_OF_CLASS:
         return opened
     for architecture in family.architectures:
         if family.unmet({**config, **stated}, architecture):
             continue
         try:
             other = _open_as_stated(folder, listed, {**stated, "architectures": [architecture]})
-            has_them = _has_its_tensors(*other)
+            has_them = not _count_unplaced(*other)
         except ConfigError:  # no model of this class follows from the config
             continue
         if has_them:
@@ -153,39 +156,51 @@ def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
 
 
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
-    """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each."""
+    """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each, of
+    each kind the first few."""
     body, folder = source.body, source.file or source.folder
+    wanted, missing, strange = _compare_names(mapped, found, source)
+    misshaped = [name for name, shape in wanted.items() if name in found and found[name].shape != shape]
+
+    def describe_missing(name: str) -> str:
+        shape = list(wanted[name])
+        return f"{folder}: {name} is missing, of shape {shape}{did_you_mean(name, strange)}"
+
+    def describe_strange(name: str) -> str:
+        said = f"has no row in the map of {body.family.name} (it belongs to no part of the model)"
+        return f"{folder}: {shorten(name)} {said}"
+
+    def describe_misshaped(name: str) -> str:
+        return f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(wanted[name])}"
+
+    faults = list_first(missing, describe_missing, folder) + list_first(strange, describe_strange, folder)
+    return faults + list_first(misshaped, describe_misshaped, folder)
+
+
+def _compare_names(
+    mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource
+) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:
+    """Give the shapes of the tensors that a model's file has by name, those that this one lacks, and those that no row
+    names."""
+    body = source.body
     wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
     extra = body.full_names(lambda each: (*each.family.same, *each.family.unread))
     optional = body.full_names(lambda each: each.family.optional)
     dropped = body.full_names(lambda each: (fill_braces(name, (), each.fields) for name in each.family.dropped))
-    strange = [name for name in found if name not in wanted and not matches(name, [*extra, *dropped])]
-    faults = [
-        f"{folder}: {name} is missing, of shape {list(shape)}{did_you_mean(name, strange)}"
-        for name, shape in wanted.items()
-        if name not in found and not matches(name, optional)
-    ]
-    faults += [
-        f"{folder}: {name} has no row in the map of {body.family.name} (it belongs to no part of the model)"
-        for name in strange
-    ]
-    return faults + [
-        f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
+    missing = [name for name in wanted if name not in found and not matches(name, optional)]
+    return wanted, missing, [name for name in found if name not in wanted and not matches(name, [*extra, *dropped])]
 
 
 def read_end_ids(folder: Path) -> list[int]:
     """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json; there a
     multimodal model may state them for its text model."""
-    for name in ("generation_config.json", CONFIG):
-        node = read_json(folder / name) if (folder / name).is_file() else {}
+    for name, shape in (("generation_config.json", GenerationFile), (CONFIG, ConfigFile)):
+        node = read_json(folder / name, shape) if (folder / name).is_file() else {}
         wrapper = find_wrapper(node)
         inner = wrapper.text.get("eos_token_id") if wrapper else None
         stated = node.get("eos_token_id", inner)
         if stated is not None:
-            return [int(each) for each in (stated if isinstance(stated, list) else [stated])]
+            return [each for each in (stated if isinstance(stated, list) else [stated]) if each >= 0]
     return []
 
 
@@ -225,10 +240,14 @@ def _open_as_stated(
     return HFSource(folder, plain, body), {**_find_stand_ins(body, found), **found}
 
 
-def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
-    """Whether the folder has the tensors of the model, by name."""
-    faults = find_differences(map_tensors(source.spec, source.body), found, source)
-    return all("has shape" in fault for fault in faults)
+MOST_OF_CLASS = 1_000
+"""Tensors by which two classes of a family differ, at most: their heads."""
+
+
+def _count_unplaced(source: HFSource, found: Mapping[str, Header]) -> int:
+    """Count the tensors that a folder lacks of the model, and those that are none of its."""
+    _, missing, strange = _compare_names(map_tensors(source.spec, source.body), found, source)
+    return len(missing) + len(strange)
 
 
 # ---------------------------------------------------------------- tied heads and copies
@@ -297,7 +316,7 @@ def _rename_unprefixed(name: str, family: Family) -> str:
 
 def _keep_file_name(header: Header, name: str) -> Header:
     """The header with the tensor's name in the file, by which it is read."""
-    return dataclasses.replace(header, name=header.name or name)
+    return header if header.name else dataclasses.replace(header, name=name)
 
 
 def _replace_old_names(name: str) -> str:

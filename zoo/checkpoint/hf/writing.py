@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import sentence
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, refuse_to_replace, stream_tensors
+from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, copy_inside, refuse_to_replace, stream_tensors
 from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerFile
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
-from zoo.families.described import CONFIG, is_folder, read_json, to_jsonable
+from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _save_whole(
         write_whole(model.tensors, whole, source.folder, draft, body, map_tensors(model.spec, body))
         write_config(whole, source.folder, draft, None if body is source.body else _leave_out_own(config, body))
         for file in files:
-            shutil.copyfile(file, draft / file.name)
-    return read_json(out / CONFIG)
+            copy_inside(source.folder, file.name, draft)
+    return read_config(out / CONFIG)
 
 
 def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
@@ -116,7 +116,8 @@ def _read_special_ids(folder: Path) -> dict[str, int]:
     """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, as far as it states them."""
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return {}
-    tokenizer, stated = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile, LARGEST)
+    stated = read_json(folder / "tokenizer_config.json", TokenizerConfig)
     numbers = {each["content"]: each["id"] for each in tokenizer.get("added_tokens") or []}
     found = {}
     for name in ("eos_token", "bos_token"):
@@ -131,7 +132,7 @@ def copy_beside(folder: Path, out: Path) -> None:
     """Copy the tokenizer, generation and sentence-transformers files of a folder, without those that `out` has."""
     for name in BESIDE:
         if (folder / name).is_file() and not (out / name).exists():
-            shutil.copyfile(folder / name, out / name)
+            copy_inside(folder, name, out)
     sentence.copy_modules(folder, out)
 
 
@@ -146,7 +147,7 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
     source = model.source
     if spare and source is not None and source.laid is None and is_folder(folder := source.folder):
-        found = name_tensors(list_tensors(folder, read_json(folder / CONFIG)), body)
+        found = name_tensors(list_tensors(folder, read_config(folder / CONFIG)), body)
         kept = (name for name in found if matches(name, [*spare]) and name not in holders)
         forms = {name: found[name].make_empty("meta") for name in kept}
         return StoredTensors(forms, Reader(folder, found, mapped=False).__getitem__)

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from zoo.checkpoint.files import Header
+from pydantic import Field
+
+from zoo.checkpoint.files import BITS, Header
 from zoo.checkpoint.quantised.layout import Layout, refuse
 from zoo.lazy import torch
+from zoo.untrusted.json_file import Shape, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 STATE = ".quant_state.bitsandbytes__"
+LONGEST = 2**16
+"""Bytes of the longest state."""
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class State(Shape):
+    """What bitsandbytes says of a weight."""
+
+    shape: Annotated[list[Size], Field(min_length=1, max_length=8)]
+    blocksize: Size
+
+
+class NestedState(State):
+    """What it says of one with double quantisation."""
+
+    nested_blocksize: Size
+    nested_offset: float
 
 
 class FourBit(Layout):
@@ -38,16 +59,26 @@ class FourBit(Layout):
     grain = 2
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
-        header = parts.get("nf4") or parts["fp4"]
-        try:
-            state = json.loads(bytes(read(header).tolist()))
-            self.shape, self.block = tuple(int(each) for each in state["shape"]), int(state["blocksize"])
-            self.nested_block = int(state["nested_blocksize"]) if "nested" in parts else 0
-            self.offset = float(state["nested_offset"]) if "nested" in parts else 0.0
-        except (ValueError, KeyError, TypeError) as error:
-            raise refuse(
-                header, f"is no state of bitsandbytes, found {type(error).__name__} {error}", "JSON"
-            ) from error
+        header, nested = parts.get("nf4") or parts["fp4"], "nested" in parts
+        text = bytes(read(header).reshape(-1).view(torch.uint8)[:LONGEST].tolist())
+        state = parse_json(text, f"{header.file}: {header.name}", NestedState if nested else State)
+        self.shape, self.block = tuple(state["shape"]), state["blocksize"]
+        self.nested_block = state["nested_blocksize"] if nested else 0
+        self.offset = float(state["nested_offset"]) if nested else 0.0
+        packed = prod(parts["weight"].shape) * BITS.get(parts["weight"].dtype, 8) // 8
+        if packed * 2 != prod(self.shape) + prod(self.shape) % 2:
+            raise refuse(parts["weight"], f"has {packed:,} bytes for a weight {list(self.shape)}", "a whole file")
+        self._check_scales(parts, -(-prod(self.shape) // self.block))
+
+    def _check_scales(self, parts: Mapping[str, Header], blocks: int) -> None:
+        """Raise CheckpointError unless every block has a scale."""
+        wanted = {"absmax": blocks}
+        if self.nested_block:
+            wanted |= {"nested": -(-blocks // self.nested_block)}
+        for role, least in wanted.items():
+            if prod(parts[role].shape) < least:
+                found = f"has shape {list(parts[role].shape)}, and there are {least:,} blocks"
+                raise refuse(parts[role], found, "a whole file")
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         width = self.shape[1] if len(self.shape) > 1 else 1

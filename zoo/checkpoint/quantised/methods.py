@@ -14,18 +14,35 @@ from zoo.checkpoint.files import NAMES, Header, Packed, Reader
 from zoo.checkpoint.mapping import matches
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
 from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, Float4Experts, ModelOptFloat4, PackedFloat4
-from zoo.checkpoint.quantised.layout import Layout
+from zoo.checkpoint.quantised.layout import Layout, refuse
 from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
 from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
 from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
+from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.text import quote
 
 FIELD = "quantization_config"
 
 ACTIVATIONS = ("*.input_scale", "*.output_scale", "*.activation_scale", "*.input_zero_point", "*.input_global_scale")
 ACTIVATIONS += ("*.k_scale", "*.v_scale", "*.q_scale", "*.input_scale_ub", "*_activation_scale")
 """Scales for activations and caches, which stay in the model's dtype here."""
+
+
+class GroupNode(Shape):
+    """One of compressed-tensors' groups of weights."""
+
+    weights: dict[str, Any] | None = None
+
+
+class SettingsNode(Shape):
+    """A quantization_config, as far as it is read."""
+
+    quant_method: str | None = None
+    bits: int | None = None
+    config_groups: dict[str, GroupNode] | None = None
+    weight_block_size: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +86,17 @@ def find_method(config: Mapping[str, Any], where: str) -> Method | None:
     settings = config.get(FIELD)
     if not settings:
         return None
+    check_shape(settings, SettingsNode, f"{where}: {FIELD}")
     name = settings.get("quant_method") or ("bitsandbytes" if _is_bitsandbytes(settings) else None)
     if name not in METHODS:
         hint = did_you_mean(str(name), METHODS) or f" (one of: {', '.join(METHODS)}; or the unquantised checkpoint)"
-        raise CheckpointError(f"{where}: {FIELD}.quant_method: {name!r} is not read{hint}")
+        raise CheckpointError(f"{where}: {FIELD}.quant_method: {quote(name)} is not read{hint}")
     method = METHODS[name]
     faults = [
-        f"{where}: {FIELD}.{field}: is {_short(settings.get(field))}, which is not read "
+        f"{where}: {FIELD}.{field}: is {quote(settings.get(field))}, which is not read "
         f"(one of: {', '.join(str(each) for each in values if each)})"
         if any(values)
-        else f"{where}: {FIELD}.{field}: is {_short(settings.get(field))}, which is not read (none would do)"
+        else f"{where}: {FIELD}.{field}: is {quote(settings.get(field))}, which is not read (none would do)"
         for field, values in (method.requires or {}).items()
         if settings.get(field) not in values
     ]
@@ -91,22 +109,17 @@ def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))  # files of before quant_method
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
     """The tensors of a folder, those that make up a quantised weight as one `Packed` of its name and shape.
 
-    Weights get the dtype that the config states, else bfloat16. Raises CheckpointError.
+    Weights get the dtype that `_read_dtype` reads. Raises CheckpointError.
     """
     where = str(folder / "config.json")
     method = find_method(config, where)
     if method is None and not any(name.endswith(SCALES) for name in found):
         return dict(found)
     settings = config.get(FIELD) or {}
-    dtype = NAMES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), "BF16")
+    dtype = _read_dtype(config, found, where)
     kept = {name: replace(each, name=each.name or name) for name, each in found.items()}
     reader = Reader(folder, found)
     layouts = list(_find_layouts(method or UNSTATED, kept))
@@ -114,7 +127,7 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
         return dict(found)
     for stem, layout, parts in layouts:
         header = next(iter(parts.values()))
-        made = layout(settings, parts, reader.read)
+        made = _make_layout(layout, settings, parts, reader)
         for each in parts.values():
             kept.pop(each.name or "", None)
         weight = stem + layout.target
@@ -122,6 +135,31 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     kept = {name: each for name, each in kept.items() if not matches(name, (method or UNSTATED).dropped)}
     _refuse_bare(kept)
     return kept
+
+
+def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: str) -> str:
+    """The dtype that a config states for its weights, else that of the embeddings, which products read, else bfloat16.
+    Raises CheckpointError for one that is none."""
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if not isinstance(stated, str) or stated == "auto":
+        own = (each.dtype for name, each in found.items() if "embed" in name)
+        return next((dtype for dtype in own if dtype in ("F32", "F16", "BF16")), "BF16")
+    named = NAMES.get(stated.removeprefix("torch."))
+    if named is None:
+        raise CheckpointError(f"{where}: dtype: is {quote(stated)}, no dtype of torch's (bfloat16)")
+    return named
+
+
+def _make_layout(
+    layout: type[Layout], settings: Mapping[str, Any], parts: Mapping[str, Header], reader: Reader
+) -> Layout:
+    """Make the layout of a weight. Raises CheckpointError where tensors or settings are not as the method has them."""
+    try:
+        return layout(settings, parts, reader.read)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        header = next(iter(parts.values()))
+        shapes = ", ".join(f"{role} {each.dtype} {list(each.shape)}" for role, each in parts.items())
+        raise refuse(header, f"is no weight of {layout.__name__}, found {shapes}", "a whole file") from error
 
 
 def _find_layouts(method: Method, found: Mapping[str, Header]) -> Iterator[tuple[str, type[Layout], dict[str, Header]]]:

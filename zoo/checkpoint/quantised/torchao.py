@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from zoo.checkpoint.files import Header, read_metadata
 from zoo.checkpoint.quantised.layout import refuse
 from zoo.checkpoint.quantised.scaled import Scaled
+from zoo.untrusted.json_file import parse_json
+from zoo.untrusted.text import shorten
 
 CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 """Classes whose data is a plain integer or float a weight, scales and zero points. The layouts of others (Int4Tensor
@@ -31,11 +32,12 @@ class TorchAO(Scaled):
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
         stem = (parts["weight"].name or "").removesuffix(self.marks[0])
-        kind = json.loads(read_metadata(parts["weight"].file).get(f"{stem}.weight") or "{}").get("_type")
+        file, key = parts["weight"].file, f"{stem}.weight"
+        said = read_metadata(file).get(key) or "{}"
+        kind = parse_json(said, f"{file}: __metadata__.{key}", dict[str, Any]).get("_type")
         if kind not in CLASSES:
-            raise refuse(
-                parts["weight"], f"is of torchao's class {kind}, which is not read", f"one of {', '.join(CLASSES)}"
-            )
+            found = f"is of torchao's class {shorten(str(kind))}, which is not read"
+            raise refuse(parts["weight"], found, f"one of {', '.join(CLASSES)}")
         super().__init__(settings, parts, read)
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import UNSAID, TwoWay, bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain
+from zoo.untrusted.text import quote
 
 TYPES = ("c2p", "p2c")
 
@@ -18,7 +19,7 @@ def _parse_types(stated: Any) -> list[str]:
     names = [name.strip() for name in stated.lower().split("|")] if isinstance(stated, str) else list(stated or [])
     unknown = [name for name in names if name not in TYPES]
     if unknown:
-        raise ConfigError(f"pos_att_type: {unknown[0]!r} is not supported (one of: {', '.join(TYPES)})")
+        raise ConfigError(f"pos_att_type: {quote(unknown[0])} is not supported (one of: {', '.join(TYPES)})")
     return [name for name in TYPES if name in names]
 
 

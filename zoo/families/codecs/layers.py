@@ -10,6 +10,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec, Plain, evaluate, get_item
+from zoo.untrusted.text import quote
 
 
 class Each(Codec):
@@ -43,7 +44,7 @@ class Choose(Codec):
             if evaluate(name, env) == asked:
                 return evaluate(result, env)
         choices = ", ".join(repr(evaluate(name, env)) for name in args[1::2])
-        raise ConfigError(f"{ast.unparse(args[0])}: is {asked!r}, which is not supported (one of: {choices})")
+        raise ConfigError(f"{ast.unparse(args[0])}: is {quote(asked)}, which is not supported (one of: {choices})")
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         choices = list(zip(args[1::2], args[2::2], strict=True))

@@ -13,6 +13,7 @@ from zoo.errors import ConfigError
 from zoo.families.binding import TwoWay, bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, evaluate
 from zoo.model.position import Scaling
+from zoo.untrusted.text import quote
 
 OTHER_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic", "deepseek_yarn": "yarn"}
 """transformers' name of a `rope_type`, by another that files have. The positions of M-RoPE (Qwen2-VL) and of xdrope
@@ -142,7 +143,7 @@ class RopeMscale(Rope):
             return found
         missing = [name for name in ("short_mscale", "long_mscale") if not isinstance(found.get(name), int | float)]
         if missing:
-            raise ConfigError(f"rope_parameters.{missing[0]}: is {found.get(missing[0])!r}, must be a number")
+            raise ConfigError(f"rope_parameters.{missing[0]}: is {quote(found.get(missing[0]))}, must be a number")
         short, long = found["short_mscale"], found["long_mscale"]
         return {**found, "attention_factor": short, "long_attention_factor": None if long == short else long}
 
@@ -312,13 +313,13 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
         return None
     known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
     if kind not in known_kinds:
-        raise ConfigError(f"rope_type: {kind!r} is not supported (one of: {', '.join(known_kinds)})")
+        raise ConfigError(f"rope_type: {quote(kind)} is not supported (one of: {', '.join(known_kinds)})")
     longest: Any = env.get("max_position_embeddings")
     trained: Any = (
         env.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or longest
     )
     if kind in ("linear", "dynamic", "llama3") and not isinstance(found.get("factor"), int | float):
-        raise ConfigError(f"rope_parameters.factor: is {found.get('factor')!r}, {kind} scaling needs a number")
+        raise ConfigError(f"rope_parameters.factor: is {quote(found.get('factor'))}, {kind} scaling needs a number")
     if kind == "linear":
         return {"kind": kind, "factor": float(found["factor"])}
     if kind == "proportional":

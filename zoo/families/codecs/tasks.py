@@ -9,6 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import bind
 from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec
+from zoo.untrusted.text import quote
 
 DEFAULT_LABELS = 2
 """How many labels a config has that states none."""
@@ -24,13 +25,13 @@ def read_labels(config: Mapping[str, Any]) -> list[str]:
         try:
             names = {int(index): str(name) for index, name in stated.items()}
         except ValueError:
-            raise ConfigError(f"id2label: has the key {next(iter(stated))!r} (whole numbers from 0 up)") from None
+            raise ConfigError(f"id2label: has the key {quote(next(iter(stated)))} (whole numbers from 0 up)") from None
         if sorted(names) != list(range(len(names))):
-            raise ConfigError(f"id2label: has the numbers {sorted(names)} (0 to {len(names) - 1}, each once)")
+            raise ConfigError(f"id2label: has the numbers {quote(sorted(names))} (0 to {len(names) - 1}, each once)")
         return [names[index] for index in range(len(names))]
     count = DEFAULT_LABELS if count is None else count
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= MANY:
-        raise ConfigError(f"num_labels: is {count!r} (a whole number from 1 to {MANY:,})")
+        raise ConfigError(f"num_labels: is {quote(count)} (a whole number from 1 to {MANY:,})")
     return [f"LABEL_{index}" for index in range(count)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.binding import UNSAID, TwoWay
 from zoo.families.expression import FUNCTIONS, Plain
+from zoo.untrusted.text import quote
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -43,7 +44,7 @@ def read_activation(name: Any) -> dict[str, Any]:
     """`act(hidden_act)`: the activation of this name."""
     kind = ACTIVATIONS.get(name)
     if kind is None:
-        raise ConfigError(f"activation: {name!r} is not supported{did_you_mean(str(name), ACTIVATIONS)}")
+        raise ConfigError(f"activation: {quote(name)} is not supported{did_you_mean(str(name), ACTIVATIONS)}")
     return {"kind": kind}
 
 

@@ -1,0 +1,166 @@
+"""Check a tokenizer.json before `tokenizers` reads it: types, and that no text makes it work or grow without end."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from zoo.checkpoint.pattern import find_slow_part
+from zoo.errors import CheckpointError
+from zoo.untrusted.json_file import Shape
+from zoo.untrusted.text import quote, shorten
+
+LARGEST = 64 << 20
+"""Bytes of the largest tokenizer.json: one of 34 MB is published."""
+GROWTH = 256
+"""How many characters a tokenizer may make of one. Published ones make up to 33: T5's of a ligature."""
+STEPS = 1_000
+"""Normalisers, say, that follow one another."""
+LARGEST_ID = 2**24
+LONGEST_TOKEN = 10_000
+"""Characters of the longest token."""
+MOST_ADDED = 2**18
+"""Tokens added to a vocabulary: 40,000 are published, for pictures."""
+
+
+class AddedToken(Shape):
+    """A token that was added to a vocabulary."""
+
+    id: int
+    content: str
+
+
+class TokenizerFile(Shape):
+    """tokenizer.json, as far as Zoo reads it itself."""
+
+    model: dict[str, Any]
+    added_tokens: Annotated[list[AddedToken], Field(max_length=MOST_ADDED)] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
+class NamedToken(Shape):
+    """A special token with its options."""
+
+    content: str
+
+
+class NamedTemplate(Shape):
+    """One of several chat templates."""
+
+    name: str
+    template: str
+
+
+class TokenizerConfig(Shape):
+    """tokenizer_config.json, as far as Zoo reads it."""
+
+    eos_token: str | NamedToken | None = None
+    bos_token: str | NamedToken | None = None
+    mask_token: str | NamedToken | None = None
+    chat_template: str | list[NamedTemplate] | None = None
+
+
+def check_tokenizer(node: Mapping[str, Any], place: str) -> None:
+    """Check a tokenizer.json, which is of the types of TokenizerFile. Raises CheckpointError with the key at fault."""
+    _check_ids(node, place)
+    growth = 1.0
+    for part, children in PARTS.items():
+        growth = 1.0 if part == "decoder" else growth  # which begins with tokens again
+        for number, (key, step) in enumerate(_list_steps(node.get(part), part, children)):
+            if number >= STEPS:
+                raise CheckpointError(f"{place}: {part}: has more than {STEPS:,} steps (fewer)")
+            growth *= _measure_growth(step, f"{place}: {key}")
+            if growth > GROWTH:
+                raise CheckpointError(f"{place}: {key}: makes more than {GROWTH} characters of one (fewer)")
+
+
+PARTS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+"""What a tokenizer does one after the other, and the key by which a Sequence lists its steps."""
+
+
+def _list_steps(step: Any, key: str, children: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The steps of a part in their order, those of a Sequence in its place, each with its key."""
+    if not isinstance(step, Mapping):
+        return
+    inner = step.get(children)
+    if not isinstance(inner, list):
+        yield key, step
+        return
+    for number, each in enumerate(inner):
+        yield from _list_steps(each, f"{key}.{children}[{number}]", children)
+
+
+def _measure_growth(step: Mapping[str, Any], place: str) -> float:
+    """How many characters a step may make of one, at most. Raises CheckpointError for a pattern that may be slow."""
+    pattern = step.get("pattern")
+    stated = pattern if isinstance(pattern, Mapping) else {}
+    regex, plain = stated.get("Regex"), stated.get("String")
+    if isinstance(regex, str) and (fault := find_slow_part(regex)):
+        raise CheckpointError(f"{place}.pattern: {quote(regex)} may take very long, {fault} (a pattern without that)")
+    if (measure := MEASURES.get(str(step.get("type")))) is not None:
+        try:
+            return measure(step)
+        except (ValueError, TypeError):  # not base64, not UTF-8
+            raise CheckpointError(f"{place}: is no table of SentencePiece's (a whole file)") from None
+    content = step.get("content")
+    if not isinstance(content, str) or step.get("type") != "Replace":
+        return 1.0
+    return max(1.0, len(content) / len(plain)) if plain else 1.0 + len(content)  # which may match nothing, everywhere
+
+
+def _measure_prefix(step: Mapping[str, Any]) -> float:
+    return 1.0 + len(step["prepend"]) / 16 if isinstance(step.get("prepend"), str) else 1.0
+
+
+def _measure_table(step: Mapping[str, Any]) -> float:
+    """The longest text that a table of SentencePiece's has in place of a character. Raises ValueError for no table:
+    `tokenizers` would end with a trace of its own."""
+    whole = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
+    start = 4 + int.from_bytes(whole[:4], "little") // 4 * 4
+    if len(whole) < max(start, 4):
+        raise ValueError("too short")
+    texts = whole[start:].decode().split("\0")
+    return max(1.0, float(max(map(len, texts))))
+
+
+def _measure_template(step: Mapping[str, Any]) -> float:
+    """How often a template has the text in it."""
+    pieces = [each for each in step.get("single") or () if isinstance(each, Mapping) and "Sequence" in each]
+    return max(1.0, float(len(pieces)))
+
+
+MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "ByteLevel": lambda step: 2.0,
+    "Metaspace": lambda step: 2.0,
+    "Prepend": _measure_prefix,
+    "Precompiled": _measure_table,
+    "TemplateProcessing": _measure_template,
+}
+"""How many characters the other steps that make a text longer make of one."""
+
+
+def _check_ids(node: Mapping[str, Any], place: str) -> None:
+    """Check the ids and the lengths of a vocabulary's tokens."""
+    vocabulary, added = node["model"].get("vocab"), node.get("added_tokens") or []
+    ids = {each["content"]: each["id"] for each in added}
+    ids = {**vocabulary, **ids} if isinstance(vocabulary, Mapping) else ids
+    listed = vocabulary if isinstance(vocabulary, list) else []  # of pairs of a token and its score
+    names = [*ids, *(each[0] for each in listed if isinstance(each, list) and each)]
+    for name, number in ids.items():
+        if not isinstance(number, int) or not 0 <= number < LARGEST_ID:
+            would = f"a number from 0 to {LARGEST_ID - 1:,}"
+            raise CheckpointError(f"{place}: the id of {shorten(name, 40)}: is {quote(number)} ({would})")
+    long = next((name for name in names if isinstance(name, str) and len(name) > LONGEST_TOKEN), None)
+    if long is not None:
+        raise CheckpointError(f"{place}: has a token of {len(long):,} characters (at most {LONGEST_TOKEN:,})")

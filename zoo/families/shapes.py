@@ -1,0 +1,68 @@
+"""The types of what config.json and the files beside it may say, for `zoo.untrusted`. Unknown keys are let through."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from zoo.families.family import MOST_LAYERS
+from zoo.untrusted.json_file import Shape
+
+LARGEST_VOCABULARY = 2**31 - 1
+
+Mappings = dict[str, Any]
+
+
+MOST_NEW_TOKENS = 2**20
+
+TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
+"""An id of a token; -1 is none's."""
+
+
+class InnerConfig(Shape):
+    """The fields of a model's config that mean the same in every family. Those of one family are checked where its
+    expressions read them (`Expression.value`)."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    dtype: str | Mappings | None = None
+    torch_dtype: str | Mappings | None = None
+    quantization_config: Mappings | None = None
+    vocab_size: Annotated[int, Field(ge=0, le=LARGEST_VOCABULARY)] | None = None
+    layer_types: Annotated[list[str], Field(max_length=MOST_LAYERS)] | None = None
+    rope_scaling: Mappings | None = None
+    rope_parameters: Mappings | None = None
+    id2label: Mappings | None = None
+    label2id: Mappings | None = None
+    tie_word_embeddings: bool | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    bos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | list[TokenId] | None = None
+
+
+class GenerationFile(Shape):
+    """generation_config.json: token ids and the length, for which memory is kept free; `zoo.text.defaults` checks the
+    options of sampling."""
+
+    eos_token_id: TokenId | list[TokenId] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
+    bad_words_ids: list[list[TokenId]] | None = None
+
+
+class ConfigFile(InnerConfig):
+    """config.json."""
+
+    text_config: InnerConfig | None = None
+    llm_config: InnerConfig | None = None
+    language_config: InnerConfig | None = None
+    vision_config: Mappings | None = None
+    encoder: InnerConfig | None = None
+    decoder: InnerConfig | None = None
+
+
+class IndexFile(Shape):
+    """model.safetensors.index.json: the file of each tensor."""
+
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] | None = None
