@@ -162,7 +162,7 @@ def test_points_that_give_no_law_are_refused_in_one_line(lines, options, fault, 
     [
         ([], "predict: found nothing"),
         (["--params", "7B"], "predict: found --params (--params with --tokens or --loss, or --flops alone)"),
-        (["--flops", "1e20"], "fit.json: is no fit, found FileNotFoundError"),
+        (["--flops", "1e20"], "fit.json: no such file (zoo fit POINTS --out "),
     ],
 )
 def test_a_prediction_of_nothing_is_refused_in_one_line(options, fault, tmp_path, monkeypatch, refused):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-MOST_FAULTS, LONGEST_FAULT = 50, 2000
+MOST_FAULTS, LONGEST_FAULT = 50, 1900
 """Faults that are printed, and characters of each: a stranger's file may have as many as it has lines."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
+from zoo.untrusted.json_file import SETTINGS, read_json
 
 if TYPE_CHECKING:
     from zoo.analysis.scaling import Fit
@@ -57,6 +58,18 @@ def predict(
     fit: Fit, params: float | None, tokens: float | None, loss: float | None, flops: float | None
 ) -> dict[str, Any]:
     """Complete what is given to parameters, tokens and loss. Raises ConfigError for what the fit cannot say."""
+    try:
+        found = _complete(fit, params, tokens, loss, flops)
+    except (OverflowError, ZeroDivisionError):
+        found = None
+    if found is None or not all(math.isfinite(found[name]) for name in ("params", "tokens", "loss")):
+        raise ConfigError("fit: its law gives no finite figures here (a law of real runs)")
+    return found
+
+
+def _complete(
+    fit: Fit, params: float | None, tokens: float | None, loss: float | None, flops: float | None
+) -> dict[str, Any]:
     if flops is not None:
         best = fit.law.optimum(flops)
         params, tokens = best.params, best.tokens
@@ -74,6 +87,6 @@ def read_fit(file: Path) -> Fit:
     from zoo.analysis.scaling import Fit
 
     try:
-        return Fit.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file}: is no fit, found {type(error).__name__} (zoo fit POINTS --out {file})") from error
+        return Fit.from_dict(read_json(file, most=SETTINGS), str(file))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file (zoo fit POINTS --out {file})") from None

@@ -33,6 +33,8 @@ class TowerNode:
             if kind in kinds
             for fault in find_unresolvable(scope)
         ]
+        if name:  # a key that is null is none of a tower's, so that what reads it finds nothing
+            unresolvable += find_unresolvable(root)
         problems += [self.prefix + fault for fault in found]
         if unresolvable:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, Points
 from zoo.analysis.speedup import Decay
 from zoo.errors import ConfigError
+from zoo.untrusted.json_file import Shape, check_shape
 
 HUBER = 1e-3
 """Residuals of the log loss beyond which Huber's loss is linear."""
@@ -32,6 +33,29 @@ LEAST_CHANGE = 1e-4
 """The part of the loss that a term changes at least among the points, for its exponent to be told."""
 
 Array = np.ndarray
+
+
+Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Measured = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class LawData(Shape):
+    """A law, as a file has it."""
+
+    E: Figure
+    A: Figure
+    B: Figure
+    alpha: Figure
+    beta: Figure
+
+
+class FitData(Shape):
+    """What `zoo fit --out` writes."""
+
+    law: LawData
+    objective: Figure
+    points: Annotated[list[Annotated[list[Measured], Field(min_length=3, max_length=3)]], Field(min_length=1)]
+    resampled: list[Annotated[list[Figure], Field(min_length=5, max_length=5)]]
 
 
 @dataclass(frozen=True)
@@ -74,13 +98,12 @@ class Fit:
         return {"law": law, "objective": self.objective, "points": self.points.rows(), "resampled": resampled}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
-        """Read plain data. Raises KeyError, TypeError or ValueError for other data."""
-        law, points = (
-            Law(**data["law"]),
-            Points.collect((float(n), float(d), float(loss)) for n, d, loss in data["points"]),
-        )
-        return cls(law, points, float(data["objective"]), tuple(Law(*map(float, each)) for each in data["resampled"]))
+    def from_dict(cls, data: Any, place: str = "fit") -> Fit:
+        """Read plain data; `place` names it in messages. Raises ConfigError for other data."""
+        check_shape(data, FitData, place)
+        law = Law(**{name: data["law"][name] for name in LawData.model_fields})
+        laws = [Law(*map(float, each)) for each in data["resampled"]]
+        return cls(law, Points.collect(data["points"]), float(data["objective"]), tuple(laws))
 
     def list_open(self) -> list[str]:
         """Say which exponents the points do not tell: those at their bound, and those of a term that hardly changes the

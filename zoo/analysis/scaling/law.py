@@ -32,8 +32,9 @@ class Law:
 
     @property
     def exponent(self) -> float:
-        """The a of N ∝ C^a, the best number of parameters for C FLOPs; of tokens it is 1 − a."""
-        return self.beta / (self.alpha + self.beta)
+        """The a of N ∝ C^a, the best number of parameters for C FLOPs; of tokens it is 1 − a. Of a law in which neither
+        changes the loss it is a half."""
+        return self.beta / (self.alpha + self.beta) if self.alpha + self.beta else 0.5
 
     def loss(self, params: float, tokens: float) -> float:
         """The loss of a model of so many parameters after so many tokens."""
@@ -45,10 +46,14 @@ class Law:
         if left <= 0:
             least = self.loss(params, math.inf)
             raise ConfigError(f"loss: is {loss:g}, and {params:g} parameters stay above {least:.4f} (more parameters)")
+        if not self.beta:
+            raise ConfigError(f"loss: is {loss:g}, and tokens change no loss by this law (a law with beta above 0)")
         return (self.B / left) ** (1 / self.beta)
 
     def optimum(self, flops: float) -> Optimum:
         """The parameters and tokens of the lowest loss for C = 6·N·D FLOPs."""
+        if not (self.alpha and self.beta and self.A and self.B):
+            raise ConfigError("flops: have no best share by a law in which one of A, B, alpha and beta is 0 (params)")
         product = flops / FLOPS
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         params = scale * product**self.exponent
