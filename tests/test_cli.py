@@ -187,11 +187,9 @@ def test_a_users_fault_is_one_line_ends_with_two_and_writes_nothing(here, refuse
 
 
 def test_every_fault_of_a_training_config_is_told_at_once(here: Path, refused) -> None:
-    found = refused(
-        "train", "data=text", "stepss=3", "n_layers=2", "optim.lr=fast", "model.attention.foo=1", "steps=-1"
-    )
+    found = refused("train", "data=text", "stepss=3", "n_layer=2", "optim.lr=fast", "model.attention.foo=1", "steps=-1")
     assert {line.split(":")[0] for line in found} == {
-        *("stepss", "n_layers", "optim.lr", "model.attention.foo", "steps", "data.path"),
+        *("stepss", "n_layer", "optim.lr", "model.attention.foo", "steps", "data.path"),
     }
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from tiny import choices
 
 import zoo
+from zoo import grammar
 from zoo.compose import compose, load
 from zoo.compose.composing import TRAINING
 from zoo.compose.composing import compose as compose_body
@@ -312,13 +314,19 @@ def test_another_models_axes_are_those_that_count() -> None:
     assert composed.choices["model"] == "mixtral-tiny"
 
 
-def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
-    composed = compose_body(open_repository(), TRAINING, ["n_layers=2", "bias=true", "lr=3"], label="c", root="model")
-    assert composed.faults == [
-        "n_layers: unknown key (did you mean 'model.n_layers'?)",
-        "bias: unknown key (did you mean 'model.bias'?)",
-        "lr: unknown key (did you mean 'optim.lr'?)",
-    ]
+def test_a_key_of_the_model_needs_no_prefix_in_a_training_config() -> None:
+    typed = ["n_layers=2", "attention.softcap=50", "steps=3", "lr=3"]
+    composed = compose_body(open_repository(), TRAINING, typed, label="c", root="model")
+    assert composed.faults == ["lr: unknown key (did you mean 'optim.lr'?)"]
+    assert composed.overrides == ["model.n_layers=2", "++model.attention.softcap=50", "steps=3"]
+    model = composed.cfg.model
+    assert (model.n_layers, model.attention.softcap, composed.cfg.steps) == (2, 50, 3)
+
+
+def test_no_key_is_both_the_trainings_and_the_models() -> None:
+    training = set(yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8")))
+    model = grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
+    assert not training & model
 
 
 # ---------------------------------------------------------------- completion

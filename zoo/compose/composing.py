@@ -31,6 +31,7 @@ from zoo.compose.overrides import (
     parse_overrides,
     refuse_sweeps,
     rename_override,
+    split_choice,
 )
 from zoo.errors import ConfigError
 
@@ -55,6 +56,8 @@ class Composed:
     """The overrides as the user has them."""
     notes: list[str]
     """What may be a mistake but is legal, such as a key given twice."""
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    """Lines about what a swapped axis has left without a place; notes too."""
 
     def refuse_faults(self) -> None:
         if self.faults:
@@ -115,7 +118,7 @@ def compose(
     """
     memo = memo or Memo()
     faults: list[str] = []
-    parsed = memo.parse(overrides, faults)
+    parsed = [part for each in memo.parse(overrides, faults) for part in split_choice(each, root)]
     choosing = [override for override in parsed if _may_choose(override, repo)]
     key = tuple(format_override(override) for override in choosing)
     base = memo.bases.get(key)
@@ -127,6 +130,7 @@ def compose(
     cfg = copy.deepcopy(base.cfg)
     faults += base.faults
     applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
+    cfg, left_out = _drop_leftovers(cfg, base.groups, applied, root)
     return Composed(
         cfg=cfg,
         faults=faults,
@@ -134,8 +138,28 @@ def compose(
         touched=_inside(applied, root),
         choices=base.choices,
         typed=list(overrides),
-        notes=note_repeated(parsed),
+        notes=[*note_repeated(parsed), *left_out],
+        left_out=left_out,
     )
+
+
+def _drop_leftovers(
+    cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override], root: str
+) -> tuple[DictConfig, list[str]]:
+    """Leave out what no choice reads any more, where the user swapped one."""
+    chosen = {(each.package or each.key_or_group).removeprefix(f"{root}.") for each in groups if not each.is_delete()}
+    swapped = [axis for axis in grammar.AXES if axis in chosen]
+    model = cfg[root] if root else cfg
+    if not swapped or not isinstance(model, DictConfig):
+        return cfg, []
+    body: Any = OmegaConf.to_container(model, resolve=False)
+    body, gone = grammar.drop_leftovers(body, swapped, [*_inside(values, root), *chosen])
+    if not gone:
+        return cfg, []
+    made = OmegaConf.create({str(key): body if key == root else cfg[key] for key in cfg} if root else body)
+    OmegaConf.set_struct(made, True)
+    choices = ", ".join(format_override(each) for each in groups)
+    return made, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
 
 
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
@@ -186,8 +210,15 @@ def _apply(
             continue
         missing = bool(descend(cfg, key)[1])
         takes = _takes(cfg, key, root, extra)
+        if root and missing and override.type is OverrideType.CHANGE and not key.startswith(f"{root}."):
+            inner = f"{root}.{key}"
+            if not descend(cfg, inner)[1] or _takes(cfg, inner, root, extra):
+                override, key, takes = rename_override(override, key_or_group=inner), inner, True
+                missing = bool(descend(cfg, inner)[1])
         if override.type is OverrideType.CHANGE and missing and not takes:
-            faults.append(describe_unknown_key(cfg, key, extra))
+            model = OmegaConf.select(cfg, root) if root else cfg
+            owner = None if "." in key else grammar.find_owner(key, model)
+            faults.append(f"{key}: {owner}" if owner else describe_unknown_key(cfg, key, extra))
             continue
         if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
             override = rename_override(override, type=OverrideType.FORCE_ADD)

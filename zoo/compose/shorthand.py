@@ -7,7 +7,8 @@ import copy
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from zoo.grammar import TOWERS
+from zoo.grammar import AXES, TOWERS
+from zoo.paths import conf_dir
 
 Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
@@ -16,30 +17,40 @@ Body = dict[str, Any]
 def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
     """Find the choices written in a body and in its patches (`layers.local.attention: sliding`): the key that each has
     in a defaults list, with its group and option."""
-    found = {key: (key, value) for key, value in body.items() if _is_choice(key, value, is_group)}
+    whole = "defaults" in body or "model" in body
+    found = {key: (key, word) for key, value in body.items() if (word := _read_word(key, value, is_group, whole))}
     for path, patch in _patches(body):
+        laid = path.rpartition(".")[0].endswith("layers")  # over the model's own choice by the grammar, not by Hydra
         for key, value in patch.items():
-            if _is_choice(key, value, is_group):
-                found[f"{key}@{path}.{key}"] = (key, value)
+            if word := _read_word(key, value, is_group, whole and not laid):
+                found[f"{key}@{path}.{key}"] = (key, word)
     return found
 
 
 def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """Yield the path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer."""
+    """Yield the path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer; in a
+    training config, of the model and of its patches."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
         if isinstance(patch, dict):
             yield f"layers.{name}", patch
-    for tower in TOWERS:
-        patch = body.get(tower)
+    for name in (*TOWERS, "model"):
+        patch = body.get(name)
         if isinstance(patch, dict):
-            yield tower, patch
-            yield from ((f"{tower}.{path}", inner) for path, inner in _patches({"layers": patch.get("layers")}))
+            yield name, patch
+            inner = {key: patch.get(key) for key in ("layers", *TOWERS)}
+            yield from ((f"{name}.{path}", each) for path, each in _patches(inner))
 
 
-def _is_choice(key: Any, value: Any, is_group: Callable[[str], bool]) -> bool:
-    plain = isinstance(value, str) and "${" not in value and value != "???"
-    return plain and key != "defaults" and is_group(str(key))
+def _read_word(key: Any, value: Any, is_group: Callable[[str], bool], merged: bool) -> str | None:
+    """Read the choice that a value makes: a word, or with `merged` the `kind` of a mapping that Hydra would else merge
+    into the fields of the choice before. None for anything else."""
+    if merged and isinstance(value, dict) and key in AXES:
+        kind = value.get("kind")
+        return kind if isinstance(kind, str) and (conf_dir() / str(key) / f"{kind}.yaml").is_file() else None
+    if not isinstance(value, str) or "${" in value or value == "???" or key == "defaults":
+        return None
+    return value if is_group(str(key)) else None
 
 
 def expand_shorthand(
@@ -70,13 +81,16 @@ def list_entries(body: Body, base: str | None = None) -> list[Any]:
 
 
 def drop_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
-    """Copy the body's own keys, without its defaults list and its choices."""
-    rest = copy.deepcopy(
-        {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
-    )
-    for _, patch in list(_patches(rest)):
-        for key in [key for key, value in patch.items() if _is_choice(key, value, is_group)]:
-            del patch[key]
+    """Copy the body's own keys, without its defaults list and its choices. Of a choice with fields these stay."""
+    rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
+    for place, (key, word) in find_choices(body, is_group).items():
+        node = rest
+        for part in place.partition("@")[2].split(".")[:-1]:
+            node = node[part]
+        if isinstance(node[key], dict):
+            del node[key]["kind"]
+        else:
+            assert node.pop(key) == word
     return rest
 
 

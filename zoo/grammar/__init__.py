@@ -1,6 +1,8 @@
 """Read a model's YAML node into its Spec."""
 
+from zoo.grammar.dialect import find_owner
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
+from zoo.grammar.leftovers import drop_leftovers
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
 from zoo.grammar.reading import to_spec, to_tree
 from zoo.grammar.resolvers import register_resolvers
@@ -12,6 +14,8 @@ __all__ = [
     "OWN",
     "STRUCTURE",
     "TOWERS",
+    "drop_leftovers",
+    "find_owner",
     "from_dict",
     "register_resolvers",
     "to_body",

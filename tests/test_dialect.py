@@ -1,0 +1,172 @@
+"""The plain dialect: a choice is a word, a mapping, or only the fields that differ, wherever a component may stand."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zoo.cli import run
+from zoo.compose import load
+from zoo.compose.targets import list_packaged
+from zoo.errors import ConfigError
+from zoo.grammar.dialect import expand, list_fields, list_slots
+from zoo.grammar.keys import BASES
+from zoo.paths import conf_dir
+
+pytestmark = pytest.mark.quick
+
+
+def spec(*overrides: str, target: object = "llama-tiny") -> object:
+    return load(target, list(overrides))  # type: ignore[arg-type]
+
+
+def test_a_word_a_mapping_and_the_fields_that_differ_mean_the_same() -> None:
+    word = spec("attention.qk_norm=rmsnorm")
+    assert word.blocks["layer"].attention.qk_norm.eps == 1e-5  # the model's norm_eps
+    for form in ("{kind: rmsnorm}", "{eps: 1e-5}", "true", "{kind: rmsnorm, eps: 1e-5}"):
+        assert spec(f"attention.qk_norm={form}") == word
+        assert spec(f"attention={{qk_norm: {form}}}") == word
+    other = spec("attention.qk_norm={kind: layernorm, bias: false}")
+    assert other.blocks["layer"].attention.qk_norm.kind == "layernorm"
+    assert spec("attention.qk_norm=false") == spec()
+
+
+def test_a_kind_takes_the_name_of_every_listed_choice() -> None:
+    for axis in ("attention", "position", "norm", "ffn", "activation"):
+        for file in (conf_dir() / axis).glob("*.yaml"):
+            try:
+                word = spec(f"{axis}={file.stem}", "n_experts=4", "top_k=2", "window=8", "~about")
+            except (ConfigError, UserWarning):
+                continue  # one that needs another model
+            assert spec(f"{axis}={{kind: {file.stem}}}", "n_experts=4", "top_k=2", "window=8", "~about") == word
+
+
+FILES = {
+    "a file whose choices have fields": (
+        "defaults: [/model/llama-tiny@_here_]\nattention: {kind: mha, softcap: 50}\n"
+        "norm: {kind: layernorm, bias: false}\n",
+        ["attention=mha", "attention.softcap=50", "norm=layernorm", "norm.bias=false"],
+    ),
+    "fields alone": ("defaults: [/model/llama-tiny@_here_]\nattention: {softcap: 50}\n", ["attention.softcap=50"]),
+    "words inside of a choice": (
+        "defaults: [/model/llama-tiny@_here_]\nffn: {kind: moe, shared: gated, expert: mlp}\nn_experts: 4\ntop_k: 2\n",
+        ["ffn=moe", "n_experts=4", "top_k=2", "ffn.shared=gated", "ffn.expert=mlp"],
+    ),
+    "a layer's word": (
+        "defaults: [/model/llama-tiny@_here_]\nlayers: {full: {position: none}}\npattern: [layer*3, full]\n",
+        ["+layers={full: {position: {kind: none}}}", "+pattern=[layer*3,full]"],
+    ),
+    "a layer's choice with a field": (
+        "defaults: [/model/llama-tiny@_here_]\nlayers: {near: {attention: {kind: sliding, window: 8}}}\n"
+        "pattern: [near, layer]\n",
+        ["+layers={near: {attention: {window: 8}}}", "+pattern=[near,layer]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_and_the_command_line_speak_one_dialect(name: str, tmp_path: Path) -> None:
+    text, overrides = FILES[name]
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load(tmp_path / "mine.yaml") == spec(*overrides)
+    body = yaml.safe_load(text)
+    assert load(body) == spec(*overrides)
+    (tmp_path / "train.yaml").write_text("model: " + yaml.safe_dump(body, default_flow_style=True))
+
+
+def test_a_training_config_speaks_it_too(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: {attention: {kind: mha, softcap: 50}, norm: layernorm}\n")
+    assert run(["train", "-c", str(file), "--cfg", "job"]) == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["attention"]["n_kv_heads"] == "${up:n_heads}" and model["attention"]["softcap"] == 50
+    assert model["norm"]["kind"] == "layernorm"
+
+
+def test_a_components_component_takes_its_dimensions_from_around() -> None:
+    made = spec("ffn={kind: moe, shared: {kind: gated, d_ff: 96}, expert: gated}", "n_experts=4", "top_k=2")
+    ffn = made.blocks["layer"].ffn
+    assert (ffn.shared.d_ff, ffn.shared.activation.kind, ffn.expert.d_ff) == (96, "silu", 512)
+
+
+def test_expanding_twice_changes_nothing() -> None:
+    from omegaconf import OmegaConf
+
+    from zoo.compose import compose
+
+    for name in random.Random(0).sample(list_packaged(), 12):
+        body = OmegaConf.to_container(compose(name), resolve=False)
+        once = expand(body)
+        assert expand(once) == once
+
+
+def test_every_slot_of_a_model_is_found() -> None:
+    assert BASES.items() <= list_slots().items()
+    assert {"embedding", "head", "pooler"} <= list_slots().keys()
+    gqa = BASES["attention"].kinds["gqa"]
+    assert {"position", "qk_norm", "v_norm", "out_norm", "indexer", "tempering"} == list_fields(gqa).keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (
+            ["qk_norm=true"],
+            "qk_norm: no such key of a model; attention 'gqa' has it (attention: {qk_norm: …}, or attention.qk_norm=…)",
+        ),
+        (["attention.qk_norm=rmsnrm"], "attention.qk_norm: is 'rmsnrm', no choice of norm (did you mean 'rmsnorm'?)"),
+        (["attention.qk_norm=3"], "attention.qk_norm: is 3, neither the name of a choice nor a mapping (one of: "),
+    ],
+)
+def test_what_is_no_choice_is_refused_with_the_form_that_works(overrides: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        spec(*overrides)
+    assert error.value.faults[0].startswith(fault)
+
+
+# ---------------------------------------------------------------- what a swap leaves over
+
+
+def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
+    line = (
+        "attention=gated_delta: has no place for attention.qk_norm, attention.scale, layers.local.attention.window, "
+        "position (rope), layers.local.rope_theta, which the model had (left out)"
+    )
+    with pytest.warns(UserWarning) as found:
+        made = spec("attention=gated_delta", target="gemma3-1b")
+    assert [str(each.message) for each in found] == [line]
+    assert made.position.kind == "none"
+    assert {block.attention.kind for block in made.blocks.values()} == {"gated_delta"}
+
+
+def test_a_swap_that_leaves_nothing_over_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec("attention=mqa", "norm=layernorm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["attention=gated_delta", "position=rope"], "model: position 'rope' acts inside attention"),
+        (
+            ["attention=gated_delta", "attention.softcap=50"],
+            "attention.softcap: attention 'gated_delta' has no such field",
+        ),
+    ],
+)
+def test_what_was_set_by_hand_is_refused_after_a_swap(overrides: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        spec(*overrides)
+    assert error.value.faults[0].startswith(fault)
+
+
+def test_train_takes_the_model_first_and_says_what_a_swap_leaves_over(capsys) -> None:
+    assert run(["train", "gpt-tiny", "attention.softcap=50", "n_layers=2", "steps=3", "--cfg", "job"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["about"]["title"].startswith("GPT")
+    assert (config["model"]["n_layers"], config["model"]["attention"]["softcap"], config["steps"]) == (2, 50, 3)
