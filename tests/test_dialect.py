@@ -170,3 +170,28 @@ def test_train_takes_the_model_first_and_says_what_a_swap_leaves_over(capsys) ->
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["about"]["title"].startswith("GPT")
     assert (config["model"]["n_layers"], config["model"]["attention"]["softcap"], config["steps"]) == (2, 50, 3)
+
+
+# ---------------------------------------------------------------- what packaged models have
+
+
+def test_models_are_listed_by_what_they_have(capsys, refused) -> None:
+    def names(*args: str) -> set[str]:
+        assert run(["list", *args]) == 0
+        return {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+
+    some = random.Random(1).sample(list_packaged(), 20)
+    experts = {name for name in some if any(row.axis == "router" for _, row, _ in components_of(load(name)))}
+    assert (names("--with", "moe") | names("--with", "moe_clamped")) & set(some) == experts
+    assert names("moe") >= experts
+    assert names("--with", "moe,mla") == names("--with", "moe") & names("--with", "mla")
+    assert names("--params", "1B..2B") & names("--params", "2.1B..") == set()
+    assert refused("list", "--with", "moee") == ["with: no packaged model has 'moee' (did you mean 'moe'?)"]
+    assert refused("list", "--params", "1B") == ["params: cannot read '1B' (FROM..TO, as 1B..10B or ..500M)"]
+
+
+def components_of(spec):
+    from zoo.spec import components
+
+    for tower in spec.towers().values():
+        yield from components(tower, tower.d_model)
