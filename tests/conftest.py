@@ -150,6 +150,7 @@ def refused(capsys: pytest.CaptureFixture[str]):
         lines = err.splitlines()
         assert out == ""
         assert all(line.startswith("zoo: error: ") for line in lines)
+        assert not any(line.startswith(("zoo: error: :", "zoo: error: bug:")) for line in lines)  # each has a place
         return [line.removeprefix("zoo: error: ") for line in lines]
 
     return refuse

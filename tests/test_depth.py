@@ -14,6 +14,7 @@ from zoo.grammar.pattern import MOST_LAYERS
 DEEP = {
     "one kind": [],
     "two kinds": ["pattern=[near*5,layer*4]", "layers={near:{attention:{window:4},position:{kind:none}}}"],
+    "a pattern that repeats": ["pattern=[near*2,layer]", "layers={near:{attention:{window:4}}}"],
     "a bias that layers share": ["position=t5"],
     "shared weights": ["shared_layers=true"],
     "two towers": ["kind=encoder_decoder", "cross=mha"],
@@ -29,11 +30,11 @@ def test_the_peak_of_runs_of_layers_is_that_of_the_layers_one_by_one(overrides, 
     by_runs = memory.training(spec, setup)
     seen = []
 
-    def one_by_one(piece):
-        seen.append(piece.count)
-        return [piece._replace(count=1)] * piece.count
+    def one_by_one(run):
+        seen.append(len(run.pieces) * run.times)
+        return [*reversed(run.pieces)] * run.times
 
-    monkeypatch.setattr(memory, "_decisive", one_by_one)
+    monkeypatch.setattr(memory, "list_decisive", one_by_one)
     assert by_runs == memory.training(spec, setup)
     assert max(seen) > 3  # or nothing was left out
     assert sum(seen) >= 13 + 2

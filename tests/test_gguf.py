@@ -206,7 +206,7 @@ def test_metadata_that_nothing_reads_is_refused_in_one_line(tmp_path, capsys, me
 def test_broken_files_and_unknown_architectures_are_told_apart(tmp_path, capsys, monkeypatch):
     file = ggufs.write_gguf(llama(), tmp_path / "a.gguf", "llama")
     content = file.read_bytes()
-    for cut, fault in ((0, "cannot be read"), (40, "cannot be read"), (-100, "ends at byte")):
+    for cut, fault in ((0, "cannot be read"), (40, "ends at byte 40, within its header"), (-100, "ends at byte")):
         (tmp_path / "b.gguf").write_bytes(content[:cut] if cut else b"")
         code, _, error = run(capsys, "check", tmp_path / "b.gguf")
         assert code == 2 and fault in error and "Traceback" not in error

@@ -9,24 +9,35 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+MOST_FAULTS, LONGEST_FAULT = 50, 2000
+"""Faults that are printed, and characters of each: a stranger's file may have as many as it has lines."""
+
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `zoo` and exit: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
         gc.disable()  # over before there is anything to collect: 20 of 350 ms
-    _settle_output()
+    from zoo.cli.output import settle_output
+
+    settle_output()
     sys.exit(run(args))
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace."""
+    """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace.
+
+    Whatever is raised ends in a line. This is the one place that catches every exception: what is none of ours is a
+    mistake of Zoo's, and its user can do nothing with the trace but send it in.
+    """
     import typer
 
     from zoo.cli.app import make_command
     from zoo.errors import ConfigError, ZooError
 
     args, debug = _without_debug(list(args) or ["--help"])
+    if faults := _find_unreadable(args):
+        return _refuse(faults, ConfigError.exit_code, debug)
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
     try:
         return make_command().main(args, prog_name="zoo", standalone_mode=False, obj=args) or 0
@@ -38,28 +49,17 @@ def run(args: Sequence[str]) -> int:
     except ZooError as error:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
-    except OSError as error:  # a full disk, a file that may not be read: the system's fault, not the command's
-        return _refuse([_describe_os_error(error)], ZooError.exit_code, debug)
     except usage_error as error:
         return _refuse([_describe_usage_error(error)], error.exit_code, debug)
+    except OSError as error:
+        from zoo.cli.failing import choose_exit_code, describe_os_error
 
+        return _refuse([describe_os_error(error)], choose_exit_code(error), debug)
+    except Exception as error:  # the last net
+        from zoo.cli.failing import describe_bug
 
-def _describe_os_error(error: OSError) -> str:
-    """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
-    if error.strerror is None:
-        return str(error) or type(error).__name__
-    return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
-
-
-def _settle_output() -> None:
-    """Let any output be printed: escaped where the terminal's encoding lacks it (× in ASCII, √ on a Windows code page),
-    and to nowhere where the stream was closed (`zoo list >&-`)."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the process's life)
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        fault, code = describe_bug(error, args)
+        return _refuse([fault], code, debug)
 
 
 def _describe_usage_error(error: Any) -> str:
@@ -79,6 +79,26 @@ def _without_debug(args: list[str]) -> tuple[list[str], bool]:
     return kept, len(kept) < len(args)
 
 
+def _find_unreadable(args: Sequence[str]) -> list[str]:
+    """List the arguments that are no text: those with a NUL, and those that are not UTF-8 (whose bytes Python hands on
+    as lone surrogates) unless they name a file that is there."""
+    faults = []
+    for number, arg in enumerate(args, 1):
+        if "\0" in arg:
+            faults.append(f"argument {number}: holds a NUL character, found {arg[:60]!r} (leave it out)")
+        elif not arg.isascii() and _has_surrogate(arg) and not os.path.lexists(arg):
+            faults.append(f"argument {number}: is not UTF-8 text, found {arg[:60]!r} (UTF-8, or a file that is there)")
+    return faults
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
     from zoo.errors import ConfigError, LostProcess
     from zoo.ranks.world import read_world
@@ -92,6 +112,10 @@ def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
         if code == ConfigError.exit_code or isinstance(sys.exc_info()[1], LostProcess):
             return code
         faults = [f"rank {world.rank}: {fault}" for fault in faults]
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], f"{len(faults) - MOST_FAULTS:,} more faults like these"]
     for fault in faults:
-        print("zoo: error:", " ".join(fault.split()), file=sys.stderr)
+        line = " ".join(fault[: 2 * LONGEST_FAULT].split())
+        line = f"''{line}" if line.startswith(":") else line  # the name at fault is empty
+        print(f"zoo: error: {line if len(line) <= LONGEST_FAULT else line[:LONGEST_FAULT] + '…'}", file=sys.stderr)
     return code

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zoo.errors import did_you_mean
+from zoo.errors import ConfigError, did_you_mean
+from zoo.untrusted.text import quote
+
+LARGEST = 2**63
+"""Whole numbers lie below, and from its negative on."""
 
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
@@ -56,6 +63,7 @@ class Verbs(TyperGroup):
             name = "listing" if cmd_name == "list" else cmd_name  # a module `list` would hide the builtin
             module = importlib.import_module(f"zoo.cli.{name}")
             self.commands[cmd_name] = typer.main.get_command(getattr(module, "app", None) or _single(module.run))
+            _check_numbers_of(self.commands[cmd_name])
         return self.commands[cmd_name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -67,6 +75,32 @@ class Verbs(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _check_numbers_of(command: Any) -> None:
+    """Let a command, and those below it, refuse numbers that no figure can hold before it begins."""
+    for each in getattr(command, "commands", {}).values():
+        _check_numbers_of(each)
+    run = command.callback
+    if run is None:
+        return
+
+    @functools.wraps(run)
+    def checked(*args: Any, **given: Any) -> Any:
+        if faults := [f"{name}: {fault}" for name, value in given.items() for fault in _find_number_faults(value)]:
+            raise ConfigError(*faults)
+        return run(*args, **given)
+
+    command.callback = checked
+
+
+def _find_number_faults(value: Any) -> Iterator[str]:
+    """Find what is wrong with the numbers of an option, of each if it takes several."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, float) and not math.isfinite(each):
+            yield f"is {each} (a finite number)"
+        elif isinstance(each, int) and not -LARGEST <= each < LARGEST:
+            yield f"is {quote(each)} (a whole number of 64 bits)"
 
 
 class Paneled(TyperCommand):

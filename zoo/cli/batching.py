@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.cli.output import print_generated
 from zoo.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def _stream(pieces: Iterable[str], writes: bool) -> None:
     """Print the one text that the command line asks for, as it comes, where this process writes."""
     for piece in pieces:
         if writes:
-            print(piece, end="", flush=True)
+            print_generated(piece, "")
     if writes:
-        print()
+        print_generated("")
 
 
 def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:
@@ -102,10 +103,11 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
 
 def _make_bar(*, shown: bool) -> Any:
     """A progress bar on standard error, if that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from zoo.report.console import make_console
+
+    console = make_console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     hidden = not (shown and console.is_terminal)
     return Progress(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False)
@@ -136,4 +138,5 @@ class _Printed:
         start = " ".join(str(given).split())
         shown = start if len(start) <= 60 else start[:59] + "…"
         text = f"(no text: {sample.describe_fault()})" if sample.reason == "failed" else sample.text
-        print(f"--- {prompt.index + 1} of {self.prompts}{several}: {shown}\n{text}\n", flush=True)
+        print(f"--- {prompt.index + 1} of {self.prompts}{several}: {shown}")
+        print_generated(text, "\n\n")

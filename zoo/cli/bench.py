@@ -148,35 +148,33 @@ def _race(
     workload: str, given: Mapping[str, Any], shape: str, against: str, peer_python: list[str], out: str, as_json: bool
 ) -> None:
     """Run a race, show its table, and write its report where --out says."""
-    from rich.console import Console
-
     from zoo.bench import compare, plan, report, show
+    from zoo.report.console import make_console
 
     place = report.check_place(out) if out else None
     race = plan.plan_race(workload, given, shape.split(",") if shape else [])
     pythons = plan.choose_interpreters(plan.parse_peers(against), peer_python)
-    found = compare.run_race(race, pythons, tell=Console(stderr=True, highlight=False).print)
+    found = compare.run_race(race, pythons, tell=make_console(stderr=True).print)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        screen = Console()
+        screen = make_console()
         screen.print(show.make_table(found))
         for line in show.list_notes(found):
-            screen.print(line, style="dim", highlight=False)
+            screen.print(line, style="dim")
     if place is not None:
         print(report.write_report(found, place), file=sys.stderr)
 
 
 def _measure_engine(shape: str, seconds: float, threads: int | None, out: str, as_json: bool) -> None:
     """Run the engine's scenarios, show their table, and write the report where --out says."""
-    from rich.console import Console
-
     from zoo.bench import compare, engine, plan, report, show
     from zoo.bench.shape import parse_shape
     from zoo.lazy import torch
+    from zoo.report.console import make_console
 
     place = report.check_place(out) if out else None
-    tell = Console(stderr=True, highlight=False).print
+    tell = make_console(stderr=True).print
     chosen = parse_shape(shape.split(",") if shape else [])
     race = plan.plan_race("decode", {}, [], threads=threads)
     race, processor = compare.settle_machine(race, sys.executable, tell)
@@ -186,7 +184,7 @@ def _measure_engine(shape: str, seconds: float, threads: int | None, out: str, a
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        Console().print(show.make_scenario_table(found))
+        make_console().print(show.make_scenario_table(found))
     if place is not None:
         print(report.write_report(found, place), file=sys.stderr)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.common import TEMPERATURE, keep_memory_on, print_note, read_folder_options
+from zoo.cli.output import print_generated
 
 if TYPE_CHECKING:
     from zoo.text.conversation import Conversation
@@ -26,9 +26,6 @@ COMMANDS = {
 }
 LONGEST_ANSWER = 1024
 """Tokens of an answer, where neither the command line nor the checkpoint says how many."""
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal obeys rather than shows: a model may write any."""
 
 
 def run(
@@ -96,17 +93,16 @@ def _pipe(conversation: Conversation) -> None:
         if text.strip() and not _obey(conversation, text, lambda line: print(line, file=sys.stderr)):
             break
         if text.strip() and not _is_command(text):
-            _print_answer(conversation, text, lambda piece: print(piece, end="", flush=True))
+            _print_answer(conversation, text, lambda piece: print_generated(piece, ""))
 
 
 def _talk(conversation: Conversation, name: str) -> None:
     """Read messages from the terminal until /exit or Ctrl-D. A fault is said, and the conversation goes on."""
-    from rich.console import Console
-
     from zoo.errors import ConfigError, ZooError
+    from zoo.report.console import make_console
 
     _edit_lines()
-    console = Console(highlight=False, markup=False)
+    console = make_console()
     console.out(f"{name}: Ctrl-C stops an answer, /help lists the commands, /exit ends.", style="dim")
     while True:
         try:
@@ -114,7 +110,7 @@ def _talk(conversation: Conversation, name: str) -> None:
             if not _obey(conversation, text, lambda line: console.out(line, style="dim")):
                 return
             if text.strip() and not _is_command(text):
-                _print_answer(conversation, text, lambda piece: console.out(CONTROL.sub("\ufffd", piece), end=""))
+                _print_answer(conversation, text, lambda piece: console.out(piece, end=""))
         except EOFError:
             console.out("")
             return
@@ -122,7 +118,7 @@ def _talk(conversation: Conversation, name: str) -> None:
             console.out("\n(/exit or Ctrl-D ends)", style="dim")
         except (ZooError, OSError) as error:
             for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
-                print("zoo: error:", fault, file=sys.stderr)
+                print(f"zoo: error: {fault}", file=sys.stderr)
 
 
 def _edit_lines() -> None:

@@ -61,7 +61,7 @@ TEMPERATURE = 0.8
 
 def print_note(line: str) -> None:
     """Say something on standard error that is no fault."""
-    print("zoo: note:", line, file=sys.stderr)
+    print(f"zoo: note: {line}", file=sys.stderr)
 
 
 def keep_memory_on(device: str) -> None:

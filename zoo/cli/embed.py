@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoo.cli.common import keep_memory_on, print_note
+from zoo.cli.files import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,15 +92,9 @@ def run(
 
 
 def _lines(file: Path | None) -> list[str]:
-    from zoo.errors import ConfigError
-
     if file is None:
         return []
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"lines: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in read_text(file, "lines").splitlines() if line.strip()]
 
 
 def _jsonl(texts: list[str], vectors: Tensor) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zoo.cli.files import read_text
 
 if TYPE_CHECKING:
     from zoo.training.evaluate import Text
@@ -48,13 +49,9 @@ def read_texts(files: list[Path]) -> list[Text]:
     found, faults = [], []
     for file in files:
         try:
-            data = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
-            found.append(Text(f"file: {file}", data.decode("utf-8-sig")))
-        except UnicodeDecodeError as error:
-            place = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            faults.append(f"file: {file} is not UTF-8, found {place} (convert it)")
-        except OSError as error:
-            faults.append(f"file: cannot read {file}, found {error.strerror} (a UTF-8 file)")
+            found.append(Text(f"file: {file}", read_text(file, "file")))
+        except ConfigError as error:
+            faults += error.faults
     if faults:
         raise ConfigError(*faults)
     return found
@@ -63,11 +60,12 @@ def read_texts(files: list[Path]) -> list[Text]:
 @contextmanager
 def showing_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, if that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    from zoo.report.console import make_console
+
+    console = make_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
     ) as bar:

@@ -31,7 +31,9 @@ def run(
     hold_out: Annotated[
         int, typer.Option(min=0, help="Hold out so many points of the most FLOPs, and predict them.")
     ] = 0,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for errors and intervals.")] = 1000,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Bootstrap resamples for errors and intervals.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the resamples.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the fit to this file, for zoo predict.")

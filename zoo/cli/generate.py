@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.common import TEMPERATURE, Fp8, Weights, keep_memory_on, print_note, read_folder_options
+from zoo.cli.files import read_text
 
 if TYPE_CHECKING:
     from zoo.ranks.world import World
@@ -215,7 +215,7 @@ def run(
         "min_tokens": min_tokens,
         "json_schema": json_schema if json_schema is None else _read_schema(json_schema),
         "regex": regex,
-        "grammar": grammar if grammar is None else _read_file(grammar, "grammar"),
+        "grammar": grammar if grammar is None else read_text(grammar, "grammar"),
         "repetition_penalty": repetition_penalty,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -295,14 +295,11 @@ def _read_prompts(
     if file is None:
         if form is not None:
             raise ConfigError("prompt_format: says what a file holds, and there is none (--prompt-file FILE)")
-        whole = sys.stdin.read() if prompt == "-" else prompt or ""
+        whole = read_text(Path("-"), "prompt") if prompt == "-" else prompt or ""
         return [Prompt(0, "", {"prompt": whole}, Options.checked(complete(given)))]
     if prompt is not None:
         raise ConfigError("prompt: --prompt-file has the prompts (one of the two)")
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompt_file: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
+    text = read_text(file, "prompt_file")
     as_json = form is Form.jsonl or (form is None and file.suffix == ".jsonl")
     found = (read_jsonl if as_json else read_lines)(text, str(file), given, complete)
     if not found:
@@ -310,18 +307,9 @@ def _read_prompts(
     return found
 
 
-def _read_file(file: Path, where: str) -> str:
-    from zoo.errors import ConfigError
-
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
-
-
 def _read_schema(given: str) -> str:
     """A schema as it stands on the command line, or in the file that it names."""
-    return given if given.lstrip().startswith("{") else _read_file(Path(given), "json_schema")
+    return given if given.lstrip().startswith("{") else read_text(Path(given), "json_schema")
 
 
 def _check_use(file: Path | None, out: Path | None, **options: Any) -> None:

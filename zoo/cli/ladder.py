@@ -36,7 +36,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The ladder's folder. [default: ladders/MODEL]")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap resamples for intervals.")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, max=10_000, help="Bootstrap resamples for intervals.")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Train sizes of one architecture by one rule, and fit a scaling law to them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from zoo.cli.common import keep_memory_on, print_note
+from zoo.cli.files import read_text
 
 
 def run(
@@ -136,16 +136,11 @@ def pick_texts(records: Sequence[tuple[str, Mapping[str, Any]]], fields: Fields)
 def read_records(file: Path | None) -> list[tuple[str, dict[str, Any]]]:
     """Read the records of a file, each with its place. Raises ConfigError with all faults."""
     from zoo.data.records import JSONL, PACKED_JSONL, Faults, read_json_lines
-    from zoo.errors import ConfigError
 
     if file is None:
         return []
     if not file.name.endswith((*JSONL, *PACKED_JSONL)):
-        try:
-            whole = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"file: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
-        lines = enumerate(whole.splitlines(), 1)
+        lines = enumerate(read_text(file, "file").splitlines(), 1)
         return [(f"{file}, line {number:,}", {LINE: line}) for number, line in lines if line.strip()]
     faults = Faults("file")
     every = [(f"{file}, line {number:,}", record) for number, record in read_json_lines(file, faults)]

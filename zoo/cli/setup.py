@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from zoo.costs.setup import CHOICES, Setup
+from zoo.costs.setup import CHOICES, MOST_AMOUNT, Setup
 from zoo.errors import ConfigError
+from zoo.untrusted.text import quote
 
 HELP = {
     "context": "Tokens of a sequence. [default: the model's max_seq_len]",
@@ -53,11 +54,18 @@ SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
-    """Read `15T` or `1e12` as a number. Raises ConfigError."""
+    """Read `15T` or `1e12` as a number of 1 or more. Raises ConfigError."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
     if match is None:
-        raise ConfigError(f"{setting}: cannot read {str(text)!r} as a number ({example})")
-    return float(match[1]) * SHORT.get(match[2].upper(), 1)
+        raise ConfigError(f"{setting}: cannot read {quote(str(text))} as a number ({example})")
+    return check_amount(float(match[1]) * SHORT.get(match[2].upper(), 1), text, setting, example)
+
+
+def check_amount(amount: float, text: str | float, setting: str, example: str) -> float:
+    """Check that an amount is one that figures can be computed of. Raises ConfigError."""
+    if not 1 <= amount <= MOST_AMOUNT:
+        raise ConfigError(f"{setting}: must be from 1 to {MOST_AMOUNT:g}, found {quote(str(text))} ({example})")
+    return amount
 
 
 def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,4 +142,4 @@ def compare_headers(targets: Sequence[str]) -> None:
         elif len(faults) > FEW:
             faults = [*faults[:FEW], f"{len(faults) - FEW} more like these (`zoo check {target}` lists them)"]
         for fault in faults:
-            print("zoo: note:", fault, file=sys.stderr)
+            print(f"zoo: note: {fault}", file=sys.stderr)

@@ -10,12 +10,14 @@ import typer
 from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
 from zoo.cli.completing import complete_target
-from zoo.cli.setup import read_amount, setup_options
+from zoo.cli.setup import check_amount, read_amount, setup_options
 from zoo.errors import ConfigError, ZooError
+from zoo.untrusted.text import quote
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
 BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
+SIZES, RATES = "24GB, 22.5GiB or 24e9", "400Gb or 50GB"
 
 
 def read_number(text: str) -> float:
@@ -27,15 +29,15 @@ def read_size(text: str) -> float:
     """Read `24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
-        raise ConfigError(f"memory: cannot read {str(text)!r} as bytes (24GB, 22.5GiB or 24e9)")
-    return float(match[1]) * BYTES[match[2].upper()]
+        raise ConfigError(f"memory: cannot read {quote(str(text))} as bytes ({SIZES})")
+    return check_amount(float(match[1]) * BYTES[match[2].upper()], text, "memory", SIZES)
 
 
 def read_pair(text: str) -> tuple[float, float]:
     """Read `16:128` as two numbers. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
     if match is None:
-        raise ConfigError(f"aspect: cannot read {text!r} (least:most, as 16:128)")
+        raise ConfigError(f"aspect: cannot read {quote(text)} (least:most, as 16:128)")
     return float(match[1]), float(match[2])
 
 
@@ -43,8 +45,8 @@ def read_bandwidth(text: str) -> float:
     """Read `400Gb` (bits) or `50GB` (bytes) as bytes a second. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])([bB])(?:/s|ps)?", str(text).strip())
     if match is None:
-        raise ConfigError(f"network: cannot read {str(text)!r} as bits or bytes a second (400Gb or 50GB)")
-    return float(match[1]) * BYTES[match[2]] / (8 if match[3] == "b" else 1)
+        raise ConfigError(f"network: cannot read {quote(str(text))} as bits or bytes a second ({RATES})")
+    return check_amount(float(match[1]) * BYTES[match[2]] / (8 if match[3] == "b" else 1), text, "network", RATES)
 
 
 Train = Annotated[bool, typer.Option("--train", help="Fit a training step instead of generating.")]

@@ -22,12 +22,12 @@ TAIL = 4096
 def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None) -> Iterator[None]:
     """Show the jobs until the block ends. Their own bars are left out meanwhile; elsewhere than on a terminal nothing
     is shown, and they print their lines."""
-    from rich.console import Console
     from rich.live import Live
 
+    from zoo.report.console import make_console
     from zoo.training.show import WATCHED
 
-    console = console or Console(stderr=True, highlight=False)
+    console = console or make_console(stderr=True)
     if not console.is_terminal:
         yield
         return

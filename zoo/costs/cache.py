@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.model.step import SECOND
+from zoo.spec.parts import count_kinds
 
 if TYPE_CHECKING:
     from zoo.model.block.base import Block
@@ -69,7 +70,7 @@ class CacheRow(NamedTuple):
 def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
     """List what each kind of layer keeps in each tower that writes; those of an encoder keep nothing."""
     for where, tower in spec.towers().items():
-        counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
+        counts = {kind: count_kinds(tower.pattern)[kind] for kind in tower.blocks}
         room = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
         for kind, block in tower.blocks.items() if tower.causal else ():
             crossed = 0 if block.cross is None else _values(block.cross.cache())

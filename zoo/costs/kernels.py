@@ -14,6 +14,7 @@ from zoo.kernels import KERNELS, pick
 from zoo.kernels.base import Ask, Machine
 from zoo.kernels.found import EVERYTHING
 from zoo.kernels.mask import Mask
+from zoo.spec.parts import count_kinds
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype in which attention computes, by the dtype of a Setup: with fp8 only the weights' products are in float8."""
@@ -118,7 +119,7 @@ def _merge(mask: Mask, memory: int) -> Mask:
 def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:
     memory = setup.tokens(spec) if tower.reads_memory else None
     for kind in tower.blocks:
-        place = {"tower": name, "kind": kind, "layers": tower.pattern.count(kind)}
+        place = {"tower": name, "kind": kind, "layers": count_kinds(tower.pattern)[kind]}
         for use in GENERATING if tower.causal else READING:
             for part, ask in asks(tower, kind, use, setup, memory).items():
                 if ask is not None:

@@ -15,6 +15,7 @@ from itertools import accumulate
 
 from zoo.costs.flops import is_row_wise
 from zoo.costs.rows import AttentionRow, PartRow, Priced, tabulate
+from zoo.spec.parts import count_kinds
 
 BEFORE, BEHIND = ("embedding", "position"), ("norm", "project", "pooler", "head")
 """The components before a stack's layers, and those behind them. One that is not known stands behind."""
@@ -44,7 +45,7 @@ def time_layers(spec: Priced, context: int) -> list[int]:
         sums[each.where, each.kind] = sums.get((each.where, each.kind), 0.0) + made
     times: list[int] = []
     for name, tower in spec.towers().items():
-        own = {kind: round(sums[name, kind] / tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern)}
+        own = {kind: round(sums[name, kind] / count) for kind, count in count_kinds(tower.pattern).items()}
         times += [own[kind] for kind in tower.pattern]
         times[-1] += round(sums.get((name, None), 0.0))
     return times

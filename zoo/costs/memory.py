@@ -2,15 +2,14 @@
 """Count memory in bytes: weights, and what training or generation adds to them."""
 
 from collections.abc import Mapping
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.again import keeps_input, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
 from zoo.costs.parallel import sum_activations
+from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.states import states, widths
@@ -234,48 +233,38 @@ def list_moments(
     return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
 
 
-class PassPiece(NamedTuple):
-    """A piece of a pass, in the order of the forward one, `count` times in a row: what it leaves kept, what its
-    backward pass leaves of gradients, and the `sum` of a table's that meets one which is there already. With `again` it
-    keeps its input alone. A tied `table` is what the loss leaves of its gradient until the embedding's meets it."""
-
-    label: str
-    section: Section
-    kept: int
-    gradients: int
-    sum: int = 0
-    count: int = 1
-    again: bool = False
-    table: int = 0
-
-
-def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None) -> list[PassPiece]:
+def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None) -> list[PassRun]:
     found = []
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
         embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup, tuned)
         met = 0 if setup.chunked_loss else table  # Zoo's loss has added its own to the weight's by then, in place
-        found.append(PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
-        for kind, run in groupby(zip(tower.pattern, _mark_first_gradients(tower), strict=True), key=itemgetter(0)):
-            first = [each for _, each in run]
-            section, own = passes[f"{prefix}layer:{kind}"], sum(first)
+        found.append(PassRun((PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met),)))
+        firsts = _mark_first_gradients(tower)
+        layers = tower.pattern if firsts is None else tuple(zip(tower.pattern, firsts, strict=True))
+        made: dict[Any, PassPiece] = {}
+        for each in dict.fromkeys(layers):
+            kind, first = (each, True) if firsts is None else each
+            section = passes[f"{prefix}layer:{kind}"]
             again = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0
             kept = section.input + section.lent if again else section.bytes
-            made = ((section.gradients, own), (0, len(first) - own))  # the others' gradients are there already
-            found += [PassPiece("layer", section, kept, each, 0, times, again) for each, times in made if times]
+            gradients = section.gradients if first else 0  # the others' are there already
+            made[each] = PassPiece("layer", section, kept, gradients, 0, again)
+        found += [PassRun(tuple(made[each] for each in block), times) for block, times in find_repeats(layers)]
         last = passes[f"{prefix}head"]
         if f"{prefix}loss" in passes and not setup.chunked_loss:
             last = passes[f"{prefix}loss"]
         label = "loss" if f"{prefix}loss" in passes else "head"
         waits = met or (table if setup.precision == "megatron" else 0)  # for fp32, till its 16 bits are whole
-        found.append(PassPiece(label, last, last.bytes, last.gradients, table=waits))
+        found.append(PassRun((PassPiece(label, last, last.bytes, last.gradients, table=waits),)))
     return found
 
 
-def _mark_first_gradients(tower: Any) -> list[bool]:
-    """Mark of each layer whether its backward pass is the first to leave a gradient of its weights."""
+def _mark_first_gradients(tower: Any) -> list[bool] | None:
+    """Mark of each layer whether its backward pass is the first to leave a gradient of its weights; None where each
+    has its own."""
     if not tower.shared_layers and tower.loop is None:
-        return [True] * len(tower.pattern)
+        return None
     weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights
     last = {each: place for place, each in enumerate(weights)}  # which is undone before the others
     return [last[each] == place for place, each in enumerate(weights)]
@@ -298,7 +287,7 @@ def _computed_width(setup: Setup) -> int:
 
 
 def _single(
-    pieces: list[PassPiece],
+    runs: list[PassRun],
     spec: Any,
     setup: Setup,
     passes: Mapping[str, Section],
@@ -315,12 +304,12 @@ def _single(
     wider = widths(setup)[1] / _computed_width(setup)  # Megatron's gradients are fp32, those of its passes are not
     shared = {name: section for name, section in passes.items() if name.split(".")[-1] == "shared"}
     before = sum(each.input if keeps_input(name, setup.recompute) else each.bytes for name, each in shared.items())
-    before += sum(piece.kept * piece.count for piece in pieces)
+    before += sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs)
     gradients = beside = waiting = 0
     peaks: dict[str, dict[str, float]] = {}
-    for piece in (step for run in reversed(pieces) for step in _decisive(run)):
+    for piece in (step for run in reversed(runs) for step in list_decisive(run)):
         section = piece.section
-        before -= piece.kept * piece.count
+        before -= piece.kept
         undone = section.moving if standing else section.peak + (wider - 1) * section.gradients
         if piece.again:  # its forward pass a second time, beside the gradient of its result
             undone = max(undone + (0 if section.keeps_input else section.input), section.forward + section.input)
@@ -333,24 +322,10 @@ def _single(
             most = max(backward, forward, key=lambda parts: sum(parts.values()))
         moment = {"kept before it": before, **most}
         peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
-        gradients += piece.gradients * piece.count
+        gradients += piece.gradients
         waiting = 0 if piece.label == "embedding" else max(waiting, piece.table if standing else 0)
         beside = 0 if piece.label == "embedding" else max(beside, section.beside)
     return peaks
-
-
-def _decisive(piece: PassPiece) -> list[PassPiece]:
-    """A run of equal layers as the few at which its peak can be, so that no price grows with depth.
-
-    From one layer of a run to the next, what is kept falls by a constant and gradients grow by a constant. So the bytes
-    are the larger of two straight lines, and largest at an end of the run. The first layer undone is apart, because the
-    gradient of what layers share (`beside`) stands only after it. Example: 100 layers become 1, 1, 97 and 1. The 97 are
-    undone as one step, for which fewer bytes are counted than for any layer of them, so that it never decides.
-    """
-    if piece.count < 4:
-        return [piece._replace(count=1)] * piece.count
-    one = piece._replace(count=1)
-    return [one, one, piece._replace(count=piece.count - 3), one]
 
 
 def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[str, float]:

@@ -20,6 +20,7 @@ from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, 
 from zoo.costs.sums import Amount, compute_chance
 from zoo.model.step import SECOND
 from zoo.spec import Embedding, Experts, Linear, Tied
+from zoo.spec.parts import count_kinds
 
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
@@ -168,7 +169,7 @@ def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span
         of_ffn = {name: shape for name, shape in block.state().items() if name.removeprefix(SECOND) not in of_mixer}
         for part, states in (("ffn", of_ffn), ("ngrams", of_ngrams)):
             if states:
-                values = sum(map(math.prod, states.values())) * tower.pattern.count(kind)
+                values = sum(map(math.prod, states.values())) * count_kinds(tower.pattern)[kind]
                 moved = 2 if what.held else 1
                 found[".".join(filter(None, (where, kind, part)))].own += moved * values * STATE_BYTES / widths.tp
 
@@ -199,6 +200,6 @@ def reductions(spec: Priced, context: int, *, decode: bool) -> int:
     for tower in spec.towers().values():
         what = span(tower, spec, context, decode)
         if what is not None:
-            layers = sum(block.reductions * tower.pattern.count(kind) for kind, block in tower.blocks.items())
+            layers = sum(block.reductions * count_kinds(tower.pattern)[kind] for kind, block in tower.blocks.items())
             summed += layers * what.new
     return summed

@@ -26,6 +26,7 @@ from zoo.errors import ConfigError
 from zoo.model.tower import Tower
 from zoo.ranks.schedule import Schedule
 from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, is_hidden_matrix, owner_of
+from zoo.spec.parts import count_kinds
 
 
 class RankTensor(NamedTuple):
@@ -82,7 +83,7 @@ class Stage(PricedPart):
     def layers(self) -> Iterator[tuple[str, str, int]]:
         """List the stage's layers: tower, kind, and number of layers."""
         for name, tower in self.held.items():
-            yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
+            yield from ((name, kind, count_kinds(tower.pattern)[kind]) for kind in dict.fromkeys(tower.pattern))
 
     def runs(self) -> list[list[tuple[str, str]]]:
         """List the layers of each chunk in order, by tower and kind."""
@@ -150,10 +151,9 @@ def _take(
 def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[str, str], int]:
     """Count the layers of a chunk by tower and kind."""
     return {
-        (name, kind): own.count(kind)
+        (name, kind): count
         for name, tower, ((low, high),) in _list_runs(whole, [(start, end)])
-        for own in [tower.pattern[low:high]]
-        for kind in dict.fromkeys(own)
+        for kind, count in count_kinds(tower.pattern[low:high]).items()
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
 from zoo.spec import EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Buffer, Embedding, Linear, Part, Tied, owner_of
+from zoo.spec.parts import count_kinds
 
 APART = (EXPERTS, "router", SHARED_EXPERT)
 """Roles within a feed-forward that are counted as components of their own."""
@@ -74,8 +75,8 @@ def _by_layer_kind(table: CostTable) -> dict[str, dict[str, int]]:
         for kind in tower.blocks:
             inside = [row for row in table.parts if row.where == where and row.kind == kind]
             kinds[f"{where}.{kind}" if where else kind] = {
-                "layers": tower.pattern.count(kind),
-                "stored": stored.count(kind),
+                "layers": count_kinds(tower.pattern)[kind],
+                "stored": count_kinds(stored)[kind],
                 "total": sum(row.part.params * row.stored for row in inside),
                 "active": _active(inside),
             }

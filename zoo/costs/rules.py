@@ -14,6 +14,7 @@ from typing import Any
 from zoo.costs import flops
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
+from zoo.spec.parts import count_kinds
 
 Rule = dict[str, Any]
 
@@ -65,7 +66,7 @@ class RuleInputs:
     def recurrent(self, least: int = 1) -> str:
         """Say why a rule for attention does not apply if at least `least` layers keep a state; else empty."""
         (tower, *_) = self.spec.towers().values()
-        found = sum(tower.pattern.count(kind) for kind, block in tower.blocks.items() if block.attention.state())
+        found = sum(count_kinds(tower.pattern)[kind] for kind, block in tower.blocks.items() if block.attention.state())
         several = f"{found} of the {len(tower.pattern)} layers" if found < len(tower.pattern) else "its layers"
         return f"{several} keep a recurrent state, where the rule means attention" if found >= least else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.errors import ConfigError, did_you_mean
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.schedule import SCHEDULES, WHOLE_BACKWARD, Schedule
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced
@@ -37,6 +37,14 @@ CHOICES = {
     "recompute": (*RECOMPUTE, "every_2"),
     "schedule": SCHEDULES,
 }
+
+
+MOST = 10**12
+"""Ranks, sequences, tokens of a sequence: what no count exceeds. Figures are products of several."""
+MOST_AMOUNT = 1e30
+"""Tokens of training, FLOPs, bytes: what no amount exceeds, so that every figure is finite."""
+MOST_DOCUMENTS = 1_000_000
+"""Documents of a sequence, each of which is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +102,14 @@ class Setup:
         return int(spec.max_seq_len if self.context is None else self.context)
 
     def documents(self, spec: Priced) -> list[int] | None:
-        """List the tokens of each document in a packed sequence, the last one cut; None for a single document."""
+        """List the tokens of each document in a packed sequence, the last one cut; None for a single document. Raises
+        ConfigError for too many."""
         if self.document is None:
             return None
         whole, rest = divmod(self.tokens(spec), self.document)
+        if whole > MOST_DOCUMENTS:
+            fault = f"document: {self.document} makes {whole:,} of a sequence (at most {MOST_DOCUMENTS:,})"
+            raise ConfigError(fault)
         return [self.document] * whole + [rest] * (rest > 0)
 
     @property
@@ -142,16 +154,20 @@ def _faults(setup: Setup) -> Any:
     counts = ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "chunks", "ep", "cp", "replicas")
     for name in counts:
         found = getattr(setup, name)
-        if found is not None and found < 1:
-            yield f"{name}: must be 1 or more, found {found}"
+        if found is not None and not 1 <= found <= MOST:
+            yield (
+                f"{name}: must be 1 or more, found {found}"
+                if found < 1
+                else f"{name}: is {quote(found)} (at most {MOST:,})"
+            )
     if setup.schedule in SCHEDULES:
         yield from _schedule_faults(setup)
     if setup.zero not in ZERO:
         yield f"zero: unknown stage {setup.zero} (one of: 0, 1, 2, 3)"
     if not 0 < setup.mfu <= 1:
         yield f"mfu: is a share of the peak, found {setup.mfu} (above 0, at most 1)"
-    if setup.train_tokens is not None and not 0 < setup.train_tokens < math.inf:
-        yield f"train_tokens: must be a finite number above 0, found {setup.train_tokens:g}"
+    if setup.train_tokens is not None and not 0 < setup.train_tokens <= MOST_AMOUNT:
+        yield f"train_tokens: must be above 0 and at most {MOST_AMOUNT:g}, found {setup.train_tokens:g}"
     if setup.replicas > 1 and setup.zero < 3:
         yield f"replicas: are of groups that share weights, found zero={setup.zero} (zero=3, or more dp)"
     parts, ranks = setup.dp * setup.cp, setup.rows * setup.cp

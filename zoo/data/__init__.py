@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.cache import fill_cache
-from zoo.data.checked import read_sealed, record_file, verify_file, write_sealed
+from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
 from zoo.data.settings import DataSettings, TokenizerSettings, Weighted, make_paths_absolute
 from zoo.data.split import Part, join_pieces, keep_whole, split_units
@@ -122,7 +122,7 @@ def survey_source(source: Weighted, settings: DataSettings, progress: Progress) 
 
 def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> Prepared:
     """Open a folder of the cache. Raises ZooError when a file in it is damaged."""
-    for name, record in read_sealed(folder / SEALS).items():
+    for name, record in read_sealed(folder / SEALS, dict[str, FileShape | str]).items():
         if name in TOKENIZER:
             verify_file(folder / name, record)
     parts: tuple[Part, ...] = ("validation",) if whole else PARTS

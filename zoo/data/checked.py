@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
+
+from pydantic import Field
 
 from zoo.disk import flush
-from zoo.errors import ZooError
+from zoo.errors import CheckpointError, ZooError
+from zoo.untrusted import Shape, parse_json
 
 BLOCK = 1 << 20
 SEAL = ',\n "xxh3": "'
@@ -24,6 +27,13 @@ class FileRecord(TypedDict):
     """The expected contents of a file: its length, and the xxh3 (64 bits, in hex) of each BLOCK bytes."""
 
     bytes: int
+    xxh3: list[str]
+
+
+class FileShape(Shape):
+    """The types of a FileRecord that was read from a file."""
+
+    bytes: Annotated[int, Field(ge=0)]
     xxh3: list[str]
 
 
@@ -91,8 +101,8 @@ def write_sealed(file: Path, node: Mapping[str, Any]) -> None:
     flush(file)
 
 
-def read_sealed(file: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote. Raises ZooError when a byte of it differs."""
+def read_sealed(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, of the types of `shape`. Raises ZooError when a byte of it differs."""
     from xxhash import xxh3_64_hexdigest
 
     try:
@@ -103,4 +113,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
     if not seal or tail != f"{xxh3_64_hexdigest(body)}{END}".encode():
         place = f"bytes 0 to {len(data) - 1:,}" if data else "an empty file"
         raise ZooError(f"{file}: is damaged, found another checksum in {place} ({remedy(file)})")
-    return json.loads(data)
+    try:
+        return parse_json(data, str(file), shape)
+    except CheckpointError as error:  # sealed, and yet not what this version writes
+        raise ZooError(f"{error} ({remedy(file)})") from error

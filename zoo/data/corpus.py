@@ -23,6 +23,7 @@ PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
+LARGE_FILE, BEGINNING = 1 << 26, 1 << 16  # bytes in which a file that is not text shows it, as git looks for it
 WOULD = "data=jsonl and data=parquet read records; or move it away"
 
 
@@ -76,7 +77,7 @@ class Corpus:
                 faults.append(found)
                 continue
             try:
-                text = decode_text(file.read_bytes(), file.suffix, alone=len(self.files) == 1)
+                text = decode_text(read_text_bytes(file), file.suffix, alone=len(self.files) == 1)
             except OSError as error:
                 faults.append(f"data.path: cannot read {file}, found {error.strerror} (allow it, or move it away)")
             except UnicodeDecodeError as error:
@@ -163,6 +164,15 @@ def is_json_records(text: str) -> bool:
     lines = [line.strip() for line in text.strip().split("\n", 2)[:2]]
     in_lines = len(lines) == 2 and lines[0].endswith("}") and all(line.startswith("{") for line in lines)
     return in_lines or re.match(r"\s*\[\s*\{", text) is not None
+
+
+def read_text_bytes(file: Path) -> bytes:
+    """Read a file, of a large one that is not text the beginning alone: it may be as long as a disk."""
+    if file.stat().st_size > LARGE_FILE:
+        with open(file, "rb") as stream:
+            if b"\0" in (head := stream.read(BEGINNING)):
+                return head
+    return file.read_bytes()
 
 
 def decode_text(data: bytes, suffix: str, *, alone: bool) -> str:

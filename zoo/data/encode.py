@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from zoo.data.checked import read_sealed, write_sealed
 from zoo.data.lengths import measure_tokens
-from zoo.data.shards import Joined, Shard, SplitWriter, choose_dtype
+from zoo.data.shards import Count, Joined, Shard, ShardRecord, SplitWriter, choose_dtype
 from zoo.data.split import Part, Texts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile, TokenFile
 from zoo.errors import ZooError
+from zoo.untrusted import Shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +28,15 @@ PARTS: tuple[Part, ...] = ("train", "validation")
 INDEX = "index.json"
 GROUP = 2 << 20
 """Characters of text encoded at once: enough for all cores, little to hold."""
+
+
+class Index(Shape):
+    """What the index of a folder of tokens holds."""
+
+    dtype: Literal["uint16", "int32"]
+    eos_id: Count
+    sequences: Annotated[int, Field(ge=1, le=2)]
+    splits: dict[Part, list[ShardRecord]]
 
 
 class Encoded(NamedTuple):
@@ -163,7 +175,7 @@ def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: To
 def open_tokens(folder: Path, parts: Sequence[Part] = PARTS) -> dict[Part, TokenFile]:
     """Open these parts of what `write_tokens` wrote. Raises ZooError when the index is damaged or a file has another
     length than then; what files hold is compared with their checksums when they are first read."""
-    index = read_sealed(folder / INDEX)
+    index = read_sealed(folder / INDEX, Index)
     return {part: open_split(folder, part, index) for part in parts}
 
 
@@ -171,7 +183,7 @@ def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
     """Open the shards of one split as one array: the end of text first, as what comes before the first document."""
     import numpy as np
 
-    records = index["splits"][part]
+    records = index["splits"].get(part) or []
     shards = [Shard(folder / each["name"], index["dtype"], each["n_tokens"], each["files"]) for each in records]
     if not shards:
         raise ZooError(f"{folder}: has no {part} split, found no shard of it (delete the folder: it is made again)")

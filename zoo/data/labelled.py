@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,11 +23,14 @@ from zoo.data.tokens import Progress, Source, TokenFile
 from zoo.errors import ConfigError
 from zoo.model.loss import IGNORED
 from zoo.model.task_head import spell_label
+from zoo.untrusted import shorten
 
 if TYPE_CHECKING:
     import numpy as np
 
 LABELS_SHOWN = 8
+LARGEST = 3.4e38
+"""The largest number of a label: what float32 holds."""
 
 
 class Example(NamedTuple):
@@ -89,7 +91,7 @@ class ClassTask(Task):
         if not name:
             faults.add(f"{where} has no class in '{self.label}', found {_show(value)} (a string or a whole number)")
             return None
-        return (name,)
+        return (name,) if is_text(name, self.label, where, faults) else None
 
     def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
         """The number of the class [1]."""
@@ -106,10 +108,9 @@ class NumberTask(Task):
         if not given or any(isinstance(each, bool) or not isinstance(each, int | float) for each in given):
             faults.add(f"{where} has no number in '{self.label}', found {_show(value)} (a number, or a list of them)")
             return None
-        if not all(math.isfinite(each) for each in given):
-            faults.add(
-                f"{where} has a number in '{self.label}' that is not finite, found {_show(value)} (a finite one)"
-            )
+        if not all(is_in_range(each) for each in given):
+            found = f"found {_show(value)} (a finite one of float32)"
+            faults.add(f"{where} has a number in '{self.label}' that is not finite, {found}")
             return None
         return tuple(map(float, given))
 
@@ -118,6 +119,11 @@ class NumberTask(Task):
         import numpy as np
 
         return np.array([example.label], np.float32)
+
+
+def is_in_range(number: float) -> bool:
+    """Whether a number is one of float32, which targets are."""
+    return abs(number) <= LARGEST
 
 
 class TagTask(Task):
@@ -145,7 +151,7 @@ class TagTask(Task):
         if not all(names):
             faults.add(f"{where} has no tags in '{self.label}', found {_show(value)} (a list of strings)")
             return None
-        return tuple(names)
+        return tuple(names) if all(is_text(name, self.label, where, faults) for name in names) else None
 
     def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[Row]:
         return encoder.encode_words([example.texts for example in examples])
@@ -162,8 +168,7 @@ class TagTask(Task):
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    return shorten(json.dumps(value, ensure_ascii=False, default=str), 40)
 
 
 # ---------------------------------------------------------------- a prepared set
@@ -274,17 +279,19 @@ def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str
     names = list(labels) if labels is not None else sorted(found, key=_order)
     if len(names) < 2:
         raise ConfigError(
-            f"objective.labels: one class alone, found '{names[0]}' in all {len(parts['train']):,} records that train "
-            f"(two at least in '{task.label}')"
+            f"objective.labels: one class alone, found '{shorten(names[0], 40)}' in all {len(parts['train']):,} "
+            f"records that train (two at least in '{task.label}')"
         )
     classes = {name: number for number, name in enumerate(names)}
     strange: dict[str, str] = {}
     for example in (example for examples in parts.values() for example in examples):
         for name in example.label:
             if name not in classes:
-                strange.setdefault(name, example.where)
+                strange.setdefault(shorten(name, 40), example.where)
     if strange:
-        there = ", ".join(names[:LABELS_SHOWN]) + (" …" if len(names) > LABELS_SHOWN else "")
+        there = ", ".join(shorten(name, 40) for name in names[:LABELS_SHOWN]) + (
+            " …" if len(names) > LABELS_SHOWN else ""
+        )
         none = "which no record that trains has" if labels is None else "which is none of the classes"
         faults = [f"{where} has label '{name}', {none}: {there}" for name, where in strange.items()]
         raise ConfigError(*(f"objective.labels: {fault} (labels=[…] names all)" for fault in faults[:LABELS_SHOWN]))
@@ -293,7 +300,7 @@ def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str
 
 def _order(name: str) -> tuple[bool, int, str]:
     """Numbers by their value, before all other names."""
-    number = name.removeprefix("-").isdecimal()
+    number = len(name) < 20 and name.removeprefix("-").isdecimal()
     return (not number, int(name) if number else 0, name)
 
 

@@ -10,22 +10,28 @@ import codecs
 import glob
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
 from zoo.data.corpus import FAULTS_SHOWN, Document, list_files
-from zoo.errors import ConfigError, short
+from zoo.errors import CheckpointError, ConfigError, short
+from zoo.untrusted import escape_controls, read_lines, shorten
 
 JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))
 PARQUET = (".parquet",)
 READ_AT_ONCE = 1024  # records of a Parquet file: a few MiB of ordinary text
 FIELDS_SHOWN = 8
+RATIO, SMALL = 100, 1 << 28
+"""A packed file that unpacks to more than SMALL bytes, and to more than RATIO times its own, is no text: text packs to
+a tenth."""
 
 
 def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tuple[Path, ...]:
@@ -42,12 +48,36 @@ def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tu
             root, set(), lambda file: file.name.lower().endswith(tuple(suffixes)) and not file.name.startswith(".")
         )
     else:
-        found = tuple(sorted(Path(each) for each in glob.glob(str(root), recursive=True) if Path(each).is_file()))
+        found = tuple(sorted(each for each in match_pattern(root) if each.is_file()))
         if not found and not glob.has_magic(str(root)):
             raise ConfigError(f"{key}: no such file or folder, found {root} (a file, or a folder of {wanted})")
     if not found:
         raise ConfigError(f"{key}: no records to read, found nothing in {root} (a file, or a folder of {wanted})")
     return found
+
+
+def match_pattern(pattern: Path) -> Iterator[Path]:
+    """List what a pattern matches, as `glob` does, but that `**` follows no links: two that lead round would give it
+    paths without end."""
+    parts = pattern.parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files = (Path(folder, name) for name in names if not name.startswith("."))
+        yield from (file for file in files if matches(file.relative_to(root).parts, parts[first:]))
+
+
+def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return len(pattern) == 1 or any(matches(parts[skip:], pattern[1:]) for skip in range(len(parts)))
+    return fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
 def find_jsonl_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
@@ -69,7 +99,7 @@ class Faults:
         self.lines: list[str] = []
 
     def add(self, line: str) -> None:
-        self.lines.append(f"{self.key}: {line}")
+        self.lines.append(f"{self.key}: {escape_controls(line)}")
         if len(self.lines) >= FAULTS_SHOWN:
             raise ConfigError(*self.lines, f"{self.key}: reading stopped here, there may be more")
 
@@ -88,7 +118,7 @@ def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, whe
     """Whether a record has all of these fields, which the `keys` of the config name. One that it lacks is a fault."""
     for column in columns:
         if column not in record:
-            fields = ", ".join(list(record)[:FIELDS_SHOWN]) or "none"
+            fields = ", ".join(shorten(str(each), 40) for each in list(record)[:FIELDS_SHOWN]) or "none"
             faults.add(f"{where} has no field '{column}', found {fields} ({keys}, or a record that has it)")
             return False
     return True
@@ -185,12 +215,20 @@ def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str,
     """Yield the objects of a file with the numbers of their lines, from 1. What is no object in UTF-8 is a fault."""
     offset, number = 0, 0
     try:
-        with open_packed(file) as lines:
-            for number, line in enumerate(lines, 1):
+        most = max(SMALL, RATIO * file.stat().st_size)
+        with open_packed(file) as stream:
+            for number, line in enumerate(read_lines(stream, str(file)), 1):
+                if offset > most:
+                    faults.add(
+                        f"{file} unpacks to more than {RATIO} times its size after line {number:,} (a file of text)"
+                    )
+                    return
                 record = parse_line(line, f"{file}, line {number:,}", offset, faults)
                 offset += len(line)
                 if record is not None:
                     yield number, record
+    except CheckpointError as error:  # a line without end
+        faults.add(str(error))
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             faults.add(f"cannot read {file}, found {error.strerror} (allow it, or move it away)")
@@ -215,6 +253,8 @@ def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str
         faults.add(f"{where} is not JSON, found {found} (an object in each line)")
     except RecursionError:
         faults.add(f"{where} is not read as JSON, found too many brackets within one another (fewer)")
+    except ValueError as error:  # a number of thousands of digits
+        faults.add(f"{where} is not read as JSON, found {shorten(str(error))} (a shorter number)")
     else:
         if isinstance(record, dict):
             return record
@@ -268,8 +308,11 @@ class Parquet(Records):
         try:
             with opener(file) as table:
                 names = table.schema_arrow.names
+                if twice := [column for column in self.columns if names.count(column) > 1]:
+                    faults.add(f"{file} has the field '{twice[0]}' {names.count(twice[0])} times (once)")
+                    return
                 if lacking := [column for column in self.columns if column not in names]:
-                    found = ", ".join(names[:FIELDS_SHOWN]) or "none"
+                    found = ", ".join(shorten(each, 40) for each in names[:FIELDS_SHOWN]) or "none"
                     faults.add(
                         f"{file} has no field '{lacking[0]}', found {found} ({self.keys or name_keys(self.columns)})"
                     )
@@ -279,5 +322,6 @@ class Parquet(Records):
                         number += 1
                         values = {name: "" if value is None else value for name, value in record.items()}
                         yield f"{file}, row {number:,}", values
-        except (OSError, ValueError) as error:  # what pyarrow raises is one of the two
+        except (OSError, ValueError, ArithmeticError, LookupError, NotImplementedError, TypeError) as error:
+            # what pyarrow raises is of these classes
             faults.add(f"{file} is damaged after row {number:,}, found {short(error)} (a whole file)")

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from zoo.data.checked import FileRecord, check_length, verify_file, write_checked
+from pydantic import Field
+
+from zoo.data.checked import FileRecord, FileShape, check_length, verify_file, write_checked
 from zoo.disk import write_text
 from zoo.errors import ZooError
+from zoo.untrusted import SETTINGS, Shape, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +34,19 @@ CODES = {"uint16": 8, "int32": 4}
 HEADER = len(MAGIC) + 8 + 1 + 8 + 8
 SHARD = 1 << 24
 """Tokens that fill a shard. One is held in memory while it is made, and made anew after a kill."""
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class ShardRecord(Shape):
+    """What the record of a shard holds. Its name is that of files beside it, and no path."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z]{1,16}-[0-9]{5,9}$")]
+    n_tokens: Count
+    n_documents: Count
+    n_bytes: Count
+    files: dict[Literal["bin", "idx", "len"], FileShape]
 
 
 def choose_dtype(vocab_size: int) -> str:
@@ -116,10 +132,10 @@ def find_whole_shards(folder: Path, name: str) -> Iterator[dict[str, Any]]:
     number = 0
     while (file := folder / f"{name}-{number:05}.json").is_file():
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = read_json(file, ShardRecord, most=SETTINGS)
             for suffix, about in record["files"].items():
                 verify_file(folder / f"{record['name']}.{suffix}", about)
-        except (ValueError, KeyError, ZooError):
+        except ZooError:
             return
         yield record
         number += 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.data.lengths import tabulate_byte_level
 from zoo.errors import ConfigError, did_you_mean
+from zoo.untrusted import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,11 +58,13 @@ class Tokenizer:
         say) are added, which is Hugging Face's default.
         """
         self.backend.encode_special_tokens = not special
+        check_text(text, "text")
         return self.backend.encode(text, add_special_tokens=special).ids
 
     def encode_rendered(self, text: str) -> list[int]:
         """Encode what a chat template has rendered: the special tokens are those that the text spells."""
         self.backend.encode_special_tokens = False
+        check_text(text, "text")
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

@@ -1,40 +1,24 @@
-"""Read the header of a GGUF file (llama.cpp's), and its metadata as a config.json. Needs no torch and reads no weight.
-
-The package `gguf` reads headers too, in 9 s of processor time for a vocabulary of 150,000 tokens and as many merges,
-where a price is to take half a second: this takes 0.3.
-"""
+"""Read the metadata of a GGUF file (llama.cpp's) as a config.json. Needs no torch and reads no weight."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import math
-import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.expression import Expression
 from zoo.families.family import family_of_config
-
-SUFFIX = ".gguf"
-VERSIONS = (2, 3)
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-TEXT, LIST = 8, 9
-"""Types of metadata, as the file numbers them."""
-
-TYPES = {
-    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"},
-    **{10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"},
-    **{16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS"},
-    **{24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16"},
-    **{34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
-}
-"""ggml's names of the types in which tensors are stored."""
+from zoo.families.gguf_header import GGUFFile as GGUFFile
+from zoo.families.gguf_header import StoredTensor as StoredTensor
+from zoo.families.gguf_header import is_gguf as is_gguf
+from zoo.families.gguf_header import read_gguf as read_gguf
+from zoo.untrusted import quote, shorten
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types that are dtypes of torch."""
@@ -42,146 +26,13 @@ PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Factors of rotary frequencies, which a config.json states as numbers."""
 
+MOST_FACTORS = 65_536
+"""The largest of these tensors: half of a head's width."""
+
+FAULTS_SHOWN = 8
+
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The scaling of Llama 3.1 to 3.3 (Grattafiori et al., 2024), all files of which have these."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a GGUF file: its type, shape (the last dimension is contiguous), file, and where it begins in it."""
-
-    file: Path
-    kind: str
-    shape: tuple[int, ...]
-    start: int
-
-
-@dataclass(frozen=True)
-class GGUFFile:
-    """The header of a GGUF file, and of the files that it is split into. `size` counts the bytes of tensors."""
-
-    file: Path
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor] = field(repr=False)
-    size: int = 0
-
-    @property
-    def architecture(self) -> str:
-        """llama.cpp's name of the architecture."""
-        return str(self.metadata.get("general.architecture"))
-
-    @property
-    def kind(self) -> str:
-        """The type of most values."""
-        counts: dict[str, int] = {}
-        for each in self.tensors.values():
-            counts[each.kind] = counts.get(each.kind, 0) + math.prod(each.shape)
-        return max(counts, key=lambda kind: counts[kind])
-
-
-def is_gguf(path: Any) -> bool:
-    """Whether a path names a GGUF file."""
-    return Path(path).suffix == SUFFIX
-
-
-# ---------------------------------------------------------------- the header
-
-
-def read_gguf(file: Path, *, texts: bool = False) -> GGUFFile:
-    """Read the header of a GGUF file, and of its other parts if it is split. Raises CheckpointError.
-
-    Lists of texts (a vocabulary) are read with `texts`; else there is their length.
-    """
-    first = _read_part(file, texts)
-    count = int(first.metadata.get("split.count") or 1)
-    if count == 1:
-        return first
-    named = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", file.stem)
-    if named is None or int(named[2]) != count:
-        raise CheckpointError(f"{file}: is one of {count} parts, whose names end in -00001-of-{count:05} (those names)")
-    parts = [_read_part(file.with_name(f"{named[1]}-{n:05}-of-{count:05}{SUFFIX}"), texts) for n in range(1, count + 1)]
-    tensors = {name: each for part in parts for name, each in part.tensors.items()}
-    return GGUFFile(file, parts[0].metadata, tensors, sum(part.size for part in parts))
-
-
-def _read_part(file: Path, texts: bool) -> GGUFFile:
-    try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Header(data, texts).read(file)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
-    except (OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a GGUF file)") from error
-
-
-class _Header:
-    """Reader of a header, from front to back."""
-
-    def __init__(self, data: mmap.mmap, texts: bool) -> None:
-        self.data, self.texts, self.place = data, texts, 0
-
-    def read(self, file: Path) -> GGUFFile:
-        if self.data[:4] != b"GGUF":
-            raise ValueError("other bytes than GGUF at its beginning")
-        self.place = 4
-        version, tensors, pairs = self.take("<IQQ")
-        if version not in VERSIONS:
-            raise ValueError(f"version {version}, of which 2 and 3 are known")
-        metadata = dict(self.pair() for _ in range(pairs))
-        listed = [self.tensor() for _ in range(tensors)]
-        border = int(metadata.get("general.alignment", 32))
-        begin = -(-self.place // border) * border
-        found = {}
-        for name, shape, kind, start in listed:
-            if begin + start > len(self.data):
-                raise ValueError(f"{name} at byte {begin + start:,} of {len(self.data):,}")
-            found[name] = StoredTensor(file, kind, shape, begin + start)
-        return GGUFFile(file, metadata, found, len(self.data) - begin)
-
-    def take(self, form: str) -> tuple[Any, ...]:
-        found = struct.unpack_from(form, self.data, self.place)
-        self.place += struct.calcsize(form)
-        return found
-
-    def text(self) -> str:
-        (length,) = self.take("<Q")
-        if length > len(self.data) - self.place:
-            raise ValueError(f"a text of {length:,} bytes in a file of {len(self.data):,}")
-        self.place += length
-        return self.data[self.place - length : self.place].decode("utf-8", "replace")
-
-    def pair(self) -> tuple[str, Any]:
-        name = self.text()
-        (kind,) = self.take("<I")
-        return name, self.value(kind)
-
-    def value(self, kind: int) -> Any:
-        if kind == TEXT:
-            return self.text()
-        if kind != LIST:
-            return self.take(f"<{_scalar(kind)}")[0]
-        inner, count = self.take("<IQ")
-        if inner != TEXT:
-            return list(self.take(f"<{count}{_scalar(inner)}"))
-        if self.texts:
-            return [self.text() for _ in range(count)]
-        for _ in range(count):
-            (length,) = self.take("<Q")
-            self.place += length
-        return count
-
-    def tensor(self) -> tuple[str, tuple[int, ...], str, int]:
-        name = self.text()
-        (dimensions,) = self.take("<I")
-        shape = self.take(f"<{dimensions}Q")
-        kind, start = self.take("<IQ")
-        return name, tuple(reversed(shape)), TYPES.get(kind, f"type {kind}"), start
-
-
-def _scalar(kind: int) -> str:
-    if kind not in SCALARS:
-        raise ValueError(f"metadata of type {kind}")
-    return SCALARS[kind]
 
 
 # ---------------------------------------------------------------- the config
@@ -202,27 +53,17 @@ def find_architecture(found: GGUFFile) -> Mapping[str, Any]:
     known = read_catalogue()["architectures"]
     if found.architecture not in known:
         hint = did_you_mean(found.architecture, known) or f" (one of: {', '.join(known)})"
-        raise CheckpointError(f"{found.file}: general.architecture: {found.architecture!r} is not read{hint}")
+        raise CheckpointError(f"{found.file}: general.architecture: {quote(found.architecture)} is not read{hint}")
     return known[found.architecture] or {}
 
 
 def describe_gguf(found: GGUFFile) -> dict[str, Any]:
     """The config.json of the model in a GGUF file. Raises CheckpointError."""
     row = find_architecture(found)
-    fields = Reads(_gather_fields(found))
-    own = row.get("config") or {}
-    common = {name: value for name, value in read_catalogue()["config"].items() if name.removesuffix("?") not in own}
-    stated = {**common, **own}
-    config: dict[str, Any] = {}
-    try:
-        config["model_type"] = _evaluate(row.get("model_type", found.architecture), fields)
-        for name, value in stated.items():
-            if value is None or (name.endswith("?") and not _has_fields(value, fields)):
-                continue
-            config[name.removesuffix("?")] = _evaluate(value, fields)
-    except (ConfigError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{found.file}: its metadata cannot be read, found {short(error)}") from error
-    _refuse_unread(found, fields, row)
+    with _faults_of(found):
+        fields = Reads(_gather_fields(found))
+        config = _read_config(found, fields, row)
+        _refuse_unread(found, fields, row)
     kind = family_of_config(config, str(found.file))
     ids = {name: found.metadata.get(f"tokenizer.ggml.{key}") for name, key in SPECIAL.items()}
     ends = [found.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
@@ -230,6 +71,30 @@ def describe_gguf(found: GGUFFile) -> dict[str, Any]:
     config |= {name: each for name, each in ids.items() if each not in (None, [])}
     architecture = row.get("architecture") or next(iter(kind.architectures))
     return {**config, "architectures": [architecture], "dtype": PLAIN.get(found.kind, "bfloat16")}
+
+
+@contextmanager
+def _faults_of(found: GGUFFile) -> Iterator[None]:
+    """Say of which file metadata cannot be reckoned with."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(*(f"{found.file}: {fault}" for fault in error.faults)) from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{found.file}: its metadata cannot be read, found {shorten(short(error))}") from error
+
+
+def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate the rows that make a config.json of metadata."""
+    own = row.get("config") or {}
+    common = {name: value for name, value in read_catalogue()["config"].items() if name.removesuffix("?") not in own}
+    config = {"model_type": _evaluate(row.get("model_type", found.architecture), fields)}
+    for name, value in {**common, **own}.items():
+        if value is not None and not (name.endswith("?") and not _has_fields(value, fields)):
+            config[name.removesuffix("?")] = _evaluate(value, fields)
+    return config
 
 
 SPECIAL = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
@@ -264,25 +129,23 @@ def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> No
             isinstance(value, float) and math.isclose(value, wanted or 0, rel_tol=1e-6)
         ):
             would = "leave it out" if wanted is None else f"{wanted} would do"
-            faults.append(f"{found.file}: {name}: is {value!r}, which no model here reads ({would})")
+            faults.append(f"{found.file}: {name}: is {quote(value)}, which no model here reads ({would})")
     if faults:
-        raise CheckpointError(*faults)
+        more = [f"{found.file}: and {len(faults) - FAULTS_SHOWN:,} more"] if len(faults) > FAULTS_SHOWN else []
+        raise CheckpointError(*faults[:FAULTS_SHOWN], *more)
 
 
 def _gather_fields(found: GGUFFile) -> dict[str, Any]:
     """The metadata of the architecture as nested mappings, and what its tensors tell."""
-    fields: dict[str, Any] = copy.deepcopy(read_catalogue()["absent"])
-    for name, value in found.metadata.items():
-        own, _, rest = name.partition(".")
-        if own == found.architecture:
-            inner = fields
-            *above, last = rest.split(".")
-            for each in above:
-                inner = inner.setdefault(each, {})
-            inner[last] = value
-    if "token_embd.weight" not in found.tensors:
+    fields = _nest_metadata(found)
+    embedding = found.tensors.get("token_embd.weight")
+    if embedding is None:
         raise CheckpointError(f"{found.file}: token_embd.weight is missing (a file with a language model)")
-    fields |= {"vocab_size": found.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in found.tensors}
+    for name in ("block_count", "decoder_block_count"):
+        if fields.get(name, 0) > len(found.tensors):  # what follows makes a list of them
+            fault = f"{found.architecture}.{name}: is {fields[name]:,}, the file has {len(found.tensors):,} tensors"
+            raise CheckpointError(f"{found.file}: {fault} (no more blocks than these)")
+    fields |= {"vocab_size": embedding.shape[0], "tied": "output.weight" not in found.tensors}
     heads = fields["attention"].get("head_count") or 1
     head_dim = fields["attention"].get("key_length") or fields.get("embedding_length", 0) // heads
     alike = {re.sub(r"\.\d+\.", ".#.", name) for name in found.tensors}
@@ -291,6 +154,38 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
         fields |= {"rope_scaling": scaling, "untruncated": {**scaling, "truncate": False}}
         tempered = {"llama_4_scaling_beta": fields["attention"].get("temperature_scale", 0.0)}
         fields["tempered"] = {**scaling, "rope_theta": (fields.get("rope") or {}).get("freq_base"), **tempered}
+    return fields
+
+
+DERIVED = ("vocab_size", "tied", "tensors", "head_dim", "rope_scaling", "untruncated", "tempered")
+"""What `_gather_fields` adds, under names that metadata cannot take."""
+
+LONGEST = 80
+"""Characters of a text among the architecture's metadata: such are words, as "linear"."""
+
+GROUPS = ("attention", "rope", "rope.scaling", "ssm", "shortconv")
+
+
+def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
+    """The metadata of the architecture as nested mappings. Raises CheckpointError where an entry lies within one that
+    is a value."""
+    fields: dict[str, Any] = copy.deepcopy(read_catalogue()["absent"])
+    start = f"{found.architecture}."
+    for name, value in found.metadata.items():
+        path = name.removeprefix(start)
+        if path == name or path in DERIVED:
+            continue
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise CheckpointError(f"{found.file}: {shorten(name)}: is {quote(value)} (a word)")
+        inner: Any = fields
+        *above, last = path.split(".")
+        for each in above:
+            inner = inner.setdefault(each, {}) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or isinstance(inner.get(last), dict) or path in GROUPS:
+            raise CheckpointError(
+                f"{found.file}: {shorten(name)}: is {quote(value)} beside others in it (one of the two)"
+            )
+        inner[last] = value
     return fields
 
 
@@ -321,6 +216,8 @@ def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, An
     stated = rope.get("scaling") or {}
     original = {"original_max_position_embeddings": stated.get("original_context_length")}
     if ROPE[1] in found.tensors:
+        if ROPE[2] not in found.tensors:
+            raise CheckpointError(f"{found.file}: {ROPE[2]}: is missing, found {ROPE[1]} alone (both)")
         factors = {f"{name}_factor": read_floats(found.tensors[each]) for name, each in _longrope()}
         return {"rope_type": "longrope", **factors, **original}
     if ROPE[0] in found.tensors:
@@ -337,7 +234,8 @@ def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, An
         mscale = ("mscale", "mscale_all_dim") if times else ()
         equal = dict.fromkeys(mscale, times * stated.get("yarn_log_multiplier", 0.0))
         return {"rope_type": "yarn", "factor": stated["factor"], **original, **betas, **equal}
-    raise CheckpointError(f"{found.file}: rope.scaling: is {dict(stated)}, which is not read (none, linear or yarn)")
+    what = shorten(str(dict(stated)))
+    raise CheckpointError(f"{found.file}: rope.scaling: is {what}, which is not read (none, linear or yarn)")
 
 
 def _longrope() -> Iterator[tuple[str, str]]:
@@ -367,10 +265,18 @@ def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dic
 
 
 def read_floats(tensor: StoredTensor) -> list[float]:
-    """Read a small tensor of float32."""
+    """Read a small tensor of float32. Raises CheckpointError for another, and for what are no factors."""
     if tensor.kind != "F32":
         raise CheckpointError(f"{tensor.file}: factors of rotary frequencies are {tensor.kind} (F32)")
     count = math.prod(tensor.shape)
+    if count > MOST_FACTORS:
+        raise CheckpointError(f"{tensor.file}: has {count:,} factors of rotary frequencies (at most {MOST_FACTORS:,})")
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.start)
-        return list(struct.unpack(f"<{count}f", stream.read(4 * count)))
+        data = stream.read(4 * count)
+    if len(data) < 4 * count:
+        raise CheckpointError(f"{tensor.file}: ends within its factors of rotary frequencies (a whole file)")
+    factors = list(struct.unpack(f"<{count}f", data))
+    if not all(0 < each < math.inf for each in factors):
+        raise CheckpointError(f"{tensor.file}: has factors of rotary frequencies that are no numbers above 0 (others)")
+    return factors

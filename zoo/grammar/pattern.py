@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from zoo.errors import did_you_mean
 from zoo.grammar.patches import lay_patch
@@ -15,6 +15,20 @@ PLAIN = "layer"
 
 MOST_LAYERS = 100_000
 """Layers of a tower at most. A pattern is a list with the name of each layer, so a typing error could fill memory."""
+
+
+MOST_NAMES = 10_000
+"""Entries of a pattern's list at most: OmegaConf takes 0.3 ms for each."""
+
+
+def find_long_patterns(node: DictConfig) -> list[str]:
+    """Find the patterns of a model and of its towers whose lists are too long to be read."""
+    faults = []
+    for place in ("pattern", "encoder.pattern", "decoder.pattern"):
+        pattern = OmegaConf.select(node, place, throw_on_resolution_failure=False)
+        if isinstance(pattern, ListConfig) and len(pattern) > MOST_NAMES:
+            faults.append(f"{place}: has {len(pattern):,} entries (at most {MOST_NAMES:,}; name*3 stands for three)")
+    return faults
 
 
 def get_kinds(root: DictConfig) -> DictConfig:

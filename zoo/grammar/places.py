@@ -28,7 +28,7 @@ def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[
             inner = spec.get(key) if isinstance(spec, Mapping) else getattr(spec, key, None)
             if inner is not None:
                 yield from find_booleans(value, inner, (*path, key))
-    elif isinstance(tree, list | tuple) and isinstance(spec, list | tuple):
+    elif isinstance(tree, list | tuple) and isinstance(spec, list | tuple) and not set(map(type, tree)) <= {str, int}:
         for index, (value, inner) in enumerate(zip(tree, spec, strict=False)):
             yield from find_booleans(value, inner, (*path, index))
 

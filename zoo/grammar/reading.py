@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import expand, find_owner
 from zoo.grammar.keys import AXES, BOTH, DIMS, KNOWN, OWN, STRUCTURE, TOWERS
+from zoo.grammar.pattern import find_long_patterns
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.resolvers import find_unresolvable, record_reads, register_resolvers
 from zoo.grammar.towers import TowerNode, read_fields, split_towers
@@ -55,6 +56,8 @@ def to_tree(node: DictConfig) -> dict[str, Any]:
 def _to_root(node: DictConfig) -> DictConfig:
     """Copy the node as a root of its own. Raises ConfigError where an interpolation leads nowhere."""
     register_resolvers()
+    if faults := find_long_patterns(node):
+        raise ConfigError(*faults)
     raw = OmegaConf.to_container(node, resolve=False)
     assert isinstance(raw, dict)
     root = OmegaConf.create(expand(raw))

@@ -7,7 +7,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
@@ -36,7 +36,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     reads_normed: ClassVar[bool] = False
     """Whether factors are made of normalised streams, each with a weight of its own, and r reads these."""
 
-    n_streams: Annotated[int, Ge(2)] = 4
+    n_streams: Annotated[int, Ge(2), Le(1024)] = 4
 
     def shard(self, ranks: int) -> Connection:
         return self  # its factors are of whole streams, which every rank has of its own tokens

@@ -70,8 +70,9 @@ def find_average_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
     """Yield each kind of layer whose router has no earlier one's depth average to read, and why."""
     faults: dict[str, str] = {}
     width = 0
-    for index, name in enumerate(pattern):
-        router = find_averager(blocks[name])
+    routers = {name: find_averager(block) for name, block in blocks.items()}
+    for index, name in enumerate(pattern if any(routers.values()) else ()):
+        router = routers[name]
         if router is None:
             continue
         if router.depth_average and not width:

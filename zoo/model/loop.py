@@ -25,6 +25,10 @@ Fault = tuple[tuple[str, ...], str]
 """The path of a field, and a line about it."""
 
 
+MOST_VISITS = 100_000
+"""Layers that all passes of a loop have at most, as many as a tower has."""
+
+
 class Loop(Spec, axis="loop", default="plain"):
     """Run the layers `start` to `end` - 1 of a tower `passes` times.
 
@@ -41,6 +45,8 @@ class Loop(Spec, axis="loop", default="plain"):
     def __post_init__(self) -> None:
         if self.end <= self.start:
             raise ValueError(f"end is {self.end}, and the loop starts at {self.start} ({self.start + 1} or more)")
+        if (count := (self.end - self.start) * self.passes * getattr(self, "low_passes", 1)) > MOST_VISITS:
+            raise ValueError(f"its passes are {count:,} layers (at most {MOST_VISITS:,} would do)")
 
     @property
     def sections(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Streams(Spec, axis="streams", default="altup"):
     """Widen the residual stream to `count` vectors of each token between embedding and final norm."""
 
-    count: Annotated[int, Ge(2)]
+    count: Annotated[int, Ge(2), Le(1024)]
 
     def expand(self, m: Weights, x: Tensor) -> Tensor:
         """Make the streams [B, T, S, D] of the embedding's output x [B, T, D]."""

@@ -145,8 +145,9 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
 def _check_choices(tower: Tower) -> Iterator[Misfit]:
     """A layer that takes an earlier layer's choice of keys needs one before it, of as many."""
     made = None
-    for place, name in enumerate(tower.pattern):
-        chooser = tower.blocks[name].attention.chooser
+    choosers = {name: block.attention.chooser for name, block in tower.blocks.items()}
+    for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
+        chooser = choosers[name]
         if chooser is None or chooser.owns:
             made = chooser or made
             continue

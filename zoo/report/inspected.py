@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.disk import write_text
-from zoo.report.page import STYLE
+from zoo.report.page import STYLE, render_page
 from zoo.report.plot import write_figure
 from zoo.report.svg import COLORS, Curve, draw_panel
 from zoo.report.tables import make_table
@@ -212,12 +212,10 @@ def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Any], folder
 
 def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Sequence[Path]) -> str:
     """Make the page's HTML, its pictures inside."""
-    import jinja2
-
     images = [(each.stem, base64.b64encode(each.read_bytes()).decode()) for each in pictures]
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
     names = ("model", "data", "objective", "rows", "context")
-    return template.render(
+    return render_page(
+        TEMPLATE,
         style=STYLE,
         about=[(name, figures[name]) for name in names],
         lines=format_lines(figures),

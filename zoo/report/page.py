@@ -14,6 +14,7 @@ from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.units import format_count, format_figure, format_seconds, format_si, format_size
+from zoo.untrusted.text import escape_controls
 
 PAGE, ENVIRONMENT, SAMPLES = "index.html", "environment.json", "samples.txt"
 MOST_POINTS = 1500  # of a curve: more than a screen has columns, and the page stays small
@@ -40,13 +41,11 @@ def write_page(record: RunRecord, status: str | None = None) -> Path:
 
 def make_page(record: RunRecord, status: str | None = None) -> str:
     """Make the page's HTML."""
-    import jinja2
-
     outcome = {**record.outcome, "status": status or record.status}
     title = outcome.pop("model") or record.folder.resolve().name
     environments = read_environments(record.folder)
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
-    return template.render(
+    return render_page(
+        TEMPLATE,
         title=title,
         style=STYLE,
         folder=record.folder.resolve().name,
@@ -60,6 +59,19 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
         model=_read(record.folder / runs.MODEL),
         environments=[_show(each) for each in reversed(environments)],
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill in a page's template. Every value is escaped, its control characters too, save SVG elements of ours."""
+    import jinja2
+
+    settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _clean_value}
+    return jinja2.Environment(autoescape=True, **settings).from_string(template).render(**values)
+
+
+def _clean_value(value: Any) -> Any:
+    """Escape the control characters of a text. What is marked safe is SVG, whose texts are escaped already."""
+    return escape_controls(value) if type(value) is str else value
 
 
 def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:

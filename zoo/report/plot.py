@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
+from zoo.untrusted.text import escape_controls
 
 FORMATS = (".png", ".svg")
 MOST = 12
@@ -54,12 +56,40 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
     write_figure(figure, file)
 
 
+def as_label(name: str) -> str:
+    """Give a name as the label of a legend, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def draw_literally(figure: Any) -> None:
+    """Let the texts of a figure be drawn as they are: a `$` in a stranger's title begins no formula, and control
+    characters are escaped. Where an axis is logarithmic, matplotlib's own ticks are formulas, and stay."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    for axis in axes:
+        if isinstance(named := axis.get_major_formatter(), FuncFormatter):  # which names ticks, when they are drawn
+            named.func = partial(_name_tick, named.func)
+    powers = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    formulas = {id(text) for axis in powers for text in axis.findobj(Text) if text is not axis.label}
+    for text in figure.findobj(Text):
+        if id(text) not in formulas:
+            text.set_parse_math(False)
+            text.set_text(escape_controls(text.get_text()))
+
+
+def _name_tick(name: Callable[..., Any], value: float, place: int | None = None) -> str:
+    return escape_controls(str(name(value, place)))
+
+
 def write_figure(figure: Any, file: Path) -> None:
     """Write a matplotlib figure as its file's name ends. Raises ConfigError where the file cannot be written."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    draw_literally(figure)
     try:
         with rc_context({"svg.fonttype": "none"}), replace_file(file) as draft:  # text stays text
             if file.suffix.lower() == ".svg":
@@ -77,6 +107,7 @@ def format_svg(figure: Any) -> str:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    draw_literally(figure)
     drawn = StringIO()
     with rc_context({"svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(drawn)
@@ -141,7 +172,14 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
             axes.plot(lengths, total, color="black", linewidth=1.2, label="weights and cache")
         else:
             axes.axhline(weights, color=color, linewidth=0.8, linestyle=":")
-            axes.plot(lengths, [weights + cache for cache in held], color=color, marker=".", markersize=3, label=label)
+            axes.plot(
+                lengths,
+                [weights + cache for cache in held],
+                color=color,
+                marker=".",
+                markersize=3,
+                label=as_label(label),
+            )
     _capacity(axes, setup)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(128, longest), longest)
@@ -182,7 +220,7 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
             found = [each for each in found if each is not None]
             at = [each["intensity"] for each in found]
             rates = [each["flops"] / each["seconds"] for each in found]
-            axes.plot(at, rates, marker, color=color, markersize=5, label=f"{label}, {phase}")
+            axes.plot(at, rates, marker, color=color, markersize=5, label=as_label(f"{label}, {phase}"))
             seen += at
             for each, x, y in zip(found, at, rates, strict=True) if phase == "decode" and len(specs) == 1 else ():
                 axes.annotate(f"{each['batch']}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)

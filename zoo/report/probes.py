@@ -111,7 +111,7 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from zoo.report.plot import list_colors, write_figure
+    from zoo.report.plot import as_label, list_colors, write_figure
 
     models = group_by_model(outcomes)
     probes = list(dict.fromkeys(each.probe for each in outcomes))
@@ -122,7 +122,7 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
     axes = figure.subplots()
     for number, ((model, own), color) in enumerate(zip(models.items(), list_colors(len(models)), strict=True)):
         at = [probes.index(each.probe) + (number - (len(models) - 1) / 2) * height for each in own]
-        axes.barh(at, [share_reached(each, each.reach) for each in own], height, color=color, label=model)
+        axes.barh(at, [share_reached(each, each.reach) for each in own], height, color=color, label=as_label(model))
         for y, each in zip(at, own, strict=True):
             ends = [share_reached(each, reach) for reach in (min(each.reaches), max(each.reaches))]
             axes.plot(ends, [y, y], color="black", linewidth=1.2)

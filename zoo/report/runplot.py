@@ -9,7 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
-from zoo.report.plot import check_picture, list_colors, write_figure
+from zoo.report.plot import as_label, check_picture, list_colors, write_figure
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
 LINE = 100
@@ -54,8 +54,8 @@ def draw_runs(
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for (label, each), color in zip(records.items(), list_colors(len(records)), strict=True):
-        _draw_run(axes, each.points(), label, color, x, metric, share)
+    for (name, each), color in zip(records.items(), list_colors(len(records)), strict=True):
+        _draw_run(axes, each.points(), as_label(name), color, x, metric, share)
     _dress(axes, records, x, metric, log)
     write_figure(figure, file)
 
@@ -90,6 +90,7 @@ def _dress(axes: Any, records: Mapping[str, RunRecord], x: str, metric: str, log
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    columns = max(LINE // (max(len(label) for label in axes.get_legend_handles_labels()[1]) + 5), 1)
+    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
+    columns = max(LINE // (longest + 5), 1)
     # below the axes: it covers no curve, and the best place within takes seconds to find in long runs
     axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from zoo.untrusted.text import escape_controls
+
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 24, 36  # margins around the axes, in pixels
 TEXT, GRID, AXES = "#444", "#e8e8e8", "#888"
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
+
+
+def escape_text(text: str) -> str:
+    """Escape a text for HTML and SVG, its control characters too: XML has none."""
+    return escape(escape_controls(text))
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ def draw_panel(title: str, curves: Sequence[Curve], label: str, width: int = 480
     xs, ys = _Scale([x for x, _ in points], LEFT, width - RIGHT), _Scale([y for _, y in points], height - BOTTOM, TOP)
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(title)}" fill="none" font-family="sans-serif" font-size="11">',
-        f'<text x="{LEFT}" y="14" fill="{TEXT}" font-size="12">{escape(title)}</text>',
+        f'role="img" aria-label="{escape_text(title)}" fill="none" font-family="sans-serif" font-size="11">',
+        f'<text x="{LEFT}" y="14" fill="{TEXT}" font-size="12">{escape_text(title)}</text>',
         *_axes(xs, ys, width, height, label),
         *(_draw(curve, xs, ys) for curve in curves),
         *_legend([curve for curve in curves if curve.name], width),
@@ -93,7 +100,7 @@ def _axes(xs: _Scale, ys: _Scale, width: int, height: int, label: str) -> list[s
         drawn.append(f'<path d="M{x} {TOP}V{height - BOTTOM}" stroke="{GRID}"/>')
         drawn.append(f'<text x="{x}" y="{height - BOTTOM + 14}"{middle}>{format_tick(tick)}</text>')
     drawn.append(f'<path d="M{LEFT} {TOP}V{height - BOTTOM}H{width - RIGHT}" stroke="{AXES}"/>')
-    drawn.append(f'<text x="{(LEFT + width - RIGHT) / 2:.0f}" y="{height - 6}"{middle}>{escape(label)}</text>')
+    drawn.append(f'<text x="{(LEFT + width - RIGHT) / 2:.0f}" y="{height - 6}"{middle}>{escape_text(label)}</text>')
     return drawn
 
 
@@ -120,6 +127,6 @@ def _legend(named: Sequence[Curve], width: int) -> list[str]:
         right -= 7 * len(curve.name) + 8
         color = COLORS[curve.color % len(COLORS)]
         drawn.append(f'<path d="M{right - 18} 10h14" stroke="{color}" stroke-width="1.6"/>')
-        drawn.append(f'<text x="{right}" y="14" fill="{TEXT}">{escape(curve.name)}</text>')
+        drawn.append(f'<text x="{right}" y="14" fill="{TEXT}">{escape_text(curve.name)}</text>')
         right -= 30
     return drawn

@@ -38,11 +38,11 @@ def fit_columns(
 
 def print_tables(*things: Any) -> None:
     """Print rich objects to stdout: at the terminal's width, or 80 columns wide into a pipe."""
-    from rich.console import Console
+    from zoo.report.console import make_console
 
-    console = Console(highlight=False)
+    console = make_console()
     for thing in things:
-        console.print(thing, markup=False)
+        console.print(thing)
 
 
 def format_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

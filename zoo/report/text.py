@@ -43,8 +43,12 @@ def measure_screen() -> int:
 
 
 def make_bold(text: str) -> str:
-    """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR."""
-    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+    """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR. The marks are those that the command
+    line's output turns into codes (`zoo.cli.output`): it would escape the codes themselves."""
+    marks = getattr(sys.stdout, "bold", None)
+    if marks is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return text.join(marks)
 
 
 def wrap_text(text: str, indent: int, below: int | None = None, width: int = 80) -> str:

@@ -9,7 +9,7 @@ from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report import rates
 from zoo.report.arms import Arm
-from zoo.report.page import STYLE, read_environments
+from zoo.report.page import STYLE, read_environments, render_page
 from zoo.report.plot import format_svg
 from zoo.report.units import format_seconds
 from zoo.report.verdict_plot import make_figure
@@ -26,10 +26,8 @@ def write_report_page(report: Report, title: str, file: Path) -> None:
 
 def make_report_page(report: Report, title: str) -> str:
     """Make the page's HTML."""
-    import jinja2
-
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
-    return template.render(
+    return render_page(
+        TEMPLATE,
         title=title,
         style=STYLE,
         metric=report.metric,

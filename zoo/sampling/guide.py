@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import ConfigError, short
 from zoo.lazy import torch
+from zoo.untrusted import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ class GuideCompiler:
                 grammar = matcher.grammar_from_regex(text) if kind == "regex" else matcher.grammar_from_lark(text)
             start = matcher(self._tokens, grammar, log_level=0, limits=self._limits)
         except ValueError as error:
-            raise ConfigError(f"{where}: cannot be compiled, found {short(error)}") from error
+            raise ConfigError(f"{where}: cannot be compiled, found {shorten(short(error), 200)}") from error
         guide = Guide(start, self.vocab_size)
         if fault := _try_out(guide.start()):
             raise ConfigError(f"{where}: cannot be compiled, found {fault}")

@@ -9,13 +9,22 @@ from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from zoo.errors import did_you_mean
+from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
     from zoo.spec.spec import Spec
 
+LARGEST = 10**15
+"""The largest whole number of a field."""
+
 
 def _fault(template: str, /, **values: Any) -> PydanticCustomError:
     return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
+
+
+def _show(value: Any) -> str:
+    """Show a value that a YAML states: the beginning of what it looks like."""
+    return quote(value) if isinstance(value, int) else shorten(repr(value))
 
 
 def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
@@ -37,10 +46,9 @@ def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
     if isinstance(node, str):
         hint = did_you_mean(node, axis.kinds)
         text = "is {found}, no choice of {axis}{hint} (one of: {options})"
-        return _fault(text, found=repr(node), axis=axis.axis, hint=hint, options=options)
-    return _fault(
-        "is {found}, neither the name of a choice nor a mapping (one of: {options})", found=repr(node), options=options
-    )
+        return _fault(text, found=_show(node), axis=axis.axis, hint=hint, options=options)
+    text = "is {found}, neither the name of a choice nor a mapping (one of: {options})"
+    return _fault(text, found=_show(node), options=options)
 
 
 def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
@@ -49,7 +57,7 @@ def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
         return _fault("has no 'kind' (one of: {options})", options=options)
     hint = did_you_mean(str(kind), axis.kinds)
     text = "kind {kind} is not a choice of {axis}{hint} (one of: {options})"
-    return _fault(text, kind=repr(kind), axis=axis.axis, hint=hint, options=options)
+    return _fault(text, kind=_show(kind), axis=axis.axis, hint=hint, options=options)
 
 
 def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
@@ -76,6 +84,21 @@ def find_booleans_as_numbers(
     ]
 
 
+def find_large_numbers(fields: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """Find the fields given a whole number that is larger than any dimension: figures are products of several, and have
+    to stay finite."""
+    return [
+        {
+            "type": _fault("is {value} (at most {most})", value=quote(each), most=f"{LARGEST:,}"),
+            "loc": (name,),
+            "input": None,
+        }
+        for name, value in fields.items()
+        for each in (value if isinstance(value, list | tuple) else (value,))
+        if isinstance(each, int) and not -LARGEST <= each <= LARGEST
+    ]
+
+
 def describe_item(choice: type[Spec], item: Any) -> InitErrorDetails:
     return {"type": _fault("{text}", text=_message(choice, item)), "loc": item["loc"], "input": None}
 
@@ -89,7 +112,7 @@ def _message(choice: type[Spec], item: Any) -> str:
         return str(item["ctx"]["error"])
     if item["type"] == "finite_number":
         return f"must be a finite number, found {item['input']}{_would_do(choice, str(item['loc'][0]))}"
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {_show(item['input'])}"
 
 
 def _would_do(choice: type[Spec], name: str) -> str:

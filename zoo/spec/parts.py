@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +242,20 @@ class Sized:
     role: str = ""
     common: bool = False
     learns: bool = True
+
+
+_counted: deque[tuple[tuple[str, ...], Counter[str]]] = deque(maxlen=8)
+
+
+def count_kinds(pattern: tuple[str, ...]) -> Mapping[str, int]:
+    """Count the layers of each kind. The last patterns are remembered: a price asks often, of as many as 100,000
+    layers."""
+    for held, counts in _counted:
+        if held is pattern:
+            return counts
+    counts = Counter(pattern)
+    _counted.append((pattern, counts))
+    return counts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,10 @@ from zoo.spec.faults import (
     describe_unknown_field,
     describe_unknown_kind,
     find_booleans_as_numbers,
+    find_large_numbers,
     make_refusal,
 )
-from zoo.spec.parts import Group, Part, Sized, Stack
+from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
 
 class Slot(NamedTuple):
@@ -117,6 +118,8 @@ class Spec:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
         details = [describe_unknown_field(choice, name, names) for name in fields if name not in names]
+        if large := find_large_numbers(fields):
+            raise ValidationError.from_exception_data(choice.kind, [*details, *large])
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
         except ValidationError as error:
@@ -185,8 +188,8 @@ class Spec:
                 for inner, leaf in part.parts.items():
                     yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role), learns=leaf.learns)
             elif isinstance(part, Stack):
+                stored, used = count_kinds(part.stored()), count_kinds(part.pattern)
                 for kind, spec in part.kinds.items():
-                    stored, used = part.stored().count(kind), part.pattern.count(kind)
-                    yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored, used)
+                    yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored[kind], used[kind])
             else:
                 yield name, part, Slot((part.role,), learns=part.learns)

@@ -12,6 +12,7 @@ from zoo.generation.engine import Engine
 from zoo.text.follow import write
 from zoo.text.jobs import Encoder
 from zoo.text.prompts import Options
+from zoo.untrusted import check_text
 
 
 class Conversation:
@@ -47,6 +48,7 @@ class Conversation:
         answer; the conversation is then as before.
         """
         self.interrupted = False
+        check_text(text, "chat")
         asked = [*self.messages, {"role": "user", "content": text}]
         job = self.encoder.make_job({"messages": asked}, self.options, "")
         room = self.limit - len(job.before or [0])

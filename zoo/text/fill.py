@@ -11,6 +11,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.text.reading import load_reader, longest_text, pad_rows
+from zoo.untrusted import check_text
 
 MASKS = ("[MASK]", "<mask>")
 """The mask token of published tokenizers, for those whose files do not name it."""
@@ -72,7 +73,8 @@ def _read_tokenizer(given: Any) -> tuple[Any, int]:
 
 def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[list[int]]:
     """Token ids of each text. Raises ConfigError with a line for each that has no mask, or is too long."""
-    rows = [each.ids for each in backend.encode_batch(list(texts))]
+    given = [check_text(text, f"texts: number {number}") for number, text in enumerate(texts, 1)]
+    rows = [each.ids for each in backend.encode_batch(given)]
     word = backend.id_to_token(mask)
     none = [f"texts: number {index + 1} has no {word}" for index, row in enumerate(rows) if mask not in row]
     long = {index + 1: len(row) for index, row in enumerate(rows) if len(row) > limit}

@@ -15,6 +15,7 @@ from zoo.sampling.guide import Guide, GuideCompiler, Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import ChatTemplate
 from zoo.text.prompts import Options, Prompt
+from zoo.untrusted import check_text, quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -80,6 +81,9 @@ class Encoder:
             words = encode_words(self.tokenizer, options.bad_words)
             sampling = replace(sampling, bad_words=(*sampling.bad_words, *words))
         sampling.check_vocabulary(self._vocab_size)
+        if options.stop_ids and (largest := max(options.stop_ids)) >= self._vocab_size:
+            last = self._vocab_size - 1
+            raise ConfigError(f"stop_ids: names token {quote(largest)}, the model's vocabulary is 0 to {last}")
         return sampling
 
     def _compile(self, kind: Kind, source: Any, ends: frozenset[int]) -> Guide:
@@ -99,6 +103,7 @@ class Encoder:
         if "ids" in given:
             return list(given["ids"])
         if "prompt" in given:
+            check_text(given["prompt"], "prompt")
             return self.tokenizer.encode(given["prompt"], special=True) or [self.tokenizer.eos_id]
         if self.template is None:
             raise ConfigError("messages: the model has no chat template (--template FILE, or a prompt)")
@@ -112,7 +117,7 @@ class Encoder:
             try:
                 jobs.append(self.make_job(prompt.given, prompt.options, prompt.where, prompt))
             except ConfigError as error:
-                faults += [f"{prompt.where}: {fault}" for fault in error.faults]
+                faults += [f"{prompt.where}: {fault}" if prompt.where else fault for fault in error.faults]
         if faults:
             raise ConfigError(*faults)
         return jobs

@@ -13,6 +13,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import CONFIG, read_json
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
+from zoo.untrusted import check_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,6 +150,9 @@ def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool)
             faults.append(f"{place} is a {type(text).__name__} ({wanted})")
         elif not text or (isinstance(text, str) and text.isspace()):
             faults.append(f"{place} is empty (one that is not)")
+        for part in parts:
+            if isinstance(part, str):
+                check_text(part, place)
     if faults:
         raise ConfigError(*faults[:FAULTS_SHOWN])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -13,6 +12,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import list_faults
+from zoo.untrusted import NESTED, quote, shorten
 
 SOURCES = ("prompt", "ids", "messages")
 """What a request continues: one of these. `messages` are a conversation, for models with a chat template."""
@@ -20,7 +20,12 @@ SOURCES = ("prompt", "ids", "messages")
 GUIDES: tuple[Kind, ...] = get_args(Kind)
 """Kinds of grammars: a request follows at most one."""
 
+FAULTS_SHOWN = 20
 MOST_SAMPLES, MOST_LOGPROBS = 128, 20
+MOST_TOKENS = 1 << 24
+"""Tokens of the longest text: room for them is kept from its beginning."""
+LARGEST = 1e30
+"""Beyond any number that an option needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +59,13 @@ class Options:
         if not any(isinstance(word, str) for word in _as_tuple(own.get("bad_words", ()))):
             own.pop("bad_words", None)  # token ids, which are for the sampling
         wrong = {name: value for name, value in own.items() if not CHECKS[name][0](value)}
-        faults += [f"{name}: is {value!r}, not {CHECKS[name][1]}" for name, value in wrong.items()]
+        faults += [f"{name}: is {_show(value)}, not {CHECKS[name][1]}" for name, value in wrong.items()]
         sampling = Sampling()
         try:
             taken = [name for name in given if name in sampling_names() and name not in own]
             sampling = Sampling.checked(**{name: given[name] for name in taken})
         except ConfigError as error:
-            faults += error.faults
+            faults += [shorten(fault, 300) for fault in error.faults]
         guides = {kind: own.pop(kind) for kind in GUIDES if kind in own}
         if len(guides) > 1:
             faults.append(f"{' and '.join(guides)}: a text follows one grammar (one of these)")
@@ -77,11 +82,11 @@ def _number(least: int, most: float) -> Callable[[Any], bool]:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < LARGEST
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (_number(1, math.inf), "a whole number from 1"),
+    "max_new_tokens": (_number(1, MOST_TOKENS), f"a whole number from 1 to {MOST_TOKENS:,}"),
     "n": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
     "n_beams": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
     "length_penalty": (_is_finite, "a finite number"),
@@ -96,7 +101,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "all texts that are not empty, or all lists of token ids",
     ),
     "stop_ids": (
-        lambda value: all(type(each) is int and each >= 0 for each in _as_tuple(value)),
+        lambda value: all(type(each) is int and 0 <= each < 2**31 for each in _as_tuple(value)),
         "a token id, or a list of such",
     ),
     "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),
@@ -104,6 +109,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "grammar": (lambda value: _is_text(value), "a grammar of Lark"),
     "ignore_eos": (lambda value: type(value) is bool, "true or false"),
 }
+
+
+def _show(value: Any) -> str:
+    return shorten(repr(value), 60) if isinstance(value, list) and len(value) < 9 else quote(value)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -177,6 +186,8 @@ def read_jsonl(text: str, where: str, given: Mapping[str, Any], complete: Comple
             found.append(_read_row(line, place, len(found), given, complete))
         except ConfigError as error:
             faults += [f"{place}: {fault}" for fault in error.faults]
+        if len(faults) >= FAULTS_SHOWN:
+            raise ConfigError(*faults, f"{where}: reading stopped here, there may be more")
     if faults:
         raise ConfigError(*faults)
     return found
@@ -186,13 +197,15 @@ def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], comp
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"is no JSON, found {error}") from error
+        raise ConfigError(f"is no JSON, found {shorten(str(error))}") from error
     if not isinstance(row, dict):
-        raise ConfigError(f'is no object, found {line.strip()[:40]} ({{"prompt": "…"}}, say)')
+        raise ConfigError(f'is no object, found {shorten(line, 40)} ({{"prompt": "…"}}, say)')
+    check_depth(row)
+    whole = dict(row)
     given = {name: row.pop(name) for name in (*SOURCES, "tools", "id") if name in row}
     faults = check_source(given)
     try:
-        json.dumps(given, ensure_ascii=False).encode()
+        json.dumps(whole, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         faults.append("has half of a surrogate pair in it (\\ud83d\\ude42, say, stands for one character)")
     try:
@@ -206,18 +219,34 @@ def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], comp
     return Prompt(index, place, given, options)
 
 
+def check_depth(row: Any) -> None:
+    """Raise ConfigError for what is nested deeper than a conversation or a schema is: templates and compilers walk
+    down."""
+    level, depth = [row], 0
+    while level:
+        depth += 1
+        if depth > NESTED:
+            raise ConfigError(f"is nested more than {NESTED} deep (flatter JSON)")
+        level = [each for node in level if isinstance(node, dict | list)
+                 for each in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and -(2**31) <= value < 2**31
+
+
 def check_source(given: Mapping[str, Any]) -> list[str]:
     """List the faults of the source that a request continues, one line each."""
     stated = [name for name in SOURCES if name in given]
     if len(stated) != 1:
         return [f"has {' and '.join(stated) or 'nothing to continue'} (one of: {', '.join(SOURCES)})"]
     if "prompt" in given and not isinstance(given["prompt"], str):
-        return [f"prompt: is {given['prompt']!r} (a text)"]
+        return [f"prompt: is {quote(given['prompt'])} (a text)"]
     if "messages" in given:
         return list_faults(given["messages"])
     if "tools" in given:
         return ["tools: are for a conversation (with messages)"]
     ids = given.get("ids")
-    if "ids" in given and not (isinstance(ids, Sequence) and ids and all(type(each) is int for each in ids)):
-        return [f"ids: is {str(ids)[:40]} (a list of token ids, one at least)"]
+    if "ids" in given and not (isinstance(ids, Sequence) and ids and all(_is_id(each) for each in ids)):
+        return [f"ids: is {shorten(str(ids), 40)} (a list of token ids, one at least)"]
     return []

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.disk import replace_file
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.sampling.sampler import Logprob
 from zoo.text.follow import Sample
 from zoo.text.prompts import Prompt
+from zoo.untrusted import Shape, parse_json
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
+
+
+class ResultRow(Shape):
+    """What a line of results holds, beside what its prompt was given."""
+
+    index: int
 
 
 class Results:
@@ -46,11 +53,11 @@ class Results:
         lines: dict[int, list[str]] = {}
         for number, line in enumerate(text.split("\n")[:-1], 1):  # what follows the last is a line that was cut off
             try:
-                row = json.loads(line)
-                index = row["index"]
-            except (ValueError, TypeError, KeyError) as error:
+                row = parse_json(line, f"{self.file}:{number}", ResultRow)
+            except CheckpointError as error:
                 raise ConfigError(f"out: {self.file}:{number} is no line of results (--force, or another)") from error
-            if not (isinstance(index, int) and 0 <= index < len(prompts)) or _differs(row, prompts[index]):
+            index = row["index"]
+            if not (0 <= index < len(prompts)) or _differs(row, prompts[index]):
                 raise ConfigError(f"out: {self.file}:{number} is of other prompts (--force, or another file)")
             lines.setdefault(index, []).append(line + "\n")
         return {index: "".join(kept) for index, kept in lines.items() if len(kept) == prompts[index].options.n}

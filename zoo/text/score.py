@@ -17,6 +17,7 @@ from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.run.likelihood import IGNORED, sum_negative_log_likelihood
 from zoo.text.reading import longest_text
+from zoo.untrusted import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +139,7 @@ def encode(text: str, tokenizer: Tokenizer, where: str, start: Sequence[int]) ->
     tokens."""
     import numpy as np
 
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(check_text(text, where))
     if not ids:
         found = "is empty" if not text else "has no token that the tokenizer knows"
         raise ConfigError(f"{where}: {found}, so there is nothing to score (a text)")

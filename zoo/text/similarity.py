@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.checkpoint.gguf import find
 from zoo.errors import ConfigError, ZooError
 from zoo.text.vectors import embed
+from zoo.untrusted import check_text, quote, read_lines, shorten
 
 if TYPE_CHECKING:
     import numpy as np
 
 KINDS = (".jsonl", ".ndjson", ".csv", ".tsv")
 FAULTS_SHOWN = 10
+FIELDS_SHOWN = 8
+LARGEST = 1e30
+"""Beyond any score: its square is to be finite."""
 CUTS = (1, 5, 10)
 """How many of the nearest documents recall looks at."""
 
@@ -192,9 +196,14 @@ def read_texts(record: Mapping[str, Any], names: Sequence[str], where: str, faul
     for name in names:
         text = record.get(name)
         if not isinstance(text, str) or not text.strip():
-            there = ", ".join(str(key) for key in record) or "none"
-            found = f"'{name}' is {str(text)[:40]!r}" if name in record else f"there are {there}"
+            there = ", ".join(shorten(str(key), 40) for key in list(record)[:FIELDS_SHOWN]) or "none"
+            found = f"'{name}' is {_show(text)}" if name in record else f"there are {there}"
             faults.append(f"{where} has no text '{name}', found {found} (fields: {', '.join(names)})")
+            return None
+        try:
+            check_text(text, f"{where} '{name}'")
+        except ConfigError as error:
+            faults += error.faults
             return None
     return [record[name] for name in names]
 
@@ -204,12 +213,17 @@ def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> floa
     given = record.get("score")
     try:
         score = float("nan" if given is None or isinstance(given, bool) else given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
-    if not math.isfinite(score):
-        faults.append(f"{where} has no number 'score', found {str(given)[:40]!r} (how alike the two are)")
+    if not abs(score) < LARGEST:
+        faults.append(f"{where} has no number 'score', found {_show(given)} (how alike the two are)")
         return None
     return score
+
+
+def _show(value: Any) -> str:
+    """Quote what a field holds, numbers as texts."""
+    return quote(value) if isinstance(value, list | dict) else quote(str(value)[:80], 40)
 
 
 def read_records(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -219,9 +233,9 @@ def read_records(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]
     try:
         with file.expanduser().open(encoding="utf-8-sig", newline="") as stream:
             if file.suffix in (".jsonl", ".ndjson"):
-                yield from _read_json(stream, f"{name}: {file}")
+                yield from _read_json(read_lines(stream, f"{name}: {file}"), f"{name}: {file}")
             else:
-                yield from _read_table(stream, f"{name}: {file}", file.suffix)
+                yield from _read_table(read_lines(stream, f"{name}: {file}"), f"{name}: {file}", file.suffix)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: {file} is not UTF-8, found byte 0x{error.object[error.start]:02x}") from error
     except OSError as error:
@@ -235,8 +249,8 @@ def _read_json(stream: Iterable[str], place: str) -> Iterator[tuple[str, Mapping
         where = f"{place}, line {number:,}:"
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{where} is not JSON, found {error} (an object a line)") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is not JSON, found {shorten(str(error))} (an object a line)") from error
         if not isinstance(record, dict):
             raise ConfigError(f"{where} holds {type(record).__name__} (an object with the fields)")
         yield where, record

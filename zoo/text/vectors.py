@@ -13,6 +13,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
 from zoo.text.sentence import read_pipeline
+from zoo.untrusted import check_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ def embed(
     before = pipeline.find_prompt(prompt)
     reader = load_reader(model if pipeline.model is None else pipeline.model, tokenizer, device, note)
     limit = min(longest_text(reader.model.spec), pipeline.limit or sys.maxsize)
+    texts = [check_text(text, f"texts: number {number}") for number, text in enumerate(texts, 1)]
     given = [before + (text.lower() if pipeline.lower else text) for text in texts]
     rows = _encode(reader.tokenizer, given, limit, note)
     n_prompt = _count_prompt(reader.tokenizer, before)

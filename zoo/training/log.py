@@ -139,6 +139,8 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
+    from zoo.report.plot import draw_literally
+
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     tokens, losses = read_curve(lines, "loss")
@@ -159,5 +161,6 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")  # the best place takes seconds to find in a long run
+    draw_literally(figure)
     with replace_file(file) as draft:
         FigureCanvasAgg(figure).print_png(draft)

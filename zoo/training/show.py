@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.report import format_si
+from zoo.report.console import make_console
 from zoo.report.history import MEASURES
 
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -47,7 +48,7 @@ class Show:
     """Prints progress to standard error, which leaves standard output to results."""
 
     def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self.console = console or make_console(stderr=True, soft_wrap=True, quiet=quiet)
         self.steps = steps
         self.watched = self.console.is_terminal and WATCHED in os.environ
         self._shown = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class Shape(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
 
+
+READ = 40
+"""Faults of a file that are looked at: a list of a million texts has as many."""
 
 WORDS = {
     "string_type": "a text",
@@ -104,8 +107,9 @@ def check_shape(node: Any, shape: Any, place: str) -> Any:
     try:
         _adapter(shape).validate_python(node)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        raise CheckpointError(*dict.fromkeys(_describe(place, each) for each in faults[:5])) from None
+        raise CheckpointError(
+            *_describe_faults(place, error.errors(include_url=False, include_context=False))
+        ) from None
     return node
 
 
@@ -114,13 +118,23 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def _describe(place: str, fault: Mapping[str, Any]) -> str:
-    """Write a fault that pydantic found: file, key, what was found, what would do."""
-    names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
-    key = ".".join(shorten(each, 40) for each in names)
-    would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower()
-    found = "is missing" if fault["type"] == "missing" else f"is {quote(fault['input'])}"
-    return f"{place}: {key + ': ' if key else ''}{found} ({would})"
+def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the first faults that pydantic found: file, key, what was found, what would do. Members of a union have a
+    fault each, and one line; that a list is no number is left out where an entry of it is at fault."""
+    lines: dict[str, tuple[str, list[str]]] = {}
+    for fault in faults[:READ]:
+        names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
+        key = ".".join(shorten(each, 40) for each in names)
+        would = WORDS.get(fault["type"]) or shorten(fault["msg"]).lower().removeprefix("input should be ")
+        found = "is missing" if fault["type"] == "missing" else f"is {quote(fault['input'])}"
+        _, known = lines.setdefault(key, (found, []))
+        if would not in known:
+            known.append(would)
+    first = {key: each for key, each in lines.items() if not any(other.startswith(f"{key}.") for other in lines)}
+    return [
+        f"{place}: {key + ': ' if key else ''}{found} ({' or '.join(would)})"
+        for key, (found, would) in list(first.items())[:5]
+    ]
 
 
 def _is_type(name: str) -> bool:

@@ -5,11 +5,24 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from zoo.errors import ConfigError
+
 LONGEST = 120
 """Characters of a stranger's text that a message quotes."""
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
 """C0 without tab and newline, DEL, C1, what reorders text in sight (Boucher and Anderson, 2021), lone surrogates."""
+
+
+def check_text(text: str, place: str) -> str:
+    r"""Return a text that UTF-8 can hold. Raises ConfigError for one with half of a surrogate pair: JSON can write one
+    (`"\ud83d"`), and so can a command line whose bytes are not UTF-8. No tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x} alone at character {error.start:,}"
+        raise ConfigError(f"{place}: has half a character, found {half} (both halves, or neither)") from None
+    return text
 
 
 def escape_controls(text: str) -> str:

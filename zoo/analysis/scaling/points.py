@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError
+from zoo.untrusted import SETTINGS, quote, read_bytes, read_lines, shorten
 
 LEAST = 8
 """Points that a law of five numbers is fitted to at least."""
 
 COLUMNS = ("params", "tokens", "loss")
+FAULTS_SHOWN = FIELDS_SHOWN = 8
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Between these lie all points: their products are to be finite."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def read_points(file: Path, columns: Mapping[str, str]) -> Points:
     for place, record in records:
         row = [_read_number(record, columns.get(name, name), place, faults) for name in COLUMNS]
         rows.append((row[0], row[1], row[2]))
+        if len(faults) >= FAULTS_SHOWN:
+            raise ConfigError(*faults, f"{file}: reading stopped here, there may be more")
     if faults:
         raise ConfigError(*faults)
     return Points.collect(rows)
@@ -69,37 +75,40 @@ def read_points(file: Path, columns: Mapping[str, str]) -> Points:
 
 def _read_number(record: Mapping[str, Any], column: str, place: str, faults: list[str]) -> float:
     if column not in record:
-        faults.append(
-            f"{place}: has no {column}, found {', '.join(map(str, record)) or 'nothing'} (--columns names them)"
-        )
+        faults.append(f"{place}: has no {column}, found {_name(record) or 'nothing'} (--columns names them)")
         return math.nan
     try:
         value = float(record[column])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        faults.append(f"{place}: {column} is {record[column]!r} (a number above 0)")
+    if not SMALLEST < value < LARGEST or isinstance(record[column], bool):
+        faults.append(f"{place}: {column} is {quote(record[column])} (a number above 0)")
     return value
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return ", ".join(shorten(str(each), 40) for each in list(record)[:FIELDS_SHOWN])
 
 
 def _read_csv(file: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         with open(file, encoding="utf-8", newline="") as stream:
-            return [(f"{file}, line {at}", row) for at, row in enumerate(csv.DictReader(stream), 2)]
+            lines = read_lines(stream, str(file), SETTINGS)
+            return [(f"{file}, line {at}", row) for at, row in enumerate(csv.DictReader(lines), 2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (a UTF-8 file of points)") from error
 
 
 def _read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(file).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (a UTF-8 file of points)") from error
     found = []
     for at, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: a number of thousands of digits, too
             record = None
         if not isinstance(record, dict):
             raise ConfigError(f"{file}, line {at}: is no record of JSON (one a line, or a .csv file)")

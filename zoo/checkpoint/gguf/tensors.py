@@ -16,6 +16,7 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.families.body import Body
 from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
 from zoo.lazy import torch
+from zoo.untrusted import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,11 @@ class GGMLTensor:
         bytes_ = np.memmap(self.tensor.file, np.uint8, "r", self.tensor.start, stored)
 
         def rows(start: int, stop: int) -> Tensor:
-            found = dequantize(np.array(bytes_[start:stop]), kind)
+            try:
+                found = dequantize(np.array(bytes_[start:stop]), kind)
+            except NotImplementedError:
+                fault = f"{self.tensor.file}: holds {kind.name}, which the package gguf does not dequantise"
+                raise CheckpointError(f"{fault} (a type that it does)") from None
             return torch.from_numpy(np.ascontiguousarray(found, np.float32)).reshape(stop - start, width)
 
         return fill_rows((stored[0], width), 1, dtype, rows).reshape(self.shape)
@@ -90,12 +95,15 @@ def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if tensor.kind not in GGMLQuantizationType.__members__:
-        fault = f"{name} is of {tensor.kind}, which the package gguf does not know (a newer one)"
+        fault = f"{shorten(name)} is of {tensor.kind}, which the package gguf does not know (a newer one)"
         raise CheckpointError(f"{tensor.file}: {fault}")
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+    if tensor.shape[-1] % values:
+        fault = f"{shorten(name)} of {tensor.kind} has rows of {tensor.shape[-1]:,} values"
+        raise CheckpointError(f"{tensor.file}: {fault} (a multiple of {values})")
     end, there = tensor.start + prod(tensor.shape) // values * size, tensor.file.stat().st_size
-    if tensor.shape[-1] % values or end > there:
-        fault = f"{name} of {tensor.kind} and shape {list(tensor.shape)} ends at byte {end:,} of {there:,}"
+    if end > there:
+        fault = f"{shorten(name)} of {tensor.kind} and shape {list(tensor.shape)} ends at byte {end:,} of {there:,}"
         raise CheckpointError(f"{tensor.file}: {fault} (a whole file)")
     return tensor
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, short
 from zoo.families.gguf import GGUFFile, read_catalogue
+from zoo.untrusted import quote, shorten
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 """llama.cpp's types of tokens."""
+
+MOST_CUTS = 8 << 20
+"""The most places at which tokens can be cut to find merges: a large vocabulary has 2 million characters."""
 
 SPACE = "\u2581"
 SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token", "cls_token", "seperator_token", "mask_token")
@@ -31,13 +35,18 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
     makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")
     if kind not in makers:
-        raise CheckpointError(f"{found.file}: tokenizer.ggml.model: {kind!r} is not read (one of: {', '.join(makers)})")
+        raise CheckpointError(
+            f"{found.file}: tokenizer.ggml.model: {quote(kind)} is not read (one of: {', '.join(makers)})"
+        )
+    if "tokens" not in vocabulary:
+        raise CheckpointError(f"{found.file}: tokenizer.ggml.tokens: is missing (the vocabulary)")
     try:
         made = makers[kind](found, vocabulary)
     except Exception as error:
         if type(error) not in (Exception, KeyError, ValueError):  # `tokenizers` raises the bare class
             raise
-        raise CheckpointError(f"{found.file}: tokenizer.ggml: is no vocabulary, found {short(error)}") from error
+        what = shorten(short(error))
+        raise CheckpointError(f"{found.file}: tokenizer.ggml: is no vocabulary, found {what}") from error
     _add_special(made, vocabulary)
     if kind != "bert":
         _add_ends(made, vocabulary, adds_start=kind == "llama")
@@ -81,7 +90,7 @@ def _find_split(found: GGUFFile, name: str) -> Mapping[str, Any]:
     row = next((each for each in rows if name in each["names"]), None)
     if row is None:
         known = ", ".join(each for row in rows for each in row["names"])
-        raise CheckpointError(f"{found.file}: tokenizer.ggml.pre: {name!r} is not read (one of: {known})")
+        raise CheckpointError(f"{found.file}: tokenizer.ggml.pre: {quote(name)} is not read (one of: {known})")
     return row
 
 
@@ -116,6 +125,8 @@ def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[fl
     Each token of two characters or more may be made of any two tokens that spell it.
     """
     places = {each: number for number, each in enumerate(tokens)}
+    if sum(map(len, tokens)) > MOST_CUTS:
+        raise ValueError(f"tokens of more than {MOST_CUTS:,} characters together")
     found = []
     for number, token in enumerate(tokens):
         if types[number] not in (NORMAL, USER):

@@ -12,15 +12,22 @@ from zoo import runs
 from zoo.checkpoint.gguf.tokenizer import describe_tokenizer, make_tokenizer
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
-from zoo.families.described import CONFIG, read_json, to_jsonable
+from zoo.families.described import CONFIG, to_jsonable
 from zoo.families.gguf import GGUFFile, describe_gguf, is_gguf, read_gguf
 from zoo.paths import find_cache_folder
+from zoo.untrusted import SETTINGS, Shape, read_json
 
 POINTER = "gguf.json"
 """The file that names the GGUF file."""
 
 VERSION = 1
 """Of what is unpacked: an older one is unpacked anew."""
+
+
+class Pointer(Shape):
+    """What POINTER holds."""
+
+    file: str
 
 
 def find(path: str | Path) -> Path:
@@ -33,13 +40,13 @@ def find(path: str | Path) -> Path:
 def unpack(file: Path) -> Path:
     """Unpack a GGUF file, unless it was before. Raises CheckpointError for an architecture that is not read; a
     vocabulary that is not read is a UserWarning."""
-    file = file.resolve()
     try:
+        file = file.resolve()
         seen = file.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: links that lead round
         raise CheckpointError(f"{file}: no such file") from None
     key = f"{VERSION} {file} {seen.st_size} {seen.st_mtime_ns}"
-    folder = find_cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = _find_unpacked() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "tokenizer.json").is_file() and (folder / POINTER).is_file():
         return folder
     found = read_gguf(file, texts=True)
@@ -60,11 +67,16 @@ def _write_json(file: Path, node: object) -> None:
     file.write_text(json.dumps(node, indent=2) + "\n", encoding="utf-8")
 
 
+def _find_unpacked() -> Path:
+    return find_cache_folder() / "gguf"
+
+
 def is_unpacked(folder: Path) -> bool:
-    """Whether a folder is that of a GGUF file."""
-    return (folder / POINTER).is_file()
+    """Whether a folder is that of a GGUF file. Such folders lie in the cache: a file of that name anywhere else names
+    none, as it would be a stranger's word on which file to read."""
+    return (folder / POINTER).is_file() and folder.resolve().parent == _find_unpacked().resolve()
 
 
 def read_unpacked(folder: Path) -> GGUFFile:
     """Read the header of the GGUF file of a folder. Raises CheckpointError."""
-    return read_gguf(Path(read_json(folder / POINTER)["file"]))
+    return read_gguf(Path(read_json(folder / POINTER, Pointer, most=SETTINGS)["file"]))

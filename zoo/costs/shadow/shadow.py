@@ -97,7 +97,11 @@ class Shadow(Core):
         )
 
     def unbind(self, dim: int = 0) -> tuple[Any, ...]:
-        return tuple(self.select(dim, index) for index in range(self.shape[dim]))
+        if not self.shape[dim]:
+            return ()
+        view = self.select(dim, 0)  # the others are like it: a pass may take one for each of many layers
+        like = (view.shape, view.strides, view.dtype, view.storage, view.wants_grad, view.node)
+        return (view, *(type(view)(*like) for _ in range(1, self.shape[dim])))
 
     def split(self, split_size: Any, dim: int = 0) -> tuple[Any, ...]:
         size, dim, whole = split_size, self.at(dim), self.shape[dim]

@@ -1,0 +1,98 @@
+"""Say how a command failed that no code of ours foresaw: a file was refused, memory was short, or Zoo is wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.errors import ConfigError, ZooError, short
+
+WRONG_NAMES = frozenset(
+    getattr(errno, name) for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EINVAL", "ENXIO")
+)
+"""What is wrong with the name of a file rather than with the machine. A full disk (ENOSPC, EDQUOT, EFBIG), a broken or
+read-only one (EIO, EROFS) and lost connections are not the user's input."""
+
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+
+LOOP, NO_HOME = "Symlink loop from ", "Could not determine home directory."
+"""How the RuntimeErrors begin that `Path.resolve` raises for a loop of links, before Python 3.13, and `expanduser` for
+a `~name` that is no user's."""
+
+SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")
+"""Words of the errors by which torch says so; Python has MemoryError."""
+
+
+def choose_exit_code(error: OSError) -> int:
+    """Choose between 2, where the user named a file that cannot be read, and 1, where the work failed."""
+    if error.filename is None:
+        return ZooError.exit_code
+    named = error.errno in WRONG_NAMES or (error.errno in FORBIDDEN and not _may_be_read(Path(error.filename)))
+    return ConfigError.exit_code if named else ZooError.exit_code
+
+
+def _may_be_read(file: Path) -> bool:
+    """Tell whether a file that was refused may be read, or is only to be made in a folder that may: then it was to be
+    written."""
+    there = os.path.lexists(file)
+    return os.access(file, os.R_OK) if there else os.access(file.absolute().parent, os.R_OK | os.X_OK)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
+
+
+def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
+    """Describe an error that is none of ours in one line, and choose the exit code. Writes its trace to a file, and
+    never fails itself."""
+    if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
+        return f"{str(error).removeprefix(LOOP)}: is a symbolic link that leads to itself", ConfigError.exit_code
+    if isinstance(error, RuntimeError) and str(error).startswith(NO_HOME):
+        return "path: begins with ~ and the name of no user (a path in full)", ConfigError.exit_code
+    if _is_short_of_memory(error):
+        return f"memory: the command needs more than there is, found {short(error)}", ZooError.exit_code
+    where = write_trace(error, args)
+    how = f"please report it with its trace, which is in {where}" if where else "--debug shows its trace: report it"
+    return f"bug: this is a mistake of Zoo's, not yours, found {short(error)} ({how})", ZooError.exit_code
+
+
+def _is_short_of_memory(error: BaseException) -> bool:
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in said for words in SHORT_OF_MEMORY)
+
+
+def write_trace(error: BaseException, args: Sequence[str]) -> Path | None:
+    """Write the trace of an error, with the command and the versions, into the cache folder, or the one for temporary
+    files where that cannot be; None where neither can."""
+    import tempfile
+
+    from zoo.paths import find_cache_folder
+
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for find in (lambda: find_cache_folder() / "traces", lambda: Path(tempfile.gettempdir()) / "zoo-traces"):
+        try:
+            folder = find()
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(_describe_trace(error, args), encoding="utf-8", errors="backslashreplace")
+        except (OSError, ValueError, RuntimeError):  # no such disk, a NUL in the name, no home
+            continue
+        return folder / name
+    return None
+
+
+def _describe_trace(error: BaseException, args: Sequence[str]) -> str:
+    import platform
+
+    import zoo
+
+    head = [f"zoo {shlex.join(args)}", f"zoo {zoo.__version__}, Python {platform.python_version()}, {sys.platform}"]
+    return "\n".join([*head, "", "".join(traceback.format_exception(error))])

@@ -1,0 +1,32 @@
+"""Make rich's consoles: texts are shown as they are, without markup, and their control characters as escapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from zoo.untrusted.text import escape_controls
+
+
+class SafeConsole(Console):
+    """A console that escapes the control characters of texts. Its own codes, which are segments of another kind, pass,
+    and so does an end of line that only returns to its begin."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control or text == "\r" else escape_controls(text), style, control)
+
+    def _stream(self) -> Any:
+        """The stream below the one that would escape rich's own codes too (`zoo.cli.output`)."""
+        stream = Console.file.fget(self)  # type: ignore[attr-defined]
+        return getattr(stream, "unescaped", stream)
+
+    file = property(_stream, Console.file.fset)  # type: ignore[attr-defined, assignment]
+
+
+def make_console(**settings: Any) -> Console:
+    """Make a console with rich's settings. A stranger's text is no markup of rich's."""
+    return SafeConsole(**{"highlight": False, "markup": False, "emoji": False, **settings})
