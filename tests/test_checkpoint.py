@@ -94,8 +94,8 @@ def test_every_difference_between_weights_and_architecture_is_a_line_of_its_own(
 BROKEN = {
     "zoo.yaml": [
         (None, "no checkpoint in it"),
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
+        ("{", ": not YAML"),
+        ("[]", "zoo.yaml: is a list of 0 (a mapping)"),
         ("format: 2\nmodel: {}\n", "is of format 2, this zoo reads 1"),
         ("format: 1\nmodel: {kind: decoder}\n", "model.vocab_size: is missing"),
     ],

@@ -68,7 +68,7 @@ def test_tensorboard_gets_every_metric_and_sample_and_a_resumed_run_goes_on_in_i
     texts = {each.tag for event in events for each in event.summary.value if each.HasField("tensor")}
     assert texts == {"config/text_summary", "sample/text_summary"}
     (tmp_path / "checkpoints" / "latest").write_text("step-000003\n")
-    resume_run(tmp_path, ["steps=8"])
+    resume_run(tmp_path, ["steps=8", "logger=tensorboard"])
     assert scalars_of(read_events(tmp_path / "tensorboard")) == pytest.approx(told_of(tmp_path), rel=1e-6)
     assert json.loads((tmp_path / "logger.json").read_text()) == {
         "kind": "tensorboard",
@@ -81,7 +81,7 @@ def test_mlflow_gets_every_metric_and_a_resumed_run_is_the_same_run(corpus, tmp_
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = f"file://{tmp_path / 'store'}"
     start_run(compose_run(corpus, "logger=mlflow", f"logger.uri='{uri}'", "logger.name=mine"), tmp_path / "run")
-    resume_run(tmp_path / "run", ["steps=8"])
+    resume_run(tmp_path / "run", ["steps=8", "logger=mlflow", f"logger.uri='{uri}'"])
     client = mlflow.MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("zoo").experiment_id])
     assert (run.info.status, run.info.run_name, run.data.params["optim.kind"]) == ("FINISHED", "mine", "adamw")
@@ -94,7 +94,7 @@ def test_wandb_offline_gets_the_metrics_of_a_run_and_goes_on_under_the_same_id(c
     pytest.importorskip("wandb")
     start_run(compose_run(corpus, "logger=wandb"), tmp_path)
     key = json.loads((tmp_path / "logger.json").read_text())["key"]
-    resume_run(tmp_path, ["steps=8"])
+    resume_run(tmp_path, ["steps=8", "logger=wandb"])
     files = list((tmp_path / "wandb").glob(f"offline-run-*-{key}*/run-{key}.wandb"))
     assert files and all(file.stat().st_size > 0 for file in files)
     assert json.loads((tmp_path / "logger.json").read_text())["key"] == key

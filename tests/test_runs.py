@@ -146,7 +146,8 @@ def test_diff_of_runs_tells_their_configs_results_and_models(trained: Path, caps
 
 
 def test_rows_are_sorted_by_a_column_and_never_by_an_unknown_one(trained: Path) -> None:
-    rows = list_rows(collect_runs([trained]), trained)
+    rows, faults = list_rows(collect_runs([trained]), trained)
+    assert not faults
     assert [row["name"] for row in sort_rows(rows, "name")] == ["bad", "sweep/one", "sweep/two"]
     with pytest.raises(ConfigError, match="no column 'losss'"):
         sort_rows(rows, "losss")

@@ -69,8 +69,8 @@ def train(
     """Train one run, as `zoo train model=CONFIG OVERRIDES` does; return its outcome, history and model.
 
     `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`), and
-    `resume` the folder of a run that goes on (`--resume`). With `trust` the recipe may set Hydra's own keys, by which
-    it may run any program. `callbacks` have methods of `zoo.Callback`.
+    `resume` the folder of a run that goes on, or RUN@STEP (`--resume`). With `trust` the recipe may set Hydra's own
+    keys, by which it may run any program. `callbacks` have methods of `zoo.Callback`.
 
     The program's own state stays as it is: Hydra's globals, logging, signal handlers, torch's random numbers on the
     CPU and its number of threads, and how the process gives memory back (`zoo train` keeps what it frees).
@@ -108,13 +108,13 @@ def _launch(overrides: list[str], recipe: str | Path | None, trust: bool) -> Map
 
 
 def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
-    from zoo.runs import remember
+    from zoo.runs import remember, split_choice
     from zoo.training.task import resume_run
 
     try:
         return resume_run(folder, overrides)
     finally:
-        remember(folder)
+        remember(split_choice(folder)[0])
 
 
 def evaluate(

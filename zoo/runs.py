@@ -14,7 +14,6 @@ SWEEP/sweep.json                     the jobs of a sweep, each by the name of it
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -25,22 +24,27 @@ from typing import Any
 
 from zoo import disk
 from zoo.errors import CheckpointError, ConfigError
+from zoo.untrusted.json_file import COUNTED, SETTINGS, read_bytes, read_json
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.text import quote, shorten
 
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
+COUNTERS = "training.json"  # of a checkpoint that a run goes on from
 RESULT, METRICS = "result.json", "metrics.jsonl"
 MEASURED = "measured.json"  # what was measured of a run after its training
 CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
 LOCK = "lock"
 SWEEP = "sweep.json"
 LAST_RUN = Path("runs", "last")
+MOST_POINTER = 1 << 16  # bytes of a file that holds a name
 
 
 def find(path: str | Path) -> Path:
     """The checkpoint folder that a path means: itself, the newest of a run, the best (`RUN@best`) or that of a step
     (`RUN@400`), or an average in it (`RUN/ema`). Raises CheckpointError."""
-    path, which = _split_choice(Path(path).expanduser())
+    path, which = split_choice(path)
     disk.recover(path)
     if path.name in AVERAGES and not path.exists() and path.parent.exists():
         return _find_average(path)
@@ -53,34 +57,47 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
         )
-    if which.isdigit():
-        return _find_step(root, int(which))
-    if not (pointer := root / (which or LATEST)).is_file():
-        raise CheckpointError(f"{path}@{BEST}: the run has kept none (zoo train keep_best=1 does)")
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    folder = root / name
-    known = re.fullmatch(r"step-\d+", name) is not None  # else it may be a path to elsewhere
+    return find_step(root, int(which)) if which.isdigit() else follow(root, which or LATEST)
+
+
+def follow(root: Path, name: str) -> Path:
+    """The checkpoint that a pointer of a run names, `latest` or `best`. Raises CheckpointError."""
+    if not (pointer := root / name).is_file():
+        raise CheckpointError(f"{root.parent}@{name}: the run has kept none (zoo train keep_best=1 does)")
+    found = read_bytes(pointer, MOST_POINTER).decode("utf-8", "replace").strip()
+    known = re.fullmatch(r"step-[0-9]+", found) is not None  # else it may be a path to elsewhere
+    folder = find_inside(root, found, str(pointer)) if known else root
     if known:
         disk.recover(folder)
     if not known or not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"
-        raise CheckpointError(f"{pointer}: names {name or 'nothing'}, which is not there (there are: {there})")
+        raise CheckpointError(
+            f"{pointer}: names {shorten(found) or 'nothing'}, which is not there (there are: {there})"
+        )
     return folder
 
 
-def _split_choice(path: Path) -> tuple[Path, str]:
-    """Split `RUN@best` and `RUN@400`; nothing is chosen where a folder has that very name."""
-    run, at, which = path.name.rpartition("@")
-    chosen = run and at and (which == BEST or (which.isascii() and which.isdigit()))
-    return (path.with_name(run), which) if chosen and not path.exists() else (path, "")
+def split_choice(path: str | Path) -> tuple[Path, str]:
+    """Split `RUN@best` and `RUN@400`; nothing is chosen where a folder has that very name. Raises CheckpointError for
+    what is no path."""
+    if "\0" in str(path):
+        raise CheckpointError(f"{quote(str(path))}: is no path (a checkpoint, or the folder of a run)")
+    try:
+        path = Path(path).expanduser()
+        run, at, which = path.name.rpartition("@")
+        chosen = run and at and (which == BEST or (which.isascii() and which.isdigit()))
+        return (path.with_name(run), which) if chosen and not path.exists() else (path, "")
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long, no home folder
+        found = getattr(error, "strerror", None) or type(error).__name__
+        raise CheckpointError(f"{shorten(str(path))}: cannot be followed, found {found} (a folder)") from error
 
 
-def _find_step(root: Path, step: int) -> Path:
+def find_step(root: Path, step: int) -> Path:
     """The checkpoint of a step. Raises CheckpointError with those that are there."""
     for folder in (there := steps(root)):
         if read_step(folder) == step:
             return folder
-    found = ", ".join(str(read_step(each)) for each in there)
+    found = ", ".join(str(read_step(each)) for each in there) or "none"
     raise CheckpointError(f"{root}: no checkpoint of step {step} (there are: {found})")
 
 
@@ -151,11 +168,12 @@ def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[No
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is training in a run's folder, as far as its file system knows."""
-    if not (folder / LOCK).exists():
+    """Whether a process is training in a run's folder, as far as its file system and its permissions tell."""
+    try:
+        with (folder / LOCK).open("rb") as file:  # a folder may be another user's
+            return (folder / LOCK).is_file() and disk.try_lock(file.fileno()) is False
+    except OSError:
         return False
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        return disk.try_lock(file.fileno()) is False
 
 
 def remember(folder: Path) -> None:
@@ -176,25 +194,49 @@ def last_run() -> Path:
         raise ConfigError(
             f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
         )
-    folder = Path(LAST_RUN.read_text(encoding="utf-8", errors="replace").strip())
+    folder = Path(read_bytes(LAST_RUN, MOST_POINTER).decode("utf-8", "replace").strip().replace("\0", ""))
     if not folder.is_dir():
-        raise ConfigError(f"checkpoint: the last run, {folder}, is gone (name another with --checkpoint DIR)")
+        raise ConfigError(
+            f"checkpoint: the last run, {shorten(str(folder))}, is gone (name another with --checkpoint DIR)"
+        )
     return folder
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """The outcome in a result.json; empty where there is none, or where what is there was not written whole."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """The outcome in a result.json, or the measurements in a measured.json; empty where there is none. Raises
+    CheckpointError."""
+    from zoo.untrusted.shapes import Result
+
+    return _read_if_there(file, Result)
+
+
+def read_sweep_record(folder: Path) -> dict[str, Any]:
+    """What a sweep's sweep.json holds; empty where there is none. Raises CheckpointError."""
+    from zoo.untrusted.shapes import SweepRecord
+
+    found = _read_if_there(folder / SWEEP, SweepRecord)
+    for name in found.get("jobs", {}):
+        if find_inside(folder, name, f"{folder / SWEEP}: jobs").parent != folder:
+            raise CheckpointError(f"{folder / SWEEP}: jobs: {quote(name)} is no folder of a job's (a name)")
+    return found
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
-    """The jobs of the sweep in a folder, in order, by the names of their own folders; none where it is no sweep's."""
-    jobs = read_result(folder / SWEEP).get("jobs", {})
-    return jobs if isinstance(jobs, dict) else {}
+    """The jobs of the sweep in a folder, in order, by the names of their own folders; none where it is no sweep's.
+    Raises CheckpointError."""
+    return read_sweep_record(folder).get("jobs", {})
+
+
+def _read_if_there(file: Path, shape: Any) -> dict[str, Any]:
+    return read_json(file, shape, most=SETTINGS, largest=COUNTED) if is_file(file) else {}
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file that this user may see."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:

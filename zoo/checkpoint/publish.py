@@ -1,6 +1,7 @@
 """Publish a run's checkpoints. One function owns the whole way of each, and no other code touches their folders.
 
     draft    written under a name that nobody reads, and locked
+    listed   its manifest has the bytes and the hash of each file (zoo/checkpoint/manifest.py)
     synced   every file and folder of it is on the disk
     renamed  it has its own name: whole, or not there
     pointed  `latest` names it: a run goes on from here
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from zoo.checkpoint.manifest import write_manifests
 from zoo.disk import flush, remove_drafts, remove_folder, replace_folder, write_text
 from zoo.runs import LATEST, steps
 
@@ -28,6 +30,7 @@ def publish(folder: Path, write: Callable[[Path], object], keeps: Callable[[list
     root = folder.parent
     with replace_folder(folder) as draft:
         write(draft)
+        write_manifests(draft)
     flush(root.parent)  # which names `root`, and the files that the checkpoint knows the lengths of
     point(root, LATEST, folder)
     retire(folder, keeps)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.files import Reader, read_header
 from zoo.checkpoint.sharded import ShardedTensors
 from zoo.checkpoint.spread import STATE_SHARDS
+from zoo.checkpoint.stored import StoredTensors
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -39,16 +40,16 @@ def list_states(state: Resumable) -> dict[str, Tensor]:
     return tensors
 
 
-def open_states(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read the states of a checkpoint one by one, of shards each when it comes. Raises CheckpointError."""
-    from safetensors.torch import load_file
-
-    if not (folder / STATE_SHARDS).is_dir():
-        read_header(folder / STATES)  # raises where the file is broken
-        yield from load_file(folder / STATES).items()
-        return
-    tensors = ShardedTensors(folder / STATE_SHARDS)
-    yield from ((name, tensors[name]) for name in tensors)
+def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Read the states of a checkpoint one by one, each when it comes, those whose names begin with `prefix`. Raises
+    CheckpointError."""
+    if (folder / STATE_SHARDS).is_dir():
+        tensors: Any = ShardedTensors(folder / STATE_SHARDS)
+    else:
+        found = read_header(folder / STATES)  # raises where the file is broken
+        forms = {name: each.make_empty("meta") for name, each in found.items()}
+        tensors = StoredTensors(forms, Reader(folder, found).__getitem__)
+    yield from ((name, tensors[name]) for name in tensors if name.startswith(prefix))
 
 
 def name_random(device: str, rank: int) -> str:

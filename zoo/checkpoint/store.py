@@ -5,6 +5,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
     RUN/checkpoints/latest               the name of the newest checkpoint
     RUN/checkpoints/step-000400/
         zoo.yaml  model.safetensors      the model: `load` needs no more
+        manifest.json                  bytes and hash of each file (zoo/checkpoint/manifest.py)
         tokenizer.json …                 its tokenizer, where it has one
         adapter.json adapter.safetensors  of a run with low-rank adapters: these, beside weights without them
         training.json                  of a run: its counters
@@ -15,7 +16,6 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,7 @@ import yaml
 from zoo.checkpoint import adapters, sentence, spread
 from zoo.checkpoint.files import BESIDE, refuse_to_replace, stream_tensors, write_tensors
 from zoo.checkpoint.gguf import find
+from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
 from zoo.checkpoint.publish import publish, retire
 from zoo.checkpoint.states import (
     STATES,
@@ -41,23 +42,21 @@ from zoo.checkpoint.states import (
 )
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.disk import replace_folder, write_text
-from zoo.errors import CheckpointError, short
+from zoo.errors import CheckpointError
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
 from zoo.ranks.shards import Shares, drop_gathered
 from zoo.ranks.world import ALONE, World
 from zoo.run.builder import pick_device, resolve_dtype
-from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, read_step, steps
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, COUNTERS, WEIGHTS, read_step, steps
 from zoo.spec import table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-COUNTERS = "training.json"
-
-OWN = (ARCHITECTURE, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
+OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
 """The files of a model."""
 
 
@@ -73,6 +72,7 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
     refuse_to_replace(folder, "a model of ours", OWN)
     with replace_folder(folder) as draft:
         write_model(model, draft, tokenizer)
+        write_manifests(draft)
     return folder
 
 
@@ -85,6 +85,7 @@ def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
         write_architecture(model.spec, draft)
         stream_tensors(model.tensors.forms, model.tensors.items(), draft / WEIGHTS)
         hf.copy_beside(beside, draft)
+        write_manifests(draft)
 
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -102,19 +103,21 @@ def write_architecture(spec: Any, folder: Path, tokenizer: Any = None) -> None:
         tokenizer.save(folder)
 
 
-def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
+def load(path: str | Path, dtype: Any = None, device: str = "cpu", *, verify: bool = True) -> nn.Module:
     """Load the model of a checkpoint, of a run's newest one, of a Hugging Face folder or a GGUF file, in eval mode.
     Adapters are merged into its weights.
 
-    `dtype` is the file's unless given. Raises CheckpointError with a line for each fault, before any weight is read.
+    `dtype` is the file's unless given. With `verify` the files of a checkpoint of ours are first compared with its
+    manifest. Raises CheckpointError with a line for each fault, before any weight is read.
     """
     where = pick_device(device)
-    return open_model(path, dtype).build(where)
+    return open_model(path, dtype, checked=verify).build(where)
 
 
-def open_model(path: str | Path, dtype: Any = None, *, mapped: bool = True) -> StoredModel:
+def open_model(path: str | Path, dtype: Any = None, *, mapped: bool = True, checked: bool = True) -> StoredModel:
     """Open what `load` takes; each tensor is read when it is asked for. With `mapped` tensors of files that need no
-    conversion are mapped into memory, otherwise each is read into memory of its own, which goes with it.
+    conversion are mapped into memory, otherwise each is read into memory of its own, which goes with it. With `checked`
+    the files of a checkpoint of ours are compared with its manifest.
 
     Raises CheckpointError with a line for each fault, before any weight is read.
     """
@@ -123,14 +126,16 @@ def open_model(path: str | Path, dtype: Any = None, *, mapped: bool = True) -> S
     folder = find(path)
     own = (folder / ARCHITECTURE).is_file()
     kind = None if dtype is None else resolve_dtype(dtype)
-    return (open_own(folder, mapped) if own else hf.open_model(folder, mapped, kind)).cast(kind)
+    return (open_own(folder, mapped, checked) if own else hf.open_model(folder, mapped, kind)).cast(kind)
 
 
-def open_own(folder: Path, mapped: bool) -> StoredModel:
+def open_own(folder: Path, mapped: bool, checked: bool = True) -> StoredModel:
     """Open the model of one of our checkpoint folders."""
     spec = read_spec(folder)
     shapes = table(spec, spec.d_model)
-    spread.check_weights(folder, shapes)
+    spread.check_weights(folder, shapes)  # says more than a checksum
+    if checked:
+        verify(folder)
     found = spread.open_weights(folder, mapped)
     forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards have numbers as one place
     tensors = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
@@ -284,14 +289,19 @@ def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
 
 def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
     """Write a run's counters into a checkpoint, or replace those that are there."""
-    write_text(folder / COUNTERS, json.dumps({"format": FORMAT, **counters}, indent=2) + "\n")
+    write_text(folder / COUNTERS, seal({"format": FORMAT, **counters}))
 
 
-def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True, rank: int = 0) -> dict[str, Any]:
+def load_run(
+    folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True, rank: int = 0, checked: bool = False
+) -> dict[str, Any]:
     """Restore weights, optimizer and with `random` the random generators of a process from a checkpoint; return its
-    counters. As many processes may go on as like: each takes its part. Raises CheckpointError."""
+    counters. As many processes may go on as like: each takes its part. A checkpoint that is `checked` has been compared
+    with its manifest. Raises CheckpointError."""
     counters = read_counters(folder)
     spread.check_weights(folder, table(model.whole, model.whole.d_model))
+    if not checked:
+        verify(folder, training=True)
     take = model.shares.take_part
     if spread.is_sharded(folder):
         spread.fill_weights(model, folder)
@@ -320,15 +330,11 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
 
 
 def read_counters(folder: Path) -> dict[str, Any]:
-    """Read the counters of a run's checkpoint. Raises CheckpointError."""
+    """Read the counters of a run's checkpoint, plain data. Raises CheckpointError."""
     file = folder / COUNTERS
     try:
-        counters = json.loads(file.read_text(encoding="utf-8"))
+        counters = read_sealed(file, dict[str, Any])
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: a model alone, no run goes on from it (a checkpoint of a run)") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
-    if not isinstance(counters, dict):
-        raise CheckpointError(f"{file}: holds no counters, found {type(counters).__name__} (a file that zoo wrote)")
     check_format(file, counters.get("format"))
     return counters

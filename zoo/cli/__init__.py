@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 MOST_FAULTS, LONGEST_FAULT = 50, 2000
@@ -27,20 +28,24 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace.
 
-    Whatever is raised ends in a line. This is the one place that catches every exception: what is none of ours is a
-    mistake of Zoo's, and its user can do nothing with the trace but send it in.
+    `--no-verify` reads checkpoints without comparing their checksums. Whatever is raised ends in a line. This is the
+    one place that catches every exception: what is none of ours is a mistake of Zoo's, and its user can do nothing with
+    the trace but send it in.
     """
     import typer
 
     from zoo.cli.app import make_command
     from zoo.errors import ConfigError, ZooError
 
-    args, debug = _without_debug(list(args) or ["--help"])
+    args, debug = _without(list(args) or ["--help"], "--debug")
     if faults := _find_unreadable(args):
         return _refuse(faults, ConfigError.exit_code, debug)
+    rest, hasty = _without(args, "--no-verify")
+    args = args if args[:1] == ["convert"] else rest  # which has such an option too
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
     try:
-        return make_command().main(args, prog_name="zoo", standalone_mode=False, obj=args) or 0
+        with _unverified(hasty):
+            return make_command().main(args, prog_name="zoo", standalone_mode=False, obj=args) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
@@ -71,11 +76,11 @@ def _describe_usage_error(error: Any) -> str:
     return f"{parameter.name}: is missing ({takes[0].lower()}{takes[1:].rstrip('.')})"
 
 
-def _without_debug(args: list[str]) -> tuple[list[str], bool]:
-    """Take `--debug` out of the arguments before the verbs see them: it may stand anywhere. Returns the others, and
-    whether it was there."""
+def _without(args: list[str], option: str) -> tuple[list[str], bool]:
+    """Take an option of all verbs out of the arguments before the verbs see them: it may stand anywhere. Returns the
+    others, and whether it was there."""
     end = args.index("--") if "--" in args else len(args)
-    kept = [arg for arg in args[:end] if arg != "--debug"] + args[end:]
+    kept = [arg for arg in args[:end] if arg != option] + args[end:]
     return kept, len(kept) < len(args)
 
 
@@ -97,6 +102,14 @@ def _has_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _unverified(hasty: bool) -> AbstractContextManager[None]:
+    if not hasty:
+        return nullcontext()
+    from zoo.checkpoint.manifest import unverified
+
+    return unverified()
 
 
 def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:

@@ -46,6 +46,11 @@ VERBS = {
     "doctor": "Show versions, devices, and which kernels this machine can run.",
 }
 
+EPILOG = (
+    "`zoo VERB --help` explains a verb. Any verb takes --debug, which shows an error's trace, and --no-verify, which "
+    "reads checkpoints without comparing their checksums."
+)
+
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 """Plain help takes half the time of rich's. Our own errors are one line each, and a bug shows Python's own trace."""
 
@@ -137,7 +142,7 @@ def make_command() -> Any:
     """Build the whole command line as a click command."""
     app = typer.Typer(cls=Verbs, **SETTINGS)
 
-    @app.callback(epilog="`zoo VERB --help` explains a verb; any verb takes --debug, which shows an error's trace.")
+    @app.callback(epilog=EPILOG)
     def zoo(
         version: Annotated[
             bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")

@@ -10,7 +10,7 @@ def read_text(file: Path, where: str) -> str:
     """Read a UTF-8 file, or standard input for `-`. Raises ConfigError, under the name `where`, for one that cannot be
     read, is larger than the budget, or has NUL bytes: that is no text."""
     from zoo.errors import ConfigError
-    from zoo.untrusted import FILE
+    from zoo.untrusted.json_file import FILE
 
     try:
         if str(file) == "-":

@@ -23,8 +23,10 @@ def run(
     """List runs: model, parameters, steps, tokens, losses, status, when each last wrote, and where it is.
 
     A run is done, failed, stopped (it can be resumed), running, or cut off: it ended without a word.
+    One whose files cannot be read is listed as unreadable, and what is wrong with it is said.
     """
     from zoo import report
+    from zoo.cli.common import print_note
     from zoo.errors import ConfigError
     from zoo.report.history import collect_runs, find_runs, list_rows, sort_rows
 
@@ -34,7 +36,10 @@ def run(
         root, records = Path(), [each for name in FOLDERS for each in find_runs(Path(name))]
         if not records:
             raise ConfigError("folder: there are no runs here (`zoo train` makes one, or name a folder with some)")
-    rows = sort_rows(list_rows(records, root), sort, reverse)
+    listed, faults = list_rows(records, root)
+    for fault in faults:
+        print_note(fault)
+    rows = sort_rows(listed, sort, reverse)
     if as_json:
         print(report.format_json(rows))
         return
@@ -56,14 +61,15 @@ EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 def _cells(row: Any) -> list[str]:
     from zoo import report
     from zoo.report.history import MEASURES
+    from zoo.untrusted.text import escape_controls, shorten
 
     def show(name: str, form: Any) -> str:
         return "" if row[name] is None else form(row[name])
 
     score = next((name for name in SCORES if row[name] is not None), None)
     return [
-        row["name"],
-        show("model", str),
+        escape_controls(row["name"]),
+        show("model", shorten),
         show("params", report.format_count),
         show("steps", "{:,}".format),
         show("tokens", report.format_count),

@@ -54,7 +54,10 @@ def run(
     trust: Annotated[
         bool, typer.Option("--trust", help="Let the file of -c set Hydra's own keys, by which it may run any program.")
     ] = False,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue the run in this folder; from an earlier checkpoint with RUN@STEP."),
+    ] = None,
     cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
     info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
@@ -191,16 +194,17 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _resume(folder: Path, overrides: list[str]) -> None:
-    from zoo.runs import remember
+    from zoo.runs import remember, split_choice
     from zoo.training import task
     from zoo.training.planning import plan_resumption
 
-    settings = plan_resumption(folder, overrides).settings
-    _start_processes(settings, ["--resume", str(folder)], overrides, lambda: folder)
+    run, _ = split_choice(folder)
+    settings = plan_resumption(run, overrides).settings
+    _start_processes(settings, ["--resume", str(folder)], overrides, lambda: run)
     try:
         task.resume_run(folder, overrides)
     finally:
-        remember(folder)
+        remember(run)
 
 
 def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:

@@ -48,7 +48,8 @@ from zoo.compose.shorthand import expand_shorthand, find_choices
 from zoo.errors import ConfigError
 from zoo.grammar.omega import share_parses
 from zoo.paths import conf_dir
-from zoo.untrusted import find_inside, read_yaml_text
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.yaml_file import read_yaml_text
 
 __all__ = [
     "CachingConfigRepository",

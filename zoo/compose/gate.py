@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo.errors import ConfigError
-from zoo.untrusted import quote
+from zoo.untrusted.text import quote
 
 STATED = "zoo-file"
 """Hydra's provider of what a file that nobody trusts says."""

@@ -23,6 +23,9 @@ from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
 
+LONGEST = 16_384
+"""Characters of an override: Hydra's parser takes a second and a half for as many, and far longer for more."""
+
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
     """Parse the overrides that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a
@@ -30,6 +33,9 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:
+        if len(text) > LONGEST:
+            faults.append(f"{text[:60]}…: has {len(text):,} characters (at most {LONGEST:,}; a file holds more)")
+            continue
         try:
             parsed += parser.parse_overrides([text])
         except HydraException as error:

@@ -23,7 +23,8 @@ from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
-from zoo.untrusted import describe_yaml_error, quote, read_yaml_text, shorten
+from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
 if TYPE_CHECKING:
     from zoo.model.tower import Decoder
@@ -52,7 +53,17 @@ def is_file(target: str | Path) -> bool:
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
-    return os.path.isdir(text) and text not in list_packaged()
+    return (os.path.isdir(text) and text not in list_packaged()) or is_choice(Path(text))
+
+
+def is_choice(path: Path) -> bool:
+    """Tell whether a path means one of a run's checkpoints, as `RUN@400` does."""
+    from zoo.runs import split_choice
+
+    if "@" not in path.name:
+        return False
+    run, which = split_choice(path)
+    return bool(which) and run.is_dir()
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
@@ -68,7 +79,7 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
-    if path.suffix in (".json", ".gguf") or path.is_dir():
+    if path.suffix in (".json", ".gguf") or path.is_dir() or is_choice(path):
         body, notes = read_published(path)
         return Target(str(target), body, option=option, notes=tuple(notes))
     return Target(str(target), read_yaml(path), path.resolve().parent, option)
@@ -85,11 +96,11 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
     from zoo.grammar import to_body
     from zoo.grammar.saved import read_spec
 
-    folder = runs.find(path) if path.is_dir() else path
+    folder = runs.find(path) if path.is_dir() or is_choice(path) else path
     if described.is_config(folder):
         made, notes = described.describe_config(folder)
         return dict(made.model), notes
-    run = path / "config.yaml"
+    run = runs.split_choice(path)[0] / "config.yaml"
     if not run.is_file():
         return to_body(read_spec(folder)), []
     if not isinstance(model := read_yaml(run).get("model"), dict):

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from zoo.disk import flush
 from zoo.errors import CheckpointError, ZooError
-from zoo.untrusted import Shape, parse_json
+from zoo.untrusted.json_file import Shape, parse_json
 
 BLOCK = 1 << 20
 SEAL = ',\n "xxh3": "'

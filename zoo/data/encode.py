@@ -18,7 +18,7 @@ from zoo.data.split import Part, Texts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile, TokenFile
 from zoo.errors import ZooError
-from zoo.untrusted import Shape
+from zoo.untrusted.json_file import Shape
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,7 +23,7 @@ from zoo.data.tokens import Progress, Source, TokenFile
 from zoo.errors import ConfigError
 from zoo.model.loss import IGNORED
 from zoo.model.task_head import spell_label
-from zoo.untrusted import shorten
+from zoo.untrusted.text import shorten
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,7 +22,8 @@ from typing import IO, Any
 
 from zoo.data.corpus import FAULTS_SHOWN, Document, list_files
 from zoo.errors import CheckpointError, ConfigError, short
-from zoo.untrusted import escape_controls, read_lines, shorten
+from zoo.untrusted.lines import read_lines
+from zoo.untrusted.text import escape_controls, shorten
 
 JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))

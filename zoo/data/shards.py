@@ -24,7 +24,7 @@ from pydantic import Field
 from zoo.data.checked import FileRecord, FileShape, check_length, verify_file, write_checked
 from zoo.disk import write_text
 from zoo.errors import ZooError
-from zoo.untrusted import SETTINGS, Shape, read_json
+from zoo.untrusted.json_file import SETTINGS, Shape, read_json
 
 if TYPE_CHECKING:
     import numpy as np

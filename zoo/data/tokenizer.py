@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.data.lengths import tabulate_byte_level
 from zoo.errors import ConfigError, did_you_mean
-from zoo.untrusted import check_text
+from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
     import numpy as np

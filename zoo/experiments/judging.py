@@ -13,7 +13,7 @@ from zoo.analysis.verdict import LEVEL, Sample, adjust_by_holm
 from zoo.disk import write_text
 from zoo.experiments.recipe import Expectation, Recipe
 from zoo.paths import recipes_dir
-from zoo.untrusted import read_json
+from zoo.untrusted.json_file import read_json
 
 Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Metrics by name, arm and seed."""

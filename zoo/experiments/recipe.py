@@ -23,7 +23,7 @@ from zoo.compose.gate import check_overrides
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
-from zoo.untrusted import parse_yaml
+from zoo.untrusted.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
     from zoo.ladder import Request

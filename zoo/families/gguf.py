@@ -18,7 +18,7 @@ from zoo.families.gguf_header import GGUFFile as GGUFFile
 from zoo.families.gguf_header import StoredTensor as StoredTensor
 from zoo.families.gguf_header import is_gguf as is_gguf
 from zoo.families.gguf_header import read_gguf as read_gguf
-from zoo.untrusted import quote, shorten
+from zoo.untrusted.text import quote, shorten
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types that are dtypes of torch."""

@@ -20,7 +20,8 @@ from pydantic import Field, FiniteFloat, PlainValidator, create_model
 from pydantic_core import PydanticCustomError
 
 from zoo.errors import CheckpointError
-from zoo.untrusted import Shape, check_shape, quote, shorten
+from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.text import quote, shorten
 
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)

@@ -13,6 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo.errors import ConfigError
 from zoo.grammar import omega
 
+RESOLVERS = ("up", "or")
+"""The names of the grammar's interpolations."""
+
 _reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)
 """Where the names looked up are recorded. A ContextVar, as each thread that reads a model has its own."""
 

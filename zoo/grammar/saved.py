@@ -1,32 +1,50 @@
-"""Read the architecture of one of our own checkpoints: its zoo.yaml."""
+"""Read what a run's folder says of its model: the architecture of a checkpoint (zoo.yaml), and the training config."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from zoo.errors import CheckpointError, ConfigError, short
+from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar.plain import from_dict
+from zoo.grammar.resolvers import RESOLVERS
 from zoo.runs import ARCHITECTURE
+from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.yaml_file import parse_yaml, read_yaml_text
 
 FORMAT = 1
+
+
+class Architecture(Shape):
+    """What a zoo.yaml holds."""
+
+    format: Any
+    model: dict[str, Any]
 
 
 def read_spec(folder: Path) -> Any:
     """Read the architecture of a checkpoint. Raises CheckpointError."""
     file = folder / ARCHITECTURE
     try:
-        node = yaml.safe_load(file.read_text(encoding="utf-8"))
-        stated, model = node["format"], node["model"]
+        node = check_shape(parse_yaml(file), dict[str, Any], str(file))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint, it has no {ARCHITECTURE} (a folder that zoo wrote)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
-    check_format(file, stated)
+    if "format" in node:
+        check_format(file, node["format"])
+    return read_model(file, check_shape(node, Architecture, str(file))["model"])
+
+
+def read_model(file: Path, node: Any) -> Any:
+    """Read the Spec that a file of ours states as plain data. Raises CheckpointError."""
     try:
-        return from_dict(model)
+        return from_dict(check_shape(node, dict[str, Any], str(file)))
     except ConfigError as error:
         raise CheckpointError(*(f"{file}: {fault}" for fault in error.faults)) from error
 
@@ -34,4 +52,53 @@ def read_spec(folder: Path) -> Any:
 def check_format(file: Path, stated: Any) -> None:
     """Raise CheckpointError when another version of zoo wrote the file in another layout."""
     if stated != FORMAT:
-        raise CheckpointError(f"{file}: is of format {stated}, this zoo reads {FORMAT} (the version that wrote it)")
+        found = f"is of format {quote(stated)}, this zoo reads {FORMAT}"
+        raise CheckpointError(f"{file}: {found} (the version that wrote it)")
+
+
+# ---------------------------------------------------------------- a training config
+
+
+class SavedConfig(Shape):
+    """What a run's config.yaml holds, as far as it is read before the training settings are checked."""
+
+    model: dict[str, Any]
+    data: dict[str, Any] | None = None
+
+
+_REFERENCE = re.compile(rf"\$\{{\s*(?:(?:{'|'.join(RESOLVERS)})\s*:|[\w.\[\]-]*\s*\}})")
+"""What may follow in a text after its interpolation begins: one of the grammar's resolvers, or a plain key."""
+
+
+def read_config(file: Path) -> DictConfig:
+    """Read the training config of a run as data: of interpolations only the grammar's are followed, so that none reads
+    an environment variable, say. Raises CheckpointError, and FileNotFoundError where there is no such file."""
+    plain = check_shape(parse_yaml(file), dict[str, Any], str(file))
+    if "model" not in plain:
+        raise CheckpointError(f"{file}: is no config of a run, it has no model (the file that zoo train wrote)")
+    try:
+        config = OmegaConf.create(read_yaml_text(file))  # which reads 1e-3 as a number
+        node = OmegaConf.to_container(config, resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        found = shorten(str(error))
+        raise CheckpointError(f"{file}: cannot be read, found {found} (the file that zoo train wrote)") from error
+    check_shape(node, SavedConfig, str(file))
+    if faults := [*_find_foreign(node, str(file), "")]:
+        raise CheckpointError(*faults[:5])
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _find_foreign(node: Any, place: str, key: str) -> Iterator[str]:
+    """Yield a line for each text with an interpolation that is none of the grammar's."""
+    if isinstance(node, dict):
+        for name, each in node.items():
+            yield from _find_foreign(name, place, f"{key}{name}")
+            yield from _find_foreign(each, place, f"{key}{name}.")
+    elif isinstance(node, list):
+        for at, each in enumerate(node):
+            yield from _find_foreign(each, place, f"{key}{at}.")
+    elif isinstance(node, str) and node.count("${") != len(_REFERENCE.findall(node)):
+        known = " and ".join(f"${{{each}:…}}" for each in RESOLVERS)
+        name = shorten(key.removesuffix("."), 60)
+        yield f"{place}: {name}: holds {quote(node)}, which a run's folder may not ask for ({known})"

@@ -44,6 +44,8 @@ class Record(Callback):
         elif isinstance(job_return.return_value, Mapping):
             outcome |= job_return.return_value
         file = Path(config.hydra.runtime.output_dir) / RESULT
+        if not file.parent.is_dir():  # deleted while the job ran, which has failed for it
+            return
         said = read_result(file)  # training writes one of its own
         disk.write_text(file, json.dumps({**said, **outcome}, indent=2, default=str) + "\n")
 

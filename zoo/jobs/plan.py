@@ -142,7 +142,7 @@ class LaunchPlan:
         from zoo.training.task import rejoin_run
 
         try:
-            return rejoin_run(folder)
+            return rejoin_run(folder, task_config(self.jobs[0]))
         finally:
             runs.remember(folder)
 

@@ -35,7 +35,7 @@ def run_one_job(cfg: DictConfig) -> Any:
             trial = runs.read_sweep(folder.parent).get(folder.name, {}).get("trial")
             with pruned_as_trial(folder.parent, trial):
                 if has_checkpoint(folder):
-                    return resume_run(folder)
+                    return resume_run(folder, typed=cfg)
                 clear_for_restart(folder)
                 release_memory()
                 return start_run(cfg)

@@ -15,6 +15,7 @@ from zoo import disk
 from zoo.errors import ConfigError, ZooError
 from zoo.jobs.command import Command
 from zoo.training.launcher import SlurmLauncher
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.training.settings import Training
@@ -45,10 +46,15 @@ def submit(settings: Training, command: Command, make_folder: Callable[[], Path]
 
 def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], folder: Path) -> Iterator[str]:
     """Yield the lines of the job. All its submissions are one launch of torchrun by its id, so that a job that SLURM
-    requeues, or that is submitted again, goes on with its run."""
+    requeues, or that is submitted again, goes on with its run. Raises ConfigError for what is no line."""
+    options = list(list_options(settings, launcher, folder))
+    if broken := next(
+        (each for each in (*options, *launcher.lines) if not each.replace("\t", " ").isprintable()), None
+    ):
+        raise ConfigError(f"launcher: {quote(broken)} would not be one line of the job's script (plain characters)")
     own = [line for line in launcher.lines if line.startswith("#SBATCH")]
     yield "#!/bin/bash"
-    yield from (f"#SBATCH --{option}" for option in list_options(settings, launcher, folder))
+    yield from (f"#SBATCH --{option}" for option in options)
     yield from own
     yield ""
     yield f"cd {shlex.quote(str(Path.cwd()))} || exit 1"

@@ -144,8 +144,8 @@ class Sweep:
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
-        """Read a sweep's folder, or a new one."""
-        return cls(folder, {"launches": [], "jobs": {}, **runs.read_result(folder / runs.SWEEP)})
+        """Read a sweep's folder, or a new one. Raises CheckpointError."""
+        return cls(folder, {"launches": [], "jobs": {}, **runs.read_sweep_record(folder)})
 
     def begin(self, overrides: Sequence[str]) -> None:
         """Note that the sweep is started, once more or for the first time."""
@@ -176,10 +176,10 @@ class Sweep:
 
     def read_solved(self, budget: str, by: str) -> dict[str, int]:
         """Read the steps that arms were matched with in `time`, by the names that they had before."""
-        match = self.content.get("match", {})
+        match = self.content.get("match") or {}
         if budget != "time" or (match.get("budget"), match.get("by")) != (budget, by):
             return {}
-        return {arm["was"]: arm[by] for arm in match["arms"]}
+        return {arm["was"]: arm[by] for arm in match["arms"] if "was" in arm and isinstance(arm.get(by), int)}
 
     def name_arms(self) -> None:
         """Name the arm of each job as `zoo report` does."""

@@ -22,12 +22,13 @@ from zoo import runs
 from zoo.analysis.scaling import Fit, Points, fit_law
 from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
-from zoo.jobs.plan import plan_launch
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder.plan import Ladder, Rung, spell
 from zoo.report.history import RunRecord
 from zoo.report.ladder import draw_ladder
 from zoo.report.scaling import compare_held
-from zoo.untrusted import Shape, quote, read_json
+from zoo.untrusted.json_file import Shape, read_json
+from zoo.untrusted.text import quote
 
 LADDER, POINTS, PREDICTION, FIT = "ladder.json", "points.jsonl", "prediction.json", "fit.json"
 PICTURE = "ladder.svg"
@@ -110,11 +111,11 @@ def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
         return
     say(f"{where}: {rung.params:,} parameters, {rung.lengths.updates:,} updates of {rung.batch_tokens:,} tokens")
     try:
-        if has_checkpoint(where):
-            resume_run(where)
-            return
-        clear_for_restart(where)
         with plan_launch([*spell(ladder.model, rung.overrides), f"hydra.run.dir='{where}'"]) as plan:
+            if has_checkpoint(where):
+                resume_run(where, typed=task_config(plan.jobs[0]))
+                return
+            clear_for_restart(where)
             plan.run()
     except FinishedRun:
         pass

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.probes.outcome import Outcome
-from zoo.untrusted import Shape, read_json
+from zoo.untrusted.json_file import Shape, read_json
 
 if TYPE_CHECKING:
     from zoo.probes.battery import Task

@@ -9,7 +9,7 @@ from statistics import mean
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.report.history import RunRecord
 
 SEED = "seed"
@@ -59,16 +59,25 @@ def _find(run: RunRecord, metric: str) -> float | None:
 
 def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
     """Group done runs by their overrides, seeds left out; an arm is named by those that not all runs share. Gives the
-    arms in order, and a line for each run that is not done. Runs that a sweep found a learning rate by are left out.
-    Raises ConfigError for two runs of one arm and seed."""
-    records = [each for each in records if not each.of_search]
-    unfinished = [f"{each.folder}: is {each.status}, and left out" for each in records if each.status != "done"]
-    done = [each for each in records if each.status == "done"]
+    arms in order, and a line for each run that is not done, or that cannot be read. Runs that a sweep found a learning
+    rate by are left out. Raises ConfigError for two runs of one arm and seed."""
+    done, unfinished = [], []
+    for each in records:
+        try:
+            if each.of_search:
+                continue
+            if (status := each.status) == "done":
+                each.read()
+                done.append(each)
+            else:
+                unfinished.append(f"{each.folder}: is {status}, and left out")
+        except CheckpointError as error:
+            unfinished.append(f"{error.faults[0]}; the run is left out")
     names = name_arms([each.result.get("overrides", ()) for each in done])
     arms: dict[str, dict[int, RunRecord]] = {}
     faults = []
     for record, name in zip(done, names, strict=True):
-        seed = int(record.config.get(SEED, 0))
+        seed = record.config.get(SEED) or 0
         if (other := arms.setdefault(name, {}).setdefault(seed, record)) is not record:
             faults.append(f"{record.folder}: is another run of {name} with seed {seed}, beside {other.folder} (one)")
     if faults:

@@ -11,8 +11,8 @@ SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving aver
 
 def read_curve(lines: Iterable[Mapping[str, Any]], name: str, x: str = "tokens") -> tuple[list[float], list[float]]:
     """Read the points of a metric's curve: the values of `x` (tokens seen, unless named), and its own. A line without
-    the metric, or with null, has no point."""
-    points = [(line[x], line[name]) for line in lines if line.get(name) is not None]
+    either, or with null, has no point."""
+    points = [(line[x], line[name]) for line in lines if line.get(name) is not None and line.get(x) is not None]
     return [at for at, _ in points], [value for _, value in points]
 
 

@@ -11,11 +11,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from zoo import grammar, runs
+from zoo import runs
 from zoo.costs.price import price
-from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
+from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.grammar.saved import read_model
+from zoo.untrusted.json_file import check_shape, read_bytes
+from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.yaml_file import parse_yaml
 
 MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson", "val_spearman": "Spearman"}
 """What evaluations of labelled rows measure, and how it is called."""
@@ -46,6 +48,12 @@ SHOWN = (
     *MEASURES,
     "seconds",
 )
+UNREADABLE = "unreadable"
+"""The status of a run whose files cannot be read."""
+
+MOST_METRICS = 1 << 30
+"""Bytes of the largest file of metrics: a line for each of some million steps."""
+
 COLUMNS = ("name", *SHOWN, "when", "path")
 """What `zoo runs` tells of a run."""
 
@@ -72,8 +80,7 @@ class RunRecord:
     @cached_property
     def predicted(self) -> dict[str, Any]:
         """The predictions of the run's sweep, by the names of its outcome; empty for a single run."""
-        jobs = runs.read_result(self.folder.parent / runs.SWEEP).get("jobs", {})
-        return jobs.get(self.folder.name, {}).get("predicted", {})
+        return runs.read_sweep(self.folder.parent).get(self.folder.name, {}).get("predicted", {})
 
     @cached_property
     def measured(self) -> dict[str, Any]:
@@ -83,22 +90,25 @@ class RunRecord:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The training config. Raises CheckpointError."""
-        return _read_mapping(self.folder / runs.CONFIG)
+        from zoo.untrusted.shapes import RunConfig
+
+        return _read_mapping(self.folder / runs.CONFIG, RunConfig)
 
     @cached_property
     def spec(self) -> Any:
         """The model's Spec. Raises CheckpointError."""
-        node = _read_mapping(self.folder / runs.MODEL)
-        try:
-            return grammar.from_dict(node)
-        except ConfigError as error:
-            raise CheckpointError(*(f"{self.folder / runs.MODEL}: {fault}" for fault in error.faults)) from error
+        file = self.folder / runs.MODEL
+        return read_model(file, _read_mapping(file))
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """The lines of metrics. Raises CheckpointError for one that is no JSON, but for the last: it may be half
         written."""
         return read_lines(self.folder / runs.METRICS)
+
+    def read(self) -> None:
+        """Read what reports of a done run read. Raises CheckpointError where a file of it cannot be read."""
+        _ = self.result, self.predicted, self.measured, self.config, self.spec
 
     @property
     def of_search(self) -> bool:
@@ -111,7 +121,7 @@ class RunRecord:
         """done, failed or stopped; running while a process holds the folder; cut off where none said how it ended."""
         if runs.is_locked(self.folder):
             return "running"
-        return str(self.result.get("status", "cut off"))
+        return shorten(self.result.get("status") or "cut off", 40)
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -134,7 +144,7 @@ class RunRecord:
             name: last.get(name) for name in ("val_loss", "bits_per_byte", *MEASURES, "tokens_per_second", "mfu")
         }
         points = self.points()
-        figures["seconds"] = round(points[-1]["seconds"], 3) if points else None
+        figures["seconds"] = round(float(points[-1]["seconds"]), 3) if points else None
         if (self.folder / runs.MODEL).is_file():
             spec = self.spec
             figures["params"] = price(spec)["params"]["total"]
@@ -156,7 +166,7 @@ class RunRecord:
         """
         made, seconds, tokens = [], 0.0, 0
         for line in self.lines:
-            if line.get("tokens_per_second"):
+            if line.get("tokens_per_second") and line.get("tokens") is not None:
                 seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
                 tokens = line["tokens"]
             made.append({**line, "steps": line["step"], "seconds": seconds})
@@ -169,34 +179,34 @@ def _read_searched(folder: Path, written: int) -> frozenset[str]:
     return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
 
 
-def _read_mapping(file: Path) -> dict[str, Any]:
+def _read_mapping(file: Path, shape: Any = None) -> dict[str, Any]:
     try:
-        node = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo train wrote)") from error
-    if not isinstance(node, dict):
-        raise CheckpointError(f"{file}: holds a {type(node).__name__}, not a mapping (a file that zoo train wrote)")
-    return node
+        return check_shape(parse_yaml(file), shape or dict[str, Any], str(file))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file (a file that zoo train wrote)") from None
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; none where there is no file. The last line may be half written, and is left out."""
-    if not file.is_file():
+    """Read a file of metrics; none where there is no file. The last line may be half written, and is left out. Raises
+    CheckpointError."""
+    from zoo.untrusted.shapes import Line
+
+    if not runs.is_file(file):
         return []
     found: list[dict[str, Any]] = []
-    rows = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = read_bytes(file, MOST_METRICS).decode("utf-8", "replace").splitlines()
     for number, row in enumerate(rows, 1):
         try:
             found.append(json.loads(row))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(rows):
-                raise CheckpointError(f"{file}:{number}: is no line of metrics, found {row[:40]!r}") from None
-    return found
+                raise CheckpointError(f"{file}:{number}: is no line of metrics, found {quote(row)}") from None
+    return check_shape(found, list[Line], str(file))
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it has metrics, or the outcome of one that failed before its first step."""
-    return (folder / runs.METRICS).is_file() or (folder / runs.RESULT).is_file()
+    return any(runs.is_file(folder / name) for name in (runs.METRICS, runs.RESULT))
 
 
 def find_runs(folder: Path) -> Iterator[RunRecord]:
@@ -206,7 +216,10 @@ def find_runs(folder: Path) -> Iterator[RunRecord]:
         yield RunRecord(folder)
         return
     for parent, names, _ in os.walk(folder):
-        place = {name: at for at, name in enumerate(runs.read_sweep(Path(parent)))}
+        try:
+            place = {name: at for at, name in enumerate(runs.read_sweep(Path(parent)))}
+        except CheckpointError:  # its runs are there all the same; what needs the record says what is wrong
+            place = {}
         names.sort(key=lambda name: (place.get(name, len(place)), name))
         for name in list(names):
             if is_run(Path(parent, name)):
@@ -229,18 +242,27 @@ def collect_runs(paths: Sequence[Path]) -> list[RunRecord]:
     return list(found.values())
 
 
-def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> list[dict[str, Any]]:
-    """Make a row of plain data for each run, with the keys of `COLUMNS`."""
-    rows = []
+def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Make a row of plain data for each run, with the keys of `COLUMNS`. Gives the rows, and the faults of the runs
+    that cannot be read, whose rows have no figures."""
+    rows, faults = [], []
     for each in records:
-        file = next(file for name in (runs.METRICS, runs.RESULT) if (file := each.folder / name).is_file())
-        when = datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
         name = each.folder.relative_to(root) if root and each.folder.is_relative_to(root) else each.folder
         shown = str(name) if str(name) != "." else each.folder.resolve().name
-        outcome = each.outcome
+        try:
+            outcome = each.outcome
+        except CheckpointError as error:
+            outcome = {**dict.fromkeys(SHOWN), "status": UNREADABLE}
+            faults += error.faults
         figures = {key: outcome[key] for key in SHOWN}
-        rows.append({"name": shown, **figures, "when": when, "path": str(each.folder.absolute())})
-    return rows
+        rows.append({"name": shown, **figures, "when": _find_time(each.folder), "path": str(each.folder.absolute())})
+    return rows, faults
+
+
+def _find_time(folder: Path) -> str:
+    """The time of the newest line of metrics, or of the outcome."""
+    file = next(file for name in (runs.METRICS, runs.RESULT) if runs.is_file(file := folder / name))
+    return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
 
 
 def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False) -> list[Mapping[str, Any]]:

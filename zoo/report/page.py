@@ -14,6 +14,7 @@ from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.units import format_count, format_figure, format_seconds, format_si, format_size
+from zoo.untrusted.json_file import COUNTED, SETTINGS, read_bytes, read_json
 from zoo.untrusted.text import escape_controls
 
 PAGE, ENVIRONMENT, SAMPLES = "index.html", "environment.json", "samples.txt"
@@ -42,19 +43,19 @@ def write_page(record: RunRecord, status: str | None = None) -> Path:
 def make_page(record: RunRecord, status: str | None = None) -> str:
     """Make the page's HTML."""
     outcome = {**record.outcome, "status": status or record.status}
-    title = outcome.pop("model") or record.folder.resolve().name
+    title = escape_controls(outcome.pop("model") or record.folder.resolve().name)
     environments = read_environments(record.folder)
     return render_page(
         TEMPLATE,
         title=title,
         style=STYLE,
         folder=record.folder.resolve().name,
-        error=record.result.get("error") if outcome["status"] != "running" else None,
+        error=escape_controls(record.result.get("error") or "") if outcome["status"] != "running" else None,
         figures=_show(outcome),
         classes=list_classes(record.result.get("by_class", {})),
         curves=draw_curves(record.points()),
         samples=read_samples(record.folder / SAMPLES)[-MOST_SAMPLES:][::-1],
-        overrides=record.result.get("overrides", []),
+        overrides=[escape_controls(each) for each in record.result.get("overrides", [])],
         config=_read(record.folder / runs.CONFIG),
         model=_read(record.folder / runs.MODEL),
         environments=[_show(each) for each in reversed(environments)],
@@ -77,10 +78,13 @@ def _clean_value(value: Any) -> Any:
 def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Give names and values for people; what is not known is left out."""
     known = {name: value for name, value in values.items() if value is not None}
-    return [
-        (NAMES.get(name, name.replace("_", " ")), FORMS[name](value) if name in FORMS else format_figure(value, ""))
-        for name, value in known.items()
-    ]
+    return [(NAMES.get(name, name.replace("_", " ")), _format(name, value)) for name, value in known.items()]
+
+
+def _format(name: str, value: Any) -> str:
+    if name in FORMS and isinstance(value, int | float):
+        return FORMS[name](value)
+    return escape_controls(format_figure(value, ""))
 
 
 def list_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -93,16 +97,15 @@ def list_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, .
 
 
 def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return escape_controls(read_bytes(file).decode("utf-8", "replace")) if runs.is_file(file) else ""
 
 
 def read_environments(folder: Path) -> list[dict[str, Any]]:
-    """Read where a run computed: one mapping for each time that it was started or resumed, oldest first."""
-    try:
-        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return []
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    """Read where a run computed: one mapping for each time that it was started or resumed, oldest first. Raises
+    CheckpointError."""
+    file = folder / ENVIRONMENT
+    shape = list[dict[str, str | int | float | None]]
+    return read_json(file, shape, most=SETTINGS, largest=COUNTED) if runs.is_file(file) else []
 
 
 def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:

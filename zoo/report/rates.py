@@ -15,9 +15,7 @@ NOTE = "window: decades of rates whose loss is within 1 % of the best"
 def read_searches(sweeps: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Read the searches of sweeps by arm; none where no rate was searched."""
     return {
-        name: found
-        for folder in sweeps
-        for name, found in runs.read_result(folder / runs.SWEEP).get("search", {}).items()
+        name: found for folder in sweeps for name, found in runs.read_sweep_record(folder).get("search", {}).items()
     }
 
 

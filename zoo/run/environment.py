@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -15,6 +14,7 @@ from zoo import __version__
 from zoo.lazy import torch
 from zoo.run.linear.base import describe_processor
 from zoo.run.memory import read_free_memory
+from zoo.run.repository import read_commit
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydantic", "triton", "torchao", "flash-attn")
 
@@ -51,20 +51,3 @@ def find_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def read_commit(folder: Path) -> str | None:
-    """Read the commit of the repository that a folder is in, with `+changes` where tracked files differ from it; None
-    outside of one, or without git."""
-    commit = _ask_git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return None
-    return f"{commit}+changes" if _ask_git(folder, "status", "--porcelain", "--untracked-files=no") else commit
-
-
-def _ask_git(folder: Path, *words: str) -> str:
-    try:
-        asked = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""

@@ -12,7 +12,7 @@ from zoo.generation.engine import Engine
 from zoo.text.follow import write
 from zoo.text.jobs import Encoder
 from zoo.text.prompts import Options
-from zoo.untrusted import check_text
+from zoo.untrusted.text import check_text
 
 
 class Conversation:

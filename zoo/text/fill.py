@@ -11,7 +11,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted import check_text
+from zoo.untrusted.text import check_text
 
 MASKS = ("[MASK]", "<mask>")
 """The mask token of published tokenizers, for those whose files do not name it."""

@@ -15,7 +15,7 @@ from zoo.sampling.guide import Guide, GuideCompiler, Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import ChatTemplate
 from zoo.text.prompts import Options, Prompt
-from zoo.untrusted import check_text, quote
+from zoo.untrusted.text import check_text, quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

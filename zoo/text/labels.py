@@ -13,7 +13,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import CONFIG, read_json
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
-from zoo.untrusted import check_text
+from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,8 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.sampling.guide import Kind
 from zoo.sampling.options import Sampling
 from zoo.text.chat import list_faults
-from zoo.untrusted import NESTED, quote, shorten
+from zoo.untrusted.json_file import NESTED
+from zoo.untrusted.text import quote, shorten
 
 SOURCES = ("prompt", "ids", "messages")
 """What a request continues: one of these. `messages` are a conversation, for models with a chat template."""

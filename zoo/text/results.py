@@ -13,7 +13,7 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.sampling.sampler import Logprob
 from zoo.text.follow import Sample
 from zoo.text.prompts import Prompt
-from zoo.untrusted import Shape, parse_json
+from zoo.untrusted.json_file import Shape, parse_json
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

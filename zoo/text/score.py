@@ -17,7 +17,7 @@ from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.run.likelihood import IGNORED, sum_negative_log_likelihood
 from zoo.text.reading import longest_text
-from zoo.untrusted import check_text
+from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.checkpoint.gguf import find
 from zoo.errors import ConfigError, ZooError
 from zoo.text.vectors import embed
-from zoo.untrusted import check_text, quote, read_lines, shorten
+from zoo.untrusted.lines import read_lines
+from zoo.untrusted.text import check_text, quote, shorten
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
 from zoo.text.sentence import read_pipeline
-from zoo.untrusted import check_text
+from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,6 +23,8 @@ from zoo.text.score import Score, Stream, add_scores, check_model, encode, find_
 from zoo.training.eval_data import EvaluationPlan, find_run, plan_evaluation
 from zoo.training.eval_labels import make_judged, prepare_records
 from zoo.training.eval_parts import Material, cut_windows, make_parts
+from zoo.training.saving import Counters
+from zoo.untrusted.json_file import check_shape
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of text, tokens or rows
@@ -240,5 +242,6 @@ class Subject:
         """Raises ConfigError where the run's data is not what it was."""
         assert self.folder is not None
         checkpoint = self.folder.parent if self.folder.name in runs.AVERAGES else self.folder
-        if key != (was := store.read_counters(checkpoint)["data"]["key"]):
+        counters = check_shape(store.read_counters(checkpoint), Counters, str(checkpoint / runs.COUNTERS))
+        if key != (was := counters["data"]["key"]):
             raise ConfigError(f"{run}: its data is not what it was, found {key} (was {was}; --file TEXT would do)")

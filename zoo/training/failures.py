@@ -34,7 +34,8 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
     except OSError as error:
         where = error.filename or folder
         found = error.strerror or short(error)
-        raise ZooError(f"{where}: cannot be read or written, found {found} (the run's checkpoints stay)") from error
+        stays = "the run's checkpoints stay" if has_checkpoint(folder) else "no checkpoint of the run is there"
+        raise ZooError(f"{where}: cannot be read or written, found {found} ({stays})") from error
     except (MemoryError, RuntimeError) as error:
         if lost_another(error):
             leave_at_once()

@@ -58,7 +58,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
     @field_validator("lines")
     @classmethod
     def are_single_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if broken := next((each for each in value if "\n" in each), None):
+        if broken := next((each for each in value if not each.replace("\t", " ").isprintable()), None):
             raise ValueError(f"has {broken!r} as one line (an entry for each)")
         return value
 

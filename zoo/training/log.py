@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from zoo.disk import replace_file
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ZooError
 from zoo.report.curves import read_curve, smooth
+from zoo.report.history import read_lines
 from zoo.runs import METRICS
 from zoo.training.loggers import Relay
+from zoo.untrusted.paths import find_inside
+from zoo.untrusted.text import quote
 
 TABLE, SAMPLES, PICTURE = "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
@@ -35,10 +38,10 @@ class Records:
         self.evaluation = (*EVALUATION, *measures)
         self.failed = False  # a line could not be written, so the files lack it
         for name, length in (lengths or {}).items():
-            cut_file(folder / name, length)
+            cut_file(find_record(folder, name), length)
         self.lines: list[dict[str, Any]] = []
         if lengths:
-            self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+            self.lines = read_lines(folder / METRICS)
         self.relay: Relay | None = None
         """A tracker that gets lines and samples too."""
         mode = "a" if lengths else "w"
@@ -71,7 +74,10 @@ class Records:
         self._append(NONFINITE, line + "\n")
 
     def lengths(self) -> dict[str, int]:
-        """Flush the files to the disk and return their lengths in bytes: what `Records` resumes from."""
+        """Flush the files to the disk and return their lengths in bytes: what `Records` resumes from. Raises ZooError
+        where they are gone."""
+        for name in self._files:
+            self._refuse_gone(name)
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -93,7 +99,15 @@ class Records:
         csv.writer(row, lineterminator="\n").writerow(values)
         self._append(TABLE, row.getvalue())
 
+    def _refuse_gone(self, name: str) -> None:
+        """Raise ZooError where a file was deleted: what is written into one that has no name is lost."""
+        if not (self.folder / name).exists():
+            self.failed = True
+            what = "is gone" if not self.folder.exists() else f"its {name} is gone"
+            raise ZooError(f"{self.folder}: {what}, deleted while the run was training (a new run)")
+
     def _append(self, name: str, text: str) -> None:
+        self._refuse_gone(name)
         try:
             self._files[name].write(text)
             self._files[name].flush()
@@ -123,6 +137,15 @@ class Unwritten(Records):
 
     def close(self, status: str = "done") -> None:
         pass
+
+
+def find_record(folder: Path, name: str) -> Path:
+    """Find one of a run's files of lines by its name. Raises CheckpointError for any other, and for a link."""
+    place = f"{folder}: lengths of its checkpoint"
+    if name not in (*APPENDED, NONFINITE):
+        known = ", ".join((*APPENDED, NONFINITE))
+        raise CheckpointError(f"{place}: {quote(name)} is no file that a run appends to (one of: {known})")
+    return find_inside(folder, name, place)
 
 
 def cut_file(file: Path, length: int) -> None:

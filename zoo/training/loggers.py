@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from zoo.disk import write_text
 from zoo.errors import ConfigError, short
 from zoo.spec import Spec
+from zoo.untrusted.json_file import SETTINGS, read_json
 
 LOGGER = "logger.json"  # in a run's folder: which of the tracker's runs it is
 
@@ -270,8 +271,9 @@ def open_relay(
 
 
 def _read_key(file: Path, kind: str) -> str | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    from zoo.untrusted.shapes import LoggerNote
+
+    if not file.is_file():
         return None
-    return found.get("key") if isinstance(found, dict) and found.get("kind") == kind else None
+    found = read_json(file, LoggerNote, most=SETTINGS)
+    return found.get("key") if found["kind"] == kind else None

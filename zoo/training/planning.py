@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +16,7 @@ from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.data.settings import Records
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
@@ -24,6 +25,7 @@ from zoo.training.packaged import read_packaged
 from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import Start
+from zoo.untrusted.text import shorten
 
 CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
@@ -32,8 +34,19 @@ MAY_CHANGE = (
     "checkpoint",
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
     *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc", "nodes", "restarts"),
+    "logger",
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
+
+STARTERS = ("launcher", "nproc", "nodes", "restarts")
+"""What starts processes, and how many."""
+
+TYPED = (*STARTERS, "logger")
+"""What a run that goes on takes from the command line alone: it starts programs, or talks to others over a network, and
+its folder may be a stranger's."""
+
+FETCHED = "*_hub"
+"""Kernels whose programs are fetched, by their names."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class TrainingPlan:
     spec: Any
     config: Mapping[str, Any]
     """The config as plain data, resolved except for the model's node, whose interpolations are the grammar's."""
+    notes: tuple[str, ...] = ()
+    """What the folder of a run that goes on asks for, and is not given."""
 
     def learn(self, data: Any) -> TrainingPlan:
         """The plan with what the data decides, such as the classes of a labelled set: in the objective, in the model's
@@ -196,18 +211,17 @@ def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", s
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
 
 
-def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """Plan how an existing run goes on, with the user's overrides. Raises ConfigError."""
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
+def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | None = None) -> TrainingPlan:
+    """Plan how an existing run goes on, with the user's overrides. What starts programs (`TYPED`, fetched kernels)
+    comes from these, or from the config that this process has composed of what the user `typed`. Raises ConfigError."""
     try:
-        cfg = OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: cannot be read, found {type(error).__name__}") from error
-    if not isinstance(cfg, DictConfig) or "model" not in cfg:
-        raise CheckpointError(
-            f"{folder / CONFIG}: is no config of a run, it has no model (the file that zoo train wrote)"
-        )
+        cfg, notes = drop_asked(read_config(folder / CONFIG), folder / CONFIG, overrides)
+    except FileNotFoundError:
+        found = f"is no run, it has no {CONFIG}"
+        raise CheckpointError(f"{folder}: {found} (the folder that zoo train wrote to)") from None
+    if typed is not None:
+        own = [name for name in (*TYPED, "kernel") if name in typed]
+        cfg, notes = merge_nodes(cfg, OmegaConf.masked_copy(typed, own)), []
     merged, faults = cfg, []
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -220,14 +234,42 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
             merged = merge_change(merged, override, faults)
     if faults:
         raise ConfigError(*faults)
-    return use_own_tokenizer(plan_training(merged), folder / runs.TOKENIZER)
+    planned = use_own_tokenizer(plan_training(merged), folder / runs.TOKENIZER)
+    return replace(planned, notes=tuple(notes))
+
+
+def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """Leave out of a folder's config what a run takes from the command line alone. Returns the rest, and a line for
+    each thing that the folder asks for and the user does not."""
+    stated = {override.partition("=")[0].split(".")[0] for override in overrides}
+    notes = []
+    for name in ("launcher", "logger"):
+        node = cfg.get(name)
+        kind = shorten(str(node.get("kind", "none") if isinstance(node, DictConfig) else node or "none"), 20)
+        if kind != "none" and name not in stated:
+            found = {each: cfg.get(each) for each in STARTERS[1:]}
+            counts = [
+                f"{each}={count}"
+                for each, count in found.items()
+                if isinstance(count, int) and count > (each == "nodes")
+            ]
+            would = " ".join([f"{name}={kind}", *(counts if name == "launcher" else [])])
+            does = "starts" if name == "launcher" else "tracks"
+            notes.append(f"{file}: asks for {name} {kind}, which is not taken from a folder ({would} {does} it so)")
+    if fnmatchcase(str(cfg.get("kernel")), FETCHED):
+        if "kernel" not in stated:
+            kernel = shorten(str(cfg.kernel), 40)
+            found = f"asks for kernel {kernel}, which is fetched and so is not taken from a folder"
+            notes.append(f"{file}: {found} (kernel={kernel} fetches it)")
+        cfg = merge_nodes(cfg, {"kernel": "auto"})
+    return OmegaConf.masked_copy(cfg, [str(each) for each in cfg if each not in TYPED]), notes
 
 
 def merge_change(cfg: DictConfig, override: str, faults: list[str]) -> DictConfig:
     """Merge an override into the config of a run that goes on. The name of a packaged choice replaces the whole node,
     so that later overrides find its fields (`launcher=slurm launcher.partition=gpu`)."""
     change = OmegaConf.from_dotlist([override])
-    for key in change.keys() & {"parallel", "launcher"}:
+    for key in change.keys() & {"parallel", "launcher", "logger"}:
         if isinstance(name := change[key], str):
             try:
                 change = OmegaConf.create({key: read_packaged(str(key), name)})
@@ -236,7 +278,12 @@ def merge_change(cfg: DictConfig, override: str, faults: list[str]) -> DictConfi
                 return cfg
             cfg = OmegaConf.masked_copy(cfg, [str(each) for each in cfg if each != key])
         elif isinstance(cfg.get(key), str):  # as older runs wrote it
-            cfg = OmegaConf.merge(cfg, {key: read_packaged(str(key), cfg[key])})  # type: ignore[assignment]
+            cfg = merge_nodes(cfg, {key: read_packaged(str(key), cfg[key])})
+    return merge_nodes(cfg, change)
+
+
+def merge_nodes(cfg: DictConfig, change: Any) -> DictConfig:
+    """Merge a change into a config."""
     merged = OmegaConf.merge(cfg, change)
     assert isinstance(merged, DictConfig)
     return merged

@@ -3,7 +3,8 @@
 A run notes which launch it belongs to. A process of that same launch with the same config finds its own run in the
 folder, and goes on from its newest checkpoint; any other is refused, as the folder has a run in it.
 
-    RUN/launch.json    {"launch": "…", "config": "…"}: the id that torchrun gave, and a digest of the composed config
+    RUN/launch.json    {"launch": "…", "config": "…"}: the id that torchrun gave, and a digest of the composed config;
+                       {"launch": "…", "chosen": "400"} of one that began with `--resume RUN@400`
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import disk, runs
+from zoo.errors import CheckpointError
 from zoo.ranks.world import read_world
+from zoo.untrusted.json_file import SETTINGS, read_json
 
 FILE = "launch.json"
 
@@ -74,11 +77,35 @@ def note_launch(folder: Path, cfg: DictConfig) -> None:
 
 def belongs_to_launch(folder: Path, cfg: DictConfig) -> bool:
     """Tell whether the run in a folder was started by the launch of this process, with the same config."""
+    return _is_noted(folder, describe_note(cfg))
+
+
+def settle_choice(folder: Path, which: str) -> str:
+    """Settle which checkpoint a process goes on from that was told `--resume RUN@WHICH`: that one, or the newest where
+    its launch has gone on from that one before, and torchrun has started it again."""
+    launch = read_launch()
+    return "" if which and launch is not None and _is_noted(folder, _describe_choice(launch, which)) else which
+
+
+def note_choice(folder: Path, which: str) -> None:
+    """Note in a run's folder that this launch has gone on from the checkpoint that it was told. The main process
+    does."""
+    if which and read_world().main and (launch := read_launch()) is not None:
+        _begun.add(folder.resolve())
+        disk.write_text(folder / FILE, json.dumps(_describe_choice(launch, which)) + "\n")
+
+
+def _describe_choice(launch: Launch, which: str) -> dict[str, str]:
+    return {"launch": launch.id, "chosen": which}
+
+
+def _is_noted(folder: Path, note: Any) -> bool:
+    """Tell whether an earlier process has left a note in a run's folder."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / FILE, most=SETTINGS)
+    except (FileNotFoundError, CheckpointError):
         return False
-    return found == describe_note(cfg) and folder.resolve() not in _begun
+    return found == note and folder.resolve() not in _begun
 
 
 def describe_restart() -> str:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
+from zoo.errors import CheckpointError
 from zoo.ranks.world import World
-from zoo.runs import BEST, CHECKPOINTS
+from zoo.runs import BEST, CHECKPOINTS, COUNTERS
 from zoo.training.averages import compute_averages, find_optimizer_average
 from zoo.training.callbacks import tell
 from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
+from zoo.training.log import find_record
+from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.shapes import Count, Number
+
+Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 if TYPE_CHECKING:
     from zoo.training.loop import Run
@@ -140,6 +150,49 @@ def gather_counters(run: Run) -> dict[str, Any]:
         "best": run.best,
         "compiled": run.compiled,
     }
+
+
+class RowState(Shape):
+    """The rows that a run has consumed. A count that an older version kept is refused by its own line."""
+
+    key: str
+    consumed: Count | None = None
+
+
+class ThreadState(Shape):
+    """The number of threads, and the pace that it was chosen by."""
+
+    threads: Annotated[int, Field(ge=1, lt=1 << 20)]
+    best_pace: Number
+
+
+class Counters(Shape):
+    """What `gather_counters` gives."""
+
+    step: Count
+    tokens: Count
+    flops: Count | None = None
+    seconds: Number
+    last: dict[str, Number | None]
+    means: dict[str, Pair] = Field(default_factory=dict)
+    evaluation_due: bool = False
+    data: RowState
+    lengths: dict[str, Count]
+    threads: ThreadState | Annotated[dict[str, Any], Field(max_length=0)] = Field(default_factory=dict)
+    skipped: Count = 0
+    skipped_in_row: Count = 0
+    best: list[Pair] = Field(default_factory=list)
+    compiled: bool | None = None
+
+
+def check_counters(checkpoint: Path, counters: Mapping[str, Any]) -> None:
+    """Check the counters of a checkpoint before anything is done with them. Raises CheckpointError."""
+    file = checkpoint / COUNTERS
+    check_shape(counters, Counters, str(file))
+    if f"step-{counters['step']:06}" != checkpoint.name:
+        raise CheckpointError(f"{file}: step: is {counters['step']}, and the folder is {checkpoint.name} (one step)")
+    for name in counters["lengths"]:
+        find_record(checkpoint.parent.parent, name)
 
 
 def restore_counters(run: Run, counters: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     recompute: str = "none"  # none, selective, full or every_n: of activations (`zoo.run.recompute`)
     device: str = "auto"
     kernel: str = "auto"
-    log_every: PositiveInt = 1
+    log_every: PositiveInt | None = 1
     eval_every: PositiveInt | None = None
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
+from zoo.checkpoint.whole import leave_behind
 from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
-from zoo.errors import ConfigError, FinishedRun, ZooError, short
+from zoo.disk import remove_drafts
+from zoo.errors import ConfigError, ZooError, short
 from zoo.generation.towers import check_length
-from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
 from zoo.ranks.meeting import join_processes
@@ -52,7 +53,8 @@ from zoo.training.planning import (
     plan_training,
 )
 from zoo.training.precision import MASTER, Computing, lower_weights
-from zoo.training.restarts import describe_restart, has_checkpoint, is_launched
+from zoo.training.restarts import describe_restart, has_checkpoint, is_launched, note_choice
+from zoo.training.resuming import refuse_other_run, tell_checkpoint
 from zoo.training.sampling import choose_sampling_kernel, describe_silence, writes
 from zoo.training.saving import open_save_world, restore_counters, tidy_checkpoints
 from zoo.training.show import Show
@@ -71,45 +73,61 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     with ExitStack() as held:
         told, begins = world.tell((str(folder or find_output_folder()), True) if world.main else None)
         if not begins:  # the main process has found its own run there (`rejoin_run`)
-            return resume_run(told)
+            return resume_run(told, typed=cfg)
         where = Path(told)
         held.enter_context(failures_in_one_line(where))
         held.enter_context(keep_threads())
         refuse_second_run(where)
-        Start.of(planned.settings).check(planned.spec)
-        planned, device, data = prepare_device_and_data(planned, show, world)
-        if world.main:
-            held.enter_context(runs.locked(where, show.say))
-            refuse_second_run(where)  # another process may have had the folder meanwhile
-        if again := describe_restart():
-            show.say(f"{again}starts anew, as there is no checkpoint yet")
-        run = build_run(planned, where, device, data, show, world)
-        if world.main:
-            copy_tokenizer(planned.data, where / runs.TOKENIZER)
-            write_yaml(where / CONFIG, planned.config)
-            write_yaml(where / MODEL, grammar.to_dict(planned.spec))
-        return complete_run(run, planned)
+        return begin_run(planned, where, show, world, held)
 
 
-def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Resume a run from its newest checkpoint. On a CPU the losses are bit-identical to those of an unstopped run.
+def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, held: ExitStack) -> dict[str, Any]:
+    """Train a run from its first step in a folder that has no checkpoint. `held` keeps the folder locked."""
+    Start.of(planned.settings).check(planned.spec)
+    planned, device, data = prepare_device_and_data(planned, show, world)
+    if world.main:
+        held.enter_context(runs.locked(folder, show.say))
+        refuse_second_run(folder)  # another process may have had the folder meanwhile
+    if again := describe_restart():
+        show.say(f"{again}starts anew, as there is no checkpoint yet")
+    run = build_run(planned, folder, device, data, show, world)
+    if world.main:
+        copy_tokenizer(planned.data, folder / runs.TOKENIZER)
+        write_yaml(folder / CONFIG, planned.config)
+        write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
+    return complete_run(run, planned)
+
+
+def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictConfig | None = None) -> dict[str, Any]:
+    """Resume a run from its newest whole checkpoint, or from that of a step (`RUN@400`, `RUN@best`). On a CPU the
+    losses are bit-identical to those of an unstopped run. A run without a checkpoint starts from its beginning.
 
     That holds while the number of threads stays: a run goes on with its checkpoint's, and says when it takes another
-    (`zoo.run.threads`); OMP_NUM_THREADS holds it.
+    (`zoo.run.threads`); OMP_NUM_THREADS holds it. What starts programs comes from the `overrides`, or from the config
+    that this process has composed (`typed`), never from the folder.
 
     Raises ConfigError when no step is left, or when the data has changed.
     """
-    folder, world = Path(folder).expanduser(), read_world()
-    planned = plan_resumption(folder, overrides)
+    (folder, which), world = runs.split_choice(folder), read_world()
+    planned = plan_resumption(folder, overrides, typed)
     show = Show(planned.settings.steps, quiet=not world.main)
     join_processes(world, pick_device(planned.settings.device).type)
     with ExitStack() as held:
         held.enter_context(failures_in_one_line(folder))
         held.enter_context(keep_threads())
         if world.main:
-            held.enter_context(runs.locked(folder, show.say))
-        checkpoint = runs.find(folder)
-        counters = store.read_counters(checkpoint)
+            held.enter_context(runs.locked_for_launch(folder, show.say))
+        for note in planned.notes:
+            show.say(note)
+        chosen = tell_checkpoint(folder, which, world)
+        if chosen is None:
+            show.say(f"{folder}: has no checkpoint yet, and starts from the beginning with its own config")
+            if world.main:
+                remove_drafts(folder / runs.CHECKPOINTS)
+            return begin_run(planned, folder, show, world, held)
+        checkpoint, counters = chosen.folder, chosen.counters
+        for line in chosen.passed:
+            show.say(f"passed over: {line}")
         refuse_other_run(planned, folder, checkpoint, counters)
         refuse_old_position(counters["data"])
         planned, device, data = prepare_device_and_data(planned, show, world)
@@ -117,6 +135,9 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
         run = build_run(planned, folder, device, data, show, world, counters)
         restore_run(run, checkpoint)
+        if world.main and leave_behind(checkpoint, show.say):
+            show.say(f"goes back to step {run.step}: metrics and samples of later steps are cut off")
+        note_choice(folder, which)
         tidy_checkpoints(run)
         if world.main:
             write_yaml(folder / CONFIG, planned.config)
@@ -124,29 +145,19 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         return complete_run(run, planned)
 
 
-def rejoin_run(folder: Path) -> dict[str, Any]:
-    """Go on with this launch's own run after a restart. The main process alone knows that it is one, and tells the
-    others, which have come to `start_run`. Raises FinishedRun where no step is left."""
-    planned, world = plan_resumption(folder, []), read_world()
+def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
+    """Go on with this launch's own run after a restart, which has `typed` its config. The main process alone knows that
+    it is one, and tells the others, which have come to `start_run`. Raises FinishedRun where no step is left."""
+    planned, world = plan_resumption(folder, [], typed), read_world()
     join_processes(world, pick_device(planned.settings.device).type)
     world.tell((str(folder), False))
-    return resume_run(folder)
+    return resume_run(folder, typed=typed)
 
 
 def refuse_second_run(folder: Path) -> None:
     """Raise ConfigError when a folder has a run in it already."""
     if has_checkpoint(folder):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
-
-
-def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, counters: Mapping[str, Any]) -> None:
-    """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
-    if read_spec(checkpoint) != planned.spec:
-        raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
-    step, due = counters["step"], counters.get("evaluation_due")
-    if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
-        more = f"steps={2 * step} goes on with it, or any above {step}"
-        raise FinishedRun(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
 
 # ---------------------------------------------------------------- checks
@@ -328,7 +339,7 @@ def choose_computing(
 
 def restore_run(run: Run, checkpoint: Path) -> None:
     """Restore a run's state from a checkpoint."""
-    counters = store.load_run(checkpoint, run.model, run.optimizer, rank=run.world.rank)
+    counters = store.load_run(checkpoint, run.model, run.optimizer, rank=run.world.rank, checked=True)
     if run.ema is not None:
         run.ema.restore(checkpoint / "ema", run.model.shares)
     restore_counters(run, counters)
@@ -363,11 +374,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         status = "done"
     except (ZooError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, ZooError) else "stopped"
-        try:
-            write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
-            draw_last_page(run, status)
-        except OSError as second:  # the disk that is full is often the reason for the first
-            run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
+        note_failure(run, status, error)
         raise
     finally:
         run.records.close(status)
@@ -376,6 +383,17 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     draw_last_page(run, "done")
     run.show.say(f"{run.folder}: {PAGE}, checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
+
+
+def note_failure(run: Run, status: str, error: BaseException) -> None:
+    """Write how a run ended into its folder, where that is still there."""
+    if not run.folder.is_dir():  # it was deleted, as the error says
+        return
+    try:
+        write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+        draw_last_page(run, status)
+    except OSError as second:  # the disk that is full is often the reason for the first
+        run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
 
 
 def describe_sample_of_rows(run: Run) -> str | None:

@@ -21,6 +21,8 @@ NESTED = 64
 """Levels of lists and mappings. More would end the walks of such trees in RecursionError."""
 LARGEST = 2**63
 """Whole numbers lie below: what torch and safetensors can hold."""
+COUNTED = 2**100
+"""Whole numbers that a run counts lie below: the FLOPs of a training pass 2⁶³."""
 
 
 class Shape(BaseModel):
@@ -49,6 +51,8 @@ WORDS = {
 def read_bytes(file: Path, most: int = FILE) -> bytes:
     """Read a file of at most `most` bytes. Raises CheckpointError; FileNotFoundError where there is none."""
     try:
+        if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
+            raise CheckpointError(f"{file}: is a pipe or a device (a file)")  # it might never end, or never begin
         with file.open("rb") as stream:
             data = stream.read(most + 1)
     except FileNotFoundError:
@@ -61,16 +65,30 @@ def read_bytes(file: Path, most: int = FILE) -> bytes:
     return data
 
 
-def read_json(file: Path, shape: Any = None, *, most: int = FILE, hook: Callable[[dict], Any] | None = None) -> Any:
+def read_json(
+    file: Path,
+    shape: Any = None,
+    *,
+    most: int = FILE,
+    hook: Callable[[dict], Any] | None = None,
+    largest: int = LARGEST,
+) -> Any:
     """Read a JSON file as plain data, after checking it against `shape` (a Shape, or any type that pydantic knows).
 
-    `hook` replaces mappings as they are read. Raises CheckpointError, one line for each key at fault, and
-    FileNotFoundError where there is no such file.
+    `hook` replaces mappings as they are read. Whole numbers lie below `largest`. Raises CheckpointError, one line for
+    each key at fault, and FileNotFoundError where there is no such file.
     """
-    return parse_json(read_bytes(file, most), str(file), shape, hook=hook)
+    return parse_json(read_bytes(file, most), str(file), shape, hook=hook, largest=largest)
 
 
-def parse_json(text: str | bytes, place: str, shape: Any = None, *, hook: Callable[[dict], Any] | None = None) -> Any:
+def parse_json(
+    text: str | bytes,
+    place: str,
+    shape: Any = None,
+    *,
+    hook: Callable[[dict], Any] | None = None,
+    largest: int = LARGEST,
+) -> Any:
     """Parse JSON as plain data, after checking it against `shape`. `place` names it in messages. Raises
     CheckpointError."""
     try:
@@ -79,11 +97,11 @@ def parse_json(text: str | bytes, place: str, shape: Any = None, *, hook: Callab
         raise CheckpointError(f"{place}: is nested more than {NESTED} deep (a flatter file)") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise CheckpointError(f"{place}: cannot be read as JSON, found {shorten(str(error))}") from error
-    check_budget(node, place)
+    check_budget(node, place, largest)
     return node if shape is None else check_shape(node, shape, place)
 
 
-def check_budget(node: Any, place: str) -> None:
+def check_budget(node: Any, place: str, largest: int = LARGEST) -> None:
     """Check depth and numbers of plain data. Raises CheckpointError."""
     level, depth = [node], 0
     while level:
@@ -96,8 +114,8 @@ def check_budget(node: Any, place: str) -> None:
                 below += each.values()
             elif isinstance(each, list):
                 below += each
-            elif isinstance(each, int) and not -LARGEST <= each < LARGEST:
-                raise CheckpointError(f"{place}: holds {quote(each)} (whole numbers of 64 bits)")
+            elif isinstance(each, int) and not -largest <= each < largest:
+                raise CheckpointError(f"{place}: holds {quote(each)} (whole numbers of {largest.bit_length()} bits)")
         level = below
 
 

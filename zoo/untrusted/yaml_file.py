@@ -18,38 +18,45 @@ from zoo.untrusted.text import shorten
 
 LARGEST = 4 << 20
 """Bytes of the largest YAML file."""
-NODES = 400_000
-"""Nodes of a file, those counted that an alias repeats."""
+NODES = 20_000
+"""Values of a file that OmegaConf reads, those counted that an alias repeats: it takes seconds for as many. A model's
+YAML has hundreds."""
+PLAIN_NODES = 400_000
+"""Values of a file that is read as plain data, such as the pattern of a model of 100,000 layers."""
 DIGITS = 40
 """Characters of the longest number."""
 
+_TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
+"""Tags whose constructors raise errors of any kind for a text that is none: what is plain needs no tag."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_yaml_text(file: Path) -> str:
-    """Read the text of a YAML file that is within the budgets. Raises CheckpointError, and FileNotFoundError where
-    there is no such file."""
+def read_yaml_text(file: Path, most: int = NODES) -> str:
+    """Read the text of a YAML file that is within the budgets, of `most` values among them.
+
+    Raises CheckpointError, and FileNotFoundError where there is no such file.
+    """
     data = read_bytes(file, LARGEST)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{file}: cannot be read, it is not UTF-8 text") from error
-    check_yaml(text, str(file))
+    check_yaml(text, str(file), most)
     return text
 
 
 def parse_yaml(file: Path) -> Any:
     """Read a YAML file as plain data. Raises CheckpointError, and FileNotFoundError where there is no such file."""
     try:
-        return yaml.load(read_yaml_text(file), _LOADER)
+        return yaml.load(read_yaml_text(file, PLAIN_NODES), _LOADER)
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold
         raise CheckpointError(f"{file}: cannot be read as YAML, found {shorten(str(error))}") from error
     except yaml.YAMLError as error:
         raise CheckpointError(describe_yaml_error(str(file), error)) from error
 
 
-def check_yaml(text: str, place: str) -> None:
+def check_yaml(text: str, place: str, most: int = NODES) -> None:
     """Check that a YAML text parses, and that it stays within the budgets. Raises CheckpointError with the line."""
     sizes: dict[str, int] = {}  # of anchored nodes, their aliases expanded
     open_nodes: list[list[Any]] = [[None, 0]]  # each container's anchor, and the nodes in it so far
@@ -57,7 +64,7 @@ def check_yaml(text: str, place: str) -> None:
         for event in yaml.parse(text, _LOADER):
             line = f"{place}:{event.start_mark.line + 1}"
             if isinstance(event, yaml.AliasEvent):
-                size = sizes.get(event.anchor, NODES)  # one inside of what it names never ends
+                size = sizes.get(event.anchor, most)  # one inside of what it names never ends
             elif isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append([event.anchor, 1])
                 if len(open_nodes) > NESTED:
@@ -67,14 +74,16 @@ def check_yaml(text: str, place: str) -> None:
                 anchor, size = open_nodes.pop()
                 sizes[anchor] = size
             elif isinstance(event, yaml.ScalarEvent):
+                if event.tag in _TYPED and not any(event.implicit):
+                    raise CheckpointError(f"{line}: has the tag !!{event.tag.rpartition(':')[2]} (a plain value)")
                 if len(event.value) > DIGITS and event.implicit[0] and _NUMBER.fullmatch(event.value):
                     raise CheckpointError(f"{line}: holds a number of {len(event.value):,} digits (at most {DIGITS})")
                 sizes[event.anchor], size = 1, 1
             else:
                 continue
             open_nodes[-1][1] += size
-            if open_nodes[-1][1] > NODES:
-                raise CheckpointError(f"{line}: its aliases stand for more than {NODES:,} values (fewer)")
+            if open_nodes[-1][1] > most:
+                raise CheckpointError(f"{line}: holds more than {most:,} values, aliases expanded (fewer)")
     except yaml.YAMLError as error:
         raise CheckpointError(describe_yaml_error(place, _explain(text, error))) from error
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.untrusted import SETTINGS, quote, read_bytes, read_lines, shorten
+from zoo.untrusted.json_file import SETTINGS, read_bytes
+from zoo.untrusted.lines import read_lines
+from zoo.untrusted.text import quote, shorten
 
 LEAST = 8
 """Points that a law of five numbers is fitted to at least."""

@@ -16,7 +16,7 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.families.body import Body
 from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
 from zoo.lazy import torch
-from zoo.untrusted import shorten
+from zoo.untrusted.text import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor

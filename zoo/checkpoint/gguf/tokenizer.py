@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, short
 from zoo.families.gguf import GGUFFile, read_catalogue
-from zoo.untrusted import quote, shorten
+from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

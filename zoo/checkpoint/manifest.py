@@ -1,0 +1,147 @@
+"""Checksums of a checkpoint: a manifest with the bytes and the xxh3 of each file, compared when the checkpoint is read.
+
+    step-000400/manifest.json    {"files": {"model.safetensors": {"bytes": 1234, "xxh3": "…"}, …}, "xxh3": "…"}
+
+The last key of the manifest is the hash of all before it: its seal. training.json has a seal of its own and is not
+listed: an evaluation is noted in it later, and a process that is killed between two files must leave both whole. An
+average (`ema`) has a manifest of its own. Checkpoints of older versions have neither, and are read as they are.
+
+Files are hashed from the system's cache, which reading the weights would fill as well: some 0.1 s a GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import CheckpointError, short
+from zoo.runs import ARCHITECTURE, AVERAGES, COUNTERS
+from zoo.untrusted.json_file import COUNTED, Shape, check_shape, parse_json, read_bytes
+from zoo.untrusted.paths import find_inside
+
+MANIFEST = "manifest.json"
+SKIP = "ZOO_NO_VERIFY"
+"""The variable that turns verification off (`--no-verify`): in the environment, as processes of a run inherit it."""
+
+SEAL, END = ',\n  "xxh3": "', '"\n}\n'
+BUFFER = 4 << 20  # bytes that are read and hashed at a time
+MOST_FAULTS = 5
+
+
+class Entry(Shape):
+    """A file as it was written."""
+
+    bytes: int
+    xxh3: str
+
+
+class Manifest(Shape):
+    """The files of a checkpoint's folder by their paths in it."""
+
+    files: dict[str, Entry]
+
+
+@contextmanager
+def unverified() -> Iterator[None]:
+    """Leave verification out inside this block, in this process and those that it starts."""
+    before = os.environ.get(SKIP)
+    os.environ[SKIP] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SKIP) if before is None else os.environ.update({SKIP: before})
+
+
+def is_verified() -> bool:
+    """Tell whether checkpoints are verified."""
+    return not os.environ.get(SKIP)
+
+
+def write_manifests(folder: Path) -> None:
+    """Write the manifest of a checkpoint that is not published yet, and those of the averages in it."""
+    averages = [folder / name for name in AVERAGES if (folder / name / ARCHITECTURE).is_file()]
+    for each in averages:
+        write_manifests(each)
+    own = (each for each in sorted(folder.rglob("*")) if each.is_file() and not {*each.parents} & {*averages})
+    listed = {each.relative_to(folder).as_posix(): each for each in own if each.name not in (MANIFEST, COUNTERS)}
+    files = {name: {"bytes": each.stat().st_size, "xxh3": hash_file(each)} for name, each in listed.items()}
+    (folder / MANIFEST).write_text(seal({"files": files}), encoding="utf-8", newline="\n")
+
+
+def verify(folder: Path, *, training: bool = False) -> None:
+    """Compare the files of a model with its manifest; with `training` also those that a run resumes from, and the
+    averages. Raises CheckpointError, one line for each file that differs (the first few)."""
+    if not is_verified() or not (folder / MANIFEST).is_file():
+        return
+    faults = [
+        fault
+        for name, entry in read_manifest(folder).items()
+        if (training or not name.startswith("training."))
+        and (fault := find_fault(find_inside(folder, name, f"{folder / MANIFEST}: files"), entry))
+    ]
+    if faults:
+        raise CheckpointError(*faults[:MOST_FAULTS])
+    for name in AVERAGES if training else ():
+        verify(folder / name)
+
+
+def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Read the entries of a manifest. Raises CheckpointError where it is damaged."""
+    return read_sealed(folder / MANIFEST, Manifest)["files"]
+
+
+def find_fault(file: Path, entry: Mapping[str, Any]) -> str | None:
+    """Say how a file differs from what was written."""
+    would = "another copy of it; --no-verify reads it as it is"
+    if not file.is_file():
+        return f"{file}: is missing, {MANIFEST} lists it ({would})"
+    try:
+        if (size := file.stat().st_size) != entry["bytes"]:
+            return f"{file}: is damaged, found {size:,} bytes, written were {entry['bytes']:,} ({would})"
+        if hash_file(file) != entry["xxh3"]:
+            return f"{file}: is damaged, found another checksum than {MANIFEST} has ({would})"
+    except OSError as error:
+        return f"{file}: cannot be read, found {error.strerror or short(error)} ({would})"
+    return None
+
+
+def hash_file(file: Path) -> str:
+    """Hash a file by xxh3 (128 bits, in hex). Raises OSError."""
+    from xxhash import xxh3_128
+
+    found, buffer = xxh3_128(), memoryview(bytearray(min(BUFFER, max(file.stat().st_size, 1))))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            found.update(buffer[:count])
+    return found.hexdigest()
+
+
+# ---------------------------------------------------------------- a JSON file that guards itself
+
+
+def seal(node: Mapping[str, Any]) -> str:
+    """Write a mapping as JSON whose last key is the hash of all before it."""
+    from xxhash import xxh3_128_hexdigest
+
+    body = json.dumps(node, indent=2).removesuffix("\n}")
+    return f"{body}{SEAL}{xxh3_128_hexdigest(body.encode())}{END}"
+
+
+def read_sealed(file: Path, shape: Any) -> dict[str, Any]:
+    """Read a file that `seal` wrote, without the seal; one that never had one as it is. Raises CheckpointError where
+    its text is not what was written, and FileNotFoundError where there is none."""
+    from xxhash import xxh3_128_hexdigest
+
+    data = read_bytes(file).replace(b"\r\n", b"\n")  # as Windows writes a text
+    node = parse_json(data, str(file), largest=COUNTED)
+    if isinstance(node, dict) and "xxh3" in node:
+        body, _, tail = data.rpartition(SEAL.encode())
+        if is_verified() and tail != f"{xxh3_128_hexdigest(body)}{END}".encode():
+            what = "is damaged, found another checksum than it was written with"
+            raise CheckpointError(f"{file}: {what} (another copy of it; --no-verify reads it as it is)")
+        del node["xxh3"]
+    return check_shape(node, shape, str(file))

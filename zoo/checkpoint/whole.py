@@ -1,0 +1,111 @@
+"""Choose the checkpoint that a run goes on from: the newest whole one, and why newer ones were passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoint import spread
+from zoo.checkpoint.manifest import verify
+from zoo.checkpoint.publish import point
+from zoo.checkpoint.states import open_states
+from zoo.checkpoint.store import read_counters
+from zoo.errors import CheckpointError
+from zoo.grammar.saved import read_spec
+from zoo.lazy import torch
+from zoo.runs import CHECKPOINTS, LATEST, find_step, follow, is_file, read_step, steps
+from zoo.spec import table
+
+TRAINED = "weights."
+"""How the names of trained weights begin among a run's states, where others are saved as the model's."""
+
+LEFT = "left"
+"""What the name of a checkpoint ends in that a run has left behind by going on from an older one."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A checkpoint that is whole, its counters, and a line for each newer one that is not."""
+
+    folder: Path
+    counters: dict[str, Any]
+    passed: tuple[str, ...] = ()
+
+
+def choose_checkpoint(run: Path, which: str, check: Callable[[Path, dict[str, Any]], object]) -> Chosen | None:
+    """Choose the checkpoint that a run goes on from: that of a step or `best` where `which` names one, else the newest
+    that is whole, from the one that `latest` names on; None where it has none yet. `check` refuses counters that are
+    none.
+
+    Raises CheckpointError where the one that was named, or each, is not whole.
+    """
+    root = run / CHECKPOINTS
+    if which:
+        folder = find_step(root, int(which)) if which.isdigit() else follow(root, which)
+        return Chosen(folder, check_whole(folder, check))
+    there, passed = steps(root)[::-1], []
+    if is_file(root / LATEST):
+        try:
+            newest = follow(root, LATEST)
+            there = [each for each in there if read_step(each) <= read_step(newest)]
+        except CheckpointError as error:
+            passed += error.faults
+    for folder in there:
+        try:
+            return Chosen(folder, check_whole(folder, check), tuple(passed))
+        except CheckpointError as error:
+            passed.append(error.faults[0])
+    if passed:
+        raise CheckpointError(*passed, f"{run}: has no whole checkpoint (a copy of one; or a new run)")
+    return None
+
+
+def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -> dict[str, Any]:
+    """Check that a run can go on from a checkpoint, and return its counters: its files are what was written, and its
+    weights are finite. Raises CheckpointError."""
+    counters = read_counters(folder)
+    check(folder, counters)
+    spec = read_spec(folder)
+    spread.check_weights(folder, table(spec, spec.d_model))
+    verify(folder, training=True)
+    refuse_nonfinite(folder)
+    return counters
+
+
+def refuse_nonfinite(folder: Path) -> None:
+    """Raise CheckpointError with the name of the first weight that is not finite, of those that are saved and those
+    that are trained in their place."""
+    weights = spread.open_weights(folder)
+    trained = ((name.removeprefix(TRAINED), each) for name, each in open_states(folder, TRAINED))
+    for name, tensor in chain(((name, weights[name]) for name in weights), trained):
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        if torch.stack(torch.aminmax(tensor.float())).isfinite().all():  # NaN gives NaN
+            continue
+        bad = int((~tensor.isfinite()).sum())
+        found = f"{name} is not finite, found {bad:,} of its {tensor.numel():,} values"
+        raise CheckpointError(f"{folder}: {found} (an earlier checkpoint: --resume RUN@STEP)")
+
+
+def leave_behind(chosen: Path, say: Callable[[str], object]) -> bool:
+    """Let `latest` name the checkpoint that a run goes on from, and give those of later steps another name: what the
+    run comes to now is not theirs. Where `latest` names it already, those that are later stay, as the run was set back
+    or killed before it named them. Returns whether the run goes back."""
+    root = chosen.parent
+    try:
+        if is_file(root / LATEST) and follow(root, LATEST) == chosen:
+            return False
+    except CheckpointError:  # it names one that is gone
+        pass
+    point(root, LATEST, chosen)
+    for later in (each for each in steps(root) if read_step(each) > read_step(chosen)):
+        target, number = later.with_name(f"{later.name}-{LEFT}"), 1
+        while target.exists():
+            target, number = later.with_name(f"{later.name}-{LEFT}-{number + 1}"), number + 1
+        os.rename(later, target)
+        say(f"{later}: is left behind, as {target.name} (delete it if nobody needs it)")
+    return True

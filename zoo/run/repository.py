@@ -1,0 +1,144 @@
+"""Read the commit of a folder's git repository without its config, which may name programs that git would run.
+
+fsmonitor, filters, hooks, diff drivers, pagers and submodules are all programs of a `.git/config`, and a folder that
+was copied from a stranger has the stranger's. So HEAD is read by hand, and git itself, asked whether files have
+changed, works with a folder of ours in place of `.git`: it has the repository's index and objects, and a config that
+says how files lie on this disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from zoo.errors import CheckpointError
+from zoo.untrusted.json_file import read_bytes
+
+TIMEOUT = 5  # seconds that git may take
+MOST_REFS = 16 << 20  # bytes of packed-refs
+HARMLESS = (
+    *("core.filemode", "core.symlinks", "core.ignorecase", "core.autocrlf", "core.eol", "core.precomposeunicode"),
+    *("core.sparsecheckout", "core.sparsecheckoutcone", "extensions.objectformat"),
+)
+"""What the repository's config may say: plain words about how its files lie on the disk, and no program."""
+
+
+def read_commit(folder: Path) -> str | None:
+    """Read the commit of the repository that a folder is in, with `+changes` where tracked files differ from it; None
+    outside of one, without a commit, or without git. No program of the repository's config is run."""
+    found = find_repository(folder)
+    if found is None or (commit := read_head(*found[1:])) is None:
+        return None
+    changes = list_changes(*found, commit)
+    return changes if changes is None else f"{commit}+changes" if changes else commit
+
+
+def find_repository(folder: Path) -> tuple[Path, Path, Path] | None:
+    """Find the working tree that a folder is in, its git folder, and the one that it shares with other working trees
+    of the repository."""
+    for tree in (folder.resolve(), *folder.resolve().parents):
+        git = tree / ".git"
+        if (stated := _read_line(git)) is not None:  # of a linked working tree, or a submodule
+            if not stated.startswith("gitdir: "):
+                return None
+            git = tree / stated.removeprefix("gitdir: ")
+        if (git / "HEAD").is_file():
+            shared = _read_line(git / "commondir")
+            return tree, git, git if shared is None else git / shared
+        if git.exists():
+            return None
+    return None
+
+
+def read_head(git: Path, shared: Path) -> str | None:
+    """Read the commit that HEAD names; None where there is none yet."""
+    said = _read_line(git / "HEAD") or ""
+    for _ in range(5):  # symbolic references, of which git follows as many
+        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", said):
+            return said
+        name = said.removeprefix("ref: ")
+        if name == said or not re.fullmatch(r"refs/[^\0]+", name) or ".." in name.split("/"):
+            return None
+        said = _read_line(git / name) or _read_line(shared / name) or _find_packed(shared, name)
+    return None
+
+
+def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None:
+    """Ask git which tracked files differ from a commit, a line for each. None where it does not answer."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+    with tempfile.TemporaryDirectory(prefix="zoo-git-") as own:
+        settings = ("config", "--file", str(shared / "config"), "--no-includes", "--get-regexp", _list_harmless())
+        said = _ask_git(settings, Path(own), {**environment, "GIT_DIR": own})
+        _lay_out(Path(own), git, commit, said or "")
+        environment |= {"GIT_DIR": own, "GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(git / "index")}
+        environment["GIT_OBJECT_DIRECTORY"] = str(shared / "objects")
+        options = (
+            "-c",
+            "core.fsmonitor=false",
+            "-c",
+            f"core.hooksPath={os.devnull}",
+            "-c",
+            "core.untrackedCache=false",
+        )
+        words = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all", "--no-renames")
+        return _ask_git((*options, *words), tree, environment)
+
+
+def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
+    """Write a git folder with a commit as its HEAD and with harmless settings alone."""
+    (own / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
+    for name in ("refs", "objects"):
+        (own / name).mkdir()
+    lines = ["[core]", "\tbare = false", "\trepositoryformatversion = 1"]
+    for line in said.splitlines():
+        key, _, value = line.partition(" ")
+        if key in HARMLESS and re.fullmatch(r"[A-Za-z0-9]+", value):
+            section, _, name = key.partition(".")
+            lines += [f"[{section}]", f"\t{name} = {value}"]
+    (own / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with suppress(OSError):  # parts of an index that is split
+        for part in git.glob("sharedindex.*"):
+            (own / part.name).symlink_to(part.absolute())
+
+
+def _list_harmless() -> str:
+    return f"^({'|'.join(re.escape(each) for each in HARMLESS)})$"
+
+
+def _read_line(file: Path) -> str | None:
+    """Read a small text file; None where there is none."""
+    try:
+        return read_bytes(file, 1 << 16).decode("utf-8").strip() if file.is_file() else None
+    except (OSError, ValueError, CheckpointError):
+        return None
+
+
+def _find_packed(shared: Path, name: str) -> str:
+    """Find a reference in packed-refs; empty where it is not there."""
+    lines: Iterator[str] = iter(())
+    with suppress(OSError, CheckpointError):
+        if (shared / "packed-refs").is_file():
+            lines = iter(read_bytes(shared / "packed-refs", MOST_REFS).decode("utf-8", "replace").splitlines())
+    return next((line.partition(" ")[0] for line in lines if line.partition(" ")[2] == name), "")
+
+
+def _ask_git(words: tuple[str, ...], folder: Path, environment: dict[str, str]) -> str | None:
+    how = {"cwd": folder, "env": environment, "capture_output": True, "timeout": TIMEOUT, "check": False}
+    try:
+        asked = subprocess.run(["git", *words], text=True, errors="replace", **how)  # type: ignore[call-overload]
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None

@@ -1,0 +1,133 @@
+"""The types of what Zoo reads in the files of runs and sweeps. Apart from the readers: pricing never makes these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from zoo.untrusted.json_file import COUNTED, Shape
+
+Count = Annotated[int, Field(ge=0, lt=COUNTED)]
+Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
+Words = list[str]
+
+# ---------------------------------------------------------------- a run
+
+
+class ByClass(Shape):
+    """The figures of one class in the last evaluation of labelled rows."""
+
+    precision: Number
+    recall: Number
+    f1: Number
+    count: Count
+
+
+class Result(Shape):
+    """The outcome of a run (result.json), or what was measured of it later (measured.json)."""
+
+    status: str | None = None
+    error: str | None = None
+    model: str | None = None
+    overrides: Words = Field(default_factory=list)
+    params: Count | None = None
+    steps: Count | None = None
+    tokens: Count | None = None
+    flops: Number | None = None
+    train_loss: Number | None = None
+    val_loss: Number | None = None
+    bits_per_byte: Number | None = None
+    val_accuracy: Number | None = None
+    val_f1: Number | None = None
+    val_pearson: Number | None = None
+    val_spearman: Number | None = None
+    seconds: Number | None = None
+    tokens_per_second: Number | None = None
+    mfu: Number | None = None
+    peak_memory: Number | None = None
+    by_class: dict[str, ByClass] = Field(default_factory=dict)
+
+
+class Line(Shape):
+    """A line of metrics. A metric that Zoo does not know is a number too."""
+
+    __pydantic_extra__: dict[str, Number | str | None]
+
+    step: Count
+    tokens: Count | None = None
+    flops: Number | None = None
+    loss: Number | None = None
+    val_loss: Number | None = None
+    bits_per_byte: Number | None = None
+    tokens_per_second: Number | None = None
+    trained_tokens: Number | None = None
+
+
+class RunConfig(Shape):
+    """What reports read of a run's config.yaml."""
+
+    seed: Count | None = None
+    seq_len: Annotated[int, Field(gt=0, lt=2**40)] | None = None
+    model: dict[str, Any] | None = None
+    objective: dict[str, Any] | str | None = None
+
+
+class LoggerNote(Shape):
+    """A logger.json."""
+
+    kind: str
+    key: str | None = None
+
+
+# ---------------------------------------------------------------- a sweep
+
+
+class Trial(Shape):
+    """The trial of a search that a job is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    study: str
+    number: Count
+    steps: Count
+
+
+class SweepJob(Shape):
+    """A job of a sweep."""
+
+    overrides: Words
+    arm: str = ""
+    seed: Count | None = None
+    predicted: dict[str, Number | None] = Field(default_factory=dict)
+    trial: Trial | None = None
+
+
+class SearchRecord(Shape):
+    """The search of an arm's learning rate."""
+
+    best: Number
+    val_loss: Number
+    window: Number
+    losses: dict[str, Number | None]
+    open: bool
+    edge: bool
+    extended: bool
+    pruned: Count | None = None
+
+
+class Match(Shape):
+    """What the arms of a sweep were matched in."""
+
+    budget: str
+    by: str
+    arms: list[dict[str, Any]]
+
+
+class SweepRecord(Shape):
+    """A sweep.json."""
+
+    launches: list[dict[str, Any]] = Field(default_factory=list)
+    jobs: dict[str, SweepJob] = Field(default_factory=dict)
+    search: dict[str, SearchRecord] = Field(default_factory=dict)
+    match: Match | None = None
