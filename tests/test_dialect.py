@@ -93,6 +93,49 @@ def test_a_components_component_takes_its_dimensions_from_around() -> None:
     assert (ffn.shared.d_ff, ffn.shared.activation.kind, ffn.expert.d_ff) == (96, "silu", 512)
 
 
+LAYERS = "defaults: [/model/llama-tiny@_here_]\nlayers: {near: {attention: {window: 8}}, far: {position: none}}\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        ("{every: 3, is: far, else: near}", ["near*2", "far"]),
+        ("[near*2, far]", ["near*2", "far"]),
+    ],
+)
+def test_a_pattern_is_a_list_or_a_rule(rule: str, names: list[str]) -> None:
+    made = load(yaml.safe_load(f"{LAYERS}pattern: {rule}\nn_layers: 6\n"))
+    assert made == load(yaml.safe_load(LAYERS) | {"pattern": names, "n_layers": 6})
+    assert made.pattern == ("near", "near", "far") * 2
+
+
+def test_a_kind_of_layer_may_be_like_another() -> None:
+    text = "layers: {near: {attention: {window: 8}, position: none}, wide: {like: near, attention: {softcap: 9}}}\n"
+    made = load(yaml.safe_load(f"defaults: [/model/llama-tiny@_here_]\n{text}pattern: [near, wide]\n"))
+    near, wide = made.blocks["near"].attention, made.blocks["wide"].attention
+    assert (near.window, near.softcap, near.position.kind) == (8, None, "none")
+    assert (wide.window, wide.softcap, wide.position.kind) == (8, 9, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("pattern: {every: 1, is: far, else: near}", "pattern.every: must be a whole number from 2 up, found 1"),
+        ("pattern: {every: 3}", "pattern.is: must name a kind of layer, found None"),
+        ("pattern: {evry: 3, is: far, else: near}", "pattern.evry: no such key (did you mean 'every'?)"),
+        ("pattern: {every: 2, is: fra, else: near}", "pattern: no layer is named 'fra' (did you mean 'far'?)"),
+        ("layers: {near: {like: nar}}", "layers.near.like: no kind of layer is named 'nar' (did you mean 'near'?)"),
+        ("layers: {near: {like: far}, far: {like: near}}", "layers.far.like: leads back to where it starts"),
+    ],
+)
+def test_a_faulty_rule_or_likeness_is_told_with_what_would_do(text: str, fault: str) -> None:
+    body = yaml.safe_load(LAYERS)
+    body.update(yaml.safe_load(text))
+    with pytest.raises(ConfigError) as error:
+        load(body)
+    assert fault in "\n".join(error.value.faults)
+
+
 def test_expanding_twice_changes_nothing() -> None:
     from omegaconf import OmegaConf
 

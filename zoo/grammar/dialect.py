@@ -20,7 +20,9 @@ from typing import Any
 
 import yaml
 
+from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.keys import BASES, TOWERS
+from zoo.grammar.patches import lay_patch
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.ffn import FFN
 from zoo.model.tower import Decoder
@@ -51,9 +53,33 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     if isinstance(layers := node.get("layers"), Mapping):
         found["layers"] = {
             name: _expand_keys(patch, scope, {**scope, **patch}) if isinstance(patch, Mapping) else patch
-            for name, patch in layers.items()
+            for name, patch in _inherit(layers).items()
         }
     return found
+
+
+def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Lay each kind of layer that is `like` another over that one's patch. Raises ConfigError for a name that is not
+    there, and for kinds that are like one another in a circle."""
+
+    def whole(name: Any, above: tuple[Any, ...]) -> Any:
+        patch = layers[name]
+        if not isinstance(patch, Mapping) or "like" not in patch:
+            return patch
+        base, place = patch["like"], f"layers.{name}.like"
+        if base not in layers:
+            hint = did_you_mean(str(base), map(str, layers)) or f" (layers has: {', '.join(map(str, layers))})"
+            raise ConfigError(f"{place}: no kind of layer is named {base!r}{hint}")
+        if base in (*above, name):
+            raise ConfigError(f"{place}: leads back to where it starts (a kind that is like no other)")
+        problems: list[str] = []
+        own = {key: value for key, value in patch.items() if key != "like"}
+        laid = lay_patch(whole(base, (*above, name)) or {}, own, f"layers.{name}", problems)
+        if problems:
+            raise ConfigError(*problems)
+        return laid
+
+    return {name: whole(name, ()) for name in layers}
 
 
 def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
