@@ -38,7 +38,7 @@ def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
     found = _expand_keys(root, root, root)
     for tower in TOWERS:
         if isinstance(patch := root.get(tower), Mapping) and root.get("kind") == EncoderDecoder.kind:
-            found[tower] = _expand_keys(patch, root, {**root, **patch})
+            found[tower] = _expand_keys(patch, root, lay_patch(root, patch, "", []))
     return found
 
 
@@ -52,7 +52,7 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     }
     if isinstance(layers := node.get("layers"), Mapping):
         found["layers"] = {
-            name: _expand_keys(patch, scope, {**scope, **patch}) if isinstance(patch, Mapping) else patch
+            name: _expand_keys(patch, scope, lay_patch(scope, patch, "", [])) if isinstance(patch, Mapping) else patch
             for name, patch in _inherit(layers).items()
         }
     return found
@@ -96,12 +96,14 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
             return _expand_fields(node, base, around, scope)
         usual = find_usual(base)
         inner = scope.get(base.axis) if isinstance(usual, str) else usual
-        return _expand({**inner, **node}, base, None, scope) if isinstance(inner, Mapping) else node
+        known = isinstance(inner, Mapping) and "kind" in inner
+        return _expand({**inner, **node}, base, None, scope) if known else node
     same = isinstance(around, Mapping) and around is not node and around.get("kind") == kind
     if not isinstance(kind, str) or same or not knows(base, kind):
         return _expand_fields(node, base, around, scope)
     choice = read_choice(base, kind)
-    return _expand_fields({**choice, **node, "kind": choice["kind"]}, base, None, scope)
+    own = {key: value for key, value in node.items() if key != "kind"}
+    return _expand_fields(lay_patch(choice, own, base.axis, []), base, None, scope)
 
 
 def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -135,16 +137,17 @@ def find_usual(base: type[Spec]) -> Any:
 
 def knows(base: type[Spec], word: str) -> bool:
     """Tell whether an axis has a choice of this name."""
-    return word in _list_files(base.axis) or word in base.kinds
+    return word in list_files(base.axis) or word in base.kinds
 
 
 def read_choice(base: type[Spec], word: str) -> dict[str, Any]:
     """Read what a choice's name stands for: its file, or the bare kind."""
-    return dict(_read_file(base.axis, word)) if word in _list_files(base.axis) else {"kind": word}
+    return dict(_read_file(base.axis, word)) if word in list_files(base.axis) else {"kind": word}
 
 
 @functools.cache
-def _list_files(axis: str) -> frozenset[str]:
+def list_files(axis: str) -> frozenset[str]:
+    """List the choices of an axis that have a file in conf/."""
     return frozenset(file.stem for file in (conf_dir() / axis).glob("*.yaml")) if axis in BASES else frozenset()
 
 
