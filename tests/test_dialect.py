@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from zoo.cli import run
-from zoo.compose import load
-from zoo.compose.targets import list_packaged
+from zoo.compose import compose, load
+from zoo.compose.targets import list_packaged, to_plain_yaml
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields, list_slots
 from zoo.grammar.keys import BASES
@@ -139,8 +139,6 @@ def test_a_faulty_rule_or_likeness_is_told_with_what_would_do(text: str, fault: 
 def test_expanding_twice_changes_nothing() -> None:
     from omegaconf import OmegaConf
 
-    from zoo.compose import compose
-
     for name in random.Random(0).sample(list_packaged(), 12):
         body = OmegaConf.to_container(compose(name), resolve=False)
         once = expand(body)
@@ -169,6 +167,22 @@ def test_what_is_no_choice_is_refused_with_the_form_that_works(overrides: list[s
     with pytest.raises(ConfigError) as error:
         spec(*overrides)
     assert error.value.faults[0].startswith(fault)
+
+
+def test_every_packaged_model_can_be_written_in_the_plain_dialect() -> None:
+    for name in random.Random(2).sample(list_packaged(), 15):
+        plain = yaml.safe_load(to_plain_yaml(compose(name)))
+        assert "${" not in str(plain)
+        assert load(plain) == load(name), name
+
+
+def test_the_plain_form_of_a_swapped_model_is_what_one_would_write(capsys) -> None:
+    overrides = ["attention={kind: mha, qk_norm: rmsnorm}", "layers={full: {position: none}}", "pattern=[layer,full]"]
+    assert run(["stats", "llama-tiny", *overrides, "--cfg", "plain"]) == 0
+    plain = yaml.safe_load(capsys.readouterr().out)
+    assert plain["attention"]["kind"] == "mha" and plain["norm"] == "rmsnorm"
+    assert plain["layers"] == {"full": {"position": "none"}}
+    assert load(plain) == spec(*overrides)
 
 
 # ---------------------------------------------------------------- what a swap leaves over

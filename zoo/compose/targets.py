@@ -239,6 +239,16 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
         raise ConfigError(shorten_error(error)) from error
 
 
+def to_plain_yaml(cfg: DictConfig) -> str:
+    """Write a model's config as a person would: words for choices, and no interpolations."""
+    from zoo import grammar
+
+    body: Any = OmegaConf.to_container(cfg, resolve=False)
+    return yaml.safe_dump(
+        grammar.contract(body), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
+    )
+
+
 def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
     """Read the Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
     from zoo import grammar

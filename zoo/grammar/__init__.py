@@ -1,5 +1,6 @@
 """Read a model's YAML node into its Spec."""
 
+from zoo.grammar.contract import contract
 from zoo.grammar.dialect import find_owner
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
@@ -14,6 +15,7 @@ __all__ = [
     "OWN",
     "STRUCTURE",
     "TOWERS",
+    "contract",
     "drop_leftovers",
     "find_owner",
     "from_dict",

@@ -1,5 +1,5 @@
-"""Write a model's body in the plain dialect: the inverse of `expand`. Words in place of nodes that are as a choice's file
-has them, and of others the fields that differ."""
+"""Write a model's body in the plain dialect: the inverse of `expand`. Words in place of nodes that are as a choice's
+file has them, and of others the fields that differ."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from zoo.grammar.dialect import expand, find_usual, list_fields, list_files, list_slots, read_choice
-from zoo.grammar.keys import BASES, TOWERS
+from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
+from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
 from zoo.spec import Spec
 
 
@@ -21,7 +21,10 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
     for tower in TOWERS:
         if isinstance(patch := root.get(tower), Mapping):
             found[tower] = _contract_keys(patch, root)
-    return settle({key: value for key, value in found.items() if not (key == "layers" and not value)}, ())
+    settled = settle(found, ())
+    read = set(re.findall(r"\w+", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(expand(settled))))))
+    known = KNOWN | BOTH | SHARED.keys() | set(TOWERS) | read
+    return {key: value for key, value in settled.items() if key in known and not (key == "layers" and not value)}
 
 
 def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -74,11 +77,12 @@ def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
     """Write one node shorter: as a word, or as a word with the fields that differ."""
     if isinstance(node, str) and node == find_usual(base):
         return True
-    if not isinstance(node, Mapping) or not isinstance(kind := node.get("kind"), str) or kind not in base.kinds:
+    kind = node.get("kind", base.default) if isinstance(node, Mapping) else None
+    if not isinstance(kind, str) or kind not in base.kinds:
         return node
     slots = list_fields(base.kinds[kind])
     fields = {key: _contract(value, slots[key]) if key in slots else value for key, value in node.items()}
-    if isinstance(around, Mapping) and around.get("kind") == kind:
+    if "kind" not in node or (isinstance(around, Mapping) and around.get("kind") == kind):
         return fields  # laid over what is there: a word would bring all of its choice's fields
     found = [(len(fields), fields)]
     for word in sorted(list_files(base.axis) | {kind}):
