@@ -10,13 +10,16 @@ ORACLE ?= .venv-oracle
 OLDEST ?= .venv-oldest
 TESTS ?=
 WORKERS ?= 2
+MINUTES ?= 10
+KIND ?=
+SEED ?= 1
 
 # The main job: its length is set for 2 CPU cores; README states the loss it must reach.
 DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo quick test test-oldest test-slow test-gpu check fmt docs bench gpu-check kernels-oracle clean
+.PHONY: help demo quick fuzz test test-oldest test-slow test-gpu check fmt docs bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +45,9 @@ test-oldest: ## the tests with the oldest torch that pyproject.toml allows, a do
 
 test-slow: $(VENV)/installed-dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
+
+fuzz: $(VENV)/installed-dev ## random command lines and mutated files for MINUTES=10, KIND=… alone, SEED=…
+	$(BIN)/python tests/fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(KIND),--kind $(KIND))
 
 test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
 	$(BIN)/pytest -m gpu $(TESTS)

@@ -291,7 +291,7 @@ def test_build_says_why_a_kernel_was_refused(capsys: pytest.CaptureFixture[str])
 
 def test_build_writes_a_checkpoint_that_loads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "gpt-tiny", "n_layers=1", "--out", "made", "--dtype", "fp32"]) == 0
-    assert sorted(path.name for path in (here / "made").iterdir()) == ["model.safetensors", "zoo.yaml"]
+    assert sorted(path.name for path in (here / "made").iterdir()) == ["manifest.json", "model.safetensors", "zoo.yaml"]
     assert zoo.load(here / "made").spec == zoo.build("gpt-tiny", ["n_layers=1"], device="meta").spec
 
 

@@ -120,7 +120,7 @@ BEYOND = [
     ("solve batch gpt2 --memory 1e305GB", "memory: must be from 1 to 1e+30, found '1e305GB'"),
     ("solve shape --params 1e400", "budget: must be from 1 to 1e+30, found '1e400'"),
     (f"stats gpt2 --context {D80}", "context: is a number of 266 bits"),
-    ("stats gpt2 --batch 9000000000000000000", "batch: is 9000000000000000000 (at most 1,000,000,000,000)"),
+    ("stats gpt2 --batch 9000000000000000000", "batch: is 9000000000000000000 (at most 1,000,000,000,000,000)"),
     ("stats gpt2 --document 1 --context 1000000000000", "document: 1 makes 1,000,000,000,000 of a sequence"),
     ("stats gpt2 --mfu nan", "mfu: is nan (a finite number)"),
     ("stats gpt2 --tokens 1e300", "tokens: must be from 1 to 1e+30"),

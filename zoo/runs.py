@@ -210,6 +210,14 @@ def read_result(file: Path) -> dict[str, Any]:
     return _read_if_there(file, Result)
 
 
+def read_whole_result(file: Path) -> dict[str, Any]:
+    """The outcome in a result.json; empty where there is none that can be read: a job that left none runs again."""
+    try:
+        return read_result(file)
+    except CheckpointError:
+        return {}
+
+
 def read_sweep_record(folder: Path) -> dict[str, Any]:
     """What a sweep's sweep.json holds; empty where there is none. Raises CheckpointError."""
     from zoo.untrusted.shapes import SweepRecord
@@ -242,4 +250,4 @@ def is_file(path: Path) -> bool:
 def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     """The outcome of each job of a sweep, by the name of its folder. A job that was cut off has left none."""
     missing = {"overrides": [], "status": "cut off"}
-    return [missing | read_result(folder / name / RESULT) for name in names]
+    return [missing | read_whole_result(folder / name / RESULT) for name in names]

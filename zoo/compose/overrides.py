@@ -22,6 +22,7 @@ from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
+from zoo.untrusted.text import shorten
 
 LONGEST = 16_384
 """Characters of an override: Hydra's parser takes a second and a half for as many, and far longer for more."""
@@ -38,6 +39,8 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
             continue
         try:
             parsed += parser.parse_overrides([text])
+        except ValueError:  # Python's own limit
+            faults.append(f"{shorten(text, 60)}: holds a number of thousands of digits (fewer)")
         except HydraException as error:
             if "=" not in text and not text.startswith("~"):
                 faults.append(f"{text}: not an override, there is no '=' (write key=value, or ~key to delete)")

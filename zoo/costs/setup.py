@@ -39,7 +39,7 @@ CHOICES = {
 }
 
 
-MOST = 10**12
+MOST = 10**15
 """Ranks, sequences, tokens of a sequence: what no count exceeds. Figures are products of several."""
 MOST_AMOUNT = 1e30
 """Tokens of training, FLOPs, bytes: what no amount exceeds, so that every figure is finite."""

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from zoo import disk
 from zoo.compose.engine import get_failure
 from zoo.errors import ZooError
-from zoo.runs import RESULT, read_result
+from zoo.runs import RESULT, read_whole_result
 
 
 class Record(Callback):
@@ -46,7 +46,7 @@ class Record(Callback):
         file = Path(config.hydra.runtime.output_dir) / RESULT
         if not file.parent.is_dir():  # deleted while the job ran, which has failed for it
             return
-        said = read_result(file)  # training writes one of its own
+        said = read_whole_result(file)  # training writes one of its own
         disk.write_text(file, json.dumps({**said, **outcome}, indent=2, default=str) + "\n")
 
     def _log_failure(self, error: BaseException) -> None:

@@ -30,7 +30,7 @@ def run_one_job(cfg: DictConfig) -> Any:
         if (workers := count_workers(hydra.launcher)) is not None:
             pin_worker(folder.parent, workers)
         if hydra.mode == RunMode.MULTIRUN:  # the folder is named by the config's hash: what is in it is this very run
-            if (found := runs.read_result(folder / runs.RESULT)).get("status") == "done":
+            if (found := runs.read_whole_result(folder / runs.RESULT)).get("status") == "done":
                 return found  # a sampler has proposed it before
             trial = runs.read_sweep(folder.parent).get(folder.name, {}).get("trial")
             with pruned_as_trial(folder.parent, trial):

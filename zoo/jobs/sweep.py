@@ -209,7 +209,7 @@ class Sweep:
 
     def read_status(self, name: str) -> str | None:
         """How a job ended, by its result.json; None where nothing says it."""
-        return runs.read_result(self.folder / name / runs.RESULT).get("status")
+        return runs.read_whole_result(self.folder / name / runs.RESULT).get("status")
 
     def describe(self, jobs: Sequence[Job], missing: Sequence[Job]) -> str | None:
         """Say in one line what is there already; None where all jobs start."""

@@ -31,6 +31,6 @@ def write_yaml(file: Path, node: Any) -> None:
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Update result.json. Keys of the one that is there stay, such as the overrides that the run was started with."""
     file = folder / runs.RESULT
-    before = runs.read_result(file)
+    before = runs.read_whole_result(file)
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}
     write_text(file, json.dumps(merged, indent=2) + "\n")

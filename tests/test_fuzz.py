@@ -1,0 +1,77 @@
+"""The fuzzers' quick tier and their corpus: random command lines and mutated files end with a result or a line, in
+time, without running, reading or changing what is not theirs (tests/fuzz).
+
+The cases run in forked processes of one server beside the tests; `make fuzz` runs as many as there is time for.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz.command_lines import command_line  # noqa: F401  (its kinds are registered)
+from fuzz.corpus import list_names
+from fuzz.files import data, gguf, models, runs, yamls
+from fuzz.kinds import KINDS
+
+assert all((data, gguf, models, runs, yamls))
+FUZZ = Path(__file__).with_name("fuzz")
+CHUNKS = 20
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def run_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run cases in the server, and give the verdicts of those that failed."""
+    shared = tmp_path_factory.getbasetemp().parent  # of all workers of this session: the seeds are made once
+    command = [sys.executable, str(FUZZ), "--serve", "--seeds", str(shared)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None and server.stdout is not None
+
+    def run(jobs: list[tuple[str, int, int]], kept: bool = False) -> list[dict[str, Any]]:
+        server.stdin.write(json.dumps({"jobs": jobs, "kept": kept}) + "\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        assert answer["cases"] == len(jobs)
+        return answer["failed"]
+
+    yield run
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
+
+
+def describe(failed: list[dict[str, Any]]) -> str:
+    return "\n".join(
+        f"python tests/fuzz --kind {each['kind']} --case {each['case']}: {each['faults']} {each['frames']}"
+        for each in failed
+    )
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_odd_input_ends_with_a_result_or_a_line(run_jobs: Run, chunk: int) -> None:
+    jobs = [(kind.name, 0, case) for kind in KINDS.values() for case in range(chunk, kind.quick, CHUNKS)]
+    assert not (failed := run_jobs(jobs)), describe(failed)
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_what_ever_failed_does_so_no_more(run_jobs: Run, part: int) -> None:
+    jobs = [(name, 0, 0) for name in list_names()[part::6]]
+    assert not (failed := run_jobs(jobs, kept=True)), (
+        describe(failed).replace("--kind", "--corpus").replace(" --case 0", "")
+    )
+
+
+def test_the_quick_tier_has_two_thousand_cases() -> None:
+    assert sum(kind.quick for kind in KINDS.values()) >= 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_more_cases_of_each_kind_end_so_too(run_jobs: Run, name: str) -> None:
+    assert not (failed := run_jobs([(name, 1, case) for case in range(10 * KINDS[name].quick)])), describe(failed)
