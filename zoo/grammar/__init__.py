@@ -1,7 +1,7 @@
 """Read a model's YAML node into its Spec."""
 
-from zoo.grammar.contract import contract
-from zoo.grammar.dialect import find_owner
+from zoo.grammar.contract import contract, find_names
+from zoo.grammar.dialect import expand, find_owner
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
@@ -17,6 +17,8 @@ __all__ = [
     "TOWERS",
     "contract",
     "drop_leftovers",
+    "expand",
+    "find_names",
     "find_owner",
     "from_dict",
     "register_resolvers",

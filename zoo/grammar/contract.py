@@ -22,9 +22,13 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
         if isinstance(patch := root.get(tower), Mapping):
             found[tower] = _contract_keys(patch, root)
     settled = settle(found, ())
-    read = set(re.findall(r"\w+", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(expand(settled))))))
-    known = KNOWN | BOTH | SHARED.keys() | set(TOWERS) | read
+    known = KNOWN | BOTH | SHARED.keys() | set(TOWERS) | find_names(expand(settled))
     return {key: value for key, value in settled.items() if key in known and not (key == "layers" and not value)}
+
+
+def find_names(body: Mapping[Any, Any]) -> set[str]:
+    """Find the names that a body's interpolations look up."""
+    return set(re.findall(r"\w+", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))
 
 
 def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -77,14 +81,16 @@ def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
     """Write one node shorter: as a word, or as a word with the fields that differ."""
     if isinstance(node, str) and node == find_usual(base):
         return True
-    kind = node.get("kind", base.default) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping):
+        return node
+    kind = node.get("kind", base.default)
     if not isinstance(kind, str) or kind not in base.kinds:
         return node
     slots = list_fields(base.kinds[kind])
     fields = {key: _contract(value, slots[key]) if key in slots else value for key, value in node.items()}
     if "kind" not in node or (isinstance(around, Mapping) and around.get("kind") == kind):
         return fields  # laid over what is there: a word would bring all of its choice's fields
-    found = [(len(fields), fields)]
+    found: list[tuple[int, Any]] = [(len(fields), fields)]
     for word in sorted(list_files(base.axis) | {kind}):
         choice = read_choice(base, word)
         if choice.get("kind") == kind and choice.keys() <= node.keys():

@@ -96,8 +96,9 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
             return _expand_fields(node, base, around, scope)
         usual = find_usual(base)
         inner = scope.get(base.axis) if isinstance(usual, str) else usual
-        known = isinstance(inner, Mapping) and "kind" in inner
-        return _expand({**inner, **node}, base, None, scope) if known else node
+        if not isinstance(inner, Mapping) or "kind" not in inner:
+            return node
+        return _expand({**inner, **node}, base, None, scope)
     same = isinstance(around, Mapping) and around is not node and around.get("kind") == kind
     if not isinstance(kind, str) or same or not knows(base, kind):
         return _expand_fields(node, base, around, scope)
