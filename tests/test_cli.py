@@ -95,10 +95,10 @@ def test_list_refuses_a_kind_that_there_is_not_and_words_that_no_model_has(refus
         "kind: there is no 'decodr' (did you mean 'decoder'?) (one of: decoder, encoder, encoder_decoder)"
     ]
     assert refused("list", "lamma3-8b") == [
-        "list: no packaged model has 'lamma3-8b' in its name, title, note or source (did you mean 'llama3-8b'?)"
+        "list: no packaged model has 'lamma3-8b' in its name, title, note, source or parts (did you mean 'llama3-8b'?)"
     ]
     assert refused("list", "llama", "--kind", "encoder") == [
-        "list: no packaged model among those of kind encoder has 'llama' in its name, title, note or source "
+        "list: no packaged model of kind encoder has 'llama' in its name, title, note, source or parts "
         "(`zoo list` shows all)"
     ]
 

@@ -162,7 +162,11 @@ def test_a_node_spelled_out_is_replaced_whole_when_it_is_swapped(folder: Path) -
     spelled = "attention: {kind: gqa, n_heads: 2, n_kv_heads: 2, head_dim: 8, position: {kind: none}}"
     (folder / "mine.yaml").write_text(BARE.replace("attention: gqa", spelled))
     assert attention("mine.yaml").head_dim == 8
-    assert attention("mine.yaml", "attention=mqa") == attention("bare.yaml", "attention=mqa")
+    with pytest.warns(
+        UserWarning, match=r"attention=mqa: takes the place of attention\.n_heads, .*position \(left out\)"
+    ):
+        swapped = attention("mine.yaml", "attention=mqa")
+    assert swapped == attention("bare.yaml", "attention=mqa")
 
 
 def test_a_file_may_include_its_neighbours_and_choose_from_their_groups(folder: Path) -> None:
@@ -180,8 +184,9 @@ def test_layer_kinds_choose_by_name_too(folder: Path) -> None:
         "defaults: [bare]\nlayers: {local: {attention: sliding, window: 16}}\npattern: [local, layer]\n"
     )
     assert load("mine.yaml").blocks["local"].attention.window == 16
-    with pytest.raises(ConfigError, match=r"^layers\.local\.window: nothing in these layers reads it"):
-        load("mine.yaml", ["layers.local.attention=mqa"])
+    line = r"^layers\.local\.attention=mqa: has no place for layers\.local\.window, which the model had \(left out\)$"
+    with pytest.warns(UserWarning, match=line):
+        assert load("mine.yaml", ["layers.local.attention=mqa"]).blocks["local"].attention.window is None
     swapped = load("mine.yaml", ["layers.local.attention=mqa", "~layers.local.window"])
     assert [swapped.blocks[kind].attention.n_kv_heads for kind in swapped.pattern] == [1, 2]
 

@@ -185,6 +185,56 @@ def test_the_plain_form_of_a_swapped_model_is_what_one_would_write(capsys) -> No
     assert load(plain) == spec(*overrides)
 
 
+HYBRID = """\
+vocab_size: 1000
+d_model: 64
+n_layers: 4
+n_heads: 4
+n_kv_heads: 2
+head_dim: 16
+d_ff: 64
+n_experts: 4
+top_k: 2
+max_seq_len: 64
+attention: gated_delta
+position: none
+norm: rmsnorm
+block: sandwich
+ffn: {kind: moe, shared: gated}
+router: softmax_topk
+activation: silu
+head: lm
+layers: {full: {attention: {kind: gqa, qk_norm: true}}}
+pattern: [layer*3, full]
+"""
+
+
+def test_overrides_over_words_mappings_and_lists_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(HYBRID)
+
+    def made(*overrides: str) -> object:
+        return load(tmp_path / "mine.yaml", list(overrides))
+
+    plain = made()
+    assert made("layers.full.attention=gqa") == plain  # its own choice: nothing is lost
+    assert made("router=sigmoid_topk").blocks["full"].ffn.router.kind == "sigmoid_topk"
+    assert made("head.tied=true").head.tied and not plain.head.tied
+    assert made("pattern={every: 2, is: full}").pattern == ("layer", "full") * 2
+    assert made("ffn.shared={d_ff: 32}").blocks["layer"].ffn.shared.d_ff == 32
+    narrow = made("layers.full.attention={kind: gqa, window: 8}")
+    assert narrow.blocks["full"].attention.window == 8 and narrow.blocks["full"].attention.qk_norm is not None
+    for form in ("layers.full.attention=mla", "layers.full.attention={kind: mla}"):
+        with pytest.warns(UserWarning, match="has no place for layers.full.attention.qk_norm, which the model had"):
+            latent = made(form, "layers.full.attention.kv_lora_rank=32")
+        assert latent.blocks["full"].attention.kv_lora_rank == 32
+
+
+def test_a_files_component_is_not_merged_into_the_models(tmp_path: Path) -> None:
+    text = "defaults: [/model/llama-tiny@_here_]\nattention: {kind: mha, position: {kind: none}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load(tmp_path / "mine.yaml").blocks["layer"].attention.position.kind == "none"
+
+
 # ---------------------------------------------------------------- what a swap leaves over
 
 

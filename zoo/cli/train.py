@@ -128,7 +128,7 @@ def run(
             return _show(launch, cfg, resolve, info)
     asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan, trust=trust)
     with _ended_by_sigterm(), asked as launch:
-        for note in dict.fromkeys(note for job in launch.jobs for note in job.notes):
+        for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
             print_note(note)
         if launch.sweeps:
             _refuse_processes()

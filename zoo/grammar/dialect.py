@@ -29,6 +29,9 @@ from zoo.model.tower import Decoder
 from zoo.paths import conf_dir
 from zoo.spec import Spec
 
+INNER = {"ffn": "gated", "attention": "gqa"}
+"""The usual choice of an axis within another component: the model's own may be the one around it."""
+
 SHARED = {"shared_expert": FFN}
 """Keys of a model that hold a component for a choice which reads them: `shared_expert` is `ffn.shared`."""
 
@@ -85,20 +88,20 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
 def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
     """Expand one node at a place that takes components of an axis. `around` is what stands there without it."""
     if isinstance(node, bool):
-        return find_usual(base) if node else None
+        return _expand_usual(base, scope) if node else None
     if isinstance(node, str):
         return _expand_fields(read_choice(base, node), base, None, scope) if knows(base, node) else node
     if not isinstance(node, Mapping):
         return node
     kind = node.get("kind")
     if kind is None:
-        if isinstance(around, Mapping):  # laid over it later
+        if isinstance(around, Mapping) or base.default:  # laid over it later; or of the kind that is meant without one
             return _expand_fields(node, base, around, scope)
         usual = find_usual(base)
-        inner = scope.get(base.axis) if isinstance(usual, str) else usual
-        if not isinstance(inner, Mapping) or "kind" not in inner:
+        stated = scope.get(base.axis) if usual == f"${{up:{base.axis}}}" else {"kind": usual}
+        if not isinstance(stated, Mapping) or stated.get("kind") is None:
             return node
-        return _expand({**inner, **node}, base, None, scope)
+        return _expand({**stated, **node}, base, None, scope)
     same = isinstance(around, Mapping) and around is not node and around.get("kind") == kind
     if not isinstance(kind, str) or same or not knows(base, kind):
         return _expand_fields(node, base, around, scope)
@@ -113,8 +116,9 @@ def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope
     kind = node.get("kind", old.get("kind", base.default))
     choice = base.kinds.get(kind) if isinstance(kind, str) else None
     slots = {} if choice is None else list_fields(choice)
+    inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's is this one, perhaps
     return {
-        key: _expand(value, slots[key], old.get(key), scope) if key in slots else value for key, value in node.items()
+        key: _expand(value, slots[key], old.get(key), inner) if key in slots else value for key, value in node.items()
     }
 
 
@@ -129,11 +133,29 @@ def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def find_usual(base: type[Spec]) -> Any:
-    """Return what `true` stands for: the model's own choice of the axis, or the kind that a node without one has."""
+def find_usual(base: type[Spec]) -> str:
+    """Return the usual choice of an axis: the model's own as an interpolation, or the name of one."""
+    if base.axis in INNER:
+        return INNER[base.axis]
     if base.axis in BASES and BASES[base.axis] is base:
         return f"${{up:{base.axis}}}"
-    return {"kind": base.default or next(iter(base.kinds))}
+    return base.default or next(iter(base.kinds))
+
+
+def _expand_usual(base: type[Spec], scope: Mapping[Any, Any]) -> Any:
+    """Write what `true` stands for."""
+    usual = find_usual(base)
+    return usual if "${" in usual else _expand({"kind": usual}, base, None, scope)
+
+
+def is_slot(key: str) -> bool:
+    """Tell whether a key, of a model or of a component, may hold a component."""
+    return key in list_slots() or key in _list_inner()
+
+
+@functools.cache
+def _list_inner() -> frozenset[str]:
+    return frozenset(name for base in BASES.values() for kind in base.kinds.values() for name in list_fields(kind))
 
 
 def knows(base: type[Spec], word: str) -> bool:

@@ -74,9 +74,19 @@ def _drop_position(root: dict[Any, Any], touched: Collection[str]) -> Iterator[s
     if any(each == "position" or each.startswith("position.") for each in touched):
         return
     mixers = [scope.get("attention") for _, scope, _ in _list_scopes(root)]
+    mixers += [each for _, scope, _ in _list_scopes(root) for each in _list_own_mixers(scope.get("block"))]
     if not any(_takes_position(each) for each in mixers if isinstance(each, dict) and "kind" in each):
         root["position"] = {"kind": "none"}
         yield f"position ({kind})"
+
+
+def _list_own_mixers(block: Any) -> list[Any]:
+    """List the attentions that a block states itself, beside the model's."""
+    kind = block.get("kind") if isinstance(block, dict) else None
+    choice = BASES["block"].kinds.get(kind) if isinstance(kind, str) else None
+    return (
+        [] if choice is None else [block.get(name) for name, axis in list_fields(choice).items() if axis is Attention]
+    )
 
 
 def _takes_position(node: Mapping[Any, Any]) -> bool:
