@@ -95,10 +95,10 @@ def test_list_refuses_a_kind_that_there_is_not_and_words_that_no_model_has(refus
         "kind: there is no 'decodr' (did you mean 'decoder'?) (one of: decoder, encoder, encoder_decoder)"
     ]
     assert refused("list", "lamma3-8b") == [
-        "list: no packaged model has 'lamma3-8b' in its name, title, note or source (did you mean 'llama3-8b'?)"
+        "list: no packaged model has 'lamma3-8b' in its name, title, note, source or parts (did you mean 'llama3-8b'?)"
     ]
     assert refused("list", "llama", "--kind", "encoder") == [
-        "list: no packaged model among those of kind encoder has 'llama' in its name, title, note or source "
+        "list: no packaged model of kind encoder has 'llama' in its name, title, note, source or parts "
         "(`zoo list` shows all)"
     ]
 
@@ -187,11 +187,9 @@ def test_a_users_fault_is_one_line_ends_with_two_and_writes_nothing(here, refuse
 
 
 def test_every_fault_of_a_training_config_is_told_at_once(here: Path, refused) -> None:
-    found = refused(
-        "train", "data=text", "stepss=3", "n_layers=2", "optim.lr=fast", "model.attention.foo=1", "steps=-1"
-    )
+    found = refused("train", "data=text", "stepss=3", "n_layer=2", "optim.lr=fast", "model.attention.foo=1", "steps=-1")
     assert {line.split(":")[0] for line in found} == {
-        *("stepss", "n_layers", "optim.lr", "model.attention.foo", "steps", "data.path"),
+        *("stepss", "n_layer", "optim.lr", "model.attention.foo", "steps", "data.path"),
     }
 
 

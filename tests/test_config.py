@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from tiny import choices
 
 import zoo
+from zoo import grammar
 from zoo.compose import compose, load
 from zoo.compose.composing import TRAINING
 from zoo.compose.composing import compose as compose_body
@@ -160,7 +162,11 @@ def test_a_node_spelled_out_is_replaced_whole_when_it_is_swapped(folder: Path) -
     spelled = "attention: {kind: gqa, n_heads: 2, n_kv_heads: 2, head_dim: 8, position: {kind: none}}"
     (folder / "mine.yaml").write_text(BARE.replace("attention: gqa", spelled))
     assert attention("mine.yaml").head_dim == 8
-    assert attention("mine.yaml", "attention=mqa") == attention("bare.yaml", "attention=mqa")
+    with pytest.warns(
+        UserWarning, match=r"attention=mqa: takes the place of attention\.n_heads, .*position \(left out\)"
+    ):
+        swapped = attention("mine.yaml", "attention=mqa")
+    assert swapped == attention("bare.yaml", "attention=mqa")
 
 
 def test_a_file_may_include_its_neighbours_and_choose_from_their_groups(folder: Path) -> None:
@@ -178,8 +184,9 @@ def test_layer_kinds_choose_by_name_too(folder: Path) -> None:
         "defaults: [bare]\nlayers: {local: {attention: sliding, window: 16}}\npattern: [local, layer]\n"
     )
     assert load("mine.yaml").blocks["local"].attention.window == 16
-    with pytest.raises(ConfigError, match=r"^layers\.local\.window: nothing in these layers reads it"):
-        load("mine.yaml", ["layers.local.attention=mqa"])
+    line = r"^layers\.local\.attention=mqa: has no place for layers\.local\.window, which the model had \(left out\)$"
+    with pytest.warns(UserWarning, match=line):
+        assert load("mine.yaml", ["layers.local.attention=mqa"]).blocks["local"].attention.window is None
     swapped = load("mine.yaml", ["layers.local.attention=mqa", "~layers.local.window"])
     assert [swapped.blocks[kind].attention.n_kv_heads for kind in swapped.pattern] == [1, 2]
 
@@ -312,13 +319,19 @@ def test_another_models_axes_are_those_that_count() -> None:
     assert composed.choices["model"] == "mixtral-tiny"
 
 
-def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
-    composed = compose_body(open_repository(), TRAINING, ["n_layers=2", "bias=true", "lr=3"], label="c", root="model")
-    assert composed.faults == [
-        "n_layers: unknown key (did you mean 'model.n_layers'?)",
-        "bias: unknown key (did you mean 'model.bias'?)",
-        "lr: unknown key (did you mean 'optim.lr'?)",
-    ]
+def test_a_key_of_the_model_needs_no_prefix_in_a_training_config() -> None:
+    typed = ["n_layers=2", "attention.softcap=50", "steps=3", "lr=3"]
+    composed = compose_body(open_repository(), TRAINING, typed, label="c", root="model")
+    assert composed.faults == ["lr: unknown key (did you mean 'optim.lr'?)"]
+    assert composed.overrides == ["model.n_layers=2", "++model.attention.softcap=50", "steps=3"]
+    model = composed.cfg.model
+    assert (model.n_layers, model.attention.softcap, composed.cfg.steps) == (2, 50, 3)
+
+
+def test_no_key_is_both_the_trainings_and_the_models() -> None:
+    training = set(yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8")))
+    model = grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
+    assert not training & model
 
 
 # ---------------------------------------------------------------- completion

@@ -177,7 +177,7 @@ def test_a_refused_point_is_a_row_that_says_why(printed) -> None:
 
 
 def test_a_sweep_has_one_figure_in_every_form(printed) -> None:
-    args = ("stats", "-m", "mixtral-8x7b", "llama3-8b", "attention=mha,mamba", "--columns", "params,kv_cache.bytes")
+    args = ("stats", "-m", "mixtral-8x7b", "llama3-8b", "attention=mha,fourier", "--columns", "params,kv_cache.bytes")
     data = json.loads(printed(*args, "--json"))
     header, *rows = csv.reader(io.StringIO(printed(*args, "--csv")))
     table = markdown(printed(*args, "--md"))

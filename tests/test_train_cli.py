@@ -68,7 +68,7 @@ def test_a_folder_that_has_a_run_is_refused(here: Path, refused, capsys) -> None
 
 
 def test_a_fault_of_the_model_as_a_whole_names_it_once(here: Path, refused) -> None:
-    (line,) = refused("train", *TINY, "attention=gated_delta")
+    (line,) = refused("train", *TINY, "attention=gated_delta", "position=rope")
     assert line.startswith("model: position 'rope' acts inside attention")
 
 

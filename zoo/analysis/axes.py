@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ CONTEXTS = (
     ("kind=encoder", "attention=disentangled", "position_buckets=8"),
     ("kind=encoder", "attention=disentangled_v1"),
     ("kind=encoder", "position=t5_globals"),
-    ("kind=encoder", "attention=transient_global"),
+    ("kind=encoder", "attention=transient_global", "window=8"),
 )
 """What a choice may only be of use with, tried in this order in a small model."""
 
@@ -83,7 +83,10 @@ def _describe(axis: str, file: Path) -> dict[str, Any]:
 
 def _load(axis: str, choice: str) -> tuple[Any, Spec]:
     """Load a small model that has a choice: its tower, and the choice's component."""
-    from zoo.compose import load
+    from zoo.compose.targets import compose_model, spec_of_composed
+
+    def load(name: str, overrides: Iterable[str]) -> Any:
+        return spec_of_composed(compose_model(name, overrides))
 
     if axis == "cross":
         tower = load("t5-tiny", CROSSED.get(choice, ())).towers()["decoder"]
@@ -92,6 +95,8 @@ def _load(axis: str, choice: str) -> tuple[Any, Spec]:
     sizes = [f"{name}={size}" for name, size in SIZES.items() if f"up:{name}}}" in body]
     refused: Exception | None = None
     for context in CONTEXTS:
+        if any(each.startswith(f"{axis}=") for each in context):
+            continue  # it would be asked for the context's choice
         try:
             tower = load("llama-tiny", [f"{axis}={choice}", *context, *sizes])
             return tower, _find(tower, axis)

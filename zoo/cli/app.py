@@ -22,6 +22,7 @@ VERBS = {
     "stats": "Price a model without building it: parameters, FLOPs, cache, memory.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
     "diff": "Compare two models or two runs: what differs, then the figures.",
+    "new": "Write a model's YAML, complete and commented, to start from.",
     "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "runs": "List the runs in a folder.",

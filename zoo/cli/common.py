@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class ConfigPart(StrEnum):
-    """The part of a composed config that `--cfg` shows."""
+    """The form in which `--cfg` shows a model: as it was composed, or as a person would write it."""
 
     job = "job"
+    plain = "plain"
 
 
 class Fp8(StrEnum):
@@ -51,7 +52,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Hydra overrides: key=value, +key=value, ~key.", autocompletion=complete_override),
 ]
-Cfg = Annotated[ConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")]
+Cfg = Annotated[
+    ConfigPart | None,
+    typer.Option("--cfg", help="Print the YAML instead: as it was composed (job), or as one would write it (plain)."),
+]
 Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
 
 
@@ -103,9 +107,9 @@ def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
     return found
 
 
-def show_config(config: Composed, resolve: bool) -> None:
+def show_config(config: Composed, resolve: bool, part: ConfigPart | None = None) -> None:
     """Print a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
-    from zoo.compose.targets import to_yaml
+    from zoo.compose.targets import to_plain_yaml, to_yaml
 
     config.refuse_faults()
-    print(to_yaml(config.cfg, resolve=resolve), end="")
+    print(to_plain_yaml(config.cfg) if part is ConfigPart.plain else to_yaml(config.cfg, resolve=resolve), end="")

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated
 
 import typer
+
+from zoo.errors import ConfigError
 
 
 def run(
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="Only models that have every one of these words in name, title, note or source."),
+        typer.Argument(help="Only models with every one of these words in name, title, note, source or parts."),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only decoder, encoder or encoder_decoder models.")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option("--with", metavar="PARTS", help="Only models that have all of these: moe,mla or qk_norm."),
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(metavar="FROM..TO", help="Only models with so many parameters: 1B..10B, ..500M, 70B..")
     ] = None,
     axis: Annotated[
         str | None,
@@ -26,24 +37,38 @@ def run(
     \b
     Examples:
       zoo list llama --kind decoder
-      zoo list experts window
+      zoo list --with moe,mla          those that have both, wherever in the model
+      zoo list --params 1B..10B window
       zoo list --axis attention        every choice: its paper, how it grows with the tokens, who has it
     """
     from zoo import report
-    from zoo.compose.catalogue import read_models, select_models
-    from zoo.errors import ConfigError
+    from zoo.compose.catalogue import Selection, read_models, select_models
 
     if axis is not None:
-        if words or kind:
-            raise ConfigError(f"axis: lists the choices of {axis}, not models (leave words and --kind out)")
+        if words or kind or parts or params:
+            raise ConfigError(f"axis: lists the choices of {axis}, not models (leave words and the other options out)")
         return _list_axis(axis, as_json)
-    found = select_models(read_models(), words or (), kind)
+    least, most = read_range(params) if params is not None else (0.0, math.inf)
+    asked = Selection(words or (), kind, [each.strip() for each in parts.split(",")] if parts else (), least, most)
+    found = select_models(read_models(), asked)
     if as_json:
         print(report.format_json(found))
         return
     rows = [(m["name"], m["kind"], report.format_count(m["params"]), m["note"]) for m in found]
     head, *lines = report.align_columns([("name", "kind", "params", "what is special"), *rows], right=(2,)).splitlines()
     print("\n".join([report.make_bold(head), *lines]))
+
+
+def read_range(text: str) -> tuple[float, float]:
+    """Read `1B..10B` as two numbers; either may be left out. Raises ConfigError."""
+    number = r"(\d+(?:\.\d+)?)([KMBT]?)"
+    match = re.fullmatch(rf"(?:{number})?\.\.(?:{number})?", text.strip())
+    if match is None:
+        raise ConfigError(f"params: cannot read {text!r} (FROM..TO, as 1B..10B or ..500M)")
+    least, most = ((group, match[at + 1]) for at, group in ((1, match[1]), (3, match[3])))
+    scale = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    low = float(least[0]) * scale[least[1] or ""] if least[0] else 0.0
+    return low, float(most[0]) * scale[most[1] or ""] if most[0] else math.inf
 
 
 def _list_axis(axis: str, as_json: bool) -> None:

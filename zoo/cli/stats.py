@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.common import Cfg, Overrides, Resolve, Target, compose_target, show_config
+from zoo.cli.common import Cfg, ConfigPart, Overrides, Resolve, Target, compose_target, show_config
 from zoo.cli.setup import setup_options
 from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, choose_format, split_words
 
@@ -57,7 +57,9 @@ def run(
     if cfg or resolve:
         if len(targets) > 1:
             raise ConfigError(f"cfg: shows one model, {len(targets)} were named (name one)")
-        return show_config(compose_target(targets[0], overrides), resolve)
+        if cfg is ConfigPart.plain and resolve:
+            raise ConfigError("resolve: has no effect on the plain form, which has no interpolations (leave it out)")
+        return show_config(compose_target(targets[0], overrides), resolve, cfg)
     if kernels:
         if explain or verify or plot is not None or shown in (Shown.csv, Shown.md):
             raise ConfigError("kernels: are text of their own or a part of --json (leave other options of output out)")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zoo.cli.common import print_note
 from zoo.cli.completing import complete_training
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ class Info(StrEnum):
 
 def run(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Hydra overrides: key=value.", autocompletion=complete_training)
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL OVERRIDES",
+            help="A packaged model or a YAML file (model=…), and Hydra overrides: key=value.",
+            autocompletion=complete_training,
+        ),
     ] = None,
     multirun: Annotated[
         bool, typer.Option("--multirun", "-m", help="A job for each combination of key=a,b,c.")
@@ -107,7 +113,7 @@ def run(
     from zoo.jobs import plan as jobs
 
     overrides, options = (
-        overrides or [],
+        _name_model(overrides or []),
         SweepOptions(plan, measure, match, match_by, baseline, search_lr, trials, sigma, as_json),
     )
     if resume is not None:
@@ -122,12 +128,21 @@ def run(
             return _show(launch, cfg, resolve, info)
     asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan, trust=trust)
     with _ended_by_sigterm(), asked as launch:
+        for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
+            print_note(note)
         if launch.sweeps:
             _refuse_processes()
             run_sweep(launch, options)
         else:
             options.refuse_any()
             _run(launch, ["-c", str(config), *(["--trust"] if trust else [])] if config else [], overrides)
+
+
+def _name_model(overrides: list[str]) -> list[str]:
+    """Write a model that stands first, without a key, as the override that it is."""
+    if overrides and "=" not in overrides[0] and not overrides[0].startswith("~"):
+        return [f"model='{overrides[0]}'", *overrides[1:]]
+    return overrides
 
 
 def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:

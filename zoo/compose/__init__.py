@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
     """Load the Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
 
-    What a config.json says and the Spec leaves out (`zoo.families.described`) is a UserWarning. Raises ConfigError
-    that holds every fault of the target and of the overrides.
+    What a config.json says and the Spec leaves out (`zoo.families.described`), and what a swapped axis leaves without a
+    place, is a UserWarning. Raises ConfigError that holds every fault of the target and of the overrides.
     """
     from zoo.compose.targets import Composer, spec_of_composed
 
     composer = Composer(target)
-    for note in composer.found.notes:
+    composed = composer.compose([overrides] if isinstance(overrides, str) else list(overrides))
+    spec = spec_of_composed(composed)
+    for note in [*composer.found.notes, *composed.left_out]:
         warnings.warn(note, stacklevel=2)
-    return spec_of_composed(composer.compose([overrides] if isinstance(overrides, str) else list(overrides)))
+    return spec
 
 
 def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:

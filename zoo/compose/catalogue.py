@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +16,76 @@ from zoo.paths import conf_dir
 
 
 def read_models() -> list[dict[str, Any]]:
-    """Read name, kind, title, published parameters, source and note of every packaged model, smallest first."""
-    files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
-    return sorted((_about(name, files) for name in files), key=lambda m: (m["params"], m["name"]))
+    """Read name, kind, title, published parameters, source, note and `parts` of every packaged model, smallest first.
 
-
-def select_models(
-    models: Sequence[dict[str, Any]], words: Iterable[str] = (), kind: str | None = None
-) -> list[dict[str, Any]]:
-    """Pick the models of a kind in which every word stands: in name, title, note or source, in capitals or not.
-
-    Raises ConfigError for a kind that does not exist, and where no model is left.
+    The parts are the choices and the fields of choices that its file names, wherever in it they stand.
     """
+    files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
+    models = [_about(name, files) | {"parts": sorted(_list_parts(_read_whole(name, files)))} for name in files]
+    return sorted(models, key=lambda m: (m["params"], m["name"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which models are asked for: those of a kind, in which every word stands (in name, title, note, source or parts),
+    that have every part, and whose parameters are from `least` to `most`."""
+
+    words: Sequence[str] = ()
+    kind: str | None = None
+    parts: Sequence[str] = ()
+    least: float = 0
+    most: float = math.inf
+
+    def takes(self, model: Mapping[str, Any]) -> bool:
+        sized = self.least <= model["params"] <= self.most
+        has = set(self.parts) <= set(model["parts"])
+        return self.kind in (None, model["kind"]) and sized and has and all(w in _text(model) for w in self.folded)
+
+    @property
+    def folded(self) -> list[str]:
+        return [word.casefold() for word in self.words]
+
+    def describe(self) -> str:
+        """Say what is asked for, for the message that there is no such model."""
+        whose = "" if self.kind is None else f" of kind {self.kind}"
+        size = f" of {self.least:,.0f} to {self.most:,.0f} parameters" if self.least or self.most < math.inf else ""
+        words = f" has {' and '.join(map(repr, self.folded))} in its name, title, note, source or parts"
+        parts = f" has the parts {', '.join(self.parts)}"
+        asked = " and".join([*([words] if self.words else []), *([parts] if self.parts else [])])
+        return f"no packaged model{whose}{size}{asked or ' is there'}"
+
+
+def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[dict[str, Any]]:
+    """Pick the models that are asked for. Raises ConfigError for a kind or a part that none has, and where no model is
+    left."""
     kinds = sorted({model["kind"] for model in models})
-    if kind is not None and kind not in kinds:
-        raise ConfigError(f"kind: there is no {kind!r}{did_you_mean(kind, kinds)} (one of: {', '.join(kinds)})")
-    words = [word.casefold() for word in words]
-    found = [model for model in models if kind in (None, model["kind"]) and all(word in _text(model) for word in words)]
-    if not found:
-        whose = "" if kind is None else f" among those of kind {kind}"
-        told = f"no packaged model{whose} has {' and '.join(map(repr, words))} in its name, title, note or source"
-        names = [model["name"] for model in models if kind in (None, model["kind"])]
-        hint = did_you_mean(words[-1], names) or " (`zoo list` shows all)"
-        raise ConfigError(f"list: {told}{hint}")
+    if asked.kind is not None and asked.kind not in kinds:
+        hint = did_you_mean(asked.kind, kinds)
+        raise ConfigError(f"kind: there is no {asked.kind!r}{hint} (one of: {', '.join(kinds)})")
+    known = {part for model in models for part in model["parts"]}
+    if strange := [part for part in asked.parts if part not in known]:
+        hint = did_you_mean(strange[0], known) or " (`zoo list --axis attention` lists the choices of an axis)"
+        raise ConfigError(f"with: no packaged model has {strange[0]!r}{hint}")
+    if not (found := [model for model in models if asked.takes(model)]):
+        names = [model["name"] for model in models if asked.kind in (None, model["kind"])]
+        hint = did_you_mean(asked.folded[-1], names) if asked.words else ""
+        raise ConfigError(f"list: {asked.describe()}{hint or ' (`zoo list` shows all)'}")
     return found
+
+
+def _list_parts(node: Any, key: str = "") -> set[str]:
+    """List the choices that a model's body names, and the fields of components that it sets."""
+    if isinstance(node, Mapping):
+        inner = {
+            str(name).rpartition("@")[2].rpartition(".")[2].rpartition("/")[2]: each for name, each in node.items()
+        }
+        below = [_list_parts(each, name) for name, each in inner.items() if name not in ("about", "pattern")]
+        own = set() if key in ("", "layers") else {name for name, each in inner.items() if each not in (None, False)}
+        return own.union(*below) - {"kind", "layers", "defaults"}
+    if isinstance(node, list):
+        return set().union(*(_list_parts(each, key) for each in node if key == "defaults"))
+    chosen = isinstance(node, str) and "${" not in node and (key == "kind" or _is_axis(key))
+    return {node} if chosen else set()
 
 
 def read_bodies() -> dict[str, dict[str, Any]]:
@@ -53,8 +102,13 @@ def _read_whole(name: str, files: dict[str, Any]) -> dict[str, Any]:
     return {**inherited, **body, "defaults": [*inherited.get("defaults", ()), *body.get("defaults", ())]}
 
 
-def _text(model: dict[str, Any]) -> str:
-    return " ".join(str(model[key]) for key in ("name", "title", "note", "source")).casefold()
+@functools.cache
+def _is_axis(key: str) -> bool:
+    return key.isidentifier() and (conf_dir() / key).is_dir()
+
+
+def _text(model: Mapping[str, Any]) -> str:
+    return " ".join([*(str(model[key]) for key in ("name", "title", "note", "source")), *model["parts"]]).casefold()
 
 
 def _read(path: Path) -> Any:

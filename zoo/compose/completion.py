@@ -87,4 +87,6 @@ def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRep
         return repo, compose(repo, TRAINING, typed, label="config", root="model")
     found = find_target(target)
     repo = open_repository(*([found.folder] if found.folder else []))
-    return repo, compose(repo, list_defaults(found.body, repo, found.label), typed, label=found.label)
+    return repo, compose(
+        repo, list_defaults(found.body, repo, found.label, spelled=found.spelled), typed, label=found.label
+    )

@@ -31,7 +31,9 @@ from zoo.compose.overrides import (
     parse_overrides,
     refuse_sweeps,
     rename_override,
+    split_choice,
 )
+from zoo.compose.shorthand import LATE
 from zoo.errors import ConfigError
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
@@ -55,6 +57,8 @@ class Composed:
     """The overrides as the user has them."""
     notes: list[str]
     """What may be a mistake but is legal, such as a key given twice."""
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    """Lines about what a swapped axis has left without a place; notes too."""
 
     def refuse_faults(self) -> None:
         if self.faults:
@@ -115,7 +119,7 @@ def compose(
     """
     memo = memo or Memo()
     faults: list[str] = []
-    parsed = memo.parse(overrides, faults)
+    parsed = [part for each in memo.parse(overrides, faults) for part in split_choice(each, root)]
     choosing = [override for override in parsed if _may_choose(override, repo)]
     key = tuple(format_override(override) for override in choosing)
     base = memo.bases.get(key)
@@ -127,6 +131,7 @@ def compose(
     cfg = copy.deepcopy(base.cfg)
     faults += base.faults
     applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
+    cfg, left_out = _drop_leftovers(cfg, base.groups, applied, root)
     return Composed(
         cfg=cfg,
         faults=faults,
@@ -134,8 +139,35 @@ def compose(
         touched=_inside(applied, root),
         choices=base.choices,
         typed=list(overrides),
-        notes=note_repeated(parsed),
+        notes=[*note_repeated(parsed), *left_out],
+        left_out=left_out,
     )
+
+
+def _drop_leftovers(
+    cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override], root: str
+) -> tuple[DictConfig, list[str]]:
+    """Leave out what no choice reads any more, where the user swapped one."""
+    chosen = {(each.package or each.key_or_group).removeprefix(f"{root}.") for each in groups if not each.is_delete()}
+    inner = [each.removesuffix(".kind") for each in _inside(values, root)]
+    chosen |= {each for each in inner if each.split(".")[-1] in grammar.AXES and "." in each}
+    swapped = [axis for axis in grammar.AXES if any(each.split(".")[-1] == axis for each in chosen)]
+    model = cfg.get(root) if root else cfg
+    if not swapped or not isinstance(model, DictConfig):
+        return cfg, []
+    body: Any = OmegaConf.to_container(model, resolve=False)
+    typed = [each for each in _inside(values, root) if each not in chosen and not each.endswith(".kind")]
+    body, gone = grammar.drop_leftovers(body, swapped, [*typed, *chosen])
+    if not gone:
+        return cfg, []
+    made = OmegaConf.create({str(key): body if key == root else cfg[key] for key in cfg} if root else body)
+    OmegaConf.set_struct(made, True)
+    places = [each for each in values if each.key_or_group.removesuffix(".kind").split(".")[-1] in swapped]
+    choices = ", ".join(
+        f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
+        for each in [*groups, *places]
+    )
+    return made, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
 
 
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
@@ -163,6 +195,10 @@ def _base(
             cfg = merge_defaults(found, repo, label)
         except FAULTS as error:
             raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
+    for node in (cfg, cfg.get(root) if root else None):
+        late = node.pop(LATE, None) if isinstance(node, DictConfig) else None
+        for key, value in (late or {}).items():
+            OmegaConf.update(node, str(key), value, merge=False)  # type: ignore[arg-type]
     OmegaConf.set_struct(cfg, True)
     reads = _reads(cfg, root)
     faults += _unread(groups, root, reads)
@@ -186,8 +222,19 @@ def _apply(
             continue
         missing = bool(descend(cfg, key)[1])
         takes = _takes(cfg, key, root, extra)
+        if root and missing and override.type is OverrideType.CHANGE and not key.startswith(f"{root}."):
+            inner = f"{root}.{key}"
+            if not descend(cfg, inner)[1] or _takes(cfg, inner, root, extra):
+                override, key, takes = rename_override(override, key_or_group=inner), inner, True
+                missing = bool(descend(cfg, inner)[1])
+        if not override.is_delete():
+            override = _place_choice(cfg, override, root)
+            key, missing = override.key_or_group, bool(descend(cfg, override.key_or_group)[1])
+            takes = takes or _takes(cfg, key, root, extra)
         if override.type is OverrideType.CHANGE and missing and not takes:
-            faults.append(describe_unknown_key(cfg, key, extra))
+            model = OmegaConf.select(cfg, root) if root else cfg
+            owner = grammar.find_owner(key, model) if "." not in key and isinstance(model, DictConfig) else None
+            faults.append(f"{key}: {owner}" if owner else describe_unknown_key(cfg, key, extra))
             continue
         if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
             override = rename_override(override, type=OverrideType.FORCE_ADD)
@@ -198,6 +245,34 @@ def _apply(
             continue
         applied.append(override)
     return applied
+
+
+def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
+    """Make room for an override of a choice, or below one.
+
+    A word that stands there becomes a mapping when a field of it is set. A list goes when a mapping takes its place,
+    and the other way round. A word over a mapping changes its kind alone, so that what else is set there stays, or is
+    left out with a line (`grammar.drop_leftovers`).
+    """
+    key, value = override.key_or_group, override.value()
+    if root and not key.startswith(f"{root}."):
+        return override
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        node, missing = descend(cfg, ".".join(parts[:depth]))
+        above = descend(cfg, ".".join(parts[: depth - 1]))[0] if depth > 1 else cfg
+        if not missing and node is None and isinstance(above, DictConfig):
+            word = OmegaConf.to_container(above, resolve=False)[parts[depth - 1]]  # type: ignore[index,call-overload]
+            if isinstance(word, str) and "${" not in word:
+                OmegaConf.update(cfg, ".".join(parts[:depth]), {"kind": word}, force_add=True)
+    above = descend(cfg, ".".join(parts[:-1]))[0] if len(parts) > 1 else cfg
+    raw: Any = OmegaConf.to_container(above, resolve=False) if isinstance(above, DictConfig) else {}
+    old = raw.get(parts[-1])
+    if {type(value), type(old)} == {dict, list}:
+        OmegaConf.update(cfg, key, None, force_add=True)
+    if isinstance(value, str) and isinstance(old, dict) and grammar.is_slot(parts[-1]) and "${" not in value:
+        return rename_override(override, key_or_group=f"{key}.kind", type=OverrideType.FORCE_ADD)
+    return override
 
 
 def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
@@ -217,7 +292,8 @@ def _reads(cfg: DictConfig, root: str) -> set[str]:
     model = OmegaConf.select(cfg, root) if root else cfg
     if not isinstance(model, DictConfig):
         return set()
-    values = _strings(OmegaConf.to_container(model, resolve=False))
+    body: Any = OmegaConf.to_container(model, resolve=False)
+    values = _strings(grammar.expand(body))
     names = (name.strip() for value in values for found in _READS.findall(value) for name in found.split(","))
     return {name for name in names if name.isidentifier()}
 

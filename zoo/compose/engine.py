@@ -10,6 +10,7 @@ runs, sweeps and launchers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -69,6 +70,7 @@ __all__ = [
     "cache_repository",
     "create_defaults_list",
     "fill_hydra_node",
+    "format_value",
     "get_failure",
     "launch_jobs",
     "merge_defaults",
@@ -116,6 +118,11 @@ def get_failure(job_return: JobReturn) -> BaseException:
 def apply_override(override: Override, cfg: DictConfig) -> None:
     """Set, add or delete one value. Raises HydraException or OmegaConfBaseException where that cannot be."""
     ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+
+
+def format_value(override: Override, value: Any) -> str:
+    """Write a part of an override's value as it is typed."""
+    return dataclasses.replace(override, _value=value).get_value_element_as_str()
 
 
 class UserFolder(FileConfigSource):

@@ -16,10 +16,12 @@ from zoo.compose.engine import (
     OverridesParser,
     OverrideType,
     create_defaults_list,
+    format_value,
 )
 from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
+from zoo.paths import conf_dir
 from zoo.untrusted.text import shorten
 
 LONGEST = 16_384
@@ -100,6 +102,20 @@ def rename_override(override: Override, **changes: Any) -> Override:
     copy = dataclasses.replace(override, **changes)
     copy.input_line = copy.get_key_element() + format_override(override)[len(override.get_key_element()) :]
     return copy
+
+
+def split_choice(override: Override, root: str) -> list[Override]:
+    """Split a choice that is given with fields, `attention={kind: mha, softcap: 50}`, into the choice and its fields,
+    each an override: merged as one mapping it would keep fields of the choice before. Any other stays whole."""
+    value, key = override.value(), override.key_or_group
+    axis = key.removeprefix(f"{root}.") if root else key
+    if not isinstance(value, dict) or axis not in AXES or not isinstance(kind := value.get("kind"), str):
+        return [override]
+    if not (conf_dir() / axis / f"{kind}.yaml").is_file():
+        return [override]
+    fields = {name: format_value(override, each) for name, each in value.items() if name != "kind"}
+    lines = [f"{key}={kind}", *(f"{key}.{name}={text}" for name, text in fields.items())]
+    return parse_overrides(lines, [])
 
 
 @dataclasses.dataclass

@@ -7,43 +7,63 @@ import copy
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from zoo.grammar import TOWERS
+from zoo.grammar import AXES, TOWERS
+from zoo.paths import conf_dir
+
+LATE = "_late_"
+"""A key of a body: components that are set after Hydra has merged all files, by their dotted keys. It would merge them
+into the components that the choice's own file has there."""
 
 Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
-def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+def find_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True) -> dict[str, tuple[str, str]]:
     """Find the choices written in a body and in its patches (`layers.local.attention: sliding`): the key that each has
-    in a defaults list, with its group and option."""
-    found = {key: (key, value) for key, value in body.items() if _is_choice(key, value, is_group)}
+    in a defaults list, with its group and option. Where there is a choice to change, a mapping with a `kind` makes one
+    too; with `whole` unset, in a body that spells out every field, it does not."""
+    whole = whole and ("defaults" in body or "model" in body)
+    found = {key: (key, word) for key, value in body.items() if (word := _read_word(key, value, is_group, whole))}
     for path, patch in _patches(body):
+        laid = path.rpartition(".")[0].endswith("layers")  # over the model's own choice by the grammar, not by Hydra
         for key, value in patch.items():
-            if _is_choice(key, value, is_group):
-                found[f"{key}@{path}.{key}"] = (key, value)
+            if word := _read_word(key, value, is_group, whole and not laid):
+                found[f"{key}@{path}.{key}"] = (key, word)
     return found
 
 
 def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """Yield the path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer."""
+    """Yield the path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer; in a
+    training config, of the model and of its patches."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
         if isinstance(patch, dict):
             yield f"layers.{name}", patch
-    for tower in TOWERS:
-        patch = body.get(tower)
+    for name in (*TOWERS, "model"):
+        patch = body.get(name)
         if isinstance(patch, dict):
-            yield tower, patch
-            yield from ((f"{tower}.{path}", inner) for path, inner in _patches({"layers": patch.get("layers")}))
+            yield name, patch
+            inner = {key: patch.get(key) for key in ("layers", *TOWERS)}
+            yield from ((f"{name}.{path}", each) for path, each in _patches(inner))
 
 
-def _is_choice(key: Any, value: Any, is_group: Callable[[str], bool]) -> bool:
-    plain = isinstance(value, str) and "${" not in value and value != "???"
-    return plain and key != "defaults" and is_group(str(key))
+def _read_word(key: Any, value: Any, is_group: Callable[[str], bool], merged: bool) -> str | None:
+    """Read the choice that a value makes: a word, or with `merged` the `kind` of a mapping that Hydra would else merge
+    into the fields of the choice before. None for anything else."""
+    if merged and isinstance(value, dict) and key in AXES:
+        kind = value.get("kind")
+        return kind if isinstance(kind, str) and (conf_dir() / str(key) / f"{kind}.yaml").is_file() else None
+    if not isinstance(value, str) or "${" in value or value == "???" or key == "defaults":
+        return None
+    return value if is_group(str(key)) else None
 
 
 def expand_shorthand(
-    body: Body, is_group: Callable[[str], bool], known: Collection[str] = (), base: str | None = None
+    body: Body,
+    is_group: Callable[[str], bool],
+    known: Collection[str] = (),
+    base: str | None = None,
+    whole: bool = True,
 ) -> Body:
     """Move the choices of a body into its defaults list, in front of its own keys.
 
@@ -51,11 +71,11 @@ def expand_shorthand(
     without a defaults list starts from.
     """
     entries = list_entries(body, base)
-    chosen = find_choices(body, is_group)
+    chosen = find_choices(body, is_group, whole)
     new = [{f"/{key}": option} for key, (_, option) in chosen.items() if key not in known]
     old = [{f"override /{key}": option} for key, (_, option) in chosen.items() if key in known]
     at = entries.index("_self_")
-    return drop_choices(body, is_group) | {"defaults": entries[:at] + new + entries[at:] + old}
+    return drop_choices(body, is_group, whole) | {"defaults": entries[:at] + new + entries[at:] + old}
 
 
 def list_entries(body: Body, base: str | None = None) -> list[Any]:
@@ -69,15 +89,25 @@ def list_entries(body: Body, base: str | None = None) -> list[Any]:
     return entries
 
 
-def drop_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
-    """Copy the body's own keys, without its defaults list and its choices."""
-    rest = copy.deepcopy(
-        {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
-    )
-    for _, patch in list(_patches(rest)):
-        for key in [key for key, value in patch.items() if _is_choice(key, value, is_group)]:
-            del patch[key]
-    return rest
+def drop_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True) -> Body:
+    """Copy the body's own keys, without its defaults list and its choices. Of a choice with fields these stay."""
+    rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
+    late: dict[str, Any] = {}
+    for place, (key, word) in find_choices(body, is_group, whole).items():
+        node = rest
+        for part in place.partition("@")[2].split(".")[:-1]:
+            node = node[part]
+        if isinstance(node[key], dict):
+            fields = {name: value for name, value in node[key].items() if name != "kind"}
+            node[key] = {name: value for name, value in fields.items() if not _is_component(value)}
+            late |= {f"{place.partition('@')[2] or key}.{name}": v for name, v in fields.items() if _is_component(v)}
+        else:
+            assert node.pop(key) == word
+    return rest | ({LATE: late} if late else {})
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, dict) and "kind" in value
 
 
 def anchor_defaults(body: Body) -> Body:

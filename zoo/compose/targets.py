@@ -39,6 +39,8 @@ class Target:
     body: Body
     folder: Path | None = None
     option: str = ""
+    spelled: bool = False
+    """Whether the body spells out every field of its choices, as one that is read from a config.json does."""
     notes: tuple[str, ...] = ()
 
 
@@ -81,7 +83,7 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     option = f"{name}-file" if name in own else name
     if path.suffix in (".json", ".gguf") or path.is_dir() or is_choice(path):
         body, notes = read_published(path)
-        return Target(str(target), body, option=option, notes=tuple(notes))
+        return Target(str(target), body, option=option, spelled=True, notes=tuple(notes))
     return Target(str(target), read_yaml(path), path.resolve().parent, option)
 
 
@@ -163,7 +165,13 @@ def _plain(config: Any, label: str) -> Body:
 
 
 def list_defaults(
-    body: Body, repo: CachingConfigRepository, label: str, base: str | None = None, *, trusted: bool = False
+    body: Body,
+    repo: CachingConfigRepository,
+    label: str,
+    base: str | None = None,
+    *,
+    trusted: bool = False,
+    spelled: bool = False,
 ) -> Body:
     """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist, and for a
     body that names code, unless it is trusted."""
@@ -175,16 +183,16 @@ def list_defaults(
 
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
-    chosen = find_choices(body, is_group)
+    chosen = find_choices(body, is_group, not spelled)
     if not trusted:
         check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
     missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
     if missing:
         raise ConfigError(*(describe_missing_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
     entries = list_entries(body, base)
-    rest = drop_choices(body, is_group) | {"defaults": entries}
+    rest = drop_choices(body, is_group, not spelled) | {"defaults": entries}
     known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
-    return expand_shorthand(body, is_group, known, base)
+    return expand_shorthand(body, is_group, known, base, not spelled)
 
 
 def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
@@ -196,13 +204,24 @@ def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
     return set(found.overrides.known_choices)
 
 
-def drop_swapped(body: Body, overrides: Iterable[str]) -> Body:
-    """Drop the nodes that the body spells out, `kind` and all, and that the user swaps.
-
-    What was meant for the old kind must not patch the new one.
-    """
-    swapped = {key for key, _, value in (text.partition("=") for text in overrides) if not value.startswith("{")}
-    return {k: v for k, v in body.items() if not (k in swapped and isinstance(v, Mapping) and "kind" in v)}
+def drop_swapped(body: Body, overrides: Iterable[str]) -> tuple[Body, list[str]]:
+    """Drop from the body what was meant for a choice that the user swaps: nodes that it spells out, `kind` and all; of
+    others the fields that the new choice is made of, such as the one head of keys of `mqa`. Gives lines about the
+    nodes."""
+    swapped = {key: value for key, _, value in (text.partition("=") for text in overrides) if value[:1] != "{"}
+    spelled = [k for k, v in body.items() if k in swapped and isinstance(v, Mapping) and "kind" in v]
+    kept = {key: value for key, value in body.items() if key not in spelled}
+    for key in swapped.keys() & kept.keys():
+        file = conf_dir() / key / f"{swapped[key]}.yaml"
+        if isinstance(kept[key], Mapping) and key.isidentifier() and file.is_file():
+            choice = yaml.safe_load(file.read_text(encoding="utf-8"))
+            own = {name for name, value in choice.items() if not isinstance(value, str) or "${" not in value}
+            kept[key] = {name: value for name, value in kept[key].items() if name not in own}
+    fields = {key: [f"{key}.{name}" for name in body[key] if name != "kind"] for key in spelled}
+    lines = [
+        f"{key}={swapped[key]}: takes the place of {', '.join(fields[key])} (left out)" for key in fields if fields[key]
+    ]
+    return kept, lines
 
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
@@ -216,15 +235,17 @@ class Composer:
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
         self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
-        self.body = list_defaults(self.found.body, self.repo, self.found.label)
+        self.body = list_defaults(self.found.body, self.repo, self.found.label, spelled=self.found.spelled)
         self.memos: dict[tuple[str, ...], Memo] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
         """Compose the config under overrides, the model's body at the root."""
-        body = drop_swapped(self.body, overrides)
+        body, lines = drop_swapped(self.body, overrides)
         memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
         made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
-        made.notes += self.found.notes
+        lines = [] if self.found.spelled else lines
+        made.notes += [*self.found.notes, *lines]
+        made.left_out += lines
         return made
 
 
@@ -237,6 +258,16 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
         return OmegaConf.to_yaml(cfg, resolve=resolve)
     except OmegaConfBaseException as error:
         raise ConfigError(shorten_error(error)) from error
+
+
+def to_plain_yaml(cfg: DictConfig) -> str:
+    """Write a model's config as a person would: words for choices, and no interpolations."""
+    from zoo import grammar
+
+    body: Any = OmegaConf.to_container(cfg, resolve=False)
+    return yaml.safe_dump(
+        grammar.contract(body), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
+    )
 
 
 def spec_of_composed(composed: Composed, root: str = "") -> Decoder:

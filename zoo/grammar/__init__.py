@@ -1,6 +1,9 @@
 """Read a model's YAML node into its Spec."""
 
+from zoo.grammar.contract import contract, find_names
+from zoo.grammar.dialect import expand, find_owner, is_slot
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
+from zoo.grammar.leftovers import drop_leftovers
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
 from zoo.grammar.reading import to_spec, to_tree
 from zoo.grammar.resolvers import register_resolvers
@@ -12,7 +15,13 @@ __all__ = [
     "OWN",
     "STRUCTURE",
     "TOWERS",
+    "contract",
+    "drop_leftovers",
+    "expand",
+    "find_names",
+    "find_owner",
     "from_dict",
+    "is_slot",
     "register_resolvers",
     "to_body",
     "to_dict",

@@ -17,6 +17,9 @@ MOST_LAYERS = 100_000
 """Layers of a tower at most. A pattern is a list with the name of each layer, so a typing error could fill memory."""
 
 
+RULE = ("every", "is", "else")
+"""Keys of a pattern that is a rule."""
+
 MOST_NAMES = 10_000
 """Entries of a pattern's list at most: OmegaConf takes 0.3 ms for each."""
 
@@ -39,7 +42,8 @@ def get_kinds(root: DictConfig) -> DictConfig:
 
 def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
     """List the kind of each layer, first to last, and the faults found. `name*3` stands for three layers; the list
-    repeats up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local."""
+    repeats up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local. The rule
+    `{every: 4, is: full}` is [layer*3, full]."""
     n_layers, kinds = root.get("n_layers"), [str(name) for name in get_kinds(root)]
     layers = root.get("layers")
     if layers is not None and not isinstance(layers, DictConfig):
@@ -64,6 +68,8 @@ def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
 
 def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str]:
     """Read the names of one repeat of the pattern."""
+    if isinstance(pattern, DictConfig):
+        pattern = _read_rule(pattern, problems)
     if not OmegaConf.is_list(pattern) and not isinstance(pattern, list):
         pattern = [pattern]
     names: list[str] = []
@@ -79,6 +85,20 @@ def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str
         else:
             names += [match[1]] * int(match[2] or 1)
     return names
+
+
+def _read_rule(rule: DictConfig, problems: list[str]) -> list[str]:
+    """Read `{every: 4, is: full}` as [layer*3, full]; `else` names the other layers."""
+    if strange := [str(key) for key in rule if key not in RULE]:
+        problems.append(f"pattern.{strange[0]}: no such key{did_you_mean(strange[0], RULE)} (every, is, else)")
+    every, kind = rule.get("every"), rule.get("is")
+    if not isinstance(every, int) or isinstance(every, bool) or not 2 <= every <= MOST_LAYERS:
+        problems.append(f"pattern.every: must be a whole number from 2 up, found {every!r} (every: 4, is: full)")
+    elif not isinstance(kind, str):
+        problems.append(f"pattern.is: must name a kind of layer, found {kind!r} (every: {every}, is: full)")
+    else:
+        return [f"{rule.get('else', PLAIN)}*{every - 1}", kind]
+    return []
 
 
 def lay_kind(root: DictConfig, name: str, problems: list[str]) -> DictConfig:

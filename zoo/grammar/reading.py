@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.dialect import expand, find_owner
 from zoo.grammar.keys import AXES, BOTH, DIMS, KNOWN, OWN, STRUCTURE, TOWERS
 from zoo.grammar.pattern import find_long_patterns
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
@@ -57,7 +58,9 @@ def _to_root(node: DictConfig) -> DictConfig:
     register_resolvers()
     if faults := find_long_patterns(node):
         raise ConfigError(*faults)
-    root = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(raw, dict)
+    root = OmegaConf.create(expand(raw))
     assert isinstance(root, DictConfig)
     if faults := find_unresolvable(root):
         raise ConfigError(*faults)
@@ -73,7 +76,8 @@ def _find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNod
     """List the keys that are no field and no axis, and that no interpolation names."""
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
-    faults = [f"{key}: no such key{did_you_mean(str(key), whole)}" for key in root if key not in whole]
+    strange = [str(key) for key in root if key not in whole]
+    faults = [f"{key}: {find_owner(key, root) or f'no such key{did_you_mean(key, whole)}'}" for key in strange]
     for tower in towers:
         strange = [str(key) for key in tower.patch if key not in known]
         faults += [f"{tower.prefix}{key}: no such key{did_you_mean(key, known)}" for key in strange]

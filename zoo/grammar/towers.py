@@ -49,12 +49,31 @@ class TowerNode:
             if isinstance(inner, dict) and not is_task_head(part, inner):
                 stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
                 inner.setdefault("vocab_size", stated if type(stated) is int and stated > 0 else 1)
+        blocks, read = self._read_blocks()
+        problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
+        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
+
+    def _read_blocks(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
+        """Read each kind of layer as plain data, and the names of the keys that it looked up."""
         blocks, read = {}, {}
         for kind, scope in self.scopes.items():
             with record_reads() as read[kind]:
                 blocks[kind] = to_plain(scope, "block")
-        problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
-        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
+        return blocks, read
+
+    def list_idle(self, asked: set[str]) -> list[tuple[str, str]]:
+        """List the keys of layer patches, by kind of layer, that a model may state and these layers do not read."""
+        return [each for each in self._list_unread(self._read_blocks()[1]) if each[1] in KNOWN | asked]
+
+    def _list_unread(self, read: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+        """List the keys of layer patches that their layers do not read, by kind of layer."""
+        patches = {kind: get_kinds(self.root).get(kind) for kind in read}
+        return [
+            (kind, str(key))
+            for kind, patch in patches.items()
+            for key in (patch if isinstance(patch, DictConfig) else ())
+            if key not in read[kind] and key != "block"
+        ]
 
     def _find_unknown_kinds(self) -> list[str]:
         """List the axes whose kind does not exist. An axis that no layer reads may be stated, so that it can be swapped
@@ -74,14 +93,10 @@ class TowerNode:
     def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
         """List the keys of a layer patch that its layers do not read: they would change nothing."""
         faults = []
-        for kind, used in read.items():
-            patch = get_kinds(self.root).get(kind)
-            for key in patch if isinstance(patch, DictConfig) else ():
-                if key in used or key == "block":
-                    continue
-                known = key in KNOWN | asked
-                why = "nothing in these layers reads it (leave it out, or choose what does)"
-                faults.append(f"layers.{kind}.{key}: {why if known else 'no such key' + did_you_mean(str(key), used)}")
+        for kind, key in self._list_unread(read):
+            why = "nothing in these layers reads it (leave it out, or choose what does)"
+            why = why if key in KNOWN | asked else f"no such key{did_you_mean(key, read[kind])}"
+            faults.append(f"layers.{kind}.{key}: {why}")
         return faults
 
 

@@ -344,7 +344,7 @@ def _as_option(value: str, target: Target, repo: CachingConfigRepository, overri
     """Make a user's file an option of the group `model` in this process, and return its name. The run folder has that
     name too. Axes that the overrides swap are left out of it."""
     if target.option not in list_packaged():
-        body = drop_swapped(list_defaults(target.body, repo, value), overrides)
+        body, _ = drop_swapped(list_defaults(target.body, repo, value, spelled=target.spelled), overrides)
         store_model(target.option, anchor_defaults(body))
     return target.option
 

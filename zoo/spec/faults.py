@@ -43,7 +43,12 @@ def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
     options = ", ".join(sorted(axis.kinds))
     if node is None:
         return _fault("is missing (one of: {options})", options=options)
-    return _fault("is {found}, not a mapping with a 'kind' (one of: {options})", found=_show(node), options=options)
+    if isinstance(node, str):
+        hint = did_you_mean(node, axis.kinds)
+        text = "is {found}, no choice of {axis}{hint} (one of: {options})"
+        return _fault(text, found=_show(node), axis=axis.axis, hint=hint, options=options)
+    text = "is {found}, neither the name of a choice nor a mapping (one of: {options})"
+    return _fault(text, found=_show(node), options=options)
 
 
 def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:

@@ -1,0 +1,304 @@
+"""The plain dialect: a choice is a word, a mapping, or only the fields that differ, wherever a component may stand."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zoo.cli import run
+from zoo.compose import compose, load
+from zoo.compose.targets import list_packaged, to_plain_yaml
+from zoo.errors import ConfigError
+from zoo.grammar.dialect import expand, list_fields, list_slots
+from zoo.grammar.keys import BASES
+from zoo.paths import conf_dir
+
+pytestmark = pytest.mark.quick
+
+
+def spec(*overrides: str, target: object = "llama-tiny") -> object:
+    return load(target, list(overrides))  # type: ignore[arg-type]
+
+
+def test_a_word_a_mapping_and_the_fields_that_differ_mean_the_same() -> None:
+    word = spec("attention.qk_norm=rmsnorm")
+    assert word.blocks["layer"].attention.qk_norm.eps == 1e-5  # the model's norm_eps
+    for form in ("{kind: rmsnorm}", "{eps: 1e-5}", "true", "{kind: rmsnorm, eps: 1e-5}"):
+        assert spec(f"attention.qk_norm={form}") == word
+        assert spec(f"attention={{qk_norm: {form}}}") == word
+    other = spec("attention.qk_norm={kind: layernorm, bias: false}")
+    assert other.blocks["layer"].attention.qk_norm.kind == "layernorm"
+    assert spec("attention.qk_norm=false") == spec()
+
+
+def test_a_kind_takes_the_name_of_every_listed_choice() -> None:
+    for axis in ("attention", "position", "norm", "ffn", "activation"):
+        for file in (conf_dir() / axis).glob("*.yaml"):
+            try:
+                word = spec(f"{axis}={file.stem}", "n_experts=4", "top_k=2", "window=8", "~about")
+            except (ConfigError, UserWarning):
+                continue  # one that needs another model
+            assert spec(f"{axis}={{kind: {file.stem}}}", "n_experts=4", "top_k=2", "window=8", "~about") == word
+
+
+FILES = {
+    "a file whose choices have fields": (
+        "defaults: [/model/llama-tiny@_here_]\nattention: {kind: mha, softcap: 50}\n"
+        "norm: {kind: layernorm, bias: false}\n",
+        ["attention=mha", "attention.softcap=50", "norm=layernorm", "norm.bias=false"],
+    ),
+    "fields alone": ("defaults: [/model/llama-tiny@_here_]\nattention: {softcap: 50}\n", ["attention.softcap=50"]),
+    "words inside of a choice": (
+        "defaults: [/model/llama-tiny@_here_]\nffn: {kind: moe, shared: gated, expert: mlp}\nn_experts: 4\ntop_k: 2\n",
+        ["ffn=moe", "n_experts=4", "top_k=2", "ffn.shared=gated", "ffn.expert=mlp"],
+    ),
+    "a layer's word": (
+        "defaults: [/model/llama-tiny@_here_]\nlayers: {full: {position: none}}\npattern: [layer*3, full]\n",
+        ["+layers={full: {position: {kind: none}}}", "+pattern=[layer*3,full]"],
+    ),
+    "a layer's choice with a field": (
+        "defaults: [/model/llama-tiny@_here_]\nlayers: {near: {attention: {kind: sliding, window: 8}}}\n"
+        "pattern: [near, layer]\n",
+        ["+layers={near: {attention: {window: 8}}}", "+pattern=[near,layer]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_and_the_command_line_speak_one_dialect(name: str, tmp_path: Path) -> None:
+    text, overrides = FILES[name]
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load(tmp_path / "mine.yaml") == spec(*overrides)
+    body = yaml.safe_load(text)
+    assert load(body) == spec(*overrides)
+    (tmp_path / "train.yaml").write_text("model: " + yaml.safe_dump(body, default_flow_style=True))
+
+
+def test_a_training_config_speaks_it_too(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: {attention: {kind: mha, softcap: 50}, norm: layernorm}\n")
+    assert run(["train", "-c", str(file), "--cfg", "job"]) == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["attention"]["n_kv_heads"] == "${up:n_heads}" and model["attention"]["softcap"] == 50
+    assert model["norm"]["kind"] == "layernorm"
+
+
+def test_a_components_component_takes_its_dimensions_from_around() -> None:
+    made = spec("ffn={kind: moe, shared: {kind: gated, d_ff: 96}, expert: gated}", "n_experts=4", "top_k=2")
+    ffn = made.blocks["layer"].ffn
+    assert (ffn.shared.d_ff, ffn.shared.activation.kind, ffn.expert.d_ff) == (96, "silu", 512)
+
+
+LAYERS = "defaults: [/model/llama-tiny@_here_]\nlayers: {near: {attention: {window: 8}}, far: {position: none}}\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        ("{every: 3, is: far, else: near}", ["near*2", "far"]),
+        ("[near*2, far]", ["near*2", "far"]),
+    ],
+)
+def test_a_pattern_is_a_list_or_a_rule(rule: str, names: list[str]) -> None:
+    made = load(yaml.safe_load(f"{LAYERS}pattern: {rule}\nn_layers: 6\n"))
+    assert made == load(yaml.safe_load(LAYERS) | {"pattern": names, "n_layers": 6})
+    assert made.pattern == ("near", "near", "far") * 2
+
+
+def test_a_kind_of_layer_may_be_like_another() -> None:
+    text = "layers: {near: {attention: {window: 8}, position: none}, wide: {like: near, attention: {softcap: 9}}}\n"
+    made = load(yaml.safe_load(f"defaults: [/model/llama-tiny@_here_]\n{text}pattern: [near, wide]\n"))
+    near, wide = made.blocks["near"].attention, made.blocks["wide"].attention
+    assert (near.window, near.softcap, near.position.kind) == (8, None, "none")
+    assert (wide.window, wide.softcap, wide.position.kind) == (8, 9, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("pattern: {every: 1, is: far, else: near}", "pattern.every: must be a whole number from 2 up, found 1"),
+        ("pattern: {every: 3}", "pattern.is: must name a kind of layer, found None"),
+        ("pattern: {evry: 3, is: far, else: near}", "pattern.evry: no such key (did you mean 'every'?)"),
+        ("pattern: {every: 2, is: fra, else: near}", "pattern: no layer is named 'fra' (did you mean 'far'?)"),
+        ("layers: {near: {like: nar}}", "layers.near.like: no kind of layer is named 'nar' (did you mean 'near'?)"),
+        ("layers: {near: {like: far}, far: {like: near}}", "layers.far.like: leads back to where it starts"),
+    ],
+)
+def test_a_faulty_rule_or_likeness_is_told_with_what_would_do(text: str, fault: str) -> None:
+    body = yaml.safe_load(LAYERS)
+    body.update(yaml.safe_load(text))
+    with pytest.raises(ConfigError) as error:
+        load(body)
+    assert fault in "\n".join(error.value.faults)
+
+
+def test_expanding_twice_changes_nothing() -> None:
+    from omegaconf import OmegaConf
+
+    for name in random.Random(0).sample(list_packaged(), 12):
+        body = OmegaConf.to_container(compose(name), resolve=False)
+        once = expand(body)
+        assert expand(once) == once
+
+
+def test_every_slot_of_a_model_is_found() -> None:
+    assert BASES.items() <= list_slots().items()
+    assert {"embedding", "head", "pooler"} <= list_slots().keys()
+    gqa = BASES["attention"].kinds["gqa"]
+    assert {"position", "qk_norm", "v_norm", "out_norm", "indexer", "tempering"} == list_fields(gqa).keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (
+            ["qk_norm=true"],
+            "qk_norm: no such key of a model; attention 'gqa' has it (attention: {qk_norm: …}, or attention.qk_norm=…)",
+        ),
+        (["attention.qk_norm=rmsnrm"], "attention.qk_norm: is 'rmsnrm', no choice of norm (did you mean 'rmsnorm'?)"),
+        (["attention.qk_norm=3"], "attention.qk_norm: is 3, neither the name of a choice nor a mapping (one of: "),
+    ],
+)
+def test_what_is_no_choice_is_refused_with_the_form_that_works(overrides: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        spec(*overrides)
+    assert error.value.faults[0].startswith(fault)
+
+
+def test_every_packaged_model_can_be_written_in_the_plain_dialect() -> None:
+    for name in random.Random(2).sample(list_packaged(), 15):
+        plain = yaml.safe_load(to_plain_yaml(compose(name)))
+        assert "${" not in str(plain)
+        assert load(plain) == load(name), name
+
+
+def test_the_plain_form_of_a_swapped_model_is_what_one_would_write(capsys) -> None:
+    overrides = ["attention={kind: mha, qk_norm: rmsnorm}", "layers={full: {position: none}}", "pattern=[layer,full]"]
+    assert run(["stats", "llama-tiny", *overrides, "--cfg", "plain"]) == 0
+    plain = yaml.safe_load(capsys.readouterr().out)
+    assert plain["attention"]["kind"] == "mha" and plain["norm"] == "rmsnorm"
+    assert plain["layers"] == {"full": {"position": "none"}}
+    assert load(plain) == spec(*overrides)
+
+
+HYBRID = """\
+vocab_size: 1000
+d_model: 64
+n_layers: 4
+n_heads: 4
+n_kv_heads: 2
+head_dim: 16
+d_ff: 64
+n_experts: 4
+top_k: 2
+max_seq_len: 64
+attention: gated_delta
+position: none
+norm: rmsnorm
+block: sandwich
+ffn: {kind: moe, shared: gated}
+router: softmax_topk
+activation: silu
+head: lm
+layers: {full: {attention: {kind: gqa, qk_norm: true}}}
+pattern: [layer*3, full]
+"""
+
+
+def test_overrides_over_words_mappings_and_lists_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(HYBRID)
+
+    def made(*overrides: str) -> object:
+        return load(tmp_path / "mine.yaml", list(overrides))
+
+    plain = made()
+    assert made("layers.full.attention=gqa") == plain  # its own choice: nothing is lost
+    assert made("router=sigmoid_topk").blocks["full"].ffn.router.kind == "sigmoid_topk"
+    assert made("head.tied=true").head.tied and not plain.head.tied
+    assert made("pattern={every: 2, is: full}").pattern == ("layer", "full") * 2
+    assert made("ffn.shared={d_ff: 32}").blocks["layer"].ffn.shared.d_ff == 32
+    narrow = made("layers.full.attention={kind: gqa, window: 8}")
+    assert narrow.blocks["full"].attention.window == 8 and narrow.blocks["full"].attention.qk_norm is not None
+    for form in ("layers.full.attention=mla", "layers.full.attention={kind: mla}"):
+        with pytest.warns(UserWarning, match="has no place for layers.full.attention.qk_norm, which the model had"):
+            latent = made(form, "layers.full.attention.kv_lora_rank=32")
+        assert latent.blocks["full"].attention.kv_lora_rank == 32
+
+
+def test_a_files_component_is_not_merged_into_the_models(tmp_path: Path) -> None:
+    text = "defaults: [/model/llama-tiny@_here_]\nattention: {kind: mha, position: {kind: none}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load(tmp_path / "mine.yaml").blocks["layer"].attention.position.kind == "none"
+
+
+# ---------------------------------------------------------------- what a swap leaves over
+
+
+def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
+    line = (
+        "attention=gated_delta: has no place for attention.qk_norm, attention.scale, layers.local.attention.window, "
+        "position (rope), layers.local.rope_theta, which the model had (left out)"
+    )
+    with pytest.warns(UserWarning) as found:
+        made = spec("attention=gated_delta", target="gemma3-1b")
+    assert [str(each.message) for each in found] == [line]
+    assert made.position.kind == "none"
+    assert {block.attention.kind for block in made.blocks.values()} == {"gated_delta"}
+
+
+def test_a_swap_that_leaves_nothing_over_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec("attention=mqa", "norm=layernorm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["attention=gated_delta", "position=rope"], "model: position 'rope' acts inside attention"),
+        (
+            ["attention=gated_delta", "attention.softcap=50"],
+            "attention.softcap: attention 'gated_delta' has no such field",
+        ),
+    ],
+)
+def test_what_was_set_by_hand_is_refused_after_a_swap(overrides: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        spec(*overrides)
+    assert error.value.faults[0].startswith(fault)
+
+
+def test_train_takes_the_model_first_and_says_what_a_swap_leaves_over(capsys) -> None:
+    assert run(["train", "gpt-tiny", "attention.softcap=50", "n_layers=2", "steps=3", "--cfg", "job"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["about"]["title"].startswith("GPT")
+    assert (config["model"]["n_layers"], config["model"]["attention"]["softcap"], config["steps"]) == (2, 50, 3)
+
+
+# ---------------------------------------------------------------- what packaged models have
+
+
+def test_models_are_listed_by_what_they_have(capsys, refused) -> None:
+    def names(*args: str) -> set[str]:
+        assert run(["list", *args]) == 0
+        return {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+
+    some = random.Random(1).sample(list_packaged(), 20)
+    experts = {name for name in some if any(row.axis == "router" for _, row, _ in components_of(load(name)))}
+    assert (names("--with", "moe") | names("--with", "moe_clamped")) & set(some) == experts
+    assert names("moe") >= experts
+    assert names("--with", "moe,mla") == names("--with", "moe") & names("--with", "mla")
+    assert names("--params", "1B..2B") & names("--params", "2.1B..") == set()
+    assert refused("list", "--with", "moee") == ["with: no packaged model has 'moee' (did you mean 'moe'?)"]
+    assert refused("list", "--params", "1B") == ["params: cannot read '1B' (FROM..TO, as 1B..10B or ..500M)"]
+
+
+def components_of(spec):
+    from zoo.spec import components
+
+    for tower in spec.towers().values():
+        yield from components(tower, tower.d_model)

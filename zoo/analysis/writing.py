@@ -1,0 +1,175 @@
+"""Write a model's file, complete and commented, in the plain dialect (docs/yaml.md): of a packaged model, with other
+choices, at another size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from zoo import grammar
+from zoo.analysis.solve.shape import Budget, solve_shapes
+from zoo.compose.targets import compose_model, spec_of_composed
+from zoo.costs.params import count_parameters
+from zoo.errors import ConfigError, did_you_mean
+from zoo.paths import conf_dir
+
+COMMENTS = {
+    "kind": "decoder (the default), encoder or encoder_decoder",
+    "attention": "zoo list --axis attention lists the choices",
+    "cross": "how the decoder reads the encoder",
+    "position": "rope, alibi, learned, none … (zoo list --axis position)",
+    "norm": "rmsnorm, layernorm …",
+    "block": "where the norms stand: pre, post, sandwich, parallel …",
+    "ffn": "gated, mlp, moe …",
+    "router": "how tokens choose experts; read by ffn: moe alone",
+    "activation": "silu, gelu, relu2 …",
+    "vocab_size": "tokens",
+    "d_model": "width of the residual stream",
+    "n_layers": "depth",
+    "n_heads": "query heads",
+    "n_kv_heads": "heads of keys and values: n_heads is MHA, 1 is MQA",
+    "head_dim": "width of a head",
+    "d_ff": "width of the feed-forward; of one expert in a mixture",
+    "max_seq_len": "tokens of the longest text",
+    "window": "keys that a query sees, where attention has a window",
+    "rope_theta": "base of the rotation",
+    "norm_eps": "added to the variance in norms",
+    "n_experts": "experts of a mixture",
+    "top_k": "of these a token passes so many",
+    "shared_expert": "a feed-forward that all tokens pass",
+    "embedding": "of tokens: scale, norm, types",
+    "head": "tied: the logits read the token table",
+    "layers": "kinds of layer: keys of the model that differ in them",
+    "pattern": "which layer is of which kind, repeated; `layer` is the model as it stands",
+}
+"""What a key of a model means, in a line."""
+
+HEADER = """\
+# A model for Zoo. docs/yaml.md says how it is written; `zoo stats {name}` prices it, `zoo train {name}` trains it.
+"""
+
+NEEDS = {"moe": {"n_experts": 8, "top_k": 2}, "moe_clamped": {"n_experts": 8, "top_k": 2}}
+"""Dimensions that a choice has no default for, where the model does not state them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """A model of the tour: its file's name, what it shows, and how it is made."""
+
+    name: str
+    shows: str
+    like: str
+    overrides: tuple[str, ...] = ()
+
+
+TOUR = (
+    Stop("01-llama", "a decoder as most are: rotary positions, RMS norm, SwiGLU, grouped queries", "llama-tiny"),
+    Stop("02-gpt", "learned positions, LayerNorm, GELU, a head of keys for each of queries", "gpt-tiny"),
+    Stop(
+        "03-mqa-alibi",
+        "one head of keys, and positions as a bias of scores",
+        "llama-tiny",
+        ("attention=mqa", "position=alibi"),
+    ),
+    Stop(
+        "04-qk-norm",
+        "queries and keys normalised, norms after sub-layers (OLMo 2)",
+        "llama-tiny",
+        ("attention.qk_norm=true", "block=post_inside"),
+    ),
+    Stop(
+        "05-local-global",
+        "three layers that see 64 tokens, then one that sees all (Gemma)",
+        "llama-tiny",
+        ("+layers={near: {attention: {window: 64}}}", "+pattern=[near*3,layer]", "block=sandwich"),
+    ),
+    Stop("06-mla", "keys and values of all heads made of one latent (DeepSeek)", "deepseek-tiny"),
+    Stop("07-experts", "2 of 8 experts a token (Mixtral)", "mixtral-tiny"),
+    Stop(
+        "08-shared-expert",
+        "an expert that all tokens pass, beside those that they choose",
+        "mixtral-tiny",
+        ("ffn.shared=gated",),
+    ),
+    Stop(
+        "09-state-space",
+        "no attention: a state of fixed size (Mamba-2)",
+        "llama-tiny",
+        ("attention=mamba2", "position=none", "ssm_heads=6", "ssm_head_dim=32"),
+    ),
+    Stop(
+        "10-hybrid",
+        "three layers of the gated delta rule to one of full attention, with experts",
+        "mixtral-tiny",
+        (
+            "+layers={linear: {attention: gated_delta}}",
+            "+pattern=[linear*3,layer]",
+            "attention.qk_norm=true",
+            "ffn.shared=gated",
+        ),
+    ),
+    Stop("11-encoder", "an encoder that fills masks (BERT)", "bert-tiny"),
+    Stop("12-encoder-decoder", "an encoder and a decoder that reads it (T5)", "t5-tiny"),
+)
+
+
+def write_model(
+    name: str,
+    like: str = "llama-tiny",
+    overrides: Iterable[str] = (),
+    parts: Sequence[str] = (),
+    params: float | None = None,
+    about: str = "",
+) -> str:
+    """Write the file of a model `like` another, with the choices `parts`, of about `params` parameters.
+
+    `name` is the file's, for its first line; `about` says what it shows. Raises ConfigError.
+    """
+    overrides = [*overrides, *_choose(like, parts)]
+    if params is not None:
+        overrides = solve_shapes(like, overrides, Budget(params=params), nearest=True, count=1)[0]["overrides"]
+    composed = compose_model(like, overrides)
+    count = count_parameters(spec_of_composed(composed))["total"]
+    body: Any = OmegaConf.to_container(composed.cfg, resolve=False)
+    plain = grammar.contract(body)
+    idle = grammar.DIMS - grammar.find_names(grammar.expand(plain))
+    plain = {key: value for key, value in plain.items() if key != "about" and key not in idle}
+    lines = [HEADER.format(name=name), f"about: {_write({'title': about or name.removesuffix('.yaml')})}"]
+    lines[1] += f"  # {count:,} parameters"
+    lines += [_write_key(key, plain[key]) for key in _sort_keys(plain)]
+    return "\n".join(lines) + "\n"
+
+
+def _sort_keys(plain: Mapping[str, Any]) -> list[str]:
+    """Dimensions come first, then choices, then kinds of layer."""
+    late = (*grammar.AXES, "cross", "embedding", "head", "encoder", "decoder", "layers", "pattern")
+    return [*(key for key in plain if key not in late), *dict.fromkeys(key for key in late if key in plain)]
+
+
+def _write_key(key: str, value: Any) -> str:
+    text = f"{key}: {_write(value)}"
+    return f"{text:<44}  # {COMMENTS[key]}" if key in COMMENTS else text
+
+
+def _write(value: Any) -> str:
+    """Write a value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _choose(like: str, parts: Sequence[str]) -> list[str]:
+    """List the overrides that give a model these choices, each on its own axis."""
+    found: list[str] = []
+    model = compose_model(like).cfg
+    for part in parts:
+        axes = [axis for axis in grammar.AXES if axis != "cross" and (conf_dir() / axis / f"{part}.yaml").is_file()]
+        if not axes:
+            known = {file.stem for axis in grammar.AXES for file in (conf_dir() / axis).glob("*.yaml")}
+            raise ConfigError(f"with: no axis has a choice {part!r}{did_you_mean(part, known)} (zoo list --axis AXIS)")
+        found.append(f"{axes[0]}={part}")
+        found += [f"{key}={value}" for key, value in NEEDS.get(part, {}).items() if model.get(key) is None]
+    return found

@@ -1,0 +1,62 @@
+"""`zoo new`: write a model's YAML, complete and commented, to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.cli.common import Overrides
+from zoo.cli.completing import complete_target
+
+
+def run(
+    file: Annotated[Path | None, typer.Argument(help="The file to write: mine.yaml.")] = None,
+    overrides: Overrides = None,
+    like: Annotated[
+        str, typer.Option(metavar="MODEL", help="A model to start from.", autocompletion=complete_target)
+    ] = "llama-tiny",
+    parts: Annotated[
+        str | None, typer.Option("--with", metavar="CHOICES", help="Choices of any axis: moe,mla or sandwich.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="NUMBER", help="About so many parameters: 10M, 1B.")] = None,
+    tour: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write twelve models instead, from a Llama to a hybrid with experts."),
+    ] = None,
+) -> None:
+    """Write a model's YAML file, complete and commented, to change from there.
+
+    \b
+    Examples:
+      zoo new mine.yaml
+      zoo new small.yaml --like llama3-8b --size 50M
+      zoo new mix.yaml --with moe,mla n_layers=6
+      zoo new --tour tour
+    """
+    from zoo.analysis.writing import TOUR, write_model
+    from zoo.cli.setup import read_amount
+    from zoo.disk import write_text
+    from zoo.errors import ConfigError
+
+    if tour is not None:
+        if file is not None or overrides or parts or size:
+            raise ConfigError("tour: writes models of its own (a folder, and no other option)")
+        texts = {
+            tour / f"{stop.name}.yaml": write_model(f"{stop.name}.yaml", stop.like, stop.overrides, about=stop.shows)
+            for stop in TOUR
+        }
+    elif file is None:
+        raise ConfigError("file: is missing (zoo new mine.yaml; or --tour FOLDER)")
+    else:
+        chosen = [each.strip() for each in parts.split(",")] if parts else []
+        params = None if size is None else read_amount(size, "size")
+        texts = {file: write_model(file.name, like, overrides or (), chosen, params)}
+    if there := [each for each in texts if each.exists()]:
+        raise ConfigError(f"{there[0]}: is there already (another name; nothing is replaced)")
+    for each, text in texts.items():
+        each.parent.mkdir(parents=True, exist_ok=True)
+        write_text(each, text)
+    for each in texts:
+        print(f"written: {each}")

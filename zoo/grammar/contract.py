@@ -1,0 +1,100 @@
+"""Write a model's body in the plain dialect: the inverse of `expand`. Words in place of nodes that are as a choice's
+file has them, and of others the fields that differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
+from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
+from zoo.spec import Spec
+
+
+def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Write a composed body as a person would: `expand` of what this gives is `expand` of the body."""
+    root = expand(body)
+    found = _contract_keys(root, {})
+    for tower in TOWERS:
+        if isinstance(patch := root.get(tower), Mapping):
+            found[tower] = _contract_keys(patch, root)
+    settled = settle(found, ())
+    known = KNOWN | BOTH | SHARED.keys() | set(TOWERS) | find_names(expand(settled))
+    return {key: value for key, value in settled.items() if key in known and not (key == "layers" and not value)}
+
+
+def find_names(body: Mapping[Any, Any]) -> set[str]:
+    """Find the names that a body's interpolations look up."""
+    return set(re.findall(r"\w+", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))
+
+
+def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
+    slots = list_slots()
+    found = {
+        key: _contract(value, slots[key], around.get(key)) if key in slots and key not in TOWERS else value
+        for key, value in node.items()
+    }
+    if isinstance(layers := node.get("layers"), Mapping):
+        scope = {**around, **node}
+        found["layers"] = {
+            name: _contract_keys(patch, scope) if isinstance(patch, Mapping) else patch
+            for name, patch in layers.items()
+        }
+    return found
+
+
+def _find_rest(fields: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """List the fields that differ from those of a choice; of a mapping of the same kind, those in it that differ."""
+    rest = {}
+    for key, value in fields.items():
+        usual = whole.get(key)
+        if key in whole and usual == value:
+            continue
+        both = isinstance(value, Mapping) and isinstance(usual, Mapping) and usual.get("kind") == value.get("kind")
+        inner = _find_rest(value, usual) if both and usual.keys() <= value.keys() else value  # type: ignore[union-attr,arg-type]
+        rest[key] = inner
+    return rest
+
+
+def settle(node: Any, scopes: tuple[Mapping[Any, Any], ...]) -> Any:
+    """Write numbers in place of the interpolations that are left, such as a window that is the model's."""
+    if isinstance(node, Mapping):
+        return {key: settle(value, (node, *scopes)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [settle(value, scopes) for value in node]
+    match = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", node) if isinstance(node, str) else None
+    if match is None:
+        return node
+    names = [name.strip() for name in match[2].split(",")]
+    literal = names.pop() if match[1] == "or" else None
+    for scope in scopes[1:]:
+        for name in names:
+            if name in scope and not isinstance(scope[name], Mapping):
+                return settle(scope[name], scopes[1:])
+    return node if literal is None else yaml.safe_load(literal)
+
+
+def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
+    """Write one node shorter: as a word, or as a word with the fields that differ."""
+    if isinstance(node, str) and node == find_usual(base):
+        return True
+    if not isinstance(node, Mapping):
+        return node
+    kind = node.get("kind", base.default)
+    if not isinstance(kind, str) or kind not in base.kinds:
+        return node
+    slots = list_fields(base.kinds[kind])
+    fields = {key: _contract(value, slots[key]) if key in slots else value for key, value in node.items()}
+    if "kind" not in node or (isinstance(around, Mapping) and around.get("kind") == kind):
+        return fields  # laid over what is there: a word would bring all of its choice's fields
+    found: list[tuple[int, Any]] = [(len(fields), fields)]
+    for word in sorted(list_files(base.axis) | {kind}):
+        choice = read_choice(base, word)
+        if choice.get("kind") == kind and choice.keys() <= node.keys():
+            whole = {key: _contract(value, slots[key]) if key in slots else value for key, value in choice.items()}
+            rest = _find_rest(fields, whole)
+            found.append((len(rest), {"kind": word, **rest} if rest else word))
+    return min(found, key=lambda each: each[0])[1] if base.axis in BASES else found[0][1]

@@ -1,0 +1,205 @@
+"""Expand the plain dialect: wherever a component may stand, a choice is a word, a mapping, or only the fields that
+differ.
+
+    qk_norm: rmsnorm                    the choice of that name, with its dimensions from around it
+    qk_norm: {kind: rmsnorm, eps: 1e-5}  the same with a field set
+    qk_norm: {eps: 1e-5}                the usual one (here the model's own norm) with a field set
+    qk_norm: true                       the usual one; false: none
+
+A word is the name of a file in conf/AXIS (`mha`, `rope_yarn`), or of a kind. What it stands for is that file's content,
+whose interpolations take dimensions from the scopes around. This runs on plain data before interpolations are resolved
+(`zoo.grammar.reading`), so that files, overrides, layer patches, towers and mappings in Python all mean the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.keys import BASES, TOWERS
+from zoo.grammar.patches import lay_patch
+from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.model.ffn import FFN
+from zoo.model.tower import Decoder
+from zoo.paths import conf_dir
+from zoo.spec import Spec
+
+INNER = {"ffn": "gated", "attention": "gqa"}
+"""The usual choice of an axis within another component: the model's own may be the one around it."""
+
+SHARED = {"shared_expert": FFN}
+"""Keys of a model that hold a component for a choice which reads them: `shared_expert` is `ffn.shared`."""
+
+
+def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Write every choice of a model's body in full: as a mapping with its kind."""
+    found = _expand_keys(root, root, root)
+    for tower in TOWERS:
+        if isinstance(patch := root.get(tower), Mapping) and root.get("kind") == EncoderDecoder.kind:
+            found[tower] = _expand_keys(patch, root, lay_patch(root, patch, "", []))
+    return found
+
+
+def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Expand the model's keys in a body or in a patch of one. `around` has the choices that a patch changes, `scope`
+    those that are the usual ones."""
+    slots = list_slots()
+    found = {
+        key: _expand(value, slots[key], around.get(key), scope) if key in slots else value
+        for key, value in node.items()
+    }
+    if isinstance(layers := node.get("layers"), Mapping):
+        found["layers"] = {
+            name: _expand_keys(patch, scope, lay_patch(scope, patch, "", [])) if isinstance(patch, Mapping) else patch
+            for name, patch in _inherit(layers).items()
+        }
+    return found
+
+
+def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Lay each kind of layer that is `like` another over that one's patch. Raises ConfigError for a name that is not
+    there, and for kinds that are like one another in a circle."""
+
+    def whole(name: Any, above: tuple[Any, ...]) -> Any:
+        patch = layers[name]
+        if not isinstance(patch, Mapping) or "like" not in patch:
+            return patch
+        base, place = patch["like"], f"layers.{name}.like"
+        if base not in layers:
+            hint = did_you_mean(str(base), map(str, layers)) or f" (layers has: {', '.join(map(str, layers))})"
+            raise ConfigError(f"{place}: no kind of layer is named {base!r}{hint}")
+        if base in (*above, name):
+            raise ConfigError(f"{place}: leads back to where it starts (a kind that is like no other)")
+        problems: list[str] = []
+        own = {key: value for key, value in patch.items() if key != "like"}
+        laid = lay_patch(whole(base, (*above, name)) or {}, own, f"layers.{name}", problems)
+        if problems:
+            raise ConfigError(*problems)
+        return laid
+
+    return {name: whole(name, ()) for name in layers}
+
+
+def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
+    """Expand one node at a place that takes components of an axis. `around` is what stands there without it."""
+    if isinstance(node, bool):
+        return _expand_usual(base, scope) if node else None
+    if isinstance(node, str):
+        return _expand_fields(read_choice(base, node), base, None, scope) if knows(base, node) else node
+    if not isinstance(node, Mapping):
+        return node
+    kind = node.get("kind")
+    if kind is None:
+        if isinstance(around, Mapping) or base.default:  # laid over it later; or of the kind that is meant without one
+            return _expand_fields(node, base, around, scope)
+        usual = find_usual(base)
+        stated = scope.get(base.axis) if usual == f"${{up:{base.axis}}}" else {"kind": usual}
+        if not isinstance(stated, Mapping) or stated.get("kind") is None:
+            return node
+        return _expand({**stated, **node}, base, None, scope)
+    same = isinstance(around, Mapping) and around is not node and around.get("kind") == kind
+    if not isinstance(kind, str) or same or not knows(base, kind):
+        return _expand_fields(node, base, around, scope)
+    choice = read_choice(base, kind)
+    own = {key: value for key, value in node.items() if key != "kind"}
+    return _expand_fields(lay_patch(choice, own, base.axis, []), base, None, scope)
+
+
+def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Expand the components among a node's fields."""
+    old = around if isinstance(around, Mapping) else {}
+    kind = node.get("kind", old.get("kind", base.default))
+    choice = base.kinds.get(kind) if isinstance(kind, str) else None
+    slots = {} if choice is None else list_fields(choice)
+    inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's is this one, perhaps
+    return {
+        key: _expand(value, slots[key], old.get(key), inner) if key in slots else value for key, value in node.items()
+    }
+
+
+def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
+    """Say of which choice in a model a key of its top level is a field, if of any, and how it is written there."""
+    for axis, base in BASES.items():
+        node = root.get(axis)
+        kind = node.get("kind") if isinstance(node, Mapping) else None
+        choice = base.kinds.get(kind) if isinstance(kind, str) else None
+        if choice is not None and any(field.name == key for field in choice.fields()):
+            return f"no such key of a model; {axis} '{kind}' has it ({axis}: {{{key}: …}}, or {axis}.{key}=…)"
+    return None
+
+
+def find_usual(base: type[Spec]) -> str:
+    """Return the usual choice of an axis: the model's own as an interpolation, or the name of one."""
+    if base.axis in INNER:
+        return INNER[base.axis]
+    if base.axis in BASES and BASES[base.axis] is base:
+        return f"${{up:{base.axis}}}"
+    return base.default or next(iter(base.kinds))
+
+
+def _expand_usual(base: type[Spec], scope: Mapping[Any, Any]) -> Any:
+    """Write what `true` stands for."""
+    usual = find_usual(base)
+    return usual if "${" in usual else _expand({"kind": usual}, base, None, scope)
+
+
+def is_slot(key: str) -> bool:
+    """Tell whether a key, of a model or of a component, may hold a component."""
+    return key in list_slots() or key in _list_inner()
+
+
+@functools.cache
+def _list_inner() -> frozenset[str]:
+    return frozenset(name for base in BASES.values() for kind in base.kinds.values() for name in list_fields(kind))
+
+
+def knows(base: type[Spec], word: str) -> bool:
+    """Tell whether an axis has a choice of this name."""
+    return word in list_files(base.axis) or word in base.kinds
+
+
+def read_choice(base: type[Spec], word: str) -> dict[str, Any]:
+    """Read what a choice's name stands for: its file, or the bare kind."""
+    return dict(_read_file(base.axis, word)) if word in list_files(base.axis) else {"kind": word}
+
+
+@functools.cache
+def list_files(axis: str) -> frozenset[str]:
+    """List the choices of an axis that have a file in conf/."""
+    return frozenset(file.stem for file in (conf_dir() / axis).glob("*.yaml")) if axis in BASES else frozenset()
+
+
+@functools.cache
+def _read_file(axis: str, word: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((conf_dir() / axis / f"{word}.yaml").read_text(encoding="utf-8"), loader)
+
+
+@functools.cache
+def list_slots() -> dict[str, type[Spec]]:
+    """List the keys of a model that hold a component, and the axis of each."""
+    return {**list_fields(EncoderDecoder), **list_fields(Decoder), **BASES, **SHARED}
+
+
+@functools.cache
+def list_fields(choice: type[Spec]) -> dict[str, type[Spec]]:
+    """List the fields of a choice that hold a component, and the axis of each."""
+    choice.complete()
+    annotations = {name: field.annotation for name, field in choice.__pydantic_fields__.items()}  # type: ignore[attr-defined]
+    found = {name: _find_axis(annotation) for name, annotation in annotations.items()}
+    return {name: axis for name, axis in found.items() if axis is not None}
+
+
+def _find_axis(annotation: Any) -> type[Spec] | None:
+    """Find the axis in a field's annotation: `Norm`, `Norm | None`, or either with checks."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return annotation if annotation.kinds and not annotation.kind else None
+    if typing.get_origin(annotation) in (tuple, list, dict):
+        return None
+    found = [axis for each in typing.get_args(annotation) if (axis := _find_axis(each)) is not None]
+    return found[0] if found else None
