@@ -208,7 +208,12 @@ def _resume(folder: Path, overrides: list[str]) -> None:
 
 
 def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:
-    """Print Hydra's own report of the config; for a sweep, that of its first job."""
+    """Print Hydra's own report of the config; for a sweep, that of its first job. Raises ConfigError for interpolations
+    that lead nowhere."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from zoo.compose.faults import shorten_error
+    from zoo.errors import ConfigError
     from zoo.grammar import register_resolvers
 
     register_resolvers()
@@ -216,4 +221,7 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
         plan.hydra.show_info(info.value, plan.config_name, plan.jobs[0].overrides)
     else:
         part = cfg or TrainingConfigPart.job
-        plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
+        try:
+            plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
+        except OmegaConfBaseException as error:
+            raise ConfigError(shorten_error(error)) from error

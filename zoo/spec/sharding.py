@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from zoo.errors import ConfigError
 from zoo.spec.spec import Spec
 
@@ -21,12 +23,16 @@ def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str
     """Give a rank's part of a component: 1/`ranks` of each field in `equal`. A field in `shared` is divided likewise;
     where it counts fewer than there are ranks, each is on several ranks.
 
-    Raises ConfigError with a line for each field that does not divide.
+    Raises ConfigError with a line for each field that does not divide, and where a part makes no sense by itself.
     """
     sizes = {name: getattr(spec, name) for name in (*equal, *shared)}
     if found := list(_uneven(sizes, ranks, equal)):
         raise ConfigError(*found)
-    return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})  # type: ignore[type-var]
+    try:
+        return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})  # type: ignore[type-var]
+    except ValidationError as error:
+        found = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"tp: {ranks} leaves a rank a part that makes no sense: {found}") from error
 
 
 def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) -> Iterator[str]:
