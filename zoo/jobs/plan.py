@@ -245,7 +245,8 @@ def plan_launch(
         if options := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
             raise ConfigError(*options)
         typed = [format_override(each) for each in parsed]
-        options = {value: _as_option(value, target, loader.repo, typed) for value, target in models.items()}
+        left_out: list[str] = []
+        options = {value: _as_option(value, target, loader.repo, typed, left_out) for value, target in models.items()}
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([format_override(each) for each in parsed if not each.is_sweep_override()])
@@ -257,6 +258,7 @@ def plan_launch(
         lines = itertools.product(*map(list_alternatives, parsed)) if sweeps else [typed]
         varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
         jobs = [loader.compose_job(line) for line in lines]
+        jobs[0].left_out += left_out
         varied = varied if sweeps else None
         planned = [_check(each, varied) if check else None for each in jobs]
         if sweeps and states_subdir(master.cfg):
@@ -340,11 +342,14 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 
 
-def _as_option(value: str, target: Target, repo: CachingConfigRepository, overrides: Sequence[str]) -> str:
+def _as_option(
+    value: str, target: Target, repo: CachingConfigRepository, overrides: Sequence[str], left_out: list[str]
+) -> str:
     """Make a user's file an option of the group `model` in this process, and return its name. The run folder has that
-    name too. Axes that the overrides swap are left out of it."""
+    name too. Axes that the overrides swap are left out of it; lines about them are added to `left_out`."""
     if target.option not in list_packaged():
-        body, _ = drop_swapped(list_defaults(target.body, repo, value, spelled=target.spelled), overrides)
+        body, lines = drop_swapped(list_defaults(target.body, repo, value, spelled=target.spelled), overrides)
+        left_out += [] if target.spelled else lines
         store_model(target.option, anchor_defaults(body))
     return target.option
 

@@ -128,7 +128,7 @@ def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str
     """Compose the nodes `data` and `objective`: those of a run's config under overrides, or the packaged defaults.
     Raises ConfigError with the faults of all overrides."""
     given = {} if config is None else {key: config[key] for key in DEFAULTS if key in config}
-    body = drop_swapped(given, overrides)
+    body, _ = drop_swapped(given, overrides)
     groups = [{key: option} for key, option in DEFAULTS.items() if key not in body]
     body = {"defaults": [*groups, "_self_"], **body}
     composed = compose(open_repository(), body, list(overrides), label=CONFIG, root="model")
