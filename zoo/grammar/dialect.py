@@ -29,6 +29,9 @@ from zoo.model.tower import Decoder
 from zoo.paths import conf_dir
 from zoo.spec import Spec
 
+MOST_LIKE = 50
+"""Kinds of layer that are like one another in a chain."""
+
 INNER = {"ffn": "gated", "attention": "gqa"}
 """The usual choice of an axis within another component: the model's own may be the one around it."""
 
@@ -70,10 +73,10 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
         if not isinstance(patch, Mapping) or "like" not in patch:
             return patch
         base, place = patch["like"], f"layers.{name}.like"
-        if base not in layers:
+        if not isinstance(base, str) or base not in layers:
             hint = did_you_mean(str(base), map(str, layers)) or f" (layers has: {', '.join(map(str, layers))})"
             raise ConfigError(f"{place}: no kind of layer is named {base!r}{hint}")
-        if base in (*above, name):
+        if base in (*above, name) or len(above) > MOST_LIKE:
             raise ConfigError(f"{place}: leads back to where it starts (a kind that is like no other)")
         problems: list[str] = []
         own = {key: value for key, value in patch.items() if key != "like"}
