@@ -125,7 +125,10 @@ def test_a_kind_of_layer_may_be_like_another() -> None:
         ("pattern: {evry: 3, is: far, else: near}", "pattern.evry: no such key (did you mean 'every'?)"),
         ("pattern: {every: 2, is: fra, else: near}", "pattern: no layer is named 'fra' (did you mean 'far'?)"),
         ("layers: {near: {like: nar}}", "layers.near.like: no kind of layer is named 'nar' (did you mean 'near'?)"),
-        ("layers: {near: {like: [far]}, far: {}}", "layers.near.like: no kind of layer is named ['far'] (layers has: "),
+        (
+            "layers: {near: {like: [far]}, far: {}}",
+            "layers.near.like: no kind of layer is named ['far'] (did you mean 'far'?)",
+        ),
         ("layers: {near: {like: far}, far: {like: near}}", "layers.far.like: leads back to where it starts"),
     ],
 )
