@@ -192,7 +192,7 @@ def test_fsmts_greedy_continuation_equals_the_references_with_a_cache(name):
         ("decoder", {"model_type": "llama"}, "decoder: model_type: 'llama' has no class with cross-attention"),
         ("decoder", {"add_cross_attention": False}, "decoder: add_cross_attention: is False"),
         ("decoder", {"is_decoder": False}, "decoder: is_decoder: is False"),
-        ("encoder", None, "encoder: is None, must be the config of a model"),
+        ("encoder", None, "encoder: is None, no config of a model"),
     ],
 )
 def test_a_pair_of_towers_that_cannot_be_is_refused_by_the_tower(tower, change, says):

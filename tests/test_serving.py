@@ -61,7 +61,7 @@ def test_a_converted_run_says_who_serves_it_and_ends_a_text_where_its_tokenizer_
     ours, out = tmp_path / "ours", tmp_path / "out"
     store.save_model(model, ours)
     added = [{"id": 98, "content": "<|endoftext|>"}]
-    (ours / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (ours / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}, "added_tokens": added}))
     (ours / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
     assert zoo.cli.run(["convert", str(ours), str(out), "--no-verify"]) == 0
     assert "\nvLLM, SGLang and TensorRT-LLM serve LlamaForCausalLM (docs/serving.md)\n" in capsys.readouterr().out
