@@ -73,7 +73,7 @@ def read_published() -> dict[str, Any]:
     return {name: each["config"] for name, each in json.loads(file.read_text()).items()}
 
 
-@kind(quick=250)
+@kind(quick=180)
 def config_json(rng: Random, place: Place) -> Case:
     """The config.json of a published model, priced."""
     configs = read_published()

@@ -59,7 +59,7 @@ def read_models() -> dict[str, str]:
     }
 
 
-@kind(quick=100)
+@kind(quick=60)
 def model_yaml(rng: Random, place: Place) -> Case:
     """A model's YAML, priced."""
     name = rng.choice(sorted(read_models()))
@@ -176,7 +176,7 @@ def mutate_training(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     return write_yaml(made), what
 
 
-@kind(quick=120)
+@kind(quick=200)
 def recipe(rng: Random, place: Place) -> Case:
     """A recipe, shown."""
     file = rng.choice(sorted(TREE.joinpath("recipes").glob("*.yaml")))
