@@ -169,7 +169,10 @@ def make_line(rng: Random, place: Place, name: str) -> Case:
             needs += choose_arguments(rng, place, name, param)
     chosen = [each for each in options if each.required and rng.random() < 0.9]
     chosen += rng.sample(options, min(len(options), rng.choice([0, 1, 1, 1, 2, 2, 4])))
-    given = [word for param in chosen if param.name not in NEVER for word in choose_option(rng, place, param)]
+    chosen = [
+        each for each in chosen if each.name not in NEVER and (name, each.name) != ("recipes", "check")
+    ]  # minutes
+    given = [word for param in chosen for word in choose_option(rng, place, param)]
     if name in NEEDED and rng.random() < 0.85:
         given = [*rng.choice(NEEDED[name]), *given]
     mixed = [needs, given] if rng.random() < 0.8 else [given, needs]
@@ -206,8 +209,10 @@ def choose_target(rng: Random, place: Place, verb: str, name: str, param: Any) -
     if kinds and rng.random() < 0.9:
         return rng.choice(kinds)
     roll = rng.random()
-    if roll < 0.12:
+    if roll < 0.12 and verb != "new":
         return rng.choice([*TEXTS, *list_paths(place)])
+    if verb == "new":  # it writes what it names
+        return rng.choice(["mine.yaml", "a/b.yaml", "data", ".", ""])
     if verb.split()[0] in ("predict",):
         return seed(place, "fit.json")
     if verb.split()[0] in ("fit",):
@@ -258,7 +263,7 @@ def choose_option(rng: Random, place: Place, param: Any) -> list[str]:
 def choose_value(rng: Random, place: Place, param: Any) -> str:
     """Choose a value for an option."""
     kind, name = find_type(param), param.name
-    written = ("out", "plot", "html")
+    written = ("out", "plot", "html", "tour")
     if name in written:  # never a path of the system's
         return rng.choice(
             [
