@@ -47,6 +47,8 @@ class Recipe:
         looped = any(tower.loop is not None for tower in spec.towers().values())  # whose passes a depth must fit
         self.fixed = {*composed.touched, *(("n_layers",) if looped else ())}
         self.dims = _stated(self.cfg)
+        if lost := [key for key in ("d_model", "n_layers") if key not in self.dims]:
+            raise ConfigError(*(f"{key}: is no number here, and a shape is scaled from it ({key}=512)" for key in lost))
         self.own = {**self.dims, **(_stated(compose_model(model, ()).cfg) if composed.typed else {})}
         OmegaConf.set_struct(self.cfg, False)
         asked = (key for key in self.dims if key in SOLVED or key.endswith(".d_ff"))  # an expert's, a dense layer's
