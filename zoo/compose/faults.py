@@ -42,7 +42,8 @@ def describe_missing_option(group: str, value: str, options: Iterable[str]) -> s
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `{shown}` shows them"
-    return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
+    hint = did_you_mean(value.casefold(), options)
+    return f"{group}: no option '{value}'{hint} (there are: {there})"
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:

@@ -188,7 +188,7 @@ def list_defaults(
         check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
     missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
     if missing:
-        raise ConfigError(*(describe_missing_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
+        raise ConfigError(*(f"{label}: {describe_missing_option(g, o, repo.get_group_options(g))}" for g, o in missing))
     entries = list_entries(body, base)
     rest = drop_choices(body, is_group, not spelled) | {"defaults": entries}
     known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
