@@ -58,7 +58,8 @@ class Verdict:
     def group(self) -> str:
         """Name the group of failures that it belongs to."""
         fault = re.sub(r"\d[\d,.]*", "N", self.faults[0].split(":")[0]) if self.faults else ""
-        return f"{fault} | {self.frames.splitlines()[-1] if self.frames else self.words[0]}"
+        frames = self.frames.strip().splitlines()
+        return f"{fault} | {frames[-1] if frames else next(iter(self.words), '')}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,7 +118,8 @@ def judge_output(case: Case, code: int, out: str, err: str) -> Iterator[str]:
     if code == 0 and verb not in WRITES_TEXT and (found := NOT_FINITE.search(out)) and "--help" not in case.words:
         line = next(each for each in out.splitlines() if NOT_FINITE.search(each))
         if found[0].lower() not in typed.lower() or re.search(r"\d", line):
-            yield f"exit 0 and not finite: {line.strip()[:200]}"
+            if not line.startswith("Source:"):  # a text of the file's
+                yield f"exit 0 and not finite: {line.strip()[:200]}"
     if not debug and code != ESCAPED:
         if (longest := max(map(len, err.splitlines()), default=0)) > LINE:
             yield f"a line of {longest:,} characters on standard error: {err[:100]!r}"
