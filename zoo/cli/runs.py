@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,10 @@ def _cells(row: Any) -> list[str]:
     from zoo.untrusted.text import escape_controls, shorten
 
     def show(name: str, form: Any) -> str:
-        return "" if row[name] is None else form(row[name])
+        value = row[name]
+        if isinstance(value, float) and not math.isfinite(value):
+            return "diverged"
+        return "" if value is None else form(value)
 
     score = next((name for name in SCORES if row[name] is not None), None)
     return [

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -62,8 +63,8 @@ class Expectation(Strict):
     """In place of the recipe's."""
     verdict: Verdict | None = None
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: FiniteFloat | None = None
+    at_most: FiniteFloat | None = None
     paper: str = ""
 
     @model_validator(mode="after")
