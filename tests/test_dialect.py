@@ -11,7 +11,7 @@ import yaml
 
 from zoo.cli import run
 from zoo.compose import compose, load
-from zoo.compose.targets import list_packaged, to_plain_yaml
+from zoo.compose.targets import Composer, list_packaged, spec_of_composed, to_plain_yaml
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields, list_slots
 from zoo.grammar.keys import BASES
@@ -231,6 +231,17 @@ def test_overrides_over_words_mappings_and_lists_of_a_file(tmp_path: Path) -> No
         with pytest.warns(UserWarning, match="has no place for layers.full.attention.qk_norm, which the model had"):
             latent = made(form, "layers.full.attention.kv_lora_rank=32")
         assert latent.blocks["full"].attention.kv_lora_rank == 32
+
+
+def test_points_of_a_sweep_keep_of_a_file_what_their_own_choice_leaves(tmp_path: Path) -> None:
+    """`mqa` is made of one head of keys, so the file's own number goes; `gqa` keeps it, whichever comes first."""
+    (tmp_path / "mine.yaml").write_text("defaults: [/model/llama-tiny@_here_]\nattention: {kind: gqa, n_kv_heads: 3}\n")
+    heads = {"gqa": 3, "mqa": 1}
+    for order in (["gqa", "mqa"], ["mqa", "gqa"]):
+        composer = Composer(tmp_path / "mine.yaml")
+        for word in order:
+            made = spec_of_composed(composer.compose([f"attention={word}"]))
+            assert made.blocks["layer"].attention.n_kv_heads == heads[word]
 
 
 def test_a_files_component_is_not_merged_into_the_models(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from zoo.analysis.solve.shape import Budget, solve_shapes
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, did_you_mean
-from zoo.paths import conf_dir
+from zoo.grammar.dialect import is_choice, list_files
 
 COMMENTS = {
     "kind": "decoder (the default), encoder or encoder_decoder",
@@ -166,9 +166,9 @@ def _choose(like: str, parts: Sequence[str]) -> list[str]:
     found: list[str] = []
     model = compose_model(like).cfg
     for part in parts:
-        axes = [axis for axis in grammar.AXES if axis != "cross" and (conf_dir() / axis / f"{part}.yaml").is_file()]
+        axes = [axis for axis in grammar.AXES if axis != "cross" and is_choice(axis, part)]
         if not axes:
-            known = {file.stem for axis in grammar.AXES for file in (conf_dir() / axis).glob("*.yaml")}
+            known = {word for axis in grammar.AXES for word in list_files(axis)}
             raise ConfigError(f"with: no axis has a choice {part!r}{did_you_mean(part, known)} (zoo list --axis AXIS)")
         found.append(f"{axes[0]}={part}")
         found += [f"{key}={value}" for key, value in NEEDS.get(part, {}).items() if model.get(key) is None]

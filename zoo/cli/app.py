@@ -53,7 +53,7 @@ EPILOG = (
 )
 
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
-"""Plain help takes half the time of rich's. Our own errors are one line each, and a bug shows Python's own trace."""
+"""Plain help takes half the time of rich's. What goes wrong ends in lines (`zoo.cli.run`)."""
 
 
 class Verbs(TyperGroup):

@@ -21,7 +21,7 @@ from zoo.compose.engine import (
 from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
-from zoo.paths import conf_dir
+from zoo.grammar.dialect import is_choice
 from zoo.untrusted.text import shorten
 
 LONGEST = 16_384
@@ -109,9 +109,7 @@ def split_choice(override: Override, root: str) -> list[Override]:
     each an override: merged as one mapping it would keep fields of the choice before. Any other stays whole."""
     value, key = override.value(), override.key_or_group
     axis = key.removeprefix(f"{root}.") if root else key
-    if not isinstance(value, dict) or axis not in AXES or not isinstance(kind := value.get("kind"), str):
-        return [override]
-    if not (conf_dir() / axis / f"{kind}.yaml").is_file():
+    if not isinstance(value, dict) or not isinstance(kind := value.get("kind"), str) or not is_choice(axis, kind):
         return [override]
     fields = {name: format_value(override, each) for name, each in value.items() if name != "kind"}
     lines = [f"{key}={kind}", *(f"{key}.{name}={text}" for name, text in fields.items())]

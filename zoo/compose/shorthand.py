@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from zoo.grammar import AXES, TOWERS
-from zoo.paths import conf_dir
+from zoo.grammar.dialect import is_choice
 
 LATE = "_late_"
 """A key of a body: components that are set after Hydra has merged all files, by their dotted keys. It would merge them
@@ -52,7 +52,7 @@ def _read_word(key: Any, value: Any, is_group: Callable[[str], bool], merged: bo
     into the fields of the choice before. None for anything else."""
     if merged and isinstance(value, dict) and key in AXES:
         kind = value.get("kind")
-        return kind if isinstance(kind, str) and (conf_dir() / str(key) / f"{kind}.yaml").is_file() else None
+        return kind if isinstance(kind, str) and is_choice(str(key), kind) else None
     if not isinstance(value, str) or "${" in value or value == "???" or key == "defaults":
         return None
     return value if is_group(str(key)) else None

@@ -22,6 +22,8 @@ from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.dialect import is_choice, read_choice
+from zoo.grammar.keys import BASES
 from zoo.paths import conf_dir
 from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
@@ -55,10 +57,10 @@ def is_file(target: str | Path) -> bool:
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
-    return (os.path.isdir(text) and text not in list_packaged()) or is_choice(Path(text))
+    return (os.path.isdir(text) and text not in list_packaged()) or names_checkpoint(Path(text))
 
 
-def is_choice(path: Path) -> bool:
+def names_checkpoint(path: Path) -> bool:
     """Tell whether a path means one of a run's checkpoints, as `RUN@400` does."""
     from zoo.runs import split_choice
 
@@ -81,7 +83,7 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
-    if path.suffix in (".json", ".gguf") or path.is_dir() or is_choice(path):
+    if path.suffix in (".json", ".gguf") or path.is_dir() or names_checkpoint(path):
         body, notes = read_published(path)
         return Target(str(target), body, option=option, spelled=True, notes=tuple(notes))
     return Target(str(target), read_yaml(path), path.resolve().parent, option)
@@ -98,7 +100,7 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
     from zoo.grammar import to_body
     from zoo.grammar.saved import read_spec
 
-    folder = runs.find(path) if path.is_dir() or is_choice(path) else path
+    folder = runs.find(path) if path.is_dir() or names_checkpoint(path) else path
     if described.is_config(folder):
         made, notes = described.describe_config(folder)
         return dict(made.model), notes
@@ -212,9 +214,8 @@ def drop_swapped(body: Body, overrides: Iterable[str]) -> tuple[Body, list[str]]
     spelled = [k for k, v in body.items() if k in swapped and isinstance(v, Mapping) and "kind" in v]
     kept = {key: value for key, value in body.items() if key not in spelled}
     for key in swapped.keys() & kept.keys():
-        file = conf_dir() / key / f"{swapped[key]}.yaml"
-        if isinstance(kept[key], Mapping) and key.isidentifier() and file.is_file():
-            choice = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(kept[key], Mapping) and is_choice(key, swapped[key]):
+            choice = read_choice(BASES[key], swapped[key])
             own = {name for name, value in choice.items() if not isinstance(value, str) or "${" not in value}
             kept[key] = {name: value for name, value in kept[key].items() if name not in own}
     fields = {key: [f"{key}.{name}" for name in body[key] if name != "kind"] for key in spelled}
@@ -236,12 +237,13 @@ class Composer:
         self.found = find_target(target)
         self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
         self.body = list_defaults(self.found.body, self.repo, self.found.label, spelled=self.found.spelled)
-        self.memos: dict[tuple[str, ...], Memo] = {}
+        self.memos: dict[tuple[Any, ...], Memo] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
         """Compose the config under overrides, the model's body at the root."""
         body, lines = drop_swapped(self.body, overrides)
-        memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
+        left = tuple((key, *node) if isinstance(node, Mapping) else key for key, node in body.items())
+        memo = self.memos.setdefault(left, Memo())  # which keys and fields are left is all that overrides change in it
         made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
         lines = [] if self.found.spelled else lines
         made.notes += [*self.found.notes, *lines]

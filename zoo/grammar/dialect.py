@@ -169,6 +169,11 @@ def _list_inner() -> frozenset[str]:
     return frozenset(name for base in BASES.values() for kind in base.kinds.values() for name in list_fields(kind))
 
 
+def is_choice(axis: str, word: str) -> bool:
+    """Tell whether an axis of a model has a choice of this name."""
+    return word in list_files(axis)
+
+
 def knows(base: type[Spec], word: str) -> bool:
     """Tell whether an axis has a choice of this name."""
     return word in list_files(base.axis) or word in base.kinds
