@@ -23,7 +23,7 @@ from zoo.families.described import read_json
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
 from zoo.spec import table
-from zoo.untrusted.json_file import Shape
+from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ PEFT = ("adapter_config.json", "adapter_model.safetensors")
 """The files of peft's format."""
 
 
-class PlanFile(Shape):
+class PlanFile(JsonShape):
     """adapter.json."""
 
     rank: Annotated[int, Field(ge=1, le=2**20)]

@@ -20,7 +20,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, short
 from zoo.runs import ARCHITECTURE, AVERAGES, COUNTERS
-from zoo.untrusted.json_file import COUNTED, Shape, check_shape, parse_json, read_bytes
+from zoo.untrusted.json_file import COUNTED, JsonShape, check_shape, parse_json, read_bytes
 from zoo.untrusted.paths import find_inside
 
 MANIFEST = "manifest.json"
@@ -32,17 +32,17 @@ BUFFER = 4 << 20  # bytes that are read and hashed at a time
 MOST_FAULTS = 5
 
 
-class Entry(Shape):
+class ManifestEntry(JsonShape):
     """A file as it was written."""
 
     bytes: int
     xxh3: str
 
 
-class Manifest(Shape):
+class Manifest(JsonShape):
     """The files of a checkpoint's folder by their paths in it."""
 
-    files: dict[str, Entry]
+    files: dict[str, ManifestEntry]
 
 
 @contextmanager

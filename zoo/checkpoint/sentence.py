@@ -14,7 +14,7 @@ from pydantic import Field
 from zoo.checkpoint.files import copy_inside
 from zoo.errors import CheckpointError
 from zoo.families.described import read_json
-from zoo.untrusted.json_file import SETTINGS, Shape
+from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.text import shorten
@@ -44,21 +44,21 @@ class Module:
     folder: Path
 
 
-class ModuleLine(Shape):
+class ModuleLine(JsonShape):
     """One line of modules.json."""
 
     type: str
     path: str
 
 
-class PoolingFile(Shape):
+class PoolingFile(JsonShape):
     """A Pooling's config.json."""
 
     pooling_mode: str | list[str] | None = None
     include_prompt: bool | None = None
 
 
-class PromptsFile(Shape):
+class PromptsFile(JsonShape):
     """config_sentence_transformers.json."""
 
     prompts: dict[str, str] | None = None
@@ -66,14 +66,14 @@ class PromptsFile(Shape):
     activation_fn: str | None = None
 
 
-class LimitsFile(Shape):
+class LimitsFile(JsonShape):
     """sentence_bert_config.json."""
 
     max_seq_length: Annotated[int, Field(ge=1, le=2**31)] | None = None
     do_lower_case: bool | None = None
 
 
-class DenseFile(Shape):
+class DenseFile(JsonShape):
     """A Dense's config.json."""
 
     module_input_name: str | None = None
@@ -138,6 +138,6 @@ def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
         (out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_settings(file: Path, shape: type[Shape]) -> dict[str, Any]:
+def read_settings(file: Path, shape: type[JsonShape]) -> dict[str, Any]:
     """Read one of the JSON files of a folder or a module; nothing where there is none."""
     return read_json(file, shape) if file.is_file() else {}

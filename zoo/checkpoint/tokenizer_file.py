@@ -10,7 +10,7 @@ from pydantic import Field
 
 from zoo.checkpoint.pattern import find_slow_part
 from zoo.errors import CheckpointError
-from zoo.untrusted.json_file import Shape
+from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.text import quote, shorten
 
 LARGEST = 64 << 20
@@ -26,14 +26,14 @@ MOST_ADDED = 2**18
 """Tokens added to a vocabulary: 40,000 are published, for pictures."""
 
 
-class AddedToken(Shape):
+class AddedToken(JsonShape):
     """A token that was added to a vocabulary."""
 
     id: int
     content: str
 
 
-class TokenizerFile(Shape):
+class TokenizerJson(JsonShape):
     """tokenizer.json, as far as Zoo reads it itself."""
 
     model: dict[str, Any]
@@ -44,20 +44,20 @@ class TokenizerFile(Shape):
     decoder: dict[str, Any] | None = None
 
 
-class NamedToken(Shape):
+class NamedToken(JsonShape):
     """A special token with its options."""
 
     content: str
 
 
-class NamedTemplate(Shape):
+class NamedTemplate(JsonShape):
     """One of several chat templates."""
 
     name: str
     template: str
 
 
-class TokenizerConfig(Shape):
+class TokenizerConfig(JsonShape):
     """tokenizer_config.json, as far as Zoo reads it."""
 
     eos_token: str | NamedToken | None = None
@@ -67,7 +67,7 @@ class TokenizerConfig(Shape):
 
 
 def check_tokenizer(node: Mapping[str, Any], place: str) -> None:
-    """Check a tokenizer.json, which is of the types of TokenizerFile. Raises CheckpointError with the key at fault."""
+    """Check a tokenizer.json, which is of the types of TokenizerJson. Raises CheckpointError with the key at fault."""
     _check_ids(node, place)
     growth = 1.0
     for part, children in PARTS.items():

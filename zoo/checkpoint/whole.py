@@ -28,7 +28,7 @@ LEFT = "left"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCheckpoint:
     """A checkpoint that is whole, its counters, and a line for each newer one that is not."""
 
     folder: Path
@@ -36,7 +36,9 @@ class Chosen:
     passed: tuple[str, ...] = ()
 
 
-def choose_checkpoint(run: Path, which: str, check: Callable[[Path, dict[str, Any]], object]) -> Chosen | None:
+def choose_checkpoint(
+    run: Path, which: str, check: Callable[[Path, dict[str, Any]], object]
+) -> ChosenCheckpoint | None:
     """Choose the checkpoint that a run goes on from: that of a step or `best` where `which` names one, else the newest
     that is whole, from the one that `latest` names on; None where it has none yet. `check` refuses counters that are
     none.
@@ -46,7 +48,7 @@ def choose_checkpoint(run: Path, which: str, check: Callable[[Path, dict[str, An
     root = run / CHECKPOINTS
     if which:
         folder = find_step(root, int(which)) if which.isdigit() else follow(root, which)
-        return Chosen(folder, check_whole(folder, check))
+        return ChosenCheckpoint(folder, check_whole(folder, check))
     there, passed = steps(root)[::-1], []
     if is_file(root / LATEST):
         try:
@@ -56,7 +58,7 @@ def choose_checkpoint(run: Path, which: str, check: Callable[[Path, dict[str, An
             passed += error.faults
     for folder in there:
         try:
-            return Chosen(folder, check_whole(folder, check), tuple(passed))
+            return ChosenCheckpoint(folder, check_whole(folder, check), tuple(passed))
         except CheckpointError as error:
             passed.append(error.faults[0])
     if passed:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from zoo.disk import flush
 from zoo.errors import CheckpointError, ZooError
-from zoo.untrusted.json_file import Shape, parse_json
+from zoo.untrusted.json_file import JsonShape, parse_json
 
 BLOCK = 1 << 20
 SEAL = ',\n "xxh3": "'
@@ -30,7 +30,7 @@ class FileRecord(TypedDict):
     xxh3: list[str]
 
 
-class FileShape(Shape):
+class FileShape(JsonShape):
     """The types of a FileRecord that was read from a file."""
 
     bytes: Annotated[int, Field(ge=0)]

@@ -18,7 +18,7 @@ from zoo.data.split import Part, Texts
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokens import PairFile, TokenFile
 from zoo.errors import ZooError
-from zoo.untrusted.json_file import Shape
+from zoo.untrusted.json_file import JsonShape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ GROUP = 2 << 20
 """Characters of text encoded at once: enough for all cores, little to hold."""
 
 
-class Index(Shape):
+class Index(JsonShape):
     """What the index of a folder of tokens holds."""
 
     dtype: Literal["uint16", "int32"]

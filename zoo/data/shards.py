@@ -24,7 +24,7 @@ from pydantic import Field
 from zoo.data.checked import FileRecord, FileShape, check_length, verify_file, write_checked
 from zoo.disk import write_text
 from zoo.errors import ZooError
-from zoo.untrusted.json_file import SETTINGS, Shape, read_json
+from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ SHARD = 1 << 24
 Count = Annotated[int, Field(ge=0)]
 
 
-class ShardRecord(Shape):
+class ShardRecord(JsonShape):
     """What the record of a shard holds. Its name is that of files beside it, and no path."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]{1,16}-[0-9]{5,9}$")]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerFile, check_tokenizer
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson, check_tokenizer
 from zoo.data.lengths import tabulate_byte_level
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 from zoo.families.described import read_json
@@ -147,7 +147,7 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
     """Read a tokenizer.json. Raises ConfigError."""
     import tokenizers
 
-    node = _read_checked(file, where, TokenizerFile, LARGEST)
+    node = _read_checked(file, where, TokenizerJson, LARGEST)
     check_tokenizer(node, str(file))
     try:
         with naming_panics():

@@ -13,7 +13,7 @@ from zoo.families import family as families
 from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
-from zoo.untrusted.json_file import SETTINGS, Shape
+from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
 from zoo.untrusted.text import shorten
 
@@ -95,7 +95,7 @@ def to_jsonable(node: Any) -> Any:
     return node
 
 
-def read_json(file: Path, shape: type[Shape] = Shape, most: int = SETTINGS) -> dict[str, Any]:
+def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTINGS) -> dict[str, Any]:
     """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError."""
     try:
         return read_any(file, shape, most=most, hook=_float)

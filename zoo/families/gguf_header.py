@@ -20,7 +20,7 @@ from pydantic import Field, FiniteFloat, PlainValidator, create_model
 from pydantic_core import PydanticCustomError
 
 from zoo.errors import CheckpointError
-from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.text import quote, shorten
 
 SUFFIX = ".gguf"
@@ -149,14 +149,14 @@ ARCHITECTURE: dict[str, Any] = {
 
 
 @functools.cache
-def _shape(architecture: str) -> type[Shape]:
+def _shape(architecture: str) -> type[JsonShape]:
     """The types of what Zoo reads in a file's metadata."""
     own = {f"{architecture}.{name}": kind for name, kind in ARCHITECTURE.items()}
     types = {**GENERAL, **{f"tokenizer.ggml.{name}": kind for name, kind in VOCABULARY.items()}, **own}
     fields: dict[str, Any] = {
         f"f{number}": (kind | None, Field(None, alias=name)) for number, (name, kind) in enumerate(types.items())
     }
-    return create_model("Metadata", __base__=Shape, **fields)
+    return create_model("Metadata", __base__=JsonShape, **fields)
 
 
 def check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:

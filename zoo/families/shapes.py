@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zoo.families.family import MOST_LAYERS
-from zoo.untrusted.json_file import Shape
+from zoo.untrusted.json_file import JsonShape
 
 LARGEST_VOCABULARY = 2**31 - 1
 
@@ -20,7 +20,7 @@ TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
 """An id of a token; -1 is none's."""
 
 
-class InnerConfig(Shape):
+class InnerConfig(JsonShape):
     """The fields of a model's config that mean the same in every family. Those of one family are checked where its
     expressions read them (`Expression.value`)."""
 
@@ -41,7 +41,7 @@ class InnerConfig(Shape):
     pad_token_id: TokenId | list[TokenId] | None = None
 
 
-class GenerationFile(Shape):
+class GenerationFile(JsonShape):
     """generation_config.json: token ids and the length, for which memory is kept free; `zoo.text.defaults` checks the
     options of sampling."""
 
@@ -61,7 +61,7 @@ class ConfigFile(InnerConfig):
     decoder: InnerConfig | None = None
 
 
-class IndexFile(Shape):
+class IndexFile(JsonShape):
     """model.safetensors.index.json: the file of each tensor."""
 
     weight_map: dict[str, str]

@@ -15,14 +15,14 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar.plain import from_dict
 from zoo.grammar.resolvers import RESOLVERS
 from zoo.runs import ARCHITECTURE
-from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import parse_yaml, read_yaml_text
 
 FORMAT = 1
 
 
-class Architecture(Shape):
+class Architecture(JsonShape):
     """What a zoo.yaml holds."""
 
     format: Any
@@ -59,7 +59,7 @@ def check_format(file: Path, stated: Any) -> None:
 # ---------------------------------------------------------------- a training config
 
 
-class SavedConfig(Shape):
+class SavedConfig(JsonShape):
     """What a run's config.yaml holds, as far as it is read before the training settings are checked."""
 
     model: dict[str, Any]

@@ -27,7 +27,7 @@ from zoo.ladder.plan import Ladder, Rung, spell
 from zoo.report.history import RunRecord
 from zoo.report.ladder import draw_ladder
 from zoo.report.scaling import compare_held
-from zoo.untrusted.json_file import Shape, read_json
+from zoo.untrusted.json_file import JsonShape, read_json
 from zoo.untrusted.text import quote
 
 LADDER, POINTS, PREDICTION, FIT = "ladder.json", "points.jsonl", "prediction.json", "fit.json"
@@ -39,14 +39,14 @@ PREDICTED = ("seconds", "evaluating", "timed")
 """What of a rung another call may find otherwise."""
 
 
-class LadderFile(Shape):
+class LadderFile(JsonShape):
     """ladder.json."""
 
     model: str
     rungs: list[dict[str, Any]]
 
 
-class PredictionFile(Shape):
+class PredictionFile(JsonShape):
     """prediction.json."""
 
     doubt: str | None

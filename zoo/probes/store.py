@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.probes.outcome import Outcome
-from zoo.untrusted.json_file import Shape, read_json
+from zoo.untrusted.json_file import JsonShape, read_json
 
 if TYPE_CHECKING:
     from zoo.probes.battery import Task
@@ -26,7 +26,7 @@ RUNS, OUTCOME = "runs.json", "probe.json"
 LONGEST = 100
 
 
-class RunsFile(Shape):
+class RunsFile(JsonShape):
     """runs.json."""
 
     key: str

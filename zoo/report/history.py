@@ -189,7 +189,7 @@ def _read_mapping(file: Path, shape: Any = None) -> dict[str, Any]:
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Read a file of metrics; none where there is no file. The last line may be half written, and is left out. Raises
     CheckpointError."""
-    from zoo.untrusted.shapes import Line
+    from zoo.untrusted.shapes import MetricsLine
 
     if not runs.is_file(file):
         return []
@@ -201,7 +201,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             if number < len(rows):
                 raise CheckpointError(f"{file}:{number}: is no line of metrics, found {quote(row)}") from None
-    return check_shape(found, list[Line], str(file))
+    return check_shape(found, list[MetricsLine], str(file))
 
 
 def is_run(folder: Path) -> bool:

@@ -13,13 +13,13 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.sampling.sampler import Logprob
 from zoo.text.follow import Sample
 from zoo.text.prompts import Prompt
-from zoo.untrusted.json_file import Shape, parse_json
+from zoo.untrusted.json_file import JsonShape, parse_json
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
 
 
-class ResultRow(Shape):
+class ResultRow(JsonShape):
     """What a line of results holds, beside what its prompt was given."""
 
     index: int

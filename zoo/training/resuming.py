@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import runs
-from zoo.checkpoint.whole import Chosen, choose_checkpoint
+from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint
 from zoo.errors import CheckpointError, ConfigError, FinishedRun
 from zoo.grammar.saved import read_spec
 from zoo.ranks.world import World
@@ -21,7 +21,7 @@ from zoo.training.saving import check_counters
 from zoo.untrusted.paths import find_inside
 
 
-def tell_checkpoint(folder: Path, which: str, world: World) -> Chosen | None:
+def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint | None:
     """Choose the checkpoint that a run goes on from (`choose_checkpoint`). The main process reads it, and tells the
     others. Raises CheckpointError in each."""
     found: Any = None

@@ -19,7 +19,7 @@ from zoo.training.averages import compute_averages, find_optimizer_average
 from zoo.training.callbacks import tell
 from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
 from zoo.training.log import find_record
-from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.shapes import Count, Number
 
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
@@ -152,21 +152,21 @@ def gather_counters(run: Run) -> dict[str, Any]:
     }
 
 
-class RowState(Shape):
+class RowState(JsonShape):
     """The rows that a run has consumed. A count that an older version kept is refused by its own line."""
 
     key: str
     consumed: Count | None = None
 
 
-class ThreadState(Shape):
+class ThreadState(JsonShape):
     """The number of threads, and the pace that it was chosen by."""
 
     threads: Annotated[int, Field(ge=1, lt=1 << 20)]
     best_pace: Number
 
 
-class Counters(Shape):
+class Counters(JsonShape):
     """What `gather_counters` gives."""
 
     step: Count

@@ -32,7 +32,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 """What may be half of a surrogate pair, which is no text that could be written or tokenized."""
 
 
-class Shape(BaseModel):
+class JsonShape(BaseModel):
     """The types of the keys that Zoo reads in a file. Unknown keys are let through."""
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
@@ -80,7 +80,7 @@ def read_json(
     hook: Callable[[dict], Any] | None = None,
     largest: int = LARGEST,
 ) -> Any:
-    """Read a JSON file as plain data, after checking it against `shape` (a Shape, or any type that pydantic knows).
+    """Read a JSON file as plain data, after checking it against `shape` (a JsonShape, or any type that pydantic knows).
 
     `hook` replaces mappings as they are read. Whole numbers lie below `largest`. Raises CheckpointError, one line for
     each key at fault, and FileNotFoundError where there is no such file.

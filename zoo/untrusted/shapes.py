@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from zoo.untrusted.json_file import COUNTED, Shape
+from zoo.untrusted.json_file import COUNTED, JsonShape
 
 Count = Annotated[int, Field(ge=0, lt=COUNTED)]
 Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
@@ -15,7 +15,7 @@ Words = list[str]
 # ---------------------------------------------------------------- a run
 
 
-class ByClass(Shape):
+class ByClass(JsonShape):
     """The figures of one class in the last evaluation of labelled rows."""
 
     precision: Number
@@ -24,7 +24,7 @@ class ByClass(Shape):
     count: Count
 
 
-class Result(Shape):
+class Result(JsonShape):
     """The outcome of a run (result.json), or what was measured of it later (measured.json)."""
 
     status: str | None = None
@@ -49,7 +49,7 @@ class Result(Shape):
     by_class: dict[str, ByClass] = Field(default_factory=dict)
 
 
-class Line(Shape):
+class MetricsLine(JsonShape):
     """A line of metrics. A metric that Zoo does not know is a number too."""
 
     __pydantic_extra__: dict[str, Number | str | None]
@@ -64,7 +64,7 @@ class Line(Shape):
     trained_tokens: Number | None = None
 
 
-class RunConfig(Shape):
+class RunConfig(JsonShape):
     """What reports read of a run's config.yaml."""
 
     seed: Count | None = None
@@ -73,7 +73,7 @@ class RunConfig(Shape):
     objective: dict[str, Any] | str | None = None
 
 
-class LoggerNote(Shape):
+class LoggerNote(JsonShape):
     """A logger.json."""
 
     kind: str
@@ -83,7 +83,7 @@ class LoggerNote(Shape):
 # ---------------------------------------------------------------- a sweep
 
 
-class Trial(Shape):
+class TrialRecord(JsonShape):
     """The trial of a search that a job is."""
 
     model_config = ConfigDict(extra="forbid")
@@ -93,17 +93,17 @@ class Trial(Shape):
     steps: Count
 
 
-class SweepJob(Shape):
+class SweepJob(JsonShape):
     """A job of a sweep."""
 
     overrides: Words
     arm: str = ""
     seed: Count | None = None
     predicted: dict[str, Number | None] = Field(default_factory=dict)
-    trial: Trial | None = None
+    trial: TrialRecord | None = None
 
 
-class SearchRecord(Shape):
+class SearchRecord(JsonShape):
     """The search of an arm's learning rate."""
 
     best: Number
@@ -116,7 +116,7 @@ class SearchRecord(Shape):
     pruned: Count | None = None
 
 
-class Match(Shape):
+class MatchRecord(JsonShape):
     """What the arms of a sweep were matched in."""
 
     budget: str
@@ -124,10 +124,10 @@ class Match(Shape):
     arms: list[dict[str, Any]]
 
 
-class SweepRecord(Shape):
+class SweepRecord(JsonShape):
     """A sweep.json."""
 
     launches: list[dict[str, Any]] = Field(default_factory=list)
     jobs: dict[str, SweepJob] = Field(default_factory=dict)
     search: dict[str, SearchRecord] = Field(default_factory=dict)
-    match: Match | None = None
+    match: MatchRecord | None = None

@@ -18,7 +18,7 @@ from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, Points
 from zoo.analysis.speedup import Decay
 from zoo.errors import ConfigError
-from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.json_file import JsonShape, check_shape
 
 HUBER = 1e-3
 """Residuals of the log loss beyond which Huber's loss is linear."""
@@ -39,7 +39,7 @@ Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Measured = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class LawData(Shape):
+class LawData(JsonShape):
     """A law, as a file has it."""
 
     E: Figure
@@ -49,7 +49,7 @@ class LawData(Shape):
     beta: Figure
 
 
-class FitData(Shape):
+class FitData(JsonShape):
     """What `zoo fit --out` writes."""
 
     law: LawData

@@ -15,7 +15,7 @@ from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, to_jsonable
 from zoo.families.gguf import GGUFFile, describe_gguf, is_gguf, read_gguf
 from zoo.paths import find_cache_folder
-from zoo.untrusted.json_file import SETTINGS, Shape, read_json
+from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 
 POINTER = "gguf.json"
 """The file that names the GGUF file."""
@@ -24,7 +24,7 @@ VERSION = 1
 """Of what is unpacked: an older one is unpacked anew."""
 
 
-class Pointer(Shape):
+class Pointer(JsonShape):
     """What POINTER holds."""
 
     file: str

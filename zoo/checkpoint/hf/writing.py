@@ -16,7 +16,7 @@ from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
-from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerFile
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerConfig, TokenizerJson
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
@@ -116,7 +116,7 @@ def _read_special_ids(folder: Path) -> dict[str, int]:
     """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, as far as it states them."""
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return {}
-    tokenizer = read_json(folder / "tokenizer.json", TokenizerFile, LARGEST)
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerJson, LARGEST)
     stated = read_json(folder / "tokenizer_config.json", TokenizerConfig)
     numbers = {each["content"]: each["id"] for each in tokenizer.get("added_tokens") or []}
     found = {}

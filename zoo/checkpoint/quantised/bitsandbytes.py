@@ -11,7 +11,7 @@ from pydantic import Field
 from zoo.checkpoint.files import BITS, Header
 from zoo.checkpoint.quantised.layout import Layout, refuse
 from zoo.lazy import torch
-from zoo.untrusted.json_file import Shape, parse_json
+from zoo.untrusted.json_file import JsonShape, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ LONGEST = 2**16
 Size = Annotated[int, Field(ge=1)]
 
 
-class State(Shape):
+class State(JsonShape):
     """What bitsandbytes says of a weight."""
 
     shape: Annotated[list[Size], Field(min_length=1, max_length=8)]

@@ -20,7 +20,7 @@ from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
 from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
-from zoo.untrusted.json_file import Shape, check_shape
+from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.text import quote
 
 FIELD = "quantization_config"
@@ -30,13 +30,13 @@ ACTIVATIONS += ("*.k_scale", "*.v_scale", "*.q_scale", "*.input_scale_ub", "*_ac
 """Scales for activations and caches, which stay in the model's dtype here."""
 
 
-class GroupNode(Shape):
+class GroupNode(JsonShape):
     """One of compressed-tensors' groups of weights."""
 
     weights: dict[str, Any] | None = None
 
 
-class SettingsNode(Shape):
+class SettingsNode(JsonShape):
     """A quantization_config, as far as it is read."""
 
     quant_method: str | None = None
