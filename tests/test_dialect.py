@@ -287,6 +287,19 @@ def test_what_was_set_by_hand_is_refused_after_a_swap(overrides: list[str], faul
     assert error.value.faults[0].startswith(fault)
 
 
+def test_a_swap_in_a_training_leaves_its_other_keys_as_they_are(capsys, refused) -> None:
+    swap = ["train", "llama-tiny", "attention=gated_delta"]
+    assert refused(*swap, "ema=${nope}")[-1].endswith("Interpolation key 'nope' not found")
+    assert run([*swap, "steps=${batch_size}", "--cfg", "job"]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["steps"] == "${batch_size}"
+    assert err.count("has no place for position (rope), which the model had (left out)") == 1
+
+
+def test_a_text_is_no_choice_that_could_have_fields(refused) -> None:
+    assert refused("stats", "llama-tiny", "about.title.y=1")[0].startswith("about.title.y: unknown key")
+
+
 def test_train_takes_the_model_first_and_says_what_a_swap_leaves_over(capsys) -> None:
     assert run(["train", "gpt-tiny", "attention.softcap=50", "n_layers=2", "steps=3", "--cfg", "job"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)

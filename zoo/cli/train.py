@@ -125,17 +125,23 @@ def run(
         raise ConfigError("trust: is said of a file, and none is named (-c FILE)")
     if cfg or resolve or info:
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False, trust=trust) as launch:
+            _tell_left_out(launch)
             return _show(launch, cfg, resolve, info)
     asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan, trust=trust)
     with _ended_by_sigterm(), asked as launch:
-        for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
-            print_note(note)
+        _tell_left_out(launch)
         if launch.sweeps:
             _refuse_processes()
             run_sweep(launch, options)
         else:
             options.refuse_any()
             _run(launch, ["-c", str(config), *(["--trust"] if trust else [])] if config else [], overrides)
+
+
+def _tell_left_out(launch: LaunchPlan) -> None:
+    """Say what swapped axes leave without a place, each line once."""
+    for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
+        print_note(note)
 
 
 def _name_model(overrides: list[str]) -> list[str]:

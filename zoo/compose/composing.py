@@ -160,14 +160,17 @@ def _drop_leftovers(
     body, gone = grammar.drop_leftovers(body, swapped, [*typed, *chosen])
     if not gone:
         return cfg, []
-    made = OmegaConf.create({str(key): body if key == root else cfg[key] for key in cfg} if root else body)
-    OmegaConf.set_struct(made, True)
+    if root:
+        OmegaConf.update(cfg, root, body, merge=False)
+    else:
+        cfg = DictConfig(body)
+        OmegaConf.set_struct(cfg, True)
     places = [each for each in values if each.key_or_group.removesuffix(".kind").split(".")[-1] in swapped]
     choices = ", ".join(
         f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
         for each in [*groups, *places]
     )
-    return made, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
+    return cfg, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
 
 
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
@@ -258,7 +261,7 @@ def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
     if root and not key.startswith(f"{root}."):
         return override
     parts = key.split(".")
-    for depth in range(1, len(parts)):
+    for depth in (each for each in range(1, len(parts)) if grammar.is_slot(parts[each - 1])):
         node, missing = descend(cfg, ".".join(parts[:depth]))
         above = descend(cfg, ".".join(parts[: depth - 1]))[0] if depth > 1 else cfg
         if not missing and node is None and isinstance(above, DictConfig):
