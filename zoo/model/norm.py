@@ -203,7 +203,7 @@ class Affine(Norm, kind="affine"):
 def _of_one_vector(norm: Any) -> Any:
     if getattr(norm, "heads", None) is not None:
         found = f"heads={norm.heads} is for queries and keys alone"
-        raise ValueError(f"{found} (leave it out; attention.qk_norm_over: heads gives each head a weight of its own)")
+        raise ValueError(f"{found} (leave it out; attention.qk_norm.over: heads gives each head a weight of its own)")
     return norm
 
 

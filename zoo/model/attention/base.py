@@ -43,7 +43,7 @@ class Attention(Spec, axis="attention"):
     lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
 
     # What a layer must have in common with the one whose keys or values it reads.
-    lent_alike: ClassVar[tuple[str, ...]] = ("n_kv_heads", "head_widths", "window", "chunk", "position")
+    lent_alike: ClassVar[tuple[str, ...]] = ()
 
     def check_cross(self) -> None:
         """Raises ValueError for a field that means nothing in cross-attention."""

@@ -34,13 +34,15 @@ class MergedAttention(Attention, kind="merged"):
             raise ValueError(
                 f"cross '{self.kind}' is of softmax attention, found '{attention.kind}' (gqa, or cross: mha)"
             )
-        for name in ("n_heads", "n_kv_heads", "head_dim", "v_head_dim"):
+        for name in ("n_heads", "n_kv_heads", "head_widths"):
             own, made = getattr(self, name), getattr(attention, name)
             if own != made:
                 found = f"cross.{name} is {own}, and attention, which reads the encoder, has {name}={made}"
                 raise ValueError(f"{found} (the same)")
-        for name in ("chunk", "kv_from", "k_is_v", "indexer", "short_conv"):
-            if getattr(attention, name):
+        own = {name: getattr(attention, name) for name in ("kv_from", "indexer", "short_conv")}
+        own |= {"window_kind": attention.visible_chunk, "values.tied": attention.values and attention.values.tied}
+        for name, given in own.items():
+            if given:
                 raise ValueError(
                     f"attention.{name} is of tokens alone, and cross '{self.kind}' adds others (leave it out)"
                 )
