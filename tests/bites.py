@@ -23,7 +23,7 @@ from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.grammar.towers import is_task_head
 from zoo.run.builder import build
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 SAMPLES = {
     **{"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 48, "window": 6, "d_model": 32, "max_seq_len": 64},
@@ -65,7 +65,7 @@ def others(hint: Any, now: Any, name: str) -> list[Any]:
 
 def name_kind(kind: type[Spec]) -> str:
     """Name a kind, or a node by its class: several owners have one of the same name."""
-    return kind.__name__ if kind.is_node else f"{kind.axis} '{kind.kind}'"
+    return kind.__name__ if issubclass(kind, Node) else f"{kind.axis} '{kind.kind}'"
 
 
 def is_ours(kind: type[Spec]) -> bool:
@@ -94,7 +94,7 @@ def _samples(hint: Any, now: Any, name: str) -> list[Any]:
     if hint is float:
         return _numbers(now, SAMPLES.get(name, 0.6), float)
     if isinstance(hint, type) and issubclass(hint, Spec):
-        if hint.is_node:
+        if issubclass(hint, Node):
             return [sample(hint)] if now is None and hint.word else []
         kept = now.get("kind") if isinstance(now, dict) else None
         return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept and is_ours(kind)]
@@ -121,7 +121,7 @@ def _sequences(hint: Any, now: Any) -> list[Any]:
 def sample(kind: type[Spec]) -> dict[str, Any]:
     """Make a node of this kind with no more than it needs."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    node: dict[str, Any] = {} if kind.is_node else {"kind": kind.kind}
+    node: dict[str, Any] = {} if issubclass(kind, Node) else {"kind": kind.kind}
     for field in kind.fields():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             node[field.name] = SAMPLES[field.name] if field.name in SAMPLES else _inner(hints[field.name])
@@ -277,7 +277,7 @@ def _axes() -> dict[str, type[Spec]]:
         each = pending.pop()
         pending += each.__subclasses__()
         if "axis" in each.__dict__ and each.axis:
-            found[each.__name__ if each.is_node else each.axis] = each
+            found[each.__name__ if issubclass(each, Node) else each.axis] = each
     return found
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
 from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -77,7 +77,7 @@ def settle(node: Any, scopes: tuple[Mapping[Any, Any], ...]) -> Any:
     return node if literal is None else yaml.safe_load(literal)
 
 
-def _contract_node(node: Any, base: type[Spec], around: Any) -> Any:
+def _contract_node(node: Any, base: type[Node], around: Any) -> Any:
     """Write a node that gathers fields shorter: as its main field where it states no other."""
     slots = list_fields(base)
     main = slots.get(base.word)
@@ -95,7 +95,7 @@ def _contract_node(node: Any, base: type[Spec], around: Any) -> Any:
 
 def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
     """Write one node shorter: as a word, or as a word with the fields that differ."""
-    if base.is_node:
+    if issubclass(base, Node):
         return _contract_node(node, base, around)
     if isinstance(node, str) and node == find_usual(base):
         return True

@@ -27,7 +27,7 @@ from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.moe import SharedExpert
 from zoo.model.tower import Decoder
 from zoo.paths import conf_dir
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 MOST_LIKE = 50
 """Kinds of layer that are like one another in a chain."""
@@ -90,7 +90,7 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
     """Expand one node at a place that takes components of an axis. `around` is what stands there without it."""
-    if base.is_node:
+    if issubclass(base, Node):
         return _expand_node(node, base, around, scope)
     if isinstance(node, bool):
         return _expand_usual(base, scope) if node else None
@@ -115,7 +115,7 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
     return _expand_fields(lay_patch(choice, own, base.axis, []), base, None, scope)
 
 
-def _expand_node(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
+def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, Any]) -> Any:
     """Expand a node, which gathers fields of its owner. What is none of its fields is the component that its main field
     holds, or fields of that: `qk_norm: rmsnorm`, `qk_norm: {eps: 1e-5, over: heads}`."""
     main, names = list_fields(base).get(base.word), {field.name for field in base.fields()}
@@ -148,7 +148,7 @@ def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope
     if not any(map(_may_be_choice, node.items())):  # the class is not asked: completing one takes a millisecond
         return dict(node)
     old = around if isinstance(around, Mapping) else {}
-    kind = node.get("kind", old.get("kind", base.default))
+    kind = base.kind if issubclass(base, Node) else node.get("kind", old.get("kind", base.default))
     choice = base.kinds.get(kind) if isinstance(kind, str) else None
     slots = {} if choice is None else list_fields(choice)
     inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's is this one, perhaps
@@ -244,7 +244,7 @@ def list_fields(choice: type[Spec]) -> dict[str, type[Spec]]:
 def _find_axis(annotation: Any) -> type[Spec] | None:
     """Find the axis in a field's annotation: `Norm`, `Norm | None`, or either with checks."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return annotation if annotation.is_node or (annotation.kinds and not annotation.kind) else None
+        return annotation if issubclass(annotation, Node) or (annotation.kinds and not annotation.kind) else None
     if typing.get_origin(annotation) in (tuple, list, dict):
         return None
     found = [axis for each in typing.get_args(annotation) if (axis := _find_axis(each)) is not None]

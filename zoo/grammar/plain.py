@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from zoo.errors import ConfigError
 from zoo.grammar.keys import TOWERS
 from zoo.model.tower import Topology
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 
 def to_dict(spec: Any) -> Any:
@@ -25,7 +25,7 @@ def to_dict(spec: Any) -> Any:
 
 
 def _name_kind(spec: Spec) -> dict[str, Any]:
-    return {} if spec.is_node else {"kind": spec.kind}
+    return {} if isinstance(spec, Node) else {"kind": spec.kind}
 
 
 def to_essentials(spec: Any) -> Any:

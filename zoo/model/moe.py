@@ -15,7 +15,7 @@ from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
 from zoo.ranks.experts import visit_experts
-from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized, Spec
+from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Node, Sized
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", 
 """A mixture's parts that are not an expert's."""
 
 
-class SharedExpert(Spec, node="shared", word="expert"):
+class SharedExpert(Node, name="shared", word="expert"):
     """A feed-forward beside the routed experts that all tokens pass (Dai et al., 2024, DeepSeekMoE)."""
 
     expert: FFN
@@ -40,7 +40,7 @@ class SharedExpert(Spec, node="shared", word="expert"):
     (Gemma 4, 2026)."""
 
 
-class ExpertLatent(Spec, node="latent", word="width"):
+class ExpertLatent(Node, name="latent", word="width"):
     """A narrower vector that routed experts read and write: one product before them and one after serve all (NVIDIA,
     2025, Nemotron 3). The router and the shared expert read d_model."""
 

@@ -40,7 +40,7 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
 
 
 def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
-    if axis.is_node:
+    if _is_node(axis):
         fields = ", ".join(field.name for field in axis.fields())
         return _fault("is {found}, not a mapping (its fields: {fields})", found=_show(node), fields=fields)
     options = ", ".join(sorted(axis.kinds))
@@ -73,7 +73,12 @@ def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> In
 
 
 def _label(choice: type[Spec]) -> str:
-    return choice.axis if choice.is_node else f"{choice.axis} '{choice.kind}'"
+    return choice.axis if _is_node(choice) else f"{choice.axis} '{choice.kind}'"
+
+
+def _is_node(choice: type[Spec]) -> bool:
+    """Tell whether a Spec is a node (`zoo.spec.node`), which is known by its name alone."""
+    return choice.kind == choice.axis != ""
 
 
 def find_booleans_as_numbers(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import ArgsKwargs, core_schema
+from pydantic_core import core_schema
 
 from zoo.errors import ConfigError
 from zoo.spec.faults import (
@@ -25,7 +25,6 @@ from zoo.spec.faults import (
     find_booleans_as_numbers,
     find_large_numbers,
     make_refusal,
-    make_refusals,
 )
 from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
@@ -55,27 +54,17 @@ class Spec:
     An axis (`class Norm(Spec, axis="norm")`) is a base; a choice (`class RMSNorm(Norm, kind="rmsnorm")`) is a frozen,
     keyword-only pydantic dataclass, registered by its `kind`. A field annotated with an axis takes a mapping whose
     `kind` names one of its choices, or a Spec of that axis.
-
-    A node (`class QKNorm(Spec, node="qk_norm", word="norm")`) gathers fields of its owner, and has no kind. A value
-    that is no mapping of its fields stands for its field `word`: `qk_norm: rmsnorm` is `qk_norm: {norm: rmsnorm}`.
     """
 
     axis: ClassVar[str] = ""
     default: ClassVar[str] = ""  # the kind of a node that names none
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type[Spec]]] = {}
-    is_node: ClassVar[bool] = False
-    word: ClassVar[str] = ""  # the field of a node that a bare value is
     moved: ClassVar[dict[str, str]] = {}  # how fields that are written otherwise now are written
     joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # Linears that read one input, which one product can compute
     causal: ClassVar[bool | None] = None  # the only way it can look: back (True), both ways (False); None for either
 
-    def __init_subclass__(
-        cls, *, axis: str = "", kind: str = "", default: str = "", node: str = "", word: str = ""
-    ) -> None:
-        if node:
-            cls.axis = cls.kind = cls.default = node
-            cls.is_node, cls.word, cls.kinds = True, word, {node: cls}
+    def __init_subclass__(cls, *, axis: str = "", kind: str = "", default: str = "") -> None:
         if axis:
             cls.axis, cls.default, cls.kinds = axis, default, {}
         if kind:
@@ -108,8 +97,7 @@ class Spec:
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         if cls.kind:
             cls.complete()
-            own = handler(source)
-            return core_schema.no_info_before_validator_function(cls._read_node, own) if cls.is_node else own
+            return handler(source)
         return core_schema.no_info_plain_validator_function(cls.parse)
 
     @classmethod
@@ -122,31 +110,6 @@ class Spec:
     def _parse(cls, node: Any) -> Any:
         if isinstance(node, cls):
             return node
-        if cls.is_node:
-            return cls._parse_node(node)
-        return cls._parse_fields(node)
-
-    @classmethod
-    def _parse_node(cls, node: Any) -> Any:
-        """Read a node, or what stands for its main field alone, whose faults are then at the node's own place."""
-        if isinstance(node, Mapping) and "kind" in node:
-            names = {field.name for field in cls.fields()}
-            fields = {key: value for key, value in node.items() if key in names}
-            node = {cls.word: {key: value for key, value in node.items() if key not in names}} | fields
-            bare = not fields
-        else:
-            bare = not isinstance(node, Mapping) and bool(cls.word)
-            node = {cls.word: node} if bare else node
-        if not bare:
-            return cls._parse_fields(node)
-        try:
-            return cls._parse_fields(node)
-        except ValidationError as error:
-            items = error.errors(include_url=False)
-            raise make_refusals(cls, [(tuple(map(str, item["loc"][1:])), item["msg"]) for item in items]) from error
-
-    @classmethod
-    def _parse_fields(cls, node: Any) -> Any:
         if not isinstance(node, Mapping):
             raise make_refusal(cls, describe_no_node(cls, node))
         fields = dict(node)
@@ -166,11 +129,6 @@ class Spec:
         if details:
             raise ValidationError.from_exception_data(choice.kind, details)
         return spec
-
-    @classmethod
-    def _read_node(cls, node: Any) -> Any:
-        """Read a node at its place in another Spec. What builds one by its fields passes as it is."""
-        return node if isinstance(node, ArgsKwargs) else cls.parse(node)
 
     def parts(self, d_model: int) -> Mapping[str, Part | Spec | Sized | Group | Stack]:
         """List weights and sub-components by name, for a residual stream `d_model` wide."""

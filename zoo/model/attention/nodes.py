@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.norm import WholeNorm
-from zoo.spec import Linear, Sized, Spec, Weight
+from zoo.spec import Linear, Node, Sized, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ def _check_bias(bias: Any) -> Any:
     return bias
 
 
-class OutputGate(Spec, node="gate", word="activation"):
+class OutputGate(Node, name="gate", word="activation"):
     """A gate on each head's output, y·σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
 
     over: Literal["channel", "head"] = "channel"
@@ -56,7 +56,7 @@ class OutputGate(Spec, node="gate", word="activation"):
         return y.flatten(-2) * gate if self.over == "channel" else (y * gate[..., None]).flatten(-2)
 
 
-class LatentGate(Spec, node="gate", word="over"):
+class LatentGate(Node, name="gate", word="over"):
     """A gate on each head's output of multi-head latent attention, y·σ(x·W) (Ling 3, 2026)."""
 
     over: Literal["head", "channel"] = "head"
@@ -65,7 +65,7 @@ class LatentGate(Spec, node="gate", word="over"):
     """What the gate is made of: x, or what queries are made of (A.X K2, 2026)."""
 
 
-class QKNorm(Spec, node="qk_norm", word="norm"):
+class QKNorm(Node, name="qk_norm", word="norm"):
     """The norm of queries and keys (Dehghani et al., 2023)."""
 
     norm: WholeNorm
@@ -91,7 +91,7 @@ class QKNorm(Spec, node="qk_norm", word="norm"):
         }
 
 
-class ValueForm(Spec, node="values"):
+class ValueForm(Node, name="values"):
     """Settings of a head's values, where these are not made as its keys are."""
 
     head_dim: PositiveInt | None = None
@@ -111,7 +111,7 @@ class ValueForm(Spec, node="values"):
         return next((name for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
 
 
-class OutNorm(Spec, node="out_norm", word="norm"):
+class OutNorm(Node, name="out_norm", word="norm"):
     """The norm of heads' outputs before the last product (Wang et al., 2022; BitNet b1.58)."""
 
     norm: WholeNorm
@@ -121,7 +121,7 @@ class OutNorm(Spec, node="out_norm", word="norm"):
     weight for all heads (Meta, 2026, Muse Spark)."""
 
 
-class QKVConvolution(Spec, node="short_conv", word="width"):
+class QKVConvolution(Node, name="short_conv", word="width"):
     """A depthwise causal convolution of queries, keys and values along the tokens, before anything else is done to them
     (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers)."""
 
@@ -133,7 +133,7 @@ class QKVConvolution(Spec, node="short_conv", word="width"):
     """Whether the tokens are added to what the convolution makes of them (Thinking Machines, 2026, Inkling)."""
 
 
-class DynamicConvolution(QKVConvolution, node="short_conv", word="width"):
+class DynamicConvolution(QKVConvolution, name="short_conv", word="width"):
     """A short convolution of keys and values whose weights may depend on the token (Wu et al., 2019)."""
 
     over: Literal["kv"] = "kv"
@@ -144,7 +144,7 @@ class DynamicConvolution(QKVConvolution, node="short_conv", word="width"):
     """A number that the outputs are multiplied by."""
 
 
-class Clip(Spec, node="clip", word="bound"):
+class Clip(Node, name="clip", word="bound"):
     """A bound on queries, keys and values (MPT, 2023; OLMo, 2024)."""
 
     bound: PositiveFloat
