@@ -58,8 +58,8 @@ class Sinusoidal(Position, kind="sinusoidal"):
     """Whether sines and cosines alternate, as in the paper. Otherwise all sines come before all cosines (tensor2tensor;
     Marian, Pegasus)."""
     inclusive: bool = False
-    """Whether the slowest wave turns by 1/theta a position (tensor2tensor; M2M-100), rather than by theta^(−1 +
-    2/D)."""
+    """Whether the slowest wave turns by 1/theta a position (tensor2tensor; M2M-100), rather than by
+    theta^(−1 + 2/D)."""
     offset: NonNegativeInt = 0
     """Number added to each position."""
     skip_id: NonNegativeInt | None = None

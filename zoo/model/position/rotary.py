@@ -94,9 +94,8 @@ class DynamicScaling(Scaling, kind="dynamic"):
 
 
 class YarnScaling(Scaling, kind="yarn"):
-    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN; Peng et al., 2023). Cosines and sines are
-    multiplied by 0.1·ln(factor) + 1, unless `attention_factor` or the pair `mscale` and `mscale_all_dim` says
-    otherwise."""
+    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN; Peng et al., 2023). Cosines and sines have a
+    factor, too: `attention_factor`, or that of the pair `mscale` and `mscale_all_dim`."""
 
     factor: PositiveFloat
     """Divisor of the slow pairs' frequencies."""
@@ -107,7 +106,7 @@ class YarnScaling(Scaling, kind="yarn"):
     beta_slow: PositiveFloat = 1.0
     """Turns in the trained length up to which a pair is interpolated."""
     attention_factor: float | None = None
-    """Factor of cosines and sines, where it is not the default."""
+    """Factor of cosines and sines; 0.1·ln(factor) + 1 unless given."""
     mscale: float | None = None
     """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024). It
     counts only beside `mscale_all_dim`, the b."""
