@@ -147,7 +147,7 @@ class Laplace(Activation, kind="laplace"):
 
 
 class SqrtSoftplus(Activation, kind="sqrtsoftplus"):
-    """√ln(1 + eˣ) (DeepSeek-V4, 2026, for the scores of experts)."""
+    """√ln(1 + eˣ), for the scores of experts (DeepSeek-V4, 2026)."""
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.sqrt(F.softplus(x))

@@ -80,7 +80,7 @@ class Sinkhorn(Projected, kind="sinkhorn"):
     w = 2·σ(·)."""
 
     iterations: PositiveInt = 20
-    """Number of times that rows and columns are normalised."""
+    """Number of times that rows, first by the softmax, and columns are normalised."""
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ class PowerTempering(Tempering, kind="power"):
     softmax, Nakanishi, 2025)."""
 
     floor: PositiveInt = 2048
-    """Divisor of the positions, in tokens: the growth sets in at about as many."""
+    """Divisor of the positions, in tokens."""
     power: PositiveFloat = 0.1
     """Exponent of the growth."""
     first: NonNegativeInt = 1
