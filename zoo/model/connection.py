@@ -52,9 +52,9 @@ class Projected(Connection):
     end to end, divided by their root mean square."""
 
     eps: PositiveFloat = 1e-6  # added to factors that must not be 0
-    """Number added to factors that must not be 0."""
+    """Epsilon, added to factors that must not be 0."""
     norm_eps: PositiveFloat = 1e-6
-    """Number added to the streams' mean square under the root."""
+    """Epsilon of the streams' normalisation, added to their mean square under the root."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class Independent(Projected, kind="independent"):
     """Hyper-connections whose streams are not mixed, M = 1 (Tencent, 2026, Hy4): r = σ(·), w = magnitude·σ(·)."""
 
     magnitude: PositiveFloat = 2.0
-    """Factor of w."""
+    """Factor of w, by which what a sub-layer gives is written to the streams."""
 
     @property
     def widths(self) -> tuple[int, ...]:

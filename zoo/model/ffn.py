@@ -88,8 +88,8 @@ class Gated(FFN, kind="gated"):
     down_bias: bool | None = None
     """Whether W_down has a bias; as `bias` unless given (GTE has this one alone)."""
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
-    """Share s of the gate's channels that are set to 0, about: the activation reads relu(g − mean(g) − Φ⁻¹(s)·std(g))
-    in place of g = x·W_gate (Gemma 3n, 2025)."""
+    """Approximate share s of the gate's channels that are set to 0: the activation reads
+    relu(g − mean(g) − Φ⁻¹(s)·std(g)) in place of g = x·W_gate (Gemma 3n, 2025)."""
     limit: PositiveFloat | None = None
     """Bound L of the projections: x·W_gate is at most L, and x·W_up is held within ±L (DeepSeek-V4, 2026)."""
     up_softcap: PositiveFloat | None = None
@@ -154,7 +154,7 @@ class GatedClamped(FFN, kind="gated_clamped"):
     alpha: PositiveFloat = 1.702
     """Factor of the gate in its own sigmoid, σ(alpha·g)."""
     limit: PositiveFloat = 7.0
-    """Upper bound of g, and bound of u on either side."""
+    """Upper bound of the gate g, and bound of u on either side."""
     bias: bool = True
     """Whether the three projections have a bias."""
 

@@ -232,7 +232,7 @@ class NextSentence(Pooler, kind="next_sentence"):
     ALBERT's sentence order (Devlin et al., 2018; Lan et al., 2019)."""
 
     n_classes: PositiveInt = 2
-    """Number of ways to follow; 2 in both."""
+    """Number of classes: 2 for next sentence, and for sentence order."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"dense": Linear(d_model, d_model, bias=True), "relation": Linear(d_model, self.n_classes, bias=True)}

@@ -39,9 +39,9 @@ class Loop(Spec, axis="loop", default="plain"):
     restarts: ClassVar[bool] = False  # whether each pass begins with what went into the first
 
     start: NonNegativeInt = 0
-    """Number of the loop's first layer, from 0 on."""
+    """Index of the loop's first layer, from 0 on."""
     end: PositiveInt
-    """Number behind the loop's last layer: its layers are `start` to `end` - 1."""
+    """Index behind that of the loop's last layer."""
     passes: Annotated[int, Ge(2)] = 2
     """Number of times that the loop's layers are run."""
 
@@ -248,7 +248,7 @@ class LowRankGate(MessageGate, kind="low_rank"):
     2026, Inkling 2)."""
 
     rank: PositiveInt = 64
-    """Channels of l."""
+    """Rank of the gates: channels of l."""
     norm: WholeNorm = RMSNorm(weight=False)
     """Norm of x, and of the message."""
 

@@ -64,15 +64,15 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
     hashes: PositiveInt = 8
     """Number of hashes, and tables, of each n."""
     width: PositiveInt
-    """Channels of all tables' vectors together, e."""
+    """Channels of e, the vectors of all tables together."""
     table_size: PositiveInt
-    """Number from which on the tables' sizes are primes, in rows."""
+    """Least size of a table, in rows: sizes are primes from this number on."""
     multiple_of: PositiveInt = 128
-    """Number of which the rows of the tables' one tensor are a multiple."""
+    """Divisor of the rows of the tensor that has all tables: it is padded to a multiple."""
     seed: NonNegativeInt = 1234
     """Seed of the hashes' multipliers."""
     number: NonNegativeInt = 0
-    """Number of the layer among those with n-grams, from 0 on: it gives each layer sizes and multipliers of its own."""
+    """Index of the layer among those with n-grams, from 0 on: it gives each layer sizes and multipliers of its own."""
     d_conv: PositiveInt = 4
     """Width of the convolution, in tokens, which are `longest` apart."""
     norm: WholeNorm = RMSNorm()

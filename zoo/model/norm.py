@@ -35,7 +35,7 @@ class RMSNorm(Norm, kind="rmsnorm"):
     """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019)."""
 
     eps: float = 1e-6
-    """Number added to the mean square under the root."""
+    """Epsilon, added to the mean square under the root."""
     weight: bool = True
     """Whether each channel is multiplied by a learned weight."""
     bias: bool = False
@@ -128,7 +128,7 @@ class LayerNorm(Norm, kind="layernorm"):
     """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016)."""
 
     eps: float = 1e-5
-    """Number added to the variance under the root."""
+    """Epsilon, added to the variance under the root."""
     weight: bool = True
     """Whether each channel is multiplied by a learned weight."""
     bias: bool = True

@@ -72,9 +72,9 @@ class WeightedStreams(Streams, kind="weighted"):
     streams of the token, end to end and divided by their root mean square (DeepSeek-V4, 2026)."""
 
     eps: PositiveFloat = 1e-6
-    """Number added to the factors, which must not be 0."""
+    """Epsilon, added to the factors, which must not be 0."""
     norm_eps: PositiveFloat = 1e-6
-    """Number added to the streams' mean square under the root."""
+    """Epsilon of the streams' normalisation, added to their mean square under the root."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

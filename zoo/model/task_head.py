@@ -157,9 +157,9 @@ class SpanHead(Head, kind="question_span"):
     question_id: NonNegativeInt
     """Id of the question token, of which a row's first asks."""
     activation: PlainActivation
-    """Activation of f."""
+    """Activation of the transforms f."""
     norm: WholeNorm
-    """Norm of f."""
+    """Norm of what the transforms f give."""
 
     @property
     def n_logits(self) -> int:

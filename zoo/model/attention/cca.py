@@ -41,11 +41,11 @@ class CCA(SoftmaxAttention, kind="cca"):
     head_dim: PositiveInt
     """Channels of a head."""
     token_width: PositiveInt = 2
-    """Width of the first, depthwise convolution, in tokens."""
+    """Width of the first convolution of queries and keys, the depthwise one, in tokens."""
     head_width: PositiveInt = 2
-    """Width of the second convolution, in tokens."""
+    """Width of the second convolution of queries and keys, which mixes a head's channels, in tokens."""
     qk_norm: WholeNorm = RMSNorm(weight=False)
-    """Norm of queries and of keys, over each head."""
+    """Norm of each head's queries and keys."""
     bias: bool = False
     """Whether the projections have a bias; the convolutions always do."""
     window: PositiveInt | None = None

@@ -42,11 +42,11 @@ class Compressed(SoftmaxAttention, kind="compressed"):
     head_dim: PositiveInt
     """Channels of a head, and of the vector c."""
     q_lora_rank: PositiveInt
-    """Rank of the queries' product."""
+    """Rank of the query projection: channels of the latent between its two matrices."""
     o_groups: PositiveInt
     """Number of groups of heads that the output's first product takes by themselves, a divisor of `n_heads`."""
     o_lora_rank: PositiveInt
-    """Channels that the output's first product makes of a group."""
+    """Channels that the output's first product makes of each group."""
     window: PositiveInt
     """Number of tokens that a query sees as they are, itself included."""
     norm: WholeNorm = RMSNorm()

@@ -23,9 +23,9 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
     overlap: ClassVar[bool] = False  # whether a token counts for the entry after its own, too
 
     rate: Annotated[int, Ge(2)]
-    """Tokens of an entry."""
+    """Number of tokens that make one entry."""
     norm: WholeNorm = RMSNorm()
-    """Norm of an entry."""
+    """Norm of each entry."""
 
     @property
     def series(self) -> int:

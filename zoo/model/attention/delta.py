@@ -61,15 +61,16 @@ class GatedDelta(Attention, kind="gated_delta"):
     activation: PlainActivation = SiLU()
     """Activation of the convolution's output."""
     beta_scale: PositiveFloat = 1.0
-    """Factor of β. A factor of 2 lets S change its sign along k (Grazzi et al., 2024, negative eigenvalues)."""
+    """Factor of β, the strength of writing. A factor of 2 lets S change its sign along k (Grazzi et al., 2024, negative
+    eigenvalues)."""
     decay: bool = True
     """Whether the state decays. Otherwise α is 1: the delta rule alone (Yang et al., 2024, DeltaNet)."""
     gate: PlainActivation | None = SiLU()
-    """Activation of the output gate; null for no gate (DeltaNet)."""
+    """Activation of the output gate z; null for no gate (DeltaNet)."""
     norm: WholeNorm = RMSNorm(eps=1e-6)
-    """Norm of y over each value head."""
+    """Norm of each value head's output y."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.n_v_heads % self.n_k_heads:

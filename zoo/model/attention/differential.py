@@ -36,7 +36,7 @@ class Differential(SoftmaxAttention, kind="differential"):
     n_kv_heads: PositiveInt
     """Number of heads of keys and values, each of which serves a group of query heads."""
     head_dim: PositiveInt
-    """Channels of each of a head's queries and keys. Its value has twice as many."""
+    """Channels of a head's queries and keys; its value has twice as many."""
     norm: WholeNorm
     """Norm of a head's output."""
     lambda_init: float = 0.8

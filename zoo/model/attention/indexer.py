@@ -161,13 +161,13 @@ class Lightning(TopKIndexer, kind="lightning"):
     norm: WholeNorm = LayerNorm(eps=1e-6)
     """Norm of the keys."""
     interleaved: bool = False
-    """Whether neighbouring channels are rotated as pairs (GLM-5, 2026), rather than the halves of those rotated."""
+    """Whether neighbouring channels are the rotated pairs (GLM-5, 2026), rather than those of two halves."""
     rotates_last: bool = False
     """Whether the last channels are rotated, rather than the leading ones (Hy4, 2026)."""
     input_norm: WholeNorm | None = None
     """Norm of the latent that queries are made of."""
     tempering: Tempering | None = None
-    """Growth of queries with position (Mistral Large 4, 2026)."""
+    """Tempering of the queries, which grow with position (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         if self.tempering is not None and not self.tempering.by_head:
@@ -242,7 +242,7 @@ class Blocks(NormedIndexer, kind="blocks"):
     local_blocks: PositiveInt = 1
     """Number of newest blocks that are always chosen, of those that a query sees."""
     interleaved: bool = False
-    """Whether neighbouring channels are rotated as pairs, rather than the halves of those rotated."""
+    """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
 
     def __post_init__(self) -> None:
         if self.local_blocks > self.top_blocks:
@@ -354,7 +354,7 @@ class EntryIndexer(TopKIndexer, kind="entries"):
     compressor: Compressor
     """Compressor that makes the keys, entries of the indexer's own, of the tokens that attention's are made of."""
     interleaved: bool = False
-    """Whether neighbouring channels are rotated as pairs, rather than the halves of those rotated."""
+    """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return super().weights(d_model, q_width) | self.compressor.list_parts(d_model, self.head_dim, "index_")

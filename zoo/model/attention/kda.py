@@ -53,15 +53,15 @@ class KDA(Attention, kind="kda"):
     activation: PlainActivation = SiLU()
     """Activation of the convolution's output."""
     norm: WholeNorm = RMSNorm(eps=1e-5)
-    """Norm of y over each head."""
+    """Norm of each head's output y."""
     low_rank: bool = True
     """Whether decay and output gate are products of two matrices, W_fa and W_ga being K wide. Otherwise one matrix W_f
     stands for W_fa·W_fb, and W_g for W_ga·W_gb."""
     lower_bound: Annotated[float, Field(lt=0)] | None = None
-    """Lower bound of ln α, below 0: α = exp(lower_bound·σ(exp(A_log)·(x·W_f + dt_bias))) (Ling 3, 2026). None unless
-    given."""
+    """Lower bound of the decay's logarithm ln α, below 0: α = exp(lower_bound·σ(exp(A_log)·(x·W_f + dt_bias))) (Ling 3,
+    2026). None unless given."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence, a power of two; changes speed alone."""
+    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

@@ -52,9 +52,9 @@ class Lightning(Attention, kind="lightning"):
     decay_scale: PositiveFloat = 1.0
     """Factor of the slopes. MiniMax-01's falls from the first layer to the last."""
     norm_eps: PositiveFloat = 1e-6
-    """Number that the output's norm adds to the mean square under its root."""
+    """Epsilon of the output's norm, added to the mean square under its root."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     @property
     def d_inner(self) -> int:
@@ -142,11 +142,11 @@ class GLA(Attention, kind="gla"):
     gate_rank: PositiveInt = 16
     """Rank of the decay's product W_a·W_b."""
     temperature: PositiveFloat = 16.0
-    """Divisor of ln α: the higher, the less is forgotten."""
+    """Temperature of the decay α, the divisor of ln α: the higher, the less is forgotten."""
     norm: WholeNorm = RMSNorm(eps=1e-5)
-    """Norm of y over each head."""
+    """Norm of each head's output y."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence, a power of two; changes speed alone."""
+    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

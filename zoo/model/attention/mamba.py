@@ -57,7 +57,7 @@ class Mamba(Attention, kind="mamba"):
     """Equal parts of the inner channels, each with B, C and Δ of its own channels alone (Glorioso et al., 2024,
     Zamba)."""
     d_state: PositiveInt = 16
-    """State size S: numbers that each inner channel keeps."""
+    """State size S of each inner channel."""
     d_conv: PositiveInt = 4
     """Width of the causal convolution, in tokens."""
     dt_rank: PositiveInt | None = None
@@ -250,7 +250,7 @@ class Mamba2(Attention, kind="mamba2"):
     head_dim: PositiveInt
     """Channels P of a head."""
     d_state: PositiveInt = 128
-    """State size S: numbers that each channel keeps."""
+    """State size S of each channel."""
     d_conv: PositiveInt = 4
     """Width of the causal convolution of x, B and C, in tokens."""
     n_groups: PositiveInt = 1
@@ -262,7 +262,7 @@ class Mamba2(Attention, kind="mamba2"):
     activation: PlainActivation = SiLU()
     """Activation of the convolution's output."""
     norm_eps: PositiveFloat | None = 1e-5
-    """Number that the output's norm adds to the mean square under its root; null leaves the norm out."""
+    """Epsilon of the output's norm, added to the mean square under its root; null leaves the norm out."""
     norm_before_gate: bool = False
     """Whether the norm comes before the gate: norm(y) ⊙ silu(z)."""
     norm_groups: PositiveInt | None = None
@@ -276,7 +276,7 @@ class Mamba2(Attention, kind="mamba2"):
     dt_max: PositiveFloat | None = None
     """Upper bound of Δ; null for none."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_groups:

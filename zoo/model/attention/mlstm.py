@@ -43,15 +43,15 @@ class MLSTM(Attention, kind="mlstm"):
     head_v_dim: PositiveInt
     """Channels V of a head's values."""
     gate_softcap: PositiveFloat | None = 15.0
-    """Bound c of ĩ and f̃, which become c·tanh(·/c); null for none."""
+    """Bound c of the logits of input and forget gates, c·tanh(·/c); null for none."""
     bias: bool = False
     """Whether the projections of q, k, v and o, W_out and the norm have a bias."""
     norm_eps: PositiveFloat = 1e-6
-    """Number that the output's norm adds to the variance under its root."""
+    """Epsilon of the output's norm, added to the variance under its root."""
     eps: PositiveFloat = 1e-6
-    """Number added to the divisor of h."""
+    """Epsilon, added to the divisor of a head's output h."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         key, value, heads = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim, self.n_heads

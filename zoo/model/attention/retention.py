@@ -44,9 +44,9 @@ class Retention(Attention, kind="retention"):
     position: Position
     """Position scheme that rotates q and k, as xPos does (Sun et al., 2022), whose scale the decay takes over."""
     norm: WholeNorm = LayerNorm(eps=1e-5, weight=False, bias=False)
-    """Norm of y over each head: the paper's GroupNorm."""
+    """Norm of each head's output y: the paper's GroupNorm."""
     chunk_size: PositiveInt = 64
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.position.inside and not self.position.rotates:

@@ -48,9 +48,9 @@ class RGLRU(Attention, kind="rg_lru"):
     bias: bool = True
     """Whether the projections and the convolution have a bias; the gates always do."""
     activation: PlainActivation = GELUTanh()
-    """Activation of x·W_y."""
+    """Activation of the output gate x·W_y."""
     chunk_size: PositiveInt = 32
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.d_inner % self.n_heads:

@@ -50,7 +50,7 @@ class RWKV(Attention, kind="rwkv"):
     d_inner: PositiveInt
     """Channels of r, k and v."""
     chunk_size: PositiveInt = 32
-    """Tokens of a chunk of the recurrence; changes speed alone."""
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)

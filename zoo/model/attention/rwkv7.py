@@ -77,9 +77,9 @@ class RWKV7(Attention, kind="rwkv7"):
     """Kind of layer, by name, the last of which before this one gives the values that v moves towards: in the paper
     every layer but the first takes the first's."""
     norm_eps: PositiveFloat = 6.4e-4
-    """Number that the output's norm adds to the variance under its root."""
+    """Epsilon of the output's norm, added to the variance under its root."""
     chunk_size: PositiveInt = 16
-    """Tokens of a chunk of the recurrence, a power of two; changes speed alone."""
+    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

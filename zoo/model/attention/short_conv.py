@@ -34,7 +34,7 @@ class ShortConv(Attention, kind="short_conv"):
     d_conv: PositiveInt = 3
     """Width of the convolution, in tokens."""
     bias: bool = False
-    """Whether both products and the convolution have a bias."""
+    """Whether both projections and the convolution have a bias."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         inner = self.d_inner

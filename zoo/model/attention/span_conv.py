@@ -39,7 +39,7 @@ class SpanConv(Attention, kind="span_conv"):
     conv_width: PositiveInt = 9
     """Width of both convolutions, in tokens, an odd number."""
     bias: bool = True
-    """Whether the products have a bias."""
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         if self.conv_width % 2 == 0:

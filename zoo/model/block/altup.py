@@ -30,7 +30,7 @@ class AltUp(Sandwich, kind="altup"):
     n_streams: Annotated[int, Ge(2)] = 4
     """Number of residual streams, S. The model's `streams` are as many."""
     active: NonNegativeInt = 0
-    """Number of the stream that is computed, from 0 on."""
+    """Index of the stream that the layer computes, from 0 on."""
     correct_scale: bool = True
     """Whether the active stream is multiplied by a learned vector where `layer_input` reads it."""
 

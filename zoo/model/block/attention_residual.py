@@ -43,7 +43,7 @@ class AttentionResidual(Block, kind="attention_residual"):
     out_conv: OutConv | None = None
     """Convolution that what attention and the feed-forward give passes before it is added (Inkling, 2026)."""
     messages: MessageGate | None = None
-    """Gate that mixes a message into what each sub-layer reads: of the groups that ended in a loop's pass before
+    """Gate that mixes into what each sub-layer reads a message of the groups that ended in the loop's pass before
     (`zoo.model.loop`)."""
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ class Block(Spec, axis="block"):
     attention: Attention
     """Mixer of the layer's tokens: an attention, or a recurrent mixer."""
     norm: WholeNorm
-    """Norm at each place of the layer that has one, with weights of each place's own."""
+    """Norm of the layer. Each place that has one gets weights of its own."""
     cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
     """Attention to an encoder's output, after that to the tokens themselves or merged with it."""
     residual_scale: float = 1.0

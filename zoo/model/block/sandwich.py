@@ -34,8 +34,8 @@ class Sandwich(Block, kind="sandwich"):
     """Whether the layer's output is multiplied by one number, saved with the weights and not trained (Gemma 4,
     2026)."""
     laurel_rank: PositiveInt | None = None
-    """Rank R of another way for attention's input n, n + norm(n·A·B) with A [D, R]. It joins the stream, which is
-    divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""
+    """Rank R of a second path for attention's input n: n + norm(n·A·B), with A [D, R], is added to the stream, and the
+    sum divided by √2 (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""
     out_norm: WholeNorm | None = None
     """Norm after the sub-layers; `norm` unless given (Meta, 2026, Muse Glimmer)."""
     ffn_out_norm: WholeNorm | None = None

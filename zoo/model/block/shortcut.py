@@ -30,7 +30,7 @@ class Shortcut(Block, kind="shortcut"):
     ffn: FFN
     """Feed-forward beside the others, most often a mixture of experts."""
     dense: FFN
-    """Feed-forward after each attention, which every token passes."""
+    """Feed-forward after each of the two attentions, which every token passes. Each has weights of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
