@@ -172,7 +172,9 @@ class SoftmaxAttention(Attention):
     """Base of the kinds that take a softmax over the scores of keys: what position schemes and kernels ask of them."""
 
     n_heads: PositiveInt
+    """Number of query heads."""
     position: Position
+    """Position scheme inside attention: it rotates queries and keys, or adds a bias to their scores."""
 
     @property
     def score_heads(self) -> int:
