@@ -25,9 +25,13 @@ class MergedAttention(Attention, kind="merged"):
     merges: ClassVar[bool] = True
 
     n_heads: PositiveInt
+    """Query heads, as many as of the layer's attention."""
     n_kv_heads: PositiveInt
+    """Sets of keys and values, as many as of the layer's attention."""
     head_dim: PositiveInt
+    """Channels of a head's keys."""
     v_head_dim: PositiveInt | None = None
+    """Channels of a head's values, as many as of its keys unless given."""
 
     def check_beside(self, attention: Attention) -> None:
         if not isinstance(attention, GQA) or not attention.takes_memory:
