@@ -244,6 +244,7 @@ class SpreadMoE(MoE):
     """A mixture of which each of `ranks` ranks has some of the experts, one after the other."""
 
     ranks: int = 1
+    """Ranks of expert parallelism."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         parts = super().parts(d_model)

@@ -276,9 +276,10 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
 class SparseMixer(Router, kind="sparsemixer"):
     """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
 
-    Each is drawn among those whose score is near the best, and weighted by its softmax among them, so that weights need not sum to 1; the second among all
-    but the first. Training draws by chance, and scales three weights in four of an expert that is not the best by 1/3
-    (Heun's third-order estimate) without a say in the gradient. Otherwise the best is taken. Losses as in TopK.
+    Each is drawn among those whose score is near the best, and weighted by its softmax among them, so that weights need
+    not sum to 1; the second among all but the first. Training draws by chance, and scales three weights in four of an
+    expert that is not the best by 1/3 (Heun's third-order estimate) without a say in the gradient. Otherwise the best
+    is taken. Losses as in TopK.
     """
 
     top_k: PositiveInt = 2
