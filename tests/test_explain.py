@@ -226,7 +226,7 @@ def test_pairs_are_written_as_their_mask_has_them():
     assert local == "window · (window + 1) / 2 + (context − window) · window"
     assert pairs("bert-base")["attention pairs"] == "context·context"
     chunked = pairs("llama-tiny", ["+attention={window:64,window_kind:chunked}"], context=200)["attention pairs"]
-    assert chunked.startswith("floor(context/chunk) · chunk · (chunk + 1) / 2 + ")
+    assert chunked.startswith("floor(context/window) · window · (window + 1) / 2 + ")
 
 
 def test_layers_that_share_weights_are_stored_once_and_used_often():

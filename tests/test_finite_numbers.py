@@ -12,7 +12,7 @@ import zoo.training.settings  # noqa: F401  (its settings are Specs too)
 from zoo.compose import load
 from zoo.costs import Setup
 from zoo.errors import ConfigError
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 ODD = (math.nan, math.inf, -math.inf)
 
@@ -52,7 +52,7 @@ def count_items(hint: typing.Any) -> int:
 def lines_of(axis: type[Spec], kind: type[Spec], name: str, value: typing.Any) -> list[str]:
     """The refusals of one field's value."""
     with pytest.raises(ValidationError) as raised:
-        axis.parse({"kind": kind.kind, name: value})
+        axis.parse({**({} if issubclass(kind, Node) else {"kind": kind.kind}), name: value})
     return [item["msg"] for item in raised.value.errors(include_url=False) if item["loc"][0] == name]
 
 

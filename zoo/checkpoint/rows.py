@@ -22,7 +22,7 @@ from zoo.checkpoint.likeness import is_equal
 from zoo.families.binding import bind, try_evaluate
 from zoo.families.expression import Bindings, Expression, is_expression
 from zoo.grammar import to_dict, to_tree
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 LENDER = "kv_from"
 """The field of an attention that names a kind of layer."""
@@ -78,6 +78,8 @@ def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
     """Pair what a composed template has with the value of the same field of a Spec, from the top down."""
     if isinstance(node, Mapping) and BOX in node:  # a head beside it is completed by the vocabulary
         node = node[BOX]
+    if isinstance(value, Node) and value.word and not _spells_out(node, value):
+        value = getattr(value, value.word)
     if isinstance(node, Mapping) and isinstance(value, Spec):
         if "kind" in node:
             yield FieldRow(node["kind"], value.kind)
@@ -90,6 +92,13 @@ def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
                 yield FieldRow(field.default, getattr(value, field.name))
     elif not isinstance(node, Mapping) or (node and not isinstance(value, Mapping)):
         yield FieldRow(node, to_dict(value))
+
+
+def _spells_out(node: Any, value: Node) -> bool:
+    """Tell whether a template has a node's fields, or what stands for its main field alone."""
+    if isinstance(node, Mapping):
+        return "kind" not in node
+    return isinstance(node, str) and f'"{value.word}":' in node
 
 
 def _bind_tower(tree: Mapping[str, Any], tower: Any, known: Mapping[str, Any], found: Bindings) -> list[str]:

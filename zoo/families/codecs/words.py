@@ -95,9 +95,10 @@ def write_round_up(value: int) -> tuple[int, int]:
     return value, value
 
 
-def read_bias(inputs: bool, output: bool) -> bool | str:
+def read_bias(inputs: bool, output: bool | None = None) -> bool | str:
     """`bias_of(attention_bias, attention_out_bias)`: which products of attention have a bias, where a config says so of
-    queries, keys and values together, and of the output."""
+    queries, keys and values together, and of the output; `bias_of(attention_bias)` where one field says both."""
+    output = inputs if output is None else output
     return bool(inputs) if bool(inputs) == bool(output) else "qkv" if inputs else "o"
 
 
