@@ -172,6 +172,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * 100_000, "mine.yaml:1:1001: not YAML, exceeded maximum nesting depth"),
         ("? " * 5_000, "mine.yaml:1: is nested more than 64 deep (a flatter file)"),
         (f"n_layers: {'9' * 5000}\n", "mine.yaml:1: holds a number of 5,000 digits (at most 40)"),
+        ('a: 1\nb: [1, {c: "x\\0"}]\n', "mine.yaml:2: b.1.c: 'x\\x00' holds a NUL (a text)"),
         (
             "a: !!python/object/apply:os.system [touch CANARY]\n",
             "mine.yaml:1:4: not YAML, could not determine a constructor for the tag "
