@@ -45,7 +45,7 @@ MODELS = {
     "defaults: [/model/llama-tiny@_here_, /plain@_global_.hydra]": "defaults: puts '/plain' into Hydra's own settings",
     "defaults: [/model/llama-tiny@_here_, /placed]": "_target_: names code, found 'os.system'",
     "defaults: [/model/llama-tiny@_here_, override /hydra/launcher: joblib]": (
-        "mine.yaml: defaults: chooses '/hydra/launcher', which is Hydra's own"
+        "mine.yaml:1: defaults: chooses '/hydra/launcher', which is Hydra's own"
     ),
     f"defaults: [/model/llama-tiny@_here_]\nhydra: {{callbacks: {{e: {CODE}}}}}": (
         "hydra: sets Hydra's own settings, found 'callbacks'"
@@ -75,19 +75,21 @@ def test_an_absolute_path_is_no_group(here: Path, refused) -> None:
 
 
 CONFIGS = {
-    f"hydra: {{callbacks: {{e: {CODE}}}}}": f"mine.yaml: hydra: sets Hydra's own settings, found 'callbacks' ({ALONE})",
+    f"hydra: {{callbacks: {{e: {CODE}}}}}": (
+        f"mine.yaml:1: hydra: sets Hydra's own settings, found 'callbacks' ({ALONE})"
+    ),
     "defaults: [/config, {override /hydra/launcher: joblib}, _self_]": (
-        f"mine.yaml: defaults: chooses '/hydra/launcher', which is Hydra's own ({ALONE})"
+        f"mine.yaml:1: defaults: chooses '/hydra/launcher', which is Hydra's own ({ALONE})"
     ),
     "launcher: {kind: slurm, lines: [touch CANARY]}": (
-        f"mine.yaml: launcher.lines: states lines for a shell, found a list of 1 ({ALONE})"
+        f"mine.yaml:1: launcher.lines: states lines for a shell, found a list of 1 ({ALONE})"
     ),
     "logger: {kind: mlflow, uri: 'http://stranger'}": (
-        f"mine.yaml: logger.uri: states where to send what is logged, found 'http://stranger' ({ALONE})"
+        f"mine.yaml:1: logger.uri: states where to send what is logged, found 'http://stranger' ({ALONE})"
     ),
-    "kernel: flash2_hub": f"mine.yaml: kernel: is 'flash2_hub', which is fetched from the hub ({ALONE})",
+    "kernel: flash2_hub": f"mine.yaml:1: kernel: is 'flash2_hub', which is fetched from the hub ({ALONE})",
     "sample: {prompt: '${oc.env:HOME}'}": (
-        f"mine.yaml: sample.prompt: asks '${{oc.env:…}}' (a value, or ${{up:…}} and ${{or:…}}; {ALONE})"
+        f"mine.yaml:1: sample.prompt: asks '${{oc.env:…}}' (a value, or ${{up:…}} and ${{or:…}}; {ALONE})"
     ),
 }
 

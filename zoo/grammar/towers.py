@@ -15,6 +15,7 @@ from zoo.grammar.resolvers import find_unresolvable, record_reads
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import Head, VocabularyHead
 from zoo.spec.faults import describe_no_node, describe_unknown_kind
+from zoo.spec.foreign import translate_name
 
 
 class TowerNode:
@@ -95,7 +96,9 @@ class TowerNode:
         faults = []
         for kind, key in self._list_unread(read):
             why = "nothing in these layers reads it (leave it out, or choose what does)"
-            why = why if key in KNOWN | asked else f"no such key{did_you_mean(key, read[kind])}"
+            if key not in KNOWN | asked:
+                ours = translate_name(key)
+                why = f"no such key{f' ({ours})' if ours else did_you_mean(key, read[kind])}"
             faults.append(f"layers.{kind}.{key}: {why}")
         return faults
 
