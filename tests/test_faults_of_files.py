@@ -12,7 +12,7 @@ from zoo.errors import ConfigError
 from zoo.grammar.keys import BASES, KNOWN
 from zoo.paths import conf_dir
 from zoo.spec.faults import list_choices
-from zoo.spec.foreign import _FORMS, FOREIGN, translate_name
+from zoo.spec.foreign import FOREIGN, FORMS, INNER, translate_name
 from zoo.untrusted.marks import list_lines
 
 START = "defaults: [/model/llama-tiny@_here_]\n"
@@ -48,6 +48,7 @@ def refused(capsys, *args: str) -> list[str]:
         ("layers:\n  far: {position: rop}\n", "mine.yaml:3: layers.far.position: no option 'rop'"),
         ("layers:\n  far:\n    windw: 3\npattern: [far]\n", "mine.yaml:4: layers.far.windw: "),
         ("pattern:\n- far\n", "mine.yaml:2: pattern: no layer is named 'far'"),
+        ("kind: decodr\n", "mine.yaml:2: model: kind 'decodr' is not a choice of topology"),
         ("about: {title: '${oc.env:HOME}'}\n", "mine.yaml:2: about.title: asks "),
         ("base: &base {qk_nrom: true}\nattention:\n  <<: *base\n", "mine.yaml:2: attention.qk_nrom: "),
     ],
@@ -68,6 +69,7 @@ def test_what_is_typed_is_named_as_it_was_typed():
         "n_layers: must be a whole number above 0, found 'seven'",
         "mine.yaml:2: attention.qk_nrom: attention 'gqa' has no such field (did you mean 'qk_norm'?)",
     ]
+    assert faults(START + "n_heads: 7\n") == ["mine.yaml:2: attention: n_heads=7 is not a multiple of n_kv_heads=2"]
     (fault,) = faults(START + "attention: {softcap: 5}\n", "n_kv_heads=5")
     assert fault.startswith("attention: n_heads=") and fault.endswith(" is not a multiple of n_kv_heads=5")
 
@@ -125,6 +127,10 @@ def test_other_libraries_names_are_told_with_ours_and_the_value():
     assert faults(START + "attention: {num_heads: 8}\n") == [
         "mine.yaml:2: attention.num_heads: attention 'gqa' has no such field (n_heads is Zoo's name for it: n_heads: 8)"
     ]
+    (fault,) = faults(START.replace("llama", "mixtral") + "ffn: {num_experts: 8}\n")
+    assert fault.endswith("no such field (n_experts is Zoo's name for it, at the model's top level: n_experts: 8)")
+    (fault,) = faults(START + "head: {tie_word_embeddings: true}\n")
+    assert fault.endswith("(tied is Zoo's name for it: tied: true)")
     assert faults(START, "hidden_size=3") == ["hidden_size: unknown key (d_model is Zoo's name for it)"]
 
 
@@ -143,11 +149,11 @@ WHOLE = {
 
 
 def test_ours_are_keys_of_a_model_and_theirs_are_not():
-    assert set(FOREIGN.values()) <= KNOWN | {"softcap"}
-    assert not {*FOREIGN, *_FORMS} & KNOWN
+    assert set(FOREIGN.values()) <= KNOWN | INNER
+    assert not {*FOREIGN, *FORMS} & KNOWN
 
 
-@pytest.mark.parametrize("name", _FORMS)
+@pytest.mark.parametrize("name", FORMS)
 def test_what_a_fault_tells_to_write_can_be_pasted_into_a_file(name):
     written = translate_name(name, 16).removeprefix("Zoo writes ")
     others = {"position": "none", "activation": "gelu", "norm": "layernorm", "ffn": "mlp", "head": {"tied": False}}
@@ -158,6 +164,13 @@ def test_what_a_fault_tells_to_write_can_be_pasted_into_a_file(name):
 
 
 # ---------------------------------------------------------------- few words
+
+
+def test_a_field_at_the_top_level_is_told_with_its_place_and_value():
+    assert faults(START + "qk_norm: true\n") == [
+        "mine.yaml:2: qk_norm: no such key of a model; attention 'gqa' has it "
+        "(attention: {qk_norm: true}, or attention.qk_norm=true)"
+    ]
 
 
 def test_a_wrong_field_tells_a_dozen_and_how_to_see_the_others():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +71,8 @@ def _locate(fault: str, lines: Mapping[Source, Mapping[str, int]], typed: Sequen
         return fault
     if any(f"{each.split('.')[-1]}=" in text for each in typed):  # `n_kv_heads=3 is no divisor …`
         return fault
-    parts = _ITEM.sub(r".\1", key).split(".")
     inner = {each.root for each in lines if each.root}
-    for depth in range(len(parts), 0, -1):
-        place = ".".join(parts[:depth])
+    for place in _list_places(key, text, inner):
         if any(place in (each, *(f"{root}.{each}" for root in inner)) for each in typed):
             return fault
         for source, known in lines.items():
@@ -82,8 +80,20 @@ def _locate(fault: str, lines: Mapping[Source, Mapping[str, int]], typed: Sequen
             if own in known and label in (None, source.label):
                 return f"{source.label}:{known[own]}: {text}"
     others = (each for each in lines if each.file.suffix not in YAML)
-    whole = next((each for each in others if each.root in ("", parts[0])), None)
+    whole = next((each for each in others if each.root in ("", key.split(".")[0])), None)
     return f"{whole.label}: {text}{_name_fields(whole, text)}" if whole else fault
+
+
+def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
+    """List the keys at which a fault may have been stated, the likeliest first: its own; those whose values it tells,
+    as in `attention: n_heads=7 is …`, where attention is the packaged model's; and what it is a part of."""
+    parts = _ITEM.sub(r".\1", key).split(".")
+    yield ".".join(parts)
+    top = parts[:1] if parts[0] in roots else []
+    yield from (".".join([*top, name]) for name in re.findall(r"\b(\w+)=", text))
+    if key == "model":  # a fault of the whole, which only its kind can have
+        yield ".".join([*top, "kind"])
+    yield from (".".join(parts[:depth]) for depth in range(len(parts) - 1, len(top), -1))
 
 
 def _name_fields(source: Source, text: str) -> str:

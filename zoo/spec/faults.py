@@ -50,9 +50,14 @@ def list_choices(axis: type[Spec]) -> list[str]:
     return sorted({*axis.kinds, *(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml"))})
 
 
+def _is_of_model(axis: type[Spec]) -> bool:
+    """Tell whether an axis is one of a model's, and none of a training's."""
+    return axis.__module__.startswith("zoo.model.")
+
+
 def _is_listed(axis: type[Spec]) -> bool:
     """Tell whether `zoo list --axis` knows an axis: one of a model's, with files of its own."""
-    return axis.__module__.startswith("zoo.model.") and (conf_dir() / axis.axis).is_dir()
+    return _is_of_model(axis) and (conf_dir() / axis.axis).is_dir()
 
 
 def list_options(names: Iterable[str], listed: str = "", near: str = "") -> str:
@@ -94,7 +99,7 @@ def describe_unknown_field(choice: type[Spec], name: str, value: Any) -> InitErr
     nearest field, else with the first of its fields, those without a default before the others."""
     fields = choice.fields()
     names = [field.name for field in fields]
-    if ours := translate_name(name, value, names):
+    if ours := translate_name(name, value, names) if _is_of_model(choice) else "":
         hint = f" ({ours})"
     elif not (hint := did_you_mean(name, names)):
         needed = [field.name for field in fields if field.default is MISSING and field.default_factory is MISSING]

@@ -25,10 +25,12 @@ _KEYS = {
     "norm": "norm_class_name normalization",
     "ffn": "mlp_class_name",
     "window": "sliding_window sliding_window_size",
+    "tied": "tie_word_embeddings tie_embeddings",
+    "qk_norm": "use_qk_norm attn_qk_norm",
     "softcap": "attn_logit_softcapping attention_logit_softcapping",
 }
 
-_FORMS = {
+FORMS = {
     "rope_scaling": "position: rope_yarn",
     "tie_word_embeddings": "head: {kind: lm, tied: true}",
     "tie_embeddings": "head: {kind: lm, tied: true}",
@@ -53,19 +55,24 @@ FOREIGN = {theirs: ours for ours, names in _KEYS.items() for theirs in names.spl
 """Zoo's key by the name of another library."""
 
 
+INNER = {"tied", "qk_norm", "softcap"}
+"""Those of our words that are fields of a component alone."""
+
+
 def translate_name(name: str, value: Any = None, known: Collection[str] | None = None) -> str:
     """Say how Zoo writes another library's key, where it has a word for it, with the value that was stated: `d_model is
     Zoo's name for it: d_model: 4096`. `known` are the fields of a component; without, it is a key of a model."""
-    if known is None and name in _FORMS:
-        return f"Zoo writes {_FORMS[name].replace('VALUE', _write(value))}"
-    ours = FOREIGN.get(name, "")
-    if not ours or (known is not None and ours not in known):
+    if known is None and name in FORMS:
+        return f"Zoo writes {FORMS[name].replace('VALUE', write_value(value))}"
+    ours = FOREIGN.get(name)
+    if ours is None or (known is not None and ours in INNER and ours not in known):
         return ""
-    stated = "" if value is None else f": {ours}: {_write(value)}"
-    return f"{ours} is Zoo's name for it{stated}"
+    stated = "" if value is None else f": {ours}: {write_value(value)}"
+    whose = "" if known is None or ours in known else ", at the model's top level"
+    return f"{ours} is Zoo's name for it{whose}{stated}"
 
 
-def _write(value: Any) -> str:
+def write_value(value: Any) -> str:
     """Write a value as YAML has it, or `…` for what is too long to be pasted."""
     if isinstance(value, bool):
         return str(value).lower()
