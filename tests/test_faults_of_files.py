@@ -86,6 +86,19 @@ def test_the_lines_of_a_training_config_and_of_its_model_are_named(capsys):
     ]
 
 
+def test_the_lines_of_files_that_a_file_includes_are_named():
+    Path("attention").mkdir()
+    Path("attention/own.yaml").write_text("kind: gqa\nn_heads: 4\nqk_nrom: true\n")
+    Path("base.yaml").write_text(START + "n_layers: 2\nrope_thta: 1\n")
+    for text in ("defaults: [base, {override attention: own}]\nd_f: 3\n", "defaults: [base]\nd_f: 3\nattention: own\n"):
+        places = [fault.split(": ")[0] for fault in faults(text)]
+        assert places == ["base.yaml:3", "mine.yaml:2", "attention/own.yaml:3"]
+    Path("round.yaml").write_text("defaults: [round]\nn_layers: 0\n")
+    assert locate_faults(["n_layers: is 0"], [Source(Path("round.yaml"), "round.yaml")]) == [
+        "round.yaml:2: n_layers: is 0"
+    ]
+
+
 def test_a_fault_of_a_config_json_names_the_file_and_its_fields():
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 3}
     more = {"intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}

@@ -32,7 +32,7 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
     text = re.split(r"\n(?:Config search path|Search path|See https?:)", text)[0]
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]|\^$", line)]
-    text = " ".join(kept)
+    text = re.sub(r"^In '[^']*': Could not (?:load|find) '([^']*)'.*", r"defaults: there is no '\1'", " ".join(kept))
     for ours, theirs in (names or {}).items():
         text = text.replace(ours, theirs)
     return text

@@ -14,10 +14,11 @@ from zoo.errors import ConfigError
 from zoo.spec.foreign import FOREIGN
 from zoo.untrusted.json_file import read_json
 from zoo.untrusted.marks import list_lines
-from zoo.untrusted.yaml_file import read_yaml_text
+from zoo.untrusted.yaml_file import parse_yaml, read_yaml_text
 
 YAML = (".yaml", ".yml")
 _KEY = re.compile(r"[\w.\[\]-]+")
+_NAME = re.compile(r"[\w./-]{1,200}")
 _ITEM = re.compile(r"\[(\d+)\]")
 
 
@@ -44,6 +45,7 @@ def locating(sources: Sequence[Source], overrides: Iterable[str] = ()) -> Iterat
 def locate_faults(faults: Iterable[str], sources: Sequence[Source], overrides: Iterable[str] = ()) -> list[str]:
     """Write `mine.yaml:12: ` before each fault at a key that a file states, or that is a part of one; of a file without
     lines, such as a config.json, its name. A key that was typed among the `overrides` stands as it is."""
+    sources = [each for source in sources for each in _follow_defaults(source)]
     lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
     names = (text.partition("=")[0].lstrip("+~").partition("@")[0] for text in overrides)
     typed = [name for name in names if name not in {each.root for each in sources}]  # which names the file
@@ -61,6 +63,33 @@ def _read_lines(source: Source, changed: int) -> dict[str, int]:
     except (ConfigError, OSError):
         return {}
     return {f"{source.root}.{key}" if source.root else key: line for key, line in found.items()}
+
+
+def _follow_defaults(source: Source, above: tuple[Path, ...] = ()) -> Iterator[Source]:
+    """Yield a file, and the files beside it that its defaults list includes."""
+    yield source
+    if source.file.suffix not in YAML or source.file in above:
+        return
+    try:
+        body = parse_yaml(source.file)
+    except (ConfigError, OSError):
+        return
+    body = body if isinstance(body, dict) else {}
+    entries = body.get("defaults")
+    words = [{key: value} for key, value in body.items() if isinstance(value, str)]  # `attention: mine`
+    for entry in [*(entries if isinstance(entries, list) else ()), *words]:
+        group, option = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
+        path, _, package = (
+            str(group).rpartition(" ")[2].lstrip("/").partition("@")
+        )  # `override /attention@model.attention`
+        name = f"{path}/{option}" if option else path
+        file = source.file.parent / f"{name}.yaml"
+        if not _NAME.fullmatch(name) or ".." in name.split("/") or not file.is_file():
+            continue
+        package = "" if package == "_here_" else package or ".".join(name.split("/")[:-1])
+        root = ".".join(each for each in (source.root, package) if each)
+        label = str(Path(source.label).parent / f"{name}.yaml")
+        yield from _follow_defaults(Source(file, label, root), (*above, source.file))
 
 
 def _locate(fault: str, lines: Mapping[Source, Mapping[str, int]], typed: Sequence[str]) -> str:

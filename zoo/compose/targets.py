@@ -254,7 +254,8 @@ class Composer:
         body, lines = drop_swapped(self.body, overrides)
         left = tuple((key, *node) if isinstance(node, Mapping) else key for key, node in body.items())
         memo = self.memos.setdefault(left, Memo())  # which keys and fields are left is all that overrides change in it
-        made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
+        with locating(self.found.sources):
+            made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
         lines = [] if self.found.spelled else lines
         made.notes += [*self.found.notes, *lines]
         made.left_out += lines
