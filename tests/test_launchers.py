@@ -132,7 +132,7 @@ def test_a_job_takes_a_gpu_for_each_process_unless_told_otherwise(asked, line, h
         (["nproc=2", "launcher.time=30"], "launcher.time: is the number 30 (a text, with its seconds"),
         (["nproc=2", "launcher.partition='a b'"], "launcher.partition: is 'a b', which is no name of SLURM's"),
         (["nproc=2", "launcher.lines=['a\nb']"], "launcher.lines: has 'a\\nb' as one line (an entry for each)"),
-        (["nproc=2", "launcher.port=80"], "launcher.port: input should be greater than or equal to 1024"),
+        (["nproc=2", "launcher.port=80"], "launcher.port: must be greater than or equal to 1024"),
         (["nproc=3", "nodes=3"], "batch_size: is 8, which 9 processes"),
         (["nproc=2", "launcher.dry=true"], "launcher.dry: unknown key"),
     ],

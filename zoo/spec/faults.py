@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 LARGEST = 10**15
 """The largest whole number of a field."""
 
+WORDS = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    "string_type": "must be a text",
+}
+"""What would do in place of a value of another type, by pydantic's name of the fault."""
+
 SHOWN = 12
 """Names of choices or of fields that a line lists, where there are more."""
 
@@ -158,12 +166,17 @@ def _message(choice: type[Spec], item: Any) -> str:
         return str(item["ctx"]["error"])
     if item["type"] == "finite_number":
         return f"must be a finite number, found {item['input']}{_would_do(choice, str(item['loc'][0]))}"
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {_show(item['input'])}"
+    said = WORDS.get(item["type"]) or f"{item['msg'][0].lower()}{item['msg'][1:]}".replace("input should", "must")
+    return (
+        f"{said}, found {_show(item['input'])}{_would_do(choice, str(item['loc'][0])) if len(item['loc']) == 1 else ''}"
+    )
 
 
 def _would_do(choice: type[Spec], name: str) -> str:
-    """Name what a field can be given instead of no number: null, where it may have none, or its default."""
-    (field,) = (field for field in choice.fields() if field.name == name)
-    if "None" in str(field.type):
-        return " (null would do)"
+    """Name what a field can be given instead: null, where it may have none, or its default."""
+    field = next((field for field in choice.fields() if field.name == name), None)
+    if field is None or "None" in str(field.type):
+        return " (null would do)" if field else ""
+    if isinstance(field.default, bool):
+        return f" ({str(field.default).lower()} would do)"
     return f" ({field.default:g} would do)" if isinstance(field.default, int | float) else ""
