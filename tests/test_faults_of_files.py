@@ -123,6 +123,27 @@ def test_lines_are_those_that_an_editor_shows():
         assert key.rpartition(".")[2].strip("0123456789") in text.splitlines()[line - 1]
 
 
+THEIRS = """\
+defaults: [/model/gpt2@_here_]
+hidden_size: 4096
+n_layers: 2
+
+tie_word_embeddings: true
+position: rope
+qk_norm: true
+layers: {far: {position: {kind: rope, thta: 3}}}
+pattern: [far]
+"""
+
+
+def test_the_page_shows_what_a_file_of_mistakes_is_told(capsys):
+    Path("theirs.yaml").write_text(THEIRS)
+    page = (Path(__file__).parents[1] / "docs/yaml.md").read_text(encoding="utf-8")
+    shown = page.split("$ zoo stats theirs.yaml\n")[1].split("```")[0]
+    assert cli.run(["stats", "theirs.yaml"]) == 2
+    assert capsys.readouterr().err == shown
+
+
 def test_a_file_that_is_gone_costs_no_fault_of_its_own():
     assert locate_faults(["a: b"], [Source(Path("gone.yaml"), "gone.yaml")]) == ["a: b"]
 
