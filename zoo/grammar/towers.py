@@ -27,18 +27,21 @@ class TowerNode:
         self.prefix = f"{name}." if name else ""
         self.names, found = read_pattern(root)
         self.scopes = {kind: lay_kind(root, kind, found) for kind in dict.fromkeys(self.names)}
-        kinds = get_kinds(root)
-        unresolvable = [
-            f"layers.{kind}: {fault}"
-            for kind, scope in self.scopes.items()
-            if kind in kinds
-            for fault in find_unresolvable(scope)
-        ]
+        unresolvable = self._find_unresolvable()
         if name:  # a key that is null is none of a tower's, so that what reads it finds nothing
             unresolvable += find_unresolvable(root)
         problems += [self.prefix + fault for fault in found]
         if unresolvable:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
+
+    def _find_unresolvable(self) -> list[str]:
+        """List what leads nowhere in the kinds of layer: a line for each fault, that of several kinds at the first."""
+        kinds, found = get_kinds(self.root), {}
+        for kind, scope in self.scopes.items():
+            for fault in find_unresolvable(scope) if kind in kinds else ():
+                found.setdefault(fault, []).append(f"layers.{kind}")
+        more = {fault: f"; so in {', '.join(places[1:])}" if places[1:] else "" for fault, places in found.items()}
+        return [f"{places[0]}: {fault}{more[fault]}" for fault, places in found.items()]
 
     def read(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
         """Read the tower as plain data. Adds to `problems` the axes whose kind does not exist, and the keys of layer
