@@ -257,8 +257,8 @@ def test_all_faults_are_told_at_once() -> None:
 def test_all_unknown_choices_of_a_file_are_told_at_once(folder: Path) -> None:
     (folder / "mine.yaml").write_text(BARE.replace("gqa", "gqx").replace("rope", "ropx"))
     assert [fault.split(" (")[0] for fault in faults("mine.yaml")] == [
-        "mine.yaml: attention: no option 'gqx'",
-        "mine.yaml: position: no option 'ropx'",
+        "mine.yaml:1: attention: no option 'gqx'",
+        "mine.yaml:2: position: no option 'ropx'",
     ]
 
 
@@ -268,9 +268,9 @@ def test_all_unknown_choices_of_a_file_are_told_at_once(folder: Path) -> None:
         ("a: [1\nb: 2", "mine.yaml:2:2: not YAML, expected ',' or ']', but got ':'"),
         ("a: 1\na: 2\n", "mine.yaml:2:1: not YAML, found duplicate key a"),
         ("- a\n", "mine.yaml: holds a ListConfig, not a mapping of keys to values"),
-        ("defaults: gpt2\n", "mine.yaml: defaults: must be a list, found 'gpt2'"),
-        ("defaults: [nope]\n", "mine.yaml: In 'mine.yaml': Could not load 'nope'."),
-        ("defaults: [mine]\n", "mine.yaml: defaults: leads back to where it starts (a file cannot include itself)"),
+        ("defaults: gpt2\n", "mine.yaml:1: defaults: must be a list, found 'gpt2'"),
+        ("defaults: [nope]\n", "mine.yaml:1: defaults: there is no 'nope'"),
+        ("defaults: [mine]\n", "mine.yaml:1: defaults: leads back to where it starts (a file cannot include itself)"),
         (b"\xff\xfe\x00", "mine.yaml: cannot be read, it is not UTF-8 text"),
     ],
 )

@@ -262,12 +262,12 @@ def test_every_fault_of_the_settings_is_a_line_with_its_path():
         )
     )
     assert sorted(faults) == [
-        "data.documents: input should be a valid boolean, unable to interpret input, found 'perhaps'",
+        "data.documents: must be true or false, found 'perhaps' (false would do)",
         "data.max_byte: data 'stdlib' has no such field (did you mean 'max_bytes'?)",
         "data.tokenizer.eso: tokenizer 'byte' has no such field (did you mean 'eos'?)",
         "data.tokenizer.path: a byte tokenizer is read from no file, found 'x' (null, or kind: file)",
         "data.tokenizer.vocab_size: a byte tokenizer has the size it has, found 500 (null, or kind: bpe)",
-        "data.validation_fraction: input should be less than 1, found 1.5",
+        "data.validation_fraction: must be less than 1, found 1.5 (0.05 would do)",
     ]
 
 
@@ -282,13 +282,13 @@ def test_every_fault_of_the_settings_is_a_line_with_its_path():
         ),
         (
             {"tokenizer": {"vocab_size": 256}},
-            "tokenizer.vocab_size: input should be greater than or equal to 257, found 256",
+            "tokenizer.vocab_size: must be greater than or equal to 257, found 256 (null would do)",
         ),
         (
             {"tokenizer": {"eos": "</s>"}},
             "tokenizer.eos: only kind: file has an end of text of its own, found '</s>' (null)",
         ),
-        ({"max_bytes": 0}, "max_bytes: input should be greater than 0, found 0"),
+        ({"max_bytes": 0}, "max_bytes: must be greater than 0, found 0 (null would do)"),
     ],
 )
 def test_a_field_that_its_kind_lacks_or_needs_is_named(node, fault):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import time
 import tracemalloc
 from pathlib import Path
@@ -17,6 +18,7 @@ from zoo.cli.files import read_text
 from zoo.data import DataSettings, prepare
 from zoo.data import records as reading
 from zoo.data.labelled import ClassTask, NumberTask, prepare_labelled
+from zoo.data.parquet import Parquet
 from zoo.data.records import Faults, match_pattern, read_json_lines
 from zoo.data.shards import find_whole_shards
 from zoo.data.tokenizer import make_byte_tokenizer
@@ -123,6 +125,37 @@ def test_a_column_that_is_there_twice_is_a_fault():
     parquet.write_table(table, "a.parquet")
     with pytest.raises(ConfigError, match="has the field 'text' 2 times"):
         prepare(DataSettings.read({"kind": "parquet", "path": "a.parquet"}))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_small_parquet_file_of_a_hundred_gigabytes_of_text_is_refused_in_little_memory(nested: bool):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000, "int32"), pyarrow.array(["x" * (64 << 20)]))
+    column = pyarrow.ListArray.from_arrays(pyarrow.array(range(2001), "int32"), text) if nested else text
+    parquet.write_table(
+        pyarrow.table({"text": column}), "a.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30
+    )
+    del text, column
+    assert os.path.getsize("a.parquet") < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    faults, rows = Faults(), 0
+    for _ in Parquet((Path("a.parquet"),), ("text",)).read(faults):
+        rows += 1
+    assert faults.lines == ["data.path: a.parquet unpacks to more than 100 times its size after row 4 (a file of text)"]
+    assert rows == 4  # of 64 MiB each: what a small file may unpack to
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+def test_a_row_of_a_parquet_file_has_a_budget():
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["a", "b" * (129 << 20), "c"]}), "a.parquet")
+    faults = Faults()
+    assert len(list(Parquet((Path("a.parquet"),), ("text",)).read(faults))) == 1
+    assert faults.lines == ["data.path: a.parquet, row 2: is longer than 128 MiB (shorter texts)"]
 
 
 @pytest.mark.parametrize("record", [[], {"name": "../../x", "files": {}}, {"name": "train-00000", "n_tokens": -1}])

@@ -47,9 +47,9 @@ def test_a_node_is_its_main_field_its_fields_or_both_together() -> None:
     assert spec("attention.gate=true") == spec("attention.gate=sigmoid") == spec("attention.gate={over: channel}")
     assert spec("attention.short_conv=true") == spec("attention.short_conv=4")
     assert spec("attention.qk_norm={over: whole}", target="olmo2-7b") == spec(target="olmo2-7b")
-    with pytest.raises(ConfigError, match=r"attention\.clip\.bound: input should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"attention\.clip\.bound: must be greater than 0"):
         spec("attention.clip={bound: -1}")
-    with pytest.raises(ConfigError, match=r"attention\.clip: input should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"attention\.clip: must be greater than 0"):
         spec("attention.clip=-1")
 
 

@@ -203,7 +203,7 @@ def test_a_run_with_dropout_goes_on_to_the_last_bit(here):
     ("overrides", "fault"),
     [
         (["dropout={residual:0.0}"], "dropout: drops nothing, all its rates are 0 (null)"),
-        (["dropout={residual:1.0}"], "dropout.residual: input should be less than 1, found 1.0"),
+        (["dropout={residual:1.0}"], "dropout.residual: must be less than 1, found 1.0"),
         (["dropout={resid:0.1}"], "dropout.resid: "),
         (
             ["dropout={attention:0.1}", "attention=mamba", "position=none"],

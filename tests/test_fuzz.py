@@ -17,7 +17,10 @@ import pytest
 from fuzz.command_lines import command_line  # noqa: F401  (its kinds are registered)
 from fuzz.corpus import list_names
 from fuzz.files import data, gguf, models, runs, yamls
-from fuzz.kinds import KINDS
+from fuzz.judge import judge_output
+from fuzz.kinds import KINDS, Case
+from fuzz.mutate import write_json
+from fuzz.values import MADE, Raw, repeat
 
 assert all((data, gguf, models, runs, yamls))
 FUZZ = Path(__file__).with_name("fuzz")
@@ -65,6 +68,19 @@ def test_what_ever_failed_does_so_no_more(run_jobs: Run, part: int) -> None:
     assert not (failed := run_jobs(jobs, kept=True)), (
         describe(failed).replace("--kind", "--corpus").replace(" --case 0", "")
     )
+
+
+def test_a_value_is_repeated_within_a_budget() -> None:
+    deep = Raw("[" * 100_000 + "]" * 100_000)
+    assert len(write_json(repeat([{"a": deep}], 1000))) < 2 * MADE
+    assert repeat([1, "a"], 100) == [1, "a"] * 100 and repeat([[]], 0) == []
+    assert write_json([Raw("1e400"), {"a": [Raw("NaN"), "x"]}]) == b'[1e400, {"a": [NaN, "x"]}]'
+
+
+def test_a_number_that_is_none_is_a_fault_and_a_text_in_quotes_is_not() -> None:
+    case = Case(["train", "--cfg", "all"], "")
+    assert not list(judge_output(case, 0, "steps: 'nan'\nname: \"inf\"\n", ""))
+    assert list(judge_output(case, 0, "loss: nan\n", "")) == ["exit 0 and not finite: loss: nan"]
 
 
 def test_the_quick_tier_has_two_thousand_cases() -> None:

@@ -130,7 +130,7 @@ def test_true_in_a_kind_of_layer_is_told_where_it_stands() -> None:
     ("extra", "fault"),
     [
         ({"pattern": ["${nope}"]}, "pattern[0]: Interpolation key 'nope' not found"),
-        ({"about": {"seen": [{"in": ["${up:nope}"]}]}}, "nope: is missing; about.seen[0].in needs it"),
+        ({"about": {"seen": [{"in": ["${up:nope}"]}]}}, "nope: is missing (about.seen[0].in reads it"),
     ],
 )
 def test_an_interpolation_in_a_list_that_leads_nowhere_is_a_fault_in_one_line(extra: dict, fault: str) -> None:

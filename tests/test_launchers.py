@@ -5,15 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 from shell import list_job_folders
 from spread import BASE, SMALL, compare, here
 
 import zoo
 from zoo import cli
+from zoo.errors import ConfigError
+from zoo.jobs.slurm import write_script
+from zoo.training.launcher import SlurmLauncher
 
 __all__ = ["here"]  # the fixture
 
@@ -127,7 +132,7 @@ def test_a_job_takes_a_gpu_for_each_process_unless_told_otherwise(asked, line, h
         (["nproc=2", "launcher.time=30"], "launcher.time: is the number 30 (a text, with its seconds"),
         (["nproc=2", "launcher.partition='a b'"], "launcher.partition: is 'a b', which is no name of SLURM's"),
         (["nproc=2", "launcher.lines=['a\nb']"], "launcher.lines: has 'a\\nb' as one line (an entry for each)"),
-        (["nproc=2", "launcher.port=80"], "launcher.port: input should be greater than or equal to 1024"),
+        (["nproc=2", "launcher.port=80"], "launcher.port: must be greater than or equal to 1024"),
         (["nproc=3", "nodes=3"], "batch_size: is 8, which 9 processes"),
         (["nproc=2", "launcher.dry=true"], "launcher.dry: unknown key"),
     ],
@@ -213,3 +218,14 @@ def test_a_field_that_a_kind_has_not_is_no_field_of_a_manifest():
         text = file.read_text()
         for right, wrong in (("containers:", "container:"), ("volumeMounts:", "mounts:"), ("image:", "picture:")):
             assert not validator.is_valid(yaml.safe_load(text.replace(right, wrong))), (file.name, wrong)
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x0b", "\x85", "\u2028"])
+def test_a_job_of_slurm_has_no_line_that_the_config_does_not_state(character):
+    for field in ("partition", "account", "time", "lines"):
+        value = f"a{character}touch canary"
+        with pytest.raises(ValidationError):
+            SlurmLauncher.parse({"kind": "slurm", field: [value] if field == "lines" else value})
+    settings = SimpleNamespace(device="cpu", nproc=1, nodes=1, restarts=0)
+    with pytest.raises(ConfigError, match="would not be one line of the job's script"):
+        list(write_script(settings, SlurmLauncher(), [], Path(f"a{character}touch canary")))

@@ -122,7 +122,7 @@ def test_places_are_numbered_by_their_weights():
     ("overrides", "fault"),
     [
         (["+loop={start:2,end:2}"], "loop: end is 2, and the loop starts at 2 (3 or more)"),
-        (["+loop={end:3,passes:1}"], "loop.passes: input should be greater than or equal to 2, found 1"),
+        (["+loop={end:3,passes:1}"], "loop.passes: must be greater than or equal to 2, found 1"),
         (["n_layers=5", "+loop={end:3}"], "loop: its 2 passes, 6 layers in all, end at 6, and there are 5"),
         (["n_layers=4", "+loop={end:2}", "shared_layers=true"], "a loop says which layers have the same weights"),
         (

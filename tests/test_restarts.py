@@ -221,7 +221,7 @@ def test_a_run_that_may_be_restarted_needs_a_folder_that_it_finds_again(launched
     ("overrides", "fault"),
     [
         (["restarts=1"], "restarts: is 1, and nothing restarts them (launcher=torchrun, or restarts=0)"),
-        (["launcher=torchrun", "nproc=2", "restarts=-1", "parallel=fsdp"], "restarts: input should be greater than"),
+        (["launcher=torchrun", "nproc=2", "restarts=-1", "parallel=fsdp"], "restarts: must be greater than"),
     ],
 )
 def test_restarts_are_those_of_a_launcher(overrides, fault, here, capsys):

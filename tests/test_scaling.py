@@ -147,7 +147,7 @@ def test_nothing_is_said_beyond_points_that_leave_an_exponent_open(tmp_path, mon
         (["params,tokens,loss", "1e8,1e9,3"], [], "points: there are 1, and the law has five numbers (at least 8)"),
         (["params,tokens,loss", *["1e8,1e9,3"] * 9], [], "params: the points have 1 values of it"),
         (["params,tokens,loss", "1e8,1e9,-3"], [], "points.csv, line 2: loss is '-3' (a number above 0)"),
-        (["N,tokens,loss", "1e8,1e9,3"], [], "points.csv, line 2: has no params, found N, tokens, loss"),
+        (["N,tokens,loss", "1e8,1e9,3"], [], "points.csv: has no params, found N, tokens, loss"),
         (["params,tokens,loss"], ["--columns", "a,b"], "columns: is 'a,b', which names 2"),
     ],
 )

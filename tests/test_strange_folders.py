@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 import zoo.cli
+from zoo.checkpoint.files import read_header
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.pattern import find_slow_part
 from zoo.checkpoint.sentence import write_modules
@@ -232,8 +233,8 @@ def test_an_odd_type_in_a_file_beside_the_weights_costs_one_line(folder, capsys,
     assert fault in refuse(capsys, *args)
 
 
-def test_two_hundred_thousand_empty_tensors_are_ten_lines_and_a_count(tmp_path, made, capsys):
-    """Twenty thousand here. Each was compared with each."""
+def test_twenty_thousand_empty_tensors_are_ten_lines_and_a_count(tmp_path, made, capsys):
+    """Each was compared with each."""
     model = zoo.load(made)
     zoo.export(model, tmp_path / "one", verify=False)
     file = tmp_path / "one" / "model.safetensors"
@@ -249,6 +250,14 @@ def test_two_hundred_thousand_empty_tensors_are_ten_lines_and_a_count(tmp_path, 
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 11 and "… and 19,990 more like" in said[-1]
     assert time.monotonic() - start < SECONDS
+
+
+def test_a_header_of_two_hundred_thousand_tensors_is_refused_before_it_is_parsed(tmp_path):
+    place = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    text = json.dumps(dict.fromkeys(map(str, range(200_000)), place)).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(CheckpointError, match="header: lists 200,000 tensors"):
+        read_header(tmp_path / "a.safetensors")
 
 
 def test_differences_of_many_tensors_are_few_lines_and_quickly_found():

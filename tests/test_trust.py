@@ -4,6 +4,7 @@ trusted. Every attack would make a canary file, and none does."""
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import hydra
@@ -45,7 +46,7 @@ MODELS = {
     "defaults: [/model/llama-tiny@_here_, /plain@_global_.hydra]": "defaults: puts '/plain' into Hydra's own settings",
     "defaults: [/model/llama-tiny@_here_, /placed]": "_target_: names code, found 'os.system'",
     "defaults: [/model/llama-tiny@_here_, override /hydra/launcher: joblib]": (
-        "mine.yaml: defaults: chooses '/hydra/launcher', which is Hydra's own"
+        "mine.yaml:1: defaults: chooses '/hydra/launcher', which is Hydra's own"
     ),
     f"defaults: [/model/llama-tiny@_here_]\nhydra: {{callbacks: {{e: {CODE}}}}}": (
         "hydra: sets Hydra's own settings, found 'callbacks'"
@@ -75,19 +76,21 @@ def test_an_absolute_path_is_no_group(here: Path, refused) -> None:
 
 
 CONFIGS = {
-    f"hydra: {{callbacks: {{e: {CODE}}}}}": f"mine.yaml: hydra: sets Hydra's own settings, found 'callbacks' ({ALONE})",
+    f"hydra: {{callbacks: {{e: {CODE}}}}}": (
+        f"mine.yaml:1: hydra: sets Hydra's own settings, found 'callbacks' ({ALONE})"
+    ),
     "defaults: [/config, {override /hydra/launcher: joblib}, _self_]": (
-        f"mine.yaml: defaults: chooses '/hydra/launcher', which is Hydra's own ({ALONE})"
+        f"mine.yaml:1: defaults: chooses '/hydra/launcher', which is Hydra's own ({ALONE})"
     ),
     "launcher: {kind: slurm, lines: [touch CANARY]}": (
-        f"mine.yaml: launcher.lines: states lines for a shell, found a list of 1 ({ALONE})"
+        f"mine.yaml:1: launcher.lines: states lines for a shell, found a list of 1 ({ALONE})"
     ),
     "logger: {kind: mlflow, uri: 'http://stranger'}": (
-        f"mine.yaml: logger.uri: states where to send what is logged, found 'http://stranger' ({ALONE})"
+        f"mine.yaml:1: logger.uri: states where to send what is logged, found 'http://stranger' ({ALONE})"
     ),
-    "kernel: flash2_hub": f"mine.yaml: kernel: is 'flash2_hub', which is fetched from the hub ({ALONE})",
+    "kernel: flash2_hub": f"mine.yaml:1: kernel: is 'flash2_hub', which is fetched from the hub ({ALONE})",
     "sample: {prompt: '${oc.env:HOME}'}": (
-        f"mine.yaml: sample.prompt: asks '${{oc.env:…}}' (a value, or ${{up:…}} and ${{or:…}}; {ALONE})"
+        f"mine.yaml:1: sample.prompt: asks '${{oc.env:…}}' (a value, or ${{up:…}} and ${{or:…}}; {ALONE})"
     ),
 }
 
@@ -141,7 +144,7 @@ def test_a_recipes_overrides_name_no_code(here: Path, override: str, refused) ->
             body["short"] = {"overrides": [override]}
         (here / "mine.yaml").write_text(yaml.safe_dump(body))
         (line,) = [each for each in refused("recipes", "mine.yaml") if "config:" not in each]
-        assert line.startswith(f"mine.yaml: {place}: ") and ALONE in line
+        assert re.match(rf"mine\.yaml:\d+: {re.escape(place)}: ", line) and ALONE in line
     assert not (here / "CANARY").exists()
 
 
@@ -172,6 +175,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * 100_000, "mine.yaml:1:1001: not YAML, exceeded maximum nesting depth"),
         ("? " * 5_000, "mine.yaml:1: is nested more than 64 deep (a flatter file)"),
         (f"n_layers: {'9' * 5000}\n", "mine.yaml:1: holds a number of 5,000 digits (at most 40)"),
+        ('a: 1\nb: [1, {c: "x\\0"}]\n', "mine.yaml:2: b.1.c: 'x\\x00' holds a NUL (a text)"),
         (
             "a: !!python/object/apply:os.system [touch CANARY]\n",
             "mine.yaml:1:4: not YAML, could not determine a constructor for the tag "

@@ -30,7 +30,8 @@ ESCAPED = 99
 WRITES_TEXT = ("generate", "chat", "fill")
 """Verbs that print what a model writes: any bytes."""
 CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-NOT_FINITE = re.compile(r"(?<![\w./-])[-+]?(?:nan|inf|infinity)(?![\w./-])", re.IGNORECASE)
+NOT_FINITE = re.compile(r"""(?<![\w./'"-])[-+]?(?:nan|inf|infinity)(?![\w./'"-])""", re.IGNORECASE)
+"""A number that is none. In quotes it is a text, which a config that is shown may hold."""
 OWN_MISTAKE = re.compile(r"a mistake of Zoo|Zoo's (?:own )?mistake", re.IGNORECASE)
 """The wording of the last net (zoo/cli): an exception that no one foresaw."""
 

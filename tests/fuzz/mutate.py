@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from .values import Place, Raw, choose_odd, list_attacks, make_deep
+from .values import Place, Raw, choose_odd, list_attacks, make_deep, repeat
 
 
 def choose_node(rng: Random, tree: Any) -> tuple[Any, ...]:
@@ -54,7 +55,7 @@ def _mutate_once(rng: Random, tree: Any, place: Place, names: tuple[str, ...]) -
         )
         holder[name] = holder.pop(key) if roll < 0.88 else choose_odd(rng, place, value)
         return tree, f"{where}: {name[:40]!r} added beside or in its place: {_show(holder[name])}"
-    holder *= rng.choice([0, 2, 100])
+    holder[:] = repeat(holder, rng.choice([0, 2, 100]))
     return tree, f"{where}: its list repeated"
 
 
@@ -82,13 +83,15 @@ def _marked(tree: Any, raws: list[str]) -> Any:
     return [_marked(value, raws) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
+def _put_raws(text: str, raws: list[str]) -> bytes:
+    """Put Raw texts in place of their marks, in one pass over the text."""
+    return re.sub(r"""(['"])@@(\d+)@@\1""", lambda mark: raws[int(mark[2])], text).encode("utf-8", "surrogatepass")
+
+
 def write_json(tree: Any) -> bytes:
     """Write a tree as JSON, Raw values as they are."""
     raws: list[str] = []
-    text = json.dumps(_marked(tree, raws))
-    for number, raw in enumerate(raws):
-        text = text.replace(f'"@@{number}@@"', raw)
-    return text.encode("utf-8", "surrogatepass")
+    return _put_raws(json.dumps(_marked(tree, raws)), raws)
 
 
 def write_yaml(tree: Any) -> bytes:
@@ -99,9 +102,7 @@ def write_yaml(tree: Any) -> bytes:
         text = yaml.safe_dump(marked, sort_keys=False, width=10_000, allow_unicode=True)
     except yaml.YAMLError:  # a value that YAML has no form for
         text = json.dumps(marked)
-    for number, raw in enumerate(raws):
-        text = text.replace(f"'@@{number}@@'", raw).replace(f'"@@{number}@@"', raw)
-    return text.encode("utf-8", "surrogatepass")
+    return _put_raws(text, raws)
 
 
 def mutate_bytes(rng: Random, data: bytes) -> tuple[bytes, str]:

@@ -118,6 +118,24 @@ def list_attacks(place: Place) -> list[Any]:
     ]
 
 
+MADE = 4 << 20
+"""Characters, about, that repeating a value may make: mutations of mutations would take minutes to write."""
+
+
+def repeat(items: list[Any], times: int) -> list[Any]:
+    """Repeat the items of a list so often, or as often as there is a budget for."""
+    return items * min(times, max(2, MADE // max(_measure(items), 1)))
+
+
+def _measure(tree: Any) -> int:
+    """Measure about how many characters a tree is written with."""
+    if isinstance(tree, dict):
+        return sum(_measure(key) + _measure(value) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return sum(map(_measure, tree))
+    return 4 + (len(tree.text) if isinstance(tree, Raw) else len(tree) if isinstance(tree, str) else 8)
+
+
 EVIL = "_target_: zoo.disk.write_text\nfile: {{_target_: pathlib.Path, _args_: [{canary}]}}\ntext: x\n"
 """The config that `/evil@_global_…` would compose."""
 
@@ -136,7 +154,7 @@ def choose_odd(rng: Random, place: Place, like: Any = None) -> Any:
             *(lambda: None, lambda: rng.choice([True, False, [], {}, [[]], [None], {"": {}}, [["a"]], [0] * 50])),
             *(
                 lambda: make_deep(rng),
-                lambda: [like] * rng.choice([0, 2, 1000]),
+                lambda: repeat([like], rng.choice([0, 2, 1000])),
                 lambda: {"a": like},
                 lambda: str(like),
             ),

@@ -8,15 +8,21 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from zoo.costs.pairs import Look
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.family import Family, family_names, read_family
-from zoo.grammar import AXES
+from zoo.grammar import AXES, to_dict
+from zoo.grammar.dialect import knows, list_fields, read_choice
+from zoo.grammar.keys import BASES
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
+from zoo.spec.faults import list_choices
 
 LONG = 1 << 20
 """Tokens at which growth is measured: beyond every window of `SIZES`."""
@@ -57,10 +63,7 @@ def list_axes() -> list[str]:
 
 def describe_axis(axis: str) -> list[dict[str, Any]]:
     """Describe every choice of an axis, by name. Raises ConfigError for an axis that there is not."""
-    if axis not in list_axes():
-        hint = did_you_mean(axis, list_axes())
-        raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
-    models, families = _list_uses(axis)
+    models, families = _list_uses(_refuse_axis(axis))
     return [
         {
             **_describe(axis, file),
@@ -69,6 +72,63 @@ def describe_axis(axis: str) -> list[dict[str, Any]]:
         }
         for file in sorted((conf_dir() / axis).glob("*.yaml"))
     ]
+
+
+def describe_fields(axis: str, word: str) -> list[dict[str, str]]:
+    """Describe the fields of a choice: what each takes, and what it is unless said, by the choice's file or by default.
+    Raises ConfigError for an axis or a choice that there is not."""
+    base = BASES.get(axis) or BASES[_refuse_axis(axis)]
+    if not knows(base, word):
+        raise ConfigError(f"axis: {axis} has no choice {word!r}{did_you_mean(word, list_choices(base))}")
+    stated = read_choice(base, word)
+    choice = base.kinds[stated["kind"]]
+    slots = list_fields(choice)
+    return [
+        {
+            "field": each.name,
+            "takes": f"a choice of {slots[each.name].axis}" if each.name in slots else _name_type(str(each.type)),
+            "unless said": _name_value(stated[each.name] if each.name in stated else to_dict(each.default)),
+        }
+        for each in choice.fields()
+    ]
+
+
+TYPES = {
+    **{"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"},
+    **{"PositiveInt": "a whole number above 0", "NonNegativeInt": "a whole number from 0 up"},
+    **{"PositiveFloat": "a number above 0", "NonNegativeFloat": "a number from 0 up", "None": "null"},
+}
+"""What a field takes, by its type in Python."""
+
+
+def _name_type(annotation: str) -> str:
+    """Say what a type takes: `PositiveInt | None` is a whole number above 0, or null."""
+    annotation = re.sub(r"Annotated\[(.*), \w+(?:\(.*\))?\]", r"\1", annotation)  # without the checks
+    annotation = re.sub(
+        r"Literal\[([^]]*)\]", lambda found: re.sub(r"[\"']", "", found[1]).replace(",", " |"), annotation
+    )
+    annotation = re.sub(r"tuple\[[^]]*\]", "a list", annotation)
+    return " or ".join(TYPES.get(each, each) for each in annotation.split(" | "))
+
+
+def _name_value(value: Any) -> str:
+    """Write a default, or the names around a component from which its value comes."""
+    if found := re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value)):
+        names = [each.strip() for each in found[2].split(",")]
+        return f"the model's {', else '.join(names)}"
+    if isinstance(value, Mapping):
+        return f"{value.get('kind', 'a mapping')} (with fields of its own)"
+    if isinstance(value, bool | None):
+        return {True: "true", False: "false", None: "null"}[value]
+    return "(needed)" if value is MISSING else yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+
+
+def _refuse_axis(axis: str) -> str:
+    """Raise ConfigError for an axis that there is not."""
+    if axis not in list_axes():
+        hint = did_you_mean(axis, list_axes())
+        raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
+    return axis
 
 
 def _describe(axis: str, file: Path) -> dict[str, Any]:

@@ -39,6 +39,9 @@ BESIDE = (
 METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
+MOST_TENSORS = 65_536
+"""Tensors of one file: published files have thousands, an index of many files 140,000. The names of more take seconds
+to be looked up."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -194,7 +197,10 @@ def _read_node(file: Path) -> tuple[dict[str, Any], int]:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
         if length > min(size - 8, LONGEST_HEADER):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-        return parse_json(stream.read(length), f"{file}: header", dict[str, dict[str, Any]]), 8 + length
+        text = stream.read(length)
+    if (found := text.count(b'"data_offsets"')) > MOST_TENSORS:
+        raise CheckpointError(f"{file}: header: lists {found:,} tensors (at most {MOST_TENSORS:,} in a file)")
+    return parse_json(text, f"{file}: header", dict[str, dict[str, Any]]), 8 + length
 
 
 def _check_offsets(entries: Mapping[str, Any], size: int) -> None:

@@ -28,7 +28,10 @@ def run(
     ] = None,
     axis: Annotated[
         str | None,
-        typer.Option(metavar="AXIS", help="The choices of an axis instead: attention, position, norm, block, ffn …"),
+        typer.Option(
+            metavar="AXIS",
+            help="The choices of an axis instead: attention, position, norm … (and a word: its fields)",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Names, exact counts, sources and notes.")] = False,
 ) -> None:
@@ -40,14 +43,15 @@ def run(
       zoo list --with moe,mla          those that have both, wherever in the model
       zoo list --params 1B..10B window
       zoo list --axis attention        every choice: its paper, how it grows with the tokens, who has it
+      zoo list --axis attention gqa    the fields of a choice: what each takes, and what it is unless said
     """
     from zoo import report
     from zoo.compose.catalogue import Selection, read_models, select_models
 
     if axis is not None:
-        if words or kind or parts or params:
-            raise ConfigError(f"axis: lists the choices of {axis}, not models (leave words and the other options out)")
-        return _list_axis(axis, as_json)
+        if len(words or ()) > 1 or kind or parts or params:
+            raise ConfigError(f"axis: lists the choices of {axis}, not models (leave the other options out)")
+        return _list_fields(axis, words[0], as_json) if words else _list_axis(axis, as_json)
     least, most = read_range(params) if params is not None else (0.0, math.inf)
     asked = Selection(words or (), kind, [each.strip() for each in parts.split(",")] if parts else (), least, most)
     found = select_models(read_models(), asked)
@@ -78,3 +82,13 @@ def _list_axis(axis: str, as_json: bool) -> None:
 
     found = describe_axis(axis)
     print(report.format_json(found) if as_json else format_axis(found))
+
+
+def _list_fields(axis: str, choice: str, as_json: bool) -> None:
+    from zoo import report
+    from zoo.analysis.axes import describe_fields
+
+    found = describe_fields(axis, choice)
+    rows = [("field", "takes", "unless said"), *(tuple(each.values()) for each in found)]
+    head, *lines = report.align_columns(rows).splitlines()
+    print(report.format_json(found) if as_json else "\n".join([report.make_bold(head), *lines]))

@@ -34,6 +34,7 @@ from zoo.compose.overrides import (
     split_choice,
 )
 from zoo.compose.shorthand import LATE
+from zoo.compose.sources import Source
 from zoo.errors import ConfigError
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
@@ -59,6 +60,8 @@ class Composed:
     """What may be a mistake but is legal, such as a key given twice."""
     left_out: list[str] = dataclasses.field(default_factory=list)
     """Lines about what a swapped axis has left without a place; notes too."""
+    sources: tuple[Source, ...] = ()
+    """The user's files that the body is of, whose lines faults name."""
 
     def refuse_faults(self) -> None:
         if self.faults:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.engine import HydraException
 from zoo.errors import did_you_mean
+from zoo.spec.foreign import FOREIGN, translate_name
 
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 """What Hydra raises while it composes files that are at fault."""
@@ -31,19 +32,20 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
     text = re.split(r"\n(?:Config search path|Search path|See https?:)", text)[0]
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]|\^$", line)]
-    text = " ".join(kept)
+    text = re.sub(r"^In '[^']*': Could not (?:load|find) '([^']*)'.*", r"defaults: there is no '\1'", " ".join(kept))
     for ours, theirs in (names or {}).items():
         text = text.replace(ours, theirs)
     return text
 
 
-def describe_missing_option(group: str, value: str, options: Iterable[str]) -> str:
-    """Describe a choice that its group does not have, with the nearest option, and all of them if they are few."""
+def describe_missing_option(group: str, value: str, options: Iterable[str], place: str = "") -> str:
+    """Describe a choice that its group does not have, with the nearest option, and all of them if they are few. `place`
+    is the key that states it, where that is not the group's own."""
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `{shown}` shows them"
     hint = did_you_mean(value.casefold(), options)
-    return f"{group}: no option '{value}'{hint} (there are: {there})"
+    return f"{place or group}: no option '{value}'{hint} (there are: {there})"
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
@@ -93,6 +95,8 @@ def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -
     there = [option for option in near if option in options]
     ranked = [*there, *same] if "." in key else [*same, *there]  # a bare name is rather a key without its prefix
     best = [*ranked, *near, *difflib.get_close_matches(key, options, n=1)]
+    if len(missing) == 1 and (ours := translate_name(missing[0])) and best[:1] != [FOREIGN.get(missing[0])]:
+        return f"{key}: unknown key ({ours})"
     if best:
         return f"{key}: unknown key (did you mean '{best[0]}'?)"
     if node is None:

@@ -21,6 +21,7 @@ from zoo.compose.engine import CachingConfigRepository, create_defaults_list, op
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
+from zoo.compose.sources import Source, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.keys import BASES
@@ -44,6 +45,8 @@ class Target:
     spelled: bool = False
     """Whether the body spells out every field of its choices, as one that is read from a config.json does."""
     notes: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    """The file whose lines faults name, if it is one that the user wrote."""
 
 
 def list_packaged() -> list[str]:
@@ -85,8 +88,10 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     option = f"{name}-file" if name in own else name
     if path.suffix in (".json", ".gguf") or path.is_dir() or names_checkpoint(path):
         body, notes = read_published(path)
-        return Target(str(target), body, option=option, spelled=True, notes=tuple(notes))
-    return Target(str(target), read_yaml(path), path.resolve().parent, option)
+        file = path / "config.json" if (path / "config.json").is_file() else path
+        source = Source(file, str(file))
+        return Target(str(target), body, option=option, spelled=True, notes=tuple(notes), sources=(source,))
+    return Target(str(target), read_yaml(path), path.resolve().parent, option, sources=(Source(path, str(target)),))
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
@@ -188,9 +193,13 @@ def list_defaults(
     chosen = find_choices(body, is_group, not spelled)
     if not trusted:
         check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
-    missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
-    if missing:
-        raise ConfigError(*(f"{label}: {describe_missing_option(g, o, repo.get_group_options(g))}" for g, o in missing))
+    faults = [
+        describe_missing_option(group, option, repo.get_group_options(group), place.partition("@")[2])
+        for place, (group, option) in chosen.items()
+        if not repo.config_exists(f"{group}/{option}")
+    ]
+    if faults:
+        raise ConfigError(*(f"{label}: {fault}" for fault in faults))
     entries = list_entries(body, base)
     rest = drop_choices(body, is_group, not spelled) | {"defaults": entries}
     known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
@@ -236,7 +245,8 @@ class Composer:
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
         self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
-        self.body = list_defaults(self.found.body, self.repo, self.found.label, spelled=self.found.spelled)
+        with locating(self.found.sources):
+            self.body = list_defaults(self.found.body, self.repo, self.found.label, spelled=self.found.spelled)
         self.memos: dict[tuple[Any, ...], Memo] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
@@ -244,10 +254,12 @@ class Composer:
         body, lines = drop_swapped(self.body, overrides)
         left = tuple((key, *node) if isinstance(node, Mapping) else key for key, node in body.items())
         memo = self.memos.setdefault(left, Memo())  # which keys and fields are left is all that overrides change in it
-        made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
+        with locating(self.found.sources):
+            made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
         lines = [] if self.found.spelled else lines
         made.notes += [*self.found.notes, *lines]
         made.left_out += lines
+        made.sources = self.found.sources
         return made
 
 
@@ -282,6 +294,6 @@ def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
     except ConfigError as error:
         faults += [f"{root}.{fault}" if root else fault for fault in error.faults]
     if faults:
-        raise ConfigError(*dict.fromkeys(faults))
+        raise ConfigError(*locate_faults(dict.fromkeys(faults), composed.sources, composed.typed))
     assert spec is not None
     return spec

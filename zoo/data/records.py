@@ -1,5 +1,5 @@
-"""Read records as documents: JSON Lines and Parquet. Each record is a document; or a pair, a source and its target.
-Labelled records are read as they are (`zoo.data.labelled`).
+"""Read records as documents: JSON Lines here, Parquet in `zoo.data.parquet`. Each record is a document; or a pair, a
+source and its target. Labelled records are read as they are (`zoo.data.labelled`).
 
 A record that cannot be read is named by its file and line. Reading stops after a few of them.
 """
@@ -27,8 +27,6 @@ from zoo.untrusted.text import escape_controls, shorten
 
 JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))
-PARQUET = (".parquet",)
-READ_AT_ONCE = 1024  # records of a Parquet file: a few MiB of ordinary text
 FIELDS_SHOWN = 8
 RATIO, SMALL = 100, 1 << 28
 """A packed file that unpacks to more than SMALL bytes, and to more than RATIO times its own, is no text: text packs to
@@ -84,11 +82,6 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 def find_jsonl_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
     """List the JSON Lines of a path, packed ones included; `key` names it in messages."""
     return find_files(path, (*JSONL, *PACKED_JSONL), key)
-
-
-def find_parquet_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
-    """List the Parquet files of a path; `key` names it in messages."""
-    return find_files(path, PARQUET, key)
 
 
 class Faults:
@@ -297,32 +290,3 @@ def import_package(name: str, install: str, what: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"data.path: {what}, found no {name} (pip install {install})") from error
-
-
-class Parquet(Records):
-    """The rows of Parquet files. Null is no text."""
-
-    def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Read one file, a few rows at a time."""
-        opener = import_package("pyarrow.parquet", "'transformer-zoo[parquet]'", f"{file} is Parquet").ParquetFile
-        number = 0
-        try:
-            with opener(file) as table:
-                names = table.schema_arrow.names
-                if twice := [column for column in self.columns if names.count(column) > 1]:
-                    faults.add(f"{file} has the field '{twice[0]}' {names.count(twice[0])} times (once)")
-                    return
-                if lacking := [column for column in self.columns if column not in names]:
-                    found = ", ".join(shorten(each, 40) for each in names[:FIELDS_SHOWN]) or "none"
-                    faults.add(
-                        f"{file} has no field '{lacking[0]}', found {found} ({self.keys or name_keys(self.columns)})"
-                    )
-                    return
-                for batch in table.iter_batches(batch_size=READ_AT_ONCE, columns=list(self.columns)):
-                    for record in batch.to_pylist():
-                        number += 1
-                        values = {name: "" if value is None else value for name, value in record.items()}
-                        yield f"{file}, row {number:,}", values
-        except (OSError, ValueError, ArithmeticError, LookupError, NotImplementedError, TypeError) as error:
-            # what pyarrow raises is of these classes
-            faults.add(f"{file} is damaged after row {number:,}, found {short(error)} (a whole file)")

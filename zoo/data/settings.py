@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_validator
 
 from zoo.data.corpus import open_stdlib_corpus, open_text_corpus
-from zoo.data.records import JsonLines, Parquet, find_jsonl_files, find_parquet_files
+from zoo.data.parquet import Parquet, find_parquet_files
+from zoo.data.records import JsonLines, find_jsonl_files
 from zoo.errors import ConfigError
 from zoo.spec import Spec
 from zoo.spec.faults import make_refusals

@@ -21,6 +21,7 @@ from pydantic import (
 
 from zoo.analysis.verdict import Verdict
 from zoo.compose.gate import check_overrides
+from zoo.compose.sources import Source, locate_faults
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
@@ -237,7 +238,12 @@ def read_recipe(file: Path) -> Recipe:
     try:
         return Recipe.model_validate(node)
     except ValidationError as error:
-        faults = [
-            (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()
-        ]
-        raise ConfigError(*(f"{file}: {where or 'recipe'}: {said}" for where, said in faults)) from error
+        faults = [(".".join(map(str, each["loc"])) or "recipe", _word(each["msg"])) for each in error.errors()]
+        lines = locate_faults((f"{file}: {where}: {said}" for where, said in faults), [Source(file, str(file))])
+        raise ConfigError(*lines) from error
+
+
+def _word(message: str) -> str:
+    """Word a message of pydantic's as Zoo's own are."""
+    said = message.removeprefix("Value error, ")
+    return {"Field required": "is missing", "Extra inputs are not permitted": "no such key"}.get(said, said)

@@ -28,6 +28,7 @@ from zoo.model.moe import SharedExpert
 from zoo.model.tower import Decoder
 from zoo.paths import conf_dir
 from zoo.spec import Node, Spec
+from zoo.spec.foreign import write_value
 
 MOST_LIKE = 50
 """Kinds of layer that are like one another in a chain."""
@@ -169,8 +170,13 @@ def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
         node = root.get(axis)
         kind = node.get("kind") if isinstance(node, Mapping) else None
         choice = base.kinds.get(kind) if isinstance(kind, str) else None
+        if choice is not None and key in choice.moved:
+            return f"no such key any more ({axis}: {{{choice.moved[key]}}})"
         if choice is not None and any(field.name == key for field in choice.fields()):
-            return f"no such key of a model; {axis} '{kind}' has it ({axis}: {{{key}: …}}, or {axis}.{key}=…)"
+            value = write_value(root.get(key))
+            return (
+                f"no such key of a model; {axis} '{kind}' has it ({axis}: {{{key}: {value}}}, or {axis}.{key}={value})"
+            )
     return None
 
 

@@ -48,6 +48,8 @@ def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
     layers = root.get("layers")
     if layers is not None and not isinstance(layers, DictConfig):
         return [PLAIN], [f"layers: is {layers!r}, not a mapping of names to patches of the model's keys"]
+    if n_layers is None and "n_layers" not in root:
+        return [PLAIN], ["n_layers: is missing (a whole number above 0: n_layers: 8)"]
     if not isinstance(n_layers, int) or isinstance(n_layers, bool) or n_layers < 1:
         return [PLAIN], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
     if n_layers > MOST_LAYERS:

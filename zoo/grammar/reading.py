@@ -9,14 +9,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from zoo.errors import ConfigError, did_you_mean
-from zoo.grammar.dialect import expand, find_owner
-from zoo.grammar.keys import AXES, BOTH, DIMS, KNOWN, OWN, STRUCTURE, TOWERS
+from zoo.errors import ConfigError
+from zoo.grammar.dialect import expand
+from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
 from zoo.grammar.pattern import find_long_patterns
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.resolvers import find_unresolvable, record_reads, register_resolvers
-from zoo.grammar.towers import TowerNode, read_fields, split_towers
-from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.grammar.strangers import drop_translated, find_foreign, find_strangers
+from zoo.grammar.towers import read_fields, split_towers
 from zoo.model.tower import Topology
 
 
@@ -32,7 +32,7 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
         towers = split_towers(root, problems)
     with record_reads() as read:  # what the components at work name
         trees = {tower.name: tower.read(problems, asked) for tower in towers}
-    problems += _find_strangers(root, asked | read, towers)
+    problems += find_strangers(root, asked | read, towers)
     problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked, read)]
     tree, named = _join(root, trees), {tower.name: tower for tower in towers}
     try:
@@ -42,7 +42,7 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
     except ValidationError as error:
         problems += locate_faults(error, named)
     if problems:
-        raise ConfigError(*dict.fromkeys(problems))
+        raise ConfigError(*drop_translated(dict.fromkeys(problems), root))
     return spec
 
 
@@ -63,25 +63,13 @@ def _to_root(node: DictConfig) -> DictConfig:
     root = OmegaConf.create(expand(raw))
     assert isinstance(root, DictConfig)
     if faults := find_unresolvable(root):
-        raise ConfigError(*faults)
+        raise ConfigError(*find_foreign(root), *drop_translated(faults, root))
     return root
 
 
 def _join(root: DictConfig, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Join the data of the whole model: that of its only tower, or its own fields and those of its two."""
     return trees.get("") or {**read_fields(root, BOTH), **trees}
-
-
-def _find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
-    """List the keys that are no field and no axis, and that no interpolation names."""
-    known = KNOWN | reads
-    whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
-    strange = [str(key) for key in root if key not in whole]
-    faults = [f"{key}: {find_owner(key, root) or f'no such key{did_you_mean(key, whole)}'}" for key in strange]
-    for tower in towers:
-        strange = [str(key) for key in tower.patch if key not in known]
-        faults += [f"{tower.prefix}{key}: no such key{did_you_mean(key, known)}" for key in strange]
-    return faults
 
 
 def _idle(key: str, asked: set[str], read: set[str]) -> bool:

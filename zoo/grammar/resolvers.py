@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +18,23 @@ RESOLVERS = ("up", "or")
 
 _reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)
 """Where the names looked up are recorded. A ContextVar, as each thread that reads a model has its own."""
+
+
+class MissingName(ConfigError):
+    """No scope around `place` has a name that it reads. Of several that would do the last is the usual one:
+    `${up:n_kv_heads,n_heads}`."""
+
+    def __init__(self, name: str, place: str) -> None:
+        super().__init__(describe_missing_name(name, [place]))
+        self.name, self.place = name, place
+
+
+def describe_missing_name(name: str, places: Sequence[str]) -> str:
+    """Write one line for a name that is missing, whatever number of places read it."""
+    places = list(dict.fromkeys(places))
+    shown = places if len(places) <= 3 else [*places[:2], f"{len(places) - 2} more"]
+    who = f"{', '.join(shown[:-1])} and {shown[-1]} read" if len(shown) > 1 else f"{shown[0]} reads"
+    return f"{name}: is missing ({who} it; state it at the model's top level)"
 
 
 def register_resolvers() -> None:
@@ -45,8 +62,7 @@ def _resolve_up(*names: str, _parent_: Any) -> Any:
         found, value = _find_nearest(name, _parent_)
         if found:
             return value
-    place = omega.get_full_key(_parent_) or "the model"
-    raise ConfigError(f"{names[0]}: is missing; {place} needs it (state it at the model's top level)")
+    raise MissingName(names[-1], omega.get_full_key(_parent_) or "the model")
 
 
 def _resolve_or(name: str, literal: Any, *, _parent_: Any) -> Any:
@@ -69,23 +85,28 @@ def _find_nearest(name: str, node: Any) -> tuple[bool, Any]:
 
 
 def find_unresolvable(root: DictConfig) -> list[str]:
-    """Write one line for each interpolation that leads nowhere."""
+    """Write one line for each interpolation that leads nowhere, and one for each name that is missing."""
+    missing: dict[str, list[str]] = {}
     found: dict[str, None] = {}
     for node in _leaves(root):
         try:
             omega.resolve_node(node)
         except OmegaConfBaseException as error:
             place = omega.get_full_key(node) or "the model"
-            found[_reason(error) or f"{place}: {str(error).splitlines()[0]}"] = None
-    return list(found)
+            reason = _reason(error)
+            if isinstance(reason, MissingName):
+                missing.setdefault(reason.name, []).append(reason.place)
+            else:
+                found[reason.faults[0] if reason else f"{place}: {str(error).splitlines()[0]}"] = None
+    return [*(describe_missing_name(name, places) for name, places in missing.items()), *found]
 
 
-def _reason(error: BaseException) -> str | None:
+def _reason(error: BaseException) -> ConfigError | None:
     """Find the fault that one of our resolvers raised, if one did: OmegaConf wraps it in errors of its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ConfigError):
         cause = cause.__cause__ or cause.__context__
-    return None if cause is None else cause.faults[0]
+    return cause
 
 
 def _leaves(node: Any) -> Iterable[Any]:

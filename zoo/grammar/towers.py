@@ -15,6 +15,7 @@ from zoo.grammar.resolvers import find_unresolvable, record_reads
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import Head, VocabularyHead
 from zoo.spec.faults import describe_no_node, describe_unknown_kind
+from zoo.spec.foreign import translate_name
 
 
 class TowerNode:
@@ -26,18 +27,21 @@ class TowerNode:
         self.prefix = f"{name}." if name else ""
         self.names, found = read_pattern(root)
         self.scopes = {kind: lay_kind(root, kind, found) for kind in dict.fromkeys(self.names)}
-        kinds = get_kinds(root)
-        unresolvable = [
-            f"layers.{kind}: {fault}"
-            for kind, scope in self.scopes.items()
-            if kind in kinds
-            for fault in find_unresolvable(scope)
-        ]
+        unresolvable = self._find_unresolvable()
         if name:  # a key that is null is none of a tower's, so that what reads it finds nothing
             unresolvable += find_unresolvable(root)
         problems += [self.prefix + fault for fault in found]
         if unresolvable:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
+
+    def _find_unresolvable(self) -> list[str]:
+        """List what leads nowhere in the kinds of layer: a line for each fault, that of several kinds at the first."""
+        kinds, found = get_kinds(self.root), {}
+        for kind, scope in self.scopes.items():
+            for fault in find_unresolvable(scope) if kind in kinds else ():
+                found.setdefault(fault, []).append(f"layers.{kind}")
+        more = {fault: f"; so in {', '.join(places[1:])}" if places[1:] else "" for fault, places in found.items()}
+        return [f"{places[0]}: {fault}{more[fault]}" for fault, places in found.items()]
 
     def read(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
         """Read the tower as plain data. Adds to `problems` the axes whose kind does not exist, and the keys of layer
@@ -95,7 +99,9 @@ class TowerNode:
         faults = []
         for kind, key in self._list_unread(read):
             why = "nothing in these layers reads it (leave it out, or choose what does)"
-            why = why if key in KNOWN | asked else f"no such key{did_you_mean(key, read[kind])}"
+            if key not in KNOWN | asked:
+                ours = translate_name(key)
+                why = f"no such key{f' ({ours})' if ours else did_you_mean(key, read[kind])}"
             faults.append(f"layers.{kind}.{key}: {why}")
         return faults
 

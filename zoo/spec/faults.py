@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from zoo.errors import did_you_mean
+from zoo.paths import conf_dir
+from zoo.spec.foreign import translate_name
 from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
@@ -16,6 +19,17 @@ if TYPE_CHECKING:
 
 LARGEST = 10**15
 """The largest whole number of a field."""
+
+WORDS = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    "string_type": "must be a text",
+}
+"""What would do in place of a value of another type, by pydantic's name of the fault."""
+
+SHOWN = 12
+"""Names of choices or of fields that a line lists, where there are more."""
 
 
 def _fault(template: str, /, **values: Any) -> PydanticCustomError:
@@ -39,35 +53,75 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
     return ValidationError.from_exception_data(axis.axis, lines)
 
 
+def list_choices(axis: type[Spec]) -> list[str]:
+    """List the names of an axis's choices: kinds, and files in conf/ that set fields of one (`mha`, `rope_yarn`)."""
+    return sorted({*axis.kinds, *(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml"))})
+
+
+def _is_of_model(axis: type[Spec]) -> bool:
+    """Tell whether an axis is one of a model's, and none of a training's."""
+    return axis.__module__.startswith("zoo.model.")
+
+
+def _is_listed(axis: type[Spec]) -> bool:
+    """Tell whether `zoo list --axis` knows an axis: one of a model's, with files of its own."""
+    return _is_of_model(axis) and (conf_dir() / axis.axis).is_dir()
+
+
+def list_options(names: Iterable[str], listed: str = "", near: str = "") -> str:
+    """List names on a line: all, or the first of many, with how to see the others. Those that are like `near` stand
+    first."""
+    names = list(names)
+    if len(names) > SHOWN + 4:
+        names.sort(key=lambda name: not (near and name.startswith(near[:3])))
+        more = f"{len(names) - SHOWN} more"
+        return f"{', '.join(names[:SHOWN])} and {more}{f': {listed}' if listed else ''}"
+    return ", ".join(names) or "none"
+
+
+def _show_options(axis: type[Spec], near: str = "") -> str:
+    return list_options(list_choices(axis), f"zoo list --axis {axis.axis}" if _is_listed(axis) else "", near)
+
+
 def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
     if _is_node(axis):
         fields = ", ".join(field.name for field in axis.fields())
         return _fault("is {found}, not a mapping (its fields: {fields})", found=_show(node), fields=fields)
-    options = ", ".join(sorted(axis.kinds))
     if node is None:
-        return _fault("is missing (one of: {options})", options=options)
+        return _fault("is missing (one of: {options})", options=_show_options(axis))
     if isinstance(node, str):
-        hint = did_you_mean(node, axis.kinds)
+        hint = did_you_mean(node, list_choices(axis))
         text = "is {found}, no choice of {axis}{hint} (one of: {options})"
-        return _fault(text, found=_show(node), axis=axis.axis, hint=hint, options=options)
+        return _fault(text, found=_show(node), axis=axis.axis, hint=hint, options=_show_options(axis, node))
     text = "is {found}, neither the name of a choice nor a mapping (one of: {options})"
-    return _fault(text, found=_show(node), options=options)
+    return _fault(text, found=_show(node), options=_show_options(axis))
 
 
 def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
-    options = ", ".join(sorted(axis.kinds))
     if kind is None:
-        return _fault("has no 'kind' (one of: {options})", options=options)
-    hint = did_you_mean(str(kind), axis.kinds)
+        return _fault("has no 'kind' (one of: {options})", options=_show_options(axis))
+    hint = did_you_mean(str(kind), list_choices(axis))
     text = "kind {kind} is not a choice of {axis}{hint} (one of: {options})"
-    return _fault(text, kind=_show(kind), axis=axis.axis, hint=hint, options=options)
+    return _fault(text, kind=_show(kind), axis=axis.axis, hint=hint, options=_show_options(axis, str(kind)))
 
 
-def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
+def describe_unknown_field(choice: type[Spec], name: str, value: Any) -> InitErrorDetails:
+    """Describe a field that a choice does not have: with Zoo's own word where another library's stands, else with the
+    nearest field, else with the first of its fields, those without a default before the others."""
     if name in choice.moved:
         text = "{label} has no such field any more ({now})"
         return {"type": _fault(text, label=_label(choice), now=choice.moved[name]), "loc": (name,), "input": None}
-    hint = did_you_mean(name, names) or f" (it has: {', '.join(sorted(names)) or 'none'})"
+    fields = choice.fields()
+    names = [field.name for field in fields]
+    if ours := translate_name(name, value, names) if _is_of_model(choice) else "":
+        hint = f" ({ours})"
+    elif not (hint := did_you_mean(name, names)):
+        needed = [field.name for field in fields if field.default is MISSING and field.default_factory is MISSING]
+        rest = [each for each in names if each not in needed]
+        listed = f"zoo list --axis {choice.axis} {choice.kind}" if _is_listed(choice) else ""
+        groups = [f"it needs {', '.join(needed)}"] if needed else []
+        groups += [f"it {'may have' if needed else 'has'}: {list_options(rest, listed, name)}"] if rest else []
+        hint = f" ({'; '.join(groups) or 'it has: none'})"
     text = "{label} has no such field{hint}"
     return {"type": _fault(text, label=_label(choice), hint=hint), "loc": (name,), "input": None}
 
@@ -127,12 +181,17 @@ def _message(choice: type[Spec], item: Any) -> str:
         return str(item["ctx"]["error"])
     if item["type"] == "finite_number":
         return f"must be a finite number, found {item['input']}{_would_do(choice, str(item['loc'][0]))}"
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {_show(item['input'])}"
+    said = WORDS.get(item["type"]) or f"{item['msg'][0].lower()}{item['msg'][1:]}".replace("input should", "must")
+    return (
+        f"{said}, found {_show(item['input'])}{_would_do(choice, str(item['loc'][0])) if len(item['loc']) == 1 else ''}"
+    )
 
 
 def _would_do(choice: type[Spec], name: str) -> str:
-    """Name what a field can be given instead of no number: null, where it may have none, or its default."""
-    (field,) = (field for field in choice.fields() if field.name == name)
-    if "None" in str(field.type):
-        return " (null would do)"
+    """Name what a field can be given instead: null, where it may have none, or its default."""
+    field = next((field for field in choice.fields() if field.name == name), None)
+    if field is None or "None" in str(field.type):
+        return " (null would do)" if field else ""
+    if isinstance(field.default, bool):
+        return f" ({str(field.default).lower()} would do)"
     return f" ({field.default:g} would do)" if isinstance(field.default, int | float) else ""

@@ -118,7 +118,7 @@ class Spec:
         if choice is None:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
-        details = [describe_unknown_field(choice, name, names) for name in fields if name not in names]
+        details = [describe_unknown_field(choice, name, fields[name]) for name in fields if name not in names]
         if large := find_large_numbers(fields):
             raise ValidationError.from_exception_data(choice.kind, [*details, *large])
         try:

@@ -14,7 +14,8 @@ import yaml
 
 from zoo.errors import CheckpointError
 from zoo.untrusted.json_file import NESTED, read_bytes
-from zoo.untrusted.text import shorten
+from zoo.untrusted.marks import LOADER, find_key
+from zoo.untrusted.text import quote, shorten
 
 LARGEST = 4 << 20
 """Bytes of the largest YAML file."""
@@ -29,7 +30,6 @@ DIGITS = 40
 _TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
 """Tags whose constructors raise errors of any kind for a text that is none: what is plain needs no tag."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml_text(file: Path, most: int = NODES) -> str:
@@ -49,7 +49,7 @@ def read_yaml_text(file: Path, most: int = NODES) -> str:
 def parse_yaml(file: Path) -> Any:
     """Read a YAML file as plain data. Raises CheckpointError, and FileNotFoundError where there is no such file."""
     try:
-        return yaml.load(read_yaml_text(file, PLAIN_NODES), _LOADER)
+        return yaml.load(read_yaml_text(file, PLAIN_NODES), LOADER)
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold
         raise CheckpointError(f"{file}: cannot be read as YAML, found {shorten(str(error))}") from error
     except yaml.YAMLError as error:
@@ -60,8 +60,9 @@ def check_yaml(text: str, place: str, most: int = NODES) -> None:
     """Check that a YAML text parses, and that it stays within the budgets. Raises CheckpointError with the line."""
     sizes: dict[str, int] = {}  # of anchored nodes, their aliases expanded
     open_nodes: list[list[Any]] = [[None, 0]]  # each container's anchor, and the nodes in it so far
+    nul = None
     try:
-        for event in yaml.parse(text, _LOADER):
+        for event in yaml.parse(text, LOADER):
             line = f"{place}:{event.start_mark.line + 1}"
             if isinstance(event, yaml.AliasEvent):
                 size = sizes.get(event.anchor, most)  # one inside of what it names never ends
@@ -78,6 +79,7 @@ def check_yaml(text: str, place: str, most: int = NODES) -> None:
                     raise CheckpointError(f"{line}: has the tag !!{event.tag.rpartition(':')[2]} (a plain value)")
                 if len(event.value) > DIGITS and event.implicit[0] and _NUMBER.fullmatch(event.value):
                     raise CheckpointError(f"{line}: holds a number of {len(event.value):,} digits (at most {DIGITS})")
+                nul = event if "\0" in event.value and nul is None else nul
                 sizes[event.anchor], size = 1, 1
             else:
                 continue
@@ -86,6 +88,9 @@ def check_yaml(text: str, place: str, most: int = NODES) -> None:
                 raise CheckpointError(f"{line}: holds more than {most:,} values, aliases expanded (fewer)")
     except yaml.YAMLError as error:
         raise CheckpointError(describe_yaml_error(place, _explain(text, error))) from error
+    if nul is not None:  # told now: the tree is built of what is within the budgets
+        key = shorten(find_key(text, nul.start_mark.index), 60)
+        raise CheckpointError(f"{place}:{nul.start_mark.line + 1}: {key}: {quote(nul.value)} holds a NUL (a text)")
 
 
 def _explain(text: str, error: yaml.YAMLError) -> yaml.YAMLError:

@@ -65,6 +65,10 @@ def read_points(file: Path, columns: Mapping[str, str]) -> Points:
     and loss. Raises ConfigError with every fault."""
     records = _read_csv(file) if file.suffix == ".csv" else _read_lines(file)
     faults, rows = [], []
+    names = [columns.get(name, name) for name in COLUMNS]
+    if records and (lacking := [name for name in names if not any(name in record for _, record in records)]):
+        found = _name(records[0][1]) or "nothing"
+        raise ConfigError(f"{file}: has no {', no '.join(lacking)}, found {found} (--columns PARAMS,TOKENS,LOSS)")
     for place, record in records:
         row = [_read_number(record, columns.get(name, name), place, faults) for name in COLUMNS]
         rows.append((row[0], row[1], row[2]))

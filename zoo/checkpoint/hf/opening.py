@@ -51,7 +51,7 @@ class HFSource:
     @functools.cached_property
     def spec(self) -> Any:
         """The Spec of the model, composed once."""
-        return compose_spec(self.body)
+        return compose_spec(self.body, self.file or self.folder / CONFIG)
 
     @property
     def stored(self) -> Body:
@@ -130,7 +130,7 @@ def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     config, body = read_body(folder)
     file = gguf.read_unpacked(folder)
     laid = gguf.lay_keys(body, file)
-    names = [name for entry in map_tensors(compose_spec(laid), laid) for name in entry.theirs]
+    names = [name for entry in map_tensors(compose_spec(laid, file.file), laid) for name in entry.theirs]
     return HFSource(folder, config, body, laid=laid, file=file.file), gguf.list_tensors(file, names, config["dtype"])
 
 
@@ -141,11 +141,13 @@ def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     return unpack_headers(folder, settings, read_headers(folder))
 
 
-def compose_spec(body: Body) -> Any:
-    """Compose the Spec of a model that a config.json describes."""
+def compose_spec(body: Body, file: Path) -> Any:
+    """Compose the Spec of a model that a config.json describes. Raises ConfigError with faults that name the file."""
     from zoo.compose import load
+    from zoo.compose.sources import Source, locating
 
-    return load(body.model)
+    with locating([Source(file, str(file))]):
+        return load(body.model)
 
 
 def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:

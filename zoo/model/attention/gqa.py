@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -12,7 +12,7 @@ from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.indexer import Indexer, check_tokens_chosen
-from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm
+from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
@@ -58,7 +58,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """Sets of keys and values. Each serves n_heads / n_kv_heads heads of queries."""
     head_dim: PositiveInt
     """Channels of a head's queries and keys."""
-    bias: bool | Literal["qkv", "o"] = False
+    bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
     """Which products have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
     window: PositiveInt | None = None
     """Keys that a query sees, itself included; all of them without (Beltagy et al., 2020; Mistral)."""

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-def _check_bias(bias: Any) -> Any:
-    if bias is not None and not isinstance(bias, bool) and bias != "head":
-        raise ValueError(f"must be true, false or head, found {bias!r}")
-    return bias
+def check_word(*words: str) -> BeforeValidator:
+    """Refuse a value that is neither true, false, null nor one of the words, in one line."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not isinstance(value, bool) and value not in words:
+            raise ValueError(f"must be true, false or {' or '.join(words)}, found {value!r}")
+        return value
+
+    return BeforeValidator(check)
 
 
 class OutputGate(Node, name="gate", word="activation"):
@@ -33,7 +38,7 @@ class OutputGate(Node, name="gate", word="activation"):
     """What one number of the gate multiplies: a channel, or a head as a whole."""
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     """The function that makes the gate of x·W; softplus in Laguna (2026)."""
-    bias: Annotated[bool | Literal["head"] | None, BeforeValidator(_check_bias)] = None
+    bias: Annotated[bool | Literal["head"] | None, check_word("head")] = None
     """Whether x·W has a bias: that of the attention's queries unless given, or "head", one number for all channels of a
     head (Reflection, 2026, Beam)."""
 

@@ -1,0 +1,139 @@
+"""Name the file and the line at which a faulty key is stated. The user's files are looked at again only then."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.spec.foreign import FOREIGN
+from zoo.untrusted.json_file import read_json
+from zoo.untrusted.marks import list_lines
+from zoo.untrusted.yaml_file import parse_yaml, read_yaml_text
+
+YAML = (".yaml", ".yml")
+_KEY = re.compile(r"[\w.\[\]-]+")
+_NAME = re.compile(r"[\w./-]{1,200}")
+_ITEM = re.compile(r"\[(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that the user named: its name in messages, and the place in the config at which its keys stand."""
+
+    file: Path
+    label: str
+    root: str = ""
+
+
+@contextmanager
+def locating(sources: Sequence[Source], overrides: Iterable[str] = ()) -> Iterator[None]:
+    """Add file and line to the faults that come out of a block."""
+    try:
+        yield
+    except ConfigError as error:
+        error.faults = locate_faults(error.faults, sources, overrides)
+        error.args = ("\n".join(error.faults),)
+        raise
+
+
+def locate_faults(faults: Iterable[str], sources: Sequence[Source], overrides: Iterable[str] = ()) -> list[str]:
+    """Write `mine.yaml:12: ` before each fault at a key that a file states, or that is a part of one; of a file without
+    lines, such as a config.json, its name. A key that was typed among the `overrides` stands as it is."""
+    sources = [each for source in sources for each in _follow_defaults(source)]
+    lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
+    names = (text.partition("=")[0].lstrip("+~").partition("@")[0] for text in overrides)
+    typed = [name for name in names if name not in {each.root for each in sources}]  # which names the file
+    return [_locate(fault, lines, typed) for fault in faults]
+
+
+@functools.lru_cache(8)
+def _read_lines(source: Source, changed: int) -> dict[str, int]:
+    """Read the keys of a source as the config has them, and the line of each; none where it is no YAML any more. The
+    points of a sweep have faults by the thousand: a file that has not `changed` is read once."""
+    if source.file.suffix not in YAML:
+        return {}
+    try:
+        found = list_lines(read_yaml_text(source.file))
+    except (ConfigError, OSError):
+        return {}
+    return {f"{source.root}.{key}" if source.root else key: line for key, line in found.items()}
+
+
+def _follow_defaults(source: Source, above: tuple[Path, ...] = ()) -> Iterator[Source]:
+    """Yield a file, and the files beside it that its defaults list includes."""
+    yield source
+    if source.file.suffix not in YAML or source.file in above:
+        return
+    try:
+        body = parse_yaml(source.file)
+    except (ConfigError, OSError):
+        return
+    body = body if isinstance(body, dict) else {}
+    entries = body.get("defaults")
+    words = [{key: value} for key, value in body.items() if isinstance(value, str)]  # `attention: mine`
+    for entry in [*(entries if isinstance(entries, list) else ()), *words]:
+        group, option = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
+        path, _, package = (
+            str(group).rpartition(" ")[2].lstrip("/").partition("@")
+        )  # `override /attention@model.attention`
+        name = f"{path}/{option}" if option else path
+        file = source.file.parent / f"{name}.yaml"
+        if not _NAME.fullmatch(name) or ".." in name.split("/") or not file.is_file():
+            continue
+        package = "" if package == "_here_" else package or ".".join(name.split("/")[:-1])
+        root = ".".join(each for each in (source.root, package) if each)
+        label = str(Path(source.label).parent / f"{name}.yaml")
+        yield from _follow_defaults(Source(file, label, root), (*above, source.file))
+
+
+def _locate(fault: str, lines: Mapping[Source, Mapping[str, int]], typed: Sequence[str]) -> str:
+    label = next((each.label for each in lines if fault.startswith(f"{each.label}: ")), None)
+    text = fault if label is None else fault[len(label) + 2 :]
+    key, colon, _ = text.partition(": ")
+    if not colon or not _KEY.fullmatch(key):
+        return fault
+    if any(f"{each.split('.')[-1]}=" in text for each in typed):  # `n_kv_heads=3 is no divisor …`
+        return fault
+    inner = {each.root for each in lines if each.root}
+    for place in _list_places(key, text, inner):
+        if any(place in (each, *(f"{root}.{each}" for root in inner)) for each in typed):
+            return fault
+        for source, known in lines.items():
+            own = place if label is None or not source.root else f"{source.root}.{place}"
+            if own in known and label in (None, source.label):
+                return f"{source.label}:{known[own]}: {text}"
+    others = (each for each in lines if each.file.suffix not in YAML)
+    whole = next((each for each in others if each.root in ("", key.split(".")[0])), None)
+    return f"{whole.label}: {text}{_name_fields(whole, text)}" if whole else fault
+
+
+def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
+    """List the keys at which a fault may have been stated, the likeliest first: its own; those whose values it tells,
+    as in `attention: n_heads=7 is …`, where attention is the packaged model's; and what it is a part of."""
+    parts = _ITEM.sub(r".\1", key).split(".")
+    yield ".".join(parts)
+    top = parts[:1] if parts[0] in roots else []
+    yield from (".".join([*top, name]) for name in re.findall(r"\b(\w+)=", text))
+    if key == "model":  # a fault of the whole, which only its kind can have
+        yield ".".join([*top, "kind"])
+    yield from (".".join(parts[:depth]) for depth in range(len(parts) - 1, len(top), -1))
+
+
+def _name_fields(source: Source, text: str) -> str:
+    """Name the fields of a config.json that a fault, in Zoo's words, is about: `num_key_value_heads` of n_kv_heads."""
+    if source.file.suffix != ".json":
+        return ""
+    try:
+        stated = read_json(source.file, dict[str, Any])
+    except (ConfigError, OSError):
+        return ""
+    inner = stated.get("text_config")
+    fields = {*stated, *(inner if isinstance(inner, dict) else ())}
+    found = [theirs for theirs, ours in FOREIGN.items() if theirs in fields and re.search(rf"\b{ours}\b", text)]
+    return f" ({' and '.join(found)} of the file)" if found else ""

@@ -1,0 +1,123 @@
+"""Read the rows of Parquet files, within a budget of bytes.
+
+A column that is encoded by a dictionary states a text once, however many rows have it: a file of kilobytes can hold a
+hundred gigabytes. So such columns are read as dictionaries, and rows are made texts a few mebibytes at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.data.records import (
+    FIELDS_SHOWN,
+    RATIO,
+    SMALL,
+    Faults,
+    Records,
+    find_files,
+    import_package,
+    name_keys,
+)
+from zoo.errors import short
+from zoo.untrusted.lines import LINE
+from zoo.untrusted.text import shorten
+
+PARQUET = (".parquet",)
+READ_AT_ONCE = 1024  # records: a few MiB of ordinary text
+PIECE = 16 << 20
+"""Bytes of the rows that are made Python's texts at once, where there is more than one row."""
+
+
+def find_parquet_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
+    """List the Parquet files of a path; `key` names it in messages."""
+    return find_files(path, PARQUET, key)
+
+
+class Parquet(Records):
+    """The rows of Parquet files. Null is no text."""
+
+    def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Read one file, a few rows at a time."""
+        opener = import_package("pyarrow.parquet", "'transformer-zoo[parquet]'", f"{file} is Parquet").ParquetFile
+        number = 0
+        try:
+            with opener(file) as table:
+                if fault := self._find_fault(table, file):
+                    faults.add(fault)
+                    return
+                texts = _list_texts(table)
+            with opener(file, read_dictionary=texts) as table:
+                most, total = max(SMALL, RATIO * file.stat().st_size), 0
+                batches = table.iter_batches(batch_size=READ_AT_ONCE, columns=list(self.columns))
+                for rows, size in (each for batch in batches for each in _split(batch)):
+                    total += size
+                    if size > LINE and len(rows) == 1:
+                        faults.add(f"{file}, row {number + 1:,}: is longer than {LINE >> 20} MiB (shorter texts)")
+                        return
+                    if total > most:
+                        faults.add(
+                            f"{file} unpacks to more than {RATIO} times its size after row {number:,} (a file of text)"
+                        )
+                        return
+                    for record in rows.to_pylist():
+                        number += 1
+                        values = {name: "" if value is None else value for name, value in record.items()}
+                        yield f"{file}, row {number:,}", values
+        except (OSError, ValueError, ArithmeticError, LookupError, NotImplementedError, TypeError) as error:
+            # what pyarrow raises is of these classes
+            faults.add(f"{file} is damaged after row {number:,}, found {short(error)} (a whole file)")
+
+    def _find_fault(self, table: Any, file: Path) -> str | None:
+        """Describe what is wrong with a file's columns, if anything is, by its schema and its metadata alone."""
+        names = table.schema_arrow.names
+        if twice := [column for column in self.columns if names.count(column) > 1]:
+            return f"{file} has the field '{twice[0]}' {names.count(twice[0])} times (once)"
+        if lacking := [column for column in self.columns if column not in names]:
+            found = ", ".join(shorten(each, 40) for each in names[:FIELDS_SHOWN]) or "none"
+            return f"{file} has no field '{lacking[0]}', found {found} ({self.keys or name_keys(self.columns)})"
+        meta = table.metadata
+        groups = [meta.row_group(group) for group in range(meta.num_row_groups)]
+        used = [at for at in range(meta.num_columns) if meta.schema.column(at).path.split(".")[0] in self.columns]
+        size = sum(group.column(at).total_uncompressed_size for group in groups for at in used)
+        if size > max(SMALL, RATIO * file.stat().st_size):
+            return f"{file} unpacks to {size:,} bytes, more than {RATIO} times its size (a file of text)"
+        return None
+
+
+def _list_texts(table: Any) -> list[str]:
+    """List the columns that hold bytes, which can be read as dictionaries; those in lists and records too."""
+    columns = map(table.schema.column, range(len(table.schema)))
+    return [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.logical_type.type != "DECIMAL"]
+
+
+def _split(rows: Any) -> Iterator[tuple[Any, int]]:
+    """Split a batch into pieces of about PIECE bytes or of one row. Gives each with its bytes, dictionaries
+    expanded."""
+    size = sum(map(_measure, rows.columns))
+    if size <= PIECE or len(rows) <= 1:
+        yield rows, size
+        return
+    half = len(rows) // 2
+    yield from _split(rows.slice(0, half))
+    yield from _split(rows.slice(half))
+
+
+def _measure(array: Any) -> int:
+    """Count the bytes of an array's values, as often as each is there."""
+    import pyarrow
+    from pyarrow import compute
+
+    kind = array.type
+    if pyarrow.types.is_dictionary(kind):
+        lengths = compute.binary_length(array.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
+        return compute.sum(lengths.cast("int64").take(array.indices)).as_py() or 0  # pyright: ignore
+    if pyarrow.types.is_struct(kind):
+        return sum(map(_measure, array.flatten()))
+    if pyarrow.types.is_map(kind):
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return sum(_measure(each.slice(first, last - first)) for each in (array.keys, array.items))
+    if pyarrow.types.is_nested(kind):
+        return _measure(array.flatten())
+    return array.nbytes

@@ -1,0 +1,54 @@
+"""Find the keys of a model that it has no place for, other libraries' names among them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from zoo.errors import did_you_mean
+from zoo.grammar import omega
+from zoo.grammar.dialect import find_owner
+from zoo.grammar.keys import BOTH, KNOWN, TOWERS
+from zoo.grammar.towers import TowerNode
+from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.spec.foreign import FOREIGN, translate_name
+
+
+def find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
+    """List the keys that are no field and no axis, and that no interpolation names."""
+    known = KNOWN | reads
+    whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
+    strange = [str(key) for key in root if key not in whole]
+    faults = [f"{key}: {find_owner(key, root) or describe_stranger(key, root, whole)}" for key in strange]
+    for tower in towers:
+        strange = [str(key) for key in tower.patch if key not in known]
+        faults += [f"{tower.prefix}{key}: {describe_stranger(key, tower.patch, known)}" for key in strange]
+    return faults
+
+
+def describe_stranger(key: str, node: Mapping[Any, Any], known: Collection[str]) -> str:
+    """Say that there is no such key, and what was meant: another library's name for one of ours, or a slip."""
+    ours = translate_name(key, _get_plain(node, key))
+    return f"no such key{f' ({ours})' if ours else did_you_mean(key, known)}"
+
+
+def find_foreign(root: DictConfig) -> list[str]:
+    """List the keys that are other libraries' names. What they stand for is missing, which says less."""
+    foreign = [str(key) for key in root if key not in KNOWN and translate_name(str(key))]
+    return [f"{key}: {describe_stranger(key, root, ())}" for key in foreign]
+
+
+def drop_translated(faults: Iterable[str], root: DictConfig) -> list[str]:
+    """Leave out that a key is missing, where it is there under another library's name, which has a line."""
+    there = {FOREIGN[str(key)] for key in root if key not in KNOWN and str(key) in FOREIGN}
+    return [fault for fault in faults if not any(fault.startswith(f"{key}: is missing") for key in there)]
+
+
+def _get_plain(node: Mapping[Any, Any], key: str) -> Any:
+    """Read a value as it is stated; None for a mapping and for an interpolation."""
+    if isinstance(node, DictConfig):
+        raw = omega.get_raw_child(node, key)
+        return None if raw is None or omega.is_interpolation(raw) else omega.get_raw_value(raw)
+    return node.get(key)

@@ -1,0 +1,81 @@
+"""Zoo's words for what other libraries call otherwise: transformers, x-transformers, LitGPT, nanoGPT, Megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from zoo.untrusted.text import quote
+
+_KEYS = {
+    "d_model": "hidden_size n_embd embed_dim model_dim dim_model d_embed embedding_size dim",
+    "n_layers": "num_hidden_layers n_layer num_layers depth",
+    "n_heads": "num_attention_heads n_head num_heads heads",
+    "n_kv_heads": "num_key_value_heads num_kv_heads n_query_groups kv_heads attn_kv_heads",
+    "head_dim": "head_size dim_head attn_dim_head kv_channels",
+    "d_ff": "intermediate_size ffn_dim ffn_hidden_size n_inner moe_intermediate_size hidden_dim",
+    "vocab_size": "num_tokens padded_vocab_size n_vocab",
+    "max_seq_len": "max_position_embeddings n_positions n_ctx max_length seq_len",
+    "norm_eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon",
+    "rope_theta": "rope_base rotary_emb_base rotary_base",
+    "n_experts": "num_experts num_local_experts n_routed_experts n_expert",
+    "top_k": "num_experts_per_tok n_expert_per_token moe_top_k",
+    "bias": "attention_bias use_bias add_bias_linear",
+    "activation": "hidden_act hidden_activation activation_function",
+    "norm": "norm_class_name normalization",
+    "ffn": "mlp_class_name",
+    "window": "sliding_window sliding_window_size",
+    "tied": "tie_word_embeddings tie_embeddings",
+    "qk_norm": "use_qk_norm attn_qk_norm",
+    "softcap": "attn_logit_softcapping attention_logit_softcapping",
+}
+
+FORMS = {
+    "rope_scaling": "position: rope_yarn",
+    "tie_word_embeddings": "head: {kind: lm, tied: true}",
+    "tie_embeddings": "head: {kind: lm, tied: true}",
+    "sliding_window": "attention: {kind: sliding, window: VALUE}",
+    "sliding_window_size": "attention: {kind: sliding, window: VALUE}",
+    "attn_logit_softcapping": "attention: {softcap: VALUE}",
+    "attention_logit_softcapping": "attention: {softcap: VALUE}",
+    "final_logit_softcapping": "head: {softcap: VALUE}",
+    "rotary_pos_emb": "position: rope",
+    "alibi_pos_bias": "position: alibi",
+    "attn_qk_norm": "attention: {qk_norm: true}",
+    "use_qk_norm": "attention: {qk_norm: true}",
+    "use_rmsnorm": "norm: rmsnorm",
+    "ff_glu": "ffn: gated",
+    "ff_swish": "activation: silu",
+    "parallel_residual": "block: parallel",
+    "n_shared_experts": "ffn: {kind: moe, shared: gated}",
+}
+"""What is no key of a model's top level, as it is written there. VALUE is the value that was stated."""
+
+FOREIGN = {theirs: ours for ours, names in _KEYS.items() for theirs in names.split()}
+"""Zoo's key by the name of another library."""
+
+
+INNER = {"tied", "qk_norm", "softcap"}
+"""Those of our words that are fields of a component alone."""
+
+
+def translate_name(name: str, value: Any = None, known: Collection[str] | None = None) -> str:
+    """Say how Zoo writes another library's key, where it has a word for it, with the value that was stated: `d_model is
+    Zoo's name for it: d_model: 4096`. `known` are the fields of a component; without, it is a key of a model."""
+    if known is None and name in FORMS:
+        return f"Zoo writes {FORMS[name].replace('VALUE', write_value(value))}"
+    ours = FOREIGN.get(name)
+    if ours is None or (known is not None and ours in INNER and ours not in known):
+        return ""
+    stated = "" if value is None else f": {ours}: {write_value(value)}"
+    whose = "" if known is None or ours in known else ", at the model's top level"
+    return f"{ours} is Zoo's name for it{whose}{stated}"
+
+
+def write_value(value: Any) -> str:
+    """Write a value as YAML has it, or `…` for what is too long to be pasted."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return quote(value)
+    return value if isinstance(value, str) and value.isidentifier() else "…"
