@@ -31,6 +31,7 @@ from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import PassFlops, count_training
+from zoo.costs.hardware import usable_bytes
 from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
 from zoo.costs.parallel import ChunkActivations, StageActivations
@@ -41,7 +42,6 @@ from zoo.costs.roofline import (
     bound_training,
     count_rates,
     roofline,
-    usable_bytes,
 )
 from zoo.costs.setup import CONVENTIONS, ENGINES, OFFLOAD, OPTIMIZERS, PRECISIONS
 from zoo.costs.states import StateRow

@@ -339,7 +339,7 @@ def refuse_solved(setup: Any, *names: str) -> None:
 def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
     """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
     from zoo.analysis.solve import Room
-    from zoo.analysis.solve.fit import RUNTIME
+    from zoo.costs.hardware import RUNTIME
 
     if (setup.gpu is None) == (memory is None):
         found = "neither" if memory is None else "both"
@@ -351,8 +351,7 @@ def choose_room(setup: Any, memory: float | None, usable: float, runtime: float 
 
 def _room(name: str, usable: float, runtime: float | None) -> Any:
     from zoo.analysis.solve import Room
-    from zoo.analysis.solve.fit import RUNTIME
-    from zoo.costs.hardware import hardware
+    from zoo.costs.hardware import RUNTIME, hardware
 
     found = hardware(name)
     return Room(memory=found.memory, usable=usable, runtime=RUNTIME if runtime is None else runtime, gpu=found.name)

@@ -28,8 +28,8 @@ BLOCK = 4 << 20
 
 
 def memory(spec: Any, setup: Setup) -> dict[str, Any]:
-    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `kv_cache` and
-    `generate_peak`: see `generating`.
+    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `kv_cache`,
+    `generate_activations` (what is alive beside weights and cache) and `generate_peak`: see `generating`.
 
     Raises ConfigError for what the ranks do not divide.
     """
@@ -51,7 +51,8 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
     except (UnknownOperation, ConfigError) as error:
         held = generating(spec, setup, prefill=False)
         return {"kv_cache": held["kv_cache"], "activations_unknown": str(error)}
-    return {"kv_cache": found["kv_cache"], "generate_peak": found["total"]}
+    alive = {"generate_activations": found["prefill"], "generate_peak": found["total"]}
+    return {"kv_cache": found["kv_cache"], **alive}
 
 
 STAYS = ("weights", "optimizer", "cast", "gathered")

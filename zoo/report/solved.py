@@ -6,20 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zoo.report.glance import PARTS
 from zoo.report.text import align_columns
 from zoo.report.units import format_share, format_si, format_size
-
-PARTS = {
-    "weights": "weights",
-    "kv_cache": "KV cache",
-    "prefill": "reading the prompt",
-    "gradients": "gradients",
-    "optimizer": "optimizer states",
-    "activations": "activations",
-    "loss_head": "logits and their loss",
-    "step": "the optimizer's step",
-}
-"""Names of the parts of memory in sentences."""
 
 FIGURES = {
     "params": "params",

@@ -197,7 +197,7 @@ class Memory:
         else:
             weights = symbol("weights of the fullest rank", found["weights"])
         why = "traced without gradients: prompts up to the first logits, or a token"
-        prefill = self.sheet.add("alive beside them", found["prefill"], BYTES, why)
+        prefill = self.sheet.add("activations, generating", found["prefill"], BYTES, why, "memory.generate_activations")
         cache = self.sheet.add("KV cache", found["kv_cache"], BYTES, "of the fullest rank", "memory.kv_cache")
         lines = {"weights": weights, "kv_cache": cache, "prefill": prefill}
         made = round(total(lines[name] for name in found if name != "total"))

@@ -8,10 +8,9 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet
 from zoo.analysis.explain.terms import Number, Term, call, symbol, term
-from zoo.costs.hardware import SheetFigure, hardware
+from zoo.costs.hardware import USABLE, SheetFigure, hardware, usable_bytes
 from zoo.costs.operators import Chosen, Operator, operators
 from zoo.costs.roofline import (
-    USABLE,
     TrainingStep,
     bound_run,
     bound_seconds,
@@ -20,7 +19,6 @@ from zoo.costs.roofline import (
     count_rates,
     count_weights,
     count_work,
-    usable_bytes,
     widths_of,
 )
 from zoo.costs.setup import Setup

@@ -8,8 +8,8 @@ from typing import Any
 
 from zoo.analysis.solve.search import find_reach
 from zoo.costs.generating import generating
+from zoo.costs.hardware import RUNTIME, USABLE
 from zoo.costs.price import price
-from zoo.costs.roofline import RUNTIME, USABLE
 from zoo.costs.setup import Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.errors import ConfigError
