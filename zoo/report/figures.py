@@ -220,8 +220,9 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
     return sections
 
 
-GENERATING = ("kv_cache", "generate_activations", "generate_peak")
-"""The figures of memory that are no training's."""
+HELD = ("kv_cache", "generate_activations", "generate_peak")
+"""What generating takes beside weights, and its peak."""
+GENERATING = (*HELD, "generate_note")
 
 
 def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
@@ -231,11 +232,12 @@ def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[Text
     yield heading.replace("Memory", "Memory to train", 1), _rows("memory", {**priced, "memory": training})
     if "generate_peak" in memory:
         weights = memory["generate_peak"] - memory["kv_cache"] - memory["generate_activations"]
-        parts = {"weights": weights, **{name: memory[name] for name in GENERATING}}
+        parts = {"weights": weights, **{name: memory[name] for name in HELD}}
         rows: list[TextRow] = [
             (LABELS.get(f"memory.{name}", name), "", format_figure(size, "B")) for name, size in parts.items()
         ]
-        yield heading.replace("Memory", "Memory to generate", 1), rows
+        note = _wrapped(f"note: {memory['generate_note']}") if "generate_note" in memory else []
+        yield heading.replace("Memory", "Memory to generate", 1), rows + note
 
 
 def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
