@@ -45,8 +45,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     The path of an existing file may hold an `=` too. Raises ConfigError when no model is named.
     """
-    overrides = [word for word in words if _is_override(word)]
-    targets = [word for word in words if not _is_override(word)]
+    overrides = [word for word in words if is_override(word)]
+    targets = [word for word in words if not is_override(word)]
     if not targets:
         raise ConfigError(
             "target: is missing (a packaged model from `zoo list`, a YAML file, a config.json, a GGUF file, a folder)"
@@ -54,7 +54,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return targets, overrides
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
+    """Whether an argument is an override rather than a model."""
     path = os.sep in word.partition("=")[0] and os.path.exists(word)
     return word.startswith(("~", "+")) or ("=" in word and not path)
 
