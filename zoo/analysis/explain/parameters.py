@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, symbol, term, total
 from zoo.costs.flops import is_row_wise
 from zoo.costs.params import component_of, count_parameters
@@ -51,7 +51,7 @@ def list_component_formulas(
             copies = term(1) if kind is None or common else count_layers(tower, kind, stored)
             name = name_component(where, label, tower, kind)
             first = counted[0]
-            yield ComponentFormula(where, kind, what, name, each, copies, cite_class(first.owner), is_row_wise(first))
+            yield ComponentFormula(where, kind, what, name, each, copies, cite(first.owner), is_row_wise(first))
 
 
 def list_parameter_lines(table: CostTable) -> list[Line]:
