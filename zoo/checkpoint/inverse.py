@@ -33,7 +33,7 @@ NEAR = 4
 
 
 WEIGHTS = {"attention": 5, "ffn": 5, "layers": 3}
-"""What another kind of a part weighs in the distance of a family, where a field weighs 1. A block's path is `layers`."""
+"""What another kind of a part weighs in the distance of a family, where a field weighs 1. A block is at `layers`."""
 
 
 def find_config(spec: Any, source: Any = None) -> tuple[dict[str, Any], Body]:
