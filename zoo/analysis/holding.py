@@ -53,7 +53,7 @@ def _training(setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str
     if setup.ranks == 1:
         for each in peaks["change_first"]:
             if each["change"] == SHARDED:
-                yield 8, SHARDED, each["train_peak"]
+                yield 8, "--zero 3", each["train_peak"]  # of 8 GPUs, so --dp 8 need not be said
 
 
 def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterator[tuple[int, str, int]]) -> dict[str, Any]:

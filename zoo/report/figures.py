@@ -31,6 +31,7 @@ LABELS = {
     "flops.train_hardware": "training a token, recomputation included",
     "flops.optimizer_step": "a step of the optimizer",
     "kv_cache.bytes_per_token": "a token",
+    "kv_cache.block_size": "tokens of a page",
     "kv_cache.cross_bytes": "of which cross-attention's",
     "kv_cache.state_bytes": "of which recurrent states",
     "kv_cache.padding_bytes": "of which padding",
@@ -160,7 +161,7 @@ def is_hidden(figure: Figure) -> bool:
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
 
-ZEROS = frozenset({"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master"})
+ZEROS = frozenset({"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master", "memory.step"})
 
 
 def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
@@ -188,7 +189,7 @@ def format_heading(section: str, priced: Mapping[str, Any]) -> str:
     convention = str(flops.get("convention", "exact")).partition(":")[0]
     said = {
         "flops": [f"context {cache.get('tokens', 0):,} tokens", *([convention] if convention != "exact" else [])],
-        "kv_cache": [cache.get("dtype", ""), *([engine] if engine != "ideal" else [])],
+        "kv_cache": [cache.get("dtype", ""), *([f"engine {engine}"] if engine != "ideal" else [])],
         "roofline": [str(priced.get("roofline", {}).get(name, "")) for name in ("title", "dtype")],
         "memory": [cache.get("dtype", ""), _sequences(cache), *_listed(priced.get("memory", {}).get("on"))],
     }

@@ -65,8 +65,8 @@ def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
         return "state", f"{size}, the same for any number of tokens (no KV cache)"
     told = f"{size} at {_tokens(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token)"
     if cache["cross_bytes"]:
-        told += f", {format_si(cache['cross_bytes'], 'B')} of it for cross-attention"
-    return "KV cache", told + (f", {format_si(states, 'B')} of it recurrent states" if states else "")
+        told += f", {format_si(cache['cross_bytes'], 'B')} of it cross-attention's"
+    return "KV cache", told + (f", {format_si(states, 'B')} of it states" if states else "")
 
 
 def _tokens(cache: Mapping[str, Any]) -> str:

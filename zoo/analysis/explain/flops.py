@@ -258,11 +258,11 @@ def _seen(look: Look) -> str:
     if look.blocks is not None:
         return "blocks: near ones, the first and the last"
     if look.near:
-        return "a window, and entries of what came before"
+        return "a window, and entries of earlier tokens"
     if not look.causal:
         return "both ways" if look.window is None else "so many to either side"
     limit = "" if look.window is None else ", at most a window"
-    return f"what came before{limit}" if look.chunk is None else "what came before in a chunk"
+    return f"earlier tokens{limit}" if look.chunk is None else "earlier tokens of its chunk"
 
 
 def _flops(row: PartRow) -> Any:

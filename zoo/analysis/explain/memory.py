@@ -190,7 +190,7 @@ class Memory:
         values = symbol(name, head.n_logits) * term(self.batch) / self.split
         if not head.reads_rows:
             values = symbol(name, head.n_logits) * term(self.batch) * term(self.context) / self.split
-        why = "logarithms of chances, their gradient and the logits', in fp32"
+        why = "log-probabilities, their gradient and the logits', in fp32"
         if self.setup.chunked_loss:
             why = "logits of a chunk, and the fp32 of their softmax"
         self.sheet.add("loss_head", round(count_loss(values, self.setup)), BYTES, why, "memory.loss_head")

@@ -63,7 +63,7 @@ def list_parameter_lines(table: CostTable) -> list[Line]:
     sums = [_component(sheet, what, held) for what, held in by_component.items()]
     whole = sheet.sum("total", sums, UNIT, "every part once; a tied one at its owner", "params.total")
     idle = [piece.all for piece in list_component_formulas(table, lambda row: row.part.params - row.part.active)]
-    source = "total without the experts that a token does not meet"
+    source = "total, less the experts that a token does not use"
     _rest(sheet, table, whole, sheet.add("active", whole - total(idle), UNIT, source, "params.active"))
     _by_kind(sheet, table)
     return sheet.lines
