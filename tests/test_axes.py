@@ -56,6 +56,8 @@ def test_the_cost_of_an_attention_is_that_of_its_formulas(choice, time, token, c
 def test_every_attention_names_its_paper_and_every_axis_its_choices():
     assert [name for name, each in described("attention").items() if not each["source"]] == []
     assert described("attention")["mqa"]["source"].startswith("Shazeer, 2019")
+    assert described("attention")["dsa"]["source"] == "DeepSeek-V3.2, 2025"
+    assert described("attention")["msa"]["source"] == "MiniMax-M3, 2026"
     assert {axis: len(described(axis)) for axis in list_axes()}.keys() >= {"attention", "router", "cross"}
 
 

@@ -85,7 +85,7 @@ def test_one_field_that_differs_is_the_only_one_named() -> None:
     assert compare.compare_fields(*both) == {"n_layers": {"a": 32, "b": 7}}
 
 
-def test_kinds_of_layer_of_other_names_are_held_against_the_usual_one() -> None:
+def test_kinds_of_layer_of_other_names_are_held_against_the_one_kind_there_is() -> None:
     found = compare.compare_fields(load("llama3-8b"), load("gemma2-9b"))
     assert found["blocks.layer/local.attention.window"] == {"a": None, "b": 4096}
     assert "blocks.layer/global.attention.window" not in found
@@ -177,3 +177,21 @@ def test_columns_are_found_by_short_names_and_by_paths() -> None:
     }
     with pytest.raises(ConfigError, match=r"columns: no figure is called 'parms' .did you mean 'params'"):
         compare.choose_columns(["parms"], known)
+
+
+def test_kinds_of_other_names_are_paired_by_what_they_are() -> None:
+    own = ["layers={local: {attention: sliding, window: 8}}", "pattern=[local, layer]"]
+    named = ["layers={local: {attention: sliding, window: 8}, global: {n_kv_heads: 1}}", "pattern=[local, global]"]
+    found = compare.compare_fields(load("llama-tiny", own), load("llama-tiny", named))
+    assert {path.split(".")[1] for path in found if path.startswith("blocks.")} == {"layer/global"}
+    assert found["blocks.layer/global.attention.n_kv_heads"]["b"] == 1
+    mixers = ["layers={fast: {attention: mamba2}, slow: {}}", "pattern=[fast, slow]"]
+    others = ["layers={ssm: {attention: mamba2}, full: {}}", "pattern=[full, ssm]", "d_ff=384"]
+    found = compare.compare_fields(load("llama-tiny", mixers), load("llama-tiny", others))
+    assert {path.split(".")[1] for path in found if path.startswith("blocks.")} == {"fast/ssm", "slow/full"}
+
+
+def test_a_kind_that_is_left_over_is_compared_with_the_one_most_like_it() -> None:
+    found = compare.compare_fields(load("gemma2-9b"), load("llama3-8b"))
+    kinds = {path.split(".")[1] for path in found if "blocks." in path}
+    assert kinds == {"local/layer", "global/layer"}

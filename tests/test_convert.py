@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from loaded import one_in
+from loaded import load, one_in
 from safetensors.torch import load_file, save_file
 
 import zoo
 import zoo.cli
 from zoo.checkpoint import spread, store
+from zoo.checkpoint.inverse import find_config
 from zoo.errors import ConfigError
 
 SIZES = {
@@ -166,6 +167,25 @@ def test_an_architecture_of_no_family_is_refused_with_the_fields_in_the_way(tmp_
         zoo.export(model, tmp_path / "out", verify=False)
     assert "the nearest family, cannot describe this" in caught.value.faults[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "families"),
+    [
+        (["attention=rwkv7"], {"rwkv7"}),
+        (
+            ["layers={delta: {attention: gated_delta}, full: {}}", "pattern=[delta*3, full]"],
+            {"olmo_hybrid", "qwen3_next", "qwen3_5_text"},
+        ),
+    ],
+    ids=["RWKV-7", "gated delta rule"],
+)
+@pytest.mark.filterwarnings("ignore:attention=")
+def test_the_family_named_as_the_nearest_has_the_models_mixers(overrides, families):
+    with pytest.raises(ConfigError, match="the nearest family") as caught:
+        find_config(load("llama-tiny", overrides))
+    (named,) = {fault.rpartition("; ")[2].partition(",")[0] for fault in caught.value.faults}
+    assert named in families
 
 
 def test_weights_are_sharded_above_a_size_and_read_back(tmp_path):

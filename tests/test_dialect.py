@@ -377,3 +377,26 @@ def components_of(spec):
 
     for tower in spec.towers().values():
         yield from components(tower, tower.d_model)
+
+
+DENSE = {
+    **{"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 2, "head_dim": 16, "d_ff": 64, "max_seq_len": 32},
+    **{"attention": "mha", "position": "rope", "norm": "rmsnorm", "block": "pre", "ffn": "gated"},
+    "activation": "silu",
+}
+
+
+def test_a_mixture_whose_model_states_no_router_takes_the_usual_one(tmp_path: Path, capsys) -> None:
+    made = spec("ffn=moe", "n_experts=8", "top_k=2", target=DENSE)
+    assert made == spec("ffn=moe", "n_experts=8", "top_k=2", target={**DENSE, "router": "softmax_topk"})
+    layers = {"layers": {"sparse": {"ffn": "moe"}}, "pattern": ["layer", "sparse"]}
+    assert spec(target={**DENSE, **layers}) == spec(target={**DENSE, **layers, "router": "softmax_topk"})
+    own = {"layers": {"sparse": {"ffn": "moe", "router": "sigmoid_topk"}}, "pattern": ["layer", "sparse"]}
+    assert spec(target={**DENSE, **own}).blocks["sparse"].ffn.router.kind == "sigmoid_topk"
+    file = tmp_path / "dense.yaml"
+    file.write_text(yaml.safe_dump(DENSE))
+    assert run(["stats", str(file), "ffn=moe"]) == 0
+    assert "router: is not stated, so softmax_topk chooses" in capsys.readouterr().err
+    for quiet in (["stats", str(file)], ["stats", str(file), "ffn=moe", "router=sigmoid_topk"]):
+        assert run(quiet) == 0
+        assert "router" not in capsys.readouterr().err

@@ -31,6 +31,7 @@ from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import PassFlops, count_training
+from zoo.costs.hardware import usable_bytes
 from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
 from zoo.costs.parallel import ChunkActivations, StageActivations
@@ -41,7 +42,6 @@ from zoo.costs.roofline import (
     bound_training,
     count_rates,
     roofline,
-    usable_bytes,
 )
 from zoo.costs.setup import CONVENTIONS, ENGINES, OFFLOAD, OPTIMIZERS, PRECISIONS
 from zoo.costs.states import StateRow
@@ -265,6 +265,40 @@ def test_sources_are_the_papers_of_the_components():
     rows = {row["name"]: row["source"] for row in explain(spec_of("mixtral-8x7b")) if row["section"] == "Parameters"}
     assert rows["attention"] == "GQA, Ainslie et al., 2023"
     assert rows["experts"] == "MoE, Shazeer et al., 2017"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "papers"),
+    [
+        (["attention=mha"], "MHA, Vaswani et al., 2017"),
+        (["attention=mqa"], "MQA, Shazeer, 2019"),
+        (["attention=gqa"], "GQA, Ainslie et al., 2023"),
+        (["attention=sliding", "window=8"], "GQA, Ainslie et al., 2023; window, Beltagy et al., 2020"),
+        (["attention=dsa", "qk_rope_head_dim=16"], "MLA, DeepSeek-V2, 2024; Lightning, DeepSeek-V3.2, 2025"),
+        (["attention=dsa_pooled", "qk_rope_head_dim=16"], "MLA, DeepSeek-V2, 2024; Pooled, GLM-5.3, 2026"),
+        (["attention=msa"], "GQA, Ainslie et al., 2023; Blocks, MiniMax-M3, 2026"),
+        (["attention=qsa"], "GQA, Ainslie et al., 2023; MeanPooled, Qwen Team, 2026"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_choice_is_credited_to_its_own_paper_beside_its_base(overrides, papers):
+    rows = {(row["section"], row["name"]): row["source"] for row in explain(load("llama-tiny", overrides))}
+    assert rows["Parameters", "attention"] == papers
+    assert rows["KV cache", "layer"] == papers
+
+
+def test_cross_attention_is_credited_to_the_first_transformer():
+    rows = {row["name"]: row["source"] for row in explain(spec_of("t5-small"))}
+    assert rows["decoder.cross"] == "MHA, Vaswani et al., 2017"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3-8b", "deepseek-v3", "t5-small"])
+def test_what_updating_and_generating_take_is_written_in_the_models_dimensions(name):
+    rows = {row["figure"]: row for row in explain(spec_of(name), Setup(context=256))}
+    assert rows["memory.step"]["formula"] == "parameters·bytes of each"
+    alive = rows["memory.generate_activations"]
+    assert "context" in alive["formula"] or name == "t5-small"
+    assert worked_out(alive["values"]) == alive["result"]
 
 
 # ---------------------------------------------------------------- terms

@@ -8,6 +8,7 @@ from saved import told as told_of_sections
 from tiny import AVERAGED, LENT, MIXED, spec_of
 from tracked import StorageTracker
 
+import zoo
 from zoo.analysis.solve import Room, find_largest_batch
 from zoo.cache.cache import Cache
 from zoo.compose import load
@@ -16,6 +17,8 @@ from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.shadow.layer import FEW_ROWS
 from zoo.costs.transient import Generation, _traced, measure_peaks
+from zoo.kernels.mask import Mask
+from zoo.model.position.bias import Sloped
 from zoo.run import layer
 from zoo.run.builder import build
 from zoo.verify import _fake as fake_model
@@ -208,3 +211,21 @@ def test_a_decoder_with_cross_attention_alone_pays_for_the_pairs_of_its_memory()
     pairs = 4 * heads * width
     assert crossed["prefill"] - plain["prefill"] == layers * 16 * (4 * products + pairs * 16)
     assert crossed["decode"] - plain["decode"] == layers * (2 * products + pairs * 16)  # k and v are in the cache
+
+
+@pytest.mark.parametrize(("name", "said"), [("mpt-7b", "flash-attn 2"), ("llama3-8b", "")])
+def test_a_bias_that_takes_much_of_the_peak_is_named_with_its_bytes(name: str, said: str) -> None:
+    memory = zoo.stats(name, context=8192)["memory"]
+    assert ("generate_note" in memory) == bool(said)
+    if said:
+        size = 32 * 8192**2 * 2  # heads, pairs, bytes of bfloat16
+        assert f"{size / 1e9:.3g} GB" in memory["generate_note"] and said in memory["generate_note"]
+
+
+def test_a_bias_on_scores_is_not_kept_beside_the_mask_made_of_it() -> None:
+    slopes = torch.tensor([0.5, 0.25])
+    bias = Sloped(torch.arange(5), torch.arange(5), slopes)
+    added = Mask(5, 5).additive(torch.device("cpu"), torch.float32, bias)
+    assert bias._dense is None
+    expected = [[-0.25 * (i - j) if j <= i else -torch.inf for j in range(5)] for i in range(5)]
+    assert torch.equal(added[0, 1], torch.tensor(expected))

@@ -10,7 +10,7 @@ from loaded import load
 from zoo.cli import run
 from zoo.costs import Setup
 from zoo.errors import ConfigError
-from zoo.report.plot import draw_models, list_contexts
+from zoo.report.plot import draw_models, join_equal, list_contexts
 
 
 def written(file: Path) -> str:
@@ -78,3 +78,25 @@ def test_too_many_models_are_refused_before_they_are_drawn(tmp_path: Path) -> No
     spec = load("gpt2")
     with pytest.raises(ConfigError, match="13 models are too many for one picture"):
         draw_models({str(number): spec for number in range(13)}, Setup(), tmp_path / "x.png")
+
+
+def test_equal_curves_have_one_name_in_the_legend(tmp_path: Path) -> None:
+    file = tmp_path / "equal.svg"
+    assert run(["stats", "-m", "gpt2", "attention=mha,mqa", "position=rope,alibi", "--plot", str(file)]) == 0
+    body = written(file)
+    assert "mha rope = mha alibi" in body and "mqa rope = mqa alibi" in body
+    assert join_equal({"a": [1, 2], "b": [1, 3], "c": [1, 2]}) == {"a = c": [1, 2], "b": [1, 3]}
+
+
+@pytest.mark.parametrize("names", [("gpt2",), ("gpt2", "llama3-8b", "qwen3-8b", "mixtral-8x7b")])
+def test_no_legend_covers_an_axis(names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn: list = []
+    monkeypatch.setattr("zoo.report.plot.write_figure", lambda figure, file: drawn.append(figure))
+    draw_models({name: load(name) for name in names}, Setup(gpu="h100"), tmp_path / "any.png")
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert legend.y1 < axes.xaxis.label.get_window_extent().y0 and legend.y0 >= 0

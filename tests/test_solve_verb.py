@@ -34,8 +34,27 @@ def test_json_is_the_answer_of_the_function(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(out) == solve_shapes("llama", [], Budget(params=1e9))
 
 
+def test_a_shape_is_of_the_model_named_first_and_of_llama_where_none_is(capsys: pytest.CaptureFixture[str]) -> None:
+    budget = Budget(params=3e8)
+    out = answered(capsys, "shape", "gpt2", "d_model=768", "--params", "300M", "--json")
+    assert json.loads(out) == solve_shapes("gpt2", ["d_model=768"], budget)
+    out = answered(capsys, "shape", "d_model=768", "--params", "300M", "--json")
+    assert json.loads(out) == solve_shapes("llama", ["d_model=768"], budget)
+
+
+def test_a_batch_says_which_phase_binds_with_both_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    out = " ".join(answered(capsys, "batch", "llama3-8b", "--gpu", "h100").split())
+    read, cached = (
+        json.loads(answered(capsys, "batch", "llama3-8b", "--gpu", "h100", "--json", *more))["batch"]
+        for more in ((), ("--cache-only",))
+    )
+    assert read < cached
+    assert f"what binds: reading all prompts at once, which has room for batch {read}." in out
+    assert f"Decoding has room for {cached}:" in out
+
+
 def test_the_printed_command_reproduces_the_printed_count(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = answered(capsys, "shape", "--params", "1e9", "--model", "gpt2", "n_layers=24").splitlines()
+    lines = answered(capsys, "shape", "gpt2", "n_layers=24", "--params", "1e9").splitlines()
     first = lines[1].split()
     command = shlex.split(lines[-1].removeprefix("zoo "))
     assert run([*command, "--json"]) == 0
@@ -81,6 +100,7 @@ def test_what_does_not_fit_ends_with_1_and_says_how_much_is_short(capsys: pytest
         (("shape", "--params", "many"), "budget: cannot read 'many'"),
         (("shape", "--params", "1e9", "--aspect", "9"), "aspect: cannot read '9'"),
         (("shape",), "no budget is given"),
+        (("shape", "gpt22", "--params", "1e9"), "did you mean 'gpt2'?"),
         (("batch", "lama3-8b", "--gpu", "h100"), "did you mean 'llama3-8b'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

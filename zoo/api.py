@@ -25,11 +25,13 @@ def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str,
 
 def add_stored(config: Any, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
     """Add to a model's figures what its files hold, where it has such and no override changes it."""
-    from zoo.checkpoint.sizes import measure_stored
     from zoo.compose.targets import is_file
 
-    known = isinstance(config, str | Path) and is_file(config) and not overrides
-    found = measure_stored(Path(config).expanduser()) if known else None
+    if overrides or not (isinstance(config, str | Path) and is_file(config)):
+        return priced
+    from zoo.checkpoint.sizes import measure_stored  # slow, and of no use to a packaged model
+
+    found = measure_stored(Path(config).expanduser())
     if found is None:
         return priced
     found["bits_per_parameter"] = round(found["bytes"] * 8 / priced["params"]["total"], 2)

@@ -63,8 +63,8 @@ def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
     """List the fields in which two Specs differ, by dotted path, with each one's value (null where it has no such
     field).
 
-    A kind of layer that only one model has is compared with the other's most frequent kind, as `layer/local`. A model
-    of one tower is compared with the tower of that kind in a model of two.
+    A kind of layer that only one model has is compared with the other's kind that is most like it, as `layer/global`. A
+    model of one tower is compared with the tower of that kind in a model of two.
     """
     from zoo.grammar import to_dict
 
@@ -107,11 +107,43 @@ def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _kinds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The kinds of layer of two towers to hold against each other."""
-    usual = [max(node["blocks"], key=node["pattern"].count) for node in (a, b)]
-    names = merge_orders([a["blocks"], b["blocks"]])
-    pairs = [(k if k in a["blocks"] else usual[0], k if k in b["blocks"] else usual[1]) for k in names]
-    return list(dict.fromkeys(pairs))
+    """Pair the kinds of layer of two towers: those of one name, then those that are most alike. What is left of the
+    longer list is compared with the kind most like it."""
+    one, other = a["blocks"], b["blocks"]
+    pairs = [(name, name) for name in one if name in other]
+    left, right = ([name for name in kinds if (name, name) not in pairs] for kinds in (one, other))
+
+    def alike(pair: tuple[str, str]) -> tuple[Any, ...]:
+        return _likeness(one[pair[0]], other[pair[1]])
+
+    while left and right:
+        best = max(((name, each) for name in left for each in right), key=alike)
+        pairs.append(best)
+        left.remove(best[0])
+        right.remove(best[1])
+    pairs += [max(((name, each) for each in other), key=alike) for name in left]
+    pairs += [max(((each, name) for each in one), key=alike) for name in right]
+    places = [list(one), list(other)]
+    return sorted(pairs, key=lambda pair: [kinds.index(name) for kinds, name in zip(places, pair, strict=True)])
+
+
+def _likeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Say how much two kinds of layer have in common: the kind of mixer, whether it sees all tokens, the kind of
+    feed-forward, and then the share of fields that are equal."""
+
+    def is_local(attention: Mapping[str, Any]) -> bool:
+        return any(attention.get(name) is not None for name in ("window", "chunk"))
+
+    mixers = [node.get("attention") or {} for node in (a, b)]
+    feeds = [node.get("ffn") or {} for node in (a, b)]
+    one, other = flatten(a), flatten(b)
+    equal = sum(path in other and other[path] == value for path, value in one.items())
+    return (
+        mixers[0].get("kind") == mixers[1].get("kind"),
+        is_local(mixers[0]) == is_local(mixers[1]),
+        feeds[0].get("kind") == feeds[1].get("kind"),
+        equal / max(len(one), len(other), 1),
+    )
 
 
 def pattern_text(names: Sequence[str]) -> str:

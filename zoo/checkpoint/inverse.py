@@ -32,6 +32,10 @@ NEAR = 4
 """How many families are tried for a Spec that none is likely to describe, so that an error can name the nearest."""
 
 
+WEIGHTS = {"attention": 5, "ffn": 5, "layers": 3}
+"""What another kind of a part weighs in the distance of a family, where a field weighs 1. A block is at `layers`."""
+
+
 def find_config(spec: Any, source: Any = None) -> tuple[dict[str, Any], Body]:
     """Find a config.json that describes a Spec, and the model that it describes.
 
@@ -43,18 +47,58 @@ def find_config(spec: Any, source: Any = None) -> tuple[dict[str, Any], Body]:
     else:
         tried = sorted(_candidates(spec), key=lambda each: each[0])
     likely = sum(1 for distance, _, _ in tried if distance == 0)
-    nearest: tuple[tuple[bool, int], str, list[str]] | None = None
-    for _, family, name in tried[: max(likely, NEAR)]:
+    first, mixers = tried[: max(likely, NEAR)], _list_mixers(spec)
+    more = sorted(tried[len(first) :], key=lambda each: (_count_lacking(each[1].template(each[2]), mixers), each[0]))
+    nearest: tuple[tuple[int, bool, int], str, list[str]] | None = None
+    for _, family, name in [*first, *more[:NEAR]]:
         config, body, faults = try_family(family, name, spec, source)
         if body is not None and not faults:
             return config, body
-        rank = (body is None, len(faults))
+        rank = (_count_lacking(family.template(name), mixers), body is None, _weigh(faults))
         if nearest is None or rank < nearest[0]:
             nearest = (rank, family.name, faults)
     if nearest is None:
         raise ConfigError(f"kind: no family has models of kind '{spec.kind}'")
     _, name, faults = nearest
     raise ConfigError(*(f"{fault}; {name}, the nearest family, cannot describe this" for fault in faults[:8]))
+
+
+def _list_mixers(spec: Any) -> set[str]:
+    """List the kinds of attention and of recurrent mixers in a Spec's layers."""
+    return {block.attention.kind for tower in spec.towers().values() for block in tower.blocks.values()}
+
+
+def _count_lacking(template: Mapping[str, Any], mixers: set[str]) -> int:
+    """Count the mixers that a family's models never have. A family with all of them is nearer than one without,
+    however few fields would differ in what is left."""
+    return len(mixers - set(_name_mixers(template)))
+
+
+def _name_mixers(body: Mapping[str, Any]) -> Iterator[str]:
+    """Name the mixers of a family's models: those in its defaults list, its patches, and its expressions."""
+    for key, value in body.items():
+        if key == "defaults":
+            entries = [item for each in value or [] if isinstance(each, Mapping) for item in each.items()]
+            named = [choice for axis, choice in entries if axis.removeprefix("override ").strip("/") == "attention"]
+            yield from (_kind_of_choice("attention", choice) for choice in named)
+        elif key == "attention":
+            stated = value.get("kind") if isinstance(value, Mapping) else value
+            for word in re.findall(r"\w+", str(stated)):
+                yield _kind_of_choice(key, word) if word in _list_choices(key) else word
+        if isinstance(value, Mapping):
+            yield from _name_mixers(value)
+
+
+def _weigh(faults: list[str]) -> int:
+    """Weigh what a family cannot describe: another kind of mixer or feed-forward as much as five fields and another
+    kind of block as much as three, because what is inside of them differs too."""
+    kinds = [re.search(r"(\w+): is kind ", fault) for fault in faults]
+    return sum(1 if found is None else WEIGHTS.get(found[1], 1) for found in kinds)
+
+
+@functools.cache
+def _list_choices(axis: str) -> frozenset[str]:
+    return frozenset(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
 def _candidates(spec: Any) -> Iterator[tuple[int, Family, str]]:

@@ -45,8 +45,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     The path of an existing file may hold an `=` too. Raises ConfigError when no model is named.
     """
-    overrides = [word for word in words if _is_override(word)]
-    targets = [word for word in words if not _is_override(word)]
+    overrides = [word for word in words if is_override(word)]
+    targets = [word for word in words if not is_override(word)]
     if not targets:
         raise ConfigError(
             "target: is missing (a packaged model from `zoo list`, a YAML file, a config.json, a GGUF file, a folder)"
@@ -54,7 +54,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return targets, overrides
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
+    """Whether an argument is an override rather than a model."""
     path = os.sep in word.partition("=")[0] and os.path.exists(word)
     return word.startswith(("~", "+")) or ("=" in word and not path)
 
@@ -86,9 +87,13 @@ def shorten_labels(labels: Sequence[str]) -> list[str]:
 
 
 def print_prices(
-    titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown
+    titles: Sequence[str],
+    targets: Sequence[str],
+    priced: Sequence[Mapping[str, Any]],
+    shown: Shown,
+    first: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Print the figures of one model or of several."""
+    """Print the figures of one model or of several; those of one begin with its `first` ones, labels and sentences."""
     from zoo import report
 
     labels = shorten_labels(targets)
@@ -100,23 +105,23 @@ def print_prices(
 
         print(report.format_csv(["figure", *labels], report.list_exact_rows([flatten(each) for each in priced])))
     elif shown is Shown.md:
-        print(_markdown(labels, priced))
+        print(_markdown(labels, priced, first))
     elif len(priced) == 1:
-        print(report.format_cost_table(priced[0], titles[0]))
+        print(report.format_cost_table(priced[0], titles[0], first))
     else:
         from zoo.report.models import make_model_tables
 
         report.print_tables(*make_model_tables(labels, priced))
 
 
-def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str:
+def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]], first: Sequence[tuple[str, str]]) -> str:
     from zoo import report
     from zoo.report.models import list_model_rows
 
     if len(priced) > 1:
         header, rows = list_model_rows(labels, priced)
         return report.format_markdown(header, rows, right=range(1, len(header)))
-    rows = []
+    rows = [[label, "", told] for label, told in first]
     for title, lines in report.list_cost_rows(priced[0]):
         rows += [[f"**{title}**", "", ""], *([label.strip(), exact, short] for label, exact, short in lines)]
     return report.format_markdown([labels[0], "exact", ""], rows, right=(1, 2))

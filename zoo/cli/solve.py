@@ -11,12 +11,16 @@ from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
 from zoo.cli.completing import complete_target
 from zoo.cli.setup import check_amount, read_amount, setup_options
+from zoo.cli.showing import is_override
 from zoo.errors import ConfigError, ZooError
 from zoo.untrusted.text import quote
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
 BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
+SHAPED = "llama"
+"""The model that `zoo solve shape` takes where none is named."""
+
 SIZES, RATES = "24GB, 22.5GiB or 24e9", "400Gb or 50GB"
 
 
@@ -181,10 +185,13 @@ def cache(
 @app.command(short_help="Find shapes that cost a budget.")
 @setup_options
 def shape(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="The model whose shape is solved for. [default: llama]", autocompletion=complete_target),
+    ] = None,
     overrides: Overrides = None,
     *,
     setup: Any = None,
-    model: Annotated[str, typer.Option(help="The recipe: a packaged model or a file.")] = "llama",
     params: Annotated[
         float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters: 1.5B.")
     ] = None,
@@ -216,12 +223,15 @@ def shape(
 ) -> None:
     """Find width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
 
-    An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
+    An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """
     from zoo.analysis.solve import Budget, solve_shapes
     from zoo.report import format_json
     from zoo.report import solved as answers
 
+    model, overrides = target or SHAPED, overrides or []
+    if is_override(model):  # the model may be left out
+        model, overrides = SHAPED, [model, *overrides]
     if setup.gpu and memory is None:
         memory = _room(setup.gpu, usable, runtime).bytes
     budget = Budget(
@@ -232,7 +242,7 @@ def shape(
         memory=memory,
     )
     found = solve_shapes(
-        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
+        model, overrides, budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
     print(format_json(found) if as_json else answers.format_shapes(found, model))
 
@@ -339,7 +349,7 @@ def refuse_solved(setup: Any, *names: str) -> None:
 def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
     """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
     from zoo.analysis.solve import Room
-    from zoo.analysis.solve.fit import RUNTIME
+    from zoo.costs.hardware import RUNTIME
 
     if (setup.gpu is None) == (memory is None):
         found = "neither" if memory is None else "both"
@@ -351,8 +361,7 @@ def choose_room(setup: Any, memory: float | None, usable: float, runtime: float 
 
 def _room(name: str, usable: float, runtime: float | None) -> Any:
     from zoo.analysis.solve import Room
-    from zoo.analysis.solve.fit import RUNTIME
-    from zoo.costs.hardware import hardware
+    from zoo.costs.hardware import RUNTIME, hardware
 
     found = hardware(name)
     return Room(memory=found.memory, usable=usable, runtime=RUNTIME if runtime is None else runtime, gpu=found.name)

@@ -93,13 +93,22 @@ def _price(
         from zoo.cli.proving import prove
 
         return prove(targets, specs, priced, setup, shown, explain=explain, verify=verify)
-    showing.print_prices([" ".join([target, *overrides]) for target in targets], targets, priced, shown)
+    first = _first_figures(specs[0], setup, priced[0]) if len(specs) == 1 and shown in (Shown.text, Shown.md) else ()
+    showing.print_prices([" ".join([target, *overrides]) for target in targets], targets, priced, shown, first)
     if shown is Shown.text and not overrides:
         showing.compare_headers(targets)
     if plot is not None:
         from zoo.report.plot import draw_models
 
         draw_models(dict(zip(showing.shorten_labels(targets), specs, strict=True)), setup, plot)
+
+
+def _first_figures(spec: Any, setup: Any, figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """List the lines that one model's tables begin with."""
+    from zoo.analysis.holding import find_holders
+    from zoo.report.glance import list_first_figures
+
+    return list_first_figures(figures, setup, find_holders(spec, setup, figures))
 
 
 def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:

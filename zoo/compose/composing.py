@@ -134,6 +134,7 @@ def compose(
     cfg = copy.deepcopy(base.cfg)
     faults += base.faults
     applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
+    notes = [*note_repeated(parsed), *_note_router(cfg, root)]
     cfg, left_out = _drop_leftovers(cfg, base.groups, applied, root)
     return Composed(
         cfg=cfg,
@@ -142,8 +143,22 @@ def compose(
         touched=_inside(applied, root),
         choices=base.choices,
         typed=list(overrides),
-        notes=[*note_repeated(parsed), *left_out],
+        notes=[*notes, *left_out],
         left_out=left_out,
+    )
+
+
+def _note_router(cfg: DictConfig, root: str) -> list[str]:
+    """Say which router a mixture of experts takes where its model states none."""
+    model = cfg.get(root) if root else cfg
+    if not isinstance(model, DictConfig) or "router" in model:
+        return []
+    body: Any = OmegaConf.to_container(model, resolve=False)
+    router = grammar.expand(body).get("router")
+    return (
+        []
+        if router is None
+        else [f"router: is not stated, so {router['kind']} chooses the experts (router=… takes another)"]
     )
 
 

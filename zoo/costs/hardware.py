@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 
@@ -22,6 +23,9 @@ RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
 SIZES = ("memory_gb", "visible_mib", "bandwidth_gb_s", "link", "tdp_w")
 OPTIONAL = ("visible_mib", "link", "tdp_w", "capability")
 KEYS = ("title", "sources", "tflops", "capability", "sparse_factor", *SIZES)
+
+USABLE, RUNTIME = 0.9, 1.5e9
+"""The share of a GPU's memory that a program should use, and the bytes that CUDA and its libraries take."""
 
 CARDS = {
     "GB200": "gb200",
@@ -119,6 +123,11 @@ class Hardware:
         """List the keys of figures that were not verified at their source."""
         rates = [f"tflops.{dtype}" for dtype, figure in self.tflops.items() if not figure.checked]
         return rates + [key for key, figure in self.sizes.items() if not figure.checked]
+
+
+def usable_bytes(memory: Amount) -> Amount:
+    """Give the bytes that a model may use, of a GPU with so much memory."""
+    return memory * USABLE - RUNTIME
 
 
 def list_gpus() -> list[str]:

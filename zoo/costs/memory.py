@@ -28,8 +28,8 @@ BLOCK = 4 << 20
 
 
 def memory(spec: Any, setup: Setup) -> dict[str, Any]:
-    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `kv_cache` and
-    `generate_peak`: see `generating`.
+    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `kv_cache`,
+    `generate_activations` (what is alive beside weights and cache) and `generate_peak`: see `generating`.
 
     Raises ConfigError for what the ranks do not divide.
     """
@@ -51,7 +51,28 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
     except (UnknownOperation, ConfigError) as error:
         held = generating(spec, setup, prefill=False)
         return {"kv_cache": held["kv_cache"], "activations_unknown": str(error)}
-    return {"kv_cache": found["kv_cache"], "generate_peak": found["total"]}
+    figures = {"kv_cache": found["kv_cache"], "generate_activations": found["prefill"], "generate_peak": found["total"]}
+    note = _note_bias(spec, setup, found["total"])
+    return figures if note is None else {**figures, "generate_note": note}
+
+
+def _note_bias(spec: Any, setup: Setup, peak: int) -> str | None:
+    """Say of a bias on the scores what it takes as a tensor, where that is a good part of the peak; None elsewhere.
+    torch's attention takes it as one; flash-attn 2 computes ALiBi's itself."""
+    attentions = [block.attention for tower in spec.towers().values() for block in tower.blocks.values()]
+    schemes = [(each.positioning, getattr(each, "n_heads", 1)) for each in attentions]
+    biased = [(scheme, heads) for scheme, heads in schemes if scheme is not None and scheme.biases]
+    if not biased:
+        return None
+    position, heads = max(biased, key=lambda found: found[1])
+    size = heads / setup.tp * setup.tokens(spec) ** 2 * max(DTYPES[setup.dtype], 2)
+    if size < peak / 20:
+        return None
+    fused = "; flash-attn 2 needs no such tensor" if position.bias_kind == "alibi" else ""
+    return (
+        f"position={position.kind} adds a bias to each head's scores, which torch's attention takes as a tensor of "
+        f"heads × tokens × tokens: {size / 1e9:.3g} GB, beside its float32 form while it is made{fused}"
+    )
 
 
 STAYS = ("weights", "optimizer", "cast", "gathered")

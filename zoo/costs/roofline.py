@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zoo.costs import flops
-from zoo.costs.hardware import Hardware, hardware, list_gpus
+from zoo.costs.hardware import Hardware, hardware, list_gpus, usable_bytes
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
 from zoo.costs.rows import CostTable, Priced, RouterRow, tabulate
 from zoo.costs.setup import DTYPES, Setup
@@ -20,9 +20,6 @@ from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
 
 BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
-
-USABLE, RUNTIME = 0.9, 1.5e9
-"""The share of a GPU's memory that a program should use, and the bytes that CUDA and its libraries take."""
 
 COMPUTE, BANDWIDTH = "compute", "bandwidth"
 
@@ -253,11 +250,6 @@ def bound_run(
 def usable(device: Hardware) -> float:
     """Give the usable bytes of a GPU's memory."""
     return usable_bytes(device.memory)
-
-
-def usable_bytes(memory: Amount) -> Amount:
-    """Give the usable of so many bytes."""
-    return memory * USABLE - RUNTIME
 
 
 def _fits(device: Hardware, memory: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

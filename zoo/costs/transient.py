@@ -7,7 +7,7 @@ pass, so a tensor lives as long as the code holds it: what the tape counts at it
 
 from __future__ import annotations
 
-from dataclasses import replace
+from copy import copy
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import FEW, NAMES, count_traces, extrapolate, recurrent_stride
@@ -64,7 +64,15 @@ def _each_kind_once(tower: Any) -> Any:
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {tower.blocks[kind].attention.lender for kind in kinds}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys
-    return replace(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
+    return _changed(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
+
+
+def _changed(tower: Any, **changes: Any) -> Any:
+    """Copy a tower with some fields changed. Unlike `replace` it leaves the other ones as they are, so that traced
+    dimensions stay traced (`zoo.analysis.explain`)."""
+    made = copy(tower)
+    vars(made).update(changes)
+    return made
 
 
 def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
@@ -91,7 +99,7 @@ def _only(tower: Any, *, loops: bool) -> Any:
     idle = tower.position.inside and not taken  # a scheme of the attention that is left out
     position = NoPosition() if idle else tower.position
     pattern = tuple(kind for kind in tower.pattern if kind in kept)
-    return replace(tower, blocks=kept, pattern=pattern, position=position)
+    return _changed(tower, blocks=kept, pattern=pattern, position=position)
 
 
 def _traced(towers: dict[str, Any], run: Generation) -> Peaks:

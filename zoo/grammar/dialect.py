@@ -36,17 +36,30 @@ MOST_LIKE = 50
 INNER = {"ffn": "gated", "attention": "gqa"}
 """The usual choice of an axis within another component: the model's own may be the one around it."""
 
+USUAL_ROUTER = "softmax_topk"
+"""How tokens choose experts in a model that states no router."""
+
 SHARED = {"shared_expert": SharedExpert}
 """Keys of a model that hold a component for a choice which reads them: `shared_expert` is `ffn.shared`."""
 
 
 def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write every choice of a model's body in full: as a mapping with its kind."""
+    """Write every choice of a model's body in full: as a mapping with its kind. A mixture of experts whose model states
+    no router gets the usual one."""
     found = _expand_keys(root, root, root)
     for tower in TOWERS:
         if isinstance(patch := root.get(tower), Mapping) and root.get("kind") == EncoderDecoder.kind:
             found[tower] = _expand_keys(patch, root, lay_patch(root, patch, "", []))
+    if _lacks_router(found):
+        found["router"] = read_choice(BASES["router"], USUAL_ROUTER)
     return found
+
+
+def _lacks_router(node: Mapping[Any, Any]) -> bool:
+    """Tell whether a mixture of experts in an expanded body looks for a router that nothing around it states."""
+    if "router" in node:
+        return node["router"] == "${up:router}"
+    return any(_lacks_router(value) for value in node.values() if isinstance(value, Mapping))
 
 
 def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -211,7 +211,7 @@ class Mask:
         """
         kept, source = self._additive, None if bias is None else bias.source
         if kept is None or kept.device != device or kept.dtype != dtype or self._source is not source:
-            shown = torch.zeros((), device=device, dtype=dtype) if bias is None else bias.dense().to(dtype)
+            shown = torch.zeros((), device=device, dtype=dtype) if bias is None else bias.draw_once().to(dtype)
             kept = torch.where(self.dense(device), shown, -math.inf)
             self._additive, self._source = kept, source
         return kept

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zoo.report.glance import PARTS, format_first_figures
 from zoo.report.speed import list_speed_rows
 from zoo.report.text import TextRow, align_columns, make_bold, wrap_text
 from zoo.report.units import format_figure, format_share
@@ -17,6 +18,8 @@ WIDTH = 80
 LABELS = {
     "stored.as": "in the files",
     "params.active": "active, a token",
+    "params.active_without_input_table": "active, less the input embedding",
+    "params.buffers": "buffers, not trained",
     "params.by_component": "",
     "params.embedding": "embedding and head",
     "params.by_layer_kind": "by kind of layer",
@@ -24,22 +27,27 @@ LABELS = {
     "flops.train": "forward and backward, a token",
     "flops.prefill": "prefill of the context",
     "flops.decode": "decoding a token after the context",
-    "flops.decode_expanded": "decoding a token, latents expanded",
+    "flops.decode_expanded": "decoding, MLA's latents expanded",
     "flops.train_hardware": "training a token, recomputation included",
     "flops.optimizer_step": "a step of the optimizer",
     "kv_cache.bytes_per_token": "a token",
+    "kv_cache.block_size": "tokens of a page",
+    "kv_cache.cross_bytes": "of which cross-attention's",
+    "kv_cache.state_bytes": "of which recurrent states",
+    "kv_cache.padding_bytes": "of which padding",
     "memory.optimizer": "optimizer states",
     "memory.offloaded": "optimizer states in the host's memory",
-    "memory.master": "of them fp32 master weights",
-    "memory.step": "the optimizer step's temporaries",
-    "memory.activations": "activations, training",
+    "memory.master": "  of which fp32 master weights",
+    "memory.step": "temporaries of the update",
+    "memory.activations": "activations for backward",
     "memory.activations_by_layer": "activations of one layer",
-    "memory.peak_at": "which is at the",
-    "memory.bottleneck": "most of it is",
-    "memory.loss_head": "logits, their gradients, training",
-    "memory.train_peak": "training, at its peak",
+    "memory.peak_at": "  reached in",
+    "memory.bottleneck": "  its largest part",
+    "memory.loss_head": "logits and their gradients",
+    "memory.train_peak": "peak",
     "memory.kv_cache": "KV cache",
-    "memory.generate_peak": "generating, at its peak",
+    "memory.generate_activations": "activations, reading the prompt",
+    "memory.generate_peak": "peak",
 }
 """A figure's label by its dotted path. With the label "", the figures inside move up one level."""
 
@@ -63,6 +71,18 @@ SAID = frozenset(
 )
 """Figures without a line of their own, because the section's title or another line shows them."""
 
+WORDS = {
+    "memory.peak_at": {
+        "loss": "the backward pass of the loss",
+        "head": "the backward pass of the head",
+        "layer": "the backward pass of a layer",
+        "embedding": "the backward pass of the embedding",
+        "step": "the optimizer's step",
+    },
+    "memory.bottleneck": PARTS,
+}
+"""What words that are a figure's value say, by the figure's path."""
+
 UNITS = {"params": "params", "flops": "FLOP", "memory": "B"}
 HOLDING = (
     ("flops_per_second", "FLOP/s"),
@@ -82,7 +102,6 @@ COUNTS = ("layers", "context", "batch", "tokens", "experts", "gpus", "ranks", "s
 
 
 BRIEF = {
-    "params.active_without_input_table": "active, less the input table",
     "flops.train": "train, a token",
     "flops.train_hardware": "train with recomputation",
     "flops.optimizer_step": "optimizer step",
@@ -92,7 +111,9 @@ BRIEF = {
     "kv_cache.bytes": "all tokens",
     "memory.activations": "activations",
     "memory.step": "step's temporaries",
-    "memory.peak_at": "peak is at",
+    "memory.peak_at": "reached in",
+    "memory.bottleneck": "largest part",
+    "memory.generate_activations": "reading the prompt",
     "memory.loss_head": "logits and gradients",
     "memory.train_peak": "training peak",
     "memory.generate_peak": "generating peak",
@@ -140,7 +161,7 @@ def is_hidden(figure: Figure) -> bool:
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
 
-ZEROS = frozenset({"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master"})
+ZEROS = frozenset({"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master", "memory.step"})
 
 
 def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
@@ -168,7 +189,7 @@ def format_heading(section: str, priced: Mapping[str, Any]) -> str:
     convention = str(flops.get("convention", "exact")).partition(":")[0]
     said = {
         "flops": [f"context {cache.get('tokens', 0):,} tokens", *([convention] if convention != "exact" else [])],
-        "kv_cache": [cache.get("dtype", ""), *([engine] if engine != "ideal" else [])],
+        "kv_cache": [cache.get("dtype", ""), *([f"engine {engine}"] if engine != "ideal" else [])],
         "roofline": [str(priced.get("roofline", {}).get(name, "")) for name in ("title", "dtype")],
         "memory": [cache.get("dtype", ""), _sequences(cache), *_listed(priced.get("memory", {}).get("on"))],
     }
@@ -193,9 +214,31 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
             continue  # a model that generates nothing has no cache
         if section == "rules_of_thumb":
             continue  # `--explain` shows them
-        if isinstance(node, Mapping) and (rows := _rows(section, priced)):
+        if section == "memory":
+            sections += _memory_sections(priced)
+        elif isinstance(node, Mapping) and (rows := _rows(section, priced)):
             sections.append((format_heading(section, priced), rows))
     return sections
+
+
+HELD = ("kv_cache", "generate_activations", "generate_peak")
+"""What generating takes beside weights, and its peak."""
+GENERATING = (*HELD, "generate_note")
+
+
+def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
+    """Divide the memory in what training takes, and what generating does."""
+    memory, heading = priced["memory"], format_heading("memory", priced)
+    training = {name: value for name, value in memory.items() if name not in GENERATING}
+    yield heading.replace("Memory", "Memory to train", 1), _rows("memory", {**priced, "memory": training})
+    if "generate_peak" in memory:
+        weights = memory["generate_peak"] - memory["kv_cache"] - memory["generate_activations"]
+        parts = {"weights": weights, **{name: memory[name] for name in HELD}}
+        rows: list[TextRow] = [
+            (LABELS.get(f"memory.{name}", name), "", format_figure(size, "B")) for name, size in parts.items()
+        ]
+        note = _wrapped(f"note: {memory['generate_note']}") if "generate_note" in memory else []
+        yield heading.replace("Memory", "Memory to generate", 1), rows + note
 
 
 def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
@@ -219,7 +262,7 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
 def _changed(found: Mapping[str, Any]) -> TextRow:
     """Format how much an option would save of the training peak."""
     saved = format_figure(found["saves"], "B", short=True)
-    return (f"  with {found['change']}", f"{saved} less", format_figure(found["train_peak"], "B"))
+    return (f"    with {found['change']}", f"saves {saved}", format_figure(found["train_peak"], "B"))
 
 
 def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
@@ -238,6 +281,8 @@ def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
 def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
     label = "  " * figure.depth + figure.label
     value, unit = figure.value, figure.unit
+    if figure.path in WORDS:
+        return _wrapped(f"{label}: {WORDS[figure.path].get(value, value)}")
     if isinstance(value, str) and len(value) > 24:
         return _wrapped(f"{label}: {value}")
     if figure.path.startswith("params.by_layer_kind.") and figure.path.endswith(".total"):
@@ -257,13 +302,14 @@ def _wrapped(text: str) -> list[TextRow]:
     return [(line, "", "") for line in wrap_text(text, 0, 4, WIDTH - 2).splitlines()]
 
 
-def format_cost_table(priced: Mapping[str, Any], title: str) -> str:
-    """Format the figures of `zoo.costs.price` as text, in sections."""
-    rows: list[TextRow] = [(title, "", "")]
+def format_cost_table(priced: Mapping[str, Any], title: str, first: Sequence[tuple[str, str]] = ()) -> str:
+    """Format the figures of `zoo.costs.price` as text: the `first` ones as sentences, then all of them in sections."""
+    rows: list[TextRow] = []
     for name, lines in list_cost_rows(priced):
         rows += [("", "", ""), (name, "", ""), *((f"  {label}", exact, short) for label, exact, short in lines)]
     lines = align_columns(rows, right=(1, 2)).splitlines()
-    return "\n".join(line if line.startswith(" ") or not line else make_bold(line) for line in lines)
+    told = [make_bold(title), *([format_first_figures(first)] if first else [])]
+    return "\n".join([*told, *(line if line.startswith(" ") or not line else make_bold(line) for line in lines)])
 
 
 def list_exact_rows(flats: Sequence[Mapping[str, Any]]) -> list[list[Any]]:

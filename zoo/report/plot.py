@@ -19,11 +19,20 @@ FORMATS = (".png", ".svg")
 MOST = 12
 """The most models in one picture."""
 
+TALL = 4.4
+"""The least height of a picture, in inches."""
+
 POINTS = 25
 """The number of context lengths at which memory is priced."""
 
 BATCHES = (1, 8, 64, 512)
 """Batch sizes of the roofline's points."""
+
+MARKERS = "os^Dvxp*P<>h"
+"""A mark for each model, so that curves near each other are told apart without their colours."""
+
+PHASES = {"decode": "o", "prefill": "^"}
+"""Marks of the roofline's points."""
 
 
 def check_picture(file: Path, count: int) -> None:
@@ -45,7 +54,7 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
     from matplotlib.figure import Figure
 
     wide = 3 if setup.gpu else 2
-    figure = Figure(figsize=(6.2 * wide, max(4.4, 2.6 + 0.45 * len(specs))), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.2 * wide, max(TALL, 2.6 + 0.45 * len(specs))), dpi=120, layout="constrained")
     axes = figure.subplots(1, wide)
     _parameters(axes[0], {label: price(spec, setup)["params"] for label, spec in specs.items()})
     _memory(axes[1], specs, setup)
@@ -59,6 +68,31 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
 def as_label(name: str) -> str:
     """Give a name as the label of a legend, which leaves out those that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
+
+
+def join_equal(curves: Mapping[str, Any]) -> dict[str, Any]:
+    """Join curves that are equal under one name, `A = B`, because one would hide the other."""
+    joined: list[tuple[list[str], Any]] = []
+    for name, curve in curves.items():
+        names = next((names for names, each in joined if each == curve), None)
+        if names is None:
+            joined.append(([name], curve))
+        else:
+            names.append(name)
+    return {" = ".join(names): curve for names, curve in joined}
+
+
+def put_legend_below(axes: Any) -> None:
+    """Put the legend below the axes, where it covers no curve, in as many columns as its names leave room for. The
+    figure grows by its rows."""
+    from matplotlib.transforms import ScaledTranslation
+
+    names, figure = axes.get_legend_handles_labels()[1], axes.figure
+    columns = max(1, min(4, 80 // (max(map(len, names), default=0) + 5)))
+    figure.set_figheight(max(figure.get_figheight(), TALL + 0.18 * (-(-len(names) // columns) - 2)))
+    below = axes.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # inches: beneath the axis' label
+    anchor: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+    axes.legend(frameon=False, fontsize=8, ncols=columns, **anchor)
 
 
 def draw_literally(figure: Any) -> None:
@@ -145,7 +179,7 @@ def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.set_xlabel("parameters")
     axes.set_title("Parameters by component")
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
+    put_legend_below(axes)
 
 
 def list_contexts(longest: int) -> list[int]:
@@ -157,29 +191,21 @@ def list_contexts(longest: int) -> list[int]:
 
 def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     """Draw weights and KV cache by context length. For several models: their sum, and weights as a dotted line."""
-    alone = len(specs) == 1
     longest = max(setup.tokens(spec) for spec in specs.values())
-    for (label, spec), color in zip(specs.items(), list_colors(len(specs)), strict=True):
-        lengths = list_contexts(setup.tokens(spec))
-        priced = price(spec, setup)
-        weights = priced["memory"]["weights"]
-        held = [kv_cache(spec, replace(setup, context=length))["bytes"] for length in lengths]
-        if alone:
-            bottom = [weights] * len(lengths)
-            total = [weights + cache for cache in held]
-            axes.fill_between(lengths, 0, bottom, color="tab:blue", alpha=0.35, label="weights")
-            axes.fill_between(lengths, bottom, total, color="tab:orange", alpha=0.5, label="KV cache")
-            axes.plot(lengths, total, color="black", linewidth=1.2, label="weights and cache")
-        else:
+    curves = {label: _price_contexts(spec, setup) for label, spec in specs.items()}
+    if len(curves) == 1:
+        ((weights, lengths, total),) = curves.values()
+        bottom = [weights] * len(lengths)
+        axes.fill_between(lengths, 0, bottom, color="tab:blue", alpha=0.35, label="weights")
+        axes.fill_between(lengths, bottom, total, color="tab:orange", alpha=0.5, label="KV cache")
+        axes.plot(lengths, total, color="black", linewidth=1.2, label="weights and cache")
+    else:
+        curves = join_equal(curves)
+        for at, (label, (weights, lengths, total)) in enumerate(curves.items()):
+            color = list_colors(len(curves))[at]
             axes.axhline(weights, color=color, linewidth=0.8, linestyle=":")
-            axes.plot(
-                lengths,
-                [weights + cache for cache in held],
-                color=color,
-                marker=".",
-                markersize=3,
-                label=as_label(label),
-            )
+            axes.plot(lengths, total, color=color, marker=MARKERS[at], markersize=4, label=as_label(label))
+        axes.plot([], [], color="grey", linewidth=0.8, linestyle=":", label="weights alone")
     _capacity(axes, setup)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(128, longest), longest)
@@ -189,7 +215,14 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     axes.set_ylabel("memory (GB, powers of 1000)")
     batch = f"{setup.batch} sequences" if setup.batch > 1 else "one sequence"
     axes.set_title(f"Weights and KV cache of {batch}, {setup.dtype}")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    put_legend_below(axes)
+
+
+def _price_contexts(spec: Any, setup: Setup) -> tuple[int, list[int], list[int]]:
+    """Give the bytes of weights, context lengths, and the bytes of weights and cache at each."""
+    lengths = list_contexts(setup.tokens(spec))
+    weights = price(spec, setup, ("memory.weights",))["memory"]["weights"]
+    return weights, lengths, [weights + kv_cache(spec, replace(setup, context=each))["bytes"] for each in lengths]
 
 
 def _ticks(axes: Any) -> None:
@@ -214,16 +247,18 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     from zoo.report.units import format_si
 
     seen: list[float] = []
-    for (label, spec), color in zip(specs.items(), list_colors(len(specs)), strict=True):
-        for phase, marker in (("decode", "o"), ("prefill", "^")):
-            found = [roofline(spec, replace(setup, batch=batch)).get(phase) for batch in BATCHES]
-            found = [each for each in found if each is not None]
-            at = [each["intensity"] for each in found]
-            rates = [each["flops"] / each["seconds"] for each in found]
-            axes.plot(at, rates, marker, color=color, markersize=5, label=as_label(f"{label}, {phase}"))
-            seen += at
-            for each, x, y in zip(found, at, rates, strict=True) if phase == "decode" and len(specs) == 1 else ():
-                axes.annotate(f"{each['batch']}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
+    points = join_equal({label: _bound_batches(spec, setup) for label, spec in specs.items()})
+    for at, (label, phases) in enumerate(points.items()):
+        color, filled = list_colors(len(points))[at], "none" if at % 2 else None  # a ring shows what is below it
+        for phase, (batches, intensities, rates) in phases.items():
+            style: dict[str, Any] = {"markersize": 5 + 3 * (at % 2), "markerfacecolor": filled or color}
+            name = as_label(f"{label}, {phase}")
+            axes.plot(intensities, rates, PHASES[phase], color=color, label=name, **style)
+            seen += intensities
+            if len(specs) == 1 and phase == "decode":
+                for place, each in enumerate(zip(batches, intensities, rates, strict=True)):
+                    aside = (5, -8) if place % 2 else (-14, 4)  # points lie close: names stand to either side
+                    axes.annotate(f"{each[0]}", each[1:], xytext=aside, textcoords="offset points", fontsize=7)
     first = roofline(next(iter(specs.values())), setup)
     peak, bandwidth = first["peak_flops_per_second"], first["bandwidth_bytes_per_second"]
     ridge = peak / bandwidth
@@ -238,7 +273,20 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     axes.set_xlim(low, high)
     axes.grid(alpha=0.25)
     axes.set_title(f"Roofline of {first['title']}, batches of {', '.join(map(str, BATCHES))}")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    put_legend_below(axes)
+
+
+def _bound_batches(spec: Any, setup: Setup) -> dict[str, tuple[list[int], list[float], list[float]]]:
+    """Give of each phase the batches, and the intensity and FLOP/s of each."""
+    from zoo.costs.roofline import roofline
+
+    bounds = [roofline(spec, replace(setup, batch=batch)) for batch in BATCHES]
+    found: dict[str, tuple[list[int], list[float], list[float]]] = {}
+    for phase in PHASES:
+        if each := [bound[phase] for bound in bounds if phase in bound]:
+            rates = [bound["flops"] / bound["seconds"] for bound in each]
+            found[phase] = [bound["batch"] for bound in each], [bound["intensity"] for bound in each], rates
+    return found
 
 
 _OFFSET: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}

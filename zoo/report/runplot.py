@@ -9,7 +9,7 @@ from typing import Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
-from zoo.report.plot import as_label, check_picture, list_colors, write_figure
+from zoo.report.plot import as_label, check_picture, join_equal, list_colors, write_figure
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
 LINE = 100
@@ -54,10 +54,17 @@ def draw_runs(
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for (name, each), color in zip(records.items(), list_colors(len(records)), strict=True):
-        _draw_run(axes, each.points(), as_label(name), color, x, metric, share)
+    runs = join_equal({name: _drawn_points(each, x, metric) for name, each in records.items()})
+    for (name, points), color in zip(runs.items(), list_colors(len(runs)), strict=True):
+        _draw_run(axes, points, as_label(name), color, x, metric, share)
     _dress(axes, records, x, metric, log)
     write_figure(figure, file)
+
+
+def _drawn_points(record: RunRecord, x: str, metric: str) -> list[dict[str, Any]]:
+    """List a run's points with what is drawn of them alone: two runs are equal in it, whatever their speed was."""
+    drawn = (x, metric, *(("val_loss",) if metric == "loss" else ()))
+    return [{name: each[name] for name in drawn if name in each} for each in record.points()]
 
 
 def _draw_run(

@@ -6,20 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zoo.report.glance import PARTS
 from zoo.report.text import align_columns
 from zoo.report.units import format_share, format_si, format_size
-
-PARTS = {
-    "weights": "weights",
-    "kv_cache": "KV cache",
-    "prefill": "reading the prompt",
-    "gradients": "gradients",
-    "optimizer": "optimizer states",
-    "activations": "activations",
-    "loss_head": "logits and their loss",
-    "step": "the optimizer's step",
-}
-"""Names of the parts of memory in sentences."""
 
 FIGURES = {
     "params": "params",
@@ -54,10 +43,28 @@ def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
             format_size(room["bytes"]),
             "",
         ),
-        ("  what binds", PARTS[answer["binds"]], ""),
+        ("  what grows most", PARTS[answer["binds"]], ""),
     ]
-    notes = [textwrap.fill(note, 80, initial_indent="  note: ", subsequent_indent="    ") for note in answer["notes"]]
+    phases = _phases(answer.get("phases", {}), name)
+    notes = phases + [
+        textwrap.fill(note, 80, initial_indent="  note: ", subsequent_indent="    ") for note in answer["notes"]
+    ]
     return "\n".join([align_columns(rows, right=(1, 2)), *notes])
+
+
+def _phases(found: Mapping[str, int], name: str) -> list[str]:
+    """Say which phase of generating is the limit, with what each has room for."""
+    if "prefill" not in found:
+        return []
+    read, decode = found["prefill"], found["decode"]
+    if read == decode:
+        told = f"what binds: weights and cache; reading all prompts at once lowers the largest {name} no further"
+    else:
+        told = (
+            f"what binds: reading all prompts at once, which has room for {name} {read:,}. Decoding has room for "
+            f"{decode:,}: prompts read in chunks would do (--cache-only)"
+        )
+    return [textwrap.fill(told, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)]
 
 
 def format_shortage(answer: Mapping[str, Any]) -> str:

@@ -19,6 +19,9 @@ VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "not told apart": "
 TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 
 
+DASHES = ("-", (0, (5, 3)), (0, (2, 2)))
+"""Line styles of curves, in turn."""
+
 Curve = tuple[list[float], list[float], list[float], list[float]]
 """Tokens, and the lowest, mean and highest value at each."""
 
@@ -81,8 +84,9 @@ def _draw_differences(axes: Any, report: Report) -> None:
 
 def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
     """Draw each arm's mean curve of the metric over its seeds, and the band between the lowest and the highest."""
-    for name, (at, low, middle, high) in curves.items():
-        axes.plot(at, middle, ".-", color=colors[name], linewidth=1.2, markersize=4)
+    for place, (name, (at, low, middle, high)) in enumerate(curves.items()):
+        dashes = DASHES[place % len(DASHES)]  # the gaps of a later curve show an equal one below it
+        axes.plot(at, middle, marker=".", linestyle=dashes, color=colors[name], linewidth=1.2, markersize=4)
         axes.fill_between(at, low, high, color=colors[name], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.locator_params(axis="x", nbins=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
 from zoo.costs.cache import BLOCK, PAGE, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
 from zoo.costs.setup import DTYPES, Setup
@@ -32,19 +32,15 @@ def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
         if row.values:
             rate = row.block.attention.compress_rate
             unit = PER_TOKEN if rate == 1 else "bytes an entry and layer"
-            kept = sheet.add(_name(row, "layer"), term(row.values) * width, unit, cite_class(row.block.attention))
+            kept = sheet.add(_name(row, "layer"), term(row.values) * width, unit, cite(row.block.attention))
             token.append(count * kept if rate == 1 else count * kept / term(rate))
             room = count + (row.room - row.layers)
             tokens.append(room * kept * _held(row.block.attention, context, setup.engine, page))
         if row.block.cross:
             each = term(row.cross_values) * width
-            crossed.append(
-                count * sheet.add(_name(row, "cross"), each, PER_TOKEN, cite_class(row.block.cross)) * memory
-            )
+            crossed.append(count * sheet.add(_name(row, "cross"), each, PER_TOKEN, cite(row.block.cross)) * memory)
         if row.state:
-            kept = sheet.add(
-                _name(row, "states"), _integer(row.state), "bytes a layer", cite_class(row.block.attention)
-            )
+            kept = sheet.add(_name(row, "states"), _integer(row.state), "bytes a layer", cite(row.block.attention))
             states.append(count * kept)
     if not sheet.lines:
         return []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
 from zoo.analysis.explain.parameters import ComponentFormula, list_component_formulas
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
 from zoo.costs.flops import (
@@ -133,7 +133,7 @@ class Flops:
                 made = core.pairs(pairs)
                 if self.convention == "megatron" and core.look.causal and not core.look.cross:
                     made = made / term(2)
-                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite_class(core.attention)))
+                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite(core.attention)))
                 apart = not core.learns and self.convention in ("exact", "hfu")  # the others know no such pairs
                 self.chosen += held[-1:] if apart else []
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
@@ -155,7 +155,7 @@ class Flops:
         for core in self.cores if self.convention not in ("palm", "kaplan") else ():
             made = core.other(self.context)
             if made.value:
-                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cite_class(core.attention)))
+                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cite(core.attention)))
         return self.sheet.sum("states", held, SEQUENCE, "recurrent states, shared tables") if held else Number(0)
 
     def _skipped(self) -> Term:
@@ -235,9 +235,7 @@ class Flops:
             pairs = core.pairs(core.look.pairs(1, held, self.context), int(held) > 0 and not expanded)
             made = pairs + core.other(1, held)
             label = f"{name}: {core.name}"
-            found.append(
-                self.sheet.add(label, made, TOKEN, cite_class(core.attention)) if write and made.value else made
-            )
+            found.append(self.sheet.add(label, made, TOKEN, cite(core.attention)) if write and made.value else made)
         return sum_decoding(products, self._memory(decoder), total(found))
 
     def _memory(self, decoder: str) -> Term:
@@ -260,11 +258,11 @@ def _seen(look: Look) -> str:
     if look.blocks is not None:
         return "blocks: near ones, the first and the last"
     if look.near:
-        return "a window, and entries of what came before"
+        return "a window, and entries of earlier tokens"
     if not look.causal:
         return "both ways" if look.window is None else "so many to either side"
     limit = "" if look.window is None else ", at most a window"
-    return f"what came before{limit}" if look.chunk is None else "what came before in a chunk"
+    return f"earlier tokens{limit}" if look.chunk is None else "earlier tokens of its chunk"
 
 
 def _flops(row: PartRow) -> Any:

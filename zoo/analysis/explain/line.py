@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.analysis.explain.terms import Number, Term, product, symbol, term, total
+from zoo.model.attention.gqa import GQA
 
 CITATION = re.compile(
-    r"[A-Z][\w-]+(?:(?: et al\.|,? [A-Z][\w-]+(?: and [A-Z][\w-]+)?| and [A-Z][\w-]+))?, (?:19|20)\d\d"
+    r"(?:[A-Z][\w.-]*|[a-z]+[-\d][\w.-]*)"
+    r"(?: et al\.|,? [A-Z][\w.-]+(?: and [A-Z][\w-]+)?| and \w[\w-]+| \d\w*)?, (?:19|20)\d\d"
 )
-"""`Ainslie et al., 2023` or `Gu and Dao, 2023`, as docstrings cite."""
+"""`Ainslie et al., 2023`, `Gu and Dao, 2023` or `DeepSeek-V3.2, 2025`, as docstrings cite."""
 
 NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
 
@@ -78,10 +80,27 @@ def times(copies: Term, made: Any) -> Term:
     return product((copies, term(made)))
 
 
-def cite_class(owner: Any) -> str:
-    """Cite a component's class, and the first paper named in the first paragraph of its docstring."""
+def cite(owner: Any) -> str:
+    """Cite a component: its class with the first paper named in the first paragraph of its docstring, or the names and
+    papers of what it is made into by its fields (`_list_credits`). An indexer is cited beside its attention."""
+    credits = _list_credits(owner) if isinstance(owner, GQA) else [_cite_class(owner)]
+    indexer = getattr(owner, "indexer", None)
+    return "; ".join(credits if indexer is None else [*credits, _cite_class(indexer)])
+
+
+def _cite_class(owner: Any) -> str:
     found = CITATION.search(" ".join((type(owner).__doc__ or "").split("\n\n")[0].split()))
     return f"{type(owner).__name__}, {found[0]}" if found else type(owner).__name__
+
+
+def _list_credits(attention: GQA) -> list[str]:
+    """List what one class is by its heads and its window: each is a choice of its own, with a paper of its own."""
+    heads = _cite_class(attention)
+    if attention.n_kv_heads == attention.n_heads:
+        heads = "MHA, Vaswani et al., 2017"
+    elif attention.n_kv_heads == 1:
+        heads = "MQA, Shazeer, 2019"
+    return [heads] if attention.window is None else [heads, "window, Beltagy et al., 2020"]
 
 
 def format_explanation(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:

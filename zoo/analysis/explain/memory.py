@@ -25,7 +25,8 @@ from zoo.costs.memory import (
 )
 from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_activations
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import StateRow, list_state_rows, states
+from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
+from zoo.costs.transient import Generation, measure_peaks
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -59,7 +60,7 @@ class Memory:
         kept = {name: self._kept(name, section) for name, section in passes.items()}
         activations = self._activations(kept)
         self._loss()
-        self.sheet.add("step", self.found["step"], BYTES, "what the update itself takes", "memory.step")
+        self._step()
         self._train_peak(passes, activations)
         if "generate_peak" in self.found:
             self._generate_peak()
@@ -163,7 +164,23 @@ class Memory:
         whole = count_layers(self.model.towers()[where], kind)
         return whole if whole.value == count else symbol("layers of the stage", count)
 
-    # ---------------------------------------------------------------- the loss, and peaks
+    # ---------------------------------------------------------------- the update, the loss, and peaks
+
+    def _step(self) -> None:
+        """Add what the update takes: where it is a product of what it updates, as that."""
+        found, width = self.found["step"], symbol("bytes of each", widths(self.setup)[2])
+        made, why = term(found), f"temporaries of {self.setup.optimizer}, counted tensor by tensor"
+        if found and found % width.number == 0:
+            count = found // width.number
+            if count == self.held["parameters"]:
+                made, why = symbol("parameters", count) * width, "a temporary for each parameter (foreach)"
+            elif self.setup.optimizer in PASSING:
+                times = symbol("temporaries", PASSING[self.setup.optimizer])
+                largest = symbol("elements of the largest tensor", count // times.number)
+                made, why = times * largest * width, "the update goes tensor by tensor"
+        elif not found:
+            why = "the update works in place"
+        self.sheet.add("step", made, BYTES, why, "memory.step")
 
     def _loss(self) -> None:
         if "loss_head" not in self.found:
@@ -173,7 +190,7 @@ class Memory:
         values = symbol(name, head.n_logits) * term(self.batch) / self.split
         if not head.reads_rows:
             values = symbol(name, head.n_logits) * term(self.batch) * term(self.context) / self.split
-        why = "logarithms of chances, their gradient and the logits', in fp32"
+        why = "log-probabilities, their gradient and the logits', in fp32"
         if self.setup.chunked_loss:
             why = "logits of a chunk, and the fp32 of their softmax"
         self.sheet.add("loss_head", round(count_loss(values, self.setup)), BYTES, why, "memory.loss_head")
@@ -189,6 +206,19 @@ class Memory:
         moment = self.sheet.sum(f"at the {where}", parts, BYTES, why)
         self.sheet.sum("train_peak", [*self.stays, moment], BYTES, "the most at once", "memory.train_peak")
 
+    def _alive(self, found: int) -> Number:
+        """Add what is alive beside weights and cache while generating, in the model's dimensions where one rank has all
+        of it and no layer loops over a sequence."""
+        towers = self.spec.towers().values()
+        loops = any(block.attention.loops for tower in towers for block in tower.blocks.values())
+        made = term(found)
+        if self.setup.ranks == 1 and not loops:
+            run = Generation(self.context, self.batch, self.setup.dtype, self.setup.cache_dtype)
+            peaks = [term(each) for each in measure_peaks(self.model, run)]
+            made = next((each for each in peaks if each.value == found), made)
+        why = "the most at once without gradients: prompts up to the first logits, or a token"
+        return self.sheet.add("activations, generating", made, BYTES, why, "memory.generate_activations")
+
     def _generate_peak(self) -> None:
         found = generating(self.spec, self.setup)
         if self.setup.ranks == 1:
@@ -196,8 +226,7 @@ class Memory:
             weights = symbol("parameters", self.figures["params"]["total"]) * width
         else:
             weights = symbol("weights of the fullest rank", found["weights"])
-        why = "traced without gradients: prompts up to the first logits, or a token"
-        prefill = self.sheet.add("alive beside them", found["prefill"], BYTES, why)
+        prefill = self._alive(found["prefill"])
         cache = self.sheet.add("KV cache", found["kv_cache"], BYTES, "of the fullest rank", "memory.kv_cache")
         lines = {"weights": weights, "kv_cache": cache, "prefill": prefill}
         made = round(total(lines[name] for name in found if name != "total"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, symbol, term, total
 from zoo.costs.flops import is_row_wise
 from zoo.costs.params import component_of, count_parameters
@@ -51,7 +51,7 @@ def list_component_formulas(
             copies = term(1) if kind is None or common else count_layers(tower, kind, stored)
             name = name_component(where, label, tower, kind)
             first = counted[0]
-            yield ComponentFormula(where, kind, what, name, each, copies, cite_class(first.owner), is_row_wise(first))
+            yield ComponentFormula(where, kind, what, name, each, copies, cite(first.owner), is_row_wise(first))
 
 
 def list_parameter_lines(table: CostTable) -> list[Line]:
@@ -63,7 +63,7 @@ def list_parameter_lines(table: CostTable) -> list[Line]:
     sums = [_component(sheet, what, held) for what, held in by_component.items()]
     whole = sheet.sum("total", sums, UNIT, "every part once; a tied one at its owner", "params.total")
     idle = [piece.all for piece in list_component_formulas(table, lambda row: row.part.params - row.part.active)]
-    source = "total without the experts that a token does not meet"
+    source = "total, less the experts that a token does not use"
     _rest(sheet, table, whole, sheet.add("active", whole - total(idle), UNIT, source, "params.active"))
     _by_kind(sheet, table)
     return sheet.lines

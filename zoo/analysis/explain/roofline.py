@@ -8,10 +8,9 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet
 from zoo.analysis.explain.terms import Number, Term, call, symbol, term
-from zoo.costs.hardware import SheetFigure, hardware
+from zoo.costs.hardware import USABLE, SheetFigure, hardware, usable_bytes
 from zoo.costs.operators import Chosen, Operator, operators
 from zoo.costs.roofline import (
-    USABLE,
     TrainingStep,
     bound_run,
     bound_seconds,
@@ -20,13 +19,12 @@ from zoo.costs.roofline import (
     count_rates,
     count_weights,
     count_work,
-    usable_bytes,
     widths_of,
 )
 from zoo.costs.setup import Setup
 
-MAX = "as long as arithmetic or memory takes (Williams et al., 2009)"
-COVERED = "distinct ones that tokens meet, each choosing uniformly and on its own"
+MAX = "the longer of compute and memory time (Williams et al., 2009)"
+COVERED = "experts or rows used at least once, if tokens choose uniformly"
 RATE = "tokens a second"
 
 TRAINING = {
@@ -57,7 +55,7 @@ class Roofline:
         self.peak = self._sheet_figure("peak", rate, 1e12, "FLOP/s", "peak_flops_per_second")
         self.bandwidth = self._sheet_figure("bandwidth", width, 1e9, "bytes/s", "bandwidth_bytes_per_second")
         ridge = self.peak / self.bandwidth
-        self.sheet.add("ridge", ridge, "FLOP a byte", "above it arithmetic takes longer", "roofline.ridge")
+        self.sheet.add("ridge", ridge, "FLOP a byte", "above this intensity compute is the limit", "roofline.ridge")
         for phase in ("decode", "prefill"):
             if phase in self.found:
                 self._pass(phase)
@@ -77,9 +75,9 @@ class Roofline:
         widths = widths_of(self.setup, expanded=expanded)
         parts = operators(self.spec, self.setup.tokens(self.spec), widths, decode=decode)
         terms = {key: self._trace(name, key, part) for key, part in parts.items()}
-        why = "each that a token meets, once"
+        why = "each weight that is used, read once"
         read = self.sheet.add(f"{name} weights", count_weights(terms, self.batch), "bytes", why)
-        why = "what the last query sees, and states"
+        why = "keys and values that the last query sees, and states"
         cache = self.sheet.add(f"{name} cache", count_own(terms, self.batch), "bytes", why)
         work = self._work(name, terms, f"roofline.{path}.flops")
         made = bound_seconds(work, read + cache, self.peak, self.bandwidth)
@@ -134,7 +132,7 @@ class Roofline:
             if made.value:
                 figure = f"roofline.{path}.operators.{key}.seconds" if written else ""
                 times.append(self.sheet.add(f"{name} {key}", made, "s", "", figure))
-        source, path = "each operator by itself: the closer bound", f"{path}.sum_of_operators"
+        source, path = "each operator bounded by itself: a closer bound", f"{path}.sum_of_operators"
         seconds = self.sheet.sum(f"{name} seconds, by operator", times, "s", source, f"roofline.{path}.seconds")
         self._speed(f"{name}, by operator:", path, tokens, seconds)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from zoo.analysis.solve.search import find_reach
 from zoo.costs.generating import generating
+from zoo.costs.hardware import RUNTIME, USABLE
 from zoo.costs.price import price
-from zoo.costs.roofline import RUNTIME, USABLE
 from zoo.costs.setup import Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.errors import ConfigError
@@ -102,6 +102,19 @@ def find_largest_context(
     return {"context": found, "batch": setup.batch, **answer}
 
 
+def _phases(name: str, spec: Any, setup: Setup, room: Room, most: int, found: int, prefill: bool) -> dict[str, int]:
+    """Give the most that each phase of generating has room for: `prefill`, where all prompts are read at once, and
+    `decode`, where weights and cache alone count, as they do once prompts are read."""
+    if not prefill:
+        return {"decode": found}
+
+    def share(value: int) -> float:
+        held = price_memory(spec, dataclasses.replace(setup, **{name: value}), prefill=False)
+        return held["total"] / room.bytes
+
+    return {"prefill": found, "decode": find_reach(share, most)}
+
+
 def _solve(name: str, spec: Any, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
     @functools.cache
     def need(value: int) -> dict[str, int]:
@@ -118,5 +131,7 @@ def _solve(name: str, spec: Any, setup: Setup, room: Room, most: int, train: boo
     before = {} if found < 2 else need(found - 1)
     grows = {part: now[part] - before.get(part, 0) for part in now if part != "total"}
     answer["binds"] = max(grows, key=lambda part: grows[part])
+    if not train:
+        answer["phases"] = _phases(name, spec, setup, room, most, found, prefill)
     answer["notes"] = [f"searched no further than {most:,}"] if found == most else []
     return {**answer, "room": room.as_dict()}

@@ -1,0 +1,71 @@
+"""Find the smallest accelerator, or the fewest of them, that hold a model: to generate, and to train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zoo.costs.generating import generating
+from zoo.costs.hardware import Hardware, hardware, usable_bytes
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
+
+LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
+"""One accelerator of each size that is widely rented, by their memory. Others of the same size hold as much, and the
+whole list of conf/hardware would take longer to read than a model to price; `zoo solve gpu` tries all of it."""
+
+TENSOR_PARALLEL = (2, 4, 8)
+"""Degrees that are tried where one GPU does not hold the model: those of one machine."""
+
+SHARDED = "--dp 8 --zero 3"
+"""The layout of training that `zoo.costs.advice` prices anyway."""
+
+
+def find_holders(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Find what holds each peak of `figures["memory"]`, by use (`generate`, `train`): the `gpu`, its `memory`, how many
+    `gpus`, the `options` that divide the model so, and whether it `fits`.
+
+    A model on one rank may be divided, to generate by tensor parallelism, to train by ZeRO; one that the set-up has
+    divided already stays so. With a `gpu` in the set-up it is the only one. What does not fit is the largest that was
+    tried.
+    """
+    peaks = figures["memory"]
+    tried = {"generate": _generating(spec, setup, peaks), "train": _training(setup, peaks)}
+    ladder = LADDER if setup.gpu is None else (setup.gpu,)
+    return {use: _choose(ladder, setup.dtype, layouts) for use, layouts in tried.items() if f"{use}_peak" in peaks}
+
+
+def _generating(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+    """Give the GPUs, the options and the bytes on each, for more and more GPUs."""
+    yield setup.ranks, "", peaks["generate_peak"]
+    if setup.ranks > 1:
+        return
+    for ranks in TENSOR_PARALLEL:
+        try:
+            yield ranks, f"--tp {ranks}", generating(spec, dataclasses.replace(setup, tp=ranks))["total"]
+        except ConfigError:  # a degree that does not divide its heads
+            continue
+
+
+def _training(setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+    yield setup.ranks, "", peaks["train_peak"]
+    if setup.ranks == 1:
+        for each in peaks["change_first"]:
+            if each["change"] == SHARDED:
+                yield 8, "--zero 3", each["train_peak"]  # of 8 GPUs, so --dp 8 need not be said
+
+
+def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterator[tuple[int, str, int]]) -> dict[str, Any]:
+    """Choose the first layout that fits, and the smallest accelerator of the dtype that it fits on."""
+    gpus, options = 0, ""
+    for gpus, options, needed in layouts:
+        for name in ladder:
+            device = hardware(name)
+            if dtype in device.tflops and needed <= usable_bytes(device.memory):
+                return _holder(device, gpus, options, True)
+    return _holder(hardware(ladder[-1]), gpus, options, False)
+
+
+def _holder(device: Hardware, gpus: int, options: str, fits: bool) -> dict[str, Any]:
+    return {"gpu": device.name, "memory": device.sold_memory, "gpus": gpus, "options": options, "fits": fits}

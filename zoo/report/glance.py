@@ -1,0 +1,124 @@
+"""Format a model's first figures: the few lines that `zoo stats` opens with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.report.text import wrap_text
+from zoo.report.units import format_count, format_si
+
+PARTS = {
+    "weights": "weights",
+    "kv_cache": "KV cache",
+    "prefill": "activations of reading the prompt",
+    "generate_activations": "activations of reading the prompt",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "activations": "activations",
+    "loss_head": "logits and their gradients",
+    "step": "temporaries of the optimizer's step",
+}
+"""Names of the parts of memory in sentences."""
+
+PRECISIONS = {"mixed": "mixed precision", "amp": "autocast", "megatron": "Megatron's precision", "pure": "pure bf16"}
+"""What training keeps of a parameter. `fp32` is its own name."""
+
+USES = {"generate": "to generate", "train": "to train"}
+LABEL = 12
+
+
+def list_first_figures(
+    figures: Mapping[str, Any], setup: Any, holders: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, and the GPUs that
+    hold it (`zoo.analysis.holding`)."""
+    found = [("parameters", _parameters(figures["params"]))]
+    if cached := _cache(figures["kv_cache"]):
+        found.append(cached)
+    found.append(("training", _training(figures["memory"])))
+    if "kv_cache" in figures["memory"]:
+        found.append(("generating", _generating(figures["memory"])))
+    found.append(("FLOPs", _flops(figures["flops"])))
+    if holders:
+        found.append(("fits on", _held(holders)))
+    return [*found, ("assumed", _assumed(figures["kv_cache"], setup))]
+
+
+def format_first_figures(lines: Sequence[tuple[str, str]]) -> str:
+    """Format them as text of 80 columns."""
+    return "\n".join(wrap_text(f"{label:<{LABEL}}{told}", 2, 2 + LABEL) for label, told in lines)
+
+
+def _parameters(counted: Mapping[str, Any]) -> str:
+    if counted["active"] == counted["total"]:
+        return f"{format_count(counted['total'])}, all of them active for each token"
+    return f"{format_count(counted['total'])}, {format_count(counted['active'])} of them active for each token"
+
+
+def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Say what generating keeps of earlier tokens; None for a model that generates nothing."""
+    if not cache["bytes"]:
+        return None
+    size, states = format_si(cache["bytes"], "B"), cache["state_bytes"]
+    if states == cache["bytes"]:
+        return "state", f"{size}, the same for any number of tokens (no KV cache)"
+    told = f"{size} at {_tokens(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token)"
+    if cache["cross_bytes"]:
+        told += f", {format_si(cache['cross_bytes'], 'B')} of it cross-attention's"
+    return "KV cache", told + (f", {format_si(states, 'B')} of it states" if states else "")
+
+
+def _tokens(cache: Mapping[str, Any]) -> str:
+    tokens = f"{cache['tokens']:,} tokens"
+    return tokens if cache["batch"] == 1 else f"{cache['batch']:,} × {tokens}"
+
+
+def _training(memory: Mapping[str, Any]) -> str:
+    if "train_peak" not in memory:
+        return f"not known: {memory['activations_unknown']}"
+    return _peak(memory, "train_peak", memory["bottleneck"], memory[memory["bottleneck"]])
+
+
+def _generating(memory: Mapping[str, Any]) -> str:
+    if "generate_peak" not in memory:
+        return f"not known: {memory['activations_unknown']}"
+    parts = {name: memory[name] for name in ("kv_cache", "generate_activations")}
+    parts["weights"] = memory["generate_peak"] - sum(parts.values())
+    most = max(parts, key=lambda name: parts[name])
+    return _peak(memory, "generate_peak", most, parts[most])
+
+
+def _peak(memory: Mapping[str, Any], name: str, part: str, size: int) -> str:
+    """Say how much it takes, and its largest part: `162 GB, mostly optimizer states`."""
+    share = "mostly" if 2 * size > memory[name] else "the largest part"
+    where = f" on {memory['on']}" if "on" in memory else ""
+    return f"{format_si(memory[name], 'B')}{where}, {share} {PARTS[part]}"
+
+
+def _flops(flops: Mapping[str, Any]) -> str:
+    found = f"{format_si(flops['forward'], 'FLOP')} a token forward, {format_si(flops['train'], 'FLOP')} with backward"
+    convention = str(flops["convention"]).partition(":")[0]
+    return found if convention == "exact" else f"{found} ({convention})"
+
+
+def _assumed(cache: Mapping[str, Any], setup: Any) -> str:
+    """Say the set-up in which the figures are counted."""
+    precision = PRECISIONS.get(setup.precision, setup.precision)
+    kept = f", cache in {cache['dtype']}" if cache["bytes"] and cache["dtype"] != setup.dtype else ""
+    batch = f"batch {cache['batch']:,} of {cache['tokens']:,} tokens"
+    return f"{batch}, {setup.dtype}{kept}; training: {setup.optimizer}, {precision}"
+
+
+def _held(holders: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say what holds each use: `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`."""
+    uses: dict[str, list[str]] = {}
+    for use, holder in holders.items():
+        uses.setdefault(_gpus(holder), []).append(USES[use])
+    return ", ".join(f"{gpus} {' and '.join(each)}" for gpus, each in uses.items())
+
+
+def _gpus(holder: Mapping[str, Any]) -> str:
+    size = ", ".join(filter(None, (f"{holder['memory'] / 1e9:.0f} GB", holder["options"])))
+    gpus = f"{holder['gpus']:,} × {holder['gpu'].upper()} ({size})"
+    return gpus if holder["fits"] else f"more than {gpus}"
