@@ -3,17 +3,16 @@ packaged models and families have it. The costs are read off the components; not
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.analysis.uses import find_users
 from zoo.costs.pairs import Look
 from zoo.errors import ConfigError, did_you_mean
-from zoo.families.family import Family, family_names, read_family
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
@@ -60,24 +59,20 @@ def describe_axis(axis: str) -> list[dict[str, Any]]:
     if axis not in list_axes():
         hint = did_you_mean(axis, list_axes())
         raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
-    models, families = _list_uses(axis)
-    return [
-        {
-            **_describe(axis, file),
-            "models": sorted(models.get(file.stem, ())),
-            "families": sorted(families.get(file.stem, ())),
-        }
-        for file in sorted((conf_dir() / axis).glob("*.yaml"))
-    ]
+    return [describe_choice(axis, file) for file in sorted((conf_dir() / axis).glob("*.yaml"))]
 
 
-def _describe(axis: str, file: Path) -> dict[str, Any]:
+def describe_choice(axis: str, file: Path) -> dict[str, Any]:
+    """Describe the choice of an axis that a file of conf/ is."""
     tower, component = _load(axis, file.stem)
+    models, families = find_users(axis, file.stem)
     return {
         "choice": file.stem,
         "kind": component.kind,
         "source": find_source(component, file),
         **grow(component, tower.causal),
+        "models": models,
+        "families": families,
     }
 
 
@@ -177,49 +172,3 @@ def find_source(component: Spec, file: Path) -> str:
         if found is not None:
             return found[1]
     return ""
-
-
-# ---------------------------------------------------------------- who has it
-
-
-@functools.cache
-def _list_uses(axis: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """The packaged models and the families that have each choice, from their YAMLs: nothing is composed."""
-    from zoo.compose.catalogue import read_bodies
-
-    found: tuple[dict[str, set[str]], dict[str, set[str]]] = {}, {}
-    bodies = [(0, name, body) for name, body in read_bodies().items()]
-    bodies += [(1, name, model) for name in family_names() for model in _list_models(read_family(name))]
-    for whose, name, body in bodies:
-        if axis == "router" and not any(each.startswith("moe") for each in _find_choices("ffn", body)):
-            continue  # a dense model names one too, so that experts can be swapped in
-        for choice in _find_choices(axis, body):
-            found[whose].setdefault(choice, set()).add(name)
-    return found
-
-
-def _list_models(family: Family) -> Iterator[Mapping[str, Any]]:
-    """The model of a family, and that of each tower whose config is one within its config.json."""
-    yield family.model
-    yield from (tower.family.model for tower in family.towers.values() if tower.family is not None)
-
-
-def _find_choices(axis: str, body: Mapping[str, Any]) -> Iterator[str]:
-    """The choices of an axis that a body names: in its defaults list, as a node with a kind, or in an expression."""
-    for key, value in body.items():
-        if key == "defaults":
-            entries = [item for each in value if isinstance(each, Mapping) for item in each.items()]
-            named = [choice for group, choice in entries if group in (f"/{axis}", f"override /{axis}")]
-            yield from named[-1:]  # a later one takes the place of an earlier
-        elif key == axis:
-            yield from _read_choice(axis, value)
-        if isinstance(value, Mapping):
-            yield from _find_choices(axis, value)
-
-
-def _read_choice(axis: str, value: Any) -> Iterator[str]:
-    known = {path.stem for path in (conf_dir() / axis).glob("*.yaml")}
-    if isinstance(value, Mapping):
-        value = value.get("kind", "")
-    words = [value] if isinstance(value, str) and not value.startswith("=") else re.findall(r"\w+", str(value))
-    yield from (word for word in words if word in known)

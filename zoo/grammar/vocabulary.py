@@ -1,0 +1,129 @@
+"""List what a model's file may say: every axis with its choices, and the fields that each key of the model fills."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from zoo.grammar.dialect import list_fields, list_files, list_slots
+from zoo.grammar.keys import BASES
+from zoo.model.tower import Topology
+from zoo.paths import conf_dir
+from zoo.spec import Spec
+from zoo.spec.fields import SpecField, read_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisChoice:
+    """A choice as a model names it: `attention`, `sliding`. `body` is what its file in conf/ says, which for a bare
+    kind is that kind alone."""
+
+    axis: str
+    word: str
+    spec: type[Spec]
+    body: Mapping[str, Any]
+
+    @property
+    def fields(self) -> dict[str, SpecField]:
+        return read_fields(self.spec)
+
+    def describe_default(self, name: str) -> str:
+        """Say what a field has where a model does not set it: "the model's n_kv_heads, or n_heads"."""
+        if name in self.body:
+            return _describe_value(self.body[name])
+        field = self.fields[name]
+        return "must be given" if field.is_required else _describe_value(field.default)
+
+    def find_key(self, name: str) -> str | None:
+        """Find the key of the model that fills a field, if any."""
+        found = list(_find_keys(self.body.get(name)))
+        return found[0] if found and found[0] not in list_axes() else None
+
+
+def _describe_value(value: Any) -> str:
+    if isinstance(value, Spec):
+        return value.kind
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "a mapping"))
+    if found := re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value)):
+        names = [name.strip() for name in found[2].split(",")]
+        return f"the model's {' or '.join(names)}" if found[1] == "up" else f"the model's {', or '.join(names)}"
+    return write_value(value)
+
+
+def write_value(value: Any) -> str:
+    """Write a value on one line of YAML."""
+    if isinstance(value, tuple):
+        value = list(value)
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _find_keys(value: Any) -> Iterator[str]:
+    found = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value))
+    names = [name.strip() for name in found[2].split(",")] if found else []
+    yield from names[: len(names) - (found is not None and found[1] == "or")]
+
+
+@functools.cache
+def list_axes() -> dict[str, type[Spec]]:
+    """List every axis by the name that a model or a component has for it, the model's own first."""
+    found: dict[str, type[Spec]] = {**BASES, **list_slots()}
+    for base in [*found.values(), Topology]:
+        _add_axes(base, found)
+    return {name: base for name, base in found.items() if name not in ("encoder", "decoder")}
+
+
+def _add_axes(base: type[Spec], found: dict[str, type[Spec]]) -> None:
+    for kind in base.kinds.values():
+        for inner in list_fields(kind).values():
+            if inner.axis not in found:
+                found[inner.axis] = inner
+                _add_axes(inner, found)
+
+
+def list_words(axis: str) -> list[str]:
+    """List the choices of an axis: its files in conf/, then the kinds that have none."""
+    files = sorted(list_files(axis))
+    return [*files, *(kind for kind in list_axes()[axis].kinds if kind not in files and axis != "cross")]
+
+
+@functools.cache
+def read_choices(axis: str) -> dict[str, AxisChoice]:
+    """Read the choices of an axis by name."""
+    return {word: _read_choice(axis, word) for word in list_words(axis)}
+
+
+def _read_choice(axis: str, word: str) -> AxisChoice:
+    base, file = list_axes()[axis], conf_dir() / axis / f"{word}.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    body = yaml.load(file.read_text(encoding="utf-8"), loader) if file.is_file() else {"kind": word}
+    return AxisChoice(axis, word, base.kinds[body["kind"]], body)
+
+
+@functools.cache
+def list_filled() -> dict[str, list[tuple[AxisChoice, SpecField]]]:
+    """List for each key that the choices of conf/ read the fields that it fills, those of its own name first."""
+    found: dict[str, list[tuple[AxisChoice, SpecField]]] = {}
+    for axis in BASES:
+        for choice in read_choices(axis).values():
+            for rank, key, field in _find_filled(choice.spec, choice.body):
+                found.setdefault(key, []).append((choice, field)) if rank == 0 else found.setdefault(key, [])
+    return {
+        key: sorted(fills, key=lambda fill: fill[1].name != key) for key, fills in found.items() if key not in BASES
+    }
+
+
+def _find_filled(spec: type[Spec], body: Mapping[str, Any]) -> Iterator[tuple[int, str, SpecField]]:
+    """Yield the keys that a node reads: whether first or in their absence, and the field."""
+    slots = list_fields(spec)
+    for name, value in body.items():
+        if isinstance(value, Mapping) and name in slots:
+            yield from _find_filled(slots[name].kinds[value.get("kind", slots[name].default)], value)
+        elif name != "kind":
+            yield from ((rank, key, read_fields(spec)[name]) for rank, key in enumerate(_find_keys(value)))
