@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from zoo.analysis.uses import find_users
 from zoo.costs.pairs import Look
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar import AXES
+from zoo.grammar.vocabulary import read_choices
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
+from zoo.spec.fields import find_paper
 
 LONG = 1 << 20
 """Tokens at which growth is measured: beyond every window of `SIZES`."""
@@ -46,46 +47,55 @@ CONTEXTS = (
 CROSSED = {"merged": ("cross=merged", "~cross.scale", "position=rope", "~n_buckets", "~max_distance")}
 """What cross-attention of another kind than T5's needs in a tiny T5."""
 
-YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
-
 
 def list_axes() -> list[str]:
     """List the axes that have choices in conf/, in the order of the grammar."""
     return [axis for axis in AXES if (conf_dir() / axis).is_dir()]
 
 
-def describe_axis(axis: str) -> list[dict[str, Any]]:
-    """Describe every choice of an axis, by name. Raises ConfigError for an axis that there is not."""
+def find_axis(axis: str) -> str:
+    """Check the name of an axis. Raises ConfigError for one that there is not."""
     if axis not in list_axes():
         hint = did_you_mean(axis, list_axes())
         raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
+    return axis
+
+
+def describe_axis(axis: str) -> list[dict[str, Any]]:
+    """Describe every choice of an axis, by name. Raises ConfigError for an axis that there is not."""
+    find_axis(axis)
     return [describe_choice(axis, file) for file in sorted((conf_dir() / axis).glob("*.yaml"))]
 
 
 def describe_choice(axis: str, file: Path) -> dict[str, Any]:
     """Describe the choice of an axis that a file of conf/ is."""
-    tower, component = _load(axis, file.stem)
+    *_, tower = load_small(axis, file.stem)
+    component = _find(tower, axis)
     models, families = find_users(axis, file.stem)
     return {
         "choice": file.stem,
         "kind": component.kind,
-        "source": find_source(component, file),
+        "source": find_source(component, read_choices(axis)[file.stem].comment),
+        "looks": describe_looks(component),
         **grow(component, tower.causal),
         "models": models,
         "families": families,
     }
 
 
-def _load(axis: str, choice: str) -> tuple[Any, Spec]:
-    """Load a small model that has a choice: its tower, and the choice's component."""
+def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
+    """Load a small model that has a choice: the packaged model that it is made of, the overrides, and its tower.
+
+    Raises ConfigError where none has a use for it.
+    """
     from zoo.compose.targets import compose_model, spec_of_composed
 
-    def load(name: str, overrides: Iterable[str]) -> Any:
-        return spec_of_composed(compose_model(name, overrides))
+    def load(name: str, overrides: list[str]) -> tuple[str, list[str], Any]:
+        return name, overrides, spec_of_composed(compose_model(name, overrides))
 
     if axis == "cross":
-        tower = load("t5-tiny", CROSSED.get(choice, ())).towers()["decoder"]
-        return tower, _find(tower, axis)
+        name, overrides, spec = load("t5-tiny", list(CROSSED.get(choice, ())))
+        return name, overrides, spec.towers()["decoder"]
     body = (conf_dir() / axis / f"{choice}.yaml").read_text(encoding="utf-8")
     sizes = [f"{name}={size}" for name, size in SIZES.items() if f"up:{name}}}" in body]
     refused: Exception | None = None
@@ -93,8 +103,9 @@ def _load(axis: str, choice: str) -> tuple[Any, Spec]:
         if any(each.startswith(f"{axis}=") for each in context):
             continue  # it would be asked for the context's choice
         try:
-            tower = load("llama-tiny", [f"{axis}={choice}", *context, *sizes])
-            return tower, _find(tower, axis)
+            found = load("llama-tiny", [f"{axis}={choice}", *context, *sizes])
+            _find(found[2], axis)
+            return found
         except (ConfigError, StopIteration) as error:
             refused = refused or error
     assert refused is not None
@@ -157,18 +168,14 @@ def _values(shapes: Mapping[str, tuple[int, ...]]) -> int:
 # ---------------------------------------------------------------- where it comes from
 
 
-def find_source(component: Spec, file: Path) -> str:
+def find_source(component: Spec, comment: str) -> str:
     """The paper and year of a choice: from the comment in its YAML, or from the docstring of what tells it from
     others."""
-    comment = " ".join(
-        line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
-    )
     inside = getattr(component, "scaling", None)
-    for text in (
-        comment,
-        *(inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None),
-    ):
-        found = YEAR.search(" ".join(text.split()))
-        if found is not None:
-            return found[1]
-    return ""
+    docs = (inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None)
+    return next(filter(None, map(find_paper, (comment, *docs))), "")
+
+
+def describe_looks(component: Spec) -> str:
+    """Say which way a component looks along the tokens: back, both ways, or either."""
+    return {None: "either way", True: "back (decoders)", False: "both ways (encoders)"}[component.causal]

@@ -1,5 +1,5 @@
-"""Find which packaged models and families have a choice, or set a field of one and to what, from their YAMLs: nothing is
-composed."""
+"""Find which packaged models and families have a choice, or set a field of one and to what, from their YAMLs. Nothing
+is composed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _walk(node: Mapping[str, Any], chosen: Mapping[str, str], path: str) -> Iter
     slots = list_slots()
     for key, value in node.items():
         if key in slots and key not in TOWERS:
-            yield from _walk_component(key if key == "cross" else slots[key].axis, value, chosen.get(key), f"{path}{key}")
+            yield from _walk_component(
+                key if key == "cross" else slots[key].axis, value, chosen.get(key), f"{path}{key}"
+            )
     for place in ("layers", *TOWERS):
         below = node.get(place)
         patches = below if place == "layers" and isinstance(below, Mapping) else {"": below}
@@ -86,7 +88,9 @@ def read_uses() -> tuple[dict[str, list[Use]], dict[str, list[Use]]]:
     }
     for uses in (*models.values(), *families.values()):
         sparse = any(word.startswith("moe") for use in uses if use.axis == "ffn" for word in use.words)
-        uses[:] = [use for use in uses if use.axis != "router" or sparse]  # a dense model names one, for experts to come
+        uses[:] = [
+            use for use in uses if use.axis != "router" or sparse
+        ]  # a dense model names one, for experts to come
     return models, families
 
 
@@ -112,7 +116,9 @@ def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], li
     bodies = read_bodies()
     values: dict[str, list[str]] = {}
     for name, uses in models.items():
-        for value in dict.fromkeys(_spell(use.fields[field], bodies[name], spec, field) for use in _of(uses, spec, field)):
+        for value in dict.fromkeys(
+            _spell(use.fields[field], bodies[name], spec, field) for use in _of(uses, spec, field)
+        ):
             values.setdefault(value, []).append(name)
     counted = Counter({value: len(names) for value, names in values.items()})
     whose = sorted(name for name, uses in families.items() if any(_of(uses, spec, field)))
@@ -134,3 +140,21 @@ def _spell(value: Any, body: Mapping[str, Any], spec: type[Spec], field: str) ->
         return str(value.get("kind", write_value(value)))
     found = re.fullmatch(r"\$\{(?:up|or):(\w+)[^{}]*\}", str(value))
     return write_value(body.get(found[1], found[1]) if found else value)
+
+
+def list_stated(key: str) -> dict[str, list[str]]:
+    """List the packaged models that state a key of the model, in a layer or a tower too, by its value."""
+    found: dict[str, list[str]] = {}
+    for name, body in read_bodies().items():
+        for value in dict.fromkeys(write_value(each[key]) for each in _list_scopes(body) if key in each):
+            found.setdefault(value, []).append(name)
+    return dict(sorted(found.items(), key=lambda each: -len(each[1])))
+
+
+def _list_scopes(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a body, and the patches of its kinds of layer and of its towers."""
+    yield body
+    layers = body.get("layers")
+    for patch in [*(layers.values() if isinstance(layers, Mapping) else ()), *(body.get(tower) for tower in TOWERS)]:
+        if isinstance(patch, Mapping):
+            yield from _list_scopes(patch)

@@ -27,6 +27,8 @@ class AxisChoice:
     word: str
     spec: type[Spec]
     body: Mapping[str, Any]
+    comment: str
+    """What its file says above that, on one line."""
 
     @property
     def fields(self) -> dict[str, SpecField]:
@@ -102,8 +104,12 @@ def read_choices(axis: str) -> dict[str, AxisChoice]:
 def _read_choice(axis: str, word: str) -> AxisChoice:
     base, file = list_axes()[axis], conf_dir() / axis / f"{word}.yaml"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    body = yaml.load(file.read_text(encoding="utf-8"), loader) if file.is_file() else {"kind": word}
-    return AxisChoice(axis, word, base.kinds[body["kind"]], body)
+    if not file.is_file():
+        return AxisChoice(axis, word, base.kinds[word], {"kind": word}, "")
+    text = file.read_text(encoding="utf-8")
+    comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    body = yaml.load(text, loader)
+    return AxisChoice(axis, word, base.kinds[body["kind"]], body, comment)
 
 
 @functools.cache

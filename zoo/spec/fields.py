@@ -55,7 +55,7 @@ class SpecField:
     @property
     def paper(self) -> str:
         """The paper or model in the last parentheses that have a year; empty where there is none."""
-        found = YEAR.findall(self.text)
+        found = YEAR.findall(" ".join(self.text.split()))
         return found[-1] if found else ""
 
     @property
@@ -68,6 +68,12 @@ class SpecField:
         """What a number counts, where the first sentence says so: tokens, channels, …"""
         found = UNIT.search(self.sentence) if "number" in self.type else None
         return (found[1] or found[2]).lower() if found else ""
+
+
+def find_paper(text: str) -> str:
+    """Find the first paper with its year that a docstring or comment names."""
+    found = YEAR.search(" ".join(text.split()))
+    return found[1] if found else ""
 
 
 def first_sentence(text: str) -> str:
@@ -98,7 +104,7 @@ def read_fields(choice: type[Spec]) -> dict[str, SpecField]:
 
 
 def _read_field(choice: type[Spec], field: dataclasses.Field[Any], hint: Any) -> SpecField:
-    owner = next(each for each in choice.__mro__ if field.name in each.__dict__.get("__annotations__", {}))
+    owner = next(each for each in choice.__mro__ if field.name in inspect.get_annotations(each))
     schema = write_schema(hint)
     kinds = {axis.axis: list(axis.kinds) for axis in find_axes(hint)}
     default = field.default
@@ -134,5 +140,6 @@ def _find_docstrings(body: list[ast.stmt], inside: str) -> Iterator[tuple[tuple[
             yield from _find_docstrings(node.body, f"{inside}{node.name}.<locals>.")
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and inside and at + 1 < len(body):
             below = body[at + 1]
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                yield (inside.rstrip("."), node.target.id), inspect.cleandoc(below.value.value)
+            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+            if isinstance(text, str):
+                yield (inside.rstrip("."), node.target.id), inspect.cleandoc(text)
