@@ -17,7 +17,7 @@ from zoo.grammar.dialect import list_fields, list_files
 from zoo.grammar.keys import BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.vocabulary import AxisChoice, list_filled, read_choices
 from zoo.paths import conf_dir
-from zoo.spec.fields import SpecField, find_paper, first_sentence
+from zoo.spec.fields import SpecField, first_sentence
 
 ROLES = {
     "cross": "Attention of the decoder to the encoder's output.",
@@ -94,7 +94,8 @@ def _explain_field(choice: AxisChoice, names: list[str], whole: str) -> dict[str
         hint = did_you_mean(first, choice.fields) or f" (it has: {', '.join(choice.fields) or 'none'})"
         raise ConfigError(f"{whole}: {choice.axis} '{choice.word}' has no such field{hint}")
     if not rest:
-        return describe_field(choice, choice.fields[first])
+        whole_model = choice.axis == "topology" and first in list_keys()
+        return describe_key(first) if whole_model else describe_field(choice, choice.fields[first])
     inner = list_fields(choice.spec).get(first)
     if inner is None:
         raise ConfigError(f"{whole}: {first} holds {choice.fields[first].type}, which has no fields")
@@ -120,7 +121,9 @@ def describe_place(axis: str) -> dict[str, Any]:
     found = {"page": "axis", "name": axis, "what": first_sentence(_read_axis(axis))}
     if axis in list_axes():
         return found | {"choices": describe_axis(axis)}
-    choices = [{"choice": word, **_describe_what(choice)} for word, choice in read_choices(axis).items()]
+    choices = [
+        {"choice": word, "what": choice.what, "source": choice.paper} for word, choice in read_choices(axis).items()
+    ]
     return found | {"choices": choices}
 
 
@@ -145,16 +148,10 @@ def describe_page(choice: AxisChoice) -> dict[str, Any]:
         grown = describe_choice(choice.axis, conf_dir() / choice.axis / f"{choice.word}.yaml")
         found |= {key: grown[key] for key in ("source", "looks", "time", "token", "cache")}
     else:
-        found["source"] = _describe_what(choice)["source"]
+        found["source"] = choice.paper
     fields = [_describe_row(choice, field) for field in choice.fields.values()]
-    found |= {"what": _describe_what(choice)["what"], "fields": fields}
+    found |= {"what": choice.what, "fields": fields}
     return found | {"models": models, "families": families}
-
-
-def _describe_what(choice: AxisChoice) -> dict[str, str]:
-    """Say what a choice is, and its paper: the comment of its file, where it has one, or its class."""
-    doc = inspect.getdoc(choice.spec) or ""
-    return {"what": first_sentence(choice.comment or doc), "source": find_paper(choice.comment) or find_paper(doc)}
 
 
 def _describe_row(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
@@ -221,7 +218,7 @@ def key_sentence(key: str) -> str:
     """Say in one sentence what a key of a model is; nothing where its field has no description."""
     if key in STRUCTURE:
         return STRUCTURE[key]
-    if key in vocabulary.list_axes() and key not in OWN:
+    if key in vocabulary.list_axes():
         return first_sentence(_read_axis(key))
     place = _find_own(key) or _pick_filled(key)
     return place[1].sentence if place else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from zoo.grammar.keys import BASES
 from zoo.model.tower import Topology
 from zoo.paths import conf_dir
 from zoo.spec import Spec
-from zoo.spec.fields import SpecField, read_fields
+from zoo.spec.fields import SpecField, find_paper, first_sentence, read_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,16 @@ class AxisChoice:
     @property
     def fields(self) -> dict[str, SpecField]:
         return read_fields(self.spec)
+
+    @property
+    def what(self) -> str:
+        """What it is, in a sentence: of its file, or of its class."""
+        return first_sentence(self.comment or inspect.getdoc(self.spec) or "")
+
+    @property
+    def paper(self) -> str:
+        """Its paper and year, by its file or its class."""
+        return find_paper(self.comment) or find_paper(inspect.getdoc(self.spec) or "")
 
     def describe_default(self, name: str) -> str:
         """Say what a field has where a model does not set it: "the model's n_kv_heads, or n_heads"."""
