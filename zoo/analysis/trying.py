@@ -20,7 +20,7 @@ from zoo.grammar.vocabulary import AxisChoice, list_axes, list_words, write_valu
 from zoo.spec import Spec
 from zoo.spec.fields import SpecField
 
-MOST_TRIED, MOST_PLACES = 6, 3
+MOST_TRIED, MOST_PLACES = 6, 2
 """Values, and models, that are tried before a field is said to be refused."""
 
 TINY = {"decoder": "llama-tiny", "encoder": "bert-tiny", "encoder_decoder": "t5-tiny"}
@@ -146,7 +146,7 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
         yield from [2 * now, now // 2, now + 1] if usual else [2, 4, 8, 1]
     elif schema["type"] == "number":
         usual = isinstance(now, int | float) and not isinstance(now, bool) and now
-        yield from [2.0 * now, now / 2] if usual else [0.5, 1.0, 2.0]
+        yield from [2.0 * now, now / 2] if usual else [0.5, 1.0, 2.0, -1.0]
 
 
 def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterator[tuple[str, str]]:
