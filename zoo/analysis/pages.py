@@ -177,7 +177,7 @@ def describe_field(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
         "default": choice.describe_default(field.name),
         "key": key,
         "stated": list_stated(key) if key else {},
-        "text": " ".join(field.text.split()),
+        "text": field.text,
         "formula": field.formula,
         "paper": field.paper,
         "declared": f"{field.owner.__module__}.{field.owner.__name__}",

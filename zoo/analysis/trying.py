@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,7 @@ class Example:
 
     @property
     def command(self) -> str:
-        words = [self.target, *self.overrides, self.override]
-        return " ".join(["zoo stats", *(f"'{word}'" if set(word) & set(" {[$*~!") else word for word in words if word)])
+        return shlex.join(["zoo", "stats", self.target, *self.overrides, self.override])
 
 
 def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Example | None:
@@ -73,7 +73,7 @@ def _try_in(
     composer = Composer(target)
     base = spec_of_composed(composer.compose(overrides))
     before = _read_values(base, choice.spec, field.name)
-    refusal = ""
+    refusal, idle = "", None
     for value in list(_list_values(field, before[0] if before else None, common))[:MOST_TRIED]:
         for line, override in _write_lines(choice, field.name, value, path):
             try:
@@ -82,8 +82,12 @@ def _try_in(
                 refusal = refusal or error.faults[0]
                 continue
             if _read_values(spec, choice.spec, field.name) != before:
-                return Example(target, tuple(overrides), line, override, _compare(base, spec))
-    return Example(target, tuple(overrides), refusal=refusal or "no other value is taken")
+                found = Example(target, tuple(overrides), line, override, _compare(base, spec))
+                if found.figures:
+                    return found
+                idle = idle or found  # a window as long as the context, say: a shorter one would show
+                break
+    return idle or Example(target, tuple(overrides), refusal=refusal or "no other value is taken")
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:

@@ -16,6 +16,9 @@ from zoo.grammar.dialect import find_usual, list_fields, list_slots
 from zoo.grammar.vocabulary import list_axes, read_choices, write_value
 from zoo.spec import Spec
 
+LONGEST = 60
+"""Characters of a value that is shown whole."""
+
 
 class Use(NamedTuple):
     """A component that a YAML has: the dotted path of its node, its axis, the words that may be its choice (several in
@@ -132,14 +135,22 @@ def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
 
 
 def _spell(value: Any, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
-    """Write a value as a person would: a component by its kind, a dimension of the model by its number."""
-    slots = list_fields(spec)
-    if field in slots and value == find_usual(slots[field]):
-        return "true"
+    """Write a value as a person would, on one line; a long one by its kind alone."""
+    settled = _settle(value, body, list_fields(spec).get(field))
+    text = write_value(settled)
+    return str(settled["kind"]) if len(text) > LONGEST and isinstance(settled, Mapping) and "kind" in settled else text
+
+
+def _settle(value: Any, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
+    """Write the model's own in place of interpolations: `true` for the usual component of an axis, numbers of keys."""
+    if base is not None and value == find_usual(base):
+        return True
     if isinstance(value, Mapping):
-        return str(value.get("kind", write_value(value)))
+        kind = base.kinds.get(value.get("kind", base.default)) if base is not None else None
+        slots = list_fields(kind) if kind is not None else {}
+        return {key: _settle(each, body, slots.get(key)) for key, each in value.items()}
     found = re.fullmatch(r"\$\{(?:up|or):(\w+)[^{}]*\}", str(value))
-    return write_value(body.get(found[1], found[1]) if found else value)
+    return body.get(found[1], value) if found else value
 
 
 def list_stated(key: str) -> dict[str, list[str]]:

@@ -3,11 +3,12 @@ Markdown for docs/choices/."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.report.axes import format_axis
-from zoo.report.text import make_bold, measure_screen, wrap_text
+from zoo.report.text import make_bold, measure_screen
 from zoo.report.units import format_change
 
 SHOWN, VALUES = 6, 5
@@ -27,7 +28,7 @@ def _write_axis(page: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield ""
         for each in page["choices"]:
-            yield wrap_text(f"{each['choice']}: {each['what']}", 2, 6, _width())
+            yield _fill(f"{each['choice']}: {each['what']}", 2, 6)
 
 
 def _write_choice(page: Mapping[str, Any]) -> Iterator[str]:
@@ -37,7 +38,7 @@ def _write_choice(page: Mapping[str, Any]) -> Iterator[str]:
         yield "\nfields"
         width = max(len(each["field"]) for each in page["fields"])
     for each in page["fields"]:
-        yield wrap_text(f"{each['field']:<{width}}  {_join_field(each)}", 2, width + 4, _width())
+        yield _fill(f"{each['field']:<{width}}  {_join_field(each)}", 2, width + 4)
     yield ""
     yield from _rows([(whose, _name_few(page[whose]) or "none") for whose in ("models", "families")])
 
@@ -112,7 +113,9 @@ def _write_example(example: Mapping[str, Any] | None) -> Iterator[str]:
     if example["refusal"]:
         yield from _rows([("alone", f"{example['model']} refuses other values: {example['refusal']}")])
         return
-    yield from _rows([("in a file", example["line"]), ("command", example["command"])])
+    yield from (
+        f"{label:<10}{text}" for label, text in (("in a file", example["line"]), ("command", example["command"]))
+    )
     changes = [_write_change(name, pair) for name, pair in example["figures"].items()]
     yield from _rows([("costs", f"in {example['model']}: {'; '.join(changes) or 'changes no figure'}")])
 
@@ -124,14 +127,20 @@ def _write_change(name: str, pair: Mapping[str, float]) -> str:
     return f"{name} {after - before:+,.0f}{unit}{share}"
 
 
-def _rows(rows: Any) -> Iterator[str]:
+def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     for label, text in rows:
-        yield wrap_text(f"{label:<10}{text}", 0, 10, _width())
+        yield _fill(f"{label:<10}{text}", 0, 10)
 
 
 def _wrap(text: str) -> Iterator[str]:
     if text:
-        yield wrap_text(text, 0, 0, _width())
+        yield _fill(text, 0, 0)
+
+
+def _fill(text: str, indent: int, below: int) -> str:
+    """Wrap a text at the screen's width, names of models whole."""
+    first, rest = " " * indent, " " * below
+    return textwrap.fill(text, _width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def _width() -> int:

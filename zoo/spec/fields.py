@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import sys
 import typing
@@ -34,7 +35,7 @@ SIGN = re.compile(r"[·√Σσ‖²³∞×≤≥←∈]|[\w)]\(|^[-=+−/<>]$|\d
 @dataclasses.dataclass(frozen=True)
 class SpecField:
     """A field of a choice: the class that declares it, its type, its default (MISSING where it has to be given), and
-    its description, empty where the class has none."""
+    its description on one line, empty where the class has none."""
 
     name: str
     owner: type[Spec]
@@ -55,7 +56,7 @@ class SpecField:
     @property
     def paper(self) -> str:
         """The paper or model in the last parentheses that have a year; empty where there is none."""
-        found = YEAR.findall(" ".join(self.text.split()))
+        found = YEAR.findall(self.text)
         return found[-1] if found else ""
 
     @property
@@ -84,16 +85,27 @@ def first_sentence(text: str) -> str:
 
 
 def find_formula(text: str) -> str:
-    """Find the first formula in a description: a clause, or the part of one, that is written in signs."""
-    bare = YEAR.sub("", " ".join(text.split()))
+    """Find the first formula in a description: the words of a clause that are written in signs, `c·tanh(s/c)`. A bare
+    product such as x·W names a vector and is none."""
+    bare = YEAR.sub("", text)
     for clause in re.split(r"[,:;.] (?![^(]*\))|\.$", bare):
         words = clause.replace("`", "").split()
         marked = [at for at, word in enumerate(words) if SIGN.search(word)]
-        if marked:
-            first = marked[0] - (len(words[marked[0]]) == 1 and marked[0] > 0)
-            last = marked[-1] + (len(words[marked[-1]]) == 1 and marked[-1] + 1 < len(words))
-            return " ".join(words[first : last + 1]).rstrip(".,")
+        if marked and not re.fullmatch(r"\w+·\w+", formula := _cut_formula(words, marked)):
+            return formula
     return ""
+
+
+def _cut_formula(words: list[str], marked: list[int]) -> str:
+    """Cut the first run of marked words out of a clause, with what an operator at its ends and its brackets take in."""
+    last = next((at for at, after in itertools.pairwise(marked) if after > at + 2), marked[-1])
+    first = marked[0] - (len(words[marked[0]]) == 1 and marked[0] > 0)
+    last += len(words[last]) == 1 and last + 1 < len(words)
+    found = " ".join(words[first : last + 1])
+    while found.count("(") > found.count(")") and last + 1 < len(words):
+        last += 1
+        found = " ".join(words[first : last + 1])
+    return found.rstrip(".,") if found.count("(") >= found.count(")") else found.rstrip(".,").removesuffix(")")
 
 
 @functools.cache
@@ -142,4 +154,4 @@ def _find_docstrings(body: list[ast.stmt], inside: str) -> Iterator[tuple[tuple[
             below = body[at + 1]
             text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
             if isinstance(text, str):
-                yield (inside.rstrip("."), node.target.id), inspect.cleandoc(text)
+                yield (inside.rstrip("."), node.target.id), " ".join(text.split())
