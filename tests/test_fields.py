@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 from shell import ROOT
 
 from zoo import costs
-from zoo.analysis.pages import describe_field, explain
+from zoo.analysis.pages import describe_field, explain, list_names
 from zoo.analysis.uses import find_setters
 from zoo.cli import run
 from zoo.errors import ConfigError
@@ -329,6 +329,12 @@ def test_pages_name_type_default_and_sentence_and_import_no_torch():
     assert done.returncode == 0, done.stderr
     assert "in a file attention: {kind: gqa, qk_norm: " in done.stdout
     assert "Ainslie et al., 2023" in done.stdout and "the model's n_kv_heads or n_heads" in done.stdout
+
+
+@pytest.mark.quick
+def test_a_name_is_completed_below_an_axis_and_below_a_choice():
+    assert "attention.mla" in list_names("attention") and "norm.dyt.alpha" in list_names("norm.dyt")
+    assert {"attention", "n_kv_heads", "streams"} <= set(list_names("")) and list_names("nonsense") == []
 
 
 @pytest.mark.quick

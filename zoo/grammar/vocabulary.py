@@ -16,7 +16,7 @@ from zoo.grammar.keys import BASES
 from zoo.model.tower import Topology
 from zoo.paths import conf_dir
 from zoo.spec import Spec
-from zoo.spec.fields import SpecField, find_paper, first_sentence, read_fields
+from zoo.spec.fields import SpecField, find_paper, first_sentence, list_kinds, read_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _add_axes(base: type[Spec], found: dict[str, type[Spec]]) -> None:
 def list_words(axis: str) -> list[str]:
     """List the choices of an axis: its files in conf/, then the kinds that have none."""
     files = sorted(list_files(axis))
-    return [*files, *(kind for kind in list_axes()[axis].kinds if kind not in files and axis != "cross")]
+    return [*files, *(kind for kind in list_kinds(list_axes()[axis]) if kind not in files and axis != "cross")]
 
 
 @functools.cache
