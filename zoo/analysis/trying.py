@@ -181,5 +181,5 @@ def _compare(base: Any, other: Any) -> dict[str, tuple[float, float]]:
 
 
 def read_common(values: Iterable[str]) -> list[Any]:
-    """Read the values that packaged models have, most frequent first, as YAML."""
-    return [yaml.safe_load(each) for each in values]
+    """Read the values that packaged models have, most frequent first, as YAML; without those that read others."""
+    return [yaml.safe_load(each) for each in values if "${" not in each]

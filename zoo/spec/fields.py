@@ -116,14 +116,15 @@ def read_fields(choice: type[Spec]) -> dict[str, SpecField]:
 
 
 def _read_field(choice: type[Spec], field: dataclasses.Field[Any], hint: Any) -> SpecField:
-    owner = next(each for each in choice.__mro__ if field.name in inspect.get_annotations(each))
+    declared = [each for each in choice.__mro__ if field.name in inspect.get_annotations(each)]
     schema = write_schema(hint)
     kinds = {axis.axis: list_kinds(axis) for axis in find_axes(hint)}
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    text = _read_module(owner.__module__).get((owner.__qualname__, field.name), "")
-    return SpecField(field.name, owner, schema, describe_type(schema, kinds), default, text)
+    texts = (_read_module(each.__module__).get((each.__qualname__, field.name), "") for each in declared)
+    text = next(filter(None, texts), "")
+    return SpecField(field.name, declared[0], schema, describe_type(schema, kinds), default, text)
 
 
 def list_kinds(base: type[Spec]) -> list[str]:
