@@ -62,9 +62,10 @@ fmt: $(VENV)/installed-dev ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, serving.md, stats.md, kernels.md, scale.md, findings.md and the races of performance.md
+docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, choices/, model.schema.json, serving.md, stats.md, kernels.md, scale.md, findings.md and the races of performance.md
 	$(BIN)/python tests/zoo_page.py
 	$(BIN)/python tests/axes_page.py
+	$(BIN)/python tests/choices_page.py
 	$(BIN)/python tests/serving_page.py
 	$(BIN)/python tests/stats_page.py
 	$(BIN)/python tests/kernels_page.py

@@ -89,9 +89,10 @@ def test_the_list_imports_no_torch_and_gives_every_name_as_json():
     ("words", "line"),
     [
         (["--axis", "atention"], "axis: there is no 'atention' (did you mean 'attention'?)"),
-        (["llama", "--axis", "norm"], "axis: norm has no choice 'llama'"),
+        (["llama", "--axis", "norm"], "axis: norm has no choice 'llama' (one of: "),
         (["gqa", "--axis", "atention"], "axis: there is no 'atention' (did you mean 'attention'?)"),
         (["a", "b", "--axis", "norm"], "axis: lists the choices of norm, not models"),
+        (["--kind", "decoder", "--axis", "norm"], "axis: lists the choices of norm, not models"),
     ],
 )
 def test_what_cannot_be_listed_is_said_in_one_line(capsys, words, line):

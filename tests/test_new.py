@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 import zoo
-from zoo.analysis.writing import COMMENTS, TOUR, write_model
+from zoo.analysis.pages import key_sentence
+from zoo.analysis.writing import TOUR, write_model
 from zoo.cli import run
 from zoo.compose import load
 from zoo.costs.params import count_parameters
-from zoo.grammar import AXES, BOTH, DIMS, OWN, STRUCTURE
 
 
 @pytest.mark.quick
@@ -68,5 +69,9 @@ def test_nothing_is_replaced_and_mistakes_are_a_line(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.quick
-def test_comments_are_of_keys_that_a_model_may_have() -> None:
-    assert set(COMMENTS) <= {*AXES, *STRUCTURE} | OWN | BOTH | DIMS
+def test_a_comment_says_what_the_description_of_its_field_says() -> None:
+    lines = write_model("mine.yaml", "mistral-tiny").splitlines()
+    stated = {line.partition(":")[0]: line.partition("  # ")[2] for line in lines}
+    for key in ("attention", "n_layers", "vocab_size", "window"):
+        assert stated[key] == re.sub(r" \([^()]*\d{4}[^()]*\)", "", key_sentence(key)).removesuffix(".")
+    assert stated["n_layers"] == "Number of layers"

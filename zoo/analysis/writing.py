@@ -7,46 +7,17 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from zoo import grammar
+from zoo.analysis.pages import key_sentence
 from zoo.analysis.solve.shape import Budget, solve_shapes
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, list_files
-
-COMMENTS = {
-    "kind": "decoder (the default), encoder or encoder_decoder",
-    "attention": "zoo list --axis attention lists the choices",
-    "cross": "how the decoder reads the encoder",
-    "position": "rope, alibi, learned, none … (zoo list --axis position)",
-    "norm": "rmsnorm, layernorm …",
-    "block": "where the norms stand: pre, post, sandwich, parallel …",
-    "ffn": "gated, mlp, moe …",
-    "router": "how tokens choose experts; read by ffn: moe alone",
-    "activation": "silu, gelu, relu2 …",
-    "vocab_size": "tokens",
-    "d_model": "width of the residual stream",
-    "n_layers": "depth",
-    "n_heads": "query heads",
-    "n_kv_heads": "heads of keys and values: n_heads is MHA, 1 is MQA",
-    "head_dim": "width of a head",
-    "d_ff": "width of the feed-forward; of one expert in a mixture",
-    "max_seq_len": "tokens of the longest text",
-    "window": "keys that a query sees, where attention has a window",
-    "rope_theta": "base of the rotation",
-    "norm_eps": "added to the variance in norms",
-    "n_experts": "experts of a mixture",
-    "top_k": "of these a token passes so many",
-    "shared_expert": "a feed-forward that all tokens pass",
-    "embedding": "of tokens: scale, norm, types",
-    "head": "tied: the logits read the token table",
-    "layers": "kinds of layer: keys of the model that differ in them",
-    "pattern": "which layer is of which kind, repeated; `layer` is the model as it stands",
-}
-"""What a key of a model means, in a line."""
+from zoo.grammar.vocabulary import write_value
+from zoo.spec.fields import YEAR
 
 HEADER = """\
 # A model for Zoo. docs/yaml.md says how it is written; `zoo stats {name}` prices it, `zoo train {name}` trains it.
@@ -138,7 +109,7 @@ def write_model(
     plain = grammar.contract(body)
     idle = grammar.DIMS - grammar.find_names(grammar.expand(plain))
     plain = {key: value for key, value in plain.items() if key != "about" and key not in idle}
-    lines = [HEADER.format(name=name), f"about: {_write({'title': about or name.removesuffix('.yaml')})}"]
+    lines = [HEADER.format(name=name), f"about: {write_value({'title': about or name.removesuffix('.yaml')})}"]
     lines[1] += f"  # {count:,} parameters"
     lines += [_write_key(key, plain[key]) for key in _sort_keys(plain)]
     return "\n".join(lines) + "\n"
@@ -151,14 +122,10 @@ def _sort_keys(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _write_key(key: str, value: Any) -> str:
-    text = f"{key}: {_write(value)}"
-    return f"{text:<44}  # {COMMENTS[key]}" if key in COMMENTS else text
-
-
-def _write(value: Any) -> str:
-    """Write a value on one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000_000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    """Write a key with what it is behind it, as `zoo explain` says."""
+    text = f"{key}: {write_value(value)}"
+    comment = YEAR.sub("", key_sentence(key)).removesuffix(".").rstrip()
+    return f"{text:<44}  # {comment}" if comment else text
 
 
 def _choose(like: str, parts: Sequence[str]) -> list[str]:

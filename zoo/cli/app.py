@@ -20,9 +20,11 @@ LARGEST = 2**63
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
     "stats": "Price a model without building it: parameters, FLOPs, cache, memory.",
+    "explain": "Explain a name of a model's YAML: an axis, a choice, a field, a key.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
     "diff": "Compare two models or two runs: what differs, then the figures.",
     "new": "Write a model's YAML, complete and commented, to start from.",
+    "schema": "Write the JSON Schema of a model's YAML, for editors.",
     "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "runs": "List the runs in a folder.",

@@ -18,6 +18,13 @@ def complete_target(ctx: Any, incomplete: str) -> list[str]:
     return completion.complete_target(incomplete)
 
 
+def complete_name(ctx: Any, incomplete: str) -> list[str]:
+    """Complete the name of an axis, a choice, a field or a key of the model."""
+    from zoo.analysis.pages import list_names
+
+    return [name for name in list_names(incomplete.rpartition(".")[0]) if name.startswith(incomplete)]
+
+
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
     """Complete an override of the model named before it."""
     return _overrides(ctx.params.get("target") or "", incomplete)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,15 +43,15 @@ def run(
       zoo list --with moe,mla          those that have both, wherever in the model
       zoo list --params 1B..10B window
       zoo list --axis attention        every choice: its paper, how it grows with the tokens, who has it
-      zoo list --axis attention gqa    the fields of a choice: what each takes, and what it is unless said
+      zoo list --axis attention gqa    one of them: its fields, their types, defaults and meaning
     """
     from zoo import report
     from zoo.compose.catalogue import Selection, read_models, select_models
 
     if axis is not None:
-        if len(words or ()) > 1 or kind or parts or params:
-            raise ConfigError(f"axis: lists the choices of {axis}, not models (leave the other options out)")
-        return _list_fields(axis, words[0], as_json) if words else _list_axis(axis, as_json)
+        if kind or parts or params or len(words or ()) > 1:
+            raise ConfigError(f"axis: lists the choices of {axis}, not models (one choice, and no other option)")
+        return _list_axis(axis, *(words or ()), as_json=as_json)
     least, most = read_range(params) if params is not None else (0.0, math.inf)
     asked = Selection(words or (), kind, [each.strip() for each in parts.split(",")] if parts else (), least, most)
     found = select_models(read_models(), asked)
@@ -75,20 +75,13 @@ def read_range(text: str) -> tuple[float, float]:
     return low, float(most[0]) * scale[most[1] or ""] if most[0] else math.inf
 
 
-def _list_axis(axis: str, as_json: bool) -> None:
+def _list_axis(axis: str, choice: str | None = None, *, as_json: bool) -> None:
+    """Print the choices of an axis, or the page of one."""
     from zoo import report
-    from zoo.analysis.axes import describe_axis
+    from zoo.analysis.axes import describe_axis, find_axis
+    from zoo.analysis.pages import describe_named
     from zoo.report.axes import format_axis
+    from zoo.report.pages import format_page
 
-    found = describe_axis(axis)
-    print(report.format_json(found) if as_json else format_axis(found))
-
-
-def _list_fields(axis: str, choice: str, as_json: bool) -> None:
-    from zoo import report
-    from zoo.analysis.axes import describe_fields
-
-    found = describe_fields(axis, choice)
-    rows = [("field", "takes", "unless said"), *(tuple(each.values()) for each in found)]
-    head, *lines = report.align_columns(rows).splitlines()
-    print(report.format_json(found) if as_json else "\n".join([report.make_bold(head), *lines]))
+    found: Any = describe_axis(axis) if choice is None else describe_named(find_axis(axis), choice)
+    print(report.format_json(found) if as_json else format_axis(found) if choice is None else format_page(found))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.patches import lay_patch
 from zoo.paths import conf_dir
 
 
@@ -89,8 +90,7 @@ def _list_parts(node: Any, key: str = "") -> set[str]:
 
 
 def read_bodies() -> dict[str, dict[str, Any]]:
-    """Read the YAML of every packaged model. One that starts from another has the keys and choices of that, under its
-    own."""
+    """Read the YAML of every packaged model. One that starts from another has its own keys laid over that one's."""
     files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
     return {name: _read_whole(name, files) for name in sorted(files)}
 
@@ -99,7 +99,8 @@ def _read_whole(name: str, files: dict[str, Any]) -> dict[str, Any]:
     body = files[name]
     base = next(iter(body.get("defaults", ())), None)
     inherited = _read_whole(base, files) if isinstance(base, str) and base in files else {}
-    return {**inherited, **body, "defaults": [*inherited.get("defaults", ()), *body.get("defaults", ())]}
+    choices = [*inherited.get("defaults", ()), *body.get("defaults", ())]
+    return {**lay_patch(inherited, body, name, []), "defaults": choices}
 
 
 @functools.cache

@@ -24,8 +24,14 @@ BASES: dict[str, type[Spec]] = {
 AXES = tuple(BASES)
 """Axes that a model states at its top level; other nodes reach them by interpolation."""
 
-STRUCTURE = ("about", "kind", "n_layers", "layers", "pattern")
-"""Top-level keys that the grammar reads itself; they are no field of a Spec."""
+STRUCTURE = {
+    "about": "Title, source, note and published parameters of the model.",
+    "kind": "Topology: decoder (the default), encoder or encoder_decoder.",
+    "n_layers": "Number of layers.",
+    "layers": "Kinds of layer by name: the keys of the model that differ in them.",
+    "pattern": "Kind of each layer, first to last, repeated; `layer` is the model as it stands.",
+}
+"""Top-level keys that the grammar reads itself, and what each is; they are no field of a Spec."""
 
 TOWERS = ("encoder", "decoder")
 """Keys of an encoder-decoder: patches of the model's own keys, one for each of its two towers."""

@@ -45,7 +45,9 @@ def name_classes(value: Any) -> Any:
     return tuple(names)
 
 
-ClassNames = Annotated[tuple[str, ...], BeforeValidator(name_classes)]
+ClassNames = Annotated[
+    tuple[str, ...], BeforeValidator(name_classes, json_schema_input_type=int | tuple[str | int | bool, ...])
+]
 
 
 class TaskHead(Head):

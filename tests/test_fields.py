@@ -1,0 +1,352 @@
+"""Every field has a page: `zoo explain`, `zoo list --axis AXIS CHOICE` and docs/choices/ say what it is, who sets it
+and what it costs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from typing import Literal
+
+import choices_page
+import pytest
+import yaml
+from loaded import load, one_in
+from pydantic import PositiveFloat, PositiveInt
+from shell import ROOT
+
+from zoo import costs
+from zoo.analysis.pages import describe_field, explain, list_names
+from zoo.analysis.uses import find_setters
+from zoo.cli import run
+from zoo.errors import ConfigError
+from zoo.grammar import vocabulary
+from zoo.grammar.vocabulary import read_choices
+from zoo.model.attention.gqa import GQA
+from zoo.model.head import LMHead
+from zoo.model.norm import RMSNorm
+from zoo.spec.fields import find_formula, first_sentence, read_fields
+
+UNDESCRIBED: set[str] = {
+    "ALiBi",
+    "Affine",
+    "AltUp",
+    "AttentionResidual",
+    "Block",
+    "BlockSparse",
+    "Blocks",
+    "Bottleneck",
+    "BottleneckAttention",
+    "ByPools",
+    "CCA",
+    "ChannelMix",
+    "Compressed",
+    "Compressor",
+    "Connection",
+    "Decoder",
+    "DepthRead",
+    "Differential",
+    "Disentangled",
+    "DyT",
+    "DynamicGQA",
+    "DynamicScaling",
+    "EncoderDecoder",
+    "EntryIndexer",
+    "FeedForward",
+    "Fourier",
+    "GELUClipped",
+    "GLA",
+    "GQA",
+    "Gated",
+    "GatedClamped",
+    "GatedDelta",
+    "GatedInput",
+    "GatedNorm",
+    "GatedResidual",
+    "GatedStreams",
+    "GroupedAttention",
+    "GroupedMLP",
+    "HashRouter",
+    "HashedNGrams",
+    "HierarchicalLoop",
+    "Hyper",
+    "Independent",
+    "KDA",
+    "L2Clip",
+    "LMHead",
+    "LayerInput",
+    "LayerNorm",
+    "LeakyReLU",
+    "Learned",
+    "Lightning",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LogRatioTempering",
+    "LogTempering",
+    "LongRopeScaling",
+    "Longformer",
+    "Loop",
+    "LowRankGate",
+    "MLA",
+    "MLMHead",
+    "MLP",
+    "MLPTopK",
+    "MLSTM",
+    "Mamba",
+    "Mamba2",
+    "MeanPooled",
+    "MergedAttention",
+    "MoE",
+    "NGramEmbedding",
+    "NextSentence",
+    "Normal",
+    "NormedIndexer",
+    "Nystrom",
+    "Parallel",
+    "PerLayerEmbedding",
+    "PerLayerTable",
+    "Pooled",
+    "Post",
+    "PostConv",
+    "PostInside",
+    "PowerTempering",
+    "Pre",
+    "Projected",
+    "ProportionalScaling",
+    "RGLRU",
+    "RMSNorm",
+    "RWKV",
+    "RWKV7",
+    "RegressionHead",
+    "RelativeLogits",
+    "RelativePosition",
+    "ResidualConv",
+    "Retention",
+    "RoPE",
+    "Router",
+    "RowHead",
+    "Sandwich",
+    "Scaled",
+    "SequenceHead",
+    "Shared",
+    "SharedAttention",
+    "ShortConv",
+    "Shortcut",
+    "SiLUSoftcapped",
+    "SideBySide",
+    "SigmoidTopK",
+    "Sinkhorn",
+    "Sinusoidal",
+    "SoftmaxAttention",
+    "SoftmaxDepthRead",
+    "SpanConv",
+    "SpanHead",
+    "SparseMixer",
+    "Streams",
+    "T5Buckets",
+    "TableEmbedding",
+    "TaskHead",
+    "TokenEmbedding",
+    "TokenHead",
+    "TopK",
+    "TopKIndexer",
+    "Tower",
+    "TransformerXL",
+    "TransientGlobal",
+    "TwoMixers",
+    "VocabularyHead",
+    "WeightedStreams",
+    "XIELU",
+    "YarnScaling",
+}
+"""Classes of which a field has no docstring yet. The list only shrinks."""
+
+
+class Described(RMSNorm):
+    """A choice of a test."""
+
+    width: PositiveInt
+    """Width of the vector in channels."""
+    bound: PositiveFloat | None = None
+    """Bound of the scores s, c·tanh(s/c)
+    (Gemma 2, 2024)."""
+    bare: Literal["near", "far"] = "near"
+
+
+def all_fields():
+    """Every field of every choice: the choice and the field."""
+    places = [choice for axis in vocabulary.list_axes() for choice in read_choices(axis).values()]
+    return [(choice, field) for choice in places for field in choice.fields.values()]
+
+
+@pytest.mark.quick
+def test_every_field_of_every_choice_has_a_description():
+    without = {field.owner.__name__: field.name for _, field in all_fields() if not field.text}
+    assert {name: field for name, field in without.items() if name not in UNDESCRIBED} == {}
+
+
+@pytest.mark.quick
+def test_a_description_begins_with_a_sentence():
+    described = {(field.owner.__name__, field.name): field.sentence for _, field in all_fields() if field.text}
+    assert {place: text for place, text in described.items() if not text.endswith(".")} == {}
+
+
+@pytest.mark.quick
+def test_a_field_is_described_by_the_docstring_below_it():
+    fields = read_fields(Described)
+    assert fields["bound"].text == "Bound of the scores s, c·tanh(s/c) (Gemma 2, 2024)."
+    assert (fields["bound"].formula, fields["bound"].paper) == ("c·tanh(s/c)", "Gemma 2, 2024")
+    assert (fields["bound"].type, fields["bound"].default) == ("number above 0 or null", None)
+    assert (fields["width"].unit, fields["width"].is_required) == ("channels", True)
+    assert fields["bare"].text == "" and fields["bare"].type == "one of: near, far"
+    assert fields["eps"].owner.__name__ == "RMSNorm"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("What scores are multiplied by, 1/√head_dim unless given.", "1/√head_dim"),
+        ("The norm x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019).", "x / √(mean(x²) + eps) · weight"),
+        ("Bias of x·W_gate, and/or of none.", ""),
+        ("Scale (1 − a) / (1 − b of it) of all.", "(1 − a) / (1 − b of it)"),
+    ],
+)
+def test_a_formula_is_found_among_words(text, formula):
+    assert find_formula(text) == formula
+
+
+@pytest.mark.quick
+def test_the_first_sentence_ends_at_a_full_stop_and_not_at_a_name():
+    assert (
+        first_sentence("As of Shazeer et al. (2019) and e.g. T5. More.") == "As of Shazeer et al. (2019) and e.g. T5."
+    )
+
+
+# ---------------------------------------------------------------- who sets it
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma2-2b", "gemma3-1b", "gpt-oss-20b", "qwen3-8b", "olmo3-7b", "llama3-8b", "glm-4.5"]
+)
+def test_a_model_is_named_at_the_fields_that_its_spec_has_otherwise_than_by_default(name):
+    parts = [block.attention for block in load(name).blocks.values() if type(block.attention) is GQA]
+    for field in ("qk_norm", "softcap", "sinks", "scale", "chunk"):
+        values, _ = find_setters(GQA, field)
+        named = any(name in names for value, names in values.items() if value not in ("null", "false"))
+        assert named == any(getattr(part, field) not in (None, False) for part in parts), field
+
+
+@pytest.mark.quick
+def test_values_are_counted_as_the_models_have_them():
+    values, families = find_setters(LMHead, "tied")
+    for name in (values["true"][0], values["true"][-1], values["false"][0]):
+        assert load(name).towers()["decoder" if "decoder" in load(name).towers() else ""].head.tied is (
+            name in values["true"]
+        )
+    assert "gemma" in families
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["attention.gqa.qk_norm", "attention.gqa.sinks", "head.lm.tied", "n_kv_heads", "d_ff"])
+def test_an_example_can_be_pasted_and_costs_what_the_page_says(name, tmp_path):
+    example = explain(name)["example"]
+    _, _, target, override = shlex.split(example["command"])
+    (tmp_path / "mine.yaml").write_text(f"defaults: [/model/{target}@_here_]\n{example['line']}\n", encoding="utf-8")
+    changed = load(target, [override])
+    assert load(tmp_path / "mine.yaml") == changed
+    before, after = (costs.price(spec)["params"]["total"] for spec in (load(target), changed))
+    figures = example["figures"].get("parameters", {"before": before, "after": before})
+    assert (figures["before"], figures["after"]) == (before, after)
+    assert (before != after) == ("parameters" in example["figures"])
+
+
+@pytest.mark.quick
+def test_a_field_that_needs_another_says_what_it_needs_and_one_without_weights_changes_no_figure(capsys):
+    assert run(["explain", "attention.gqa.rotate_values"]) == 0 and run(["explain", "rope_theta"]) == 0
+    assert "changes no figure" in capsys.readouterr().out
+    assert "clip" in explain("attention.gqa.clip_normed")["example"]["refusal"]
+
+
+@pytest.mark.parametrize("axis", one_in(9, reversed(choices_page.page_names())))
+def test_every_field_has_a_page(axis):
+    for choice, field in all_fields():
+        if choice.axis == axis and choice.word == choice.spec.kind:
+            page = describe_field(choice, field)
+            example = page["example"]
+            assert page["type"] and page["default"]
+            assert example is None or example["refusal"] or yaml.safe_load(example["line"])
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("name", "page", "whole"),
+    [
+        ("router", "axis", "router"),
+        ("mla", "choice", "attention.mla"),
+        ("attention.sliding", "choice", "attention.sliding"),
+        ("attention.qk_norm", "field", "attention.gqa.qk_norm"),
+        ("attention.mla.indexer.lightning.top_k", "field", "indexer.lightning.top_k"),
+        ("d_model", "key", "d_model"),
+        ("topology.decoder.shared_layers", "key", "shared_layers"),
+        ("pattern", "key", "pattern"),
+    ],
+)
+def test_a_name_is_found_however_it_is_written(name, page, whole):
+    found = explain(name)
+    assert (found["page"], found["name"]) == (page, whole)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("atention", "is no name of the grammar (did you mean 'attention'?)"),
+        ("attention.gqqa", "(did you mean 'gqa'?)"),
+        ("attention.gqa.qk_nrm", "attention 'gqa' has no such field (did you mean 'qk_norm'?)"),
+        ("attention.gqa.scale.eps", "scale holds number above 0 or null, which has no fields"),
+        ("softcap", "stands in several places (one of: "),
+    ],
+)
+def test_a_name_that_is_nothing_or_several_things_is_refused_in_one_line(name, line, refused):
+    (found,) = refused("explain", name)
+    assert found.startswith(f"{name}: ") and line in found
+    with pytest.raises(ConfigError):
+        explain(name)
+
+
+def test_pages_name_type_default_and_sentence_and_import_no_torch():
+    words = [["explain", "attention.gqa.qk_norm"], ["list", "--axis", "attention", "gqa"], ["schema"]]
+    code = f"import sys; from zoo.cli import run; [run(each) for each in {words}]; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "in a file attention: {kind: gqa, qk_norm: " in done.stdout
+    assert "Ainslie et al., 2023" in done.stdout and "the model's n_kv_heads or n_heads" in done.stdout
+
+
+@pytest.mark.quick
+def test_a_name_is_completed_below_an_axis_and_below_a_choice():
+    assert "attention.mla" in list_names("attention") and "norm.dyt.alpha" in list_names("norm.dyt")
+    assert {"attention", "n_kv_heads", "streams"} <= set(list_names("")) and list_names("nonsense") == []
+
+
+@pytest.mark.quick
+def test_a_page_is_data_too(capsys):
+    assert run(["list", "--axis", "norm", "dyt", "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["source"].startswith("Zhu et al., 2025") and [each["field"] for each in page["fields"]] == ["alpha"]
+    assert run(["list", "--axis", "norm", "dyyt"]) == 2
+
+
+@pytest.mark.xdist_group("axes")
+@pytest.mark.parametrize("axis", one_in(4, choices_page.page_names()))
+def test_the_pages_of_choices_are_what_their_command_writes(axis):
+    written = (choices_page.FOLDER / f"{axis}.md").read_text(encoding="utf-8")
+    assert written == choices_page.page(axis), f"docs/choices/{axis}.md is old (make docs)"

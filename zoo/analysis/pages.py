@@ -1,0 +1,233 @@
+"""Describe a name of the YAML grammar, as plain data: an axis, a choice of one, a field of a choice, a key of a model.
+
+`zoo explain`, `zoo list --axis AXIS CHOICE` and docs/choices/ print what is found here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.analysis.axes import describe_axis, describe_choice, list_axes
+from zoo.analysis.trying import Example, read_common, try_field
+from zoo.analysis.uses import find_setters, find_users, list_stated
+from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar import vocabulary
+from zoo.grammar.dialect import list_fields, list_files
+from zoo.grammar.keys import BOTH, OWN, STRUCTURE, TOWERS
+from zoo.grammar.vocabulary import AxisChoice, list_filled, read_choices
+from zoo.paths import conf_dir
+from zoo.spec.fields import SpecField
+
+MOST_FOUND = 12
+"""Places that are named where a word stands in several."""
+
+
+def explain(name: str) -> dict[str, Any]:
+    """Describe what a dotted name is: `attention`, `attention.gqa`, `attention.gqa.qk_norm`, `n_kv_heads`. Raises
+    ConfigError for a name that is nothing."""
+    first, *rest = name.split(".")
+    if first not in vocabulary.list_axes():
+        return _explain_bare(name, first, rest)
+    if not rest:
+        return describe_place(first)
+    choices = read_choices(first)
+    word, *inner = rest if rest[0] in choices else (_find_word(first, rest[0]), *rest)
+    if not inner:
+        return describe_page(choices[word])
+    return _explain_field(choices[word], inner, name)
+
+
+def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
+    """Describe a key of the model, or a choice or field that is named without its axis."""
+    if not rest and (first in list_keys()):
+        return describe_key(first)
+    owners = [axis for axis in vocabulary.list_axes() if axis != "shared_expert" and first in read_choices(axis)]
+    if len(owners) == 1:
+        return explain(f"{owners[0]}.{name}")
+    places = [".".join([axis, first, *rest]) for axis in owners] + ([] if rest else _find_fields(first))
+    if len(places) == 1:
+        return explain(places[0])
+    if places:
+        more = f" and {len(places) - MOST_FOUND} more" if len(places) > MOST_FOUND else ""
+        raise ConfigError(f"{name}: stands in several places (one of: {', '.join(places[:MOST_FOUND])}{more})")
+    known = {*vocabulary.list_axes(), *list_keys(), *(word for axis in list_axes() for word in read_choices(axis))}
+    hint = did_you_mean(first, known) or " (an axis, as attention; a choice, attention.gqa; a field; a key of a model)"
+    raise ConfigError(f"{name}: is no name of the grammar{hint}")
+
+
+def _find_fields(name: str) -> list[str]:
+    """Find the fields of a name, each where it is declared: one place for a class and those that inherit it."""
+    found: dict[Any, str] = {}
+    for axis in vocabulary.list_axes():
+        for word, choice in read_choices(axis).items() if axis not in ("cross", "shared_expert") else ():
+            if name in choice.fields:
+                found.setdefault(choice.fields[name].owner, f"{axis}.{_plain(choice, word)}.{name}")
+    return list(found.values())
+
+
+def _plain(choice: AxisChoice, word: str) -> str:
+    """Name a choice by its kind, where that is a word too."""
+    return choice.spec.kind if choice.spec.kind in read_choices(choice.axis) else word
+
+
+def _find_word(axis: str, name: str) -> str:
+    """Find the choice that a field named without one is of: the one that most packaged models have."""
+    choices = read_choices(axis)
+    having = [word for word, choice in choices.items() if name in choice.fields]
+    if not having:
+        fields = {each for choice in choices.values() for each in choice.fields}
+        hint = did_you_mean(name, {*choices, *fields}) or f" (one of: {', '.join(choices)})"
+        raise ConfigError(f"{axis}.{name}: {axis} has no such choice, and no choice of it such a field{hint}")
+    return max(having, key=lambda word: len(find_users(axis, word)[0]))
+
+
+def _explain_field(choice: AxisChoice, names: list[str], whole: str) -> dict[str, Any]:
+    first, *rest = names
+    if first not in choice.fields:
+        hint = did_you_mean(first, choice.fields) or f" (it has: {', '.join(choice.fields) or 'none'})"
+        raise ConfigError(f"{whole}: {choice.axis} '{choice.word}' has no such field{hint}")
+    if not rest:
+        whole_model = choice.axis == "topology" and first in list_keys()
+        return describe_key(first) if whole_model else describe_field(choice, choice.fields[first])
+    inner = list_fields(choice.spec).get(first)
+    if inner is None:
+        raise ConfigError(f"{whole}: {first} holds {choice.fields[first].type}, which has no fields")
+    return explain(".".join([inner.axis, *rest]))
+
+
+def list_names(above: str) -> list[str]:
+    """List the names below an axis or a choice; below nothing, the axes and the keys of the model."""
+    axes = vocabulary.list_axes()
+    axis, _, word = above.partition(".")
+    if not above:
+        return sorted({*axes, *list_keys()})
+    if axis not in axes or (word and word not in read_choices(axis)):
+        return []
+    return [f"{above}.{name}" for name in (read_choices(axis)[word].fields if word else read_choices(axis))]
+
+
+# ---------------------------------------------------------------- the four kinds of page
+
+
+def describe_place(axis: str) -> dict[str, Any]:
+    """Describe an axis: what it is, and its choices."""
+    found = {"page": "axis", "name": axis, "what": vocabulary.describe_axis(axis)}
+    if axis in list_axes():
+        return found | {"choices": describe_axis(axis)}
+    choices = [
+        {"choice": word, "what": choice.what, "source": choice.paper} for word, choice in read_choices(axis).items()
+    ]
+    return found | {"choices": choices}
+
+
+def describe_named(axis: str, word: str) -> dict[str, Any]:
+    """Describe a choice of an axis by its name. Raises ConfigError for one that there is not."""
+    choices = read_choices(axis)
+    if word not in choices:
+        hint = did_you_mean(word, choices) or f" (one of: {', '.join(choices)})"
+        raise ConfigError(f"axis: {axis} has no choice {word!r}{hint}")
+    return describe_page(choices[word])
+
+
+def describe_page(choice: AxisChoice) -> dict[str, Any]:
+    """Describe a choice: what it is, its paper, how it grows, its fields, and who has it."""
+    models, families = find_users(choice.axis, choice.word)
+    found = {"page": "choice", "name": f"{choice.axis}.{choice.word}", "kind": choice.spec.kind}
+    if choice.word in list_files(choice.axis) and choice.axis in list_axes():
+        grown = describe_choice(choice.axis, conf_dir() / choice.axis / f"{choice.word}.yaml")
+        found |= {key: grown[key] for key in ("source", "looks", "time", "token", "cache")}
+    else:
+        found["source"] = choice.paper
+    fields = [_describe_row(choice, field) for field in choice.fields.values()]
+    found |= {"what": choice.what, "fields": fields}
+    return found | {"models": models, "families": families}
+
+
+def _describe_row(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
+    return {
+        "field": field.name,
+        "type": field.type,
+        "default": choice.describe_default(field.name),
+        "what": field.sentence,
+    }
+
+
+def describe_field(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
+    """Describe a field of a choice: its type, what it does, which models set it, how it is written, and what it
+    costs."""
+    models, families = find_setters(choice.spec, field.name)
+    key = choice.find_key(field.name)
+    example = try_field(choice, field, read_common(models))
+    return {
+        "page": "field",
+        "name": f"{choice.axis}.{choice.word}.{field.name}",
+        "type": field.type,
+        "unit": field.unit,
+        "default": choice.describe_default(field.name),
+        "key": key,
+        "stated": list_stated(key) if key else {},
+        "text": field.text,
+        "formula": field.formula,
+        "paper": field.paper,
+        "declared": f"{field.owner.__module__}.{field.owner.__name__}",
+        "models": models,
+        "families": families,
+        "example": _describe_example(example),
+    }
+
+
+def _describe_example(example: Example | None) -> dict[str, Any] | None:
+    if example is None:
+        return None
+    figures = {name: {"before": one, "after": two} for name, (one, two) in example.figures.items()}
+    tried = {"model": " ".join([example.target, *example.overrides]), "refusal": example.refusal}
+    return tried | {"line": example.line, "command": example.command, "figures": figures}
+
+
+def list_keys() -> set[str]:
+    """List the keys of a model that hold no component."""
+    return (OWN | BOTH | set(STRUCTURE) | set(list_filled())) - set(vocabulary.list_axes()) - set(TOWERS)
+
+
+def describe_key(key: str) -> dict[str, Any]:
+    """Describe a key of the model: as the field that it fills, or the model's own."""
+    fills = list_filled().get(key, [])
+    found: dict[str, Any] = {"page": "key", "name": key, "stated": list_stated(key)}
+    found["read_by"] = list(dict.fromkeys(f"{choice.axis}.{choice.word}" for choice, _ in fills))
+    place = _find_own(key) or _pick_filled(key)
+    if place is None:
+        return found | {"text": STRUCTURE.get(key) or key_sentence(key)}
+    choice, field = place
+    page = describe_field(choice, field) if key in (field.name, choice.find_key(field.name)) else {"text": field.text}
+    shown = ("type", "unit", "default", "text", "formula", "paper", "example")
+    return found | {"type": field.type} | {name: page[name] for name in shown if name in page}
+
+
+def key_sentence(key: str) -> str:
+    """Say in one sentence what a key of a model is; nothing where its field has no description."""
+    if key in STRUCTURE:
+        return STRUCTURE[key]
+    if key in vocabulary.list_axes():
+        return vocabulary.describe_axis(key)
+    place = _find_own(key) or _pick_filled(key)
+    return place[1].sentence if place else ""
+
+
+def _pick_filled(key: str) -> tuple[AxisChoice, SpecField] | None:
+    """Pick the field to describe a key by: one with a description, of the choice that most models have."""
+    fills = list_filled().get(key, [])
+
+    def rank(fill: tuple[AxisChoice, SpecField]) -> tuple[bool, int, bool]:
+        choice, field = fill
+        return bool(field.text), len(find_users(choice.axis, choice.word)[0]), field.name == key
+
+    return max(fills, key=rank, default=None)
+
+
+def _find_own(key: str) -> tuple[AxisChoice, SpecField] | None:
+    """Find the field of the model itself that a key is."""
+    for kind in ("decoder", "encoder_decoder"):
+        choice = read_choices("topology")[kind]
+        if key in choice.fields and key not in STRUCTURE:
+            return choice, choice.fields[key]
+    return None

@@ -1,0 +1,185 @@
+"""Set a field to another value in a small model that has it: the line that does so, and the figures that it changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from zoo.analysis.axes import load_small
+from zoo.analysis.uses import read_uses
+from zoo.compose.catalogue import read_bodies
+from zoo.compose.targets import Composer, spec_of_composed
+from zoo.costs.price import price
+from zoo.errors import ConfigError
+from zoo.grammar.dialect import list_files
+from zoo.grammar.vocabulary import AxisChoice, list_axes, list_words, write_value
+from zoo.spec import Spec
+from zoo.spec.fields import SpecField
+
+MOST_TRIED, MOST_PLACES = 6, 2
+"""Values, and models, that are tried before a field is said to be refused."""
+
+TINY = {"decoder": "llama-tiny", "encoder": "bert-tiny", "encoder_decoder": "t5-tiny"}
+"""A small model of each topology."""
+
+FIGURES = {
+    "parameters": "params.total",
+    "used by a token": "params.active",
+    "cache a token": "kv_cache.bytes_per_token",
+    "recurrent state": "kv_cache.state_bytes",
+    "FLOPs a token, forward": "flops.forward",
+    "FLOPs of decoding one": "flops.decode",
+}
+"""What a field may change: figures of `zoo stats`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A field set to another value in a model: as a line of a file and as an override of the command line. `figures`
+    are those that differ, before and after; `refusal` says why no other value would do alone."""
+
+    target: str
+    overrides: tuple[str, ...] = ()
+    line: str = ""
+    override: str = ""
+    figures: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    refusal: str = ""
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["zoo", "stats", self.target, *self.overrides, self.override])
+
+
+def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Example | None:
+    """Set a field to the first of its `common` values, or others of its type, that a small model takes. None where no
+    packaged model has the choice."""
+    refused: Example | None = None
+    for target, overrides, path in itertools.islice(_find_places(choice), MOST_PLACES):
+        found = _try_in(choice, field, common, target, overrides, path)
+        if found.line:
+            return found
+        refused = refused or found
+    return refused
+
+
+def _try_in(
+    choice: AxisChoice, field: SpecField, common: Sequence[Any], target: str, overrides: list[str], path: str
+) -> Example:
+    composer = Composer(target)
+    base = spec_of_composed(composer.compose(overrides))
+    before = _read_values(base, choice.spec, field.name)
+    refusal, idle = "", None
+    for value in list(_list_values(field, before[0] if before else None, common))[:MOST_TRIED]:
+        for line, override in _write_lines(choice, field.name, value, path):
+            try:
+                spec = spec_of_composed(composer.compose([*overrides, override]))
+            except ConfigError as error:
+                refusal = refusal or error.faults[0]
+                continue
+            if _read_values(spec, choice.spec, field.name) != before:
+                found = Example(target, tuple(overrides), line, override, _compare(base, spec))
+                if found.figures:
+                    return found
+                idle = idle or found  # a window as long as the context, say: a shorter one would show
+                break
+    return idle or Example(target, tuple(overrides), refusal=refusal or "no other value is taken")
+
+
+def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
+    """Find the smallest packaged models with a choice, and where it stands in each; or a tiny model that it is put
+    in."""
+    if choice.axis == "topology":
+        return (yield TINY[choice.word], [], "")
+    bodies, uses = read_bodies(), read_uses()[0]
+    sizes = {name: body.get("about", {}).get("params", 0) for name, body in bodies.items()}
+    for name in sorted(uses, key=lambda name: (sizes[name], name)):
+        for use in uses[name]:
+            if use.axis == choice.axis and use.words[0] == choice.word:
+                yield name, [], use.path
+                break
+    if choice.word in list_files(choice.axis):
+        target, overrides, _ = load_small(choice.axis, choice.word)
+        yield target, overrides, choice.axis
+
+
+def _read_values(spec: Any, kind: type[Spec], name: str) -> list[Any]:
+    """Read a field of every component of a kind in a model."""
+    return [getattr(each, name) for each in _walk_fields(spec) if type(each) is kind]
+
+
+def _walk_fields(node: Any) -> Iterator[Spec]:
+    """Yield a component and those that its fields hold, with or without weights."""
+    if isinstance(node, Spec):
+        yield node
+        for field in node.fields():
+            yield from _walk_fields(getattr(node, field.name))
+    elif isinstance(node, Mapping):
+        for each in node.values():
+            yield from _walk_fields(each)
+
+
+def _list_values(field: SpecField, now: Any, common: Sequence[Any]) -> Iterator[Any]:
+    """List values that a field may take and does not have."""
+    seen = [now]
+    for value in [*common, *_list_by_type(field.schema, None if isinstance(now, Spec) else now)]:
+        if not any(value == each and type(value) is type(each) for each in seen):
+            seen.append(value)
+            yield value
+
+
+def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
+    if "anyOf" in schema:
+        optional = {"type": "null"} in schema["anyOf"]
+        for each in schema["anyOf"]:
+            if each != {"type": "null"}:
+                yield from [True] if optional and "$ref" in each else []
+                yield from _list_by_type(each, now)
+    elif "$ref" in schema:
+        yield from list_words(schema["$ref"].rpartition("/")[2])[:MOST_TRIED]
+    elif "enum" in schema:
+        yield from schema["enum"]
+    elif schema["type"] == "boolean":
+        yield from (True, False)
+    elif schema["type"] == "integer":
+        usual = isinstance(now, int) and not isinstance(now, bool) and now
+        yield from [2 * now, now // 2, now + 1] if usual else [2, 4, 8, 1]
+    elif schema["type"] == "number":
+        usual = isinstance(now, int | float) and not isinstance(now, bool) and now
+        yield from [2.0 * now, now / 2] if usual else [0.5, 1.0, 2.0, -1.0]
+
+
+def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Write a field's value as a line of a file and as an override: by the key of the model that fills it, if there is
+    one, then at its own place."""
+    text = write_value(value)
+    if (key := choice.find_key(name)) is not None:
+        yield f"{key}: {text}", f"{key}={text}"
+    if choice.axis == "topology":
+        return (yield f"{name}: {text}", f"{name}={text}")
+    node: Any = {**({"kind": choice.word} if choice.axis in list_axes() else {}), name: value}
+    *above, last = path.split(".")
+    for part in reversed([*above[1:], last] if above else []):
+        node = {part: node}
+    yield f"{above[0] if above else last}: {write_value(node)}", f"{path}.{name}={text}"
+
+
+def _compare(base: Any, other: Any) -> dict[str, tuple[float, float]]:
+    """List the figures of two models that differ."""
+    first, second = (price(spec, parts=("params", "flops", "kv_cache")) for spec in (base, other))
+    found = {}
+    for label, path in FIGURES.items():
+        part, _, name = path.partition(".")
+        pair = (first[part].get(name) or 0, second[part].get(name) or 0)
+        if pair[0] != pair[1]:
+            found[label] = pair
+    return found
+
+
+def read_common(values: Iterable[str]) -> list[Any]:
+    """Read the values that packaged models have, most frequent first, as YAML; without those that read others."""
+    return [yaml.safe_load(each) for each in values if "${" not in each]

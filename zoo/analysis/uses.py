@@ -1,0 +1,171 @@
+"""Find which packaged models and families have a choice, or set a field of one and to what, from their YAMLs. Nothing
+is composed."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from zoo.compose.catalogue import read_bodies
+from zoo.families.family import Family, family_names, read_family
+from zoo.grammar import TOWERS
+from zoo.grammar.dialect import find_usual, list_fields, list_slots
+from zoo.grammar.vocabulary import list_axes, read_choices, write_value
+from zoo.spec import Spec
+
+LONGEST = 60
+"""Characters of a value that is shown whole."""
+
+
+class Use(NamedTuple):
+    """A component that a YAML has: the dotted path of its node, its axis, the words that may be its choice (several in
+    a family's expression), and the fields that are set."""
+
+    path: str
+    axis: str
+    words: tuple[str, ...]
+    fields: Mapping[str, Any]
+
+
+def list_uses(body: Mapping[str, Any]) -> Iterator[Use]:
+    """List the components of a model's body, as a file of conf/model or a family's `model` states it."""
+    chosen = {
+        group.removeprefix("override ").lstrip("/"): word
+        for each in body.get("defaults", ())
+        if isinstance(each, Mapping)
+        for group, word in each.items()
+    }
+    for axis, word in chosen.items():  # a later one has taken the place of an earlier
+        if axis in list_axes() and not isinstance(body.get(axis), Mapping):
+            yield Use(axis, axis, (str(word),), {})
+    yield from _walk(body, chosen, "")
+
+
+def _walk(node: Mapping[str, Any], chosen: Mapping[str, str], path: str) -> Iterator[Use]:
+    slots = list_slots()
+    for key, value in node.items():
+        if key in slots and key not in TOWERS:
+            yield from _walk_component(
+                key if key == "cross" else slots[key].axis, value, chosen.get(key), f"{path}{key}"
+            )
+    for place in ("layers", *TOWERS):
+        below = node.get(place)
+        patches = below if place == "layers" and isinstance(below, Mapping) else {"": below}
+        for name, patch in patches.items():
+            if isinstance(patch, Mapping):
+                yield from _walk(patch, chosen, f"{path}{place}.{name}." if name else f"{path}{place}.")
+
+
+def _walk_component(axis: str, value: Any, around: str | None, path: str) -> Iterator[Use]:
+    fields = {key: each for key, each in value.items() if key != "kind"} if isinstance(value, Mapping) else {}
+    stated = value.get("kind", around) if isinstance(value, Mapping) else value
+    base = list_axes()[axis]
+    words = tuple(word for word in read_words(stated or base.default) if word in read_choices(axis))
+    if words:
+        yield Use(path, axis, words, fields)
+    for word in words[:1] if fields else ():
+        inner = list_fields(read_choices(axis)[word].spec)
+        for name, each in fields.items():
+            if name in inner:
+                below = read_choices(axis)[word].body.get(name)
+                usual = below.get("kind") if isinstance(below, Mapping) else None
+                yield from _walk_component(inner[name].axis, each, usual, f"{path}.{name}")
+
+
+def read_words(value: Any) -> list[str]:
+    """Read the choices that a value may name: a word, or those of a family's expression."""
+    if not isinstance(value, str) or "${" in value:
+        return []
+    return re.findall(r"\w+", value) if value.startswith("=") else [value]
+
+
+@functools.cache
+def read_uses() -> tuple[dict[str, list[Use]], dict[str, list[Use]]]:
+    """List the components of every packaged model, and of every family."""
+    models = {name: list(list_uses(body)) for name, body in read_bodies().items()}
+    families = {
+        name: [use for body in _list_models(read_family(name)) for use in list_uses(body)] for name in family_names()
+    }
+    for uses in (*models.values(), *families.values()):
+        sparse = any(word.startswith("moe") for use in uses if use.axis == "ffn" for word in use.words)
+        uses[:] = [
+            use for use in uses if use.axis != "router" or sparse
+        ]  # a dense model names one, for experts to come
+    return models, families
+
+
+def _list_models(family: Family) -> Iterator[Mapping[str, Any]]:
+    """The model of a family, and that of each tower whose config is one within its config.json."""
+    yield family.model
+    yield from (tower.family.model for tower in family.towers.values() if tower.family is not None)
+
+
+def find_users(axis: str, word: str) -> tuple[list[str], list[str]]:
+    """List the packaged models and the families that have a choice."""
+    models, families = (
+        sorted(name for name, uses in found.items() if any(use.axis == axis and word in use.words for use in uses))
+        for found in read_uses()
+    )
+    return models, families
+
+
+def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], list[str]]:
+    """List the packaged models that set a field of a kind, by the value as YAML, the most frequent first; and the
+    families that set it."""
+    models, families = read_uses()
+    bodies = read_bodies()
+    values: dict[str, list[str]] = {}
+    for name, uses in models.items():
+        for value in dict.fromkeys(
+            _spell(use.fields[field], bodies[name], spec, field) for use in _of(uses, spec, field)
+        ):
+            values.setdefault(value, []).append(name)
+    counted = Counter({value: len(names) for value, names in values.items()})
+    whose = sorted(name for name, uses in families.items() if any(_of(uses, spec, field)))
+    return {value: sorted(values[value]) for value, _ in counted.most_common()}, whose
+
+
+def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
+    for use in uses:
+        if field in use.fields and read_choices(use.axis)[use.words[0]].spec is spec:
+            yield use
+
+
+def _spell(value: Any, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
+    """Write a value as a person would, on one line; a long one by its kind alone."""
+    settled = _settle(value, body, list_fields(spec).get(field))
+    text = write_value(settled)
+    return str(settled["kind"]) if len(text) > LONGEST and isinstance(settled, Mapping) and "kind" in settled else text
+
+
+def _settle(value: Any, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
+    """Write the model's own in place of interpolations: `true` for the usual component of an axis, numbers of keys."""
+    if base is not None and value == find_usual(base):
+        return True
+    if isinstance(value, Mapping):
+        kind = base.kinds.get(value.get("kind", base.default)) if base is not None else None
+        slots = list_fields(kind) if kind is not None else {}
+        return {key: _settle(each, body, slots.get(key)) for key, each in value.items()}
+    found = re.fullmatch(r"\$\{(?:up|or):(\w+)[^{}]*\}", str(value))
+    return body.get(found[1], value) if found else value
+
+
+def list_stated(key: str) -> dict[str, list[str]]:
+    """List the packaged models that state a key of the model, in a layer or a tower too, by its value."""
+    found: dict[str, list[str]] = {}
+    for name, body in read_bodies().items():
+        for value in dict.fromkeys(write_value(each[key]) for each in _list_scopes(body) if key in each):
+            found.setdefault(value, []).append(name)
+    return dict(sorted(found.items(), key=lambda each: -len(each[1])))
+
+
+def _list_scopes(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a body, and the patches of its kinds of layer and of its towers."""
+    yield body
+    layers = body.get("layers")
+    for patch in [*(layers.values() if isinstance(layers, Mapping) else ()), *(body.get(tower) for tower in TOWERS)]:
+        if isinstance(patch, Mapping):
+            yield from _list_scopes(patch)

@@ -1,0 +1,33 @@
+"""`zoo explain`: what a name of the YAML grammar means, which values it takes, who sets it and what it costs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zoo.cli.completing import complete_name
+
+
+def run(
+    name: Annotated[
+        str,
+        typer.Argument(help="An axis, a choice, a field or a key of a model.", autocompletion=complete_name),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="The page as data, every model and family named.")] = False,
+) -> None:
+    """Explain a name of a model's YAML: what it is, which values it takes, which models set it, what it costs.
+
+    \b
+    Examples:
+      zoo explain attention                  the choices of an axis
+      zoo explain attention.gqa              a choice and its fields
+      zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its price
+      zoo explain n_kv_heads                 a key of the model
+    """
+    from zoo import report
+    from zoo.analysis.pages import explain
+    from zoo.report.pages import format_page
+
+    page = explain(name)
+    print(report.format_json(page) if as_json else format_page(page))

@@ -1,0 +1,32 @@
+"""`zoo schema`: the JSON Schema of a model's YAML, which editors complete, check and explain it by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to a file instead.")] = None,
+) -> None:
+    """Write the JSON Schema (2020-12) of a model's YAML. With it an editor completes keys and choices, marks what is
+    wrong, and shows what each field is.
+
+    \b
+    Examples:
+      zoo schema --out model.schema.json
+    and as the first line of a model's file, for editors with the YAML language server:
+      # yaml-language-server: $schema=model.schema.json
+    """
+    import json
+
+    from zoo.disk import write_text
+    from zoo.grammar.schema import make_schema
+
+    text = json.dumps(make_schema(), indent=1, ensure_ascii=False)
+    if out is None:
+        return print(text)
+    write_text(out, f"{text}\n")
+    print(f"written: {out}")

@@ -1,0 +1,167 @@
+"""List what a model's file may say: every axis with its choices, and the fields that each key of the model fills."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from zoo.grammar.dialect import list_fields, list_files, list_slots
+from zoo.grammar.keys import BASES
+from zoo.model.tower import Topology
+from zoo.paths import conf_dir
+from zoo.spec import Spec
+from zoo.spec.fields import SpecField, find_paper, first_sentence, list_kinds, read_fields
+
+ROLES = {
+    "attention": "How tokens read one another.",
+    "position": "How the place of a token enters the model.",
+    "norm": "How vectors are normalised.",
+    "block": "How a layer is put together: where its norms and residuals stand.",
+    "ffn": "What transforms each token on its own.",
+    "router": "How tokens choose experts; read by a mixture of experts alone.",
+    "activation": "The function between the products of a feed-forward.",
+    "cross": "How the decoder of an encoder-decoder reads the encoder.",
+    "shared_expert": "A feed-forward of a mixture of experts that all tokens pass.",
+    "embedding": "How token ids become vectors.",
+    "head": "What reads the last vectors: a language model's logits, or a task.",
+}
+"""What the keys of a model that hold components decide. Other axes are described by their class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisChoice:
+    """A choice as a model names it: `attention`, `sliding`. `body` is what its file in conf/ says, which for a bare
+    kind is that kind alone."""
+
+    axis: str
+    word: str
+    spec: type[Spec]
+    body: Mapping[str, Any]
+    comment: str
+    """What its file says above that, on one line."""
+
+    @property
+    def fields(self) -> dict[str, SpecField]:
+        return read_fields(self.spec)
+
+    @property
+    def what(self) -> str:
+        """What it is, in a sentence: of its file, or of its class."""
+        return first_sentence(self.comment or inspect.getdoc(self.spec) or "")
+
+    @property
+    def paper(self) -> str:
+        """Its paper and year, by its file or its class."""
+        return find_paper(self.comment) or find_paper(inspect.getdoc(self.spec) or "")
+
+    def describe_default(self, name: str) -> str:
+        """Say what a field has where a model does not set it: "the model's n_kv_heads, or n_heads"."""
+        if name in self.body:
+            return _describe_value(self.body[name])
+        field = self.fields[name]
+        return "must be given" if field.is_required else _describe_value(field.default)
+
+    def find_key(self, name: str) -> str | None:
+        """Find the key of the model that fills a field, if any."""
+        found = list(_find_keys(self.body.get(name)))
+        return found[0] if found and found[0] not in list_axes() else None
+
+
+def _describe_value(value: Any) -> str:
+    if isinstance(value, Spec):
+        return value.kind
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "a mapping"))
+    if found := re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value)):
+        names = [name.strip() for name in found[2].split(",")]
+        return f"the model's {' or '.join(names)}" if found[1] == "up" else f"the model's {', or '.join(names)}"
+    return write_value(value)
+
+
+def write_value(value: Any) -> str:
+    """Write a value on one line of YAML."""
+    if isinstance(value, tuple):
+        value = list(value)
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _find_keys(value: Any) -> Iterator[str]:
+    found = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value))
+    names = [name.strip() for name in found[2].split(",")] if found else []
+    yield from names[: len(names) - (found is not None and found[1] == "or")]
+
+
+@functools.cache
+def list_axes() -> dict[str, type[Spec]]:
+    """List every axis by the name that a model or a component has for it, the model's own first."""
+    found: dict[str, type[Spec]] = {**BASES, **list_slots()}
+    for base in [*found.values(), Topology]:
+        _add_axes(base, found)
+    return {name: base for name, base in found.items() if name not in ("encoder", "decoder")}
+
+
+def _add_axes(base: type[Spec], found: dict[str, type[Spec]]) -> None:
+    for kind in base.kinds.values():
+        for inner in list_fields(kind).values():
+            if inner.axis not in found:
+                found[inner.axis] = inner
+                _add_axes(inner, found)
+
+
+def describe_axis(key: str) -> str:
+    """Say in a sentence what an axis, or a key of the model that holds a component, decides."""
+    base = list_axes().get(key) or list_slots()[key]
+    return ROLES.get(key) or first_sentence(inspect.getdoc(base) or "")
+
+
+def list_words(axis: str) -> list[str]:
+    """List the choices of an axis: its files in conf/, then the kinds that have none."""
+    files = sorted(list_files(axis))
+    return [*files, *(kind for kind in list_kinds(list_axes()[axis]) if kind not in files and axis != "cross")]
+
+
+@functools.cache
+def read_choices(axis: str) -> dict[str, AxisChoice]:
+    """Read the choices of an axis by name."""
+    return {word: _read_choice(axis, word) for word in list_words(axis)}
+
+
+def _read_choice(axis: str, word: str) -> AxisChoice:
+    base, file = list_axes()[axis], conf_dir() / axis / f"{word}.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if not file.is_file():
+        return AxisChoice(axis, word, base.kinds[word], {"kind": word}, "")
+    text = file.read_text(encoding="utf-8")
+    comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    body = yaml.load(text, loader)
+    return AxisChoice(axis, word, base.kinds[body["kind"]], body, comment)
+
+
+@functools.cache
+def list_filled() -> dict[str, list[tuple[AxisChoice, SpecField]]]:
+    """List for each key that the choices of conf/ read the fields that it fills, those of its own name first."""
+    found: dict[str, list[tuple[AxisChoice, SpecField]]] = {}
+    for axis in BASES:
+        for choice in read_choices(axis).values():
+            for rank, key, field in _find_filled(choice.spec, choice.body):
+                found.setdefault(key, []).append((choice, field)) if rank == 0 else found.setdefault(key, [])
+    return {
+        key: sorted(fills, key=lambda fill: fill[1].name != key) for key, fills in found.items() if key not in BASES
+    }
+
+
+def _find_filled(spec: type[Spec], body: Mapping[str, Any]) -> Iterator[tuple[int, str, SpecField]]:
+    """Yield the keys that a node reads: whether first or in their absence, and the field."""
+    slots = list_fields(spec)
+    for name, value in body.items():
+        if isinstance(value, Mapping) and name in slots:
+            yield from _find_filled(slots[name].kinds[value.get("kind", slots[name].default)], value)
+        elif name != "kind":
+            yield from ((rank, key, read_fields(spec)[name]) for rank, key in enumerate(_find_keys(value)))

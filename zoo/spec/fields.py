@@ -1,0 +1,163 @@
+"""Read what each field of a Spec is: its type, its default, and the docstring below it in its class.
+
+    softcap: PositiveFloat | None = None
+    \"\"\"Bound of the scores, c·tanh(s/c) (Gemma 2, 2024).\"\"\"
+
+Python drops such docstrings, so that they are read from the source, when somebody asks.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import re
+import sys
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from zoo.spec.spec import Spec
+from zoo.spec.types import describe_type, write_schema
+
+YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
+"""A paper or model with its year, in parentheses."""
+
+UNIT = re.compile(r"\bin (tokens|channels|positions|bytes|layers)\b|^(Tokens|Channels|Positions|Bytes|Layers)\b")
+"""How a sentence gives the unit of a number."""
+
+SIGN = re.compile(r"[·√Σσ‖²³∞×≤≥←∈]|[\w)]\(|^[-=+−/<>]$|\d/|/\d")
+"""What marks a word as part of a formula."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecField:
+    """A field of a choice: the class that declares it, its type, its default (MISSING where it has to be given), and
+    its description on one line, empty where the class has none."""
+
+    name: str
+    owner: type[Spec]
+    schema: dict[str, Any]
+    type: str
+    default: Any
+    text: str
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def sentence(self) -> str:
+        """The first sentence of the description."""
+        return first_sentence(self.text)
+
+    @property
+    def paper(self) -> str:
+        """The paper or model in the last parentheses that have a year; empty where there is none."""
+        found = YEAR.findall(self.text)
+        return found[-1] if found else ""
+
+    @property
+    def formula(self) -> str:
+        """The first formula of the description, if any."""
+        return find_formula(self.text)
+
+    @property
+    def unit(self) -> str:
+        """What a number counts, where the first sentence says so: tokens, channels, …"""
+        found = UNIT.search(self.sentence) if "number" in self.type else None
+        return (found[1] or found[2]).lower() if found else ""
+
+
+def find_paper(text: str) -> str:
+    """Find the first paper with its year that a docstring or comment names."""
+    found = YEAR.search(" ".join(text.split()))
+    return found[1] if found else ""
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    line = " ".join(text.split("\n\n")[0].split())
+    end = re.search(r"(?<!\bal)(?<!\b[A-Z])(?<!e\.g)(?<!i\.e)\.(?=\s+[A-Z`]|$)", line)
+    return line[: end.end()] if end else line
+
+
+def find_formula(text: str) -> str:
+    """Find the first formula in a description: the words of a clause that are written in signs, `c·tanh(s/c)`. A bare
+    product such as x·W names a vector and is none."""
+    bare = YEAR.sub("", text)
+    for clause in re.split(r"[,:;.] (?![^(]*\))|\.$", bare):
+        words = clause.replace("`", "").split()
+        marked = [at for at, word in enumerate(words) if SIGN.search(word)]
+        if marked and not re.fullmatch(r"\w+·\w+", formula := _cut_formula(words, marked)):
+            return formula
+    return ""
+
+
+def _cut_formula(words: list[str], marked: list[int]) -> str:
+    """Cut the first run of marked words out of a clause, with what an operator at its ends and its brackets take in."""
+    last = next((at for at, after in itertools.pairwise(marked) if after > at + 2), marked[-1])
+    first = marked[0] - (len(words[marked[0]]) == 1 and marked[0] > 0)
+    last += len(words[last]) == 1 and last + 1 < len(words)
+    found = " ".join(words[first : last + 1])
+    while found.count("(") > found.count(")") and last + 1 < len(words):
+        last += 1
+        found = " ".join(words[first : last + 1])
+    return found.rstrip(".,") if found.count("(") >= found.count(")") else found.rstrip(".,").removesuffix(")")
+
+
+@functools.cache
+def read_fields(choice: type[Spec]) -> dict[str, SpecField]:
+    """Read the fields of a choice by name, in the order of the class."""
+    hints = typing.get_type_hints(choice, include_extras=True)
+    return {field.name: _read_field(choice, field, hints[field.name]) for field in choice.fields()}
+
+
+def _read_field(choice: type[Spec], field: dataclasses.Field[Any], hint: Any) -> SpecField:
+    declared = [each for each in choice.__mro__ if field.name in inspect.get_annotations(each)]
+    schema = write_schema(hint)
+    kinds = {axis.axis: list_kinds(axis) for axis in find_axes(hint)}
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    texts = (_read_module(each.__module__).get((each.__qualname__, field.name), "") for each in declared)
+    text = next(filter(None, texts), "")
+    return SpecField(field.name, declared[0], schema, describe_type(schema, kinds), default, text)
+
+
+def list_kinds(base: type[Spec]) -> list[str]:
+    """List the kinds of an axis that are Zoo's own: another program may have registered more."""
+    return [name for name, kind in base.kinds.items() if kind.__module__.startswith("zoo.")]
+
+
+def find_axes(hint: Any) -> Iterator[type[Spec]]:
+    """Yield the axes whose components an annotation takes."""
+    if isinstance(hint, type) and issubclass(hint, Spec):
+        yield hint
+    for each in typing.get_args(hint):
+        yield from find_axes(each)
+
+
+@functools.cache
+def _read_module(name: str) -> dict[tuple[str, str], str]:
+    """Read the docstrings of a module's fields by class and name. There are none where the source is not at hand."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[name]))
+    except OSError:
+        return {}
+    return dict(_find_docstrings(tree.body, ""))
+
+
+def _find_docstrings(body: list[ast.stmt], inside: str) -> Iterator[tuple[tuple[str, str], str]]:
+    for at, node in enumerate(body):
+        if isinstance(node, ast.ClassDef):
+            yield from _find_docstrings(node.body, f"{inside}{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            yield from _find_docstrings(node.body, f"{inside}{node.name}.<locals>.")
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and inside and at + 1 < len(body):
+            below = body[at + 1]
+            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+            if isinstance(text, str):
+                yield (inside.rstrip("."), node.target.id), " ".join(text.split())

@@ -1,0 +1,95 @@
+"""Write the type of a field as JSON Schema, from its annotation, and in plain words from that."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from zoo.spec.spec import Spec
+
+BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+"""How JSON Schema calls the limits of an annotation."""
+
+PLAIN: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+
+WORDS = {"boolean": "true or false", "string": "text", "null": "null", "integer": "whole number", "number": "number"}
+
+NOUNS = {"ffn": "a feed-forward", "streams": "streams", "ngrams": "n-grams", "init": "an initialisation"}
+"""What a component of an axis is called, where the axis' own name would not do."""
+
+FEW = 4
+"""Choices of an axis that its type names."""
+
+
+def write_schema(hint: Any) -> dict[str, Any]:
+    """Write an annotation as JSON Schema. A component is a reference to its axis: `{"$ref": "#/$defs/norm"}`."""
+    if hint in PLAIN:
+        return {"type": PLAIN[hint]}
+    if isinstance(hint, type) and issubclass(hint, Spec):
+        return {"$ref": f"#/$defs/{hint.axis}"}
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        stated = [getattr(each, "json_schema_input_type", PydanticUndefined) for each in inner[1:]]
+        read = [each for each in stated if each is not PydanticUndefined]  # a validator takes more than the field holds
+        return write_schema(read[0] if read else inner[0]) | _write_bounds(inner[1:])
+    if origin is typing.Literal:
+        return {"enum": list(inner)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [write_schema(each) for each in inner]}
+    if origin is tuple:
+        items: dict[str, Any] = {"type": "array", "items": write_schema(inner[0])}
+        return items if inner[-1] is Ellipsis else items | {"minItems": len(inner), "maxItems": len(inner)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": write_schema(inner[1])}
+    raise TypeError(f"no JSON Schema is known for {hint}")
+
+
+def _write_bounds(checks: tuple[Any, ...]) -> dict[str, Any]:
+    every = [each for check in checks for each in (check, *getattr(check, "metadata", ()))]
+    return {
+        word: getattr(each, name)
+        for each in every
+        for name, word in BOUNDS.items()
+        if getattr(each, name, None) is not None
+    }
+
+
+def describe_type(schema: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> str:
+    """Say in words what a schema takes: "whole number above 0", "one of: head, heads, whole", "a norm (rmsnorm, …)".
+    `kinds` has the choices of each axis."""
+    if "anyOf" in schema:
+        found = [describe_type(each, kinds) for each in schema["anyOf"]]
+        return " or ".join(found) if len(found) < 3 else f"{', '.join(found[:-1])}, or {found[-1]}"
+    if "$ref" in schema:
+        axis = schema["$ref"].rpartition("/")[2]
+        names = kinds.get(axis, ())
+        return f"{name_axis(axis)} ({', '.join(names[:FEW])}{', …' if len(names) > FEW else ''})"
+    if "enum" in schema:
+        values = [str(each) for each in schema["enum"]]
+        return values[0] if len(values) == 1 else f"one of: {', '.join(values)}"
+    if schema["type"] == "array":
+        count = f"{schema['minItems']} of " if "minItems" in schema else ""
+        return f"list, {count}each {describe_type(schema['items'], kinds)}"
+    if schema["type"] == "object":
+        return f"mapping, each name to {describe_type(schema['additionalProperties'], kinds)}"
+    return " ".join([WORDS[schema["type"]], *_describe_bounds(schema)])
+
+
+def name_axis(axis: str) -> str:
+    """Name a component of an axis, with its article where it has one."""
+    noun = axis.replace("_", " ")
+    return NOUNS.get(axis) or f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _describe_bounds(schema: Mapping[str, Any]) -> list[str]:
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if least is not None and most is not None:
+        return [f"from {least:g} to {most:,g}"]
+    words = {"exclusiveMinimum": "above {:g}", "minimum": "from {:g} up"}
+    words |= {"exclusiveMaximum": "below {:g}", "maximum": "at most {:,g}"}
+    found = [text.format(schema[key]) for key, text in words.items() if key in schema]
+    return [" and ".join(found)] if found else []
