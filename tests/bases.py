@@ -95,7 +95,6 @@ for block in ("pre", "sandwich", "altup"):  # whose `norm` is none of those that
 TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
 """Layers of which every second one takes the choice of keys of the one before."""
 
-SOFTPLUS = "attention.gate_activation=softplus"
 BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "sentences": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "pooler={kind: next_sentence}"), ("pooler",)),
     "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
@@ -162,7 +161,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "tempered by a power": "tempering={kind: power, floor: 4}",
             "tempered by a ratio": "tempering={kind: log_ratio, floor: 4}",
             "biased": "bias=true",
-            "gated heads": "output_gate=true",
+            "gated heads": "gate=true",
             "normed outputs": "out_norm={kind: dyt}",
             "convolved": "short_conv=3",
         }.items()
@@ -182,22 +181,22 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "dynamic attention": (
         "llama-tiny",
-        ("attention=dynamic_gqa", "attention.qk_norm={kind: l2_clip, threshold: 0.2}", "short_conv=3"),
+        ("attention=dynamic_gqa", "attention.qk_norm={kind: l2_clip, threshold: 0.2}", "conv_width=3"),
         ("attention", "attention.k_norm={kind: l2_clip, threshold: 0.1}", "attention.k_norm={kind: rmsnorm}"),
     ),
     "static convolution": (
         "llama-tiny",
-        ("attention=dynamic_gqa", f"attention={{dynamic_conv: false, token_sinks: false, out_norm: {RMS}}}"),
+        ("attention=dynamic_gqa", f"attention={{short_conv: {{dynamic: false}}, token_sinks: false, out_norm: {RMS}}}"),
         ("attention",),
     ),
     "gated dynamic attention": (
         "llama-tiny",
-        ("attention=dynamic_gqa", f"attention={{output_gate: true, clip: 0.8, qk_norm: {RMS}}}"),
-        ("attention.clip_normed=true", *(f"attention.gate_{each}" for each in ("over=head", "bias=true")), SOFTPLUS),
+        ("attention=dynamic_gqa", f"attention={{gate: true, clip: 0.8, qk_norm: {RMS}}}"),
+        ("attention.clip={bound: 0.8, normed: true}", "attention.gate={bias: true}", "attention.gate=softplus"),
     ),
     "attention residuals": (
         "llama-tiny",
-        (*DEEP, "short_conv=2"),
+        (*DEEP, "conv_width=2"),
         ("attention.separate_inputs=false", "block", "block.depth_read={norm: {kind: layernorm}}", "position"),
     ),
     "looped": ("llama-tiny", ("n_layers=11", "+loop={start: 1, end: 3, passes: 2}"), ("loop",)),
@@ -208,7 +207,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "joint reads": (
         "llama-tiny",
-        ("block=attention_residual", "attention=dynamic_gqa", "short_conv=2", "attention.separate_inputs=true"),
+        ("block=attention_residual", "attention=dynamic_gqa", "conv_width=2", "attention.separate_inputs=true"),
         ("block.joint_read=true",),
     ),
     "looped with messages": (
@@ -234,26 +233,26 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("ffn=moe", "router=sqrtsoftplus_topk", "router.n_shared=2", f"shared_expert={SHARED}"),
         ("router.n_shared=1",),
     ),
-    "gated latents": ("llama-tiny", ("attention=mla", "q_lora_rank=10", "attention.output_gate=true"), ("attention",)),
+    "gated latents": ("llama-tiny", ("attention=mla", "q_lora_rank=10", "attention.gate=true"), ("attention",)),
     "joined": (
         "llama-tiny",
         (
             *("attention=mamba2", "block=shared_attention"),
-            f"block.attention.softmax={{qk_norm: {RMS}, clip: 0.8, output_gate: true, out_norm: {RMS}}}",
+            f"block.attention.softmax={{qk_norm: {RMS}, clip: 0.8, gate: true, out_norm: {RMS}}}",
         ),
         ("block",),
     ),
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
-    "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
+    "shared expert": ("llama-tiny", ("ffn=moe", f"ffn.shared={SHARED}"), ("ffn",)),
     "normed branches": (
         "llama-tiny",
-        ("ffn=moe", f"shared_expert={SHARED}", "ffn.branch_norm={kind: rmsnorm}", "block=sandwich", "norm_eps=0.1"),
-        ("ffn.branch_norm=null", "block"),
+        ("ffn=moe", f"ffn.shared={{expert: {SHARED}, branch_norm: {RMS}}}", "block=sandwich", "norm_eps=0.1"),
+        ("ffn", "block"),
     ),
     "gated residual": ("llama-tiny", ("block=sandwich", "block.residual={kind: gated}", "norm_eps=0.1"), ("block",)),
     "latent experts": (
         "llama-tiny",
-        ("ffn=moe", "ffn.latent=12", "ffn.latent_norm={kind: rmsnorm}", "ffn.expert_norm={kind: dyt}"),
+        ("ffn=moe", "ffn.latent={width: 12, norm: {kind: rmsnorm}}", "ffn.expert_norm={kind: dyt}"),
         ("ffn", "ffn.latent=null"),
     ),
     "convolved heads": ("llama-tiny", ("attention=cca", "attention.window=9", "bias=true"), ("attention",)),

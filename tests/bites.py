@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from bases import BASES
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from outcomes import INPUTS, VOCAB, apart, loud, outcome
 from tiny import readable
 
@@ -23,7 +23,7 @@ from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.grammar.towers import is_task_head
 from zoo.run.builder import build
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 SAMPLES = {
     **{"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 48, "window": 6, "d_model": 32, "max_seq_len": 64},
@@ -63,6 +63,11 @@ def others(hint: Any, now: Any, name: str) -> list[Any]:
     return [value for index, value in enumerate(found) if value not in found[:index]]
 
 
+def name_kind(kind: type[Spec]) -> str:
+    """Name a kind, or a node by its class: several owners have one of the same name."""
+    return kind.__name__ if issubclass(kind, Node) else f"{kind.axis} '{kind.kind}'"
+
+
 def is_ours(kind: type[Spec]) -> bool:
     """Tell whether a choice is the program's rather than one that another test has registered."""
     return kind.__module__.startswith("zoo.")
@@ -89,6 +94,8 @@ def _samples(hint: Any, now: Any, name: str) -> list[Any]:
     if hint is float:
         return _numbers(now, SAMPLES.get(name, 0.6), float)
     if isinstance(hint, type) and issubclass(hint, Spec):
+        if issubclass(hint, Node):
+            return [sample(hint)] if now is None and hint.word else []
         kept = now.get("kind") if isinstance(now, dict) else None
         return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept and is_ours(kind)]
     raise TypeError(f"{name}: no values are known for {hint}")
@@ -114,7 +121,7 @@ def _sequences(hint: Any, now: Any) -> list[Any]:
 def sample(kind: type[Spec]) -> dict[str, Any]:
     """Make a node of this kind with no more than it needs."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    node: dict[str, Any] = {"kind": kind.kind}
+    node: dict[str, Any] = {} if issubclass(kind, Node) else {"kind": kind.kind}
     for field in kind.fields():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             node[field.name] = SAMPLES[field.name] if field.name in SAMPLES else _inner(hints[field.name])
@@ -167,7 +174,7 @@ class Base:
         yield from self._fields(key, kind, spec, raw)
 
     def _fields(self, key: str, kind: type[Spec], spec: Any, raw: Any) -> Iterator[Change]:
-        hints, owner = typing.get_type_hints(kind, include_extras=True), f"{kind.axis} '{kind.kind}'"
+        hints, owner = typing.get_type_hints(kind, include_extras=True), name_kind(kind)
         for field in kind.fields():
             now = getattr(spec, field.name)
             plain = grammar.to_dict(now)
@@ -175,7 +182,8 @@ class Base:
                 yield Change(f"{owner}.{field.name}", f"{key}.{field.name}", value)
             there = raw is not None and field.name in raw and not raw._get_node(field.name)._is_interpolation()
             if isinstance(now, Spec) and (there or raw is None or field.name not in raw):
-                inner = raw._get_node(field.name) if there and not isinstance(now, type) else None
+                inner = raw._get_node(field.name) if there else None
+                inner = inner if isinstance(inner, DictConfig) else None  # a word
                 for change in self._fields(field.name, type(now), now, inner):
                     path = change.key.split(".")[1:]
                     yield Change(
@@ -230,7 +238,7 @@ class Base:
             found = self._differs(model, figures)
         except FAILURES as error:
             return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if not found and (change.inner or change.key).split(".")[-1] in (*NULL_IS_ONE_OF, *NAMES):
+        if not found and (change.inner or change.key).endswith((*NULL_IS_ONE_OF, *NAMES)):
             return "same"
         return f"bites: {found}" if found else "idle"
 
@@ -246,7 +254,7 @@ class Base:
         return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
 
 
-NULL_IS_ONE_OF = ("final_norm", "o_bias", "gate_bias", "down_bias", "out_bias", "transform_bias")
+NULL_IS_ONE_OF = ("final_norm", "o_bias", "gate.bias", "down_bias", "out_bias", "transform_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
 NAMES = ("labels",)
@@ -269,7 +277,7 @@ def _axes() -> dict[str, type[Spec]]:
         each = pending.pop()
         pending += each.__subclasses__()
         if "axis" in each.__dict__ and each.axis:
-            found[each.axis] = each
+            found[each.__name__ if issubclass(each, Node) else each.axis] = each
     return found
 
 
@@ -308,7 +316,7 @@ def _of_key(name: str, now: Any) -> list[Any]:
         return _numbers(now, now, int)
     if isinstance(now, float):
         return _numbers(now, now, float)
-    flags = {"bias", "norm_bias", "normalize_top_k", "router_bias", "selection_bias", "shared_gate", "scale_input"}
+    flags = {"bias", "norm_bias", "normalize_top_k", "router_bias", "selection_bias", "scale_input"}
     if name in flags | {"final_norm", "out_bias", "shared_layers", "prefix_lm"}:
         return [True, False]
     return [{"shared_expert": sample(BY_AXIS["ffn"].kinds["gated"]), **SAMPLES}.get(name, 3)]

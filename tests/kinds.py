@@ -26,9 +26,9 @@ MIXED = {
         "n_layers=3",
     ],
     "two windows": ["pattern=[near,far]", "+layers={near:{attention:{window:5}},far:{attention:{window:20}}}"],
-    "chunk": ["+attention.chunk=8"],
-    "chunk beyond a page": ["+attention.chunk=24"],
-    "chunks and full": ["pattern=[near,layer]", "+layers={near:{attention:{chunk:8}}}"],
+    "chunk": ["+attention={window:8,window_kind:chunked}"],
+    "chunk beyond a page": ["+attention={window:24,window_kind:chunked}"],
+    "chunks and full": ["pattern=[near,layer]", "+layers={near:{attention:{window:8,window_kind:chunked}}}"],
     "window of a page": ["attention=sliding", "window=16"],
     "window beyond a page": ["attention=sliding", "window=17"],
     "capacity": ["ffn=moe", "router.capacity=3"],
@@ -46,7 +46,7 @@ MIXED = {
         "attention=dsa",
         *INDEX,
         "q_lora_rank=10",
-        "+attention={output_gate:true,gate_over:channel,gate_from:latent,raw_latent:true,sinks:true}",
+        "+attention={gate:{over:channel,reads:latent},raw_latent:true,sinks:true}",
     ],
     "dsa pooled": ["attention=dsa_pooled", "index_top_k=8", *INDEX[1:], "index_pool=4"],
     "dsa shared and lent": [
@@ -112,20 +112,21 @@ MIXED = {
             "n_layers=3",
             "pattern=[near,layer,near]",
         ),
-        "+attention={short_conv:4,short_conv_over:kv,short_conv_residual:true,scale:0.2}",
+        "+attention={short_conv:{width:4,over:kv,residual:true},scale:0.2}",
         "+attention.tempering={kind:log_ratio,floor:6,scale:0.3}",
         "+layers={near:{attention:{window:5,tempering:null},position:{n_heads:2,extent:5},n_heads:2,n_kv_heads:1}}",
         *("+block.out_conv={d_model:24,width:3}", "ffn=moe", "router=sigmoid_topk", "+router.n_shared=2"),
         "+shared_expert={kind:gated,d_ff:12,activation:{kind:silu},bias:false}",
     ],
     "attention residuals": [
-        *("block=attention_residual", "attention=dynamic_gqa", "short_conv=4", "position=relative_logits"),
+        *("block=attention_residual", "attention=dynamic_gqa", "conv_width=4", "position=relative_logits"),
         *("relative_extent=12", "relative_width=5", "n_layers=5", "pattern=[first,near,opens,layer,near]"),
-        "+attention={separate_inputs:true,conv_scale:0.4,output_gate:true,qk_norm:{kind:l2_clip},qk_norm_over:heads}",
+        "+attention={separate_inputs:true,short_conv:{scale:0.4},gate:true,qk_norm:{norm:{kind:l2_clip},over:heads}}",
         "+attention.tempering={kind:log_ratio,floor:6,scale:0.3}",
         "+attention.k_norm={kind:l2_clip,threshold:3.0,weight:false}",
         *("+block.out_conv={d_model:24,width:3,scale:0.6}", "+block.opens=false"),
-        "+layers={near:{attention:{window:5,tempering:null,separate_inputs:false,dynamic_conv:false},n_heads:2,n_kv_heads:1,"
+        "+layers={near:{attention:{window:5,tempering:null,separate_inputs:false,short_conv:{dynamic:false}},"
+        "n_heads:2,n_kv_heads:1,"
         "position:{n_heads:2,extent:5}},opens:{block:{opens:true}},first:{block:{opens:true,reads_earlier:false}}}",
     ],
     "looped": [
@@ -134,15 +135,15 @@ MIXED = {
     ],
     "looped modules": [
         *("n_layers=6", "pattern=[near,last,last,near,last,last]", "+attention.qk_norm={kind:l2_clip}"),
-        *("attention.qk_norm_over=heads", "+loop={kind:hierarchical,end:3,low_layers:2}"),
+        *("attention.qk_norm.over=heads", "+loop={kind:hierarchical,end:3,low_layers:2}"),
         "+layers={near:{attention:{window:5}},last:{block:{stream_norm:true}}}",
     ],
     "looped with messages": [
-        *("block=attention_residual", "attention=dynamic_gqa", "short_conv=4", "n_layers=6"),
+        *("block=attention_residual", "attention=dynamic_gqa", "conv_width=4", "n_layers=6"),
         *("+loop={kind:restarting,start:1,end:3,passes:2}", "pattern=[first,round,near,again,near_again,opens]"),
-        "+attention={separate_inputs:true,conv_scale:0.4,output_gate:true,qk_norm:{kind:l2_clip},qk_norm_over:heads}",
-        "+layers={near:{n_heads:2,n_kv_heads:1,attention:{window:5,dynamic_conv:false},block:{joint_read:true}},"
-        "near_again:{n_heads:2,n_kv_heads:1,attention:{window:5,dynamic_conv:false},block:{joint_read:true,"
+        "+attention={separate_inputs:true,short_conv:{scale:0.4},gate:true,qk_norm:{norm:{kind:l2_clip},over:heads}}",
+        "+layers={near:{n_heads:2,n_kv_heads:1,attention:{window:5,short_conv:{dynamic:false}},block:{joint_read:true}},"
+        "near_again:{n_heads:2,n_kv_heads:1,attention:{window:5,short_conv:{dynamic:false}},block:{joint_read:true,"
         "messages:{kind:low_rank,rank:3}}},again:{block:{messages:{kind:low_rank,rank:3}}},round:{},opens:{},"
         "first:{block:{reads_earlier:false}}}",
     ],

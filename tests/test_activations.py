@@ -64,13 +64,13 @@ def drawn(seed):
         "softcap": ["attention.softcap=20"],
         "sinks": ["attention.sinks=true"],
         "clip": ["attention.clip=3"],
-        "gate": ["attention.output_gate=true"],
-        "softplus": ["attention={output_gate: true, gate_over: head, gate_activation: softplus}"],
-        "values": ["attention={v_head_dim: 6, value_scale: 0.6, out_norm: {kind: rmsnorm}}"],
+        "gate": ["attention.gate=true"],
+        "softplus": ["attention={gate: {over: head, activation: softplus}}"],
+        "values": ["attention={values: {head_dim: 6, scale: 0.6}, out_norm: {kind: rmsnorm}}"],
         "inner norm": ["ffn.inner_norm={kind: rmsnorm}"],
         "qk": [
             "attention.qk_norm={kind: rmsnorm}",
-            f"attention.qk_norm_over={draw.choice(['head', 'heads', 'whole'])}",
+            f"attention.qk_norm.over={draw.choice(['head', 'heads', 'whole'])}",
         ],
         "scaled": ["block.residual_scale=0.5", "embedding.scale=sqrt_d_model"],
         "tied": ["head.tied=true", "head.softcap=30"],
@@ -81,7 +81,7 @@ def drawn(seed):
     if draw.random() < 0.5 and "inner norm" not in chosen:
         found += ["ffn=moe", f"n_experts={draw.choice([4, 6])}", f"top_k={draw.choice([1, 2, 3])}"]
         if draw.random() < 0.5:
-            found += ["shared_expert={kind: gated, d_ff: 24, activation: {kind: silu}}", "shared_gate=true"]
+            found += ["shared_expert={expert: {kind: gated, d_ff: 24, activation: {kind: silu}}, gate: true}"]
     return found, draw.choice([1, 2, 3]), draw.choice([2, 7, 16, 33])
 
 
@@ -101,9 +101,9 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["attention=side_by_side"],
         ["attention.short_conv=4"],
         ["attention=mla", "attention.short_conv=4"],
-        ["attention={output_gate: true, gate_bias: head, out_norm: {kind: rmsnorm}, out_norm_over: head}"],
+        ["attention={gate: {bias: head}, out_norm: {norm: rmsnorm, over: head}}"],
         ["block=sandwich", "block.out_norm={kind: layernorm}", "block.residual={kind: gated}"],
-        ["ffn=moe", "ffn.latent=12", "ffn.latent_norm={kind: rmsnorm, weight_first: true}", "ffn.expert_norm=${norm}"],
+        ["ffn=moe", "ffn.latent={width: 12, norm: {kind: rmsnorm, weight_first: true}}", "ffn.expert_norm=${norm}"],
         ["block=hyper", "+streams={kind: weighted, count: 4}"],
         LOOPED,
         TOLD,

@@ -114,4 +114,4 @@ def test_ranks_of_tensor_parallelism_hold_the_channels_of_their_heads():
     spec = load("llama-tiny", ["attention.short_conv=3"])
     (block,) = set(spec.blocks.values())
     own = block.attention.shard(2)
-    assert own.short_conv == 3 and own.parts(192)["conv"].shapes()["weight"][0] * 2 == sum(block.attention._mixed)
+    assert own.short_conv.width == 3 and own.parts(192)["conv"].shapes()["weight"][0] * 2 == sum(block.attention._mixed)

@@ -234,7 +234,7 @@ def test_pages_are_whole():
 def test_a_paged_window_has_room_for_a_step_and_one_page_more():
     assert held_tokens(gqa(window=128), 131072, "paged") == (pages(127 + 2048) + 1) * BLOCK
     assert held_tokens(gqa(window=128), 1000, "paged") == (pages(1000) + 1) * BLOCK
-    assert held_tokens(gqa(chunk=8192), 131072, "paged") == pages(8192 + 2048) * BLOCK
+    assert held_tokens(gqa(window=8192, window_kind="chunked"), 131072, "paged") == pages(8192 + 2048) * BLOCK
     assert held_tokens(gqa(), 131072, "paged") == 131072
 
 

@@ -135,10 +135,10 @@ MIXES = [
     ["attention=gqa"],
     ["attention=sliding"],
     ["attention=mla"],
-    ["attention.chunk=4"],
+    ["attention={window:4,window_kind:chunked}"],
     MIXED,
     ["kind=encoder"],
-    ["kind=encoder", "attention.chunk=4"],
+    ["kind=encoder", "attention={window:4,window_kind:chunked}"],
 ]
 
 
@@ -157,7 +157,9 @@ def test_packed_documents_cost_what_they_see(choice, lengths):
     assert "prefill" not in figures and "decode" not in figures  # packed rows are for training
 
 
-@pytest.mark.parametrize("choice", [["attention=gqa"], ["attention=sliding"], ["attention.chunk=4"], MIXED], ids=name)
+@pytest.mark.parametrize(
+    "choice", [["attention=gqa"], ["attention=sliding"], ["attention={window:4,window_kind:chunked}"], MIXED], ids=name
+)
 @pytest.mark.parametrize("prefix", [1, 7, TOKENS])
 def test_a_prefix_that_sees_itself_costs_the_pairs_it_adds(choice, prefix):
     model = model_of([*choice, "prefix_lm=true"])

@@ -26,7 +26,7 @@ GROUPS = [
     *("block=attention_residual", "n_layers=5", "pattern=[first,layer,opens,layer,opens]", "block.opens=false"),
     "layers={first: {block: {opens: true, reads_earlier: false}}, opens: {block: {opens: true}}}",
 ]
-PLAIN = ["attention.short_conv=null", "attention.short_conv_over=qkv", "attention.short_conv_residual=false"]
+PLAIN = ["attention.short_conv=null"]
 
 
 def read(query, sums):
@@ -83,9 +83,11 @@ def test_a_sink_of_each_query_is_one_more_key_without_a_value(kernel):
 
 @torch.no_grad()
 def test_each_token_adds_its_own_weights_to_those_of_the_convolution():
-    attention = model_of(["attention=dynamic_gqa", "short_conv=3", "attention.conv_scale=0.7", "n_layers=1"]).blocks[0]
+    attention = model_of(
+        ["attention=dynamic_gqa", "conv_width=3", "attention.short_conv.scale=0.7", "n_layers=1"]
+    ).blocks[0]
     attention, x = attention.attention, torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(4))
-    k, v = attention.spec._mix(attention, attention.k(x), attention.v(x), (x, x), step(9))
+    k, v = attention.spec._mix(attention, attention.spec.short_conv, attention.k(x), attention.v(x), (x, x), step(9))
     plain, made = torch.cat((attention.k(x), attention.v(x)), -1)[0], torch.cat((k, v), -1)[0]
     taps = torch.cat((attention.k_taps(x), attention.v_taps(x)), -1)[0].view(9, 4, 3)
     for t, channel in ((0, 0), (1, 17), (5, 9), (8, 31)):
@@ -128,10 +130,15 @@ def test_layers_that_read_other_numbers_of_groups_are_priced_apart():
     ("overrides", "fault"),
     [
         (["attention=dynamic_gqa", "attention.sinks=true"], "sinks are one logit a head, and token_sinks one for each"),
-        (["attention=dynamic_gqa", *PLAIN], "dynamic_conv is of the short convolution"),
-        (["attention=dynamic_gqa", "attention.short_conv_over=qkv"], "this kind convolves keys and values alone (kv)"),
-        (["attention=dynamic_gqa", "attention.v_head_dim=7"], "dynamic_conv is of keys as wide as their values"),
-        (["attention=dynamic_gqa", "attention.k_is_v=true"], "k_is_v is of keys and values that gqa makes alone"),
+        (["attention=dynamic_gqa", "attention.short_conv.over=qkv"], "input should be 'kv', found 'qkv'"),
+        (
+            ["attention=dynamic_gqa", "attention.values={head_dim: 7}"],
+            "short_conv.dynamic is of keys as wide as their values",
+        ),
+        (
+            ["attention=dynamic_gqa", "attention.values={tied: true}"],
+            "values.tied is of keys and values that gqa makes alone",
+        ),
         (["attention=dynamic_gqa", "attention.separate_inputs=true"], "has no place in a 'pre' block"),
         (["block=attention_residual", "block.residual_scale=0.5"], "groups are weighed by attention over them"),
         (["block=attention_residual", "block.depth_read={n_reads: 2}"], "as many vectors are read as"),
@@ -153,5 +160,5 @@ def test_layers_that_add_to_one_sum_have_no_place_beside_those_that_read_groups(
 
 
 def test_ranks_that_have_some_of_a_rows_tokens_are_refused_by_sinks_of_each_token():
-    found = context_faults(load("llama-tiny", ["attention=dynamic_gqa", *PLAIN, "attention.dynamic_conv=false"]), 2)
+    found = context_faults(load("llama-tiny", ["attention=dynamic_gqa", *PLAIN]), 2)
     assert len(found) == 1 and "'dynamic_gqa' layers" in found[0]

@@ -26,13 +26,47 @@ def spec(*overrides: str, target: object = "llama-tiny") -> object:
 
 def test_a_word_a_mapping_and_the_fields_that_differ_mean_the_same() -> None:
     word = spec("attention.qk_norm=rmsnorm")
-    assert word.blocks["layer"].attention.qk_norm.eps == 1e-5  # the model's norm_eps
+    assert word.blocks["layer"].attention.qk_norm.norm.eps == 1e-5  # the model's norm_eps
     for form in ("{kind: rmsnorm}", "{eps: 1e-5}", "true", "{kind: rmsnorm, eps: 1e-5}"):
         assert spec(f"attention.qk_norm={form}") == word
         assert spec(f"attention={{qk_norm: {form}}}") == word
     other = spec("attention.qk_norm={kind: layernorm, bias: false}")
-    assert other.blocks["layer"].attention.qk_norm.kind == "layernorm"
+    assert other.blocks["layer"].attention.qk_norm.norm.kind == "layernorm"
     assert spec("attention.qk_norm=false") == spec()
+
+
+def test_a_node_is_its_main_field_its_fields_or_both_together() -> None:
+    whole = spec("attention.qk_norm={norm: {kind: rmsnorm, eps: 1e-4}, over: heads}")
+    assert whole.blocks["layer"].attention.qk_norm.over == "heads"
+    for form in (
+        "{eps: 1e-4, over: heads}",
+        "{kind: rmsnorm, eps: 1e-4, over: heads}",
+        "{norm: {eps: 1e-4}, over: heads}",
+    ):
+        assert spec(f"attention.qk_norm={form}") == whole
+    assert spec("attention.gate=true") == spec("attention.gate=sigmoid") == spec("attention.gate={over: channel}")
+    assert spec("attention.short_conv=true") == spec("attention.short_conv=4")
+    assert spec("attention.qk_norm={over: whole}", target="olmo2-7b") == spec(target="olmo2-7b")
+    with pytest.raises(ConfigError, match=r"attention\.clip\.bound: input should be greater than 0"):
+        spec("attention.clip={bound: -1}")
+    with pytest.raises(ConfigError, match=r"attention\.clip: input should be greater than 0"):
+        spec("attention.clip=-1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("attention.qk_norm_over=heads", "qk_norm: {over: …}"),
+        ("attention.output_gate=true", "gate: true"),
+        ("attention.k_is_v=true", "values: {tied: true}"),
+        ("attention.o_bias=false", "bias: qkv"),
+    ],
+)
+def test_an_old_spelling_is_refused_with_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec(old)
+    (fault,) = caught.value.faults
+    assert fault.startswith(old.split("=")[0]) and new in fault
 
 
 def test_a_kind_takes_the_name_of_every_listed_choice() -> None:
@@ -93,7 +127,7 @@ def test_a_training_config_speaks_it_too(tmp_path: Path, capsys) -> None:
 def test_a_components_component_takes_its_dimensions_from_around() -> None:
     made = spec("ffn={kind: moe, shared: {kind: gated, d_ff: 96}, expert: gated}", "n_experts=4", "top_k=2")
     ffn = made.blocks["layer"].ffn
-    assert (ffn.shared.d_ff, ffn.shared.activation.kind, ffn.expert.d_ff) == (96, "silu", 512)
+    assert (ffn.shared.expert.d_ff, ffn.shared.expert.activation.kind, ffn.expert.d_ff) == (96, "silu", 512)
 
 
 LAYERS = "defaults: [/model/llama-tiny@_here_]\nlayers: {near: {attention: {window: 8}}, far: {position: none}}\n"
@@ -156,7 +190,17 @@ def test_every_slot_of_a_model_is_found() -> None:
     assert BASES.items() <= list_slots().items()
     assert {"embedding", "head", "pooler"} <= list_slots().keys()
     gqa = BASES["attention"].kinds["gqa"]
-    assert {"position", "qk_norm", "v_norm", "out_norm", "indexer", "tempering"} == list_fields(gqa).keys()
+    assert {
+        "position",
+        "qk_norm",
+        "values",
+        "out_norm",
+        "indexer",
+        "tempering",
+        "clip",
+        "gate",
+        "short_conv",
+    } == list_fields(gqa).keys()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +271,7 @@ def test_overrides_over_words_mappings_and_lists_of_a_file(tmp_path: Path) -> No
     assert made("router=sigmoid_topk").blocks["full"].ffn.router.kind == "sigmoid_topk"
     assert made("head.tied=true").head.tied and not plain.head.tied
     assert made("pattern={every: 2, is: full}").pattern == ("layer", "full") * 2
-    assert made("ffn.shared={d_ff: 32}").blocks["layer"].ffn.shared.d_ff == 32
+    assert made("ffn.shared={d_ff: 32}").blocks["layer"].ffn.shared.expert.d_ff == 32
     narrow = made("layers.full.attention={kind: gqa, window: 8}")
     assert narrow.blocks["full"].attention.window == 8 and narrow.blocks["full"].attention.qk_norm is not None
     for form in ("layers.full.attention=mla", "layers.full.attention={kind: mla}"):

@@ -182,7 +182,7 @@ HEADS = ["n_heads=8", "n_kv_heads=8", "head_dim=64"]
 STATE = "attention:{kind:gated_delta,n_k_heads:16,n_v_heads:16,head_k_dim:128,head_v_dim:128,norm:{kind:rmsnorm}}"
 BOUNDED = {
     "window": [*HEADS, "attention=sliding", "window=128"],
-    "chunk": [*HEADS, "+attention.chunk=128"],
+    "chunk": [*HEADS, "+attention={window:128,window_kind:chunked}"],
     "two windows": [
         *HEADS,
         "pattern=[near,far]",

@@ -225,7 +225,7 @@ def test_pairs_are_written_as_their_mask_has_them():
     local = pairs("gemma2-9b", context=8192)["attention[local] pairs"]
     assert local == "window · (window + 1) / 2 + (context − window) · window"
     assert pairs("bert-base")["attention pairs"] == "context·context"
-    chunked = pairs("llama-tiny", ["+attention.chunk=64"], context=200)["attention pairs"]
+    chunked = pairs("llama-tiny", ["+attention={window:64,window_kind:chunked}"], context=200)["attention pairs"]
     assert chunked.startswith("floor(context/chunk) · chunk · (chunk + 1) / 2 + ")
 
 
@@ -245,7 +245,7 @@ def test_a_key_with_two_values_goes_by_its_path():
     spec = replace(spec, blocks={"layer": replace(block, ffn=ffn)})
     rows = {row["name"]: row["formula"] for row in explain(spec) if row["section"] == "Parameters"}
     assert "ffn.expert.d_ff" in rows["experts"]
-    assert "ffn.shared.d_ff" in rows["shared_expert"]
+    assert "ffn.shared.expert.d_ff" in rows["shared_expert"]
 
 
 def test_a_figure_that_a_formula_does_not_give_is_never_shown():

@@ -141,7 +141,7 @@ DECODERS = {
     "sinks": ["attention.sinks=true"],
     "ALiBi": ["position=alibi"],
     "MLA": ["attention=mla"],
-    "chunks": ["attention.chunk=8"],
+    "chunks": ["attention={window:8,window_kind:chunked}"],
     "local and global": ["pattern=[near*2,layer]", "layers={near:{attention:{window:4}}}"],
 }
 

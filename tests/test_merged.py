@@ -150,7 +150,7 @@ def test_its_price_is_what_the_real_program_takes():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["attention.chunk=4"], "attention.chunk is of tokens alone"),
+        (["attention={window:4,window_kind:chunked}"], "attention.window_kind is of tokens alone"),
         (["attention.short_conv=3"], "attention.short_conv is of tokens alone"),
         (["cross.n_kv_heads=4"], "cross.n_kv_heads is 4, and attention, which reads the encoder, has n_kv_heads=2"),
         (["position=alibi"], "position 'alibi' adds to the scores of tokens"),
@@ -180,7 +180,9 @@ def test_a_window_of_both_sides_counts_its_own_token_and_one_more_after_it(windo
     """By the reference's own function, and as many pairs as are priced."""
     from transformers.models.t5gemma2.modeling_t5gemma2 import sliding_window_mask_function
 
-    spec = load("llama-tiny", ["kind=encoder", "attention=sliding", f"window={window}", "attention.window_sides=both"])
+    spec = load(
+        "llama-tiny", ["kind=encoder", "attention=sliding", f"window={window}", "attention.window_kind=centred"]
+    )
     attention = spec.blocks["layer"].attention
     reach = {"window": attention.visible_window, "ahead": attention.visible_ahead}
     for tokens in (1, 5, 12):
@@ -194,7 +196,7 @@ def test_a_window_of_both_sides_counts_its_own_token_and_one_more_after_it(windo
 
 def test_a_decoder_has_no_window_of_both_sides():
     with pytest.raises(ConfigError, match="lets a token see later ones, and the model is of kind 'decoder'"):
-        load("llama-tiny", ["attention=sliding", "window=6", "attention.window_sides=both"])
+        load("llama-tiny", ["attention=sliding", "window=6", "attention.window_kind=centred"])
 
 
 @torch.no_grad()

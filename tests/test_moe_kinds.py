@@ -174,7 +174,7 @@ def test_a_gated_shared_expert_equals_qwen2_moe(normalize, seed):
     router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": normalize}
     shared = {"kind": "gated", "d_ff": 20, "activation": {"kind": "silu"}}
     ours = load(
-        layer(moe(router, shared=shared, shared_gate=True)),
+        layer(moe(router, shared={"expert": shared, "gate": True})),
         {
             "router.gate.weight": reference.gate.weight,
             **halves(reference.experts.gate_up_proj),

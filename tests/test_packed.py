@@ -53,7 +53,7 @@ PACKED = {
     "dynamic NTK": ["position=rope_dynamic", "rope_factor=2.0"],
     "ALiBi": ["position=alibi"],
     "a window": ["attention=sliding"],
-    "chunks": ["attention.chunk=64"],
+    "chunks": ["attention={window:64,window_kind:chunked}"],
 }
 
 

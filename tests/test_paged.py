@@ -172,7 +172,7 @@ FLASH_KINDS = {
     "alibi": ["position=alibi"],
     "softcap": ["+attention.softcap=20"],
     "sinks": ["+attention.sinks=true"],
-    "chunk": ["+attention.chunk=16"],
+    "chunk": ["+attention={window:16,window_kind:chunked}"],
     "t5": ["position=t5"],
     "mla": ["attention=mla"],
 }

@@ -42,7 +42,7 @@ MODELS = {
     "delta": ["attention=gated_delta", "position=none"],
     "mamba": ["attention=mamba2", "position=none"],
     "two towers": ["kind=encoder_decoder", "cross=mha"],
-    "gated attention": ["attention.output_gate=true"],
+    "gated attention": ["attention.gate=true"],
     "shared expert": ["ffn=moe", "ffn.shared={kind: gated, d_ff: 32, activation: {kind: silu}}"],
 }
 EVERY = pytest.mark.parametrize("model", list(MODELS))

@@ -84,9 +84,9 @@ ROUTER = st.sampled_from(
 QK_NORM = st.sampled_from(
     [
         {"qk_norm": {"kind": "rmsnorm"}},
-        {"qk_norm": {"kind": "layernorm"}, "qk_norm_over": "heads"},
-        {"qk_norm": {"kind": "rmsnorm", "unit_offset": True}, "qk_norm_over": "whole"},
-        {"qk_norm": {"kind": "rmsnorm", "weight": False}, "qk_norm_last": True},
+        {"qk_norm": {"norm": {"kind": "layernorm"}, "over": "heads"}},
+        {"qk_norm": {"norm": {"kind": "rmsnorm", "unit_offset": True}, "over": "whole"}},
+        {"qk_norm": {"norm": {"kind": "rmsnorm", "weight": False}, "last": True}},
     ]
 )
 
@@ -98,10 +98,9 @@ def attentions(draw):
     if draw(st.booleans()):
         fields |= draw(QK_NORM)
     for name, value in (
-        *(("sinks", True), ("output_gate", True), ("clip", 0.7), ("softcap", 3.0), ("scale", 0.3), ("o_bias", True)),
-        *(("chunk", 6), ("tempering", {"kind": "log", "floor": 4.0})),
-        *(("v_head_dim", 6), ("value_scale", 0.6), ("out_norm", {"kind": "rmsnorm"})),
-        *(("k_is_v", True), ("v_norm", {"kind": "rmsnorm", "weight": False})),
+        *(("sinks", True), ("gate", True), ("clip", 0.7), ("softcap", 3.0), ("scale", 0.3), ("bias", "o")),
+        *(("window_kind", "chunked"), ("tempering", {"kind": "log", "floor": 4.0}), ("out_norm", {"kind": "rmsnorm"})),
+        *(("values", {"head_dim": 6, "scale": 0.6}), ("values", {"tied": True, "norm": {"kind": "rmsnorm"}})),
     ):
         if draw(st.integers(0, 5)) == 0:
             fields[name] = value

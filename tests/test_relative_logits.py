@@ -92,8 +92,6 @@ def test_a_layer_of_distances_costs_a_query_and_a_product_for_each_head():
         (["attention=mla", "position=relative_logits"], "position 'relative_logits' reads a layer's input"),
         (["attention=differential", "position=relative_logits"], "position 'relative_logits' reads a layer's input"),
         ([*LOGITS, "position.n_heads=2"], "position.n_heads: is 2, the attention has 6 heads"),
-        (["attention.short_conv_residual=true"], "short_conv_residual is of the short convolution, and there is none"),
-        (["attention.short_conv_over=kv"], "short_conv_over=kv is of the short convolution, and there is none"),
         (["+head.spare_rows=4"], "spare_rows is of a matrix of the head's own"),
         (
             ["ffn=moe", "router=sigmoid_topk", "router.n_shared=1"],

@@ -133,7 +133,7 @@ def test_losses_leave_padding_out(name):
 @pytest.mark.parametrize("shared", one_in(2, [True, False]))
 def test_a_mixture_compiles_whole_and_its_router_learns(router, shared):
     torch.compiler.reset()
-    fields = {"shared": {"kind": "gated", "d_ff": 6, "activation": {"kind": "silu"}}, "shared_gate": True}
+    fields = {"shared": {"expert": {"kind": "gated", "d_ff": 6, "activation": {"kind": "silu"}}, "gate": True}}
     expert = {"kind": "mlp", "d_ff": F, "activation": {"kind": "xielu"}, "bias": True}
     ours, x = layer(moe(router, expert=expert, **(fields if shared else {}))), tokens(8)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -174,7 +174,6 @@ def test_impossible_routing_is_refused(router, fault):
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
-        ({"shared_gate": True}, "there is none"),
         ({"scale_input": True, "router": EVERY["expert_choice"]}, "drops tokens"),
         ({"scale_input": True, "router": EVERY["capacity"]}, "drops tokens"),
         ({"shared": moe(EVERY["softmax"])}, "cannot itself be a mixture"),

@@ -64,8 +64,8 @@ SHAPES = [
     ["position=alibi", "attention=sliding"],
     ["position=t5", "attention=sliding"],
     ["attention.softcap=30", "attention.sinks=true"],
-    ["attention.chunk=5"],
-    ["attention.chunk=5", "position=alibi"],
+    ["attention={window:5,window_kind:chunked}"],
+    ["attention={window:5,window_kind:chunked}", "position=alibi"],
     ["attention=sliding", "kind=encoder"],
     tiny.MIXED,
 ]

@@ -22,12 +22,12 @@ MIXED = ["pattern=[near*2,layer]", "layers={near:{attention:{window:4},position:
 
 LENT = [
     "pattern=[near,layer,reader,near_reader]",
-    "layers={near:{attention:{window:4,v_norm:{kind:layernorm},output_gate:true,gate_bias:head,"
-    "out_norm:{kind:rmsnorm},out_norm_over:head}},reader:{attention:{kv_from:layer}},"
+    "layers={near:{attention:{window:4,values:{norm:{kind:layernorm}},gate:{bias:head},"
+    "out_norm:{norm:{kind:rmsnorm},over:head}}},reader:{attention:{kv_from:layer}},"
     "near_reader:{attention:{window:4,kv_from:near}}}",
-    "attention.k_is_v=true",
-    "layers.reader.attention.k_is_v=false",
-    "layers.near_reader.attention.k_is_v=false",
+    "attention.values.tied=true",
+    "layers.reader.attention.values.tied=false",
+    "layers.near_reader.attention.values.tied=false",
     "n_layers=6",
 ]
 """Layers that read the keys and values of earlier ones, some of them with one product for both; and gated heads."""
@@ -35,7 +35,7 @@ LENT = [
 
 CONVOLVED = [
     *("position=relative_logits", "relative_extent=4", "attention.tempering={kind: log_ratio, floor: 4}"),
-    "attention={short_conv: 3, short_conv_over: kv, short_conv_residual: true}",
+    "attention={short_conv: {width: 3, over: kv, residual: true}}",
     *("block.out_conv={d_model: 32, width: 3}", "ffn=moe", "router=sigmoid_topk", "router.n_shared=2"),
     *("router.global_scale=true", "shared_expert={kind: gated, d_ff: 12, activation: {kind: silu}, bias: false}"),
 ]
@@ -43,13 +43,14 @@ CONVOLVED = [
 
 
 DEEP = [
-    *("block=attention_residual", "attention=dynamic_gqa", "short_conv=3", "position=relative_logits"),
+    *("block=attention_residual", "attention=dynamic_gqa", "conv_width=3", "position=relative_logits"),
     *("relative_extent=4", "position.norm={kind: l2_clip, threshold: 0.5}", "block.opens=false"),
-    "attention={separate_inputs: true, conv_scale: 0.4, output_gate: true, qk_norm: {kind: l2_clip, threshold: 0.7}}",
-    "attention={qk_norm_over: heads, k_norm: {kind: l2_clip, threshold: 0.9, weight: false}}",
+    "attention={separate_inputs: true, short_conv: {scale: 0.4}, gate: true}",
+    "attention={qk_norm: {norm: {kind: l2_clip, threshold: 0.7}, over: heads}}",
+    "attention={k_norm: {kind: l2_clip, threshold: 0.9, weight: false}}",
     *("block.out_conv={d_model: 32, width: 3, scale: 0.5}", "ffn.up_softcap=0.8", "pattern=[first,near,opens]"),
     "layers={first: {block: {opens: true, reads_earlier: false}}, opens: {block: {opens: true}}, near: {attention: "
-    "{window: 4, separate_inputs: false, dynamic_conv: false}}}",
+    "{window: 4, separate_inputs: false, short_conv: {dynamic: false}}}}",
 ]
 """Sub-layers that read groups of layers over depth, some of them several vectors; and sinks of each token."""
 
@@ -59,11 +60,11 @@ LOOPED = [
 ]
 """Two layers that are run three times."""
 TOLD = [
-    *("block=attention_residual", "attention=dynamic_gqa", "short_conv=3", "n_layers=8", "norm_eps=1e-3"),
+    *("block=attention_residual", "attention=dynamic_gqa", "conv_width=3", "n_layers=8", "norm_eps=1e-3"),
     *("+loop={kind:restarting,start:1,end:3,passes:3}", "attention.separate_inputs=true"),
     "pattern=[first,round,near,again,near_again,again,near_again,last]",
-    "+layers.near={attention:{window:4,dynamic_conv:false},block:{joint_read:true}}",
-    "+layers.near_again={attention:{window:4,dynamic_conv:false},"
+    "+layers.near={attention:{window:4,short_conv:{dynamic:false}},block:{joint_read:true}}",
+    "+layers.near_again={attention:{window:4,short_conv:{dynamic:false}},"
     "block:{joint_read:true,messages:{kind:low_rank,rank:3}}}",
     *("+layers.again={block:{messages:{kind:low_rank,rank:3}}}", "+layers.round={}", "+layers.last={}"),
     "+layers.first={block:{reads_earlier:false}}",
@@ -156,15 +157,15 @@ def every_choice() -> Iterator[list[str]]:
         for choice in choices(axis) if axis != "cross" else ():  # which only an encoder-decoder has
             yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
     yield ["attention=kda", "attention.low_rank=false", "attention.lower_bound=-2.0", "position=none"]
-    yield ["attention=mla", "attention.output_gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
+    yield ["attention=mla", "attention.gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
     yield [
         *("attention=mla", "pattern=[layer,reader]", "+layers={reader: {attention: {kv_from: layer}}}"),
         *("attention.tempering={kind: scalable_softmax}", "position={rotary_dim: 8, learned: true}"),
     ]
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
     yield [
-        *("attention=mla", "q_lora_rank=10", "attention.output_gate=true", "attention.gate_over=channel"),
-        *("attention.sinks=true", "attention.gate_from=latent", "attention.raw_latent=true"),
+        *("attention=mla", "q_lora_rank=10", "attention.gate={over: channel, reads: latent}"),
+        *("attention.sinks=true", "attention.raw_latent=true"),
     ]
     yield ["attention=mla", "attention.window=4", "attention.rope_norm=true"]
     yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]

@@ -130,7 +130,7 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
     Products with weights take time T. What else there is, is asked of the component: its FLOPs for the pairs that its
     queries see, those of its state, what it caches a token and for all tokens.
     """
-    look = Look(causal, False, getattr(component, "window", None), getattr(component, "chunk", None))
+    look = Look(causal, False, getattr(component, "visible_window", None), getattr(component, "visible_chunk", None))
     look = look._replace(blocks=getattr(component, "visible_blocks", None))
     rate = getattr(component, "compress_rate", 1)
     if rate > 1:

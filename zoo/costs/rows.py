@@ -179,7 +179,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                     look = look._replace(**chosen)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
-                experts, width = mixture.n_computing, mixture.latent or row.d_model
+                experts, width = mixture.n_computing, mixture.latent.width if mixture.latent else row.d_model
                 expected = own.top_k if experts == own.n_experts else own.top_k * experts / own.n_experts
                 routers.append(RouterRow(where, row.kind, row.roles, own, row.used, width, experts, expected))
             elif isinstance(own, MoE):

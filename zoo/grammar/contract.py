@@ -11,7 +11,7 @@ import yaml
 
 from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
 from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -77,8 +77,26 @@ def settle(node: Any, scopes: tuple[Mapping[Any, Any], ...]) -> Any:
     return node if literal is None else yaml.safe_load(literal)
 
 
+def _contract_node(node: Any, base: type[Node], around: Any) -> Any:
+    """Write a node that gathers fields shorter: as its main field where it states no other."""
+    slots = list_fields(base)
+    main = slots.get(base.word)
+    if main is not None and (not isinstance(node, Mapping) or "kind" in node):
+        return _contract(node, main)
+    if not isinstance(node, Mapping):
+        return node
+    fields = {key: _contract(value, slots[key]) if key in slots else value for key, value in node.items()}
+    if isinstance(around, Mapping):
+        return fields
+    if main is not None and len(fields) > 1 and fields.get(base.word) is True:
+        del fields[base.word]
+    return fields[base.word] if set(fields) == {base.word} else fields or True
+
+
 def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
     """Write one node shorter: as a word, or as a word with the fields that differ."""
+    if issubclass(base, Node):
+        return _contract_node(node, base, around)
     if isinstance(node, str) and node == find_usual(base):
         return True
     if not isinstance(node, Mapping):

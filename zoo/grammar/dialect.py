@@ -24,10 +24,10 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.model.encoder_decoder import EncoderDecoder
-from zoo.model.ffn import FFN
+from zoo.model.moe import SharedExpert
 from zoo.model.tower import Decoder
 from zoo.paths import conf_dir
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 MOST_LIKE = 50
 """Kinds of layer that are like one another in a chain."""
@@ -35,7 +35,7 @@ MOST_LIKE = 50
 INNER = {"ffn": "gated", "attention": "gqa"}
 """The usual choice of an axis within another component: the model's own may be the one around it."""
 
-SHARED = {"shared_expert": FFN}
+SHARED = {"shared_expert": SharedExpert}
 """Keys of a model that hold a component for a choice which reads them: `shared_expert` is `ffn.shared`."""
 
 
@@ -90,6 +90,8 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
     """Expand one node at a place that takes components of an axis. `around` is what stands there without it."""
+    if issubclass(base, Node):
+        return _expand_node(node, base, around, scope)
     if isinstance(node, bool):
         return _expand_usual(base, scope) if node else None
     if isinstance(node, str):
@@ -113,12 +115,40 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
     return _expand_fields(lay_patch(choice, own, base.axis, []), base, None, scope)
 
 
+def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, Any]) -> Any:
+    """Expand a node, which gathers fields of its owner. What is none of its fields is the component that its main field
+    holds, or fields of that: `qk_norm: rmsnorm`, `qk_norm: {eps: 1e-5, over: heads}`."""
+    main, names = list_fields(base).get(base.word), {field.name for field in base.fields()}
+    if node is None or node is False:
+        return None
+    if main is None:
+        return _expand_fields(node, base, around, scope) if isinstance(node, Mapping) else {} if node is True else node
+    if not isinstance(node, Mapping):
+        return _expand(node, main, None, scope)
+    fields = {key: value for key, value in node.items() if key in names}
+    rest = {key: value for key, value in node.items() if key not in names}
+    laid = isinstance(around, Mapping) and "kind" not in around  # over a node that is spelled out
+    if not fields and not laid:
+        return _expand(rest, main, around, scope) if rest else _expand(True, main, None, scope)
+    if rest:
+        fields[base.word] = _add_fields(fields.get(base.word), rest)
+    elif base.word not in fields and not isinstance(around, Mapping):
+        fields[base.word] = True
+    return _expand_fields(fields, base, around, scope)
+
+
+def _add_fields(component: Any, fields: dict[Any, Any]) -> dict[Any, Any]:
+    """Add fields to a component: a mapping, a word, or the usual one."""
+    word = {"kind": component} if isinstance(component, str) and "${" not in component else {}
+    return {**(component if isinstance(component, Mapping) else word), **fields}
+
+
 def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> dict[Any, Any]:
     """Expand the components among a node's fields."""
     if not any(map(_may_be_choice, node.items())):  # the class is not asked: completing one takes a millisecond
         return dict(node)
     old = around if isinstance(around, Mapping) else {}
-    kind = node.get("kind", old.get("kind", base.default))
+    kind = base.kind if issubclass(base, Node) else node.get("kind", old.get("kind", base.default))
     choice = base.kinds.get(kind) if isinstance(kind, str) else None
     slots = {} if choice is None else list_fields(choice)
     inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's is this one, perhaps
@@ -214,7 +244,7 @@ def list_fields(choice: type[Spec]) -> dict[str, type[Spec]]:
 def _find_axis(annotation: Any) -> type[Spec] | None:
     """Find the axis in a field's annotation: `Norm`, `Norm | None`, or either with checks."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return annotation if annotation.kinds and not annotation.kind else None
+        return annotation if issubclass(annotation, Node) or (annotation.kinds and not annotation.kind) else None
     if typing.get_origin(annotation) in (tuple, list, dict):
         return None
     found = [axis for each in typing.get_args(annotation) if (axis := _find_axis(each)) is not None]

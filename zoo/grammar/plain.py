@@ -10,18 +10,22 @@ from pydantic import ValidationError
 from zoo.errors import ConfigError
 from zoo.grammar.keys import TOWERS
 from zoo.model.tower import Topology
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 
 def to_dict(spec: Any) -> Any:
     """Write a Spec as plain YAML data, with every kind and every field. `from_dict` gives the same Spec back."""
     if isinstance(spec, Spec):
-        return {"kind": spec.kind, **{field.name: to_dict(getattr(spec, field.name)) for field in spec.fields()}}
+        return _name_kind(spec) | {field.name: to_dict(getattr(spec, field.name)) for field in spec.fields()}
     if isinstance(spec, Mapping):
         return {key: to_dict(value) for key, value in spec.items()}
     if isinstance(spec, tuple | list):
         return [to_dict(value) for value in spec]
     return spec
+
+
+def _name_kind(spec: Spec) -> dict[str, Any]:
+    return {} if isinstance(spec, Node) else {"kind": spec.kind}
 
 
 def to_essentials(spec: Any) -> Any:
@@ -30,7 +34,7 @@ def to_essentials(spec: Any) -> Any:
     is off. This is what hashes are of."""
     if isinstance(spec, Spec):
         told = (field for field in spec.fields() if not _is_off(getattr(spec, field.name), field.default))
-        return {"kind": spec.kind, **{field.name: to_essentials(getattr(spec, field.name)) for field in told}}
+        return _name_kind(spec) | {field.name: to_essentials(getattr(spec, field.name)) for field in told}
     if isinstance(spec, Mapping):
         return {key: to_essentials(value) for key, value in spec.items()}
     if isinstance(spec, tuple | list):

@@ -45,7 +45,7 @@ PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
 
 
 class ReLU(Activation, kind="relu"):
-    """max(0, x)."""
+    """max(0, x) (Nair and Hinton, 2010)."""
 
     def apply(self, x: Tensor) -> Tensor:
         return F.relu(x)
@@ -55,6 +55,7 @@ class LeakyReLU(Activation, kind="leaky_relu"):
     """x above 0, slope·x below (Maas et al., 2013)."""
 
     slope: NonNegativeFloat = 0.01
+    """Slope for x below 0."""
 
     def apply(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.slope)
@@ -82,7 +83,8 @@ class GELU(Activation, kind="gelu"):
 
 
 class GELUTanh(Activation, kind="gelu_tanh"):
-    """GELU by its tanh approximation, as GPT-2 and BLOOM use it; up to 3e-3 from the exact one in a model's logits."""
+    """GELU by its tanh approximation (Hendrycks and Gimpel, 2016), as GPT-2 and BLOOM use it; up to 3e-3 from the exact
+    one in a model's logits."""
 
     def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
@@ -92,6 +94,7 @@ class GELUClipped(Activation, kind="gelu_clipped"):
     """Exact GELU held within ±`limit`, for quantisation (Wu et al., 2020)."""
 
     limit: PositiveFloat = 10.0
+    """Bound of the result on either side."""
 
     def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x).clamp(-self.limit, self.limit)
@@ -112,9 +115,10 @@ class SiLU(Activation, kind="silu"):
 
 
 class SiLUSoftcapped(Activation, kind="silu_softcapped"):
-    """c·tanh(x/c)·σ(x): SiLU whose linear factor is bounded by c = `softcap` (Thinking Machines, 2026, Inkling 2)."""
+    """c·tanh(x/c)·σ(x): SiLU whose linear factor is bounded (Thinking Machines, 2026, Inkling 2)."""
 
     softcap: PositiveFloat = 4.0
+    """Bound c of the linear factor."""
 
     def apply(self, x: Tensor) -> Tensor:
         return self.softcap * torch.tanh(x / self.softcap) * F.sigmoid(x)
@@ -143,7 +147,7 @@ class Laplace(Activation, kind="laplace"):
 
 
 class SqrtSoftplus(Activation, kind="sqrtsoftplus"):
-    """√ln(1 + eˣ) (DeepSeek-V4's scores of experts)."""
+    """√ln(1 + eˣ), for the scores of experts (DeepSeek-V4, 2026)."""
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.sqrt(F.softplus(x))
@@ -174,14 +178,16 @@ class XIELU(Activation, kind="xielu"):
     """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
 
     Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 where
-    `beta` is less. `beta` and `eps` are saved with them, and what is saved holds. Computed in float32, since these are
-    few and small.
+    `beta` is less. `beta` and `eps` are saved with them, and a checkpoint's values replace those given here. Computed
+    in float32, since these are few and small.
     """
 
     learned: ClassVar[bool] = True
 
     beta: PositiveFloat = 0.5
+    """Slope at 0, and lower bound of aₙ."""
     eps: float = -1e-6
+    """Upper bound of the exponent below 0."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         start = 0.8

@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 
 
 class ChannelMix(FFN, kind="channel_mix"):
-    """Channel mix of RWKV: act(k·W_k)·W_v, times σ(r·W_r) with a `receptance`.
+    """Channel mix of RWKV-4 (Peng et al., 2023): act(k·W_k)·W_v, times σ(r·W_r) with a `receptance`.
 
-    k and r are x mixed with the token before it, x·µ + x'·(1 − µ) (RWKV-4; Peng et al., 2023). Without a receptance µ
-    is the earlier token's share, x + (x' − x)·µ (RWKV-7; Peng et al., 2025). The last token is its state. `d_model`,
-    the residual stream's width, is stated because the state's size follows from it.
+    k and r are x mixed with the token before it, x·µ + x'·(1 − µ). The last token is its state.
     """
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the state's size follows from it."""
     d_ff: PositiveInt
+    """Width of the hidden layer, in channels."""
     activation: PlainActivation = SquaredReLU()
+    """Activation of the hidden units."""
     receptance: bool = True
+    """Whether the output is gated by σ(r·W_r). Without it µ is the earlier token's share, x + (x' − x)·µ (RWKV-7; Peng
+    et al., 2025)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)

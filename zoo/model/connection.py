@@ -37,6 +37,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     """Whether factors are made of normalised streams, each with a weight of its own, and r reads these."""
 
     n_streams: Annotated[int, Ge(2), Le(1024)] = 4
+    """Number of residual streams, S."""
 
     def shard(self, ranks: int) -> Connection:
         return self  # its factors are of whole streams, which every rank has of its own tokens
@@ -51,7 +52,9 @@ class Projected(Connection):
     end to end, divided by their root mean square."""
 
     eps: PositiveFloat = 1e-6  # added to factors that must not be 0
+    """Epsilon, added to factors that must not be 0."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of the streams' normalisation, added to their mean square under the root."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -72,11 +75,12 @@ class Projected(Connection):
 
 
 class Sinkhorn(Projected, kind="sinkhorn"):
-    """Manifold-constrained hyper-connections (Xie et al., 2026, mHC; DeepSeek-V4): M is doubly stochastic, which
-    `iterations` of Sinkhorn and Knopp's normalisation of rows and columns make of a softmax, so that streams keep their
-    size. r = σ(·), w = 2·σ(·)."""
+    """Manifold-constrained hyper-connections (Xie et al., 2026, mHC; DeepSeek-V4): M is doubly stochastic, made of a
+    softmax by Sinkhorn and Knopp's normalisation of rows and columns, so that streams keep their size. r = σ(·),
+    w = 2·σ(·)."""
 
     iterations: PositiveInt = 20
+    """Number of times that rows, first by the softmax, and columns are normalised."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -93,9 +97,10 @@ class Sinkhorn(Projected, kind="sinkhorn"):
 
 
 class Independent(Projected, kind="independent"):
-    """Hyper-connections whose streams are not mixed, M = 1 (Tencent, 2026, Hy4): r = σ(·), w = `magnitude`·σ(·)."""
+    """Hyper-connections whose streams are not mixed, M = 1 (Tencent, 2026, Hy4): r = σ(·), w = magnitude·σ(·)."""
 
     magnitude: PositiveFloat = 2.0
+    """Factor of w, by which what a sub-layer gives is written to the streams."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -108,12 +113,13 @@ class Independent(Projected, kind="independent"):
 
 class Gated(Connection, kind="gated"):
     """Hyper-connections that read by gates of each channel, and do not mix the streams (Qwen Team, 2026, Qwen4-Exp):
-    r = σ(silu(n·W_down / S)·W_up) / S [S, D] by way of `rank` numbers, w = 2·σ(n·W_write / S), M = 1, where n are the S
-    normalised streams, end to end."""
+    r = σ(silu(n·W_down / S)·W_up) / S [S, D], w = 2·σ(n·W_write / S), M = 1, where n are the S normalised streams, end
+    to end."""
 
     reads_normed: ClassVar[bool] = True
 
     rank: PositiveInt
+    """Rank of the gates' product: channels between W_down and W_up."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         whole = self.n_streams * d_model

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 class DepthRead(Spec, axis="depth_read", default="softmax"):
-    """Read `n_reads` vectors of a token from earlier groups of layers and from the sum of the present one."""
+    """Read one or several vectors of a token from earlier groups of layers and from the sum of the present one."""
 
     n_reads: PositiveInt = 1
+    """Number of vectors that are read, each by weights of its own. The block sets it; a config leaves it out."""
 
     def shard(self, ranks: int) -> DepthRead:
         """Every rank reads for its own tokens."""
@@ -52,6 +53,7 @@ class SoftmaxDepthRead(DepthRead, kind="softmax"):
     """
 
     norm: WholeNorm = RMSNorm(weight=False)
+    """Norm of the groups' sums."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         shape = (d_model,) if self.n_reads == 1 else (self.n_reads, d_model)

@@ -33,16 +33,23 @@ SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its ch
 
 @dataclass(frozen=True)
 class Dropping:
-    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed that decides which, and what its
-    routers draw. `width` is that of the widest tensor that it drops or draws."""
+    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed of what it drops and draws."""
 
     seed: int
+    """Seed that decides what is dropped, and what routers draw."""
     width: int
+    """Width of the widest tensor that is dropped or drawn."""
     attention: float = 0.0
+    """Share of attention's probabilities."""
     residual: float = 0.0
+    """Share of the channels of what a branch of a layer gives."""
     embedding: float = 0.0
+    """Share of the channels of the first layer's input."""
     ffn: float = 0.0
+    """Share of a feed-forward's hidden units."""
     layers: float = 0.0
+    """Share of rows in which a branch of the last layer is left out. It grows in proportion to depth (stochastic
+    depth)."""
 
     def begin(self, inputs: Inputs, seam: Seam, context: ContextSeam) -> Drops:
         """Make the keys of a pass. Rows have the numbers that a run gives them; in a pass without them they are drawn

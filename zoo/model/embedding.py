@@ -24,6 +24,7 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
     """Embed token ids: the start of the residual stream."""
 
     vocab_size: PositiveInt
+    """Number of tokens of the vocabulary."""
 
     def shard(self, ranks: int) -> TokenEmbedding:
         """A part of the vocabulary, padded to as many tokens as any other rank's."""
@@ -78,44 +79,53 @@ def _number_or_root(scale: Any) -> Any:
 
 
 class TableEmbedding(TokenEmbedding, kind="tokens"):
-    """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma).
+    """A vector for each token (Bengio et al., 2003), to which those of types, tasks and positions are added; then a
+    norm may follow (BERT, BLOOM).
 
-    `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
-    (BERT, BLOOM). A token whose type is not given is of type 0, or with `optional_types` of none (XLM's languages).
-    A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
-    with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
-    (Blenderbot small's decoder). `n_tasks` tasks have a vector each too (Sun et al., 2020, ERNIE 2.0), of which every
-    token gets the first: the others are tasks that a published model was pre-trained on. `masked` makes padding 0
-    (DeBERTa). `per_layer` embeds tokens for each layer besides (Gemma 3n, 2025). `tied` names another model's table to
-    read in place of an own one: a decoder its encoder's.
-
-    With `mask_id`, the id of the mask token, masking is dropout of tokens: a masked token's vector is 0, and the others
-    of its row or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there), where mask_share
-    is the one of training (ESM-2's token dropout, Lin et al., 2023: 0.8 of the 0.15 that are chosen).
-
-    With `apart_id` the vector of that token is a weight of its own, which `scale` does not multiply; its row of the
-    table is there for a head that is tied to it (T5Gemma 2's end of an image, 2025).
-
-    With `trigram` the projection reads three vectors, those of the next token, of the token and of the one before, in
-    that order (Sun et al., 2020, MobileBERT). Padding and other packed documents count as zeros.
+    A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or before positions
+    are added.
     """
 
     scale: Annotated[float | str | None, BeforeValidator(_number_or_root)] = None
+    """Factor of the tokens' vectors: a number, or sqrt_d_model for the root of their width (the first transformer,
+    Gemma)."""
     norm: WholeNorm | None = None
+    """Norm after positions are added (BERT, BLOOM); null for none."""
     norm_first: bool = False
+    """Whether the norm comes before positions are added (Blenderbot small's decoder)."""
     n_types: PositiveInt | None = None
+    """Number of types of token that have a vector each, which is added (BERT's segments). A token whose type is not
+    given is of type 0."""
     optional_types: bool = False
+    """Whether a token whose type is not given is of none (XLM's languages), rather than of type 0."""
     n_tasks: PositiveInt | None = None
+    """Number of tasks that have a vector each (Sun et al., 2020, ERNIE 2.0), of which every token gets the first: the
+    others are tasks that a published model was pre-trained on."""
     width: PositiveInt | None = None
+    """Width of the table, in channels, where it is projected to d_model (Lan et al., 2019, ALBERT); null for
+    d_model."""
     project_bias: bool = False
+    """Whether the projection has a bias."""
     project_first: bool = False
+    """Whether the projection comes before positions are added (OPT-350m), rather than after the norm."""
     masked: bool = False
+    """Whether the vectors of padding are made 0 (DeBERTa)."""
     tied: str | None = None
+    """Path of another model's table, which is read in place of an own one: a decoder its encoder's."""
     per_layer: PerLayerEmbedding | None = None
+    """Embedding of tokens for each layer besides (Gemma 3n, 2025)."""
     mask_id: NonNegativeInt | None = None
+    """Id of the mask token, where masking is dropout of tokens: a masked token's vector is 0, and the others of its row
+    or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there) (ESM-2; Lin et al.,
+    2023)."""
     mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
+    """Share of tokens that training masks, of use with `mask_id` (ESM-2: 0.8 of the 0.15 that are chosen)."""
     trigram: bool = False
+    """Whether the projection reads three vectors, those of the next token, of the token and of the one before, in that
+    order (Sun et al., 2020, MobileBERT). Padding and other packed documents count as zeros."""
     apart_id: NonNegativeInt | None = None
+    """Id of a token whose vector is a weight of its own, which `scale` does not multiply. Its row of the table is there
+    for a head that is tied to it (T5Gemma 2's end of an image, 2025)."""
 
     def __post_init__(self) -> None:
         if self.mask_id is None and self.mask_share != 0.12:

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 class EncoderDecoder(Topology, kind="encoder_decoder"):
     """A decoder that reads an encoder's output by cross-attention (Vaswani et al., 2017; T5, BART).
 
-    `start_id` is the token that a decoder begins from. Where the head is for a task, the decoder reads the text again,
-    shifted right; with `wraps` its own last token begins it, which in mBART is the text's language (Liu et al., 2020).
+    Where the head is for a task, the decoder reads the text again, shifted right.
     """
 
     encoder: Tower
+    """Tower that reads the source."""
     decoder: Tower
+    """Tower that writes the target, with cross-attention to the encoder's output."""
     start_id: NonNegativeInt = 0
+    """Token id that a decoder begins from."""
     wraps: bool = False
+    """Whether a text that the decoder reads again begins with its own last token, which in mBART is the text's language
+    (Liu et al., 2020), rather than with `start_id`."""
 
     def __post_init__(self) -> None:
         for name, kind in (("encoder", Encoder), ("decoder", Decoder)):

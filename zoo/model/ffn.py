@@ -47,8 +47,11 @@ class MLP(FFN, kind="mlp"):
     """act(x·W_up)·W_down (Vaswani et al., 2017)."""
 
     d_ff: PositiveInt
+    """Width of the hidden layer, in channels."""
     activation: Activation
+    """Activation of the hidden units."""
     bias: bool = False
+    """Whether both projections have a bias."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -66,29 +69,33 @@ class MLP(FFN, kind="mlp"):
 
 
 class Gated(FFN, kind="gated"):
-    """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU.
-
-    `gate_scale` multiplies x·W_gate, `out_scale` the result: constants of µP (Falcon-H1, 2025).
-    `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022). `down_bias` is that of W_down,
-    as `bias` unless given (GTE has it alone). With `sparsity` s the gate is relu(g − mean(g) − Φ⁻¹(s)·std(g)) for
-    g = x·W_gate, so that about 1 − s of its channels are not 0 (Gemma 3n, 2025). `limit` L bounds x·W_gate from above,
-    and holds x·W_up within ±L (DeepSeek-V4, 2026); `up_softcap` bounds x·W_up by c·tanh(x·W_up/c) (Inkling 2, 2026).
-    With `global_scale` the result is multiplied by one learned number (Inkling, 2026).
-    """
+    """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU."""
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
 
     d_ff: PositiveInt
+    """Width of the hidden layer, in channels."""
     activation: Activation
+    """Activation of the gate."""
     bias: bool = False
+    """Whether the projections have a bias; W_down's follows `down_bias` where that is given."""
     gate_scale: float = 1.0
+    """Constant factor of x·W_gate, a multiplier of µP (Falcon-H1, 2025)."""
     out_scale: float = 1.0
+    """Constant factor of the output, a multiplier of µP (Falcon-H1, 2025)."""
     inner_norm: WholeNorm | None = None
+    """Norm of the gated product, before W_down (BitNet b1.58; Wang et al., 2022)."""
     down_bias: bool | None = None
+    """Whether W_down has a bias; as `bias` unless given (GTE has this one alone)."""
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Approximate share s of the gate's channels that are set to 0: the activation reads
+    relu(g − mean(g) − Φ⁻¹(s)·std(g)) in place of g = x·W_gate (Gemma 3n, 2025)."""
     limit: PositiveFloat | None = None
+    """Bound L of the projections: x·W_gate is at most L, and x·W_up is held within ±L (DeepSeek-V4, 2026)."""
     up_softcap: PositiveFloat | None = None
+    """Bound c of x·W_up, c·tanh(x·W_up/c) (Inkling 2, 2026). Not beside `limit`."""
     global_scale: bool = False
+    """Whether the output is multiplied by one learned number (Inkling, 2026)."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.up_softcap is not None:
@@ -143,9 +150,13 @@ class GatedClamped(FFN, kind="gated_clamped"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
 
     d_ff: PositiveInt
+    """Width of the hidden layer, in channels."""
     alpha: PositiveFloat = 1.702
+    """Factor of the gate in its own sigmoid, σ(alpha·g)."""
     limit: PositiveFloat = 7.0
+    """Upper bound of the gate g, and bound of u on either side."""
     bias: bool = True
+    """Whether the three projections have a bias."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

@@ -31,11 +31,17 @@ class GroupedAttention(SoftmaxAttention, kind="grouped_linear"):
     share of a product's outputs of its own share of the inputs, with a g-th of the weights."""
 
     head_dim: PositiveInt
+    """Channels of a head."""
     q_groups: PositiveInt = 4
+    """Groups of the query projection, which divide its input's and its output's channels."""
     k_groups: PositiveInt = 4
+    """Groups of the key projection, which divide its input's and its output's channels."""
     v_groups: PositiveInt = 4
+    """Groups of the value projection, which divide its input's and its output's channels."""
     o_groups: PositiveInt = 1
+    """Groups of the output projection, which divide its input's and its output's channels."""
     bias: bool = True
+    """Whether the four projections have a bias."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)
@@ -73,10 +79,15 @@ class GroupedMLP(FFN, kind="grouped_linear"):
     stacks: ClassVar[bool] = False
 
     d_ff: PositiveInt
+    """Width of the hidden layer, in channels."""
     activation: PlainActivation
+    """Activation of the hidden units."""
     bias: bool = True
+    """Whether both projections have a bias."""
     up_groups: PositiveInt = 4
+    """Groups of W_up, which divide its input's and its output's channels."""
     down_groups: PositiveInt = 4
+    """Groups of W_down, which divide its input's and its output's channels."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

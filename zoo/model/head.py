@@ -68,6 +68,7 @@ class VocabularyHead(Head):
     """Base of the heads that know the vocabulary."""
 
     vocab_size: PositiveInt
+    """Number of tokens that have a logit."""
 
     @property
     def n_logits(self) -> int:
@@ -88,22 +89,26 @@ def _number_or_root(scale: Any) -> Any:
 
 
 class LMHead(VocabularyHead, kind="lm"):
-    """A logit for each token of the vocabulary; `tied` uses the token embedding's weight (Press and Wolf, 2016).
+    """A logit for each token of the vocabulary, by a matrix that may be the token embedding's (Press and Wolf, 2016).
 
-    Logits are multiplied by `scale` (1/√d_model in T5), then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset`
-    adds a constant to each logit, saved and not trained (BART's final_logits_bias). An untied head may have fewer
-    tokens than the model: those that it reads and never writes come last (Swiss AI, 2026, Apertus 1.5). Its matrix may
-    have `spare_rows` behind those of its tokens, which give no logit (Thinking Machines, 2026, Inkling).
+    An untied head may have fewer tokens than the model: those that it reads and never writes come last (Swiss AI, 2026,
+    Apertus 1.5).
     """
 
     predicts_tokens: ClassVar[bool] = True
 
     tied: bool = False
+    """Whether the matrix is the token embedding's."""
     bias: bool = False
+    """Whether a learned number is added to each logit."""
     scale: Annotated[float | str, BeforeValidator(_number_or_root)] = 1.0
+    """Constant factor of the logits: a number, or rsqrt_d_model, 1/√d_model (T5)."""
     softcap: PositiveFloat | None = None
+    """Bound c of the logits, c·tanh(l/c), after their scale (Gemma 2, 2024)."""
     offset: bool = False
+    """Whether a constant is added to each logit, saved and not trained (BART's final_logits_bias)."""
     spare_rows: NonNegativeInt = 0
+    """Rows of the matrix behind those of its tokens, which give no logit (Thinking Machines, 2026, Inkling)."""
 
     def __post_init__(self) -> None:
         if self.spare_rows and self.tied:
@@ -131,24 +136,27 @@ class LMHead(VocabularyHead, kind="lm"):
 
 
 class MLMHead(VocabularyHead, kind="mlm"):
-    """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT).
-
-    `width` is that of the transform, d_model unless given (ALBERT: the embedding's). With `deep` a second product leads
-    back from it to d_model, act(act(x·W)·V), before the norm, which may be left out (UltraBERT, 2026). A token table
-    of `table_width` reads that many channels of what the norm gives, and a product of its own, `rest`, the others (Sun
-    et al., 2020, MobileBERT).
-    """
+    """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT)."""
 
     predicts_tokens: ClassVar[bool] = True
 
     activation: PlainActivation
+    """Activation of x·W."""
     norm: WholeNorm | None
+    """Norm before the vocabulary's product; null for none."""
     tied: bool = True
+    """Whether the vocabulary's matrix is the token embedding's."""
     bias: bool = True
+    """Whether a learned number is added to each logit."""
     transform_bias: bool = True
+    """Whether the products before the norm have a bias."""
     width: PositiveInt | None = None
+    """Channels of x·W; d_model unless given (ALBERT: the embedding's)."""
     deep: bool = False
+    """Whether a second product leads back to d_model before the norm, act(act(x·W)·V) (UltraBERT, 2026)."""
     table_width: PositiveInt | None = None
+    """Width of the token table, in channels, where it reads only so many of what the norm gives, and a product of its
+    own, `rest`, the others (Sun et al., 2020, MobileBERT)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
@@ -220,12 +228,11 @@ class FirstState(Pooler, kind="first_state"):
 
 
 class NextSentence(Pooler, kind="next_sentence"):
-    """Logits of how two segments follow each other, read off the first token's pooled vector: tanh(x₀·W + b)·V + c.
-
-    BERT's next sentence and ALBERT's sentence order (Devlin et al., 2018; Lan et al., 2019), both of `n_classes` = 2.
-    """
+    """Logits of how two segments follow each other, tanh(x₀·W + b)·V + c of the first token: BERT's next sentence and
+    ALBERT's sentence order (Devlin et al., 2018; Lan et al., 2019)."""
 
     n_classes: PositiveInt = 2
+    """Number of classes: 2 for next sentence, and for sentence order."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"dense": Linear(d_model, d_model, bias=True), "relation": Linear(d_model, self.n_classes, bias=True)}

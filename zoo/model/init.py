@@ -20,11 +20,13 @@ class Init(Spec, axis="init", default="normal"):
 
 
 class Normal(Init, kind="normal"):
-    """Normal with one `std`, divided by √(2·n_layers) for matrices that write to the residual stream (Radford et al.,
-    2019, GPT-2)."""
+    """Normal with one standard deviation, or a smaller one for matrices that write to the residual stream (Radford et
+    al., 2019, GPT-2)."""
 
     std: PositiveFloat = 0.02
+    """Standard deviation of matrices and tables. Convolutions take torch's own."""
     residual_scaled: bool = True
+    """Whether the deviation is divided by √(2·n_layers) for matrices that write to the residual stream."""
 
     def deviation(self, row: SpecRow, n_layers: float) -> float:
         part = row.part
@@ -36,12 +38,15 @@ class Normal(Init, kind="normal"):
 
 
 class Scaled(Init, kind="scaled"):
-    """Draw as `of` does for a base model that this one is so many times `wider` and `deeper` than: the matrices inside
-    layers divided by √wider (Yang et al., 2022, table 8), those with few outputs (routers) by `wider`."""
+    """Draw as for a base model that this one is wider and deeper than: the matrices inside layers divided by √wider
+    (Yang et al., 2022, table 8), those with few outputs (routers) by `wider`."""
 
     of: Init = Normal()
+    """Initial weights of the base model."""
     wider: PositiveFloat
+    """Width of this model over that of the base model."""
     deeper: PositiveFloat = 1.0
+    """Depth of this model over that of the base model."""
 
     def deviation(self, row: SpecRow, n_layers: float) -> float:
         base = self.of.deviation(row, n_layers / self.deeper)

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
-    """Embed token ids once for each of `n_layers` layers: what `layer_input` of a block reads."""
+    """Embed token ids once for each layer: what `layer_input` of a block reads."""
 
     n_layers: PositiveInt
+    """Number of layers, each of which gets a vector of its own."""
     width: PositiveInt
+    """Channels P of a layer's vector."""
     norm: WholeNorm
+    """Norm of the projected vectors."""
 
     def shard(self, ranks: int) -> PerLayerEmbedding:
         if ranks > 1:
@@ -54,12 +57,10 @@ class PerLayerProjection(PerLayerEmbedding, kind="projection"):
 
 class PerLayerTable(PerLayerEmbedding, kind="tokens"):
     """(norm(x·W / √D) + √P·E[token]) / √2 for each layer, where x is the token's vector as the first layer reads it
-    (Gemma 3n, 2025).
-
-    The table has `vocab_size` tokens, which may be fewer than the model's: those beyond read the vector of token 0.
-    """
+    (Gemma 3n, 2025)."""
 
     vocab_size: PositiveInt
+    """Number of the table's tokens, which may be fewer than the model's: those beyond read the vector of token 0."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_layers * self.width
@@ -79,6 +80,7 @@ class LayerInput(Spec, axis="layer_input", default="gated"):
     """Add what the embedding holds of a token for this layer to the residual stream."""
 
     width: PositiveInt
+    """Channels P of the layer's vector, as those of the embedding's `per_layer`."""
 
     def forward(self, m: Weights, x: Tensor, own: Tensor) -> Tensor:
         """Project the layer's own inputs [B, T, P] to what joins the stream x [B, T, D]."""
@@ -89,7 +91,9 @@ class GatedInput(LayerInput, kind="gated"):
     """norm((act(x·W_gate) ⊙ input)·W_project) (Gemma 3n, 2025)."""
 
     activation: PlainActivation
+    """Activation of the gate."""
     norm: WholeNorm
+    """Norm of what joins the stream."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

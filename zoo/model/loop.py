@@ -30,7 +30,7 @@ MOST_VISITS = 100_000
 
 
 class Loop(Spec, axis="loop", default="plain"):
-    """Run the layers `start` to `end` - 1 of a tower `passes` times.
+    """Run the layers `start` to `end` - 1 of a tower several times.
 
     The tower's pattern names the layers of every pass: with `start` 1, `end` 3 and two passes those at the places 3 and
     4 are the layers 1 and 2 again. Each visit of a layer has a cache of its own.
@@ -39,8 +39,11 @@ class Loop(Spec, axis="loop", default="plain"):
     restarts: ClassVar[bool] = False  # whether each pass begins with what went into the first
 
     start: NonNegativeInt = 0
+    """Index of the loop's first layer, from 0 on."""
     end: PositiveInt
+    """Index behind that of the loop's last layer."""
     passes: Annotated[int, Ge(2)] = 2
+    """Number of times that the loop's layers are run."""
 
     def __post_init__(self) -> None:
         if self.end <= self.start:
@@ -167,7 +170,9 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
     """
 
     low_layers: PositiveInt
+    """Number of the loop's first layers, which are the module f."""
     low_passes: PositiveInt = 1
+    """Number of times that the module f runs in each pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -239,11 +244,13 @@ class MessageGate(Spec, axis="message_gate", default="low_rank"):
 
 
 class LowRankGate(MessageGate, kind="low_rank"):
-    """(1 − tanh(l·W_forget))·x + tanh(l·W_gain)·message, where l = [norm(x), norm(message)]·W_down has `rank` values
-    (Thinking Machines, 2026, Inkling 2)."""
+    """(1 − tanh(l·W_forget))·x + tanh(l·W_gain)·message, where l = [norm(x), norm(message)]·W_down (Thinking Machines,
+    2026, Inkling 2)."""
 
     rank: PositiveInt = 64
+    """Rank of the gates: channels of l."""
     norm: WholeNorm = RMSNorm(weight=False)
+    """Norm of x, and of the message."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         out = Linear(self.rank, d_model, precise=True)

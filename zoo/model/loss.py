@@ -28,19 +28,20 @@ LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """`weight` × Σ over labelled tokens of (−log p(target) + z_loss · log²Z), Z = Σ exp logits (PaLM, 2022).
-
-    `chunk` is the bytes of logits that stand at once. `count` is the number of labelled tokens where it is known, so
-    that a device need not be waited for. `compiled` makes one pass of the softmax, its gradient and the sums.
-    """
+    """`weight` × Σ over labelled tokens of (−log p(target) + z_loss · log²Z), Z = Σ exp logits (PaLM, 2022)."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss")
 
     weight: float = 1.0
+    """Factor of the sum."""
     z_loss: float = 0.0
+    """Coefficient of log²Z."""
     chunk: int = 256 << 20
+    """Size of the logits that stand at once, in bytes."""
     count: int | None = None
+    """Number of labelled tokens where it is known, so that a device need not be waited for."""
     compiled: bool = False
+    """Whether softmax, its gradient and the sums are made in one compiled pass."""
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -66,16 +67,16 @@ class TokenLoss:
 
 @dataclass(frozen=True)
 class TeacherLoss(TokenLoss):
-    """(1 − mix) × cross-entropy + mix × t² · KL(teacher ‖ student), both at temperature t (Hinton et al., 2015).
-
-    `teacher` gives the teacher's logits [N, V] of the tokens at the given places of the batch.
-    """
+    """(1 − mix) × cross-entropy + mix × t² · KL(teacher ‖ student), both at temperature t (Hinton et al., 2015)."""
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss", "distil")
 
     teacher: Callable[[Any], Any] = field(kw_only=True)
+    """Function that gives the teacher's logits [N, V] of the tokens at the given places of the batch."""
     temperature: float = 1.0
+    """Temperature t of both distributions."""
     mix: float = 0.5
+    """Share of the teacher's term."""
 
     @property
     def coefficients(self) -> tuple[float, ...]:

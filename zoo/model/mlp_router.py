@@ -20,19 +20,24 @@ if TYPE_CHECKING:
 
 class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     """Softmax top-k router with scores from an MLP of two hidden layers on norm(r), where r = x·W_down is `d_router`
-    wide (Zyphra, 2026, ZAYA1).
-
-    With `depth_average` r = x·W_down + scale ⊙ r', with r' that of the nearest layer before with such a router:
-    exponential depth averaging. `bias` is of the last product; all others have one.
+    wide (Zyphra, 2026, ZAYA1). `bias` is of the last product; all others have one.
     """
 
     d_router: PositiveInt
+    """Channels of r and of the hidden layers."""
     depth_average: bool = False
+    """Whether r is an exponential average over depth: x·W_down + scale ⊙ r', with r' that of the nearest layer before
+    that has such a router."""
     normalize: bool = False
+    """Whether a token's weights sum to 1."""
     selection_bias: bool = True
+    """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
     balance_coef: NonNegativeFloat = 0.0001
+    """The weight of the load-balancing loss, as of the top-k routers."""
     mlp_norm: WholeNorm = RMSNorm()
+    """The norm of r."""
     activation: PlainActivation = GELU()
+    """The function behind each hidden layer."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         parts, width = super().parts(d_model), self.d_router

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -15,7 +15,7 @@ from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
 from zoo.ranks.experts import visit_experts
-from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized
+from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Node, Sized
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
@@ -28,45 +28,70 @@ OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", 
 """A mixture's parts that are not an expert's."""
 
 
+class SharedExpert(Node, name="shared", word="expert"):
+    """A feed-forward beside the routed experts that all tokens pass (Dai et al., 2024, DeepSeekMoE)."""
+
+    expert: FFN
+    """The feed-forward itself."""
+    gate: bool = False
+    """Whether what it gives is multiplied by σ(x·w), one number a token (Qwen1.5-MoE, 2024)."""
+    branch_norm: WholeNorm | None = None
+    """A norm before and after the routed experts, and one each before and after this. The router reads what comes in
+    (Gemma 4, 2026)."""
+
+
+class ExpertLatent(Node, name="latent", word="width"):
+    """A narrower vector that routed experts read and write: one product before them and one after serve all (NVIDIA,
+    2025, Nemotron 3). The router and the shared expert read d_model."""
+
+    width: PositiveInt
+    """Its channels."""
+    norm: WholeNorm | None = None
+    """The norm of the latent before the experts (Meta, 2026, Muse Spark)."""
+
+
 class MoE(FFN, kind="moe"):
     """Each token through the few experts its router chooses (Shazeer et al., 2017), none dropped (Gale et al., 2022)
     unless the router does.
 
-    `expert` is the feed-forward every expert is a copy of; what it learns beside its matrices, such as an activation's
-    parameters, the experts share. `shared` is one more that all tokens pass (Dai et al., 2024), with `shared_gate`
-    times σ(x·w) (Qwen1.5-MoE, 2024). A router's weight multiplies what comes out of an expert, or with `scale_input`
-    what goes in (Llama 4, 2025). Routed experts with a `latent` are that wide rather than d_model: one product before
-    and one after them serve all (NVIDIA, 2025, Nemotron 3); the router and the shared expert read d_model. With
-    `branch_norm` the routed experts and the shared one have such a norm each before and after them, and the router
-    reads what comes in (Gemma 4, 2026). `latent_norm` normalises the latent before the experts, `expert_norm` what each
-    expert gives, one norm for all (Meta, 2026, Muse Spark).
-    `out_scale` multiplies the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+).
-
     A router that weighs shared experts (`n_shared`) has so many of them, each a copy of `shared` (Inkling, 2026).
 
-    The last `zero_experts` of the router's experts compute nothing and give back what they read, so that a token's
-    compute depends on how many of these it chooses (Jin et al., 2024, MoE++; LongCat-Flash, 2025). The last
-    `null_experts`, behind those, compute nothing and add nothing (Zeng et al., 2024, AdaMoE; Zyphra, 2026, ZAYA1). What
-    is active of the others, and their FLOPs, are expected values: of tokens that choose all experts equally often.
+    What is active of experts, and their FLOPs, are expected values where some experts compute nothing: of tokens that
+    choose all equally often.
     """
 
+    moved: ClassVar[dict[str, str]] = {
+        "shared_gate": "shared: {expert: …, gate: true}",
+        "branch_norm": "shared: {expert: …, branch_norm: …}",
+        "latent_norm": "latent: {width: …, norm: …}",
+    }
+
     expert: FFN
+    """The feed-forward that every expert is a copy of. What it learns beside its matrices, such as an activation's
+    parameters, the experts share."""
     router: Router
-    shared: FFN | None = None
-    shared_gate: bool = False
+    """What chooses the experts of each token."""
+    shared: SharedExpert | None = None
+    """A feed-forward that all tokens pass (Dai et al., 2024, DeepSeekMoE)."""
     scale_input: bool = False
-    latent: PositiveInt | None = None
-    branch_norm: WholeNorm | None = None
-    latent_norm: WholeNorm | None = None
+    """Whether a router's weight multiplies what goes into an expert (Llama 4, 2025), and not what comes out."""
+    latent: ExpertLatent | None = None
+    """A narrower vector that routed experts read and write (NVIDIA, 2025, Nemotron 3)."""
     expert_norm: WholeNorm | None = None
+    """The norm of what each expert gives, one for all (Meta, 2026, Muse Spark)."""
     out_scale: float = 1.0
+    """A number that the sum is multiplied by: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+)."""
     zero_experts: NonNegativeInt = 0
+    """Experts, the last of the router's, that compute nothing and give back what they read (Jin et al., 2024, MoE++;
+    LongCat-Flash, 2025)."""
     null_experts: NonNegativeInt = 0
+    """Experts, behind those, that compute nothing and add nothing (Zeng et al., 2024, AdaMoE; Zyphra, 2026, ZAYA1)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
+        shared = self.shared and self.shared.expert
+        if isinstance(self.expert, MoE) or isinstance(shared, MoE):
             raise ValueError("an expert cannot itself be a mixture of experts (mlp and gated can)")
-        for name, each in (("expert", self.expert), ("shared", self.shared)):
+        for name, each in (("expert", self.expert), ("shared", shared)):
             if getattr(each, "inner_norm", None) is not None:
                 raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
             stacked = name == "expert" or self.router.shared_scored
@@ -83,15 +108,7 @@ class MoE(FFN, kind="moe"):
             stated = " and ".join(f"{name}={getattr(self, name)}" for name in idle)
             found = f"{stated} leave{'s' * (len(idle) == 1)} none of n_experts={self.router.n_experts} to compute"
             raise ValueError(f"{found} (n_experts counts them all)")
-        if self.shared_gate and self.shared is None:
-            raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
         self._check_shared()
-        if self.branch_norm is not None and self.shared is None:
-            raise ValueError(
-                "branch_norm stands around two branches, and there is one (give `shared`, or leave it out)"
-            )
-        if self.latent_norm is not None and self.latent is None:
-            raise ValueError("latent_norm normalises the latent, and there is none (give `latent`, or leave it out)")
         if self.scale_input and self.expert_norm is not None:
             raise ValueError("scale_input: what a weight multiplies would be undone by expert_norm (one of them)")
         if self.scale_input and self.router.drops:
@@ -101,11 +118,11 @@ class MoE(FFN, kind="moe"):
     def _check_shared(self) -> None:
         if not self.router.shared_scored:
             return
-        if self.shared is None or self.shared_gate:
+        if self.shared is None or self.shared.gate:
             found = "there is none" if self.shared is None else "they have a gate besides"
-            would = "give `shared`" if self.shared is None else "shared_gate: false"
+            would = "give `shared`" if self.shared is None else "shared.gate: false"
             raise ValueError(f"router.n_shared weighs shared experts, and {found} ({would}, or n_shared: 0)")
-        if not all(isinstance(part, Linear) for part in self.shared.parts(1).values()):
+        if not all(isinstance(part, Linear) for part in self.shared.expert.parts(1).values()):
             raise ValueError("shared: has weights besides its products, and experts that a router weighs have none")
 
     @property
@@ -117,7 +134,7 @@ class MoE(FFN, kind="moe"):
         return self.router.state()
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        router, own = self.router, self.expert.parts(self.latent or d_model)
+        router, own = self.router, self.expert.parts(self._width(d_model))
         computing = (self.n_computing, router.n_experts) if self.n_computing < router.n_experts else (1, 1)
         stacked = {
             name: Experts(of=part, count=self.n_computing, active_count=router.top_k, computing=computing)
@@ -127,21 +144,25 @@ class MoE(FFN, kind="moe"):
         common = {name: part for name, part in own.items() if name not in stacked}
         parts = {"router": router, "experts": Group(stacked, role=EXPERTS)} | common
         if self.latent:
-            parts["latent_in"] = Linear(d_model, self.latent)
-            parts["latent_out"] = Linear(self.latent, d_model, residual=True)
-        if self.latent_norm:
-            parts["latent_norm"] = Sized(self.latent_norm, self.latent or d_model)
+            parts["latent_in"] = Linear(d_model, self.latent.width)
+            parts["latent_out"] = Linear(self.latent.width, d_model, residual=True)
+            if self.latent.norm:
+                parts["latent_norm"] = Sized(self.latent.norm, self.latent.width)
         if self.expert_norm:
-            parts["expert_norm"] = Sized(self.expert_norm, self.latent or d_model)
-        if self.router.shared_scored and self.shared:
-            parts["shared"] = self._stack_shared(self.shared, d_model)
-        elif self.shared:
-            parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
-        if self.shared_gate:
-            parts["shared_gate"] = Linear(d_model, 1, precise=True)
-        if self.branch_norm:
-            parts |= {name: Sized(self.branch_norm, d_model) for name in NORMS}
-        return parts
+            parts["expert_norm"] = Sized(self.expert_norm, self._width(d_model))
+        return parts | (self._list_shared(self.shared, d_model) if self.shared else {})
+
+    def _list_shared(self, shared: SharedExpert, d_model: int) -> dict[str, Any]:
+        scored = self.router.shared_scored
+        own = (
+            self._stack_shared(shared.expert, d_model) if scored else Sized(shared.expert, d_model, role=SHARED_EXPERT)
+        )
+        norms = {name: Sized(shared.branch_norm, d_model) for name in NORMS} if shared.branch_norm else {}
+        return {"shared": own, **({"shared_gate": Linear(d_model, 1, precise=True)} if shared.gate else {}), **norms}
+
+    def _width(self, d_model: int) -> int:
+        """Channels that a routed expert reads and writes."""
+        return self.latent.width if self.latent else d_model
 
     def _stack_shared(self, shared: FFN, d_model: int) -> Group:
         """The stacks of shared experts that the router weighs: every token passes all of them."""
@@ -150,19 +171,21 @@ class MoE(FFN, kind="moe"):
 
     def shard(self, ranks: int) -> MoE:
         """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
-        for name in ("branch_norm", "expert_norm"):
-            if getattr(self, name) is not None and ranks > 1:
+        norms = {"shared.branch_norm": self.shared and self.shared.branch_norm, "expert_norm": self.expert_norm}
+        for name, norm in norms.items():
+            if norm is not None and ranks > 1:
                 raise ConfigError(f"tp: {name} normalises a sum that ranks divide, amid the mixture (tp=1)")
-        shared = None if self.shared is None else self.shared.shard(ranks)
+        shared = self.shared and replace(self.shared, expert=self.shared.expert.shard(ranks))
         return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         routes = m.router(x, step)
         if m.training:
             step.ends.append(routes.ends if step.real is None else routes.end_real(step.real))
-        read = m.routed_norm(x) if self.branch_norm else x
+        apart = self.shared is not None and self.shared.branch_norm is not None
+        read = m.routed_norm(x) if apart else x
         tokens = (m.latent_in(read) if self.latent else read).flatten(0, 1)  # N D
-        tokens = m.latent_norm(tokens) if self.latent_norm else tokens
+        tokens = m.latent_norm(tokens) if self.latent and self.latent.norm else tokens
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
         inner = step.for_rows(routes.tokens, routes.experts)
@@ -177,11 +200,11 @@ class MoE(FFN, kind="moe"):
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         y = m.latent_out(y) if self.latent else y
         if self.shared:
-            y = y if self.branch_norm is None else m.routed_out_norm(y)
-            read = x if self.branch_norm is None else m.shared_norm(x)
+            y = m.routed_out_norm(y) if apart else y
+            read = m.shared_norm(x) if apart else x
             shared = m.shared(read, step) if routes.shared is None else self._share(m, read, routes.shared, step)
-            shared = shared if self.branch_norm is None else m.shared_out_norm(shared)
-            y = y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
+            shared = m.shared_out_norm(shared) if apart else shared
+            y = y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared.gate else shared)
         return multiply(y, self.out_scale)
 
     def _share(self, m: Weights, x: Tensor, weights: Tensor, step: Step) -> Tensor:
@@ -193,7 +216,7 @@ class MoE(FFN, kind="moe"):
         experts = every[:, None].expand(-1, number).flatten()
         stacks: Any = _Routed(m, (number * (every + 1)).to(torch.int32), experts, m.shared)
         inner = step.for_rows(rows, self.router.n_experts + experts)
-        y = self.shared.forward(stacks, tokens.expand(count, -1, -1).flatten(0, 1), inner)  # S·N D
+        y = self.shared.expert.forward(stacks, tokens.expand(count, -1, -1).flatten(0, 1), inner)  # S·N D
         y = y.unflatten(0, (count, number))
         return (y * weights.transpose(0, 1)[..., None].to(y.dtype)).sum(0).unflatten(0, x.shape[:2])
 
@@ -221,6 +244,7 @@ class SpreadMoE(MoE):
     """A mixture of which each of `ranks` ranks has some of the experts, one after the other."""
 
     ranks: int = 1
+    """Ranks of expert parallelism."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         parts = super().parts(d_model)

@@ -30,6 +30,7 @@ class NGramEmbedding(Spec, axis="ngrams", default="hashed"):
     """Add to the residual streams what a layer knows of a token and the few before it."""
 
     n_streams: Annotated[int, Ge(2)] = 4
+    """Number of residual streams, S."""
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         """Compute from n-gram embeddings what joins the streams x [B, T, S, D]."""
@@ -40,30 +41,42 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
     """Embeddings of hashed n-grams that the streams gate (Cheng et al., 2026, Engram; Qwen Team, 2026, Qwen4-Exp).
 
     For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a table of its own; e are
-    all vectors found, end to end, `width` wide. A stream x_s gets σ(√|g|·sign(g))·v with v = e·W_v, where
-    g = norm(e·W_k)_s·norm(x_s) / √D, and besides silu(conv(norm(·))) of that, a depthwise convolution of `d_conv`
-    tokens that are `longest` apart. Its inputs and the last N − 1 tokens are states.
+    all vectors found, end to end. A stream x_s gets σ(√|g|·sign(g))·v with v = e·W_v, where g = norm(e·W_k)_s·norm(x_s)
+    / √D, and besides silu(conv(norm(·))) of that, a depthwise convolution of tokens that are `longest` apart. Its
+    inputs and the last N − 1 tokens are states.
 
-    No n-gram reaches beyond `eos_id`, the end of text, or a text's beginning: missing tokens count as that one. The
-    hash is ⊕ᵢ tokenᵢ·mᵢ modulo the table's size. Sizes are primes from `table_size` on, all different in the model:
-    `number` counts its layers with n-grams. Multipliers m follow from `seed`, `number` and `vocab_size`. All of these
-    are saved with the weights. One tensor has the tables, with rows up to a multiple of `multiple_of`.
+    No n-gram reaches beyond the end of text, or a text's beginning: missing tokens count as that one. The hash is ⊕ᵢ
+    tokenᵢ·mᵢ modulo the table's size. Sizes are primes from `table_size` on, all different in the model. Multipliers m
+    follow from `seed`, `number` and `vocab_size`. All of these are saved with the weights, and one tensor has the
+    tables.
     """
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the state's size follows from it."""
     vocab_size: PositiveInt
+    """Number of tokens of the vocabulary."""
     eos_id: NonNegativeInt
+    """Token id of the end of text, beyond which no n-gram reaches. It stands for missing tokens."""
     longest: Annotated[int, Ge(2)] = 3
+    """Tokens of the longest n-gram, N."""
     hashes: PositiveInt = 8
+    """Number of hashes, and tables, of each n."""
     width: PositiveInt
+    """Channels of e, the vectors of all tables together."""
     table_size: PositiveInt
+    """Least size of a table, in rows: sizes are primes from this number on."""
     multiple_of: PositiveInt = 128
+    """Divisor of the rows of the tensor that has all tables: it is padded to a multiple."""
     seed: NonNegativeInt = 1234
+    """Seed of the hashes' multipliers."""
     number: NonNegativeInt = 0
+    """Index of the layer among those with n-grams, from 0 on: it gives each layer sizes and multipliers of its own."""
     d_conv: PositiveInt = 4
+    """Width of the convolution, in tokens, which are `longest` apart."""
     norm: WholeNorm = RMSNorm()
+    """Norm of keys, of streams and of what the convolution reads, with a weight for each stream."""
 
     def __post_init__(self) -> None:
         if self.width % self.n_tables:

@@ -32,18 +32,21 @@ class Norm(Spec, axis="norm"):
 
 
 class RMSNorm(Norm, kind="rmsnorm"):
-    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019). With `unit_offset` the scale is 1 + weight (Gemma).
-
-    `heads` gives each of so many vectors [heads, D] a weight of its own (Cohere's queries and keys). With
-    `weight_first` x is multiplied by the weight before it is normalised (Meta, 2026, Muse Spark).
-    """
+    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019)."""
 
     eps: float = 1e-6
+    """Epsilon, added to the mean square under the root."""
     weight: bool = True
+    """Whether each channel is multiplied by a learned weight."""
     bias: bool = False
+    """Whether a learned number is added to each channel last."""
     unit_offset: bool = False
+    """Whether the scale is 1 + weight, so that the weight starts at 0 (Gemma, 2024)."""
     heads: PositiveInt | None = None
+    """Number of vectors [heads, D] that have a weight of their own each, as Cohere's queries and keys do. The component
+    that owns the norm sets it; a config leaves it out."""
     weight_first: bool = False
+    """Whether x is multiplied by the weight before it is normalised, rather than after (Meta, 2026, Muse Spark)."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -122,13 +125,19 @@ def _division_by_rms() -> Any:
 
 
 class LayerNorm(Norm, kind="layernorm"):
-    """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016). The rest as for RMSNorm."""
+    """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016)."""
 
     eps: float = 1e-5
+    """Epsilon, added to the variance under the root."""
     weight: bool = True
+    """Whether each channel is multiplied by a learned weight."""
     bias: bool = True
+    """Whether a learned number is added to each channel last."""
     unit_offset: bool = False
+    """Whether the scale is 1 + weight, so that the weight starts at 0."""
     heads: PositiveInt | None = None
+    """Number of vectors [heads, D] that have a weight of their own each. The component that owns the norm sets it; a
+    config leaves it out."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -149,12 +158,16 @@ class LayerNorm(Norm, kind="layernorm"):
 
 
 class L2Clip(Norm, kind="l2_clip"):
-    """x · min(1, threshold / (‖x‖ + 1e-6)) in place of a norm: vectors longer than `threshold` are shortened to it.
-    With `weight` x is multiplied by it before (Thinking Machines, 2026, Inkling 2). `heads` is as for RMSNorm."""
+    """x · min(1, threshold / (‖x‖ + 1e-6)) in place of a norm: long vectors are shortened, others stay as they are
+    (Thinking Machines, 2026, Inkling 2)."""
 
     threshold: PositiveFloat = math.sqrt(512)
+    """Length to which longer vectors are shortened."""
     weight: bool = True
+    """Whether x is multiplied by a learned weight for each channel before it is clipped."""
     heads: PositiveInt | None = None
+    """Number of vectors [heads, D] that have a weight of their own each. The component that owns the norm sets it; a
+    config leaves it out."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         shape = (self.heads, d_model) if self.heads else (d_model,)
@@ -167,12 +180,10 @@ class L2Clip(Norm, kind="l2_clip"):
 
 
 class DyT(Norm, kind="dyt"):
-    """tanh(alpha · x) · weight + bias in place of a norm, with one trained alpha (Zhu et al., 2025, dynamic tanh).
-
-    `alpha` is what it begins with: the paper takes more in attention and less in wide models.
-    """
+    """tanh(alpha · x) · weight + bias in place of a norm, with one trained alpha (Zhu et al., 2025, dynamic tanh)."""
 
     alpha: PositiveFloat = 0.5
+    """Initial value of the trained alpha. The paper takes more in attention and less in wide models."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -187,10 +198,11 @@ class DyT(Norm, kind="dyt"):
 
 
 class Affine(Norm, kind="affine"):
-    """(x + bias) · weight in place of a norm, a number of each for each channel (Zyphra, 2026, ZAYA1), or with
-    `shift_last` x · weight + bias (Sun et al., 2020, MobileBERT's NoNorm; Touvron et al., 2021, ResMLP)."""
+    """(x + bias) · weight in place of a norm, with a learned weight and bias for each channel (Zyphra, 2026, ZAYA1)."""
 
     shift_last: bool = False
+    """Whether the bias comes after the weight, x · weight + bias (Sun et al., 2020, MobileBERT's NoNorm; Touvron et
+    al., 2021, ResMLP)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"weight": Weight((d_model,), init=1.0), "bias": Weight((d_model,))}
@@ -203,7 +215,7 @@ class Affine(Norm, kind="affine"):
 def _of_one_vector(norm: Any) -> Any:
     if getattr(norm, "heads", None) is not None:
         found = f"heads={norm.heads} is for queries and keys alone"
-        raise ValueError(f"{found} (leave it out; attention.qk_norm_over: heads gives each head a weight of its own)")
+        raise ValueError(f"{found} (leave it out; attention.qk_norm.over: heads gives each head a weight of its own)")
     return norm
 
 
@@ -212,11 +224,13 @@ WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
 
 
 class GatedNorm(Norm, kind="gated"):
-    """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate of each channel, made of y by way of `rank` numbers (Qiu et al.,
-    2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
+    """y · σ(silu(y·W_a)·W_b) with y = norm(x): a gate for each channel, computed from y by a product of low rank (Qiu
+    et al., 2026, GatedNorm; SK Telecom, 2026, A.X K2)."""
 
     norm: WholeNorm
+    """Norm whose output y is gated."""
     rank: PositiveInt = 16
+    """Rank of the gate's product W_a·W_b."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"norm": self.norm, "gate_a": Linear(d_model, self.rank), "gate_b": Linear(self.rank, d_model)}

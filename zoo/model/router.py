@@ -44,16 +44,21 @@ class Routes:
 
 
 class Router(Spec, axis="router"):
-    """Choose experts for each token of x [B, T, D] by a linear score, with a `bias` or not. An expert's output is
-    weighted by the router's chance for it, times `scale`. `top_k` is the number of experts of a token. With
-    `input_norm` the router reads norm(x)·`input_scale` (Gemma 4, 2026)."""
+    """Choose experts for each token of x [B, T, D] by a linear score. An expert's output is weighted by the router's
+    chance for it."""
 
     n_experts: PositiveInt
+    """Experts to choose among."""
     top_k: PositiveInt
+    """Experts of a token."""
     bias: bool = False
+    """Whether the product that makes the scores has a bias."""
     scale: PositiveFloat = 1.0
+    """What the weights of experts are multiplied by in the end."""
     input_norm: WholeNorm | None = None
+    """The norm of what the router reads (Gemma 4, 2026)."""
     input_scale: PositiveFloat = 1.0
+    """What the router's input is multiplied by, behind its norm (Gemma 4, 2026)."""
 
     @property
     def drops(self) -> bool:
@@ -90,32 +95,35 @@ class Router(Spec, axis="router"):
 class TopK(Router):
     """Base of the routers that send each token to its `top_k` best experts.
 
-    `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
-    trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3). `normalize` makes a token's weights sum
-    to 1; `scale` multiplies them in the end, and with `expert_scale` a learned number for each expert (Gemma 4, 2026).
-    `global_scale` is one such number for all (Inkling, 2026). `softcap` bounds scores by c·tanh(s/c) (Laguna, 2026).
-
-    `n_groups` of experts, of which only the best `top_k_groups` are open to a token, keep its experts on few machines
-    (DeepSeek-V2, 2024); a group is as good as the sum of its `judged_by` best experts. `capacity` is the number of
-    tokens that an expert takes from a row or document, first come, first served; tokens beyond it skip the expert,
-    which adds nothing to them (Fedus et al., 2021, Switch, where top_k is 1 and nothing is normalised).
-
-    Two losses keep the router healthy in training: `balance_coef` times E·Σ fᵢ·Pᵢ, with fᵢ the share of choices that
-    expert i got and Pᵢ its mean chance, 1 when balanced (Fedus et al., 2021); `z_coef` times mean(logsumexp²) (Zoph et
-    al., 2022). Both are over real tokens.
+    Groups of experts, of which only the best are open to a token, keep its experts on few machines (DeepSeek-V2, 2024).
+    Two losses over real tokens keep the router healthy in training.
     """
 
     normalize: bool = True
+    """Whether a token's weights sum to 1."""
     selection_bias: bool = False
+    """Whether a bias is added to the scores for the choice alone, not for the weights. No gradient moves it; what
+    trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3)."""
     n_groups: PositiveInt = 1
+    """Groups that the experts are divided into (DeepSeek-V2, 2024)."""
     top_k_groups: PositiveInt = 1
+    """Groups that are open to a token, the best of them."""
     capacity: PositiveInt | None = None
+    """Tokens that an expert takes from a row or document, first come, first served. Tokens beyond it skip the expert,
+    which adds nothing to them (Fedus et al., 2021, Switch, where top_k is 1 and nothing is normalised)."""
     softcap: PositiveFloat | None = None
+    """The bound c of the scores s, c·tanh(s/c) (Laguna, 2026)."""
     expert_scale: bool = False
+    """Whether weights are multiplied by a learned number for each expert (Gemma 4, 2026)."""
     global_scale: bool = False
+    """Whether weights are multiplied by one learned number for all experts (Inkling, 2026)."""
     judged_by: PositiveInt = 1
+    """Experts, a group's best, whose sum says how good the group is."""
     balance_coef: NonNegativeFloat = 0.01
+    """The weight of the load-balancing loss, E·Σ fᵢ·Pᵢ with fᵢ the share of choices that expert i got and Pᵢ its mean
+    chance: 1 when balanced (Fedus et al., 2021)."""
     z_coef: NonNegativeFloat = 0.0
+    """The weight of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -170,7 +178,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
     """Softmax over all experts, the top_k of it (Shazeer et al., 2017).
 
     With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, which is the same (gpt-oss and
-    Granite compute it so). A group of experts is as good as its likeliest one (DeepSeek-V2) unless `judged_by` more.
+    Granite compute it so).
     """
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
@@ -192,22 +200,24 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
     normalise).
 
-    A group of experts is as good as the sum of its best two unless `judged_by` others. Experts of closed groups rank
-    last, or with `closed_rank` zero by 0, before open ones that their bias makes negative (SK Telecom, 2026, A.X K2).
-    With `choose_by` logit the selection bias is added to the logits, before the sigmoid (Aleph Alpha, 2026, Kolibri-1).
     For the losses, a chance is a score's share of all scores.
-
-    With `n_shared` the mixture's shared experts, which every token passes, are scored as well, behind the others. They
-    are not chosen; but weights are normalised and scaled over the chosen and the shared, so that these are a sink for
-    what the chosen do not get (Thinking Machines, 2026, Inkling).
     """
 
     selection_bias: bool = True
+    """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
     judged_by: PositiveInt = 2
+    """Experts, a group's best, whose sum says how good the group is."""
     choose_by: Literal["score", "logit"] = "score"
+    """What the selection bias is added to: scores, or logits before the sigmoid (Aleph Alpha, 2026, Kolibri-1)."""
     closed_rank: Literal["last", "zero"] = "last"
+    """How experts of closed groups rank: last, or by 0, before open ones that their bias makes negative (SK Telecom,
+    2026, A.X K2)."""
     n_shared: NonNegativeInt = 0
+    """The mixture's shared experts that are scored as well, behind the others. They are not chosen; but weights are
+    normalised and scaled over the chosen and the shared, so that these take what the chosen do not get (Thinking
+    Machines, 2026, Inkling)."""
     balance_coef: NonNegativeFloat = 0.0001
+    """The weight of the load-balancing loss (DeepSeek-V3, 2024)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,16 +276,21 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
 class SparseMixer(Router, kind="sparsemixer"):
     """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
 
-    Each is drawn among those whose score is within 2·`jitter` of the best, relative to the larger of the best and the
-    score's own size, and weighted by its softmax among them, so that weights need not sum to 1; the second among all
-    but the first. Training draws by chance, and scales three weights in four of an expert that is not the best by 1/3
-    (Heun's third-order estimate) without a say in the gradient. Otherwise the best is taken. Losses as in TopK.
+    Each is drawn among those whose score is near the best, and weighted by its softmax among them, so that weights need
+    not sum to 1; the second among all but the first. Training draws by chance, and scales three weights in four of an
+    expert that is not the best by 1/3 (Heun's third-order estimate) without a say in the gradient. Otherwise the best
+    is taken. Losses as in TopK.
     """
 
     top_k: PositiveInt = 2
+    """Experts of a token: two."""
     jitter: NonNegativeFloat = 0.01
+    """Half the distance from the best score within which experts are drawn, relative to the larger of the best and the
+    score's own size."""
     balance_coef: NonNegativeFloat = 0.001
+    """The weight of the load-balancing loss, as of the top-k routers."""
     z_coef: NonNegativeFloat = 0.0
+    """The weight of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
 
     def __post_init__(self) -> None:
         if self.top_k != 2:

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpreadLoss(TokenLoss):
-    """TokenLoss from a rank's logits [N, V/R], V being the `width` of the whole vocabulary (Shoeybi et al., 2019, §3).
+    """TokenLoss from a rank's logits [N, V/R], V being the whole vocabulary (Shoeybi et al., 2019, §3).
 
     Two numbers of each token go between the ranks. The last rank's columns beyond the vocabulary count for nothing.
     """
 
     seam: Seam = field(default=WHOLE, kw_only=True)
+    """Ranks that share the vocabulary."""
     width: int = field(default=0, kw_only=True)
+    """Number of tokens V of the whole vocabulary."""
 
     def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))

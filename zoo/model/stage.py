@@ -17,13 +17,14 @@ AFTER = ("norm", "project", "pooler", "head")
 
 
 class DecoderStage(Decoder):
-    """The `chunks` of the `of` layers of a decoder that a stage has: of each the number of its first layer, and that
-    behind its last. With the first layer of all comes what stands before it, with the last one what stands after it. A
-    table that the head reads, too, and positions that act inside layers are on every stage that reads them (Narayanan
-    et al., 2021). A pass runs one chunk."""
+    """Some of the layers of a decoder, those that one stage of a pipeline has. With the first layer of all comes what
+    stands before it, with the last one what stands after it. A table that the head reads, too, and positions that act
+    inside layers are on every stage that reads them (Narayanan et al., 2021). A pass runs one chunk."""
 
     chunks: tuple[tuple[int, int], ...] = ()
+    """Runs of layers that the stage has: of each the number of its first layer, and that behind its last."""
     of: int = 0
+    """Number of layers of the whole decoder."""
 
     def begins(self, chunk: int) -> bool:
         """Whether a chunk begins with the model's first layer."""

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 class Streams(Spec, axis="streams", default="altup"):
-    """Widen the residual stream to `count` vectors of each token between embedding and final norm."""
+    """Widen the residual stream to several vectors of each token between embedding and final norm."""
 
     count: Annotated[int, Ge(2), Le(1024)]
+    """Number of residual streams, S."""
 
     def expand(self, m: Weights, x: Tensor) -> Tensor:
         """Make the streams [B, T, S, D] of the embedding's output x [B, T, D]."""
@@ -71,7 +72,9 @@ class WeightedStreams(Streams, kind="weighted"):
     streams of the token, end to end and divided by their root mean square (DeepSeek-V4, 2026)."""
 
     eps: PositiveFloat = 1e-6
+    """Epsilon, added to the factors, which must not be 0."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of the streams' normalisation, added to their mean square under the root."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -90,11 +93,12 @@ class WeightedStreams(Streams, kind="weighted"):
 
 class GatedStreams(Streams, kind="gated"):
     """All streams alike, and in the end the sum of the normalised streams n by gates of each channel,
-    Σₛ σ(silu(n·W_down / S)·W_up)_s ⊙ n_s / S, by way of `rank` numbers (Qwen Team, 2026, Qwen4-Exp). `norm` has a
-    weight for each stream; a final norm besides is the model's `final_norm`."""
+    Σₛ σ(silu(n·W_down / S)·W_up)_s ⊙ n_s / S (Qwen Team, 2026, Qwen4-Exp)."""
 
     rank: PositiveInt
+    """Rank of the gates' product: channels between W_down and W_up."""
     norm: WholeNorm
+    """Norm of the streams, with a weight for each. A final norm besides is the model's `final_norm`."""
 
     def __post_init__(self) -> None:
         give_weights(self.norm, self.count)

@@ -51,14 +51,16 @@ ClassNames = Annotated[
 
 
 class TaskHead(Head):
-    """Base of the heads for a task: norm(act(x·W + b))·V + c. Without an `activation` there is no first product, and
-    without a `norm` none follows it (ModernBERT has one). `transform_bias` is the first product's, `bias` unless
-    given."""
+    """Base of the heads for a task: norm(act(x·W + b))·V + c."""
 
     activation: PlainActivation | None = None
+    """Activation of the first product; null for no such product."""
     norm: WholeNorm | None = None
+    """Norm after the first product (ModernBERT); null for none."""
     bias: bool = True
+    """Whether the products have a bias; the first one's follows `transform_bias` where that is given."""
     transform_bias: bool | None = None
+    """Whether the first product has a bias; as `bias` unless given."""
 
     def __post_init__(self) -> None:
         idle = [name for name in ("norm", "transform_bias") if getattr(self, name) is not None]
@@ -82,13 +84,15 @@ class TaskHead(Head):
 
 
 class RowHead(TaskHead):
-    """Base of the heads that read a row as a whole, by its vector by `pooling`. Tokens `skip_id` are not pooled: of a
-    row that ends in the token which also pads, transformers' decoders read the one before it."""
+    """Base of the heads that read a row as a whole."""
 
     reads_rows: ClassVar[bool] = True
 
     pooling: Pooling = "cls"
+    """How the vectors of a row's tokens become one: cls, the first; mean; or last. Padding is left out."""
     skip_id: NonNegativeInt | None = None
+    """Token id that is not pooled: of a row that ends in the token which also pads, transformers' decoders read the one
+    before it."""
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
         if self.skip_id is None:
@@ -105,6 +109,7 @@ class SequenceHead(RowHead, kind="sequence"):
     al., 2018, §4.1); of the last token, without, what decoders are fine-tuned with (Radford et al., 2018)."""
 
     labels: ClassNames
+    """Names of the classes, or their number."""
 
     @property
     def n_logits(self) -> int:
@@ -112,9 +117,10 @@ class SequenceHead(RowHead, kind="sequence"):
 
 
 class RegressionHead(RowHead, kind="regression"):
-    """`n_outputs` numbers for a row (BERT on STS-B; Devlin et al., 2018)."""
+    """Numbers for a row (BERT on STS-B; Devlin et al., 2018)."""
 
     n_outputs: PositiveInt = 1
+    """Number of numbers for a row."""
 
     @property
     def n_logits(self) -> int:
@@ -125,6 +131,7 @@ class TokenHead(TaskHead, kind="token"):
     """A logit for each class of each token (Devlin et al., 2018, §5.3)."""
 
     labels: ClassNames
+    """Names of the classes, or their number."""
 
     @property
     def n_logits(self) -> int:
@@ -141,7 +148,7 @@ class ReplacedHead(TaskHead, kind="replaced"):
 
 class SpanHead(Head, kind="question_span"):
     """Question-aware span selection (Ram et al., 2021, Splinter): for each token two logits, that it starts and that it
-    ends the span that the row's first token `question_id` asks for; a row without one asks by its first token.
+    ends the span that a row's question token asks for; a row without one asks by its first token.
 
     With f(x) = norm(act(x·W + b)), four of them, a start's logit is (f₁(q)·V)ᵀ f₂(x) of the question's vector q and the
     token's x; an end's likewise.
@@ -150,8 +157,11 @@ class SpanHead(Head, kind="question_span"):
     asks: ClassVar[bool] = True
 
     question_id: NonNegativeInt
+    """Id of the question token, of which a row's first asks."""
     activation: PlainActivation
+    """Activation of the transforms f."""
     norm: WholeNorm
+    """Norm of what the transforms f give."""
 
     @property
     def n_logits(self) -> int:

@@ -56,34 +56,44 @@ class Topology(Spec, axis="topology", default="decoder"):
 
 
 class Tower(Topology):
-    """A stack of layers between an embedding and a head. `blocks` are the kinds of layer by name; `pattern` names each
-    layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT); a `loop`
-    runs some layers several times.
-
-    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
-    output is projected to that width, which the head reads (OPT-350m) and the pooler does not, by a product that has a
-    bias with `out_bias`.
-    `streams` widens the residual stream between the embedding and the final norm, for blocks that take several vectors
-    a token (AltUp).
-    """
+    """A stack of layers between an embedding and a head."""
 
     vocab_size: PositiveInt
+    """Number of tokens of the vocabulary."""
     d_model: PositiveInt
+    """Width of the residual stream, in channels."""
     max_seq_len: PositiveInt
+    """Longest sequence that the model is made for, in tokens."""
     embedding: TokenEmbedding
+    """Embedding of token ids, where the residual stream starts."""
     position: Position
+    """Position scheme of the model. One that acts inside attention is stated by each layer's attention, too."""
     blocks: dict[str, Block]
+    """Kinds of layer, by name."""
     pattern: tuple[str, ...]
+    """Each layer's kind, first to last."""
     norm: WholeNorm
+    """Final norm, before the head."""
     head: Head
+    """Head, which reads the last hidden states."""
     final_norm: bool | None = None
+    """Whether a final norm stands before the head; unless given, one does if the last layer does not end in a norm."""
     out_width: PositiveInt | None = None
+    """Width that the final norm's output is projected to for the head (OPT-350m), in channels. The pooler reads what is
+    not projected; null for no projection."""
     out_bias: bool = False
+    """Whether the projection to `out_width` has a bias."""
     shared_layers: bool = False
+    """Whether all layers of a kind have one set of weights (ALBERT)."""
     loop: Loop | None = None
+    """Loop that runs some layers several times."""
     pooler: Pooler | None = None
+    """Pooler, which makes one vector or logits of a row, beside the head."""
     streams: Streams | None = None
+    """Widening of the residual stream between embedding and final norm, for blocks that take several vectors a token
+    (AltUp)."""
     init: Init = Normal()
+    """Initial weights."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in dict.fromkeys(self.pattern) if name not in self.blocks]
@@ -331,12 +341,12 @@ class Tower(Topology):
 
 
 class Decoder(Tower, kind="decoder"):
-    """A causal language model (Radford et al., 2018). With `prefix_lm` the prompt sees itself both ways (Raffel et al.,
-    2020)."""
+    """A causal language model (Radford et al., 2018)."""
 
     causal: ClassVar[bool | None] = True
 
     prefix_lm: bool = False
+    """Whether the prompt sees itself both ways (Raffel et al., 2020)."""
 
     def check_inputs(self, inputs: Inputs) -> None:
         super().check_inputs(inputs)

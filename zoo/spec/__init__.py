@@ -1,6 +1,7 @@
 """Define Specs, which list their parts (parts, spec), and the walkers of that list (walk): whatever is counted,
 allocated, initialised or saved is read by them."""
 
+from zoo.spec.node import Node
 from zoo.spec.parts import (
     CROSS,
     EXPERTS,
@@ -42,6 +43,7 @@ __all__ = [
     "Experts",
     "Group",
     "Linear",
+    "Node",
     "Part",
     "Reused",
     "Sized",

@@ -40,6 +40,9 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
 
 
 def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
+    if _is_node(axis):
+        fields = ", ".join(field.name for field in axis.fields())
+        return _fault("is {found}, not a mapping (its fields: {fields})", found=_show(node), fields=fields)
     options = ", ".join(sorted(axis.kinds))
     if node is None:
         return _fault("is missing (one of: {options})", options=options)
@@ -61,9 +64,21 @@ def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
 
 
 def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
+    if name in choice.moved:
+        text = "{label} has no such field any more ({now})"
+        return {"type": _fault(text, label=_label(choice), now=choice.moved[name]), "loc": (name,), "input": None}
     hint = did_you_mean(name, names) or f" (it has: {', '.join(sorted(names)) or 'none'})"
-    text = "{axis} '{kind}' has no such field{hint}"
-    return {"type": _fault(text, axis=choice.axis, kind=choice.kind, hint=hint), "loc": (name,), "input": None}
+    text = "{label} has no such field{hint}"
+    return {"type": _fault(text, label=_label(choice), hint=hint), "loc": (name,), "input": None}
+
+
+def _label(choice: type[Spec]) -> str:
+    return choice.axis if _is_node(choice) else f"{choice.axis} '{choice.kind}'"
+
+
+def _is_node(choice: type[Spec]) -> bool:
+    """Tell whether a Spec is a node (`zoo.spec.node`), which is known by its name alone."""
+    return choice.kind == choice.axis != ""
 
 
 def find_booleans_as_numbers(
@@ -107,7 +122,7 @@ def _message(choice: type[Spec], item: Any) -> str:
     if item["type"] == "zoo":
         return item["msg"]
     if item["type"].startswith("missing"):
-        return f"is missing; {choice.axis} '{choice.kind}' needs it"
+        return f"is missing; {_label(choice)} needs it"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if item["type"] == "finite_number":

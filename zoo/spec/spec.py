@@ -60,6 +60,7 @@ class Spec:
     default: ClassVar[str] = ""  # the kind of a node that names none
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type[Spec]]] = {}
+    moved: ClassVar[dict[str, str]] = {}  # how fields that are written otherwise now are written
     joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # Linears that read one input, which one product can compute
     causal: ClassVar[bool | None] = None  # the only way it can look: back (True), both ways (False); None for either
 

@@ -212,22 +212,15 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
     return faults
 
 
-PLACED_NORMS = (
-    ("attention", "heads", "out_norm"),
-    ("ffn", "channels", "inner_norm"),
-    ("dense", "channels", "inner_norm"),
-)
-"""Norms inside sub-layers of a block: the sub-layer, what the norm is over, and its field."""
-
-
 def find_wide_norms(spec: Any) -> Iterator[str]:
     """List norms over the channels of several ranks that are no RMS norms, whose mean is not only of squares."""
     for tower in spec.towers().values():
         for block in tower.blocks.values():
-            norm = getattr(block.attention, "qk_norm", None)
-            if norm is not None and block.attention.qk_norm_over == "whole" and norm.kind != "rmsnorm":
-                yield f"qk_norm_over=whole has a {norm.kind} over the heads of all ranks (tp=1, or rmsnorm)"
-            for place, of, name in PLACED_NORMS:
-                norm = getattr(getattr(block, place, None), name, None)
+            for name in ("qk_norm", "out_norm"):
+                node = getattr(block.attention, name, None)
+                if node is not None and getattr(node, "over", "") == "whole" and node.norm.kind != "rmsnorm":
+                    yield f"attention.{name} is a {node.norm.kind} over the heads of all ranks (tp=1, or rmsnorm)"
+            for place in ("ffn", "dense"):
+                norm = getattr(getattr(block, place, None), "inner_norm", None)
                 if norm is not None and norm.kind != "rmsnorm":
-                    yield f"{place}.{name} is a {norm.kind} over the {of} of all ranks (tp=1, or rmsnorm)"
+                    yield f"{place}.inner_norm is a {norm.kind} over the channels of all ranks (tp=1, or rmsnorm)"

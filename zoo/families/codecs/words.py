@@ -95,9 +95,16 @@ def write_round_up(value: int) -> tuple[int, int]:
     return value, value
 
 
+def read_bias(inputs: bool, output: bool) -> bool | str:
+    """`bias_of(attention_bias, attention_out_bias)`: which products of attention have a bias, where a config says so of
+    queries, keys and values together, and of the output."""
+    return bool(inputs) if bool(inputs) == bool(output) else "qkv" if inputs else "o"
+
+
 FUNCTIONS |= {
     "act": TwoWay(read_activation, write_activation),
     "dense_or_gated": TwoWay(read_t5_ffn, write_t5_ffn),
+    "bias_of": TwoWay(read_bias, lambda bias: (bias in (True, "qkv"), bias in (True, "o"))),
     "bf16": Plain(round_to_bf16),
     "round_up": TwoWay(round_up, write_round_up),
     "t5_activation": Plain(read_t5_activation),

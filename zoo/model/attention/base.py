@@ -43,7 +43,7 @@ class Attention(Spec, axis="attention"):
     lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
 
     # What a layer must have in common with the one whose keys or values it reads.
-    lent_alike: ClassVar[tuple[str, ...]] = ("n_kv_heads", "head_widths", "window", "chunk", "position")
+    lent_alike: ClassVar[tuple[str, ...]] = ()
 
     def check_cross(self) -> None:
         """Raises ValueError for a field that means nothing in cross-attention."""
@@ -172,7 +172,9 @@ class SoftmaxAttention(Attention):
     """Base of the kinds that take a softmax over the scores of keys: what position schemes and kernels ask of them."""
 
     n_heads: PositiveInt
+    """Number of query heads."""
     position: Position
+    """Position scheme inside attention: it rotates queries and keys, or adds a bias to their scores."""
 
     @property
     def score_heads(self) -> int:

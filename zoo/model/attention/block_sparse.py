@@ -29,11 +29,11 @@ HASH = (7919, 104729, 1000003)
 class BlockSparse(SoftmaxAttention, kind="block_sparse"):
     """Block-sparse attention (Zaheer et al., 2020, BigBird), for models that read both ways.
 
-    A text is cut into blocks of `block_size` tokens. Tokens of the first and the last block see all and are seen by
-    all. Others see their own block and its two neighbours, and in training the keys of `random_blocks` random blocks.
-    Which blocks these are depends on the numbers of the blocks alone. Without training each random block is the first
-    block once more, so that its keys count 1 + random_blocks times: transformers' models do so, and it costs no pair.
-    A text of at most (5 + 2·random_blocks)·block_size tokens sees itself whole.
+    A text is cut into blocks. Tokens of the first and the last block see all and are seen by all. Others see their own
+    block and its two neighbours, and in training the keys of a few random blocks. Which blocks these are depends on the
+    numbers of the blocks alone. Without training each random block is the first block once more, so that its keys count
+    1 + random_blocks times: transformers' models do so, and it costs no pair. A text of at most
+    (5 + 2·random_blocks)·block_size tokens sees itself whole.
 
     FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is
     in neither the first nor the last block.
@@ -43,10 +43,15 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     head_dim: PositiveInt
+    """Channels of a head."""
     block_size: PositiveInt = 64
+    """Tokens of a block."""
     random_blocks: NonNegativeInt = 3
+    """Number of random blocks that a token sees in training."""
     bias: bool = True
+    """Whether the projections of q, k and v have a bias, and o unless `o_bias` says otherwise."""
     o_bias: bool | None = None
+    """Whether the output projection o has a bias; as `bias` unless given."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)

@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 class BottleneckAttention(SoftmaxAttention, kind="bottleneck"):
-    """Multi-head attention whose queries and keys read norm(x·W_reduce), `width` wide, and whose values read x itself
-    (Sun et al., 2020, MobileBERT). What it gives is as wide as the block's bottleneck."""
+    """Multi-head attention whose queries and keys read norm(x·W_reduce), and whose values read x itself (Sun et al.,
+    2020, MobileBERT)."""
 
     needs_block: ClassVar[str] = "bottleneck"
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k"),)
 
     head_dim: PositiveInt
+    """Channels of a head."""
     width: PositiveInt
+    """Channels that queries and keys read, and of the output: those of the block's bottleneck."""
     norm: WholeNorm
+    """Norm of x·W_reduce."""
     bias: bool = False
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)

@@ -26,26 +26,30 @@ class CCA(SoftmaxAttention, kind="cca"):
     """Compressed convolutional attention (Figliolia et al., 2025; Zyphra, 2026, ZAYA1): attention in heads that
     together are narrower than the stream.
 
-    With q and k what products give, queries and keys are conv(q) + q̄ and conv(k) + k̄: q̄ is the mean of a head's q and
-    of the k that it attends by, k̄ the mean of q̄ over the heads of one k. Of the two causal convolutions in a row the
-    first, of `token_width` tokens, is depthwise, the second, of `head_width` tokens, mixes the channels of each head.
-    Both are normalised by `qk_norm`, keys are multiplied by a learned number for each of `n_kv_heads`, and the position
-    scheme turns both. Of the values, end to end, the first half is made of the token itself, the second half of the
-    token before it: of two heads' one each.
-
-    `window` W lets a query see W keys, itself included. `bias` is that of all products; the convolutions have one.
+    With q and k what products give, queries and keys are conv(q) + q̄ and conv(k) + k̄: q̄ is the mean of a head's q
+    and of the k that it attends by, k̄ the mean of q̄ over the heads of one k. Of the two causal convolutions in a row
+    the first is depthwise, the second mixes the channels of each head. Both queries and keys are normalised, keys are
+    multiplied by a learned number for each of `n_kv_heads`, and the position scheme turns both. Of the values, end to
+    end, the first half is made of the token itself, the second half of the token before it: of two heads' one each.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "v_before"),)
 
     n_kv_heads: PositiveInt
+    """Number of heads of keys and values, a divisor of `n_heads`."""
     head_dim: PositiveInt
+    """Channels of a head."""
     token_width: PositiveInt = 2
+    """Width of the first convolution of queries and keys, the depthwise one, in tokens."""
     head_width: PositiveInt = 2
+    """Width of the second convolution of queries and keys, which mixes a head's channels, in tokens."""
     qk_norm: WholeNorm = RMSNorm(weight=False)
+    """Norm of each head's queries and keys."""
     bias: bool = False
+    """Whether the projections have a bias; the convolutions always do."""
     window: PositiveInt | None = None
+    """Number of keys that a query sees, itself included; all of them unless given."""
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:

@@ -24,15 +24,13 @@ if TYPE_CHECKING:
 
 
 class Compressed(SoftmaxAttention, kind="compressed"):
-    """Compressed attention (DeepSeek-V4, 2026): one softmax over the last `window` tokens and over entries that the
-    `compressor` makes of every so many earlier ones, all of them (heavily compressed attention) or those that the
-    `indexer` chooses (compressed sparse attention). Without a compressor it attends to the window alone.
+    """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over entries that a compressor
+    makes of every so many earlier ones.
 
-    One vector c = norm(x·W_kv), `head_dim` wide, is the key and the value of all heads. Queries come by way of
-    `q_lora_rank`, each normalised by `head_norm`. Queries, keys and entries are rotated in their last channels, an
-    entry by the place of its first token, and each head's output is turned back by the place of its query. `sinks` adds
-    a learned logit without a value to each head's softmax. The output is made in two products: of each of `o_groups`
-    groups of heads to `o_lora_rank` numbers, and of all of these.
+    One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a product of low rank. Queries, keys
+    and entries are rotated in their last channels, an entry by the place of its first token, and each head's output is
+    turned back by the place of its query. The output is made in two products: of each group of heads, and of what all
+    groups give.
 
     Only entries grow with a row: its window, and the sums over tokens that no whole entry has yet, are states.
     """
@@ -42,15 +40,26 @@ class Compressed(SoftmaxAttention, kind="compressed"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q_a", "kv", "entry_kv"),)
 
     head_dim: PositiveInt
+    """Channels of a head, and of the vector c."""
     q_lora_rank: PositiveInt
+    """Rank of the query projection: channels of the latent between its two matrices."""
     o_groups: PositiveInt
+    """Number of groups of heads that the output's first product takes by themselves, a divisor of `n_heads`."""
     o_lora_rank: PositiveInt
+    """Channels that the output's first product makes of each group."""
     window: PositiveInt
+    """Number of tokens that a query sees as they are, itself included."""
     norm: WholeNorm = RMSNorm()
+    """Norm of the queries' latent, and of c."""
     head_norm: WholeNorm = RMSNorm(weight=False)
+    """Norm of each head's query."""
     sinks: bool = True
+    """Whether a learned logit without a value is added to each head's softmax."""
     compressor: Compressor | None = None
+    """Compressor that makes the entries; null for attention to the window alone."""
     indexer: Indexer | None = None
+    """Indexer that chooses the entries that a query attends to (compressed sparse attention); null for all of them
+    (heavily compressed attention)."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)

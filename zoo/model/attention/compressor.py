@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 class Compressor(Spec, axis="compressor", default="disjoint"):
-    """Make one entry of every `rate` tokens of a text: the sum of x·W_v, weighted for each channel by a softmax over
+    """Make one entry of consecutive tokens of a text: the sum of x·W_v, weighted for each channel by a softmax over
     x·W_g + the place's own number, and normalised (DeepSeek-V4, 2026)."""
 
     overlap: ClassVar[bool] = False  # whether a token counts for the entry after its own, too
 
     rate: Annotated[int, Ge(2)]
+    """Number of tokens that make one entry."""
     norm: WholeNorm = RMSNorm()
+    """Norm of each entry."""
 
     @property
     def series(self) -> int:

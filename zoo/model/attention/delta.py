@@ -36,31 +36,41 @@ class GatedDelta(Attention, kind="gated_delta"):
     """Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2024; Qwen3-Next).
 
     q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are made 1 long, and q is multiplied by 1/√K.
-    A key head serves H/G value heads. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = beta_scale·σ(b), of the
-    token,
+    With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = beta_scale·σ(b), of the token,
 
-        S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ gate(z))·W_out,
+        S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ gate(z))·W_out.
 
-    `norm` being over each value head. A `beta_scale` of 2 lets S change its sign along k (Grazzi et al., 2024, negative
-    eigenvalues). Without `decay` α is 1: the delta rule alone (Yang et al., 2024, DeltaNet, which has no `gate` either,
-    as null says). `chunk_size` changes speed alone. The recurrence is computed in float32.
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "z", "b", "a"),)
 
     n_k_heads: PositiveInt
+    """Number of heads of queries and keys, G. Each serves H/G value heads."""
     n_v_heads: PositiveInt
+    """Number of heads of values, H."""
     head_k_dim: PositiveInt
+    """Channels K of a head's queries and keys."""
     head_v_dim: PositiveInt
+    """Channels V of a head's values."""
     d_conv: PositiveInt = 4
+    """Width of the causal convolution of q, k and v, in tokens."""
     conv_bias: bool = False
+    """Whether the convolution has a bias."""
     activation: PlainActivation = SiLU()
+    """Activation of the convolution's output."""
     beta_scale: PositiveFloat = 1.0
+    """Factor of β, the strength of writing. A factor of 2 lets S change its sign along k (Grazzi et al., 2024, negative
+    eigenvalues)."""
     decay: bool = True
+    """Whether the state decays. Otherwise α is 1: the delta rule alone (Yang et al., 2024, DeltaNet)."""
     gate: PlainActivation | None = SiLU()
+    """Activation of the output gate z; null for no gate (DeltaNet)."""
     norm: WholeNorm = RMSNorm(eps=1e-6)
+    """Norm of each value head's output y."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.n_v_heads % self.n_k_heads:

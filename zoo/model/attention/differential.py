@@ -27,19 +27,23 @@ class Differential(SoftmaxAttention, kind="differential"):
     """Differential attention (Ye et al., 2024): (softmax(q1·k1ᵀ) − λ·softmax(q2·k2ᵀ))·v, normalised in each head and
     multiplied by 1 − λ_init.
 
-    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + `lambda_init`, of vectors that all heads share. Each of `n_heads` heads has
-    two queries and two keys `head_dim` wide, and a value twice as wide; `n_kv_heads` of keys and values serve groups
-    of them. The paper's `lambda_init` grows with depth, 0.8 − 0.6·exp(−0.3·l) in layer l from 0 on; 0.8 throughout is
-    its other choice. `norm` is that of a head's output.
+    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init, of vectors that all heads share. Each head has two queries and two
+    keys, and a value twice as wide.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     n_kv_heads: PositiveInt
+    """Number of heads of keys and values, each of which serves a group of query heads."""
     head_dim: PositiveInt
+    """Channels of a head's queries and keys; its value has twice as many."""
     norm: WholeNorm
+    """Norm of a head's output."""
     lambda_init: float = 0.8
+    """Constant λ_init. The paper's grows with depth, 0.8 − 0.6·exp(−0.3·l) in layer l from 0 on; 0.8 throughout is its
+    other choice."""
     bias: bool = False
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:

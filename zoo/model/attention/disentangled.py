@@ -37,19 +37,21 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
 
     score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
     in the model's `position`, a `relative` one. The second term is content to position, c2p, the third position to
-    content, p2c; `types` says which there are. `scale` is 1/√(head_dim·(1 + number of types)) unless given.
-
-    `share_att_key` projects positions by the q and k of the content (v2, v3) rather than by weights of their own, and
-    `key_bias` gives k and p_k a bias (v2, v3), which q, v, o and p_q always have. v1 has neither.
+    content, p2c. q, v, o and p_q always have a bias.
     """
 
     ragged: ClassVar[bool] = False  # its bias is made of all queries and keys at once
 
     head_dim: PositiveInt
+    """Channels of a head."""
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
+    """Terms of positions in the scores: c2p, p2c, both or none."""
     share_att_key: bool = False
+    """Whether positions are projected by the content's q and k (v2, v3), rather than by weights of their own (v1)."""
     key_bias: bool = True
+    """Whether k and p_k have a bias (v2, v3; not v1)."""
     scale: PositiveFloat | None = None
+    """Factor of the scores; 1/√(head_dim·(1 + number of types)) unless given."""
 
     def __post_init__(self) -> None:
         if len(set(self.types)) < len(self.types):

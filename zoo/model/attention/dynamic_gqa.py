@@ -6,11 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveFloat
-
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.gqa import GQA
+from zoo.model.attention.nodes import DynamicConvolution
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.ffn import multiply
 from zoo.model.norm import WholeNorm
@@ -24,40 +23,34 @@ if TYPE_CHECKING:
 
 class DynamicGQA(GQA, kind="dynamic_gqa"):
     """Grouped-query attention with sinks and a convolution that are made of its input (Thinking Machines, 2026, Inkling
-    2).
-
-    With `token_sinks` each query has a sink's logit of its own in every head, x·W. With `dynamic_conv` each token adds
-    weights of its own to those of the short convolution, x·W for every tap of every head of keys and of values (Wu et
-    al., 2019, dynamic convolutions). What the convolution of keys and values gives is multiplied by `conv_scale`.
-    `k_norm` normalises keys otherwise than `qk_norm` does.
-
-    With `separate_inputs` it reads three vectors of a token, for queries (with gate, sinks and positions), for keys and
-    for values, which the block makes.
-    """
+    2)."""
 
     takes_memory: ClassVar[bool] = False
+    moved: ClassVar[dict[str, str]] = GQA.moved | {
+        "dynamic_conv": "short_conv: {dynamic: true}",
+        "conv_scale": "short_conv: {scale: …}",
+    }
 
+    short_conv: DynamicConvolution | None = None
+    """A short convolution of keys and values, whose weights may depend on the token."""
     token_sinks: bool = True
-    dynamic_conv: bool = False
-    conv_scale: PositiveFloat = 1.0
+    """Whether each query has a sink's logit of its own in every head, x·W."""
     k_norm: WholeNorm | None = None
+    """The norm of keys, where it is not that of queries."""
     separate_inputs: bool = False
+    """Whether it reads three vectors of a token, which the block makes: for queries (with gate, sinks and positions),
+    for keys and for values."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sinks and self.token_sinks:
             raise ValueError("sinks are one logit a head, and token_sinks one for each token and head (one of them)")
-        for name in ("kv_from", "k_is_v"):
-            if getattr(self, name):
+        for name, given in (("kv_from", self.kv_from), ("values.tied", self._values.tied)):
+            if given:
                 raise ValueError(f"{name} is of keys and values that gqa makes alone (attention: gqa, or leave it out)")
-        if self.short_conv is None and (self.dynamic_conv or self.conv_scale != 1.0):
-            idle = "dynamic_conv" if self.dynamic_conv else f"conv_scale={self.conv_scale}"
-            raise ValueError(f"{idle} is of the short convolution, and there is none (give `short_conv`)")
-        if self.short_conv is not None and self.short_conv_over != "kv":
-            raise ValueError(f"short_conv_over={self.short_conv_over}: this kind convolves keys and values alone (kv)")
-        if self.dynamic_conv and len(set(self.head_widths)) > 1:
-            widths = f"v_head_dim={self.v_head_dim} and head_dim={self.head_dim}"
-            raise ValueError(f"dynamic_conv is of keys as wide as their values, found {widths} (leave v_head_dim out)")
+        if self.short_conv and self.short_conv.dynamic and len(set(self.head_widths)) > 1:
+            widths = f"values.head_dim={self.head_widths[1]} and head_dim={self.head_dim}"
+            raise ValueError(f"short_conv.dynamic is of keys as wide as their values, found {widths} (the same)")
 
     @property
     def needs_block(self) -> str:  # type: ignore[override]
@@ -76,12 +69,13 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
         return super().splits_tokens and not self.token_sinks
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        taps = Linear(d_model, self.n_kv_heads * (self.short_conv or 0), precise=True)
+        conv = self.short_conv
+        taps = Linear(d_model, self.n_kv_heads * conv.width, precise=True) if conv and conv.dynamic else None
         return {
             **super().parts(d_model),
             **({"k_norm": Sized(self.k_norm, self.head_dim)} if self.k_norm else {}),
             **({"sinks": Linear(d_model, self.n_heads, precise=True)} if self.token_sinks else {}),
-            **({"k_taps": taps, "v_taps": taps} if self.dynamic_conv else {}),
+            **({"k_taps": taps, "v_taps": taps} if taps else {}),
         }
 
     def ask(self, dtype: str, **features: Any) -> Ask:
@@ -94,22 +88,30 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
         q = self._queries(m, m.q(of_q), step)  # B T H C
         k, v = m.k(of_k), m.v(of_v)
         if self.short_conv is not None:
-            k, v = self._mix(m, k, v, (of_k, of_v), step)
+            k, v = self._mix(m, self.short_conv, k, v, (of_k, of_v), step)
         k, v = self._keys_values(m, k, v, step)  # B T K C, B T K V
         k, v = step.remember(k=k, v=v)
         return self._attend(m, of_q, q, k, v, step)
 
-    def _mix(self, m: Weights, k: Tensor, v: Tensor, made_of: tuple[Tensor, Tensor], step: Step) -> tuple[Tensor, ...]:
+    def _mix(
+        self,
+        m: Weights,
+        conv: DynamicConvolution,
+        k: Tensor,
+        v: Tensor,
+        made_of: tuple[Tensor, Tensor],
+        step: Step,
+    ) -> tuple[Tensor, ...]:
         """Convolve keys [B, T, K·C] and values along the tokens, which are `made_of` those vectors [B, T, D]."""
         check_causal(step)
         taps = None
-        if self.dynamic_conv:
+        if conv.dynamic:
             each = (m.k_taps(made_of[0]), m.v_taps(made_of[1]))
             taps = torch.cat(each, -1).unflatten(-1, (2 * self.n_kv_heads, -1))  # B T 2K W
         plain = torch.cat((k, v), -1)
         mixed = convolve(m.conv, plain, step, taps=taps).contiguous()  # channels first, which no fused attention takes
-        mixed = mixed + plain if self.short_conv_residual else mixed
-        return multiply(mixed, self.conv_scale).split(self._mixed, -1)
+        mixed = mixed + plain if conv.residual else mixed
+        return multiply(mixed, conv.scale).split(self._mixed, -1)
 
     def _sink(self, m: Weights, x: Tensor) -> Tensor | None:
         return m.sinks(x) if self.token_sinks else super()._sink(m, x)

@@ -23,13 +23,13 @@ class Fourier(Attention, kind="fourier"):
     and channels, Re(F_T·x·F_D). It has no weights.
 
     Computed as products with the transforms' cosines and sines, C_T·(x·C_D) − S_T·(x·S_D), in float32: a row that is
-    padded, or a document in a packed row, is transformed by the tokens that it has. `d_model` is the width of the
-    residual stream, stated because the FLOPs depend on it.
+    padded, or a document in a packed row, is transformed by the tokens that it has.
     """
 
     causal: ClassVar[bool | None] = False
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the FLOPs depend on it."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         if d_model != self.d_model:

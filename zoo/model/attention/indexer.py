@@ -107,12 +107,15 @@ def check_rotation(indexer: Any, position: Position, width: int) -> None:
 
 
 class TopKIndexer(Indexer):
-    """Base of the lightning indexers: choose the `top_k` keys k of highest Σ_h w_h·relu(q_h·k), with q = latent·W_q of
-    `n_heads` heads, `head_dim` wide, and weights w = x·W_w. Its keys have a cache of their own."""
+    """Base of the lightning indexers: choose the keys k of highest Σ_h w_h·relu(q_h·k), with q = latent·W_q and weights
+    w = x·W_w. The keys have a cache of their own."""
 
     n_heads: PositiveInt = 64
+    """Number of the indexer's heads, whose scores are added up."""
     head_dim: PositiveInt = 128
+    """Channels of a head's queries, and of the keys."""
     top_k: PositiveInt = 2048
+    """Number of keys that a query attends to, at most."""
 
     @property
     def most_keys(self) -> int:
@@ -152,16 +155,19 @@ class TopKIndexer(Indexer):
 class Lightning(TopKIndexer, kind="lightning"):
     """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) a token.
 
-    The leading channels of q and k are rotated, as many and by the same angles as in attention: halves of them as
-    pairs, or neighbours where `interleaved` (GLM-5); with `rotates_last` the last channels in their place (Hy4, 2026).
-    `input_norm` is that of the latent, `tempering` makes queries grow with position (Mistral Large 4, 2026).
+    Channels of q and k are rotated, as many and by the same angles as in attention.
     """
 
     norm: WholeNorm = LayerNorm(eps=1e-6)
+    """Norm of the keys."""
     interleaved: bool = False
+    """Whether neighbouring channels are the rotated pairs (GLM-5, 2026), rather than those of two halves."""
     rotates_last: bool = False
+    """Whether the last channels are rotated, rather than the leading ones (Hy4, 2026)."""
     input_norm: WholeNorm | None = None
+    """Norm of the latent that queries are made of."""
     tempering: Tempering | None = None
+    """Tempering of the queries, which grow with position (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
         if self.tempering is not None and not self.tempering.by_head:
@@ -193,12 +199,14 @@ class Lightning(TopKIndexer, kind="lightning"):
 
 
 class NormedIndexer(Indexer):
-    """Base of the indexers that compare normalised queries q = norm(x·W_q) of `n_heads` heads, `head_dim` wide, with
-    keys of x·W_k, all heads alike."""
+    """Base of the indexers that compare normalised queries q = norm(x·W_q) with keys of x·W_k, all heads alike."""
 
     n_heads: PositiveInt
+    """Number of the indexer's heads."""
     head_dim: PositiveInt = 128
+    """Channels of a head's queries, and of the keys."""
     norm: WholeNorm = RMSNorm()
+    """Norm of each head's query, and of the keys."""
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
@@ -216,22 +224,25 @@ class NormedIndexer(Indexer):
 
 
 class Blocks(NormedIndexer, kind="blocks"):
-    """The block indexer (MiniMax-M3, 2026): the `top_blocks` blocks of `block_size` keys with the highest q·k in them,
-    the newest `local_blocks` that a query sees among them, chosen by each of `n_heads` heads for its share of the
-    attention's.
+    """The block indexer (MiniMax-M3, 2026): the `top_blocks` blocks of keys with the highest q·k in them, the newest
+    that a query sees among them, chosen by each head for its share of the attention's heads.
 
-    q = norm(x·W_q) of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide. Rotation and cache are as the
-    lightning indexer's. Blocks are counted from where a text begins, so that neither padding before it nor a
-    document before it in its row moves them.
+    q = norm(x·W_q), one key k = norm(x·W_k) a token. Rotation and cache are as the lightning indexer's. Blocks are
+    counted from where a text begins, so that neither padding before it nor a document before it in its row moves them.
     """
 
     causal: ClassVar[bool | None] = True  # the newest block is the query's own
 
     n_heads: PositiveInt = 4
+    """Number of the indexer's heads, a divisor of the attention's. Each chooses for its share of those."""
     block_size: PositiveInt = 128
+    """Keys of a block."""
     top_blocks: PositiveInt = 16
+    """Number of blocks that a query attends to, at most."""
     local_blocks: PositiveInt = 1
+    """Number of newest blocks that are always chosen, of those that a query sees."""
     interleaved: bool = False
+    """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
 
     def __post_init__(self) -> None:
         if self.local_blocks > self.top_blocks:
@@ -294,16 +305,19 @@ class ByPools:
 
 
 class Pooled(ByPools, TopKIndexer, kind="pooled"):
-    """A lightning indexer over pools of `pool` tokens (GLM-5.3, 2026): the `top_k` // pool best of those that a query
-    sees to their end, and what it sees of the one that goes on.
+    """A lightning indexer over pools of tokens (GLM-5.3, 2026): the `top_k` // `pool` best of those that a query sees
+    to their end, and what it sees of the one that goes on.
 
     A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + the
     place's own number. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from where a text begins.
     """
 
     n_heads: PositiveInt = 32
+    """Number of the indexer's heads, whose scores are added up."""
     pool: PositiveInt = 16
+    """Tokens of a pool, a divisor of `top_k`."""
     norm: WholeNorm = LayerNorm(eps=1e-6)
+    """Norm of the tokens' keys."""
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
@@ -330,15 +344,17 @@ class Pooled(ByPools, TopKIndexer, kind="pooled"):
 class EntryIndexer(TopKIndexer, kind="entries"):
     """The lightning indexer over compressed entries (DeepSeek-V4, 2026), which chooses of those that a query sees.
 
-    Its keys are entries of its own, which `compressor` makes of the tokens that attention's are made of. The last
-    channels of queries and keys are rotated as attention's are, `interleaved` where neighbours are the pairs.
+    The last channels of queries and keys are rotated as attention's are.
     """
 
     causal: ClassVar[bool | None] = True
 
     top_k: PositiveInt = 512
+    """Number of entries that a query attends to, at most."""
     compressor: Compressor
+    """Compressor that makes the keys, entries of the indexer's own, of the tokens that attention's are made of."""
     interleaved: bool = False
+    """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return super().weights(d_model, q_width) | self.compressor.list_parts(d_model, self.head_dim, "index_")
@@ -355,12 +371,12 @@ class EntryIndexer(TopKIndexer, kind="entries"):
 
 
 class Shared(Indexer, kind="shared"):
-    """The choice of the nearest layer before that has an indexer of its own (GLM-5, 2026): no weights and no cache.
-    `top_k` is that layer's."""
+    """The choice of the nearest layer before that has an indexer of its own (GLM-5, 2026): no weights and no cache."""
 
     owns: ClassVar[bool] = False
 
     top_k: PositiveInt
+    """Number of keys that a query attends to: that of the layer whose choice it takes."""
 
     @property
     def most_keys(self) -> int:

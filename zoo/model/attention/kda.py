@@ -38,23 +38,30 @@ class KDA(Attention, kind="kda"):
 
         S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out,
 
-    α scaling the rows of S and `norm` being over each head. W_fa and W_ga are K wide; without `low_rank` one matrix W_f
-    stands for W_fa·W_fb, and W_g for W_ga·W_gb. With a negative `lower_bound` α = exp(lower_bound·σ(exp(A_log)·(x·W_f +
-    dt_bias))), which cannot fall below exp(lower_bound) (Ling 3, 2026). `chunk_size`, a power of two, changes speed
-    alone. The recurrence is computed in float32.
+    α scaling the rows of S. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "b", "f_a", "g_a", "f", "g"),)
 
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_dim: PositiveInt
+    """Channels K of a head's queries, keys and values."""
     d_conv: PositiveInt = 4
+    """Width of the causal convolution of q, k and v, in tokens."""
     activation: PlainActivation = SiLU()
+    """Activation of the convolution's output."""
     norm: WholeNorm = RMSNorm(eps=1e-5)
+    """Norm of each head's output y."""
     low_rank: bool = True
+    """Whether decay and output gate are products of two matrices, W_fa and W_ga being K wide. Otherwise one matrix W_f
+    stands for W_fa·W_fb, and W_g for W_ga·W_gb."""
     lower_bound: Annotated[float, Field(lt=0)] | None = None
+    """Lower bound of the decay's logarithm ln α, below 0: α = exp(lower_bound·σ(exp(A_log)·(x·W_f + dt_bias))) (Ling 3,
+    2026). None unless given."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

@@ -36,20 +36,25 @@ class Lightning(Attention, kind="lightning"):
 
         S ← exp(−s)·S + k⊗v [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_g))·W_out,
 
-    `norm` being an RMS norm over all heads together. MiniMax's `decay_scale` falls from the first layer to the last.
-    The slopes are a saved buffer, so that a rank of tensor parallelism has those of its own heads. `chunk_size` changes
-    speed alone. The recurrence is computed in float32.
+    `norm` being an RMS norm over all heads together. The slopes are a saved buffer, so that a rank of tensor
+    parallelism has those of its own heads. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
 
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_dim: PositiveInt
+    """Channels K of a head's queries, keys and values."""
     activation: PlainActivation = SiLU()
+    """Activation of q, k and v."""
     decay_scale: PositiveFloat = 1.0
+    """Factor of the slopes. MiniMax-01's falls from the first layer to the last."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of the output's norm, added to the mean square under its root."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     @property
     def d_inner(self) -> int:
@@ -118,24 +123,30 @@ def _fill_slopes(tensor: Tensor, scale: float) -> None:
 class GLA(Attention, kind="gla"):
     """Gated linear attention (Yang et al., 2023): a decay for each channel of the keys, which depends on the token.
 
-    With q, k [H, K], v [H, V] and α = σ(x·W_a·W_b + bias)^(1/temperature) [H, K], W_a being `gate_rank` wide,
+    With q, k [H, K], v [H, V] and α = σ(x·W_a·W_b + bias)^(1/temperature) [H, K],
 
         S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
 
-    α scaling the rows of S and `norm` being over each head. `chunk_size`, a power of two, changes speed alone. The
-    recurrence is computed in float32.
+    α scaling the rows of S. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate", "a"),)
 
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_k_dim: PositiveInt
+    """Channels K of a head's queries and keys."""
     head_v_dim: PositiveInt
+    """Channels V of a head's values."""
     gate_rank: PositiveInt = 16
+    """Rank of the decay's product W_a·W_b."""
     temperature: PositiveFloat = 16.0
+    """Temperature of the decay α, the divisor of ln α: the higher, the less is forgotten."""
     norm: WholeNorm = RMSNorm(eps=1e-5)
+    """Norm of each head's output y."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

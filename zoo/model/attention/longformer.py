@@ -46,8 +46,11 @@ class Longformer(SoftmaxAttention, kind="longformer"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"), ("q_global", "k_global", "v_global"))
 
     head_dim: PositiveInt
+    """Channels of a head."""
     window: PositiveInt
+    """Distance, in tokens, that a local token sees to either side."""
     bias: bool = True
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)

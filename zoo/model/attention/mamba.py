@@ -44,24 +44,32 @@ class Mamba(Attention, kind="mamba"):
 
         h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S],   y = h·C + D ⊙ u,   out = (y ⊙ silu(z))·W_out.
 
-    `dt_rank` is the width that Δ is projected through, ⌈d_model/16⌉ unless given. `inner_norm` normalises it, B and C
-    (Jamba; without a weight, Falcon Mamba). `d_model`, the residual stream's width, is stated because the state's size
-    follows from it. The recurrence is computed in float32. Channels may fall into `heads`, each with B, C and Δ of its
-    own channels alone (Glorioso et al., 2024, Zamba).
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the state's size follows from it."""
     expand: PositiveInt = 2
+    """Inner channels for each channel of the residual stream: E = expand·d_model."""
     heads: PositiveInt = 1
+    """Equal parts of the inner channels, each with B, C and Δ of its own channels alone (Glorioso et al., 2024,
+    Zamba)."""
     d_state: PositiveInt = 16
+    """State size S of each inner channel."""
     d_conv: PositiveInt = 4
+    """Width of the causal convolution, in tokens."""
     dt_rank: PositiveInt | None = None
+    """Width that Δ is projected through, in channels; ⌈d_model/16⌉ unless given."""
     bias: bool = False
+    """Whether the input and the output projection have a bias."""
     conv_bias: bool = True
+    """Whether the convolution has a bias."""
     activation: PlainActivation = SiLU()
+    """Activation of the convolution's output."""
     inner_norm: WholeNorm | None = None
+    """Norm of B, of C and of what Δ is projected from (Jamba; without a weight, Falcon Mamba)."""
 
     def __post_init__(self) -> None:
         if self.expand * self.d_model % self.heads:
@@ -161,6 +169,7 @@ class MambaShard(Mamba):
     """A Mamba of which one of `ranks` ranks has its part of the expand·d_model channels."""
 
     ranks: int = 1
+    """Number of ranks that divide the channels."""
 
     @property
     def d_inner(self) -> int:
@@ -175,6 +184,7 @@ class MambaHeads(Mamba):
     """A Mamba of which one of `ranks` ranks has some of the heads."""
 
     ranks: int = 1
+    """Number of ranks that divide the heads."""
 
     @property
     def d_inner(self) -> int:
@@ -225,35 +235,48 @@ def _scan_spans(
 class Mamba2(Attention, kind="mamba2"):
     """State space duality (Dao and Gu, 2024): one rate a head, so that a chunk of tokens is a few matrix products.
 
-    One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`; heads of a group
-    share B and C. With Δ = softplus(Δ + dt_bias), held between `dt_min` and `dt_max`, and A = −exp(A_log),
+    One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`. With
+    Δ = softplus(Δ + dt_bias), held between `dt_min` and `dt_max`, and A = −exp(A_log),
 
-        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out.
+        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out,
 
-    `norm_eps` null leaves the norm out; `norm_before_gate` has norm(y) ⊙ silu(z). It is an RMS norm over each of
-    `norm_groups` equal parts of the channels, as many as `n_groups` unless given. `out_bias` follows `bias` unless
-    given. `multipliers` scale z, x, B, C and Δ as the product gives them: constants of µP (Falcon-H1, 2025).
-    `chunk_size` changes speed alone. The recurrence is computed in float32.
+    `norm` being an RMS norm over groups of channels. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
 
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_dim: PositiveInt
+    """Channels P of a head."""
     d_state: PositiveInt = 128
+    """State size S of each channel."""
     d_conv: PositiveInt = 4
+    """Width of the causal convolution of x, B and C, in tokens."""
     n_groups: PositiveInt = 1
+    """Groups of heads, G, that share B and C."""
     bias: bool = False
+    """Whether the input projection has a bias; W_out's follows `out_bias` where that is given."""
     conv_bias: bool = True
+    """Whether the convolution has a bias."""
     activation: PlainActivation = SiLU()
+    """Activation of the convolution's output."""
     norm_eps: PositiveFloat | None = 1e-5
+    """Epsilon of the output's norm, added to the mean square under its root; null leaves the norm out."""
     norm_before_gate: bool = False
+    """Whether the norm comes before the gate: norm(y) ⊙ silu(z)."""
     norm_groups: PositiveInt | None = None
+    """Equal parts of the channels that are normalised by themselves; as many as `n_groups` unless given."""
     out_bias: bool | None = None
+    """Whether W_out has a bias; as `bias` unless given."""
     multipliers: tuple[float, float, float, float, float] | None = None
+    """Constant factors of z, x, B, C and Δ as the product gives them, multipliers of µP (Falcon-H1, 2025)."""
     dt_min: NonNegativeFloat = 0.0
+    """Lower bound of Δ."""
     dt_max: PositiveFloat | None = None
+    """Upper bound of Δ; null for none."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_groups:

@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 
 class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
-    """An indexer over pools of `pool` tokens (Qwen Team, 2026, Qwen4-Exp's QSA): the `top_k` // pool pools of highest
-    Σ_h relu(q_h·k̄) of those that a query sees to their end, and what it sees of the one that goes on.
+    """An indexer over pools of tokens (Qwen Team, 2026, Qwen4-Exp's QSA): the `top_k` // `pool` pools of highest Σ_h
+    relu(q_h·k̄) of those that a query sees to their end, and what it sees of the one that goes on.
 
-    k̄ is the norm of the mean of the tokens' keys k = x·W_k, `head_dim` wide; q = norm(x·W_q) has `n_heads` heads. The
-    leading channels of both are rotated by attention's own angles, k̄ by that of the pool's first token. Keys k are
-    cached. Pools are counted from where a text begins.
+    k̄ is the norm of the mean of the tokens' keys k = x·W_k, and q = norm(x·W_q). The leading channels of both are
+    rotated by attention's own angles, k̄ by that of the pool's first token. Keys k are cached. Pools are counted from
+    where a text begins.
     """
 
     rotates_pools: ClassVar[bool] = True
 
     n_heads: PositiveInt = 32
+    """Number of the indexer's heads, whose scores are added up."""
     top_k: PositiveInt = 2048
+    """Number of keys in the pools that a query chooses, a multiple of `pool`."""
     pool: PositiveInt = 16
+    """Tokens of a pool."""
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
         check_rotation(self, position, width)

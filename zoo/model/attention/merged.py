@@ -25,22 +25,28 @@ class MergedAttention(Attention, kind="merged"):
     merges: ClassVar[bool] = True
 
     n_heads: PositiveInt
+    """Query heads, as many as of the layer's attention."""
     n_kv_heads: PositiveInt
+    """Sets of keys and values, as many as of the layer's attention."""
     head_dim: PositiveInt
+    """Channels of a head's keys."""
     v_head_dim: PositiveInt | None = None
+    """Channels of a head's values, as many as of its keys unless given."""
 
     def check_beside(self, attention: Attention) -> None:
         if not isinstance(attention, GQA) or not attention.takes_memory:
             raise ValueError(
                 f"cross '{self.kind}' is of softmax attention, found '{attention.kind}' (gqa, or cross: mha)"
             )
-        for name in ("n_heads", "n_kv_heads", "head_dim", "v_head_dim"):
+        for name in ("n_heads", "n_kv_heads", "head_widths"):
             own, made = getattr(self, name), getattr(attention, name)
             if own != made:
                 found = f"cross.{name} is {own}, and attention, which reads the encoder, has {name}={made}"
                 raise ValueError(f"{found} (the same)")
-        for name in ("chunk", "kv_from", "k_is_v", "indexer", "short_conv"):
-            if getattr(attention, name):
+        own = {name: getattr(attention, name) for name in ("kv_from", "indexer", "short_conv")}
+        own |= {"window_kind": attention.visible_chunk, "values.tied": attention.values and attention.values.tied}
+        for name, given in own.items():
+            if given:
                 raise ValueError(
                     f"attention.{name} is of tokens alone, and cross '{self.kind}' adds others (leave it out)"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,6 +14,7 @@ from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.indexer import Indexer, check_tokens_chosen
+from zoo.model.attention.nodes import LatentGate
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
@@ -30,22 +31,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     wide, and one key for all heads alone carries the position; only these two are cached.
 
     c = norm(x·W_kva), k = [c·W_kb ; rope(x·W_kr)], v = c·W_vb; queries likewise by way of `q_lora_rank`, or straight
-    from x without. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide, its values `v_head_dim`.
-    `norm` is that of the latents. `bias` is for what makes the latents and for the output. `scale` multiplies the
-    scores, 1/√(nope + rope) unless given. With an `indexer` a query attends to the keys that it chooses alone
-    (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025). `tempering` makes queries grow with position (Mistral Small 4).
-    With `scale_latents` queries are multiplied by √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which
-    gives both at the start of training the variance that they would have without a low rank (LongCat-Flash, 2025).
-    `output_gate` multiplies each head's output by σ(x·W): the head as a whole (Ling 3, 2026), or with `gate_over`
-    channel each channel (Hy4, 2026); with `gate_from` latent it is made of what queries are made of, in place of x.
-    With `raw_latent` these are made of their latent l as it is, too, [norm(l) ; l] (both A.X K2, 2026). `sinks` adds a
-    learned logit without a value to each head's softmax (gpt-oss). `rope_norm` normalises the one rotated key before
-    its rotation. `window` W lets a causal query see W keys, itself included, and one that sees both ways W to either
-    side (both Dots Studio, 2026, dots3 note).
-    With `kv_from` a layer has no latents of its own: it reads those of the last layer before it of the kind that this
-    names, and expands them by products of its own (Mistral Large 4, 2026).
-    `short_conv` W passes queries, and what the latents and the rotated key are made of, through depthwise causal
-    convolutions of W tokens (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers), whose state is the last W − 1.
+    from x without. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide.
 
     Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
@@ -56,31 +42,77 @@ class MLA(SoftmaxAttention, kind="mla"):
     lent_alike: ClassVar[tuple[str, ...]] = (
         *("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents", "rope_norm", "window"),
     )
+    moved: ClassVar[dict[str, str]] = {
+        "output_gate": "gate: true",
+        "gate_over": "gate: {over: …}",
+        "gate_from": "gate: {reads: …}",
+    }
 
     kv_lora_rank: PositiveInt
+    """Channels of the latent that keys and values come of."""
     qk_nope_head_dim: PositiveInt
+    """Channels of a head's queries and keys that no position rotates."""
     qk_rope_head_dim: NonNegativeInt
+    """Channels of a head's queries that are rotated, and of the one rotated key."""
     v_head_dim: PositiveInt
+    """Channels of a head's values."""
     norm: WholeNorm
+    """The norm of the latents."""
     q_lora_rank: PositiveInt | None = None
+    """Channels of the latent that queries come of; without, they are made of x."""
     bias: bool = False
+    """Whether the products that make the latents, and that of the output, have a bias."""
     scale: PositiveFloat | None = None
+    """What scores are multiplied by, 1/√(nope + rope) unless given."""
     indexer: Indexer | None = None
+    """What chooses the keys that a query attends to (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025)."""
     tempering: Tempering | None = None
-    output_gate: bool = False
+    """What makes queries grow with their position (Mistral Small 4, 2026)."""
+    gate: LatentGate | None = None
+    """A gate on each head's output (Ling 3, 2026)."""
     scale_latents: bool = False
+    """Whether queries are multiplied by √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which gives both
+    at the start of training the variance that they have without a low rank (LongCat-Flash, 2025)."""
     rope_norm: bool = False
+    """Whether the one rotated key is normalised before its rotation (Dots Studio, 2026, dots3 note)."""
     window: PositiveInt | None = None
-    gate_over: Literal["head", "channel"] = "head"
-    gate_from: Literal["input", "latent"] = "input"
+    """Keys that a causal query sees, itself included; one that sees both ways sees so many to either side (dots3
+    note)."""
     raw_latent: bool = False
+    """Whether queries are made of their latent l as it is, too: of [norm(l) ; l] (A.X K2, 2026)."""
     sinks: bool = False
+    """Whether each head's softmax has one more score, learned, behind which no value stands (gpt-oss, 2025)."""
     short_conv: PositiveInt | None = None
+    """Tokens W of a depthwise causal convolution of queries, and of what the latents and the rotated key are made of
+    (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1."""
     kv_from: str | None = None
+    """The kind of layer whose latents these layers read, from the last one before, and expand by products of their own
+    (Mistral Large 4, 2026)."""
+
+    def __post_init__(self) -> None:
+        self.position.check(self.qk_rope_head_dim)
+        reads = "raw_latent" if self.raw_latent else "gate.reads=latent" if self._gate_reads_latent else None
+        if reads and self.q_lora_rank is None:
+            raise ValueError(f"{reads} is of the latent of queries, and there is none (give `q_lora_rank`)")
+        if self.kv_from is not None and self.short_conv is not None:
+            found = f"short_conv is of latents, which '{self.kv_from}' layers make"
+            raise ValueError(f"{found} (kv_from: null, or leave short_conv out)")
+        if self.rope_norm and not self.qk_rope_head_dim:
+            raise ValueError("rope_norm is of the rotated key, and qk_rope_head_dim=0 leaves none (leave it out)")
+        if self.indexer is not None:
+            if self.window is not None:
+                found = f"window={self.window} beside an indexer, which chooses among all keys"
+                raise ValueError(f"{found} (one of them)")
+            check_tokens_chosen(self.indexer)
+            self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
+
+    @property
+    def _gate_reads_latent(self) -> bool:
+        return self.gate is not None and self.gate.reads == "latent"
 
     @property
     def joins(self) -> tuple[tuple[str, ...], ...]:  # type: ignore[override]
-        if self.gate_from == "latent":
+        if self._gate_reads_latent:
             return ("q_a", "kv_a"), ("q_b", "gate")
         return (("q", "q_a", "kv_a", "gate"),)
 
@@ -95,31 +127,6 @@ class MLA(SoftmaxAttention, kind="mla"):
     @property
     def loops(self) -> bool:
         return False
-
-    def __post_init__(self) -> None:
-        self.position.check(self.qk_rope_head_dim)
-        self._check_gate()
-        if self.kv_from is not None and self.short_conv is not None:
-            found = f"short_conv is of latents, which '{self.kv_from}' layers make"
-            raise ValueError(f"{found} (kv_from: null, or leave short_conv out)")
-        if self.rope_norm and not self.qk_rope_head_dim:
-            raise ValueError("rope_norm is of the rotated key, and qk_rope_head_dim=0 leaves none (leave it out)")
-        if self.indexer is not None:
-            if self.window is not None:
-                found = f"window={self.window} beside an indexer, which chooses among all keys"
-                raise ValueError(f"{found} (one of them)")
-            check_tokens_chosen(self.indexer)
-            self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
-
-    def _check_gate(self) -> None:
-        stated = (self.gate_over, self.gate_from)
-        if not self.output_gate and stated != ("head", "input"):
-            idle = "gate_over" if self.gate_over != "head" else "gate_from"
-            raise ValueError(f"{idle} says what the output gate is of, and there is none (give `output_gate: true`)")
-        reads = self.raw_latent or self.gate_from == "latent"
-        if reads and self.q_lora_rank is None:
-            idle = "raw_latent" if self.raw_latent else "gate_from=latent"
-            raise ValueError(f"{idle} reads the latent of queries, and there is none (give `q_lora_rank`)")
 
     @property
     def chooser(self) -> Indexer | None:
@@ -169,7 +176,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             **(latents if self.kv_from is None else {}),
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
-            **({"gate": Linear(self._gate_width(d_model), self._gates)} if self.output_gate else {}),
+            **self._make_gate(d_model),
             **(
                 {f"{name}_conv": self._convolution(width) for name, width in self._mixed.items()}
                 if self.short_conv
@@ -186,8 +193,11 @@ class MLA(SoftmaxAttention, kind="mla"):
         """Width of what queries are made of."""
         return d_model if self.q_lora_rank is None else self.q_lora_rank * (1 + self.raw_latent)
 
-    def _gate_width(self, d_model: int) -> int:
-        return self._q_width(d_model) if self.gate_from == "latent" else d_model
+    def _make_gate(self, d_model: int) -> dict[str, Any]:
+        if self.gate is None:
+            return {}
+        width = self.n_heads * (self.v_head_dim if self.gate.over == "channel" else 1)
+        return {"gate": Linear(self._q_width(d_model) if self._gate_reads_latent else d_model, width)}
 
     @property
     def _mixed(self) -> dict[str, int]:
@@ -202,10 +212,6 @@ class MLA(SoftmaxAttention, kind="mla"):
         if self.short_conv is None:
             return {}
         return {f"{name}_conv": (self.short_conv - 1, width) for name, width in self._mixed.items()}
-
-    @property
-    def _gates(self) -> int:
-        return self.n_heads * (self.v_head_dim if self.gate_over == "channel" else 1)
 
     def shard(self, ranks: int) -> MLA:
         indexer = self.indexer and self.indexer.shard(ranks)
@@ -268,8 +274,8 @@ class MLA(SoftmaxAttention, kind="mla"):
             latent = latent.to(x.dtype)
         attended = self._absorbed if few or pooled else self._expanded
         y = attended(m, q_nope, q_rope, latent, step)  # B T H V
-        if self.output_gate:
-            gate = m.gate(read if self.gate_from == "latent" else x).unflatten(-1, (self.n_heads, -1))  # B T H 1|V
+        if self.gate is not None:
+            gate = m.gate(read if self._gate_reads_latent else x).unflatten(-1, (self.n_heads, -1))  # B T H 1|V
             y = y * gate.float().sigmoid().to(y.dtype)
         return m.o(y.flatten(-2))  # B T D
 

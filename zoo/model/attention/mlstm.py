@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 class MLSTM(Attention, kind="mlstm"):
     """mLSTM (Beck et al., 2024, xLSTM; Beck et al., 2025, xLSTM 7B).
 
-    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f, held by `gate_softcap` c to
-    c·tanh(·/c),
+    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f,
 
         C ← σ(f̃)·C + e^ĩ·k⊗v [H, K, V],   n ← σ(f̃)·n + e^ĩ·k,   h = Cᵀq / max(|nᵀq|, 1),
         out = (norm(h) ⊙ σ(x·W_o))·W_out,
 
     q being divided by √K and `norm` a LayerNorm over each head. C and n are kept divided by e^m, where m is the largest
-    exponent so far, and 0 before the first token: e^ĩ overflows nowhere. n is the last column of C. `eps` is added to
-    the divisor. `bias` is that of q, k, v, o, out and the norm. `chunk_size` changes speed alone. The recurrence is
+    exponent so far, and 0 before the first token: e^ĩ overflows nowhere. n is the last column of C. The recurrence is
     computed in float32.
     """
 
@@ -39,13 +37,21 @@ class MLSTM(Attention, kind="mlstm"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"), ("i", "f"))
 
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_k_dim: PositiveInt
+    """Channels K of a head's queries and keys."""
     head_v_dim: PositiveInt
+    """Channels V of a head's values."""
     gate_softcap: PositiveFloat | None = 15.0
+    """Bound c of the logits of input and forget gates, c·tanh(·/c); null for none."""
     bias: bool = False
+    """Whether the projections of q, k, v and o, W_out and the norm have a bias."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of the output's norm, added to the variance under its root."""
     eps: PositiveFloat = 1e-6
+    """Epsilon, added to the divisor of a head's output h."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         key, value, heads = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim, self.n_heads

@@ -27,23 +27,27 @@ ITERATIONS = 6
 class Nystrom(Attention, kind="nystrom"):
     """Nyström attention (Xiong et al., 2021, Nyströmformer), for models that read both ways.
 
-    A text's landmarks are the means of the queries and of the keys of `n_landmarks` segments of it, as equal as can
-    be; a text with fewer tokens has a landmark for each. With the landmarks Q~ and K~ of Q and K, softmax(QKᵀ)·V is
-    taken as softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse
-    is found by six iterations of Razavi et al. (2014), from Aᵀ over the largest column sum of a text's matrices A, one
-    a head. The time is that of T·n_landmarks pairs. Without landmarks attention is softmax attention.
+    A text's landmarks are the means of the queries and of the keys of so many segments of it, as equal as can be. With
+    the landmarks Q~ and K~ of Q and K, softmax(QKᵀ)·V is taken as softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V,
+    scores being divided by √head_dim. The pseudo-inverse is found by six iterations of Razavi et al. (2014), from Aᵀ
+    over the largest column sum of a text's matrices A, one a head. The time is that of T·n_landmarks pairs.
 
-    A depthwise convolution of the values, with `conv_width` weights for each head, is added before the product o.
+    A depthwise convolution of the values, with weights of each head's own, is added before the product o.
     """
 
     causal: ClassVar[bool] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     n_heads: PositiveInt
+    """Number of heads."""
     head_dim: PositiveInt
+    """Channels of a head."""
     n_landmarks: PositiveInt | None = 64
+    """Number of a text's landmarks; a text with fewer tokens has one for each. null for softmax attention."""
     conv_width: PositiveInt | None = 65
+    """Width of the convolution, in tokens, an odd number; null for none."""
     bias: bool = True
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         if self.conv_width is not None and self.conv_width % 2 == 0:

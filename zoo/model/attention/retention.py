@@ -24,24 +24,29 @@ if TYPE_CHECKING:
 class Retention(Attention, kind="retention"):
     """Multi-scale retention (Sun et al., 2023, RetNet).
 
-    q, k [H, K] are rotated by `position`, as xPos does (Sun et al., 2022), whose scale the decay takes over. With v
-    [H, V] and γ = 1 − 2^(−4−h) for head h of 1 … H,
+    With q, k [H, K], rotated by `position`, v [H, V] and γ = 1 − 2^(−4−h) for head h of 1 … H,
 
-        S ← γ·S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
+        S ← γ·S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out.
 
-    `norm` being over each head: the paper's GroupNorm. The slopes −ln γ are a saved buffer, so that a rank of tensor
-    parallelism has those of its own heads. `chunk_size` changes speed alone. The recurrence is computed in float32.
+    The slopes −ln γ are a saved buffer, so that a rank of tensor parallelism has those of its own heads. The recurrence
+    is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
 
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_k_dim: PositiveInt
+    """Channels K of a head's queries and keys."""
     head_v_dim: PositiveInt
+    """Channels V of a head's values."""
     position: Position
+    """Position scheme that rotates q and k, as xPos does (Sun et al., 2022), whose scale the decay takes over."""
     norm: WholeNorm = LayerNorm(eps=1e-5, weight=False, bias=False)
+    """Norm of each head's output y: the paper's GroupNorm."""
     chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.position.inside and not self.position.rotates:

@@ -28,24 +28,29 @@ EPS = 1e-12
 class RGLRU(Attention, kind="rg_lru"):
     """Real-Gated Linear Recurrent Unit (De et al., 2024, Griffin), in its gated block.
 
-    u = conv(x·W_x) of `d_inner` channels. Gates read u by `n_heads` equal blocks of channels: i = σ(u·W_i + b_i) and
-    r = σ(u·W_r + b_r), W_i and W_r being block-diagonal. With a = exp(−8·r·softplus(rate)),
+    Gates read u = conv(x·W_x) by equal blocks of channels: i = σ(u·W_i + b_i) and r = σ(u·W_r + b_r), W_i and W_r being
+    block-diagonal. With a = exp(−8·r·softplus(rate)),
 
         h ← a ⊙ h + √(1 − a²) ⊙ i ⊙ u [E],   out = (h ⊙ act(x·W_y))·W_out,
 
-    where the first token of a row or document writes i ⊙ u whole. `bias` is that of products and convolution;
-    gates always have theirs. `chunk_size` changes speed alone. The recurrence is computed in float32.
+    where the first token of a row or document writes i ⊙ u whole. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("x", "y"),)
 
     d_inner: PositiveInt
+    """Inner channels, E."""
     n_heads: PositiveInt
+    """Number of equal blocks of channels that the gates read."""
     d_conv: PositiveInt = 4
+    """Width of the causal convolution, in tokens."""
     bias: bool = True
+    """Whether the projections and the convolution have a bias; the gates always do."""
     activation: PlainActivation = GELUTanh()
+    """Activation of the output gate x·W_y."""
     chunk_size: PositiveInt = 32
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
         if self.d_inner % self.n_heads:

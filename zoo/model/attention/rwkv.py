@@ -34,21 +34,23 @@ ALMOST_ONE = 1e-30
 class RWKV(Attention, kind="rwkv"):
     """Time mix of RWKV-4 (Peng et al., 2023), an attention-free mixer.
 
-    r, k and v are products of x mixed with the token before it, x·µ + x'·(1 − µ), of `d_inner` channels. In each
-    channel, token t reads a weighted mean of the values so far, its own with a bonus:
+    r, k and v are products of x mixed with the token before it, x·µ + x'·(1 − µ). In each channel, token t reads a
+    weighted mean of the values so far, its own with a bonus:
 
         y_t = Σ_i e^(b_ti)·v_i / Σ_i e^(b_ti),   b_tt = u + k_t,   b_ti = k_i − (t − 1 − i)·exp(decay) for i < t,
 
     and out = (σ(r) ⊙ y)·W_out. The state is that mean without the bonus, the logarithm of its weights' sum, and the
-    last token. `d_model`, the residual stream's width, is stated because the state's size follows from it.
-    `chunk_size` changes speed alone. The mean is computed in float32.
+    last token. The mean is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the state's size follows from it."""
     d_inner: PositiveInt
+    """Channels of r, k and v."""
     chunk_size: PositiveInt = 32
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)

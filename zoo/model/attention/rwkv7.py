@@ -52,10 +52,7 @@ class RWKV7(Attention, kind="rwkv7"):
         S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,
         out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out,
 
-    `norm` being a LayerNorm over each head. A layer with `values_from` moves its v towards those of the last layer
-    before it of the kind of that name, by σ(x·W_a·W_b + b) of rank `value_rank`: in the paper every layer but the
-    first, towards the first's. `d_model`, the stream's width, is stated because the state's size follows from it.
-    `chunk_size`, a power of two, changes speed alone. The recurrence is computed in float32.
+    `norm` being a LayerNorm over each head. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -63,15 +60,26 @@ class RWKV7(Attention, kind="rwkv7"):
     lent_alike: ClassVar[tuple[str, ...]] = ("n_heads", "head_dim")
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the state's size follows from it."""
     n_heads: PositiveInt
+    """Number of heads, H."""
     head_dim: PositiveInt = 64
+    """Channels K of a head."""
     decay_rank: PositiveInt = 64
+    """Rank of the product that gives the decay w."""
     rate_rank: PositiveInt = 64
+    """Rank of the product that gives the rate a."""
     gate_rank: PositiveInt = 128
+    """Rank of the product that gives the gate g."""
     value_rank: PositiveInt | None = None
+    """Rank of the share σ(x·W_a·W_b + b) by which v moves towards another layer's values. Given with `values_from`."""
     values_from: str | None = None
+    """Kind of layer, by name, the last of which before this one gives the values that v moves towards: in the paper
+    every layer but the first takes the first's."""
     norm_eps: PositiveFloat = 6.4e-4
+    """Epsilon of the output's norm, added to the variance under its root."""
     chunk_size: PositiveInt = 16
+    """Chunk length of the recurrence, in tokens, a power of two; changes speed alone."""
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)

@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 class ShortConv(Attention, kind="short_conv"):
     """Gated short convolution (Liquid AI, 2025, LFM2).
 
-    One product gives B, C and u, each of `d_inner` channels. With a depthwise causal convolution of `d_conv` tokens,
+    One product gives B, C and u. With a depthwise causal convolution,
 
         y = C ⊙ conv(B ⊙ u),   out = y·W_out.
 
-    Its state is the last d_conv − 1 values of B ⊙ u. `bias` is that of both products and of the convolution.
+    Its state is the last d_conv − 1 values of B ⊙ u.
     """
 
     causal: ClassVar[bool | None] = True
 
     d_inner: PositiveInt
+    """Channels of B, C and u."""
     d_conv: PositiveInt = 3
+    """Width of the convolution, in tokens."""
     bias: bool = False
+    """Whether both projections and the convolution have a bias."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         inner = self.d_inner

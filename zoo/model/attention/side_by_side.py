@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 
 class SideBySide(TwoMixers, kind="side_by_side"):
     """b·softmax(a·x) + d·recurrent(c·x): both mixers read one norm's output, and are added up (Zuo et al., 2025,
-    Falcon-H1).
-
-    `softmax` attends to keys, `recurrent` keeps a state (mamba2, say). a and b are `softmax_in_scale` and
-    `softmax_out_scale`, c and d `recurrent_in_scale` and `recurrent_out_scale`: µP's multipliers, constants beside the
-    weights.
-    """
+    Falcon-H1). a, b, c and d are multipliers of µP, constants beside the weights."""
 
     softmax_in_scale: float = 1.0
+    """Constant factor a of what the softmax attention reads."""
     softmax_out_scale: float = 1.0
+    """Constant factor b of what the softmax attention gives."""
     recurrent_in_scale: float = 1.0
+    """Constant factor c of what the recurrent mixer reads."""
     recurrent_out_scale: float = 1.0
+    """Constant factor d of what the recurrent mixer gives."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"softmax": self.softmax, "recurrent": self.recurrent}

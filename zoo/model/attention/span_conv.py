@@ -21,21 +21,25 @@ if TYPE_CHECKING:
 
 
 class SpanConv(Attention, kind="span_conv"):
-    """Mixed attention (Jiang et al., 2020, ConvBERT), for models that read both ways: `n_heads` heads of softmax
-    attention, and as many of span-based dynamic convolution.
+    """Mixed attention (Jiang et al., 2020, ConvBERT), for models that read both ways: heads of softmax attention, and
+    as many of span-based dynamic convolution.
 
-    A head of the second kind weighs the values of `conv_width` tokens, as many before each as after it. Its weights are
-    a softmax of a product with q_i * s_i, where s is a depthwise convolution of the layer's input, of the same width,
-    and a product. Neither reads padding or another packed document.
+    A head of the second kind weighs the values of a span of tokens, as many before each as after it. Its weights are a
+    softmax of a product with q_i * s_i, where s is a depthwise convolution of the layer's input, of the same width, and
+    a product. Neither reads padding or another packed document.
     """
 
     causal: ClassVar[bool] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "conv_v"),)
 
     n_heads: PositiveInt
+    """Number of heads of each of the two kinds."""
     head_dim: PositiveInt
+    """Channels of a head."""
     conv_width: PositiveInt = 9
+    """Width of both convolutions, in tokens, an odd number."""
     bias: bool = True
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         if self.conv_width % 2 == 0:

@@ -36,12 +36,14 @@ class Tempering(Spec, axis="tempering", default="log"):
 
 
 class LogTempering(Tempering, kind="log"):
-    """q · (1 + scale·ln(1 + ⌊position / floor⌋)) (Nakanishi, 2025). Positions count from `first`: 1 in Llama 4, 0 in
-    Ministral 3."""
+    """q · (1 + scale·ln(1 + ⌊(position + first) / floor⌋)) (Nakanishi, 2025)."""
 
     floor: PositiveInt = 8192
+    """Length of a step of the growth, in tokens."""
     scale: PositiveFloat = 0.1
+    """Factor of the logarithm."""
     first: NonNegativeInt = 1
+    """Position that a row's first token counts as: 1 in Llama 4, 0 in Ministral 3."""
 
     def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
         steps = ((positions.float() + self.first) / self.floor).floor()
@@ -53,8 +55,11 @@ class LogRatioTempering(Tempering, kind="log_ratio"):
     Machines, 2026, Inkling)."""
 
     floor: PositiveInt = 8192
+    """Position up to which nothing grows, in tokens."""
     scale: PositiveFloat = 0.1
+    """Factor of the logarithm."""
     first: NonNegativeInt = 1
+    """Position that a row's first token counts as."""
 
     def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
         ratio = ((positions.float() + self.first) / self.floor).clamp(min=1.0)
@@ -66,8 +71,11 @@ class PowerTempering(Tempering, kind="power"):
     softmax, Nakanishi, 2025)."""
 
     floor: PositiveInt = 2048
+    """Divisor of the positions, in tokens."""
     power: PositiveFloat = 0.1
+    """Exponent of the growth."""
     first: NonNegativeInt = 1
+    """Position that a row's first token counts as."""
 
     def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
         return torch.exp(self.power * torch.log1p((positions.float() + self.first) / self.floor))[..., None, None]

@@ -29,9 +29,9 @@ class TransformerXL(Attention, kind="transformer_xl"):
     models that read both ways.
 
     score(i, j) = ((q_i + u)·k_j + (q_i + v)·p[i − j] + (q_i + w)·s[i, j]) / √head_dim. p are projections of sinusoids
-    of the distance, of distances beyond `max_distance` that of the farthest; u, v and w are learned for each head. s is
-    one of two learned vectors: for tokens of one segment, and of different ones. Segments are the token types of the
-    input; without them the last term is left out, as it would be the same for all keys.
+    of the distance; u, v and w are learned for each head. s is one of two learned vectors: for tokens of one segment,
+    and of different ones. Segments are the token types of the input; without them the last term is left out, as it
+    would be the same for all keys.
 
     FLOPs are counted without types; these add 4·H·C for each token.
     """
@@ -39,9 +39,13 @@ class TransformerXL(Attention, kind="transformer_xl"):
     causal: ClassVar[bool] = False
 
     n_heads: PositiveInt
+    """Number of heads."""
     head_dim: PositiveInt
+    """Channels of a head."""
     max_distance: PositiveInt | None = None
+    """Distance, in tokens, beyond which all count as that one; no limit unless given."""
     segments: bool = False
+    """Whether scores have a term for the segments of two tokens."""
 
     @property
     def takes_types(self) -> bool:

@@ -25,20 +25,26 @@ if TYPE_CHECKING:
 class TransientGlobal(SoftmaxAttention, kind="transient_global"):
     """Transient-global attention (Guo et al., 2022, LongT5), for models that read both ways.
 
-    A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the sum of a block of `block_size`
-    tokens, normalised by `norm`, made anew in each layer. Tokens behind the last whole block are part of it; a text
-    shorter than a block has none. The position scheme has a second table, for distances between blocks.
+    A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the normalised sum of a block of
+    tokens, made anew in each layer. Tokens behind the last whole block are part of it; a text shorter than a block has
+    none. The position scheme has a second table, for distances between blocks.
     """
 
     causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("k", "v"),)
 
     head_dim: PositiveInt
+    """Channels of a head."""
     window: PositiveInt
+    """Distance, in tokens, that a token sees to either side."""
     norm: WholeNorm
+    """Norm of a global token."""
     block_size: PositiveInt = 16
+    """Tokens of a block, the sum of which is a global token."""
     scale: PositiveFloat | None = None
+    """Factor of the scores; 1/√head_dim unless given."""
     bias: bool = False
+    """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.position, T5Globals):

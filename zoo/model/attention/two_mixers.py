@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 class TwoMixers(Attention):
-    """Base of the kinds with two mixers: `softmax` attends to keys, `recurrent` keeps a state (mamba2, say)."""
+    """Base of the kinds with two mixers, softmax attention and a recurrent one."""
 
     causal: ClassVar[bool | None] = True
 
     softmax: Attention
+    """Mixer that attends to keys (gqa)."""
     recurrent: Attention
+    """Mixer that keeps a state of fixed size, and no keys (mamba2, say)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.softmax, GQA) or self.softmax.needs_block != self.needs_block:

@@ -24,13 +24,15 @@ class AltUp(Sandwich, kind="altup"):
     y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the `active` stream.
 
     The coefficients P [S, S] and c [S] are linear in tanh(norm(·)·W / D) of the active stream: of x for P, of y for c
-    (Gemma 3n, 2025). `layer_input` reads the active stream, times a vector with `correct_scale`, and adds to the other
-    streams. The model's `streams` are as many as `n_streams`.
+    (Gemma 3n, 2025). `layer_input` reads the active stream, and adds to the streams after the first.
     """
 
     n_streams: Annotated[int, Ge(2)] = 4
+    """Number of residual streams, S. The model's `streams` are as many."""
     active: NonNegativeInt = 0
+    """Index of the stream that the layer computes, from 0 on."""
     correct_scale: bool = True
+    """Whether the active stream is multiplied by a learned vector where `layer_input` reads it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,25 +22,29 @@ if TYPE_CHECKING:
 
 class AttentionResidual(Block, kind="attention_residual"):
     """Attention residuals (Kimi Team, 2026; Thinking Machines, 2026, Inkling 2): a sub-layer f adds f(norm(r)) to the
-    sum x of its group of layers, where r is read by attention over x and the sums of earlier groups (`depth_read`).
+    sum x of its group of layers, where r is read by attention over x and the sums of earlier groups.
 
     A layer that `opens` a group ends the one before: what it was given joins the earlier sums, and its attention's
-    output begins the new one. If every layer opens, all outputs of layers are apart. `reads_earlier` is false in the
-    first layer of a model whose attention reads the embedding as it is. What sub-layers give passes an `out_conv`.
-    After the last layer the model reads once more, before its final norm.
-
-    With `messages` each sub-layer reads a message of the groups that ended in a loop's pass before, too, which a gate
-    mixes into r (`zoo.model.loop`). An attention that reads several vectors reads them all by one query, and normalises
-    them by one norm, with `joint_read`: then messages alone tell them apart.
+    output begins the new one. After the last layer the model reads once more, before its final norm.
     """
 
     ffn: FFN
+    """Feed-forward of the layer."""
     depth_read: DepthRead = SoftmaxDepthRead()
+    """Attention over depth that reads r."""
     opens: bool = True
+    """Whether the layer opens a group. If every layer does, all outputs of layers are apart."""
     reads_earlier: bool = True
+    """Whether attention reads earlier groups. False in the first layer of a model whose attention reads the embedding
+    as it is."""
     joint_read: bool = False
+    """Whether an attention that reads several vectors reads them all by one query, and normalises them by one norm:
+    then messages alone tell them apart."""
     out_conv: OutConv | None = None
+    """Convolution that what attention and the feed-forward give passes before it is added (Inkling, 2026)."""
     messages: MessageGate | None = None
+    """Gate that mixes into what each sub-layer reads a message of the groups that ended in the loop's pass before
+    (`zoo.model.loop`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

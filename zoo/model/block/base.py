@@ -35,10 +35,7 @@ def _reads_memory(cross: Attention | None) -> Attention | None:
 class Block(Spec, axis="block"):
     """One layer: x [B, T, D] → x [B, T, D].
 
-    `cross` is attention to an encoder's output, after that to the tokens themselves or merged with it. What a sub-layer
-    gives is
-    multiplied by `residual_scale` before it joins the stream (Granite), the stream itself by `stream_scale` (Wang et
-    al., 2022, DeepNorm's α). `layer_input` adds what the embedding's `per_layer` holds for the layer (Gemma 3n).
+    What a sub-layer gives joins the stream as stream_scale · x + residual_scale · y, unless the block says otherwise.
     """
 
     normalises_output: ClassVar[bool] = (
@@ -55,11 +52,17 @@ class Block(Spec, axis="block"):
     """How many of `attention` it has, each with weights and a cache of its own."""
 
     attention: Attention
+    """Mixer of the layer's tokens: an attention, or a recurrent mixer."""
     norm: WholeNorm
+    """Norm of the layer. Each place that has one gets weights of its own."""
     cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
+    """Attention to an encoder's output, after that to the tokens themselves or merged with it."""
     residual_scale: float = 1.0
+    """Constant factor of what a sub-layer gives, before it joins the stream (Granite)."""
     layer_input: LayerInput | None = None
+    """Module that adds what the embedding's `per_layer` holds for the layer (Gemma 3n, 2025)."""
     stream_scale: float = 1.0
+    """Constant factor of the stream where a sub-layer's output joins it: DeepNorm's α (Wang et al., 2022)."""
 
     def __post_init__(self) -> None:
         if self.attention.kind == "none" and self.kind != "feed_forward":

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class Bottleneck(Block, kind="bottleneck"):
-    """norm(x + z·W_expand), where z is what attention and `n_ffns` feed-forwards, each with a residual sum and a norm
-    after it, make of norm(x·W_reduce), `width` wide (Sun et al., 2020, MobileBERT).
+    """norm(x + z·W_expand), where z is what attention and feed-forwards, each with a residual sum and a norm after it,
+    make of norm(x·W_reduce) (Sun et al., 2020, MobileBERT).
 
     Any attention reads the narrow stream; one of kind `bottleneck` reads x.
     """
@@ -33,9 +33,13 @@ class Bottleneck(Block, kind="bottleneck"):
     normalises_output: ClassVar[bool] = True
 
     ffn: FFN
+    """Feed-forward, of which each of `n_ffns` has weights of its own."""
     width: PositiveInt
+    """Width of the narrow stream, in channels."""
     n_ffns: Annotated[PositiveInt, Le(len(STACKED) + 1)] = 1
+    """Number of feed-forwards, one after the other."""
     bias: bool = False
+    """Whether W_reduce and W_expand have a bias."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

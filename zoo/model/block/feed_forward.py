@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 class FeedForward(Block, kind="feed_forward"):
     """x + ffn(norm(x)), without attention: a layer that is only a feed-forward or a mixture of experts, among others
-    that are only a mixer (NVIDIA, 2025, Nemotron-H). `attention` is 'none', for all that ask a layer about its own."""
+    that are only a mixer (NVIDIA, 2025, Nemotron-H)."""
 
     attention: Attention = NoAttention()
+    """Attention 'none', for all that ask a layer about its own."""
     ffn: FFN
+    """Feed-forward of the layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,14 +21,16 @@ class Hyper(Block, kind="hyper"):
     """Read norm(r·x) from several residual streams x, write w ⊗ f and mix the streams, once for attention and once for
     the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
 
-    The `connection` says how the factors are made of the streams, and whether r·norm(x) is read in place of norm(r·x),
-    each stream's norm having a weight of its own. The model's `streams` are as many as its. With `ngrams` the layer
-    first adds to the streams what it knows of the last few tokens (Cheng et al., 2026, Engram).
+    The model's `streams` are as many as the connection's.
     """
 
     ffn: FFN
+    """Feed-forward of the layer."""
     connection: Connection
+    """Connection, which makes the factors of the streams, and says whether r·norm(x) is read in place of norm(r·x),
+    each stream's norm having a weight of its own."""
     ngrams: NGramEmbedding | None = None
+    """Memory of the last few tokens, which the layer first adds to the streams (Cheng et al., 2026, Engram)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

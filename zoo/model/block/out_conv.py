@@ -31,15 +31,17 @@ class OutConv(Spec, axis="out_conv", default="residual"):
 
 
 class ResidualConv(OutConv, kind="residual"):
-    """scale · (y + conv(y)), a depthwise causal convolution of `width` tokens (Allen-Zhu, 2025, Canon layers; Thinking
-    Machines, 2026, Inkling). `d_model`, the residual stream's width, is stated because the state's size follows from
-    it."""
+    """scale · (y + conv(y)), a depthwise causal convolution (Allen-Zhu, 2025, Canon layers; Thinking Machines, 2026,
+    Inkling)."""
 
     causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
+    """Width of the residual stream, stated because the state's size follows from it."""
     width: PositiveInt = 4
+    """Width of the convolution, in tokens."""
     scale: PositiveFloat = 1.0
+    """Constant factor of the sum."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)

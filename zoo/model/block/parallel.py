@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 
 
 class Parallel(Block, kind="parallel"):
-    """x + attention(norm(x)) + ffn(norm(x)) (Wang and Komatsuzaki, 2021, GPT-J; PaLM, Falcon).
-
-    `shared_norm` gives both the same norm (GPT-J); otherwise each has its own (GPT-NeoX).
-    """
+    """x + attention(norm(x)) + ffn(norm(x)) (Wang and Komatsuzaki, 2021, GPT-J; PaLM, Falcon)."""
 
     divided: ClassVar[tuple[str, ...]] = ()
 
     ffn: FFN
+    """Feed-forward of the layer."""
     shared_norm: bool = True
+    """Whether attention and feed-forward read the same norm (GPT-J). Otherwise each has its own (GPT-NeoX)."""
 
     @property
     def reductions(self) -> int:

@@ -21,6 +21,7 @@ class Post(Block, kind="post"):
     takes_cross: ClassVar[bool] = True
 
     ffn: FFN
+    """Feed-forward of the layer."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         cross = {"cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}

@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 class PostConv(Block, kind="post_conv"):
     """norm(post(x) + act(conv(x))), where post is the block of that name (He et al., 2020; DeBERTa v2's first layer).
 
-    The convolution reads `conv_width` tokens, as many before each as after it, and so serves models that read both
-    ways. It reads neither padding nor another packed document.
+    The convolution reads as many tokens before each as after it, and so serves models that read both ways. It reads
+    neither padding nor another packed document.
     """
 
     causal: ClassVar[bool] = False
     normalises_output: ClassVar[bool] = True
 
     ffn: FFN
+    """Feed-forward of the layer."""
     conv_width: PositiveInt
+    """Width of the convolution, in tokens, an odd number."""
     conv_activation: PlainActivation
+    """Activation of the convolution's output."""
     conv_groups: PositiveInt = 1
+    """Groups of channels that the convolution mixes by themselves, a divisor of d_model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ class PostInside(Block, kind="post_inside"):
     """x + norm(f(x)): the norm on what a sub-layer gives, inside the residual (Liu et al., 2021, Swin v2; OLMo 2)."""
 
     ffn: FFN
+    """Feed-forward of the layer."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"attention": self.attention, "attention_norm": self.norm, "ffn": self.ffn, "ffn_norm": self.norm}

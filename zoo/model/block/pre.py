@@ -22,29 +22,31 @@ PLACES = ("attention", "ffn")
 
 
 class Pre(Block, kind="pre"):
-    """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama).
-
-    Without `input_norm` attention reads the stream as it is (ModernBERT's first layer). With `residual_from_norm` the
-    stream goes on from the norms' outputs rather than their inputs (BLOOM's option). `ffn_residual_scale` and
-    `ffn_stream_scale` stand in place of the block's own scales where the feed-forward is added (MiniMax-01, 2025).
-    `ffn_norm` stands in place of `norm` before the feed-forward (A.X K2, 2026). `ffn_out_norm` normalises what the
-    feed-forward gives, too (A.X K1, 2026). `residual` adds up stream and sub-layer by weights of its own (ZAYA1, 2026).
-    What attention and the feed-forward give passes an `out_conv` before it is added (Inkling, 2026). With `stream_norm`
-    the stream itself is normalised behind the layer (HRM-Text, 2026, after the last layer of each run).
-    """
+    """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama)."""
 
     takes_cross: ClassVar[bool] = True
 
     ffn: FFN
+    """Feed-forward of the layer."""
     input_norm: bool = True
+    """Whether attention reads norm(x). Otherwise it reads the stream as it is (ModernBERT's first layer)."""
     residual_from_norm: bool = False
+    """Whether the stream goes on from the norms' outputs, rather than their inputs (BLOOM's option)."""
     ffn_residual_scale: float | None = None
+    """Constant factor of what the feed-forward gives; `residual_scale` unless given (MiniMax-01, 2025)."""
     ffn_stream_scale: float | None = None
+    """Constant factor of the stream where the feed-forward's output joins it; `stream_scale` unless given (MiniMax-01,
+    2025)."""
     ffn_norm: WholeNorm | None = None
+    """Norm before the feed-forward; `norm` unless given (A.X K2, 2026)."""
     ffn_out_norm: bool = False
+    """Whether what the feed-forward gives is normalised, too (A.X K1, 2026)."""
     residual: Residual | None = None
+    """Sum of stream and sub-layer by weights of its own (ZAYA1, 2026); null for a plain sum."""
     out_conv: OutConv | None = None
+    """Convolution that what attention and the feed-forward give passes before it is added (Inkling, 2026)."""
     stream_norm: bool = False
+    """Whether the stream itself is normalised behind the layer (HRM-Text, 2026, after the last layer of each run)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

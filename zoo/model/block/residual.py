@@ -37,6 +37,7 @@ class GatedResidual(Residual, kind="gated"):
     (Meta, 2026, Muse Spark)."""
 
     temperature: PositiveFloat = 1.0
+    """Divisor of the gates' logits."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"gate": Weight((d_model,))}

@@ -19,29 +19,33 @@ if TYPE_CHECKING:
 
 
 class Sandwich(Block, kind="sandwich"):
-    """x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2).
-
-    Without `ffn_input_norm` the feed-forward reads the stream as it is: a mixture with a `branch_norm` normalises it
-    itself. With `out_scale` the layer's output is multiplied by one number, saved with the weights and not trained.
-    Both are Gemma 4's (2026). With `laurel_rank` R attention's input takes another way as well, n + norm(n·A·B) with A
-    [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025). Cross-attention has
-    norms on both sides too (T5Gemma, 2025). `out_norm` stands in place of `norm` after the sub-layers (Meta, 2026,
-    Muse Glimmer), `ffn_out_norm` in place of both after the feed-forward; `residual` adds them up by gates of its own
-    (Muse Spark). `ffn_residual_scale` and `ffn_stream_scale` are as those of a pre block.
-    """
+    """x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2). Cross-attention has norms on both sides too (T5Gemma,
+    2025)."""
 
     takes_input: ClassVar[bool] = True
     takes_cross: ClassVar[bool] = True
 
     ffn: FFN
+    """Feed-forward of the layer."""
     ffn_input_norm: bool = True
+    """Whether the feed-forward reads norm(x). Otherwise it reads the stream as it is: a mixture with a `branch_norm`
+    normalises it itself (Gemma 4, 2026)."""
     out_scale: bool = False
+    """Whether the layer's output is multiplied by one number, saved with the weights and not trained (Gemma 4,
+    2026)."""
     laurel_rank: PositiveInt | None = None
+    """Rank R of a second path for attention's input n: n + norm(n·A·B), with A [D, R], is added to the stream, and the
+    sum divided by √2 (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""
     out_norm: WholeNorm | None = None
+    """Norm after the sub-layers; `norm` unless given (Meta, 2026, Muse Glimmer)."""
     ffn_out_norm: WholeNorm | None = None
+    """Norm after the feed-forward; `out_norm`, or else `norm`, unless given."""
     residual: Residual | None = None
+    """Sum of stream and sub-layer by weights of its own (Meta, 2026, Muse Spark); null for a plain sum."""
     ffn_residual_scale: float | None = None
+    """Constant factor of what the feed-forward gives; `residual_scale` unless given."""
     ffn_stream_scale: float | None = None
+    """Constant factor of the stream where the feed-forward's output joins it; `stream_scale` unless given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

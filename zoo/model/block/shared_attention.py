@@ -30,8 +30,11 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
     """ffn(norm(attention(norm([x ; e])))), without residual sums (Glorioso et al., 2024, Zamba)."""
 
     attention: Attention
+    """Softmax attention, which reads [x ; e]."""
     ffn: FFN
+    """Feed-forward of the block."""
     norm: WholeNorm
+    """Norm before attention and before the feed-forward, each with weights of its own."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -71,8 +74,7 @@ class SharedAttention(Block, kind="shared_attention"):
     (Glorioso et al., 2024, Zamba). All layers of this kind share that block; the recurrent mixer, W and the norm before
     it are each layer's own.
 
-    A rank R gives each layer adapters of its own, which add A·B to the shared products as LoRA does: of queries, keys
-    and values (`attention_rank`), of the feed-forward's gate and up together, by one A (`ffn_rank`; Zamba2, 2024).
+    A rank R gives each layer adapters of its own, which add A·B to the shared products as LoRA does (Zamba2, 2024).
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
@@ -80,8 +82,11 @@ class SharedAttention(Block, kind="shared_attention"):
     reads_embedding: ClassVar[bool] = True
 
     ffn: FFN
+    """Feed-forward of the shared block."""
     attention_rank: PositiveInt | None = None
+    """Rank of the adapters of queries, keys and values; null for none."""
     ffn_rank: PositiveInt | None = None
+    """Rank of the adapters of the feed-forward's gate and up, which share one A; null for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

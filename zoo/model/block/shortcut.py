@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class Shortcut(Block, kind="shortcut"):
-    """Connect a mixture of experts by a shortcut (Cai et al., 2024, ScMoE; Meituan, 2025, LongCat-Flash): `ffn`, most
-    often the mixture, reads what the first `dense` feed-forward reads, and joins the stream at the layer's end.
+    """Connect a mixture of experts by a shortcut (Cai et al., 2024, ScMoE; Meituan, 2025, LongCat-Flash): it reads what
+    the first of two dense feed-forwards reads, and joins the stream at the layer's end.
 
     a = x + attention(norm(x)), n = norm(a), b = a + dense(n), c = b + attention'(norm(b)),
     y = c + dense'(norm(c)) + ffn(n), where what has a stroke has weights of its own. So experts on other machines have
@@ -28,7 +28,9 @@ class Shortcut(Block, kind="shortcut"):
     n_attentions: ClassVar[int] = 2
 
     ffn: FFN
+    """Feed-forward beside the others, most often a mixture of experts."""
     dense: FFN
+    """Feed-forward after each of the two attentions, which every token passes. Each has weights of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

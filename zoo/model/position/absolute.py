@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class Learned(Position, kind="learned"):
-    """A trained vector for each position, added to the embedding (Gehring et al., 2017; GPT-2, BERT).
-
-    The table has `offset` rows before that of position 0 (OPT and BART: 2). With `skip_id` positions count the tokens
-    that are not this one, and those that are stand at position -1 (RoBERTa: its padding id, offset by one more).
-    """
+    """A trained vector for each position, added to the embedding (Gehring et al., 2017; GPT-2, BERT)."""
 
     max_seq_len: PositiveInt
+    """Number of positions that the table has: the longest sequence, in tokens."""
     offset: NonNegativeInt = 0
+    """Rows of the table before that of position 0 (OPT and BART: 2)."""
     skip_id: NonNegativeInt | None = None
+    """Token id that positions do not count: its own tokens stand at position -1 (RoBERTa: its padding id, with one more
+    row of `offset`)."""
 
     def __post_init__(self) -> None:
         if self.skip_id is not None and not self.offset:
@@ -50,20 +50,22 @@ class Learned(Position, kind="learned"):
 
 
 class Sinusoidal(Position, kind="sinusoidal"):
-    """Fixed sines and cosines added to the embedding (Vaswani et al., 2017, §3.5): interleaved as there, or all sines
-    and then all cosines (tensor2tensor; Marian, Pegasus).
-
-    The slowest wave turns by theta^(−1 + 2/D) a position, or with `inclusive` by 1/theta (tensor2tensor; M2M-100).
-    `offset` and `skip_id` are as for a learned table; a skipped token gets nothing. With `rows` the waves are a table
-    that is saved beside the weights, so many positions long, and never trained (Pegasus).
-    """
+    """Fixed sines and cosines added to the embedding (Vaswani et al., 2017, §3.5), computed in float32."""
 
     theta: PositiveFloat = 10000.0
+    """Base of the frequencies: pair i turns by theta^(−2i/D) radians a position."""
     interleaved: bool = True
+    """Whether sines and cosines alternate, as in the paper. Otherwise all sines come before all cosines (tensor2tensor;
+    Marian, Pegasus)."""
     inclusive: bool = False
+    """Whether the slowest wave turns by 1/theta a position (tensor2tensor; M2M-100), rather than by
+    theta^(−1 + 2/D)."""
     offset: NonNegativeInt = 0
+    """Number added to each position."""
     skip_id: NonNegativeInt | None = None
+    """Token id that positions do not count: its own tokens get no vector."""
     rows: PositiveInt | None = None
+    """Positions of a table of the waves that is saved beside the weights and never trained (Pegasus); null for none."""
 
     def __post_init__(self) -> None:
         if self.rows and (self.offset or self.skip_id is not None):

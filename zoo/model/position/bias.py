@@ -21,16 +21,19 @@ if TYPE_CHECKING:
 
 
 class ALiBi(Position, kind="alibi"):
-    """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
+    """A bias on scores that falls linearly with distance, at a slope of each head's own (Press et al., 2021):
+    2^(−max_bias·h/H), h = 1…H.
 
     For H not a power of two: the slopes of the next lower power, then every other one of the power above (MPT's code
-    starts from the power above and gets the same). The bias is multiplied by `scale` (Falcon: 1/√head_dim). With
-    `rounded` slope × key position is in bfloat16, as Falcon was trained.
+    starts from the power above and gets the same).
     """
 
     max_bias: PositiveFloat = 8.0
+    """Exponent of the last head's slope, 2^(−max_bias)."""
     scale: PositiveFloat = 1.0
+    """Factor of the bias (Falcon: 1/√head_dim)."""
     rounded: bool = False
+    """Whether slope × key position is rounded to bfloat16, as Falcon was trained."""
 
     def slopes_of(self, n_heads: int) -> list[float]:
         """The slope of each head."""
@@ -70,15 +73,19 @@ class T5Buckets(Position, kind="t5"):
     """A learned bias a head for each bucket of distances: near ones singly, far ones by their logarithm, all beyond
     `max_distance` together (Raffel et al., 2020, §2.1).
 
-    Half of the buckets are for later keys where a token sees both ways. One table serves all layers (T5), or with
-    `layerwise` each has its own (UMT5). `absolute` is a scheme at the embedding besides (Song et al., 2020, MPNet).
+    Half of the buckets are for later keys where a token sees both ways.
     """
 
     n_heads: PositiveInt
+    """Heads of the attention that the bias is for: columns of the table."""
     n_buckets: PositiveInt = 32
+    """Number of buckets, even. Of those for one direction half hold a single distance each."""
     max_distance: PositiveInt = 128
+    """Distance, in tokens, beyond which all share one bucket."""
     layerwise: bool = False
+    """Whether each layer has a table of its own (UMT5; Chung et al., 2023), rather than all layers one (T5)."""
     absolute: Position | None = None
+    """Scheme at the embedding besides (Song et al., 2020, MPNet)."""
 
     def __post_init__(self) -> None:
         if self.absolute is not None and (self.layerwise or not self.absolute.embeds):

@@ -22,17 +22,19 @@ class RelativePosition(Position, kind="relative"):
     """A trained vector for each distance i − j between a query's place and a key's (He et al., 2020, DeBERTa).
 
     Distances reach from −k to k − 1, those beyond taken as the nearest: k is `max_relative_positions`, or
-    `position_buckets` where given. Buckets hold one distance each up to half of them, and ever more beyond, on a
-    logarithmic scale that ends at `max_relative_positions` (DeBERTa v2, v3). `norm` normalises the table before each
-    pass. `absolute` is a scheme at the embedding besides.
-
-    The table is read by `attention=disentangled`, which every other attention's check says.
+    `position_buckets` where given. The table is read by `attention=disentangled`, which every other attention's check
+    says.
     """
 
     max_relative_positions: PositiveInt
+    """Distance, in tokens, that the vectors reach: each has its own, or with buckets a place on their scale."""
     position_buckets: PositiveInt | None = None
+    """Buckets of distances on either side: one distance each up to half of them, and ever more beyond, on a logarithmic
+    scale that ends at `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""
     norm: WholeNorm | None = None
+    """Norm of the table before each pass (DeBERTa v2 and v3; He et al., 2021)."""
     absolute: Position | None = None
+    """Scheme at the embedding besides."""
 
     def __post_init__(self) -> None:
         buckets, farthest = self.position_buckets, self.max_relative_positions

@@ -23,14 +23,17 @@ class RelativeLogits(Position, kind="relative_logits"):
     (Shaw et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
 
     r_i is a second query of each head, `width` channels of a product with the layer's input; p are `extent` learned
-    vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries. `norm`
-    normalises each head's r, with a weight for each head (Inkling 2).
+    vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries.
     """
 
     n_heads: PositiveInt
+    """Heads of the attention, each with a query r of its own."""
     width: PositiveInt = 16
+    """Channels of r and p."""
     extent: PositiveInt = 1024
+    """Number of distances, in tokens, that have a bias."""
     norm: WholeNorm | None = None
+    """Norm of each head's r, with a weight for each head (Inkling 2, 2026)."""
 
     def __post_init__(self) -> None:
         if self.norm is not None:

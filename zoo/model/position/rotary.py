@@ -53,9 +53,10 @@ class Scaling(Spec, axis="rope_scaling"):
 
 
 class LinearScaling(Scaling, kind="linear"):
-    """Positions divided by `factor` (Chen et al., 2023, position interpolation)."""
+    """Positions divided by a constant (Chen et al., 2023, position interpolation)."""
 
     factor: PositiveFloat
+    """Divisor of the positions."""
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         return _frequencies(width, theta, device) / self.factor
@@ -70,7 +71,10 @@ class DynamicScaling(Scaling, kind="dynamic"):
     """
 
     factor: PositiveFloat
+    """Factor f of the base's growth: for a row of T tokens the base is theta·(f·T/L − (f − 1))^(R/(R − 2)), L being the
+    trained length."""
     original_max_seq_len: PositiveInt
+    """Trained length, in tokens."""
 
     @property
     def stable_until(self) -> int | None:
@@ -90,20 +94,26 @@ class DynamicScaling(Scaling, kind="dynamic"):
 
 
 class YarnScaling(Scaling, kind="yarn"):
-    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN; Peng et al., 2023).
-
-    `magnitude` is 0.1·ln(factor) + 1 unless `attention_factor`, or the pair `mscale` and `mscale_all_dim`
-    (DeepSeek), says otherwise.
-    """
+    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN; Peng et al., 2023). Cosines and sines have a
+    factor, too: `attention_factor`, or that of the pair `mscale` and `mscale_all_dim`."""
 
     factor: PositiveFloat
+    """Divisor of the slow pairs' frequencies."""
     original_max_seq_len: PositiveInt
+    """Trained length, in tokens."""
     beta_fast: PositiveFloat = 32.0
+    """Turns in the trained length from which on a pair keeps its frequency."""
     beta_slow: PositiveFloat = 1.0
+    """Turns in the trained length up to which a pair is interpolated."""
     attention_factor: float | None = None
+    """Factor of cosines and sines; 0.1·ln(factor) + 1 unless given."""
     mscale: float | None = None
+    """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024). It
+    counts only beside `mscale_all_dim`, the b."""
     mscale_all_dim: float | None = None
+    """The b in the factor of cosines and sines that `mscale` gives."""
     truncate: bool = True
+    """Whether the ends of the ramp are rounded outwards to whole pairs."""
 
     def __post_init__(self) -> None:
         if bool(self.mscale) != bool(self.mscale_all_dim):
@@ -140,12 +150,16 @@ class YarnScaling(Scaling, kind="yarn"):
 
 
 class Llama3Scaling(Scaling, kind="llama3"):
-    """Long wavelengths divided by `factor`, short ones kept, a blend between (Llama 3.1; Meta, 2024)."""
+    """Long wavelengths divided by a constant, short ones kept, a blend between (Llama 3.1; Meta, 2024)."""
 
     factor: PositiveFloat
+    """Divisor of the slow pairs' frequencies."""
     original_max_seq_len: PositiveInt
+    """Trained length, in tokens."""
     low_freq_factor: PositiveFloat = 1.0
+    """Turns in the trained length up to which a pair's frequency is divided by all of `factor`."""
     high_freq_factor: PositiveFloat = 4.0
+    """Turns in the trained length from which on a pair keeps its frequency."""
 
     def __post_init__(self) -> None:
         if self.high_freq_factor < self.low_freq_factor:
@@ -162,11 +176,12 @@ class Llama3Scaling(Scaling, kind="llama3"):
 
 
 class ProportionalScaling(Scaling, kind="proportional"):
-    """The first `share` of the pairs turned, the others kept, with the angles and the pairs of whole heads (Gemma 4,
-    2026). Frequencies are divided by `factor`."""
+    """The first pairs turned, the others kept, with the angles and the pairs of whole heads (Gemma 4, 2026)."""
 
     share: Annotated[float, Ge(0), Le(1)]
+    """Share of the pairs that turn, between 0 and 1."""
     factor: PositiveFloat = 1.0
+    """Divisor of the frequencies."""
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         every = _frequencies(width, theta, device)
@@ -175,20 +190,25 @@ class ProportionalScaling(Scaling, kind="proportional"):
 
 
 class LongRopeScaling(Scaling, kind="longrope"):
-    """A divisor for each pair: `short_factor` up to the trained length, `long_factor` beyond (Ding et al., 2024;
-    Phi-3).
+    """A divisor of each pair's frequency: `short_factor` up to the trained length, `long_factor` beyond (Ding et al.,
+    2024; Phi-3).
 
     Each row takes those of its own length, so that a row that grows past the trained length turns anew (see
-    DynamicScaling). `magnitude` is √(1 + ln(max / trained) / ln(trained)) unless `attention_factor` says otherwise;
-    beyond the trained length it is `long_attention_factor`, where that is given (Phi-3.5-MoE).
+    DynamicScaling).
     """
 
     short_factor: tuple[float, ...]
+    """Divisor of each pair's frequency, in rows up to the trained length."""
     long_factor: tuple[float, ...]
+    """Divisor of each pair's frequency, in longer rows."""
     original_max_seq_len: PositiveInt
+    """Trained length, in tokens."""
     max_seq_len: PositiveInt
+    """Longest sequence, in tokens: with the trained length it gives the default of `attention_factor`."""
     attention_factor: float | None = None
+    """Factor of cosines and sines; √(1 + ln(max_seq_len / L) / ln(L)) unless given, L being the trained length."""
     long_attention_factor: float | None = None
+    """Factor of cosines and sines beyond the trained length, where it differs there (Phi-3.5-MoE, 2024)."""
 
     @property
     def stable_until(self) -> int | None:
@@ -228,24 +248,28 @@ class LongRopeScaling(Scaling, kind="longrope"):
 
 
 class RoPE(Position, kind="rope"):
-    """Rotary embedding (Su et al., 2021), the two halves of a head as the pairs; `interleaved` pairs neighbours
-    (GPT-J).
-
-    `rotary_dim` rotates only that many leading channels of each head. Pair i turns by theta^(−2i/R), where R is
-    `spacing`, if given, rather than the rotated width (one less where GPT-NeoX rounds an odd share of a head up).
-    `reverse` turns by the negative angle (nanochat). `stored` saves the frequencies beside the weights, and uses those
-    of a file: ESM-2's were rounded to float16, which shows after some hundred tokens. `learned` multiplies each
-    frequency by exp(α), with one α a pair for all layers, 0 at the start of training (Mistral Large 4, 2026, LeRoPE).
-    """
+    """Rotary embedding (Su et al., 2021): the pair i of a head's channels turns by theta^(−2i/R) radians a position, R
+    being the rotated width."""
 
     theta: PositiveFloat = 10000.0
+    """Base of the frequencies theta^(−2i/R)."""
     rotary_dim: PositiveInt | None = None
+    """Leading channels of each head that are rotated, R; all of them unless given."""
     spacing: PositiveInt | None = None
+    """Number that stands for R in the exponent, where that is not the rotated width: one less where GPT-NeoX rounds an
+    odd share of a head up."""
     interleaved: bool = False
+    """Whether neighbouring channels are the pairs (GPT-J), rather than those of the two halves of a head."""
     scaling: Scaling | None = None
+    """Scaling of the frequencies, to reach beyond the trained length."""
     reverse: bool = False
+    """Whether the angle is negative (nanochat)."""
     stored: bool = False
+    """Whether the frequencies are saved beside the weights, and those of a file used: ESM-2's were rounded to float16,
+    which shows after some hundred tokens."""
     learned: bool = False
+    """Whether each frequency is multiplied by exp(α), with one α a pair for all layers, 0 at the start of training
+    (Mistral Large 4, 2026, LeRoPE)."""
 
     def __post_init__(self) -> None:
         if self.learned and self.rotary_dim is None:

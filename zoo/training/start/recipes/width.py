@@ -21,7 +21,7 @@ def widen_ffn(source: Any, target: Any, held: Tensors, path: str, generator: Any
     if source.kind == "moe":
         lines = [widen_ffn(source.expert, target.expert, held, f"{path}experts.", generator)]
         if source.shared and target.shared:
-            lines.append(widen_ffn(source.shared, target.shared, held, f"{path}shared.", generator))
+            lines.append(widen_ffn(source.shared.expert, target.shared.expert, held, f"{path}shared.", generator))
         return next(filter(None, lines), None)
     before, after = getattr(source, "d_ff", None), getattr(target, "d_ff", None)
     if before is None or after is None or after <= before:

@@ -1,0 +1,156 @@
+# B batch, T tokens, H heads, C head width, V a value's width, D model width
+"""Nodes of softmax attention: what several settings of one thing have in common, such as the norm of queries and keys.
+
+A node lists the weights that it brings to its attention, and computes with them (`m` are the attention's)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
+
+from zoo.lazy import F, torch
+from zoo.model.norm import WholeNorm
+from zoo.spec import Linear, Node, Sized, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+def _check_bias(bias: Any) -> Any:
+    if bias is not None and not isinstance(bias, bool) and bias != "head":
+        raise ValueError(f"must be true, false or head, found {bias!r}")
+    return bias
+
+
+class OutputGate(Node, name="gate", word="activation"):
+    """A gate on each head's output, y·σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
+
+    over: Literal["channel", "head"] = "channel"
+    """What one number of the gate multiplies: a channel, or a head as a whole."""
+    activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    """The function that makes the gate of x·W; softplus in Laguna (2026)."""
+    bias: Annotated[bool | Literal["head"] | None, BeforeValidator(_check_bias)] = None
+    """Whether x·W has a bias: that of the attention's queries unless given, or "head", one number for all channels of a
+    head (Reflection, 2026, Beam)."""
+
+    def __post_init__(self) -> None:
+        if self.bias == "head" and self.over == "head":
+            raise ValueError("bias: head is one number for the channels of a head, and over: head leaves one (true)")
+
+    def list_parts(self, d_model: int, n_heads: int, v_width: int, bias: bool) -> dict[str, Any]:
+        width = n_heads * (v_width if self.over == "channel" else 1)
+        if self.bias == "head":
+            return {"gate": Linear(d_model, width), "gate_bias": Weight((n_heads,))}
+        return {"gate": Linear(d_model, width, bias if self.bias is None else self.bias)}
+
+    def apply(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
+        """Heads' outputs y [B, T, H, V] times the gate of x [B, T, D]: [B, T, H·V]."""
+        gate = m.gate(x)
+        if self.bias == "head":
+            gate = (gate.unflatten(-1, y.shape[-2:]) + m.gate_bias[:, None]).flatten(-2)
+        gate = torch.sigmoid(gate) if self.activation == "sigmoid" else F.softplus(gate.float()).to(y.dtype)
+        return y.flatten(-2) * gate if self.over == "channel" else (y * gate[..., None]).flatten(-2)
+
+
+class LatentGate(Node, name="gate", word="over"):
+    """A gate on each head's output of multi-head latent attention, y·σ(x·W) (Ling 3, 2026)."""
+
+    over: Literal["head", "channel"] = "head"
+    """What one number of the gate multiplies: a head as a whole, or a channel (Hy4, 2026)."""
+    reads: Literal["input", "latent"] = "input"
+    """What the gate is made of: x, or what queries are made of (A.X K2, 2026)."""
+
+
+class QKNorm(Node, name="qk_norm", word="norm"):
+    """The norm of queries and keys (Dehghani et al., 2023)."""
+
+    norm: WholeNorm
+    """The norm itself."""
+    over: Literal["head", "heads", "whole"] = "head"
+    """What is normalised at once: a "head", with one weight for all heads (Qwen3); each of the "heads", with its own
+    weight (Cohere); or all heads' channels as a "whole" (OLMo 2)."""
+    last: bool = False
+    """Whether the norm comes after the rotation (Llama 4), and not before."""
+
+    def __post_init__(self) -> None:
+        if self.last and self.over == "whole":
+            raise ValueError("last: comes after heads are split, and over: whole before (one of them)")
+
+    def list_parts(self, n_heads: int, n_kv_heads: int, head_dim: int) -> dict[str, Any]:
+        counts = {"q_norm": n_heads, "k_norm": n_kv_heads}
+        if self.over == "whole":
+            return {name: Sized(self.norm, count * head_dim) for name, count in counts.items()}
+        own = self.over == "heads"
+        return {
+            name: Sized(replace(self.norm, heads=count) if own else self.norm, head_dim)
+            for name, count in counts.items()
+        }
+
+
+class ValueForm(Node, name="values"):
+    """Settings of a head's values, where these are not made as its keys are."""
+
+    head_dim: PositiveInt | None = None
+    """Channels of a head's values, as many as of its keys unless given (MiMo-V2-Flash, 2026)."""
+    scale: PositiveFloat | None = None
+    """A number that values are multiplied by (MiMo-V2-Flash, 2026)."""
+    norm: WholeNorm | None = None
+    """The norm of each head's values (Gemma 3n, 2025)."""
+    rotate: bool = False
+    """Whether values are rotated as keys are (Su et al., 2021, RoFormer's `rotary_value`)."""
+    tied: bool = False
+    """Whether one product makes keys and values, which are the keys before their norm and rotation (Gemma 4, 2026)."""
+
+    @property
+    def changes(self) -> str | None:
+        """The first field that computes something of the values, if any does."""
+        return next((name for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
+
+
+class OutNorm(Node, name="out_norm", word="norm"):
+    """The norm of heads' outputs before the last product (Wang et al., 2022; BitNet b1.58)."""
+
+    norm: WholeNorm
+    """The norm itself."""
+    over: Literal["whole", "head"] = "whole"
+    """What is normalised at once: all heads' outputs as a "whole", after the gate; or a "head" before it, with one
+    weight for all heads (Meta, 2026, Muse Spark)."""
+
+
+class QKVConvolution(Node, name="short_conv", word="width"):
+    """A depthwise causal convolution of queries, keys and values along the tokens, before anything else is done to them
+    (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers)."""
+
+    width: PositiveInt = 4
+    """Tokens that one output is made of. The state is the last width − 1 of them."""
+    over: Literal["qkv", "kv"] = "qkv"
+    """What is convolved: queries, keys and values, or keys and values alone."""
+    residual: bool = False
+    """Whether the tokens are added to what the convolution makes of them (Thinking Machines, 2026, Inkling)."""
+
+
+class DynamicConvolution(QKVConvolution, name="short_conv", word="width"):
+    """A short convolution of keys and values whose weights may depend on the token (Wu et al., 2019)."""
+
+    over: Literal["kv"] = "kv"
+    """What is convolved: keys and values."""
+    dynamic: bool = False
+    """Whether each token adds weights of its own, x·W for every tap of every head of keys and of values."""
+    scale: PositiveFloat = 1.0
+    """A number that the outputs are multiplied by."""
+
+
+class Clip(Node, name="clip", word="bound"):
+    """A bound on queries, keys and values (MPT, 2023; OLMo, 2024)."""
+
+    bound: PositiveFloat
+    """The largest magnitude of a channel."""
+    normed: bool = False
+    """Whether the bound comes after the norm of queries and keys (OLMoE, 2024), and not before."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x.clamp(-self.bound, self.bound)
