@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +17,7 @@ from zoo.grammar.dialect import list_fields, list_files
 from zoo.grammar.keys import BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.vocabulary import AxisChoice, list_filled, read_choices
 from zoo.paths import conf_dir
-from zoo.spec.fields import SpecField, first_sentence
-
-ROLES = {
-    "cross": "Attention of the decoder to the encoder's output.",
-}
-"""What stands at a key that takes components of another axis."""
+from zoo.spec.fields import SpecField
 
 MOST_FOUND = 12
 """Places that are named where a word stands in several."""
@@ -123,17 +117,13 @@ def list_names(above: str) -> list[str]:
 
 def describe_place(axis: str) -> dict[str, Any]:
     """Describe an axis: what it is, and its choices."""
-    found = {"page": "axis", "name": axis, "what": first_sentence(_read_axis(axis))}
+    found = {"page": "axis", "name": axis, "what": vocabulary.describe_axis(axis)}
     if axis in list_axes():
         return found | {"choices": describe_axis(axis)}
     choices = [
         {"choice": word, "what": choice.what, "source": choice.paper} for word, choice in read_choices(axis).items()
     ]
     return found | {"choices": choices}
-
-
-def _read_axis(axis: str) -> str:
-    return ROLES.get(axis) or inspect.getdoc(vocabulary.list_axes()[axis]) or ""
 
 
 def describe_named(axis: str, word: str) -> dict[str, Any]:
@@ -226,19 +216,18 @@ def key_sentence(key: str) -> str:
     if key in STRUCTURE:
         return STRUCTURE[key]
     if key in vocabulary.list_axes():
-        return first_sentence(_read_axis(key))
+        return vocabulary.describe_axis(key)
     place = _find_own(key) or _pick_filled(key)
     return place[1].sentence if place else ""
 
 
 def _pick_filled(key: str) -> tuple[AxisChoice, SpecField] | None:
-    """Pick the field to describe a key by: one with a description, of the key's own name, of the most frequent
-    choice."""
+    """Pick the field to describe a key by: one with a description, of the choice that most models have."""
     fills = list_filled().get(key, [])
 
-    def rank(fill: tuple[AxisChoice, SpecField]) -> tuple[bool, bool, int]:
+    def rank(fill: tuple[AxisChoice, SpecField]) -> tuple[bool, int, bool]:
         choice, field = fill
-        return bool(field.text), field.name == key, len(find_users(choice.axis, choice.word)[0])
+        return bool(field.text), len(find_users(choice.axis, choice.word)[0]), field.name == key
 
     return max(fills, key=rank, default=None)
 

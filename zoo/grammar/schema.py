@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zoo.grammar.dialect import list_fields, list_slots
 from zoo.grammar.keys import BASES, BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.pattern import RULE
-from zoo.grammar.vocabulary import AxisChoice, list_axes, list_filled, list_nodes, read_choices
+from zoo.grammar.vocabulary import AxisChoice, describe_axis, list_axes, list_filled, list_nodes, read_choices
 from zoo.model.tower import Topology
 from zoo.spec import Node, Spec
-from zoo.spec.fields import first_sentence
 from zoo.spec.types import name_reference
 
 Schema = dict[str, Any]
@@ -105,12 +103,8 @@ def _list_slots() -> dict[str, Schema]:
         if key not in TOWERS:
             axis = key if key == "cross" else name_reference(base)
             also = ["null"] if key in BASES and key not in ("cross", "router") else ["boolean", "null"]
-            found[key] = {"anyOf": [_refer(axis), {"type": also}], "description": _describe_axis(base)}
+            found[key] = {"anyOf": [_refer(axis), {"type": also}], "description": describe_axis(key)}
     return found
-
-
-def _describe_axis(base: type[Spec]) -> str:
-    return first_sentence(inspect.getdoc(base) or "")
 
 
 def _join(schemas: Iterable[Schema]) -> Schema:
@@ -147,7 +141,7 @@ def _define_axis(axis: str) -> Iterable[tuple[str, Schema]]:
     ]
     plain = {"if": {"not": {"required": ["kind"]}}, "then": _refer(f"{base.axis}.fields")}
     mapping = {"type": "object", "properties": {"kind": {"enum": list(choices)}}, "allOf": [*cases, plain]}
-    yield axis, _describe({"anyOf": [{"oneOf": words}, mapping]}, _describe_axis(base))
+    yield axis, _describe({"anyOf": [{"oneOf": words}, mapping]}, describe_axis(axis))
     if axis == "cross":
         return  # whose kinds are attention's
     for kind in by_kind:

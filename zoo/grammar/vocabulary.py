@@ -19,6 +19,21 @@ from zoo.spec import Node, Spec
 from zoo.spec.fields import SpecField, find_paper, first_sentence, list_kinds, read_fields
 from zoo.spec.types import name_reference
 
+ROLES = {
+    "attention": "How tokens read one another.",
+    "position": "How the place of a token enters the model.",
+    "norm": "How vectors are normalised.",
+    "block": "How a layer is put together: where its norms and residuals stand.",
+    "ffn": "What transforms each token on its own.",
+    "router": "How tokens choose experts; read by a mixture of experts alone.",
+    "activation": "The function between the products of a feed-forward.",
+    "cross": "How the decoder of an encoder-decoder reads the encoder.",
+    "shared_expert": "A feed-forward of a mixture of experts that all tokens pass.",
+    "embedding": "How token ids become vectors.",
+    "head": "What reads the last vectors: a language model's logits, or a task.",
+}
+"""What the keys of a model that hold components decide. Other axes are described by their class."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisChoice:
@@ -120,6 +135,12 @@ def list_nodes() -> dict[str, type[Node]]:
     for base in list_axes().values():
         _add_axes(base, found)
     return {name: base for name, base in found.items() if issubclass(base, Node)}
+
+
+def describe_axis(key: str) -> str:
+    """Say in a sentence what an axis, or a key of the model that holds a component, decides."""
+    base = list_axes().get(key) or list_slots()[key]
+    return ROLES.get(key) or first_sentence(inspect.getdoc(base) or "")
 
 
 def list_words(axis: str) -> list[str]:
