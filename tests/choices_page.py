@@ -14,11 +14,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 FOLDER, SCHEMA = DOCS / "choices", DOCS / "model.schema.json"
 
 
-def page_names() -> list[str]:
-    """The axes that have a page: all but those whose choices are another's."""
-    return [axis for axis in vocabulary.list_axes() if axis != "shared_expert"]
-
-
 def page(axis: str) -> str:
     """Write the page of an axis."""
     what = key_sentence(axis)
@@ -29,7 +24,7 @@ def main() -> None:
     from zoo.cli import run
 
     FOLDER.mkdir(exist_ok=True)
-    for axis in page_names():
+    for axis in vocabulary.list_axes():
         (FOLDER / f"{axis}.md").write_text(page(axis), encoding="utf-8")
     run(["schema", "--out", str(SCHEMA)])
     print(f"written: {FOLDER.name}/", file=sys.stderr)

@@ -60,7 +60,8 @@ WRONG = {
     "a field of a component in a component": {
         "attention": {"kind": "gqa", "qk_norm": {"kind": "rmsnorm", "epsilon": 1.0}}
     },
-    "another word than those of a field": {"attention": {"kind": "gqa", "qk_norm": True, "qk_norm_over": "all"}},
+    "another word than those of a field": {"attention": {"kind": "gqa", "qk_norm": {"over": "all"}}},
+    "a field of another node": {"attention": {"kind": "gqa", "gate": {"reads": "latent"}}},
     "a key of a layer that there is not": {"layers": {"full": {"atention": "gqa"}}},
     "a rule without its kind": {"pattern": {"every": 4}},
     "a head of another task": {"head": {"kind": "lm", "labels": 3}},

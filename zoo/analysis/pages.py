@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from zoo.analysis.axes import describe_axis, describe_choice, list_axes
@@ -41,7 +42,7 @@ def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
     """Describe a key of the model, or a choice or field that is named without its axis."""
     if not rest and (first in list_keys()):
         return describe_key(first)
-    owners = [axis for axis in vocabulary.list_axes() if axis != "shared_expert" and first in read_choices(axis)]
+    owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
     if len(owners) == 1:
         return explain(f"{owners[0]}.{name}")
     places = [".".join([axis, first, *rest]) for axis in owners] + ([] if rest else _find_fields(first))
@@ -59,7 +60,7 @@ def _find_fields(name: str) -> list[str]:
     """Find the fields of a name, each where it is declared: one place for a class and those that inherit it."""
     found: dict[Any, str] = {}
     for axis in vocabulary.list_axes():
-        for word, choice in read_choices(axis).items() if axis not in ("cross", "shared_expert") else ():
+        for word, choice in read_choices(axis).items() if axis != "cross" else ():
             if name in choice.fields:
                 found.setdefault(choice.fields[name].owner, f"{axis}.{_plain(choice, word)}.{name}")
     return list(found.values())
@@ -92,6 +93,11 @@ def _explain_field(choice: AxisChoice, names: list[str], whole: str) -> dict[str
     inner = list_fields(choice.spec).get(first)
     if inner is None:
         raise ConfigError(f"{whole}: {first} holds {choice.fields[first].type}, which has no fields")
+    if (node := choice.open_node(first)) is not None:
+        main = list_fields(node.spec).get(getattr(node.spec, "word", ""))
+        if rest[0] in node.fields or main is None:
+            return _explain_field(node, rest, whole)
+        return explain(".".join([main.axis, *rest]))  # fields of the component that it holds
     return explain(".".join([inner.axis, *rest]))
 
 
@@ -138,18 +144,20 @@ def describe_page(choice: AxisChoice) -> dict[str, Any]:
         found |= {key: grown[key] for key in ("source", "looks", "time", "token", "cache")}
     else:
         found["source"] = choice.paper
-    fields = [_describe_row(choice, field) for field in choice.fields.values()]
+    fields = [row for field in choice.fields.values() for row in _describe_rows(choice, field)]
     found |= {"what": choice.what, "fields": fields}
     return found | {"models": models, "families": families}
 
 
-def _describe_row(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
-    return {
-        "field": field.name,
-        "type": field.type,
-        "default": choice.describe_default(field.name),
-        "what": field.sentence,
-    }
+def _describe_rows(choice: AxisChoice, field: SpecField, above: str = "") -> Iterator[dict[str, Any]]:
+    """Describe a field in a row; below a node, its own fields."""
+    name = f"{above}{field.name}"
+    default = choice.describe_default(field.name)
+    yield {"field": name, "type": field.type, "default": default, "what": field.sentence}
+    node = choice.open_node(field.name)
+    if node is not None:
+        for each in node.fields.values():
+            yield from _describe_rows(node, each, f"{name}.")
 
 
 def describe_field(choice: AxisChoice, field: SpecField) -> dict[str, Any]:

@@ -99,10 +99,16 @@ def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
     sizes = {name: body.get("about", {}).get("params", 0) for name, body in bodies.items()}
     for name in sorted(uses, key=lambda name: (sizes[name], name)):
         for use in uses[name]:
-            if use.axis == choice.axis and use.words[0] == choice.word:
+            if (
+                use.spec is choice.spec
+                and (choice.owner is not None or use.axis == choice.axis)
+                and choice.word in use.words[:1]
+            ):
                 yield name, [], use.path
                 break
-    if choice.word in list_files(choice.axis):
+    if choice.owner is not None:
+        yield from ((name, made, f"{path}.{choice.word}") for name, made, path in _find_places(choice.owner))
+    elif choice.word in list_files(choice.axis):
         target, overrides, _ = load_small(choice.axis, choice.word)
         yield target, overrides, choice.axis
 
@@ -140,7 +146,8 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
                 yield from [True] if optional and "$ref" in each else []
                 yield from _list_by_type(each, now)
     elif "$ref" in schema:
-        yield from list_words(schema["$ref"].rpartition("/")[2])[:MOST_TRIED]
+        axis = schema["$ref"].rpartition("/")[2]
+        yield from list_words(axis)[:MOST_TRIED] if axis in list_axes() else ()
     elif "enum" in schema:
         yield from schema["enum"]
     elif schema["type"] == "boolean":
@@ -161,11 +168,14 @@ def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterat
         yield f"{key}: {text}", f"{key}={text}"
     if choice.axis == "topology":
         return (yield f"{name}: {text}", f"{name}={text}")
-    node: Any = {**({"kind": choice.word} if choice.axis in list_axes() else {}), name: value}
+    node: Any = {**({"kind": choice.word} if choice.owner is None else {}), name: value}
     *above, last = path.split(".")
     for part in reversed([*above[1:], last] if above else []):
         node = {part: node}
-    yield f"{above[0] if above else last}: {write_value(node)}", f"{path}.{name}={text}"
+    line = f"{above[0] if above else last}: {write_value(node)}"
+    yield line, f"{path}.{name}={text}"
+    if choice.owner is not None:  # in place of one that is the model's own component
+        yield line, f"{path}={{{name}: {text}}}"
 
 
 def _compare(base: Any, other: Any) -> dict[str, tuple[float, float]]:

@@ -14,7 +14,7 @@ from zoo.families.family import Family, family_names, read_family
 from zoo.grammar import TOWERS
 from zoo.grammar.dialect import find_usual, list_fields, list_slots
 from zoo.grammar.vocabulary import list_axes, read_choices, write_value
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 
 LONGEST = 60
 """Characters of a value that is shown whole."""
@@ -22,11 +22,12 @@ LONGEST = 60
 
 class Use(NamedTuple):
     """A component that a YAML has: the dotted path of its node, its axis, the words that may be its choice (several in
-    a family's expression), and the fields that are set."""
+    a family's expression), the kind of the first of them, and the fields that are set."""
 
     path: str
     axis: str
     words: tuple[str, ...]
+    spec: type[Spec]
     fields: Mapping[str, Any]
 
 
@@ -40,17 +41,21 @@ def list_uses(body: Mapping[str, Any]) -> Iterator[Use]:
     }
     for axis, word in chosen.items():  # a later one has taken the place of an earlier
         if axis in list_axes() and not isinstance(body.get(axis), Mapping):
-            yield Use(axis, axis, (str(word),), {})
+            yield Use(axis, axis, (str(word),), read_choices(axis)[str(word)].spec, {})
     yield from _walk(body, chosen, "")
 
 
 def _walk(node: Mapping[str, Any], chosen: Mapping[str, str], path: str) -> Iterator[Use]:
     slots = list_slots()
     for key, value in node.items():
-        if key in slots and key not in TOWERS:
-            yield from _walk_component(
-                key if key == "cross" else slots[key].axis, value, chosen.get(key), f"{path}{key}"
-            )
+        base = slots.get(key)
+        if base is None or key in TOWERS:
+            continue
+        if issubclass(base, Node):
+            yield from _walk_node(base, value, f"{path}{key}")
+        else:
+            axis = key if key == "cross" else base.axis
+            yield from _walk_component(axis, value, chosen.get(key), f"{path}{key}")
     for place in ("layers", *TOWERS):
         below = node.get(place)
         patches = below if place == "layers" and isinstance(below, Mapping) else {"": below}
@@ -65,14 +70,35 @@ def _walk_component(axis: str, value: Any, around: str | None, path: str) -> Ite
     base = list_axes()[axis]
     words = tuple(word for word in read_words(stated or base.default) if word in read_choices(axis))
     if words:
-        yield Use(path, axis, words, fields)
-    for word in words[:1] if fields else ():
-        inner = list_fields(read_choices(axis)[word].spec)
-        for name, each in fields.items():
-            if name in inner:
-                below = read_choices(axis)[word].body.get(name)
-                usual = below.get("kind") if isinstance(below, Mapping) else None
-                yield from _walk_component(inner[name].axis, each, usual, f"{path}.{name}")
+        choice = read_choices(axis)[words[0]]
+        yield Use(path, axis, words, choice.spec, fields)
+        yield from _walk_fields(choice.spec, choice.body, fields, path)
+
+
+def _walk_fields(spec: type[Spec], body: Mapping[str, Any], fields: Mapping[str, Any], path: str) -> Iterator[Use]:
+    """List the components that the fields of another hold. `body` is what its choice's file says of them."""
+    slots = list_fields(spec) if fields else {}
+    for name, value in fields.items():
+        base, below = slots.get(name), body.get(name)
+        if base is not None and issubclass(base, Node):
+            yield from _walk_node(base, value, f"{path}.{name}")
+        elif base is not None:
+            usual = below.get("kind") if isinstance(below, Mapping) else None
+            yield from _walk_component(base.axis, value, usual, f"{path}.{name}")
+
+
+def _walk_node(base: type[Node], value: Any, path: str) -> Iterator[Use]:
+    """List a node with its fields, and the components that they hold. What is no field of its own is its main one."""
+    if value is None or value is False:
+        return
+    own = {field.name for field in base.fields()}
+    stated = value if isinstance(value, Mapping) else {}
+    fields = {key: each for key, each in stated.items() if key in own}
+    rest = {key: each for key, each in stated.items() if key not in own} if stated else value
+    if base.word and rest and base.word not in fields and rest is not True:
+        fields[base.word] = rest
+    yield Use(path, base.axis, (base.axis,), base, fields)
+    yield from _walk_fields(base, {}, fields, path)
 
 
 def read_words(value: Any) -> list[str]:
@@ -130,7 +156,7 @@ def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], li
 
 def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
     for use in uses:
-        if field in use.fields and read_choices(use.axis)[use.words[0]].spec is spec:
+        if field in use.fields and use.spec is spec:
             yield use
 
 
@@ -143,7 +169,8 @@ def _spell(value: Any, body: Mapping[str, Any], spec: type[Spec], field: str) ->
 
 def _settle(value: Any, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
     """Write the model's own in place of interpolations: `true` for the usual component of an axis, numbers of keys."""
-    if base is not None and value == find_usual(base):
+    main = list_fields(base).get(base.word) if base is not None and issubclass(base, Node) else base
+    if main is not None and value == find_usual(main):
         return True
     if isinstance(value, Mapping):
         kind = base.kinds.get(value.get("kind", base.default)) if base is not None else None

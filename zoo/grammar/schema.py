@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zoo.grammar.dialect import list_slots
+from zoo.grammar.dialect import list_fields, list_slots
 from zoo.grammar.keys import BASES, BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.pattern import RULE
-from zoo.grammar.vocabulary import AxisChoice, describe_axis, list_axes, list_filled, read_choices
+from zoo.grammar.vocabulary import AxisChoice, describe_axis, list_axes, list_filled, list_nodes, read_choices
 from zoo.model.tower import Topology
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
+from zoo.spec.types import name_reference
 
 Schema = dict[str, Any]
 
@@ -31,7 +32,7 @@ def make_schema() -> Schema:
     model = {**keys, **_list_structure(), **{tower: _refer("tower") for tower in TOWERS}}
     inside = {name: value for name, value in {**keys, **_list_structure()}.items() if name not in ("about", "kind")}
     patch = {**keys, "like": {"type": "string", "description": "Another kind of layer, which this one changes."}}
-    axes = [axis for axis in list_axes() if axis not in ("shared_expert", "topology")]
+    axes = [axis for axis in list_axes() if axis != "topology"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A model of Zoo",
@@ -45,6 +46,7 @@ def make_schema() -> Schema:
             "tower": _make_mapping(inside, "The keys of the model that differ in this tower."),
             "layer": _make_mapping(patch, "The keys of the model that differ in these layers."),
             **{name: each for axis in axes for name, each in _define_axis(axis)},
+            **{name: _define_node(base) for name, base in list_nodes().items()},
         },
     }
 
@@ -99,7 +101,7 @@ def _list_slots() -> dict[str, Schema]:
     found = {}
     for key, base in list_slots().items():
         if key not in TOWERS:
-            axis = key if key == "cross" else base.axis
+            axis = key if key == "cross" else name_reference(base)
             also = ["null"] if key in BASES and key not in ("cross", "router") else ["boolean", "null"]
             found[key] = {"anyOf": [_refer(axis), {"type": also}], "description": describe_axis(key)}
     return found
@@ -146,6 +148,19 @@ def _define_axis(axis: str) -> Iterable[tuple[str, Schema]]:
         choice = AxisChoice(axis, kind.kind, kind, {}, "")
         yield name[kind], _define_kind(_list_fields([choice]), choice.what)
     yield f"{base.axis}.fields", _define_kind(_list_fields(choices.values()), "Fields of the choice that is there.")
+
+
+def _define_node(base: type[Node]) -> Schema:
+    """Define a node: a mapping of its fields, or what its main field takes, whose own fields may stand among them."""
+    node = AxisChoice("", base.axis, base, {}, "")
+    fields = _list_fields([node])
+    main = list_fields(base).get(base.word)
+    if main is not None:
+        kinds = read_choices(main.axis).values()
+        fields = {"kind": {"enum": [each.word for each in kinds]}, **_list_fields(kinds), **fields}
+    mapping = {"type": "object", "properties": fields, "additionalProperties": False}
+    short = [fields[base.word]] if base.word else []
+    return _describe({"anyOf": [*short, mapping, {"type": "boolean"}]}, node.what)
 
 
 def _define_kind(fields: Mapping[str, Schema], text: str) -> Schema:

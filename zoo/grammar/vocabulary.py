@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
-from zoo.grammar.dialect import list_fields, list_files, list_slots
+from zoo.grammar.dialect import SHARED, list_fields, list_files, list_slots
 from zoo.grammar.keys import BASES
 from zoo.model.tower import Topology
 from zoo.paths import conf_dir
-from zoo.spec import Spec
+from zoo.spec import Node, Spec
 from zoo.spec.fields import SpecField, find_paper, first_sentence, list_kinds, read_fields
+from zoo.spec.types import name_reference
 
 ROLES = {
     "attention": "How tokens read one another.",
@@ -37,7 +38,7 @@ ROLES = {
 @dataclasses.dataclass(frozen=True)
 class AxisChoice:
     """A choice as a model names it: `attention`, `sliding`. `body` is what its file in conf/ says, which for a bare
-    kind is that kind alone."""
+    kind is that kind alone. A node is the field of its `owner`: `attention.gqa`, `gate`."""
 
     axis: str
     word: str
@@ -45,6 +46,7 @@ class AxisChoice:
     body: Mapping[str, Any]
     comment: str
     """What its file says above that, on one line."""
+    owner: AxisChoice | None = None
 
     @property
     def fields(self) -> dict[str, SpecField]:
@@ -59,6 +61,15 @@ class AxisChoice:
     def paper(self) -> str:
         """Its paper and year, by its file or its class."""
         return find_paper(self.comment) or find_paper(inspect.getdoc(self.spec) or "")
+
+    def open_node(self, name: str) -> AxisChoice | None:
+        """Open a field that is a node; None for another."""
+        base = list_fields(self.spec).get(name)
+        if base is None or not issubclass(base, Node):
+            return None
+        body = self.body.get(name)
+        stated = body if isinstance(body, Mapping) else {}
+        return AxisChoice(f"{self.axis}.{self.word}", name, base, stated, "", self)
 
     def describe_default(self, name: str) -> str:
         """Say what a field has where a model does not set it: "the model's n_kv_heads, or n_heads"."""
@@ -104,15 +115,26 @@ def list_axes() -> dict[str, type[Spec]]:
     found: dict[str, type[Spec]] = {**BASES, **list_slots()}
     for base in [*found.values(), Topology]:
         _add_axes(base, found)
-    return {name: base for name, base in found.items() if name not in ("encoder", "decoder")}
+    left = ("encoder", "decoder", *SHARED)
+    return {name: base for name, base in found.items() if name not in left and not issubclass(base, Node)}
 
 
 def _add_axes(base: type[Spec], found: dict[str, type[Spec]]) -> None:
     for kind in base.kinds.values():
         for inner in list_fields(kind).values():
-            if inner.axis not in found:
-                found[inner.axis] = inner
+            name = name_reference(inner)
+            if name not in found:
+                found[name] = inner
                 _add_axes(inner, found)
+
+
+@functools.cache
+def list_nodes() -> dict[str, type[Node]]:
+    """List the nodes of every choice by the names of their classes."""
+    found: dict[str, type[Spec]] = {}
+    for base in list_axes().values():
+        _add_axes(base, found)
+    return {name: base for name, base in found.items() if issubclass(base, Node)}
 
 
 def describe_axis(key: str) -> str:
@@ -161,7 +183,7 @@ def _find_filled(spec: type[Spec], body: Mapping[str, Any]) -> Iterator[tuple[in
     """Yield the keys that a node reads: whether first or in their absence, and the field."""
     slots = list_fields(spec)
     for name, value in body.items():
-        if isinstance(value, Mapping) and name in slots:
+        if isinstance(value, Mapping) and name in slots and "${" not in str(value.get("kind")):
             yield from _find_filled(slots[name].kinds[value.get("kind", slots[name].default)], value)
         elif name != "kind":
             yield from ((rank, key, read_fields(spec)[name]) for rank, key in enumerate(_find_keys(value)))

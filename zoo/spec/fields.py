@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.spec.spec import Spec
-from zoo.spec.types import describe_type, write_schema
+from zoo.spec.types import describe_component, describe_type, name_reference, write_schema
 
 YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 """A paper or model with its year, in parentheses."""
@@ -118,13 +118,13 @@ def read_fields(choice: type[Spec]) -> dict[str, SpecField]:
 def _read_field(choice: type[Spec], field: dataclasses.Field[Any], hint: Any) -> SpecField:
     declared = [each for each in choice.__mro__ if field.name in inspect.get_annotations(each)]
     schema = write_schema(hint)
-    kinds = {axis.axis: list_kinds(axis) for axis in find_axes(hint)}
+    words = {name_reference(base): describe_component(base, list_kinds(base)) for base in find_axes(hint)}
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     texts = (_read_module(each.__module__).get((each.__qualname__, field.name), "") for each in declared)
     text = next(filter(None, texts), "")
-    return SpecField(field.name, declared[0], schema, describe_type(schema, kinds), default, text)
+    return SpecField(field.name, declared[0], schema, describe_type(schema, words), default, text)
 
 
 def list_kinds(base: type[Spec]) -> list[str]:

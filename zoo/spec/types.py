@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from zoo.spec.node import Node
 from zoo.spec.spec import Spec
 
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
@@ -30,7 +31,7 @@ def write_schema(hint: Any) -> dict[str, Any]:
     if hint in PLAIN:
         return {"type": PLAIN[hint]}
     if isinstance(hint, type) and issubclass(hint, Spec):
-        return {"$ref": f"#/$defs/{hint.axis}"}
+        return {"$ref": f"#/$defs/{name_reference(hint)}"}
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         stated = [getattr(each, "json_schema_input_type", PydanticUndefined) for each in inner[1:]]
@@ -48,6 +49,11 @@ def write_schema(hint: Any) -> dict[str, Any]:
     raise TypeError(f"no JSON Schema is known for {hint}")
 
 
+def name_reference(base: type[Spec]) -> str:
+    """Name what a component of an axis is defined by. Nodes have their class: two may have one name."""
+    return base.__name__ if issubclass(base, Node) else base.axis
+
+
 def _write_bounds(checks: tuple[Any, ...]) -> dict[str, Any]:
     every = [each for check in checks for each in (check, *getattr(check, "metadata", ()))]
     return {
@@ -58,25 +64,31 @@ def _write_bounds(checks: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def describe_type(schema: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> str:
+def describe_type(schema: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """Say in words what a schema takes: "whole number above 0", "one of: head, heads, whole", "a norm (rmsnorm, …)".
-    `kinds` has the choices of each axis."""
+    `words` describes what it refers to (`describe_component`)."""
     if "anyOf" in schema:
-        found = [describe_type(each, kinds) for each in schema["anyOf"]]
+        found = [describe_type(each, words) for each in schema["anyOf"]]
         return " or ".join(found) if len(found) < 3 else f"{', '.join(found[:-1])}, or {found[-1]}"
     if "$ref" in schema:
-        axis = schema["$ref"].rpartition("/")[2]
-        names = kinds.get(axis, ())
-        return f"{name_axis(axis)} ({', '.join(names[:FEW])}{', …' if len(names) > FEW else ''})"
+        return words[schema["$ref"].rpartition("/")[2]]
     if "enum" in schema:
         values = [str(each) for each in schema["enum"]]
         return values[0] if len(values) == 1 else f"one of: {', '.join(values)}"
     if schema["type"] == "array":
         count = f"{schema['minItems']} of " if "minItems" in schema else ""
-        return f"list, {count}each {describe_type(schema['items'], kinds)}"
+        return f"list, {count}each {describe_type(schema['items'], words)}"
     if schema["type"] == "object":
-        return f"mapping, each name to {describe_type(schema['additionalProperties'], kinds)}"
+        return f"mapping, each name to {describe_type(schema['additionalProperties'], words)}"
     return " ".join([WORDS[schema["type"]], *_describe_bounds(schema)])
+
+
+def describe_component(base: type[Spec], kinds: Sequence[str]) -> str:
+    """Say what stands for a component of an axis: "a norm (rmsnorm, layernorm, …)"; of a node, its fields."""
+    if issubclass(base, Node):
+        names = ", ".join(field.name for field in base.fields())
+        return f"a node ({f'{base.word}, or ' if base.word else ''}a mapping of {names})"
+    return f"{name_axis(base.axis)} ({', '.join(kinds[:FEW])}{', …' if len(kinds) > FEW else ''})"
 
 
 def name_axis(axis: str) -> str:
