@@ -87,7 +87,7 @@ def describe_component(base: type[Spec], kinds: Sequence[str]) -> str:
     """Say what stands for a component of an axis: "a norm (rmsnorm, layernorm, …)"; of a node, its fields."""
     if issubclass(base, Node):
         names = ", ".join(field.name for field in base.fields())
-        return f"a node ({f'{base.word}, or ' if base.word else ''}a mapping of {names})"
+        return f"{f'{base.word} alone or ' if base.word else ''}a mapping of {names}"
     return f"{name_axis(base.axis)} ({', '.join(kinds[:FEW])}{', …' if len(kinds) > FEW else ''})"
 
 
