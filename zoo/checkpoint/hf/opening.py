@@ -141,7 +141,7 @@ def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     return unpack_headers(folder, settings, read_headers(folder))
 
 
-def compose_spec(body: Body, file: Path) -> Any:
+def compose_spec(body: Body, file: Path = Path("config.json")) -> Any:
     """Compose the Spec of a model that a config.json describes. Raises ConfigError with faults that name the file."""
     from zoo.compose import load
     from zoo.compose.sources import Source, locating
