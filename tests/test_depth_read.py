@@ -130,7 +130,7 @@ def test_layers_that_read_other_numbers_of_groups_are_priced_apart():
     ("overrides", "fault"),
     [
         (["attention=dynamic_gqa", "attention.sinks=true"], "sinks are one logit a head, and token_sinks one for each"),
-        (["attention=dynamic_gqa", "attention.short_conv.over=qkv"], "input should be 'kv', found 'qkv'"),
+        (["attention=dynamic_gqa", "attention.short_conv.over=qkv"], "must be 'kv', found 'qkv'"),
         (
             ["attention=dynamic_gqa", "attention.values={head_dim: 7}"],
             "short_conv.dynamic is of keys as wide as their values",

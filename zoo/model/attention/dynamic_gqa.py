@@ -45,7 +45,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
         super().__post_init__()
         if self.sinks and self.token_sinks:
             raise ValueError("sinks are one logit a head, and token_sinks one for each token and head (one of them)")
-        for name, given in (("kv_from", self.kv_from), ("values.tied", self._values.tied)):
+        for name, given in (("kv_from", self.kv_from), ("values.tied", self.values and self.values.tied)):
             if given:
                 raise ValueError(f"{name} is of keys and values that gqa makes alone (attention: gqa, or leave it out)")
         if self.short_conv and self.short_conv.dynamic and len(set(self.head_widths)) > 1:

@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.attention.indexer import Indexer, check_tokens_chosen
+from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
@@ -98,37 +98,20 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
-        if self.window_kind != "sliding" and self.window is None:
-            raise ValueError(f"window_kind={self.window_kind} places a window, and there is none (give `window`)")
-        if self.window_kind == "centred" and (self.short_conv or (self.window or 0) < 3):
-            found = (
-                f"found window={self.window}{' and a short_conv' if self.short_conv else ''} (3 or more, no short_conv)"
-            )
-            raise ValueError(f"window_kind=centred divides a window among what comes before and after, {found}")
+        least = {"sliding": 0, "chunked": 1, "centred": 3}[self.window_kind]
+        if (self.window or 0) < least:
+            raise ValueError(f"window_kind={self.window_kind}: is of a window of {least} or more, found {self.window}")
+        if self.window_kind == "centred" and self.short_conv:
+            raise ValueError("window_kind=centred: sees what comes after, and a short_conv does not (one of them)")
         if self.clip and self.clip.normed and (self.qk_norm is None or self.qk_norm.last):
             raise ValueError("clip.normed: comes between `qk_norm` and the rotation (give it, or leave normed out)")
-        self._check_values()
-        if self.indexer is not None:
-            for name in ("window", "kv_from"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name} beside an indexer, which chooses among all keys of this layer (one of them)"
-                    )
-            check_tokens_chosen(self.indexer)
-            self.indexer.check(self.position, self.head_dim, self.n_heads)
+        if self.kv_from and (own := (self.values and self.values.changed) or (self.short_conv and "short_conv")):
+            raise ValueError(f"{own} is of keys and values, which '{self.kv_from}' layers make (leave one of them out)")
+        if self.values:
+            self.values.check(self.head_dim, self.position)
+        check_indexer(self, self.head_dim, ("window", "kv_from"))
         if not self.position.reads_input:
             self.position.check(self.head_dim)
-
-    def _check_values(self) -> None:
-        values = self._values
-        own = f"values.{values.changes}" if values.changes else "short_conv" if self.short_conv else None
-        if self.kv_from is not None and own:
-            raise ValueError(f"{own} is of keys and values, which '{self.kv_from}' layers make (leave one of them out)")
-        if (values.tied or values.rotate) and len(set(self.head_widths)) > 1:
-            found = f"values.head_dim={values.head_dim} and head_dim={self.head_dim}"
-            raise ValueError(f"values.{values.changes}: makes of values what keys are, found {found} (the same)")
-        if values.rotate and not self.position.rotates:
-            raise ValueError(f"values.rotate: position '{self.position.kind}' rotates nothing (rope, or leave it out)")
 
     def check_cross(self) -> None:
         for name, why in (
@@ -185,10 +168,6 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return normed + (self.out_norm is not None and self.out_norm.over == "whole")
 
     @property
-    def _values(self) -> ValueForm:
-        return self.values or ValueForm()
-
-    @property
     def head_widths(self) -> tuple[int, int]:
         return self.head_dim, self.head_dim if self.values is None else self.values.head_dim or self.head_dim
 
@@ -224,14 +203,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
             return {}
         read, (width, v_width) = self.memory_width or d_model, self.head_widths
         key = {"k": Linear(read, self.n_kv_heads * width, bias, role=READ)}
-        tied = self._values.tied
+        tied = self.values is not None and self.values.tied
         return key if tied else key | {"v": Linear(read, self.n_kv_heads * v_width, bias, role=READ)}
 
     def _norms(self) -> dict[str, Any]:
         norms = self.qk_norm.list_parts(self.n_heads, self.n_kv_heads, self.head_dim) if self.qk_norm else {}
         if self.kv_from is not None:
             norms.pop("k_norm", None)
-        own = self._values.norm
+        own = self.values and self.values.norm
         return norms | ({"v_norm": Sized(own, self.head_widths[1])} if own else {})
 
     def shard(self, ranks: int) -> GQA:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -91,8 +92,16 @@ def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -
     return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
 
 
-def check_tokens_chosen(indexer: Indexer) -> None:
-    """Raises ValueError for an indexer that chooses among entries, where attention has none."""
+def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
+    """Raises ValueError where the indexer of an attention to tokens, which rotates so many channels, cannot choose for
+    it, or stands beside a field that limits its choice."""
+    indexer = attention.indexer
+    if indexer is None:
+        return
+    for name in apart:
+        if (found := getattr(attention, name)) is not None:
+            raise ValueError(f"{name}={found} beside an indexer, which chooses among all keys (one of them)")
+    indexer.check(attention.position, rotated, attention.n_heads)
     if isinstance(indexer, EntryIndexer):
         raise ValueError(f"indexer: '{indexer.kind}' chooses among entries, not tokens (lightning, or attention: csa)")
 

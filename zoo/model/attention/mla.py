@@ -13,7 +13,7 @@ from zoo.kernels.base import Ask
 from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.attention.indexer import Indexer, check_tokens_chosen
+from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import LatentGate
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
@@ -99,12 +99,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             raise ValueError(f"{found} (kv_from: null, or leave short_conv out)")
         if self.rope_norm and not self.qk_rope_head_dim:
             raise ValueError("rope_norm is of the rotated key, and qk_rope_head_dim=0 leaves none (leave it out)")
-        if self.indexer is not None:
-            if self.window is not None:
-                found = f"window={self.window} beside an indexer, which chooses among all keys"
-                raise ValueError(f"{found} (one of them)")
-            check_tokens_chosen(self.indexer)
-            self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
+        check_indexer(self, self.qk_rope_head_dim, ("window",))
 
     @property
     def _gate_reads_latent(self) -> bool:

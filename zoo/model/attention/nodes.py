@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.norm import WholeNorm
+from zoo.model.position.base import Position
 from zoo.spec import Linear, Node, Sized, Weight
 
 if TYPE_CHECKING:
@@ -111,9 +112,17 @@ class ValueForm(Node, name="values"):
     """Whether one product makes keys and values, which are the keys before their norm and rotation (Gemma 4, 2026)."""
 
     @property
-    def changes(self) -> str | None:
-        """The first field that computes something of the values, if any does."""
-        return next((name for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
+    def changed(self) -> str | None:
+        """The first field that computes something of the values, if any does: `values.tied`."""
+        return next((f"values.{name}" for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
+
+    def check(self, head_dim: int, position: Position) -> None:
+        """Raises ValueError where values as wide as these cannot be what keys are."""
+        if (self.tied or self.rotate) and (self.head_dim or head_dim) != head_dim:
+            found = f"found values.head_dim={self.head_dim} and head_dim={head_dim}"
+            raise ValueError(f"{self.changed}: makes of values what keys are, {found} (the same)")
+        if self.rotate and not position.rotates:
+            raise ValueError(f"values.rotate: position '{position.kind}' rotates nothing (rope, or leave it out)")
 
 
 class OutNorm(Node, name="out_norm", word="norm"):
