@@ -234,7 +234,7 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
         ),
         (
             ["attention.position.theta=3"],
-            "attention.position.theta: 'attention.position' is ${up:position}, what the rest of the model has too"
+            "attention.position.theta: 'attention.position' is what the rest of the model has too"
             " (set position.theta instead)",
         ),
     ],

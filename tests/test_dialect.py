@@ -53,6 +53,40 @@ def test_a_node_is_its_main_field_its_fields_or_both_together() -> None:
         spec("attention.clip=-1")
 
 
+def test_a_field_below_a_choice_that_nothing_states_makes_room_for_it() -> None:
+    mixture = ["ffn=moe", "n_experts=4", "top_k=2"]
+    gated = spec(*mixture, "ffn.shared.gate=true")
+    assert gated.blocks["layer"].ffn.shared.gate and gated == spec(*mixture, "ffn.shared={gate: true}")
+    with pytest.raises(ConfigError, match=r"set shared_expert\.gate instead"):
+        spec("ffn.shared.gate=false", target="qwen3-next-tiny")
+
+
+def test_a_file_means_the_same_however_often_a_process_reads_files(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [/model/qwen3-next-tiny@_here_]\nattention: {qk_norm: {norm: affine}}\nnorm: layernorm\n"
+    )
+    found = [spec(target=tmp_path / "mine.yaml") for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert found[0].blocks["full"].attention.qk_norm.norm.kind == "affine"
+
+
+def test_a_word_and_a_mapping_of_cross_mean_the_same() -> None:
+    assert spec("cross={kind: mha}", target="t5-tiny") == spec("cross=mha", target="t5-tiny") == spec(target="t5-tiny")
+
+
+def test_a_number_in_quotes_is_one_for_the_whole_model() -> None:
+    assert spec("vocab_size='320'") == spec("vocab_size=320")
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [("activation=swish", "silu"), ("ffn=swiglu", "gated"), ("position=rotary", "rope"), ("norm=rms_norm", "rmsnorm")],
+)
+def test_another_librarys_choice_is_told_by_ours(word: str, ours: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{ours}'"):
+        spec(word)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

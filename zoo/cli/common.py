@@ -109,7 +109,9 @@ def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
 
 def show_config(config: Composed, resolve: bool, part: ConfigPart | None = None) -> None:
     """Print a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
-    from zoo.compose.targets import to_plain_yaml, to_yaml
+    from zoo.compose.targets import spec_of_composed, to_plain_yaml, to_yaml
 
     config.refuse_faults()
+    if part is ConfigPart.plain:
+        spec_of_composed(config)  # what Zoo reads it as is shown of a model that it does read
     print(to_plain_yaml(config.cfg) if part is ConfigPart.plain else to_yaml(config.cfg, resolve=resolve), end="")

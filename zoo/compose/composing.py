@@ -238,7 +238,7 @@ def _apply(
         if override.package is not None:
             faults.append(f"{format_override(override)}: there is no group '{key}' in the configuration tree")
             continue
-        if shared := _shared(cfg, key):
+        if shared := _shared(cfg, key, root):
             faults.append(shared)
             continue
         missing = bool(descend(cfg, key)[1])
@@ -344,9 +344,9 @@ def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]
     ]
 
 
-def _shared(cfg: DictConfig, key: str) -> str | None:
+def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
     """Describe the fault of setting something below an interpolation: it would be lost, or change every other reader of
-    it."""
+    it. One that nothing fills makes room."""
     parts = key.split(".")
     node: DictConfig | None = cfg
     for depth, part in enumerate(parts[:-1], 1):
@@ -355,11 +355,18 @@ def _shared(cfg: DictConfig, key: str) -> str | None:
         if OmegaConf.is_interpolation(node, part):
             text = OmegaConf.to_container(node, resolve=False)[part]  # type: ignore[index,call-overload]
             names = _READS.findall(text)
+            if text.startswith("${or:") and not any(_states(cfg, root, name) for name in names[0].split(",")[:-1]):
+                OmegaConf.update(cfg, ".".join(parts[:depth]), {}, force_add=True)
+                return None
             source = ".".join([names[0].split(",")[0], *parts[depth:]]) if names else "the original"
             place = ".".join(parts[:depth])
-            return f"{key}: '{place}' is {text}, what the rest of the model has too (set {source} instead)"
+            return f"{key}: '{place}' is what the rest of the model has too (set {source} instead)"
         node = find_mapping(node, part)
     return None
+
+
+def _states(cfg: DictConfig, root: str, name: str) -> bool:
+    return not descend(cfg, f"{root}.{name.strip()}" if root else name.strip())[1]
 
 
 def _inside(overrides: Sequence[Override], root: str) -> list[str]:

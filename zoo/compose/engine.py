@@ -47,6 +47,7 @@ from zoo.compose.gate import STATED, check_body, check_merged
 from zoo.compose.shorthand import expand_shorthand, find_choices
 from zoo.errors import ConfigError
 from zoo.grammar.omega import share_parses
+from zoo.grammar.resolvers import keep_interpolations
 from zoo.paths import conf_dir
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.yaml_file import read_yaml_text
@@ -107,7 +108,8 @@ def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label:
             own = label if path.startswith(PRIMARY) else f"{path}.yaml"
             check_merged(loaded.config, default.package or "", own)
     loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # merging needs none of its state
-    return loader._compose_config_from_defaults_list(defaults.defaults, repo)
+    with keep_interpolations():
+        return loader._compose_config_from_defaults_list(defaults.defaults, repo)
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
@@ -117,7 +119,8 @@ def get_failure(job_return: JobReturn) -> BaseException:
 
 def apply_override(override: Override, cfg: DictConfig) -> None:
     """Set, add or delete one value. Raises HydraException or OmegaConfBaseException where that cannot be."""
-    ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    with keep_interpolations():
+        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
 
 
 def format_value(override: Override, value: Any) -> str:

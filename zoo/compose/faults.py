@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.engine import HydraException
-from zoo.errors import did_you_mean
-from zoo.spec.foreign import FOREIGN, translate_name
+from zoo.spec.foreign import FOREIGN, hint_choice, translate_name
 
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 """What Hydra raises while it composes files that are at fault."""
@@ -44,7 +43,7 @@ def describe_missing_option(group: str, value: str, options: Iterable[str], plac
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `{shown}` shows them"
-    hint = did_you_mean(value.casefold(), options)
+    hint = hint_choice(value, options)
     return f"{place or group}: no option '{value}'{hint} (there are: {there})"
 
 

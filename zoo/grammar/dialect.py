@@ -24,7 +24,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.model.encoder_decoder import EncoderDecoder
-from zoo.model.moe import SharedExpert
+from zoo.model.moe import ExpertLatent, SharedExpert
 from zoo.model.tower import Decoder
 from zoo.paths import conf_dir
 from zoo.spec import Node, Spec
@@ -39,7 +39,7 @@ INNER = {"ffn": "gated", "attention": "gqa"}
 USUAL_ROUTER = "softmax_topk"
 """How tokens choose experts in a model that states no router."""
 
-SHARED = {"shared_expert": SharedExpert}
+SHARED: dict[str, type[Spec]] = {"shared_expert": SharedExpert, "expert_latent": ExpertLatent}
 """Keys of a model that hold a component for a choice which reads them: `shared_expert` is `ffn.shared`."""
 
 
@@ -67,7 +67,7 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     those that are the usual ones."""
     slots = list_slots()
     found = {
-        key: _expand(value, slots[key], around.get(key), scope) if key in slots else value
+        key: _expand(_name_cross(key, value), slots[key], around.get(key), scope) if key in slots else value
         for key, value in node.items()
     }
     if isinstance(layers := node.get("layers"), Mapping):
@@ -76,6 +76,15 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
             for name, patch in _inherit(layers).items()
         }
     return found
+
+
+def _name_cross(key: Any, value: Any) -> Any:
+    """Write what a choice of `cross` stands for: a file of its own, though its kinds are those of attention."""
+    word = value.get("kind") if isinstance(value, Mapping) else value
+    if key != "cross" or not isinstance(word, str) or word not in list_files("cross"):
+        return value
+    fields = {name: each for name, each in value.items() if name != "kind"} if isinstance(value, Mapping) else {}
+    return lay_patch(_read_file("cross", word), fields, "cross", [])
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -133,6 +142,7 @@ def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, A
     """Expand a node, which gathers fields of its owner. What is none of its fields is the component that its main field
     holds, or fields of that: `qk_norm: rmsnorm`, `qk_norm: {eps: 1e-5, over: heads}`."""
     main, names = list_fields(base).get(base.word), {field.name for field in base.fields()}
+    around = None if around is node else around
     if node is None or node is False:
         return None
     if main is None:

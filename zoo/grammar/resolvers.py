@@ -20,6 +20,21 @@ _reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)
 """Where the names looked up are recorded. A ContextVar, as each thread that reads a model has its own."""
 
 
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
+"""Whether interpolations stay as they are."""
+
+
+@contextmanager
+def keep_interpolations() -> Iterator[None]:
+    """Leave interpolations as they are inside this block. OmegaConf would merge a mapping into what `${up:norm}` stands
+    for at that moment, where the resolvers are registered, and put the mapping in its place where they are not."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 class MissingName(ConfigError):
     """No scope around `place` has a name that it reads. Of several that would do the last is the usual one:
     `${up:n_kv_heads,n_heads}`."""
@@ -73,6 +88,8 @@ def _resolve_or(name: str, literal: Any, *, _parent_: Any) -> Any:
 def _find_nearest(name: str, node: Any) -> tuple[bool, Any]:
     """Look for a key outwards, starting beside the component that asks. Gives whether it is there, and its value. What
     the component is itself a part of does not count."""
+    if _kept.get():
+        raise LookupError(f"{name}: is not looked up while files are merged")
     reads = _reads.get()
     if reads is not None:
         reads.add(name)

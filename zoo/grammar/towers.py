@@ -52,7 +52,8 @@ class TowerNode:
             inner = tree.setdefault(part, {})
             if isinstance(inner, dict) and not is_task_head(part, inner):
                 stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
-                inner.setdefault("vocab_size", stated if type(stated) is int and stated > 0 else 1)
+                number = int(stated) if isinstance(stated, str) and stated.isdecimal() else stated
+                inner.setdefault("vocab_size", number if type(number) is int and number > 0 else 1)
         blocks, read = self._read_blocks()
         problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}

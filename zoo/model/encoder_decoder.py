@@ -42,7 +42,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
             if not isinstance(found, kind):
                 raise ValueError(f"its {name} is of kind '{found.kind}' (kind: {name} would do)")
         if not self.decoder.reads_memory:
-            raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
+            raise ValueError("its decoder has no cross-attention (cross: mha would give it one)")
 
     def misfits(self) -> Iterator[Misfit]:
         yield from find_misfits_between(self.encoder, self.decoder)

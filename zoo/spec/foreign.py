@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
+from zoo.errors import did_you_mean
 from zoo.untrusted.text import quote
 
 _KEYS = {
@@ -28,10 +29,20 @@ _KEYS = {
     "tied": "tie_word_embeddings tie_embeddings",
     "qk_norm": "use_qk_norm attn_qk_norm",
     "softcap": "attn_logit_softcapping attention_logit_softcapping",
+    "shared": "shared_expert n_shared shared_experts",
+    "gate": "attn_output_gate attention_gate",
 }
 
 FORMS = {
-    "rope_scaling": "position: rope_yarn",
+    "rope_scaling": "position: rope_yarn  # or rope_linear, rope_dynamic, rope_llama3",
+    "rope_type": "position: rope_yarn  # or rope_linear, rope_dynamic, rope_llama3",
+    "partial_rotary_factor": "position: {kind: rope, rotary_dim: 16}  # channels of a head that are rotated",
+    "qkv_bias": "attention: {bias: qkv}",
+    "use_qkv_bias": "attention: {bias: qkv}",
+    "attn_output_gate": "attention: {gate: true}",
+    "attention_gate": "attention: {gate: true}",
+    "shared_experts": "ffn: {kind: moe, shared: gated}",
+    "n_shared": "ffn: {kind: moe, shared: gated}",
     "tie_word_embeddings": "head: {kind: lm, tied: true}",
     "tie_embeddings": "head: {kind: lm, tied: true}",
     "sliding_window": "attention: {kind: sliding, window: VALUE}",
@@ -51,11 +62,28 @@ FORMS = {
 }
 """What is no key of a model's top level, as it is written there. VALUE is the value that was stated."""
 
+CHOICES = {
+    **{"swish": "silu", "swiglu": "gated", "geglu": "gated", "reglu": "gated", "glu": "gated", "relu_squared": "relu2"},
+    **{"rotary": "rope", "rms": "rmsnorm", "rms_norm": "rmsnorm", "layer_norm": "layernorm", "ln": "layernorm"},
+    **{"multi_head": "mha", "multihead": "mha", "full": "mha", "self": "mha", "local": "sliding", "nope": "none"},
+    **{"pre_norm": "pre", "prenorm": "pre", "post_norm": "post", "postnorm": "post", "parallel_residual": "parallel"},
+    **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "yarn": "rope_yarn", "mixtral": "moe"},
+}
+"""Zoo's choice by the name that it has elsewhere."""
+
+
+def hint_choice(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`: another library's name of a choice, or the closest."""
+    options, word = list(options), word.casefold()
+    ours = CHOICES.get(word, "")
+    return f" (did you mean '{ours}'?)" if ours in options else did_you_mean(word, options)
+
+
 FOREIGN = {theirs: ours for ours, names in _KEYS.items() for theirs in names.split()}
 """Zoo's key by the name of another library."""
 
 
-INNER = {"tied", "qk_norm", "softcap"}
+INNER = {"tied", "qk_norm", "softcap", "shared", "gate"}
 """Those of our words that are fields of a component alone."""
 
 

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 def _reads_memory(cross: Attention | None) -> Attention | None:
     """Raises ValueError for an attention that cannot read an encoder's output."""
     if cross is not None and not cross.takes_memory:
-        raise ValueError(
-            f"cross is softmax attention without positions, found '{cross.kind}' (gqa, with position: none)"
-        )
+        raise ValueError(f"cross is softmax attention without positions, found '{cross.kind}' (cross: mha would do)")
     if cross is not None:
         cross.check_cross()
     return cross
@@ -83,7 +81,7 @@ class Block(Spec, axis="block"):
         scheme = None if self.cross is None else self.cross.positioning
         if self.crosses and (scheme is None or scheme.kind != "none"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"
-            raise ValueError(f"cross is softmax attention without positions, found {found} (gqa, with position: none)")
+            raise ValueError(f"cross is softmax attention without positions, found {found} (cross: mha would do)")
 
     @property
     def reader(self) -> DepthRead | None:
