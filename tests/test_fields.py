@@ -168,11 +168,22 @@ def test_every_field_has_a_page(axis):
         ("d_model", "key", "d_model"),
         ("topology.decoder.shared_layers", "key", "shared_layers"),
         ("pattern", "key", "pattern"),
+        ("qk_norm", "field", "attention.gqa.qk_norm"),
+        ("gate", "field", "attention.gqa.gate"),
+        ("shared", "field", "ffn.moe.shared"),
     ],
 )
 def test_a_name_is_found_however_it_is_written(name, page, whole):
     found = explain(name)
     assert (found["page"], found["name"]) == (page, whole)
+
+
+@pytest.mark.quick
+def test_a_page_opened_by_a_bare_name_names_the_other_places_of_it(capsys):
+    assert explain("gate")["also"] == ["attention.mla.gate", "attention.gated_delta.gate"]
+    assert run(["explain", "shared"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("also      indexer.shared")
+    assert "also" not in explain("attention.gqa.gate")
 
 
 @pytest.mark.quick
@@ -183,7 +194,11 @@ def test_a_name_is_found_however_it_is_written(name, page, whole):
         ("attention.gqqa", "(did you mean 'gqa'?)"),
         ("attention.gqa.qk_nrm", "attention 'gqa' has no such field (did you mean 'qk_norm'?)"),
         ("attention.gqa.scale.eps", "scale holds number above 0 or null, which has no fields"),
-        ("softcap", "stands in several places (one of: "),
+        ("softcap", "stands in several places (one of: attention.gqa.softcap, head.lm.softcap, "),
+        ("output_gate", "is no name of the grammar any more (now attention: {gate: true})"),
+        ("attention.output_gate", "is no name of the grammar any more (now attention: {gate: true})"),
+        ("attention.mla.output_gate", "attention 'mla' has no such field any more (now gate: true)"),
+        ("hidden_size", "is no name of the grammar (d_model is Zoo's name for it; zoo explain d_model)"),
     ],
 )
 def test_a_name_that_is_nothing_or_several_things_is_refused_in_one_line(name, line, refused):
