@@ -244,7 +244,11 @@ def describe_key(key: str) -> dict[str, Any]:
     if place is None:
         return found | {"text": STRUCTURE.get(key) or key_sentence(key)}
     choice, field = place
-    page = describe_field(choice, field) if key in (field.name, choice.find_key(field.name)) else {"text": field.text}
+    own = choice.fields.get(field.name) == field  # or that of a component which it holds
+    whole = own and key in (field.name, choice.find_key(field.name))
+    page = describe_field(choice, field) if whole else {"text": field.text}
+    if "default" in page:
+        page["default"] = choice.describe_filling(field.name, key)
     shown = ("type", "unit", "default", "text", "formula", "paper", "example")
     return found | {"type": field.type} | {name: page[name] for name in shown if name in page}
 

@@ -49,8 +49,9 @@ def _list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "kind", page["kind"]
     if page["source"]:
         yield "paper", page["source"]
-    if "looks" in page:
-        yield "looks", page["looks"]
+    if page.get("looks"):
+        yield "reads", page["looks"]
+    if "time" in page:
         more = f", {page['token']} for one more token, cache {page['cache']}" if page["token"] != "-" else ""
         yield "growth", f"time {page['time']}{more}"
 
