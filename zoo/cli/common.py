@@ -112,4 +112,5 @@ def show_config(config: Composed, resolve: bool, part: ConfigPart | None = None)
     from zoo.compose.targets import to_plain_yaml, to_yaml
 
     config.refuse_faults()
-    print(to_plain_yaml(config.cfg) if part is ConfigPart.plain else to_yaml(config.cfg, resolve=resolve), end="")
+    plain = part is ConfigPart.plain
+    print(to_plain_yaml(config.cfg, config.inherited) if plain else to_yaml(config.cfg, resolve=resolve), end="")
