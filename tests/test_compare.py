@@ -195,3 +195,35 @@ def test_a_kind_that_is_left_over_is_compared_with_the_one_most_like_it() -> Non
     found = compare.compare_fields(load("gemma2-9b"), load("llama3-8b"))
     kinds = {path.split(".")[1] for path in found if "blocks." in path}
     assert kinds == {"local/layer", "global/layer"}
+
+
+def test_figures_of_kinds_of_layer_are_paired_as_the_fields_are() -> None:
+    own = ["layers={local: {attention: sliding, window: 8}}", "pattern=[local, layer]"]
+    named = ["layers={local: {attention: sliding, window: 8}, global: {n_kv_heads: 1}}", "pattern=[local, global]"]
+    both = [load("llama-tiny", each) for each in (own, named)]
+    first, second = compare.pair_figures(*both, [price(spec) for spec in both])
+    assert (
+        list(first["params"]["by_layer_kind"]) == list(second["params"]["by_layer_kind"]) == ["local", "layer/global"]
+    )
+    rows = compare.compare_specs(*both, [first, second])["figures"]
+    change = rows["params.by_layer_kind.layer/global.total"]["delta"]
+    assert change == count_parameters(both[1])["total"] - count_parameters(both[0])["total"]  # in that kind alone
+
+
+def test_one_kind_against_two_is_paired_by_layer_and_not_in_sums() -> None:
+    both = [load("llama3-8b"), load("gemma2-9b")]
+    first, second = compare.pair_figures(*both, [price(spec) for spec in both])
+    assert set(first["memory"]["activations_by_layer"]) == {"layer/local", "layer/global"}
+    assert first["memory"]["activations_by_layer"].keys() == second["memory"]["activations_by_layer"].keys()
+    assert set(first["params"]["by_layer_kind"]) == {"layer"}
+
+
+@pytest.mark.parametrize(
+    ("pair", "names"),
+    [(("gpt2", "t5-small"), "layer/decoder.layer"), (("t5-small", "bert-base"), "encoder.layer/layer")],
+)
+def test_a_model_of_one_tower_is_paired_with_the_tower_of_its_kind(pair: tuple[str, str], names: str) -> None:
+    both = [load(name) for name in pair]
+    assert all(
+        names in each["params"]["by_layer_kind"] for each in compare.pair_figures(*both, [price(s) for s in both])
+    )

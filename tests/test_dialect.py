@@ -270,6 +270,24 @@ def test_the_plain_form_of_a_swapped_model_is_what_one_would_write(capsys) -> No
     assert load(plain) == spec(*overrides)
 
 
+@pytest.mark.parametrize(
+    ("body", "overrides", "kept"),
+    [
+        ("", [], {"title", "params", "source", "note"}),
+        ("n_layers: 6", [], None),
+        ("n_layers: 6\nabout: {title: Mine}", [], {"title"}),
+        ("about: {title: Mine, params: 5}", ["n_layers=6"], {"title"}),
+    ],
+)
+def test_the_plain_form_of_a_changed_model_says_nothing_of_the_one_it_started_from(
+    body, overrides, kept, tmp_path, capsys
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"defaults: [/model/llama-tiny@_here_]\n{body}\n", encoding="utf-8")
+    assert run(["stats", str(tmp_path / "mine.yaml"), *overrides, "--cfg", "plain"]) == 0
+    about = yaml.safe_load(capsys.readouterr().out).get("about")
+    assert (about and set(about)) == kept
+
+
 HYBRID = """\
 vocab_size: 1000
 d_model: 64

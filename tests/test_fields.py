@@ -4,6 +4,7 @@ and what it costs."""
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -117,6 +118,43 @@ def test_values_are_counted_as_the_models_have_them():
     assert "gemma" in families
 
 
+@pytest.mark.quick
+def test_what_models_state_is_written_in_the_plain_form():
+    stated = explain("layers")["stated"]
+    assert "gemma2-9b" in stated["{local: {attention: {window: 4096}}, global: {}}"]
+    assert not any("${" in value for key in ("layers", "shared_expert") for value in explain(key)["stated"])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("name", "type", "default"),
+    [
+        ("attention.gqa.qk_norm", "true, a norm (…), or a mapping of norm, over, last; null for none", "null"),
+        (
+            "attention.gqa.gate",
+            "true, sigmoid or softplus, or a mapping of over, activation, bias; null for none",
+            "null",
+        ),
+        ("attention.gqa.clip", "a bound (…) or a mapping of bound, normed; null for none", "null"),
+        ("attention.gqa.qk_norm.norm", "a norm (…)", "the model's norm"),
+        ("attention.gqa.clip.bound", "number above 0", "must be given"),
+        ("head_dim", "whole number above 0", "must be stated where an attention reads it"),
+        ("n_kv_heads", "whole number above 0", "the model's n_heads"),
+        ("n_experts", "whole number above 0", "8"),
+        ("attention.gqa.head_dim", "whole number above 0", "the model's head_dim"),
+    ],
+)
+def test_types_and_defaults_are_what_a_file_may_say(name, type, default):
+    page = explain(name)
+    assert (re.sub(r"\([^)]*\)", "(…)", page["type"]), page["default"]) == (type, default)
+
+
+@pytest.mark.quick
+def test_a_main_component_that_is_left_out_is_the_models():
+    model = load("llama-tiny", ["attention.qk_norm={over: heads}"])
+    assert [type(block.attention.qk_norm.norm) for block in model.blocks.values()] == [RMSNorm]
+
+
 # ---------------------------------------------------------------- what it costs
 
 
@@ -132,6 +170,12 @@ def test_an_example_can_be_pasted_and_costs_what_the_page_says(name, tmp_path):
     figures = example["figures"].get("parameters", {"before": before, "after": before})
     assert (figures["before"], figures["after"]) == (before, after)
     assert (before != after) == ("parameters" in example["figures"])
+
+
+@pytest.mark.quick
+def test_the_example_of_an_optional_component_adds_it():
+    example = explain("ffn.moe.shared")["example"]
+    assert example["figures"]["parameters"]["after"] > example["figures"]["parameters"]["before"]
 
 
 @pytest.mark.quick
@@ -168,11 +212,23 @@ def test_every_field_has_a_page(axis):
         ("d_model", "key", "d_model"),
         ("topology.decoder.shared_layers", "key", "shared_layers"),
         ("pattern", "key", "pattern"),
+        ("eos_id", "key", "eos_id"),
+        ("qk_norm", "field", "attention.gqa.qk_norm"),
+        ("gate", "field", "attention.gqa.gate"),
+        ("shared", "field", "ffn.moe.shared"),
     ],
 )
 def test_a_name_is_found_however_it_is_written(name, page, whole):
     found = explain(name)
     assert (found["page"], found["name"]) == (page, whole)
+
+
+@pytest.mark.quick
+def test_a_page_opened_by_a_bare_name_names_the_other_places_of_it(capsys):
+    assert explain("gate")["also"] == ["attention.mla.gate", "attention.gated_delta.gate"]
+    assert run(["explain", "shared"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("also      indexer.shared")
+    assert "also" not in explain("attention.gqa.gate")
 
 
 @pytest.mark.quick
@@ -183,7 +239,11 @@ def test_a_name_is_found_however_it_is_written(name, page, whole):
         ("attention.gqqa", "(did you mean 'gqa'?)"),
         ("attention.gqa.qk_nrm", "attention 'gqa' has no such field (did you mean 'qk_norm'?)"),
         ("attention.gqa.scale.eps", "scale holds number above 0 or null, which has no fields"),
-        ("softcap", "stands in several places (one of: "),
+        ("softcap", "stands in several places (one of: attention.gqa.softcap, head.lm.softcap, "),
+        ("output_gate", "is no name of the grammar any more (now attention: {gate: true})"),
+        ("attention.output_gate", "is no name of the grammar any more (now attention: {gate: true})"),
+        ("attention.mla.output_gate", "attention 'mla' has no such field any more (now gate: true)"),
+        ("hidden_size", "is no name of the grammar (d_model is Zoo's name for it; zoo explain d_model)"),
     ],
 )
 def test_a_name_that_is_nothing_or_several_things_is_refused_in_one_line(name, line, refused):

@@ -43,7 +43,12 @@ def test_the_first_figures_are_those_of_the_tables() -> None:
     assert told["parameters"].startswith("8.03 B, all")
     assert told["KV cache"].startswith("1.07 GB at 2 × 4,096 tokens (131 KB a token)")
     assert told["assumed"] == "batch 2 of 4,096 tokens, bf16; training: muon, mixed precision"
-    assert "mostly weights" in told["generating"] and "optimizer states" in told["training"]
+    memory = price(load("llama3-8b"), Setup(context=4096, batch=2, optimizer="muon"))["memory"]
+    for line, peak, part, name in (
+        ("generating", "generate_peak", "weights", "weights"),
+        ("training", "train_peak", "optimizer", "optimizer states"),
+    ):
+        assert told[line].endswith(f", {100 * memory[part] / memory[peak]:.0f} % of it {name}")
     assert first_figures("mixtral-8x7b")["parameters"] == "46.7 B, 12.9 B of them active for each token"
 
 
@@ -70,7 +75,15 @@ def test_a_model_too_large_for_one_gpu_is_divided_or_said_to_be_too_large() -> N
     told = first_figures("llama3-70b", context=4096)["fits on"]
     assert "× " in told and told.endswith("to train")
     assert "--tp 4" in first_figures("mixtral-8x22b", gpu="h100", context=4096)["fits on"]
-    assert first_figures("deepseek-v3")["fits on"].startswith("8 × B300 (288 GB, --tp 8) to generate, more than 8 ×")
+    assert first_figures("deepseek-v3")["fits on"].startswith("8 × B300 (288 GB, --tp 8) to generate; training")
+    assert first_figures("mixtral-8x7b")["fits on"].endswith("; training does not fit on 8 × B300 (288 GB, --zero 3)")
+
+
+def test_an_encoder_is_held_to_run_it_too_which_takes_less_than_training_it() -> None:
+    assert first_figures("bert-base")["fits on"] == "1 × L4 (24 GB) to run and to train"
+    spec, setup = load("bert-large"), Setup(batch=64)
+    holders = find_holders(spec, setup, price(spec, setup))
+    assert holders["run"]["memory"] < holders["train"]["memory"]
 
 
 def test_the_ladder_ascends_and_is_of_packaged_accelerators() -> None:

@@ -27,7 +27,7 @@ def test_each_model_of_the_tour_is_plain_and_priced_and_built(stop, tmp_path: Pa
     built = zoo.build(tmp_path / "mine.yaml", device="meta")
     count = count_parameters(spec)["total"]
     assert sum(each.numel() for each in built.parameters()) == count
-    assert f"# {count:,} parameters" in text
+    assert f"# {count:,} parameters, as written" in text
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_nothing_is_replaced_and_mistakes_are_a_line(tmp_path: Path, monkeypatch
     assert run(["new", "mine.yaml"]) == 0
     capsys.readouterr()
     before = Path("mine.yaml").read_text()
-    assert refused("new", "mine.yaml") == ["mine.yaml: is there already (another name; nothing is replaced)"]
+    assert refused("new", "mine.yaml") == ["mine.yaml: is there already (choose another name; nothing is replaced)"]
     assert Path("mine.yaml").read_text() == before
     assert refused("new", "b.yaml", "--with", "moee")[0].startswith(
         "with: no axis has a choice 'moee' (did you mean 'moe'?)"

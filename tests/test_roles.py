@@ -5,14 +5,17 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from loaded import load
 from tiny import spec_of
 
 from zoo.analysis.explain.flops import list_flops_lines as explain_flops
 from zoo.analysis.explain.parameters import list_parameter_lines as explain_parameters
 from zoo.analysis.explain.terms import trace_spec
+from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.operators import Widths, operators
 from zoo.costs.parallel import fullest, stages
+from zoo.costs.params import count_parameters
 from zoo.costs.roofline import roofline
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import CONVENTIONS
@@ -220,3 +223,10 @@ def test_the_owner_of_a_tie_is_the_nearest_model_s_and_chains_are_followed():
     assert owner_of("decoder.head.out", ties) == "encoder.embedding.tokens"
     assert owner_of("decoder.head.out", ties | {"decoder.embedding.tokens": None}) == "decoder.embedding.tokens"
     assert owner_of("encoder.embedding.tokens", ties) == "encoder.embedding.tokens"
+
+
+def test_the_gate_of_a_shared_expert_is_counted_by_itself(capsys):
+    counted = count_parameters(load("qwen3-next-80b-a3b"))["by_component"]
+    assert counted["shared_expert_gate"] == 48 * 2048 and "ffn" not in counted  # one number a token and layer
+    assert run(["stats", "qwen3-next-80b-a3b"]) == 0
+    assert "gate of the shared expert" in capsys.readouterr().out

@@ -46,7 +46,8 @@ def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[st
     from zoo.run.builder import load_spec
 
     first, second = (load_spec(config, list(overrides)) for config in (a, b))
-    return compare.compare_specs(first, second, [price(spec, _setup(setup)) for spec in (first, second)])
+    priced = [price(spec, _setup(setup)) for spec in (first, second)]
+    return compare.compare_specs(first, second, compare.pair_figures(first, second, priced))
 
 
 def _setup(fields: Mapping[str, Any]) -> Any:

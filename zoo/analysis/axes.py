@@ -177,5 +177,7 @@ def find_source(component: Spec, comment: str) -> str:
 
 
 def describe_looks(component: Spec) -> str:
-    """Say which way a component looks along the tokens: back, both ways, or either."""
-    return {None: "either way", True: "back (decoders)", False: "both ways (encoders)"}[component.causal]
+    """Say which way a component reads along the tokens; nothing of one that looks either way, unless it is what lets
+    them read one another."""
+    either = "both ways, or only backwards in a decoder" if component.axis == "attention" else ""
+    return {None: either, True: "only backwards (in decoders)", False: "both ways (in encoders)"}[component.causal]

@@ -39,7 +39,8 @@ def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
 def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compare two Specs: the fields that differ, and the figures of both.
 
-    `priced` are their figures. `relative` is the difference as a share of the first figure, null where that is zero.
+    `priced` are their figures, those of kinds of layer in pairs (`pair_figures`). `relative` is the difference as a
+    share of the first figure, null where that is zero.
     """
     a, b = (flatten(figures) for figures in priced)
     rows = {path: compare_values(a.get(path), b.get(path)) for path in merge_orders([a, b])}
@@ -78,10 +79,48 @@ def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, A
     """A model of two towers as one of a single tower sees it: the tower of that kind, and how long the other is."""
     if "blocks" in node or "blocks" not in other:
         return node
-    own = other["kind"] if other["kind"] in TOWERS else "decoder"
+    own = _find_own(other["kind"])
     rest = {key: value for key, value in node.items() if key not in TOWERS}
     beside = {name: f"{len(node[name]['pattern'])} layers" for name in TOWERS if name != own}
     return {**node[own], **rest, **beside}
+
+
+def _find_own(kind: str) -> str:
+    """Name the tower that a model of one tower is compared with."""
+    return kind if kind in TOWERS else "decoder"
+
+
+def pair_figures(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Name the figures of kinds of layer as `compare_fields` pairs them, `layer/global`. Sums over all layers of a kind
+    are paired only where it is in one pair: one kind against two would be counted twice."""
+    from zoo.grammar import to_dict
+
+    one, other = to_dict(first), to_dict(second)
+    single = [node["kind"] for node in (one, other) if "blocks" in node]
+    pairs = []
+    for tower in [_find_own(single[0])] if single else TOWERS:  # of two towers, the one that faces a model of one
+        names = ["" if "blocks" in node else f"{tower}." for node in (one, other)]
+        kinds = _kinds(*(node if "blocks" in node else node[tower] for node in (one, other)))
+        pairs += [(names[0] + a, names[1] + b) for a, b in kinds]
+    found = []
+    for side, figures in enumerate(priced):
+        renamed = {part: dict(each) if isinstance(each, Mapping) else each for part, each in figures.items()}
+        for part, name, whole in (("params", "by_layer_kind", True), ("memory", "activations_by_layer", False)):
+            if name in renamed.get(part, {}):
+                renamed[part][name] = _rename_kinds(figures[part][name], pairs, side, whole)
+        found.append(renamed)
+    return found
+
+
+def _rename_kinds(figures: Mapping[str, Any], pairs: list[tuple[str, str]], side: int, whole: bool) -> dict[str, Any]:
+    """Name the figures of one side by the pairs that its kinds are in."""
+    found: dict[str, Any] = {}
+    for kind, figure in figures.items():
+        own = [pair for pair in pairs if pair[side] == kind]
+        alone = all(sum(pair[at] == each[at] for pair in pairs) == 1 for each in own for at in (0, 1))
+        names = [a if a == b else f"{a}/{b}" for a, b in own]
+        found |= dict.fromkeys(names if names and (alone or not whole) else [kind], figure)
+    return found
 
 
 def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zoo.costs.generating import generating
 from zoo.costs.hardware import Hardware, hardware, usable_bytes
 from zoo.costs.setup import Setup
+from zoo.costs.shadow import UnknownOperation
+from zoo.costs.transient import Generation, measure_peaks
 from zoo.errors import ConfigError
 
 LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
@@ -23,17 +25,23 @@ SHARDED = "--dp 8 --zero 3"
 
 
 def find_holders(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what holds each peak of `figures["memory"]`, by use (`generate`, `train`): the `gpu`, its `memory`, how many
-    `gpus`, the `options` that divide the model so, and whether it `fits`.
+    """Find what holds each peak, by use (`generate`, or `run` where a model generates nothing; `train`): the `gpu`, its
+    `memory`, how many `gpus`, the `options` that divide the model so, and whether it `fits`.
 
     A model on one rank may be divided, to generate by tensor parallelism, to train by ZeRO; one that the set-up has
     divided already stays so. With a `gpu` in the set-up it is the only one. What does not fit is the largest that was
     tried.
     """
     peaks = figures["memory"]
-    tried = {"generate": _generating(spec, setup, peaks), "train": _training(setup, peaks)}
+    tried: dict[str, Iterable[tuple[int, str, int]]] = {}
+    if "generate_peak" in peaks:
+        tried["generate"] = _generating(spec, setup, peaks)
+    elif "kv_cache" not in peaks and (needed := _count_running(spec, setup, peaks)) is not None:
+        tried["run"] = [(1, "", needed)]
+    if "train_peak" in peaks:
+        tried["train"] = _training(setup, peaks)
     ladder = LADDER if setup.gpu is None else (setup.gpu,)
-    return {use: _choose(ladder, setup.dtype, layouts) for use, layouts in tried.items() if f"{use}_peak" in peaks}
+    return {use: _choose(ladder, setup.dtype, layouts) for use, layouts in tried.items()}
 
 
 def _generating(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
@@ -48,6 +56,18 @@ def _generating(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[t
             continue
 
 
+def _count_running(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> int | None:
+    """Count the bytes of one pass of an encoder without gradients; None where it is divided or cannot be traced."""
+    if setup.ranks > 1:
+        return None
+    run = Generation(setup.tokens(spec), setup.batch, setup.dtype, setup.cache_dtype, True)
+    try:
+        found = measure_peaks(spec, run)
+    except (UnknownOperation, ConfigError):
+        return None
+    return peaks["weights"] + max(found.encode, found.prefill)
+
+
 def _training(setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
     yield setup.ranks, "", peaks["train_peak"]
     if setup.ranks == 1:
@@ -56,7 +76,7 @@ def _training(setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str
                 yield 8, "--zero 3", each["train_peak"]  # of 8 GPUs, so --dp 8 need not be said
 
 
-def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterator[tuple[int, str, int]]) -> dict[str, Any]:
+def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterable[tuple[int, str, int]]) -> dict[str, Any]:
     """Choose the first layout that fits, and the smallest accelerator of the dtype that it fits on."""
     gpus, options = 0, ""
     for gpus, options, needed in layouts:

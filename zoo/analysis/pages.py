@@ -18,9 +18,10 @@ from zoo.grammar.keys import BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.vocabulary import AxisChoice, list_filled, read_choices
 from zoo.paths import conf_dir
 from zoo.spec.fields import SpecField
+from zoo.spec.foreign import FOREIGN, translate_name
 
-MOST_FOUND = 12
-"""Places that are named where a word stands in several."""
+MOST_FOUND, MOST_LESS = 12, 10
+"""Places that are named where a word stands in several; times as many models as of any other open one of them."""
 
 
 def explain(name: str) -> dict[str, Any]:
@@ -39,31 +40,64 @@ def explain(name: str) -> dict[str, Any]:
 
 
 def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
-    """Describe a key of the model, or a choice or field that is named without its axis."""
+    """Describe a key of the model, or a choice or field that is named without its axis. Of several, the one that nearly
+    all packaged models have, with the others' names."""
     if not rest and (first in list_keys()):
         return describe_key(first)
     owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
-    if len(owners) == 1:
-        return explain(f"{owners[0]}.{name}")
-    places = [".".join([axis, first, *rest]) for axis in owners] + ([] if rest else _find_fields(first))
-    if len(places) == 1:
-        return explain(places[0])
-    if places:
-        more = f" and {len(places) - MOST_FOUND} more" if len(places) > MOST_FOUND else ""
-        raise ConfigError(f"{name}: stands in several places (one of: {', '.join(places[:MOST_FOUND])}{more})")
+    places = {".".join([axis, first, *rest]): len(find_users(axis, first)[0]) for axis in owners}
+    places |= {} if rest else _find_fields(first)
+    most, *others = sorted(places, key=lambda place: -places[place]) or [""]
+    if not most:
+        raise ConfigError(f"{name}: {_describe_unknown(first)}")
+    if all(places[most] > MOST_LESS * places[each] for each in others):
+        return explain(most) | ({"also": others} if others else {})
+    more = f" and {len(places) - MOST_FOUND} more" if len(places) > MOST_FOUND else ""
+    raise ConfigError(f"{name}: stands in several places (one of: {', '.join([most, *others][:MOST_FOUND])}{more})")
+
+
+def _describe_unknown(name: str) -> str:
+    """Say what would do in place of a name that is none: its new spelling, Zoo's word for another library's, the
+    nearest name."""
+    if now := _find_moved(name):
+        places = ", ".join(f"{place}: {{{spelling}}}" for place, spelling in now.items())
+        return f"is no name of the grammar any more (now {places})"
+    if theirs := translate_name(name):
+        page = f"; zoo explain {FOREIGN[name]}" if name in FOREIGN else ""
+        return f"is no name of the grammar ({theirs}{page})"
     known = {*vocabulary.list_axes(), *list_keys(), *(word for axis in list_axes() for word in read_choices(axis))}
-    hint = did_you_mean(first, known) or " (an axis, as attention; a choice, attention.gqa; a field; a key of a model)"
-    raise ConfigError(f"{name}: is no name of the grammar{hint}")
+    hint = did_you_mean(name, known) or " (an axis, as attention; a choice, attention.gqa; a field; a key of a model)"
+    return f"is no name of the grammar{hint}"
 
 
-def _find_fields(name: str) -> list[str]:
-    """Find the fields of a name, each where it is declared: one place for a class and those that inherit it."""
-    found: dict[Any, str] = {}
+def _find_moved(name: str) -> dict[str, str]:
+    """Find how a field that has another spelling now is written: by the axis of its choices, each spelling once."""
+    found = {
+        (axis, choice.spec.moved[name])
+        for axis in vocabulary.list_axes()
+        for choice in read_choices(axis).values()
+        if axis != "cross" and name in choice.spec.moved
+    }
+    spellings: dict[str, list[str]] = {}
+    for axis, spelling in sorted(found):
+        spellings.setdefault(axis, []).append(spelling)
+    return {axis: " or ".join(each) for axis, each in spellings.items()}
+
+
+def _find_fields(name: str) -> dict[str, int]:
+    """Find the fields of a name, each where it is declared, and how many packaged models have a choice with it: one
+    place for a class and those that inherit it."""
+    groups: dict[Any, dict[str, AxisChoice]] = {}
     for axis in vocabulary.list_axes():
         for word, choice in read_choices(axis).items() if axis != "cross" else ():
             if name in choice.fields:
-                found.setdefault(choice.fields[name].owner, f"{axis}.{_plain(choice, word)}.{name}")
-    return list(found.values())
+                groups.setdefault(choice.fields[name].owner, {})[word] = choice
+    found = {}
+    for owner, choices in groups.items():
+        users = {word: set(find_users(choice.axis, word)[0]) for word, choice in choices.items()}
+        best = max(choices, key=lambda word: (choices[word].spec is owner, len(users[word])))
+        found[f"{choices[best].axis}.{_plain(choices[best], best)}.{name}"] = len(set().union(*users.values()))
+    return found
 
 
 def _plain(choice: AxisChoice, word: str) -> str:
@@ -76,6 +110,8 @@ def _find_word(axis: str, name: str) -> str:
     choices = read_choices(axis)
     having = [word for word, choice in choices.items() if name in choice.fields]
     if not having:
+        if axis in (now := _find_moved(name)):
+            raise ConfigError(f"{axis}.{name}: is no name of the grammar any more (now {axis}: {{{now[axis]}}})")
         fields = {each for choice in choices.values() for each in choice.fields}
         hint = did_you_mean(name, {*choices, *fields}) or f" (one of: {', '.join(choices)})"
         raise ConfigError(f"{axis}.{name}: {axis} has no such choice, and no choice of it such a field{hint}")
@@ -85,7 +121,9 @@ def _find_word(axis: str, name: str) -> str:
 def _explain_field(choice: AxisChoice, names: list[str], whole: str) -> dict[str, Any]:
     first, *rest = names
     if first not in choice.fields:
-        hint = did_you_mean(first, choice.fields) or f" (it has: {', '.join(choice.fields) or 'none'})"
+        now = choice.spec.moved.get(first)
+        hint = f" any more (now {now})" if now else did_you_mean(first, choice.fields)
+        hint = hint or f" (it has: {', '.join(choice.fields) or 'none'})"
         raise ConfigError(f"{whole}: {choice.axis} '{choice.word}' has no such field{hint}")
     if not rest:
         whole_model = choice.axis == "topology" and first in list_keys()
@@ -206,7 +244,11 @@ def describe_key(key: str) -> dict[str, Any]:
     if place is None:
         return found | {"text": STRUCTURE.get(key) or key_sentence(key)}
     choice, field = place
-    page = describe_field(choice, field) if key in (field.name, choice.find_key(field.name)) else {"text": field.text}
+    own = choice.fields.get(field.name) == field  # or that of a component which it holds
+    whole = own and key in (field.name, choice.find_key(field.name))
+    page = describe_field(choice, field) if whole else {"text": field.text}
+    if "default" in page:
+        page["default"] = choice.describe_filling(field.name, key)
     shown = ("type", "unit", "default", "text", "formula", "paper", "example")
     return found | {"type": field.type} | {name: page[name] for name in shown if name in page}
 

@@ -21,8 +21,9 @@ from zoo.grammar.vocabulary import AxisChoice, list_axes, list_words, write_valu
 from zoo.spec import Spec
 from zoo.spec.fields import SpecField
 
-MOST_TRIED, MOST_PLACES = 6, 2
-"""Values, and models, that are tried before a field is said to be refused."""
+MOST_TRIED, MOST_PLACES, MOST_OFF = 6, 2, 4
+"""Values, and models, that are tried before a field is said to be refused; and models among which one without an
+optional component is looked for."""
 
 TINY = {"decoder": "llama-tiny", "encoder": "bert-tiny", "encoder_decoder": "t5-tiny"}
 """A small model of each topology."""
@@ -59,12 +60,28 @@ def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Ex
     """Set a field to the first of its `common` values, or others of its type, that a small model takes. None where no
     packaged model has the choice."""
     refused: Example | None = None
-    for target, overrides, path in itertools.islice(_find_places(choice), MOST_PLACES):
+    for target, overrides, path in _choose_places(choice, field):
         found = _try_in(choice, field, common, target, overrides, path)
         if found.line:
             return found
         refused = refused or found
     return refused
+
+
+def _choose_places(choice: AxisChoice, field: SpecField) -> list[tuple[str, list[str], str]]:
+    """Choose the models to try a field in: a component that may be left out first where it is, so that the example adds
+    it."""
+    kinds = field.schema.get("anyOf", ())
+    if {"type": "null"} not in kinds or not any("$ref" in each for each in kinds):
+        return list(itertools.islice(_find_places(choice), MOST_PLACES))
+    places = list(itertools.islice(_find_places(choice), MOST_OFF))
+
+    def lacks(place: tuple[str, list[str], str]) -> bool:
+        spec = spec_of_composed(Composer(place[0]).compose(place[1]))
+        return all(each is None for each in _read_values(spec, choice.spec, field.name))
+
+    without = next(filter(lacks, places), None)
+    return sorted(places, key=lambda place: place is not without)[:MOST_PLACES]
 
 
 def _try_in(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from zoo.compose.catalogue import read_bodies
 from zoo.families.family import Family, family_names, read_family
 from zoo.grammar import TOWERS
+from zoo.grammar.contract import contract
 from zoo.grammar.dialect import find_usual, list_fields, list_slots
 from zoo.grammar.vocabulary import list_axes, read_choices, write_value
 from zoo.spec import Node, Spec
@@ -33,16 +34,21 @@ class Use(NamedTuple):
 
 def list_uses(body: Mapping[str, Any]) -> Iterator[Use]:
     """List the components of a model's body, as a file of conf/model or a family's `model` states it."""
-    chosen = {
+    chosen = _read_chosen(body)
+    for axis, word in chosen.items():  # a later one has taken the place of an earlier
+        if axis in list_axes() and not isinstance(body.get(axis), Mapping):
+            yield Use(axis, axis, (str(word),), read_choices(axis)[str(word)].spec, {})
+    yield from _walk(body, chosen, "")
+
+
+def _read_chosen(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the choices of a body's defaults list by axis."""
+    return {
         group.removeprefix("override ").lstrip("/"): word
         for each in body.get("defaults", ())
         if isinstance(each, Mapping)
         for group, word in each.items()
     }
-    for axis, word in chosen.items():  # a later one has taken the place of an earlier
-        if axis in list_axes() and not isinstance(body.get(axis), Mapping):
-            yield Use(axis, axis, (str(word),), read_choices(axis)[str(word)].spec, {})
-    yield from _walk(body, chosen, "")
 
 
 def _walk(node: Mapping[str, Any], chosen: Mapping[str, str], path: str) -> Iterator[Use]:
@@ -184,9 +190,17 @@ def list_stated(key: str) -> dict[str, list[str]]:
     """List the packaged models that state a key of the model, in a layer or a tower too, by its value."""
     found: dict[str, list[str]] = {}
     for name, body in read_bodies().items():
-        for value in dict.fromkeys(write_value(each[key]) for each in _list_scopes(body) if key in each):
+        stated = [each[key] for each in _list_scopes(body) if key in each]
+        if "${" in str(stated):
+            stated = [each[key] for each in _list_scopes(_write_plain(body)) if key in each]
+        for value in dict.fromkeys(map(write_value, stated)):
             found.setdefault(value, []).append(name)
     return dict(sorted(found.items(), key=lambda each: -len(each[1])))
+
+
+def _write_plain(body: Mapping[str, Any]) -> dict[Any, Any]:
+    """Write a model's body as a person would: words for choices, numbers for interpolations."""
+    return contract({**_read_chosen(body), **{key: value for key, value in body.items() if key != "defaults"}})
 
 
 def _list_scopes(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -110,7 +110,7 @@ def write_model(
     idle = grammar.DIMS - grammar.find_names(grammar.expand(plain))
     plain = {key: value for key, value in plain.items() if key != "about" and key not in idle}
     lines = [HEADER.format(name=name), f"about: {write_value({'title': about or name.removesuffix('.yaml')})}"]
-    lines[1] += f"  # {count:,} parameters"
+    lines[1] += f"  # {count:,} parameters, as written"
     lines += [_write_key(key, plain[key]) for key in _sort_keys(plain)]
     return "\n".join(lines) + "\n"
 

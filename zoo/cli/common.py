@@ -112,6 +112,7 @@ def show_config(config: Composed, resolve: bool, part: ConfigPart | None = None)
     from zoo.compose.targets import spec_of_composed, to_plain_yaml, to_yaml
 
     config.refuse_faults()
-    if part is ConfigPart.plain:
-        spec_of_composed(config)  # what Zoo reads it as is shown of a model that it does read
-    print(to_plain_yaml(config.cfg) if part is ConfigPart.plain else to_yaml(config.cfg, resolve=resolve), end="")
+    plain = part is ConfigPart.plain
+    if plain:
+        spec_of_composed(config)  # what is shown as Zoo reads it is a model that it does read
+    print(to_plain_yaml(config.cfg, config.inherited) if plain else to_yaml(config.cfg, resolve=resolve), end="")

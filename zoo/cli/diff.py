@@ -30,7 +30,7 @@ def run(
     models alone are compared. The exit code is 0 whether they differ or not.
     """
     from zoo import costs, report
-    from zoo.analysis.compare import compare_specs
+    from zoo.analysis.compare import compare_specs, pair_figures
     from zoo.errors import ConfigError
 
     targets, overrides = split_words([first, second, *(overrides or [])])
@@ -42,7 +42,7 @@ def run(
 
         check_picture(plot, 2)
     both = load_specs(targets, overrides)
-    priced = [costs.price(spec, setup) for spec in both]
+    priced = pair_figures(both[0], both[1], [costs.price(spec, setup) for spec in both])
     found = {"a": labels[0], "b": labels[1], **compare_specs(both[0], both[1], priced)}
     trained = compare_if_runs(targets) if not overrides else {}
     found |= trained

@@ -54,7 +54,7 @@ def run(
         params = None if size is None else read_amount(size, "size")
         texts = {file: write_model(file.name, like, overrides or (), chosen, params)}
     if there := [each for each in texts if each.exists()]:
-        raise ConfigError(f"{there[0]}: is there already (another name; nothing is replaced)")
+        raise ConfigError(f"{there[0]}: is there already (choose another name; nothing is replaced)")
     for each, text in texts.items():
         each.parent.mkdir(parents=True, exist_ok=True)
         write_text(each, text)

@@ -60,6 +60,8 @@ class Composed:
     """What may be a mistake but is legal, such as a key given twice."""
     left_out: list[str] = dataclasses.field(default_factory=list)
     """Lines about what a swapped axis has left without a place; notes too."""
+    inherited: tuple[str, ...] = ()
+    """Keys of `about` that are those of a model which this one changes: its title and its count are not this one's."""
     sources: tuple[Source, ...] = ()
     """The user's files that the body is of, whose lines faults name."""
 

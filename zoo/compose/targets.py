@@ -8,7 +8,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,7 +260,18 @@ class Composer:
         made.notes += [*self.found.notes, *lines]
         made.left_out += lines
         made.sources = self.found.sources
+        made.inherited = self._list_inherited(made)
         return made
+
+    def _list_inherited(self, made: Composed) -> tuple[str, ...]:
+        """List the keys of `about` that the body or an override does not state, where either changes the model that it
+        starts from. A count is kept under no override."""
+        body, about = self.found.body, made.cfg.get("about") or {}
+        own = set(body.get("about") or ()) - ({"params"} if made.touched else set())
+        own |= {key.partition(".")[2] for key in made.touched if key.startswith("about.")}
+        starts = [each for each in body.get("defaults") or () if each != "_self_"]
+        changes = made.typed or len(starts) > 1 or body.keys() - {"defaults", "about"}
+        return tuple(str(key) for key in about if key not in own) if changes else ()
 
 
 def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
@@ -274,11 +285,15 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
         raise ConfigError(shorten_error(error)) from error
 
 
-def to_plain_yaml(cfg: DictConfig) -> str:
-    """Write a model's config as a person would: words for choices, and no interpolations."""
+def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:
+    """Write a model's config as a person would: words for choices, and no interpolations. `left` are keys of `about`
+    that are left out."""
     from zoo import grammar
 
     body: Any = OmegaConf.to_container(cfg, resolve=False)
+    if left:
+        kept = {key: value for key, value in body.pop("about").items() if key not in left}
+        body = {"about": kept, **body} if kept else body
     return yaml.safe_dump(
         grammar.contract(body), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True
     )

@@ -6,10 +6,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
-from zoo.spec import EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Buffer, Embedding, Linear, Part, Tied, owner_of
+from zoo.spec import (
+    EXPERTS,
+    LOGITS,
+    SHARED_EXPERT,
+    SHARED_GATE,
+    TOKENS,
+    Buffer,
+    Embedding,
+    Linear,
+    Part,
+    Tied,
+    owner_of,
+)
 from zoo.spec.parts import count_kinds
 
-APART = (EXPERTS, "router", SHARED_EXPERT)
+APART = (EXPERTS, "router", SHARED_EXPERT, SHARED_GATE)
 """Roles within a feed-forward that are counted as components of their own."""
 
 

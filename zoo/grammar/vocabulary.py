@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from zoo.grammar.dialect import SHARED, list_fields, list_files, list_slots
+from zoo.grammar.dialect import SHARED, find_usual, list_fields, list_files, list_slots
 from zoo.grammar.keys import BASES
 from zoo.model.tower import Topology
 from zoo.paths import conf_dir
 from zoo.spec import Node, Spec
 from zoo.spec.fields import SpecField, find_paper, first_sentence, list_kinds, read_fields
-from zoo.spec.types import name_reference
+from zoo.spec.types import name_axis, name_reference
 
 ROLES = {
     "attention": "How tokens read one another.",
@@ -76,7 +76,21 @@ class AxisChoice:
         if name in self.body:
             return _describe_value(self.body[name])
         field = self.fields[name]
-        return "must be given" if field.is_required else _describe_value(field.default)
+        if not field.is_required:
+            return _describe_value(field.default)
+        main = list_fields(self.spec).get(name) if issubclass(self.spec, Node) and name == self.spec.word else None
+        return "must be given" if main is None else _describe_value(find_usual(main))  # as the dialect fills it in
+
+    def describe_filling(self, name: str, key: str) -> str:
+        """Say what a field has where a model does not state the key that fills it: the next key that is looked up, a
+        value, or that it must be stated."""
+        found = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(self.body.get(name)))
+        if found is None:
+            return self.describe_default(name)
+        *keys, last = [each.strip() for each in found[2].split(",") if each.strip() != key] or [""]
+        if keys or (last and found[1] == "up"):
+            return _describe_value(f"${{{found[1]}:{','.join([*keys, last])}}}")
+        return last or f"must be stated where {name_axis(self.axis)} reads it"
 
     def find_key(self, name: str) -> str | None:
         """Find the key of the model that fills a field, if any."""

@@ -15,7 +15,7 @@ from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
 from zoo.ranks.experts import visit_experts
-from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Node, Sized
+from zoo.spec import EXPERTS, SHARED_EXPERT, SHARED_GATE, Experts, Group, Linear, Node, Sized
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class MoE(FFN, kind="moe"):
             self._stack_shared(shared.expert, d_model) if scored else Sized(shared.expert, d_model, role=SHARED_EXPERT)
         )
         norms = {name: Sized(shared.branch_norm, d_model) for name in NORMS} if shared.branch_norm else {}
-        return {"shared": own, **({"shared_gate": Linear(d_model, 1, precise=True)} if shared.gate else {}), **norms}
+        gate = {"shared_gate": Linear(d_model, 1, precise=True, role=SHARED_GATE)} if shared.gate else {}
+        return {"shared": own, **gate, **norms}
 
     def _width(self, d_model: int) -> int:
         """Channels that a routed expert reads and writes."""

@@ -21,6 +21,7 @@ LABELS = {
     "params.active_without_input_table": "active, less the input embedding",
     "params.buffers": "buffers, not trained",
     "params.by_component": "",
+    "params.by_component.shared_expert_gate": "gate of the shared expert",
     "params.embedding": "embedding and head",
     "params.by_layer_kind": "by kind of layer",
     "flops.forward": "forward, a token",

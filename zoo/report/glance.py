@@ -24,7 +24,7 @@ PARTS = {
 PRECISIONS = {"mixed": "mixed precision", "amp": "autocast", "megatron": "Megatron's precision", "pure": "pure bf16"}
 """What training keeps of a parameter. `fp32` is its own name."""
 
-USES = {"generate": "to generate", "train": "to train"}
+USES = {"generate": ("to generate", "generating"), "run": ("to run", "running"), "train": ("to train", "training")}
 LABEL = 12
 
 
@@ -90,10 +90,9 @@ def _generating(memory: Mapping[str, Any]) -> str:
 
 
 def _peak(memory: Mapping[str, Any], name: str, part: str, size: int) -> str:
-    """Say how much it takes, and its largest part: `162 GB, mostly optimizer states`."""
-    share = "mostly" if 2 * size > memory[name] else "the largest part"
+    """Say how much it takes, and its largest part with its share: `162 GB, 60 % of it optimizer states`."""
     where = f" on {memory['on']}" if "on" in memory else ""
-    return f"{format_si(memory[name], 'B')}{where}, {share} {PARTS[part]}"
+    return f"{format_si(memory[name], 'B')}{where}, {size / memory[name]:.0%} of it {PARTS[part]}".replace("%", " %")
 
 
 def _flops(flops: Mapping[str, Any]) -> str:
@@ -111,14 +110,17 @@ def _assumed(cache: Mapping[str, Any], setup: Any) -> str:
 
 
 def _held(holders: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say what holds each use: `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`."""
+    """Say what holds each use: `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`; then what is too large."""
     uses: dict[str, list[str]] = {}
     for use, holder in holders.items():
-        uses.setdefault(_gpus(holder), []).append(USES[use])
-    return ", ".join(f"{gpus} {' and '.join(each)}" for gpus, each in uses.items())
+        if holder["fits"]:
+            uses.setdefault(_gpus(holder), []).append(USES[use][0])
+    large = [f"{USES[use][1]} does not fit on {_gpus(each)}" for use, each in holders.items() if not each["fits"]]
+    return "; ".join(
+        [*filter(None, [", ".join(f"{gpus} {' and '.join(each)}" for gpus, each in uses.items())]), *large]
+    )
 
 
 def _gpus(holder: Mapping[str, Any]) -> str:
     size = ", ".join(filter(None, (f"{holder['memory'] / 1e9:.0f} GB", holder["options"])))
-    gpus = f"{holder['gpus']:,} × {holder['gpu'].upper()} ({size})"
-    return gpus if holder["fits"] else f"more than {gpus}"
+    return f"{holder['gpus']:,} × {holder['gpu'].upper()} ({size})"

@@ -18,7 +18,8 @@ SHOWN, VALUES = 6, 5
 def format_page(page: Mapping[str, Any]) -> str:
     """Write a page for a terminal."""
     lines = {"axis": _write_axis, "choice": _write_choice, "field": _write_field, "key": _write_key}[page["page"]](page)
-    return "\n".join([make_bold(page["name"]), *lines])
+    also = _rows([("also", ", ".join(page["also"]))]) if "also" in page else ()
+    return "\n".join([make_bold(page["name"]), *lines, *also])
 
 
 def _write_axis(page: Mapping[str, Any]) -> Iterator[str]:
@@ -48,8 +49,9 @@ def _list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "kind", page["kind"]
     if page["source"]:
         yield "paper", page["source"]
-    if "looks" in page:
-        yield "looks", page["looks"]
+    if page.get("looks"):
+        yield "reads", page["looks"]
+    if "time" in page:
         more = f", {page['token']} for one more token, cache {page['cache']}" if page["token"] != "-" else ""
         yield "growth", f"time {page['time']}{more}"
 

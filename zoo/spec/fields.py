@@ -19,8 +19,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from zoo.spec.node import Node
 from zoo.spec.spec import Spec
-from zoo.spec.types import describe_component, describe_type, name_reference, write_schema
+from zoo.spec.types import describe_component, describe_node, describe_type, name_reference, write_schema
 
 YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 """A paper or model with its year, in parentheses."""
@@ -118,13 +119,25 @@ def read_fields(choice: type[Spec]) -> dict[str, SpecField]:
 def _read_field(choice: type[Spec], field: dataclasses.Field[Any], hint: Any) -> SpecField:
     declared = [each for each in choice.__mro__ if field.name in inspect.get_annotations(each)]
     schema = write_schema(hint)
-    words = {name_reference(base): describe_component(base, list_kinds(base)) for base in find_axes(hint)}
+    words = {name_reference(base): _describe_reference(base) for base in find_axes(hint)}
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     texts = (_read_module(each.__module__).get((each.__qualname__, field.name), "") for each in declared)
     text = next(filter(None, texts), "")
     return SpecField(field.name, declared[0], schema, describe_type(schema, words), default, text)
+
+
+def _describe_reference(base: type[Spec]) -> str:
+    """Say what stands for a component, or for a node: `true` too where it needs no field, or the main one alone, which
+    is then the usual component."""
+    if not issubclass(base, Node):
+        return describe_component(base, list_kinds(base))
+    fields = read_fields(base)
+    main = fields.get(base.word)
+    needed = {name for name, field in fields.items() if field.is_required}
+    usual = {base.word} if main is not None and "$ref" in main.schema else set()
+    return describe_node(list(fields), base.word, main.type if main is not None else "", needed <= usual)
 
 
 def list_kinds(base: type[Spec]) -> list[str]:

@@ -35,8 +35,8 @@ READ = "read"
 SHARED = "shared"
 """What several layers have in common."""
 
-EXPERTS, SHARED_EXPERT = "experts", "shared_expert"
-"""The routed experts of a mixture, and the one that every token passes."""
+EXPERTS, SHARED_EXPERT, SHARED_GATE = "experts", "shared_expert", "shared_expert_gate"
+"""The routed experts of a mixture, the one that every token passes, and its gate."""
 
 
 @dataclasses.dataclass(frozen=True)

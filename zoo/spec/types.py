@@ -69,6 +69,8 @@ def describe_type(schema: Mapping[str, Any], words: Mapping[str, str]) -> str:
     `words` describes what it refers to (`describe_component`)."""
     if "anyOf" in schema:
         found = [describe_type(each, words) for each in schema["anyOf"]]
+        if "$ref" in schema["anyOf"][0] and " or " in found[0] and found[1:] == ["null"]:
+            return f"{found[0]}; null for none"
         return " or ".join(found) if len(found) < 3 else f"{', '.join(found[:-1])}, or {found[-1]}"
     if "$ref" in schema:
         return words[schema["$ref"].rpartition("/")[2]]
@@ -84,11 +86,17 @@ def describe_type(schema: Mapping[str, Any], words: Mapping[str, str]) -> str:
 
 
 def describe_component(base: type[Spec], kinds: Sequence[str]) -> str:
-    """Say what stands for a component of an axis: "a norm (rmsnorm, layernorm, …)"; of a node, its fields."""
-    if issubclass(base, Node):
-        names = ", ".join(field.name for field in base.fields())
-        return f"{f'{base.word} alone or ' if base.word else ''}a mapping of {names}"
+    """Say what stands for a component of an axis: "a norm (rmsnorm, layernorm, …)"."""
     return f"{name_axis(base.axis)} ({', '.join(kinds[:FEW])}{', …' if len(kinds) > FEW else ''})"
+
+
+def describe_node(names: Sequence[str], word: str, main: str, takes_true: bool) -> str:
+    """Say what stands for a node with fields of these names: "true, a norm (rmsnorm, …), or a mapping of norm, over".
+    `main` is the type of its main field, `word`."""
+    values = main.removeprefix("one of: ").replace(", ", " or ") if main.startswith("one of: ") else ""
+    alone = values or (main if main.startswith(("a ", "an ")) else f"a {word} ({main})")
+    found = [*(["true"] if takes_true else []), *([alone] if word else []), f"a mapping of {', '.join(names)}"]
+    return f"{', '.join(found[:-1])}{',' * (len(found) > 2)} or {found[-1]}" if len(found) > 1 else found[0]
 
 
 def name_axis(axis: str) -> str:
