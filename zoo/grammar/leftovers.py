@@ -5,11 +5,13 @@ local layers. Under `attention=gated_delta` nothing reads them. What the user se
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields
@@ -18,6 +20,7 @@ from zoo.grammar.resolvers import record_reads, register_resolvers
 from zoo.grammar.towers import split_towers
 from zoo.model.attention import Attention
 from zoo.model.position import Position
+from zoo.spec import Spec
 
 
 def drop_leftovers(
@@ -57,11 +60,23 @@ def _trim(
         if choice is None:
             continue
         known = {"kind", *(field.name for field in choice.fields())}
-        for name in [name for name in node if name not in known]:
+        for name in [name for name in node if name not in known or _refuses(choice, name, node[name])]:
             key = f"{place}{axis}.{name}"
             if not any(each == key or each.startswith(f"{key}.") for each in touched):
                 del node[name]
                 yield key
+
+
+def _refuses(choice: type[Spec], name: str, value: Any) -> bool:
+    """Tell whether a field of the choice takes no such word: `bias: qkv` where it is true or false."""
+    if not isinstance(value, str) or "${" in value or name == "kind" or name in list_fields(choice):
+        return False
+    hint = typing.get_type_hints(choice, include_extras=True)[name]
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        return True
+    return False
 
 
 def _drop_position(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
