@@ -12,7 +12,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -50,7 +49,7 @@ Overrides = Annotated[list[str], AfterValidator(_name_no_code)]
 class Strict(BaseModel):
     """A part of a recipe: a key that it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Expectation(Strict):
@@ -64,8 +63,8 @@ class Expectation(Strict):
     """In place of the recipe's."""
     verdict: Verdict | None = None
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
-    at_least: FiniteFloat | None = None
-    at_most: FiniteFloat | None = None
+    at_least: float | None = None
+    at_most: float | None = None
     paper: str = ""
 
     @model_validator(mode="after")
