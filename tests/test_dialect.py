@@ -70,6 +70,12 @@ def test_a_file_means_the_same_however_often_a_process_reads_files(tmp_path) -> 
     assert found[0].blocks["full"].attention.qk_norm.norm.kind == "affine"
 
 
+def test_a_swap_leaves_out_a_value_that_the_new_choices_field_does_not_take() -> None:
+    for model, field in (("qwen2.5-0.5b", "bias"), ("glm-4.5-air", "qk_norm")):
+        with pytest.warns(UserWarning, match=rf"attention=cca: has no place for .*{field}"):
+            assert spec("attention=cca", target=model) is not None
+
+
 def test_a_word_and_a_mapping_of_cross_mean_the_same() -> None:
     assert spec("cross={kind: mha}", target="t5-tiny") == spec("cross=mha", target="t5-tiny") == spec(target="t5-tiny")
 

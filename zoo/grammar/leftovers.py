@@ -68,10 +68,12 @@ def _trim(
 
 
 def _refuses(choice: type[Spec], name: str, value: Any) -> bool:
-    """Tell whether a field of the choice takes no such word: `bias: qkv` where it is true or false."""
-    if not isinstance(value, str) or "${" in value or name == "kind" or name in list_fields(choice):
+    """Tell whether a field of the choice takes no such word, and no null: `bias: qkv` where it is true or false."""
+    if name == "kind" or not (value is None or isinstance(value, str)) or "${" in str(value):
         return False
     hint = typing.get_type_hints(choice, include_extras=True)[name]
+    if value is None or name in list_fields(choice):
+        return value is None and type(None) not in typing.get_args(hint)
     try:
         TypeAdapter(hint).validate_python(value)
     except ValidationError:
