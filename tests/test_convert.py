@@ -172,7 +172,7 @@ def test_an_architecture_of_no_family_is_refused_with_the_fields_in_the_way(tmp_
 @pytest.mark.parametrize(
     ("overrides", "families"),
     [
-        (["attention=rwkv7"], {"rwkv7"}),
+        pytest.param(["attention=rwkv7"], {"rwkv7"}, marks=pytest.mark.slow),
         (
             ["layers={delta: {attention: gated_delta}, full: {}}", "pattern=[delta*3, full]"],
             {"olmo_hybrid", "qwen3_next", "qwen3_5_text"},

@@ -185,7 +185,7 @@ def test_a_field_that_needs_another_says_what_it_needs_and_one_without_weights_c
     assert "clip.bound: is missing" in explain("attention.gqa.clip.normed")["example"]["refusal"]
 
 
-@pytest.mark.parametrize("axis", one_in(9, reversed(vocabulary.list_axes())))
+@pytest.mark.parametrize("axis", one_in(27, reversed(vocabulary.list_axes())))
 def test_every_field_has_a_page(axis):
     for choice, field in all_fields():
         if choice.axis == axis and choice.word == choice.spec.kind:
@@ -277,7 +277,7 @@ def test_a_page_is_data_too(capsys):
 
 
 @pytest.mark.xdist_group("axes")
-@pytest.mark.parametrize("axis", one_in(4, vocabulary.list_axes()))
+@pytest.mark.parametrize("axis", one_in(9, vocabulary.list_axes()))
 def test_the_pages_of_choices_are_what_their_command_writes(axis):
     written = (choices_page.FOLDER / f"{axis}.md").read_text(encoding="utf-8")
     assert written == choices_page.page(axis), f"docs/choices/{axis}.md is old (make docs)"
