@@ -134,6 +134,16 @@ def test_a_run_does_not_go_on_through_a_link_that_leads_out_of_its_folder(run, n
     assert (tmp_path / "victim").stat().st_mtime_ns == before
 
 
+def test_a_pointer_that_is_a_link_to_elsewhere_shows_nothing_of_it(run, capsys, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a key that nobody else may see")
+    pointer = run / "checkpoints" / "latest"
+    pointer.unlink()
+    pointer.symlink_to(secret)
+    (fault,) = faults_of("eval", "run", capsys=capsys)
+    assert fault == "run/checkpoints: 'latest' is a link that leads out of run/checkpoints (a file inside it)"
+
+
 @pytest.mark.parametrize("pointer", ["latest", "best"])
 def test_a_pointer_names_a_checkpoint_of_its_own_run(run, pointer, capsys):
     (run / "checkpoints" / pointer).write_text("../../elsewhere\n")

@@ -62,7 +62,7 @@ def find(path: str | Path) -> Path:
 
 def follow(root: Path, name: str) -> Path:
     """The checkpoint that a pointer of a run names, `latest` or `best`. Raises CheckpointError."""
-    if not (pointer := root / name).is_file():
+    if not (pointer := find_inside(root, name, str(root))).is_file():
         raise CheckpointError(f"{root.parent}@{name}: the run has kept none (zoo train keep_best=1 does)")
     found = read_bytes(pointer, MOST_POINTER).decode("utf-8", "replace").strip()
     known = re.fullmatch(r"step-[0-9]+", found) is not None  # else it may be a path to elsewhere
