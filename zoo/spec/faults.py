@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
@@ -153,9 +154,10 @@ def find_booleans_as_numbers(
     ]
 
 
-def find_large_numbers(fields: Mapping[str, Any]) -> list[InitErrorDetails]:
+def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
     """Find the fields given a whole number that is larger than any dimension: figures are products of several, and have
-    to stay finite."""
+    to stay finite. `1e17` is one too where the field takes whole numbers."""
+    whole = {field.name for field in choice.fields() if re.search(r"Int\b|\bint\b", str(field.type))}
     return [
         {
             "type": _fault("is {value} (at most {most})", value=quote(each), most=f"{LARGEST:,}"),
@@ -164,7 +166,7 @@ def find_large_numbers(fields: Mapping[str, Any]) -> list[InitErrorDetails]:
         }
         for name, value in fields.items()
         for each in (value if isinstance(value, list | tuple) else (value,))
-        if isinstance(each, int) and not -LARGEST <= each <= LARGEST
+        if isinstance(each, int | float if name in whole else int) and not -LARGEST <= each <= LARGEST
     ]
 
 

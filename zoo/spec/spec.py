@@ -119,7 +119,7 @@ class Spec:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
         details = [describe_unknown_field(choice, name, fields[name]) for name in fields if name not in names]
-        if large := find_large_numbers(fields):
+        if large := find_large_numbers(choice, fields):
             raise ValidationError.from_exception_data(choice.kind, [*details, *large])
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
