@@ -266,8 +266,11 @@ class Composer:
     def _list_inherited(self, made: Composed) -> tuple[str, ...]:
         """List the keys of `about` that the body or an override does not state, where either changes the model that it
         starts from. A count is kept under no override."""
-        body, about = self.found.body, made.cfg.get("about") or {}
-        own = set(body.get("about") or ()) - ({"params"} if made.touched else set())
+        body, about = self.found.body, made.cfg.get("about")
+        if not isinstance(about, Mapping):  # a fault that the grammar tells, if anything reads it
+            return ()
+        stated = body.get("about")
+        own = set(map(str, stated if isinstance(stated, Mapping) else ())) - ({"params"} if made.touched else set())
         own |= {key.partition(".")[2] for key in made.touched if key.startswith("about.")}
         starts = [each for each in body.get("defaults") or () if each != "_self_"]
         changes = made.typed or len(starts) > 1 or body.keys() - {"defaults", "about"}

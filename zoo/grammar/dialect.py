@@ -129,7 +129,7 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
         stated = scope.get(base.axis) if usual == f"${{up:{base.axis}}}" else {"kind": usual}
         if not isinstance(stated, Mapping) or stated.get("kind") is None:
             return node
-        return _expand({**stated, **node}, base, None, scope)
+        return _expand({**stated, **node, "kind": stated["kind"]}, base, None, scope)
     same = isinstance(around, Mapping) and around is not node and around.get("kind") == kind
     if not isinstance(kind, str) or same or not knows(base, kind):
         return _expand_fields(node, base, around, scope)
