@@ -84,7 +84,8 @@ def _draw_differences(axes: Any, report: Report) -> None:
 
 def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
     """Draw each arm's mean curve of the metric over its seeds, and the band between the lowest and the highest."""
-    for place, (name, (at, low, middle, high)) in enumerate(curves.items()):
+    for place, (name, curve) in enumerate(curves.items()):
+        at, low, middle, high = ([float(each) for each in line] for line in curve)  # a number may be a long integer
         dashes = DASHES[place % len(DASHES)]  # the gaps of a later curve show an equal one below it
         axes.plot(at, middle, marker=".", linestyle=dashes, color=colors[name], linewidth=1.2, markersize=4)
         axes.fill_between(at, low, high, color=colors[name], alpha=0.15, linewidth=0)

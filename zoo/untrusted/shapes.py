@@ -10,6 +10,8 @@ from zoo.untrusted.json_file import COUNTED, JsonShape
 
 Count = Annotated[int, Field(ge=0, lt=COUNTED)]
 Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
+Work = Annotated[int, Field(ge=0, lt=COUNTED)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""What is added up: never infinite, as a loss may be."""
 Words = list[str]
 
 # ---------------------------------------------------------------- a run
@@ -34,7 +36,7 @@ class Result(JsonShape):
     params: Count | None = None
     steps: Count | None = None
     tokens: Count | None = None
-    flops: Number | None = None
+    flops: Work | None = None
     train_loss: Number | None = None
     val_loss: Number | None = None
     bits_per_byte: Number | None = None
@@ -56,7 +58,7 @@ class MetricsLine(JsonShape):
 
     step: Count
     tokens: Count | None = None
-    flops: Number | None = None
+    flops: Work | None = None
     loss: Number | None = None
     val_loss: Number | None = None
     bits_per_byte: Number | None = None
