@@ -35,32 +35,6 @@ def test_a_word_a_mapping_and_the_fields_that_differ_mean_the_same() -> None:
     assert spec("attention.qk_norm=false") == spec()
 
 
-def test_a_node_is_its_main_field_its_fields_or_both_together() -> None:
-    whole = spec("attention.qk_norm={norm: {kind: rmsnorm, eps: 1e-4}, over: heads}")
-    assert whole.blocks["layer"].attention.qk_norm.over == "heads"
-    for form in (
-        "{eps: 1e-4, over: heads}",
-        "{kind: rmsnorm, eps: 1e-4, over: heads}",
-        "{norm: {eps: 1e-4}, over: heads}",
-    ):
-        assert spec(f"attention.qk_norm={form}") == whole
-    assert spec("attention.gate=true") == spec("attention.gate=sigmoid") == spec("attention.gate={over: channel}")
-    assert spec("attention.short_conv=true") == spec("attention.short_conv=4")
-    assert spec("attention.qk_norm={over: whole}", target="olmo2-7b") == spec(target="olmo2-7b")
-    with pytest.raises(ConfigError, match=r"attention\.clip\.bound: must be greater than 0"):
-        spec("attention.clip={bound: -1}")
-    with pytest.raises(ConfigError, match=r"attention\.clip: must be greater than 0"):
-        spec("attention.clip=-1")
-
-
-def test_a_field_below_a_choice_that_nothing_states_makes_room_for_it() -> None:
-    mixture = ["ffn=moe", "n_experts=4", "top_k=2"]
-    gated = spec(*mixture, "ffn.shared.gate=true")
-    assert gated.blocks["layer"].ffn.shared.gate and gated == spec(*mixture, "ffn.shared={gate: true}")
-    with pytest.raises(ConfigError, match=r"set shared_expert\.gate instead"):
-        spec("ffn.shared.gate=false", target="qwen3-next-tiny")
-
-
 def test_a_file_means_the_same_however_often_a_process_reads_files(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "defaults: [/model/qwen3-next-tiny@_here_]\nattention: {qk_norm: {norm: affine}}\nnorm: layernorm\n"
@@ -91,22 +65,6 @@ def test_a_number_in_quotes_is_one_for_the_whole_model() -> None:
 def test_another_librarys_choice_is_told_by_ours(word: str, ours: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean '{ours}'"):
         spec(word)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("attention.qk_norm_over=heads", "qk_norm: {over: …}"),
-        ("attention.output_gate=true", "gate: true"),
-        ("attention.k_is_v=true", "values: {tied: true}"),
-        ("attention.o_bias=false", "bias: qkv"),
-    ],
-)
-def test_an_old_spelling_is_refused_with_the_new_one(old: str, new: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        spec(old)
-    (fault,) = caught.value.faults
-    assert fault.startswith(old.split("=")[0]) and new in fault
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from zoo import cli, compose
-from zoo.compose.sources import Source, locate_faults
+from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError
 from zoo.grammar.keys import BASES, KNOWN
 from zoo.paths import conf_dir
@@ -94,7 +94,7 @@ def test_the_lines_of_files_that_a_file_includes_are_named():
         places = [fault.split(": ")[0] for fault in faults(text)]
         assert places == ["base.yaml:3", "mine.yaml:2", "attention/own.yaml:3"]
     Path("round.yaml").write_text("defaults: [round]\nn_layers: 0\n")
-    assert locate_faults(["n_layers: is 0"], [Source(Path("round.yaml"), "round.yaml")]) == [
+    assert locate_faults(["n_layers: is 0"], [StatedFile(Path("round.yaml"), "round.yaml")]) == [
         "round.yaml:2: n_layers: is 0"
     ]
 
@@ -145,7 +145,7 @@ def test_the_page_shows_what_a_file_of_mistakes_is_told(capsys):
 
 
 def test_a_file_that_is_gone_costs_no_fault_of_its_own():
-    assert locate_faults(["a: b"], [Source(Path("gone.yaml"), "gone.yaml")]) == ["a: b"]
+    assert locate_faults(["a: b"], [StatedFile(Path("gone.yaml"), "gone.yaml")]) == ["a: b"]
 
 
 # ---------------------------------------------------------------- other libraries' names

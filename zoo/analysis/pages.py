@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.analysis.axes import describe_axis, describe_choice, list_axes
-from zoo.analysis.trying import Example, read_common, try_field
+from zoo.analysis.trying import FieldExample, read_common, try_field
 from zoo.analysis.uses import find_setters, find_users, list_stated
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar import vocabulary
@@ -222,7 +222,7 @@ def describe_field(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
     }
 
 
-def _describe_example(example: Example | None) -> dict[str, Any] | None:
+def _describe_example(example: FieldExample | None) -> dict[str, Any] | None:
     if example is None:
         return None
     figures = {name: {"before": one, "after": two} for name, (one, two) in example.figures.items()}

@@ -40,7 +40,7 @@ FIGURES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class FieldExample:
     """A field set to another value in a model: as a line of a file and as an override of the command line. `figures`
     are those that differ, before and after; `refusal` says why no other value would do alone."""
 
@@ -56,10 +56,10 @@ class Example:
         return shlex.join(["zoo", "stats", self.target, *self.overrides, self.override])
 
 
-def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Example | None:
+def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> FieldExample | None:
     """Set a field to the first of its `common` values, or others of its type, that a small model takes. None where no
     packaged model has the choice."""
-    refused: Example | None = None
+    refused: FieldExample | None = None
     for target, overrides, path in _choose_places(choice, field):
         found = _try_in(choice, field, common, target, overrides, path)
         if found.line:
@@ -86,7 +86,7 @@ def _choose_places(choice: AxisChoice, field: SpecField) -> list[tuple[str, list
 
 def _try_in(
     choice: AxisChoice, field: SpecField, common: Sequence[Any], target: str, overrides: list[str], path: str
-) -> Example:
+) -> FieldExample:
     composer = Composer(target)
     base = spec_of_composed(composer.compose(overrides))
     before = _read_values(base, choice.spec, field.name)
@@ -99,12 +99,12 @@ def _try_in(
                 refusal = refusal or error.faults[0]
                 continue
             if _read_values(spec, choice.spec, field.name) != before:
-                found = Example(target, tuple(overrides), line, override, _compare(base, spec))
+                found = FieldExample(target, tuple(overrides), line, override, _compare(base, spec))
                 if found.figures:
                     return found
                 idle = idle or found  # a window as long as the context, say: a shorter one would show
                 break
-    return idle or Example(target, tuple(overrides), refusal=refusal or "no other value is taken")
+    return idle or FieldExample(target, tuple(overrides), refusal=refusal or "no other value is taken")
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:

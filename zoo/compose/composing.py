@@ -34,7 +34,7 @@ from zoo.compose.overrides import (
     split_choice,
 )
 from zoo.compose.shorthand import LATE
-from zoo.compose.sources import Source
+from zoo.compose.sources import StatedFile
 from zoo.errors import ConfigError
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
@@ -62,7 +62,7 @@ class Composed:
     """Lines about what a swapped axis has left without a place; notes too."""
     inherited: tuple[str, ...] = ()
     """Keys of `about` that are those of a model which this one changes: its title and its count are not this one's."""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[StatedFile, ...] = ()
     """The user's files that the body is of, whose lines faults name."""
 
     def refuse_faults(self) -> None:

@@ -23,7 +23,7 @@ _ITEM = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True)
-class Source:
+class StatedFile:
     """A file that the user named: its name in messages, and the place in the config at which its keys stand."""
 
     file: Path
@@ -32,7 +32,7 @@ class Source:
 
 
 @contextmanager
-def locating(sources: Sequence[Source], overrides: Iterable[str] = ()) -> Iterator[None]:
+def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> Iterator[None]:
     """Add file and line to the faults that come out of a block."""
     try:
         yield
@@ -42,7 +42,7 @@ def locating(sources: Sequence[Source], overrides: Iterable[str] = ()) -> Iterat
         raise
 
 
-def locate_faults(faults: Iterable[str], sources: Sequence[Source], overrides: Iterable[str] = ()) -> list[str]:
+def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> list[str]:
     """Write `mine.yaml:12: ` before each fault at a key that a file states, or that is a part of one; of a file without
     lines, such as a config.json, its name. A key that was typed among the `overrides` stands as it is."""
     sources = [each for source in sources for each in _follow_defaults(source)]
@@ -53,7 +53,7 @@ def locate_faults(faults: Iterable[str], sources: Sequence[Source], overrides: I
 
 
 @functools.lru_cache(8)
-def _read_lines(source: Source, changed: int) -> dict[str, int]:
+def _read_lines(source: StatedFile, changed: int) -> dict[str, int]:
     """Read the keys of a source as the config has them, and the line of each; none where it is no YAML any more. The
     points of a sweep have faults by the thousand: a file that has not `changed` is read once."""
     if source.file.suffix not in YAML:
@@ -65,7 +65,7 @@ def _read_lines(source: Source, changed: int) -> dict[str, int]:
     return {f"{source.root}.{key}" if source.root else key: line for key, line in found.items()}
 
 
-def _follow_defaults(source: Source, above: tuple[Path, ...] = ()) -> Iterator[Source]:
+def _follow_defaults(source: StatedFile, above: tuple[Path, ...] = ()) -> Iterator[StatedFile]:
     """Yield a file, and the files beside it that its defaults list includes."""
     yield source
     if source.file.suffix not in YAML or source.file in above:
@@ -89,10 +89,10 @@ def _follow_defaults(source: Source, above: tuple[Path, ...] = ()) -> Iterator[S
         package = "" if package == "_here_" else package or ".".join(name.split("/")[:-1])
         root = ".".join(each for each in (source.root, package) if each)
         label = str(Path(source.label).parent / f"{name}.yaml")
-        yield from _follow_defaults(Source(file, label, root), (*above, source.file))
+        yield from _follow_defaults(StatedFile(file, label, root), (*above, source.file))
 
 
-def _locate(fault: str, lines: Mapping[Source, Mapping[str, int]], typed: Sequence[str]) -> str:
+def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Sequence[str]) -> str:
     label = next((each.label for each in lines if fault.startswith(f"{each.label}: ")), None)
     text = fault if label is None else fault[len(label) + 2 :]
     key, colon, _ = text.partition(": ")
@@ -125,7 +125,7 @@ def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
     yield from (".".join(parts[:depth]) for depth in range(len(parts) - 1, len(top), -1))
 
 
-def _name_fields(source: Source, text: str) -> str:
+def _name_fields(source: StatedFile, text: str) -> str:
     """Name the fields of a config.json that a fault, in Zoo's words, is about: `num_key_value_heads` of n_kv_heads."""
     if source.file.suffix != ".json":
         return ""

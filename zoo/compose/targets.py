@@ -21,7 +21,7 @@ from zoo.compose.engine import CachingConfigRepository, create_defaults_list, op
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
-from zoo.compose.sources import Source, locate_faults, locating
+from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.keys import BASES
@@ -45,7 +45,7 @@ class Target:
     spelled: bool = False
     """Whether the body spells out every field of its choices, as one that is read from a config.json does."""
     notes: tuple[str, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[StatedFile, ...] = ()
     """The file whose lines faults name, if it is one that the user wrote."""
 
 
@@ -89,9 +89,9 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     if path.suffix in (".json", ".gguf") or path.is_dir() or names_checkpoint(path):
         body, notes = read_published(path)
         file = path / "config.json" if (path / "config.json").is_file() else path
-        source = Source(file, str(file))
+        source = StatedFile(file, str(file))
         return Target(str(target), body, option=option, spelled=True, notes=tuple(notes), sources=(source,))
-    return Target(str(target), read_yaml(path), path.resolve().parent, option, sources=(Source(path, str(target)),))
+    return Target(str(target), read_yaml(path), path.resolve().parent, option, sources=(StatedFile(path, str(target)),))
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:

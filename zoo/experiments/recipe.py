@@ -20,7 +20,7 @@ from pydantic import (
 
 from zoo.analysis.verdict import Verdict
 from zoo.compose.gate import check_overrides
-from zoo.compose.sources import Source, locate_faults
+from zoo.compose.sources import StatedFile, locate_faults
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
@@ -238,7 +238,7 @@ def read_recipe(file: Path) -> Recipe:
         return Recipe.model_validate(node)
     except ValidationError as error:
         faults = [(".".join(map(str, each["loc"])) or "recipe", _word(each["msg"])) for each in error.errors()]
-        lines = locate_faults((f"{file}: {where}: {said}" for where, said in faults), [Source(file, str(file))])
+        lines = locate_faults((f"{file}: {where}: {said}" for where, said in faults), [StatedFile(file, str(file))])
         raise ConfigError(*lines) from error
 
 

@@ -29,7 +29,7 @@ from zoo.compose.engine import (
 )
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
-from zoo.compose.sources import Source, locating
+from zoo.compose.sources import StatedFile, locating
 from zoo.compose.targets import Target, drop_swapped, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
@@ -234,7 +234,7 @@ def plan_launch(
     folders = [config.resolve().parent] if config else []
     folders += [target.folder for target in models.values() if target.folder]
     trusted = folders[:1] if config and trust else []
-    sources = [Source(config, str(config))] if config else []
+    sources = [StatedFile(config, str(config))] if config else []
     sources += [dataclasses.replace(each, root=ROOT) for target in models.values() for each in target.sources]
     with (
         locating(sources, overrides),

@@ -144,9 +144,9 @@ def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
 def compose_spec(body: Body, file: Path = Path("config.json")) -> Any:
     """Compose the Spec of a model that a config.json describes. Raises ConfigError with faults that name the file."""
     from zoo.compose import load
-    from zoo.compose.sources import Source, locating
+    from zoo.compose.sources import StatedFile, locating
 
-    with locating([Source(file, str(file))]):
+    with locating([StatedFile(file, str(file))]):
         return load(body.model)
 
 

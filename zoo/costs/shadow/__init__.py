@@ -4,7 +4,7 @@ from zoo.costs.shadow.cache import ShadowCache
 from zoo.costs.shadow.dtypes import INT64
 from zoo.costs.shadow.layer import ShadowDrops, ShadowLayer
 from zoo.costs.shadow.names import DTYPES
-from zoo.costs.shadow.recording import Node, Storage, Tape, UnknownOperation, named_failures, taping
+from zoo.costs.shadow.recording import Storage, Tape, TapeNode, UnknownOperation, named_failures, taping
 from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
@@ -13,13 +13,13 @@ from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 __all__ = [
     "DTYPES",
     "INT64",
-    "Node",
     "Shadow",
     "ShadowCache",
     "ShadowDrops",
     "ShadowLayer",
     "Storage",
     "Tape",
+    "TapeNode",
     "UnknownOperation",
     "collect_saved",
     "cross_entropy",

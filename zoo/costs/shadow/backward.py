@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from zoo.costs.shadow.recording import (
     GradientTarget,
-    Node,
     Storage,
+    TapeNode,
 )
 from zoo.costs.shadow.tensor import collect_saved, source_of
 
@@ -96,7 +96,7 @@ class _Pass:
             self.drop(gradient)
 
 
-def replay_backward(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
+def replay_backward(nodes: Sequence[TapeNode], seeds: Sequence[Any]) -> Undone:
     """Replay the backward pass over `nodes`, which are in forward order, from gradients of `seeds`."""
     saved: dict[Storage, int] = {}
     for node in nodes:
@@ -108,7 +108,7 @@ def replay_backward(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
     for node in reversed(nodes):
         if node in run.waiting:
             _undo(node, run, saved)
-    beside = sum(gradient.nbytes for place, gradient in run.waiting.items() if isinstance(place, Node))
+    beside = sum(gradient.nbytes for place, gradient in run.waiting.items() if isinstance(place, TapeNode))
     return Undone(run.peak, run.left, run.moving, beside)
 
 
@@ -117,7 +117,7 @@ def _one(gradient: _Gradient) -> _Gradient:
     return gradient
 
 
-def _undo(node: Node, run: _Pass, saved: dict[Storage, int]) -> None:
+def _undo(node: TapeNode, run: _Pass, saved: dict[Storage, int]) -> None:
     incoming = run.waiting.pop(node)
     run.mark(node.work)
     given = []

@@ -80,12 +80,12 @@ class Storage:
 class GradientTarget(NamedTuple):
     """An input that requires a gradient: the operation that made it, or a leaf's memory, and its bytes."""
 
-    node: Node | None
+    node: TapeNode | None
     leaf: Storage | None
     nbytes: int
 
 
-class Node:
+class TapeNode:
     """An operation in autograd's graph. It `saves` storages for its backward pass, which takes `work` more bytes."""
 
     __slots__ = ("index", "name", "nbytes", "saves", "sources", "work")

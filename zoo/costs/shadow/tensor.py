@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from zoo.costs.shadow.dtypes import ShadowDtype
-from zoo.costs.shadow.recording import GradientTarget, Node, ShadowDevice, Storage, UnknownOperation, current_tape
+from zoo.costs.shadow.recording import GradientTarget, ShadowDevice, Storage, TapeNode, UnknownOperation, current_tape
 from zoo.costs.shadow.strides import Shape, dense_strides
 
 
@@ -27,7 +27,13 @@ class Core:
         Core.made_as = cls
 
     def __init__(
-        self, shape: Shape, strides: Shape, dtype: ShadowDtype, storage: Storage, grad: bool, node: Node | None = None
+        self,
+        shape: Shape,
+        strides: Shape,
+        dtype: ShadowDtype,
+        storage: Storage,
+        grad: bool,
+        node: TapeNode | None = None,
     ) -> None:
         self.shape, self.strides, self.dtype, self.storage = shape, strides, dtype, storage
         self.wants_grad, self.node = grad, node
@@ -131,7 +137,7 @@ def record_node(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[A
     """Record an operation for the backward pass: its inputs, and the tensors it saves."""
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
-    result.node = Node(name, current_tape().operations, saved, sources, result.nbytes, work)
+    result.node = TapeNode(name, current_tape().operations, saved, sources, result.nbytes, work)
 
 
 def source_of(tensor: Any) -> GradientTarget:
@@ -139,13 +145,13 @@ def source_of(tensor: Any) -> GradientTarget:
     return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
 
-def find_reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
+def find_reached(roots: Iterable[Any], since: int = 0) -> list[TapeNode]:
     """Find the operations after number `since` that a backward pass from `roots` goes through, first to last.
 
     Operations that no root depends on are left out: torch frees them with their results.
     """
     waiting = [each.node for each in roots if is_shadow(each) and each.node]
-    found: dict[int, Node] = {}
+    found: dict[int, TapeNode] = {}
     while waiting:
         node = waiting.pop()
         if node.index > since and node.index not in found:
@@ -154,7 +160,7 @@ def find_reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
     return [found[index] for index in sorted(found)]
 
 
-def collect_saved(nodes: Iterable[Node]) -> dict[Storage, None]:
+def collect_saved(nodes: Iterable[TapeNode]) -> dict[Storage, None]:
     """Collect the memory that operations save, each storage once, in their order."""
     return {storage: None for node in nodes for storage in node.saves}
 
