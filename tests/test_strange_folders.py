@@ -326,7 +326,7 @@ GROWING = [
     ("normalizer", sequence("normalizers", *[replace({"Regex": "."}, "a" * 20)] * 2)),
     ("normalizer", replace({"Regex": ""}, "a" * 1_000)),
     ("pre_tokenizer", sequence("pretokenizers", *[{"type": "ByteLevel"}] * 30)),
-    ("decoder", sequence("decoders", *[replace({"String": ""}, "a" * 100)] * 5)),
+    ("decoder", sequence("decoders", *[replace({"String": "a"}, "a" * 100)] * 5)),
     ("post_processor", {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}] * 300}),
 ]
 
@@ -335,6 +335,14 @@ GROWING = [
 def test_a_tokenizer_that_makes_a_text_very_long_is_refused_before_it_runs(part, steps):
     with pytest.raises(CheckpointError, match=rf"tokenizer.json: {part}.*: makes more than {GROWTH} characters of one"):
         check_tokenizer({"model": {}, part: steps}, "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("step", "key"), [(replace({"String": ""}, "aa"), "pattern"), ({"type": "Prepend", "prepend": ""}, "prepend")]
+)
+def test_a_step_that_tokenizers_would_panic_at_is_refused(step, key):
+    with pytest.raises(CheckpointError, match=rf"^tokenizer.json: normalizer.normalizers\[0\].{key}: is an empty text"):
+        check_tokenizer({"model": {}, "normalizer": sequence("normalizers", step)}, "tokenizer.json")
 
 
 def test_the_steps_of_published_tokenizers_are_within_the_bounds():

@@ -12,6 +12,7 @@ import omegaconf
 import pytest
 import yaml
 
+from zoo import runs
 from zoo.cli import run
 from zoo.compose.gate import check_overrides
 from zoo.errors import ConfigError
@@ -230,6 +231,15 @@ def test_a_stated_path_stays_in_its_folder(tmp_path: Path) -> None:
             find_inside(folder, stated, "index.json: file.0")
     for stated in ("inner", "good/x", "not-there", "..a", "a.b"):
         assert find_inside(folder, stated, "index.json: file.0") == folder / stated
+
+
+def test_a_folders_settings_are_no_link_to_a_file_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text('{"model_type": "llama", "note": "secret"}')
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(ConfigError, match=r"'config\.json' is a link that leads out of .*folder \(a file inside it\)$"):
+        runs.find(folder)
 
 
 def test_a_hubs_cache_links_to_its_store(tmp_path: Path) -> None:

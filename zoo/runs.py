@@ -25,7 +25,7 @@ from typing import Any
 from zoo import disk
 from zoo.errors import CheckpointError, ConfigError
 from zoo.untrusted.json_file import COUNTED, SETTINGS, read_bytes, read_json
-from zoo.untrusted.paths import find_inside
+from zoo.untrusted.paths import check_settings, find_inside
 from zoo.untrusted.text import quote, shorten
 
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
@@ -51,7 +51,7 @@ def find(path: str | Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder (a checkpoint, or the folder of a run)")
     if (path / ARCHITECTURE).is_file() or (path / "config.json").is_file():
-        return path
+        return check_settings(path)
     root = path if (path / LATEST).is_file() else path / CHECKPOINTS
     if not (root / LATEST).is_file():
         raise CheckpointError(

@@ -108,6 +108,8 @@ def _measure_growth(step: Mapping[str, Any], place: str) -> float:
     regex, plain = stated.get("Regex"), stated.get("String")
     if isinstance(regex, str) and (fault := find_slow_part(regex)):
         raise CheckpointError(f"{place}.pattern: {quote(regex)} may take very long, {fault} (a pattern without that)")
+    if step.get("prepend") == "":
+        raise CheckpointError(f"{place}.prepend: is an empty text, which `tokenizers` breaks down at (a text)")
     if (measure := MEASURES.get(str(step.get("type")))) is not None:
         try:
             return measure(step)
@@ -116,6 +118,8 @@ def _measure_growth(step: Mapping[str, Any], place: str) -> float:
     content = step.get("content")
     if not isinstance(content, str) or step.get("type") != "Replace":
         return 1.0
+    if plain == "":
+        raise CheckpointError(f"{place}.pattern: is an empty text, which `tokenizers` breaks down at (a text)")
     return max(1.0, len(content) / len(plain)) if plain else 1.0 + len(content)  # which may match nothing, everywhere
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.gguf import find
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 from zoo.lazy import F, torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
 from zoo.text.sentence import read_pipeline
@@ -40,7 +40,7 @@ def embed(
     Gurevych, 2019). `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` say otherwise. `dim`
     keeps the first numbers of each vector, which are scaled again (Kusupati et al., 2022, Matryoshka). `prompt` names
     one of the folder's prompts, which is put before every text. A text longer than the limit is cut there, and `note`
-    is told. Raises ConfigError.
+    is told. Raises ConfigError, and ZooError for a vector that is not finite.
     """
     pipeline = read_pipeline(find(model) if isinstance(model, str | Path) else None).choose(pooling, normalize)
     before = pipeline.find_prompt(prompt)
@@ -57,6 +57,8 @@ def embed(
         with torch.inference_mode():
             hidden, real = _run(reader.model, [rows[index] for index in batch])
             found |= dict(zip(batch, pipeline.apply(hidden, real, n_prompt, dim), strict=True))
+    if broken := [number for number in range(len(rows)) if not found[number].isfinite().all()]:
+        raise ZooError(f"texts: the vector of number {broken[0] + 1} is not finite (weights that are whole)")
     return (
         torch.stack([found[index] for index in range(len(rows))]) if rows else torch.empty(0, reader.model.spec.d_model)
     )
@@ -91,7 +93,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[st
     rows = [each.ids for each in tokenizer.encode_batch(list(texts))]
     empty = [index for index, row in enumerate(rows) if not row]
     if empty:
-        raise ConfigError(f"texts: number {empty[0]} has no token (a text that is not empty)")
+        raise ConfigError(f"texts: number {empty[0] + 1} has no token (a text that is not empty)")
     return rows
 
 

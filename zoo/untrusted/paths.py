@@ -30,6 +30,15 @@ def find_inside(folder: Path, stated: Any, place: str) -> Path:
     return path
 
 
+def check_settings(folder: Path) -> Path:
+    """Give a model's folder back whose JSON files, read by names that it need not state, are none of them a link to a
+    file of the user's own: what is wrong in it would be shown. Raises CheckpointError."""
+    for file in sorted(folder.glob("*.json")):
+        if file.is_symlink():
+            find_inside(folder, file.name, str(folder))
+    return folder
+
+
 def _in_store(root: Path, real: Path) -> bool:
     """Tell whether a file lies in the store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
     if root.parent.name != "snapshots":
