@@ -203,7 +203,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "two modules": (
         "llama-tiny",
         ("n_layers=20", "+loop={kind: hierarchical, end: 3, passes: 2, low_layers: 1, low_passes: 2}"),
-        ("loop", "block.stream_norm=true"),
+        ("loop", "block.around_ffn.stream_norm=rmsnorm"),
     ),
     "joint reads": (
         "llama-tiny",
@@ -263,7 +263,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "grouped mlp": (
         "llama-tiny",
-        ("ffn=moe", "router=mlp_topk", "d_router=12", "n_groups=2", "top_k_groups=1"),
+        ("ffn=moe", "router=mlp_topk", "d_router=12", "router.groups={count: 2, open: 1}"),
         ("router",),
     ),
     "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),
@@ -313,15 +313,15 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("block=hyper", "block.connection.iterations=3", "+streams={kind: weighted, count: 4, norm_eps: 1.0e+4}"),
         ("block", "streams"),
     ),
-    "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
+    "grouped experts": ("llama-tiny", ("ffn=moe", "router.groups={count: 2, open: 1}"), ("router",)),
     "grouped sigmoid": (
         "llama-tiny",
-        ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "top_k=3", "n_groups=4", "top_k_groups=2"),
+        ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "top_k=3", "router.groups={count: 4, open: 2}"),
         ("router",),
     ),
     "grouped softplus": (
         "llama-tiny",
-        ("ffn=moe", "router=sqrtsoftplus_topk", "n_experts=8", "top_k=3", "n_groups=4", "top_k_groups=2"),
+        ("ffn=moe", "router=sqrtsoftplus_topk", "n_experts=8", "top_k=3", "router.groups={count: 4, open: 2}"),
         ("router",),
     ),
     "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),

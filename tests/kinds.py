@@ -136,7 +136,7 @@ MIXED = {
     "looped modules": [
         *("n_layers=6", "pattern=[near,last,last,near,last,last]", "+attention.qk_norm={kind:l2_clip}"),
         *("attention.qk_norm.over=heads", "+loop={kind:hierarchical,end:3,low_layers:2}"),
-        "+layers={near:{attention:{window:5}},last:{block:{stream_norm:true}}}",
+        "+layers={near:{attention:{window:5}},last:{block:{around_ffn:{stream_norm:rmsnorm}}}}",
     ],
     "looped with messages": [
         *("block=attention_residual", "attention=dynamic_gqa", "conv_width=4", "n_layers=6"),

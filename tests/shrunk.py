@@ -20,7 +20,7 @@ SIZES = {
 }
 """What a dimension becomes where a model states it; every one differs from what it is multiplied with."""
 
-AT_MOST = {"top_k": 3, "n_groups": 2, "top_k_groups": 1, "zero_experts": 3}
+AT_MOST = {"top_k": 3, "zero_experts": 3}
 
 
 @functools.cache
@@ -50,6 +50,8 @@ def _small(node: Any) -> Any:
 
 
 def _sized(key: str, value: Any) -> Any:
+    if key == "groups" and isinstance(value, dict):  # of experts
+        return {**value, "count": min(value["count"], 2), "open": 1}
     if isinstance(value, int) and not isinstance(value, bool):
         return SIZES[key] if key in SIZES else min(value, AT_MOST.get(key, value))
     return _small(value)

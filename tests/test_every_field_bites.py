@@ -136,8 +136,8 @@ def _placeless():
         ("llama-tiny", ["attention=dsa", "attention.window=4"], "attention: window=4 beside an indexer"),
         (
             "llama-tiny",
-            ["ffn=moe", "router=sigmoid_topk", "+router.closed_rank=zero"],
-            "router: closed_rank=zero ranks experts of closed groups",
+            ["ffn=moe", "router=sigmoid_topk", "router.groups={count: 2, open: 2, closed_rank: zero}"],
+            "router.groups: closed_rank=zero is of closed groups",
         ),
         ("llama-tiny", ["position.learned=true"], "position: learned trains a factor for each pair of rotary_dim"),
         (

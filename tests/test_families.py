@@ -136,7 +136,7 @@ def test_each_layers_output_equals_the_references(case):
 
 def _watch(block, seen):
     """Note what a layer gives: of one that normalises the stream last, what it has before that."""
-    last = getattr(block, "stream_norm", None)
+    last = getattr(block, "ffn_stream_norm", None)
     if last is not None:
         return last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     return block.register_forward_hook(lambda module, args, output: seen.append(output))

@@ -63,7 +63,7 @@ def test_softmax_routing_by_groups_equals_deepseek_v2(groups, seed):
     )
     reference = filled(deepseek_v2.DeepseekV2Moe(config), seed)
     router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": False, "scale": 1.7}
-    router |= {"n_groups": groups[0], "top_k_groups": groups[1]}
+    router |= {"groups": {"count": groups[0], "open": groups[1]}}
     shared = {"kind": "gated", "d_ff": 2 * F, "activation": {"kind": "silu"}}
     ours = load(
         layer(moe(router, shared=shared)),
@@ -107,8 +107,8 @@ def test_sigmoid_routing_with_a_selection_bias_equals_the_reference(
     with torch.no_grad():
         reference.gate.e_score_correction_bias[::3] -= 1.5  # below 0 whatever the score
     router = {"kind": "sigmoid_topk", "n_experts": E, "top_k": 3, "normalize": normalize, "scale": 2.5}
-    router |= {"n_groups": groups[0], "top_k_groups": groups[1]}
-    router |= {"closed_rank": closed_rank} if groups != (1, 1) else {}
+    router |= {"groups": {"count": groups[0], "open": groups[1]}}
+    router["groups"] |= {"closed_rank": closed_rank} if groups != (1, 1) else {}
     shared = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
     ours = load(
         layer(moe(router, shared=shared)),

@@ -13,12 +13,12 @@ from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
 from zoo.model.expert_choice import ExpertChoice
 from zoo.model.moe import MoE
-from zoo.model.router import Router, SigmoidTopK, SoftmaxTopK, SparseMixer
+from zoo.model.router import ExpertGroups, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
 
 EVERY = {
-    "softmax": SoftmaxTopK(n_experts=E, top_k=3, n_groups=4, top_k_groups=2, scale=1.5),
+    "softmax": SoftmaxTopK(n_experts=E, top_k=3, groups=ExpertGroups(count=4, open=2), scale=1.5),
     "capacity": SoftmaxTopK(n_experts=E, top_k=2, capacity=2),
-    "sigmoid": SigmoidTopK(n_experts=E, top_k=3, n_groups=2, top_k_groups=1, bias=True, capacity=3),
+    "sigmoid": SigmoidTopK(n_experts=E, top_k=3, groups=ExpertGroups(count=2, open=1), bias=True, capacity=3),
     "sparsemixer": SparseMixer(n_experts=E, jitter=0.1),
     "expert_choice": ExpertChoice(n_experts=E, top_k=2, scale=0.5),
 }
@@ -159,10 +159,22 @@ def test_a_learned_activation_is_shared_by_the_experts():
     [
         ({"kind": "softmax_topk", "n_experts": 4, "top_k": 5}, "top_k=5 is more than n_experts=4"),
         ({"kind": "expert_choice", "n_experts": 4, "top_k": 5}, "top_k=5 is more than n_experts=4"),
-        ({"kind": "softmax_topk", "n_experts": 8, "top_k": 1, "n_groups": 3}, "not a multiple of n_groups=3"),
-        ({"kind": "sigmoid_topk", "n_experts": 8, "top_k": 1, "n_groups": 8}, "leaves 1 experts in each"),
-        ({"kind": "softmax_topk", "n_experts": 8, "top_k": 3, "n_groups": 4}, "more than there are in 1 groups of 2"),
-        ({"kind": "softmax_topk", "n_experts": 8, "top_k": 1, "top_k_groups": 2}, "more than n_groups=1"),
+        (
+            {"kind": "softmax_topk", "n_experts": 8, "top_k": 1, "groups": {"count": 3, "open": 1}},
+            "not a multiple of groups.count=3",
+        ),
+        (
+            {"kind": "sigmoid_topk", "n_experts": 8, "top_k": 1, "groups": {"count": 8, "open": 1}},
+            "leaves 1 experts in each",
+        ),
+        (
+            {"kind": "softmax_topk", "n_experts": 8, "top_k": 3, "groups": {"count": 4, "open": 1}},
+            "more than there are in 1 groups of 2",
+        ),
+        (
+            {"kind": "softmax_topk", "n_experts": 8, "top_k": 1, "groups": {"count": 1, "open": 2}},
+            "open=2 is more than count=1",
+        ),
         ({"kind": "sparsemixer", "n_experts": 8, "top_k": 1}, "draws exactly two"),
     ],
 )

@@ -74,7 +74,7 @@ MODULES = [
     *(
         "n_layers=8",
         "pattern=[layer,last,last,layer,last,last,layer,layer]",
-        "+layers={last:{block:{stream_norm:true}}}",
+        "+layers={last:{block:{around_ffn:{stream_norm:rmsnorm}}}}",
     ),
     "+loop={kind:hierarchical,end:3,passes:2,low_layers:2}",
 ]

@@ -52,7 +52,7 @@ table of tokens, and a head on the decoder alone. A null drops the key."""
 _DIMS = """
 n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias rope_theta rope_factor rotary_dim original_max_seq_len
 n_buckets max_distance max_relative_positions position_buckets n_experts top_k balance_coef z_coef normalize_top_k
-router_bias router_scale router_jitter n_groups top_k_groups expert_capacity selection_bias shared_expert
+router_bias router_scale router_jitter expert_capacity selection_bias shared_expert
 scale_input swiglu_alpha swiglu_limit q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim d_state
 index_n_heads index_head_dim index_top_k zero_experts null_experts d_router dense_d_ff index_block_size index_top_blocks
 index_pool compress_rate o_groups o_lora_rank adapter_rank shared_heads shared_kv_heads shared_head_dim

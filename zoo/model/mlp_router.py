@@ -51,7 +51,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        r = m.down(self._read(m, x))  # B T R
+        r = m.down(self.input.read(m, x) if self.input else x)  # B T R
         if self.depth_average:
             r = r + step.take_average(r) * m.average_scale
         step.lend_average(r)

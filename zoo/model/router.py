@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.norm import WholeNorm
 from zoo.model.packed import find_run_firsts
-from zoo.spec import Buffer, Linear, Sized, Spec, Weight
+from zoo.spec import Buffer, Linear, Node, Sized, Spec, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,63 @@ class Routes:
         return y.new_zeros(n_tokens, y.shape[-1]).index_add(0, self.tokens, y)
 
 
+class RouterInput(Node, name="input"):
+    """What is done to a token's vector before the router scores experts by it (Gemma 4, 2026)."""
+
+    norm: WholeNorm | None = None
+    """The norm of the vector."""
+    scale: PositiveFloat = 1.0
+    """What the vector is multiplied by, behind its norm."""
+
+    def read(self, m: Weights, x: Tensor) -> Tensor:
+        """Normalise and scale x [B, T, D]."""
+        x = m.norm(x) if self.norm else x
+        return x if self.scale == 1.0 else x * self.scale
+
+
+class ExpertGroups(Node, name="groups"):
+    """Equal groups of experts, of which only the best are open to a token, so that its experts are on few machines
+    (DeepSeek-V2, 2024)."""
+
+    count: PositiveInt
+    """Number of groups."""
+    open: PositiveInt
+    """Groups that are open to a token."""
+    judged_by: PositiveInt | None = None
+    """Number of a group's best experts whose scores are added up to say how good it is: 1 where scores are a softmax,
+    2 where each is a sigmoid, unless given."""
+    closed_rank: Literal["last", "zero"] = "last"
+    """How experts of closed groups rank: last, or by 0, before open ones that their bias makes negative (SK Telecom,
+    2026, A.X K2)."""
+
+    def __post_init__(self) -> None:
+        if self.open > self.count:
+            raise ValueError(f"open={self.open} is more than count={self.count}")
+        for name, usual in (("judged_by", None), ("closed_rank", "last")):
+            if self.open == self.count and getattr(self, name) != usual:
+                found = f"{name}={getattr(self, name)} is of closed groups, and all {self.count} are open"
+                raise ValueError(f"{found} (leave it out, or fewer open)")
+
+    def rank(self, rank: Tensor, judged_by: int) -> Tensor:
+        """Rank experts [B, T, E], those of closed groups behind."""
+        if self.open == self.count:
+            return rank
+        groups = rank.unflatten(-1, (self.count, -1))
+        worth = groups.topk(self.judged_by or judged_by, -1).values.sum(-1)
+        best = worth.topk(self.open, -1).indices
+        open_ = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best, True)
+        closed = -math.inf if self.closed_rank == "last" else 0.0
+        return groups.masked_fill(~open_[..., None], closed).flatten(-2)
+
+
 class Router(Spec, axis="router"):
     """Choose experts for each token of x [B, T, D] by a linear score. An expert's output is weighted by the router's
     chance for it."""
+
+    moved: ClassVar[dict[str, str]] = {
+        "input_norm": "input: {norm: rmsnorm}",
+        "input_scale": "input: {scale: 0.5}",
+    }
 
     n_experts: PositiveInt
     """Experts to choose among."""
@@ -55,10 +109,8 @@ class Router(Spec, axis="router"):
     """Whether the product that makes the scores has a bias."""
     scale: PositiveFloat = 1.0
     """What the weights of experts are multiplied by in the end."""
-    input_norm: WholeNorm | None = None
-    """The norm of what the router reads (Gemma 4, 2026)."""
-    input_scale: PositiveFloat = 1.0
-    """What the router's input is multiplied by, behind its norm (Gemma 4, 2026)."""
+    input: RouterInput | None = None
+    """What is done to the vector that is scored, beforehand."""
 
     @property
     def drops(self) -> bool:
@@ -76,38 +128,39 @@ class Router(Spec, axis="router"):
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        norm = {"norm": Sized(self.input_norm, d_model)} if self.input_norm else {}
+        norm = {"norm": Sized(self.input.norm, d_model)} if self.input and self.input.norm else {}
         return norm | {"gate": Linear(d_model, self.n_experts, self.bias)}
 
     def score(self, m: Weights, x: Tensor) -> Tensor:
         """Score every expert for each token of x [B, T, D]: [B, T, E] in float32."""
-        return m.gate(self._read(m, x)).float()
-
-    def _read(self, m: Weights, x: Tensor) -> Tensor:
-        """Normalise and scale x [B, T, D] for the router's first product."""
-        x = m.norm(x) if self.input_norm else x
-        return x if self.input_scale == 1.0 else x * self.input_scale
+        return m.gate(self.input.read(m, x) if self.input else x).float()
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         raise NotImplementedError
 
 
 class TopK(Router):
-    """Base of the routers that send each token to its `top_k` best experts.
+    """Base of the routers that send each token to its `top_k` best experts. Two losses over real tokens keep the router
+    healthy in training."""
 
-    Groups of experts, of which only the best are open to a token, keep its experts on few machines (DeepSeek-V2, 2024).
-    Two losses over real tokens keep the router healthy in training.
-    """
+    moved: ClassVar[dict[str, str]] = (
+        Router.moved
+        | {name: "groups: {count: 8, open: 4}" for name in ("n_groups", "top_k_groups")}
+        | {
+            "judged_by": "groups: {count: 8, open: 4, judged_by: 2}",
+            "closed_rank": "groups: {count: 8, open: 4, closed_rank: zero}",
+        }
+    )
+    judged_by: ClassVar[int] = 1
+    """Experts by which a group is judged, unless its `groups` say so."""
 
     normalize: bool = True
     """Whether a token's weights sum to 1."""
     selection_bias: bool = False
     """Whether a bias is added to the scores for the choice alone, not for the weights. No gradient moves it; what
     trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3)."""
-    n_groups: PositiveInt = 1
-    """Groups that the experts are divided into (DeepSeek-V2, 2024)."""
-    top_k_groups: PositiveInt = 1
-    """Groups that are open to a token, the best of them."""
+    groups: ExpertGroups | None = None
+    """Groups of experts, of which only the best are open to a token."""
     capacity: PositiveInt | None = None
     """Tokens that an expert takes from a row or document, first come, first served. Tokens beyond it skip the expert,
     which adds nothing to them (Fedus et al., 2021, Switch, where top_k is 1 and nothing is normalised)."""
@@ -117,8 +170,6 @@ class TopK(Router):
     """Whether weights are multiplied by a learned number for each expert (Gemma 4, 2026)."""
     global_scale: bool = False
     """Whether weights are multiplied by one learned number for all experts (Inkling, 2026)."""
-    judged_by: PositiveInt = 1
-    """Experts, a group's best, whose sum says how good the group is."""
     balance_coef: NonNegativeFloat = 0.01
     """The weight of the load-balancing loss, E·Σ fᵢ·Pᵢ with fᵢ the share of choices that expert i got and Pᵢ its mean
     chance: 1 when balanced (Fedus et al., 2021)."""
@@ -131,6 +182,11 @@ class TopK(Router):
     @property
     def drops(self) -> bool:
         return self.capacity is not None
+
+    @property
+    def _closes(self) -> bool:
+        """Whether some groups of experts are closed to a token."""
+        return self.groups is not None and self.groups.open < self.groups.count
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {} if self.capacity is None else {"routed": (self.n_experts,)}
@@ -156,21 +212,11 @@ class TopK(Router):
         scores = self.score(m, x)
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
-    @property
-    def _closed(self) -> float:
-        """The score that ranks an expert of a closed group."""
-        return -math.inf
-
     def _choose(self, m: Weights, rank: Tensor) -> Tensor:
         """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
         if self.selection_bias:
             rank = rank + m.selection_bias.float()
-        if self.n_groups != self.top_k_groups:
-            groups = rank.unflatten(-1, (self.n_groups, -1))
-            worth = groups.topk(self.judged_by, -1).values.sum(-1)
-            best = worth.topk(self.top_k_groups, -1).indices
-            open_ = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best, True)
-            rank = groups.masked_fill(~open_[..., None], self._closed).flatten(-2)
+        rank = self.groups.rank(rank, self.judged_by) if self.groups else rank
         return rank.topk(self.top_k, -1).indices
 
 
@@ -205,13 +251,9 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
 
     selection_bias: bool = True
     """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
-    judged_by: PositiveInt = 2
-    """Experts, a group's best, whose sum says how good the group is."""
+    judged_by: ClassVar[int] = 2
     choose_by: Literal["score", "logit"] = "score"
     """What the selection bias is added to: scores, or logits before the sigmoid (Aleph Alpha, 2026, Kolibri-1)."""
-    closed_rank: Literal["last", "zero"] = "last"
-    """How experts of closed groups rank: last, or by 0, before open ones that their bias makes negative (SK Telecom,
-    2026, A.X K2)."""
     n_shared: NonNegativeInt = 0
     """The mixture's shared experts that are scored as well, behind the others. They are not chosen; but weights are
     normalised and scaled over the chosen and the shared, so that these take what the chosen do not get (Thinking
@@ -221,14 +263,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.closed_rank != "last" and self.n_groups == self.top_k_groups:
-            found = f"closed_rank={self.closed_rank} ranks experts of closed groups"
-            raise ValueError(f"{found}, and all {self.n_groups} are open (last, or fewer top_k_groups)")
-        if self.closed_rank != "last" and not self.selection_bias and self.choose_by == "score":
-            raise ValueError(
-                "closed_rank=zero is of use beside negative scores, and without selection_bias none is (last)"
-            )
-        if self.choose_by == "logit" and not self.selection_bias and self.n_groups == self.top_k_groups:
+        if self.choose_by == "logit" and not self.selection_bias and not self._closes:
             raise ValueError("choose_by=logit says what the selection bias is added to, and there is none (score)")
 
     @property
@@ -238,10 +273,6 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return super().parts(d_model) | {"gate": Linear(d_model, self.n_experts + self.n_shared, self.bias)}
 
-    @property
-    def _closed(self) -> float:
-        return 0.0 if self.closed_rank == "zero" else -math.inf
-
     def _rate(self, logits: Tensor) -> Tensor:
         """Score logits [B, T, E]; a larger logit gets a larger score."""
         return logits.sigmoid()
@@ -250,7 +281,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
         every = self._score(m, x)
         logits, shared = every.split([self.n_experts, self.n_shared], -1) if self.n_shared else (every, None)  # B T E|S
         scores = self._rate(logits)
-        plain = self.n_groups == 1 and not self.selection_bias
+        plain = not self._closes and not self.selection_bias
         by_logit = plain or self.choose_by == "logit"
         chosen = self._choose(m, logits if by_logit else scores)  # B T K; large logits do not all round to 1
         if m.training:
@@ -340,19 +371,20 @@ def check_count(router: Router) -> None:
 
 def _check_groups(router: TopK) -> None:
     check_count(router)
-    if router.n_experts % router.n_groups:
-        raise ValueError(f"n_experts={router.n_experts} is not a multiple of n_groups={router.n_groups}")
-    if router.top_k_groups > router.n_groups:
-        raise ValueError(f"top_k_groups={router.top_k_groups} is more than n_groups={router.n_groups}")
-    size, judged_by = router.n_experts // router.n_groups, router.judged_by
-    usual = next(each.default for each in router.fields() if each.name == "judged_by")
-    if router.n_groups == router.top_k_groups and judged_by != usual:
-        raise ValueError(f"judged_by={judged_by} compares groups, and all {router.n_groups} are open (leave it out)")
-    if router.n_groups > 1 and size < judged_by:
-        raise ValueError(f"n_groups={router.n_groups} leaves {size} experts in each, which are judged by {judged_by}")
-    if router.top_k > router.top_k_groups * size:
-        open_ = f"{router.top_k_groups} groups of {size} experts"
-        raise ValueError(f"top_k={router.top_k} is more than there are in {open_} (raise top_k_groups)")
+    groups = router.groups
+    if groups is None:
+        return
+    if router.n_experts % groups.count:
+        raise ValueError(f"n_experts={router.n_experts} is not a multiple of groups.count={groups.count}")
+    size, judged_by = router.n_experts // groups.count, groups.judged_by or router.judged_by
+    if groups.count > 1 and size < judged_by:
+        raise ValueError(f"groups.count={groups.count} leaves {size} experts in each, which are judged by {judged_by}")
+    if router.top_k > groups.open * size:
+        open_ = f"{groups.open} groups of {size} experts"
+        raise ValueError(f"top_k={router.top_k} is more than there are in {open_} (raise groups.open)")
+    if groups.closed_rank == "zero" and not router.selection_bias and getattr(router, "choose_by", "score") == "score":
+        found = "groups.closed_rank=zero is of use beside negative scores"
+        raise ValueError(f"{found}, and without selection_bias none is (last)")
 
 
 def normalize_scores(scores: Tensor) -> Tensor:

@@ -31,8 +31,6 @@ AT_MOST = {
         "zero_experts": 2,
         "null_experts": 1,
         "d_router": 16,
-        "n_groups": 1,
-        "top_k_groups": 1,
         "heads": 2,
     },
     **{
@@ -225,6 +223,8 @@ def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
 
 
 def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, model: Mapping[str, Any]) -> Any:
+    if key == "groups" and isinstance(value, dict):  # more of them than there are experts now
+        return None
     if not isinstance(value, int) or isinstance(value, bool):
         return resize(value, sizes, model)
     if key in sizes.kept:

@@ -210,3 +210,9 @@ class SoftmaxAttention(Attention):
         one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
         own = (self.position, m.position) if self.position.per_layer else None
         return step.attend(q, k, v, scale, own, **scores)
+
+
+def check_multiple(spec: Spec, name: str, of: str) -> None:
+    """Raises ValueError where one field of a Spec is no multiple of another."""
+    if getattr(spec, name) % getattr(spec, of):
+        raise ValueError(f"{name}={getattr(spec, name)} is not a multiple of {of}={getattr(spec, of)}")

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import READ, Conv, Linear, Sized, Weight
@@ -52,8 +52,7 @@ class CCA(SoftmaxAttention, kind="cca"):
     """Number of keys that a query sees, itself included; all of them unless given."""
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        check_multiple(self, "n_heads", "n_kv_heads")
         if self.n_kv_heads * self.head_dim % 2:
             found = f"n_kv_heads={self.n_kv_heads} times head_dim={self.head_dim} is odd"
             raise ValueError(f"{found}, and half of the values are of the token before (an even one)")

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import (
     check_causal,
     chunked,
@@ -73,8 +73,7 @@ class GatedDelta(Attention, kind="gated_delta"):
     """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
-        if self.n_v_heads % self.n_k_heads:
-            raise ValueError(f"n_v_heads={self.n_v_heads} is not a multiple of n_k_heads={self.n_k_heads}")
+        check_multiple(self, "n_v_heads", "n_k_heads")
 
     @property
     def d_key(self) -> int:

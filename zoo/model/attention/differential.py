@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, Weight, split
 
@@ -46,8 +46,7 @@ class Differential(SoftmaxAttention, kind="differential"):
     """Whether the projections have a bias."""
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        check_multiple(self, "n_heads", "n_kv_heads")
         self.position.check(self.head_dim)
 
     @property

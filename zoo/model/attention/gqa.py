@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
@@ -96,8 +96,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """What chooses the keys that a query attends to (MiniMax-M3, 2026: blocks of keys for each group of heads)."""
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        check_multiple(self, "n_heads", "n_kv_heads")
         least = {"sliding": 0, "chunked": 1, "centred": 3}[self.window_kind]
         if (self.window or 0) < least:
             raise ValueError(f"window_kind={self.window_kind}: is of a window of {least} or more, found {self.window}")

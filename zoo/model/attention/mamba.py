@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import (
     Decays,
     check_causal,
@@ -279,8 +279,7 @@ class Mamba2(Attention, kind="mamba2"):
     """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
-        if self.n_heads % self.n_groups:
-            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_groups={self.n_groups}")
+        check_multiple(self, "n_heads", "n_groups")
         if self.norm_groups is not None and self.d_inner % self.norm_groups:
             raise ValueError(f"n_heads·head_dim={self.d_inner} is not a multiple of norm_groups={self.norm_groups}")
         if self.norm_eps is None and (self.norm_before_gate or self.norm_groups is not None):

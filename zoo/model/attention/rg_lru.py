@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.activation import GELUTanh, PlainActivation
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, exactly, scan_channels, starts
 from zoo.spec import Conv, Linear, Weight, split
 
@@ -53,8 +53,7 @@ class RGLRU(Attention, kind="rg_lru"):
     """Chunk length of the recurrence, in tokens; changes speed alone."""
 
     def __post_init__(self) -> None:
-        if self.d_inner % self.n_heads:
-            raise ValueError(f"d_inner={self.d_inner} is not a multiple of n_heads={self.n_heads}")
+        check_multiple(self, "d_inner", "n_heads")
 
     def parts(self, d_model: int) -> dict[str, Any]:
         inner = self.d_inner

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.model.block.sandwich import Sandwich
+from zoo.model.block.sublayers import Sandwich, SubLayer, SubLayers
 from zoo.spec import Linear, Weight
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class AltUp(Sandwich, kind="altup"):
     """Index of the stream that the layer computes, from 0 on."""
     correct_scale: bool = True
     """Whether the active stream is multiplied by a learned vector where `layer_input` reads it."""
+    laurel_rank: PositiveInt | None = None
+    """Rank R of a second path for attention's input n: n + norm(n·A·B), with A [D, R], is added to the stream, and the
+    sum divided by √2 (Menghani et al., 2024, LAuReL; Gemma 3n, 2025)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +59,16 @@ class AltUp(Sandwich, kind="altup"):
             "predict": Linear(count, count * count),
             "correct": Linear(count, count),
             **({"correct_scale": Weight((d_model,))} if self.correct_scale else {}),
+            **self._list_laurel(d_model),
+        }
+
+    def _list_laurel(self, d_model: int) -> dict[str, Any]:
+        if self.laurel_rank is None:
+            return {}
+        return {
+            "laurel_down": Linear(d_model, self.laurel_rank),
+            "laurel_up": Linear(self.laurel_rank, d_model, residual=True),
+            "laurel_norm": self.norm,
         }
 
     def shard(self, ranks: int) -> AltUp:
@@ -69,7 +82,7 @@ class AltUp(Sandwich, kind="altup"):
         for stream in range(self.n_streams):
             predicted = torch.addcmul(predicted, coefficients[..., stream, None], x[:, :, stream, None])
         active = predicted[:, :, self.active]
-        y = self.run_sublayers(m, active, step)  # B T D
+        y = SubLayers.forward(self, m, active, step)  # B T D
         corrections = m.correct(self._route(m, y)) + 1.0  # B T S
         corrected = torch.addcmul(predicted, corrections[..., None], (y - active)[:, :, None])
         if self.layer_input is None:
@@ -77,6 +90,12 @@ class AltUp(Sandwich, kind="altup"):
         read = corrected[:, :, self.active]
         added = m.layer_input(read * m.correct_scale if self.correct_scale else read, step.given)
         return torch.cat((corrected[:, :, :1], corrected[:, :, 1:] + added[:, :, None]), 2)
+
+    def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:
+        x = super().join(each, m, x, y, read)
+        if each.name != "attention" or self.laurel_rank is None:
+            return x
+        return (x + read + m.laurel_norm(m.laurel_up(m.laurel_down(read)))) * 2.0**-0.5
 
     def _route(self, m: Weights, x: Tensor) -> Tensor:
         """How much of each stream a token's vector x [B, T, D] asks for: [B, T, S] in −1 to 1."""

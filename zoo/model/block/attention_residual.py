@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.block.out_conv import OutConv
-from zoo.model.block.pre import PLACES
+from zoo.model.block.sublayers import CONVOLVED
 from zoo.model.depth_read import DepthRead, SoftmaxDepthRead
 from zoo.model.ffn import FFN
 from zoo.model.loop import MessageGate
@@ -82,7 +82,7 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     def state(self) -> dict[str, tuple[int, ...]]:
         own = self.out_conv.state().items() if self.out_conv else ()
-        return super().state() | {f"{place}_{name}": shape for place in PLACES for name, shape in own}
+        return super().state() | {f"{place}_{name}": shape for place in CONVOLVED for name, shape in own}
 
     def _norm(self) -> Norm:
         """The norm of what attention reads, each of several vectors with a weight of its own."""
@@ -98,7 +98,7 @@ class AttentionResidual(Block, kind="attention_residual"):
             "ffn_read": self.depth_read,
             "ffn_norm": self.norm,
             "ffn": self.ffn,
-            **({f"{place}_conv": self.out_conv for place in PLACES} if self.out_conv else {}),
+            **({f"{place}_conv": self.out_conv for place in CONVOLVED} if self.out_conv else {}),
         }
 
     def _list_gates(self) -> dict[str, Any]:

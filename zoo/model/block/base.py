@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator
 
@@ -146,13 +146,6 @@ class Block(Spec, axis="block"):
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Add a sub-layer's output y to the residual stream x."""
         return add_scaled(x, y, self.stream_scale, self.residual_scale)
-
-
-def choose_scales(block: Any) -> tuple[float, float]:
-    """The factors of the stream and of the feed-forward's output where that is added: `ffn_stream_scale` and
-    `ffn_residual_scale`, or else those of the whole block."""
-    stream, scale = block.ffn_stream_scale, block.ffn_residual_scale
-    return block.stream_scale if stream is None else stream, block.residual_scale if scale is None else scale
 
 
 def add_scaled(x: Tensor, y: Tensor, stream_scale: float, scale: float) -> Tensor:

@@ -9,8 +9,7 @@ from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.model.activation import PlainActivation
-from zoo.model.block.base import Block
-from zoo.model.ffn import FFN
+from zoo.model.block.sublayers import Post
 from zoo.model.packed import convolve_both_ways
 from zoo.spec import Conv
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class PostConv(Block, kind="post_conv"):
+class PostConv(Post, kind="post_conv"):
     """norm(post(x) + act(conv(x))), where post is the block of that name (He et al., 2020; DeBERTa v2's first layer).
 
     The convolution reads as many tokens before each as after it, and so serves models that read both ways. It reads
@@ -28,10 +27,8 @@ class PostConv(Block, kind="post_conv"):
     """
 
     causal: ClassVar[bool] = False
-    normalises_output: ClassVar[bool] = True
+    takes_cross: ClassVar[bool] = False
 
-    ffn: FFN
-    """Feed-forward of the layer."""
     conv_width: PositiveInt
     """Width of the convolution, in tokens, an odd number."""
     conv_activation: PlainActivation
@@ -45,6 +42,10 @@ class PostConv(Block, kind="post_conv"):
             raise ValueError(f"conv_width={self.conv_width} has no middle token (an odd one would do)")
 
     @property
+    def normalises_output(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
     def gathers(self) -> int:
         """Once more for the convolution, which each rank computes for all tokens."""
         return super().gathers + 1
@@ -53,17 +54,13 @@ class PostConv(Block, kind="post_conv"):
         if d_model % self.conv_groups:
             raise ConfigError(f"conv_groups: {self.conv_groups} do not divide d_model={d_model} (choose a divisor)")
         return {
-            "attention": self.attention,
-            "attention_norm": self.norm,
-            "ffn": self.ffn,
-            "ffn_norm": self.norm,
+            **super().parts(d_model),
             "conv": Conv(d_model, d_model, self.conv_width, self.conv_groups, bias=True),
             "conv_norm": self.norm,
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        y = m.attention_norm(self.add(x, m.attention(x, step)))
-        y = m.ffn_norm(self.add(y, m.ffn(y, step)))
+        y = super().forward(m, x, step)
         whole = m.seam.gather(x, step.mask.n_queries)
         convolved = m.seam.own(convolve_both_ways(m.conv, whole, step, self.conv_width))
         return m.conv_norm(y + self.conv_activation.apply(convolved))

@@ -59,12 +59,3 @@ class AffineResidual(Residual, kind="affine"):
     def forward(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
         kept = (x.float() + m.shift.float()) * m.scale.float()
         return (kept + (y.float() + m.out_shift.float()) * m.out_scale.float()).to(x.dtype)
-
-
-def check_residual(block: Any) -> None:
-    """Raises ValueError for a constant scale of a block beside a residual that has weights of its own."""
-    scales = ("residual_scale", "stream_scale", "ffn_residual_scale", "ffn_stream_scale")
-    stated = [name for name in scales if getattr(block, name) not in (None, 1.0)]
-    if block.residual is not None and stated:
-        found = f"{stated[0]}={getattr(block, stated[0])} beside a residual that has weights of its own"
-        raise ValueError(f"{found} (one of them)")

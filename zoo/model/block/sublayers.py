@@ -1,0 +1,275 @@
+# B batch, T tokens, D model width
+"""Layers as lists of sub-layers: the norms around each, what it computes, and how that joins the residual stream."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from zoo.model.attention.base import Attention
+from zoo.model.attention.nothing import NoAttention
+from zoo.model.block.base import Block, add_scaled
+from zoo.model.block.out_conv import OutConv
+from zoo.model.block.residual import Residual
+from zoo.model.ffn import FFN
+from zoo.model.norm import WholeNorm
+from zoo.spec import CROSS, Buffer, Node, Sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+NORMS = ("in_norm", "out_norm", "stream_norm")
+"""Where a norm may stand around a sub-layer, in the order in which the stream meets them."""
+MOVED = {
+    "input_norm": "around_attention: {reads: stream}",
+    "ffn_input_norm": "around_ffn: {reads: stream}",
+    "ffn_norm": "around_ffn: {in_norm: rmsnorm}",
+    "out_norm": "around_attention: {out_norm: rmsnorm}",
+    "ffn_out_norm": "around_ffn: {out_norm: rmsnorm}",
+    "ffn_residual_scale": "around_ffn: {residual_scale: 0.5}",
+    "ffn_stream_scale": "around_ffn: {stream_scale: 0.5}",
+}
+"""How the fields of a block that are nodes now are written."""
+
+
+class Around(Node, name="around"):
+    """What stands around one sub-layer, where this is not as the block's kind says."""
+
+    in_norm: WholeNorm | None = None
+    """Norm of what the sub-layer reads; the block's `norm` in kinds that have one there, unless given."""
+    reads: Literal["norm", "stream"] = "norm"
+    """Whether the sub-layer reads norm(x), in kinds that do, or the stream as it is (ModernBERT's first layer)."""
+    out_norm: WholeNorm | None = None
+    """Norm of what the sub-layer gives, before it joins the stream; the block's `norm` in kinds that have one there,
+    unless given."""
+    stream_norm: WholeNorm | None = None
+    """Norm of the stream, after the sub-layer joined it; the block's `norm` in kinds that have one there, unless
+    given (HRM-Text, 2026, after the last layer of each run)."""
+    residual_scale: float | None = None
+    """Constant factor of what the sub-layer gives; the block's `residual_scale` unless given (MiniMax-01, 2025)."""
+    stream_scale: float | None = None
+    """Constant factor of the stream where the sub-layer joins it; the block's `stream_scale` unless given (MiniMax-01,
+    2025)."""
+
+
+AS_THE_KIND = Around()
+CONVOLVED = ("attention", "ffn")
+"""The sub-layers whose outputs pass an `out_conv`."""
+
+
+class SubLayer(NamedTuple):
+    """A sub-layer and the names of what stands around it, empty where nothing does."""
+
+    name: str
+    in_norm: str
+    out_norm: str
+    conv: str
+    residual: str
+    stream_norm: str
+    stream_scale: float
+    scale: float
+
+
+class SubLayers(Block):
+    """Base of the blocks whose sub-layers join one residual stream one after the other.
+
+    A kind says with `places` where a norm stands: "in_norm" before a sub-layer f, "out_norm" after it, inside the
+    residual sum, "stream_norm" after the sum: stream_norm(x + out_norm(f(in_norm(x)))).
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("in_norm",)
+    takes_cross: ClassVar[bool] = True
+
+    residual: Residual | None = None
+    """Sum of stream and sub-layer by weights of its own (ZAYA1, 2026); null for a plain sum."""
+    out_conv: OutConv | None = None
+    """Convolution that what attention and the feed-forward give passes before it is added (Inkling, 2026)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for each in self.sublayers:
+            where, around = "" if each.name == "cross" else f"around_{each.name}.", self._around(each.name)
+            if around.reads == "stream" and ("in_norm" not in self.places or around.in_norm):
+                found = "a norm" if around.in_norm else f"a '{self.kind}' block, which has no norm there"
+                raise ValueError(f"{where}reads=stream leaves out the norm before, found {found} (leave it out)")
+            if self.residual is not None and (each.stream_scale, each.scale) != (1.0, 1.0):
+                found = f"{where}residual_scale or stream_scale beside a residual that has weights of its own"
+                raise ValueError(f"{found} (one of them)")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names of its sub-layers, in order."""
+        return ("attention", *(["cross"] if self.crosses else []), "ffn")
+
+    @cached_property
+    def sublayers(self) -> tuple[SubLayer, ...]:
+        """Its sub-layers in order, each with what stands around it."""
+        return tuple(map(self._describe, self.order))
+
+    def _around(self, name: str) -> Around:
+        return getattr(self, f"around_{name}", None) or AS_THE_KIND
+
+    def _describe(self, name: str) -> SubLayer:
+        around, norms = self._around(name), self._list_norms(name)
+        # A kind with one norm to a sub-layer calls it `attention_norm`, say, wherever it stands.
+        only = self.places[0] if len(self.places) == 1 and "in_norm" not in norms else "in_norm"
+        names = {place: f"{name}_{'norm' if place == only else place}" for place in norms}
+        return SubLayer(
+            name,
+            **{place: names.get(place, "") for place in NORMS},
+            conv=f"{name}_conv" if self.out_conv and name in CONVOLVED else "",
+            residual=f"{name}_residual" if self.residual else "",
+            stream_scale=self.stream_scale if around.stream_scale is None else around.stream_scale,
+            scale=self.residual_scale if around.residual_scale is None else around.residual_scale,
+        )
+
+    def _list_norms(self, name: str) -> dict[str, WholeNorm]:
+        """The norms around a sub-layer by place, in the order in which the stream meets them."""
+        around = self._around(name)
+        usual = {place: self.norm for place in self.places if place != "in_norm" or around.reads == "norm"}
+        found = {place: getattr(around, place) or usual.get(place) for place in NORMS}
+        return {place: norm for place, norm in found.items() if norm is not None}
+
+    @property
+    def normalises_output(self) -> bool:  # type: ignore[override]
+        return bool(self.sublayers[-1].stream_norm)
+
+    @property
+    def gathers(self) -> int:
+        """Once more for each convolution, which each rank computes for all tokens."""
+        return super().gathers + sum(bool(each.conv) for each in self.sublayers)
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        own = self.out_conv.state().items() if self.out_conv else ()
+        convolved = [each.name for each in self.sublayers if each.conv]
+        return super().state() | {f"{place}_{name}": shape for place in convolved for name, shape in own}
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        crossed = Sized(self.cross, d_model, role=CROSS) if self.cross else None
+        for each in self.sublayers:
+            norms = self._list_norms(each.name)
+            found |= {each.in_norm: norms["in_norm"]} if each.in_norm else {}
+            found[each.name] = crossed if each.name == "cross" else getattr(self, each.name)
+            found |= {getattr(each, place): norms[place] for place in norms if place != "in_norm"}
+        found |= {"cross": crossed} if crossed and not self.crosses else {}  # which attention reads
+        found |= {each.residual: self.residual for each in self.sublayers if each.residual}
+        return found | {each.conv: self.out_conv for each in self.sublayers if each.conv}
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        for each in self.sublayers:
+            x = self.run_sublayer(each, m, x, step)
+        return x
+
+    def run_sublayer(self, each: SubLayer, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """Pass the stream x [B, T, D] through a sub-layer with all that stands around it."""
+        read = getattr(m, each.in_norm)(x) if each.in_norm else x
+        y = m.cross(read, step.cross) if each.name == "cross" else getattr(m, each.name)(read, step)
+        y = getattr(m, each.out_norm)(y) if each.out_norm else y
+        y = getattr(m, each.conv)(y, step, each.name) if each.conv else y
+        x = self.join(each, m, x, y, read)
+        return getattr(m, each.stream_norm)(x) if each.stream_norm else x
+
+    def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:
+        """Add to the stream x [B, T, D] what a sub-layer made, y, of what it read."""
+        return getattr(m, each.residual)(x, y) if each.residual else add_scaled(x, y, each.stream_scale, each.scale)
+
+
+class Full(SubLayers):
+    """Base of the blocks of attention and a feed-forward."""
+
+    moved: ClassVar[dict[str, str]] = MOVED
+
+    ffn: FFN
+    """Feed-forward of the layer."""
+    around_attention: Around | None = None
+    """What stands around attention, where this is not as the kind says."""
+    around_ffn: Around | None = None
+    """What stands around the feed-forward, where this is not as the kind says."""
+
+
+class Pre(Full, kind="pre"):
+    """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama)."""
+
+    moved: ClassVar[dict[str, str]] = MOVED | {"stream_norm": "around_ffn: {stream_norm: rmsnorm}"}
+
+    residual_from_norm: bool = False
+    """Whether the stream goes on from the norms' outputs, rather than their inputs (BLOOM's option; MiniMax-01)."""
+
+    def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:
+        return super().join(each, m, read if self.residual_from_norm and each.name != "cross" else x, y, read)
+
+
+class Post(Full, kind="post"):
+    """norm(x + f(x)) (Vaswani et al., 2017; GPT-1, BERT)."""
+
+    places: ClassVar[tuple[str, ...]] = ("stream_norm",)
+
+
+class PostInside(Full, kind="post_inside"):
+    """x + norm(f(x)): the norm on what a sub-layer gives, inside the residual (Liu et al., 2021, Swin v2; OLMo 2)."""
+
+    places: ClassVar[tuple[str, ...]] = ("out_norm",)
+
+
+class Mixer(SubLayers, kind="mixer"):
+    """x + attention(norm(x)), without a feed-forward (Gu and Dao, 2023, Mamba)."""
+
+    takes_cross: ClassVar[bool] = False
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return ("attention",)
+
+
+class FeedForward(SubLayers, kind="feed_forward"):
+    """x + ffn(norm(x)), without attention: a layer that is only a feed-forward or a mixture of experts, among others
+    that are only a mixer (NVIDIA, 2025, Nemotron-H)."""
+
+    takes_cross: ClassVar[bool] = False
+
+    attention: Attention = NoAttention()
+    """Attention 'none', for all that ask a layer about its own."""
+    ffn: FFN
+    """Feed-forward of the layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.attention, NoAttention):
+            raise ValueError(f"a '{self.kind}' block has no place for attention '{self.attention.kind}' (pre has)")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return ("ffn",)
+
+    @property
+    def reductions(self) -> int:
+        return 1
+
+
+class Sandwich(Full, kind="sandwich"):
+    """x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2). Cross-attention has norms on both sides too (T5Gemma,
+    2025)."""
+
+    places: ClassVar[tuple[str, ...]] = ("in_norm", "out_norm")
+    takes_input: ClassVar[bool] = True
+
+    out_scale: bool = False
+    """Whether the layer's output is multiplied by one number, saved with the weights and not trained (Gemma 4,
+    2026)."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            **super().parts(d_model),
+            **({"layer_input": self.layer_input} if self.layer_input else {}),
+            **({"out_scale": Buffer((1,), init=1.0)} if self.out_scale else {}),
+        }
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        x = super().forward(m, x, step)
+        if self.layer_input is not None:
+            x = self.add(x, m.layer_input(x, step.given))
+        return x * m.out_scale.to(x.dtype) if self.out_scale else x
