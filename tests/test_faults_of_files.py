@@ -240,7 +240,8 @@ def test_one_missing_dimension_is_one_line_whatever_number_of_parts_read_it():
     layers = {"a": {"attention": "gated_delta"}, "b": {"attention": "mha"}}
     there = {key: value for key, value in WHOLE.items() if key not in ("n_heads", "head_dim")}
     text = yaml.safe_dump({**there, "layers": layers, "pattern": ["a", "b", "layer"]})
-    assert [fault.split(" (")[0] for fault in faults(text)] == ["n_heads: is missing", "head_dim: is missing"]
+    told = [f"mine.yaml: {name}: is missing" for name in ("n_heads", "head_dim")]
+    assert [fault.split(" (")[0] for fault in faults(text)] == told
     layers = {name: {"attention": {"n_heads": "${up:nope}"}} for name in "ab"}
     assert faults(yaml.safe_dump({**WHOLE, "layers": layers, "pattern": ["a", "b"]})) == [
         "mine.yaml:9: layers.a: nope: is missing (attention reads it; state it at the model's top level); "
@@ -248,5 +249,5 @@ def test_one_missing_dimension_is_one_line_whatever_number_of_parts_read_it():
     ]
     read = {name: {"read": "${up:nope}"} for name in "abcde"}
     assert faults(yaml.safe_dump(WHOLE | {"about": read})) == [
-        "nope: is missing (about.a, about.b and 3 more read it; state it at the model's top level)"
+        "mine.yaml: nope: is missing (about.a, about.b and 3 more read it; state it at the model's top level)"
     ]

@@ -36,6 +36,14 @@ def test_every_packaged_model_is_valid_in_its_plain_form():
     assert {name: found for name, body in bodies.items() if (found := faults(body))} == {}
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "model").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_packaged_file_names_the_schema_and_is_valid_as_it_is_written(file):
+    text = file.read_text(encoding="utf-8")
+    named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
+    assert named is not None and (file.parent / named[1]).resolve() == ROOT / "docs" / "model.schema.json"
+    assert faults(yaml.safe_load(text)) == []
+
+
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "yaml.md").read_text(encoding="utf-8"), re.DOTALL)
 
 

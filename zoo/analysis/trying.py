@@ -17,8 +17,8 @@ from zoo.compose.targets import Composer, spec_of_composed
 from zoo.costs.price import price
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import list_files
-from zoo.grammar.vocabulary import AxisChoice, list_axes, list_words, write_value
-from zoo.spec import Spec
+from zoo.grammar.vocabulary import AxisChoice, list_axes, list_nodes, list_words, write_value
+from zoo.spec import Node, Spec
 from zoo.spec.fields import SpecField
 
 MOST_TRIED, MOST_PLACES, MOST_OFF = 6, 2, 4
@@ -164,7 +164,7 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
                 yield from _list_by_type(each, now)
     elif "$ref" in schema:
         axis = schema["$ref"].rpartition("/")[2]
-        yield from list_words(axis)[:MOST_TRIED] if axis in list_axes() else ()
+        yield from list_words(axis)[:MOST_TRIED] if axis in list_axes() else _fill_node(list_nodes()[axis])
     elif "enum" in schema:
         yield from schema["enum"]
     elif schema["type"] == "boolean":
@@ -175,6 +175,17 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
     elif schema["type"] == "number":
         usual = isinstance(now, int | float) and not isinstance(now, bool) and now
         yield from [2.0 * now, now / 2] if usual else [0.5, 1.0, 2.0, -1.0]
+
+
+def _fill_node(base: type[Node]) -> Iterator[dict[str, Any]]:
+    """List mappings of the fields that a node needs."""
+    fields = AxisChoice("", base.axis, base, {}, "").fields
+    needed = {
+        name: list(_list_by_type(each.schema, None))[:MOST_TRIED] for name, each in fields.items() if each.is_required
+    }
+    every = itertools.product(*needed.values()) if needed else ()
+    for values in sorted(every, key=lambda values: len(set(values)) < len(values)):  # two alike may mean no change
+        yield dict(zip(needed, values, strict=True))
 
 
 def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterator[tuple[str, str]]:

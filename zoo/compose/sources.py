@@ -108,7 +108,7 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Se
             own = place if label is None or not source.root else f"{source.root}.{place}"
             if own in known and label in (None, source.label):
                 return f"{source.label}:{known[own]}: {text}"
-    others = (each for each in lines if each.file.suffix not in YAML)
+    others = (each for each in lines if each.file.suffix not in YAML or ": is missing" in text)
     whole = next((each for each in others if each.root in ("", key.split(".")[0])), None)
     return f"{whole.label}: {text}{_name_fields(whole, text)}" if whole else fault
 

@@ -33,7 +33,7 @@ def make_schema() -> Schema:
     inside = {name: value for name, value in {**keys, **_list_structure()}.items() if name not in ("about", "kind")}
     patch = {**keys, "like": {"type": "string", "description": "Another kind of layer, which this one changes."}}
     axes = [axis for axis in list_axes() if axis != "topology"]
-    return {
+    whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A model of Zoo",
         "description": "docs/yaml.md says how a model is written.",
@@ -49,6 +49,25 @@ def make_schema() -> Schema:
             **{name: _define_node(base) for name, base in list_nodes().items()},
         },
     }
+    whole = _let_interpolate(whole)
+    whole["$defs"]["interpolation"] = {"type": "string", "pattern": r"^\$\{", "description": "Read from around."}
+    return whole
+
+
+def _let_interpolate(node: Any) -> Any:
+    """Let every key but `kind` hold an interpolation too, as the packaged files do."""
+    if isinstance(node, list):
+        return [_let_interpolate(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _let_interpolate(value) for key, value in node.items()}
+    if isinstance(properties := made.get("properties"), dict):
+        for key, value in properties.items():
+            if key != "kind":
+                described = {"description": value.pop("description")} if "description" in value else {}
+                parts = value["anyOf"] if set(value) == {"anyOf"} else [value]
+                properties[key] = {"anyOf": [*parts, _refer("interpolation")], **described}
+    return made
 
 
 def _refer(name: str) -> Schema:
