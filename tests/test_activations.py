@@ -102,7 +102,7 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["attention.short_conv=4"],
         ["attention=mla", "attention.short_conv=4"],
         ["attention={gate: {bias: head}, out_norm: {norm: rmsnorm, over: head}}"],
-        ["block=sandwich", "block.out_norm={kind: layernorm}", "block.residual={kind: gated}"],
+        ["block=sandwich", "block.around_ffn={out_norm: {kind: layernorm}}", "block.residual={kind: gated}"],
         ["ffn=moe", "ffn.latent={width: 12, norm: {kind: rmsnorm, weight_first: true}}", "ffn.expert_norm=${norm}"],
         ["block=hyper", "+streams={kind: weighted, count: 4}"],
         LOOPED,

@@ -44,7 +44,8 @@ def to_essentials(spec: Any) -> Any:
 
 def _is_off(value: Any, default: Any) -> bool:
     """Whether a field has its default, and this default changes nothing: a factor of 1, a window of None …"""
-    return value is not True and value == default and (value is None or value in (False, 0, 1, (), {}))
+    off = isinstance(value, Node) or value is None or value in (False, 0, 1, (), {})
+    return value is not True and value == default and off
 
 
 def to_body(spec: Any) -> dict[str, Any]:

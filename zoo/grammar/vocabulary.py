@@ -99,6 +99,9 @@ class AxisChoice:
 
 
 def _describe_value(value: Any) -> str:
+    if isinstance(value, Node):
+        given = {field.name: getattr(value, field.name) for field in value.fields()}
+        return write_value({name: each for name, each in given.items() if each is not None})
     if isinstance(value, Spec):
         return value.kind
     if isinstance(value, Mapping):

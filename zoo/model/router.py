@@ -61,9 +61,9 @@ class ExpertGroups(Node, name="groups"):
     """Equal groups of experts, of which only the best are open to a token, so that its experts are on few machines
     (DeepSeek-V2, 2024)."""
 
-    count: PositiveInt
+    count: PositiveInt = 1
     """Number of groups."""
-    open: PositiveInt
+    open: PositiveInt = 1
     """Groups that are open to a token."""
     judged_by: PositiveInt | None = None
     """Number of a group's best experts whose scores are added up to say how good it is: 1 where scores are a softmax,
@@ -159,7 +159,7 @@ class TopK(Router):
     selection_bias: bool = False
     """Whether a bias is added to the scores for the choice alone, not for the weights. No gradient moves it; what
     trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3)."""
-    groups: ExpertGroups | None = None
+    groups: ExpertGroups = ExpertGroups()
     """Groups of experts, of which only the best are open to a token."""
     capacity: PositiveInt | None = None
     """Tokens that an expert takes from a row or document, first come, first served. Tokens beyond it skip the expert,
@@ -186,7 +186,7 @@ class TopK(Router):
     @property
     def _closes(self) -> bool:
         """Whether some groups of experts are closed to a token."""
-        return self.groups is not None and self.groups.open < self.groups.count
+        return self.groups.open < self.groups.count
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {} if self.capacity is None else {"routed": (self.n_experts,)}
@@ -216,7 +216,7 @@ class TopK(Router):
         """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
         if self.selection_bias:
             rank = rank + m.selection_bias.float()
-        rank = self.groups.rank(rank, self.judged_by) if self.groups else rank
+        rank = self.groups.rank(rank, self.judged_by)
         return rank.topk(self.top_k, -1).indices
 
 
@@ -372,8 +372,6 @@ def check_count(router: Router) -> None:
 def _check_groups(router: TopK) -> None:
     check_count(router)
     groups = router.groups
-    if groups is None:
-        return
     if router.n_experts % groups.count:
         raise ValueError(f"n_experts={router.n_experts} is not a multiple of groups.count={groups.count}")
     size, judged_by = router.n_experts // groups.count, groups.judged_by or router.judged_by

@@ -224,7 +224,7 @@ def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
 
 def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, model: Mapping[str, Any]) -> Any:
     if key == "groups" and isinstance(value, dict):  # more of them than there are experts now
-        return None
+        return {"count": 1, "open": 1}
     if not isinstance(value, int) or isinstance(value, bool):
         return resize(value, sizes, model)
     if key in sizes.kept:
