@@ -79,14 +79,17 @@ def test_a_message_is_read_of_the_groups_that_ended_in_the_pass_before():
     for number in (1, 2):  # what the last layer of each pass gives is what the next pass is told of
         (x, step), _ = seen[1][number]
         assert_close(x, seen[1][0][0][0])  # each begins with what went into the first
-        assert_close(step.passed, seen[2][number - 1][1])
-        found = seen[2][number - 1][0][1].earlier  # its last layer ends the group of the first, which its input is
+        assert_close(step.taken["passed"].x, seen[2][number - 1][1])
+        found = seen[2][number - 1][0][1].taken[
+            "groups"
+        ]  # its last layer ends the group of the first, which its input is
         assert_close(
-            step.passed_earlier, model.blocks[1].message_read.norm(seen[2][number - 1][0][0].float())[:, :, None]
+            step.taken["passed"].earlier,
+            model.blocks[1].message_read.norm(seen[2][number - 1][0][0].float())[:, :, None],
         )
         assert found.shape[2] == 2
-        assert step.earlier.shape == seen[1][0][0][1].earlier.shape
-    assert seen[1][0][0][1].passed is None and seen[3][0][0][1].passed is None
+        assert step.taken["groups"].shape == seen[1][0][0][1].taken["groups"].shape
+    assert seen[1][0][0][1].read("passed") is None and seen[3][0][0][1].read("passed") is None
 
 
 @torch.no_grad()

@@ -30,8 +30,8 @@ from zoo.costs.shadow import (
 )
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.tuning import TunedModel
-from zoo.model.depth_read import count_groups, count_passed
-from zoo.model.lending import takes_average
+from zoo.model.channels import Channel, Shadows
+from zoo.model.depth_read import GroupSums, count_groups
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
@@ -219,11 +219,8 @@ class _Trace:
         self.tape, self.tower, self.layer, self.where, self.model = tape, tower, layer, where, model
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
-        self.lenders: set[str | None] = set()
-        self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
-        self.averages = any(map(takes_average, tower.blocks.values()))  # whether routers read those of earlier layers
-        self.earlier = dict(zip(tower.pattern, count_groups(tower), strict=True))
-        self.keeps_average = False  # whether the layer that makes a depth average saves it, too
+        self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # in each channel, by kind
+        self.saved: dict[str, bool] = {}  # whether the layers that give in a channel save it, too
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
@@ -238,19 +235,13 @@ class _Trace:
         for name in self.tower.blocks:  # layers that are told apart here have one step in the model
             same = next((other for other in steps if name_stored(other) == name_stored(name)), None)
             steps[name] = scene.step(name, m.kernel, x, m) if same is None else steps[same]
-        if given is not None:  # the layers' inputs, of which each is a part
-            whole = make_shadow(
-                (*given[0].shape[:2], len(given), given[0].shape[2]), x.dtype, "layer inputs", grad=True
-            )
-            for step in steps.values():
-                step.given = whole.select(2, 0)
-        if any(block.reads_embedding for block in self.tower.blocks.values()):
-            for step in steps.values():
-                step.embedded = make_shadow(x.shape, x.dtype, "embedded", grad=True)
+        for channel in (name for name in self.tower.channels if Channel.named[name].shared):
+            value = self._trace(channel, "", x)
+            for name, step in steps.items():
+                step.taken |= {channel: value} if channel in self.tower.uses[name].reads else {}
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         blocks = self.tower.blocks
-        self.lenders = {block.attention.lender for block in blocks.values()} - {None}
-        for name in sorted(blocks, key=lambda name: (bool(blocks[name].attention.lender), takes_average(blocks[name]))):
+        for name in sorted(blocks, key=self._count_givers):
             block = blocks[name]
             if loops or not block.attention.loops:
                 shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
@@ -265,49 +256,38 @@ class _Trace:
         tuning = None if self.model is None else self.model.layers[self.where, name.removesuffix(AGAIN)]
         stream = make_shadow(x.shape, x.dtype, INPUT, grad=tuning is None or tuning.reached)
         layer = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel, tuning)
-        step.lends = name_stored(name) in self.lenders
-        if block.attention.lender is not None:
-            like = self.lent[block.attention.lender]
-            step.taken = tuple(make_shadow(each.shape, each.dtype, "lent", grad=each.wants_grad) for each in like)
-        if takes_average(block):
-            shape = (*x.shape[:2], block.ffn.router.d_router)
-            step.taken_average = make_shadow(shape, x.dtype, "lent", grad=stream.wants_grad)
-        step.earlier = self._earlier(x, self.earlier.get(name, 0), stream.wants_grad)
-        if block.gate is not None:
-            step.passed = make_shadow(x.shape, x.dtype, "passed", grad=stream.wants_grad)
-            step.passed_earlier = self._earlier(x, count_passed(self.tower), stream.wants_grad)
+        reads, gives = self.tower.uses[name]
+        own = {each: self._trace(each, name, stream) for each in reads if not Channel.named[each].shared}
+        step.taken, step.given = step.taken | own, {}
+        step.gives = tuple(each for each in gives if Channel.named[each].lends(self.tower, name_stored(name)))
         y = layer(stream, step)
-        ends = [] if step.lent_earlier is None else [step.lent_earlier]
-        given = [
-            *ends,
-            *(step.lent or ()),
-            *([step.lent_average] if self.averages and step.lent_average is not None else ()),
-        ]
-        before = [each for each in (step.earlier, step.passed, step.passed_earlier) if each is not None]
-        read = [
-            *before,
-            *(step.taken or ()),
-            *([step.taken_average] if self.keeps_average and takes_average(block) else ()),
-        ]
-        lent, taken = ({each.storage: None for each in found} for found in (given, read))
+        given = [each for value in step.given.values() for each in _flatten(value)]
+        taken = {
+            each.storage: None
+            for channel, value in own.items()
+            if self.saved.get(channel, True)
+            for each in _flatten(value)
+        }
         roots = [y, *(loss for _, loss in step.losses), *given]
         saved = self.file(
             f"layer:{name}", begun, roots, stream, {each.storage for each in _shared(step)} | taken.keys()
         )
-        if self.averages and step.lent_average is not None:
-            kept = collect_saved(find_reached([step.lent_average, y], begun[0]))
-            self.keeps_average = step.lent_average.storage in kept
-        if step.lent is not None:
-            self.lent[name_stored(name)] = step.lent
+        for channel, value in step.given.items():
+            kept = collect_saved(find_reached([*_flatten(value), y], begun[0]))
+            self.saved[channel] = any(each.storage in kept for each in _flatten(value))
+            self.given[channel][name_stored(name)] = value
         if given:
-            section = self.prefix + f"layer:{name}"
+            section, lent = self.prefix + f"layer:{name}", {each.storage: None for each in given}
             self.found[section] = self.found[section]._replace(lent=sum(each.nbytes for each in lent))
         return {each: None for each in saved if each not in taken}
 
-    def _earlier(self, x: Any, count: int, grad: bool) -> Any:
-        """The sums of so many earlier groups of layers for a stream like x [B, T, D], None of none."""
-        shape = (*x.shape[:2], count, x.shape[2])
-        return make_shadow(shape, DTYPES["float32"], "earlier", grad=grad) if count else None
+    def _count_givers(self, kind: str) -> int:
+        """Count the channels by whose givers a kind of layer is priced: it is traced after these."""
+        return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
+
+    def _trace(self, channel: str, kind: str, x: Any) -> Any:
+        """Make the shadow of what a kind of layer reads in a channel, where x [B, T, D] goes into it."""
+        return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
         """Make the layers' input and the scene, as `Tower.run` does."""
@@ -330,8 +310,8 @@ class _Trace:
         single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
         read: list[Storage] = []  # what layers keep
         if tower.final_read:
-            count = self.earlier[tower.pattern[-1]] + tower.blocks[tower.pattern[-1]].opens_group
-            earlier = self._earlier(x, count, x.wants_grad)
+            count = count_groups(tower)[-1] + tower.blocks[tower.pattern[-1]].opens_group
+            earlier = GroupSums.trace_sums(Shadows(tower, tower.pattern[-1], x, _make, {}), count)
             single, read = m.final_read(single, earlier), [] if earlier is None else [earlier.storage]
         hidden = m.norm(single) if tower.has_final_norm else single
         hidden = m.project(hidden) if tower.out_width else hidden
@@ -374,8 +354,7 @@ def _shared(step: Any) -> list[Any]:
                 bias,
                 each.positions,
                 each.memory,
-                each.given,
-                each.embedded,
+                *(value for name, value in each.taken.items() if Channel.named[name].shared),
             )
             found += [*drawn, *tables, *_windows(each.entries), *(item for items in extra for item in items)]
     return [each for each in found if hasattr(each, "storage")]
@@ -386,6 +365,15 @@ def _windows(entries: Any) -> tuple[Any, ...]:
     joined = None if entries is None else entries.joined
     drawn = () if joined is None else (joined._dense, joined._additive)
     return drawn if entries is None else (entries.places, entries.near, *drawn)
+
+
+def _make(shape: Any, dtype: Any, name: str, grad: bool) -> Any:
+    return make_shadow(shape, DTYPES[dtype] if isinstance(dtype, str) else dtype, name, grad=grad)
+
+
+def _flatten(value: Any) -> list[Any]:
+    """List the shadows of what a layer reads or gives: one, or a tuple of them."""
+    return [each for each in (value if isinstance(value, tuple) else (value,)) if each is not None]
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

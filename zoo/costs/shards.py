@@ -14,7 +14,7 @@ from typing import Any
 from zoo.costs.layer_cut import count_layers
 from zoo.costs.rows import Priced, tabulate
 from zoo.errors import ConfigError
-from zoo.model.lending import takes_average
+from zoo.model.channels import Channel
 from zoo.model.moe import MoE
 from zoo.model.tower import Tower
 from zoo.ranks.schedule import Schedule
@@ -112,18 +112,11 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     if stages > 1 and any(block.streams > 1 for block in blocks):
         return [f"pp: is {stages}, and the residual stream has several vectors a token (pp=1)"]
-    if stages > 1 and any(block.reads_embedding for block in blocks):
-        return [f"pp: is {stages}, and layers of several stages share a block and read the embedding (pp=1)"]
-    if stages > 1 and any(block.layer_input is not None for block in blocks):
-        return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
-    if stages > 1 and any(block.attention.lender is not None for block in blocks):
-        return [f"pp: is {stages}, and layers read keys or values of earlier ones, which another stage may have (pp=1)"]
     if stages > 1 and any(tower.loop is not None for tower in spec.towers().values()):
         return [f"pp: is {stages}, and a loop runs layers again, which another stage may have (pp=1)"]
-    if stages > 1 and any(block.reader for block in blocks):
-        return [f"pp: is {stages}, and layers read the sums of earlier ones, which another stage may have (pp=1)"]
-    if stages > 1 and any(map(takes_average, blocks)):
-        return [f"pp: is {stages}, and routers read an earlier one's, which another stage may have (pp=1)"]
+    read = next((name for tower in spec.towers().values() for name in tower.channels), None)
+    if stages > 1 and read is not None:
+        return [f"pp: is {stages}, and {Channel.named[read].staying} (pp=1)"]
     if layers >= schedule.n_chunks:
         return []
     found = f"pp: {stages} stages" + (f" of chunks={chunks}" if chunks > 1 else "")

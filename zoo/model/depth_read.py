@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.lazy import torch
+from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Spec, Weight
 
@@ -19,6 +20,36 @@ if TYPE_CHECKING:
 
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
+
+
+class GroupSums(Channel, name="groups"):
+    """The sums of the groups of layers that have ended, [B, T, S, D] as `DepthRead.push` puts them; None of none."""
+
+    staying: ClassVar[str] = "layers read the sums of earlier ones, which another stage may have"
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self.sums: Tensor | None = None
+
+    def take(self, index: int) -> Tensor | None:
+        return self.sums
+
+    def give(self, index: int, value: Tensor) -> None:
+        self.sums = value
+
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        counts = dict(zip(at.tower.pattern, count_groups(at.tower), strict=True))
+        return cls.trace_sums(at, counts.get(at.kind, 0))
+
+    @classmethod
+    def trace_sums(cls, at: Shadows, count: int) -> Any:
+        """Make the shadow of the sums of so many groups; None of none."""
+        shape = (*at.x.shape[:2], count, at.x.shape[2])
+        return at.make(shape, "float32", "earlier", at.x.wants_grad) if count else None
+
+    @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        yield from ((("blocks", name), text) for name, text in find_depth_faults(tower.blocks, tower.pattern))
 
 
 class DepthRead(Spec, axis="depth_read", default="softmax"):

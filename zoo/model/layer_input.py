@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.activation import PlainActivation
+from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import WholeNorm
 from zoo.spec import Embedding, Linear, Sized, Spec
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Weights
+    from zoo.model.tower import Tower
 
 
 class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
@@ -76,8 +79,46 @@ class PerLayerTable(PerLayerEmbedding, kind="tokens"):
         return (self.project(m, x) + looked_up.unflatten(-1, (self.n_layers, self.width))) * 2.0**-0.5
 
 
+class LayerInputs(Channel, name="layer_input"):
+    """What the embedding holds of each token for each layer: [B, T, P] of one."""
+
+    staying: ClassVar[str] = "layers read the per-layer embedding, which is on the first stage"
+    shared: ClassVar[bool] = True
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self._inputs = tower.embedding.layer_inputs(m, ids, x)
+
+    def take(self, index: int) -> Tensor | None:
+        return None if self._inputs is None else self._inputs[index]
+
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        embedding: Any = at.tower.embedding
+        shape = (*at.x.shape[:2], embedding.per_layer.n_layers, embedding.per_layer.width)
+        return at.make(shape, at.x.dtype, "layer inputs", True).select(2, 0)
+
+    @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        """A per-layer embedding has a vector for each layer, as wide as those that the layers read."""
+        per_layer = getattr(tower.embedding, "per_layer", None)
+        path, read = ("embedding", "per_layer"), [block.layer_input for block in tower.blocks.values()]
+        if per_layer is None:
+            if any(each is not None for each in read):
+                yield path, "is null, and layers read it by block.layer_input (give one, or leave layer_input out)"
+            return
+        if per_layer.n_layers != tower.n_layers:
+            found = f"is {per_layer.n_layers}, the model has {tower.n_layers} layers"
+            yield (*path, "n_layers"), f"{found} ({tower.n_layers} would do)"
+        widths = {each.width for each in read if each is not None}
+        if widths != {per_layer.width}:
+            found = f"the layers read {', '.join(map(str, sorted(widths)))}" if widths else "no layer reads it"
+            yield (*path, "width"), f"is {per_layer.width}, and {found} (one width for block.layer_input and this)"
+
+
 class LayerInput(Spec, axis="layer_input", default="gated"):
     """Add what the embedding holds of a token for this layer to the residual stream."""
+
+    reads: ClassVar[tuple[str, ...]] = (LayerInputs.name,)
 
     width: PositiveInt
     """Channels P of the layer's vector, as those of the embedding's `per_layer`."""

@@ -1,17 +1,17 @@
-"""Share tensors between layers: keys and values (Brandon et al., 2024, cross-layer attention), values of the first
-layer (Peng et al., 2025), depth averages of routers (Zyphra, 2026), the result of a loop's previous pass."""
+"""Share keys and values between layers (Brandon et al., 2024, cross-layer attention), or the first layer's values (Peng
+et al., 2025)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.model.mlp_router import MLPTopK
+from zoo.model.channels import Channel, Fault, Shadows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.model.step import Step, Weights
+    from zoo.model.step import Weights
     from zoo.model.tower import Tower
 
 
@@ -54,84 +54,37 @@ def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
                 yield name, f"is {lender!r}, whose layers have other {which}, and they are read as they are (the same)"
 
 
-def find_averager(block: Any) -> MLPTopK | None:
-    """Find a layer's router that makes a depth average for those of later layers; None where it has no such."""
-    router = getattr(getattr(block, "ffn", None), "router", None)
-    return router if isinstance(router, MLPTopK) else None
+class LentKeys(Channel, name="keys"):
+    """The keys and values of layers that others name, kept until the last that reads them has run."""
 
+    staying: ClassVar[str] = "layers read keys or values of earlier ones, which another stage may have"
+    ordered: ClassVar[bool] = True
 
-def takes_average(block: Any) -> bool:
-    """Tell whether a layer's router reads the depth average of an earlier one."""
-    router = find_averager(block)
-    return router is not None and router.depth_average
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self._sources = find_sources(tower.blocks, tower.pattern)
+        self._last = {source: index for index, source in self._sources.items()}  # the last layer that reads each
+        self._lent: dict[int, tuple[Tensor, ...]] = {}
 
+    def take(self, index: int) -> tuple[Tensor, ...]:
+        source = self._sources[index]
+        return self._lent.pop(source) if self._last[source] == index else self._lent[source]
 
-def find_average_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each kind of layer whose router has no earlier one's depth average to read, and why."""
-    faults: dict[str, str] = {}
-    width = 0
-    routers = {name: find_averager(block) for name, block in blocks.items()}
-    for index, name in enumerate(pattern if any(routers.values()) else ()):
-        router = routers[name]
-        if router is None:
-            continue
-        if router.depth_average and not width:
-            found = f"is true, and no layer before layer {index} has a router that makes a depth average"
-            faults.setdefault(name, f"{found} (false in the first such layer)")
-        elif router.depth_average and width != router.d_router:
-            found = f"is true, and the router before layer {index} is {width} wide, its own {router.d_router}"
-            faults.setdefault(name, f"{found} (one d_router)")
-        width = router.d_router
-    yield from faults.items()
+    def wants(self, index: int) -> bool:
+        return index in self._last
 
+    def give(self, index: int, value: tuple[Tensor, ...]) -> None:
+        self._lent[index] = value
 
-class Lending:
-    """Everything that the layers of one pass get besides the stream: keys and values of earlier layers, sums of earlier
-    groups of layers, the depth average of the last router that made one, inputs that the embedding made for each, the
-    first layer's input (`embedded`), for those that read it, and the result of a loop's previous pass."""
+    @classmethod
+    def lends(cls, tower: Tower, kind: str) -> bool:
+        return any(block.attention.lender == kind for block in tower.blocks.values())
 
-    def __init__(
-        self, tower: Tower, m: Weights, inputs: Sequence[Tensor] | None = None, embedded: Tensor | None = None
-    ) -> None:
-        blocks, pattern = tower.blocks, tower.pattern
-        self._embedded = embedded if any(block.reads_embedding for block in blocks.values()) else None
-        self.sources = find_sources(blocks, pattern)
-        self._last = {source: index for index, source in self.sources.items()}  # the last layer that reads each
-        self._inputs = inputs
-        self._lent: dict[int, tuple[Tensor, ...] | None] = {}
-        takers = {name for name, block in blocks.items() if takes_average(block)}
-        self._averaging = [name in takers for name in pattern] if takers else []
-        self._average: Tensor | None = None
-        self.earlier: Tensor | None = None  # B T S D, sums of the groups of layers that have ended
-        self._rounds = None if tower.loop is None else tower.loop.follow(m.loop)
-        self._told = tower.loop is None and any(block.gate is not None for block in blocks.values())
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        lent = at.given[at.tower.blocks[at.kind].attention.lender or ""]
+        return tuple(at.make(each.shape, each.dtype, "lent", each.wants_grad) for each in lent)
 
-    def open(self, index: int, step: Step, x: Tensor) -> Tensor:
-        """Give a layer's step what it takes, before the layer is run on what is returned: x, the last one's output, or
-        what a loop puts in its place."""
-        if self._rounds is not None:
-            x, self.earlier = self._rounds.enter(index, x, self.earlier)
-            step.passed, step.passed_earlier = self._rounds.passed or (None, None)
-        elif self._told:  # a tower that is priced with a layer of each kind, and has no pass before
-            step.passed = x
-        step.given = None if self._inputs is None else self._inputs[index]
-        step.embedded = self._embedded
-        if index in self.sources:
-            step.taken = self._lent[self.sources[index]]
-        step.lends = index in self._last
-        if self._averaging and self._averaging[index]:
-            step.taken_average = self._average
-        step.earlier = self.earlier
-        return x
-
-    def close(self, index: int, step: Step) -> None:
-        """Keep what later layers take, once a layer has run, and let go what none takes any more."""
-        if step.lends:
-            self._lent[index] = step.lent
-        if step.lent_average is not None:
-            self._average = step.lent_average
-        if step.lent_earlier is not None:
-            self.earlier = step.lent_earlier
-        source = self.sources.get(index)
-        if source is not None and self._last[source] == index:
-            del self._lent[source]
+    @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        for name, text in find_lending_faults(tower.blocks, tower.pattern):
+            yield ("blocks", name, "attention", tower.blocks[name].attention.lender_field), text

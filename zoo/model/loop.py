@@ -12,6 +12,8 @@ from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.lazy import torch
+from zoo.model.channels import Channel, Exchange, Fault, Shadows
+from zoo.model.depth_read import GroupSums, count_passed
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Buffer, Linear, Spec
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
-
-Fault = tuple[tuple[str, ...], str]
-"""The path of a field, and a line about it."""
 
 
 MOST_VISITS = 100_000
@@ -77,7 +76,7 @@ class Loop(Spec, axis="loop", default="plain"):
         """The same loop from another place, with other numbers of layers."""
         return replace(self, start=start, end=start + sum(sections))
 
-    def follow(self, m: Weights) -> Rounds | None:
+    def follow(self, m: Weights, exchange: Exchange) -> Rounds | None:
         """The Rounds of one forward pass; None where a pass simply goes on from the one before."""
         return None
 
@@ -87,14 +86,11 @@ class Loop(Spec, axis="loop", default="plain"):
 
 
 class Rounds:
-    """The passes of a loop in one forward pass of a model: how the stream changes between them. `passed` is the result
-    of the previous pass, for layers that read it."""
+    """The passes of a loop in one forward pass of a model: how the stream, and what goes with it, change between
+    them."""
 
-    passed: Passed | None = None
-
-    def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
-        """The input of the layer at a place, given the last layer's output: the stream x [B, T, D], and the sums of
-        earlier groups of layers [B, T, S, D]."""
+    def enter(self, place: int, x: Tensor) -> Tensor:
+        """The input [B, T, D] of the layer at a place, given the last layer's output x."""
         raise NotImplementedError
 
 
@@ -103,6 +99,25 @@ class Passed(NamedTuple):
 
     x: Tensor
     earlier: Tensor | None
+
+
+class PassBefore(Channel, name="passed"):
+    """What the pass of a loop before this one gave, with the sums of the groups that ended in it: a Passed; None in the
+    first."""
+
+    staying: ClassVar[str] = "layers are told of a loop's pass before, which another stage may have"
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        # A tower of one layer of each kind has no loop, and is priced as if it had.
+        self.passed = Passed(x, None) if tower.loop is None else None
+
+    def take(self, index: int) -> Passed | None:
+        return self.passed
+
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        passed = at.make(at.x.shape, at.x.dtype, "passed", at.x.wants_grad)
+        return Passed(passed, GroupSums.trace_sums(at, count_passed(at.tower)))
 
 
 class PlainLoop(Loop, kind="plain"):
@@ -125,8 +140,8 @@ class RestartingLoop(Loop, kind="restarting"):
         """Whether a pass after the first begins there."""
         return bool(self.find_pass(place)) and (place - self.start) % self.sections[0] == 0
 
-    def follow(self, m: Weights) -> Rounds:
-        return Restarts(self)
+    def follow(self, m: Weights, exchange: Exchange) -> Rounds:
+        return Restarts(self, exchange)
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
         for place, name in enumerate(tower.pattern):
@@ -143,22 +158,26 @@ class RestartingLoop(Loop, kind="restarting"):
 class Restarts(Rounds):
     """Keeps what went into a restarting loop."""
 
-    def __init__(self, loop: RestartingLoop) -> None:
+    def __init__(self, loop: RestartingLoop, exchange: Exchange) -> None:
         self.loop = loop
+        self.groups: GroupSums = exchange.find(GroupSums.name)
+        self.before: PassBefore = exchange.find(PassBefore.name)
         self.begun: Passed | None = None
 
-    def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
+    def enter(self, place: int, x: Tensor) -> Tensor:
+        sums = self.groups.sums
         if place == self.loop.start:
-            self.begun = Passed(x, earlier)
+            self.begun = Passed(x, sums)
         elif place == self.loop.stop:
-            self.begun = self.passed = None
+            self.begun = self.before.passed = None
         elif self.loop.begins_again(place):
-            assert self.begun is not None and earlier is not None
-            before = self.begun.earlier
-            known = 1 + (0 if before is None else before.shape[2])  # and x, which the pass's first layer put there
-            self.passed = Passed(x, earlier[:, :, known:] if earlier.shape[2] > known else None)
-            return self.begun
-        return Passed(x, earlier)
+            assert self.begun is not None and sums is not None
+            x_begun, earlier = self.begun
+            known = 1 + (0 if earlier is None else earlier.shape[2])  # and x, which the pass's first layer put there
+            self.before.passed = Passed(x, sums[:, :, known:] if sums.shape[2] > known else None)
+            self.groups.sums = earlier
+            return x_begun
+        return x
 
 
 class HierarchicalLoop(Loop, kind="hierarchical"):
@@ -199,7 +218,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
         """Every rank has the state of its own tokens."""
         return self
 
-    def follow(self, m: Weights) -> Rounds:
+    def follow(self, m: Weights, exchange: Exchange) -> Rounds:
         return Hierarchy(self, m.low)
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
@@ -219,16 +238,16 @@ class Hierarchy(Rounds):
         self.start, self.stop = loop.start, loop.stop
         self.low, self.high = low, low
 
-    def enter(self, place: int, x: Tensor, earlier: Tensor | None) -> Passed:
+    def enter(self, place: int, x: Tensor) -> Tensor:
         if place == self.start:
             self.low, self.high = self.low.to(x.dtype).expand_as(x), x
         elif place not in self.ran or place == self.stop:
-            return Passed(x, earlier)
+            return x
         elif self.ran[place]:
             self.low = x
         else:
             self.high = x
-        return Passed(self.low + self.high, earlier)
+        return self.low + self.high
 
 
 class MessageGate(Spec, axis="message_gate", default="low_rank"):

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from zoo.lazy import torch
 from zoo.model.activation import GELU, PlainActivation
+from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.model.router import Routes, SoftmaxTopK
 from zoo.spec import Linear, Sized, Weight
@@ -16,6 +19,52 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+    from zoo.model.tower import Tower
+
+
+class DepthAverage(Channel, name="depth_average"):
+    """The average over depth of the last router that made one, [B, T, R]."""
+
+    staying: ClassVar[str] = "routers read an earlier one's, which another stage may have"
+    ordered: ClassVar[bool] = True
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self._average: Tensor | None = None
+
+    def take(self, index: int) -> Tensor | None:
+        return self._average
+
+    def give(self, index: int, value: Tensor) -> None:
+        self._average = value
+
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        router: Any = at.tower.blocks[at.kind].ffn.router  # type: ignore[attr-defined]
+        return at.make((*at.x.shape[:2], router.d_router), at.x.dtype, "lent", at.x.wants_grad)
+
+    @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        """Yield each kind of layer whose router has no earlier one's average to read, and why."""
+        faults: dict[str, str] = {}
+        width = 0
+        routers = {name: _find_router(block) for name, block in tower.blocks.items()}
+        for index, name in enumerate(tower.pattern if any(routers.values()) else ()):
+            router = routers[name]
+            if router is None:
+                continue
+            if router.depth_average and not width:
+                found = f"is true, and no layer before layer {index} has a router that makes a depth average"
+                faults.setdefault(name, f"{found} (false in the first such layer)")
+            elif router.depth_average and width != router.d_router:
+                found = f"is true, and the router before layer {index} is {width} wide, its own {router.d_router}"
+                faults.setdefault(name, f"{found} (one d_router)")
+            width = router.d_router
+        yield from ((("blocks", name, "ffn", "router", "depth_average"), text) for name, text in faults.items())
+
+
+def _find_router(block: Any) -> MLPTopK | None:
+    router = getattr(getattr(block, "ffn", None), "router", None)
+    return router if isinstance(router, MLPTopK) else None
 
 
 class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
@@ -39,6 +88,12 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     activation: PlainActivation = GELU()
     """The function behind each hidden layer."""
 
+    gives: ClassVar[tuple[str, ...]] = (DepthAverage.name,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (DepthAverage.name,) if self.depth_average else ()
+
     def parts(self, d_model: int) -> dict[str, Any]:
         parts, width = super().parts(d_model), self.d_router
         return parts | {
@@ -53,9 +108,9 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         r = m.down(self.input.read(m, x) if self.input else x)  # B T R
         if self.depth_average:
-            r = r + step.take_average(r) * m.average_scale
-        step.lend_average(r)
-        return self.route(m, r, step)
+            before = step.read(DepthAverage.name)  # none where a layer is run by itself
+            r = r + (torch.zeros_like(r) if before is None else before) * m.average_scale
+        return self.route(m, step.give(DepthAverage.name, r), step)
 
     def score(self, m: Weights, x: Tensor) -> Tensor:
         """Score every expert for each token, of r [B, T, R]: [B, T, E] in float32."""

@@ -134,20 +134,12 @@ class Step:
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
-    given: Tensor | None = None  # B T P, what the embedding holds for this layer
-    embedded: Tensor | None = None  # B T D, what went into the first layer, for layers that read it
+    taken: dict[str, Any] = field(default_factory=dict)  # what the layer reads of others, by channel
+    gives: tuple[str, ...] = ()  # the channels in which others read of it
+    given: dict[str, Any] = field(default_factory=dict)  # what it gave in these, once it has run
     entries: Entries | None = None  # where keys are compressed: the windows of tokens that these are in
     entry_tables: Any = None  # what the position scheme rotates their entries with
     pool_tables: Any = None  # what it rotates pools of keys with, by their numbers in a text
-    lends: bool = False  # whether later layers read this one's keys and values
-    lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
-    taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own
-    earlier: Tensor | None = None  # B T S D, normalised sums of the groups of layers before this one's, if any
-    lent_earlier: Tensor | None = None  # these with one more, where a layer opens a group, once it has run
-    passed: Tensor | None = None  # B T D, what the pass of a loop before this one gave
-    passed_earlier: Tensor | None = None  # B T S D, the sums of groups of layers that ended in it, if any
-    lent_average: Tensor | None = None  # B T R, this layer's router's depth average, once the layer has run
-    taken_average: Tensor | None = None  # B T R, that of an earlier layer's router
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None, choice: Choice | None = None) -> Step:
@@ -301,29 +293,15 @@ class Step:
             held = self.cache.append(self.where, new)
         return held
 
-    def lend(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Keep what later layers read of this one, where any does; give it back."""
-        if self.lends:
-            self.lent = tensors
-        return tensors
+    def read(self, channel: str) -> Any:
+        """Read what other layers gave in a channel (`zoo.model.channels`); None where there is nothing."""
+        return self.taken.get(channel)
 
-    def take(self) -> tuple[Tensor, ...]:
-        """Take the keys and values that an earlier layer lends, as it reads them itself."""
-        assert self.taken is not None
-        return self.taken
-
-    def lend_average(self, average: Tensor) -> None:
-        """Keep the depth average [B, T, R] that a router makes for those of later layers."""
-        self.lent_average = average
-
-    def lend_earlier(self, earlier: Tensor) -> None:
-        """Hand the sums of groups [B, T, S, D] to the layers behind this one, which opens the next group."""
-        self.lent_earlier = earlier
-
-    def take_average(self, like: Tensor) -> Tensor:
-        """Take the depth average [B, T, R] of an earlier layer's router, as large as `like`. A layer that is priced by
-        itself has none before it: zeros then."""
-        return torch.zeros_like(like) if self.taken_average is None else self.taken_average
+    def give(self, channel: str, value: Any) -> Any:
+        """Give other layers a value in a channel, where any reads it; give it back."""
+        if channel in self.gives:
+            self.given[channel] = value
+        return value
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
         """Keys and values that `compute` makes of the memory, [B, S, …] or pools: computed once, then read from the

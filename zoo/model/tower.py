@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -13,11 +14,11 @@ from zoo.errors import ConfigError
 from zoo.kernels.choosing import Choice
 from zoo.lazy import torch
 from zoo.model.block.base import Block
-from zoo.model.depth_read import DepthRead
+from zoo.model.channels import Exchange, Uses, list_uses
+from zoo.model.depth_read import DepthRead, GroupSums
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
-from zoo.model.lending import Lending
 from zoo.model.loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
@@ -198,6 +199,16 @@ class Tower(Topology):
         """The module that reads the groups of layers once more before the final norm, where layers read them."""
         return self.blocks[self.pattern[-1]].reader
 
+    @cached_property
+    def uses(self) -> dict[str, Uses]:
+        """The channels that each kind of layer reads and gives."""
+        return list_uses(self.blocks)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels that some layer reads."""
+        return tuple(dict.fromkeys(name for each in self.uses.values() for name in each.reads))
+
     @property
     def takes_types(self) -> bool:
         """Whether it is told which text of a row a token is of: its embedding, or its attention."""
@@ -273,7 +284,8 @@ class Tower(Topology):
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
         choice: Choice | None = None
-        lending = Lending(self, m, self.embedding.layer_inputs(m, inputs.input_ids, x), x)
+        exchange = Exchange(self, m, inputs.input_ids, x)
+        rounds = None if self.loop is None else self.loop.follow(m.loop, exchange)
         x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
         for index in layers:
             kind = self.pattern[index]
@@ -282,9 +294,10 @@ class Tower(Topology):
             beside = drops[index] if drops else None, choice if chooser else None
             step = steps[kind].for_layer(cache and cache.layers[index], *beside)
             layer = m.blocks[stack.index(index)]
-            x = lending.open(index, step, x)
+            x = x if rounds is None else rounds.enter(index, x)
+            exchange.enter(index, kind, step)
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
-            lending.close(index, step)
+            exchange.leave(index, step)
             for name, loss in step.losses:
                 loss = context.share(seam.share(loss))
                 losses[name] = losses[name] + loss if name in losses else loss
@@ -294,7 +307,7 @@ class Tower(Topology):
         if not ends:
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
-        x = m.final_read(x, lending.earlier) if self.final_read else x
+        x = m.final_read(x, exchange.find(GroupSums.name).sums) if self.final_read else x
         normed = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(normed) if self.out_width else normed, scene.own)
         pooled = m.pooler(seam.gather(normed, scene.own) if self.out_width else hidden) if self.pooler else None

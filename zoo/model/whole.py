@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from zoo.model.depth_read import find_depth_faults
+from zoo.model.channels import Channel
 from zoo.model.head import TABLE
-from zoo.model.lending import find_average_faults, find_lending_faults
 from zoo.model.loop import find_loop_faults
 from zoo.spec import Linear, Tied
 
@@ -30,20 +29,15 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     yield from _check_positions(tower)
     yield from _check_embedding(tower)
     yield from _check_choices(tower)
-    yield from _check_layer_inputs(tower)
     count = 1 if tower.streams is None else tower.streams.count
     for name, block in tower.blocks.items():
         if block.streams != count:
             kind = "altup" if block.kind == "altup" else "weighted"
             would = f"streams: {{kind: {kind}, count: {block.streams}}}" if block.streams > 1 else "block: hyper"
             yield ("blocks", name), f"takes {block.streams} vectors of a token, and the model has {count} ({would})"
-    for name, text in find_lending_faults(tower.blocks, tower.pattern):
-        yield ("blocks", name, "attention", tower.blocks[name].attention.lender_field), text
-    for name, text in find_depth_faults(tower.blocks, tower.pattern):
-        yield ("blocks", name), text
+    for channel in Channel.named.values():
+        yield from channel.find_faults(tower)
     yield from find_loop_faults(tower)
-    for name, text in find_average_faults(tower.blocks, tower.pattern):
-        yield ("blocks", name, "ffn", "router", "depth_average"), text
 
 
 def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
@@ -176,23 +170,6 @@ def _check_embedding(tower: Tower) -> Iterator[Misfit]:
     if getattr(embedding, "project_first", False) and not between and not any(others):
         found = "no norm, types or positions stand between the table and its projection"
         yield ("embedding", "project_first"), f"{found} (leave it out)"
-
-
-def _check_layer_inputs(tower: Tower) -> Iterator[Misfit]:
-    """A per-layer embedding has a vector for each layer, as wide as those that the layers read."""
-    per_layer = getattr(tower.embedding, "per_layer", None)
-    path, read = ("embedding", "per_layer"), [block.layer_input for block in tower.blocks.values()]
-    if per_layer is None:
-        if any(each is not None for each in read):
-            yield path, "is null, and layers read it by block.layer_input (give one, or leave layer_input out)"
-        return
-    if per_layer.n_layers != tower.n_layers:
-        found = f"is {per_layer.n_layers}, the model has {tower.n_layers} layers"
-        yield (*path, "n_layers"), f"{found} ({tower.n_layers} would do)"
-    widths = {each.width for each in read if each is not None}
-    if widths != {per_layer.width}:
-        found = f"the layers read {', '.join(map(str, sorted(widths)))}" if widths else "no layer reads it"
-        yield (*path, "width"), f"is {per_layer.width}, and {found} (one width for block.layer_input and this)"
 
 
 def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:

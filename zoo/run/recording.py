@@ -71,17 +71,8 @@ class RecordingStep(Step):
     def join_memory(self, *given: Any) -> tuple[Any, ...]:
         return self._ask(Step.join_memory, *given)
 
-    def lend(self, *tensors: Any) -> tuple[Any, ...]:
-        return self._ask(Step.lend, *tensors) if self.lends else tensors
-
-    def lend_average(self, average: Any) -> None:
-        self._ask(Step.lend_average, average)
-
-    def lend_earlier(self, earlier: Any) -> None:
-        self._ask(Step.lend_earlier, earlier)
-
-    def take(self) -> tuple[Any, ...]:
-        return self._ask(Step.take)
+    def give(self, channel: str, value: Any) -> Any:
+        return self._ask(Step.give, channel, value) if channel in self.gives else value
 
     def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
@@ -110,7 +101,7 @@ def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *
     Step.choose(step, partial(pick, **how), k, *queries)
 
 
-TELLING = frozenset({Step.hold, Step.state, Step.lend, Step.lend_average, Step.lend_earlier, _choose})
+TELLING = frozenset({Step.hold, Step.state, _choose})
 """What a layer tells its Step, or asks of it in vain: calls that give no tensor, and are made again."""
 
 
@@ -279,25 +270,23 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
     return any(each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
 
 
-BESIDE = ("given", "embedded", "ids", "taken_average", "earlier", "passed", "passed_earlier")
-"""Tensors that a layer is given beside the stream."""
-
-
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
+    own = {(name,): getattr(step, name) for name in ("tables", "entry_tables", "pool_tables", "positions", "ids")}
     found = []
-    for name in ("tables", "entry_tables", "pool_tables", "positions", *BESIDE):
-        value = getattr(step, name)
+    for path, value in (own | {("taken", name): each for name, each in step.taken.items()}).items():
         if isinstance(value, torch.Tensor):
-            found.append((id(value), (name,)))
+            found.append((id(value), path))
         elif isinstance(value, tuple):
-            found += [(id(each), (name, place)) for place, each in enumerate(value)]
+            found += [(id(each), (*path, place)) for place, each in enumerate(value)]
     return found
 
 
 def _look_up(step: Step, path: tuple[Any, ...]) -> Any:
     value = getattr(step, path[0])
-    return value if len(path) == 1 else value[path[1]]
+    for key in path[1:]:
+        value = value[key]
+    return value
 
 
 # ---------------------------------------------------------------- replaying

@@ -68,8 +68,6 @@ class Recordings:
         with recorder:
             y = _run(layer, x, recorder.step)
         step.losses += recorder.step.losses
-        for name in ("lent", "lent_average", "lent_earlier"):
-            setattr(step, name, getattr(recorder.step, name))
         recording, earlier = Recording(recorder, y), course.recording
         recorder.let_go()
         reason = recorder.refused or ("it has hooks" if _has_hooks(layer) else None)

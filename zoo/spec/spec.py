@@ -62,6 +62,8 @@ class Spec:
     kinds: ClassVar[dict[str, type[Spec]]] = {}
     moved: ClassVar[dict[str, str]] = {}  # how fields that are written otherwise now are written
     joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # Linears that read one input, which one product can compute
+    reads: ClassVar[tuple[str, ...]] = ()  # channels that it reads of other layers (`zoo.model.channels`)
+    gives: ClassVar[tuple[str, ...]] = ()  # channels that it gives to other layers
     causal: ClassVar[bool | None] = None  # the only way it can look: back (True), both ways (False); None for either
 
     def __init_subclass__(cls, *, axis: str = "", kind: str = "", default: str = "") -> None:

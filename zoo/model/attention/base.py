@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
+from zoo.model.lending import LentKeys
 from zoo.model.position.base import Position
 from zoo.spec import Spec
 
@@ -40,6 +41,7 @@ class Attention(Spec, axis="attention"):
 
     needs_block: ClassVar[str] = ""  # the one kind of block that it has a place in, if any will not do
 
+    gives: ClassVar[tuple[str, ...]] = (LentKeys.name,)
     lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
 
     # What a layer must have in common with the one whose keys or values it reads.
@@ -124,6 +126,10 @@ class Attention(Spec, axis="attention"):
     def lender(self) -> str | None:
         """The kind of layer whose keys and values it reads in place of own ones, or whose values beside own ones."""
         return None
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.lender is None else (LentKeys.name,)
 
     @property
     def score_heads(self) -> int:

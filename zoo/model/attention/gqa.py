@@ -15,6 +15,7 @@ from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
+from zoo.model.lending import LentKeys
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
@@ -249,12 +250,12 @@ class GQA(SoftmaxAttention, kind="gqa"):
             k, v = self._read_memory(m, step)
         elif self.kv_from is not None:
             q = self._queries(m, m.q(x), step)
-            k, v = step.take()
+            k, v = step.read(LentKeys.name)
         else:
             q, k, v = self._project(m, x, step)
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
-            k, v = step.lend(*step.remember(k=k, v=v))
+            k, v = step.give(LentKeys.name, step.remember(k=k, v=v))
         if step.merges:
             k, v = step.join_memory((k, v), self._read_memory(m, step.cross))
         return self._attend(m, x, q, k, v, step)

@@ -17,6 +17,7 @@ from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import LatentGate
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
+from zoo.model.lending import LentKeys
 from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 
@@ -259,7 +260,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             assert step.positions is not None
             q = self.tempering.temper(m, q, step.positions)
         q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
-        (latent,) = self._make_latents(m, x, step) if self.kv_from is None else step.take()  # B S R+P
+        (latent,) = self._make_latents(m, x, step) if self.kv_from is None else step.read(LentKeys.name)  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
         if self.indexer is not None:
             self.indexer.choose(m, x, low, step, self.n_heads)
@@ -294,7 +295,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         latent = m.kv_norm(latent)
         if self.scale_latents:
             latent = latent * (x.shape[-1] / self.kv_lora_rank) ** 0.5
-        return step.lend(*step.remember(latent=torch.cat((latent, k_rope), -1)))
+        return step.give(LentKeys.name, step.remember(latent=torch.cat((latent, k_rope), -1)))
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""

@@ -23,6 +23,7 @@ from zoo.model.attention.recurrent import (
     view_decays,
 )
 from zoo.model.attention.rwkv import check_width, mix, spread_mix
+from zoo.model.lending import LentKeys
 from zoo.model.norm import LayerNorm
 from zoo.spec import Linear, Sized, Weight, split
 
@@ -140,9 +141,9 @@ class RWKV7(Attention, kind="rwkv7"):
         before, heads = shift_tokens(x, step, "shift"), (self.n_heads, self.head_dim)
         mixed = [mix(before, x, getattr(m, f"mix_{name}")) for name in MIXED]  # B T D each
         r, k, v = m.r(mixed[0]), m.k(mixed[1]), m.v(mixed[2])
-        step.lend(v)
+        step.give(LentKeys.name, (v,))
         if self.values_from is not None:
-            (first,) = step.take()
+            (first,) = step.read(LentKeys.name)
             v = v + (first - v) * (m.value_b(m.value_a(mixed[2])) + m.value.to(x.dtype)).sigmoid()
         decay, rate = m.decay_b(m.decay_a(mixed[3]).tanh()), m.rate_b(m.rate_a(mixed[4]))
         gate = m.gate_b(m.gate_a(mixed[5]).sigmoid())

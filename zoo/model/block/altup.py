@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.block.sublayers import Sandwich, SubLayer, SubLayers
+from zoo.model.layer_input import LayerInputs
 from zoo.spec import Linear, Weight
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class AltUp(Sandwich, kind="altup"):
         if self.layer_input is None:
             return corrected
         read = corrected[:, :, self.active]
-        added = m.layer_input(read * m.correct_scale if self.correct_scale else read, step.given)
+        added = m.layer_input(read * m.correct_scale if self.correct_scale else read, step.read(LayerInputs.name))
         return torch.cat((corrected[:, :, :1], corrected[:, :, 1:] + added[:, :, None]), 2)
 
     def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:

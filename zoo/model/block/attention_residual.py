@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.block.out_conv import OutConv
 from zoo.model.block.sublayers import CONVOLVED
-from zoo.model.depth_read import DepthRead, SoftmaxDepthRead
+from zoo.model.depth_read import DepthRead, GroupSums, SoftmaxDepthRead
 from zoo.model.ffn import FFN
-from zoo.model.loop import MessageGate
+from zoo.model.loop import MessageGate, PassBefore
 from zoo.model.norm import Norm, give_weights
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class AttentionResidual(Block, kind="attention_residual"):
         if self.joint_read and self.attention.n_inputs == 1:
             raise ValueError("joint_read is of an attention that reads several vectors (attention.separate_inputs)")
         self._norm()
+
+    gives: ClassVar[tuple[str, ...]] = (GroupSums.name,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (GroupSums.name, *([PassBefore.name] if self.messages else []))
 
     @property
     def reader(self) -> DepthRead:
@@ -110,12 +116,12 @@ class AttentionResidual(Block, kind="attention_residual"):
         return {"message_read": self.depth_read.repeat(count + 1), **gates}
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        earlier, told = step.earlier, self._read_messages(m, step)
+        earlier, told = step.read(GroupSums.name), self._read_messages(m, step)
         y = m.attention(self._read(m, x, earlier, told), step)
         y = m.attention_conv(y, step, "attention") if self.out_conv else y
         if self.opens:
             earlier = self.depth_read.push(m.ffn_read, earlier, x)
-            step.lend_earlier(earlier)
+            step.give(GroupSums.name, earlier)
         x = y if self.opens else x + y
         read = m.ffn_read(x, earlier)
         y = m.ffn(m.ffn_norm(m.ffn_message(read, told[-1]) if told else read), step)
@@ -123,9 +129,8 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     def _read_messages(self, m: Weights, step: Step) -> tuple[Tensor, ...]:
         """The message [B, T, D] for each vector that the sub-layers read; none in a loop's first pass."""
-        if self.messages is None or step.passed is None:
-            return ()
-        return m.message_read(step.passed, step.passed_earlier).unbind(2)
+        passed = None if self.messages is None else step.read(PassBefore.name)
+        return () if passed is None else m.message_read(passed.x, passed.earlier).unbind(2)
 
     def _read(self, m: Weights, x: Tensor, earlier: Tensor | None, told: tuple[Tensor, ...]) -> Tensor:
         """The normalised input of attention: [B, T, D], or [B, T, Q, D] where it takes several vectors."""

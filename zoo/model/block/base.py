@@ -45,7 +45,6 @@ class Block(Spec, axis="block"):
     """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
     A block that names none has its seams in its `forward`."""
     shares_part: ClassVar[bool] = False  # whether layers of its kind have a part in common
-    reads_embedding: ClassVar[bool] = False  # whether it is given the embedding's output, too
     n_attentions: ClassVar[int] = 1
     """How many of `attention` it has, each with weights and a cache of its own."""
 

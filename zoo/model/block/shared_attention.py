@@ -12,6 +12,7 @@ from zoo.lazy import torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.in_turn import InTurn
 from zoo.model.block.base import Block
+from zoo.model.channels import Channel, Shadows
 from zoo.model.ffn import FFN
 from zoo.model.moe import MoE
 from zoo.model.norm import WholeNorm
@@ -21,9 +22,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+    from zoo.model.tower import Tower
 
 READS = {"attention": ("q", "k", "v"), "ffn": ("gate", "up")}
 """The products of a shared block that may have an adapter: those that read its input."""
+
+
+class Embedded(Channel, name="embedded"):
+    """What went into the first layer, [B, T, D]."""
+
+    staying: ClassVar[str] = "layers of several stages share a block and read the embedding"
+    shared: ClassVar[bool] = True
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self._x = x
+
+    def take(self, index: int) -> Tensor:
+        return self._x
+
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        return at.make(at.x.shape, at.x.dtype, "embedded", True)
 
 
 class SharedTransformer(Spec, axis="shared", kind="transformer", default="transformer"):
@@ -47,8 +66,7 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
     def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
         """Run the block on x [B, T, D]. `adapt` applies a layer's own adapters to a sub-layer's input, by sub-layer."""
         seam, tokens = m.seam, step.mask.n_queries
-        assert step.embedded is not None
-        joined = seam.gather(m.attention_norm(torch.cat((x, step.embedded), -1)), tokens)
+        joined = seam.gather(m.attention_norm(torch.cat((x, step.read(Embedded.name)), -1)), tokens)
         y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]
         normed = seam.gather(m.ffn_norm(seam.add_up(y)), tokens)
         return seam.add_up(self.ffn.forward(AdaptedWeights(m.ffn, adapt["ffn"](normed)), normed, step))  # type: ignore[arg-type]
@@ -79,7 +97,7 @@ class SharedAttention(Block, kind="shared_attention"):
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
     shares_part: ClassVar[bool] = True
-    reads_embedding: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = (Embedded.name,)
 
     ffn: FFN
     """Feed-forward of the shared block."""

@@ -12,6 +12,7 @@ from zoo.model.block.base import Block, add_scaled
 from zoo.model.block.out_conv import OutConv
 from zoo.model.block.residual import Residual
 from zoo.model.ffn import FFN
+from zoo.model.layer_input import LayerInputs
 from zoo.model.norm import WholeNorm
 from zoo.spec import CROSS, Buffer, Node, Sized
 
@@ -271,5 +272,5 @@ class Sandwich(Full, kind="sandwich"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         x = super().forward(m, x, step)
         if self.layer_input is not None:
-            x = self.add(x, m.layer_input(x, step.given))
+            x = self.add(x, m.layer_input(x, step.read(LayerInputs.name)))
         return x * m.out_scale.to(x.dtype) if self.out_scale else x

@@ -1,0 +1,134 @@
+"""Channels: what the layers of a forward pass give one another beside the residual stream.
+
+A channel is a class beside the component that uses it, and components name the channels that they read and give
+(`Spec.reads`, `Spec.gives`). The rest asks the channel: a tower hands its values from layer to layer, prices trace what
+it keeps, recorded steps replay it, and a pipeline refuses to cut it, without knowing what any channel is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from zoo.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+    from zoo.model.tower import Tower
+
+Fault = tuple[tuple[str, ...], str]
+"""The path of a field, and a line about it."""
+
+
+class Shadows(NamedTuple):
+    """What a channel makes shadows of, where activations are priced: a tower, the layer of a kind that reads, what goes
+    into it (x [B, T, D]), how a shadow is made (`make(shape, dtype, name, grad)`, of a dtype or its name), and the
+    values that the kinds of layer traced before gave to this channel."""
+
+    tower: Tower
+    kind: str
+    x: Any
+    make: Callable[..., Any]
+    given: Mapping[str, Any]
+
+
+class Channel:
+    """What some layers of a pass give, and others read. An object serves one forward pass of one tower."""
+
+    name: ClassVar[str] = ""
+    staying: ClassVar[str] = ""
+    """What layers read, and why a pipeline's stages cannot be cut between them, for its refusal."""
+    shared: ClassVar[bool] = False
+    """Whether it is there before the first layer, and no layer gives it."""
+    ordered: ClassVar[bool] = False
+    """Whether kinds of layer that read it are priced by what others give, and so after these."""
+    named: ClassVar[dict[str, type[Channel]]] = {}
+
+    def __init_subclass__(cls, name: str = "") -> None:
+        if name:  # none where prices make a copy that computes with shadows
+            cls.name = name
+            cls.named[name] = cls
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        """Begin a pass of a tower with weights m, for token ids [B, T], which are embedded as x [B, T, D]."""
+
+    def take(self, index: int) -> Any:
+        """Give what a layer reads; None where there is nothing for it yet."""
+        raise NotImplementedError
+
+    def wants(self, index: int) -> bool:
+        """Whether a later layer reads what this one gives."""
+        return True
+
+    def give(self, index: int, value: Any) -> None:
+        """Keep what a layer gave."""
+        raise NotImplementedError
+
+    @classmethod
+    def lends(cls, tower: Tower, kind: str) -> bool:
+        """Whether others read what layers of a kind give."""
+        return True
+
+    @classmethod
+    def trace(cls, at: Shadows) -> Any:
+        """Make the shadow of what a layer reads."""
+        raise NotImplementedError
+
+    @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        """Yield what of a tower's layers does not go together in this channel."""
+        yield from ()
+
+
+class Uses(NamedTuple):
+    """The names of the channels that a layer reads, and of those that it gives and some layer reads."""
+
+    reads: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
+    """List the channels of each kind of layer."""
+    found = {kind: [*_walk(block)] for kind, block in blocks.items()}
+    reads = {kind: {name for each in parts for name in each.reads} for kind, parts in found.items()}
+    anywhere = {name for names in reads.values() for name in names}
+    gives = {kind: {name for each in parts for name in each.gives} & anywhere for kind, parts in found.items()}
+    return {kind: Uses(_sort(reads[kind]), _sort(gives[kind])) for kind in blocks}
+
+
+def _sort(names: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in Channel.named if name in names)
+
+
+def _walk(spec: Spec) -> Iterator[Spec]:
+    """Yield a component and those that its fields hold."""
+    yield spec
+    for field in spec.fields():
+        if isinstance(value := getattr(spec, field.name), Spec):
+            yield from _walk(value)
+
+
+class Exchange:
+    """All channels of one forward pass of a tower, and the rounds of its loop."""
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self._uses = tower.uses
+        self._open = {name: Channel.named[name](tower, m, ids, x) for name in tower.channels}
+
+    def find(self, name: str) -> Any:
+        """Find a channel; None where no layer reads it."""
+        return self._open.get(name)
+
+    def enter(self, index: int, kind: str, step: Step) -> None:
+        """Give a layer's step what it reads."""
+        reads, gives = self._uses[kind]
+        step.taken = {name: self._open[name].take(index) for name in reads}
+        step.gives = tuple(name for name in gives if self._open[name].wants(index))
+        step.given = {}
+
+    def leave(self, index: int, step: Step) -> None:
+        """Keep what a layer gave, once it has run."""
+        for name, value in step.given.items():
+            self._open[name].give(index, value)
