@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zoo.cache.pages import PagePool
-from zoo.costs.cache import PAGE
 from zoo.errors import ConfigError
+from zoo.kernels.paging import PAGE
 from zoo.lazy import torch
 
 

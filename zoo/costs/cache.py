@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
+from zoo.kernels.paging import PAGE
 from zoo.model.step import SECOND
 from zoo.spec.parts import count_kinds
 
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 4
 """Of a value of a recurrent state, which is float32 whatever the model's dtype."""
-
-PAGE = 16
-"""Tokens of a page of Zoo's own engine."""
 
 BLOCK = 16
 """Tokens of a page: vLLM's default."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PAGES = (16, 256)
 """Sizes in tokens: what flash-attn 3 and 4 read, and what flash-attn 2 does."""
 
+PAGE = PAGES[0]
+"""Tokens of a page of Zoo's own engine, unless a kernel reads larger ones alone."""
+
 
 def choose_page(asks: Iterable[Ask], machine: Machine, kernel: str = "auto") -> int:
     """The page size at which most of these asks, of decoding with `Ask.lengths`, are read without a copy; the smaller

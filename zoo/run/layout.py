@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.costs.cache import PAGE
 from zoo.kernels import machine_of
-from zoo.kernels.paging import choose_page
+from zoo.kernels.paging import PAGE, choose_page
 
 
 def choose_layout(

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from zoo.costs.cache import PAGE
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.reductions import cat
 from zoo.costs.shadow.tensor import make_shadow
+from zoo.kernels.paging import PAGE
 
 
 class ShadowWhere(NamedTuple):
