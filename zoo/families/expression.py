@@ -67,7 +67,9 @@ def _numbers(*values: Any) -> tuple[Any, ...]:
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > LARGEST_POWER:
         raise Misfit(f"powers of at most {LARGEST_POWER}")
-    return base**exponent
+    if isinstance(result := base**exponent, complex):
+        raise Misfit("roots of numbers that are not negative")
+    return result
 
 
 def _join(a: Any, b: Any) -> Any:
