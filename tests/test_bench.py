@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from zoo.bench import show
-from zoo.bench.calling import WORKERS, MissingPeer, run_worker
+from zoo.bench import calling, show
+from zoo.bench.calling import PEERS, WORKERS, MissingPeer, run_worker
 from zoo.bench.compare import require_equal
 from zoo.bench.plan import Race, Racer, choose_interpreters, parse_peers, plan_race
 from zoo.bench.report import compute_share, make_report
@@ -131,16 +131,25 @@ def test_a_missing_peer_is_said_with_how_to_install_it(tmp_path):
         run_worker("hf", str(tmp_path / "none"), Race(workload="check").job("unused"))
 
 
+def test_a_race_without_a_checkout_is_refused_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(calling, "PEERS", tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"^--against hf: races with others need a checkout of zoo, .* \(git clone\)$"
+    ):
+        run_worker("hf", sys.executable, Race(workload="check").job("unused"))
+
+
 @pytest.fixture
 def workers(monkeypatch, tmp_path, request):
     """The workers of zoo and transformers, imported here rather than run, and a job with weights for both."""
     monkeypatch.syspath_prepend(WORKERS)
+    monkeypatch.syspath_prepend(PEERS)
     import run_hf
     import run_zoo
 
     workload = getattr(request, "param", "train")
     shape = TINY if workload == "train" else [*TINY, "n_kv_heads=4"]
-    job = plan_race(workload, {"batch": 2, "length": 16, "spend": 0.2}, shape).job(str(tmp_path / "model"))
+    job = plan_race(workload, {"batch": 2, "length": 16, "spend": 0.6}, shape).job(str(tmp_path / "model"))
     run_zoo.export_folder(job)
     return run_zoo.CONTENDER, run_hf.CONTENDER, job
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from zoo.bench import compare, loading, page, show
-from zoo.bench.calling import WORKERS, MissingPeer, make_environment
+from zoo.bench.calling import PEERS, WORKERS, MissingPeer, make_environment
 from zoo.bench.plan import Race, list_racers, list_strangers, plan_race
 from zoo.bench.report import compute_linears_share, count_same, make_report, take_medians, write_report
 from zoo.cli import run
@@ -187,6 +187,7 @@ def test_medians_are_taken_inside_nested_figures():
 def scripts(monkeypatch, tmp_path):
     """The workers' own modules, and a job with a folder of weights for all of them."""
     monkeypatch.syspath_prepend(WORKERS)
+    monkeypatch.syspath_prepend(PEERS)
     import run_zoo
 
     given = {"batch": 8, "length": 24, "new_tokens": 8, "spend": 0.1}

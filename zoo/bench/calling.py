@@ -13,9 +13,11 @@ from zoo.errors import ConfigError, ZooError
 
 MACHINE = "machine"
 """The worker that measures the machine itself, under zoo's interpreter."""
-WORKERS = Path(__file__).parent / "workers"
 LONGEST = 1200.0  # seconds after which a worker counts as stuck
 CHECKOUT = Path(__file__).parents[2]
+WORKERS = Path(__file__).parent / "workers"
+PEERS = CHECKOUT / "peers"
+"""Workers of other libraries, which no installed package has."""
 
 
 class MissingPeer(ConfigError):
@@ -25,7 +27,7 @@ class MissingPeer(ConfigError):
 def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a worker in a fresh process and parse its last line as JSON. Raises MissingPeer for a missing package,
     ConfigError for a Python that cannot be run, and ZooError if the worker fails."""
-    command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
+    command = [python, str(find_worker(name)), json.dumps(job)]
     try:
         env = make_environment(name, job)
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=LONGEST)
@@ -45,12 +47,21 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def find_worker(name: str) -> Path:
+    """Find the script of a worker. Raises ConfigError for that of a peer where zoo is no checkout."""
+    file = (WORKERS if name in (OURS, MACHINE) else PEERS) / f"run_{name}.py"
+    if not file.is_file():
+        found = f"found none at {CHECKOUT}"
+        raise ConfigError(f"--against {name}: races with others need a checkout of zoo, {found} (git clone)")
+    return file
+
+
 def make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
     """Make the variables of a worker: its threads, the instruction set it is held to, and where zoo is."""
     env = os.environ | HELD.get(job["isa"], {})
     if threads := job["threads"]:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if name in (OURS, MACHINE):
-        # A script run by path finds only its own folder: this is how it finds a checkout that is not installed.
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
-    return env
+    # A script run by path finds only its own folder: this is how ours finds a checkout that is not installed, and
+    # a peer's what all workers share.
+    also = CHECKOUT if name in (OURS, MACHINE) else WORKERS
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, [str(also), os.environ.get("PYTHONPATH", "")]))}
