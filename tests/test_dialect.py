@@ -421,7 +421,10 @@ def test_a_mixture_whose_model_states_no_router_takes_the_usual_one(tmp_path: Pa
     file = tmp_path / "dense.yaml"
     file.write_text(yaml.safe_dump(DENSE))
     assert run(["stats", str(file), "ffn=moe"]) == 0
-    assert "router: is not stated, so softmax_topk chooses" in capsys.readouterr().err
-    for quiet in (["stats", str(file)], ["stats", str(file), "ffn=moe", "router=sigmoid_topk"]):
+    said = capsys.readouterr().err
+    assert "router: is not stated, so softmax_topk chooses" in said
+    assert "router: n_experts is 8 and top_k is 2, as neither the model nor its router states it" in said
+    whole = ["ffn=moe", "n_experts=4", "router={kind: sigmoid_topk, top_k: 1}"]
+    for quiet in (["stats", str(file)], ["stats", str(file), *whole]):
         assert run(quiet) == 0
         assert "router" not in capsys.readouterr().err

@@ -63,7 +63,7 @@ CASES = {
         ),
     ),
     "sandwich, but attention": (
-        ["block=sandwich", f"block.around_attention={{reads: stream, out_norm: {NORM}, residual_scale: 0.4}}"],
+        ["block=sandwich", f"block.around_attention={{in_norm: false, out_norm: {NORM}, residual_scale: 0.4}}"],
         lambda m, name, x, f: (
             x + 0.4 * m.attention_out_norm(f(x)) if name == ATTENTION else x + m.ffn_out_norm(f(m.ffn_norm(x)))
         ),
@@ -73,6 +73,14 @@ CASES = {
         lambda m, name, x, f: (
             m.attention_stream_norm(x + f(m.attention_norm(x))) if name == ATTENTION else m.ffn_norm(x + f(x))
         ),
+    ),
+    "sandwich, but no norm behind attention": (
+        ["block=sandwich", "block.around_attention={out_norm: false}"],
+        lambda m, name, x, f: x + (f(m.attention_norm(x)) if name == ATTENTION else m.ffn_out_norm(f(m.ffn_norm(x)))),
+    ),
+    "post without any norm of the feed-forward": (
+        ["block=post", "block.around_ffn={stream_norm: null}"],
+        lambda m, name, x, f: m.attention_norm(x + f(x)) if name == ATTENTION else x + f(x),
     ),
     "post_inside with weighed sums": (
         ["block=post_inside", "block.residual={kind: affine}"],
@@ -117,7 +125,7 @@ def test_a_block_computes_its_formula(overrides, formula):
             "block: around_ffn.residual_scale or stream_scale beside a residual that has weights of its own",
         ),
         (["block.ffn_out_norm=true"], "block 'pre' has no such field any more (around_ffn: {out_norm: rmsnorm})"),
-        (["block=mixer", "block.around_ffn={reads: stream}"], "block 'mixer' has no such field"),
+        (["block=mixer", "block.around_ffn={in_norm: false}"], "block 'mixer' has no such field"),
     ],
 )
 def test_what_stands_nowhere_is_refused(overrides, fault):

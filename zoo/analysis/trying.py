@@ -160,7 +160,7 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
         optional = {"type": "null"} in schema["anyOf"]
         for each in schema["anyOf"]:
             if each != {"type": "null"}:
-                yield from [True] if optional and "$ref" in each else []
+                yield from [True] if optional and _has_usual(each) else []
                 yield from _list_by_type(each, now)
     elif "$ref" in schema:
         axis = schema["$ref"].rpartition("/")[2]
@@ -175,6 +175,12 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
     elif schema["type"] == "number":
         usual = isinstance(now, int | float) and not isinstance(now, bool) and now
         yield from [2.0 * now, now / 2] if usual else [0.5, 1.0, 2.0, -1.0]
+
+
+def _has_usual(schema: Mapping[str, Any]) -> bool:
+    """Whether `true` may stand for a component: the usual one. A node without a main field has none."""
+    node = list_nodes().get(schema.get("$ref", "").rpartition("/")[2])
+    return "$ref" in schema and (node is None or bool(node.word))
 
 
 def _fill_node(base: type[Node]) -> Iterator[dict[str, Any]]:

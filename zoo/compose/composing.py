@@ -151,17 +151,20 @@ def compose(
 
 
 def _note_router(cfg: DictConfig, root: str) -> list[str]:
-    """Say which router a mixture of experts takes where its model states none."""
+    """Say which router a mixture of experts takes where its model states none, and how many experts."""
     model = cfg.get(root) if root else cfg
-    if not isinstance(model, DictConfig) or "router" in model:
+    if not isinstance(model, DictConfig):
         return []
     body: Any = OmegaConf.to_container(model, resolve=False)
-    router = grammar.expand(body).get("router")
-    return (
-        []
-        if router is None
-        else [f"router: is not stated, so {router['kind']} chooses the experts (router=… takes another)"]
-    )
+    whole = grammar.expand(body)
+    router = whole.get("router")
+    if not isinstance(router, Mapping) or "${up:router}" not in str(whole):  # no mixture reads it
+        return []
+    notes = [f"router: is not stated, so {router['kind']} chooses the experts (router=… takes another)"]
+    usual = {name: re.fullmatch(rf"\$\{{or:{name},(\d+)\}}", str(router.get(name))) for name in ("n_experts", "top_k")}
+    told = [f"{name} is {found[1]}" for name, found in usual.items() if found and name not in body]
+    also = [f"router: {' and '.join(told)}, as neither the model nor its router states it"] if told else []
+    return [*([] if "router" in body else notes), *also]
 
 
 def _drop_leftovers(

@@ -101,16 +101,38 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Se
     if any(f"{each.split('.')[-1]}=" in text for each in typed):  # `n_kv_heads=3 is no divisor …`
         return fault
     inner = {each.root for each in lines if each.root}
+    if (typed_name := _find_typed(key, typed, inner, lines)) is not None:
+        return _strip_root(fault, key, inner - {typed_name.split(".")[0]})
     for place in _list_places(key, text, inner):
         if any(place in (each, *(f"{root}.{each}" for root in inner)) for each in typed):
             return fault
         for source, known in lines.items():
             own = place if label is None or not source.root else f"{source.root}.{place}"
             if own in known and label in (None, source.label):
-                return f"{source.label}:{known[own]}: {text}"
+                return f"{source.label}:{known[own]}: {_strip_root(text, key, {source.root})}"
     others = (each for each in lines if each.file.suffix not in YAML or ": is missing" in text)
     whole = next((each for each in others if each.root in ("", key.split(".")[0])), None)
-    return f"{whole.label}: {text}{_name_fields(whole, text)}" if whole else fault
+    return f"{whole.label}: {_strip_root(text, key, {whole.root})}{_name_fields(whole, text)}" if whole else fault
+
+
+def _find_typed(
+    key: str, typed: Sequence[str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
+) -> str | None:
+    """Find the override that a fault's key is of: one of that key, or of what it is a part of; or, where no file states
+    the key, of a part of it."""
+    bare = _strip_root(key, key, roots)
+    stated = any(key in known or bare in known for known in lines.values())
+    for each in typed:
+        name = _strip_root(each, each, roots)
+        if name == bare or bare.startswith(f"{name}.") or (name.startswith(f"{bare}.") and not stated):
+            return each
+    return None
+
+
+def _strip_root(text: str, key: str, roots: Collection[str]) -> str:
+    """Write a fault without the place at which a file stands in the config: `d_ff` of a file at `model`."""
+    root = next((root for root in roots if root and key.startswith(f"{root}.")), None)
+    return text if root is None else text[len(root) + 1 :]
 
 
 def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:

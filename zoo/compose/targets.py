@@ -155,6 +155,8 @@ def read_yaml(path: Path) -> Body:
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
+    except AssertionError:  # OmegaConf's word for a text that is YAML of one value again
+        raise ConfigError(f"{path}: holds a text, not a mapping of keys to values") from None
     except (OSError, ValueError) as error:  # OSError: OmegaConf's word for a file that holds one value
         raise ConfigError(f"{path}: cannot be read, {shorten(str(error))}") from error
     except yaml.YAMLError as error:  # a key given twice, or a tag that names code
@@ -164,10 +166,10 @@ def read_yaml(path: Path) -> Body:
 
 
 def _plain(config: Any, label: str) -> Body:
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{label}: holds a {type(config).__name__}, not a mapping of keys to values")
-    body = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(body, dict)
+    body = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else None
+    if not isinstance(body, dict):  # a null or an interpolation is a DictConfig too
+        found = "a value" if isinstance(config, DictConfig) else f"a {type(config).__name__}"
+        raise ConfigError(f"{label}: holds {found}, not a mapping of keys to values")
     return {str(key): value for key, value in body.items()}
 
 

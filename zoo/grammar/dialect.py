@@ -146,7 +146,8 @@ def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, A
     if node is None or node is False:
         return None
     if main is None:
-        return _expand_fields(node, base, around, scope) if isinstance(node, Mapping) else {} if node is True else node
+        usual = {} if node is True and base.word else node
+        return _expand_fields(node, base, around, scope) if isinstance(node, Mapping) else usual
     if not isinstance(node, Mapping):
         return _expand(node, main, None, scope)
     fields = {key: value for key, value in node.items() if key in names}
@@ -189,18 +190,19 @@ def _may_be_choice(field: tuple[Any, Any]) -> bool:
 
 def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
     """Say of which choice in a model a key of its top level is a field, if of any, and how it is written there."""
+    moved = []
     for axis, base in BASES.items():
         node = root.get(axis)
         kind = node.get("kind") if isinstance(node, Mapping) else None
         choice = base.kinds.get(kind) if isinstance(kind, str) else None
         if choice is not None and key in choice.moved:
-            return f"no such key any more ({axis}: {{{choice.moved[key]}}})"
+            moved.append(f"{axis}: {{{choice.moved[key]}}}")
         if choice is not None and any(field.name == key for field in choice.fields()):
             value = write_value(root.get(key))
             return (
                 f"no such key of a model; {axis} '{kind}' has it ({axis}: {{{key}: {value}}}, or {axis}.{key}={value})"
             )
-    return None
+    return f"no such key any more ({', or '.join(moved)})" if moved else None
 
 
 def find_usual(base: type[Spec]) -> str:

@@ -15,7 +15,7 @@ from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
 from zoo.grammar.pattern import find_long_patterns
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.resolvers import find_unresolvable, record_reads, register_resolvers
-from zoo.grammar.strangers import drop_translated, find_foreign, find_strangers
+from zoo.grammar.strangers import drop_translated, find_strangers
 from zoo.grammar.towers import read_fields, split_towers
 from zoo.model.tower import Topology
 
@@ -62,8 +62,10 @@ def _to_root(node: DictConfig) -> DictConfig:
     assert isinstance(raw, dict)
     root = OmegaConf.create(expand(raw))
     assert isinstance(root, DictConfig)
-    if faults := find_unresolvable(root):
-        raise ConfigError(*find_foreign(root), *drop_translated(faults, root))
+    with record_reads() as asked:
+        faults = find_unresolvable(root)
+    if faults:  # a key that is spelt wrongly may be why
+        raise ConfigError(*find_strangers(root, asked, ()), *drop_translated(faults, root))
     return root
 
 

@@ -34,12 +34,6 @@ def describe_stranger(key: str, node: Mapping[Any, Any], known: Collection[str])
     return f"no such key{f' ({ours})' if ours else did_you_mean(key, known)}"
 
 
-def find_foreign(root: DictConfig) -> list[str]:
-    """List the keys that are other libraries' names. What they stand for is missing, which says less."""
-    foreign = [str(key) for key in root if key not in KNOWN and translate_name(str(key))]
-    return [f"{key}: {describe_stranger(key, root, ())}" for key in foreign]
-
-
 def drop_translated(faults: Iterable[str], root: DictConfig) -> list[str]:
     """Leave out that a key is missing, where it is there under another library's name, which has a line."""
     there = {FOREIGN[str(key)] for key in root if key not in KNOWN and str(key) in FOREIGN}

@@ -52,7 +52,7 @@ class TowerNode:
             inner = tree.setdefault(part, {})
             if isinstance(inner, dict) and not is_task_head(part, inner):
                 stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
-                number = int(stated) if isinstance(stated, str) and stated.isdecimal() else stated
+                number = int(stated) if isinstance(stated, str) and stated.isdecimal() and len(stated) < 20 else stated
                 inner.setdefault("vocab_size", number if type(number) is int and number > 0 else 1)
         blocks, read = self._read_blocks()
         problems += [self.prefix + fault for fault in self._find_unread(read, asked)]

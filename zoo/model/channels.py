@@ -7,6 +7,7 @@ it keeps, recorded steps replay it, and a pipeline refuses to cut it, without kn
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -105,7 +106,7 @@ def _sort(names: Collection[str]) -> tuple[str, ...]:
 def _walk(spec: Spec) -> Iterator[Spec]:
     """Yield a component and those that its fields hold."""
     yield spec
-    for field in spec.fields():
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # of prices' copies of classes, too
         if isinstance(value := getattr(spec, field.name), Spec):
             yield from _walk(value)
 

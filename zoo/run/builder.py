@@ -60,6 +60,10 @@ def load_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
     return load(config, overrides)
 
 
+ADDRESSED = 2**62
+"""Bytes of weights that torch can count, those of a model on the meta device too."""
+
+
 def resolve_dtype(dtype: Any) -> torch.dtype:
     """Return torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -105,6 +109,10 @@ def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
     free = read_free_memory(device)
     total = count_parameters(spec)["total"]
     need = total * dtype.itemsize
+    if need >= ADDRESSED:
+        raise FitError(
+            f"model: its weights take {need / 1e18:,.0f} EB, more than torch can address (smaller dimensions)"
+        )
     if free is None or need <= free:
         return
     ways = [f"dtype {name} needs {total * size / 1e9:,.1f} GB" for name, size in DTYPES.items() if total * size <= free]

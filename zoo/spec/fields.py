@@ -137,7 +137,7 @@ def _describe_reference(base: type[Spec]) -> str:
     main = fields.get(base.word)
     needed = {name for name, field in fields.items() if field.is_required}
     usual = {base.word} if main is not None and "$ref" in main.schema else set()
-    return describe_node(list(fields), base.word, main.type if main is not None else "", needed <= usual)
+    return describe_node(list(fields), base.word, main.type if main is not None else "", bool(main) and needed <= usual)
 
 
 def list_kinds(base: type[Spec]) -> list[str]:

@@ -26,6 +26,8 @@ _KEYS = {
     "norm": "norm_class_name normalization",
     "ffn": "mlp_class_name",
     "window": "sliding_window sliding_window_size",
+    "router_scale": "routed_scaling_factor moe_router_topk_scaling_factor",
+    "normalize_top_k": "norm_topk_prob",
     "tied": "tie_word_embeddings tie_embeddings",
     "qk_norm": "use_qk_norm attn_qk_norm",
     "softcap": "attn_logit_softcapping attention_logit_softcapping",
@@ -59,6 +61,11 @@ FORMS = {
     "ff_swish": "activation: silu",
     "parallel_residual": "block: parallel",
     "n_shared_experts": "ffn: {kind: moe, shared: gated}",
+    "n_group": "router: {groups: {count: VALUE, open: …}}",
+    "topk_group": "router: {groups: {count: …, open: VALUE}}",
+    "scoring_func": "router: sigmoid_topk  # or softmax_topk, sqrtsoftplus_topk",
+    "topk_method": "router: {kind: sigmoid_topk, groups: {count: …, open: …}}",
+    "first_k_dense_replace": "layers: {dense: {ffn: gated}}, pattern: [dense*VALUE, layer*…]",
 }
 """What is no key of a model's top level, as it is written there. VALUE is the value that was stated."""
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, dataclass_transform
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs, core_schema
 
+from zoo.errors import did_you_mean
 from zoo.spec.faults import make_refusals
 from zoo.spec.spec import Spec
 
@@ -43,10 +44,20 @@ class Node(Spec):
         try:
             return super()._parse(fields)
         except ValidationError as error:
-            if node is fields or len(fields) > 1:
+            if not cls.word:
                 raise
-            items = error.errors(include_url=False)  # of the main field alone: they are at the node's own place
-            raise make_refusals(cls, [(tuple(map(str, item["loc"][1:])), item["msg"]) for item in items]) from error
+            alone = node is not fields and len(fields) == 1  # the main field: its faults are at the node's own place
+            items = [(tuple(map(str, item["loc"])), item["msg"]) for item in error.errors(include_url=False)]
+            raise make_refusals(cls, [cls._name_fault(loc, text, alone) for loc, text in items]) from error
+
+    @classmethod
+    def _name_fault(cls, loc: tuple[str, ...], text: str, alone: bool) -> tuple[tuple[str, ...], str]:
+        """Name a fault at the node's place. A key that neither the node nor its main field has is told of both."""
+        names = [field.name for field in cls.fields() if field.name != cls.word]
+        if len(loc) == 2 and loc[0] == cls.word and "has no such field" in text:
+            hint = did_you_mean(loc[1], names) or f" ({cls.kind} has: {', '.join(names)}); {text}"
+            return loc[1:], f"neither {cls.kind} nor its {cls.word} has such a field{hint}"
+        return (loc[1:] if alone else loc), text
 
     @classmethod
     def _gather(cls, node: Any) -> Any:

@@ -127,7 +127,8 @@ class Spec:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
         except ValidationError as error:
             found = find_booleans_as_numbers(choice, fields, error)
-            details += found or [describe_item(choice, item) for item in error.errors(include_url=False)]
+            items = [item for item in error.errors(include_url=False) if item["loc"] or not details]
+            details += found or [describe_item(choice, item) for item in items]
         if details:
             raise ValidationError.from_exception_data(choice.kind, details)
         return spec

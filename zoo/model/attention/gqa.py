@@ -62,7 +62,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
     """Which products have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
     window: PositiveInt | None = None
-    """Keys that a query sees, itself included; all of them without (Beltagy et al., 2020; Mistral)."""
+    """Keys that a query sees, itself included; in an encoder, keys to either side of it; null for all (Beltagy et al.,
+    2020; Mistral)."""
     window_kind: Literal["sliding", "centred", "chunked"] = "sliding"
     """Where the window lies. sliding: W keys up to the query, or W to either side of one that sees both ways. centred:
     W in all around it, one more behind it where W is even (T5Gemma 2, 2025). chunked: the W positions of its own chunk,

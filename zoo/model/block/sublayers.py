@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import WrapValidator
 
 from zoo.model.attention.base import Attention
 from zoo.model.attention.nothing import NoAttention
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 NORMS = ("in_norm", "out_norm", "stream_norm")
 """Where a norm may stand around a sub-layer, in the order in which the stream meets them."""
 MOVED = {
-    "input_norm": "around_attention: {reads: stream}",
-    "ffn_input_norm": "around_ffn: {reads: stream}",
+    "input_norm": "around_attention: {in_norm: false}",
+    "ffn_input_norm": "around_ffn: {in_norm: false}",
     "ffn_norm": "around_ffn: {in_norm: rmsnorm}",
     "out_norm": "around_attention: {out_norm: rmsnorm}",
     "ffn_out_norm": "around_ffn: {out_norm: rmsnorm}",
@@ -36,19 +38,30 @@ MOVED = {
 """How the fields of a block that are nodes now are written."""
 
 
-class Around(Node, name="around"):
-    """What stands around one sub-layer, where this is not as the block's kind says."""
+AS_KIND: Any = "as_kind"
+"""Of a norm: the block's, where the block's kind has one there, and else none."""
 
-    in_norm: WholeNorm | None = None
-    """Norm of what the sub-layer reads; the block's `norm` in kinds that have one there, unless given."""
-    reads: Literal["norm", "stream"] = "norm"
-    """Whether the sub-layer reads norm(x), in kinds that do, or the stream as it is (ModernBERT's first layer)."""
-    out_norm: WholeNorm | None = None
-    """Norm of what the sub-layer gives, before it joins the stream; the block's `norm` in kinds that have one there,
-    unless given."""
-    stream_norm: WholeNorm | None = None
-    """Norm of the stream, after the sub-layer joined it; the block's `norm` in kinds that have one there, unless
-    given (HRM-Text, 2026, after the last layer of each run)."""
+
+def _keep_as_kind(value: Any, handler: Any) -> Any:
+    return value if value == AS_KIND else handler(value)
+
+
+PlacedNorm = Annotated[WholeNorm | None, WrapValidator(_keep_as_kind)]
+
+
+class Around(Node, name="around"):
+    """Norms and factors of one sub-layer, where they are other than the block's kind says. A norm that is not stated is
+    as there; null is none."""
+
+    in_norm: PlacedNorm = AS_KIND
+    """Norm of what the sub-layer reads: null for none (ModernBERT's first layer). Unless stated, the block's `norm` in
+    pre and sandwich, none in post and post_inside."""
+    out_norm: PlacedNorm = AS_KIND
+    """Norm of what the sub-layer gives, before it joins the stream. Unless stated, the block's `norm` in sandwich and
+    post_inside, none in pre and post."""
+    stream_norm: PlacedNorm = AS_KIND
+    """Norm of the stream, after the sub-layer joined it (HRM-Text, 2026, after the last layer of each run). Unless
+    stated, the block's `norm` in post, none in the others."""
     residual_scale: float | None = None
     """Constant factor of what the sub-layer gives; the block's `residual_scale` unless given (MiniMax-01, 2025)."""
     stream_scale: float | None = None
@@ -92,10 +105,7 @@ class SubLayers(Block):
     def __post_init__(self) -> None:
         super().__post_init__()
         for each in self.sublayers:
-            where, around = "" if each.name == "cross" else f"around_{each.name}.", self._around(each.name)
-            if around.reads == "stream" and ("in_norm" not in self.places or around.in_norm):
-                found = "a norm" if around.in_norm else f"a '{self.kind}' block, which has no norm there"
-                raise ValueError(f"{where}reads=stream leaves out the norm before, found {found} (leave it out)")
+            where = "" if each.name == "cross" else f"around_{each.name}."
             if self.residual is not None and (each.stream_scale, each.scale) != (1.0, 1.0):
                 found = f"{where}residual_scale or stream_scale beside a residual that has weights of its own"
                 raise ValueError(f"{found} (one of them)")
@@ -130,8 +140,9 @@ class SubLayers(Block):
     def _list_norms(self, name: str) -> dict[str, WholeNorm]:
         """The norms around a sub-layer by place, in the order in which the stream meets them."""
         around = self._around(name)
-        usual = {place: self.norm for place in self.places if place != "in_norm" or around.reads == "norm"}
-        found = {place: getattr(around, place) or usual.get(place) for place in NORMS}
+        usual = {place: self.norm for place in self.places}
+        stated = {place: getattr(around, place) for place in NORMS}
+        found = {place: usual.get(place) if norm == AS_KIND else norm for place, norm in stated.items()}
         return {place: norm for place, norm in found.items() if norm is not None}
 
     @property
@@ -187,9 +198,9 @@ class Full(SubLayers):
     ffn: FFN
     """Feed-forward of the layer."""
     around_attention: Around | None = None
-    """What stands around attention, where this is not as the kind says."""
+    """Norms and factors of attention, where they are other than the kind says."""
     around_ffn: Around | None = None
-    """What stands around the feed-forward, where this is not as the kind says."""
+    """Norms and factors of the feed-forward, where they are other than the kind says."""
 
 
 class Pre(Full, kind="pre"):
