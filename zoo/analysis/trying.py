@@ -187,7 +187,9 @@ def _fill_node(base: type[Node]) -> Iterator[dict[str, Any]]:
     """List mappings of the fields that a node needs."""
     fields = AxisChoice("", base.axis, base, {}, "").fields
     needed = {
-        name: list(_list_by_type(each.schema, None))[:MOST_TRIED] for name, each in fields.items() if each.is_required
+        name: [64] if name.endswith("width") else list(_list_by_type(each.schema, None))[:MOST_TRIED]
+        for name, each in fields.items()
+        if each.is_required
     }
     every = itertools.product(*needed.values()) if needed else ()
     for values in sorted(every, key=lambda values: len(set(values)) < len(values)):  # two alike may mean no change

@@ -345,8 +345,9 @@ def _shared(step: Any) -> list[Any]:
     found: list[Any] = []
     for each in (step, step.cross):
         if each is not None:
-            tables = (*_tuple(each.tables), *_tuple(each.entry_tables))
-            extra = [value if isinstance(value, tuple) else (value,) for value in each.extra.values()]
+            tables = _tuple(each.tables)
+            extra = [value.list_shared() if hasattr(value, "list_shared") else value for value in each.extra.values()]
+            extra = [value if isinstance(value, tuple) else (value,) for value in extra]
             bias = None if each.bias is None else each.bias._dense
             drawn = (
                 each.mask._dense,
@@ -356,15 +357,8 @@ def _shared(step: Any) -> list[Any]:
                 each.memory,
                 *(value for name, value in each.taken.items() if Channel.named[name].shared),
             )
-            found += [*drawn, *tables, *_windows(each.entries), *(item for items in extra for item in items)]
+            found += [*drawn, *tables, *(item for items in extra for item in items)]
     return [each for each in found if hasattr(each, "storage")]
-
-
-def _windows(entries: Any) -> tuple[Any, ...]:
-    """List what layers with compressed entries share."""
-    joined = None if entries is None else entries.joined
-    drawn = () if joined is None else (joined._dense, joined._additive)
-    return drawn if entries is None else (entries.places, entries.near, *drawn)
 
 
 def _make(shape: Any, dtype: Any, name: str, grad: bool) -> Any:

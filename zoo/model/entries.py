@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from zoo.model.step import Step
 
 
+ENTRIES, ENTRY_TABLES, POOL_TABLES = "entries", "entry_tables", "pool_tables"
+"""What `Step.extra` calls the Entries of a kind of layer, what their position scheme rotates them with, and what it
+rotates an indexer's pools of keys with, by their numbers in a text."""
+
+
 def count_windows(rate: int, new: int, past: int | None) -> int:
     """Count the windows of `rate` tokens that `new` tokens after `past` are in; without `past`, the most there can be.
 
@@ -64,6 +69,11 @@ class Entries:
     last: Tensor | None = None
     counts: Tensor | None = None
     joined: Mask | None = None
+
+    def list_shared(self) -> tuple[Any, ...]:
+        """List the tensors that all layers of a kind read of it."""
+        drawn = () if self.joined is None else (self.joined._dense, self.joined._additive)
+        return (self.places, self.near, *drawn)
 
     def pool(self, step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
         """Make entries [B, E, C] of tokens' values [B, T, s·C] by a softmax over gates + `places` [m, s·C] of each
@@ -184,6 +194,21 @@ class Entries:
         return _attend(q, near, entries, mask, how)
 
 
+def pool_entries(step: Step, *given: Any) -> Tensor:
+    """Make entries of the windows that these tokens are in, as `Entries.pool` does."""
+    return step.extra[ENTRIES].pool(step, *given)
+
+
+def slide_window(step: Step, *given: Any) -> Tensor:
+    """Put the tokens of a window before these, as `Entries.slide` does."""
+    return step.extra[ENTRIES].slide(step, *given)
+
+
+def attend_entries(step: Step, *given: Any, **scores: Any) -> Tensor:
+    """Attend to a window's tokens and to compressed entries, as `Entries.attend` does."""
+    return step.extra[ENTRIES].attend(step, *given, **scores)
+
+
 def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str, Any]) -> Tensor:
     keys = torch.cat((near, entries.to(near.dtype)), 1)[:, :, None]  # B S+E 1 C
     return attend(q, keys, keys, mask, **how)
@@ -223,8 +248,8 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, where: Any
     if step.rows is None and attention.chooser is None:  # else each layer has a mask of its own
         entries.joined = joined
         scene.draw(step, attention, dtype, joined)
-    step.entries = entries
-    step.entry_tables = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
+    step.extra[ENTRIES] = entries
+    step.extra[ENTRY_TABLES] = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
 
 
 def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from zoo.model.step import Step
 
 
+OWN_ROWS = "own_rows"
+"""What `Step.extra` calls the rows of a layer's own keys, where those that it attends to are of an encoder's, too."""
+
+
 def merge_masks(scene: Scene, step: Step) -> None:
     """Let attention see what its `cross` step reads before its own keys: mask and rows become those of both. Rows that
     are not alike lie end to end in the pool that `join_memory` makes."""
@@ -31,7 +35,7 @@ def merge_masks(scene: Scene, step: Step) -> None:
         mask = mine.mask.join(theirs.mask, scene.device)
         joined.append(PoolRow(mine.count, [(first, first + mask.n_keys)], mask))
         first += mask.n_keys
-    step.own_rows, step.rows = step.rows, scene.pool_rows(joined)
+    step.extra[OWN_ROWS], step.rows = step.rows, scene.pool_rows(joined)
 
 
 def _list_rows(scene: Scene, step: Step) -> list[PoolRow]:
@@ -52,7 +56,7 @@ def join_memory(step: Step, own: tuple[Tensor, ...], memory: tuple[Tensor, ...])
     `Step.remember` give them. Where rows are not alike, the pool [N, …] that is made has those of each end to end."""
     assert step.cross is not None
     if step.rows is not None:
-        sides = zip(_read_rows(step.cross.rows, memory), _read_rows(step.own_rows, own), strict=True)
+        sides = zip(_read_rows(step.cross.rows, memory), _read_rows(step.extra[OWN_ROWS], own), strict=True)
         return tuple(torch.cat([part for pair in zip(*each, strict=True) for part in pair]) for each in sides)
     both = zip(_gather_pages(step.cross, memory), _gather_pages(step, own), strict=True)
     return tuple(torch.cat(each, 1) for each in both)

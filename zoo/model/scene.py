@@ -12,7 +12,7 @@ from zoo.kernels.ring import Ring
 from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
-from zoo.model.entries import share_entries
+from zoo.model.entries import POOL_TABLES, share_entries
 from zoo.model.merging import merge_masks
 from zoo.model.step import Inputs, QueryRun, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
@@ -184,7 +184,7 @@ class Scene:
         if position is not None:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
             if attention.chooser is not None and attention.chooser.rotates_pools:
-                step.pool_tables = self._turn_pools(attention, own, where, dtype)
+                step.extra[POOL_TABLES] = self._turn_pools(attention, own, where, dtype)
         if attention.compress_rate > 1:
             share_entries(self, step, attention, own, where, dtype)
         elif where is not None and where.table is not None:

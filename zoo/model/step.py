@@ -13,7 +13,6 @@ from zoo.kernels import attend
 from zoo.kernels.choosing import Choice
 from zoo.kernels.ring import attend_ring
 from zoo.lazy import torch
-from zoo.model.merging import join_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from zoo.kernels.ring import Expansion, Ring
     from zoo.kernels.rows import PoolRows
     from zoo.model.drops import Drops
-    from zoo.model.entries import Entries
     from zoo.model.loss import TokenLoss
     from zoo.ranks.experts import Visit
     from zoo.ranks.seam import ContextSeam, Seam
@@ -124,12 +122,11 @@ class Step:
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
     merges: bool = False  # whether attention sees what `cross` reads beside its own keys: mask and rows are of both
-    own_rows: PoolRows | None = None  # where they are: the rows of its own keys
     seam: Seam | None = None  # where the parts of several ranks come together
     context: ContextSeam | None = None  # where the tokens of several ranks do
     runs: list[QueryRun] = field(default_factory=list)  # of tokens, where a rank has several of a row's
     ring: Ring | None = None  # where keys and values travel between such ranks
-    extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
+    extra: dict[str, Any] = field(default_factory=dict)  # what else is made once for all layers of a kind, by name
     choice: Choice | None = None  # the keys that queries see, where a layer chooses them
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
@@ -137,9 +134,6 @@ class Step:
     taken: dict[str, Any] = field(default_factory=dict)  # what the layer reads of others, by channel
     gives: tuple[str, ...] = ()  # the channels in which others read of it
     given: dict[str, Any] = field(default_factory=dict)  # what it gave in these, once it has run
-    entries: Entries | None = None  # where keys are compressed: the windows of tokens that these are in
-    entry_tables: Any = None  # what the position scheme rotates their entries with
-    pool_tables: Any = None  # what it rotates pools of keys with, by their numbers in a text
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None, choice: Choice | None = None) -> Step:
@@ -204,22 +198,10 @@ class Step:
         if self.choice is None or self.choice.keys is None:
             self.choice = Choice(self.mask.dense(x.device)[:, 0])
 
-    def pool(self, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
-        """Make entries of the windows that these tokens are in, as `Entries.pool` does."""
-        assert self.entries is not None
-        return self.entries.pool(self, name, values, gates, places, overlap)
-
-    def slide(self, name: str, x: Tensor, window: int) -> Tensor:
-        """Put the tokens of a window before these, as `Entries.slide` does."""
-        assert self.entries is not None
-        return self.entries.slide(self, name, x, window)
-
-    def attend_entries(
-        self, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
-    ) -> Tensor:
-        """Attend to a window's tokens and to compressed entries, as `Entries.attend` does."""
-        assert self.entries is not None
-        return self.entries.attend(self, q, near, entries, scale, most, **scores)
+    def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        """Compute `work(self, …)`, which depends on the pass: a recorded step makes the call again on the later pass's
+        Step."""
+        return work(self, *given, **options)
 
     def attend_ring(
         self,
@@ -312,10 +294,6 @@ class Step:
             return compute(memory)
         assert self.where is not None
         return self.cache.recall(self.where, None if memory is None else lambda: compute(memory), names)
-
-    def join_memory(self, own: tuple[Tensor, ...], memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Put an encoder's keys and values before those of the tokens, as `zoo.model.merging.join_memory` does."""
-        return join_memory(self, own, memory)
 
     def state(self, name: str) -> Tensor | None:
         """A recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""

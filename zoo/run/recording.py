@@ -68,23 +68,14 @@ class RecordingStep(Step):
             return super().recall(compute, *names)
         return self._ask(Step.recall, _is_kept, *names)
 
-    def join_memory(self, *given: Any) -> tuple[Any, ...]:
-        return self._ask(Step.join_memory, *given)
+    def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        return self._ask(Step.apply, work, *given, **options)
 
     def give(self, channel: str, value: Any) -> Any:
         return self._ask(Step.give, channel, value) if channel in self.gives else value
 
     def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
-
-    def pool(self, *given: Any) -> Any:
-        return self._ask(Step.pool, *given)
-
-    def slide(self, *given: Any) -> Any:
-        return self._ask(Step.slide, *given)
-
-    def attend_entries(self, *given: Any, **scores: Any) -> Any:
-        return self._ask(Step.attend_entries, *given, **scores)
 
     def choose(self, pick: Any, k: Any, *queries: Any) -> None:
         self._ask(_choose, pick.func, pick.keywords, k, *queries)
@@ -272,9 +263,10 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
-    own = {(name,): getattr(step, name) for name in ("tables", "entry_tables", "pool_tables", "positions", "ids")}
+    own: dict[tuple[Any, ...], Any] = {(name,): getattr(step, name) for name in ("tables", "positions", "ids")}
+    own |= {(place, name): each for place in ("extra", "taken") for name, each in getattr(step, place).items()}
     found = []
-    for path, value in (own | {("taken", name): each for name, each in step.taken.items()}).items():
+    for path, value in own.items():
         if isinstance(value, torch.Tensor):
             found.append((id(value), path))
         elif isinstance(value, tuple):

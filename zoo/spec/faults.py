@@ -110,7 +110,7 @@ def describe_unknown_field(choice: type[Spec], name: str, value: Any) -> InitErr
     """Describe a field that a choice does not have: with Zoo's own word where another library's stands, else with the
     nearest field, else with the first of its fields, those without a default before the others."""
     if name in choice.moved:
-        text = "{label} has no such field any more ({now})"
+        text = "{label}no such field any more ({now})"
         return {"type": _fault(text, label=_label(choice), now=choice.moved[name]), "loc": (name,), "input": None}
     fields = choice.fields()
     names = [field.name for field in fields]
@@ -123,11 +123,15 @@ def describe_unknown_field(choice: type[Spec], name: str, value: Any) -> InitErr
         groups = [f"it needs {', '.join(needed)}"] if needed else []
         groups += [f"it {'may have' if needed else 'has'}: {list_options(rest, listed, name)}"] if rest else []
         hint = f" ({'; '.join(groups) or 'it has: none'})"
-    text = "{label} has no such field{hint}"
+    text = "{label}no such field{hint}"
     return {"type": _fault(text, label=_label(choice), hint=hint), "loc": (name,), "input": None}
 
 
 def _label(choice: type[Spec]) -> str:
+    return "" if _is_node(choice) else f"{_name(choice)} has "
+
+
+def _name(choice: type[Spec]) -> str:
     return choice.axis if _is_node(choice) else f"{choice.axis} '{choice.kind}'"
 
 
@@ -178,7 +182,7 @@ def _message(choice: type[Spec], item: Any) -> str:
     if item["type"] == "zoo":
         return item["msg"]
     if item["type"].startswith("missing"):
-        return f"is missing; {_label(choice)} needs it"
+        return f"is missing; {_name(choice)} needs it"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if item["type"] == "finite_number":

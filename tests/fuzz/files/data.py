@@ -127,7 +127,7 @@ REQUEST = (
 )
 
 
-@kind(quick=420)
+@kind(quick=200)
 def fit_json(rng: Random, place: Place) -> Case:
     """What `zoo fit --out` writes, and what is predicted by it."""
     copy_seeds(place, "fit.json")

@@ -73,7 +73,7 @@ def read_published() -> dict[str, Any]:
     return {name: each["config"] for name, each in json.loads(file.read_text()).items()}
 
 
-@kind(quick=180)
+@kind(quick=90)
 def config_json(rng: Random, place: Place) -> Case:
     """The config.json of a published model, priced."""
     configs = read_published()
@@ -274,7 +274,7 @@ def task_folder(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, score if name == "labels" else fill), what)
 
 
-@kind(quick=260)
+@kind(quick=130)
 def gguf_file(rng: Random, place: Place) -> Case:
     """A GGUF file, priced or loaded."""
     copy_seeds(place, "gguf", "data")

@@ -39,7 +39,7 @@ READ = (
 RESUME = "train --resume run steps=3 device=cpu"
 
 
-@kind(quick=120)
+@kind(quick=60)
 def run_folder(rng: Random, place: Place) -> Case:
     """Any file of a run, read by the verbs that list, compare and price."""
     copy_seeds(place, "run")

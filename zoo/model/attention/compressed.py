@@ -14,6 +14,7 @@ from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.indexer import EntryIndexer, Indexer
+from zoo.model.entries import ENTRY_TABLES, attend_entries, slide_window
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Linear, Sized, Weight, split
 
@@ -184,13 +185,13 @@ class Compressed(SoftmaxAttention, kind="compressed"):
             (c,) = step.remember(latent=c)
             y = self.attend(m, step, q, c.unsqueeze(-2), c.unsqueeze(-2), scale, sinks=sinks)  # B T H C
         else:
-            near = step.slide("near", c, self.window)  # B S C
-            entries = self._rotate(self.compressor.compress(m, x, step, "entry_")[:, :, None], step.entry_tables)
+            near = step.apply(slide_window, "near", c, self.window)  # B S C
+            entries = self._rotate(self.compressor.compress(m, x, step, "entry_")[:, :, None], step.extra[ENTRY_TABLES])
             (entries,) = step.remember(entry=entries[:, :, 0])
             if self.indexer is not None:
                 self.indexer.choose(m, x, low, step, self.n_heads)
             most = None if self.indexer is None else self.indexer.most_keys
-            y = step.attend_entries(q, near, entries, scale, most, sinks=sinks)
+            y = step.apply(attend_entries, q, near, entries, scale, most, sinks=sinks)
         return m.o_b(self._project(m, self._rotate(y, step.tables, back=True)))
 
     def _rotate(self, x: Tensor, tables: Any, back: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from zoo.model.entries import pool_entries
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Linear, Sized, Spec, Weight
 
@@ -55,7 +56,7 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
     def compress(self, m: Weights, x: Tensor, step: Step, prefix: str) -> Tensor:
         """The entries [B, E, C] of the windows that x [B, T, D] is in, not yet rotated."""
         kv, gate, places, norm = (getattr(m, prefix + name) for name in ("kv", "gate", "places", "norm"))
-        return norm(step.pool(f"{prefix}pending", kv(x), gate(x), places, self.overlap))
+        return norm(step.apply(pool_entries, f"{prefix}pending", kv(x), gate(x), places, self.overlap))
 
 
 class Disjoint(Compressor, kind="disjoint"):

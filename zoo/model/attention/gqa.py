@@ -16,6 +16,7 @@ from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConv
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.lending import LentKeys
+from zoo.model.merging import join_memory
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.give(LentKeys.name, step.remember(k=k, v=v))
         if step.merges:
-            k, v = step.join_memory((k, v), self._read_memory(m, step.cross))
+            k, v = step.apply(join_memory, (k, v), self._read_memory(m, step.cross))
         return self._attend(m, x, q, k, v, step)
 
     def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:

@@ -14,6 +14,7 @@ from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
 from zoo.lazy import torch
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.tempering import Tempering
+from zoo.model.entries import ENTRY_TABLES
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
@@ -30,7 +31,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
     """Choose the keys that a query attends to, of those that its mask shows."""
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than taking an earlier layer's choice
-    rotates_pools: ClassVar[bool] = False  # whether it reads `step.pool_tables`
+    rotates_pools: ClassVar[bool] = False  # whether it reads `step.extra[POOL_TABLES]`
 
     @property
     def most_keys(self) -> int:
@@ -376,7 +377,7 @@ class EntryIndexer(TopKIndexer, kind="entries"):
 
     def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         k = self.compressor.compress(m, x, step, "index_")[:, :, None]  # B E 1 C
-        return rotate_part(k, step.entry_tables, self.interleaved, last=True)[:, :, 0]
+        return rotate_part(k, step.extra[ENTRY_TABLES], self.interleaved, last=True)[:, :, 0]
 
 
 class Shared(Indexer, kind="shared"):

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import torch
 from zoo.model.attention.indexer import ByPools, NormedIndexer, check_rotation, rotate_part
+from zoo.model.entries import POOL_TABLES
 from zoo.model.position.base import Position
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
             q = m.index_q_norm(m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim)))  # B T H C
             q = rotate_part(q, step.tables, interleaved=False)
             (k,) = step.remember(index=m.index_k(x))  # B S C
-            how = {"norm": m.index_k_norm, "tables": step.pool_tables, "top_k": self.top_k, "pool": self.pool}
+            how = {"norm": m.index_k_norm, "tables": step.extra[POOL_TABLES], "top_k": self.top_k, "pool": self.pool}
             step.choose(partial(choose_mean_pools, **how), k, q)
 
 
