@@ -52,7 +52,7 @@ def loud(attention) -> Any:
 def test_pairs_are_those_that_the_mask_shows(size, random):
     attention = spec_of(size, random)
     for tokens in range(1, 40):
-        assert block_pairs(tokens, attention.visible_blocks) == seen_by(step_of(attention, tokens)).sum(), tokens
+        assert block_pairs(tokens, attention.sight.blocks) == seen_by(step_of(attention, tokens)).sum(), tokens
 
 
 def test_a_token_sees_near_blocks_the_first_and_the_last():

@@ -343,7 +343,7 @@ def test_an_encoder_decoder_reads_its_prompt_and_begins_to_write():
 @pytest.mark.parametrize("chosen", [1, 3])
 def test_pairs_of_pools_are_those_counted_one_by_one(pool, chosen):
     top_k = chosen * pool
-    scored = Look(True, False, pool=pool)
+    scored = Look(True, False, rate=pool)
     taken = Look(True, False, top_k=top_k, granule=pool, tail=True)
     for held, new in ((0, 1), (0, 23), (7, 9), (12, 1), (31, 6)):
         tokens = range(held + 1, held + new + 1)
@@ -355,7 +355,7 @@ def test_pairs_of_pools_are_those_counted_one_by_one(pool, chosen):
 @pytest.mark.parametrize("rate", [2, 5])
 @pytest.mark.parametrize("most", [None, 3])
 def test_pairs_of_a_window_and_of_entries_are_those_counted_one_by_one(rate, most):
-    look = Look(True, False, pool=rate, near=4, top_k=most)
+    look = Look(True, False, rate=rate, near=4, top_k=most)
     for held, new in ((0, 1), (0, 40), (3, 9), (17, 30)):
         tokens = range(held + 1, held + new + 1)
         entries = sum(min(each // rate, most or each) for each in tokens)

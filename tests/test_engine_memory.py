@@ -92,7 +92,7 @@ def reuse_twice(kind: str, length: int, interval: int, rows: int) -> None:
     model = make(kind)
     engine = Engine(model, rows=rows, tokens=length + 4, budget=64)
     page = engine.prefixes.step
-    assert page == 16 * math.lcm(*(block.attention.compress_rate for block in engine.writer.blocks.values()))
+    assert page == 16 * math.lcm(*(block.attention.sight.rate for block in engine.writer.blocks.values()))
     engine.prefixes.interval = interval = max(page, interval // page * page)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(vocabulary(model), (length,), generator=generator).tolist()

@@ -110,8 +110,8 @@ def served(model) -> list[str]:
     found = []
     for tower in model.spec.towers().values():
         for block in tower.blocks.values():
-            blocks = block.attention.visible_blocks
-            seen = {"window": block.attention.visible_window, "chosen": blocks is not None and blocks.whole_until < 23}
+            blocks = block.attention.sight.blocks
+            seen = {"window": block.attention.sight.window, "chosen": blocks is not None and blocks.whole_until < 23}
             ask = block.attention.ask("bfloat16", causal=tower.causal, **seen)
             if ask is not None:
                 found.append(select(ask, machine_of(torch.device("cpu"))).name)

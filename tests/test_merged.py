@@ -184,7 +184,7 @@ def test_a_window_of_both_sides_counts_its_own_token_and_one_more_after_it(windo
         "llama-tiny", ["kind=encoder", "attention=sliding", f"window={window}", "attention.window_kind=centred"]
     )
     attention = spec.blocks["layer"].attention
-    reach = {"window": attention.visible_window, "ahead": attention.visible_ahead}
+    reach = {"window": attention.sight.window, "ahead": attention.sight.ahead}
     for tokens in (1, 5, 12):
         mask = Mask(tokens, tokens, causal=False, **reach)
         query, key = torch.arange(tokens)[:, None], torch.arange(tokens)

@@ -216,7 +216,7 @@ def _unchosen(spec, context):
 def _lent(spec, context):
     """Bytes that layers read of what others keep."""
     for attention in (spec.blocks[kind].attention for kind in spec.pattern):
-        seen = min(context, attention.visible_window or context)
+        seen = min(context, attention.sight.window or context)
         yield 2 * seen * sum(map(math.prod, attention.attended().values())) if attention.lender else 0
 
 

@@ -14,6 +14,7 @@ from zoo.costs.pairs import Look
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar import AXES
 from zoo.grammar.vocabulary import read_choices
+from zoo.model.attention.base import Sight
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
 from zoo.spec.fields import find_paper
@@ -130,11 +131,8 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
     Products with weights take time T. What else there is, is asked of the component: its FLOPs for the pairs that its
     queries see, those of its state, what it caches a token and for all tokens.
     """
-    look = Look(causal, False, getattr(component, "visible_window", None), getattr(component, "visible_chunk", None))
-    look = look._replace(blocks=getattr(component, "visible_blocks", None))
-    rate = getattr(component, "compress_rate", 1)
-    if rate > 1:
-        look = look._replace(window=None, pool=rate, near=getattr(component, "near_window", 0))
+    sight = getattr(component, "sight", Sight())  # of an attention; what else there is sees no keys
+    look, rate = Look(causal, False, **sight._asdict()), sight.rate
 
     def whole(tokens: int) -> int:
         return component.core_flops(look.pairs(tokens)) + component.state_flops() * tokens

@@ -63,7 +63,7 @@ def list_groups(tower: Any) -> list[Group]:
     for kind, block in tower.blocks.items():
         own = block.attention
         if block.cache():
-            kinds.setdefault((own.visible_window, own.visible_chunk, own.compress_rate), []).append(kind)
+            kinds.setdefault((own.sight.window, own.sight.chunk, own.sight.rate), []).append(kind)
     groups = [Group(tuple(names), *reach, rate=rate) for (*reach, rate), names in kinds.items()]
     crossed = tuple(kind for kind, block in tower.blocks.items() if block.cross is not None)
     return [*groups, *([Group(crossed, cross=True)] if crossed else [])]

@@ -110,7 +110,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 def token_bytes(row: CacheRow, width: float) -> float:
     """Bytes that a kind of layer caches for one more token; of an entry of several, its share."""
-    size, rate = row.values * width * row.layers, row.block.attention.compress_rate
+    size, rate = row.values * width * row.layers, row.block.attention.sight.rate
     return size / rate if rate > 1 else size
 
 
@@ -130,9 +130,9 @@ def memory_tokens(context: int, engine: str, page: int = PAGE) -> int:
 def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
     """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`; entries, where one
     is made of several tokens. `page` is the page size of Zoo's own engine."""
-    if attention.compress_rate > 1:
-        return memory_tokens(context // attention.compress_rate, engine, page)
-    window, chunk = attention.visible_window, attention.visible_chunk
+    if attention.sight.rate > 1:
+        return memory_tokens(context // attention.sight.rate, engine, page)
+    window, chunk = attention.sight.window, attention.sight.chunk
     reach = window or chunk
     if engine == "ideal":
         return min(context, reach or context)
@@ -161,7 +161,7 @@ def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, i
     reaches: dict[tuple[Any, Any], list[str]] = {}
     for kind, block in blocks.items():
         if counts[kind] and block.cache():
-            reach = block.attention.visible_window, block.attention.visible_chunk
+            reach = block.attention.sight.window, block.attention.sight.chunk
             reaches.setdefault(reach, []).append(kind)
     widths = {_values(blocks[kind].cache()) for kinds in reaches.values() for kind in kinds}
     if len(reaches) < 2 or len(widths) > 1:
@@ -178,7 +178,7 @@ def state_bytes(block: Any, setup: Setup, context: int) -> int:
     if setup.engine in ("ideal", "zoo"):
         return _values(block.state()) * STATE_BYTES
     held, others = 0, block.state()
-    if setup.engine == "hf" and block.attention.compress_rate > 1:
+    if setup.engine == "hf" and block.attention.sight.rate > 1:
         held = block.attention.count_loose(context) * DTYPES[setup.cache_dtype or setup.dtype]
         others = {name: shape for name, shape in others.items() if name not in block.attention.state()}
     for name, shape in others.items():

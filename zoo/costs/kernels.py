@@ -97,13 +97,13 @@ def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> A
 
 def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
     """Make the mask of one use, as `zoo.model.scene` does for rows without padding."""
-    tokens, window, chunk = setup.tokens(tower), attention.visible_window, attention.visible_chunk
+    tokens, window, chunk = setup.tokens(tower), attention.sight.window, attention.sight.chunk
     # Only whether a field of the mask is there matters here, so () stands in for its tensors.
     documents: Any = None if chunk is None and (use != "train" or setup.document is None) else ()
     if use != "decode":
-        blocks = attention.visible_blocks
+        blocks = attention.sight.blocks
         only: Any = () if blocks is not None and tokens > blocks.whole_until else None
-        reach = {"causal": tower.causal, "window": window, "ahead": attention.visible_ahead}
+        reach = {"causal": tower.causal, "window": window, "ahead": attention.sight.ahead}
         return Mask(tokens, tokens, **reach, documents=documents, only=only)
     first = max(0, tokens - window + 1) if window else 0
     first = tokens // chunk * chunk if chunk else first

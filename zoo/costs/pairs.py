@@ -19,7 +19,7 @@ class Look(NamedTuple):
     blocks: Blocks | None = None
     granule: int = 1  # how many keys the indexer chooses together
     tail: bool = False  # whether a query sees those of an unfinished granule besides
-    pool: int = 1  # tokens that one key is made of: a query sees the keys of pools that have ended
+    rate: int = 1  # tokens that one key is made of: a query sees the keys of pools that have ended
     ahead: int | None = None  # how far a query that sees both ways sees ahead, where not as far as back
     near: int = 0  # the window of tokens that a query sees beside such keys
 
@@ -29,14 +29,14 @@ class Look(NamedTuple):
             return new * memory
         if self.near:
             return visible_pairs(new, held, self.near) + self._replace(near=0).pairs(new, held)
-        if self.pool > 1 and self.causal:
-            return pooled_pairs(held + new, self.pool, self.top_k) - pooled_pairs(held, self.pool, self.top_k)
+        if self.rate > 1 and self.causal:
+            return pooled_pairs(held + new, self.rate, self.top_k) - pooled_pairs(held, self.rate, self.top_k)
         if self.top_k is not None:  # as many as of a window
             if not self.causal:
                 return new * self._choose(new)
             return self._chosen(held + new) - self._chosen(held)
-        if self.pool > 1:
-            return new * (new // self.pool)
+        if self.rate > 1:
+            return new * (new // self.rate)
         if self.blocks is not None:
             return block_pairs(new, self.blocks)
         if not self.causal:
@@ -49,7 +49,7 @@ class Look(NamedTuple):
 
     def square(self, tokens: int) -> int:
         """Count all pairs of so many tokens with the keys that they make, hidden ones among them."""
-        pooled = tokens * (tokens // self.pool)
+        pooled = tokens * (tokens // self.rate)
         return pooled + tokens * tokens if self.near else pooled
 
     def shown_by(self, prefix: int) -> int:
@@ -60,8 +60,8 @@ class Look(NamedTuple):
             return chunked_pairs(prefix, self.chunk) - prefix
         if self.top_k is not None:
             return prefix * self._choose(prefix) - self._chosen(prefix)
-        if self.pool > 1:
-            return prefix * (prefix // self.pool) - pooled_pairs(prefix, self.pool)
+        if self.rate > 1:
+            return prefix * (prefix // self.rate) - pooled_pairs(prefix, self.rate)
         return prefix * prefix - visible_pairs(prefix, 0, self.window)
 
     def _choose(self, seen: int) -> int:

@@ -167,13 +167,11 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 (),
                 (SHARED,),
             ):  # what it is made of is in its own figures
-                look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
-                look = look._replace(blocks=own.visible_blocks, pool=own.compress_rate, near=own.near_window)
-                look = look._replace(ahead=own.visible_ahead)
+                look = Look(bool(tower.causal), CROSS in row.roles, **own.sight._asdict())
                 chooser = own.chooser
                 if chooser is not None:
                     if chooser.owns:  # which scores every key that is seen
-                        scored = look._replace(pool=chooser.pooled * own.compress_rate, near=0)
+                        scored = look._replace(rate=chooser.pooled * own.sight.rate, near=0)
                         attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used))
                     chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.adds_tail}
                     look = look._replace(**chosen)

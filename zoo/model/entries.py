@@ -231,11 +231,11 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, where: Any
         entries, seen = _continue_rows(scene, attention), None
     if where is not None and where.table is not None:
         step.pages, step.page = where.table, where.page
-        ends = (torch.arange(where.table.shape[1] * where.page, device=scene.device) + 1) * attention.compress_rate
+        ends = (torch.arange(where.table.shape[1] * where.page, device=scene.device) + 1) * attention.sight.rate
         seen = ends <= scene.index[..., None] + 1  # B T S
     joined = None
     if where is not None and where.ragged and where.table is None:
-        step.rows = _list_rows(scene, attention.compress_rate, where)
+        step.rows = _list_rows(scene, attention.sight.rate, where)
     elif seen is None:  # one token, which sees all there are
         assert where is not None
         held = sum(stop - start for start, stop in where.rows[0])
@@ -255,10 +255,10 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, where: Any
 def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
     """The windows of whole texts, and which of their entries each query sees [B|1, T, E]. What is left of a text makes
     none."""
-    rate, new, device = attention.compress_rate, scene.new, scene.device
+    rate, new, device = attention.sight.rate, scene.new, scene.device
     apart = None if scene.documents is None else (scene.documents, scene.documents)
     hides: Any = {"padding": scene.padding, "documents": apart}
-    near = Mask(new, new, window=attention.near_window, **hides).dense(device)[:, 0]
+    near = Mask(new, new, window=attention.sight.near, **hides).dense(device)[:, 0]
     whole = Mask(new, new, **hides)
     last, real, _ = find_pools(whole, new, rate, device)  # B|1 E each
     query = torch.arange(new, device=device)[:, None]
@@ -278,11 +278,11 @@ def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
 def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | None]:
     """The windows of tokens that come after equally many in each row, and which entries they see [1, T, E]; None for a
     token that sees all there are."""
-    rate, new, device, past = attention.compress_rate, scene.new, scene.device, scene.past
+    rate, new, device, past = attention.sight.rate, scene.new, scene.device, scene.past
     assert past is not None
-    count, held = count_windows(rate, new, past), min(past, attention.near_window - 1)
+    count, held = count_windows(rate, new, past), min(past, attention.sight.near - 1)
     positions = (torch.arange(count, device=device) + past // rate)[None] * rate
-    near = None if new == 1 else Mask(new, held + new, window=attention.near_window).dense(device)[:, 0]
+    near = None if new == 1 else Mask(new, held + new, window=attention.sight.near).dense(device)[:, 0]
     begun = torch.full((1, 1, 1), past % rate > 0, device=device)
     entries = Entries(rate, count, positions, scene.index[past:][None] % rate, near, held, past % rate, begun=begun)
     if scene.real is not None:
@@ -296,7 +296,7 @@ def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | Non
 
 def _continue_rows(scene: Scene, attention: Any) -> Entries:
     """The windows of tokens that come after other numbers of tokens in each row."""
-    rate, new, device, before = attention.compress_rate, scene.new, scene.device, attention.near_window - 1
+    rate, new, device, before = attention.sight.rate, scene.new, scene.device, attention.sight.near - 1
     assert scene.cache is not None
     starts = scene.cache.starts  # B
     count, columns = count_windows(rate, new, None), torch.arange(new, device=device)

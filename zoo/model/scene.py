@@ -185,7 +185,7 @@ class Scene:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
             if attention.chooser is not None and attention.chooser.rotates_pools:
                 step.extra[POOL_TABLES] = self._turn_pools(attention, own, where, dtype)
-        if attention.compress_rate > 1:
+        if attention.sight.rate > 1:
             share_entries(self, step, attention, own, where, dtype)
         elif where is not None and where.table is not None:
             self._share_pages(step, attention, own, where)
@@ -199,7 +199,7 @@ class Scene:
             step.cross = self._cross(block.cross, kernel, dtype)
             if block.cross.merges:
                 merge_masks(self, step)
-        if attention.compress_rate == 1 and step.rows is None:
+        if attention.sight.rate == 1 and step.rows is None:
             self.draw(step, attention, dtype)
         return step
 
@@ -230,10 +230,10 @@ class Scene:
             self.new,
             keys.shape[0],
             causal=self.causal,
-            window=attention.visible_window,
-            ahead=attention.visible_ahead,
+            window=attention.sight.window,
+            ahead=attention.sight.ahead,
             padding=self.padding,
-            documents=self._apart(attention.visible_chunk, first),
+            documents=self._apart(attention.sight.chunk, first),
             prefix=None if self.past else self.prefix,
         )
         position = attention.positioning
@@ -244,11 +244,11 @@ class Scene:
     def _share_runs(self, step: Step, attention: Any, own: Any) -> None:
         """Give the step a mask and a bias for each run of tokens that is this rank's: those of later tokens of the row,
         which read all keys up to their own."""
-        chunk, position = attention.visible_chunk, attention.positioning
+        chunk, position = attention.sight.chunk, attention.positioning
         chunks = self._apart(chunk, 0)
         for start, stop in self.context.spans(self.new):
             apart = None if chunks is None else (chunks[0][:, start:stop], chunks[1][:, :stop])
-            mask = Mask(stop - start, stop, causal=True, window=attention.visible_window, documents=apart)
+            mask = Mask(stop - start, stop, causal=True, window=attention.sight.window, documents=apart)
             places, bias = (self.index[start:stop], self.index[:stop]), None
             if position is not None and not position.per_layer:
                 bias = self.seam.bias(position, own, attention.score_heads, *places, True)
@@ -263,11 +263,11 @@ class Scene:
         """Give the step what rows that are read by page have in common: tensors of a row each, and no number that
         changes from pass to pass."""
         step.pages, step.page = where.table, where.page
-        n_keys, chunk, chunks = where.table.shape[1] * where.page, attention.visible_chunk, None
+        n_keys, chunk, chunks = where.table.shape[1] * where.page, attention.sight.chunk, None
         keys = where.first[:, None] + torch.arange(n_keys, device=self.device)  # B S
         if chunk and (self.new > 1 or chunk % where.page):  # else the first page is the first of the query's chunk
             chunks = (self.index // chunk, keys // chunk)
-        reach = {"causal": self.causal, "window": attention.visible_window}
+        reach = {"causal": self.causal, "window": attention.sight.window}
         step.mask = Mask(self.new, n_keys, **reach, documents=chunks, lengths=where.lengths)
         position = attention.positioning
         if position is not None and position.biases:
@@ -277,7 +277,7 @@ class Scene:
 
     def _rows(self, attention: Any, own: Any, where: Any) -> PoolRows:
         """The rows of a ragged pass: each with its own mask, and its own bias."""
-        rows, position, chunk = [], attention.positioning, attention.visible_chunk
+        rows, position, chunk = [], attention.positioning, attention.sight.chunk
         scheme = position if position is not None and position.biases else None
         for number, (row, runs) in enumerate(zip(self.cache.rows, where.rows, strict=True)):  # type: ignore[union-attr]
             count = self.cache.count(number, self.new)  # type: ignore[union-attr]
@@ -286,7 +286,7 @@ class Scene:
             chunks = None
             if chunk and count > 1:
                 chunks = (keys[None, held - count :] // chunk, keys[None] // chunk)
-            mask = Mask(count, held, causal=self.causal, window=attention.visible_window, documents=chunks)
+            mask = Mask(count, held, causal=self.causal, window=attention.sight.window, documents=chunks)
             each = PoolRow(count, runs, mask)
             if scheme:
                 each.index = (keys[held - count :], keys)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -199,12 +198,15 @@ class Tower(Topology):
         """The module that reads the groups of layers once more before the final norm, where layers read them."""
         return self.blocks[self.pattern[-1]].reader
 
-    @cached_property
+    @property
     def uses(self) -> dict[str, Uses]:
         """The channels that each kind of layer reads and gives."""
-        return list_uses(self.blocks)
+        held = self.__dict__.get("_uses")
+        if held is None or held[0] is not self.blocks:  # prices copy a tower and give it other kinds of layer
+            held = self.__dict__["_uses"] = self.blocks, list_uses(self.blocks)
+        return held[1]
 
-    @cached_property
+    @property
     def channels(self) -> tuple[str, ...]:
         """The names of the channels that some layer reads."""
         return tuple(dict.fromkeys(name for each in self.uses.values() for name in each.reads))

@@ -261,5 +261,5 @@ def rename_lender(attention: dict[str, Any], names: Mapping[str, str]) -> dict[s
 
 def find_idle_windows(spec: Any, length: int) -> list[int]:
     """List the windows and chunks of a model that hide nothing in rows of so many tokens."""
-    reach = (block.attention.visible_window or block.attention.visible_chunk for block in spec.blocks.values())
+    reach = (block.attention.sight.window or block.attention.sight.chunk for block in spec.blocks.values())
     return sorted({each for each in reach if each and each >= length})

@@ -21,7 +21,7 @@ def _choose_page(tower: Any, dtype: Any, device: Any, kernel: str) -> int:
     """The page size that suits the attention of a decoder's layers."""
     name, asks = str(dtype).removeprefix("torch."), []
     for block in tower.blocks.values():
-        window, features = block.attention.visible_window, {"lengths": True, "short_q": True}
+        window, features = block.attention.sight.window, {"lengths": True, "short_q": True}
         if block.cache():
             asks.append(block.attention.decode_ask(name, 1, window=window, **features))
         if block.crosses:

@@ -43,7 +43,7 @@ def shares_contexts(spec: Any, device: Any) -> bool:
     blocks = spec.blocks.values()
     ragged = all(block.attention.varlen and block.attention.ragged and not block.state() for block in blocks)
     fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
-    sees = all(block.attention.visible_window is None and block.attention.visible_chunk is None for block in blocks)
+    sees = all(block.attention.sight.window is None and block.attention.sight.chunk is None for block in blocks)
     causal = spec.cacheable_until is None and not spec.prefix_lm
     return ragged and fixed and sees and causal and device.type == "cpu"
 

@@ -18,13 +18,13 @@ def choose_kernels(planned: TrainingPlan, device: Any) -> set[str]:
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for tower in planned.spec.towers().values():
         for block in tower.blocks.values():
-            packed = planned.data.documents or block.attention.visible_chunk is not None
-            blocks = block.attention.visible_blocks
-            reach = {"window": block.attention.visible_window, "ahead": block.attention.visible_ahead}
+            packed = planned.data.documents or block.attention.sight.chunk is not None
+            blocks = block.attention.sight.blocks
+            reach = {"window": block.attention.sight.window, "ahead": block.attention.sight.ahead}
             seen = {**reach, "documents": packed, "causal": tower.causal}
             seen |= {"chosen": blocks is not None and planned.settings.seq_len > blocks.whole_until}
             if block.cross is not None and block.cross.merges:
-                seen |= {"short_q": True, "pairs": block.attention.visible_window is not None}
+                seen |= {"short_q": True, "pairs": block.attention.sight.window is not None}
             drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
             asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
             for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):

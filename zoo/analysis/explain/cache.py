@@ -31,7 +31,7 @@ def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
     for row in list_cache_rows(model, setup):
         count = count_layers(row.tower, row.kind)
         if row.values:
-            rate = row.block.attention.compress_rate
+            rate = row.block.attention.sight.rate
             unit = PER_TOKEN if rate == 1 else "bytes an entry and layer"
             kept = sheet.add(_name(row, "layer"), term(row.values) * width, unit, cite(row.block.attention))
             token.append(count * kept if rate == 1 else count * kept / term(rate))
@@ -68,7 +68,7 @@ def _name(row: CacheRow, what: str) -> str:
 
 def _held(attention: Any, context: Traced, engine: str, page: int) -> Term:
     """Give the tokens that a layer caches."""
-    window = attention.visible_window
+    window = attention.sight.window
     if engine == "ideal" and window is not None:
         return call("min", context, window)
     return term(held_tokens(attention, context, engine, page))

@@ -91,8 +91,8 @@ class ShadowCache:
         return ShadowLayerCache(tensors, states, cross, self.longest > 0)
 
     def _slots(self, block: Any) -> int:
-        reach = block.attention.visible_window or block.attention.visible_chunk
-        slots = self.capacity // block.attention.compress_rate
+        reach = block.attention.sight.window or block.attention.sight.chunk
+        slots = self.capacity // block.attention.sight.rate
         return slots if reach is None else min(slots, reach + PAGE - 1)
 
     def begin(self, counts: Any, new: int) -> None:
@@ -110,10 +110,10 @@ class ShadowCache:
         attention = self.tower.blocks[kind].attention
         if not attention.cache():
             return None
-        window, chunk = attention.visible_window, attention.visible_chunk
+        window, chunk = attention.sight.window, attention.sight.chunk
         first = max(0, self.longest - window + 1) if window else 0
         first = self.longest // chunk * chunk if chunk else first
-        keys = (self.longest + new - first) // attention.compress_rate
+        keys = (self.longest + new - first) // attention.sight.rate
         return ShadowWhere(first, keys, new > 1 and keys > self._slots(self.tower.blocks[kind]))
 
     def lay_out_source(self, tokens: int | None) -> ShadowWhere:

@@ -26,6 +26,23 @@ class Blocks(NamedTuple):
     whole_until: int
 
 
+class Sight(NamedTuple):
+    """The keys that a query sees, of those that causality shows it; unless anything is given, all."""
+
+    window: int | None = None
+    """The window W: a causal query sees W keys, itself included; others see W to either side."""
+    ahead: int | None = None
+    """How far a query that sees both ways sees ahead, where that is not as far as back."""
+    chunk: int | None = None
+    """C where positions are cut into chunks of C and a token sees those of its own chunk only."""
+    blocks: Blocks | None = None
+    """How a token sees blocks of tokens."""
+    rate: int = 1
+    """How many consecutive tokens one of the keys that are cached is made of."""
+    near: int = 0
+    """The window W of tokens that a query sees, itself included, beside keys that are made of several."""
+
+
 class Attention(Spec, axis="attention"):
     """Mix tokens: attention over keys, or a recurrence over earlier tokens."""
 
@@ -79,39 +96,14 @@ class Attention(Spec, axis="attention"):
         return 1
 
     @property
-    def visible_window(self) -> int | None:
-        """The window W: a causal query sees W keys, itself included; others see W to either side. None for all."""
-        return None
-
-    @property
-    def visible_ahead(self) -> int | None:
-        """How far a query that sees both ways sees ahead; None where that is as far as back."""
-        return None
-
-    @property
-    def visible_chunk(self) -> int | None:
-        """C where positions are cut into chunks of C and a token sees those of its own chunk only; None elsewhere."""
-        return None
-
-    @property
-    def compress_rate(self) -> int:
-        """How many consecutive tokens one of the keys that it caches is made of."""
-        return 1
-
-    @property
-    def near_window(self) -> int:
-        """The window W of tokens that a query sees, itself included, beside keys that are made of several."""
-        return 0
+    def sight(self) -> Sight:
+        """The keys that a query sees."""
+        return Sight()
 
     def count_loose(self, tokens: int) -> int:
         """Count the values that transformers keeps beside keys that are made of several tokens, in a row of so many:
         the window's tokens, and each by itself those of which there is no such key yet."""
         return 0
-
-    @property
-    def visible_blocks(self) -> Blocks | None:
-        """How a token sees blocks of tokens; None where attention knows no blocks."""
-        return None
 
     @property
     def chooser(self) -> Indexer | None:

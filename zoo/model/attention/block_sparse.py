@@ -14,7 +14,7 @@ from zoo.kernels.bias import Given
 from zoo.kernels.choosing import take_best
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.model.attention.base import Blocks, SoftmaxAttention
+from zoo.model.attention.base import Blocks, Sight, SoftmaxAttention
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
@@ -60,8 +60,13 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
             raise ValueError(f"block_sparse has no place for them, found {found} (one for all layers)")
 
     @property
-    def visible_blocks(self) -> Blocks:
-        return Blocks(self.block_size, (5 + 2 * self.random_blocks) * self.block_size)
+    def sight(self) -> Sight:
+        return Sight(blocks=Blocks(self.block_size, self.whole_until))
+
+    @property
+    def whole_until(self) -> int:
+        """Tokens of the longest text that sees itself whole."""
+        return (5 + 2 * self.random_blocks) * self.block_size
 
     @property
     def head_widths(self) -> tuple[int, int]:
@@ -89,7 +94,7 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
     def prepare(self, m: Weights | None, step: Step) -> None:
         old, places = step.mask, step.positions  # B|1 T
         assert places is not None
-        tokens, size, whole_until = old.n_queries, self.block_size, self.visible_blocks.whole_until
+        tokens, size, whole_until = old.n_queries, self.block_size, self.whole_until
         if tokens <= whole_until:
             return
         mine = Mask(tokens, tokens, causal=False, padding=old.padding, documents=old.documents)

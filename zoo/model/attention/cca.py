@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention, check_multiple
+from zoo.model.attention.base import Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import READ, Conv, Linear, Sized, Weight
@@ -67,8 +67,8 @@ class CCA(SoftmaxAttention, kind="cca"):
         return False
 
     @property
-    def visible_window(self) -> int | None:
-        return self.window
+    def sight(self) -> Sight:
+        return Sight(self.window)
 
     @property
     def head_widths(self) -> tuple[int, int]:

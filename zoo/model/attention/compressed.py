@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.indexer import EntryIndexer, Indexer
 from zoo.model.entries import ENTRY_TABLES, attend_entries, slide_window
@@ -96,16 +96,10 @@ class Compressed(SoftmaxAttention, kind="compressed"):
         return self.indexer
 
     @property
-    def visible_window(self) -> int | None:
-        return self.window if self.compressor is None else None
-
-    @property
-    def compress_rate(self) -> int:
-        return 1 if self.compressor is None else self.compressor.rate
-
-    @property
-    def near_window(self) -> int:
-        return 0 if self.compressor is None else self.window
+    def sight(self) -> Sight:
+        if self.compressor is None:
+            return Sight(self.window)
+        return Sight(rate=self.compressor.rate, near=self.window)
 
     @property
     def rotary_width(self) -> int:

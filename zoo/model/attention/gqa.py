@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention, check_multiple
+from zoo.model.attention.base import Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
@@ -139,18 +139,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return False
 
     @property
-    def visible_window(self) -> int | None:
-        if self.window is None or self.window_kind == "chunked":
-            return None
-        return (self.window - 1) // 2 if self.window_kind == "centred" else self.window
-
-    @property
-    def visible_ahead(self) -> int | None:
-        return self.window // 2 if self.window and self.window_kind == "centred" else None
-
-    @property
-    def visible_chunk(self) -> int | None:
-        return self.window if self.window_kind == "chunked" else None
+    def sight(self) -> Sight:
+        if self.window_kind == "centred" and self.window:
+            return Sight((self.window - 1) // 2, ahead=self.window // 2)
+        return Sight(chunk=self.window) if self.window_kind == "chunked" else Sight(self.window)
 
     @property
     def reads_width(self) -> int | None:

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from zoo.kernels import attend
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Longformer(SoftmaxAttention, kind="longformer"):
             raise ValueError(f"longformer has no place for them, found {found} (one for all layers)")
 
     @property
-    def visible_window(self) -> int:
-        return self.window
+    def sight(self) -> Sight:
+        return Sight(self.window)
 
     @property
     def head_widths(self) -> tuple[int, int]:

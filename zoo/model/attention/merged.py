@@ -44,7 +44,7 @@ class MergedAttention(Attention, kind="merged"):
                 found = f"cross.{name} is {own}, and attention, which reads the encoder, has {name}={made}"
                 raise ValueError(f"{found} (the same)")
         own = {name: getattr(attention, name) for name in ("kv_from", "indexer", "short_conv")}
-        own |= {"window_kind": attention.visible_chunk, "values.tied": attention.values and attention.values.tied}
+        own |= {"window_kind": attention.sight.chunk, "values.tied": attention.values and attention.values.tied}
         for name, given in own.items():
             if given:
                 raise ValueError(

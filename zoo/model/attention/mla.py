@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import LatentGate
 from zoo.model.attention.recurrent import check_causal, convolve
@@ -129,8 +129,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return self.indexer
 
     @property
-    def visible_window(self) -> int | None:
-        return self.window
+    def sight(self) -> Sight:
+        return Sight(self.window)
 
     @property
     def lender(self) -> str | None:

@@ -11,7 +11,7 @@ from zoo.kernels.base import Ask
 from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.model.norm import WholeNorm
 from zoo.model.position.bias import T5Globals
 from zoo.spec import Linear, Sized
@@ -52,8 +52,8 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
             raise ValueError(f"transient_global: {found} (t5_globals)")
 
     @property
-    def visible_window(self) -> int:
-        return self.window
+    def sight(self) -> Sight:
+        return Sight(self.window)
 
     @property
     def head_widths(self) -> tuple[int, int]:

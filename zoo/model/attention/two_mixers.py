@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, Sight
 from zoo.model.attention.gqa import GQA
 from zoo.model.position.base import Position
 
@@ -45,12 +45,8 @@ class TwoMixers(Attention):
         return self.recurrent.loops
 
     @property
-    def visible_window(self) -> int | None:
-        return self.softmax.visible_window
-
-    @property
-    def visible_chunk(self) -> int | None:
-        return self.softmax.visible_chunk
+    def sight(self) -> Sight:
+        return self.softmax.sight
 
     @property
     def score_heads(self) -> int:

@@ -41,7 +41,7 @@ class Shortcut(Block, kind="shortcut"):
             if getattr(self.attention, name) is not None:
                 what = "reads another layer's keys" if name == "lender" else "chooses keys by an indexer"
                 raise ValueError(f"attention: one that {what} has no place in a '{self.kind}' block, which has two")
-        if self.attention.compress_rate > 1:
+        if self.attention.sight.rate > 1:
             raise ValueError(
                 f"attention: one of compressed entries has no place in a '{self.kind}' block, which has two"
             )
