@@ -18,7 +18,7 @@ from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.disk import replace_folder
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
@@ -108,6 +108,7 @@ def merge(stored: StoredTensors, spec: Any, folder: Path) -> StoredTensors:
 
 
 def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from zoo.run.adapters import list_adapter_shapes
@@ -117,7 +118,10 @@ def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[
     if strange:
         raise CheckpointError(f"{folder / PLAN}: paths: {quote(strange[0])} is no product of the model")
     check_tensors(folder / TENSORS, list_adapter_shapes(plan, shapes))
-    return load_file(folder / TENSORS, device=str(device))
+    try:
+        return load_file(folder / TENSORS, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / TENSORS}: cannot be read, found {short(error)} (a whole file)") from error
 
 
 # ---------------------------------------------------------------- for peft

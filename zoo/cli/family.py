@@ -63,6 +63,8 @@ def _read_changes(texts: list[str]) -> dict[str, Any]:
     """Read NAME=VALUE, the value as YAML. Raises ConfigError."""
     import yaml
 
+    from zoo.untrusted.text import quote
+
     found = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -70,6 +72,6 @@ def _read_changes(texts: list[str]) -> dict[str, Any]:
             raise ConfigError(f"{text}: is no field of a config (NAME=VALUE would do)")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{name}: {value!r} is no YAML value") from None
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a number of thousands of digits, or a date
+            raise ConfigError(f"{name}: {quote(value)} is no YAML value") from None
     return found

@@ -221,7 +221,7 @@ def _base(
             cfg = merge_defaults(found, repo, label)
         except FAULTS as error:
             raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
-    for node in (cfg, cfg.get(root) if root else None):
+    for node in (cfg, _find_model(cfg, label, root)):
         late = node.pop(LATE, None) if isinstance(node, DictConfig) else None
         for key, value in (late or {}).items():
             OmegaConf.update(node, str(key), value, merge=False)  # type: ignore[arg-type]
@@ -230,6 +230,14 @@ def _base(
     faults += _unread(groups, root, reads)
     rest = frozenset(format_override(override) for override in values)
     return Base(cfg, found.overrides.known_choices, groups, rest, reads, faults)
+
+
+def _find_model(cfg: DictConfig, label: str, root: str) -> Any:
+    """Find the model in a config. Raises ConfigError where an interpolation that leads nowhere stands in its place."""
+    try:
+        return cfg.get(root) if root else None
+    except FAULTS as error:
+        raise ConfigError(f"{label}: {root}: {shorten_error(error, {})}") from error
 
 
 def _apply(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.checkpoint.sentence import PROMPTS, PromptsFile, read_settings
 from zoo.data.corpus import FAULTS_SHOWN
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, ZooError, did_you_mean
 from zoo.families.described import CONFIG, read_config
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
@@ -54,7 +54,7 @@ def score(
     `activation` is what logits go through: unless given what the folder's config.json says (sentence-transformers'
     CrossEncoder, or `problem_type`: with multi_label_classification what is predicted are all classes above one half),
     else softmax for classes and none for numbers. `places` are the names of the texts in messages. `note` is told of
-    texts longer than the model's positions. Raises ConfigError.
+    texts longer than the model's positions. Raises ConfigError, and ZooError for logits that are not finite.
     """
     from zoo.checkpoint import store
     from zoo.data.rowcode import RowEncoder
@@ -79,6 +79,8 @@ def score(
         batch = order[start : start + batch_size]
         logits = compute_logits(reader.model, [rows[index] for index in batch])
         for index, own in zip(batch, logits, strict=True):
+            if not own.isfinite().all():
+                raise ZooError(f"{places[index]}: its logits are not finite (weights that are whole)")
             found[index] = read_result(head, rows[index], own, activation, every)
     return [found[index] for index in range(len(rows))]
 

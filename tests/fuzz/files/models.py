@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -221,7 +222,7 @@ def sentence_folder(rng: Random, place: Place) -> Case:
         tree = json.loads((place.seeds / "sentence" / "modules.json").read_text())
         at = rng.randrange(len(tree))
         tree[at]["path"] = rng.choice(list_paths(place))
-        file.unlink(missing_ok=True)
+        shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)
         file.write_bytes(write_json(tree))
         what = f"modules.json: path {tree[at]['path'][:80]!r}"
     commands = [
