@@ -101,7 +101,10 @@ class LayerInputs(Channel, name="layer_input"):
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
         """A per-layer embedding has a vector for each layer, as wide as those that the layers read."""
         per_layer = getattr(tower.embedding, "per_layer", None)
-        path, read = ("embedding", "per_layer"), [block.layer_input for block in tower.blocks.values()]
+        path, read = (
+            ("embedding", "per_layer"),
+            [getattr(block, "layer_input", None) for block in tower.blocks.values()],
+        )
         if per_layer is None:
             if any(each is not None for each in read):
                 yield path, "is null, and layers read it by block.layer_input (give one, or leave layer_input out)"

@@ -10,7 +10,6 @@ from pydantic import AfterValidator
 from zoo.model.attention.base import Attention
 from zoo.model.depth_read import DepthRead
 from zoo.model.ffn import FFN
-from zoo.model.layer_input import LayerInput
 from zoo.model.loop import MessageGate
 from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
@@ -40,7 +39,6 @@ class Block(Spec, axis="block"):
         False  # whether a norm stands last on the stream, so that no final one is needed
     )
     takes_cross: ClassVar[bool] = False
-    takes_input: ClassVar[bool] = False
     divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
     """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
     A block that names none has its seams in its `forward`."""
@@ -56,8 +54,6 @@ class Block(Spec, axis="block"):
     """Attention to an encoder's output, after that to the tokens themselves or merged with it."""
     residual_scale: float = 1.0
     """Constant factor of what a sub-layer gives, before it joins the stream (Granite)."""
-    layer_input: LayerInput | None = None
-    """Module that adds what the embedding's `per_layer` holds for the layer (Gemma 3n, 2025)."""
     stream_scale: float = 1.0
     """Constant factor of the stream where a sub-layer's output joins it: DeepNorm's α (Wang et al., 2022)."""
 
@@ -71,8 +67,6 @@ class Block(Spec, axis="block"):
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
         if self.attention.reads_width is not None:
             raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
-        if self.layer_input is not None and not self.takes_input:
-            raise ValueError(f"a '{self.kind}' block has no place for layer_input (sandwich has)")
         if self.attention.merges:
             raise ValueError(f"attention '{self.attention.kind}' says how an encoder is read (cross: it, and gqa here)")
         if self.cross is not None:

@@ -14,7 +14,7 @@ from zoo.model.block.base import Block, add_scaled
 from zoo.model.block.out_conv import OutConv
 from zoo.model.block.residual import Residual
 from zoo.model.ffn import FFN
-from zoo.model.layer_input import LayerInputs
+from zoo.model.layer_input import LayerInput, LayerInputs
 from zoo.model.norm import WholeNorm
 from zoo.spec import CROSS, Buffer, Node, Sized
 
@@ -267,8 +267,9 @@ class Sandwich(Full, kind="sandwich"):
     2025)."""
 
     places: ClassVar[tuple[str, ...]] = ("in_norm", "out_norm")
-    takes_input: ClassVar[bool] = True
 
+    layer_input: LayerInput | None = None
+    """Module that adds what the embedding's `per_layer` holds for the layer (Gemma 3n, 2025)."""
     out_scale: bool = False
     """Whether the layer's output is multiplied by one number, saved with the weights and not trained (Gemma 4,
     2026)."""
