@@ -50,10 +50,11 @@ def run(
 def read_widths(text: str) -> list[int]:
     """Read two or more widths. Raises ConfigError."""
     from zoo.errors import ConfigError
+    from zoo.untrusted.text import quote
 
     parts = [each.strip() for each in text.split(",")]
-    if not all(each.isdigit() and int(each) for each in parts) or len(set(parts)) < 2:
-        raise ConfigError(f"widths: needs two numbers or more, found {text!r} (64,128,256)")
+    if not all(each.isdecimal() and len(each) < 10 and int(each) for each in parts) or len(set(parts)) < 2:
+        raise ConfigError(f"widths: needs two numbers or more, found {quote(text)} (64,128,256)")
     return [int(each) for each in parts]
 
 
