@@ -176,7 +176,7 @@ def mutate_training(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     return write_yaml(made), what
 
 
-@kind(quick=200)
+@kind(quick=420)
 def recipe(rng: Random, place: Place) -> Case:
     """A recipe, shown."""
     file = rng.choice(sorted(TREE.joinpath("recipes").glob("*.yaml")))
@@ -224,7 +224,7 @@ def recipe_run(rng: Random, place: Place) -> Case:
     return Case(["recipes", "r.yaml", "--check" if where == "short" else "--run"], f"{where}: {attack}")
 
 
-@kind(quick=10)
+@kind(quick=60)
 def task_yaml(rng: Random, place: Place) -> Case:
     """A task of lm-evaluation-harness."""
     copy_seeds(place, "hf", "data")
