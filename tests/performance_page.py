@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.bench.page import read_reports, replace_section
+from bench_page import read_reports, replace_section
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, REPORTS = DOCS / "performance.md", DOCS / "bench"

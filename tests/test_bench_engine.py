@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from bench_page import PLACE, replace_section
 
 from zoo.bench import engine
-from zoo.bench.page import PLACE, replace_section
 from zoo.bench.shape import parse_shape
 from zoo.cli import run
 
