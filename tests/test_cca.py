@@ -61,9 +61,9 @@ def test_two_mixtures_in_a_row_equal_zaya_with_their_gradients(seed):
     for reference in references:
         given, state = reference(y if not made else made[-1], state)
         made.append(given)
-    first, second = step(x.shape[1]), step(x.shape[1])
+    first, second = step(x.shape[1], gives=("depth_average",)), step(x.shape[1])
     mine = ours[0](x, first)
-    second.taken_average = first.lent_average
+    second.taken = first.given
     mine = ours[1](mine, second)
     assert_close(mine, made[-1], atol=5e-5, rtol=1e-5)
     idle = torch.cat(made).detach().eq(0).all(-1)

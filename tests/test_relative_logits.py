@@ -86,6 +86,9 @@ def test_a_layer_of_distances_costs_a_query_and_a_product_for_each_head():
     assert distances.params == 3 * 4 and distances.flops == 2 * 3 * 4 * 4  # of each of four heads
 
 
+MIXTURE = ["ffn=moe", "n_experts=4", "top_k=2"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
@@ -94,10 +97,10 @@ def test_a_layer_of_distances_costs_a_query_and_a_product_for_each_head():
         ([*LOGITS, "position.n_heads=2"], "position.n_heads: is 2, the attention has 6 heads"),
         (["+head.spare_rows=4"], "spare_rows is of a matrix of the head's own"),
         (
-            ["ffn=moe", "router=sigmoid_topk", "router.n_shared=1"],
+            [*MIXTURE, "router=sigmoid_topk", "router.n_shared=1"],
             "router.n_shared weighs shared experts, and there is",
         ),
-        (["ffn=moe", "+ffn.expert.global_scale=true"], "expert.global_scale: is of one feed-forward"),
+        ([*MIXTURE, "+ffn.expert.global_scale=true"], "expert.global_scale: is of one feed-forward"),
         (["block.out_conv={width: 3, d_model: 8}"], "d_model=8, where the stream is 192 wide"),
         (["kind=encoder", "~head.tied", "head.kind=none", "block.out_conv={d_model: 192}"], "reads only what came"),
     ],

@@ -103,7 +103,7 @@ def test_a_vocabulary_that_is_too_small_for_the_models_own_tokenizer_is_refused(
     small = {name: each[:200] if each.shape[0] == 260 else each for name, each in tensors.items()}
     save_file({name: each.contiguous() for name, each in small.items()}, published / "model.safetensors")
     assert run(["train", *SMALL, "weights=there"]) == 2
-    assert "model.vocab_size: is 200, fewer than the tokenizer's 257" in capsys.readouterr().err
+    assert "config.json: vocab_size: is 200, fewer than the tokenizer's 257" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- which of them train

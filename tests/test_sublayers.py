@@ -115,11 +115,8 @@ def test_a_block_computes_its_formula(overrides, formula):
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (
-            ["block=post", "block.around_ffn={reads: stream}"],
-            "block: around_ffn.reads=stream leaves out the norm before",
-        ),
-        (["block.around_ffn={reads: stream, in_norm: {kind: layernorm}}"], "leaves out the norm before, found a norm"),
+        (["block.around_ffn=true"], "block.around_ffn: is True, not a mapping (its fields: in_norm, out_norm"),
+        (["block.around_ffn={in_norm: layrnorm}"], "block.around_ffn.in_norm: is 'layrnorm', no choice of norm"),
         (
             ["block.residual={kind: affine}", "block.around_ffn={stream_scale: 0.5}"],
             "block: around_ffn.residual_scale or stream_scale beside a residual that has weights of its own",

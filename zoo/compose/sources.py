@@ -47,8 +47,9 @@ def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], override
     lines, such as a config.json, its name. A key that was typed among the `overrides` stands as it is."""
     sources = [each for source in sources for each in _follow_defaults(source)]
     lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
-    names = (text.partition("=")[0].lstrip("+~").partition("@")[0] for text in overrides)
-    typed = [name for name in names if name not in {each.root for each in sources}]  # which names the file
+    parts = (text.lstrip("+~").partition("=") for text in overrides)
+    named = {name.partition("@")[0]: value for name, _, value in parts}
+    typed = {name: value for name, value in named.items() if name not in {each.root for each in sources}}
     return [_locate(fault, lines, typed) for fault in faults]
 
 
@@ -92,7 +93,7 @@ def _follow_defaults(source: StatedFile, above: tuple[Path, ...] = ()) -> Iterat
         yield from _follow_defaults(StatedFile(file, label, root), (*above, source.file))
 
 
-def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Sequence[str]) -> str:
+def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Mapping[str, str]) -> str:
     label = next((each.label for each in lines if fault.startswith(f"{each.label}: ")), None)
     text = fault if label is None else fault[len(label) + 2 :]
     key, colon, _ = text.partition(": ")
@@ -116,15 +117,16 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Se
 
 
 def _find_typed(
-    key: str, typed: Sequence[str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
+    key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
     """Find the override that a fault's key is of: one of that key, or of what it is a part of; or, where no file states
     the key, of a part of it."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
-    for each in typed:
+    for each, value in typed.items():
         name = _strip_root(each, each, roots)
-        if name == bare or bare.startswith(f"{name}.") or (name.startswith(f"{bare}.") and not stated):
+        inside = bare.startswith(f"{name}.") and (not stated or bare.rpartition(".")[2] in value)
+        if name == bare or inside or (name.startswith(f"{bare}.") and not stated):
             return each
     return None
 

@@ -61,11 +61,10 @@ FORMS = {
     "ff_swish": "activation: silu",
     "parallel_residual": "block: parallel",
     "n_shared_experts": "ffn: {kind: moe, shared: gated}",
-    "n_group": "router: {groups: {count: VALUE, open: …}}",
-    "topk_group": "router: {groups: {count: …, open: VALUE}}",
+    "n_group": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
+    "topk_group": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
+    "topk_method": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
     "scoring_func": "router: sigmoid_topk  # or softmax_topk, sqrtsoftplus_topk",
-    "topk_method": "router: {kind: sigmoid_topk, groups: {count: …, open: …}}",
-    "first_k_dense_replace": "layers: {dense: {ffn: gated}}, pattern: [dense*VALUE, layer*…]",
 }
 """What is no key of a model's top level, as it is written there. VALUE is the value that was stated."""
 
