@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from walks import mark_walks
 
 from zoo.disk import write_text
 from zoo.training.log import draw_losses
@@ -111,7 +112,9 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` leaves out what is marked
 def pytest_collection_modifyitems(items):
+    mark_walks(items)
     for item in items:
         if item.path.stem in QUICK and "slow" not in item.keywords:
             item.add_marker(pytest.mark.quick)

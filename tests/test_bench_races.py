@@ -3,9 +3,10 @@
 import json
 import sys
 
+import bench_page as page
 import pytest
 
-from zoo.bench import compare, loading, page, show
+from zoo.bench import compare, loading, show
 from zoo.bench.calling import PEERS, WORKERS, MissingPeer, make_environment
 from zoo.bench.plan import Race, list_racers, list_strangers, plan_race
 from zoo.bench.report import compute_linears_share, count_same, make_report, take_medians, write_report

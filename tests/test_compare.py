@@ -157,6 +157,7 @@ def test_a_sweep_that_lists_nothing_is_refused(override: str, fault: str) -> Non
         points("gpt2", [override])
 
 
+@pytest.mark.slow
 def test_a_point_of_a_grid_takes_a_tenth_of_the_work_that_it_is_alone() -> None:
     grid = ["attention=mha,gqa,mqa", "n_heads=8,16,32", "n_layers=range(4,32,4)", "d_ff=range(1024,17408,1024)"]
     specs: list[Any] = []

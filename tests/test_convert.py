@@ -180,6 +180,7 @@ def test_an_architecture_of_no_family_is_refused_with_the_fields_in_the_way(tmp_
     ],
     ids=["RWKV-7", "gated delta rule"],
 )
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:attention=")
 def test_the_family_named_as_the_nearest_has_the_models_mixers(overrides, families):
     with pytest.raises(ConfigError, match="the nearest family") as caught:

@@ -143,7 +143,7 @@ def list_verbs() -> dict[str, Any]:
     return dict(walk(make_command(), ""))
 
 
-@kind(quick=200)
+@kind(quick=120)
 def command_line(rng: Random, place: Place) -> Case:
     """A line of a verb that prices, lists or refuses; seldom one that loads a model."""
     verbs = list_verbs()

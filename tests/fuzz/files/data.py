@@ -127,7 +127,7 @@ REQUEST = (
 )
 
 
-@kind(quick=480)
+@kind(quick=620)
 def fit_json(rng: Random, place: Place) -> Case:
     """What `zoo fit --out` writes, and what is predicted by it."""
     copy_seeds(place, "fit.json")
@@ -141,7 +141,7 @@ def fit_json(rng: Random, place: Place) -> Case:
     return Case(["predict", "fit.json", *rng.choice(ask), *rng.choice([[], ["--json"]])], what)
 
 
-@kind(quick=100)
+@kind(quick=40)
 def points(rng: Random, place: Place) -> Case:
     """The points that a scaling law is fitted to."""
     copy_seeds(place, "data")
@@ -162,7 +162,7 @@ def points(rng: Random, place: Place) -> Case:
     return Case(["fit", f"data/{file.name}", "--bootstrap", rng.choice(["0", "3"]), *more], f"{file.name}: {what}")
 
 
-@kind(quick=300)
+@kind(quick=440)
 def verdict(rng: Random, place: Place) -> Case:
     """Verdicts, cards and other figures, given where runs, fits and recipes are expected."""
     file = rng.choice(sorted([*TREE.glob("recipes/verdicts/*.json"), *TREE.glob("recipes/cards/*.json")]))

@@ -74,7 +74,7 @@ def read_published() -> dict[str, Any]:
     return {name: each["config"] for name, each in json.loads(file.read_text()).items()}
 
 
-@kind(quick=90)
+@kind(quick=60)
 def config_json(rng: Random, place: Place) -> Case:
     """The config.json of a published model, priced."""
     configs = read_published()
@@ -85,7 +85,7 @@ def config_json(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, PRICE), f"config.json of {name}: {what}")
 
 
-@kind(quick=40)
+@kind(quick=20)
 def config_of_folder(rng: Random, place: Place) -> Case:
     """The config.json of a tiny model whose other files are whole, or its headers and index."""
     source = rng.choice(["hf", "sharded"])
@@ -275,7 +275,7 @@ def task_folder(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, score if name == "labels" else fill), what)
 
 
-@kind(quick=130)
+@kind(quick=80)
 def gguf_file(rng: Random, place: Place) -> Case:
     """A GGUF file, priced or loaded."""
     copy_seeds(place, "gguf", "data")

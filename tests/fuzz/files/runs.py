@@ -39,7 +39,7 @@ READ = (
 RESUME = "train --resume run steps=3 device=cpu"
 
 
-@kind(quick=60)
+@kind(quick=40)
 def run_folder(rng: Random, place: Place) -> Case:
     """Any file of a run, read by the verbs that list, compare and price."""
     copy_seeds(place, "run")
@@ -55,7 +55,7 @@ def run_folder(rng: Random, place: Place) -> Case:
     return Case(choose_words(rng, READ), what)
 
 
-@kind(quick=30)
+@kind(quick=15)
 def sweep_folder(rng: Random, place: Place) -> Case:
     """Any file of a sweep."""
     copy_seeds(place, "sweep")

@@ -59,7 +59,7 @@ def read_models() -> dict[str, str]:
     }
 
 
-@kind(quick=60)
+@kind(quick=40)
 def model_yaml(rng: Random, place: Place) -> Case:
     """A model's YAML, priced."""
     name = rng.choice(sorted(read_models()))
@@ -121,7 +121,7 @@ def attack_yaml(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     return write_yaml(tree), f"{where}: {ascii(value)[:150]}"
 
 
-@kind(quick=40)
+@kind(quick=20)
 def train_yaml(rng: Random, place: Place) -> Case:
     """A training config of the person's own (`-c`), shown."""
     tree = read_training(rng)
@@ -176,7 +176,7 @@ def mutate_training(rng: Random, tree: dict, place: Place) -> tuple[bytes, str]:
     return write_yaml(made), what
 
 
-@kind(quick=420)
+@kind(quick=520)
 def recipe(rng: Random, place: Place) -> Case:
     """A recipe, shown."""
     file = rng.choice(sorted(TREE.joinpath("recipes").glob("*.yaml")))

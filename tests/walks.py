@@ -1,0 +1,75 @@
+"""Walks: tests of one statement over very many cases. Of each, every so-many-th case runs each time, the others with
+the slow ones (`make test-slow`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+
+WALKS = {
+    "test_activations": (3, "test_random_models_keep_what_autograd_saves test_every_choice_keeps_what_autograd_saves"),
+    "test_costs_cache": (
+        3,
+        "test_every_choice_of_every_axis_keeps_what_is_counted test_the_hf_engine_keeps_what_transformers_does",
+    ),
+    "test_costs_flops": (2, "test_a_packaged_model_costs_what_is_counted"),
+    "test_costs_params": (3, "test_every_choice_of_every_axis_holds_what_is_counted"),
+    "test_devices": (2, "test_decoding_token_by_token_equals_one_pass"),
+    "test_every_yaml": (
+        3,
+        "test_the_built_model_holds_exactly_the_tensors_that_were_counted test_packed_documents_equal_separate_ones "
+        "test_no_token_sees_a_later_one_in_a_decoder_and_every_one_does_in_an_encoder "
+        "test_padded_rows_equal_the_rows_alone test_a_gradient_reaches_every_parameter",
+    ),
+    "test_families": (
+        2,
+        "test_padded_rows_equal_the_rows_alone_on_either_side test_each_layers_output_equals_the_references "
+        "test_an_unknown_tensor_and_a_missing_one_are_named",
+    ),
+    "test_families_foundation": (2, "test_a_row_padded_on_either_side_gives_what_the_reference_gives_for_it_alone"),
+    "test_families_hub": (3, "test_a_file_that_leaves_fields_out_reads_as_transformers_reads_it"),
+    "test_flash": (
+        3,
+        "test_every_case_equals_eager_forward_and_backward_or_is_refused "
+        "test_every_architecture_gives_under_auto_what_eager_does",
+    ),
+    "test_generate": (3, "test_rows_padded_on_the_left_get_what_they_get_alone"),
+    "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
+    "test_guide": (3, "test_what_random_weights_finish_validates"),
+    "test_init": (3, "test_tensors_of_the_same_name_and_shape_start_equal_in_two_architectures"),
+    "test_multimodal": (2, "test_what_is_not_read_is_said_with_its_parameters"),
+    "test_packed": (3, "test_a_decoding_step_waits_for_no_number_of_the_devices"),
+    "test_prepare": (3, "test_every_exact_way_gives_what_the_model_gave"),
+    "test_published_dense": (
+        2,
+        "test_the_model_is_the_one_that_its_released_config_describes "
+        "test_the_total_is_what_the_reference_implementation_allocates",
+    ),
+    "test_published_rest": (
+        2,
+        "test_the_total_is_the_published_one_and_the_active_count_leaves_out_idle_experts "
+        "test_the_total_is_what_the_reference_implementation_allocates",
+    ),
+    "test_recurrent": (
+        3,
+        "test_padding_changes_nothing_wherever_it_stands test_packed_documents_equal_separate_ones "
+        "test_a_row_in_pieces_of_any_length_equals_the_row_whole "
+        "test_chunks_equal_the_recurrence_forward_and_backward_from_any_state",
+    ),
+}
+"""By file: of how many cases one runs each time, and the tests."""
+
+_EACH = {(file, name): n for file, (n, names) in WALKS.items() for name in names.split()}
+
+
+def mark_walks(items: Iterable[pytest.Item]) -> None:
+    """Mark the cases of walks slow, but for every n-th."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        key = item.path.stem, getattr(item, "originalname", item.name)
+        if n := _EACH.get(key):
+            if seen[key] % n and "slow" not in item.keywords:
+                item.add_marker(pytest.mark.slow)
+            seen[key] += 1
