@@ -27,6 +27,8 @@ FUZZ = Path(__file__).with_name("fuzz")
 CHUNKS = 20
 Run = Callable[..., list[dict[str, Any]]]
 
+pytestmark = pytest.mark.xdist_group("fuzz")  # one server, whose seeds take a while
+
 
 @pytest.fixture(scope="module")
 def run_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
