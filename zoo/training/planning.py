@@ -25,7 +25,7 @@ from zoo.training.packaged import read_packaged
 from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import Start
-from zoo.untrusted.text import shorten
+from zoo.untrusted.text import quote, shorten
 
 CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
@@ -88,7 +88,11 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     """
     grammar.register_resolvers()
     faults: list[str] = []
+    if not isinstance(model := cfg.get("model"), DictConfig):
+        raise ConfigError(f"model: is {quote(model)}, not a mapping (model=NAME, or a model's keys below it)")
     config = resolve_config(cfg)
+    if not isinstance(about := config["model"].get("about") or {}, dict):
+        faults.append(f"model.about: is {quote(about)}, not a mapping (title, source, …)")
     rest = {key: value for key, value in config.items() if key not in ("model", "data")}
     settings = collect_faults(faults, lambda: S.read_settings(rest))
     data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
