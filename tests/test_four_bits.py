@@ -92,6 +92,7 @@ def check_model(folder: Path, kind: str, loss: float, trained: Path, capsys) -> 
 
 @pytest.mark.filterwarnings("ignore:.*its weights are quantised")
 @pytest.mark.parametrize("kind", one_in(4, METHODS))
+@pytest.mark.slow
 def test_a_folder_of_4_bits_is_near_the_model_that_was_trained(kind, trained, loss, tmp_path, capsys):
     settings, quantise = METHODS[kind]
     made = Path(shutil.copytree(trained, tmp_path / "made"))

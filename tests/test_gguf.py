@@ -150,6 +150,7 @@ def test_a_split_file_is_read_whole(tmp_path):
         zoo.load(tmp_path / "s-00001-of-00002.gguf")
 
 
+@pytest.mark.slow
 def test_it_is_priced_written_from_and_exported_like_a_folder(tmp_path, capsys):
     file = ggufs.write_gguf(llama(), tmp_path / "a.gguf", "llama", kind="Q8_0")
     code, said, _ = run(capsys, "generate", "--checkpoint", file, "--prompt", "hello", "--max-new-tokens", "3")

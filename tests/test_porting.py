@@ -19,6 +19,7 @@ UNEXPRESSED = {"glm4_moe_lite": {"config.json written back"}}
 
 
 @pytest.mark.parametrize("model_type", [*QUICK, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
+@pytest.mark.slow
 def test_a_draft_without_the_types_own_family_computes_what_the_reference_computes(model_type):
     found = port.draft_family(model_type, {})
     assert model_type not in list_others(model_type)

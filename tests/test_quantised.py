@@ -171,6 +171,7 @@ def test_inkling_2_as_it_is_published_is_what_transformers_dequantises(tmp_path,
         assert_close(zoo.load(tmp_path, dtype="fp32")(ids).logits, given)
 
 
+@pytest.mark.slow
 def test_deepseek_v4_as_it_is_published_is_what_transformers_dequantises(tmp_path):
     """Names without a prefix, float8 in blocks, experts in float4, exponents of two, and a layer that is not read."""
     sizes = {**V4, "hidden_size": 64, "moe_intermediate_size": 32, "q_lora_rank": 32, "o_lora_rank": 16}

@@ -175,6 +175,7 @@ def test_recomputing_and_a_pipeline_with_few_microbatches_take_longer() -> None:
     assert fast.compute < 0.85 * prices.predict(StepPlan(setup=base)).compute
 
 
+@pytest.mark.slow
 def test_ten_thousand_candidates_take_seconds() -> None:
     spec = load("deepseek-v3")
     search = search_for(128, setup=Setup(context=4096))
