@@ -112,7 +112,7 @@ def _walk(spec: Spec) -> Iterator[Spec]:
 
 
 class Exchange:
-    """All channels of one forward pass of a tower, and the rounds of its loop."""
+    """All channels of one forward pass of a tower."""
 
     def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
         self._uses = tower.uses
