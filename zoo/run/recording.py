@@ -2,25 +2,21 @@
 
 A decoding step of a small model spends more time in Python than in torch: modules, properties, look-ups of weights. In
 every step a layer makes the same calls with the same weights; what differs it asks of its Step. So its calls are
-recorded as they happen (the idea of torch.jit.trace and of CUDA graphs), and later steps replay the record.
+recorded as they happen (the idea of torch.jit.trace and of CUDA graphs), as a Python function of nothing else (that of
+torch.fx), which later steps call.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from zoo.model.step import Step
-
-X, STEP, CROSS, FIRST = 0, 1, 2, 3
-"""The slots of a layer's inputs: hidden states, its Step, and that of its cross-attention. Others follow."""
 
 ASKING = frozenset({"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad", "_version", "is_mkldnn"})
 ASKING |= {"size", "dim", "numel", "stride", "data_ptr", "storage_offset", "is_floating_point", "is_contiguous"}
@@ -100,41 +96,26 @@ def _is_kept(memory: Any) -> Any:
     raise AssertionError("a source's keys are read from the cache once they are there")
 
 
-@dataclass(frozen=True)
-class Slot:
-    """The place of a tensor or Step among the values of a replay, where it stands in a call's arguments."""
-
-    slot: int
-
-
-@dataclass(frozen=True)
-class TorchCall:
-    """One call of a recording: what is called, its arguments, in which tensors are slots, and the slots of what it
-    gives."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    options: dict[str, Any]
-    out: int | slice
-
-
 class Recorder(TorchFunctionMode):
     """Note every torch call made in the block on tensors that come of `x` and of a Step, in order.
 
+    `lines` are the calls as Python, in which `x`, `step` and v0, v1, … are tensors of a pass, and k0, k1, … the
+    `constants`: functions, weights, numbers. `checked` are calls on constants alone, whose results are constants.
     `refused` says why the calls cannot be replayed, if so: something read a tensor's values.
     """
 
     def __init__(self, x: Any, step: Step) -> None:
         super().__init__()
         self.step = RecordingStep(step, self)
-        self.calls: list[TorchCall] = []
-        self.constants: list[tuple[TorchCall, Any]] = []
+        self.lines: list[str] = []
+        self.constants: list[Any] = []
+        self.checked: list[Any] = []
         self.refused: str | None = None
-        self.paused, self.slots = False, FIRST
+        self.paused, self._count = False, 0
         self._held: list[Any] = [x]  # so that no id is used twice
-        self._slot_of: dict[int, int] = {id(x): X, id(self.step): STEP}
+        self._names: dict[int, str] = {id(x): "x", id(self.step): "step"}
         if self.step.cross is not None:
-            self._slot_of[id(self.step.cross)] = CROSS
+            self._names[id(self.step.cross)] = "step.cross"
         self._offered = dict(_list_tensors(step))
 
     def let_go(self) -> None:
@@ -165,25 +146,26 @@ class Recorder(TorchFunctionMode):
 
     def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: Any) -> None:
         """Note one call and its result."""
-        name = _name(func)
+        name = _name_function(func)
         if not _holds_tensor(result) and func not in TELLING and name != "__setitem__":
             if name not in ASKING:
                 self.refuse(f"{name} reads a tensor's values")
             return
         if self._changes_nothing(name, args, result):
             self._held.append(result)
-            if id(args[0]) in self._slot_of:
-                self._slot_of[id(result)] = self._slot_of[id(args[0])]
+            if self._varies(args[0]):
+                self._names[id(result)] = self._write(args[0])
             return
         if _shapes(name, args):
             self.refuse(f"{name} takes as many as values say")
-        if (_writes(name) or "out" in options) and id(args[0]) not in self._slot_of:
+        if (_writes(name) or "out" in options) and id(args[0]) not in self._names:
             self.refuse(f"{name} changes what a layer keeps")
-        call = TorchCall(func, self._place(tuple(args)), self._place(options), FIRST)
-        if _nested(call.args) or _nested(call.options) or not _is_light(result, args):
-            self.calls.append(replace(call, out=self._give(result)))
+        if self._varies(tuple(args)) or self._varies(options) or not _is_light(result, args):
+            given = [*map(self._write, args), *(f"{key}={self._write(each)}" for key, each in options.items())]
+            call = f"{self._keep(func)}({', '.join(given)})"
+            self.lines.append(f"{self._name(result)} = {call}")
         else:  # of constants alone: its result is one
-            self.constants.append((call, result))
+            self.checked.append((func, tuple(args), options))
             self._held.append(result)
 
     def _changes_nothing(self, name: str, args: Sequence[Any], result: Any) -> bool:
@@ -196,38 +178,48 @@ class Recorder(TorchFunctionMode):
         same = result.shape == first.shape and result.stride() == first.stride() and result.dtype == first.dtype
         return same and result.data_ptr() == first.data_ptr()
 
-    def _place(self, value: Any) -> Any:
-        """The argument with slots for tensors of this pass."""
-        if isinstance(value, torch.Tensor | RecordingStep):
-            if id(value) not in self._slot_of and id(value) in self._offered:
-                self._read(value)
-            slot = self._slot_of.get(id(value))
-            return value if slot is None else Slot(slot)
+    def _varies(self, value: Any) -> bool:
+        """Whether a value is of this pass: a tensor or Step that has a name, or a container of one."""
         if isinstance(value, tuple | list):
-            return type(value)(map(self._place, value))
+            return any(map(self._varies, value))
         if isinstance(value, dict):
-            return {name: self._place(each) for name, each in value.items()}
-        return value
+            return any(map(self._varies, value.values()))
+        return id(value) in self._names or (isinstance(value, torch.Tensor) and id(value) in self._offered)
 
-    def _read(self, value: Any) -> None:
-        """Note that a tensor is read from the Step."""
-        self.calls.append(TorchCall(_look_up, (Slot(STEP), self._offered[id(value)]), {}, self._give(value)))
+    def _write(self, value: Any) -> str:
+        """An argument as Python."""
+        if not self._varies(value):
+            return self._keep(value)
+        if isinstance(value, tuple):
+            return f"({''.join(f'{self._write(each)}, ' for each in value)})"
+        if isinstance(value, list):
+            return f"[{', '.join(map(self._write, value))}]"
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{key!r}: {self._write(each)}' for key, each in value.items())}}}"
+        if id(value) not in self._names:
+            self.lines.append(f"{self._name(value)} = {self._offered[id(value)]}")
+        return self._names[id(value)]
 
-    def _give(self, result: Any) -> int | slice:
-        """The slots of a call's result."""
-        if isinstance(result, torch.Tensor) and id(result) in self._slot_of:
-            return self._slot_of[id(result)]  # changed in place
-        parts = result if isinstance(result, tuple | list) else [result]
-        first = self.slots
-        for number, each in enumerate(parts):
-            self._held.append(each)
-            if each is not None:
-                self._slot_of[id(each)] = first + number
-        self.slots += len(parts)
-        return slice(first, self.slots) if parts is result else first
+    def _keep(self, value: Any) -> str:
+        """The name of a constant."""
+        self.constants.append(value)
+        return f"k{len(self.constants) - 1}"
+
+    def _name(self, result: Any) -> str:
+        """The name of a call's result, or of its parts."""
+        if isinstance(result, tuple | list):
+            return f"[{', '.join(map(self._name, result))}]"
+        self._held.append(result)
+        if isinstance(result, torch.Tensor) and id(result) in self._names:
+            return self._names[id(result)]  # changed in place
+        self._count += 1
+        name = f"v{self._count - 1}"
+        if isinstance(result, torch.Tensor):
+            self._names[id(result)] = name
+        return name
 
 
-def _name(func: Any) -> str:
+def _name_function(func: Any) -> str:
     name = getattr(func, "__name__", type(func).__name__)
     return func.__self__.__name__ if name == "__get__" else name
 
@@ -261,134 +253,52 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
     return any(each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
 
 
-def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
-    """Tensors that a Step has itself: their ids, and where each is found."""
-    own: dict[tuple[Any, ...], Any] = {(name,): getattr(step, name) for name in ("tables", "positions", "ids")}
-    own |= {(place, name): each for place in ("extra", "taken") for name, each in getattr(step, place).items()}
-    found = []
+def _list_tensors(step: Step) -> Iterator[tuple[int, str]]:
+    """Tensors that a Step has itself: their ids, and where each is found, as Python."""
+    own = {f"step.{name}": getattr(step, name) for name in ("tables", "positions", "ids")}
+    own |= {
+        f"step.{place}[{name!r}]": each for place in ("extra", "taken") for name, each in getattr(step, place).items()
+    }
     for path, value in own.items():
         if isinstance(value, torch.Tensor):
-            found.append((id(value), path))
+            yield id(value), path
         elif isinstance(value, tuple):
-            found += [(id(each), (*path, place)) for place, each in enumerate(value)]
-    return found
-
-
-def _look_up(step: Step, path: tuple[Any, ...]) -> Any:
-    value = getattr(step, path[0])
-    for key in path[1:]:
-        value = value[key]
-    return value
+            yield from ((id(each), f"{path}[{place}]") for place, each in enumerate(value))
 
 
 # ---------------------------------------------------------------- replaying
 
 
 class Recording:
-    """A layer's calls, ready to be made again."""
+    """A layer's calls, ready to be made again: `replay(x, step)` is the layer's output for another input, in another
+    pass."""
 
     def __init__(self, recorder: Recorder, y: Any) -> None:
-        self.recorded = recorder.calls
-        self._constants = recorder.constants
-        self.result = recorder._place(y)
-        self._template: list[Any] = [None] * recorder.slots
-        self._calls = [self._prepare(call) for call in recorder.calls]
+        result = recorder._write(y)
+        self.lines = [*recorder.lines, f"return {result}"]
+        self._source = "def replay(x, step):\n" + "".join(f" {line}\n" for line in self.lines)
+        self._constants, self._checked = recorder.constants, recorder.checked
+        names = {f"k{number}": each for number, each in enumerate(self._constants)}
+        exec(_compile(self._source), names)
+        self.replay: Callable[[Any, Step], Any] = names["replay"]
 
     def __eq__(self, other: object) -> bool:
         """Whether another pass made the same calls, with the same constants."""
-        mine = (self.result, self.recorded, self._constants)
-        return isinstance(other, Recording) and _same(mine, (other.result, other.recorded, other._constants))
-
-    def _prepare(self, call: TorchCall) -> tuple[Callable[..., Any], Callable[[Any], Any], int | slice]:
-        """A function of plain arguments, and what gets these from the slots. Constants have slots too."""
-        function, args = call.function, call.args
-        if any(_nested(each) for each in (*args, *call.options.values())):
-            places: list[int] = []
-            function = _Unfold(function, _fold(args, places), _fold(call.options, places))
-            return function, _getter(places), call.out
-        values = [self._slot(each) for each in (*args, *call.options.values())]
-        if call.options:
-            function = _Named(function, len(args), tuple(call.options))
-        return function, _getter(values), call.out
-
-    def _slot(self, value: Any) -> int:
-        if isinstance(value, Slot):
-            return value.slot
-        self._template.append(value)
-        return len(self._template) - 1
-
-    def replay(self, x: Any, step: Step) -> Any:
-        """The layer's output for another input, in another pass."""
-        values = self._template.copy()
-        values[X], values[STEP], values[CROSS] = x, step, step.cross
-        for function, get, out in self._calls:
-            values[out] = function(*get(values))
-        return values[self.result.slot]
+        if not isinstance(other, Recording) or self._source != other._source:
+            return False
+        return _same((self._constants, self._checked), (other._constants, other._checked))
 
 
-def _nested(value: Any) -> bool:
-    """Whether slots lie inside an argument."""
-    if isinstance(value, tuple | list):
-        return any(isinstance(each, Slot) or _nested(each) for each in value)
-    return isinstance(value, dict) and any(isinstance(each, Slot) or _nested(each) for each in value.values())
-
-
-def _getter(places: Sequence[int]) -> Callable[[Any], Any]:
-    """A function that gets the values at these places, several or one."""
-    if len(places) == 1:
-        return operator.itemgetter(slice(places[0], places[0] + 1))
-    return operator.itemgetter(*places) if places else lambda values: ()
-
-
-def _fold(value: Any, places: list[int]) -> Any:
-    """Arguments in which slots are numbered as they come, in `places`."""
-    if isinstance(value, Slot):
-        places.append(value.slot)
-        return Slot(len(places) - 1)
-    if isinstance(value, tuple | list):
-        return type(value)(_fold(each, places) for each in value)
-    if isinstance(value, dict):
-        return {name: _fold(each, places) for name, each in value.items()}
-    return value
-
-
-class _Named:
-    """A function whose last arguments are given by name."""
-
-    def __init__(self, function: Callable[..., Any], plain: int, names: Sequence[str]) -> None:
-        self.function, self.plain, self.names = function, plain, names
-
-    def __call__(self, *values: Any) -> Any:
-        return self.function(*values[: self.plain], **dict(zip(self.names, values[self.plain :], strict=True)))
-
-
-class _Unfold:
-    """A function of tensors laid end to end, which it puts where they belong among the arguments."""
-
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.function, self.args, self.options = function, args, options
-
-    def __call__(self, *values: Any) -> Any:
-        args = [_fill(each, values) for each in self.args]
-        return self.function(*args, **{name: _fill(each, values) for name, each in self.options.items()})
-
-
-def _fill(value: Any, values: Sequence[Any]) -> Any:
-    if isinstance(value, Slot):
-        return values[value.slot]
-    if isinstance(value, tuple | list):
-        return type(value)(_fill(each, values) for each in value)
-    if isinstance(value, dict):
-        return {name: _fill(each, values) for name, each in value.items()}
-    return value
+@lru_cache(256)
+def _compile(source: str) -> Any:
+    """Compile a recording's source, which is the same for layers that are alike."""
+    return compile(source, "<recording>", "exec")
 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether arguments are the same: tensors and objects themselves, numbers and names by value."""
     if a is b:
         return True
-    if isinstance(a, TorchCall) and isinstance(b, TorchCall):
-        return all(_same(getattr(a, name), getattr(b, name)) for name in ("function", "args", "options", "out"))
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
