@@ -20,7 +20,7 @@ from zoo.cli import run
 from zoo.data.tokenizer import EOS, Tokenizer, make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.run.linear.base import describe_processor
-from zoo.run.linear.ways import list_ways, refuse
+from zoo.run.linear.ways import list_able
 from zoo.text import score as scoring
 from zoo.text.score import find_start, list_windows
 
@@ -168,7 +168,7 @@ def test_a_text_opens_with_the_tokens_that_its_tokenizer_puts_before_one(tmp_pat
 
 # ---------------------------------------------------------------- what a precision costs
 
-HALF = [way for way in list_ways("fp16") if refuse(way, (512, 512), "float32", 1, describe_processor()) is None]
+HALF = list_able("fp16", (512, 512), "float32", describe_processor())
 
 
 @pytest.mark.skipif(not HALF, reason="no way with weights in float16 runs here")
@@ -199,31 +199,18 @@ def test_the_second_row_is_the_loss_of_the_rounded_weights(llama, tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_text_that_is_read_at_once_meets_the_rounding_of_a_token_that_is_decoded(llama, weights, monkeypatch):
-    """Products of many rows go the way of one row, whatever is the fastest for a prompt."""
-    from zoo.run.linear import ready
-    from zoo.run.linear.plan import WayPlan
-    from zoo.run.linear.probe import BUCKETS, RESTORED
-
+def test_a_text_that_is_read_at_once_meets_the_rounding_of_a_token_that_is_decoded(llama, weights):
+    """A product of many rows rounds as one of a row does."""
     model = model_of(["d_model=64", "d_ff=64"])
-    (way, *_) = [
-        each for each in list_ways(weights) if refuse(each, (64, 64), "float32", 1, describe_processor()) is None
-    ]
-    prompt = RESTORED if way.restores else "plain"
-    split = WayPlan(way.name, (*[way.name] * (len(BUCKETS) - 1), prompt))
-    other = ready.plan_without_timing  # of the head under int4, which stays at int8
-    monkeypatch.setattr(ready, "plan_without_timing", lambda able: split if way.name in able else other(able))
-    with zoo.prepare(model, weights, rows=(1,), uniform=True) as prepared:
-        lower = [product for product in prepared.products if product.plan.packing == way.name]
+    with zoo.prepare(model, weights) as prepared:
+        lower = [product for product in prepared.products if product.way.precision == weights]
         assert lower
-        assert all(product.plan.ways == (way.name,) * len(BUCKETS) for product in lower)
         with torch.inference_mode():
             x = torch.randn(40, lower[0].columns)
             one_by_one = torch.cat([lower[0].compute(row[None]) for row in x])
             torch.testing.assert_close(lower[0].compute(x), one_by_one, rtol=1e-3, atol=1e-3)
     found = zoo.evaluate(llama, [TEXT], weights=weights)
-    assert f"{way.name};" in found["results"][1]["made"]
-    assert "beyond" not in found["results"][1]["made"]
+    assert lower[0].way.name in found["results"][1]["made"]
 
 
 def test_a_model_that_is_given_is_afterwards_what_it_was(llama):

@@ -19,14 +19,13 @@ from zoo.generation.generate import generate
 from zoo.run.layer import LinearModule
 from zoo.run.linear import prepare, ready
 from zoo.run.linear.base import EXACT, describe_processor
-from zoo.run.linear.plan import plan_named
 from zoo.run.linear.product import ReadyProduct
 from zoo.run.linear.ready import check_weights
 from zoo.run.linear.ways import WAYS, refuse
 from zoo.text.loading import load
 
 HERE = describe_processor()
-RUNNING = [each for each, way in WAYS.items() if refuse(way, (512, 512), "float32", 1, HERE) is None]
+RUNNING = [each for each, way in WAYS.items() if refuse(way, (512, 512), "float32", HERE) is None]
 EXACT_WAYS = [each for each in RUNNING if WAYS[each].precision == EXACT]
 LOWER_WAYS = [each for each in RUNNING if WAYS[each].precision != EXACT]
 
@@ -96,7 +95,7 @@ def test_every_choice_gives_what_it_gave_and_is_what_it_was_once_undone(choice):
 def test_every_exact_way_gives_what_the_model_gave(model, way):
     model = model_of(MODELS[model])
     given, before = logits(model), snapshot(model)
-    with prepare(model, way=way, rows=(18,)):
+    with prepare(model, way=way):
         assert_close(logits(model), given)
     assert_untouched(model, before)
 
@@ -163,7 +162,7 @@ def test_joined_products_answer_each_tensor_in_whatever_order_they_are_asked():
     draw = torch.Generator().manual_seed(1)
     members = [LinearModule(32, width, bias=width == 16) for width in (48, 16, 32)]
     weights = [(member.weight.detach().clone(), None if member.bias is None else member.bias) for member in members]
-    joined = ReadyProduct(members, plan_named("transposed", 1), keep=True, rows=1)
+    joined = ReadyProduct(members, "transposed", keep=True)
     inputs = [torch.randn(rows, 32, generator=draw) for rows in (1, 3, 3, 40)]
     with torch.inference_mode():
         for _ in range(300):
@@ -315,8 +314,8 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line():
         check_weights("int8", torch.device("cuda"))
     with pytest.raises(ConfigError, match=r"^way: there is no 'onedn' \(did you mean 'onednn'\?\)"):
         prepare(model, way="onedn")
-    with pytest.raises(ConfigError, match=r"^weights: int8, and way fp16_onednn is of fp16"):
-        prepare(model, "int8", way="fp16_onednn")
+    with pytest.raises(ConfigError, match=r"^weights: int8, and way transposed is of exact"):
+        prepare(model, "int8", way="transposed")
 
 
 def test_weights_beyond_float16_stay_exact():

@@ -174,7 +174,7 @@ class Subject:
             loaded = loading.load(self.folder, device=self.device, dtype=self.dtype, fp8=fp8, note=lines.append)
             yield loaded.model, "; ".join(lines)
             return
-        ready = prepare(self.model, weights, keep=self.given, rows=(1,), uniform=True)
+        ready = prepare(self.model, weights, keep=self.given, rows=(1,))
         try:
             yield self.model, f"weights {weights}: {ready}"
         finally:

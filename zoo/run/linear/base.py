@@ -27,7 +27,7 @@ class Processor:
     """A CPU as ways to multiply see it, with the libraries of this torch. The processor itself need not be present.
 
     `features` are instruction sets that decide whether a way is fast (vnni, avx512_bf16, amx) or right. `libraries` are
-    those that torch was built with (mkl, onednn, fbgemm).
+    those that torch was built with (onednn, fbgemm).
     """
 
     architecture: str
@@ -82,7 +82,6 @@ def _find_features() -> frozenset[str]:
 
 def _find_libraries() -> frozenset[str]:
     here = {
-        "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
         "fbgemm": "fbgemm" in torch.backends.quantized.supported_engines,
     }
@@ -115,28 +114,20 @@ class Way:
     about: str  # one line for `zoo doctor`
     precision: str = EXACT
     packs: bool = True  # whether `prepare` makes a copy of the weight
-    restores: bool = False  # whether `restore` can unpack the weight
     on_request: bool = False  # left out of the timed choice
-    most_rows: int | None = None  # beyond which it is not used
     any_shape: bool = False  # whether `run` takes x [..., K] too
-    one_size: bool = False  # whether what is packed serves only the number of rows that it was packed for
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
-        """Say why this way cannot multiply `rows` rows of `dtype` by a weight of this shape (N, K), or None. Pure: the
-        processor is described, not used. `dtype` is torch's name without the prefix."""
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
+        """Say why this way cannot multiply `dtype` by a weight of this shape (N, K), or None. Pure: the processor is
+        described, not used. `dtype` is torch's name without the prefix."""
         raise NotImplementedError
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        """Make what `run` reads of a weight [N, K] and a bias [N]. `rows` are the rows expected, a hint unless the way
-        is `one_size`."""
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """Make what `run` reads of a weight [N, K] and a bias [N]."""
         raise NotImplementedError
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         """Multiply x [R, K] to [R, N], in x's dtype."""
-        raise NotImplementedError
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        """Unpack the weight [N, K], as it was rounded. Only of a way that `restores`."""
         raise NotImplementedError
 
     def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:

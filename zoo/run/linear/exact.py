@@ -17,44 +17,17 @@ class Plain(Way):
 
     name = "plain"
     about = "F.linear, the weight as it is"
-    restores = True
     packs = False
     any_shape = True
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         return None
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         return weight, bias
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         return F.linear(x, *packed)
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return packed[0].to(dtype)
-
-
-class Left(Way):
-    """The weight on the left: W·xᵀ, a matrix-vector product for one row."""
-
-    name = "left"
-    about = "mv, or mm with the weight on the left, the weight as it is"
-    packs = False
-    most_rows = 32
-
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
-        return None if rows <= 32 else "is for 32 rows at most"
-
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        return weight, bias
-
-    def run(self, x: Tensor, packed: Any) -> Tensor:
-        weight, bias = packed
-        if x.shape[0] == 1:
-            y = torch.mv(weight, x[0])
-            return (y if bias is None else y.add_(bias))[None]
-        y = torch.mm(weight, x.t()).t().contiguous()
-        return y if bias is None else y.add_(bias)
 
 
 class Transposed(Way):
@@ -62,21 +35,17 @@ class Transposed(Way):
 
     name = "transposed"
     about = "mm with the weight stored transposed"
-    restores = True
     any_shape = True
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         return None if dtype == "float32" else f"is many times slower in {dtype}"
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         return weight.t().contiguous(), bias
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         weight, bias = packed
         return torch.matmul(x, weight) if bias is None else torch.matmul(x, weight).add_(bias)
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return packed[0].t().to(dtype)
 
 
 def refuse_onednn(dtype: str, processor: Processor) -> str | None:
@@ -98,20 +67,16 @@ class OneDNN(Way):
 
     name = "onednn"
     about = "oneDNN, the weight reordered into blocks"
-    restores = True
     any_shape = True
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         return refuse_onednn(dtype, processor)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), BLOCKED), bias
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return packed[0].to_dense().to(dtype)
 
 
 class OneDNNPairs(OneDNN):
@@ -128,23 +93,3 @@ class OneDNNPairs(OneDNN):
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         return super().run(x.expand(2, -1), packed)[:1] if x.shape[0] == 1 else super().run(x, packed)
-
-
-class MKL(Way):
-    """MKL with the weight packed for one number of rows."""
-
-    name = "mkl"
-    about = "MKL, the weight packed for one number of rows"
-    one_size = True
-
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
-        if "mkl" not in processor.libraries:
-            return "needs a torch built with MKL"
-        return None if dtype == "float32" else f"has no packed product in {dtype}"
-
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        weight = weight.contiguous()
-        return torch.ops.mkl._mkl_reorder_linear_weight(weight, rows), weight, bias, rows
-
-    def run(self, x: Tensor, packed: Any) -> Tensor:
-        return torch.ops.mkl._mkl_linear(x, *packed)

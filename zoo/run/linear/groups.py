@@ -18,21 +18,27 @@ AXES = ("attention", "ffn")
 
 @dataclass(eq=False)
 class ProductGroup:
-    """Linears that become one product: their modules, the precision wanted, and whether the plain weight must stay."""
+    """Linears that become one product: their modules, the precision wanted, whether the plain weight must stay, and the
+    way that was chosen."""
 
     modules: list[Any]
     precision: str
     pinned: bool
-    way: str | None = None  # the one way of all its rows, where that was found
+    way: str = "plain"
 
     @property
     def shape(self) -> Shape:
         weights = [module.weight for module in self.modules]
         dtype = str(weights[0].dtype).removeprefix("torch.")
-        return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype, self.precision)
+        return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
+
+    def joins(self, other: ProductGroup) -> bool:
+        """Whether both can be one product: equal columns, dtype and precision, and no plain weight that must stay."""
+        alike = self.shape[1:] == other.shape[1:] and self.precision == other.precision
+        return alike and not self.pinned | other.pinned
 
 
-def find_groups(model: Any, precision: str, *, join: bool = True) -> tuple[list[ProductGroup], Counter[str]]:
+def find_groups(model: Any, precision: str) -> tuple[list[ProductGroup], Counter[str]]:
     """Find the products to make ready, those of one input together; and why others stay exact, counted."""
     from zoo.run.layer import Borrowed, Layer
 
@@ -44,7 +50,7 @@ def find_groups(model: Any, precision: str, *, join: bool = True) -> tuple[list[
     for layer in model.modules():
         if not isinstance(layer, Layer):
             continue
-        joins = layer.spec.joins if join and id(layer) not in crossed else ()
+        joins = () if id(layer) in crossed else layer.spec.joins
         found: dict[str, ProductGroup] = {}
         for name, module, part in _list_linears(layer):
             if id(module) in done:
@@ -107,7 +113,7 @@ def _join(members: list[ProductGroup], groups: list[ProductGroup]) -> None:
     """Make one group of those that have the same columns, dtype and precision as the first."""
     while members:
         first, *rest = members
-        alike = [each for each in rest if each.shape[1:] == first.shape[1:] and not each.pinned | first.pinned]
+        alike = [each for each in rest if first.joins(each)]
         for each in alike:
             first.modules += each.modules
             groups.remove(each)

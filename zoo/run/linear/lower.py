@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import F, torch
 from zoo.run.linear.base import Processor, Way, describe_processor
-from zoo.run.linear.exact import refuse_onednn
+from zoo.run.linear.exact import BLOCKED, refuse_onednn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +23,22 @@ def _needs_floats(dtype: str) -> str | None:
 
 
 class Half(Way):
-    """Base of both fp16 ways: weights in float16, inputs and sums in float32."""
+    """FBGEMM: weights in float16, inputs and sums in float32."""
 
+    name = "fp16_fbgemm"
+    about = "FBGEMM, weights in float16, inputs and sums in float32"
     precision = "fp16"
+
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
+        if "fbgemm" not in processor.libraries or not processor.is_x86:
+            return "needs a torch built with FBGEMM, on x86"
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
+        return torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x.float(), packed).to(x.dtype)
 
     def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
         return 2 * shape[0] * shape[1]
@@ -34,68 +47,23 @@ class Half(Way):
         return None if float(weight.detach().abs().max()) <= LARGEST_FP16 else "has weights beyond float16's range"
 
 
-class HalfFbgemm(Half):
-    """FBGEMM: weights in float16, inputs and sums in float32."""
-
-    name = "fp16_fbgemm"
-    about = "FBGEMM, weights in float16, inputs and sums in float32"
-    restores = True
-
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
-        if "fbgemm" not in processor.libraries or not processor.is_x86:
-            return "needs a torch built with FBGEMM, on x86"
-        return _needs_floats(dtype)
-
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        return torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
-
-    def run(self, x: Tensor, packed: Any) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16(x.float(), packed).to(x.dtype)
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return torch.ops.quantized.linear_unpack_fp16(packed)[0].to(dtype)
-
-
-class HalfOneDNN(Half):
-    """oneDNN: weights in float16, inputs and sums in float32."""
-
-    name = "fp16_onednn"
-    about = "oneDNN, weights in float16, inputs and sums in float32"
-
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
-        if "onednn" not in processor.libraries:
-            return "needs a torch built with oneDNN"
-        return _needs_floats(dtype)
-
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        packed = torch.ops.onednn.linear_prepack_fp16(weight.float(), [rows, weight.shape[1]])
-        return packed, None if bias is None else bias.float()
-
-    def run(self, x: Tensor, packed: Any) -> Tensor:
-        return torch.ops.onednn.linear_dynamic_fp16(x.float(), *packed).to(x.dtype)
-
-
 class Brain(Way):
     """oneDNN with weights and inputs in bfloat16, sums in float32."""
 
     name = "bf16_onednn"
     about = "oneDNN, weights and inputs in bfloat16"
-    restores = True
     any_shape = True
     precision = "bf16"
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         return refuse_onednn("bfloat16", processor) or _needs_floats(dtype)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16().contiguous(), rows)
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16().contiguous(), BLOCKED)
         return packed, None if bias is None else bias.bfloat16()
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), *packed, "none", [], "").to(x.dtype)
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return packed[0].to_dense().to(dtype)
 
     def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
         return 2 * shape[0] * shape[1]
@@ -106,13 +74,12 @@ class BrainPlain(Brain):
 
     name = "bf16_plain"
     about = "mv or F.linear, weights and inputs in bfloat16"
-    restores = True
     any_shape = False
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         return _needs_floats(dtype)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         return weight.bfloat16().contiguous(), None if bias is None else bias.bfloat16()
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
@@ -120,9 +87,6 @@ class BrainPlain(Brain):
         if bias is None and x.shape[0] == 1:
             return torch.mv(weight, x[0].bfloat16())[None].to(x.dtype)
         return F.linear(x.bfloat16(), weight, bias).to(x.dtype)
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return packed[0].to(dtype)
 
 
 def quantize_rows(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -139,15 +103,14 @@ class Int8Weights(Way):
 
     name = "int8_weights"
     about = "weights in int8 by rows, inputs in bfloat16"
-    restores = True
     precision = "int8"
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         if shape[1] % 16:
             return f"needs a multiple of 16 columns, found {shape[1]}"  # its loop has no tail
         return _needs_floats(dtype)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         whole, scale = quantize_rows(weight, 127)
         return whole, scale.bfloat16(), bias
 
@@ -155,9 +118,6 @@ class Int8Weights(Way):
         whole, scale, bias = packed
         y = torch._weight_int8pack_mm(x.bfloat16(), whole, scale).to(x.dtype)  # type: ignore[reportPrivateImportUsage]
         return y if bias is None else y.add_(bias)
-
-    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
-        return (packed[0].float() * packed[1].float()[:, None]).to(dtype)
 
     def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
         return shape[0] * (shape[1] + 2)
@@ -180,7 +140,7 @@ class Int8Both(Way):
     about = "oneDNN, weights and inputs in int8 by rows"
     precision = "int8"
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         if "onednn" not in processor.libraries:
             return "needs a torch built with oneDNN"
         if processor.is_x86 and not processor.features & {"vnni", "amx"}:
@@ -189,9 +149,9 @@ class Int8Both(Way):
             return f"takes at most {MOST_COLUMNS:,} columns, found {shape[1]:,}: sums would leave int32"
         return _needs_floats(dtype)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         whole, scale = quantize_rows(weight, 127)
-        packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
+        packed = torch.ops.onednn.qlinear_prepack(whole, [BLOCKED, weight.shape[1]])
         processor = describe_processor()
         zero = MIDDLE if processor.is_x86 and "amx" not in processor.features else 0
         point = zero, torch.tensor(float(zero)), torch.uint8 if zero else torch.int8
@@ -218,14 +178,14 @@ class Int4(Way):
     precision = "int4"
     groups = (32, 64, 128, 256)  # those that torch's operator has; the smallest loses least
 
-    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+    def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         if shape[1] % self.groups[0]:
             return f"needs a multiple of {self.groups[0]} columns, found {shape[1]}"
         if shape[0] % 16:
             return f"needs a multiple of 16 rows, found {shape[0]}"
         return _needs_floats(dtype)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
         group = self.groups[0]
         parts = weight.float().unflatten(1, (-1, group))  # N K/G G
         low, high = parts.amin(2), parts.amax(2)

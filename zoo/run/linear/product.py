@@ -1,15 +1,13 @@
 # N rows of a weight (d_out), K its columns (d_in), R rows of x
-"""One product made ready to serve: the modules that it stands for, what is packed, and the way of each bucket."""
+"""One product made ready to serve: the modules that it stands for, its way, and what is packed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError
-from zoo.lazy import F, torch
-from zoo.run.linear.plan import WayPlan
-from zoo.run.linear.probe import BUCKETS, RESTORED
+from zoo.lazy import torch
 from zoo.run.linear.ways import WAYS
 
 if TYPE_CHECKING:
@@ -17,34 +15,26 @@ if TYPE_CHECKING:
 
 
 class ReadyProduct:
-    """The product of one Linear, or of several that read the same input, computed by the ways of a plan.
+    """The product of one Linear, or of several that read the same input, computed by one way.
 
-    What is in memory: the plain weights, which of several Linears lie end to end in one tensor, and the packed copy
-    where the plan has one. Without `keep` and where no bucket reads them, the plain weights go once they are packed.
+    What is in memory: the plain weights, which of several Linears lie end to end in one tensor, and the packed copy of
+    a way that makes one. Without `keep` the plain weights go once they are packed.
     """
 
-    def __init__(self, modules: Sequence[Any], plan: WayPlan, *, keep: bool, rows: int) -> None:
-        self.modules, self.plan = list(modules), plan
-        self.dropped = not keep and plan.packing is not None and not plan.reads_plain
+    def __init__(self, modules: Sequence[Any], way: str, *, keep: bool) -> None:
+        self.modules, self.way = list(modules), WAYS[way]
+        self.dropped = not keep and self.way.packs
         weights: list[Tensor] = [module.weight for module in modules]
         self.dtype, self.widths = weights[0].dtype, [weight.shape[0] for weight in weights]
         self.columns = weights[0].shape[1]
+        self.bytes = self.way.count_bytes((sum(self.widths), self.columns), self.dtype.itemsize)
         with torch.inference_mode(False), torch.no_grad():
-            self.weight = weights[0].detach() if len(weights) == 1 else self._lay_end_to_end(weights)
-            bias = self._join_biases()
-            self.packed = WAYS[plan.packing].prepare(self.weight, bias, rows) if plan.packing else None
-            self.bytes = self._count_bytes() if plan.packing else 0
-            plain = (self.weight, bias)
+            whole = weights[0].detach() if len(weights) == 1 else self._lay_end_to_end(weights)
+            self.packed = self.way.prepare(whole, self._join_biases())
             if self.dropped:
-                self.weight, plain = weights[0].new_empty(0), None
                 for module in modules:
                     _drop_weight(module)
         self._seen = None if self.dropped else _fingerprint(self.modules)
-        by_bucket = [self._runner(way, plain) for way in plan.ways]
-        buckets = [next(number for number, most in enumerate(BUCKETS) if rows <= most) for rows in range(1, 33)]
-        self._few = [by_bucket[0], *(by_bucket[number] for number in buckets)]  # by rows, from none to 32
-        self._many = by_bucket[-1]
-        self._takes_any = all(way == RESTORED or WAYS[way].any_shape for way in plan.ways)
         self._held: Tensor | None = None
         self._slices: list[Tensor | None] = []
 
@@ -65,29 +55,11 @@ class ReadyProduct:
         ]
         return torch.cat(made).clone()
 
-    def _count_bytes(self) -> int:
-        assert self.plan.packing is not None
-        return WAYS[self.plan.packing].count_bytes((sum(self.widths), self.columns), self.dtype.itemsize)
-
-    def _runner(self, name: str, plain: Any) -> Callable[[Tensor], Tensor]:
-        if name == RESTORED:
-            assert self.plan.packing is not None
-            restore, packed = WAYS[self.plan.packing].restore, self.packed
-            bias = None if plain is None else plain[1]
-            if plain is None:
-                bias = self._join_biases()
-            return lambda x: F.linear(x, restore(packed, x.dtype), bias)
-        way = WAYS[name]
-        run, packed = way.run, self.packed if way.packs else way.prepare(*plain)
-        return lambda x: run(x, packed)
-
     def compute(self, x: Tensor) -> Tensor:
         """Multiply x [..., K] to [..., N]."""
-        rows = x.numel() // self.columns
-        run = self._few[rows] if rows <= 32 else self._many
-        if x.dim() == 2 or self._takes_any:
-            return run(x)
-        y = run(x.reshape(-1, self.columns))
+        if x.dim() == 2 or self.way.any_shape:
+            return self.way.run(x, self.packed)
+        y = self.way.run(x.reshape(-1, self.columns), self.packed)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def take(self, place: int, x: Tensor) -> Tensor:
@@ -109,7 +81,7 @@ class ReadyProduct:
         return mine
 
     def serves(self, x: Tensor) -> bool:
-        """Tell whether x takes the ways of the plan: in inference, in the dtype that was prepared, with the weights
+        """Tell whether x takes the way: in inference, in the dtype that was prepared, with the weights
         unchanged since. Anything else is the plain module's."""
         if x.dtype is not self.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False

@@ -10,10 +10,9 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT, LOWER, Processor, describe_processor
 from zoo.run.linear.groups import ProductGroup, find_groups
-from zoo.run.linear.plan import WayPlan, choose_plan, plan_named, plan_without_timing
-from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes
+from zoo.run.linear.probe import BUCKETS, choose_way, time_shapes
 from zoo.run.linear.product import ReadyForward, ReadyProduct
-from zoo.run.linear.ways import WAYS, is_count_stable, is_row_stable, list_ways, refuse
+from zoo.run.linear.ways import WAYS, is_count_stable, list_able, list_ways, refuse
 from zoo.run.memory import read_free_memory
 
 SMALL = 65536
@@ -27,7 +26,7 @@ class Prepared:
         self.model, self.products, self.left = model, products, left
         self.stable = stable
         """Whether `stable` was asked for and every product gives a row the same bits among any number of rows. Where it
-        is not, a row's bits depend on the bucket that the number of rows falls in (`probe.BUCKETS`)."""
+        is not, a row's bits may depend on it."""
         self.plain = plain
         """How many products are left as they were, as nothing is faster."""
 
@@ -52,10 +51,10 @@ class Prepared:
     def __str__(self) -> str:
         """Say in one line what was chosen. For example "84 products in 48 calls: 48× onednn; 1 plain; 302.0 MB of
         packed weights, 48 of 48 beside the plain ones"."""
-        plans = Counter(str(product.plan) for product in self.products)
-        packed = [product for product in self.products if product.plan.packing]
+        ways = Counter(product.way.name for product in self.products)
+        packed = [product for product in self.products if product.way.packs]
         kept = sum(not product.dropped for product in packed)
-        told = [f"{count}× {plan}" for plan, count in plans.most_common()]
+        told = [f"{count}× {way}" for way, count in ways.most_common()]
         told += [f"{self.plain} plain"] if self.plain else []
         if packed:
             beside = f", {kept} of {len(packed)} beside the plain ones" if kept else ""
@@ -74,19 +73,15 @@ def prepare(
     rows: Sequence[int] = BUCKETS[:-1],
     stable: bool = False,
     way: str | None = None,
-    join: bool = True,
-    uniform: bool = False,
 ) -> Prepared:
     """Make a model ready to serve on a CPU, in place; `undo()` makes it what it was, to the bit.
 
-    Linears that read the same input become one product. The way of each product is the fastest here for `rows`, the
-    numbers of rows that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and
-    kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
-    by rounding alone. With `stable` a row's bits depend neither on its neighbours nor its place nor, where a way is so
-    here (`Prepared.stable`), on the number of rows. `way` names one for all products that it can take (`zoo doctor`
-    lists them), in place of a choice. Without `join` each Linear stays a product of its own. With `uniform` products in
-    fewer bits go one way for any number of rows, that of the fewest `rows`, so that a text which is read at once meets
-    the rounding of a token that is decoded. The model keeps what was made as `model.ready`.
+    Linears that read the same input become one product. Its way is the fastest here for `rows`, the numbers of rows
+    that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and kept on disk.
+    Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ by rounding
+    alone. With `stable` a row's bits depend neither on its neighbours nor its place nor, where a way is so here
+    (`Prepared.stable`), on the number of rows. `way` names one for all products that it can take (`zoo doctor` lists
+    them), in place of a choice. The model keeps what was made as `model.ready`.
 
     Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
     except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
@@ -97,23 +92,28 @@ def prepare(
     processor = describe_processor()
     if way is not None:
         weights = _check_named(way, weights, processor)
-    groups, left = find_groups(model, weights or EXACT, join=join)
-    plans = _plan_all(groups, processor, left, keep=keep, rows=rows, stable=stable, named=way)
-    if uniform:
-        lower = [group.precision != EXACT for group in groups]
-        plans = [plan.uniform(min(rows)) if each else plan for plan, each in zip(plans, lower, strict=True)]
-    _fit(groups, plans, keep)
+    groups, left = find_groups(model, weights or EXACT)
+    for group in groups:
+        why = _explain_unable(group, processor)
+        if why is not None:
+            left[why] += len(group.modules)
+            group.precision = EXACT
+    found = way is None and _choose_ways(groups, processor, rows, stable)
+    if way is not None:
+        for group in groups:
+            able = _list_able(group, processor, on_request=True)
+            group.way = way if way in able else able[0]
+    _leave_what_does_not_fit(groups, keep)
     products, plain = [], 0
-    for group, plan in zip(groups, plans, strict=True):
-        if way is None and not stable and set(plan.ways) == {"plain"}:
+    for group in groups:
+        if way is None and not stable and group.way == "plain":
             plain += len(group.modules)  # left as they are: joined without packing they take longer, if anything
             continue
-        product = ReadyProduct(group.modules, plan, keep=keep or group.pinned, rows=max(rows))
+        product = ReadyProduct(group.modules, group.way, keep=keep or group.pinned)
         for place, module in enumerate(group.modules):
             module.forward = ReadyForward(product, place)
         products.append(product)
-    alike = stable and not left and all(group.way is not None for group in groups)
-    model.__dict__["ready"] = prepared = Prepared(model, products, plain, left, alike)
+    model.__dict__["ready"] = prepared = Prepared(model, products, plain, left, found and not left)
     return prepared
 
 
@@ -160,7 +160,7 @@ def check_weights(weights: str | None, device: Any) -> None:
     if device.type != "cpu":
         raise ConfigError(f"weights: {weights} is for a CPU, found {device.type} (dtype=bf16, or fp8, would do)")
     processor = describe_processor()
-    reasons = {way.name: refuse(way, (512, 512), "float32", 1, processor) for way in list_ways(weights)}
+    reasons = {way.name: refuse(way, (512, 512), "float32", processor) for way in list_ways(weights)}
     if None not in reasons.values():
         told = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
         others = [name for name in LOWER if name != weights and _runs(name, processor)]
@@ -168,7 +168,7 @@ def check_weights(weights: str | None, device: Any) -> None:
 
 
 def _runs(precision: str, processor: Processor) -> bool:
-    return any(refuse(way, (512, 512), "float32", 1, processor) is None for way in list_ways(precision))
+    return any(refuse(way, (512, 512), "float32", processor) is None for way in list_ways(precision))
 
 
 def _check(model: Any, weights: str | None) -> None:
@@ -185,7 +185,7 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
     run here, and where `weights` says another."""
     if way not in WAYS:
         raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
-    if reason := refuse(WAYS[way], (512, 512), "float32", 1, processor):
+    if reason := refuse(WAYS[way], (512, 512), "float32", processor):
         raise ConfigError(f"way: {way} was asked for, but {reason} (plain would do)")
     own = None if WAYS[way].precision == EXACT else WAYS[way].precision
     if weights not in (None, own):
@@ -196,53 +196,27 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
 # ---------------------------------------------------------------- which ways
 
 
-def _plan_all(
-    groups: list[ProductGroup],
-    processor: Processor,
-    left: Counter[str],
-    *,
-    keep: bool,
-    rows: Sequence[int],
-    stable: bool,
-    named: str | None,
-) -> list[WayPlan]:
-    """Choose a plan for each group. A group that no way of its precision can take becomes exact."""
+def _choose_ways(groups: Sequence[ProductGroup], processor: Processor, rows: Sequence[int], stable: bool) -> bool:
+    """Choose the way of each group: in fewer bits the first that can, else the fastest. With `stable` it is the first
+    in which a row has the same bits among any number of rows. Gives whether there is one for all groups."""
+    found = stable
+    timed: list[ProductGroup] = []
     for group in groups:
-        why = _explain_unable(group, processor)
-        if why is not None:
-            left[why] += len(group.modules)
-            group.precision = EXACT
-    if named is not None:
-        return [_name_plan(named, group.shape, processor, rows) for group in groups]
-    if stable:
-        for group in groups:
-            group.way = _find_stable(group.shape, processor)
-    timed = {group.shape for group in groups if group.way is None and group.shape.n * group.shape.k > SMALL}
-    times = time_shapes([shape for shape in timed if len(_able(shape, processor)) > 1], processor)
-    plans: dict[tuple[Shape, bool], WayPlan] = {}
-    for group in groups:
-        shape, kept = group.shape, keep or group.pinned
-        if group.way is not None:
-            plans[shape, kept] = plan_named(group.way, max(rows))
-        elif (shape, kept) not in plans:
-            allows = _allow(shape, stable)
-            plan = (
-                choose_plan(times[shape], shape.precision, rows, keep=kept, allows=allows) if shape in times else None
-            )
-            able = [name for name in _able(shape, processor) if not stable or allows(name, 32)]
-            plans[shape, kept] = plan or plan_without_timing(able or _able(shape, processor))
-    return [plans[group.shape, keep or group.pinned] for group in groups]
+        able, shape = _list_able(group, processor), group.shape
+        alike = _find_stable(group, processor) if stable else None
+        found = found and alike is not None
+        group.way = alike or able[0]
+        if alike is None and group.precision == EXACT and len(able) > 1 and shape.n * shape.k > SMALL:
+            timed.append(group)
+    times = time_shapes([group.shape for group in timed], processor)
+    for group in timed:
+        group.way = choose_way(times[group.shape], rows)
+    return found
 
 
-def _name_plan(named: str, shape: Shape, processor: Processor, rows: Sequence[int]) -> WayPlan:
-    """The plan of one shape where a way was named: that way, or the first of its precision that can take the shape."""
-    able = _able(shape, processor, on_request=True)
-    return plan_named(named, max(rows)) if named in able else plan_without_timing(able)
-
-
-def _find_stable(shape: Shape, processor: Processor) -> str | None:
+def _find_stable(group: ProductGroup, processor: Processor) -> str | None:
     """Find a way in which a row has the same bits among any number of rows: the first that is so on trial, or None."""
-    able = _able(shape, processor, on_request=True)
+    able, shape = _list_able(group, processor, on_request=True), group.shape
     return next((name for name in able if is_count_stable(name, (shape.n, shape.k), shape.dtype)), None)
 
 
@@ -251,35 +225,27 @@ def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
     if group.precision == EXACT:
         return None
     ways, shape = list_ways(group.precision), group.shape
-    if not _able(shape, processor):
-        return str(refuse(ways[0], (shape.n, shape.k), shape.dtype, 1, processor))
+    if not _list_able(group, processor):
+        return str(refuse(ways[0], (shape.n, shape.k), shape.dtype, processor))
     return next((why for module in group.modules if (why := ways[0].suits(module.weight))), None)
 
 
-def _able(shape: Shape, processor: Processor, *, on_request: bool = False) -> list[str]:
-    """List the ways that can take a shape; those that are used on request alone only where `on_request`."""
-    ways = [way for way in list_ways(shape.precision) if on_request or not way.on_request]
-    return [way.name for way in ways if refuse(way, (shape.n, shape.k), shape.dtype, 1, processor) is None]
+def _list_able(group: ProductGroup, processor: Processor, *, on_request: bool = False) -> list[str]:
+    """List the ways that can take a group; those that are used on request alone only where `on_request`."""
+    shape = group.shape
+    return list_able(group.precision, (shape.n, shape.k), shape.dtype, processor, on_request=on_request)
 
 
-def _allow(shape: Shape, stable: bool) -> Callable[[str, int], bool]:
-    """Which ways `choose_plan` may take: any, or only those that are row-stable for this shape."""
-    if not stable:
-        return lambda way, rows: True
-    return lambda way, rows: way == RESTORED or is_row_stable(way, (shape.n, shape.k), shape.dtype, rows)
-
-
-def _fit(groups: list[ProductGroup], plans: list[WayPlan], keep: bool) -> None:
+def _leave_what_does_not_fit(groups: Sequence[ProductGroup], keep: bool) -> None:
     """Leave exact weights unpacked where their copies would not fit in free memory."""
+    copied = [group for group in groups if WAYS[group.way].packs and (keep or group.pinned)]
     extra = 0
-    for group, plan in zip(groups, plans, strict=True):
-        if plan.packing and (keep or group.pinned):
-            size = group.modules[0].weight.element_size()
-            extra += WAYS[plan.packing].count_bytes((group.shape.n, group.shape.k), size)
+    for group in copied:
+        size = group.modules[0].weight.element_size()
+        extra += WAYS[group.way].count_bytes((group.shape.n, group.shape.k), size)
     free = read_free_memory(torch.device("cpu"))
     if free is None or extra < 0.8 * free:
         return
-    plain = WayPlan(None, ("plain",) * len(BUCKETS))
-    for number, group in enumerate(groups):
-        if group.precision == EXACT and (keep or group.pinned):
-            plans[number] = plain
+    for group in copied:
+        if group.precision == EXACT:
+            group.way = "plain"

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT, Processor, Way
-from zoo.run.linear.exact import MKL, Left, OneDNN, OneDNNPairs, Plain, Transposed
-from zoo.run.linear.lower import Brain, BrainPlain, HalfFbgemm, HalfOneDNN, Int4, Int8Both, Int8Weights
+from zoo.run.linear.exact import OneDNN, OneDNNPairs, Plain, Transposed
+from zoo.run.linear.lower import Brain, BrainPlain, Half, Int4, Int8Both, Int8Weights
 
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        *(Plain(), Left(), Transposed(), OneDNN(), OneDNNPairs(), MKL()),
-        *(HalfFbgemm(), HalfOneDNN(), Brain(), BrainPlain(), Int8Both(), Int8Weights(), Int4()),
+        *(Plain(), Transposed(), OneDNN(), OneDNNPairs()),
+        *(Half(), Brain(), BrainPlain(), Int8Both(), Int8Weights(), Int4()),
     )
 }
-"""Every way by its name. Among those of one precision the first that can run is taken where none is timed."""
+"""Every way by its name. Of those in fewer bits the first that can run is taken; exact ones are timed."""
 
 TRIAL = (64, 128)  # (N, K) of the product by which a way is tried
 BOUNDS = {EXACT: 1e-5, "fp16": 1e-3, "bf16": 2e-2, "int8": 5e-2, "int4": 0.3}
@@ -33,9 +33,18 @@ def list_ways(precision: str = EXACT) -> list[Way]:
     return [way for way in WAYS.values() if way.precision == precision]
 
 
-def refuse(way: Way, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+def refuse(way: Way, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
     """Say why a way cannot multiply here, or None: its own reason, or what its trial on this processor gave."""
-    return way.refuses(shape, dtype, rows, processor) or try_way(way.name, dtype, processor)
+    return way.refuses(shape, dtype, processor) or try_way(way.name, dtype, processor)
+
+
+def list_able(
+    precision: str, shape: tuple[int, int], dtype: str, processor: Processor, *, on_request: bool = False
+) -> list[str]:
+    """List the ways of a precision that can multiply here; those that are used on request alone only where
+    `on_request`."""
+    ways = [way for way in list_ways(precision) if on_request or not way.on_request]
+    return [way.name for way in ways if refuse(way, shape, dtype, processor) is None]
 
 
 @cache
@@ -50,7 +59,7 @@ def try_way(name: str, dtype: str, processor: Processor) -> str | None:
     bias = torch.randn(TRIAL[0], generator=draw).to(kind)
     try:
         with torch.inference_mode():
-            y = way.run(x, way.prepare(weight, bias, 2)).float()
+            y = way.run(x, way.prepare(weight, bias)).float()
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
         return f"fails in torch {torch.__version__}: {str(error).splitlines()[0][:80] or type(error).__name__}"
     wanted = x.float() @ weight.float().t() + bias.float()
@@ -71,30 +80,9 @@ class Found(NamedTuple):
 def survey_ways(processor: Processor, dtype: str = "float32") -> Iterator[Found]:
     """Say of each way whether it can run here, in order."""
     for way in WAYS.values():
-        reason = refuse(way, (512, 512), dtype, 1, processor)
+        reason = refuse(way, (512, 512), dtype, processor)
         stable = None if reason is not None else is_count_stable(way.name, (512, 512), dtype)
         yield Found(way, reason, stable)
-
-
-STABLE_TRIALS = 4
-
-
-@cache
-def is_row_stable(name: str, shape: tuple[int, int], dtype: str, rows: int) -> bool:
-    """Try whether a row's product has the same bits whatever its neighbours are and whatever its place, among `rows`
-    rows. Tried once a process for each shape and number of rows."""
-    way, kind = WAYS[name], getattr(torch, dtype)
-    draw = torch.Generator().manual_seed(rows)
-    weight = torch.randn(shape, generator=draw).to(kind)
-    row = torch.randn(shape[1], generator=draw).to(kind)
-    with torch.inference_mode():
-        packed, seen = way.prepare(weight, None, rows), []
-        for trial in range(STABLE_TRIALS):
-            for place in {trial % rows, rows - 1 - trial % rows}:
-                x = (torch.randn(rows, shape[1], generator=draw) * 10.0**trial).to(kind)
-                x[place] = row
-                seen.append(way.run(x, packed)[place])
-    return all(torch.equal(each, seen[0]) for each in seen)
 
 
 COUNTS = (1, 2, 3, 5, 8, 13, 16, 21, 32, 33, 48, 64, 100, 128, 200)
@@ -110,10 +98,10 @@ def is_count_stable(name: str, shape: tuple[int, int], dtype: str) -> bool:
     weight = torch.randn(min(shape[0], WIDEST), shape[1], generator=draw).to(kind)
     x = torch.randn(max(COUNTS), shape[1], generator=draw).to(kind)
     with torch.inference_mode():
-        packed = way.prepare(weight, None, 1)
+        packed = way.prepare(weight, None)
         whole = way.run(x, packed)
         for rows, trial in product(COUNTS, range(1 + 32 // shape[0])):  # a few outputs may be equal by chance
             start = (7 * rows + 31 * trial) % (len(x) - rows + 1)
             if not torch.equal(way.run(x[start : start + rows].clone(), packed), whole[start : start + rows]):
                 return False
-    return not way.one_size and way.most_rows is None
+    return True
