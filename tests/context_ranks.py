@@ -14,7 +14,8 @@ from torch import distributed
 
 from zoo.compose import load
 from zoo.ranks.context import SpreadContext
-from zoo.ranks.world import join, read_world
+from zoo.ranks.meeting import join_processes
+from zoo.ranks.world import read_world
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
 
@@ -90,7 +91,7 @@ def compare(case: dict[str, Any], group: Any) -> dict[str, Any]:
 
 def main(cases: str, out: str) -> None:
     world = read_world()
-    join(world, "cpu")
+    join_processes(world, "cpu")
     group = distributed.group.WORLD
     found = {name: compare(case, group) for name, case in json.loads(Path(cases).read_text()).items()}
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(found))

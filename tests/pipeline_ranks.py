@@ -23,8 +23,9 @@ from zoo.data import Batch
 from zoo.model.init import initialise
 from zoo.ranks.gradients import measure_gradient, sum_common_gradients
 from zoo.ranks.group import RankGroup
+from zoo.ranks.meeting import join_processes
 from zoo.ranks.mesh import Mesh
-from zoo.ranks.world import join, read_world
+from zoo.ranks.world import read_world
 from zoo.run.builder import build
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.layout import Layout
@@ -171,7 +172,7 @@ def measure_idle(spec: Any, layout: Layout, microbatches: int) -> dict[str, Any]
 
 def main(out: str, cases: str) -> None:
     world = read_world()
-    join(world, "cpu")
+    join_processes(world, "cpu")
     found = []
     for what, model, overrides, fields, microbatches in json.loads(Path(cases).read_text()):
         torch.manual_seed(0)

@@ -15,8 +15,9 @@ from zoo.errors import ZooError
 from zoo.grammar.plain import from_dict
 from zoo.model.init import initialise
 from zoo.ranks.gradients import measure_gradient, sum_common_gradients
+from zoo.ranks.meeting import join_processes
 from zoo.ranks.mesh import Mesh
-from zoo.ranks.world import join, read_world
+from zoo.ranks.world import read_world
 from zoo.run.builder import build, load_spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
 from zoo.training.layout import Layout
@@ -124,7 +125,7 @@ def compare(name: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
 
 def main(out: str, dtype: str, *names: str) -> None:
     world = read_world()
-    join(world, "cpu")
+    join_processes(world, "cpu")
     layout = Layout.open(Mesh(tp=world.size), world, torch.device("cpu"))
     found = {}
     models = json.loads(Path(names[0]).read_text()) if names[0].endswith(".json") else {name: name for name in names}

@@ -33,8 +33,10 @@ class RankGroup:
     def __init__(self, group: Any) -> None:
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-        self._gathering, self._scattering, self._summing = _gathering(), _scattering(), _summing()
-        self._exchanging = _exchanging()
+        self._gathering = _make_function("_gather", "_scatter")
+        self._scattering = _make_function("_scatter", "_gather")
+        self._summing = _make_function("sum_up", "sum_up")
+        self._exchanging = _make_exchange()
 
     def sum_up(self, y: Tensor) -> Tensor:
         """Sum up a tensor over the ranks; without a gradient."""
@@ -100,6 +102,7 @@ def _call(name: str, older: str) -> Any:
     return getattr(torch.distributed, name, None) or getattr(torch.distributed, older)
 
 
+@functools.cache
 def _make_function(forward: str, backward: str) -> Any:
     """An autograd function that calls one method of a RankGroup forward and another one backward."""
 
@@ -117,22 +120,7 @@ def _make_function(forward: str, backward: str) -> Any:
 
 
 @functools.cache
-def _gathering() -> Any:
-    return _make_function("_gather", "_scatter")
-
-
-@functools.cache
-def _scattering() -> Any:
-    return _make_function("_scatter", "_gather")
-
-
-@functools.cache
-def _summing() -> Any:
-    return _make_function("sum_up", "sum_up")
-
-
-@functools.cache
-def _exchanging() -> Any:
+def _make_exchange() -> Any:
     class Exchanging(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, rows: Tensor, group: RankGroup, sent: list[int], received: list[int]) -> Tensor:

@@ -15,25 +15,28 @@ from datetime import timedelta
 from typing import Any
 
 from zoo.errors import LostProcess
-from zoo.ranks.world import TIMEOUT, World, join
+from zoo.lazy import torch
+from zoo.ranks.world import TIMEOUT, World
 
 PAUSE = 0.02  # seconds between two looks of the main process
 
 
 def join_processes(world: World, device: str) -> None:
-    """Join the other processes on their devices, once in the life of a process."""
-    if world.size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        from torch import distributed
+    """Join the other processes, over gloo, and between CUDA devices over NCCL: once in the life of a process, as
+    torchrun's meeting point serves for one. A program that has joined them itself stays as it is."""
+    if world.size == 1 or torch.distributed.is_initialized():
+        return
+    own: dict[str, Any] = {}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed.rendezvous import rendezvous
 
-        if not distributed.is_initialized():
-            store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
-            prefix = agree_on_prefix(store, rank, size, TIMEOUT)
-            own = distributed.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-            distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
-            atexit.register(distributed.destroy_process_group)
-    join(world, device)
+        store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        prefix = agree_on_prefix(store, rank, size, TIMEOUT)
+        own = {"rank": rank, "world_size": size}
+        own["store"] = torch.distributed.PrefixStore(prefix, store)  # type: ignore[reportPrivateImportUsage]
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=TIMEOUT, **own)
+    atexit.register(torch.distributed.destroy_process_group)
 
 
 def agree_on_prefix(store: Any, rank: int, size: int, timeout: timedelta) -> str:

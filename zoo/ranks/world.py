@@ -38,66 +38,52 @@ class World:
         """Sum up whole numbers over all processes."""
         if self.size == 1:
             return list(values)
-        from torch import distributed
-
         total = torch.tensor(values, dtype=torch.int64)
-        distributed.all_reduce(total, group=self.group)
+        torch.distributed.all_reduce(total, group=self.group)
         return total.tolist()
 
     def add_up(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sum up scalars by name over all processes, on their device."""
         if self.size == 1 or not values:
             return dict(values)
-        from torch import distributed
-
         total = torch.stack([each.detach().double() for each in values.values()])
-        distributed.all_reduce(total, group=self.group)
+        torch.distributed.all_reduce(total, group=self.group)
         return dict(zip(values, total.float().unbind(), strict=True))
 
     def add_up_(self, value: Tensor) -> Tensor:
         """Sum up a tensor over all processes, in place."""
         if self.size > 1:
-            from torch import distributed
-
-            distributed.all_reduce(value, group=self.group)
+            torch.distributed.all_reduce(value, group=self.group)
         return value
 
     def tell(self, value: Any) -> Any:
         """Give every process what the main one has."""
         if self.size == 1:
             return value
-        from torch import distributed
-
         told = [value]
-        distributed.broadcast_object_list(told, src=0, group=self.group)
+        torch.distributed.broadcast_object_list(told, src=0, group=self.group)
         return told[0]
 
     def share(self, value: Any) -> list[Any]:
         """Give every process what each one has, by rank."""
         if self.size == 1:
             return [value]
-        from torch import distributed
-
         found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value, group=self.group)
+        torch.distributed.all_gather_object(found, value, group=self.group)
         return found
 
     def gather(self, value: Any) -> list[Any]:
         """Give the main process what each one has, by rank; the others get nothing."""
         if self.size == 1:
             return [value]
-        from torch import distributed
-
         found: list[Any] = [None] * self.size
-        distributed.gather_object(value, found if self.main else None, group=self.group)
+        torch.distributed.gather_object(value, found if self.main else None, group=self.group)
         return found if self.main else []
 
     def wait(self) -> None:
         """Wait until every process has come here."""
         if self.size > 1:
-            from torch import distributed
-
-            distributed.barrier(self.group)
+            torch.distributed.barrier(self.group)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -121,20 +107,6 @@ def read_world() -> World:
     return World(rank, size, local)
 
 
-def join(world: World, device: str) -> None:
-    """Join the other processes, over gloo, and between CUDA devices over NCCL: once in the life of a process, as
-    torchrun's meeting point serves for one. A program that has joined them itself stays as it is."""
-    if world.size == 1:
-        return
-    from torch import distributed
-
-    if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
-        atexit.register(distributed.destroy_process_group)
-
-
 def leave_at_once() -> None:
     """Let this process end without taking leave of the others, one of which is gone: it would wait for it."""
-    from torch import distributed
-
-    atexit.unregister(distributed.destroy_process_group)
+    atexit.unregister(torch.distributed.destroy_process_group)
