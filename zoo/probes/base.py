@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,7 +29,8 @@ class Examples(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """A synthetic task. `levels` are its difficulties, easiest first: what `level_is` names. Training draws rows as
-    `draw` makes them without a level, of all difficulties that are trained.
+    `draw` makes them without a level, of all difficulties that are trained: equally many of each, where all rows have
+    one length (`draw_level` makes those of one).
 
     A run is `steps` updates on `rows` rows each.
     """
@@ -79,7 +80,16 @@ class Probe:
         raise NotImplementedError
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        """Draw rows of a level, or of those of training."""
+        """Draw rows of a level, or of those of training, in random order."""
+        if level is not None:
+            return self.draw_level(rng, rows, level, seed)
+        counts = rng.multinomial(rows, [1 / len(self.levels)] * len(self.levels))
+        parts = [self.draw_level(rng, int(n), each, seed) for n, each in zip(counts, self.levels, strict=True) if n]
+        order = rng.permutation(rows)
+        return Examples(*(np.concatenate(each)[order] for each in zip(*parts, strict=True)))
+
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
+        """Draw rows of a level."""
         raise NotImplementedError
 
     def examples(self, seed: int, stream: str, number: int, rows: int, level: int | None = None) -> Examples:
@@ -134,11 +144,3 @@ def choose_distinct(rng: np.random.Generator, rows: int, count: int, low: int, h
 def place(target: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
     """Write values [B, N] at columns [B, N] of a target [B, T]."""
     np.put_along_axis(target, columns, values, 1)
-
-
-def draw_mixed(probe: Probe, rng: np.random.Generator, rows: int, levels: Sequence[int], seed: int) -> Examples:
-    """Draw rows of equally likely levels, all of one length, in random order."""
-    counts = rng.multinomial(rows, [1 / len(levels)] * len(levels))
-    parts = [probe.draw(rng, int(n), level, seed) for n, level in zip(counts, levels, strict=True) if n]
-    order = rng.permutation(rows)
-    return Examples(*(np.concatenate(each)[order] for each in zip(*parts, strict=True)))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import Examples, OneLength, draw_mixed, fill
+from zoo.probes.base import Examples, OneLength, fill
 
 PAD, END = 0, 1
 
@@ -47,9 +47,7 @@ class Compress(OneLength, name="compress"):
 
         return make_readout(d_model, self.vocab, seed)
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        if level is None:
-            return draw_mixed(self, rng, rows, self.levels, seed)
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         letters = rng.integers(2, self.vocab, (rows, level))
         made = fill(rows, self.context, PAD)
         made.tokens[:, -level - 1 : -1] = made.labels[:, -level - 1 : -1] = letters

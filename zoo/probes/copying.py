@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import IGNORED, Examples, OneLength, Probe, draw_mixed, fill, place
+from zoo.probes.base import IGNORED, Examples, OneLength, Probe, fill, place
 
 BLANK, GO = 0, 1
 
@@ -42,9 +42,7 @@ class Select(OneLength, name="select"):
     def chance(self, level: int) -> float:
         return 1 / (self.vocab - 2)
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        if level is None:
-            return draw_mixed(self, rng, rows, self.levels, seed)
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         go = self.context - level - 1
         letters = rng.integers(2, self.vocab, (rows, level))
         made = fill(rows, self.context, BLANK)

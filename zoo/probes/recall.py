@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import Examples, OneLength, Probe, choose_distinct, draw_mixed, fill, place
+from zoo.probes.base import Examples, OneLength, Probe, choose_distinct, fill, place
 
 POWER = 0.01
 """The exponent a of the chance of a gap g between a pair and its query, which is in proportion to a·g^(a−1)."""
@@ -49,9 +49,7 @@ class MQAR(OneLength, name="mqar"):
     def chance(self, level: int) -> float:
         return 2 / self.vocab
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        if level is None:
-            return draw_mixed(self, rng, rows, self.levels, seed)
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, values = draw_pairs(rng, rows, level, level, self.vocab)
         made = fill(rows, self.context)
         write_pairs(made.tokens, 0, keys, values)
@@ -122,9 +120,7 @@ class Overwrite(MQAR, name="overwrite"):
                 found = f"{self.keys + changed} values, a vocabulary of {self.vocab} has {self.vocab // 2}"
                 raise ConfigError(f"{self.name}.levels: {changed} takes {found} (fewer keys, or more vocab)")
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        if level is None:
-            return draw_mixed(self, rng, rows, self.levels, seed)
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, drawn = draw_pairs(rng, rows, self.keys, self.keys + level, self.vocab)
         first, second = drawn[:, : self.keys], drawn[:, self.keys :]
         changed = choose_distinct(rng, rows, level, 0, self.keys)
@@ -162,9 +158,7 @@ class Bind(MQAR, name="bind"):
                 most = f"{keys} values are more than the {self.vocab // 2} of a vocabulary of {self.vocab}"
                 raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        if level is None:
-            return draw_mixed(self, rng, rows, self.levels, seed)
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         side, half = math.isqrt(level), self.vocab // 2
         parts = choose_distinct(rng, rows, 2 * side, 1, half)
         order = rng.random((rows, level)).argsort(1)

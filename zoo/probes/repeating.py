@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from zoo.errors import ConfigError
-from zoo.probes.base import IGNORED, Examples, OneLength, draw_mixed, fill
+from zoo.probes.base import IGNORED, Examples, OneLength, fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,7 @@ class Noisy(OneLength, name="noisy"):
     def chance(self, level: int) -> float:
         return 2 / self.vocab
 
-    def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
-        if level is None:
-            return draw_mixed(self, rng, rows, self.levels, seed)
+    def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         half, pairs = self.vocab // 2, self.context // 2
         values = half + rng.random((rows, half)).argsort(1)
         keys = rng.integers(0, half, (rows, pairs))
