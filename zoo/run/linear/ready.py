@@ -163,12 +163,8 @@ def check_weights(weights: str | None, device: Any) -> None:
     reasons = {way.name: refuse(way, (512, 512), "float32", processor) for way in list_ways(weights)}
     if None not in reasons.values():
         told = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-        others = [name for name in LOWER if name != weights and _runs(name, processor)]
+        others = [name for name in LOWER if list_able(name, (512, 512), "float32", processor)]
         raise ConfigError(f"weights: {weights} cannot run here: {told} ({' or '.join((*others, 'none'))} would do)")
-
-
-def _runs(precision: str, processor: Processor) -> bool:
-    return any(refuse(way, (512, 512), "float32", processor) is None for way in list_ways(precision))
 
 
 def _check(model: Any, weights: str | None) -> None:
