@@ -134,7 +134,7 @@ def run_schedule(model: Any, schedule: Schedule, draft: Any = None) -> Outcome:
             if step in schedule.preempts and engine.scheduler.running:
                 engine.scheduler.preempt(engine.scheduler.running[-1])
             _take(found, engine.step())
-            found.faults += invariants.check(invariants.snapshot(engine))
+            found.faults += invariants.check(engine)
             found.faults += check_guesser(engine)
             step += 1
             if found.faults or step > 3000:
@@ -201,12 +201,12 @@ def _finish(engine: Engine, found: Outcome, steps: int) -> None:
     found.steps, found.preemptions = steps, engine.scheduler.preemptions
     if found.faults:
         return
-    found.faults += invariants.check_drained(invariants.snapshot(engine))
+    found.faults += invariants.check_drained(engine)
     for kept in (engine.prefixes, engine.sources):
         if kept is not None:
             found.hits += kept.hits
             kept.forget()
-    found.faults += invariants.check_initial(invariants.snapshot(engine))
+    found.faults += invariants.check_initial(engine)
 
 
 # ---------------------------------------------------------------- alone
