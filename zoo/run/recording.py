@@ -8,6 +8,7 @@ torch.fx), which later steps call.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -275,16 +276,16 @@ class Recording:
 
     def __init__(self, recorder: Recorder, y: Any) -> None:
         result = recorder._write(y)
-        self.lines = [*recorder.lines, f"return {result}"]
-        self._source = "def replay(x, step):\n" + "".join(f" {line}\n" for line in self.lines)
+        lines = "".join(f" {line}\n" for line in (*recorder.lines, f"return {result}"))
+        self.source = sys.intern(f"def replay(x, step):\n{lines}")  # one string for layers that are alike
         self._constants, self._checked = recorder.constants, recorder.checked
         names = {f"k{number}": each for number, each in enumerate(self._constants)}
-        exec(_compile(self._source), names)
+        exec(_compile(self.source), names)  # nothing but names that the recorder made, and keywords
         self.replay: Callable[[Any, Step], Any] = names["replay"]
 
     def __eq__(self, other: object) -> bool:
         """Whether another pass made the same calls, with the same constants."""
-        if not isinstance(other, Recording) or self._source != other._source:
+        if not isinstance(other, Recording) or self.source != other.source:
             return False
         return _same((self._constants, self._checked), (other._constants, other._checked))
 
