@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.probes.base import Probe
 from zoo.probes.catalogue import make_probe
@@ -192,20 +193,13 @@ def _train_and_score(task: Task) -> dict[str, Any]:
     if not task.report:
         found = score(learner, probe, task.seed, "choose")
         return {"accuracy": found.accuracy, "loss": found.loss}
-    params = count_parameters(task.spec)
+    params = count_parameters(task.spec)["total"]
     levels = {}
     for level in probe.levels:
         found = score(learner, probe, task.seed, "report", level)
         measured = probe.measure(level, found.accuracy, found.loss, params)
         levels[str(level)] = {"accuracy": found.accuracy, "loss": found.loss, **measured}
     return {"levels": levels}
-
-
-def count_parameters(spec: Any) -> int:
-    """Count a model's parameters, its tables among them."""
-    from zoo.costs.params import count_parameters as count
-
-    return count(spec)["total"]
 
 
 def describe(
