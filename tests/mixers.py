@@ -26,6 +26,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.activation import Sigmoid
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
@@ -254,7 +255,7 @@ def pair(name, seed, **changes):
 
 
 def step(tokens, kernel="auto", **fields):
-    return Step(mask=Mask(tokens, tokens), kernel=kernel, **fields)
+    return Step(KeyView(Mask(tokens, tokens)), kernel=kernel, **fields)
 
 
 def room(spec, rows):

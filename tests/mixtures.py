@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.ffn import FFN
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -32,7 +33,7 @@ def moe(router, **fields):
 
 
 def step(length, **fields):
-    return Step(mask=Mask(length, length), **fields)
+    return Step(KeyView(Mask(length, length)), **fields)
 
 
 def tokens(seed, batch=3, length=11):

@@ -137,7 +137,7 @@ def test_autocast_keeps_what_autograd_saves_and_a_copy_of_each_matrix(overrides)
 @pytest.mark.parametrize("overrides", [[], ["attention.softcap=20"], ["attention=mla"]])
 def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides, monkeypatch):
     from zoo.kernels import attend
-    from zoo.model import step
+    from zoo.kernels.view import base
 
     spec = spec_of(overrides)
     model = build(spec, device="cpu").train()
@@ -146,7 +146,7 @@ def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides,
     def again(q, k, v, *rest, **options):
         return checkpoint(lambda q, k, v: attend(q, k, v, *rest, **options), q, k, v, use_reentrant=False)
 
-    monkeypatch.setattr(step, "attend", again)
+    monkeypatch.setattr(base, "attend", again)
     found = saved_by(model, passes(model, spec, 2, 9))
     found.pop(0, None)  # an empty tensor that torch 2.11 keeps for a checkpoint
     assert found == expected

@@ -9,6 +9,7 @@ import torch
 
 from zoo.costs.pairs import block_pairs
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.attention.block_sparse import BlockSparse
 from zoo.model.position import NoPosition
 from zoo.model.step import Step
@@ -30,7 +31,7 @@ def step_of(attention, tokens, *, training=False, documents=None, real=None):
         places = (real.long().cumsum(1) - 1).clamp(min=0)
     both = None if documents is None else (documents[None], documents[None])
     mask = Mask(tokens, tokens, causal=False, padding=real, documents=both)
-    step = Step(mask=mask, positions=places, training=training)
+    step = Step(KeyView(mask), positions=places, training=training)
     attention.prepare(None, step)
     return step
 
@@ -79,7 +80,7 @@ def test_training_shows_random_blocks_that_are_not_seen_otherwise():
     attention, tokens = spec_of(2, 3), 60
     step = step_of(attention, tokens, training=True)
     more = (seen_by(step) & ~seen_by(step_of(attention, tokens)))[::2, ::2]  # a block each
-    assert step.bias is None
+    assert step.keys.bias is None
     assert more.sum(-1).tolist() == [0, *[3] * 28, 0]
     assert len({tuple(row.tolist()) for row in more}) > 20  # each block has others
     assert torch.equal(seen_by(step), seen_by(step_of(attention, tokens, training=True)))

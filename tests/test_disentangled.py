@@ -12,6 +12,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder,
 
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.activation import GELU
 from zoo.model.attention.disentangled import Disentangled
 from zoo.model.block import Post
@@ -41,7 +42,7 @@ def step_of(attention, position, tokens, real=None, *, causal=False, documents=N
     columns = torch.arange(held + tokens)
     both = None if documents is None else (documents, documents)
     mask = Mask(tokens, held + tokens, causal=causal, padding=real, documents=both)
-    step = Step(mask=mask, index=(columns[held:], columns), real=real, documents=documents, cache=cache)
+    step = Step(KeyView(mask, (columns[held:], columns)), real=real, documents=documents, cache=cache)
     attention.prepare(position, step)
     return step
 
@@ -239,7 +240,7 @@ def test_token_by_token_equals_the_whole_row_where_the_mask_is_causal(shared):
     parts = []
     for start, end in [(0, 4), *((t, t + 1) for t in range(4, 14))]:
         step = step_of(attention, position, end - start, causal=True, held=start, cache=cache)
-        step.where = ()
+        step.keys.slots = ()
         parts.append(layer(x[:, start:end], step))
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
 
@@ -262,10 +263,10 @@ def test_counted_flops_equal_torchs_counter(types, shared, new, held):
     with torch.no_grad():
         if held:
             step = step_of(attention, position, held, causal=True, cache=cache)
-            step.where = ()
+            step.keys.slots = ()
             layer(torch.randn(1, held, 16), step)
         step = step_of(attention, position, new, causal=True, held=held, cache=cache if held else None)
-        step.where, step.kernel = (), "eager"
+        step.keys.slots, step.kernel = (), "eager"
         with FlopCounterMode(display=False) as counter:
             layer(torch.randn(1, new, 16), step)
     token = sum(part.flops for part in attention.parts(16).values())

@@ -17,7 +17,7 @@ from zoo.kernels.base import Ask, Machine
 from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
-from zoo.kernels.rows import PoolRow, PoolRows
+from zoo.kernels.view import PooledView, Segment
 from zoo.lazy import load
 from zoo.model.position.bias import ALiBi, T5Buckets
 
@@ -376,11 +376,10 @@ def test_ragged_rows_get_what_each_gets_alone(sinks, traced):
     k, v = torch.randn(120, 2, 8), torch.randn(120, 2, 8)
     features = {"softcap": 2.0, "sinks": torch.randn(4) if sinks else None}
     rows = [
-        PoolRow(count, own, Mask(count, sum(b - a for a, b in own), window=9))
-        for count, own in zip(counts, runs, strict=True)
+        Segment(Mask(count, sum(b - a for a, b in own), window=9), own) for count, own in zip(counts, runs, strict=True)
     ]
     with torch.no_grad():
-        y = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows(rows), kernel="flex", **features)
+        y = PooledView(rows).attend(q, k, v, scale=SCALE, kernel="flex", **features)
         for number, row in enumerate(rows):
             keys = torch.cat([torch.arange(*run) for run in row.runs])
             mask = Mask(row.count, len(keys), window=9)

@@ -17,7 +17,7 @@ from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.graphs import Graphs
 from zoo.generation.request import Request
-from zoo.kernels.paging import PassShape
+from zoo.kernels.view.paging import PassShape
 from zoo.model.position import constants
 from zoo.run.capture import find_blocker
 

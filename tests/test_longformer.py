@@ -10,6 +10,7 @@ from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerEncoder, LongformerSelfAttention
 
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.activation import GELU
 from zoo.model.attention.longformer import Longformer
 from zoo.model.block import Post
@@ -40,10 +41,10 @@ def step_of(attention, tokens, real=None, everywhere=None, *, documents=None, ke
     """A hand-made moment: `everywhere` [B, T] are the global tokens."""
     columns, both = torch.arange(tokens), None if documents is None else (documents, documents)
     mask = Mask(tokens, tokens, causal=False, window=attention.window, padding=real, documents=both)
-    step = Step(mask=mask, kernel=kernel, index=(columns, columns), real=real, documents=documents)
+    bias = attention.position.bias(None, attention.n_heads, columns, columns, False)
+    step = Step(KeyView(mask, (columns, columns), bias), kernel, real=real, documents=documents)
     step.extra["global"] = everywhere
     step.tables = attention.position.tables(columns[None], attention.head_dim, torch.float32, None)
-    step.bias = attention.position.bias(None, attention.n_heads, columns, columns, False)
     attention.prepare(None, step)
     return step
 

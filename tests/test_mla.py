@@ -12,6 +12,7 @@ from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
 from zoo.cache.where import Where
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.attention import Attention
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -43,12 +44,12 @@ def step(kind, batch, length, *, start=0, cache=None, **fields):
     columns = torch.arange(start, start + length)
     runs = [[(row * ROOM, row * ROOM + start + length)] for row in range(batch)]
     where = None if cache is None else Where(runs, in_place=True)
-    made = Step(mask=Mask(length, start + length), first=start == 0, cache=cache, where=where, **fields)
-    made.positions, made.index = columns[None], (columns, torch.arange(start + length))
+    index = columns, torch.arange(start + length)
+    keys = KeyView(Mask(length, start + length), index, kind.position.bias(None, H, *index, True), where)
+    made = Step(keys, first=start == 0, cache=cache, positions=columns[None], **fields)
     made.tables = kind.position.tables(
         columns[None], kind.rotary_width, torch.float32, torch.tensor([[start + length]])
     )
-    made.bias = kind.position.bias(None, H, *made.index, True)
     return made
 
 
@@ -167,7 +168,7 @@ def test_absorbed_queries_read_what_expanded_keys_and_values_say(kernel):
     kind = spec(q_lora_rank=14)
     ours, (q_nope, q_rope) = filled(Layer(kind, D)), (torch.randn(3, 5, H, width) for width in (12, 8))
     latent = torch.randn(3, 11, 28)
-    moment = Step(mask=Mask(5, 11), kernel=kernel)
+    moment = Step(KeyView(Mask(5, 11)), kernel=kernel)
     with torch.no_grad():
         expanded = kind._expanded(ours, q_nope, q_rope, latent, moment)
         absorbed = kind._absorbed(ours, q_nope, q_rope, latent, moment)

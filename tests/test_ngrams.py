@@ -9,6 +9,8 @@ from transformers import Qwen4ExpTextConfig
 from transformers.models.qwen4_exp import modeling_qwen4_exp as qwen
 
 from zoo.errors import ConfigError
+from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.ngrams import HashedNGrams, list_primes
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -72,7 +74,7 @@ def test_what_joins_the_streams_is_the_references(number, ngram_size, heads):
     x = torch.randn(3, 23, STREAMS, D, generator=draw)
     with torch.no_grad():
         expected = theirs(x.flatten(2), ids, None)
-        assert_close(ours(x, Step(mask=None, ids=ids)).flatten(2), expected)
+        assert_close(ours(x, Step(KeyView(Mask(23, 23)), ids=ids)).flatten(2), expected)
 
 
 def test_streams_are_read_written_and_ended_as_the_references():

@@ -11,6 +11,7 @@ from tiny import model_of
 from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.attention.nystrom import Nystrom, invert, place_landmarks
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -28,7 +29,7 @@ def step_of(tokens, *, documents=None, real=None):
         places = (real.long().cumsum(1) - 1).clamp(min=0)
     both = None if documents is None else (documents[None], documents[None])
     mask = Mask(tokens, tokens, causal=False, padding=real, documents=both)
-    return Step(mask=mask, positions=places, real=real, documents=None if documents is None else documents[None])
+    return Step(KeyView(mask), positions=places, real=real, documents=None if documents is None else documents[None])
 
 
 def test_six_iterations_come_near_the_pseudo_inverse():

@@ -25,7 +25,7 @@ from zoo.kernels import KERNELS, Machine, attend
 from zoo.kernels.base import Ask
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
-from zoo.kernels.paging import choose_page, reads_pages
+from zoo.kernels.view.paging import choose_page, reads_pages
 from zoo.run.layout import choose_layout
 from zoo.text.follow import describe_cache
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import zoo
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.step import Step
 from zoo.run.recordings import Recordings
 
@@ -74,7 +75,7 @@ def take(function, passes=5, rows=3):
     layer, twin, recordings = Layer(function), Layer(function), Recordings()
     with torch.inference_mode():
         inputs = [torch.randn(rows, 1, 2) for _ in range(passes)]
-        step = Step(mask=Mask(1, 1), first=False)
+        step = Step(KeyView(Mask(1, 1)), first=False)
         found = [recordings.run(0, layer, x, step) for x in inputs]
         wanted = [twin(x, step) for x in inputs]
     assert all(map(torch.equal, found, wanted))

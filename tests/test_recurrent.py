@@ -35,6 +35,7 @@ from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttenti
 
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
 from zoo.model.attention.linear import Lightning
@@ -186,7 +187,7 @@ def test_chunks_equal_the_recurrence_forward_and_backward_from_any_state(kind, s
     found = []
     for kernel in ("eager", "auto"):
         inner = x.clone().requires_grad_()
-        now = Started(mask=Mask(tokens, tokens), kernel=kernel, documents=documents, given=states)
+        now = Started(KeyView(Mask(tokens, tokens)), kernel=kernel, documents=documents, given=states)
         y = layer(inner, now)
         ((y * weight).sum() + sum(held.sum() for held in now.held.values())).backward()
         found.append((y, *now.held.values(), inner.grad, *(p.grad.clone() for p in layer.parameters())))
@@ -388,4 +389,4 @@ def test_what_cannot_be_is_refused():
 def test_a_mask_that_shows_later_tokens_is_refused(kind, sight):
     layer = built(KINDS[kind](random.Random(0)))
     with pytest.raises(ConfigError, match="reads earlier tokens only"):
-        layer(torch.randn(1, 3, WIDTH), Step(mask=Mask(3, 3, **sight)))
+        layer(torch.randn(1, 3, WIDTH), Step(KeyView(Mask(3, 3, **sight))))

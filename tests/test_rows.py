@@ -14,9 +14,9 @@ from zoo.bench.kernels.errors import FACTOR, SLACK
 from zoo.cache.cache import Cache
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store, list_groups
-from zoo.kernels import attend, merge, rows
+from zoo.kernels import attend
 from zoo.kernels.mask import Mask
-from zoo.kernels.rows import PoolRow, PoolRows
+from zoo.kernels.view import PooledView, Segment, merge, pooled
 from zoo.model.position.bias import ALiBi, T5Buckets
 
 SCALE = 0.3
@@ -77,7 +77,7 @@ def make(seed, lengths, counts, shared, *, causal=True, window=None, chunk=None,
     for length, count, own in zip(lengths, counts, runs, strict=True):
         keys = torch.arange(length)
         documents = (keys[None, length - count :] // chunk, keys[None] // chunk) if chunk else None
-        row = PoolRow(count, own, Mask(count, length, causal=causal, window=window, documents=documents))
+        row = Segment(Mask(count, length, causal=causal, window=window, documents=documents), own)
         if bias:
             with torch.no_grad():
                 row.bias = bias_of(bias, heads[0], causal, table, keys[length - count :], keys)
@@ -142,19 +142,19 @@ def check(data):
         scores["softcap"] = draw(st.sampled_from([None, 2.0]))
         scores["sinks"] = torch.randn(q.shape[2]) if draw(st.booleans()) else None
     kernel = draw(st.sampled_from(["auto", "eager"]))
-    made = PoolRows(of_rows, splits=draw(st.booleans()))
+    made = PooledView(of_rows, splits=draw(st.booleans()))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         for limit in ("SHORT", "LONG"):
             patch.setattr(merge, limit, draw(st.sampled_from([1, 64])))
         for _ in range(2):  # layers
-            y = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=made, kernel=kernel, **scores)
+            y = made.attend(q, k, v, scale=SCALE, kernel=kernel, **scores)
             for number, row in enumerate(of_rows):
                 expected = alone(q, k, v, row, number, **scores)
                 torch.testing.assert_close(y[number : number + 1, : row.count].double(), expected, atol=5e-6, rtol=1e-4)
                 assert not y[number, row.count :].any()
         flat = torch.cat([q[number, : row.count] for number, row in enumerate(of_rows)])[None]
-        laid = PoolRows(of_rows, splits=made.splits, varlen=True)
-        ends = attend(flat, k, v, Mask(1, 1), scale=SCALE, rows=laid, kernel=kernel, **scores)
+        laid = PooledView(of_rows, splits=made.splits, varlen=True)
+        ends = laid.attend(flat, k, v, scale=SCALE, kernel=kernel, **scores)
         for number, each in enumerate(ends.split(counts, 1)):
             expected = alone(q, k, v, of_rows[number], number, **scores)
             torch.testing.assert_close(each.double(), expected, atol=5e-6, rtol=1e-4)
@@ -167,11 +167,13 @@ def test_without_splits_a_row_gets_the_bits_it_gets_in_any_company(dtype, counts
     q, k, v, of_rows = make(3, [300, 170, 90, 240, 64, 33], counts, 130)
     q, k, v = (x.to(dtype) for x in (q, k, v))
     with torch.no_grad():
-        together = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows(of_rows, splits=False))
+        together = PooledView(of_rows, splits=False).attend(q, k, v, scale=SCALE)
         for number, row in enumerate(of_rows):
             mine = q[number : number + 1, : row.count]
-            alone = attend(mine, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows([row], splits=False))
-            dense = attend(mine, row.read(k), row.read(v), Mask(row.count, row.mask.n_keys), scale=SCALE)
+            alone = PooledView([row], splits=False).attend(mine, k, v, scale=SCALE)
+            dense = attend(
+                mine, *(pooled.read_runs(x, row)[None] for x in (k, v)), Mask(row.count, row.mask.n_keys), scale=SCALE
+            )
             got = together[number : number + 1, : row.count]
             assert torch.equal(got, alone)
             assert torch.equal(got, dense)
@@ -191,7 +193,7 @@ class KeysRead(TorchDispatchMode):
 
 
 def row_of(*runs, count=1):
-    return PoolRow(count, list(runs), Mask(count, sum(stop - first for first, stop in runs)))
+    return Segment(Mask(count, sum(stop - first for first, stop in runs)), list(runs))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_what_rows_share_is_read_once(of_rows, keys):
     width = max(row.count for row in of_rows)
     q, k, v = torch.randn(len(of_rows), width, 4, 8), torch.randn(2000, 2, 8), torch.randn(2000, 2, 8)
     with torch.no_grad(), KeysRead() as read:
-        y = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows(of_rows))
+        y = PooledView(of_rows).attend(q, k, v, scale=SCALE)
     assert sorted(read.keys) == sorted(keys)
     for number, row in enumerate(of_rows):
         expected = alone(q, k, v, row, number)
@@ -235,9 +237,7 @@ def test_merged_parts_err_no_more_than_twice_what_eager_does(dtype, seed):
     q, k, v, of_rows = make(seed, lengths, [1] * 5 + [20], 1100, heads=(6, 2), width=16)
     q, k, v = (3 * x.to(getattr(torch, dtype)) for x in (q, k, v))
     with torch.no_grad():
-        got, eager = (
-            attend(q, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows(of_rows), kernel=name) for name in ("auto", "eager")
-        )
+        got, eager = (PooledView(of_rows).attend(q, k, v, scale=SCALE, kernel=name) for name in ("auto", "eager"))
     for number, row in enumerate(of_rows):
         exact = alone(q, k, v, row, number)
         errors = [
@@ -253,18 +253,18 @@ def test_a_plan_is_made_once_for_all_layers(monkeypatch):
         made.append(1)
         return merge.plan_merge(*arguments, **options)
 
-    monkeypatch.setattr(rows, "plan_merge", plan)
+    monkeypatch.setattr(pooled, "plan_merge", plan)
     q, k, v, of_rows = make(1, [200, 90, 140], [1, 1, 1], 64)
-    of_layers = PoolRows(of_rows)
+    of_layers = PooledView(of_rows)
     for _ in range(4):
-        attend(q, k, v, Mask(1, 1), scale=SCALE, rows=of_layers)
+        of_layers.attend(q, k, v, scale=SCALE)
     assert len(made) == 1
 
 
 def test_a_gradient_of_the_queries_is_that_of_each_row():
     q, k, v, of_rows = make(2, [120, 90], [1, 3], 64)
     q.requires_grad_()
-    y = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows(of_rows))
+    y = PooledView(of_rows).attend(q, k, v, scale=SCALE)
     (gradient,) = torch.autograd.grad(y.square().sum(), q)
     total = sum(alone(q, k, v, row, number).square().sum() for number, row in enumerate(of_rows))
     torch.testing.assert_close(gradient, torch.autograd.grad(total, q)[0])

@@ -6,6 +6,7 @@ import torch
 from tiny import model_of
 
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.model.attention.span_conv import SpanConv
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -28,7 +29,7 @@ def test_heads_of_a_convolution_stand_behind_those_of_softmax_attention():
     q, k, v = (part(x[0]).unflatten(-1, (2, 3)).transpose(0, 1) for part in (m.q, m.k, m.v))
     attended = (torch.softmax(q @ k.mT / 3**0.5, -1) @ v).transpose(0, 1)
     expected = m.o(torch.cat((attended, convolved), 1).flatten(1))
-    step = Step(Mask(5, 5, causal=False))
+    step = Step(KeyView(Mask(5, 5, causal=False)))
     torch.testing.assert_close(layer(x, step)[0], expected, **CLOSE)
 
 

@@ -273,19 +273,19 @@ def _stable(shape: Shape) -> Scenario:
 def _shared(shape: Shape) -> Scenario:
     """Sixteen requests after one prefix: its keys read once for all, and by each by itself."""
     from zoo.generation.request import Request
-    from zoo.kernels.rows import PoolRows
+    from zoo.kernels.view import PooledView
 
     model = _make_ready(_build(shape))
     prefix = _ids(shape.max_seq_len - 2 * NEW, shape.vocab_size)
     requests = [Request(ids=[*prefix, row + 1], max_new_tokens=NEW // 2) for row in range(16)]
-    plan = PoolRows.plan
+    plan = PooledView.plan
 
     def run(splits: bool) -> float:
-        PoolRows.plan = plan if splits else (lambda self, *given: None)  # type: ignore[method-assign]
+        PooledView.plan = plan if splits else (lambda self, *given: None)  # type: ignore[method-assign]
         try:
             return 1 / _serve(model, requests, tokens=shape.max_seq_len)
         finally:
-            PoolRows.plan = plan  # type: ignore[method-assign]
+            PooledView.plan = plan  # type: ignore[method-assign]
 
     return Scenario(
         f"a prefix of {len(prefix):,} tokens read once, 16 requests",

@@ -12,8 +12,8 @@ from zoo.cache.rows import CachedRow, list_slots
 from zoo.cache.store import PAGE, Group, LayerStore, Store, list_groups
 from zoo.cache.where import Where
 from zoo.errors import ConfigError
-from zoo.kernels.paging import PassTensors, as_tensor
-from zoo.kernels.rows import Run
+from zoo.kernels.view import Run
+from zoo.kernels.view.paging import PassTensors, as_tensor
 from zoo.lazy import torch
 from zoo.model.entries import count_windows
 
@@ -215,17 +215,17 @@ class Cache:
             row.length += self.count(number, new)
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
-        if group.rate > 1:
-            return self._lay_out_entries(number, group, new)
+        """Say where the next tokens go in a group. Of entries of several tokens a pass makes `columns` of each row, of
+        which those are stored whose last token has come."""
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
-        reads, slots, taken, joins, column = [], [], [], False, 0
-        for place, row in enumerate(self.rows):
-            count = self.count(place, new)
-            stop, first = row.length + count, group.first_seen(row.length)
-            joins = joins or (room is not None and count > 1 and self._span(first, stop) > room)
-        for place, row in enumerate(self.rows):
-            count = self.count(place, new)
-            stop, first = row.length + count, group.first_seen(row.length)
+        columns = new if group.rate == 1 else count_windows(group.rate, new, self.past)
+        stops = [row.length + self.count(place, new) for place, row in enumerate(self.rows)]
+        joins = room is not None and any(
+            self._joins(group, row.length, stop, room) for row, stop in zip(self.rows, stops, strict=True)
+        )
+        reads, slots, taken, column = [], [], [], 0
+        for place, (row, stop) in enumerate(zip(self.rows, stops, strict=True)):
+            first = group.first_seen(row.length)
             begin, origin = row.length, row.length  # the first token to write, and the first of those at hand
             if joins:
                 reads.append(row.runs(number, first, row.length))
@@ -233,57 +233,41 @@ class Cache:
             elif room is not None:
                 row.slide(number, group.first_seen(max(0, row.length - self.store.undone)), stop)
             make_room(row, number, begin, stop)
-            for start, end in row.runs(number, begin, stop):
-                slots.extend(range(start, end))
-            start = column if self.varlen else place * (row.length - origin + new)
-            column += count
-            taken.extend(range(start + begin - origin, start + stop - origin))
+            written = list_slots(row.runs(number, begin, stop))
+            start = (column if self.varlen else place * (row.length - origin + columns)) + begin - origin
+            column += stop - row.length
+            slots += written
+            taken.extend(range(start, start + len(written)))
             if not joins:
                 reads.append(row.runs(number, first, stop))
-        return self._where(reads, slots, taken, new, joins, group)
-
-    def _lay_out_entries(self, number: int, group: Group, new: int) -> Where:
-        """Say where entries of several tokens go. Of those that a pass makes of each row, as many as `count_windows`
-        says, the ones are stored whose last token has come; queries see these and earlier ones."""
-        columns, reads, slots, taken = count_windows(group.rate, new, self.past), [], [], []
-        for place, row in enumerate(self.rows):
-            stop = row.length + self.count(place, new)
-            make_room(row, number, row.length, stop)
-            ended = list_slots(row.runs(number, row.length, stop))
-            slots += ended
-            taken.extend(range(place * columns, place * columns + len(ended)))
-            reads.append(row.runs(number, 0, stop))
-        where = Where(reads, ragged=not self.alike)
-        if not where.ragged and _strided(reads):
-            where.in_place, where.kept = True, len(slots) // len(self.rows)
-            return where
-        if not where.ragged:
-            where.ragged = self._reads_apart(group)
-            where.index = None if where.ragged else self._slots(reads)
-        if slots:
-            where.write = torch.tensor(slots, device=self.store.device)
+        if joins and not self.alike:
+            raise ConfigError("cache: a window takes this many new tokens of rows that are alike (fewer at a time)")
+        where = self._map(reads, slots, ragged=not self.alike, joins=joins, singly=self._reads_apart(group))
+        where.first = group.first_seen(self.rows[0].length) if self.alike else 0
+        whole = len(taken) == len(self.rows) * columns and (not joins or not any(reads))
+        if where.write is not None and not whole:
             where.taken = torch.tensor(taken, device=self.store.device)
         return where
 
-    def _span(self, first: int, stop: int) -> int:
-        return (stop - 1) // self.store.page - first // self.store.page + 1
+    def _joins(self, group: Group, length: int, stop: int, room: int) -> bool:
+        """Whether several new tokens and those that they see take more pages than a row has."""
+        first, last = group.first_seen(length) // self.store.page, (stop - 1) // self.store.page
+        return stop - length > 1 and last - first + 1 > room
 
-    def _where(
-        self, reads: list[list[Run]], slots: list[int], taken: list[int], new: int, joins: bool, group: Group
+    def _map(
+        self, reads: list[list[Run]], slots: list[int], *, ragged: bool, joins: bool = False, singly: bool = False
     ) -> Where:
-        where = Where(reads, joins=joins, ragged=not self.alike)
-        if where.ragged and joins:
-            raise ConfigError("cache: a window takes this many new tokens of rows that are alike (fewer at a time)")
-        if not where.ragged:
-            where.first = group.first_seen(self.rows[0].length)
-            strided = _strided(reads)
-            where.ragged = not strided and not joins and self._reads_apart(group)
-            where.index = None if strided or where.ragged else self._slots(reads)
+        """Say how rows are read, and how these slots are written. Rows that are alike, but have no common stride, are
+        read one by one where they are to be read `singly`."""
+        where, strided = Where(reads, joins=joins, ragged=ragged), _strided(reads)
+        if not ragged:
             where.in_place = strided and not joins
-        if not where.in_place and slots:
+            where.ragged = singly and not strided and not joins
+            where.index = None if strided or where.ragged else self._slots(reads)
+        if where.in_place:
+            where.kept = len(slots) // len(self.rows)
+        elif slots:
             where.write = torch.tensor(slots, device=self.store.device)
-            whole = len(taken) == len(self.rows) * new and (not joins or not any(reads))
-            where.taken = None if whole else torch.tensor(taken, device=self.store.device)
         return where
 
     def _reads_apart(self, group: Group) -> bool:
@@ -311,14 +295,8 @@ class Cache:
                     raise ConfigError(f"cache: no room for a source of {tokens} tokens (allocate with source={tokens})")
                 row.source = tokens
         reads = [row.runs(number, 0, row.source) for row in self.rows]
-        where = Where(reads, ragged=self.apart or len({row.source for row in self.rows}) > 1)
-        strided = _strided(reads)
-        where.in_place = strided and not where.ragged
-        if not strided and not where.ragged:
-            where.index = self._slots(reads)
-        if tokens is not None and not where.in_place:
-            where.write = self._slots(reads).flatten()
-        return where
+        slots = [] if tokens is None else [slot for runs in reads for slot in list_slots(runs)]
+        return self._map(reads, slots, ragged=self.apart or len({row.source for row in self.rows}) > 1)
 
 
 class TensorCache(Cache):

@@ -10,7 +10,7 @@ from zoo.cache.pages import OutOfPages
 from zoo.cache.rows import CachedRow, list_slots
 from zoo.cache.store import Group, Store
 from zoo.errors import ConfigError
-from zoo.kernels.paging import PassShape
+from zoo.kernels.view.paging import PassShape
 
 
 class PlacedRow(NamedTuple):
@@ -26,31 +26,20 @@ def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -
     """Make room for a row's next `count` tokens in a group, in a pass of `new` columns, and say where they lie.
 
     With pages of 4, a window of 3 and 9 tokens held, the next one sees tokens 7 to 9: the first page is that of tokens
-    4 to 7, and 6 slots are read, two of which the mask hides. Padding counts as tokens that come after the row's.
+    4 to 7, and 6 slots are read, two of which the mask hides. Padding counts as tokens that come after the row's. Of
+    entries of several tokens those are written whose last token comes, not what a pass makes of windows that go on.
     """
-    page, start = row.store.page, row.length
+    page, start, stop, scratch = row.store.page, row.length, row.length + count, row.store.scratch(number)
     if group.cross:
-        return PlacedRow([row.store.scratch(number)] * new, 0, row.source, row.pages[number])
-    first, stop = group.first_seen(start), start + count
-    if group.rate > 1:
-        return _place_entries(row, number, start, stop, new)
+        return PlacedRow([scratch] * new, 0, row.source, row.pages[number])
     if not group.full:
         row.slide(number, group.first_seen(max(0, start - row.store.undone)), stop)
     make_room(row, number, start, stop)
-    own, before = row.pages[number], row.dropped[number]
-    write = [own[token // page - before] * page + token % page for token in range(start, stop)]
-    write += [row.store.scratch(number)] * (new - count)
-    begin = first // page
-    return PlacedRow(write, begin * page, start + new - begin * page, own[begin - before : -(-stop // page) - before])
-
-
-def _place_entries(row: CachedRow, number: int, start: int, stop: int, new: int) -> PlacedRow:
-    """Say where a row's entries of several tokens lie: those that end with its next tokens are written, what a pass
-    makes of windows that go on is not."""
-    make_room(row, number, start, stop)
-    write, ended = list_slots(row.runs(number, start, stop)), row.store.groups[number].count_slots(stop)
-    write += [row.store.scratch(number)] * (new - len(write))
-    return PlacedRow(write, 0, ended, row.pages[number][: -(-ended // row.store.page)])
+    write, before = list_slots(row.runs(number, start, stop)), row.dropped[number]
+    begin, held = group.first_seen(start) // page, group.count_slots(stop)
+    length = start + new - begin * page if group.rate == 1 else held
+    pages = row.pages[number][begin - before : -(-held // page) - before]
+    return PlacedRow(write + [scratch] * (new - len(write)), begin * page, length, pages)
 
 
 def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:

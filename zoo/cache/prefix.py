@@ -123,13 +123,9 @@ class Prefixes:
         for group, pages in checkpoint.pages.items():
             row.dropped[group] = row.length // self.store.page - len(pages)
             row.pages[group] = self.store.pools[group].take(len(pages))
-            self.store.copy(group, self._slots(pages), self._slots(row.pages[group]))
+            self.store.copy_pages(group, pages, row.pages[group])
         if checkpoint.slot is not None:
             self.store.copy_states(checkpoint.slot, row.slot)
-
-    def _slots(self, pages: Sequence[int]) -> list[int]:
-        page = self.store.page
-        return [slot for each in pages for slot in range(each * page, (each + 1) * page)]
 
     def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
         """Keep what a pass computed of a row that had `before` tokens: its whole pages, and a checkpoint where one is
@@ -159,7 +155,7 @@ class Prefixes:
         pages = {}
         for group, held in windows.items():
             pages[group] = self.store.pools[group].take(len(held))
-            self.store.copy(group, self._slots(held), self._slots(pages[group]))
+            self.store.copy_pages(group, held, pages[group])
         self.kept[name] = Checkpoint(row.length, pages, slot)
 
     def _window(self, row: CachedRow, group: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zoo.cache.pages import OutOfPages
 from zoo.cache.store import Store
-from zoo.kernels.rows import Run
+from zoo.kernels.view import Run
 
 
 class CachedRow:
@@ -67,8 +67,7 @@ class CachedRow:
             own += own[:gone]
             del own[:gone]
         elif len(own) > gone:
-            sources = [slot for each in own[gone:] for slot in range(each * page, (each + 1) * page)]
-            self.store.copy(group, sources, [slot for each in own for slot in range(each * page, (each + 1) * page)])
+            self.store.copy_pages(group, own[gone:], own)
         self.dropped[group] += gone
 
     def runs(self, group: int, start: int, stop: int) -> list[Run]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from zoo.cache.pages import PagePool
 from zoo.errors import ConfigError
-from zoo.kernels.paging import PAGE
+from zoo.kernels.view.paging import PAGE
 from zoo.lazy import torch
 
 
@@ -166,6 +166,12 @@ class Store:
             if self.group_of.get(kind) == group:
                 for pool in layer.tensors.values():
                     pool[write] = pool[read]
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages of a group, as `copy` does slots."""
+        page = self.page
+        slots = ([slot for each in own for slot in range(each * page, (each + 1) * page)] for own in (sources, targets))
+        self.copy(group, *slots)
 
     def copy_states(self, source: int, target: int) -> None:
         """Copy the recurrent states of a slot to another."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.kernels.rows import Run
+from zoo.kernels.view import Run
 
 
 @dataclass
@@ -30,6 +30,11 @@ class Where:
     table: Any = None  # [B, P] int32, for rows that are read by page: each row's pages, of `page` slots
     lengths: Any = None  # [B] int32, how many of these slots are read
     page: int = 0
+
+    @property
+    def n_keys(self) -> int:
+        """How many slots of each row a table lists."""
+        return self.table.shape[1] * self.page
 
     def store(self, pool: Any, new: Any) -> None:
         """Write new tokens [B, T, …] of rows whose slots have no common stride."""

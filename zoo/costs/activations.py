@@ -348,7 +348,7 @@ def _shared(step: Any) -> list[Any]:
             tables = _tuple(each.tables)
             extra = [value.list_shared() if hasattr(value, "list_shared") else value for value in each.extra.values()]
             extra = [value if isinstance(value, tuple) else (value,) for value in extra]
-            bias = None if each.bias is None else each.bias._dense
+            bias = None if each.keys.bias is None else each.keys.bias._dense
             drawn = (
                 each.mask._dense,
                 each.mask._additive,

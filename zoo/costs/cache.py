@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.kernels.paging import PAGE
+from zoo.kernels.view.paging import PAGE
 from zoo.model.step import SECOND
 from zoo.spec.parts import count_kinds
 

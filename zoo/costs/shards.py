@@ -101,8 +101,6 @@ def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
     if spec.kind != "decoder" or spec.shared_layers:
         found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
         return [f"pp: is {schedule.stages}, and the model {found} (pp=1)"]
-    if any(block.attention.chooser and not block.attention.chooser.owns for block in spec.blocks.values()):
-        return [f"pp: is {schedule.stages}, and layers take the choice of keys of one before them (pp=1)"]
     return layer_faults(spec, schedule)
 
 

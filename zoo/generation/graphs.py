@@ -16,7 +16,7 @@ from zoo.cache.paged import RowsOfPass, place_rows
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store
 from zoo.errors import ConfigError
-from zoo.kernels.paging import PassShape, PassTensors, as_tensor
+from zoo.kernels.view.paging import PassShape, PassTensors, as_tensor
 from zoo.run.capture import CudaRecorder, Record, find_blocker
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zoo.lazy import F, torch
@@ -13,27 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.mask import Mask
-    from zoo.kernels.rows import PoolRows
 
 AT_ONCE = 1 << 24
 """Scores of single heads that are held at once."""
-
-
-@dataclass
-class Choice:
-    """The keys that a layer chose for each query, which layers after it may take: `keys` [B, T, S], True for a key
-    that is chosen, or [B, H, T, S] where heads choose apart; or one such of one row for each of rows that are not
-    alike."""
-
-    keys: Tensor | list[Tensor] | None = None
-
-    def narrow(self, mask: Mask, rows: PoolRows | None) -> tuple[Mask, PoolRows | None]:
-        """The masks of a pass for queries that see no more than the keys chosen."""
-        if rows is None:
-            return mask.narrow(self.keys), None  # type: ignore[arg-type]
-        assert isinstance(self.keys, list)
-        own = [replace(row, mask=row.mask.narrow(keys)) for row, keys in zip(rows.rows, self.keys, strict=True)]
-        return mask, replace(rows, rows=own)
 
 
 def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -> Tensor:

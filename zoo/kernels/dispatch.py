@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,6 @@ from zoo.kernels.flash4 import Flash4
 from zoo.kernels.flash_torch import FlashTorch
 from zoo.kernels.flex import Flex
 from zoo.kernels.found import machine_of
-from zoo.kernels.rows import PoolRows, attend_rows
 from zoo.kernels.sdpa import SDPA, plain
 from zoo.lazy import torch
 
@@ -58,7 +58,6 @@ def attend(
     sinks: Tensor | None = None,
     bias: Bias | Tensor | None = None,
     pages: Tensor | None = None,
-    rows: PoolRows | None = None,
     dropout: DroppedChances | None = None,
     kernel: str = "auto",
     chosen: list[Kernel] | None = None,
@@ -70,38 +69,33 @@ def attend(
     `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] adds to each head's softmax a logit
     without a value (gpt-oss), [B, T, H] to that of each query. A query that sees no key gives 0; the output of padding
     is not specified. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K,
-    C]: row b's keys are those of its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With
-    `rows`, k and v are pools of slots [N, K, C], and each row's keys, mask and bias are those that it names, in place
-    of `mask` and `bias`. `dropout` says which probabilities training drops, without a cache alone. `chosen` holds the
-    kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
+    C]: row b's keys are those of its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page.
+    `dropout` says which probabilities training drops, without a cache alone. `chosen` holds the kernel that an earlier
+    call with the same arguments but for the tensors chose; an empty list is given it.
     With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
     al., 2022). Raises KernelError when the kernel named cannot do it.
     """
-    if rows is not None:
-
-        def choose(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Kernel:
-            return select(_ask(q, k, v, how.mask, softcap, sinks, how.bias, None), machine_of(q.device), kernel)
-
-        return attend_rows(q, k, v, rows, choose, scale=scale, softcap=softcap, sinks=sinks)
+    how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
     if pages is not None and not k.dtype == v.dtype == q.dtype:  # only the rows' keys are cast, not the pools
-        (k, v), pages = Scores(mask, scale, pages=pages).gather_pages(k, v), None
-    bias = describe_bias(bias)
+        (k, v), how = how.gather_pages(k, v), replace(how, pages=None)
     chosen = [] if chosen is None else chosen
     if not chosen:
-        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout is not None)
-        chosen.append(select(ask, machine_of(q.device), kernel))
+        chosen.append(choose_kernel(q, k, v, how, kernel))
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
-    how = Scores(mask, scale, softcap, sinks, bias, pages, dropout)
     if again and torch.is_grad_enabled():
         from torch.utils.checkpoint import checkpoint
 
-        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout is not None)
         mine = copy(mask)  # keeps what is drawn for this layer's bias until its backward pass
-        chosen[0].prepare(mine, ask, q.device, q.dtype, bias)
-        how = Scores(mine, scale, softcap, sinks, bias, pages, dropout)
+        chosen[0].prepare(mine, _ask(q, k, v, how), q.device, q.dtype, how.bias)
+        how = replace(how, mask=mine)
         return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
     return chosen[0](q, k, v, how)
+
+
+def choose_kernel(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str = "auto") -> Kernel:
+    """Choose the kernel for tensors like these."""
+    return select(_ask(q, k, v, how), machine_of(q.device), kernel)
 
 
 @contextmanager
@@ -193,17 +187,9 @@ def prepare(
         chosen.prepare(mask, ask, device, dtype, bias)
 
 
-def _ask(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Mask,
-    softcap: float | None,
-    sinks: Tensor | None,
-    bias: Bias | None,
-    pages: Tensor | None,
-    dropout: bool = False,
-) -> Ask:
+def _ask(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Ask:
+    """The Ask of a call."""
+    sinks, bias = how.sinks, how.bias
     wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
     wanted = wanted or (bias is not None and bias.learned)
     _, _, n_heads, width = q.shape
@@ -214,11 +200,11 @@ def _ask(
         n_heads=n_heads,
         n_kv_heads=k.shape[2],
         needs_grad=wanted and torch.is_grad_enabled(),
-        softcap=softcap,
+        softcap=how.softcap,
         sinks=sinks is not None,
         token_sinks=sinks is not None and sinks.ndim > 1,
         bias="none" if bias is None else bias.kind,
-        page=None if pages is None else k.shape[1],
-        dropout=dropout,
-        **mask.features,
+        page=None if how.pages is None else k.shape[1],
+        dropout=how.dropout is not None,
+        **how.mask.features,
     )

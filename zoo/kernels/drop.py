@@ -9,7 +9,8 @@ GPU have the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
@@ -75,6 +76,10 @@ class DroppedChances:
     queries: Tensor
     heads: Tensor
     tokens: Tensor
+
+    def split(self, counts: Sequence[int]) -> list[DroppedChances]:
+        """Those of queries that attend by themselves, so many at a time."""
+        return [replace(self, queries=each) for each in self.queries.split(counts, 1)]
 
     def apply(self, chances: Tensor) -> Tensor:
         """Drop some of the probabilities [B, K, G, T, S]."""

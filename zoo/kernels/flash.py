@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import KernelError
-from zoo.kernels import hub
 from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.kernels.found import explain_missing
 from zoo.kernels.varlen import VarlenBatch, lay_varlen
@@ -103,8 +102,12 @@ class Flash(Kernel):
         return self.loaded
 
     def module(self) -> Any:
-        """Import the module, or fetch it from the hub."""
-        return hub.fetch(self.repository, 1) if self.repository else importlib.import_module(self.imported)
+        """Import the module, or fetch the newest build of its first version from the hub, which downloads it once."""
+        if not self.repository:
+            return importlib.import_module(self.imported)
+        from kernels import get_kernel  # type: ignore[import-not-found]
+
+        return get_kernel(self.repository, version=1)
 
     def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
         self.load()

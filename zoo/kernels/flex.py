@@ -16,7 +16,7 @@ from zoo.kernels.mask import Mask
 from zoo.lazy import F, load, torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -125,7 +125,7 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
     like = mask if torch.compiler.is_compiling() else _measured(mask, device)
     if mask.n_queries <= BLOCK:
         drawn = Drawn(like, _once(_whole, device), WHOLE)
-    elif next(_of_rows(mask), None) is None:
+    elif not mask.row_tensors:
         numbers = (mask.n_queries, mask.n_keys, mask.causal, mask.window, mask.ahead)
         drawn = Drawn(like, _once(_blocks_of_numbers, *numbers, column, device), BLOCK)
     else:
@@ -195,12 +195,6 @@ def _roomy(tensor: Any, axes: int) -> Any:
     return F.pad(tensor, widths) if any(widths) else tensor
 
 
-def _of_rows(mask: Mask) -> Iterator[Tensor]:
-    """The mask's tensors that differ from row to row."""
-    parts = (mask.padding, *(mask.documents or ()), mask.prefix, mask.also, mask.lengths)
-    yield from (each for each in parts if each is not None)
-
-
 def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
     """Mark the tensors among these as dynamic along `axes`, or along all: later ones will have other lengths."""
     if torch.compiler.is_compiling():
@@ -249,7 +243,7 @@ def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:
     from torch.nn.attention.flex_attention import BlockMask
 
     shows, n_keys = _shows(mask, column), mask.n_keys + column
-    n_rows = max([1, *(each.shape[0] for each in _of_rows(mask))])
+    n_rows = max([1, *(each.shape[0] for each in mask.row_tensors)])
     row, key = torch.arange(n_rows, device=device)[:, None, None], torch.arange(n_keys, device=device)
     step = max(AT_ONCE // (n_rows * n_keys * BLOCK), 1) * BLOCK
     counts = []

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.kernels.packed import find_run_firsts
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.kernels.bias import Bias
 
 
+@dataclass(eq=False, repr=False)
 class Mask:
     """An attention mask: which of `n_keys` keys each of `n_queries` queries may see, by token index (a token's place in
     its row, pads included).
@@ -36,36 +39,22 @@ class Mask:
     pass None instead.
     """
 
-    def __init__(
-        self,
-        n_queries: int,
-        n_keys: int,
-        *,
-        causal: bool = True,
-        window: int | None = None,
-        ahead: int | None = None,
-        padding: Tensor | None = None,
-        documents: tuple[Tensor, Tensor] | None = None,
-        prefix: Tensor | None = None,
-        also: Tensor | None = None,
-        lengths: Tensor | None = None,
-        only: Tensor | None = None,
-    ) -> None:
-        self.n_queries = n_queries
-        self.n_keys = n_keys
-        self.causal = causal
-        self.window = window
-        self.ahead = ahead
-        self.padding = padding
-        self.documents = documents
-        self.prefix = prefix
-        self.also = also
-        self.lengths = lengths
-        self.only = only
-        self.kept: dict[Any, Any] = {}  # what kernels drew from it
-        self._dense: Tensor | None = None
-        self._additive: Tensor | None = None
-        self._source: object = None  # `Bias.source` of the bias in _additive
+    n_queries: int
+    n_keys: int
+    _: KW_ONLY
+    causal: bool = True
+    window: int | None = None
+    ahead: int | None = None
+    padding: Tensor | None = None
+    documents: tuple[Tensor, Tensor] | None = None
+    prefix: Tensor | None = None
+    also: Tensor | None = None
+    lengths: Tensor | None = None
+    only: Tensor | None = None
+    kept: dict[Any, Any] = field(default_factory=dict, init=False)  # what kernels drew from it
+    _dense: Tensor | None = field(default=None, init=False)
+    _additive: Tensor | None = field(default=None, init=False)
+    _source: object = field(default=None, init=False)  # `Bias.source` of the bias in _additive
 
     @classmethod
     def of_pairs(cls, seen: Tensor) -> Mask:
@@ -91,12 +80,13 @@ class Mask:
     @property
     def _by_numbers(self) -> bool:
         """Whether visibility depends on token indices alone, and on no tensor."""
-        return all(each is None for each in self._of_rows)
+        return self.documents is None and not self.row_tensors
 
     @property
-    def _of_rows(self) -> tuple[Any, ...]:
-        """The fields that may differ from row to row."""
-        return self.padding, self.documents, self.prefix, self.also, self.lengths, self.only
+    def row_tensors(self) -> list[Tensor]:
+        """The tensors that may differ from row to row."""
+        parts = (self.padding, *(self.documents or ()), self.prefix, self.also, self.lengths, self.only)
+        return [each for each in parts if each is not None]
 
     @property
     def features(self) -> dict[str, Any]:
@@ -127,12 +117,14 @@ class Mask:
     def narrow(self, only: Tensor) -> Mask:
         """The same mask for queries that see no more than the keys of `only` [B|1, T, S], or [B|1, H, T, S] where heads
         see other keys. Drawn from this one."""
-        own = {name: getattr(self, name) for name in ("padding", "documents", "prefix", "also", "lengths")}
-        causal = self.causal and not self.sees_all
-        reach = {"causal": causal, "window": self.window, "ahead": self.ahead}
-        mask = Mask(self.n_queries, self.n_keys, **reach, **own, only=only)
+        mask = replace(self, causal=self.causal and not self.sees_all, only=only)
         mask._dense = self.dense(only.device) & (only if only.ndim == 4 else only[:, None])
         return mask
+
+    def by_row(self, rows: int) -> list[Mask]:
+        """Masks for so many rows one by one, of a mask that no packed documents are in."""
+        padding = [None] * rows if self.padding is None else self.padding.split(1)
+        return [replace(self, padding=each) for each in padding]
 
     def join(self, memory: Mask, device: torch.device) -> Mask:
         """The mask over an encoder's keys, of which queries see what `memory` shows, and then these. To a causal query
@@ -166,10 +158,7 @@ class Mask:
             places = (self.padding.to(device).long().cumsum(-1) - 1).clamp(min=0)
         if self.documents is None:
             return places
-        keys = self.documents[1].to(device)
-        index = torch.arange(self.n_keys, device=device)
-        begins = torch.cat((torch.ones_like(keys[:, :1], dtype=torch.bool), keys[:, 1:] != keys[:, :-1]), -1)
-        first = torch.where(begins, index, 0).cummax(-1)[0]
+        first = find_run_firsts(self.documents[1].to(device))
         places = places.expand(first.shape)
         return places - places.gather(-1, first)
 
@@ -197,7 +186,7 @@ class Mask:
     def dense(self, device: torch.device) -> Tensor:
         """Draw the mask: True where a query sees a key [B|1, 1, T, S]."""
         if self._dense is None or self._dense.device != device:
-            rows = max([_rows(each) for each in self._of_rows])
+            rows = max([1, *(each.shape[0] for each in self.row_tensors)])
             row = torch.arange(rows, device=device)[:, None, None]
             query = torch.arange(self.n_queries, device=device)[:, None]
             key = torch.arange(self.n_keys, device=device)
@@ -241,10 +230,3 @@ def _join_columns(first: Tensor, second: Tensor) -> Tensor:
 def _of(tensor: Tensor, row: Tensor, device: torch.device, *indices: Tensor) -> Tensor:
     """Index a tensor [B|1, …] by row and `indices`; a tensor of one row serves all rows."""
     return tensor.to(device)[(torch.zeros_like(row) if tensor.shape[0] == 1 else row, *indices)]
-
-
-def _rows(each: Any) -> int:
-    """How many rows a tensor has, or the larger of a pair; 1 for None."""
-    if each is None:
-        return 1
-    return max(part.shape[0] for part in each) if isinstance(each, tuple) else each.shape[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.kernels.packed import find_run_starts
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
         return _lay_two_sides(mask, device)
     numbers = queries.to(device)
     rows, total = numbers.shape[0], numbers.numel()
-    starts = run_starts(numbers).flatten()  # N
+    starts = find_run_starts(numbers).flatten()  # N
     which = starts.cumsum(0)  # the number of a token's document, from 1
     count = int(which[-1])  # waits for the device: once a pass, before the layers
     room = min(1 << (max(count, LEAST * rows) - 1).bit_length(), total)
@@ -121,13 +122,6 @@ def _lay_padded(mask: Mask, device: torch.device) -> VarlenBatch:
         return VarlenBatch(side, side, _arguments(mask, key_ends, key_ends), rows)
     query_ends = _ends(((row + 1) * mask.n_queries).expand(-1, 2))
     return VarlenBatch(Side(), Side(order), _arguments(mask, query_ends, key_ends), rows)
-
-
-def run_starts(numbers: Tensor) -> Tensor:
-    """True where a run of equal numbers starts in a row [B, T]."""
-    starts = torch.ones_like(numbers, dtype=torch.bool)
-    starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
-    return starts
 
 
 def _ends(ends: Tensor) -> Tensor:

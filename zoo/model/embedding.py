@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
+from zoo.kernels.packed import count_in_run
 from zoo.lazy import F, torch
 from zoo.model.layer_input import PerLayerEmbedding
 from zoo.model.norm import WholeNorm
-from zoo.model.packed import count_in_run
 from zoo.spec import TOKENS, Embedding, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from zoo.errors import ConfigError
 from zoo.kernels import attend
 from zoo.kernels.choosing import find_pools
 from zoo.kernels.mask import Mask
-from zoo.kernels.rows import PoolRow
 from zoo.kernels.running import NOTHING, RunningSums, read_sums, sum_windows
+from zoo.kernels.view import KeyView, PagedView, Segment, count_slots
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Entries:
     last: Tensor | None = None
     counts: Tensor | None = None
     joined: Mask | None = None
+    kernels: list[Any] | None = None  # the one that the first of the layers chose
 
     def list_shared(self) -> tuple[Any, ...]:
         """List the tensors that all layers of a kind read of it."""
@@ -157,41 +158,33 @@ class Entries:
         """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most`
         that the layer chose, each the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For rows that are
         not alike, or read by page, entries are a pool [N, C]."""
-        how = {"kernel": step.kernel, "chosen": None if step.cache is None else step.chosen, **scores}
-        if step.rows is None:
-            if step.pages is not None:
-                entries = entries.unflatten(0, (-1, step.page))[step.pages.long()].flatten(1, 2)
-            how |= {"scale": scale, "again": step.again, "dropout": step.drop_chances(q)}
-            if self.joined is not None:
-                return _attend(q, near, entries, self.joined, how)
-            assert step.choice is not None and step.choice.keys is not None
-            keys = step.mask.dense(q.device)[:, 0] & step.choice.keys  # type: ignore[operator]
-            return self._attend_seen(q, near, entries, keys, self.near, most, how)
-        done, how = [], {"scale": scale, **how}
-        for place, (row, own) in enumerate(zip(step.rows.rows, step.rows.split(q), strict=True)):
-            mine = near[place : place + 1, : near.shape[1] - q.shape[1] + row.count]
-            seen = self.near
-            if seen is not None:
-                first = place if seen.shape[0] > 1 else 0
-                seen = seen[first : first + 1, : row.count, : mine.shape[1]]
-            keys = row.mask.dense(q.device)[:, 0]
-            keys = keys if step.choice is None else keys & step.choice.keys[place]  # type: ignore[index]
-            done.append(self._attend_seen(own, mine, row.read(entries), keys, seen, most, how))
-        return step.rows.join(done, q.shape[1])
+        keys, how = step.keys, {"kernel": step.kernel, "chosen": self.kernels, "scale": scale, **scores}
+        how |= {"again": step.again, "dropout": step.drop_chances(q)}
+        if self.joined is not None:
+            return _attend(q, near, keys.read(entries)[0], self.joined, how)
+        keys = keys if step.choice is None else keys.narrow(step.choice)
+        queries, tokens = keys.split(q), q.shape[1]
+        seen = [None] * len(queries) if self.near is None else keys.split(self.near)
+        each = zip(
+            keys.segments, queries, keys.split(near, near.shape[1] - tokens), keys.read(entries), seen, strict=True
+        )
+        return keys.join([_attend_seen(*parts, most, how) for parts in each], tokens)
 
-    def _attend_seen(
-        self, q: Tensor, near: Tensor, entries: Tensor, keys: Tensor, seen: Tensor | None, most: int | None, how: Any
-    ) -> Tensor:
-        """Attend to the window's tokens that are `seen` [B|1, T, S], all unless given, and to entries `keys` [B|1, T,
-        E]. A single query reads no more entries than it may have chosen."""
-        if most is not None and q.shape[1] == 1 and most < keys.shape[2]:
-            places = keys.long().topk(most, -1)[1]  # B 1 most: those that are True first
-            keys = keys.gather(-1, places)
-            entries = entries.gather(1, places[:, 0, :, None].expand(-1, -1, entries.shape[-1]))
-        shape = (max(keys.shape[0], 1 if seen is None else seen.shape[0]), q.shape[1], near.shape[1])
-        seen = torch.ones(shape, dtype=torch.bool, device=q.device) if seen is None else seen.expand(shape)
-        mask = Mask.of_pairs(torch.cat((seen, keys.expand(shape[0], -1, -1)), -1))
-        return _attend(q, near, entries, mask, how)
+
+def _attend_seen(
+    segment: Segment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
+) -> Tensor:
+    """Attend to the window's tokens that are `seen` [B|1, T, S], all unless given, and to entries that the segment's
+    mask shows. A single query reads no more entries than it may have chosen."""
+    keys = segment.mask.dense(q.device)[:, 0]  # B|1 T E
+    if most is not None and q.shape[1] == 1 and most < keys.shape[2]:
+        places = keys.long().topk(most, -1)[1]  # B 1 most: those that are True first
+        keys = keys.gather(-1, places)
+        entries = entries.gather(1, places[:, 0, :, None].expand(-1, -1, entries.shape[-1]))
+    shape = (max(keys.shape[0], 1 if seen is None else seen.shape[0]), q.shape[1], near.shape[1])
+    seen = torch.ones(shape, dtype=torch.bool, device=q.device) if seen is None else seen[..., : shape[2]].expand(shape)
+    mask = Mask.of_pairs(torch.cat((seen, keys.expand(shape[0], -1, -1)), -1))
+    return _attend(q, near, entries, mask, how)
 
 
 def pool_entries(step: Step, *given: Any) -> Tensor:
@@ -217,7 +210,7 @@ def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str,
 # ---------------------------------------------------------------- made for a pass
 
 
-def share_entries(scene: Scene, step: Step, attention: Any, own: Any, where: Any, dtype: torch.dtype) -> None:
+def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any, dtype: torch.dtype) -> None:
     """Give the step what layers with compressed entries share: the windows of the new tokens, the rotations of their
     entries, and masks over entries, from which layers may choose. Raises ConfigError for a prefix that sees itself."""
     if scene.prefix is not None:
@@ -229,25 +222,27 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, where: Any
         entries, seen = _continue_alike(scene, attention)
     else:
         entries, seen = _continue_rows(scene, attention), None
-    if where is not None and where.table is not None:
-        step.pages, step.page = where.table, where.page
-        ends = (torch.arange(where.table.shape[1] * where.page, device=scene.device) + 1) * attention.sight.rate
-        seen = ends <= scene.index[..., None] + 1  # B T S
     joined = None
-    if where is not None and where.ragged and where.table is None:
-        step.rows = _list_rows(scene, attention.sight.rate, where)
+    if slots is not None and slots.table is not None:
+        ends = (torch.arange(slots.n_keys, device=scene.device) + 1) * attention.sight.rate
+        seen = ends <= scene.index[..., None] + 1  # B T S
+    if slots is not None and slots.ragged and slots.table is None:
+        rows = [_see_row(scene, attention.sight.rate, *each) for each in scene.list_rows(slots)]
+        step.keys = scene.pool(rows, slots)
     elif seen is None:  # one token, which sees all there are
-        assert where is not None
-        held = sum(stop - start for start, stop in where.rows[0])
-        step.mask = Mask(1, held)
+        assert slots is not None
+        held = count_slots(slots.rows[0])
+        step.keys = KeyView(Mask(1, held), slots=slots)
         joined = Mask(1, entries.held + 1 + held)
     else:
         assert entries.near is not None
-        step.mask, rows = Mask.of_pairs(seen), max(entries.near.shape[0], seen.shape[0])
+        view = KeyView if slots is None or slots.table is None else PagedView
+        step.keys, rows = view(Mask.of_pairs(seen), slots=slots), max(entries.near.shape[0], seen.shape[0])
         joined = Mask.of_pairs(torch.cat((entries.near.expand(rows, -1, -1), seen.expand(rows, -1, -1)), -1))
-    if step.rows is None and attention.chooser is None:  # else each layer has a mask of its own
+    if joined is not None and attention.chooser is None:  # else each layer has a mask of its own
         entries.joined = joined
         scene.draw(step, attention, dtype, joined)
+    entries.kernels = None if scene.cache is None else []
     step.extra[ENTRIES] = entries
     step.extra[ENTRY_TABLES] = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
 
@@ -316,14 +311,11 @@ def _continue_rows(scene: Scene, attention: Any) -> Entries:
     return entries
 
 
-def _list_rows(scene: Scene, rate: int, where: Any) -> Any:
-    """The rows of a pass whose rows are not alike: where the entries of each lie, and which of them its queries see."""
-    assert scene.cache is not None
-    rows = []
-    for number, (row, runs) in enumerate(zip(scene.cache.rows, where.rows, strict=True)):
-        count, held = scene.cache.count(number, scene.new), sum(stop - start for start, stop in runs)
-        query = torch.arange(row.length, row.length + count, device=scene.device)[:, None]
-        ends = (torch.arange(held, device=scene.device) + 1) * rate
-        mask = Mask(1, held) if count == 1 else Mask.of_pairs((ends <= query + 1)[None])
-        rows.append(PoolRow(count, runs, mask))
-    return scene.pool_rows(rows)
+def _see_row(scene: Scene, rate: int, count: int, stop: int, runs: Any) -> Segment:
+    """The entries of a row that is attended by itself, and which of them its `count` queries before `stop` see."""
+    held = count_slots(runs)
+    if count == 1:
+        return Segment(Mask(1, held), runs)
+    ends = (torch.arange(held, device=scene.device) + 1) * rate
+    query = torch.arange(stop - count, stop, device=scene.device)[:, None]
+    return Segment(Mask.of_pairs((ends <= query + 1)[None]), runs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.lazy import torch
-from zoo.model.packed import count_in_run, find_run_firsts
 from zoo.model.router import Router, Routes, check_count
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from zoo.kernels.packed import find_run_firsts
 from zoo.lazy import F, torch
 from zoo.model.norm import WholeNorm
-from zoo.model.packed import find_run_firsts
 from zoo.spec import Buffer, Linear, Node, Sized, Spec, Weight
 
 if TYPE_CHECKING:

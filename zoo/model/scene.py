@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from zoo import kernels
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
-from zoo.kernels.ring import Ring
-from zoo.kernels.rows import PoolRow, PoolRows
-from zoo.kernels.varlen import run_starts
-from zoo.lazy import F, torch
+from zoo.kernels.packed import count_in_run, find_run_firsts
+from zoo.kernels.view import KeyView, PagedView, PooledView, RingView, Segment, SpreadView, count_slots, join_views
+from zoo.lazy import torch
 from zoo.model.entries import POOL_TABLES, share_entries
-from zoo.model.merging import merge_masks
-from zoo.model.step import Inputs, QueryRun, Step
+from zoo.model.step import Inputs, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from zoo.model.drops import Drops
@@ -139,22 +139,15 @@ class Scene:
     def _count_positions(self) -> Tensor:
         """The position of every token [B|1, S]: its place in its row or document, padding not counted."""
         if self.documents is not None:
-            return self.index - torch.where(run_starts(self.documents), self.index, 0).cummax(1).values
+            return self.index - find_run_firsts(self.documents)
         if self.padding is not None:
             return (self.padding.long().cumsum(1) - 1).clamp(min=0)
         return self.index[None]
 
     def _count_lengths(self) -> Tensor:
-        """How many tokens each token's row or document has [B|1, 1|S], padding not counted.
-
-        Documents [0, 0, 0, 1] have the lengths [3, 3, 3, 1]: from each token, the distance to the next document's start
-        and its own position.
-        """
+        """How many tokens each token's row or document has [B|1, 1|S], padding not counted."""
         if self.documents is not None:
-            total = self.index.shape[0]
-            later = torch.where(run_starts(self.documents), self.index, total)[:, 1:]  # the start of a later document
-            following = F.pad(later, (0, 1), value=total).flip(1).cummin(1).values.flip(1)
-            return following - self.index + self.every
+            return count_in_run(self.documents, torch.ones_like(self.documents, dtype=torch.bool))
         if self.padding is not None:
             return self.padding.sum(1, keepdim=True)
         return self.positions[:, -1:] + 1
@@ -163,43 +156,37 @@ class Scene:
         """Make the Step of the layers of this kind; `m` are the model's modules, x [B, T, D] the layers' input."""
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
-        where = None if self.cache is None else self.cache.lay_out(attention.lender or kind, self.new)
+        slots = None if self.cache is None else self.cache.lay_out(attention.lender or kind, self.new)
+        own = m.position if self.spec.has_position else None
         step = Step(
-            mask=Mask(self.new, self.new),
-            kernel=kernel,
+            KeyView(Mask(self.new, self.new)),
+            kernel,
             positions=self.context.own(self.positions),
             real=self.real,
             documents=self.context.own(self.documents),
             ids=self.context.own(self.ids),
             training=m.training,
             first=self.cache is None or not self.cache.longest,
-            where=where,
             drops=self.drops,
             extra=dict(self.extra),
             seam=self.seam if self.seam.size > 1 else None,
-            context=self.context if self.context.size > 1 else None,
         )
-        own = m.position if self.spec.has_position else None
         position = attention.positioning
         if position is not None:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
             if attention.chooser is not None and attention.chooser.rotates_pools:
-                step.extra[POOL_TABLES] = self._turn_pools(attention, own, where, dtype)
+                step.extra[POOL_TABLES] = self._turn_pools(attention, own, slots, dtype)
         if attention.sight.rate > 1:
-            share_entries(self, step, attention, own, where, dtype)
-        elif where is not None and where.table is not None:
-            self._share_pages(step, attention, own, where)
-        elif where is not None and where.ragged:
-            step.rows = self._rows(attention, own, where)
-        elif self.context.active:
-            self._share_runs(step, attention, own)
+            share_entries(self, step, attention, own, slots, dtype)
         else:
-            self._share(step, attention, own, where)
+            step.keys = self.see(attention, own, slots)
+            if type(step.keys) is KeyView:
+                attention.prepare(own, step)
         if block.cross is not None:
             step.cross = self._cross(block.cross, kernel, dtype)
             if block.cross.merges:
-                merge_masks(self, step)
-        if attention.sight.rate == 1 and step.rows is None:
+                step.keys = join_views(step.cross.keys, step.keys, self.device, self.pool)
+        if attention.sight.rate == 1:
             self.draw(step, attention, dtype)
         return step
 
@@ -212,133 +199,127 @@ class Scene:
             self._tables[key] = position.tables(places, width, dtype, lengths, own)
         return self._tables[key]
 
-    def _turn_pools(self, attention: Any, own: Any, where: Any, dtype: torch.dtype) -> Any:
+    def _turn_pools(self, attention: Any, own: Any, slots: Any, dtype: torch.dtype) -> Any:
         """The rotation of an indexer's pooled keys, each by its first token's place in its text, for as many pools as
         there may be."""
-        n_keys, pool = self.total, attention.chooser.pooled
-        if where is not None and where.table is not None:
-            n_keys = where.table.shape[1] * where.page
+        pool = attention.chooser.pooled
+        n_keys = self.total if slots is None or slots.table is None else slots.n_keys
         places = torch.arange(n_keys // pool, device=self.device)[None] * pool  # 1 E
         return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
-    def _share(self, step: Step, attention: Any, own: Any, where: Any) -> None:
-        """Give the step a mask and a bias that serve rows which are alike."""
-        first = 0 if where is None else where.first
-        keys = self.index[first:]
-        step.index = (self.index[self.past :], keys)
-        step.mask = Mask(
-            self.new,
-            keys.shape[0],
-            causal=self.causal,
-            window=attention.sight.window,
-            ahead=attention.sight.ahead,
-            padding=self.padding,
-            documents=self._apart(attention.sight.chunk, first),
-            prefix=None if self.past else self.prefix,
-        )
-        position = attention.positioning
-        if position is not None and not position.per_layer:
-            step.bias = self.seam.bias(position, own, attention.score_heads, *step.index, self.causal)
-        attention.prepare(own, step)
+    def see(self, attention: Any, own: Any, slots: Any) -> KeyView:
+        """The keys that layers with this attention see, where a key is of one token: the one place in which layouts of
+        keys branch."""
+        if slots is not None and slots.table is not None:
+            return self._see_pages(attention, own, slots)
+        if slots is not None and slots.ragged:
+            return self.pool([self._see_row(attention, own, *each) for each in self.list_rows(slots)], slots)
+        chunk = attention.sight.chunk
+        if self.context.active:
+            return self._see_spans(attention, own, self._apart(chunk, 0))
+        first = 0 if slots is None else slots.first
+        places = self.index[self.past :], self.index[first:]
+        hides = {"padding": self.padding, "documents": self._apart(chunk, first)}
+        prefix = None if self.past else self.prefix
+        segment = self._segment(attention, own, places, prefix=prefix, **hides)
+        return KeyView(segment.mask, places, segment.bias, slots)
 
-    def _share_runs(self, step: Step, attention: Any, own: Any) -> None:
-        """Give the step a mask and a bias for each run of tokens that is this rank's: those of later tokens of the row,
-        which read all keys up to their own."""
-        chunk, position = attention.sight.chunk, attention.positioning
-        chunks = self._apart(chunk, 0)
+    def _segment(self, attention: Any, own: Any, places: Any, runs: Any = (), **hides: Any) -> Segment:
+        """Queries and keys at these places in their rows, or so many of each: their mask, and the bias that layers
+        share."""
+        sizes = [each if isinstance(each, int) else each.shape[-1] for each in places]
+        reach = {"causal": self.causal, "window": attention.sight.window, "ahead": attention.sight.ahead}
+        found = Segment(Mask(*sizes, **reach, **hides), list(runs))
+        position = attention.positioning
+        if position is not None and not isinstance(places[0], int):
+            found.index = places
+            if not position.per_layer:
+                found.bias = self.seam.bias(position, own, attention.score_heads, *places, self.causal)
+        return found
+
+    def _see_spans(self, attention: Any, own: Any, chunks: Any) -> KeyView:
+        """The keys of runs of tokens that are this rank's, of those of a row: each sees all keys up to its own."""
+        found = []
         for start, stop in self.context.spans(self.new):
             apart = None if chunks is None else (chunks[0][:, start:stop], chunks[1][:, :stop])
-            mask = Mask(stop - start, stop, causal=True, window=attention.sight.window, documents=apart)
-            places, bias = (self.index[start:stop], self.index[:stop]), None
-            if position is not None and not position.per_layer:
-                bias = self.seam.bias(position, own, attention.score_heads, *places, True)
-            step.runs.append(QueryRun(mask, places, bias))
-        step.mask = Mask(sum(each.mask.n_queries for each in step.runs), self.new)
+            places = self.index[start:stop], self.index[:stop]
+            found.append(self._segment(attention, own, places, documents=apart))
         if self.context.rings:
-            masks, biases = ([each[place] for each in step.runs] for place in (0, 2))
-            ring = Ring.plan(self.context, self.new, masks, self.device)  # type: ignore[arg-type]
-            step.ring = ring.with_biases(biases, attention.score_heads)
+            return RingView(found, self.context, self.new, attention.score_heads, self.device)
+        return SpreadView(found, self.context, self.new)
 
-    def _share_pages(self, step: Step, attention: Any, own: Any, where: Any) -> None:
-        """Give the step what rows that are read by page have in common: tensors of a row each, and no number that
-        changes from pass to pass."""
-        step.pages, step.page = where.table, where.page
-        n_keys, chunk, chunks = where.table.shape[1] * where.page, attention.sight.chunk, None
-        keys = where.first[:, None] + torch.arange(n_keys, device=self.device)  # B S
-        if chunk and (self.new > 1 or chunk % where.page):  # else the first page is the first of the query's chunk
-            chunks = (self.index // chunk, keys // chunk)
-        reach = {"causal": self.causal, "window": attention.sight.window}
-        step.mask = Mask(self.new, n_keys, **reach, documents=chunks, lengths=where.lengths)
-        position = attention.positioning
-        if position is not None and position.biases:
-            step.index = (self.index, keys)
-            if not position.per_layer:
-                step.bias = self.seam.bias(position, own, attention.score_heads, *step.index, self.causal)
+    def _see_pages(self, attention: Any, own: Any, slots: Any) -> PagedView:
+        """The keys of rows that are read by page: tensors of a row each, and no number that changes from pass to
+        pass."""
+        n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
+        places: Any = self.new, n_keys
+        if chunk or _biases(attention):
+            keys = slots.first[:, None] + torch.arange(n_keys, device=self.device)  # B S
+            places = (self.index, keys) if _biases(attention) else places
+            if chunk and (self.new > 1 or chunk % slots.page):  # else the first page is the first of the query's chunk
+                chunks = (self.index // chunk, keys // chunk)
+        segment = self._segment(attention, own, places, documents=chunks, lengths=slots.lengths)
+        return PagedView(segment.mask, segment.index, segment.bias, slots)
 
-    def _rows(self, attention: Any, own: Any, where: Any) -> PoolRows:
-        """The rows of a ragged pass: each with its own mask, and its own bias."""
-        rows, position, chunk = [], attention.positioning, attention.sight.chunk
-        scheme = position if position is not None and position.biases else None
-        for number, (row, runs) in enumerate(zip(self.cache.rows, where.rows, strict=True)):  # type: ignore[union-attr]
-            count = self.cache.count(number, self.new)  # type: ignore[union-attr]
-            stop, held = row.length + count, sum(end - start for start, end in runs)
-            keys: Any = torch.arange(stop - held, stop, device=self.device) if scheme or chunk else None
-            chunks = None
+    def list_rows(self, slots: Any) -> Iterator[tuple[int, int, Any]]:
+        """List how many queries each row of a pass has, the place of the last one, and the runs of its keys."""
+        assert self.cache is not None
+        for number, (row, runs) in enumerate(zip(self.cache.rows, slots.rows, strict=True)):
+            count = self.cache.count(number, self.new)
+            yield count, row.length + count, runs
+
+    def _see_row(self, attention: Any, own: Any, count: int, stop: int, runs: Any) -> Segment:
+        """The keys of a row that is attended by itself, of which the last is the one before `stop`."""
+        held, chunk, chunks = count_slots(runs), attention.sight.chunk, None
+        places: Any = count, held
+        if _biases(attention) or chunk:
+            keys = torch.arange(stop - held, stop, device=self.device)
+            places = (keys[held - count :], keys) if _biases(attention) else places
             if chunk and count > 1:
                 chunks = (keys[None, held - count :] // chunk, keys[None] // chunk)
-            mask = Mask(count, held, causal=self.causal, window=attention.sight.window, documents=chunks)
-            each = PoolRow(count, runs, mask)
-            if scheme:
-                each.index = (keys[held - count :], keys)
-                if not scheme.per_layer:
-                    each.bias = self.seam.bias(scheme, own, attention.score_heads, *each.index, self.causal)
-            rows.append(each)
-        return self.pool_rows(rows)
+        return self._segment(attention, own, places, runs, documents=chunks)
 
-    def pool_rows(self, rows: list[PoolRow]) -> PoolRows:
-        """The rows of a pass that are attended one by one."""
-        assert self.cache is not None
+    def pool(self, rows: list[Segment], slots: Any) -> PooledView:
+        """The keys of rows that are attended one by one."""
         cache = self.cache
-        return PoolRows(rows, splits=not cache.apart, packs=cache.packs, varlen=cache.varlen)
+        assert cache is not None
+        how = {"splits": not cache.apart, "packs": cache.packs, "varlen": cache.varlen}
+        return PooledView(rows, **how, tokens=self.new, slots=slots)
 
     def draw(self, step: Step, attention: Any, dtype: torch.dtype, mask: Mask | None = None) -> None:
-        """Draw the mask, the step's own unless given, as this kind's kernel reads it, once for all of its layers."""
-        if step.ring is not None:  # which has drawn what it reads
+        """Draw the masks, the step's own unless one is given, as this kind's kernel reads them, once for all of its
+        layers."""
+        keys = step.keys
+        if isinstance(keys, PooledView) or keys.travels:  # which draw what they read
             return
-        name, mask = str(dtype).removeprefix("torch."), mask or step.mask
-        features = {**mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
-        features |= {"dropout": self.drops is not None and self.drops.attention}
-        later = self.past != 0 and not step.crosses
-        if step.runs:
-            for each in step.runs:
-                ask = attention.ask(name, **{**features, **each.mask.features})
-                kernels.prepare(each.mask, ask, self.device, dtype, bias=each.bias, kernel=step.kernel)
-            return
-        ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
-        if ask is not None:
-            kernels.prepare(mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
+        if self.cache is not None:
+            keys.kernels = []
+        name, page = str(dtype).removeprefix("torch."), keys.slots.page if keys.pooled else None
+        given = {"needs_grad": torch.is_grad_enabled(), "page": page}
+        given["dropout"] = self.drops is not None and self.drops.attention
+        later = self.past != 0 and not step.crosses and not self.context.active
+        for segment in keys.segments if mask is None else [Segment(mask)]:
+            features = {**segment.mask.features, **given}
+            ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
+            if ask is not None:
+                kernels.prepare(segment.mask, ask, self.device, dtype, bias=segment.bias, kernel=step.kernel)
 
     def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
         """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
         tokens = None if self.memory is None else self.memory.shape[1]
-        where = None if self.cache is None else self.cache.lay_out_source(tokens)
-        step = Step(Mask(self.new, 0), kernel, memory=self.memory, where=where, crosses=True)
-        if where is not None and where.table is not None:
-            step.pages, step.page = where.table, where.page
-            step.mask = Mask(self.new, where.table.shape[1] * where.page, causal=False, lengths=where.lengths)
-            self.draw(step, attention, dtype)
-            return step
-        if where is not None and where.ragged:
-            rows = []
-            for number, runs in enumerate(where.rows):
-                count = self.cache.count(number, self.new)  # type: ignore[union-attr]
-                rows.append(PoolRow(count, runs, Mask(count, sum(b - a for a, b in runs), causal=False)))
-            step.rows = self.pool_rows(rows)
-            return step
-        held = tokens if where is None else sum(end - start for start, end in where.rows[0])
-        apart = None if self.memory_documents is None else (self.documents, self.memory_documents)
-        hides: Any = {"padding": self.memory_mask, "documents": apart}
-        step.mask = Mask(self.new, held or 0, causal=False, **hides)
+        slots = None if self.cache is None else self.cache.lay_out_source(tokens)
+        if slots is not None and slots.table is not None:
+            mask = Mask(self.new, slots.n_keys, causal=False, lengths=slots.lengths)
+            keys: KeyView = PagedView(mask, slots=slots)
+        elif slots is not None and slots.ragged:
+            rows = ((Mask(count, count_slots(runs), causal=False), runs) for count, _, runs in self.list_rows(slots))
+            keys = self.pool([Segment(*each) for each in rows], slots)
+        else:
+            held = tokens if slots is None else count_slots(slots.rows[0])
+            apart = None if self.memory_documents is None else (self.documents, self.memory_documents)
+            mask = Mask(self.new, held or 0, causal=False, padding=self.memory_mask, documents=apart)  # type: ignore[arg-type]
+            keys = KeyView(mask, slots=slots)
+        step = Step(keys, kernel, memory=self.memory, crosses=True)
         self.draw(step, attention, dtype)
         return step
 
@@ -353,6 +334,11 @@ class Scene:
         if self.documents is not None:
             chunks = chunks + self.documents * (self.index.shape[0] // chunk + 1)
         return chunks[:, self.past :], chunks[:, first:]
+
+
+def _biases(attention: Any) -> bool:
+    """Whether its position scheme adds to scores, by the places of queries and keys."""
+    return attention.positioning is not None and attention.positioning.biases
 
 
 def _compute_dtype(x: Tensor) -> Any:

@@ -7,11 +7,8 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.kernels import attend
-from zoo.kernels.choosing import Choice
-from zoo.kernels.ring import attend_ring
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -20,17 +17,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.cache.cache import Cache, LayerCache
-    from zoo.cache.where import Where
-    from zoo.kernels.base import Kernel
-    from zoo.kernels.bias import Bias
     from zoo.kernels.drop import DroppedChances
     from zoo.kernels.mask import Mask
-    from zoo.kernels.ring import Expansion, Ring
-    from zoo.kernels.rows import PoolRows
+    from zoo.kernels.view import KeyView
     from zoo.model.drops import Drops
     from zoo.model.loss import TokenLoss
     from zoo.ranks.experts import Visit
-    from zoo.ranks.seam import ContextSeam, Seam
+    from zoo.ranks.seam import Seam
+
+
+CHOICE = "choice"
+"""The channel of the keys that a layer chose, which layers after it may take (`zoo.model.attention.indexer`)."""
 
 
 class Weights(Protocol):
@@ -82,15 +79,6 @@ class Inputs:
     row_numbers: Tensor | None = None
 
 
-class QueryRun(NamedTuple):
-    """A run of queries that attend by themselves: their mask over the keys up to their own, the token indices of both,
-    and the bias that layers of a kind share."""
-
-    mask: Mask
-    index: tuple[Tensor, Tensor]
-    bias: Bias | None
-
-
 @dataclass
 class Step:
     """The inputs of one layer in one forward pass, beside its hidden states. Layers of one kind share all but their
@@ -100,47 +88,39 @@ class Step:
     rest is the same sequence of torch calls in every pass (`zoo.run.recordings`).
     """
 
-    mask: Mask
+    keys: KeyView  # the keys that its queries see
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
-    index: tuple[Tensor, Tensor] | None = None  # place in the row, pads included: [T] of queries, [S] of keys; by page
-    # [B, T] and [B, S]
     tables: Any = None  # cosines and sines, or what else the position scheme rotates queries and new keys with
-    bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
     ids: Tensor | None = None  # B T, of the tokens that a sub-layer reads
     drops: Drops | None = None  # what training drops
     training: bool = False  # whether the model is being trained
     first: bool = True  # whether nothing came before these tokens
-    where: Where | None = None  # the cache slots of these tokens and of their keys, in layers of this kind
-    rows: PoolRows | None = None  # for rows that are not alike: keys are pools, and each row has a mask of its own
-    pages: Tensor | None = None  # B P int32, for rows that are read by page: keys are pools of pages of `page` slots
-    page: int = 0
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
-    merges: bool = False  # whether attention sees what `cross` reads beside its own keys: mask and rows are of both
     seam: Seam | None = None  # where the parts of several ranks come together
-    context: ContextSeam | None = None  # where the tokens of several ranks do
-    runs: list[QueryRun] = field(default_factory=list)  # of tokens, where a rank has several of a row's
-    ring: Ring | None = None  # where keys and values travel between such ranks
     extra: dict[str, Any] = field(default_factory=dict)  # what else is made once for all layers of a kind, by name
-    choice: Choice | None = None  # the keys that queries see, where a layer chooses them
+    choice: list[Tensor] | None = None  # the keys that each segment's queries see, where a layer chooses them
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     taken: dict[str, Any] = field(default_factory=dict)  # what the layer reads of others, by channel
     gives: tuple[str, ...] = ()  # the channels in which others read of it
     given: dict[str, Any] = field(default_factory=dict)  # what it gave in these, once it has run
-    chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
-    def for_layer(self, cache: LayerCache | None, drops: Drops | None = None, choice: Choice | None = None) -> Step:
-        """The step of one layer: its cache, what it drops, the choice that it makes or takes, and empty lists so that
-        equal layers compile once."""
+    @property
+    def mask(self) -> Mask:
+        """The mask of its queries, where they have one."""
+        return self.keys.mask
+
+    def for_layer(self, cache: LayerCache | None, drops: Drops | None = None) -> Step:
+        """The step of one layer: its cache, what it drops, and empty lists so that equal layers compile once."""
         mine = copy(self)
-        mine.cache, mine.drops, mine.choice, mine.losses, mine.ends = cache, drops, choice, [], []
+        mine.cache, mine.drops, mine.losses, mine.ends = cache, drops, [], []
         if self.cross is not None:
             mine.cross = copy(self.cross)
             mine.cross.cache, mine.cross.drops = cache, drops
@@ -150,95 +130,46 @@ class Step:
         self,
         q: Tensor,
         k: Tensor,
-        v: Tensor,
+        v: Tensor | None,
         scale: float,
         own: tuple[Any, Any] | None = None,
         read: Tensor | None = None,
         **scores: Any,
     ) -> Tensor:
-        """Attend under this pass's mask: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
+        """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
         share, or that of this layer's `own` position scheme, given with its weights and with what it `read` of the
-        queries' input, if anything. `scores` are softcap and sinks."""
-        if self.ring is not None:
-            return self.attend_ring(q, (k, v), scale, own, **scores)
-        if self.runs:
-            return self._attend_runs(q, k, v, scale, own, **scores)
-        bias, mask, rows = self.bias, self.mask, self.rows
-        if self.choice is not None:
-            mask, rows = self.choice.narrow(mask, rows)
+        queries' input, if anything. `scores` are softcap and sinks; where keys travel, `expansion` may make keys and
+        values of k alone."""
+        keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
-            make = self._bias_maker(own, q.shape[2])
-            if rows is not None:
-                rows = rows.with_biases(make, read)
-            elif self.index is not None:
-                bias = make(*self.index, read=read)
-                mask = copy(mask)  # which keeps what is drawn of this layer's bias no longer than the layer runs
-        if self.pages is not None:
-            k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
-        chosen = None if self.cache is None else self.chosen
-        how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen}
-        how |= {"again": self.again, "dropout": self.drop_chances(q), **scores}
-        return attend(q, k, v, mask, scale=scale, **how)  # type: ignore[arg-type]
+            keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
+        how = {"kernel": self.kernel, "again": self.again, "dropout": self.drop_chances(q)}
+        return keys.attend(q, k, v, scale=scale, **how, **scores)  # type: ignore[arg-type]
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
         """Attend from here on to the keys that `pick(*queries, k, mask)` chooses of those that each query sees
-        (`zoo.kernels.choosing`). `queries` are [B, T, …], `k` what `remember` gives."""
-        choice = self.choice = self.choice or Choice()
-        if self.rows is not None:
-            each = zip(self.rows.rows, *map(self.rows.split, queries), strict=True)
-            choice.keys = [pick(*mine, row.read(k), row.mask) for row, *mine in each]
-            return
-        if self.pages is not None:
-            k = k.unflatten(0, (-1, self.page))[self.pages.long()].flatten(1, 2)  # B S C
-        choice.keys = pick(*queries, k, self.mask)
+        (`zoo.kernels.choosing`), and give later layers the choice. `queries` are [B, T, …], `k` what `remember`
+        gives."""
+        self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
-    def take_choice(self, x: Tensor) -> None:
+    def take_choice(self) -> None:
         """Attend to the keys that an earlier layer chose. A layer that is priced by itself has none before it: all keys
         then, in a mask like theirs."""
-        if self.choice is None or self.choice.keys is None:
-            self.choice = Choice(self.mask.dense(x.device)[:, 0])
+        self.choice = self.read(CHOICE)
+        if self.choice is None:
+            assert self.positions is not None
+            self.choice = [each.mask.dense(self.positions.device)[:, 0] for each in self.keys.segments]
 
     def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """Compute `work(self, …)`, which depends on the pass: a recorded step makes the call again on the later pass's
         Step."""
         return work(self, *given, **options)
 
-    def attend_ring(
-        self,
-        q: Tensor,
-        held: tuple[Tensor, ...],
-        scale: float,
-        own: tuple[Any, Any] | None = None,
-        expansion: Expansion | None = None,
-        **scores: Any,
-    ) -> Tensor:
-        """Attend over the keys of all ranks, which travel: `held` are those of this rank's tokens, and their values, or
-        what an expansion makes both of. The rest as `attend` has it."""
-        ring = self.ring
-        assert ring is not None
-        if own is not None:
-            make = self._bias_maker(own, q.shape[2])
-            ring = ring.with_biases([make(*each.index) for each in self.runs], q.shape[2])
-        return attend_ring(q, held, ring, scale=scale, kernel=self.kernel, expansion=expansion, **scores)
-
     def _bias_maker(self, own: tuple[Any, Any], n_heads: int) -> Callable[..., Any]:
         """A function that computes the bias of a layer's own position scheme from its weights and places in the row."""
         scheme, weights = own
         make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
         return partial(make, weights, n_heads, causal=self.mask.causal)
-
-    def _attend_runs(self, q: Tensor, k: Tensor, v: Tensor, scale: float, own: Any, **scores: Any) -> Tensor:
-        """Attend with each run of queries to the keys up to its own."""
-        found, first = [], 0
-        for span in self.runs:
-            mine = copy(self)
-            mine.runs, mine.mask, mine.index, mine.bias = [], span.mask, span.index, span.bias
-            here = slice(first, first + span.mask.n_queries)
-            keys = slice(span.mask.n_keys)
-            mine.drops = self.drops and self.drops.for_queries(here)
-            found.append(mine.attend(q[:, here], k[:, keys], v[:, keys], scale, own, **scores))
-            first = here.stop
-        return torch.cat(found, 1)
 
     def drop_chances(self, q: Tensor) -> DroppedChances | None:
         """The dropout mask of attention probabilities, for queries [B, T, H, C]."""
@@ -264,16 +195,12 @@ class Step:
         return h if self.drops is None else self.drops.drop_units(h)
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With
-        `rows` or `pages`, give the pools [N, …] in which they lie. Without a cache, other ranks' tokens are among them,
-        unless they travel."""
+        """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order, or the
+        pool [N, …] where the keys lie in one. Without a cache, other ranks' tokens are among them, unless they
+        travel."""
         if self.cache is None:
-            context = self.context if self.runs and self.ring is None else None
-            held = tuple(new.values()) if context is None else tuple(map(context.gather, new.values()))
-        else:
-            assert self.where is not None
-            held = self.cache.append(self.where, new)
-        return held
+            return self.keys.gather(tuple(new.values()))
+        return self.cache.append(self.keys.slots, new)
 
     def read(self, channel: str) -> Any:
         """Read what other layers gave in a channel (`zoo.model.channels`); None where there is nothing."""
@@ -292,8 +219,7 @@ class Step:
         if self.cache is None:
             assert memory is not None
             return compute(memory)
-        assert self.where is not None
-        return self.cache.recall(self.where, None if memory is None else lambda: compute(memory), names)
+        return self.cache.recall(self.keys.slots, None if memory is None else lambda: compute(memory), names)
 
     def state(self, name: str) -> Tensor | None:
         """A recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""

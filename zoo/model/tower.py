@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.kernels.choosing import Choice
 from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.channels import Exchange, Uses, list_uses
@@ -285,16 +284,12 @@ class Tower(Topology):
         runner = m.recompute if cache is None else cache.recordings
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
-        choice: Choice | None = None
         exchange = Exchange(self, m, inputs.input_ids, x)
         rounds = None if self.loop is None else self.loop.follow(m.loop, exchange)
         x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
         for index in layers:
             kind = self.pattern[index]
-            chooser = self.blocks[kind].attention.chooser
-            choice = Choice() if chooser is not None and chooser.owns else choice
-            beside = drops[index] if drops else None, choice if chooser else None
-            step = steps[kind].for_layer(cache and cache.layers[index], *beside)
+            step = steps[kind].for_layer(cache and cache.layers[index], drops[index] if drops else None)
             layer = m.blocks[stack.index(index)]
             x = x if rounds is None else rounds.enter(index, x)
             exchange.enter(index, kind, step)

@@ -28,7 +28,6 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     yield from _check_row_head(tower)
     yield from _check_positions(tower)
     yield from _check_embedding(tower)
-    yield from _check_choices(tower)
     count = 1 if tower.streams is None else tower.streams.count
     for name, block in tower.blocks.items():
         if block.streams != count:
@@ -134,25 +133,6 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
         if position is not None and position.embeds and position != tower.position:
             found = f"'{position.kind}' is added at the embedding, where the model's '{tower.position.kind}' stands"
             yield path, f"{found} (position: {position.kind} for the whole model, or none here)"
-
-
-def _check_choices(tower: Tower) -> Iterator[Misfit]:
-    """A layer that takes an earlier layer's choice of keys needs one before it, of as many."""
-    made = None
-    choosers = {name: block.attention.chooser for name, block in tower.blocks.items()}
-    for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
-        chooser = choosers[name]
-        if chooser is None or chooser.owns:
-            made = chooser or made
-            continue
-        path = ("blocks", name, "attention", "indexer")
-        if made is None:
-            yield path, f"is shared, and no layer before layer {place} has an indexer of its own (kind: lightning)"
-            return
-        if made.most_keys != chooser.most_keys:
-            found = f"is {chooser.most_keys}, the layer that chooses takes {made.most_keys}"
-            yield (*path, "top_k"), f"{found} (the same for both)"
-            return
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:

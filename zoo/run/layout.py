@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.kernels import machine_of
-from zoo.kernels.paging import PAGE, choose_page
+from zoo.kernels.view.paging import PAGE, choose_page
 
 
 def choose_layout(

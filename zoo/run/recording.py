@@ -77,6 +77,9 @@ class RecordingStep(Step):
     def choose(self, pick: Any, k: Any, *queries: Any) -> None:
         self._ask(_choose, pick.func, pick.keywords, k, *queries)
 
+    def take_choice(self) -> None:
+        self._ask(Step.take_choice)
+
     def state(self, name: str) -> Any:
         return self._ask(Step.state, name)
 
@@ -89,7 +92,7 @@ def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *
     Step.choose(step, partial(pick, **how), k, *queries)
 
 
-TELLING = frozenset({Step.hold, Step.state, _choose})
+TELLING = frozenset({Step.hold, Step.state, Step.take_choice, _choose})
 """What a layer tells its Step, or asks of it in vain: calls that give no tensor, and are made again."""
 
 

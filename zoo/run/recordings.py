@@ -48,7 +48,7 @@ class Recordings:
         if x.shape[1] != 1:
             return layer(x, step)
         reads = step.cross is not None and step.cross.memory is not None  # an encoder's output, which it has not yet
-        key = number, x.shape[0], step.first, step.rows is None, step.pages is None, step.real is None, reads
+        key = number, x.shape[0], step.first, type(step.keys), step.real is None, reads
         course = self._courses.get(key) or self._begin(key)
         if course.replays:
             assert course.recording is not None

@@ -8,7 +8,7 @@ from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_comp
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
 from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
 from zoo.costs.setup import DTYPES, Setup
-from zoo.kernels.paging import PAGE
+from zoo.kernels.view.paging import PAGE
 
 ENGINES = {
     "ideal": "what attention can still see",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.reductions import cat
 from zoo.costs.shadow.tensor import make_shadow
-from zoo.kernels.paging import PAGE
+from zoo.kernels.view.paging import PAGE
 
 
 class ShadowWhere(NamedTuple):

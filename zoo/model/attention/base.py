@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
@@ -192,6 +193,8 @@ class SoftmaxAttention(Attention):
         raise NotImplementedError
 
     def ask(self, dtype: str, **features: Any) -> Ask:
+        if self.sight.rate > 1:  # which keys are seen is drawn, those of several tokens beside those of one
+            features |= {"chosen": True, "window": None, "documents": False, "padding": False, "short_q": True}
         width, v_width = self.head_widths
         return Ask(
             dtype=dtype,
@@ -202,6 +205,13 @@ class SoftmaxAttention(Attention):
             bias=self.position.bias_kind,
             **features,
         )
+
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
+        ask = self.ask(dtype, **features)
+        if self.sight.rate == 1 or new > 1:
+            return ask
+        chooses = self.chooser is not None  # else one token sees all keys of several that there are, without a mask
+        return replace(ask, causal=chooses, chosen=chooses)
 
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
         """Attend with the bias of this layer: its own where its position scheme has weights in every layer, else the

@@ -13,6 +13,7 @@ from zoo.kernels.base import Ask
 from zoo.kernels.bias import Given
 from zoo.kernels.choosing import take_best
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.lazy import torch
 from zoo.model.attention.base import Blocks, Sight, SoftmaxAttention
 from zoo.spec import Linear, split
@@ -92,7 +93,7 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
         return replace(ask, bias="fixed") if counted else ask
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        old, places = step.mask, step.positions  # B|1 T
+        old, bias, places = step.mask, step.keys.bias, step.positions  # B|1 T
         assert places is not None
         tokens, size, whole_until = old.n_queries, self.block_size, self.whole_until
         if tokens <= whole_until:
@@ -107,10 +108,10 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
             seen = seen | self._draw(query, key, last, -(-tokens // size))
         elif self.random_blocks:
             again = (inner & (key == 0)).float()[:, None] * math.log(1 + self.random_blocks)  # B|1 1 T T
-            learned = step.bias is not None and step.bias.learned
-            step.bias = Given(again if step.bias is None else step.bias.dense() + again)
-            step.bias.learned = learned
-        step.mask = Mask(tokens, tokens, causal=False, only=mine & seen)
+            learned = bias is not None and bias.learned
+            bias = Given(again if bias is None else bias.dense() + again)
+            bias.learned = learned
+        step.keys = KeyView(Mask(tokens, tokens, causal=False, only=mine & seen), step.keys.index, bias)
 
     def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
         """Draw the random blocks of each query among `count` blocks that it does not see otherwise: True for their keys

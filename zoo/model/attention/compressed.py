@@ -157,17 +157,7 @@ class Compressed(SoftmaxAttention, kind="compressed"):
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        if self.compressor is not None:  # which keys are seen is drawn
-            features |= {"chosen": True, "window": None, "documents": False, "padding": False}
-            features["short_q"] = True  # entries besides
         return replace(super().ask(dtype, **features), n_kv_heads=1, sinks=self.sinks)
-
-    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
-        ask = self.ask(dtype, **features)
-        if self.compressor is None or new > 1:
-            return ask
-        chooses = self.indexer is not None  # else one token sees all entries that there are, and no mask is needed
-        return replace(ask, causal=chooses, chosen=chooses)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         low = m.q_norm(m.q_a(x))

@@ -116,15 +116,15 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
 
     def prepare(self, m: Weights, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, RelativePosition) and step.index is not None
-            step.extra["relative"] = self.position.look_up(m, *step.index)
+            assert isinstance(self.position, RelativePosition) and step.keys.index is not None
+            step.extra["relative"] = self.position.look_up(m, *step.keys.index)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
         k, v = step.remember(k=k, v=v)  # B S H C
         scale = (self.head_dim * (1 + len(self.types))) ** -0.5 if self.scale is None else self.scale
-        bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.bias
+        bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.keys.bias
         how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
         y = attend(q, k, v, step.mask, scale=scale, bias=bias, **how)
         return m.o(y.flatten(-2))  # B T D

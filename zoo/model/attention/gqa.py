@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
+from zoo.kernels.view import join_keys
 from zoo.lazy import torch
 from zoo.model.attention.base import Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.indexer import Indexer, check_indexer
@@ -16,7 +17,6 @@ from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConv
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.lending import LentKeys
-from zoo.model.merging import join_memory
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.give(LentKeys.name, step.remember(k=k, v=v))
-        if step.merges:
-            k, v = step.apply(join_memory, (k, v), self._read_memory(m, step.cross))
+        if step.keys.joins:
+            k, v = step.apply(join_keys, self._read_memory(m, step.cross), (k, v))
         return self._attend(m, x, q, k, v, step)
 
     def _attend(self, m: Weights, x: Tensor, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:

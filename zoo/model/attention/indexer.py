@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,10 +14,12 @@ from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
 from zoo.lazy import torch
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.tempering import Tempering
+from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.entries import ENTRY_TABLES
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
+from zoo.model.step import CHOICE
 from zoo.spec import Linear, Sized, Spec, Weight, split
 from zoo.spec.sharding import divisors
 
@@ -25,12 +27,54 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+    from zoo.model.tower import Tower
+
+
+class ChosenKeys(Channel, name=CHOICE):
+    """The keys that the last layer chose which has an indexer of its own, for layers that take its choice."""
+
+    staying: ClassVar[str] = "layers take the choice of keys of one before them"
+
+    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
+        self._last: list[Tensor] | None = None
+
+    def take(self, index: int) -> list[Tensor] | None:
+        return self._last
+
+    def give(self, index: int, value: list[Tensor]) -> None:
+        self._last = value
+
+    @classmethod
+    def lends(cls, tower: Tower, kind: str) -> bool:
+        return False  # masks of bits, which prices leave out
+
+    @classmethod
+    def trace(cls, at: Shadows) -> None:
+        return None
+
+    @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        """A layer that takes an earlier layer's choice of keys needs one before it, of as many."""
+        made, choosers = None, {name: block.attention.chooser for name, block in tower.blocks.items()}
+        for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
+            chooser, path = choosers[name], ("blocks", name, "attention", "indexer")
+            if chooser is None or chooser.owns:
+                made = chooser or made
+            elif made is None:
+                found = f"is shared, and no layer before layer {place} has an indexer of its own"
+                yield path, f"{found} (kind: lightning)"
+                return
+            elif made.most_keys != chooser.most_keys:
+                found = f"is {chooser.most_keys}, the layer that chooses takes {made.most_keys}"
+                yield (*path, "top_k"), f"{found} (the same for both)"
+                return
 
 
 class Indexer(Spec, axis="indexer", default="lightning"):
     """Choose the keys that a query attends to, of those that its mask shows."""
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than taking an earlier layer's choice
+    gives: ClassVar[tuple[str, ...]] = (CHOICE,)
     rotates_pools: ClassVar[bool] = False  # whether it reads `step.extra[POOL_TABLES]`
 
     @property
@@ -384,6 +428,8 @@ class Shared(Indexer, kind="shared"):
     """The choice of the nearest layer before that has an indexer of its own (GLM-5, 2026): no weights and no cache."""
 
     owns: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = (CHOICE,)
+    gives: ClassVar[tuple[str, ...]] = ()
 
     top_k: PositiveInt
     """Number of keys that a query attends to: that of the layer whose choice it takes."""
@@ -393,4 +439,4 @@ class Shared(Indexer, kind="shared"):
         return self.top_k
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
-        step.take_choice(x)
+        step.take_choice()

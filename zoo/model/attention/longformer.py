@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.lazy import torch
 from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.spec import Linear, split
@@ -85,7 +86,8 @@ class Longformer(SoftmaxAttention, kind="longformer"):
         old = step.mask
         tokens, hidden = old.n_queries, {"padding": old.padding, "documents": old.documents}
         also = everywhere[:, None, :].expand(-1, tokens, -1)  # B T T
-        step.mask = Mask(tokens, tokens, causal=False, window=self.window, also=also, **hidden)
+        mask = Mask(tokens, tokens, causal=False, window=self.window, also=also, **hidden)
+        step.keys = KeyView(mask, step.keys.index, step.keys.bias)
         whole = step.extra["all"] = Mask(tokens, tokens, causal=False, **hidden)
         if not whole.sees_all:
             whole.dense(everywhere.device)  # drawn here, so that the layers only read it
@@ -103,4 +105,4 @@ class Longformer(SoftmaxAttention, kind="longformer"):
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
         how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
-        return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, **how)
+        return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.keys.bias, **how)

@@ -265,8 +265,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         if self.indexer is not None:
             self.indexer.choose(m, x, low, step, self.n_heads)
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
-        pooled = step.rows is not None or step.pages is not None
-        if not pooled and step.ring is None:  # what travels does so as it is
+        pooled = step.keys.pooled
+        if not pooled and not step.keys.travels:  # what travels does so as it is
             latent = latent.to(x.dtype)
         attended = self._absorbed if few or pooled else self._expanded
         y = attended(m, q_nope, q_rope, latent, step)  # B T H V
@@ -300,11 +300,11 @@ class MLA(SoftmaxAttention, kind="mla"):
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""
         q = torch.cat((q_nope, q_rope), -1)
-        if step.ring is None:
+        if not step.keys.travels:
             return self._attend(m, q, *self._expand(m, latent), step)
         expansion = Expansion(partial(self._expand, m), (m.k_b.weight, m.v_b.weight))
         own = (self.position, m.position) if self.position.per_layer else None
-        return step.attend_ring(q, (latent,), self._scale, own, expansion, sinks=self._sinks(m))
+        return step.attend(q, latent, None, self._scale, own, expansion=expansion, sinks=self._sinks(m))
 
     def _expand(self, m: Weights, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, S, H, N+P] and values [B, S, H, V] of every head, from the latents [B, S, R+P]."""

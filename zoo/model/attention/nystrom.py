@@ -10,9 +10,9 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
+from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.lazy import F, torch
 from zoo.model.attention.base import Attention
-from zoo.model.packed import count_in_run, find_run_firsts
 from zoo.spec import Linear, Weight, split
 
 if TYPE_CHECKING:

@@ -92,8 +92,8 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return length - 1 if self.max_distance is None else min(length - 1, self.max_distance)
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        assert step.index is not None
-        places, _ = step.index
+        assert step.keys.index is not None
+        places, _ = step.keys.index
         farthest = self._farthest(places.shape[0])
         rows = (places[:, None] - places).clamp(-farthest, farthest) + farthest  # T T
         step.extra["distances"] = torch.arange(-farthest, farthest + 1, device=places.device), rows

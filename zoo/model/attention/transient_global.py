@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
+from zoo.kernels.view import KeyView
 from zoo.lazy import torch
 from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.model.norm import WholeNorm
@@ -81,7 +82,7 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
         return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # global keys besides
 
     def prepare(self, m: Weights | None, step: Step) -> None:
-        assert step.positions is not None and step.bias is not None and m is not None
+        assert step.positions is not None and step.keys.bias is not None and m is not None
         old, places = step.mask, step.positions  # B|1 T
         tokens, hides = old.n_queries, {"padding": old.padding, "documents": old.documents}
         whole = Mask(tokens, tokens, causal=False, **hides).dense(places.device)[:, 0]  # B|1 T T
@@ -97,12 +98,12 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
         distance = numbered - mine[..., None]
         step.extra["members"] = shown & (distance == 0)
         local = Mask(tokens, tokens, causal=False, window=self.window, **hides).dense(places.device)[:, 0]
-        step.mask = Mask(tokens, tokens + len(numbers), causal=False, only=torch.cat((local, shown), -1))
+        mask = Mask(tokens, tokens + len(numbers), causal=False, only=torch.cat((local, shown), -1))
         far = m.globals(self.position.buckets(distance, False)).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
-        near = step.bias.dense().expand(far.shape[0], -1, -1, -1)  # B|1 H T T
-        learned = step.bias.learned
-        step.bias = Given(torch.cat((near, far), -1))
-        step.bias.learned = learned
+        near = step.keys.bias.dense().expand(far.shape[0], -1, -1, -1)  # B|1 H T T
+        bias = Given(torch.cat((near, far), -1))
+        bias.learned = step.keys.bias.learned
+        step.keys = KeyView(mask, step.keys.index, bias)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         members = step.extra["members"].transpose(1, 2).to(x.dtype)  # B|1 G T

@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.mask import Mask
+from zoo.kernels.view.base import Run
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.rows import PoolRow
-
-Run = tuple[int, int]
-"""The first of some consecutive slots of a pool, and one past the last."""
+    from zoo.kernels.view.base import Segment
 
 SHORT = 128
 """Runs of fewer slots that follow one another are copied together, as calls for each would take longer: for 16 rows of
@@ -127,7 +125,7 @@ def _by_query(y: Tensor, group: int) -> Tensor:
     return y.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
-def plan_merge(rows: Sequence[PoolRow]) -> MergePlan | None:
+def plan_merge(rows: Sequence[Segment]) -> MergePlan | None:
     """Plan for those of the rows that gain by it, None if none does: rows of several long runs, and rows that share the
     start of one. The kernel that they would have must be sdpa."""
     starts = Counter(start for row in rows for start, _ in row.runs)
@@ -152,28 +150,28 @@ def plan_merge(rows: Sequence[PoolRow]) -> MergePlan | None:
     return MergePlan(counts, list(parts.values())) if counts else None
 
 
-def _gains(row: PoolRow, parts: list[KeyPart]) -> bool:
+def _gains(row: Segment, parts: list[KeyPart]) -> bool:
     """Whether a row is served faster in these parts than with its keys in one piece."""
     if row.count > 1:
         return len(parts) > 1 and row.mask.n_keys - parts[-1].size >= LONG
     return len(parts) > 1 or len(parts[0].rows) > 1
 
 
-def _eligible(row: PoolRow) -> bool:
+def _eligible(row: Segment) -> bool:
     """Whether a row's mask is causality alone, or none at all."""
     found = row.mask.features
     hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths", "chosen"))
     return row.bias is None and not hidden
 
 
-def _unmasked(row: PoolRow) -> int:
+def _unmasked(row: Segment) -> int:
     """How many of a row's keys, from the first on, may be read without a mask. Its queries' own keys are left to the
     last part, so that there too each query sees a key: the kernel has no logsumexp for one that sees none."""
     held = row.mask.n_keys
     return held if row.count == 1 or not row.mask.causal else held - row.count
 
 
-def _cuts(rows: Iterable[PoolRow]) -> dict[int, list[int]]:
+def _cuts(rows: Iterable[Segment]) -> dict[int, list[int]]:
     """Where to cut the runs that start at a slot, so that rows with a common prefix have a common part: of rows that
     have 200, 1000 and 1016 slots from there on, at 200 and at 1000."""
     reaches: dict[int, list[int]] = {}
@@ -207,7 +205,7 @@ def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run
     return pieces
 
 
-def _join(row: PoolRow, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
+def _join(row: Segment, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
     """Make the parts of a row: short runs of the same readers are joined, and so are those that need a mask."""
     left = _unmasked(row)
     parts: list[KeyPart] = []

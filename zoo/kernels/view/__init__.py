@@ -1,0 +1,20 @@
+"""Where keys lie: one KeyView for each layout of the keys and values that a layer attends to."""
+
+from zoo.kernels.view.base import KeyView, Run, Segment, count_slots
+from zoo.kernels.view.joined import join_keys, join_views
+from zoo.kernels.view.paged import PagedView
+from zoo.kernels.view.pooled import PooledView
+from zoo.kernels.view.spread import RingView, SpreadView
+
+__all__ = [
+    "KeyView",
+    "PagedView",
+    "PooledView",
+    "RingView",
+    "Run",
+    "Segment",
+    "SpreadView",
+    "count_slots",
+    "join_keys",
+    "join_views",
+]
