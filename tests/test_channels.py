@@ -34,15 +34,6 @@ def echo() -> Iterator[None]:
         staying: ClassVar[str] = "layers read what the one before hid"
         ordered: ClassVar[bool] = True
 
-        def __init__(self, tower: Any, m: Any, ids: Any, x: Any) -> None:
-            self.last = None
-
-        def take(self, index: int) -> Any:
-            return self.last
-
-        def give(self, index: int, value: Any) -> None:
-            self.last = value
-
         @classmethod
         def trace(cls, at: Any) -> Any:
             ffn = at.tower.blocks[at.kind].ffn

@@ -10,9 +10,9 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
 from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
-from zoo.cache.where import Where
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
+from zoo.kernels.view.slots import Where
 from zoo.model.attention import Attention
 from zoo.model.step import Step
 from zoo.run.layer import Layer

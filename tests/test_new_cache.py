@@ -20,7 +20,7 @@ from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.shards import context_faults, layer_faults, tensor_faults
 from zoo.model.attention.base import Attention, Sight, SoftmaxAttention
-from zoo.model.entries import attend_entries, pool_entries, slide_window
+from zoo.model.attention.entries import attend_entries, pool_entries, slide_window
 from zoo.ranks.schedule import Schedule
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.cache.paged import make_room, place_rows
 from zoo.cache.rows import CachedRow, list_slots
 from zoo.cache.store import PAGE, Group, LayerStore, Store, list_groups
-from zoo.cache.where import Where
 from zoo.errors import ConfigError
+from zoo.kernels.running import count_windows
 from zoo.kernels.view import Run
 from zoo.kernels.view.paging import PassTensors, as_tensor
+from zoo.kernels.view.slots import Where
 from zoo.lazy import torch
-from zoo.model.entries import count_windows
 
 if TYPE_CHECKING:
     from zoo.run.recordings import Recordings

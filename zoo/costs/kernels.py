@@ -68,12 +68,14 @@ def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = Non
     a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
-    masks = {"attention": _mask(tower, block.attention, use, setup)}
     read = tokens if memory is None else memory
+    packed = train and setup.document is not None
+    if use == "decode":
+        masks = {"attention": _join(block, _mask_next(block.attention, tokens), read)}
+    else:
+        masks = {"attention": mask_whole(tower, block, tokens, packed, read)}
     if block.crosses:
         masks["cross"] = Mask(new, read, causal=False)
-    elif block.cross is not None:
-        masks["attention"] = _merge(masks["attention"], read)
     dtype = "float32" if train and setup.precision == "fp32" else COMPUTED[setup.dtype]
     return {
         part: _ask(getattr(block, part), dtype, mask, train=train, few=use == "decode") for part, mask in masks.items()
@@ -95,23 +97,28 @@ def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> A
     return attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
 
 
-def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
-    """Make the mask of one use, as `zoo.model.scene` does for rows without padding."""
-    tokens, window, chunk = setup.tokens(tower), attention.sight.window, attention.sight.chunk
+def mask_whole(tower: Any, block: Any, tokens: int, packed: bool, memory: int) -> Mask:
+    """Make the mask of whole rows without padding, as `zoo.model.scene` does: beside an encoder's `memory` tokens."""
+    sight = block.attention.sight
     # Only whether a field of the mask is there matters here, so () stands in for its tensors.
-    documents: Any = None if chunk is None and (use != "train" or setup.document is None) else ()
-    if use != "decode":
-        blocks = attention.sight.blocks
-        only: Any = () if blocks is not None and tokens > blocks.whole_until else None
-        reach = {"causal": tower.causal, "window": window, "ahead": attention.sight.ahead}
-        return Mask(tokens, tokens, **reach, documents=documents, only=only)
+    documents: Any = () if packed or sight.chunk is not None else None
+    only: Any = () if sight.blocks is not None and tokens > sight.blocks.whole_until else None
+    reach = {"causal": tower.causal, "window": sight.window, "ahead": sight.ahead}
+    return _join(block, Mask(tokens, tokens, **reach, documents=documents, only=only), memory)
+
+
+def _mask_next(attention: Any, tokens: int) -> Mask:
+    """Make the mask of a token after so many: a cache gives it just the keys that it sees."""
+    window, chunk = attention.sight.window, attention.sight.chunk
     first = max(0, tokens - window + 1) if window else 0
     first = tokens // chunk * chunk if chunk else first
-    return Mask(1, tokens + 1 - first, causal=True)  # a cache gives a new token just the keys that it sees
+    return Mask(1, tokens + 1 - first, causal=True)
 
 
-def _merge(mask: Mask, memory: int) -> Mask:
-    """The mask of merged attention, whose keys are an encoder's `memory` tokens before those of `mask`."""
+def _join(block: Any, mask: Mask, memory: int) -> Mask:
+    """Join an encoder's `memory` tokens to the keys of a mask, where attention itself reads them."""
+    if block.cross is None or block.crosses:
+        return mask
     pairs = {"window": mask.window, "also": ()} if mask.features["window"] else {}
     return Mask(mask.n_queries, memory + mask.n_keys, documents=mask.documents, **pairs)  # type: ignore[arg-type]
 

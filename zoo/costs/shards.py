@@ -76,7 +76,7 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     ]
     counting = [ffn.router.kind for ffn in ffns if isinstance(ffn, MoE) and ffn.state()]
     found += [f"cp: the {kind} router counts a row's tokens (cp=1)" for kind in counting]
-    if any(block.cross is not None and block.cross.merges for block in blocks):
+    if any(block.cross is not None and not block.crosses for block in blocks):
         found.append(
             f"cp: {cp} ranks would each have some tokens, and merged attention sees an encoder's beside (cp=1)"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ class Scores:
     pages: Tensor | None = None
     dropout: DroppedChances | None = None
 
-    def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Scores]:
         """Copy the keys and values of each row out of their pools, [B, P·page, K, C]; without pages, k and v as they
         are."""
         if self.pages is None:
-            return k, v
+            return k, v, self
         pages = self.pages.long()
-        return k[pages].flatten(1, 2), v[pages].flatten(1, 2)
+        return k[pages].flatten(1, 2), v[pages].flatten(1, 2), replace(self, pages=None)
 
 
 class Kernel:

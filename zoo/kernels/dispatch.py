@@ -76,11 +76,13 @@ def attend(
     al., 2022). Raises KernelError when the kernel named cannot do it.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
-    if pages is not None and not k.dtype == v.dtype == q.dtype:  # only the rows' keys are cast, not the pools
-        (k, v), how = how.gather_pages(k, v), replace(how, pages=None)
+    if not k.dtype == v.dtype == q.dtype:  # only the rows' keys are cast, not the pools
+        k, v, how = how.gather_pages(k, v)
     chosen = [] if chosen is None else chosen
     if not chosen:
         chosen.append(choose_kernel(q, k, v, how, kernel))
+    if not chosen[0].pages_in_place:
+        k, v, how = how.gather_pages(k, v)
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
     if again and torch.is_grad_enabled():

@@ -40,7 +40,6 @@ class Eager(Kernel):
             bias.dense()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
-        k, v = how.gather_pages(k, v)
         chances = self.weigh(q, k, how).to(v.dtype).unflatten(1, (k.shape[2], q.shape[2] // k.shape[2]))  # B K G T S
         if how.dropout is not None:
             chances = how.dropout.apply(chances)
@@ -48,16 +47,23 @@ class Eager(Kernel):
 
     def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
         """Compute the probabilities [B, H, T, S] with which queries take keys, before any is dropped."""
-        n_kv_heads = k.shape[2]
-        queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
-        scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)  # B H T S
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * how.scale
-        if how.softcap is not None:
-            scores = how.softcap * torch.tanh(scores / how.softcap)
+        scores = score(q, k, how.scale, how.softcap)[0]
         if how.bias is not None:
             scores = scores + how.bias.dense()
         seen = None if how.mask.sees_all else how.mask.dense(q.device)
         return _softmax(scores, seen, how.sinks)
+
+
+def score(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Compute the scores [B, H, T, S] of queries and keys in float32; and tanh of their share of a softcap, if any."""
+    n_kv_heads = k.shape[2]
+    queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
+    scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    if softcap is None:
+        return scores, None
+    turned = torch.tanh(scores / softcap)
+    return softcap * turned, turned
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:

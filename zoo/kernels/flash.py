@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import KernelError
@@ -35,6 +36,8 @@ class Flash(Kernel):
 
     package: str = ""  # a key of zoo.kernels.found.PACKAGES; "" for torch's own
     imported: str  # the module that has the functions
+    serves: Callable[[tuple[int, int]], bool]  # whether it runs on a device of a compute capability
+    wants: str  # what it wants of one, in words
     repository: str = ""  # of the hub, for a kernel that is fetched from it
     functions: ClassVar[dict[str, str]] = {
         DENSE: "flash_attn_func",
@@ -42,6 +45,7 @@ class Flash(Kernel):
         CACHED: "flash_attn_with_kvcache",
     }
     table: str = "page_table"  # the keyword for the page table
+    lengths: str = "cache_seqlens"  # that for how many keys each row has
     pages_in_place = True
     unlimited: int | None = -1  # how window_size spells a side without limit
 
@@ -57,12 +61,10 @@ class Flash(Kernel):
         """Say why it cannot run on this machine at all, or None."""
         if machine.device != "cuda":
             return f"it runs on CUDA devices, this is {machine.device}"
-        missing = explain_missing(self.package, machine) if self.package else None
-        return missing or self.refuses_capability(machine.capability)
-
-    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
-        """Say why a device of this compute capability will not do, or None."""
-        raise NotImplementedError
+        missing, found = explain_missing(self.package, machine) if self.package else None, machine.capability
+        if missing or found is None or self.serves(found):
+            return missing
+        return f"{self.wants}, this is {found[0]}.{found[1]}"
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         """Say which feature of the ask this version does not have, or None."""
@@ -139,19 +141,25 @@ class Flash(Kernel):
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
         """Attend whole rows: q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] → [B, T, H, Cv]."""
-        return _output(getattr(self.load(), self.functions[DENSE])(q, k, v, **given))
+        return self.run(DENSE, q, k, v, {}, given)
 
     def varlen(self, q: Tensor, k: Tensor, v: Tensor, batch: VarlenBatch, given: dict[str, Any]) -> Tensor:
         """Attend a varlen batch (cu_seqlens); gives [B, T, H, Cv] with 0 for padding."""
-        function = getattr(self.load(), self.functions[VARLEN])
         flat = batch.queries.take(q), batch.keys.take(k), batch.keys.take(v)
-        return batch.queries.put(_output(function(*flat, **batch.arguments, **given)), q.shape[:2])
+        return batch.queries.put(self.run(VARLEN, *flat, batch.arguments, given), q.shape[:2])
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
         """Attend to a cache, or to its pages, in which the new keys are already stored."""
-        held = {} if how.mask.lengths is None else {"cache_seqlens": how.mask.lengths.int()}
+        held = {} if how.mask.lengths is None else {self.lengths: how.mask.lengths.int()}
         held |= {} if how.pages is None else {self.table: how.pages}
-        return getattr(self.load(), self.functions[CACHED])(q, k, v, **held, **given)
+        return self.run(CACHED, q, k, v, held, given)
+
+    def run(
+        self, which: str, q: Tensor, k: Tensor, v: Tensor, lengths: dict[str, Any], given: dict[str, Any]
+    ) -> Tensor:
+        """Call one of the functions, which may give the logsumexp beside its output."""
+        result = getattr(self.load(), self.functions[which])(q, k, v, **lengths, **given)
+        return result[0] if isinstance(result, tuple) else result
 
 
 def way(ask: Ask) -> str:
@@ -210,17 +218,10 @@ def refuse_cached_width(ask: Ask) -> str | None:
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"
 
 
-def refuse_before_ampere(capability: tuple[int, int] | None, kernels: str) -> str | None:
-    """Say that a device is older than Ampere, for `kernels` that need it, or None."""
-    if capability is None or capability >= (8, 0):
-        return None
-    return f"{kernels} wants compute capability 8.0 or more, this is {capability[0]}.{capability[1]}"
+def since_ampere(capability: tuple[int, int]) -> bool:
+    """Whether a compute capability is that of Ampere or of a later generation."""
+    return capability >= (8, 0)
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-
-
-def _output(result: Any) -> Tensor:
-    """The output of a function that may give the logsumexp beside it."""
-    return result[0] if isinstance(result, tuple) else result

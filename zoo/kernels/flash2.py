@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.base import Ask, Machine
-from zoo.kernels.flash import Flash, refuse_before_ampere, refuse_cached_width, refuse_width
+from zoo.kernels.flash import Flash, refuse_cached_width, refuse_width, since_ampere
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +24,8 @@ class Flash2(Flash):
     package = "flash-attn"
     imported = "flash_attn"
     table = "block_table"
-
-    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
-        return refuse_before_ampere(capability, "flash-attn 2")
+    serves = staticmethod(since_ampere)
+    wants = "flash-attn 2 wants compute capability 8.0 or more"
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.sinks:

@@ -11,8 +11,6 @@ from zoo.kernels.flash import WIDEST, Flash, refuse_cached_width, refuse_width
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOPPER = (9, 0)
-
 
 def own_widths(head_dim: int, v_head_dim: int) -> bool:
     """Whether the kernels take values of this width without padding: as wide as keys, MLA's expanded heads, or wide
@@ -28,11 +26,8 @@ class Flash3(Flash):
     about = "flash-attn 3: made for Hopper; softcap, windows, paged caches; no ALiBi, no sinks"
     package = "flash-attn-3"
     imported = "flash_attn_interface"
-
-    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
-        if capability in (None, HOPPER):
-            return None
-        return f"flash-attn 3 is made for Hopper (compute capability 9.0), this is {capability[0]}.{capability[1]}"
+    serves = staticmethod(lambda capability: capability == (9, 0))
+    wants = "flash-attn 3 is made for Hopper (compute capability 9.0)"
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.bias == "alibi":

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from zoo.kernels.bias import Bias
 
-SERVED = {9: "Hopper", 10: "Blackwell", 11: "Blackwell"}  # compute capabilities by their major number
-
 PAGED = 16  # in a paged cache a head's width is a multiple of this
 UNEQUAL = (192, 128), (128, 64), (64, 128)
 """Different widths of keys and values that have a gradient on both generations."""
@@ -29,14 +27,11 @@ class Flash4(Flash):
     about = "flash-attn 4: Hopper and Blackwell; softcap, windows, learned sinks, paged caches; no ALiBi"
     package = "flash-attn-4"
     imported = "flash_attn.cute"
+    serves = staticmethod(lambda capability: capability[0] in (9, 10, 11))
+    wants = "flash-attn 4 is made for Hopper and Blackwell (compute capability 9, 10 or 11)"
+    lengths = "seqused_k"
     functions: ClassVar = {**Flash.functions, CACHED: "flash_attn_varlen_func"}
     unlimited = None
-
-    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
-        if capability is None or capability[0] in SERVED:
-            return None
-        found = f"{capability[0]}.{capability[1]}"
-        return f"flash-attn 4 is made for Hopper and Blackwell (compute capability 9, 10 or 11), this is {found}"
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.bias == "alibi":
@@ -60,10 +55,7 @@ class Flash4(Flash):
         return v
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        if how.mask.lengths is None:
-            return self.dense(q, k, v, given)
-        held = {"seqused_k": how.mask.lengths.int(), **({} if how.pages is None else {self.table: how.pages})}
-        return self.load().flash_attn_varlen_func(q, k, v, **held, **given)[0]
+        return self.dense(q, k, v, given) if how.mask.lengths is None else super().cached(q, k, v, how, given)
 
 
 def _refuse_on_hopper(widths: tuple[int, int]) -> str | None:

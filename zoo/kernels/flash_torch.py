@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import Ask, Machine, Scores
-from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, refuse_before_ampere, refuse_width
-from zoo.kernels.varlen import VarlenBatch
+from zoo.kernels.base import Ask, Machine
+from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, refuse_width, since_ampere
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -26,9 +25,8 @@ class FlashTorch(Flash):
     functions: ClassVar = dict.fromkeys((DENSE, VARLEN, CACHED), OPERATOR)
     pages_in_place = False
     unlimited = None
-
-    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
-        return refuse_before_ampere(capability, "torch's flash-attn 2")
+    serves = staticmethod(since_ampere)
+    wants = "torch's flash-attn 2 wants compute capability 8.0 or more"
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.softcap is not None:
@@ -50,18 +48,10 @@ class FlashTorch(Flash):
         left, right = self.sides(causal, window, ahead)
         return {"is_causal": causal, "window_size_left": left, "window_size_right": right}
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
-        return self._run(q, k, v, (None, None, q.shape[1], k.shape[1]), given)
-
-    def varlen(self, q: Tensor, k: Tensor, v: Tensor, batch: VarlenBatch, given: dict[str, Any]) -> Tensor:
-        flat = batch.queries.take(q), batch.keys.take(k), batch.keys.take(v)
-        return batch.queries.put(self._run(*flat, tuple(batch.arguments.values()), given), q.shape[:2])
-
-    def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        return self.dense(q, k, v, given)
-
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-        """Call the operator. `lengths` are its arguments cum_seq_q, cum_seq_k, max_q and max_k."""
-        options = dict(given)
+    def run(
+        self, which: str, q: Tensor, k: Tensor, v: Tensor, lengths: dict[str, Any], given: dict[str, Any]
+    ) -> Tensor:
+        """Call the operator, whose arguments cum_seq_q, cum_seq_k, max_q and max_k have no names here."""
+        sizes, options = tuple(lengths.values()) or (None, None, q.shape[1], k.shape[1]), dict(given)
         scale, causal = options.pop("softmax_scale"), options.pop("is_causal")
-        return getattr(self.load(), OPERATOR)(q, k, v, *lengths, 0.0, causal, False, scale=scale, **options)[0]
+        return getattr(self.load(), OPERATOR)(q, k, v, *sizes, 0.0, causal, False, scale=scale, **options)[0]

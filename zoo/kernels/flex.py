@@ -85,12 +85,11 @@ class Flex(Kernel):
         _spacious(bias, mask)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
-        k, v = how.gather_pages(k, v)
         drawn = _drawn(how.mask, how.sinks is not None and not _gives_sums(q.device), q.device)
         if torch.compiler.is_compiling():  # the code compiled around this call inlines it, with its own lengths
             return _attend(q, k, v, drawn, how)
         sinks = _vary_sinks(how.sinks, not _gives_sums(q.device))
-        how = replace(how, mask=drawn.mask, bias=_spacious(how.bias, how.mask), pages=None, sinks=sinks)
+        how = replace(how, mask=drawn.mask, bias=_spacious(how.bias, how.mask), sinks=sinks)
         _vary(q, k, v, axes=(0, 1))
         with torch.compiler.set_stance("default"), torch._dynamo.config.patch(OPTIONS):
             return _compiled()(q, k, v, drawn, how)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.kernels.eager import score
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -156,12 +157,8 @@ def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKerne
 
 def _score(q: Tensor, k: Tensor, how: PartScores) -> tuple[Tensor, Tensor | None]:
     """The scores [B, H, T, S] in float32, and the slope of a softcap there."""
-    queries = q.unflatten(2, (k.shape[2], -1))  # B T K G C
-    scores, slope = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2), None
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * how.scale
-    if how.softcap is not None:
-        turned = torch.tanh(scores / how.softcap)
-        scores, slope = how.softcap * turned, 1 - turned.square()
+    scores, turned = score(q, k, how.scale, how.softcap)
+    slope = None if turned is None else 1 - turned.square()
     if how.bias is not None:
         scores = scores + how.bias
     seen = how.draw_seen(q.device)

@@ -14,6 +14,16 @@ NOTHING = -1e30
 """The exponent of no token: finite, so that no difference of two is not a number."""
 
 
+def count_windows(rate: int, new: int, past: int | None) -> int:
+    """Count the windows of `rate` tokens that `new` tokens after `past` are in; without `past`, the most there can be.
+
+    With windows of 4, three tokens after six are in two: the last two of the second, and one of the third.
+    """
+    if past is None:
+        return (new + rate - 2) // rate + 1
+    return -(-(past + new) // rate) - past // rate
+
+
 class RunningSums(NamedTuple):
     """The sums of a softmax over some tokens [B, E, C], in float32: the largest exponent `top`, the sum of
     e^(exponent − top), and that of the values so weighted (Milakov and Gimelshein, 2018, online softmax). No gradient

@@ -39,7 +39,6 @@ class SDPA(Kernel):
         _additive(mask, device, dtype, bias)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
-        k, v = how.gather_pages(k, v)
         mask, scale = how.mask, how.scale
         added = _additive(mask, q.device, q.dtype, how.bias)
         if q.shape[1] == 1 and q.shape[2] != k.shape[2] and how.dropout is None:

@@ -54,10 +54,12 @@ class Channel:
 
     def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
         """Begin a pass of a tower with weights m, for token ids [B, T], which are embedded as x [B, T, D]."""
+        self.last: Any = None  # what a layer gave last
 
     def take(self, index: int) -> Any:
-        """Give what a layer reads; None where there is nothing for it yet."""
-        raise NotImplementedError
+        """Give what a layer reads; None where there is nothing for it yet. Unless stated otherwise it is what a layer
+        gave last."""
+        return self.last
 
     def wants(self, index: int) -> bool:
         """Whether a later layer reads what this one gives."""
@@ -65,7 +67,7 @@ class Channel:
 
     def give(self, index: int, value: Any) -> None:
         """Keep what a layer gave."""
-        raise NotImplementedError
+        self.last = value
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:

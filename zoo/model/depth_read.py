@@ -27,15 +27,6 @@ class GroupSums(Channel, name="groups"):
 
     staying: ClassVar[str] = "layers read the sums of earlier ones, which another stage may have"
 
-    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
-        self.sums: Tensor | None = None
-
-    def take(self, index: int) -> Tensor | None:
-        return self.sums
-
-    def give(self, index: int, value: Tensor) -> None:
-        self.sums = value
-
     @classmethod
     def trace(cls, at: Shadows) -> Any:
         counts = dict(zip(at.tower.pattern, count_groups(at.tower), strict=True))

@@ -109,10 +109,7 @@ class PassBefore(Channel, name="passed"):
 
     def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
         # A tower of one layer of each kind has no loop, and is priced as if it had.
-        self.passed = Passed(x, None) if tower.loop is None else None
-
-    def take(self, index: int) -> Passed | None:
-        return self.passed
+        self.last = Passed(x, None) if tower.loop is None else None
 
     @classmethod
     def trace(cls, at: Shadows) -> Any:
@@ -165,17 +162,17 @@ class Restarts(Rounds):
         self.begun: Passed | None = None
 
     def enter(self, place: int, x: Tensor) -> Tensor:
-        sums = self.groups.sums
+        sums = self.groups.last
         if place == self.loop.start:
             self.begun = Passed(x, sums)
         elif place == self.loop.stop:
-            self.begun = self.before.passed = None
+            self.begun = self.before.last = None
         elif self.loop.begins_again(place):
             assert self.begun is not None and sums is not None
             x_begun, earlier = self.begun
             known = 1 + (0 if earlier is None else earlier.shape[2])  # and x, which the pass's first layer put there
-            self.before.passed = Passed(x, sums[:, :, known:] if sums.shape[2] > known else None)
-            self.groups.sums = earlier
+            self.before.last = Passed(x, sums[:, :, known:] if sums.shape[2] > known else None)
+            self.groups.last = earlier
             return x_begun
         return x
 

@@ -28,15 +28,6 @@ class DepthAverage(Channel, name="depth_average"):
     staying: ClassVar[str] = "routers read an earlier one's, which another stage may have"
     ordered: ClassVar[bool] = True
 
-    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
-        self._average: Tensor | None = None
-
-    def take(self, index: int) -> Tensor | None:
-        return self._average
-
-    def give(self, index: int, value: Tensor) -> None:
-        self._average = value
-
     @classmethod
     def trace(cls, at: Shadows) -> Any:
         router: Any = at.tower.blocks[at.kind].ffn.router  # type: ignore[attr-defined]

@@ -9,9 +9,10 @@ from zoo import kernels
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
 from zoo.kernels.packed import count_in_run, find_run_firsts
-from zoo.kernels.view import KeyView, PagedView, PooledView, RingView, Segment, SpreadView, count_slots, join_views
+from zoo.kernels.view import KeyView, PagedView, PooledView, RingView, Segment, SpreadView, count_slots
+from zoo.kernels.view.joined import join_views
 from zoo.lazy import torch
-from zoo.model.entries import POOL_TABLES, share_entries
+from zoo.model.attention.entries import POOL_TABLES, share_entries
 from zoo.model.step import Inputs, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
@@ -184,7 +185,7 @@ class Scene:
                 attention.prepare(own, step)
         if block.cross is not None:
             step.cross = self._cross(block.cross, kernel, dtype)
-            if block.cross.merges:
+            if not block.crosses:
                 step.keys = join_views(step.cross.keys, step.keys, self.device, self.pool)
         if attention.sight.rate == 1:
             self.draw(step, attention, dtype)

@@ -304,7 +304,7 @@ class Tower(Topology):
         if not ends:
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
-        x = m.final_read(x, exchange.find(GroupSums.name).sums) if self.final_read else x
+        x = m.final_read(x, exchange.find(GroupSums.name).last) if self.final_read else x
         normed = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(normed) if self.out_width else normed, scene.own)
         pooled = m.pooler(seam.gather(normed, scene.own) if self.out_width else hidden) if self.pooler else None

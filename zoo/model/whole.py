@@ -3,6 +3,7 @@ and options that act only beside another part. One rank's or one pipeline stage'
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
     for name, block in decoder.blocks.items():
         if block.cross is None or given == (block.cross.reads_width or decoder.d_model):
             continue
-        if block.cross.merges:
+        if not block.crosses:
             found = f"is read by the decoder's attention, {decoder.d_model} wide, and the encoder gives {given}"
             would = f"the same d_model for both, or encoder.out_width: {decoder.d_model}"
             yield ("decoder", "blocks", name, "cross"), f"{found} ({would})"
@@ -86,15 +87,12 @@ def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
             would = f"vocab_size: {found} for the whole model, or leave it out"
             yield (name, "vocab_size"), f"is {found}, the model's vocabulary has {tower.vocab_size} ({would})"
     for name, block in tower.blocks.items():
-        router = getattr(getattr(block, "ffn", None), "router", None)
-        found = getattr(router, "vocab_size", None)
-        if found is not None and found != tower.vocab_size:
-            place = ("blocks", name, "ffn", "router", "vocab_size")
-            yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
-        found = getattr(getattr(block, "ngrams", None), "vocab_size", None)
-        if found not in (None, tower.vocab_size):
-            place = ("blocks", name, "ngrams", "vocab_size")
-            yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
+        for path in (("ffn", "router"), ("ngrams",)):
+            part = functools.reduce(lambda each, step: getattr(each, step, None), path, block)
+            found = getattr(part, "vocab_size", None)
+            if found not in (None, tower.vocab_size):
+                place = ("blocks", name, *path, "vocab_size")
+                yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
 
 
 def _check_tied_head(tower: Tower) -> Iterator[Misfit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.kernels import mask_whole
 from zoo.kernels import machine_of, select
 
 if TYPE_CHECKING:
@@ -18,16 +19,11 @@ def choose_kernels(planned: TrainingPlan, device: Any) -> set[str]:
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for tower in planned.spec.towers().values():
         for block in tower.blocks.values():
-            packed = planned.data.documents or block.attention.sight.chunk is not None
-            blocks = block.attention.sight.blocks
-            reach = {"window": block.attention.sight.window, "ahead": block.attention.sight.ahead}
-            seen = {**reach, "documents": packed, "causal": tower.causal}
-            seen |= {"chosen": blocks is not None and planned.settings.seq_len > blocks.whole_until}
-            if block.cross is not None and block.cross.merges:
-                seen |= {"short_q": True, "pairs": block.attention.sight.window is not None}
+            tokens = planned.settings.seq_len
+            mask = mask_whole(tower, block, tokens, planned.data.documents, tokens)
             drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
             asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
-            for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):
+            for ask in (block.attention.ask(dtype, **{**mask.features, **each}) for each in asks):
                 if ask is not None and (kernel := select(ask, machine, planned.settings.kernel)) and ask.needs_grad:
                     trains.add(kernel.name)
     return trains

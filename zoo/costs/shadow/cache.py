@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.reductions import cat
 from zoo.costs.shadow.tensor import make_shadow
+from zoo.kernels.view import count_slots
 from zoo.kernels.view.paging import PAGE
-
-
-class ShadowWhere(NamedTuple):
-    """Where a pass reads and writes in the caches of one kind of layer: the index of the first key, how many keys there
-    are, and whether new ones are joined to them before they are stored."""
-
-    first: int
-    keys: int
-    joins: bool
-    ragged: bool = False
-    table: None = None
-
-    @property
-    def rows(self) -> list[list[tuple[int, int]]]:
-        """The slots of each row, as the real one gives them."""
-        return [[(0, self.keys)]]
+from zoo.kernels.view.slots import Where
 
 
 class ShadowLayerCache:
@@ -39,20 +25,21 @@ class ShadowLayerCache:
     def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: dict[str, Any], filled: bool) -> None:
         self.tensors, self.states, self.cross, self.filled = tensors, states, cross, filled
 
-    def append(self, where: ShadowWhere, new: dict[str, Any]) -> tuple[Any, ...]:
+    def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
         """Store the new tokens, and return all visible ones with them."""
         return tuple(self._append(where, self.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, where: ShadowWhere, buffer: Any, new: Any) -> Any:
-        held = where.keys - new.shape[1]
+    def _append(self, where: Where, buffer: Any, new: Any) -> Any:
+        keys = count_slots(where.rows[0])
+        held = keys - new.shape[1]
         if not where.joins:
-            return buffer[:, : where.keys]
+            return buffer[:, :keys]
         joined = cat((buffer[:, :held], new.to(buffer.dtype)), 1) if held else new
         stored = new[:, max(0, new.shape[1] - buffer.shape[1]) :].flatten(0, 1).to(buffer.dtype)
         del stored
         return joined
 
-    def recall(self, where: ShadowWhere, compute: Callable[[], tuple[Any, ...]] | None, names: tuple[str, ...]) -> Any:
+    def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: tuple[str, ...]) -> Any:
         """Return the memory's keys and values, which are computed in the first pass and copied into the cache."""
         if not self.filled and compute is not None:
             made = compute()
@@ -105,7 +92,7 @@ class ShadowCache:
     def end(self, new: int) -> None:
         """End a pass."""
 
-    def lay_out(self, kind: str, new: int) -> ShadowWhere | None:
+    def lay_out(self, kind: str, new: int) -> Where | None:
         """Say where `new` tokens go in layers of this kind, as the real cache does."""
         attention = self.tower.blocks[kind].attention
         if not attention.cache():
@@ -114,11 +101,12 @@ class ShadowCache:
         first = max(0, self.longest - window + 1) if window else 0
         first = self.longest // chunk * chunk if chunk else first
         keys = (self.longest + new - first) // attention.sight.rate
-        return ShadowWhere(first, keys, new > 1 and keys > self._slots(self.tower.blocks[kind]))
+        joins = new > 1 and keys > self._slots(self.tower.blocks[kind])
+        return Where([[(0, keys)]], first=first, joins=joins)
 
-    def lay_out_source(self, tokens: int | None) -> ShadowWhere:
+    def lay_out_source(self, tokens: int | None) -> Where:
         """Say where the keys of an encoder's output lie."""
-        return ShadowWhere(0, self.memory, False)
+        return Where([[(0, self.memory)]])
 
 
 def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:

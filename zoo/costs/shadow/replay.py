@@ -170,6 +170,8 @@ has a derivative of its own."""
 class Fused:
     """Stand in for a fused kernel, which stores no scores; its memory is all that matters here."""
 
+    pages_in_place = True
+
     def __init__(self, kernel: Kernel) -> None:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 

@@ -1,7 +1,6 @@
 """Where keys lie: one KeyView for each layout of the keys and values that a layer attends to."""
 
 from zoo.kernels.view.base import KeyView, Run, Segment, count_slots
-from zoo.kernels.view.joined import join_keys, join_views
 from zoo.kernels.view.paged import PagedView
 from zoo.kernels.view.pooled import PooledView
 from zoo.kernels.view.spread import RingView, SpreadView
@@ -15,6 +14,4 @@ __all__ = [
     "Segment",
     "SpreadView",
     "count_slots",
-    "join_keys",
-    "join_views",
 ]

@@ -53,20 +53,11 @@ class PassShape(NamedTuple):
         return self.rows * sum((2, *(2 + self.new + pages for pages in self.pages)))
 
 
-class GroupTensors(NamedTuple):
-    """Where the rows of a pass lie in the pools of one group: `write` [B·T], the slot of each new token; `first` [B],
-    the token in the first slot of a row's first page; `lengths` [B], how many of the table's slots are read, the new
-    tokens' included; `table` [B, P], the pages of each row."""
-
-    write: Tensor
-    first: Tensor
-    lengths: Tensor
-    table: Tensor
-
-
 class PassTensors:
-    """The numbers of a pass as tensors: `starts` [B], the tokens that rows hold; `slots` [B], those of their states;
-    `groups`.
+    """The numbers of a pass as tensors: `starts` [B], the tokens that rows hold; `slots` [B], those of their states.
+    `groups` say where rows lie in the pools of each group: the slot of each new token [B·T]; the token in the first
+    slot of a row's first page [B]; how many of the table's slots are read, the new tokens' included [B]; and the table
+    of each row's pages [B, P].
 
     They are views of one int64 tensor: a pass costs one copy from the host, and a recorded step reads other rows from
     the same memory.
@@ -78,8 +69,8 @@ class PassTensors:
         for width in pages:
             sizes += [rows * new, rows, rows, rows * width]
         self.starts, self.slots, *parts = flat.split(sizes)
-        each = iter(parts)
-        self.groups = [GroupTensors(next(each), next(each), next(each), next(each).view(rows, -1)) for _ in pages]
+        groups = (parts[at : at + 4] for at in range(0, len(parts), 4))
+        self.groups = [(*others, table.view(rows, -1)) for *others, table in groups]
 
 
 def as_tensor(numbers: array[int]) -> Tensor:

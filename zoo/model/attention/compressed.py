@@ -13,8 +13,8 @@ from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import Sight, SoftmaxAttention
 from zoo.model.attention.compressor import Compressor
+from zoo.model.attention.entries import ENTRY_TABLES, attend_entries, slide_window
 from zoo.model.attention.indexer import EntryIndexer, Indexer
-from zoo.model.entries import ENTRY_TABLES, attend_entries, slide_window
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Linear, Sized, Weight, split
 

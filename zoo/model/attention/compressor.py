@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from zoo.model.entries import pool_entries
+from zoo.model.attention.entries import pool_entries
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Linear, Sized, Spec, Weight
 

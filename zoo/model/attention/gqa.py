@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
-from zoo.kernels.view import join_keys
+from zoo.kernels.view.joined import join_keys
 from zoo.lazy import torch
 from zoo.model.attention.base import Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.indexer import Indexer, check_indexer

@@ -13,9 +13,9 @@ from pydantic import PositiveInt
 from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
 from zoo.lazy import torch
 from zoo.model.attention.compressor import Compressor
+from zoo.model.attention.entries import ENTRY_TABLES
 from zoo.model.attention.tempering import Tempering
 from zoo.model.channels import Channel, Fault, Shadows
-from zoo.model.entries import ENTRY_TABLES
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
@@ -34,15 +34,6 @@ class ChosenKeys(Channel, name=CHOICE):
     """The keys that the last layer chose which has an indexer of its own, for layers that take its choice."""
 
     staying: ClassVar[str] = "layers take the choice of keys of one before them"
-
-    def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
-        self._last: list[Tensor] | None = None
-
-    def take(self, index: int) -> list[Tensor] | None:
-        return self._last
-
-    def give(self, index: int, value: list[Tensor]) -> None:
-        self._last = value
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:

@@ -10,8 +10,8 @@ from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import torch
+from zoo.model.attention.entries import POOL_TABLES
 from zoo.model.attention.indexer import ByPools, NormedIndexer, check_rotation, rotate_part
-from zoo.model.entries import POOL_TABLES
 from zoo.model.position.base import Position
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.kernels.view import Run
+from zoo.kernels.view.base import Run
 
 
 @dataclass

@@ -15,9 +15,10 @@ from zoo.errors import ConfigError
 from zoo.kernels import attend
 from zoo.kernels.choosing import find_pools
 from zoo.kernels.mask import Mask
-from zoo.kernels.running import NOTHING, RunningSums, read_sums, sum_windows
+from zoo.kernels.running import NOTHING, RunningSums, count_windows, read_sums, sum_windows
 from zoo.kernels.view import KeyView, PagedView, Segment, count_slots
 from zoo.lazy import F, torch
+from zoo.model.attention.recurrent import join_earlier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
 ENTRIES, ENTRY_TABLES, POOL_TABLES = "entries", "entry_tables", "pool_tables"
 """What `Step.extra` calls the Entries of a kind of layer, what their position scheme rotates them with, and what it
 rotates an indexer's pools of keys with, by their numbers in a text."""
-
-
-def count_windows(rate: int, new: int, past: int | None) -> int:
-    """Count the windows of `rate` tokens that `new` tokens after `past` are in; without `past`, the most there can be.
-
-    With windows of 4, three tokens after six are in two: the last two of the second, and one of the third.
-    """
-    if past is None:
-        return (new + rate - 2) // rate + 1
-    return -(-(past + new) // rate) - past // rate
 
 
 @dataclass
@@ -76,34 +67,6 @@ class Entries:
         drawn = () if self.joined is None else (self.joined._dense, self.joined._additive)
         return (self.places, self.near, *drawn)
 
-    def pool(self, step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
-        """Make entries [B, E, C] of tokens' values [B, T, s·C] by a softmax over gates + `places` [m, s·C] of each
-        channel. With `overlap` s is 2: the first half counts for the window after a token's own, the second for its
-        own. Of windows that lack tokens the sums so far are the state `name` [B, s, 3, C]."""
-        width = values.shape[-1] // (2 if overlap else 1)
-        if not self.count:
-            return values[:, :0, :width]
-        gates = gates.float() + F.embedding(self.places, places.float())
-        if self.counts is not None and self.members is None:
-            late = torch.arange(gates.shape[1], device=gates.device)[None] >= self.counts[:, None]
-            gates = gates.masked_fill(late[..., None], NOTHING)
-        sums = sum_windows(self._group(gates, NOTHING), self._group(values.float(), 0.0))
-        state = step.state(name)
-        if not overlap:
-            own = sums if state is None else self._go_on(sums, read_sums(state[:, 0]))
-            kept = [own]
-        else:
-            later, own, first = sums.channels(0, width), sums.channels(width, 2 * width), None
-            if state is not None:
-                assert self.begun is not None
-                this, after = read_sums(state[:, 0]), read_sums(state[:, 1])
-                first, later = this.choose(self.begun, after), self._go_on(later, after)
-            own = self._follow(own, later, first)
-            kept = [own, later]
-        if step.cache is not None:
-            step.hold(**{name: torch.stack([self._take_last(each).state for each in kept], 1)})
-        return own.mean.to(values.dtype)
-
     def _group(self, x: Tensor, fill: float) -> Tensor:
         """The tokens x [B, T, C] by window [B, E, m, C], `fill` for those that are not there."""
         if self.members is not None:
@@ -137,39 +100,6 @@ class Entries:
         """The sums of the last window in which a row has tokens."""
         return sums.windows(self.count - 1, self.count) if self.last is None else sums.pick(self.last)
 
-    def slide(self, step: Step, name: str, x: Tensor, window: int) -> Tensor:
-        """The tokens x [B, T, C] behind those of the window that came earlier [B, S, C]. The last W − 1 are the state
-        `name`."""
-        before = window - 1
-        if step.cache is None or not before:
-            return x
-        state = step.state(name)
-        joined = F.pad(x, (0, 0, before, 0)) if state is None else torch.cat((state.to(x.dtype), x), 1)
-        kept = joined[:, x.shape[1] :]
-        if self.counts is not None:
-            index = self.counts[:, None] + torch.arange(before, device=x.device)
-            kept = joined.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-        step.hold(**{name: kept})
-        return joined[:, before - self.held :]
-
-    def attend(
-        self, step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
-    ) -> Tensor:
-        """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most`
-        that the layer chose, each the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For rows that are
-        not alike, or read by page, entries are a pool [N, C]."""
-        keys, how = step.keys, {"kernel": step.kernel, "chosen": self.kernels, "scale": scale, **scores}
-        how |= {"again": step.again, "dropout": step.drop_chances(q)}
-        if self.joined is not None:
-            return _attend(q, near, keys.read(entries)[0], self.joined, how)
-        keys = keys if step.choice is None else keys.narrow(step.choice)
-        queries, tokens = keys.split(q), q.shape[1]
-        seen = [None] * len(queries) if self.near is None else keys.split(self.near)
-        each = zip(
-            keys.segments, queries, keys.split(near, near.shape[1] - tokens), keys.read(entries), seen, strict=True
-        )
-        return keys.join([_attend_seen(*parts, most, how) for parts in each], tokens)
-
 
 def _attend_seen(
     segment: Segment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
@@ -187,19 +117,61 @@ def _attend_seen(
     return _attend(q, near, entries, mask, how)
 
 
-def pool_entries(step: Step, *given: Any) -> Tensor:
-    """Make entries of the windows that these tokens are in, as `Entries.pool` does."""
-    return step.extra[ENTRIES].pool(step, *given)
+def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
+    """Make entries [B, E, C] of tokens' values [B, T, s·C] by a softmax over gates + `places` [m, s·C] of each
+    channel. With `overlap` s is 2: the first half counts for the window after a token's own, the second for its
+    own. Of windows that lack tokens the sums so far are the state `name` [B, s, 3, C]."""
+    made: Entries = step.extra[ENTRIES]
+    width = values.shape[-1] // (2 if overlap else 1)
+    if not made.count:
+        return values[:, :0, :width]
+    gates = gates.float() + F.embedding(made.places, places.float())
+    if made.counts is not None and made.members is None:
+        late = torch.arange(gates.shape[1], device=gates.device)[None] >= made.counts[:, None]
+        gates = gates.masked_fill(late[..., None], NOTHING)
+    sums = sum_windows(made._group(gates, NOTHING), made._group(values.float(), 0.0))
+    state = step.state(name)
+    if not overlap:
+        own = sums if state is None else made._go_on(sums, read_sums(state[:, 0]))
+        kept = [own]
+    else:
+        later, own, first = sums.channels(0, width), sums.channels(width, 2 * width), None
+        if state is not None:
+            assert made.begun is not None
+            this, after = read_sums(state[:, 0]), read_sums(state[:, 1])
+            first, later = this.choose(made.begun, after), made._go_on(later, after)
+        own = made._follow(own, later, first)
+        kept = [own, later]
+    if step.cache is not None:
+        step.hold(**{name: torch.stack([made._take_last(each).state for each in kept], 1)})
+    return own.mean.to(values.dtype)
 
 
-def slide_window(step: Step, *given: Any) -> Tensor:
-    """Put the tokens of a window before these, as `Entries.slide` does."""
-    return step.extra[ENTRIES].slide(step, *given)
+def slide_window(step: Step, name: str, x: Tensor, window: int) -> Tensor:
+    """The tokens x [B, T, C] behind those of the window that came earlier [B, S, C]. The last W − 1 are the state
+    `name`."""
+    before = window - 1
+    if step.cache is None or not before:
+        return x
+    return join_earlier(x, step, name, before).joined[:, before - step.extra[ENTRIES].held :]
 
 
-def attend_entries(step: Step, *given: Any, **scores: Any) -> Tensor:
-    """Attend to a window's tokens and to compressed entries, as `Entries.attend` does."""
-    return step.extra[ENTRIES].attend(step, *given, **scores)
+def attend_entries(
+    step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
+) -> Tensor:
+    """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most`
+    that the layer chose, each the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For rows that are
+    not alike, or read by page, entries are a pool [N, C]."""
+    made, keys = step.extra[ENTRIES], step.keys
+    how = {"kernel": step.kernel, "chosen": made.kernels, "scale": scale, **scores}
+    how |= {"again": step.again, "dropout": step.drop_chances(q)}
+    if made.joined is not None:
+        return _attend(q, near, keys.read(entries)[0], made.joined, how)
+    keys = keys if step.choice is None else keys.narrow(step.choice)
+    queries, tokens = keys.split(q), q.shape[1]
+    seen = [None] * len(queries) if made.near is None else keys.split(made.near)
+    each = zip(keys.segments, queries, keys.split(near, near.shape[1] - tokens), keys.read(entries), seen, strict=True)
+    return keys.join([_attend_seen(*parts, most, how) for parts in each], tokens)
 
 
 def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str, Any]) -> Tensor:
