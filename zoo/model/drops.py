@@ -98,10 +98,6 @@ class Drops:
             replace(self, layer=keys[at], skipped=rates[at]) for at in (range(depth) if numbers is None else numbers)
         ]
 
-    def for_queries(self, where: slice) -> Drops:
-        """The drops of some of the tokens."""
-        return replace(self, tokens=self.tokens[:, where])
-
     def for_place(self, place: str) -> Drops:
         """The drops inside an attention or feed-forward that a layer has beside its first."""
         return replace(self, tokens=mix(self.tokens + KEYS[place]))
