@@ -36,7 +36,7 @@ def test_an_svg_has_its_labels_as_text(tmp_path: Path) -> None:
     file = tmp_path / "several.svg"
     draw_models({name: load(name) for name in ("llama3-8b", "mixtral-8x7b", "gpt2")}, Setup(gpu="h100", batch=4), file)
     body = written(file)
-    for label in ("llama3-8b", "mixtral-8x7b", "experts", "46.7 B", "active, a token", "context (tokens)", "32k"):
+    for label in ("llama3-8b", "mixtral-8x7b", "experts", "46.7 B", "active per token", "context (tokens)", "32k"):
         assert label in body
     for label in ("Roofline of NVIDIA H100 SXM", "989 TFLOP/s, bf16", "gpt2, decode", "ridge 295 FLOP/B"):
         assert label in body

@@ -71,7 +71,7 @@ def test_a_verdict_is_better_where_the_metric_moved_the_right_way(higher):
     expected = [Expectation(arm=arm, against="base", verdict="better") for arm in ("up", "down", "same")]
     up, down, same = hold(values, expected, higher=higher)
     assert (up.found, down.found) == (("better", "worse") if higher else ("worse", "better"))
-    assert same.found == "not told apart" and not same.holds
+    assert same.found == "no significant difference" and not same.holds
     assert up.holds is higher and down.holds is not higher
     assert up.value == pytest.approx(0.2, abs=0.02) and up.interval[0] < 0.2 < up.interval[1]
 

@@ -77,15 +77,15 @@ def test_the_page_of_a_run_is_well_formed_and_shows_figures_samples_config_and_e
     assert torch.__version__ in shown
     assert re.findall(r"(?:https?:)?//[\w.]+/[^\"]*", page) == ["http://www.w3.org/2000/svg"] * len(panels_of(page))
     assert "url(" not in page and "@import" not in page
-    titles = {"loss (nats per target)", "learning rate", "norm of the gradient", "bits per byte, validation"}
+    titles = {"loss (nats per target)", "learning rate", "gradient norm", "bits per byte, validation"}
     assert titles <= set(panels_of(page))
 
 
 def test_skipped_updates_are_drawn_where_there_are_some(folder: Path) -> None:
     points = RunRecord(folder).points()
-    assert not any('aria-label="updates skipped"' in each for each in draw_curves(points))
+    assert not any('aria-label="skipped updates"' in each for each in draw_curves(points))
     points[-1]["skipped"] = 1
-    assert any('aria-label="updates skipped"' in each for each in draw_curves(points))
+    assert any('aria-label="skipped updates"' in each for each in draw_curves(points))
 
 
 def test_the_curves_of_the_page_are_those_of_the_metrics(folder: Path) -> None:

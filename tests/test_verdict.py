@@ -68,7 +68,7 @@ def test_a_difference_is_found_through_the_noise_that_a_seed_has_in_common():
     losses["higher"] = {s: v + 0.05 + drawn.gauss(0, 0.02) for s, v in common.items()}
     found = verdict.compare_arms(losses, "base")
     assert {name: each.verdict for name, each in found.items()} == {
-        "same": "not told apart",
+        "same": "no significant difference",
         "lower": "better",
         "higher": "worse",
     }
@@ -78,7 +78,7 @@ def test_a_difference_is_found_through_the_noise_that_a_seed_has_in_common():
 
 def test_one_pair_tells_nothing():
     (found,) = verdict.compare_arms({"base": {0: 3.0, 1: 3.1}, "other": {1: 2.0}}, "base").values()
-    assert found == verdict.Comparison(1, pytest.approx(-1.1), None, None, None, "not told apart", None)
+    assert found == verdict.Comparison(1, pytest.approx(-1.1), None, None, None, "no significant difference", None)
 
 
 @pytest.mark.parametrize(("effect", "published"), [(1, 16), (1.5, 7), (2, 4), (3, 2)])

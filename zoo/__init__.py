@@ -39,53 +39,27 @@ if TYPE_CHECKING:
     from zoo.training.result import TrainingResult as TrainingResult
 
 _HOMES = {
-    "diff": "zoo.api",
-    "export": "zoo.api",
-    "stats": "zoo.api",
-    "train": "zoo.api",
-    "build": "zoo.run.builder",
-    "load": "zoo.checkpoint.store",
-    "generate": "zoo.generation.generate",
-    "Engine": "zoo.generation.engine",
-    "Request": "zoo.generation.request",
-    "Sampling": "zoo.sampling.options",
-    "evaluate": "zoo.api",
-    "Callback": "zoo.training.callbacks",
-    "TrainingState": "zoo.training.callbacks",
-    "TrainingResult": "zoo.training.result",
-    "prepare": "zoo.run.linear.ready",
-    "fill": "zoo.text.fill",
-    "embed": "zoo.text.vectors",
-    "score": "zoo.text.labels",
-    **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
+    name: home
+    for home, names in {
+        "zoo.api": "diff evaluate export stats train",
+        "zoo.checkpoint.store": "load",
+        "zoo.errors": "CheckpointError ConfigError FitError KernelError ZooError",
+        "zoo.generation.engine": "Engine",
+        "zoo.generation.generate": "generate",
+        "zoo.generation.request": "Request",
+        "zoo.run.builder": "build",
+        "zoo.run.linear.ready": "prepare",
+        "zoo.sampling.options": "Sampling",
+        "zoo.text.fill": "fill",
+        "zoo.text.labels": "score",
+        "zoo.text.vectors": "embed",
+        "zoo.training.callbacks": "Callback TrainingState",
+        "zoo.training.result": "TrainingResult",
+    }.items()
+    for name in names.split()
 }
 
-__all__ = [
-    "Callback",
-    "CheckpointError",
-    "ConfigError",
-    "Engine",
-    "FitError",
-    "KernelError",
-    "Request",
-    "Sampling",
-    "TrainingResult",
-    "TrainingState",
-    "ZooError",
-    "__version__",
-    "build",
-    "diff",
-    "embed",
-    "evaluate",
-    "export",
-    "fill",
-    "generate",
-    "load",
-    "prepare",
-    "score",
-    "stats",
-    "train",
-]
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 
 def conf_dir() -> Path:
-    """The configuration tree: `zoo/conf` of an installed wheel, else the `conf` beside the package of a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+    """The configuration tree."""
+    return _find_shipped("conf")
 
 
 def recipes_dir() -> Path:
-    """The recipes: `zoo/recipes` of an installed wheel, else the `recipes` beside the package of a checkout."""
+    """The recipes."""
+    return _find_shipped("recipes")
+
+
+def _find_shipped(name: str) -> Path:
+    """Find a folder that ships with Zoo: inside the package of an installed wheel, else beside that of a checkout."""
     package = Path(__file__).resolve().parent
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def find_cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Whether one architecture is better than another: paired runs, Student's t, Holm's correction, and what would tell.
+"""Whether one architecture is better than another: paired runs, Student's t, Holm's correction, seeds that are needed.
 
 Runs of two arms with the same seed see the same data in the same order, so that their difference has less noise than
 either loss. With n pairs of mean difference d and deviation s, d·√n/s is Student's t of n − 1 degrees of freedom. Arms
@@ -22,7 +22,7 @@ POWER = 0.8
 MOST = 100_000
 """Seeds beyond which a difference is as good as none."""
 
-Verdict = Literal["better", "worse", "not told apart"]
+Verdict = Literal["better", "worse", "no significant difference"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> Sampl
 
 def _describe(sample: Sample, p: float | None, adjusted: float | None, level: float) -> Comparison:
     told = adjusted is not None and adjusted < level
-    verdict: Verdict = "not told apart" if not told else "better" if sample.difference < 0 else "worse"
+    verdict: Verdict = "no significant difference" if not told else "better" if sample.difference < 0 else "worse"
     needed, between = sample.count_needed(level), sample.interval(level)
     return Comparison(sample.n, sample.difference, between, p, adjusted, verdict, needed, sample.paired)
 

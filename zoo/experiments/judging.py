@@ -143,7 +143,7 @@ def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int,
 
 
 def _weigh_verdict(each: Expectation, sample: Sample, p: float | None, higher: bool) -> Finding:
-    found = "not told apart"
+    found = "no significant difference"
     if p is not None and p < LEVEL:
         found = "better" if (sample.difference > 0) == higher else "worse"
     about = (each.arm, each.against, str(each.verdict), each.paper)

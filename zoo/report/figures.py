@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from zoo.report.glance import PARTS, format_first_figures
+from zoo.report.glance import PARTS, format_first_figures, format_sequences
 from zoo.report.speed import list_speed_rows
 from zoo.report.text import TextRow, align_columns, make_bold, wrap_text
 from zoo.report.units import format_figure, format_share
@@ -187,24 +187,20 @@ def format_heading(section: str, priced: Mapping[str, Any]) -> str:
     """Format a section's title, with the setting that its figures share: `FLOPs (context 8,192 tokens)`."""
     cache, flops = priced.get("kv_cache", {}), priced.get("flops", {})
     engine = cache.get("engine", "ideal")
+    on = priced.get("memory", {}).get("on")
     convention = str(flops.get("convention", "exact")).partition(":")[0]
     said = {
         "flops": [f"context {cache.get('tokens', 0):,} tokens", *([convention] if convention != "exact" else [])],
         "kv_cache": [cache.get("dtype", ""), *([f"engine {engine}"] if engine != "ideal" else [])],
         "roofline": [str(priced.get("roofline", {}).get(name, "")) for name in ("title", "dtype")],
-        "memory": [cache.get("dtype", ""), _sequences(cache), *_listed(priced.get("memory", {}).get("on"))],
+        "memory": [
+            cache.get("dtype", ""),
+            format_sequences(cache),
+            *([on] if on else []),
+        ],
     }
     title = SECTIONS.get(section, section.replace("_", " ").capitalize())
     return f"{title} ({', '.join(said[section])})" if section in said else title
-
-
-def _listed(text: str | None) -> list[str]:
-    return [text] if text else []
-
-
-def _sequences(cache: Mapping[str, Any]) -> str:
-    tokens = f"{cache.get('tokens', 0):,} tokens"
-    return f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
 
 
 def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
@@ -256,7 +252,7 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
             rows += [_changed(each) for each in priced[section]["change_first"]]
     if section == "kv_cache":
         cache = priced[section]
-        rows.insert(1, (_sequences(cache), f"{cache['bytes']:,} B", format_figure(cache["bytes"], "B")))
+        rows.insert(1, (format_sequences(cache), f"{cache['bytes']:,} B", format_figure(cache["bytes"], "B")))
     return rows
 
 

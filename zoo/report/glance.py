@@ -63,15 +63,16 @@ def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
     size, states = format_si(cache["bytes"], "B"), cache["state_bytes"]
     if states == cache["bytes"]:
         return "state", f"{size}, the same for any number of tokens (no KV cache)"
-    told = f"{size} at {_tokens(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token)"
+    told = f"{size} at {format_sequences(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token)"
     if cache["cross_bytes"]:
         told += f", {format_si(cache['cross_bytes'], 'B')} of it cross-attention's"
     return "KV cache", told + (f", {format_si(states, 'B')} of it states" if states else "")
 
 
-def _tokens(cache: Mapping[str, Any]) -> str:
-    tokens = f"{cache['tokens']:,} tokens"
-    return tokens if cache["batch"] == 1 else f"{cache['batch']:,} × {tokens}"
+def format_sequences(cache: Mapping[str, Any]) -> str:
+    """Format what a cache holds: `4 × 8,192 tokens`."""
+    tokens = f"{cache.get('tokens', 0):,} tokens"
+    return f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
 
 
 def _training(memory: Mapping[str, Any]) -> str:

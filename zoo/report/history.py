@@ -60,7 +60,7 @@ COLUMNS = ("name", *SHOWN, "when", "path")
 AXES = {
     "tokens": "tokens seen",
     "steps": "steps",
-    "seconds": "seconds of training, evaluations left out",
+    "seconds": "training time (s), without evaluations",
     "flops": "training FLOPs",
 }
 """What curves may be drawn over, with the axis' label."""

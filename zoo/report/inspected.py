@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.disk import write_text
-from zoo.report.page import STYLE, render_page
+from zoo.report.page import render_page
 from zoo.report.plot import write_figure
 from zoo.report.svg import COLORS, Curve, draw_panel
 from zoo.report.tables import make_table
@@ -173,7 +173,7 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.plot(each["dead"], [line] * len(each["dead"]), "kx", markersize=6)
     axes.set_yticks(range(len(routers)), [name_call(each) for each in routers], fontsize=7)
     axes.set_xlabel("expert")
-    axes.set_title("Share of the tokens, in mean shares (× is dead)", fontsize=9)
+    axes.set_title("Expert load relative to uniform (× is dead)", fontsize=9)
     figure.colorbar(drawn, ax=axes, extend="max")
     write_figure(figure, file)
 
@@ -216,7 +216,7 @@ def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Seque
     names = ("model", "data", "objective", "rows", "context")
     return render_page(
         TEMPLATE,
-        style=STYLE,
+        title=f"inspect · {figures['model']}",
         about=[(name, figures[name]) for name in names],
         lines=format_lines(figures),
         panels=panels,
@@ -225,32 +225,15 @@ def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Seque
     )
 
 
-def _read_table(table: Any) -> dict[str, Any]:
+def _read_table(table: Any) -> tuple[str, list[str], list[tuple[str, ...]]]:
     """Read title, header and cells of a rich table."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     header = [str(column.header) for column in table.columns]
-    return {"title": str(table.title or ""), "header": header, "rows": list(zip(*columns, strict=True))}
+    return str(table.title or ""), header, list(zip(*columns, strict=True))
 
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>inspect · {{ about[0][1] }}</title>
-<style>
-{{ style }}
-img { max-width: 100%; display: block; margin: .6em 0; }
-th { text-align: left; font-weight: normal; color: #777; padding-right: 1.5em; }
-</style>
-</head>
-<body>
-<h1>What the model does</h1>
-<table>
-{% for name, value in about %}
-<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}
-</table>
+TEMPLATE = """<h1>What the model does</h1>
+{{ table(about) }}
 {% for line in lines %}
 <p>{{ line }}</p>
 {% endfor %}
@@ -262,15 +245,7 @@ th { text-align: left; font-weight: normal; color: #777; padding-right: 1.5em; }
 {% for name, data in images %}
 <img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}
-{% for table in tables %}
-<h2>{{ table.title }}</h2>
-<table>
-<tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in table.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{% endfor %}
-</body>
-</html>
-"""
+{% for title, header, rows in tables %}
+<h2>{{ title }}</h2>
+{{ table(rows, header) }}
+{% endfor %}"""

@@ -43,12 +43,12 @@ def write_page(record: RunRecord, status: str | None = None) -> Path:
 def make_page(record: RunRecord, status: str | None = None) -> str:
     """Make the page's HTML."""
     outcome = {**record.outcome, "status": status or record.status}
-    title = escape_controls(outcome.pop("model") or record.folder.resolve().name)
+    name = escape_controls(outcome.pop("model") or record.folder.resolve().name)
     environments = read_environments(record.folder)
     return render_page(
         TEMPLATE,
-        title=title,
-        style=STYLE,
+        title=f"{name} · {record.folder.resolve().name}",
+        name=name,
         folder=record.folder.resolve().name,
         error=escape_controls(record.result.get("error") or "") if outcome["status"] != "running" else None,
         figures=_show(outcome),
@@ -62,12 +62,13 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
     )
 
 
-def render_page(template: str, **values: Any) -> str:
-    """Fill in a page's template. Every value is escaped, its control characters too, save SVG elements of ours."""
+def render_page(body: str, **values: Any) -> str:
+    """Fill in a page: HTML around a template, which may call `table(rows, header)` and has a `title`. Every value is
+    escaped, its control characters too, save SVG elements of ours."""
     import jinja2
 
     settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _clean_value}
-    return jinja2.Environment(autoescape=True, **settings).from_string(template).render(**values)
+    return jinja2.Environment(autoescape=True, **settings).from_string(HEAD + body + TAIL).render(**values)
 
 
 def _clean_value(value: Any) -> Any:
@@ -126,11 +127,11 @@ PLACES = ("step", "steps", "tokens", "trained_tokens", "seconds", "flops")
 LOSSES = ("loss", "val_loss")
 TITLES = {
     "lr": "learning rate",
-    "grad_norm": "norm of the gradient",
-    "tokens_per_second": "tokens a second",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens/s",
     "mfu": "MFU",
     "memory": "memory (bytes)",
-    "skipped": "updates skipped",
+    "skipped": "skipped updates",
     "bits_per_byte": "bits per byte, validation",
     **{name: f"{label}, validation" for name, label in MEASURES.items()},
 }
@@ -189,50 +190,57 @@ def _draw_metrics(points: Sequence[Mapping[str, Any]], panel: str, names: Sequen
     return draw_panel(TITLES.get(panel, panel.replace("_", " ")), curves, X_LABEL)
 
 
-STYLE = """
+HEAD = """{% macro table(rows, header=()) %}
+<table>
+{% if header %}
+<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% endif %}
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endmacro %}
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
 h1 { margin: 0; } h2 { margin: 2em 0 .5em; border-bottom: 1px solid #ddd; }
 .folder { color: #777; margin: 0 0 1em; } .error { color: #b00; white-space: pre-wrap; }
 table { border-collapse: collapse; } td { padding: .15em 1.5em .15em 0; vertical-align: top; }
 td:first-child { color: #777; white-space: nowrap; }
+th { text-align: left; font-weight: 600; padding: .15em 1.5em .15em 0; }
 pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; font: 13px/1.4 ui-monospace, monospace; }
-summary { cursor: pointer; }
-"""
-"""The style of all pages."""
-
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }} · {{ folder }}</title>
-<style>
-{{ style }}
-.curves svg { width: 49%; height: auto; } .curves svg:first-child { width: 100%; }
+summary { cursor: pointer; } img, svg { max-width: 100%; height: auto; } img { display: block; margin: .6em 0; }
+.better { color: #2ca02c; } .worse { color: #d62728; } .no { color: #777; }
+.halves svg { width: 49%; } .halves svg:first-child { width: 100%; }
 </style>
 </head>
 <body>
-<h1>{{ title }}</h1>
+"""
+"""How all pages begin."""
+
+TAIL = """
+</body>
+</html>
+"""
+
+TEMPLATE = """<h1>{{ name }}</h1>
 <p class="folder">{{ folder }}</p>
 {% if error %}
 <p class="error">{{ error }}</p>
 {% endif %}
-<table>
-{% for name, value in figures %}
-<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}
-</table>
+{{ table(figures) }}
 {% if classes %}
 <h2>Classes</h2>
-<table>
-{% for row in classes %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
+{{ table(classes) }}
 {% endif %}
 {% if curves %}
 <h2>Curves</h2>
-<div class="curves">
+<div class="halves">
 {% for each in curves %}
 {{ each | safe }}
 {% endfor %}
@@ -259,13 +267,6 @@ TEMPLATE = """<!DOCTYPE html>
 {% if loop.index == 2 %}
 <p>Before, when the run was started or resumed:</p>
 {% endif %}
-<table>
-{% for name, value in each %}
-<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{{ table(each) }}
 {% endfor %}
-</table>
-{% endfor %}
-{% endif %}
-</body>
-</html>
-"""
+{% endif %}"""

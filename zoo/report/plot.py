@@ -173,7 +173,7 @@ def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
         if each["active"] != each["total"]:
             axes.plot([each["active"]] * 2, [at - 0.4, at + 0.4], color="black", linewidth=1.5, label="_")
     if any(each["active"] != each["total"] for each in counted.values()):
-        axes.plot([], [], color="black", linewidth=1.5, label="active, a token")
+        axes.plot([], [], color="black", linewidth=1.5, label="active per token")
     axes.set_xlim(0, 1.12 * top)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
@@ -205,14 +205,14 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
             color = list_colors(len(curves))[at]
             axes.axhline(weights, color=color, linewidth=0.8, linestyle=":")
             axes.plot(lengths, total, color=color, marker=MARKERS[at], markersize=4, label=as_label(label))
-        axes.plot([], [], color="grey", linewidth=0.8, linestyle=":", label="weights alone")
+        axes.plot([], [], color="grey", linewidth=0.8, linestyle=":", label="weights only")
     _capacity(axes, setup)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(128, longest), longest)
     axes.set_ylim(0)
     _ticks(axes)
     axes.set_xlabel("context (tokens)")
-    axes.set_ylabel("memory (GB, powers of 1000)")
+    axes.set_ylabel("memory (GB)")
     batch = f"{setup.batch} sequences" if setup.batch > 1 else "one sequence"
     axes.set_title(f"Weights and KV cache of {batch}, {setup.dtype}")
     put_legend_below(axes)
@@ -269,10 +269,10 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     middle = (low * ridge) ** 0.5
     axes.annotate(format_si(bandwidth, "B/s"), (middle, middle * bandwidth), xytext=(-8, 6), ha="right", **_OFFSET)
     axes.annotate(f"ridge {ridge:.0f} FLOP/B", (ridge, low * bandwidth), xytext=(3, 2), **_OFFSET)
-    axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP a byte moved)", ylabel="FLOP/s at most")
+    axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable FLOP/s")
     axes.set_xlim(low, high)
     axes.grid(alpha=0.25)
-    axes.set_title(f"Roofline of {first['title']}, batches of {', '.join(map(str, BATCHES))}")
+    axes.set_title(f"Roofline of {first['title']}, batch sizes {', '.join(map(str, BATCHES))}")
     put_legend_below(axes)
 
 

@@ -132,7 +132,7 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
     axes.set_xlim(0, 1.25)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_ylim(len(probes) - 0.5, -0.5)  # the first above
-    axes.set_xlabel("levels reached with at least 90 % right; line: range over seeds")
+    axes.set_xlabel("levels reached with at least 90 % accuracy; line: range over seeds")
     axes.spines[["top", "right"]].set_visible(False)
     if len(models) > 1:
         figure.legend(frameon=False, fontsize=8, loc="outside upper left")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.disk import write_text
 from zoo.errors import ConfigError
-from zoo.report import rates
 from zoo.report.arms import Arm
-from zoo.report.page import STYLE, read_environments, render_page
+from zoo.report.page import read_environments, render_page
 from zoo.report.plot import format_svg
 from zoo.report.units import format_seconds
 from zoo.report.verdict_plot import make_figure
-from zoo.report.verdicts import COSTS, FORECASTS, HEADER, NAMES, SPEEDUPS, Report
+from zoo.report.verdicts import NAMES, Report
 
 
 def write_report_page(report: Report, title: str, file: Path) -> None:
@@ -28,14 +26,14 @@ def make_report_page(report: Report, title: str) -> str:
     """Make the page's HTML."""
     return render_page(
         TEMPLATE,
-        title=title,
-        style=STYLE,
+        title=f"{title} · verdicts",
+        name=title,
         metric=report.metric,
         baseline=report.baseline.name,
         sentences=[
             (each.name, report.found[each.name].verdict, describe_verdict(report, each)) for each in report.others
         ],
-        tables=list_tables(report),
+        tables=report.tables(),
         picture=format_svg(make_figure(report)),
         runs=list_runs(report),
         machines=list_machines(report),
@@ -51,18 +49,6 @@ def describe_verdict(report: Report, arm: Arm) -> str:
         return f"{said} Matched in every currency within 1 %."
     apart = (f"{NAMES.get(name, name)} ×{ratio:.2f}" for name, ratio in unmatched.items())
     return f"{said} Not matched: {', '.join(apart)}."
-
-
-def list_tables(report: Report) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
-    """The page's tables: a title, a header and rows of each."""
-    tables = [
-        ("Verdicts", [each.format(metric=report.metric) for each in HEADER], report.rows()),
-        ("What they cost", COSTS, report.cost_rows()),
-        ("Effective speedup", SPEEDUPS, report.speedup_rows()),
-        ("Learning rates, searched for each arm", rates.HEADER, rates.list_rows(report.searches())),
-        ("Predicted before the sweep, and measured", FORECASTS, report.forecast_rows()),
-    ]
-    return [(title, header, rows) for title, header, rows in tables if rows]
 
 
 def list_runs(report: Report) -> list[tuple[str, ...]]:
@@ -90,20 +76,7 @@ def list_machines(report: Report) -> list[str]:
 MACHINE: tuple[str, ...] = ("zoo", "torch", "python", "device", "processor", "cores", "threads", "gpu")
 """What tells one machine from another, of a run's environment."""
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }} · verdicts</title>
-<style>
-{{ style }}
-.better { color: #2ca02c; } .worse { color: #d62728; } .not { color: #777; }
-th { text-align: left; font-weight: 600; padding: .15em 1.5em .15em 0; } svg { max-width: 100%; height: auto; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
+TEMPLATE = """<h1>{{ name }}</h1>
 <p class="folder">{{ metric }}, held against {{ baseline }}; less is better</p>
 <ul>
 {% for name, verdict, said in sentences %}
@@ -111,30 +84,19 @@ th { text-align: left; font-weight: 600; padding: .15em 1.5em .15em 0; } svg { m
 {% endfor %}
 </ul>
 {{ picture | safe }}
-{% for heading, header, rows in tables %}
+{% for heading, header, rows, _ in tables %}
 <h2>{{ heading }}</h2>
-<table>
-<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
+{{ table(rows, header) }}
 {% endfor %}
 <h2>How the verdicts are made</h2>
-<p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. A difference is told by
-Student's t at 5 % over all arms together (Holm, 1979). Arms that are not told apart need not be equal: these seeds do
-not tell. The seeds that would tell have a power of 0.8. Arms that share no seed are compared by Welch's t. An effective
-speedup is how many times the arm's budget the baseline would need to reach the arm's loss, by its own scaling law.</p>
+<p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. A difference is
+significant by Student's t-test at 5 % over all arms together (Holm, 1979). Arms without a significant difference need
+not be equal: these seeds do not show one. The seeds that would show one have a power of 0.8. Arms that share no seed
+are compared by Welch's t. An effective speedup is how many times the arm's budget the baseline would need to reach the
+arm's loss, by its own scaling law.</p>
 <h2>Runs</h2>
 <details><summary>{{ runs | length - 1 }} runs</summary>
-<table>
-{% for row in runs %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></details>
+{{ table(runs) }}</details>
 {% for each in machines %}
 <p>{{ each }}</p>
-{% endfor %}
-</body>
-</html>
-"""
+{% endfor %}"""

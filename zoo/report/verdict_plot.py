@@ -15,7 +15,7 @@ from zoo.report.plot import check_picture, list_colors, write_figure
 from zoo.report.units import format_count, format_si
 from zoo.report.verdicts import NAMES, Report
 
-VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "not told apart": "tab:gray"}
+VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "no significant difference": "tab:gray"}
 TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 
 
@@ -76,9 +76,10 @@ def _draw_differences(axes: Any, report: Report) -> None:
     axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(len(report.others) - 0.5, -0.5)
-    axes.set_xlabel(f"{report.metric} less that of {report.baseline.name}", fontsize=8)
+    axes.set_xlabel(f"difference in {report.metric} from {report.baseline.name}", fontsize=8)
     axes.set_title(
-        "Difference, 95 % of each (green better, red worse,\ngrey not told apart, corrected for all arms)", fontsize=9
+        "Difference, 95 % CI of each (green better, red worse,\ngrey no significant difference, Holm-corrected)",
+        fontsize=9,
     )
 
 
@@ -92,7 +93,7 @@ def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Ma
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("tokens seen", fontsize=8)
-    axes.set_title(f"{metric} over training (mean, lowest and highest)", fontsize=9)
+    axes.set_title(f"{metric} over training (mean and range over seeds)", fontsize=9)
 
 
 def collect_curve(arm: Arm, metric: str) -> Curve:
@@ -118,6 +119,4 @@ def _draw_front(axes: Any, report: Report, cost: str, front: list[str], colors: 
     axes.xaxis.set_major_formatter(lambda value, _: shown(value))
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(NAMES.get(cost, cost), fontsize=8)
-    axes.set_title(
-        f"{report.metric} (95 %) against {NAMES.get(cost, cost)};\nringed: none costs less and is better", fontsize=9
-    )
+    axes.set_title(f"{report.metric} (95 % CI) against {NAMES.get(cost, cost)};\nringed: Pareto-optimal", fontsize=9)

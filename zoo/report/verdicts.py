@@ -11,8 +11,8 @@ from typing import Any
 from zoo.analysis.speedup import Decay, Speedup, find_speedup
 from zoo.analysis.verdict import Comparison, compare_arms, find_front
 from zoo.errors import ConfigError
+from zoo.report import rates
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
-from zoo.report.rates import read_searches
 from zoo.report.units import format_count, format_si
 
 NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "cache of a row"}
@@ -118,13 +118,15 @@ class Report:
     def sentence(self, arm: Arm) -> str:
         """The verdict on an arm, in one of three sentences."""
         each = self.found[arm.name]
-        if each.verdict != "not told apart":
+        if each.verdict != "no significant difference":
             return each.verdict
         known = f"n = {each.n}" if each.paired else f"n = {each.n}, no seed in common"
         if each.needed is None:
-            return f"not told apart ({known}{'; one seed has no spread' if each.n < 2 else ''})"
+            return f"no significant difference ({known}{'; one seed has no spread' if each.n < 2 else ''})"
         minutes = max(0, each.needed - each.n) * 2 * self.seconds() / 60
-        return f"not told apart ({known}; {each.needed:,} seeds, about {_format_time(minutes)}, would tell)"
+        return (
+            f"no significant difference ({known}; {each.needed:,} seeds, about {_format_time(minutes)}, would show one)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -176,8 +178,20 @@ class Report:
         half = None if each.interval is None else (each.interval[1] - each.interval[0]) / 2
         return [*row, format_spread(each.difference, half, "+"), format_p(each.adjusted), each.verdict]
 
+    def tables(self) -> list[tuple[str, Sequence[str], list[list[str]], Sequence[int]]]:
+        """The tables that have rows: title, header, rows, and the columns of numbers."""
+        header = [each.format(metric=self.metric) for each in HEADER]
+        made: list[Any] = [
+            ("Verdicts", header, self.rows(), range(1, 5)),
+            ("What they cost", COSTS, self.cost_rows(), range(1, 6)),
+            ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
+            ("Learning rates", rates.HEADER, rates.list_rows(self.searches()), (1, 2)),
+            ("Predicted, and measured", FORECASTS, self.forecast_rows(), range(1, 7)),
+        ]
+        return [table for table in made if table[2]]
+
     def hints(self) -> list[str]:
-        """A line for each arm that is not told apart: what would tell."""
+        """A line for each arm without a significant difference: what would show one."""
         return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
 
     def cost_rows(self) -> list[list[str]]:
@@ -210,7 +224,7 @@ class Report:
 
     def searches(self) -> dict[str, dict[str, Any]]:
         """The results of the searches of the learning rate, by arm, where a sweep made some."""
-        return read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
+        return rates.read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
 
     def speedup_rows(self) -> list[list[str]]:
         """The effective speedup of each arm, in every currency that training spends; none without a law."""
