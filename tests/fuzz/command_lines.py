@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path
 from random import Random
 from types import UnionType
@@ -236,7 +235,7 @@ def seed(place: Place, name: str) -> str:
 def list_enum(param: Any) -> list[str]:
     """List the values of an option that takes one of several words."""
     inner = find_type(param)
-    return [str(each.value) for each in inner] if isinstance(inner, type) and issubclass(inner, Enum) else []
+    return [str(each) for each in typing.get_args(inner)] if typing.get_origin(inner) is typing.Literal else []
 
 
 def find_type(param: Any) -> Any:

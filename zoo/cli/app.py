@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from zoo.cli.options import read_options
 from zoo.errors import ConfigError, did_you_mean
 from zoo.untrusted.text import quote
 
@@ -28,24 +29,24 @@ VERBS = {
     "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "runs": "List the runs in a folder.",
-    "report": "Say which arms of an experiment are better, worse, or not told apart.",
-    "probe": "Say what an architecture can do: recall, copying, state tracking.",
+    "report": "Compare an experiment's arms: better, worse, no significant difference.",
+    "probe": "Measure what an architecture can do: recall, copying, state tracking.",
     "recipes": "List experiments with their verdicts, or run one again.",
-    "ladder": "Train sizes of one architecture by one rule, for a scaling law.",
+    "ladder": "Train one architecture at several sizes, for a scaling law.",
     "fit": "Fit a scaling law to trained models.",
-    "predict": "Predict the loss of a model by a scaling law.",
+    "predict": "Predict the loss of a model from a scaling law.",
     "inspect": "Look into a trained model: attention, activations, routing, noise.",
-    "plot": "Draw the curves of runs over one another.",
-    "generate": "Write text with the last run, or with a checkpoint.",
+    "plot": "Plot the curves of runs in one figure.",
+    "generate": "Generate text with the last run, or with a checkpoint.",
     "chat": "Talk with a model that has a chat template.",
-    "fill": "Fill the masks of texts with a masked model.",
-    "embed": "Turn texts into vectors.",
-    "score": "Label or score texts by a classifier, reranker or reward model.",
+    "fill": "Predict the masked tokens of texts with a masked language model.",
+    "embed": "Embed texts as vectors.",
+    "score": "Label or score texts with a classifier, reranker or reward model.",
     "eval": "Evaluate a model on a text: loss, perplexity, bits per byte.",
     "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
-    "family": "Draft the YAML of a family that is not here yet, beside a reference.",
+    "family": "Draft the YAML of a new family, and compare it with transformers.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
-    "bench": "Time zoo beside other implementations, or check the kernels.",
+    "bench": "Benchmark zoo against other implementations, or check the kernels.",
     "doctor": "Show versions, devices, and which kernels this machine can run.",
 }
 
@@ -129,7 +130,7 @@ class Paneled(TyperCommand):
 
 def _single(function: Any) -> typer.Typer:
     app = typer.Typer(add_completion=False, **SETTINGS)
-    app.command(cls=Paneled)(function)
+    app.command(cls=Paneled)(read_options(function))
     return app
 
 

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import typer
-
-from zoo.cli.common import Overrides, Target, compose_target
+from zoo.cli.common import Overrides, Target, compose_target, say
+from zoo.cli.options import option
 
 WAIT = 20
 """Seconds from which building says beforehand how long it takes."""
 
 
-class WeightDtype(StrEnum):
-    """The dtype of the weights."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 def run(
     target: Target,
     overrides: Overrides = None,
-    device: Annotated[
-        str, typer.Option(help="auto (CUDA where there is one), cuda, cpu, or meta (shapes only).")
-    ] = "auto",
-    dtype: Annotated[WeightDtype, typer.Option(help="The dtype of the weights.")] = WeightDtype.bf16,
-    kernel: Annotated[
-        str, typer.Option(help="The attention kernel; auto takes the first that can run (`zoo doctor`).")
-    ] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Write the new weights to this folder: model.safetensors and zoo.yaml.")
-    ] = None,
+    device: str = option("auto (CUDA where there is one), cuda, cpu, or meta (shapes only).", default="auto"),
+    dtype: Literal["fp32", "bf16", "fp16"] = option("The dtype of the weights.", default="bf16"),
+    kernel: str = option("The attention kernel; auto takes the first that can run (`zoo doctor`).", default="auto"),
+    out: Path | None = option("Write the new weights to this folder: model.safetensors and zoo.yaml."),
 ) -> None:
     """Build a model on a device, compare it with its count, and show its modules, kernels and memory.
 
@@ -52,15 +35,15 @@ def run(
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
-    kernels = describe_kernels(spec, place, dtype.value, kernel)
-    check_fit(spec, place, resolve_dtype(dtype.value))
+    kernels = describe_kernels(spec, place, dtype, kernel)
+    check_fit(spec, place, resolve_dtype(dtype))
     if (wait := describe_wait(spec)) is not None:
-        print(wait, file=sys.stderr)
-    model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
+        say(wait)
+    model = build(spec, device=device, dtype=dtype, kernel=kernel)
     rows = [("module", "kind", "shape", "parameters"), *report.list_module_rows(target, model)]
     print(report.align_columns(rows, right=(3,)))
     print()
-    print("\n".join([*kernels, *describe_memory(model, spec, dtype.value)]))
+    print("\n".join([*kernels, *describe_memory(model, spec, dtype)]))
     if out is not None:
         from zoo.checkpoint import store
 

@@ -8,11 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from zoo.cli.common import TEMPERATURE, keep_memory_on, print_note, read_folder_options
+from zoo.cli.common import (
+    Checkpoint,
+    Device,
+    Dtype,
+    Kernel,
+    Sampled,
+    keep_memory_on,
+    print_note,
+    read_folder_options,
+    say,
+)
+from zoo.cli.options import option, options
 from zoo.cli.output import print_generated
 
 if TYPE_CHECKING:
@@ -28,37 +37,21 @@ LONGEST_ANSWER = 1024
 """Tokens of an answer, where neither the command line nor the checkpoint says how many."""
 
 
-def run(
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
-    system: Annotated[str | None, typer.Option(help="The system message: how the model is to answer.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="A chat template: chatml, or a file. [default: the checkpoint's]")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="The most tokens of an answer. [default: the checkpoint's, else 1024]")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help=f"0 always takes the likeliest token. [default: the checkpoint's, else {TEMPERATURE}]"),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
-    kernel: Annotated[
-        str | None, typer.Option(help="The attention kernel (`zoo doctor`). [default: the first that can run]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
-) -> None:
+@options()
+class Talk:
+    """Who answers, and how."""
+
+    checkpoint: Checkpoint = None
+    system: str | None = option("The system message: how the model is to answer.")
+    template: str | None = option("Chat template: chatml, or a file. [default: the checkpoint's]")
+    max_new_tokens: int | None = option("Maximum number of tokens per answer. [default: the checkpoint's, else 1024]")
+
+
+def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "auto", dtype: Dtype = None) -> None:
     """Talk with a model. Ctrl-C stops an answer, /help lists the commands.
 
-    Without a terminal each line of standard input is a message, and each answer is printed with a line's end. Options
-    that are not given are those of the checkpoint's generation_config.json, if it has one.
+    Without a terminal each line of standard input is a message, and each answer ends with a newline. Options that are
+    not given default to the checkpoint's generation_config.json, if it has one.
     """
     from zoo.generation.engine import Engine, serving
     from zoo.text import chat
@@ -67,19 +60,18 @@ def run(
     from zoo.text.loading import find_folder, load
     from zoo.text.prompts import Options
 
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    given["max_new_tokens"] = max_new_tokens
+    given = {**vars(sampled), "max_new_tokens": talk.max_new_tokens}
     Options.checked(given)
-    folder = find_folder(checkpoint)
+    folder = find_folder(talk.checkpoint)
     options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
     keep_memory_on(device)  # from here on: the weights that packing dropped were given back
-    encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
+    encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, talk.template))
     limit = loaded.model.spec.max_seq_len
     engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
     with serving(loaded.model, kernel):
         conversation = Conversation(encoder, engine, options, limit)
-        conversation.system = system
+        conversation.system = talk.system
         if sys.stdin.isatty():
             _talk(conversation, loaded.folder.name)
         else:
@@ -90,7 +82,7 @@ def _pipe(conversation: Conversation) -> None:
     """Answer each line of standard input."""
     for line in sys.stdin:
         text = line.removesuffix("\n").removesuffix("\r")
-        if text.strip() and not _obey(conversation, text, lambda line: print(line, file=sys.stderr)):
+        if text.strip() and not _obey(conversation, text, say):
             break
         if text.strip() and not _is_command(text):
             _print_answer(conversation, text, lambda piece: print_generated(piece, ""))
@@ -118,7 +110,7 @@ def _talk(conversation: Conversation, name: str) -> None:
             console.out("\n(/exit or Ctrl-D ends)", style="dim")
         except (ZooError, OSError) as error:
             for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
-                print(f"zoo: error: {fault}", file=sys.stderr)
+                say(f"zoo: error: {fault}")
 
 
 def _edit_lines() -> None:
@@ -134,7 +126,7 @@ def _is_command(text: str) -> bool:
     return text.startswith("/") and not text.startswith("//")
 
 
-def _obey(conversation: Conversation, text: str, say: Callable[[str], object]) -> bool:
+def _obey(conversation: Conversation, text: str, tell: Callable[[str], object]) -> bool:
     """Carry out a command, if the text is one; False for the one that ends."""
     from zoo.errors import ConfigError, did_you_mean
 
@@ -146,15 +138,15 @@ def _obey(conversation: Conversation, text: str, say: Callable[[str], object]) -
         return False
     if command == "/reset":
         conversation.reset()
-        say("(a new conversation)")
+        tell("(a new conversation)")
     elif command == "/system":
         conversation.system = rest or None
-        say("(the system message is set)" if rest else "(no system message)")
+        tell("(the system message is set)" if rest else "(no system message)")
     elif command == "/save":
         _save(conversation, rest)
-        say(f"(written: {rest}, {len(conversation.messages)} messages)")
+        tell(f"(written: {rest}, {len(conversation.messages)} messages)")
     elif command == "/help":
-        say("\n".join(f"{name:14}{meaning}" for name, meaning in COMMANDS.items()) + "\n//TEXT        say /TEXT")
+        tell("\n".join(f"{name:14}{meaning}" for name, meaning in COMMANDS.items()) + "\n//TEXT        say /TEXT")
     else:
         names = [name.split()[0] for name in COMMANDS]
         hint = did_you_mean(command, names) or f" (one of: {', '.join(names)}; // says it)"

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from zoo.cli.options import argument, option
 
 
 def run(
-    target: Annotated[
-        str, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder; with --coordinates a model.")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="With --coordinates: key=value, as for stats.")] = None,
-    coordinates: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="Check a parametrisation (standard, mup, completep) at several widths."),
-    ] = None,
-    widths: Annotated[
-        str | None,
-        typer.Option(help="With --coordinates: widths (d_model), the base first. [default: the model's × 1, 2, 4]"),
-    ] = None,
+    target: str = argument("A checkpoint, run or Hugging Face folder; with --coordinates a model.", default=...),
+    overrides: list[str] | None = argument("With --coordinates: key=value, as for stats."),
+    coordinates: str | None = option(
+        "Coordinate check of a parametrisation (standard, mup, completep) at several widths.", metavar="KIND"
+    ),
+    widths: str | None = option(
+        "With --coordinates: widths (d_model), the base first. [default: the model's × 1, 2, 4]"
+    ),
 ) -> None:
     """Compare the names and shapes in a checkpoint's headers with those of its architecture. No weight is read.
 
-    With --coordinates, train a model at several widths for a few updates and tell how much what its components give
-    changes with the width. A slope near 0 means that the best learning rate carries over; the command fails otherwise.
+    With --coordinates, train a model at several widths for a few updates and measure how the change of its components'
+    outputs grows with width. A slope near 0 means that the best learning rate transfers; otherwise the command fails.
 
     \b
     Examples:

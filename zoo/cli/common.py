@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from zoo.cli.completing import complete_override, complete_target
+from zoo.cli.completing import complete_evaluation, complete_override, complete_target
+from zoo.cli.options import option, options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from zoo.compose.composing import Composed
 
+ConfigPart = Literal["job", "plain"]
+"""The form in which `--cfg` shows a model: as it was composed, or as a person would write it."""
 
-class ConfigPart(StrEnum):
-    """The form in which `--cfg` shows a model: as it was composed, or as a person would write it."""
+Fp8 = Literal["tensorwise", "rowwise", "weight_only"]
+"""How values are scaled into float8's range (`zoo.run.fp8`)."""
 
-    job = "job"
-    plain = "plain"
+Weights = Literal["fp16", "bf16", "int8", "int4"]
+"""Storage of linear layers' weights (`zoo.run.linear`)."""
 
+Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weighted"]
+"""How a text's token vectors become one vector."""
 
-class Fp8(StrEnum):
-    """How values are scaled into float8's range (`zoo.run.fp8`)."""
-
-    tensorwise = "tensorwise"
-    rowwise = "rowwise"
-    weight_only = "weight_only"
-
-
-class Weights(StrEnum):
-    """Storage of linear layers' weights (`zoo.run.linear`)."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    int4 = "int4"
-
+TEMPERATURE = 0.8
+"""What text is drawn at where neither the command line nor the checkpoint says it."""
 
 Target = Annotated[
     str,
@@ -52,20 +41,46 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Hydra overrides: key=value, +key=value, ~key.", autocompletion=complete_override),
 ]
-Cfg = Annotated[
-    ConfigPart | None,
-    typer.Option("--cfg", help="Print the YAML instead: as it was composed (job), or as one would write it (plain)."),
+Evaluated = Annotated[
+    Path | None, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder. [default: the last run]")
 ]
-Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="The data, and for `zoo eval` the objective, as `zoo train` takes them: data=jsonl data.path=FILE. "
+        "[default: the run's validation split]",
+        autocompletion=complete_evaluation,
+    ),
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")]
+Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")]
+Kernel = Annotated[
+    str | None, typer.Option(help="The attention kernel (`zoo doctor`). [default: the first that can run]")
+]
 
 
-TEMPERATURE = 0.8
-"""What text is drawn at where neither the command line nor the checkpoint says it."""
+@options()
+class Sampled:
+    """How tokens are drawn, as far as every verb that writes text says it."""
+
+    temperature: float | None = option(
+        f"Sampling temperature; 0 is greedy decoding. [default: the checkpoint's, else {TEMPERATURE}]"
+    )
+    top_k: int | None = option("Sample from the k most likely tokens.")
+    top_p: float | None = option("Nucleus sampling: from the most likely tokens that together have this probability.")
+    min_p: float | None = option("Sample from tokens with at least this probability relative to the most likely one.")
+    seed: int | None = option("Random seed: the same seed gives the same text.")
+
+
+def say(line: object) -> None:
+    """Print a line to standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def print_note(line: str) -> None:
     """Say something on standard error that is no fault."""
-    print(f"zoo: note: {line}", file=sys.stderr)
+    say(f"zoo: note: {line}")
 
 
 def keep_memory_on(device: str) -> None:
@@ -112,7 +127,7 @@ def show_config(config: Composed, resolve: bool, part: ConfigPart | None = None)
     from zoo.compose.targets import spec_of_composed, to_plain_yaml, to_yaml
 
     config.refuse_faults()
-    plain = part is ConfigPart.plain
+    plain = part == "plain"
     if plain:
         spec_of_composed(config)  # what is shown as Zoo reads it is a model that it does read
     print(to_plain_yaml(config.cfg, config.inherited) if plain else to_yaml(config.cfg, resolve=resolve), end="")

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import typer
-
-from zoo.cli.embed import Pooling
-
-
-class Kind(StrEnum):
-    """The layout that is written."""
-
-    hf = "hf"
-    zoo = "zoo"
-    peft = "peft"
+from zoo.cli.common import Dtype, Pooling
+from zoo.cli.options import argument, option
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, a Hugging Face folder, or a GGUF file.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write: written completely or not at all.")],
-    to: Annotated[
-        Kind, typer.Option(help="hf (transformers loads it), zoo (our own) or peft (a run's adapters alone).")
-    ] = Kind.hf,
-    verify: Annotated[bool, typer.Option(help="Compare logits with transformers in a fresh process.")] = True,
-    into: Annotated[
-        Path | None,
-        typer.Option(help="A multimodal folder whose text model this was: OUT is that folder with these weights."),
-    ] = None,
-    pooling: Annotated[
-        Pooling | None,
-        typer.Option(help="Write a sentence-transformers folder, whose vectors are pooled so and scaled to length 1."),
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
+    checkpoint: Path = argument("A checkpoint, a run, a Hugging Face folder, or a GGUF file.", default=...),
+    out: Path = argument("The folder to write: written completely or not at all.", default=...),
+    to: Literal["hf", "zoo", "peft"] = option(
+        "hf (transformers loads it), zoo (our own layout) or peft (a run's adapters alone).", default="hf"
+    ),
+    verify: bool = option("Compare logits with transformers in a fresh process.", default=True),
+    into: Path | None = option("Multimodal folder that the text model is from: OUT is a copy with these weights."),
+    pooling: Pooling | None = option("Write a sentence-transformers folder with this pooling and normalization."),
+    dtype: Dtype = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same logits. Low-rank
     adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
-    and written a tensor at a time; only --verify needs memory for the model. Of a multimodal
-    folder the text model is converted; written to hf, all else of the folder is kept as it is. So are the modules of a
-    sentence-transformers folder.
+    and written one tensor at a time; only --verify needs memory for the model. Of a multimodal folder the text model is
+    converted; written to hf, the rest of the folder is kept as it is, as are the modules of a sentence-transformers
+    folder.
     """
     from zoo import report
     from zoo.checkpoint import adapters, gguf, hf, store
@@ -51,14 +35,14 @@ def run(
     from zoo.errors import CheckpointError, ConfigError
     from zoo.families.serving import describe_serving
 
-    if into is not None and to is not Kind.hf:
-        raise ConfigError(f"--into: a multimodal folder is written to hf, not {to.value} (--to hf)")
-    if pooling is not None and (to is not Kind.hf or into is not None):
+    if into is not None and to != "hf":
+        raise ConfigError(f"--into: a multimodal folder is written to hf, not {to} (--to hf)")
+    if pooling is not None and (to != "hf" or into is not None):
         raise ConfigError("--pooling: a sentence-transformers folder is written to hf alone (--to hf, without --into)")
-    if verify and to is Kind.hf:
+    if verify and to == "hf":
         verification.require_transformers()
     folder = gguf.find(checkpoint)
-    if to is Kind.peft:
+    if to == "peft":
         config = adapters.save_for_peft(folder, out)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
@@ -67,14 +51,14 @@ def run(
     if note := hf.describe_unread(stored):
         print(note)
     held = count_parameters(stored.spec)["total"]
-    if to is Kind.zoo:
+    if to == "zoo":
         if out.exists() and out.samefile(folder):
             raise CheckpointError(f"{out}: is the checkpoint itself (a new folder would do)")
         store.save_stored(stored, out, beside=folder)
         print(f"written: {out}, {held:,} parameters")
         return
     model = store.load(folder, dtype) if verify else None  # before its folder is replaced, where `out` is the same
-    config = hf.save(stored, out, beside=folder, into=into, pooling=None if pooling is None else pooling.value)
+    config = hf.save(stored, out, beside=folder, into=into, pooling=pooling)
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")

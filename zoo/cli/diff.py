@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from zoo.cli.common import Overrides, Target
-from zoo.cli.setup import setup_options
-from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, choose_format, load_specs, shorten_labels, split_words
+from zoo.cli.options import flag
+from zoo.cli.setup import Priced
+from zoo.cli.showing import Output, Plot, Shown, load_specs, shorten_labels, split_words
 
 
-@setup_options
 def run(
     first: Target,
     second: Target,
     overrides: Overrides = None,
-    everything: Annotated[bool, typer.Option("--all", help="Show the figures that are equal too.")] = False,
-    as_json: Json = False,
-    as_csv: Csv = False,
-    as_md: Markdown = False,
+    everything: bool = flag("Show equal figures too.", "--all"),
     plot: Plot = None,
-    setup: Any = None,
+    *,
+    output: Output,
+    setup: Priced,
 ) -> None:
     """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
 
@@ -36,7 +33,7 @@ def run(
     targets, overrides = split_words([first, second, *(overrides or [])])
     if len(targets) != 2:
         raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
-    shown, labels = choose_format(as_json, as_csv, as_md), shorten_labels(targets)
+    shown, labels = output.shown, shorten_labels(targets)
     if plot is not None:
         from zoo.report.plot import check_picture
 

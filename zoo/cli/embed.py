@@ -1,62 +1,36 @@
-"""`zoo embed`: turn texts into vectors."""
+"""`zoo embed`: embed texts as vectors."""
 
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from zoo.cli.common import keep_memory_on, print_note
+from zoo.cli.common import Device, Pooling, keep_memory_on, print_note
 from zoo.cli.files import read_text
+from zoo.cli.options import argument, flag, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Pooling(StrEnum):
-    """How a text's token vectors become one vector."""
-
-    mean = "mean"
-    cls = "cls"
-    last = "last"
-    max = "max"
-    mean_sqrt_len = "mean_sqrt_len"
-    weighted = "weighted"
-
-
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="The texts.")] = None,
-    lines: Annotated[Path | None, typer.Option(help="A file with one text per line; - reads standard input.")] = None,
-    pooling: Annotated[
-        Pooling | None, typer.Option(help="How token vectors become one. [default: as the folder says, else mean]")
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option(
-            "--normalize/--no-normalize", help="Scale every vector to length 1. [default: as the folder says]"
-        ),
-    ] = None,
-    dim: Annotated[
-        int | None, typer.Option(min=1, help="Keep the first numbers of each vector (Matryoshka), scaled again.")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The name of the folder's prompt that is put before every text.")
-    ] = None,
-    similarity: Annotated[
-        bool, typer.Option("--similarity", help="Print the cosine similarity of every pair of texts.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Save the vectors to .npy, .safetensors or .jsonl.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts computed together.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    checkpoint: Path = argument("A checkpoint, a run, or a Hugging Face folder.", default=...),
+    texts: list[str] | None = argument("The texts."),
+    lines: Path | None = option("A file with one text per line; - reads standard input."),
+    pooling: Pooling | None = option("Pooling of token vectors. [default: as the folder says, else mean]"),
+    normalize: bool | None = option("Scale every vector to length 1. [default: as the folder says]"),
+    dim: int | None = option("Keep this many leading dimensions (Matryoshka), normalized again.", min=1),
+    prompt: str | None = option("The name of the folder's prompt that is put before every text."),
+    similarity: bool = flag("Print the cosine similarity of every pair of texts."),
+    out: Path | None = option("Save the vectors to .npy, .safetensors or .jsonl."),
+    batch_size: int = option("Texts per batch.", default=32, min=1),
+    device: Device = "auto",
 ) -> None:
-    """Turn each text into a vector: printed as a line of JSON each, or saved with --out.
+    """Embed each text as a vector: printed as one line of JSON per text, or saved with --out.
 
-    Works with any model that reads text: its hidden states are pooled over the tokens that are not padding. A
-    sentence-transformers folder says how, and which prompts there are.
+    Works with any text model: hidden states are pooled over the non-padding tokens. A sentence-transformers folder
+    sets the pooling, and names prompts.
     """
     from zoo import report
     from zoo.errors import ConfigError
@@ -71,7 +45,7 @@ def run(
     found = vectors.embed(
         checkpoint,
         given,
-        pooling=None if pooling is None else pooling.value,
+        pooling=pooling,
         normalize=normalize,
         dim=dim,
         prompt=prompt,

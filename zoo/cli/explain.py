@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from zoo.cli.completing import complete_name
+from zoo.cli.options import argument, flag
 
 
 def run(
-    name: Annotated[
-        str,
-        typer.Argument(help="An axis, a choice, a field or a key of a model.", autocompletion=complete_name),
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="The page as data, every model and family named.")] = False,
+    name: str = argument("An axis, a choice, a field or a key of a model.", default=..., autocompletion=complete_name),
+    as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
     """Explain a name of a model's YAML: what it is, which values it takes, which models set it, what it costs.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from zoo.cli.app import SETTINGS
+from zoo.cli.common import say
+from zoo.cli.options import argument, flag, option, read_options
 from zoo.errors import ConfigError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
@@ -20,16 +21,12 @@ def family() -> None:
 
 
 @app.command("new", short_help="Draft a family's YAML beside a tiny reference model, and compare the two.")
+@read_options
 def new(
-    model_type: Annotated[str, typer.Argument(metavar="MODEL_TYPE", help="The model_type of a config.json, as llama.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME=VALUE]...", help="Fields of the tiny config: num_hidden_layers=6."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the draft goes. [default: conf/family/MODEL_TYPE.yaml]")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    model_type: str = argument("The model_type of a config.json, as llama.", default=..., metavar="MODEL_TYPE"),
+    changes: list[str] | None = argument("Fields of the tiny config: num_hidden_layers=6.", metavar="[NAME=VALUE]..."),
+    out: Path | None = option("The file to write. [default: conf/family/MODEL_TYPE.yaml]", metavar="FILE"),
+    force: bool = flag("Overwrite an existing file."),
 ) -> None:
     """Draft a family's YAML beside a tiny random reference model of transformers, and compare the two models.
 
@@ -48,15 +45,11 @@ def new(
     file = out or family_folder() / f"{model_type}.yaml"
     if file.exists() and not force:
         raise ConfigError(f"{file}: is there already (--out names another file, --force replaces it)")
-    found = port.draft_family(model_type, _read_changes(changes or []), say=_say)
+    found = port.draft_family(model_type, _read_changes(changes or []), say=say)
     file.write_text(found.draft.to_yaml(), encoding="utf-8")
     print("\n".join([*port.describe(found), f"written: {file}"]))
     if not found.parity.holds:
         raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _read_changes(texts: list[str]) -> dict[str, Any]:

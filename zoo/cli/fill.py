@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from zoo.cli.common import keep_memory_on, print_note
+from zoo.cli.common import Checkpoint, Device, keep_memory_on, print_note
+from zoo.cli.options import argument, flag, option
 
 
 def run(
-    texts: Annotated[list[str], typer.Argument(help="Texts with a mask token: Paris is the [MASK] of France.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
-    top_k: Annotated[int, typer.Option(help="Tokens for each mask.")] = 5,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print data: a list for each text, in it one a mask.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    texts: list[str] = argument("Texts with a mask token: Paris is the [MASK] of France.", default=...),
+    checkpoint: Checkpoint = None,
+    top_k: int = option("Most likely tokens shown per mask.", default=5),
+    as_json: bool = flag("Print JSON: for each text a list with one entry per mask.", "--json"),
+    device: Device = "auto",
 ) -> None:
-    """Fill the masks of texts with a masked model (BERT, RoBERTa, …): the likeliest tokens and their probabilities.
+    """Predict masked tokens with a masked language model (BERT, RoBERTa, …): the most likely ones, and probabilities.
 
-    Each mask is filled for itself, while the others stay masked.
+    Each mask is predicted on its own, while the others stay masked.
     """
     from zoo import runs
     from zoo.text import fill

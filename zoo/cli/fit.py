@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from zoo.cli.options import argument, option
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
 
@@ -18,35 +17,27 @@ FILES = (".csv", ".jsonl")
 
 
 def run(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="POINTS...", help="Runs, folders with runs, or files (.csv, .jsonl).")
-    ],
-    approach: Annotated[
-        int, typer.Option(min=2, max=3, help="3: the law; 2: parabolas of equal FLOPs (Hoffmann et al., 2022).")
-    ] = 3,
-    columns: Annotated[
-        str, typer.Option(help="A file's columns of parameters, tokens and loss.", metavar="NAME,NAME,NAME")
-    ] = "params,tokens,loss",
-    drop_highest: Annotated[int, typer.Option(min=0, help="Leave out so many points of the highest losses.")] = 0,
-    hold_out: Annotated[
-        int, typer.Option(min=0, help="Hold out so many points of the most FLOPs, and predict them.")
-    ] = 0,
-    bootstrap: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Bootstrap resamples for errors and intervals.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of the resamples.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the fit to this file, for zoo predict.")
-    ] = None,
+    sources: list[Path] = argument(
+        "Runs, folders with runs, or files (.csv, .jsonl).", default=..., metavar="POINTS..."
+    ),
+    approach: int = option("3: parametric fit; 2: isoFLOP parabolas (Hoffmann et al., 2022).", default=3, min=2, max=3),
+    columns: str = option(
+        "A file's columns of parameters, tokens and loss.", default="params,tokens,loss", metavar="NAME,NAME,NAME"
+    ),
+    drop_highest: int = option("Drop the N highest-loss points.", default=0, min=0),
+    hold_out: int = option("Hold out the N points with the most FLOPs, and predict them.", default=0, min=0),
+    bootstrap: int = option("Bootstrap resamples for errors and intervals.", default=1000, min=0, max=10_000),
+    seed: int = option("Random seed of the resampling.", default=0, min=0),
+    out: Path | None = option("Write the fit to this file, for zoo predict.", "--out", "-o"),
     as_json: Json = False,
 ) -> None:
     """Fit the loss to L(N, D) = E + A/N^α + B/D^β, N parameters and D tokens (Hoffmann et al., 2022).
 
-    Huber's loss of the logarithm, from 18 starts (Besiroglu et al., 2024). Errors are those of resampled points. The
-    loss of a run is its last validation loss. A run with several decays (schedule=wsd_s) is a point for each.
+    Huber loss on log L, from 18 initial values (Besiroglu et al., 2024); errors by bootstrap. The loss of a run is its
+    last validation loss. A run with several decays (schedule=wsd_s) is one point per decay.
 
-    With --approach 2 a parabola is fitted to the points of equal FLOPs (6·N·D), and a power law to the minima. What
-    the parabolas are off by without any noise is printed beside them.
+    --approach 2 fits a parabola to the points of equal FLOPs (6·N·D), and a power law to the minima. The bias of the
+    parabolas, in the absence of noise, is printed with them.
     """
     from zoo import report
     from zoo.analysis.scaling import fit_law

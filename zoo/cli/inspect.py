@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from zoo.cli.common import print_note
-from zoo.cli.completing import complete_evaluation
+from zoo.cli.common import Data, Device, Evaluated, print_note
+from zoo.cli.options import option
 from zoo.cli.showing import Json
 
 
 def run(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A run, a checkpoint, or a Hugging Face folder. [default: the last run]")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Data to read, as for `zoo train`: data=text data.path=FILE. [default: the run's validation split]",
-            autocompletion=complete_evaluation,
-        ),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows that heads, activations and routing are measured on.")] = 8,
-    context: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a row. [default: the run's or the model's, 256 at most]")
-    ] = None,
-    noise_rows: Annotated[
-        int, typer.Option(min=0, help="Rows that the gradient noise scale is measured on; 0 leaves it out.")
-    ] = 32,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="The folder of pictures. [default: inspect in the run, or here]"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    folder: Evaluated = None,
+    overrides: Data = None,
+    rows: int = option("Rows on which heads, activations and routing are measured.", default=8, min=1),
+    context: int | None = option("Tokens per row. [default: the run's or the model's, 256 at most]", min=2),
+    noise_rows: int = option("Rows for the gradient noise scale; 0 leaves it out.", default=32, min=0),
+    out: Path | None = option("Output folder. [default: inspect in the run, or here]", "--out", "-o"),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Look into a trained model: attention maps, heads, activations, routing and gradient noise.
 
-    Of each attention with a softmax the mean map over rows, and of each of its heads the entropy beside that of equal
-    shares, and the effective rank. The RMS of what each layer adds, the share of each expert and dead ones, and the
-    gradient noise scale (McCandlish et al., 2018). A page (index.html), pictures, inspect.json and maps.safetensors are
-    written.
+    For each softmax attention: the mean attention map over the rows, and for each head its entropy, relative to uniform
+    attention, and effective rank. The RMS of each layer's output, the load of each expert and dead experts, and the
+    gradient noise scale (McCandlish et al., 2018). Writes a page (index.html), pictures, inspect.json and
+    maps.safetensors.
     """
     from zoo import report, runs
     from zoo.cli import evaluating

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from zoo.cli.common import Overrides
+from zoo.cli.common import Overrides, say
 from zoo.cli.completing import complete_target
+from zoo.cli.options import argument, flag, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
 
@@ -18,32 +18,24 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="A packaged model or a file.", autocompletion=complete_target)],
+    model: str = argument("A packaged model or a file.", default=..., autocompletion=complete_target),
     overrides: Overrides = None,
-    sizes: Annotated[int, typer.Option(min=4, max=20, help="How many sizes; the largest is held out.")] = 5,
-    smallest: Annotated[
-        str | None, typer.Option(metavar="NUMBER", help="Parameters: 20K, 60M. [default: a 16th of the largest]")
-    ] = None,
-    largest: Annotated[
-        str | None, typer.Option(metavar="NUMBER", help="Parameters: 600K, 1B. [default: the model's]")
-    ] = None,
-    tokens_per_param: Annotated[
-        float, typer.Option(min=0.1, help="Tokens a parameter; decays end at a half, 1, 2 and 4 times as many.")
-    ] = 20.0,
-    plan: Annotated[
-        bool, typer.Option("--plan", "--dry-run", help="Print sizes, lengths, FLOPs and seconds; train nothing.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The ladder's folder. [default: ladders/MODEL]")
-    ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, max=10_000, help="Bootstrap resamples for intervals.")] = 1000,
+    sizes: int = option("Number of model sizes; the largest is held out.", default=5, min=4, max=20),
+    smallest: str | None = option("Parameters: 20K, 60M. [default: a 16th of the largest]", metavar="NUMBER"),
+    largest: str | None = option("Parameters: 600K, 1B. [default: the model's]", metavar="NUMBER"),
+    tokens_per_param: float = option(
+        "Tokens per parameter; decays end at 0.5, 1, 2 and 4 times this number.", default=20.0, min=0.1
+    ),
+    plan: bool = flag("Print sizes, lengths, FLOPs and seconds; train nothing.", "--plan", "--dry-run"),
+    out: Path | None = option("The ladder's folder. [default: ladders/MODEL]", "--out", "-o"),
+    bootstrap: int = option("Bootstrap resamples for intervals.", default=1000, min=0, max=10_000),
     as_json: Json = False,
 ) -> None:
-    """Train sizes of one architecture by one rule, and fit a scaling law to them.
+    """Train one architecture at several sizes by one rule, and fit a scaling law to them.
 
-    Each size is trained once, with decays that end at a half, 1, 2 and 4 times 20 tokens a parameter
-    (schedule=wsd_s), so that it gives four points. The largest is held out: its losses are predicted from the others
-    and written down before its run begins. The same call goes on where an earlier one was stopped.
+    Each size is trained once, with decays that end at 0.5, 1, 2 and 4 times 20 tokens per parameter (schedule=wsd_s),
+    so that it gives four points. The largest is held out: its losses are predicted from the others before its run
+    begins. The same command resumes an interrupted ladder.
 
     Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (then of
     all sizes).
@@ -81,7 +73,7 @@ def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     from zoo.report.scaling import format_head, make_fit_tables
 
     try:
-        outcome = climb(ladder, folder, lambda line: print(line, file=sys.stderr), bootstrap)
+        outcome = climb(ladder, folder, say, bootstrap)
     except Terminated:
         raise typer.Exit(0) from None
     if as_json:

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from zoo.cli.options import argument, flag, option
 from zoo.errors import ConfigError
 
 
 def run(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(help="Only models with every one of these words in name, title, note, source or parts."),
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only decoder, encoder or encoder_decoder models.")
-    ] = None,
-    parts: Annotated[
-        str | None,
-        typer.Option("--with", metavar="PARTS", help="Only models that have all of these: moe,mla or qk_norm."),
-    ] = None,
-    params: Annotated[
-        str | None, typer.Option(metavar="FROM..TO", help="Only models with so many parameters: 1B..10B, ..500M, 70B..")
-    ] = None,
-    axis: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXIS",
-            help="The choices of an axis instead: attention, position, norm … (and a word: its fields)",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Names, exact counts, sources and notes.")] = False,
+    words: list[str] | None = argument(
+        "Only models with every one of these words in name, title, note, source or parts."
+    ),
+    kind: str | None = option("Only decoder, encoder or encoder_decoder models.", metavar="KIND"),
+    parts: str | None = option("Only models with all of these parts: moe,mla or qk_norm.", "--with", metavar="PARTS"),
+    params: str | None = option("Only models of this size: 1B..10B, ..500M, 70B..", metavar="FROM..TO"),
+    axis: str | None = option(
+        "List the choices of an axis instead: attention, position, norm … (with a word: its fields)", metavar="AXIS"
+    ),
+    as_json: bool = flag("Print names, exact counts, sources and notes as JSON.", "--json"),
 ) -> None:
     """List the packaged models, one a line, smallest first: name, kind, parameters, and what is special about it.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from zoo.cli.common import say
+from zoo.cli.options import flag, option, options
 
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match
@@ -17,42 +18,47 @@ if TYPE_CHECKING:
     from zoo.jobs.sweep import Job, Sweep
 
 
-@dataclass(frozen=True)
+@options()
 class SweepOptions:
     """Options of a sweep on the command line. Without `plan` it runs; `measure` is None where neither is asked for."""
 
-    plan: bool = False
-    measure: bool | None = None
-    match: str | None = None
-    match_by: str | None = None
-    baseline: str | None = None
-    search_lr: bool = False
-    trials: int | None = None
-    sigma: str | None = None
-    as_json: bool = False
+    plan: bool = flag("With -m: print the jobs, their costs, and the smallest difference that the seeds can detect.")
+    measure: bool | None = option("With -m: time three steps per arm first. [default: with --plan]", show_default=False)
+    match: str | None = option("With -m: match the arms in params, flops, kv, data or time.", metavar="BUDGET")
+    match_by: str | None = option(
+        "What is solved for: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
+    )
+    baseline: str | None = option("The arm that the others are matched to. [default: the first]", metavar="ARM")
+    search_lr: bool = flag("With -m: tune the learning rate of each arm first, all in the same way.")
+    trials: int | None = option("With --search-lr: rates drawn per arm by optuna; ASHA stops poor ones early.", min=2)
+    sigma: str | None = option(
+        "With --plan: standard deviation of a paired difference, or a finished sweep.", metavar="LOSS|SWEEP"
+    )
+    json: bool = flag("With --plan: print JSON.")
 
     def refuse_any(self) -> None:
         """Raise ConfigError where an option is given to a single run."""
-        from zoo.errors import ConfigError
-
-        given = {"plan": self.plan, "measure": self.measure is not None, "sigma": self.sigma, "json": self.as_json}
-        given |= {"match": self.match, "match_by": self.match_by, "baseline": self.baseline}
-        given |= {"search_lr": self.search_lr, "trials": self.trials}
-        if asked := [name for name, value in given.items() if value]:
-            raise ConfigError(*(f"{name}: is an option of a sweep (-m)" for name in asked))
+        given = (name for name, value in vars(self).items() if value != getattr(SweepOptions, name))
+        refuse(f"{name}: is an option of a sweep (-m)" for name in given)
 
     def refuse_idle(self) -> None:
         """Raise ConfigError where an option of a plan is given without one."""
-        from zoo.errors import ConfigError
-
-        idle = [name for name, value in (("sigma", self.sigma), ("json", self.as_json)) if value and not self.plan]
-        of_match = [name for name in ("match_by", "baseline") if getattr(self, name) and not self.match]
         if self.trials and not self.search_lr:
-            raise ConfigError("trials: are those of a search of learning rates (--search-lr)")
-        if of_match:
-            raise ConfigError(*(f"{name}: is about what is matched (--match params, say)" for name in of_match))
-        if idle:
-            raise ConfigError(*(f"{name}: is an option of a plan (--plan)" for name in idle))
+            refuse(["trials: are those of a search of learning rates (--search-lr)"])
+        if not self.match:
+            of_match = (name for name in ("match_by", "baseline") if getattr(self, name))
+            refuse(f"{name}: is about what is matched (--match params, say)" for name in of_match)
+        if not self.plan:
+            idle = (name for name in ("sigma", "json") if getattr(self, name))
+            refuse(f"{name}: is an option of a plan (--plan)" for name in idle)
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise ConfigError where there are faults."""
+    from zoo.errors import ConfigError
+
+    if found := list(faults):
+        raise ConfigError(*found)
 
 
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
@@ -68,7 +74,7 @@ def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
         if plan.samples:
             raise ConfigError("plan: the sweeper draws points as it goes (Hydra's basic sweeper has them before)")
         outlook = _look_ahead(plan, options, Sweep.read(plan.find_folder()))
-        if options.as_json:
+        if options.json:
             print(format_json(outlook.to_dict()))
         else:
             print_plan(outlook)
@@ -165,7 +171,7 @@ def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
     sweep = Sweep.read(folder)
     outlook = _look_ahead(plan, options, sweep)
     if line := describe_dropped(outlook.jobs, outlook.dropped):
-        _say(line)
+        say(line)
     sweep.begin(plan.overrides)
     if outlook.match is not None:
         print_match(outlook.match)
@@ -193,7 +199,7 @@ def _launch(
     missing = sweep.find_missing(jobs, search)
     sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search)
     if line := sweep.describe(jobs, missing):
-        _say(line)
+        say(line)
     if missing:
         with watch_jobs(sweep.folder, jobs):
             plan.launch(sweep.folder, missing)
@@ -269,7 +275,7 @@ def _print_results(
         print("× what was predicted")
     for job, result in zip(jobs, found, strict=True):
         if "error" in result:
-            _say(f"{job.name}: {result['error']}")
+            say(f"{job.name}: {result['error']}")
 
 
 def _figures(result: dict[str, Any], predicted: Mapping[str, Any]) -> list[str]:
@@ -288,7 +294,3 @@ def _figures(result: dict[str, Any], predicted: Mapping[str, Any]) -> list[str]:
         over("peak_memory", lambda value: report.format_si(value, "B")),
         result.get("status", ""),
     ]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from zoo.cli.common import Overrides
 from zoo.cli.completing import complete_target
+from zoo.cli.options import argument, option
 
 
 def run(
-    file: Annotated[Path | None, typer.Argument(help="The file to write: mine.yaml.")] = None,
+    file: Path | None = argument("The file to write: mine.yaml."),
     overrides: Overrides = None,
-    like: Annotated[
-        str, typer.Option(metavar="MODEL", help="A model to start from.", autocompletion=complete_target)
-    ] = "llama-tiny",
-    parts: Annotated[
-        str | None, typer.Option("--with", metavar="CHOICES", help="Choices of any axis: moe,mla or sandwich.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(metavar="NUMBER", help="About so many parameters: 10M, 1B.")] = None,
-    tour: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write twelve models instead, from a Llama to a hybrid with experts."),
-    ] = None,
+    like: str = option(
+        "The model to start from.", default="llama-tiny", metavar="MODEL", autocompletion=complete_target
+    ),
+    parts: str | None = option("Choices of any axis: moe,mla or sandwich.", "--with", metavar="CHOICES"),
+    size: str | None = option("Approximate number of parameters: 10M, 1B.", metavar="NUMBER"),
+    tour: Path | None = option("Write twelve models instead, from a Llama to a hybrid with experts.", metavar="FOLDER"),
 ) -> None:
     """Write a model's YAML file, complete and commented, to change from there.
 

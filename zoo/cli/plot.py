@@ -1,39 +1,27 @@
-"""`zoo plot`: draw the curves of runs over one another."""
+"""`zoo plot`: plot the curves of runs in one figure."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import typer
-
-
-class Axis(StrEnum):
-    """The x-axis of the curves."""
-
-    tokens = "tokens"
-    steps = "steps"
-    seconds = "seconds"
-    flops = "flops"
+from zoo.cli.options import argument, flag, option
 
 
 def run(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders with runs below them.")],
-    x: Annotated[Axis, typer.Option("--x", help="The x-axis.")] = Axis.tokens,
-    y: Annotated[str, typer.Option("--y", help="The metric. loss draws training and validation.")] = "loss",
-    smooth: Annotated[
-        float, typer.Option(help="Window of the moving average, as a share of a run; 0 draws every point.")
-    ] = 0.04,
-    log: Annotated[bool, typer.Option("--log", help="A logarithmic scale for the metric.")] = False,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .png or .svg file.")] = Path("plot.png"),
+    folders: list[Path] = argument("Runs, or folders with runs below them.", default=..., metavar="RUN..."),
+    x: Literal["tokens", "steps", "seconds", "flops"] = option("The x-axis.", "--x", default="tokens"),
+    y: str = option("The metric. loss draws training and validation.", "--y", default="loss"),
+    smooth: float = option("Moving average over this fraction of a run; 0 draws every point.", default=0.04),
+    log: bool = flag("Logarithmic y-axis."),
+    out: Path = option("A .png or .svg file.", "--out", "-o", default=Path("plot.png")),
 ) -> None:
-    """Draw the curves of runs over one another. Runs that still go on may be drawn too."""
+    """Plot the curves of runs in one figure. Runs may still be in progress."""
     from zoo.cli.showing import shorten_labels
     from zoo.report.history import collect_runs
     from zoo.report.runplot import draw_runs
 
     records = collect_runs(folders)
     labels = shorten_labels([str(each.folder.resolve()) for each in records])
-    draw_runs(dict(zip(labels, records, strict=True)), out, x=x.value, metric=y, share=smooth, log=log)
+    draw_runs(dict(zip(labels, records, strict=True)), out, x=x, metric=y, share=smooth, log=log)
     print(out)

@@ -1,13 +1,12 @@
-"""`zoo predict`: what a fitted scaling law says of a model that was not trained."""
+"""`zoo predict`: predict by a fitted scaling law."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from zoo.cli.options import argument, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
@@ -18,19 +17,17 @@ if TYPE_CHECKING:
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FIT", help="The file that zoo fit --out wrote.")],
-    params: Annotated[str | None, typer.Option(metavar="NUMBER", help="Parameters: 350M, 7B.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="NUMBER", help="Tokens of training: 300B, 15T.")] = None,
-    loss: Annotated[float | None, typer.Option(min=0, help="A loss: predict the tokens that reach it.")] = None,
-    flops: Annotated[
-        str | None, typer.Option(metavar="NUMBER", help="FLOPs of training: predict the best parameters and tokens.")
-    ] = None,
+    file: Path = argument("The file that zoo fit --out wrote.", default=..., metavar="FIT"),
+    params: str | None = option("Parameters: 350M, 7B.", metavar="NUMBER"),
+    tokens: str | None = option("Training tokens: 300B, 15T.", metavar="NUMBER"),
+    loss: float | None = option("A loss: predict the tokens that reach it.", min=0),
+    flops: str | None = option("Training FLOPs: predict the optimal parameters and tokens.", metavar="NUMBER"),
     as_json: Json = False,
 ) -> None:
-    """Predict the loss of a model after some tokens, the tokens that a loss takes, or the best use of some FLOPs.
+    """Predict the loss of a model after some tokens, the tokens that reach a loss, or the compute-optimal model.
 
-    Give --params with --tokens or with --loss, or --flops alone. Beyond the points of the fit nothing is predicted
-    where an exponent's interval is wider than 0.2.
+    Give --params with --tokens or with --loss, or --flops alone. There is no extrapolation beyond the points of the fit
+    if the interval of an exponent is wider than 0.2.
     """
     from zoo import report
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from enum import StrEnum
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from zoo.cli.common import Overrides, Target
-from zoo.cli.showing import Json, Markdown, Plot, Shown, choose_format, split_words
+from zoo.cli.common import Overrides, Target, say
+from zoo.cli.options import option
+from zoo.cli.showing import Json, Markdown, Output, Plot, Shown, split_words
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,38 +20,24 @@ MOST_JOBS = 8
 """Trainings at once where no number is given: more than a probe has to do at a time would stand idle."""
 
 
-class Size(StrEnum):
-    """How large the probes are."""
-
-    card = "card"
-    small = "small"
-
-
 def run(
     target: Target,
     overrides: Overrides = None,
-    probe: Annotated[
-        str | None, typer.Option(help="Probes by name, as mqar,parity. [default: ten, the card]", metavar="NAME,NAME")
-    ] = None,
-    size: Annotated[Size, typer.Option(help="The size of the probes; small ones take a minute or two.")] = Size.card,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds trained at the best learning rate.")] = 3,
-    lrs: Annotated[
-        str | None,
-        typer.Option(help="Learning rates to try. [default: half decades from 1e-4 to 3e-2]", metavar="LR,LR"),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates of a training. [default: the probe's own]")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trainings at once, of one thread each. [default: the cores, 8 at most]")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that results are kept in.")] = Path("probes"),
+    probe: str | None = option("Probes by name: mqar,parity. [default: ten, the card]", metavar="NAME,NAME"),
+    size: Literal["card", "small"] = option("Size of the probes; small ones take a minute or two.", default="card"),
+    seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
+    lrs: str | None = option("Learning rates to try. [default: half decades from 1e-4 to 3e-2]", metavar="LR,LR"),
+    steps: int | None = option("Updates per training run. [default: the probe's own]", min=1),
+    jobs: int | None = option("Parallel training runs, one thread each. [default: the cores, 8 at most]", min=1),
+    out: Path = option("The folder that results are kept in.", "--out", "-o", default=Path("probes")),
     as_json: Json = False,
     as_md: Markdown = False,
     plot: Plot = None,
 ) -> None:
-    """Train an architecture on synthetic tasks and say how far it gets: a capability card.
+    """Train an architecture on synthetic tasks and report the level that it reaches: a capability card.
 
-    The model is brought to a small size, and keeps its kinds of layer and what the overrides set. Each probe searches
-    the learning rate, then trains several seeds. A battery that was interrupted goes on where it was.
+    The model is scaled down, and keeps its kinds of layer and what the overrides set. Each probe tunes the learning
+    rate, then trains several seeds. The same command resumes an interrupted battery.
     """
     from zoo import report
     from zoo.probes.catalogue import CARD
@@ -62,12 +45,12 @@ def run(
     from zoo.report.probes import describe_card, draw_card, format_card_markdown, print_card
 
     targets, overrides = split_words([target, *(overrides or [])])
-    shown = choose_format(as_json, False, as_md)
+    shown = Output(as_json=as_json, as_md=as_md).shown
     names = list(CARD) if probe is None else [each.strip() for each in probe.split(",")]
     if plot is not None:
         check_picture(plot, len(targets))
     settings = {} if steps is None else {"steps": steps}
-    how = {"size": size.value, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
+    how = {"size": size, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
     found = run_battery(targets, overrides, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how)
     if shown is Shown.json:
         print(report.format_json(describe_card(found)))
@@ -93,15 +76,10 @@ def run_battery(
     found = []
     with open_pool(jobs) as pool:
         for target, name in product(targets, names):
-            place = name if how["size"] == Size.card else f"{name}-{how['size']}"
+            place = name if how["size"] == "card" else f"{name}-{how['size']}"
             folder = out / name_folder(target, overrides) / place
-            found.append(run_probe(target, name, overrides, **how, pool=pool, folder=folder, say=print_progress))
+            found.append(run_probe(target, name, overrides, **how, pool=pool, folder=folder, say=say))
     return found
-
-
-def print_progress(line: str) -> None:
-    """Say on standard error what a training reached."""
-    print(line, file=sys.stderr)
 
 
 def read_rates(text: str | None) -> list[float] | None:

@@ -54,6 +54,7 @@ def _proved(spec: Any, figures: Mapping[str, Any], setup: Any, explain: bool, ve
 
 def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
     from zoo import report
+    from zoo.analysis.explain import format_explanation
 
     for part, names in (("explain", EXPLAINED), ("verify", VERIFIED)):
         if part not in proved:
@@ -67,18 +68,12 @@ def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
             print(report.format_markdown(header, rows))
         elif part == "explain":
             print(report.make_bold(label))
-            print(_explained(lines))
+            print(format_explanation(lines))
             print(_rules(proved["rules_of_thumb"]))
         else:
             print(report.make_bold(label))
             for line in lines:
                 print(_verified(line))
-
-
-def _explained(lines: Sequence[Mapping[str, Any]]) -> str:
-    from zoo.analysis.explain import format_explanation
-
-    return format_explanation(lines)
 
 
 def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:

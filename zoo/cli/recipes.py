@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoo.cli.options import argument, flag, option
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
 
@@ -17,30 +18,21 @@ if TYPE_CHECKING:
     from zoo.probes.outcome import Outcome as Probed
     from zoo.report.arms import Arm
 
-NARROW = 44
-"""Characters of a claim on a line of the table."""
-
 
 def run(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="RECIPE...", help="Recipes, by name or file. [default: all]")
-    ] = None,
-    again: Annotated[
-        bool, typer.Option("--run", help="Run them, and compare the results with the expectations.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Run their short form, and say whether it still holds.")
-    ] = False,
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The folder of the runs; finished ones are not run again.")
-    ] = Path("sweeps/recipes"),
-    save: Annotated[bool, typer.Option("--save", help="Keep the verdict of --run with the recipe.")] = False,
+    names: list[str] | None = argument("Recipes, by name or file. [default: all]", metavar="RECIPE..."),
+    again: bool = flag("Run them, and compare the results with the expectations.", "--run"),
+    check: bool = flag("Run their short form, and say whether the verdicts still hold."),
+    out: Path = option(
+        "The folder of the runs; finished ones are not run again.", default=Path("sweeps/recipes"), metavar="FOLDER"
+    ),
+    save: bool = flag("Keep the verdict of --run with the recipe."),
     as_json: Json = False,
 ) -> None:
     """List recipes with their claims and verdicts, show one, or run some.
 
-    A recipe is an experiment: arms, seeds, and what is expected of them, by whom. Its verdict is kept as data, also
-    where it contradicts the claim. Exits with 1 where an expectation of --run or --check is not met.
+    A recipe is an experiment: arms, seeds, and the expected results with their source. Its verdict is kept as data,
+    even if it contradicts the claim. Exits with 1 if an expectation of --run or --check is not met.
     """
     from zoo.experiments.recipe import find_recipe, list_recipes
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from zoo.cli.options import argument, flag, option
 from zoo.cli.showing import Json
 
 FOLDERS = ("runs", "sweeps")
 
 
 def run(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A folder with runs below it. [default: runs and sweeps here]")
-    ] = None,
-    sort: Annotated[str, typer.Option(help="The column to sort by: when, val_loss, params, …")] = "when",
-    reverse: Annotated[bool, typer.Option("--reverse", help="The largest, or the latest, first.")] = False,
+    folder: Path | None = argument("A folder with runs below it. [default: runs and sweeps here]"),
+    sort: str = option("The column to sort by: when, val_loss, params, …", default="when"),
+    reverse: bool = flag("Largest, or latest, first."),
     as_json: Json = False,
 ) -> None:
     """List runs: model, parameters, steps, tokens, losses, status, when each last wrote, and where it is.
 
-    A run is done, failed, stopped (it can be resumed), running, or cut off: it ended without a word.
-    One whose files cannot be read is listed as unreadable, and what is wrong with it is said.
+    A run is done, failed, stopped (it can be resumed), running, or cut off: its process died.
+    A run whose files cannot be read is listed as unreadable, with the reason.
     """
     from zoo import report
     from zoo.cli.common import print_note

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from zoo.cli.options import option
 
 
-def run(
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to a file instead.")] = None,
-) -> None:
+def run(out: Path | None = option("Write to a file instead of standard output.", "--out", metavar="FILE")) -> None:
     """Write the JSON Schema (2020-12) of a model's YAML. With it an editor completes keys and choices, marks what is
     wrong, and shows what each field is.
 

@@ -5,47 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import typer
-
-from zoo.cli.common import keep_memory_on, print_note
+from zoo.cli.common import Device, keep_memory_on, print_note
 from zoo.cli.files import read_text
+from zoo.cli.options import argument, flag, option
 
 
 def run(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint, a run or a Hugging Face folder with a head for a task.")
-    ],
-    texts: Annotated[list[str] | None, typer.Argument(help="The texts.")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(help="Records in JSON Lines (.jsonl), or a text a line; - reads a text a line of standard input."),
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help="A record's field with the text, the words or the messages. [default: as in training]"),
-    ] = None,
-    second: Annotated[
-        str | None, typer.Option(help="A record's field with a second text. [default: as in training]")
-    ] = None,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Give the probability of every class.")
-    ] = False,
-    activation: Annotated[
-        str | None,
-        typer.Option(help="Applied to the logits: softmax, sigmoid or none. [default: as the folder says]"),
-    ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="The chat template of records with messages: a file, or chatml.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the lines to this file.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts computed together.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    checkpoint: Path = argument("A checkpoint, run or Hugging Face folder with a task head.", default=...),
+    texts: list[str] | None = argument("The texts."),
+    file: Path | None = option("Records in JSON Lines (.jsonl), or one text per line; - reads standard input."),
+    text: str | None = option("Field with the text, the words or the messages. [default: as in training]"),
+    second: str | None = option("Field with the second text of a pair. [default: as in training]"),
+    probabilities: bool = flag("Print the probability of every class."),
+    activation: str | None = option("Applied to the logits: softmax, sigmoid or none. [default: as the folder says]"),
+    template: str | None = option("Chat template of records with messages: a file, or chatml."),
+    out: Path | None = option("Write the lines to this file."),
+    batch_size: int = option("Texts per batch.", default=32, min=1),
+    device: Device = "auto",
 ) -> None:
     """Predict the label of each text: a class, a number, or a tag for each word.
 
-    Prints a line of JSON for each text: the record as it was given, and what is `predicted`. A record has a text, a
+    Prints one line of JSON per text: the record, with the prediction as `predicted`. A record has a text, a
     pair (text and text_pair, or query and document), or a conversation (messages, or prompt and response).
     """
     from zoo.errors import ConfigError

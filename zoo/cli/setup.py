@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
-from dataclasses import fields
-from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -16,34 +13,35 @@ from zoo.errors import ConfigError
 from zoo.untrusted.text import quote
 
 HELP = {
-    "context": "Tokens of a sequence. [default: the model's max_seq_len]",
-    "batch": "Sequences at once, on each data-parallel rank.",
-    "document": "Tokens of each document that training packs into a sequence.",
-    "dtype": "The dtype of weights, and of the cache unless --cache-dtype is given.",
-    "cache_dtype": "The dtype of the KV cache. [default: that of the weights]",
+    "context": "Sequence length in tokens. [default: the model's max_seq_len]",
+    "batch": "Sequences per data-parallel rank.",
+    "document": "Length in tokens of the documents that training packs into a sequence.",
+    "dtype": "Dtype of the weights, and of the cache unless --cache-dtype is given.",
+    "cache_dtype": "Dtype of the KV cache. [default: that of the weights]",
     "convention": "How FLOPs are counted.",
-    "engine": "The engine whose KV cache is counted: what it keeps of earlier tokens.",
-    "page": "Tokens of a page where Zoo's engine reads by page table: 16 or 256, as `zoo generate` says on a GPU.",
-    "optimizer": "The optimizer, by its name in conf/optim: its states, and what its step costs.",
-    "fused_optimizer": "AdamW updates in place, without temporaries.",
-    "precision": "The precision of training: what it keeps of a parameter.",
-    "recompute": "The activations that training recomputes instead of keeping; every_2: of every second layer.",
-    "accumulate": "Passes of `batch` sequences whose gradients are summed up for an update.",
-    "offload": "What is kept in the host's memory between updates: states, those of the optimizer.",
-    "chunked_loss": "Compute the loss on chunks of logits, which are never all in memory.",
+    "engine": "The engine whose KV cache is counted.",
+    "page": "Page size of Zoo's engine in tokens, where it reads by page table: 16 or 256, as `zoo generate` says on a "
+    "GPU.",
+    "optimizer": "The optimizer, by its name in conf/optim: its states and the cost of its step.",
+    "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
+    "precision": "Training precision: what is kept per parameter.",
+    "recompute": "Activation checkpointing: what training recomputes; every_2: every second layer.",
+    "accumulate": "Gradient accumulation: passes of `batch` sequences per update.",
+    "offload": "Offloaded to host memory between updates; states: those of the optimizer.",
+    "chunked_loss": "Compute the loss on chunks of the logits, which are never materialized as a whole.",
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
     "pp": "Pipeline stages.",
-    "schedule": "The order in which pipeline stages compute.",
-    "chunks": "Chunks of layers that each pipeline stage has.",
+    "schedule": "Pipeline schedule.",
+    "chunks": "Model chunks per pipeline stage.",
     "ep": "Expert-parallel ranks.",
     "cp": "Context-parallel ranks.",
-    "cp_comm": "How the keys of context-parallel ranks meet: gathered before attention, or round a ring during it.",
-    "zero": "Stage of ZeRO over the data-parallel ranks; 3 is FSDP.",
-    "replicas": "Groups of ranks that share weights so, and sum up gradients (HSDP).",
+    "cp_comm": "KV exchange of context parallelism: all-gather before attention, or ring during it.",
+    "zero": "ZeRO stage over the data-parallel ranks; 3 is FSDP.",
+    "replicas": "HSDP replica groups: each shards the weights, and gradients are summed over them.",
     "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
-    "train_tokens": "Tokens to train on: 1e12, 300B, 15T.",
-    "mfu": "The share of the GPU's peak that training reaches.",
+    "train_tokens": "Training tokens: 1e12, 300B, 15T.",
+    "mfu": "MFU of training: the fraction of the GPU's peak that it reaches.",
 }
 """What each option is for."""
 
@@ -68,29 +66,8 @@ def check_amount(amount: float, text: str | float, setting: str, example: str) -
     return amount
 
 
-def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb an option for every field of Setup, and call it with the resulting `setup`.
-
-    Raises ConfigError for a set-up at fault when the verb is called.
-    """
-    hints = get_type_hints(Setup)
-    options = [_option(field, hints[field.name]) for field in fields(Setup)]
-    names = [option.name for option in options]
-
-    @wraps(run)
-    def called(**given: Any) -> Any:
-        return run(setup=Setup(**{name: given.pop(name) for name in names}), **given)
-
-    signature = inspect.signature(run, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "setup"]
-    called.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    del called.__wrapped__  # type: ignore[attr-defined]  # Typer would look for annotations there
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
-    return called
-
-
-def _option(field: Any, hint: Any) -> inspect.Parameter:
-    """Make a Typer option of one field."""
+def describe_field(field: Any, hint: Any) -> Any:
+    """Make a Typer option of one field of a Setup."""
     name = field.name
     flag = SPELLED.get(name, "--" + name.replace("_", "-"))
     settings: dict[str, Any] = {"help": HELP.get(name, "")}
@@ -102,8 +79,11 @@ def _option(field: Any, hint: Any) -> inspect.Parameter:
         settings |= {"min": 0, "max": 3}
     elif int in (hint, *getattr(hint, "__args__", ())):
         settings["min"] = 1
-    annotation = Annotated[hint, typer.Option(flag, show_default=field.default not in (None, False), **settings)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+    return typer.Option(flag, show_default=field.default not in (None, False), **settings)
+
+
+Priced = Annotated[Setup, describe_field]
+"""The set-up of a verb that prices: an option for each field."""
 
 
 def _tokens(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoo.cli.common import compose_target, print_note
+from zoo.cli.options import options
 from zoo.errors import ConfigError
 
 FEW = 3
@@ -26,10 +27,24 @@ class Shown(StrEnum):
     md = "md"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print every figure, exactly, as JSON.")]
-Csv = Annotated[bool, typer.Option("--csv", help="Print them as comma-separated values.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON with every figure, exactly.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
 Markdown = Annotated[bool, typer.Option("--md", help="Print a Markdown table.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or .svg file.")]
+
+
+@options()
+class Output:
+    """The formats of figures, one of which may be asked for."""
+
+    as_json: Json = False
+    as_csv: Csv = False
+    as_md: Markdown = False
+
+    @property
+    def shown(self) -> Shown:
+        """The format that was asked for. Raises ConfigError for two of them."""
+        return choose_format(self.as_json, self.as_csv, self.as_md)
 
 
 def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
@@ -62,7 +77,6 @@ def is_override(word: str) -> bool:
 
 def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
-    from zoo.cli.common import compose_target
     from zoo.compose.targets import spec_of_composed
 
     found, faults = [], []
@@ -147,4 +161,4 @@ def compare_headers(targets: Sequence[str]) -> None:
         elif len(faults) > FEW:
             faults = [*faults[:FEW], f"{len(faults) - FEW} more like these (`zoo check {target}` lists them)"]
         for fault in faults:
-            print(f"zoo: note: {fault}", file=sys.stderr)
+            print_note(fault)

@@ -10,8 +10,9 @@ import typer
 from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
 from zoo.cli.completing import complete_target
-from zoo.cli.setup import check_amount, read_amount, setup_options
-from zoo.cli.showing import is_override
+from zoo.cli.options import argument, flag, option, options, read_options
+from zoo.cli.setup import Priced, check_amount, read_amount
+from zoo.cli.showing import Json, is_override
 from zoo.errors import ConfigError, ZooError
 from zoo.untrusted.text import quote
 
@@ -53,45 +54,75 @@ def read_bandwidth(text: str) -> float:
     return check_amount(float(match[1]) * BYTES[match[2]] / (8 if match[3] == "b" else 1), text, "network", RATES)
 
 
-Train = Annotated[bool, typer.Option("--train", help="Fit a training step instead of generating.")]
+BYTES_OPTION: dict[str, Any] = {"parser": read_size, "metavar": "BYTES"}
+NUMBER_OPTION: dict[str, Any] = {"parser": read_number, "metavar": "NUMBER"}
+
+Train = Annotated[bool, typer.Option("--train", help="Fit a training step instead of generation.")]
 CacheOnly = Annotated[
-    bool, typer.Option("--cache-only", help="Count weights and cache alone, as if prompts were read in small chunks.")
+    bool,
+    typer.Option("--cache-only", help="Count weights and cache only, as if prompts were prefilled in small chunks."),
 ]
-Memory = Annotated[
-    float | None,
-    typer.Option(parser=read_size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB."),
-]
-Usable = Annotated[float, typer.Option(help="The share of the memory that may be used.")]
-Runtime = Annotated[
-    float | None,
-    typer.Option(parser=read_size, metavar="BYTES", help="Memory that CUDA itself takes. [default: 1.5GB]"),
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="The largest value to try. [default: 16777216]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print every figure, exactly, as JSON.")]
+
+
+@options()
+class Usable:
+    """How much of a GPU's memory may be used."""
+
+    usable: float = option("Fraction of the memory that may be used.", default=0.9)
+    runtime: float | None = option("Memory taken by CUDA itself. [default: 1.5GB]", **BYTES_OPTION)
+
+    def of(self, gpu: str) -> Any:
+        """Work out the usable memory of a GPU. Raises ConfigError."""
+        from zoo.costs.hardware import hardware
+
+        found = hardware(gpu)
+        return self.of_memory(found.memory, gpu=found.name)
+
+    def of_memory(self, memory: float, **named: Any) -> Any:
+        """Work out how much of this memory is usable."""
+        from zoo.analysis.solve import Room
+        from zoo.costs.hardware import RUNTIME
+
+        runtime = RUNTIME if self.runtime is None else self.runtime
+        return Room(memory=int(memory), usable=self.usable, runtime=runtime, **named)
+
+
+@options()
+class Within(Usable):
+    """What a model must fit on."""
+
+    memory: float | None = option("Memory of the GPU, in place of --gpu: 24GB, 22.5GiB.", **BYTES_OPTION)
+
+    def choose(self, gpu: str | None) -> Any:
+        """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
+        if (gpu is None) == (self.memory is None):
+            found = "neither" if gpu is None else "both"
+            raise ConfigError(
+                f"gpu: one of --gpu and --memory says what it must fit on, found {found} (--gpu h100, say)"
+            )
+        return self.of(gpu) if gpu is not None else self.of_memory(self.memory or 0)
 
 
 @app.callback()
 def solve() -> None:
-    """Find what fits: searched for on the exact price, without building anything."""
+    """Find what fits, by a search over exact prices. Nothing is built."""
 
 
 def _most(name: str, short: str, text: str) -> None:
     """Add the command that finds the largest batch or context."""
 
     @app.command(name, short_help=short, help=text)
-    @setup_options
+    @read_options
     def solved(
         target: Target,
         overrides: Overrides = None,
         *,
-        setup: Any = None,
         train: Train = False,
         cache_only: CacheOnly = False,
-        memory: Memory = None,
-        usable: Usable = 0.9,
-        runtime: Runtime = None,
-        limit: Limit = None,
-        as_json: AsJson = False,
+        within: Within,
+        limit: int | None = option("The largest value to try. [default: 16777216]", min=1),
+        as_json: Json = False,
+        setup: Priced,
     ) -> None:
         from zoo.analysis import solve
         from zoo.compose.targets import spec_of_composed
@@ -99,7 +130,7 @@ def _most(name: str, short: str, text: str) -> None:
         from zoo.report import solved as answers
 
         refuse_solved(setup, name)
-        room = choose_room(setup, memory, usable, runtime)
+        room = within.choose(setup.gpu)
         largest = solve.find_largest_batch if name == "batch" else solve.find_largest_context
         more = {} if limit is None else {"most": limit}
         spec = spec_of_composed(compose_target(target, overrides))
@@ -114,30 +145,29 @@ def _most(name: str, short: str, text: str) -> None:
 
 _most(
     "batch",
-    "Find the most sequences at once.",
-    "Find the most sequences at once that fit on a GPU when generating, or with --train when training.",
+    "Find the largest batch.",
+    "Find the largest batch that fits on a GPU for generation, or with --train for training.",
 )
 _most(
     "context",
-    "Find the longest sequences.",
-    "Find the longest sequences that fit on a GPU, `--batch` of them at once.",
+    "Find the longest context.",
+    "Find the longest context that fits on a GPU, with `--batch` sequences.",
 )
 
 
 @app.command(short_help="Find how many of each GPU hold the model.")
-@setup_options
+@read_options
 def gpu(
     target: Target,
     overrides: Overrides = None,
     *,
-    setup: Any = None,
     train: Train = False,
     cache_only: CacheOnly = False,
-    usable: Usable = 0.9,
-    runtime: Runtime = None,
-    as_json: AsJson = False,
+    usable: Usable,
+    as_json: Json = False,
+    setup: Priced,
 ) -> None:
-    """Find the fewest of each GPU that hold the model: --tp of them for generating, ZeRO ranks for training.
+    """Find the smallest number of each GPU that holds the model: --tp for generation, ZeRO ranks for training.
 
     With --gpu, of that GPU alone.
     """
@@ -148,7 +178,7 @@ def gpu(
     from zoo.report import solved as answers
 
     refuse_solved(setup, *(("dp", "zero") if train else ("tp",)))
-    rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
+    rooms = [usable.of(name) for name in ([setup.gpu] if setup.gpu else list_gpus())]
     rows = find_fewest_gpus(
         spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
@@ -157,17 +187,17 @@ def gpu(
         raise ZooError(f"{target}: fits on none of these, {answers.format_shortage(rows[0])}")
 
 
-@app.command(short_help="Find changes that bring the KV cache to a budget.")
-@setup_options
+@app.command(short_help="Find changes that bring the KV cache within a budget.")
+@read_options
 def cache(
     target: Target,
     overrides: Overrides = None,
     *,
-    setup: Any = None,
-    most: Annotated[float, typer.Option("--bytes", parser=read_size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
-    as_json: AsJson = False,
+    most: float = option("The budget: 2GB, 512MiB.", "--bytes", default=..., **BYTES_OPTION),
+    as_json: Json = False,
+    setup: Priced,
 ) -> None:
-    """Find fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a
+    """Find a number of KV heads, or a window, that brings the KV cache of --batch sequences of --context tokens to a
     budget."""
     from zoo import report
     from zoo.analysis.solve import find_smaller_caches
@@ -182,44 +212,33 @@ def cache(
         )
 
 
+@options()
+class Most:
+    """The most that a shape may cost."""
+
+    params: float | None = option("Parameters: 1.5B.", **NUMBER_OPTION)
+    active_params: float | None = option("Active parameters per token.", **NUMBER_OPTION)
+    flops_per_token: float | None = option("Forward FLOPs per token, mean over the context.", **NUMBER_OPTION)
+    kv_bytes_per_token: float | None = option("KV cache per token: 64KB. Reached by fewer key heads.", **BYTES_OPTION)
+    memory: float | None = option("Peak memory of generation, or of training with --train: 24GB.", **BYTES_OPTION)
+
+
 @app.command(short_help="Find shapes that cost a budget.")
-@setup_options
+@read_options
 def shape(
-    target: Annotated[
-        str | None,
-        typer.Argument(help="The model whose shape is solved for. [default: llama]", autocompletion=complete_target),
-    ] = None,
+    target: str | None = argument(
+        "The model whose shape is solved for. [default: llama]", autocompletion=complete_target
+    ),
     overrides: Overrides = None,
     *,
-    setup: Any = None,
-    params: Annotated[
-        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters: 1.5B.")
-    ] = None,
-    active_params: Annotated[
-        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters that one token uses.")
-    ] = None,
-    flops_per_token: Annotated[
-        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
-    ] = None,
-    kv_bytes_per_token: Annotated[
-        float | None,
-        typer.Option(parser=read_size, metavar="BYTES", help="KV cache per token: 64KB. Reached by fewer key heads."),
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            parser=read_size,
-            metavar="BYTES",
-            help="Memory at the peak of generating, or of training with --train: 24GB.",
-        ),
-    ] = None,
-    usable: Usable = 0.9,
-    runtime: Runtime = None,
-    aspect: Annotated[str, typer.Option(metavar="LEAST:MOST", help="d_model / n_layers, least and most.")] = "16:128",
-    nearest: Annotated[bool, typer.Option("--nearest", help="Take the nearest to the budget, even above it.")] = False,
-    count: Annotated[int, typer.Option(min=1, max=8, help="Shapes to show.")] = 6,
+    most: Most,
+    usable: Usable,
+    aspect: str = option("d_model / n_layers, minimum and maximum.", default="16:128", metavar="LEAST:MOST"),
+    nearest: bool = flag("Take the nearest to the budget, even above it."),
+    count: int = option("Shapes to show.", default=6, min=1, max=8),
     train: Train = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
+    setup: Priced,
 ) -> None:
     """Find width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
 
@@ -232,55 +251,69 @@ def shape(
     model, overrides = target or SHAPED, overrides or []
     if is_override(model):  # the model may be left out
         model, overrides = SHAPED, [model, *overrides]
-    if setup.gpu and memory is None:
-        memory = _room(setup.gpu, usable, runtime).bytes
-    budget = Budget(
-        params=params,
-        active_params=active_params,
-        flops_per_token=flops_per_token,
-        kv_bytes_per_token=kv_bytes_per_token,
-        memory=memory,
-    )
+    budget = dict(vars(most))
+    if setup.gpu and most.memory is None:
+        budget["memory"] = usable.of(setup.gpu).bytes
     found = solve_shapes(
-        model, overrides, budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
+        model, overrides, Budget(**budget), setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
     print(format_json(found) if as_json else answers.format_shapes(found, model))
 
 
+@options()
+class Searched:
+    """The meshes that are searched."""
+
+    count: int = option("GPUs, of the kind that --gpu names.", default=..., min=1)
+    global_batch: int | None = option("Sequences per step.", min=1)
+    batch_tokens: float | None = option("The same in tokens, rounded: 4M. [default: 4194304]", **NUMBER_OPTION)
+    node: int = option("GPUs per node, connected by the GPU's own link.", default=8, min=1)
+    network: float | None = option(
+        "Network bandwidth per GPU to other nodes. [default: 400Gb]", parser=read_bandwidth, metavar="RATE"
+    )
+    fp8: bool = flag("Compute linear layers in float8.")
+
+    def search(self, spec: Any, setup: Any, recompute: str | None) -> Any:
+        """Make the search, with one way to recompute or all. Raises ConfigError."""
+        from zoo.analysis.solve.mesh import MeshSearch, round_sequences
+        from zoo.costs.again import RECOMPUTE
+        from zoo.costs.cluster import NETWORK, Cluster
+        from zoo.costs.hardware import hardware
+
+        if setup.gpu is None:
+            raise ConfigError("gpu: is missing (--gpu h100, say)")
+        sequences = self.global_batch
+        if self.batch_tokens is not None:
+            if sequences is not None:
+                raise ConfigError("batch-tokens: --global-batch was given too (one of them)")
+            sequences = round_sequences(self.batch_tokens / setup.tokens(spec), self.count)
+        network = NETWORK if self.network is None else self.network
+        return MeshSearch(
+            count=self.count,
+            cluster=Cluster(device=hardware(setup.gpu), node=self.node, network=network),
+            setup=setup,
+            sequences=sequences,
+            recompute=RECOMPUTE if recompute is None else (recompute,),
+            float8=self.fp8,
+        )
+
+
 @app.command(short_help="Find the mesh of GPUs that trains a model fastest.")
-@setup_options
+@read_options
 def mesh(
     ctx: typer.Context,
-    target: Annotated[
-        str | None, typer.Argument(help="The model, unless --model names it.", autocompletion=complete_target)
-    ] = None,
+    target: str | None = argument("The model, unless --model names it.", autocompletion=complete_target),
     overrides: Overrides = None,
     *,
-    setup: Any = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model: a packaged name or a file.", autocompletion=complete_target)
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="GPUs, of the kind that --gpu names.")],
-    global_batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
-    batch_tokens: Annotated[
-        float | None,
-        typer.Option(parser=read_number, metavar="NUMBER", help="The same in tokens, rounded: 4M. [default: 4194304]"),
-    ] = None,
-    node: Annotated[int, typer.Option(min=1, help="GPUs of a node, which the GPU's own link joins.")] = 8,
-    network: Annotated[
-        float | None,
-        typer.Option(
-            parser=read_bandwidth, metavar="RATE", help="Network rate of each GPU to other nodes. [default: 400Gb]"
-        ),
-    ] = None,
-    fp8: Annotated[bool, typer.Option("--fp8", help="Compute linear layers in float8.")] = False,
-    usable: Usable = 0.9,
-    runtime: Runtime = None,
-    top: Annotated[int, typer.Option(min=1, help="Meshes to show.")] = 10,
-    as_json: AsJson = False,
+    model: str | None = option("The model: a packaged name or a file.", autocompletion=complete_target),
+    searched: Searched,
+    usable: Usable,
+    top: int = option("Meshes to show.", default=10, min=1),
+    as_json: Json = False,
+    setup: Priced,
 ) -> None:
-    """Rank the meshes of --count GPUs that hold a training step, by predicted time: every legal mesh, size of a
-    microbatch, and recomputation (unless --recompute names one)."""
+    """Rank the meshes of --count GPUs that fit a training step, by predicted time: every legal mesh, microbatch size
+    and kind of recomputation (unless --recompute names one)."""
     from zoo.analysis.solve import find_meshes
     from zoo.compose.targets import spec_of_composed
     from zoo.report import format_json
@@ -294,47 +327,13 @@ def mesh(
     spec = spec_of_composed(compose_target(target, overrides))
     named = ctx.get_parameter_source("recompute")
     again = None if named is None or named.name == "DEFAULT" else setup.recompute
-    search = _mesh_search(spec, setup, count, global_batch, batch_tokens, node, network, again, fp8)
-    answer = find_meshes(spec, search, _room(setup.gpu, usable, runtime), top=top)
+    answer = find_meshes(spec, searched.search(spec, setup, again), usable.of(setup.gpu or ""), top=top)
     if as_json:
         print(format_json(answer))
     elif answer["meshes"]:
         print(answers.format_meshes(answer, " ".join([target, *(overrides or [])])))
     if not answer["meshes"]:
         raise ZooError(f"{target}: {answers.format_no_mesh(answer)}")
-
-
-def _mesh_search(
-    spec: Any,
-    setup: Any,
-    count: int,
-    sequences: int | None,
-    tokens: float | None,
-    node: int,
-    network: float | None,
-    recompute: str | None,
-    fp8: bool,
-) -> Any:
-    """Read what is searched from the options. Raises ConfigError."""
-    from zoo.analysis.solve.mesh import MeshSearch, round_sequences
-    from zoo.costs.again import RECOMPUTE
-    from zoo.costs.cluster import NETWORK, Cluster
-    from zoo.costs.hardware import hardware
-
-    if setup.gpu is None:
-        raise ConfigError("gpu: is missing (--gpu h100, say)")
-    if tokens is not None:
-        if sequences is not None:
-            raise ConfigError("batch-tokens: --global-batch was given too (one of them)")
-        sequences = round_sequences(tokens / setup.tokens(spec), count)
-    return MeshSearch(
-        count=count,
-        cluster=Cluster(device=hardware(setup.gpu), node=node, network=NETWORK if network is None else network),
-        setup=setup,
-        sequences=sequences,
-        recompute=RECOMPUTE if recompute is None else (recompute,),
-        float8=fp8,
-    )
 
 
 def refuse_solved(setup: Any, *names: str) -> None:
@@ -344,24 +343,3 @@ def refuse_solved(setup: Any, *names: str) -> None:
     for name in names:
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
-
-
-def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
-    """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
-    from zoo.analysis.solve import Room
-    from zoo.costs.hardware import RUNTIME
-
-    if (setup.gpu is None) == (memory is None):
-        found = "neither" if memory is None else "both"
-        raise ConfigError(f"gpu: one of --gpu and --memory says what it must fit on, found {found} (--gpu h100, say)")
-    if memory is not None:
-        return Room(memory=int(memory), usable=usable, runtime=RUNTIME if runtime is None else runtime)
-    return _room(setup.gpu, usable, runtime)
-
-
-def _room(name: str, usable: float, runtime: float | None) -> Any:
-    from zoo.analysis.solve import Room
-    from zoo.costs.hardware import RUNTIME, hardware
-
-    found = hardware(name)
-    return Room(memory=found.memory, usable=usable, runtime=RUNTIME if runtime is None else runtime, gpu=found.name)

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, show_config
+from zoo.cli.options import flag, option
+from zoo.cli.setup import Priced
+from zoo.cli.showing import Output, Plot, Shown, split_words
 
-from zoo.cli.common import Cfg, ConfigPart, Overrides, Resolve, Target, compose_target, show_config
-from zoo.cli.setup import setup_options
-from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, choose_format, split_words
 
-
-@setup_options
 def run(
     target: Target,
     overrides: Overrides = None,
-    multirun: Annotated[
-        bool, typer.Option("--multirun", "-m", help="A row for each combination of key=a,b,c.")
-    ] = False,
-    columns: Annotated[
-        str | None, typer.Option(help="Columns of a sweep's table: params,active,flops,kv or dotted paths of --json.")
-    ] = None,
-    as_json: Json = False,
-    as_csv: Csv = False,
-    as_md: Markdown = False,
+    multirun: bool = flag("A row for each combination of key=a,b,c.", "--multirun", "-m"),
+    columns: str | None = option("Columns of a sweep's table: params,active,flops,kv or dotted paths of --json."),
     plot: Plot = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show the formula and the source of each figure.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare the figures with the built model.")] = False,
-    kernels: Annotated[
-        bool,
-        typer.Option("--kernels", help="Show the attention kernels on the --gpu, or on a CPU, and why not others."),
-    ] = False,
-    cfg: Cfg = None,
-    resolve: Resolve = False,
-    setup: Any = None,
+    explain: bool = flag("Show the formula and the source of each figure."),
+    verify: bool = flag("Compare the figures with the built model."),
+    kernels: bool = flag("Show the attention kernels on the --gpu, or on a CPU, and why not others."),
+    cfg: ConfigPart | None = option("Print the YAML instead: composed (job), or as a person would write it (plain)."),
+    resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
+    *,
+    output: Output,
+    setup: Priced,
 ) -> None:
     """Price a model without building it: parameters, FLOPs, KV cache and memory.
 
@@ -44,7 +34,7 @@ def run(
     from zoo.errors import ConfigError
 
     targets, overrides = split_words([target, *(overrides or [])])
-    shown = choose_format(as_json, as_csv, as_md)
+    shown = output.shown
     if multirun:
         if cfg or resolve or explain or verify or kernels:
             found = "--cfg, --resolve, --explain, --verify or --kernels"
@@ -57,7 +47,7 @@ def run(
     if cfg or resolve:
         if len(targets) > 1:
             raise ConfigError(f"cfg: shows one model, {len(targets)} were named (name one)")
-        if cfg is ConfigPart.plain and resolve:
+        if cfg == "plain" and resolve:
             raise ConfigError("resolve: has no effect on the plain form, which has no interpolations (leave it out)")
         return show_config(compose_target(targets[0], overrides), resolve, cfg)
     if kernels:

@@ -2,103 +2,46 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from zoo.cli.common import print_note
+from zoo.cli.common import print_note, say
 from zoo.cli.completing import complete_training
+from zoo.cli.multirun import SweepOptions, run_sweep
+from zoo.cli.options import argument, flag, option
 
 if TYPE_CHECKING:
     from zoo.jobs.plan import LaunchPlan
     from zoo.training.settings import Training
 
+ConfigPart = Literal["job", "hydra", "all"]
+"""The part of the composed config to print."""
 
-class TrainingConfigPart(StrEnum):
-    """The part of the composed config to print."""
-
-    job = "job"
-    hydra = "hydra"
-    all = "all"
-
-
-class Info(StrEnum):
-    """The parts of the config, or of Hydra itself, that Hydra can describe."""
-
-    all = "all"
-    config = "config"
-    defaults = "defaults"
-    defaults_tree = "defaults-tree"
-    plugins = "plugins"
-    searchpath = "searchpath"
+Info = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+"""The parts of the config, or of Hydra itself, that Hydra can describe."""
 
 
 def run(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL OVERRIDES",
-            help="A packaged model or a YAML file (model=…), and Hydra overrides: key=value.",
-            autocompletion=complete_training,
-        ),
-    ] = None,
-    multirun: Annotated[
-        bool, typer.Option("--multirun", "-m", help="A job for each combination of key=a,b,c.")
-    ] = False,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file to start from.")] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Let the file of -c set Hydra's own keys, by which it may run any program.")
-    ] = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Continue the run in this folder; from an earlier checkpoint with RUN@STEP."),
-    ] = None,
-    cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
-    resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
-    info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan", help="With -m: print the jobs, their costs, and the differences that the seeds can tell."
-        ),
-    ] = False,
-    measure: Annotated[
-        bool | None,
-        typer.Option(help="With -m: time three steps of each arm first. [default: with --plan]", show_default=False),
-    ] = None,
-    match: Annotated[
-        str | None,
-        typer.Option(metavar="BUDGET", help="With -m: solve each arm for equal params, flops, kv, data or time."),
-    ] = None,
-    match_by: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="What is solved: d_ff, n_layers, d_model, steps, or any key of the model."),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="ARM", help="The arm that the others are matched to. [default: the first]")
-    ] = None,
-    search_lr: Annotated[
-        bool,
-        typer.Option("--search-lr", help="With -m: search each arm's learning rate first, alike."),
-    ] = False,
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="With --search-lr: draw so many rates an arm with optuna; ASHA stops poor ones early."
-        ),
-    ] = None,
-    sigma: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOSS|SWEEP", help="With --plan: the deviation of a pair's difference, or a finished sweep."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
+    overrides: list[str] | None = argument(
+        "A packaged model or a YAML file (model=…), and Hydra overrides: key=value.",
+        metavar="MODEL OVERRIDES",
+        autocompletion=complete_training,
+    ),
+    multirun: bool = flag("A job for each combination of key=a,b,c.", "--multirun", "-m"),
+    config: Path | None = option("A YAML file to start from.", "--config", "-c"),
+    trust: bool = flag("Allow the file of -c to set Hydra's own keys, which can run any program."),
+    resume: Path | None = option(
+        "Continue the run in this folder; from an earlier checkpoint with RUN@STEP.", metavar="RUN"
+    ),
+    cfg: ConfigPart | None = option("Print the composed YAML instead."),
+    resolve: bool = flag("Print it with its interpolations resolved."),
+    info: Info | None = option("Print Hydra's own report instead."),
+    *,
+    options: SweepOptions,
 ) -> None:
     """Train a model, resume a run, or sweep over many (-m).
 
@@ -108,14 +51,10 @@ def run(
 
     Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """
-    from zoo.cli.multirun import SweepOptions, run_sweep
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
 
-    overrides, options = (
-        _name_model(overrides or []),
-        SweepOptions(plan, measure, match, match_by, baseline, search_lr, trials, sigma, as_json),
-    )
+    overrides = _name_model(overrides or [])
     if resume is not None:
         if multirun or config or trust or cfg or info or resolve or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
@@ -127,7 +66,7 @@ def run(
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False, trust=trust) as launch:
             _tell_left_out(launch)
             return _show(launch, cfg, resolve, info)
-    asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=plan, trust=trust)
+    asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=options.plan, trust=trust)
     with _ended_by_sigterm(), asked as launch:
         _tell_left_out(launch)
         if launch.sweeps:
@@ -163,7 +102,7 @@ def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
         plan.run()
     except FinishedRun as error:  # restarted at its end
         if read_world().main:
-            print(f"zoo: {error}", file=sys.stderr)
+            say(f"zoo: {error}")
 
 
 def _refuse_processes() -> None:
@@ -213,7 +152,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
         remember(run)
 
 
-def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:
+def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | None) -> None:
     """Print Hydra's own report of the config; for a sweep, that of its first job. Raises ConfigError for interpolations
     that lead nowhere."""
     from omegaconf.errors import OmegaConfBaseException
@@ -224,10 +163,9 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
 
     register_resolvers()
     if info is not None:
-        plan.hydra.show_info(info.value, plan.config_name, plan.jobs[0].overrides)
+        plan.hydra.show_info(info, plan.config_name, plan.jobs[0].overrides)
     else:
-        part = cfg or TrainingConfigPart.job
         try:
-            plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
+            plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, cfg or "job", None, resolve)
         except OmegaConfBaseException as error:
             raise ConfigError(shorten_error(error)) from error
