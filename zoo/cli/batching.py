@@ -102,15 +102,12 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
 
 
 def _make_bar(*, shown: bool) -> Any:
-    """A progress bar on standard error, if that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from zoo.report.console import make_console
+    from zoo.report.console import make_bar
 
-    console = make_console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
-    hidden = not (shown and console.is_terminal)
-    return Progress(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False)
+    speed = TextColumn("{task.fields[speed]}")
+    return make_bar(BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(), shown=shown)
 
 
 class _Printed:

@@ -60,15 +60,12 @@ def read_texts(files: list[Path]) -> list[Text]:
 @contextmanager
 def showing_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, if that is a terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from zoo.report.console import make_console
+    from zoo.report.console import make_bar
 
-    console = make_console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
-    ) as bar:
+    with make_bar(*columns) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from zoo.untrusted.text import escape_controls
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class SafeConsole(Console):
@@ -30,3 +33,12 @@ class SafeConsole(Console):
 def make_console(**settings: Any) -> Console:
     """Make a console with rich's settings. A stranger's text is no markup of rich's."""
     return SafeConsole(**{"highlight": False, "markup": False, "emoji": False, **settings})
+
+
+def make_bar(*columns: Any, shown: bool = True) -> Progress:
+    """Make a progress bar on standard error, if that is a terminal."""
+    from rich.progress import Progress
+
+    console = make_console(stderr=True)
+    hidden = not (shown and console.is_terminal)
+    return Progress(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False)
