@@ -159,8 +159,9 @@ class Base:
     def node(self, key: str) -> tuple[type[Spec], Any]:
         """The kind of the component that stands at a key of the YAML, and the Spec itself, without its context."""
         axis = spec_axis(key.split(".")[-1])
-        found = OmegaConf.select(self.config, key)
-        data: Any = {} if found is None else OmegaConf.to_container(found, resolve=True)
+        data: Any = grammar.resolve(typing.cast("dict", OmegaConf.to_container(self.config, resolve=False)))
+        for step in key.split("."):
+            data = data.get(step) or {}
         if axis.axis in ("embedding", "head") and not is_task_head(axis.axis, data):
             data.setdefault("vocab_size", VOCAB)
         spec = axis.parse(grammar_tuples(data))

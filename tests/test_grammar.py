@@ -11,8 +11,8 @@ import pytest
 from zoo.compose import load
 from zoo.compose.targets import compose_model
 from zoo.errors import ConfigError
-from zoo.grammar import to_spec
-from zoo.grammar.resolvers import record_reads
+from zoo.grammar import resolve, to_spec
+from zoo.grammar.interpolation import Scope
 
 BODY = {
     **{"attention": "gqa", "position": "rope", "norm": "rmsnorm", "block": "pre", "ffn": "gated", "activation": "silu"},
@@ -73,10 +73,27 @@ def test_threads_that_compose_models_at_once_get_the_specs_that_one_alone_gets(h
         assert all(all(same) for same in pool.map(read, range(8)))
 
 
-def test_reads_inside_a_block_are_those_of_the_blocks_around_it_too() -> None:
-    with record_reads() as outer, record_reads() as inner:
-        load("llama-tiny")
-    assert {"n_heads", "norm"} <= inner == outer
+def test_a_node_records_what_is_looked_up_and_gives_it_once() -> None:
+    root = Scope({"a": {"b": "${up:c}", "d": "${or:e,1e-3}", "f": "${c}"}, "c": "${or:g,2}"})
+    assert root.to_plain() == {"a": {"b": 2, "d": 0.001, "f": 2}, "c": 2}
+    assert root.take_reads() == {"c", "e", "g"} and root.take_reads() == set()
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        ({"b": "${up:b,c}", "c": 1}, 8),  # what the component states itself does not count
+        ({"b": "${.c}", "c": [1, 2]}, [1, 2]),
+        ({"b": "${..c} of ${n}"}, "8 of 4"),
+        ({"b": "${or:x,${n}}"}, 4),
+        ({"b": "${list[1]}"}, 7),
+        ({"b": "\\${n}"}, "${n}"),
+        ({"b": "${or:whole,null}"}, None),
+    ],
+    ids=str,
+)
+def test_an_interpolation_gives_the_value_at_its_place(node: dict, value: object) -> None:
+    assert resolve({"a": node, "n": 4, "c": 8, "list": [6, 7], "whole": "???"})["a"]["b"] == value
 
 
 @pytest.mark.parametrize("key", ["n_layers", "vocab_size", "d_model", "d_ff", "attention.softcap", "norm.eps"])
@@ -131,6 +148,10 @@ def test_true_in_a_kind_of_layer_is_told_where_it_stands() -> None:
     [
         ({"pattern": ["${nope}"]}, "pattern[0]: Interpolation key 'nope' not found"),
         ({"about": {"seen": [{"in": ["${up:nope}"]}]}}, "nope: is missing (about.seen[0].in reads it"),
+        ({"kind": "${nope}"}, "kind: Interpolation key 'nope' not found"),
+        ({"layers": {"near": "${nope}"}, "pattern": ["near"]}, "layers.near: Interpolation key 'nope' not found"),
+        ({"about": {"title": "${about.title}"}}, "about.title: Recursive interpolation detected"),
+        ({"about": {"title": "${or:title}"}}, "about.title: ${or:title} cannot be read"),
     ],
 )
 def test_an_interpolation_in_a_list_that_leads_nowhere_is_a_fault_in_one_line(extra: dict, fault: str) -> None:
@@ -151,7 +172,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from zoo.compose.targets import compose_model
-from zoo.grammar import to_spec
+from zoo.grammar import resolve, to_spec
 nodes = [compose_model(name).cfg for name in ("llama-tiny", "gpt-tiny", "mixtral-tiny", "t5-small")]
 sys.setswitchinterval(5e-5)
 with ThreadPoolExecutor(8) as pool:

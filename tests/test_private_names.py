@@ -1,4 +1,5 @@
-"""Names that Hydra, OmegaConf and Typer keep private: each is used in one file, and missed by name when it goes."""
+"""Names that Hydra keeps private are used in one file, and missed by name when they go; of OmegaConf, Typer and Click
+none is used."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from zoo.compose import engine
-from zoo.grammar import omega
 
 ROOT = Path(__file__).parents[1]
-HOMES = {"hydra": "zoo/compose/engine.py", "omegaconf": "zoo/grammar/omega.py", "typer": "", "click": ""}
-"""The one file that may use what a library keeps private; none for Typer and click."""
+HOMES = {"hydra": "zoo/compose/engine.py", "omegaconf": "", "typer": "", "click": ""}
+"""The one file that may use what a library keeps private; none for the others."""
+
+OF_NODES = {"_get_parent", "_get_full_key", "_get_node", "_value", "_is_interpolation", "_is_none", "_dereference_node"}
+"""Private methods of OmegaConf's nodes that are tempting."""
 
 MODULES = ("hydra._internal", "omegaconf._", "omegaconf.base", "omegaconf.grammar_parser", "typer._", "click")
 """What the names of private modules begin with. TyperGroup is of typer.core, which Typer documents."""
@@ -51,7 +53,7 @@ def test_private_modules_are_imported_in_one_file_a_library() -> None:
 
 
 def test_private_methods_of_hydra_and_omegaconf_are_called_in_one_file_a_library() -> None:
-    names = {**dict.fromkeys(omega.METHODS, "omegaconf"), **dict.fromkeys(engine.METHODS, "hydra")}
+    names = {**dict.fromkeys(OF_NODES, "omegaconf"), **dict.fromkeys(engine.METHODS, "hydra")}
     strays = {
         f"{file}:{node.lineno}: {node.attr}"
         for file, tree in parsed_files()
@@ -61,16 +63,14 @@ def test_private_methods_of_hydra_and_omegaconf_are_called_in_one_file_a_library
     assert strays == set()
 
 
-@pytest.mark.parametrize("library", ["hydra", "omegaconf"])
-def test_every_private_method_called_in_the_one_file_is_listed_there(library: str) -> None:
-    listed = {"hydra": engine.METHODS, "omegaconf": omega.METHODS}[library]
-    tree = ast.parse((ROOT / HOMES[library]).read_text(encoding="utf-8"))
+def test_every_private_method_called_in_the_one_file_is_listed_there() -> None:
+    tree = ast.parse((ROOT / HOMES["hydra"]).read_text(encoding="utf-8"))
     called = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
     }
-    assert called == set(listed)
+    assert called == set(engine.METHODS)
 
 
 @pytest.mark.parametrize(
@@ -83,25 +83,6 @@ def test_a_private_name_is_still_there(module: str, name: str) -> None:
     assert not name or hasattr(found, name), f"{module} has no {name} any more"
 
 
-@pytest.mark.parametrize("method", omega.METHODS)
-def test_omegaconf_nodes_still_have_the_private_method(method: str) -> None:
-    root = OmegaConf.create({"a": {"b": "${c}"}, "c": 1, "d": [1]})
-    nodes = [root, root.a, root.d, omega.get_raw_child(root.a, "b")]
-    missing = [type(node).__name__ for node in nodes if not hasattr(node, method)]
-    assert missing == ([] if method != "_get_node" else ["AnyNode"])
-
-
 @pytest.mark.parametrize(("name", "owner"), engine.METHODS.items())
 def test_hydras_classes_still_have_the_private_attribute(name: str, owner: type) -> None:
     assert hasattr(owner, name), f"{owner.__name__} has no {name} any more"
-
-
-def test_omegaconf_parses_a_text_once_for_all_nodes() -> None:
-    omega.share_parses()
-    before = omega._parse_once.cache_info().hits
-    nodes = [OmegaConf.create({"value": "${test_private_names_only}"}) for _ in range(3)]
-    assert [OmegaConf.is_interpolation(node, "value") for node in nodes] == [True] * 3
-    for node in nodes:
-        node["test_private_names_only"] = 4
-    assert [node.value for node in nodes] == [4] * 3
-    assert omega._parse_once.cache_info().hits >= before + 2

@@ -159,12 +159,11 @@ def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | 
 
     from zoo.compose.faults import shorten_error
     from zoo.errors import ConfigError
-    from zoo.grammar import register_resolvers
 
-    register_resolvers()
     if info is not None:
         plan.hydra.show_info(info, plan.config_name, plan.jobs[0].overrides)
     else:
+        plan.loader.resolves = resolve
         try:
             plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, cfg or "job", None, resolve)
         except OmegaConfBaseException as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,11 +35,10 @@ from zoo.compose.overrides import (
 from zoo.compose.shorthand import LATE
 from zoo.compose.sources import StatedFile
 from zoo.errors import ConfigError
+from zoo.grammar.interpolation import split_interpolation
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
 """The body of a training config that says nothing of its own."""
-
-_READS = re.compile(r"\$\{(?:up|or):([^}]*)\}")
 
 
 @dataclasses.dataclass
@@ -161,8 +159,8 @@ def _note_router(cfg: DictConfig, root: str) -> list[str]:
     if not isinstance(router, Mapping) or "${up:router}" not in str(whole):  # no mixture reads it
         return []
     notes = [f"router: is not stated, so {router['kind']} chooses the experts (router=… takes another)"]
-    usual = {name: re.fullmatch(rf"\$\{{or:{name},(\d+)\}}", str(router.get(name))) for name in ("n_experts", "top_k")}
-    told = [f"{name} is {found[1]}" for name, found in usual.items() if found and name not in body]
+    usual = {name: split_interpolation(router.get(name))[1] for name in ("n_experts", "top_k") if name not in body}
+    told = [f"{name} is {number}" for name, number in usual.items() if number is not None]
     also = [f"router: {' and '.join(told)}, as neither the model nor its router states it"] if told else []
     return [*([] if "router" in body else notes), *also]
 
@@ -327,17 +325,7 @@ def _reads(cfg: DictConfig, root: str) -> set[str]:
     if not isinstance(model, DictConfig):
         return set()
     body: Any = OmegaConf.to_container(model, resolve=False)
-    values = _strings(grammar.expand(body))
-    names = (name.strip() for value in values for found in _READS.findall(value) for name in found.split(","))
-    return {name for name in names if name.isidentifier()}
-
-
-def _strings(node: Any) -> Iterator[str]:
-    if isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _strings(child)
-    elif isinstance(node, str):
-        yield node
+    return grammar.find_names(grammar.expand(body))
 
 
 def _stateable(root: str, reads: set[str]) -> list[str]:
@@ -367,11 +355,11 @@ def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
             return None
         if OmegaConf.is_interpolation(node, part):
             text = OmegaConf.to_container(node, resolve=False)[part]  # type: ignore[index,call-overload]
-            names = _READS.findall(text)
-            if text.startswith("${or:") and not any(_states(cfg, root, name) for name in names[0].split(",")[:-1]):
+            names, literal = split_interpolation(text)
+            if literal is not None and not any(_states(cfg, root, name) for name in names):
                 OmegaConf.update(cfg, ".".join(parts[:depth]), {}, force_add=True)
                 return None
-            source = ".".join([names[0].split(",")[0], *parts[depth:]]) if names else "the original"
+            source = ".".join([names[0], *parts[depth:]]) if names else "the original"
             place = ".".join(parts[:depth])
             return f"{key}: '{place}' is what the rest of the model has too (set {source} instead)"
         node = find_mapping(node, part)
@@ -379,7 +367,7 @@ def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
 
 
 def _states(cfg: DictConfig, root: str, name: str) -> bool:
-    return not descend(cfg, f"{root}.{name.strip()}" if root else name.strip())[1]
+    return not descend(cfg, f"{root}.{name}" if root else name)[1]
 
 
 def _inside(overrides: Sequence[Override], root: str) -> list[str]:

@@ -46,8 +46,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from zoo.compose.gate import STATED, check_body, check_merged
 from zoo.compose.shorthand import expand_shorthand, find_choices
 from zoo.errors import ConfigError
-from zoo.grammar.omega import share_parses
-from zoo.grammar.resolvers import keep_interpolations
 from zoo.paths import conf_dir
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.yaml_file import read_yaml_text
@@ -108,8 +106,7 @@ def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label:
             own = label if path.startswith(PRIMARY) else f"{path}.yaml"
             check_merged(loaded.config, default.package or "", own)
     loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # merging needs none of its state
-    with keep_interpolations():
-        return loader._compose_config_from_defaults_list(defaults.defaults, repo)
+    return loader._compose_config_from_defaults_list(defaults.defaults, repo)
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
@@ -119,8 +116,7 @@ def get_failure(job_return: JobReturn) -> BaseException:
 
 def apply_override(override: Override, cfg: DictConfig) -> None:
     """Set, add or delete one value. Raises HydraException or OmegaConfBaseException where that cannot be."""
-    with keep_interpolations():
-        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
 
 
 def format_value(override: Override, value: Any) -> str:
@@ -158,7 +154,6 @@ def open_repository(*folders: Path) -> CachingConfigRepository:
     """Open the groups and files of conf/, then those of the user's folders: a packaged file wins over one of the same
     name."""
     version.setbase("1.3")
-    share_parses()
     registry = SourcesRegistry.instance()
     for source in (FileConfigSource, StructuredConfigSource, UserFolder):
         registry.register(source)

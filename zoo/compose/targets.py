@@ -281,13 +281,10 @@ class Composer:
 
 def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
     """Write the config as YAML. Raises ConfigError when an interpolation leads nowhere."""
-    from zoo.grammar import register_resolvers
+    from zoo import grammar
 
-    register_resolvers()
-    try:
-        return OmegaConf.to_yaml(cfg, resolve=resolve)
-    except OmegaConfBaseException as error:
-        raise ConfigError(shorten_error(error)) from error
+    body: Any = OmegaConf.to_container(cfg, resolve=False)
+    return OmegaConf.to_yaml(OmegaConf.create(grammar.resolve(body) if resolve else body))
 
 
 def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:

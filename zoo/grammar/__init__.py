@@ -2,11 +2,11 @@
 
 from zoo.grammar.contract import contract, find_names
 from zoo.grammar.dialect import expand, find_owner, is_slot
+from zoo.grammar.interpolation import resolve
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
 from zoo.grammar.reading import to_spec, to_tree
-from zoo.grammar.resolvers import register_resolvers
 
 __all__ = [
     "AXES",
@@ -22,7 +22,7 @@ __all__ = [
     "find_owner",
     "from_dict",
     "is_slot",
-    "register_resolvers",
+    "resolve",
     "to_body",
     "to_dict",
     "to_essentials",

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
+from zoo.grammar.interpolation import Scope, settle
 from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
 from zoo.spec import Node, Spec
 
@@ -21,14 +20,14 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
     for tower in TOWERS:
         if isinstance(patch := root.get(tower), Mapping):
             found[tower] = _contract_keys(patch, root)
-    settled = settle(found, ())
+    settled = settle(Scope(found))
     known = KNOWN | BOTH | SHARED.keys() | set(TOWERS) | find_names(expand(settled))
     return {key: value for key, value in settled.items() if key in known and not (key == "layers" and not value)}
 
 
 def find_names(body: Mapping[Any, Any]) -> set[str]:
     """Find the names that a body's interpolations look up."""
-    return set(re.findall(r"\w+", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))
+    return set(re.findall(r"\b[^\W\d]\w*", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))
 
 
 def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -57,24 +56,6 @@ def _find_rest(fields: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str,
         inner = _find_rest(value, usual) if both and usual.keys() <= value.keys() else value  # type: ignore[union-attr,arg-type]
         rest[key] = inner
     return rest
-
-
-def settle(node: Any, scopes: tuple[Mapping[Any, Any], ...]) -> Any:
-    """Write numbers in place of the interpolations that are left, such as a window that is the model's."""
-    if isinstance(node, Mapping):
-        return {key: settle(value, (node, *scopes)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [settle(value, scopes) for value in node]
-    match = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", node) if isinstance(node, str) else None
-    if match is None:
-        return node
-    names = [name.strip() for name in match[2].split(",")]
-    literal = names.pop() if match[1] == "or" else None
-    for scope in scopes[1:]:
-        for name in names:
-            if name in scope and not isinstance(scope[name], Mapping):
-                return settle(scope[name], scopes[1:])
-    return node if literal is None else yaml.safe_load(literal)
 
 
 def _contract_node(node: Any, base: type[Node], around: Any) -> Any:

@@ -9,14 +9,12 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields
+from zoo.grammar.interpolation import Scope
 from zoo.grammar.keys import BASES, TOWERS
-from zoo.grammar.resolvers import record_reads, register_resolvers
 from zoo.grammar.towers import split_towers
 from zoo.model.attention import Attention
 from zoo.model.position import Position
@@ -117,12 +115,11 @@ def _takes_position(node: Mapping[Any, Any]) -> bool:
 
 def _drop_idle(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
     """Take the keys out of layer patches that no layer of that kind reads."""
-    register_resolvers()
     try:
-        with record_reads() as asked:
-            towers = split_towers(OmegaConf.create(root), [])
+        towers = split_towers(Scope(root), [])
+        asked = set().union(*(tower.asked for tower in towers))
         found = [(tower.prefix, *each) for tower in towers for each in tower.list_idle(asked)]
-    except (ConfigError, OmegaConfBaseException):  # what is missing is told when the Spec is read
+    except ConfigError:  # what is missing is told when the Spec is read
         return
     for prefix, layer, key in found:
         scope = root[prefix[:-1]] if prefix and "layers" in root.get(prefix[:-1], {}) else root

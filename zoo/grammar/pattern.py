@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
 from zoo.errors import did_you_mean
+from zoo.grammar.interpolation import Scope, to_plain
 from zoo.grammar.patches import lay_patch
 
 PLAIN = "layer"
@@ -21,41 +20,35 @@ RULE = ("every", "is", "else")
 """Keys of a pattern that is a rule."""
 
 MOST_NAMES = 10_000
-"""Entries of a pattern's list at most: OmegaConf takes 0.3 ms for each."""
+"""Entries of a pattern's list at most: OmegaConf, which composes it, takes 0.3 ms for each."""
 
 
-def find_long_patterns(node: DictConfig) -> list[str]:
-    """Find the patterns of a model and of its towers whose lists are too long to be read."""
-    faults = []
-    for place in ("pattern", "encoder.pattern", "decoder.pattern"):
-        pattern = OmegaConf.select(node, place, throw_on_resolution_failure=False)
-        if isinstance(pattern, ListConfig) and len(pattern) > MOST_NAMES:
-            faults.append(f"{place}: has {len(pattern):,} entries (at most {MOST_NAMES:,}; name*3 stands for three)")
-    return faults
-
-
-def get_kinds(root: DictConfig) -> DictConfig:
-    """Return the named kinds of layer; none where `layers` is no mapping, which `read_pattern` reports."""
+def get_kinds(root: Scope) -> dict[Any, Any]:
+    """Return the patches of the named kinds of layer; none where `layers` is no mapping, which `read_pattern`
+    reports."""
     layers = root.get("layers")
-    return layers if isinstance(layers, DictConfig) else OmegaConf.create({})
+    return layers.node if isinstance(layers, Scope) and layers.is_mapping else {}
 
 
-def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
+def read_pattern(root: Scope) -> tuple[list[str], list[str]]:
     """List the kind of each layer, first to last, and the faults found. `name*3` stands for three layers; the list
     repeats up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local. The rule
     `{every: 4, is: full}` is [layer*3, full]."""
-    n_layers, kinds = root.get("n_layers"), [str(name) for name in get_kinds(root)]
-    layers = root.get("layers")
-    if layers is not None and not isinstance(layers, DictConfig):
-        return [PLAIN], [f"layers: is {layers!r}, not a mapping of names to patches of the model's keys"]
-    if n_layers is None and "n_layers" not in root:
+    n_layers, kinds, layers = root.read("n_layers"), [str(name) for name in get_kinds(root)], root.get("layers")
+    if layers is not None and not (isinstance(layers, Scope) and layers.is_mapping):
+        return [PLAIN], [f"layers: is {to_plain(layers)!r}, not a mapping of names to patches of the model's keys"]
+    if n_layers is None and "n_layers" not in root.node:
         return [PLAIN], ["n_layers: is missing (a whole number above 0: n_layers: 8)"]
     if not isinstance(n_layers, int) or isinstance(n_layers, bool) or n_layers < 1:
         return [PLAIN], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
     if n_layers > MOST_LAYERS:
         return [PLAIN], [f"n_layers: is {n_layers:,} (at most {MOST_LAYERS:,} would do)"]
     problems: list[str] = []
-    names = _read_names(root.get("pattern") or [PLAIN], kinds, problems)
+    pattern = root.read("pattern") or [PLAIN]
+    if isinstance(pattern, list) and len(pattern) > MOST_NAMES:
+        found = f"has {len(pattern):,} entries (at most {MOST_NAMES:,}; name*3 stands for three)"
+        return [PLAIN], [f"pattern: {found}"]
+    names = _read_names(pattern, kinds, problems)
     if not names:
         return [PLAIN], problems or ["pattern: is empty (name at least one layer)"]
     each = [names[index % len(names)] for index in range(n_layers)]
@@ -70,12 +63,10 @@ def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
 
 def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str]:
     """Read the names of one repeat of the pattern."""
-    if isinstance(pattern, DictConfig):
+    if isinstance(pattern, dict):
         pattern = _read_rule(pattern, problems)
-    if not OmegaConf.is_list(pattern) and not isinstance(pattern, list):
-        pattern = [pattern]
     names: list[str] = []
-    for item in pattern:
+    for item in pattern if isinstance(pattern, list) else [pattern]:
         match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\*\s*(\d+))?\s*", str(item))
         if match is None:
             problems.append(f"pattern: cannot read {item!r} (a layer's name, or name*3)")
@@ -89,7 +80,7 @@ def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str
     return names
 
 
-def _read_rule(rule: DictConfig, problems: list[str]) -> list[str]:
+def _read_rule(rule: dict[Any, Any], problems: list[str]) -> list[str]:
     """Read `{every: 4, is: full}` as [layer*3, full]; `else` names the other layers."""
     if strange := [str(key) for key in rule if key not in RULE]:
         problems.append(f"pattern.{strange[0]}: no such key{did_you_mean(strange[0], RULE)} (every, is, else)")
@@ -103,12 +94,10 @@ def _read_rule(rule: DictConfig, problems: list[str]) -> list[str]:
     return []
 
 
-def lay_kind(root: DictConfig, name: str, problems: list[str]) -> DictConfig:
+def lay_kind(root: Scope, name: str, problems: list[str]) -> Scope:
     """Lay a kind's patch over the model's keys: the result is what layers of that kind see."""
-    patch = get_kinds(root).get(name)
+    layers = root.get("layers")
+    patch = layers.get(name) if isinstance(layers, Scope) and name in layers.keys else None
     if patch is None:
         return root
-    raw = OmegaConf.to_container(root, resolve=False)
-    assert isinstance(raw, dict)
-    plain = OmegaConf.to_container(patch, resolve=False) if OmegaConf.is_config(patch) else patch
-    return OmegaConf.create(lay_patch(raw, plain, f"layers.{name}", problems))
+    return Scope(lay_patch(root.node, patch.node if isinstance(patch, Scope) else patch, f"layers.{name}", problems))

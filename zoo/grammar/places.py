@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from zoo.grammar import omega
+from zoo.grammar.interpolation import Scope, split_interpolation
 from zoo.grammar.pattern import get_kinds
 from zoo.grammar.towers import TowerNode
 
@@ -45,28 +43,31 @@ def _locate(path: list[str], tower: TowerNode) -> str:
     where = ".".join(path) or tower.name
     if path[:1] == ["blocks"] and len(path) > 1:
         where = _follow(tower.scopes[path[1]], ["block", *path[2:]])
-        patch = get_kinds(tower.root).get(path[1])
-        if isinstance(patch, DictConfig) and OmegaConf.select(patch, where) is not None:
+        if _states(get_kinds(tower.root).get(path[1]), where):
             where = f"layers.{path[1]}.{where}"
     elif path:
         where = _follow(tower.root, path)
-    own = tower.name and where and OmegaConf.select(tower.patch, where) is not None
+    own = tower.name and where and _states(tower.patch, where)
     return f"{tower.prefix if own else ''}{where or 'model'}"
 
 
-def _follow(scope: DictConfig, path: list[str]) -> str:
+def _states(node: Any, place: str) -> bool:
+    """Tell whether a patch states a value at a dotted key."""
+    for step in place.split("."):
+        node = node.get(step) if isinstance(node, Mapping) else None
+    return node is not None
+
+
+def _follow(scope: Scope, path: list[str]) -> str:
     """Follow the interpolations of a path: `block.attention.n_heads` is `n_heads` where it says `${up:n_heads}`."""
-    node: Any = scope
+    node: Any = scope.node
     for index, step in enumerate(path):
-        raw = omega.get_raw_child(node, step) if isinstance(node, DictConfig) and step in node else None
-        if raw is None:
+        node = node.get(step) if isinstance(node, Mapping) else None
+        if node is None:
             break
-        text = str(omega.get_raw_value(raw)) if omega.is_interpolation(raw) else ""
-        if re.fullmatch(r"\$\{(?:up|or):\s*([\w]+).*\}", text):
-            names = re.findall(r"\w+", text)[1:]
-            source = next((each for each in names if each in scope), None)
+        if names := split_interpolation(node)[0]:
+            source = next((each for each in names if each in scope.node), None)
             if source is None:
                 break
             return _follow(scope, [source, *path[index + 1 :]])
-        node = raw
     return ".".join(path)

@@ -11,27 +11,30 @@ from pydantic import ValidationError
 
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand
+from zoo.grammar.interpolation import Scope, find_unresolvable
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
-from zoo.grammar.pattern import find_long_patterns
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
-from zoo.grammar.resolvers import find_unresolvable, record_reads, register_resolvers
 from zoo.grammar.strangers import drop_translated, find_strangers
 from zoo.grammar.towers import read_fields, split_towers
 from zoo.model.tower import Topology
 
 
-def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
+def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> Any:
     """Read the Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
 
     `touched` are the keys that the user overrode: one that nothing reads is refused, so that no wish is dropped
     silently.
     """
     problems: list[str] = []
-    with record_reads() as asked:  # whatever any interpolation names
-        root = _to_root(node)
-        towers = split_towers(root, problems)
-    with record_reads() as read:  # what the components at work name
-        trees = {tower.name: tower.read(problems, asked) for tower in towers}
+    root = to_root(node)
+    asked = root.take_reads()  # whatever any interpolation names
+    towers = split_towers(root, problems)
+    asked |= set().union(*(tower.asked for tower in towers))
+    read: set[str] = set()  # what the components at work name
+    trees = {}
+    for tower in towers:
+        trees[tower.name], names = tower.read(problems, asked)
+        read |= names
     problems += find_strangers(root, asked | read, towers)
     problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked, read)]
     tree, named = _join(root, trees), {tower.name: tower for tower in towers}
@@ -46,30 +49,23 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
     return spec
 
 
-def to_tree(node: DictConfig) -> dict[str, Any]:
+def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
     """Read the plain data from which `to_spec` makes a Spec, unchecked: a value of the model's file stands at every
     place that asks for it."""
-    root = _to_root(node)
-    return _join(root, {tower.name: tower.read([], set()) for tower in split_towers(root, [])})
+    root = to_root(node)
+    return _join(root, {tower.name: tower.read([], set())[0] for tower in split_towers(root, [])})
 
 
-def _to_root(node: DictConfig) -> DictConfig:
+def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
     """Copy the node as a root of its own. Raises ConfigError where an interpolation leads nowhere."""
-    register_resolvers()
-    if faults := find_long_patterns(node):
-        raise ConfigError(*faults)
-    raw = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(raw, dict)
-    root = OmegaConf.create(expand(raw))
-    assert isinstance(root, DictConfig)
-    with record_reads() as asked:
-        faults = find_unresolvable(root)
-    if faults:  # a key that is spelt wrongly may be why
-        raise ConfigError(*find_strangers(root, asked, ()), *drop_translated(faults, root))
+    raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    root = Scope(expand(raw))
+    if faults := find_unresolvable(root):  # a key that is spelt wrongly may be why
+        raise ConfigError(*find_strangers(root, root.take_reads(), ()), *drop_translated(faults, root))
     return root
 
 
-def _join(root: DictConfig, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _join(root: Scope, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Join the data of the whole model: that of its only tower, or its own fields and those of its two."""
     return trees.get("") or {**read_fields(root, BOTH), **trees}
 

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import CheckpointError, ConfigError
+from zoo.grammar.interpolation import RESOLVERS
 from zoo.grammar.plain import from_dict
-from zoo.grammar.resolvers import RESOLVERS
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.text import quote, shorten

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig
-
 from zoo.errors import did_you_mean
-from zoo.grammar import omega
 from zoo.grammar.dialect import find_owner
+from zoo.grammar.interpolation import Scope
 from zoo.grammar.keys import BOTH, KNOWN, TOWERS
 from zoo.grammar.towers import TowerNode
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.spec.foreign import FOREIGN, translate_name
 
 
-def find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
+def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
     """List the keys that are no field and no axis, and that no interpolation names."""
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
-    strange = [str(key) for key in root if key not in whole]
-    faults = [f"{key}: {find_owner(key, root) or describe_stranger(key, root, whole)}" for key in strange]
+    strange = [str(key) for key in root.node if key not in whole]
+    faults = [f"{key}: {find_owner(key, root.node) or describe_stranger(key, root.node, whole)}" for key in strange]
     for tower in towers:
         strange = [str(key) for key in tower.patch if key not in known]
         faults += [f"{tower.prefix}{key}: {describe_stranger(key, tower.patch, known)}" for key in strange]
@@ -30,19 +28,12 @@ def find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNode
 
 def describe_stranger(key: str, node: Mapping[Any, Any], known: Collection[str]) -> str:
     """Say that there is no such key, and what was meant: another library's name for one of ours, or a slip."""
-    ours = translate_name(key, _get_plain(node, key))
+    value = node.get(key)  # as it is stated
+    ours = translate_name(key, None if isinstance(value, Mapping | list) or "${" in str(value) else value)
     return f"no such key{f' ({ours})' if ours else did_you_mean(key, known)}"
 
 
-def drop_translated(faults: Iterable[str], root: DictConfig) -> list[str]:
+def drop_translated(faults: Iterable[str], root: Scope) -> list[str]:
     """Leave out that a key is missing, where it is there under another library's name, which has a line."""
-    there = {FOREIGN[str(key)] for key in root if key not in KNOWN and str(key) in FOREIGN}
+    there = {FOREIGN[str(key)] for key in root.node if key not in KNOWN and str(key) in FOREIGN}
     return [fault for fault in faults if not any(fault.startswith(f"{key}: is missing") for key in there)]
-
-
-def _get_plain(node: Mapping[Any, Any], key: str) -> Any:
-    """Read a value as it is stated; None for a mapping and for an interpolation."""
-    if isinstance(node, DictConfig):
-        raw = omega.get_raw_child(node, key)
-        return None if raw is None or omega.is_interpolation(raw) else omega.get_raw_value(raw)
-    return node.get(key)

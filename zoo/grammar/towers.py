@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.interpolation import Scope, find_unresolvable, to_plain
 from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
-from zoo.grammar.resolvers import find_unresolvable, record_reads
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import Head, VocabularyHead
 from zoo.spec.faults import describe_no_node, describe_unknown_kind
@@ -21,9 +19,9 @@ from zoo.spec.foreign import translate_name
 class TowerNode:
     """The YAML of one tower. `name` is "" in a model that has only one."""
 
-    def __init__(self, name: str, root: DictConfig, problems: list[str], patch: Any = None) -> None:
+    def __init__(self, name: str, root: Scope, problems: list[str], patch: Any = None) -> None:
         self.name, self.root = name, root
-        self.patch = patch if isinstance(patch, DictConfig) else OmegaConf.create({})
+        self.patch: dict[Any, Any] = patch if isinstance(patch, dict) else {}
         self.prefix = f"{name}." if name else ""
         self.names, found = read_pattern(root)
         self.scopes = {kind: lay_kind(root, kind, found) for kind in dict.fromkeys(self.names)}
@@ -33,6 +31,8 @@ class TowerNode:
         problems += [self.prefix + fault for fault in found]
         if unresolvable:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
+        self.asked = set().union(*(scope.take_reads() for scope in (root, *self.scopes.values())))
+        """Whatever any interpolation names."""
 
     def _find_unresolvable(self) -> list[str]:
         """List what leads nowhere in the kinds of layer: a line for each fault, that of several kinds at the first."""
@@ -43,9 +43,9 @@ class TowerNode:
         more = {fault: f"; so in {', '.join(places[1:])}" if places[1:] else "" for fault, places in found.items()}
         return [f"{places[0]}: {fault}{more[fault]}" for fault, places in found.items()]
 
-    def read(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
-        """Read the tower as plain data. Adds to `problems` the axes whose kind does not exist, and the keys of layer
-        patches that nothing reads."""
+    def read(self, problems: list[str], asked: set[str]) -> tuple[dict[str, Any], set[str]]:
+        """Read the tower as plain data, and the names that its components look up. Adds to `problems` the axes whose
+        kind does not exist, and the keys of layer patches that nothing reads."""
         problems += self._find_unknown_kinds()
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
@@ -54,16 +54,16 @@ class TowerNode:
                 stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
                 number = int(stated) if isinstance(stated, str) and stated.isdecimal() and len(stated) < 20 else stated
                 inner.setdefault("vocab_size", number if type(number) is int and number > 0 else 1)
+        own = self.root.take_reads()
         blocks, read = self._read_blocks()
         problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
-        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
+        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}, own.union(*read.values())
 
     def _read_blocks(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
         """Read each kind of layer as plain data, and the names of the keys that it looked up."""
         blocks, read = {}, {}
         for kind, scope in self.scopes.items():
-            with record_reads() as read[kind]:
-                blocks[kind] = to_plain(scope, "block")
+            blocks[kind], read[kind] = scope.read("block"), scope.take_reads()
         return blocks, read
 
     def list_idle(self, asked: set[str]) -> list[tuple[str, str]]:
@@ -76,7 +76,7 @@ class TowerNode:
         return [
             (kind, str(key))
             for kind, patch in patches.items()
-            for key in (patch if isinstance(patch, DictConfig) else ())
+            for key in (patch if isinstance(patch, dict) else ())
             if key not in read[kind] and key != "block"
         ]
 
@@ -86,11 +86,12 @@ class TowerNode:
         faults = []
         for axis, base in BASES.items():
             node, fault = self.root.get(axis), None
-            if isinstance(node, DictConfig):
-                if (kind := node.get("kind")) not in base.kinds:
+            if isinstance(node, Scope) and node.is_mapping:
+                kind = node.read("kind")
+                if not isinstance(kind, str) or kind not in base.kinds:
                     fault = describe_unknown_kind(base, kind)
             elif node is not None:
-                fault = describe_no_node(base, node)
+                fault = describe_no_node(base, to_plain(node))
             if fault is not None:
                 faults.append(f"{self.prefix if axis in self.patch else ''}{axis}: {fault.message()}")
         return faults
@@ -114,26 +115,20 @@ def is_task_head(part: str, node: Mapping[str, Any]) -> bool:
     return choice is not None and not issubclass(choice, VocabularyHead)
 
 
-def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:
+def split_towers(root: Scope, problems: list[str]) -> list[TowerNode]:
     """Split a model into its towers: the model itself, named "", unless it is an encoder-decoder."""
-    if root.get("kind") != EncoderDecoder.kind:
+    if root.read("kind") != EncoderDecoder.kind:
         return [TowerNode("", root, problems)]
-    raw = OmegaConf.to_container(root, resolve=False)
-    assert isinstance(raw, dict)
-    patches = {name: raw.pop(name, None) or {} for name in TOWERS}
+    shared = {key: value for key, value in root.node.items() if key not in TOWERS}
     scopes = {}
-    for name, patch in patches.items():
-        keys = lay_patch(lay_patch(raw, TOWER_DEFAULTS[name], name, problems), patch, name, problems)
-        scopes[name] = OmegaConf.create({key: value for key, value in keys.items() if value is not None})
-    return [TowerNode(name, scope, problems, root.get(name)) for name, scope in scopes.items()]
+    for name in TOWERS:
+        laid = lay_patch(
+            lay_patch(shared, TOWER_DEFAULTS[name], name, problems), root.node.get(name) or {}, name, problems
+        )
+        scopes[name] = Scope({key: value for key, value in laid.items() if value is not None})
+    return [TowerNode(name, scope, problems, root.node.get(name)) for name, scope in scopes.items()]
 
 
-def read_fields(root: DictConfig, fields: set[str]) -> dict[str, Any]:
+def read_fields(root: Scope, fields: set[str]) -> dict[str, Any]:
     """Read the model's kind and those of its keys that are `fields`, as plain data."""
-    return {str(key): to_plain(root, str(key)) for key in root if key in fields or key == "kind"}
-
-
-def to_plain(scope: DictConfig, key: str) -> Any:
-    """Convert the value of a key to plain data, interpolations resolved."""
-    value = scope.get(key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return {str(key): root.read(key) for key in root.node if key in fields or key == "kind"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from zoo.grammar.dialect import SHARED, find_usual, list_fields, list_files, list_slots
+from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES
 from zoo.model.tower import Topology
 from zoo.paths import conf_dir
@@ -84,17 +84,16 @@ class AxisChoice:
     def describe_filling(self, name: str, key: str) -> str:
         """Say what a field has where a model does not state the key that fills it: the next key that is looked up, a
         value, or that it must be stated."""
-        found = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(self.body.get(name)))
-        if found is None:
+        names, literal = split_interpolation(self.body.get(name))
+        if not names:
             return self.describe_default(name)
-        *keys, last = [each.strip() for each in found[2].split(",") if each.strip() != key] or [""]
-        if keys or (last and found[1] == "up"):
-            return _describe_value(f"${{{found[1]}:{','.join([*keys, last])}}}")
-        return last or f"must be stated where {name_axis(self.axis)} reads it"
+        if keys := [each for each in names if each != key]:
+            return _describe_names(keys, literal)
+        return literal or f"must be stated where {name_axis(self.axis)} reads it"
 
     def find_key(self, name: str) -> str | None:
         """Find the key of the model that fills a field, if any."""
-        found = list(_find_keys(self.body.get(name)))
+        found, _ = split_interpolation(self.body.get(name))
         return found[0] if found and found[0] not in list_axes() else None
 
 
@@ -106,10 +105,12 @@ def _describe_value(value: Any) -> str:
         return value.kind
     if isinstance(value, Mapping):
         return str(value.get("kind", "a mapping"))
-    if found := re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value)):
-        names = [name.strip() for name in found[2].split(",")]
-        return f"the model's {' or '.join(names)}" if found[1] == "up" else f"the model's {', or '.join(names)}"
-    return write_value(value)
+    names, literal = split_interpolation(value)
+    return _describe_names(names, literal) if names else write_value(value)
+
+
+def _describe_names(names: list[str], literal: str | None) -> str:
+    return f"the model's {' or '.join(names)}{'' if literal is None else f', or {literal}'}"
 
 
 def write_value(value: Any) -> str:
@@ -118,12 +119,6 @@ def write_value(value: Any) -> str:
         value = list(value)
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _find_keys(value: Any) -> Iterator[str]:
-    found = re.fullmatch(r"\$\{(up|or):([^{}]*)\}", str(value))
-    names = [name.strip() for name in found[2].split(",")] if found else []
-    yield from names[: len(names) - (found is not None and found[1] == "or")]
 
 
 @functools.cache
@@ -203,4 +198,4 @@ def _find_filled(spec: type[Spec], body: Mapping[str, Any]) -> Iterator[tuple[in
         if isinstance(value, Mapping) and name in slots and "${" not in str(value.get("kind")):
             yield from _find_filled(slots[name].kinds[value.get("kind", slots[name].default)], value)
         elif name != "kind":
-            yield from ((rank, key, read_fields(spec)[name]) for rank, key in enumerate(_find_keys(value)))
+            yield from ((rank, key, read_fields(spec)[name]) for rank, key in enumerate(split_interpolation(value)[0]))

@@ -12,6 +12,7 @@ from zoo.compose.composing import TRAINING, Composed, Memo, compose
 from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, cache_repository, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
 from zoo.errors import ConfigError
+from zoo.grammar import resolve
 from zoo.jobs.callback import Record
 from zoo.jobs.sweep import hash_config
 from zoo.training.planning import plan_training
@@ -50,6 +51,8 @@ class JobLoader(ConfigLoaderImpl):
     folder: str | None = None
     """The folder of the run or sweep, once it is made."""
     sweeps = False
+    resolves = False
+    """Whether the interpolations of the model are followed, for a config that is printed so."""
 
     @functools.cached_property
     def repo(self) -> CachingConfigRepository:
@@ -98,6 +101,9 @@ class JobLoader(ConfigLoaderImpl):
         self._place(composed.cfg)
         if self.sweeps and run_mode is RunMode.RUN:
             self._name_folder(composed)
+        if self.resolves:
+            model: Any = OmegaConf.to_container(composed.cfg[ROOT], resolve=False)
+            OmegaConf.update(composed.cfg, ROOT, resolve(model), merge=False)
         return composed.cfg
 
     def _name_folder(self, composed: Composed) -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from zoo.analysis.solve.search import find_crossing
 from zoo.errors import ConfigError
-from zoo.grammar import register_resolvers
+from zoo.grammar import resolve
 from zoo.jobs.forecast import Forecaster, price_run
 from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import Job, find_key, group_by_arm
@@ -212,8 +212,10 @@ def list_grains(plan: LaunchPlan, job: Job, by: str) -> tuple[int, ...]:
 
 def read_dimension(plan: LaunchPlan, job: Job, by: str) -> int:
     """The value of a dimension in a job's config. Raises ConfigError where it is no whole number."""
-    register_resolvers()
-    value = OmegaConf.select(plan.loader.compose_job(job.typed).cfg, find_place(by))
+    node: Any = OmegaConf.to_container(plan.loader.compose_job(job.typed).cfg, resolve=False)
+    value: Any = {**node, "model": resolve(node["model"])}
+    for key in find_place(by).split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{by} is {value!r} there (--match-by names a dimension that its model has)")
     return value

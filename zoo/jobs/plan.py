@@ -149,10 +149,8 @@ class LaunchPlan:
 
     def _follow(self) -> Any:
         """Run the one job as another process than the main one: without a folder of its own, and without Hydra."""
-        from zoo.grammar import register_resolvers
         from zoo.training.task import start_run
 
-        register_resolvers()
         return start_run(task_config(self.jobs[0]))
 
     def launch(self, folder: Path, jobs: Sequence[Job]) -> None:

@@ -17,14 +17,12 @@ def run_one_job(cfg: DictConfig) -> Any:
     from hydra.types import RunMode
 
     from zoo.errors import Pruned
-    from zoo.grammar import register_resolvers
     from zoo.jobs.pinning import count_workers, pin_worker
     from zoo.jobs.trials import pruned_as_trial
     from zoo.run.memory import release_memory
     from zoo.training.restarts import clear_for_restart, has_checkpoint
     from zoo.training.task import resume_run, start_run
 
-    register_resolvers()  # a worker starts without them
     folder, hydra = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
     try:
         if (workers := count_workers(hydra.launcher)) is not None:

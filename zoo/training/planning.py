@@ -86,7 +86,6 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
 
     `touched` are keys of the model that the user set (see `grammar.to_spec`).
     """
-    grammar.register_resolvers()
     faults: list[str] = []
     if not isinstance(model := cfg.get("model"), DictConfig):
         raise ConfigError(f"model: is {quote(model)}, not a mapping (model=NAME, or a model's keys below it)")
