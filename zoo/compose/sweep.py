@@ -1,38 +1,28 @@
 """Read the Spec of every point of a sweep: each combination of the values that the overrides of one model sweep over.
 
-Composing and reading a point takes some ten milliseconds, nearly all of it spent on interpolations. Points that differ
-in numbers alone share them. So the first such point is composed once more with marks, unmistakable numbers, in place of
-its own; wherever a mark ends up in the plain data of the Spec, the other points put their numbers.
+Composing takes most of the time of a point, and what a number changes there is the key that has it. So points that
+differ in numbers alone are composed once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from omegaconf import OmegaConf
 
-from zoo import grammar
+from zoo.compose.composing import Composed
 from zoo.compose.engine import IntervalSweep, Override
 from zoo.compose.overrides import format_override, list_alternatives, parse_overrides
 from zoo.compose.targets import Composer, spec_of_composed
 from zoo.errors import ConfigError
-from zoo.grammar.pattern import MOST_LAYERS
-from zoo.model.tower import Topology
 
-FEWEST = 3
-"""How many points must be alike before composing one with marks pays off."""
-
-MARK = 700_000_000_000_000
-"""The first of the numbers that stand for others: beyond any dimension, and exact as a float, halves too."""
-
-LAYERS, ANY_DEPTH = -1, "n_layers=*"
-"""The key of the number of layers, and the override that stands for any. It has no mark: it is the length of the
-pattern, not a number in the data."""
+DIGITS = 20
+"""Characters of a number that is put in place; a longer one is left to Hydra's grammar."""
 
 
 @dataclasses.dataclass
@@ -54,7 +44,7 @@ def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """
     composer = Composer(target)
     lines, keys = _lines(overrides, composer)
-    reader = _Reader(composer, lines)
+    reader = _Reader(composer)
     for line in lines:
         point = Point(list(line), {key: line[index].partition("=")[2] for index, key in keys.items()})
         try:
@@ -88,79 +78,48 @@ def _values(override: Override, faults: list[str]) -> list[str]:
 
 
 class _Reader:
-    """Reads the Specs of points, from a marked tree where enough points are alike."""
+    """Reads the Specs of points. The first of those that differ in numbers alone is composed; the others put theirs in
+    what it is composed of."""
 
-    def __init__(self, composer: Composer, lines: Sequence[tuple[str, ...]]) -> None:
+    def __init__(self, composer: Composer) -> None:
         self.composer = composer
-        self.alike = Counter(_marked(line)[0] for line in lines)
-        self.trees: dict[tuple[str, ...], Any] = {}
-        self.held: set[tuple[str, ...]] = set()
-        """Trees checked with a second number of layers."""
+        self.alike: dict[tuple[str, ...], Composed | None] = {}
+        """What points are composed of, by their overrides without numbers; None where a number decides more than its
+        own key, so that each point is composed."""
 
-    def spec(self, line: list[str]) -> Any:
+    def spec(self, line: Sequence[str]) -> Any:
         """Read the Spec of a point. Raises ConfigError with its faults."""
-        marked, numbers = _marked(line)
-        tree = self.trees.get(marked)
-        if tree is not None and (LAYERS not in numbers or marked in self.held):
-            try:
-                return Topology.parse(_filled(tree, numbers))
-            except ValidationError:
-                return self._composed(line)  # which says where the fault is
-        spec = self._composed(line)
-        if tree is not None and numbers[LAYERS] != len(tree["pattern"]):
-            self.held.add(marked)
-        if tree is None and numbers and marked not in self.trees and self.alike[marked] >= FEWEST:
-            tree = self._tree(marked, numbers)
-        if tree is not None:  # none where a number decides more than its own place
-            self.trees[marked] = tree if Topology.parse(_filled(tree, numbers)) == spec else None
+        numbers = {key: number for key, _, value in map(_split, line) if (number := _number(value)) is not None}
+        shape = tuple(key if key in numbers else text for key, text, _ in map(_split, line))
+        if (first := self.alike.get(shape)) is not None:
+            body: Any = functools.reduce(_put, numbers.items(), first.cfg)
+            return spec_of_composed(dataclasses.replace(first, cfg=body, typed=list(line)))
+        made = self.composer.compose(list(line))
+        spec = spec_of_composed(made)
+        if shape not in self.alike:
+            body = OmegaConf.to_container(made.cfg, resolve=False)
+            own = not made.left_out and functools.reduce(_put, numbers.items(), body) == body
+            self.alike[shape] = dataclasses.replace(made, cfg=body) if own else None
         return spec
 
-    def _composed(self, line: Sequence[str]) -> Any:
-        return spec_of_composed(self.composer.compose(list(line)))
 
-    def _tree(self, marked: Sequence[str], numbers: Mapping[float, float]) -> Any:
-        """Compose the plain data of a Spec with marks in it."""
-        line = [f"n_layers={numbers[LAYERS]}" if override == ANY_DEPTH else override for override in marked]
-        return grammar.to_tree(self.composer.compose(line).cfg)
-
-
-def _marked(line: Sequence[str]) -> tuple[tuple[str, ...], dict[float, float]]:
-    """Put marks in place of the numbers, and return the number of each mark: that of layers under `LAYERS`."""
-    numbers: dict[float, float] = {}
-    marked = []
-    for index, override in enumerate(line):
-        key, _, value = override.partition("=")
-        number = _number(value)
-        if key == "n_layers" and isinstance(number, int) and number <= MOST_LAYERS:  # more is refused when read
-            numbers[LAYERS] = number
-            override = ANY_DEPTH
-        elif number is not None and key.rpartition(".")[2] != "n_layers":  # a tower's: it decides that tower's pattern
-            mark = MARK + index if isinstance(number, int) else MARK + index + 0.5
-            numbers[mark] = number
-            override = f"{key}={mark!r}"
-        marked.append(override)
-    return tuple(marked), numbers
+def _split(override: str) -> tuple[str, str, str]:
+    """Split an override into its key, all of it, and its value."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+"), override, value
 
 
 def _number(value: str) -> int | float | None:
-    """Read a number above zero as Hydra's grammar does, or None; zero may stand for something of its own."""
-    if value.isascii() and value.isdigit() and not value.startswith("0"):
-        return int(value)
+    """Read a number as Hydra's grammar does, or None."""
     whole, point, part = value.partition(".")
-    return float(value) if point and (whole + part).isascii() and (whole + part).isdigit() and float(value) else None
+    if not (whole + part).isascii() or not (whole + part).isdigit() or len(value) > DIGITS:
+        return None
+    return float(value) if point else None if value != "0" and value.startswith("0") else int(value)
 
 
-def _filled(tree: Mapping[str, Any], numbers: Mapping[float, float]) -> dict[str, Any]:
-    """Put the numbers in place of their marks, and repeat the layers as often as asked for, if they are all alike."""
-    filled = _put(tree, numbers)
-    if LAYERS in numbers and len(set(filled.get("pattern", ()))) == 1:
-        filled["pattern"] = filled["pattern"][:1] * int(numbers[LAYERS])
-    return filled
-
-
-def _put(node: Any, numbers: Mapping[float, float]) -> Any:
-    if isinstance(node, dict):
-        return {key: _put(value, numbers) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_put(value, numbers) for value in node]
-    return numbers.get(node, node) if isinstance(node, int | float) else node
+def _put(node: Any, place: tuple[str, Any]) -> Any:
+    """Copy a mapping with a number at a dotted key, which must be there."""
+    key, _, rest = place[0].partition(".")
+    if not isinstance(node, dict) or key not in node:
+        return None
+    return {**node, key: _put(node[key], (rest, place[1])) if rest else place[1]}
