@@ -119,6 +119,13 @@ def test_options_reach_the_price(printed) -> None:
     assert json.loads(out) == zoo.stats("gpt2", context=64, batch=2, dtype="fp32", cache_dtype="fp8")
 
 
+def test_a_difference_names_its_whole_field_on_a_narrow_screen(printed) -> None:
+    out, _, _ = printed("diff", "llama3-8b", "gemma3-1b").partition(" total ")
+    folded = re.sub(r" +-? *\S* *\n +\.", ".", out)  # what goes on in the next line begins with a dot
+    assert "blocks.layer/global.attention.qk_norm.norm.weight_first" in folded
+    assert narrow(out) and "…" not in out
+
+
 def test_bytes_have_both_powers_beside_each_other(printed) -> None:
     assert "16.1 GB (15.0 GiB)" in printed("stats", "llama3-8b")
 

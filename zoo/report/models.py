@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,7 +122,7 @@ def make_diff_tables(
     header, rows = list_model_rows(labels, priced, differing=not everything)
     names = [_fitted(label, CELL) for label in labels]
     room = max(CELL, (measure_screen() - PATH - 6) // 2)
-    fields = [[_tail(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in list_field_rows(found)]
+    fields = [[_fold(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in list_field_rows(found)]
     tables = [make_table("", ["architecture", *names], fields)] if fields else []
     return [*tables, format_setting(priced), _table(header, rows)] if rows else tables
 
@@ -135,9 +136,14 @@ def _field(value: Any) -> str:
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _tail(path: str, width: int) -> str:
-    """Cut a long dotted path at its beginning, because its end names the field."""
-    return path if len(path) <= width else "…" + path[-(width - 1) :]
+def _fold(path: str, width: int) -> str:
+    """Fold a long dotted path before a dot; what goes on in the next line is indented."""
+    lines = [""]
+    for part in re.split(r"(?=\.)", path):
+        if len(lines[-1]) + len(part) > width and lines[-1].strip():
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- sweeps
