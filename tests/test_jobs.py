@@ -217,6 +217,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path) -> None:
             plan.make_folder()
 
 
+@pytest.mark.parametrize("name", ["${nope}", "${model.block.attention}"])
+def test_a_folder_whose_name_leads_nowhere_is_one_line(name: str, tmp_path) -> None:
+    with plan_launch([f"hydra.run.dir={tmp_path}/{name}"], check=False) as plan:
+        with pytest.raises(ConfigError) as caught:
+            plan.make_folder()
+        assert len(caught.value.faults) == 1 and caught.value.faults[0].startswith("hydra.run.dir: ")
+
+
 def test_an_outcome_that_was_not_written_whole_counts_as_none(tmp_path) -> None:
     for name, text in zip("abcd", ('{"status": "do', "[1]", "", '{"status": "done"}'), strict=True):
         (tmp_path / name).mkdir()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from zoo import runs
 from zoo.checkpoint.gguf import find
@@ -27,6 +28,7 @@ from zoo.compose.engine import (
     store_model,
     store_primary,
 )
+from zoo.compose.faults import shorten_error
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
@@ -63,7 +65,10 @@ class LaunchPlan:
     def find_folder(self) -> Path:
         """Find the folder that the config asks for."""
         cfg, key = self._compose_hydra(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
-        return Path(str(OmegaConf.select(cfg, key)))
+        try:
+            return Path(str(OmegaConf.select(cfg, key)))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {shorten_error(error)}") from error
 
     def make_folder(self) -> Path:
         """Make a folder for this run or sweep alone. Two that start in the same second get two."""
