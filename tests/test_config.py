@@ -17,8 +17,7 @@ from tiny import choices
 import zoo
 from zoo import grammar
 from zoo.compose import compose, load
-from zoo.compose.composing import TRAINING
-from zoo.compose.composing import compose as compose_body
+from zoo.compose.composing import TRAINING, Composed, Composition
 from zoo.compose.engine import open_repository
 from zoo.costs import price
 from zoo.errors import ConfigError
@@ -299,30 +298,26 @@ def test_faulty_yaml_in_a_file_that_is_included_is_no_traceback(folder: Path) ->
 # ---------------------------------------------------------------- training configs
 
 
+def compose_training(*overrides: str) -> Composed:
+    return Composition(open_repository(), TRAINING, "config", root="model").compose(overrides)
+
+
 def test_axes_and_keys_of_the_model_find_their_place_in_a_training_config() -> None:
-    composed = compose_body(
-        open_repository(),
-        TRAINING,
-        ["attention=mqa", "model.position=alibi", "model.bias=true"],
-        label="config",
-        root="model",
-    )
+    composed = compose_training("attention=mqa", "model.position=alibi", "model.bias=true")
     assert composed.faults == []
     assert composed.cfg.model.attention.n_kv_heads == 1
     assert composed.overrides == ["attention@model.attention=mqa", "position@model.position=alibi", "++model.bias=true"]
 
 
 def test_another_models_axes_are_those_that_count() -> None:
-    composed = compose_body(
-        open_repository(), TRAINING, ["router=softmax_topk", "model=mixtral-tiny"], label="c", root="model"
-    )
+    composed = compose_training("router=softmax_topk", "model=mixtral-tiny")
     assert composed.faults == []
     assert composed.choices["model"] == "mixtral-tiny"
 
 
 def test_a_key_of_the_model_needs_no_prefix_in_a_training_config() -> None:
     typed = ["n_layers=2", "attention.softcap=50", "steps=3", "lr=3"]
-    composed = compose_body(open_repository(), TRAINING, typed, label="c", root="model")
+    composed = compose_training(*typed)
     assert composed.faults == ["lr: unknown key (did you mean 'optim.lr'?)"]
     assert composed.overrides == ["model.n_layers=2", "++model.attention.softcap=50", "steps=3"]
     model = composed.cfg.model

@@ -6,14 +6,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.patches import lay_patch
-from zoo.paths import conf_dir
+from zoo.paths import conf_dir, list_conf, read_conf
 
 
 def read_models() -> list[dict[str, Any]]:
@@ -21,7 +18,7 @@ def read_models() -> list[dict[str, Any]]:
 
     The parts are the choices and the fields of choices that its file names, wherever in it they stand.
     """
-    files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
+    files = _read_files()
     models = [_about(name, files) | {"parts": sorted(_list_parts(_read_whole(name, files)))} for name in files]
     return sorted(models, key=lambda m: (m["params"], m["name"]))
 
@@ -91,8 +88,12 @@ def _list_parts(node: Any, key: str = "") -> set[str]:
 
 def read_bodies() -> dict[str, dict[str, Any]]:
     """Read the YAML of every packaged model. One that starts from another has its own keys laid over that one's."""
-    files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
-    return {name: _read_whole(name, files) for name in sorted(files)}
+    files = _read_files()
+    return {name: _read_whole(name, files) for name in files}
+
+
+def _read_files() -> dict[str, Any]:
+    return {name: read_conf(f"model/{name}") for name in list_conf("model")}
 
 
 def _read_whole(name: str, files: dict[str, Any]) -> dict[str, Any]:
@@ -110,11 +111,6 @@ def _is_axis(key: str) -> bool:
 
 def _text(model: Mapping[str, Any]) -> str:
     return " ".join([*(str(model[key]) for key in ("name", "title", "note", "source")), *model["parts"]]).casefold()
-
-
-def _read(path: Path) -> Any:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it: ten times as fast
-    return yaml.load(path.read_text(encoding="utf-8"), loader)
 
 
 def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:

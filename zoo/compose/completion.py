@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.compose.composing import TRAINING, Composed, compose
+from zoo.compose.composing import TRAINING, Composed, Composition
 from zoo.compose.engine import CachingConfigRepository, open_repository
 from zoo.compose.faults import list_children
-from zoo.compose.targets import find_target, list_defaults, list_packaged
+from zoo.compose.targets import Composer, list_packaged
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, DIMS
 
@@ -83,10 +83,7 @@ class _Completer:
 
 def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRepository, Composed]:
     if target is None:
-        repo = open_repository()
-        return repo, compose(repo, TRAINING, typed, label="config", root="model")
-    found = find_target(target)
-    repo = open_repository(*([found.folder] if found.folder else []))
-    return repo, compose(
-        repo, list_defaults(found.body, repo, found.label, spelled=found.spelled), typed, label=found.label
-    )
+        composer = Composition(open_repository(), TRAINING, "config", root="model")
+        return composer.repo, composer.compose(typed)
+    composer = Composer(target)
+    return composer.repo, composer.compose(list(typed))

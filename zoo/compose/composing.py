@@ -82,16 +82,64 @@ class Base:
 
 
 @dataclasses.dataclass
-class Memo:
-    """A cache for composing the same body again: bases and defaults lists by their choices, parsed overrides by their
-    text."""
+class Composition:
+    """A body with its defaults list, to be composed under overrides, once or many times.
 
+    What was composed before is kept: bases and defaults lists by the choices in them, parsed overrides by their text.
+    """
+
+    repo: CachingConfigRepository
+    body: Mapping[str, Any]
+    label: str
+    """The body's name in messages."""
+    root: str = ""
+    """The model's place in it; "" for a model alone."""
+    with_hydra: bool = False
+    trusted: bool = False
+    """Whether the body need not pass the gate (`zoo.compose.gate`)."""
     name: str = dataclasses.field(default_factory=name_primary)
     bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
-    def parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Compose the body under Hydra overrides. Faulty ones are left out and listed; a faulty body raises
+        ConfigError, as nothing can be composed from it."""
+        faults: list[str] = []
+        parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
+        choosing = [override for override in parsed if _may_choose(override, self.repo)]
+        key = tuple(format_override(override) for override in choosing)
+        if key not in self.bases:
+            self.bases[key] = self._make_base(choosing)
+        base = self.bases[key]
+        values = [each for each in parsed if each not in choosing or format_override(each) in base.rest]
+        cfg = copy.deepcopy(base.cfg)
+        faults += base.faults
+        applied = _apply(cfg, values, self.root, _stateable(self.root, base.reads), faults)
+        notes = [*note_repeated(parsed), *_note_router(self.find_model(cfg))]
+        cfg, left_out = self._drop_leftovers(cfg, base.groups, applied)
+        return Composed(
+            cfg=cfg,
+            faults=faults,
+            overrides=[format_override(o) for o in [*base.groups, *applied]],
+            touched=_inside(applied, self.root),
+            choices=base.choices,
+            typed=list(overrides),
+            notes=[*notes, *left_out],
+            left_out=left_out,
+        )
+
+    def find_model(self, cfg: DictConfig) -> dict[Any, Any] | None:
+        """Find the model's body as plain data. Raises ConfigError where an interpolation that leads nowhere stands in
+        its place."""
+        try:
+            model = cfg.get(self.root) if self.root else cfg
+        except FAULTS as error:
+            raise ConfigError(f"{self.label}: {self.root}: {shorten_error(error, {})}") from error
+        found: Any = OmegaConf.to_container(model, resolve=False) if isinstance(model, DictConfig) else None
+        return found if isinstance(found, dict) else None
+
+    def _parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
         """Parse each override that Hydra's grammar can read and that is no sweep; the others go to `faults`."""
         parsed = []
         for typed in overrides:
@@ -102,61 +150,61 @@ class Memo:
             faults += self.read[typed][1]
         return parsed
 
+    def _make_base(self, choosing: Sequence[Override]) -> Base:
+        """Compose the body under the choices alone. Raises ConfigError when that is impossible."""
+        faults: list[str] = []
+        with store_primary(self.body, self.name, trusted=self.trusted) as name:
+            try:
+                choices = Choices(self.repo, name, self.root, self.with_hydra, faults, lists=self.lists)
+                found, groups, values = choices.settle(choosing)
+                cfg = merge_defaults(found, self.repo, self.label)
+            except FAULTS as error:
+                raise ConfigError(f"{self.label}: {shorten_error(error, {name: self.label})}") from error
+        self.find_model(cfg)  # or say why not
+        for node in (cfg, cfg.get(self.root) if self.root else None):
+            late = node.pop(LATE, None) if isinstance(node, DictConfig) else None
+            for key, value in (late or {}).items():
+                OmegaConf.update(node, str(key), value, merge=False)  # type: ignore[arg-type]
+        OmegaConf.set_struct(cfg, True)
+        reads = grammar.find_names(grammar.expand(self.find_model(cfg) or {}))
+        faults += _unread(groups, self.root, reads)
+        rest = frozenset(format_override(override) for override in values)
+        return Base(cfg, found.overrides.known_choices, groups, rest, reads, faults)
 
-def compose(
-    repo: CachingConfigRepository,
-    body: Mapping[str, Any],
-    overrides: Sequence[str],
-    *,
-    label: str,
-    root: str = "",
-    with_hydra: bool = False,
-    memo: Memo | None = None,
-    trusted: bool = False,
-) -> Composed:
-    """Compose `body` with its defaults list, under Hydra overrides.
-
-    `label` names the body in messages, `root` is the model's place in it ("" for a model alone). Faulty overrides are
-    left out and listed; a faulty body raises ConfigError, as nothing can be composed from it. A `memo` is of one repo
-    and body. A `trusted` body need not pass the gate (`zoo.compose.gate`).
-    """
-    memo = memo or Memo()
-    faults: list[str] = []
-    parsed = [part for each in memo.parse(overrides, faults) for part in split_choice(each, root)]
-    choosing = [override for override in parsed if _may_choose(override, repo)]
-    key = tuple(format_override(override) for override in choosing)
-    base = memo.bases.get(key)
-    if base is None:
-        base = memo.bases[key] = _base(
-            repo, body, choosing, memo, label=label, root=root, with_hydra=with_hydra, trusted=trusted
+    def _drop_leftovers(
+        self, cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override]
+    ) -> tuple[DictConfig, list[str]]:
+        """Leave out what no choice reads any more, where the user swapped one, with a line about it."""
+        places = [each.package or each.key_or_group for each in groups if not each.is_delete()]
+        chosen, inner = {each.removeprefix(f"{self.root}.") for each in places}, _inside(values, self.root)
+        placed = [each.removesuffix(".kind") for each in inner]
+        chosen |= {each for each in placed if each.split(".")[-1] in grammar.AXES and "." in each}
+        swapped = [axis for axis in grammar.AXES if any(each.split(".")[-1] == axis for each in chosen)]
+        body = self.find_model(cfg) if swapped else None
+        if body is None:
+            return cfg, []
+        typed = [each for each in inner if each not in chosen and not each.endswith(".kind")]
+        body, gone = grammar.drop_leftovers(body, swapped, [*typed, *chosen])
+        if not gone:
+            return cfg, []
+        if self.root:
+            OmegaConf.update(cfg, self.root, body, merge=False)
+        else:
+            cfg = DictConfig(body)
+            OmegaConf.set_struct(cfg, True)
+        own = [each for each in values if each.key_or_group.removesuffix(".kind").split(".")[-1] in swapped]
+        choices = ", ".join(
+            f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
+            for each in [*groups, *own]
         )
-    values = [each for each in parsed if each not in choosing or format_override(each) in base.rest]
-    cfg = copy.deepcopy(base.cfg)
-    faults += base.faults
-    applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
-    notes = [*note_repeated(parsed), *_note_router(cfg, root)]
-    cfg, left_out = _drop_leftovers(cfg, base.groups, applied, root)
-    return Composed(
-        cfg=cfg,
-        faults=faults,
-        overrides=[format_override(o) for o in [*base.groups, *applied]],
-        touched=_inside(applied, root),
-        choices=base.choices,
-        typed=list(overrides),
-        notes=[*notes, *left_out],
-        left_out=left_out,
-    )
+        return cfg, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
 
 
-def _note_router(cfg: DictConfig, root: str) -> list[str]:
+def _note_router(body: dict[Any, Any] | None) -> list[str]:
     """Say which router a mixture of experts takes where its model states none, and how many experts."""
-    model = cfg.get(root) if root else cfg
-    if not isinstance(model, DictConfig):
-        return []
-    body: Any = OmegaConf.to_container(model, resolve=False)
-    whole = grammar.expand(body)
+    whole = grammar.expand(body or {})
     router = whole.get("router")
-    if not isinstance(router, Mapping) or "${up:router}" not in str(whole):  # no mixture reads it
+    if body is None or not isinstance(router, Mapping) or "${up:router}" not in str(whole):  # no mixture reads it
         return []
     notes = [f"router: is not stated, so {router['kind']} chooses the experts (router=… takes another)"]
     usual = {name: split_interpolation(router.get(name))[1] for name in ("n_experts", "top_k") if name not in body}
@@ -165,77 +213,9 @@ def _note_router(cfg: DictConfig, root: str) -> list[str]:
     return [*([] if "router" in body else notes), *also]
 
 
-def _drop_leftovers(
-    cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override], root: str
-) -> tuple[DictConfig, list[str]]:
-    """Leave out what no choice reads any more, where the user swapped one."""
-    chosen = {(each.package or each.key_or_group).removeprefix(f"{root}.") for each in groups if not each.is_delete()}
-    inner = [each.removesuffix(".kind") for each in _inside(values, root)]
-    chosen |= {each for each in inner if each.split(".")[-1] in grammar.AXES and "." in each}
-    swapped = [axis for axis in grammar.AXES if any(each.split(".")[-1] == axis for each in chosen)]
-    model = cfg.get(root) if root else cfg
-    if not swapped or not isinstance(model, DictConfig):
-        return cfg, []
-    body: Any = OmegaConf.to_container(model, resolve=False)
-    typed = [each for each in _inside(values, root) if each not in chosen and not each.endswith(".kind")]
-    body, gone = grammar.drop_leftovers(body, swapped, [*typed, *chosen])
-    if not gone:
-        return cfg, []
-    if root:
-        OmegaConf.update(cfg, root, body, merge=False)
-    else:
-        cfg = DictConfig(body)
-        OmegaConf.set_struct(cfg, True)
-    places = [each for each in values if each.key_or_group.removesuffix(".kind").split(".")[-1] in swapped]
-    choices = ", ".join(
-        f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
-        for each in [*groups, *places]
-    )
-    return cfg, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
-
-
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
     """Tell whether an override may be a choice from a group, under the group's name or under the key that holds it."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
-
-
-def _base(
-    repo: CachingConfigRepository,
-    body: Mapping[str, Any],
-    choosing: Sequence[Override],
-    memo: Memo,
-    *,
-    label: str,
-    root: str,
-    with_hydra: bool,
-    trusted: bool,
-) -> Base:
-    """Compose the body under the choices alone. Raises ConfigError when that is impossible."""
-    faults: list[str] = []
-    with store_primary(body, memo.name, trusted=trusted) as name:
-        try:
-            choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
-            found, groups, values = choices.settle(choosing)
-            cfg = merge_defaults(found, repo, label)
-        except FAULTS as error:
-            raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
-    for node in (cfg, _find_model(cfg, label, root)):
-        late = node.pop(LATE, None) if isinstance(node, DictConfig) else None
-        for key, value in (late or {}).items():
-            OmegaConf.update(node, str(key), value, merge=False)  # type: ignore[arg-type]
-    OmegaConf.set_struct(cfg, True)
-    reads = _reads(cfg, root)
-    faults += _unread(groups, root, reads)
-    rest = frozenset(format_override(override) for override in values)
-    return Base(cfg, found.overrides.known_choices, groups, rest, reads, faults)
-
-
-def _find_model(cfg: DictConfig, label: str, root: str) -> Any:
-    """Find the model in a config. Raises ConfigError where an interpolation that leads nowhere stands in its place."""
-    try:
-        return cfg.get(root) if root else None
-    except FAULTS as error:
-        raise ConfigError(f"{label}: {root}: {shorten_error(error, {})}") from error
 
 
 def _apply(
@@ -317,15 +297,6 @@ def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
     node, missing = descend(cfg, key)
     depth = root.count(".") + 1 if root else 0
     return node is not None and (not root or key.startswith(f"{root}.")) and len(key.split(".")) - len(missing) > depth
-
-
-def _reads(cfg: DictConfig, root: str) -> set[str]:
-    """Collect the names that the model's components look up around them."""
-    model = OmegaConf.select(cfg, root) if root else cfg
-    if not isinstance(model, DictConfig):
-        return set()
-    body: Any = OmegaConf.to_container(model, resolve=False)
-    return grammar.find_names(grammar.expand(body))
 
 
 def _stateable(root: str, reads: set[str]) -> list[str]:

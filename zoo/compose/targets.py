@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.compose.composing import Composed, Memo, compose
+from zoo.compose.composing import Composed, Composition
 from zoo.compose.engine import CachingConfigRepository, create_defaults_list, open_repository, store_primary
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
@@ -25,7 +25,7 @@ from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.keys import BASES
-from zoo.paths import conf_dir
+from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
 
@@ -51,7 +51,7 @@ class Target:
 
 def list_packaged() -> list[str]:
     """List the names of the packaged models."""
-    return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+    return list_conf("model")
 
 
 def is_file(target: str | Path) -> bool:
@@ -132,8 +132,7 @@ def name_packaged(name: str) -> Body:
 @functools.cache
 def read_unpublished() -> dict[str, dict[str, Any]]:
     """Read which models were never published: their makers, and what stands nearest here."""
-    node: dict[str, dict[str, Any]] = yaml.safe_load((conf_dir() / "unpublished.yaml").read_text(encoding="utf-8"))
-    return node
+    return read_conf("unpublished")
 
 
 def describe_unpublished(name: str) -> str:
@@ -249,15 +248,16 @@ class Composer:
         self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
         with locating(self.found.sources):
             self.body = list_defaults(self.found.body, self.repo, self.found.label, spelled=self.found.spelled)
-        self.memos: dict[tuple[Any, ...], Memo] = {}
+        self.compositions: dict[tuple[Any, ...], Composition] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
         """Compose the config under overrides, the model's body at the root."""
         body, lines = drop_swapped(self.body, overrides)
         left = tuple((key, *node) if isinstance(node, Mapping) else key for key, node in body.items())
-        memo = self.memos.setdefault(left, Memo())  # which keys and fields are left is all that overrides change in it
+        if left not in self.compositions:  # which keys and fields are left is all that overrides change in the body
+            self.compositions[left] = Composition(self.repo, body, self.found.label)
         with locating(self.found.sources):
-            made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
+            made = self.compositions[left].compose(overrides)
         lines = [] if self.found.spelled else lines
         made.notes += [*self.found.notes, *lines]
         made.left_out += lines

@@ -18,15 +18,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.moe import ExpertLatent, SharedExpert
 from zoo.model.tower import Decoder
-from zoo.paths import conf_dir
+from zoo.paths import list_conf, read_conf
 from zoo.spec import Node, Spec
 from zoo.spec.foreign import write_value
 
@@ -84,7 +82,7 @@ def _name_cross(key: Any, value: Any) -> Any:
     if key != "cross" or not isinstance(word, str) or word not in list_files("cross"):
         return value
     fields = {name: each for name, each in value.items() if name != "kind"} if isinstance(value, Mapping) else {}
-    return lay_patch(_read_file("cross", word), fields, "cross", [])
+    return lay_patch(read_file("cross", word), fields, "cross", [])
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -242,19 +240,19 @@ def knows(base: type[Spec], word: str) -> bool:
 
 def read_choice(base: type[Spec], word: str) -> dict[str, Any]:
     """Read what a choice's name stands for: its file, or the bare kind."""
-    return dict(_read_file(base.axis, word)) if word in list_files(base.axis) else {"kind": word}
+    return dict(read_file(base.axis, word)) if word in list_files(base.axis) else {"kind": word}
 
 
 @functools.cache
 def list_files(axis: str) -> frozenset[str]:
     """List the choices of an axis that have a file in conf/."""
-    return frozenset(file.stem for file in (conf_dir() / axis).glob("*.yaml")) if axis in BASES else frozenset()
+    return frozenset(list_conf(axis)) if axis in BASES else frozenset()
 
 
 @functools.cache
-def _read_file(axis: str, word: str) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load((conf_dir() / axis / f"{word}.yaml").read_text(encoding="utf-8"), loader)
+def read_file(axis: str, word: str) -> dict[str, Any]:
+    """Read the file of a choice."""
+    return read_conf(f"{axis}/{word}")
 
 
 @functools.cache

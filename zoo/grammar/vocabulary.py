@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from zoo.grammar.dialect import SHARED, find_usual, list_fields, list_files, list_slots
+from zoo.grammar.dialect import SHARED, find_usual, list_fields, list_files, list_slots, read_file
 from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES
 from zoo.model.tower import Topology
@@ -168,13 +168,11 @@ def read_choices(axis: str) -> dict[str, AxisChoice]:
 
 
 def _read_choice(axis: str, word: str) -> AxisChoice:
-    base, file = list_axes()[axis], conf_dir() / axis / f"{word}.yaml"
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    if not file.is_file():
+    base = list_axes()[axis]
+    if word not in list_files(axis):
         return AxisChoice(axis, word, base.kinds[word], {"kind": word}, "")
-    text = file.read_text(encoding="utf-8")
+    body, text = read_file(axis, word), (conf_dir() / axis / f"{word}.yaml").read_text(encoding="utf-8")
     comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-    body = yaml.load(text, loader)
     return AxisChoice(axis, word, base.kinds[body["kind"]], body, comment)
 
 

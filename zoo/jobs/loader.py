@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from zoo.compose.composing import TRAINING, Composed, Memo, compose
+from zoo.compose.composing import TRAINING, Composed, Composition
 from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, cache_repository, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
 from zoo.errors import ConfigError
@@ -59,24 +59,15 @@ class JobLoader(ConfigLoaderImpl):
         return cache_repository(self.repository)
 
     @functools.cached_property
-    def memo(self) -> Memo:
-        return Memo()
+    def composition(self) -> Composition:
+        return Composition(self.repo, self.body, self.label, root=ROOT, with_hydra=True, trusted=self.trusted)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("repo", "memo")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("repo", "composition")}
 
     def compose_job(self, overrides: Sequence[str]) -> Composed:
         """Compose one job, and list the faults of its overrides."""
-        return compose(
-            self.repo,
-            self.body,
-            overrides,
-            label=self.label,
-            root=ROOT,
-            with_hydra=True,
-            memo=self.memo,
-            trusted=self.trusted,
-        )
+        return self.composition.compose(overrides)
 
     def load_configuration(
         self,

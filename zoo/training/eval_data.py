@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from zoo import runs
-from zoo.compose.composing import compose
+from zoo.compose.composing import Composition
 from zoo.compose.engine import Override, open_repository
 from zoo.compose.overrides import parse_overrides
 from zoo.compose.targets import drop_swapped
@@ -131,7 +131,7 @@ def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str
     body, _ = drop_swapped(given, overrides)
     groups = [{key: option} for key, option in DEFAULTS.items() if key not in body]
     body = {"defaults": [*groups, "_self_"], **body}
-    composed = compose(open_repository(), body, list(overrides), label=CONFIG, root="model")
+    composed = Composition(open_repository(), body, CONFIG, root="model").compose(list(overrides))
     composed.refuse_faults()
     node = OmegaConf.to_container(composed.cfg, resolve=True)
     assert isinstance(node, dict)
