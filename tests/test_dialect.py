@@ -325,6 +325,11 @@ def test_a_files_component_is_not_merged_into_the_models(tmp_path: Path) -> None
 # ---------------------------------------------------------------- what a swap leaves over
 
 
+def test_positions_that_no_part_of_a_block_reads_are_left_out_of_a_swap() -> None:
+    with pytest.warns(UserWarning, match=r"^block=feed_forward: has no place for position \(rope\), which the model"):
+        assert load("llama-tiny", ["block=feed_forward"]).position.kind == "none"
+
+
 def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
     line = (
         "attention=gated_delta: has no place for attention.qk_norm, attention.scale, layers.local.attention.window, "

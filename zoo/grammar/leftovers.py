@@ -14,9 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields
 from zoo.grammar.interpolation import Scope
-from zoo.grammar.keys import BASES, TOWERS
+from zoo.grammar.keys import BASES, KNOWN, TOWERS
 from zoo.grammar.towers import split_towers
-from zoo.model.attention import Attention
 from zoo.model.position import Position
 from zoo.spec import Spec
 
@@ -28,8 +27,7 @@ def drop_leftovers(
     that were left out. `touched` are the keys that the user set."""
     root = expand(body)
     gone = [key for place, node, around in _list_scopes(root) for key in _trim(place, node, around, swapped, touched)]
-    gone += _drop_position(root, touched)
-    gone += _drop_idle(root, touched)
+    gone += _drop_unread(root, touched)
     return root, gone
 
 
@@ -79,51 +77,27 @@ def _refuses(choice: type[Spec], name: str, value: Any) -> bool:
     return False
 
 
-def _drop_position(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
-    """Leave out positions that act inside attention, where no attention takes any."""
+def _drop_unread(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
+    """Leave out positions that act inside attention, where no attention takes any, and the keys of layer patches that
+    no layer of that kind reads."""
+    try:
+        towers = split_towers(Scope(root), [])
+        reads = [tower.read_blocks()[1] for tower in towers]
+    except ConfigError:  # what is missing is told when the Spec is read
+        return
     node = root.get("position")
     kind = node.get("kind") if isinstance(node, dict) else None
     scheme = Position.kinds.get(kind) if isinstance(kind, str) else None
-    if scheme is None or kind == "none" or scheme.embed is not Position.embed:  # type: ignore[attr-defined]
-        return
-    if any(each == "position" or each.startswith("position.") for each in touched):
-        return
-    mixers = [scope.get("attention") for _, scope, _ in _list_scopes(root)]
-    mixers += [each for _, scope, _ in _list_scopes(root) for each in _list_own_mixers(scope.get("block"))]
-    if not any(_takes_position(each) for each in mixers if isinstance(each, dict) and "kind" in each):
+    within = scheme is not None and kind != "none" and scheme.embed is Position.embed  # type: ignore[attr-defined]
+    stated = any(each == "position" or each.startswith("position.") for each in touched)
+    if within and not stated and not any("position" in names for read in reads for names in read.values()):
         root["position"] = {"kind": "none"}
         yield f"position ({kind})"
-
-
-def _list_own_mixers(block: Any) -> list[Any]:
-    """List the attentions that a block states itself, beside the model's."""
-    kind = block.get("kind") if isinstance(block, dict) else None
-    choice = BASES["block"].kinds.get(kind) if isinstance(kind, str) else None
-    return (
-        [] if choice is None else [block.get(name) for name, axis in list_fields(choice).items() if axis is Attention]
-    )
-
-
-def _takes_position(node: Mapping[Any, Any]) -> bool:
-    kind = node.get("kind")
-    choice = Attention.kinds.get(kind) if isinstance(kind, str) else None
-    if choice is None or "position" in list_fields(choice):
-        return True
-    inner = [node.get(name) for name, axis in list_fields(choice).items() if axis is Attention]
-    return any(_takes_position(each) if isinstance(each, Mapping) else each is not None for each in inner)
-
-
-def _drop_idle(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
-    """Take the keys out of layer patches that no layer of that kind reads."""
-    try:
-        towers = split_towers(Scope(root), [])
-        asked = set().union(*(tower.asked for tower in towers))
-        found = [(tower.prefix, *each) for tower in towers for each in tower.list_idle(asked)]
-    except ConfigError:  # what is missing is told when the Spec is read
-        return
-    for prefix, layer, key in found:
-        scope = root[prefix[:-1]] if prefix and "layers" in root.get(prefix[:-1], {}) else root
-        place = f"{prefix if scope is not root else ''}layers.{layer}.{key}"
-        if place not in touched and key in scope.get("layers", {}).get(layer, {}):
-            del scope["layers"][layer][key]
-            yield place
+    known = KNOWN.union(*(tower.asked for tower in towers))
+    for tower, read in zip(towers, reads, strict=True):
+        scope = root[tower.name] if tower.name and "layers" in root.get(tower.name, {}) else root
+        for layer, key in tower.list_unread(read):
+            place = f"{tower.prefix if scope is not root else ''}layers.{layer}.{key}"
+            if key in known and place not in touched and key in scope.get("layers", {}).get(layer, {}):
+                del scope["layers"][layer][key]
+                yield place

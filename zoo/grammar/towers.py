@@ -55,22 +55,18 @@ class TowerNode:
                 number = int(stated) if isinstance(stated, str) and stated.isdecimal() and len(stated) < 20 else stated
                 inner.setdefault("vocab_size", number if type(number) is int and number > 0 else 1)
         own = self.root.take_reads()
-        blocks, read = self._read_blocks()
+        blocks, read = self.read_blocks()
         problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}, own.union(*read.values())
 
-    def _read_blocks(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
+    def read_blocks(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
         """Read each kind of layer as plain data, and the names of the keys that it looked up."""
         blocks, read = {}, {}
         for kind, scope in self.scopes.items():
             blocks[kind], read[kind] = scope.read("block"), scope.take_reads()
         return blocks, read
 
-    def list_idle(self, asked: set[str]) -> list[tuple[str, str]]:
-        """List the keys of layer patches, by kind of layer, that a model may state and these layers do not read."""
-        return [each for each in self._list_unread(self._read_blocks()[1]) if each[1] in KNOWN | asked]
-
-    def _list_unread(self, read: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+    def list_unread(self, read: Mapping[str, set[str]]) -> list[tuple[str, str]]:
         """List the keys of layer patches that their layers do not read, by kind of layer."""
         patches = {kind: get_kinds(self.root).get(kind) for kind in read}
         return [
@@ -99,7 +95,7 @@ class TowerNode:
     def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
         """List the keys of a layer patch that its layers do not read: they would change nothing."""
         faults = []
-        for kind, key in self._list_unread(read):
+        for kind, key in self.list_unread(read):
             why = "nothing in these layers reads it (leave it out, or choose what does)"
             if key not in KNOWN | asked:
                 ours = translate_name(key)
