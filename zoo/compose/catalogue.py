@@ -115,15 +115,7 @@ def _text(model: Mapping[str, Any]) -> str:
 
 def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:
     """Read a file's `about`. A file without one is another name for the model that its defaults list starts from."""
-    body = files[name]
-    if "about" in body:
-        return {"name": name, "kind": _kind(body, files), **body["about"]}
-    base = body["defaults"][0]
-    return {**_about(base, files), "name": name, "note": f"another name for {base}"}
-
-
-def _kind(body: Any, files: dict[str, Any]) -> str:
-    """Read the topology that a file states, or that of the model its defaults list starts from."""
-    base = next(iter(body.get("defaults", ())), None)
-    inherited = _kind(files[base], files) if isinstance(base, str) and base in files else "decoder"
-    return body.get("kind", inherited)
+    if (about := files[name].get("about")) is None:
+        base = files[name]["defaults"][0]
+        return {**_about(base, files), "name": name, "note": f"another name for {base}"}
+    return {"name": name, "kind": _read_whole(name, files).get("kind", "decoder"), **about}

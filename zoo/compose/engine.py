@@ -21,7 +21,7 @@ from typing import Any
 
 from hydra import __version__, version
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -254,9 +254,8 @@ def fill_hydra_node(
     if "name" not in job:
         job.name = JobRuntime().get("name")
     style = job.config.override_dirname
-    job.override_dirname = get_overrides_dirname(
-        overrides=task, kv_sep=style.kv_sep, item_sep=style.item_sep, exclude_keys=style.exclude_keys
-    )
+    lines = sorted(each.input_line or "" for each in task if each.key_or_group not in style.exclude_keys)
+    job.override_dirname = style.item_sep.join(lines).replace("=", style.kv_sep)
     job.config_name = config_name
 
 

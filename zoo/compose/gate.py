@@ -18,15 +18,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo.errors import ConfigError
+from zoo.grammar.interpolation import find_foreign
 from zoo.untrusted.text import quote
 
 STATED = "zoo-file"
 """Hydra's provider of what a file that nobody trusts says."""
 
 TRUST = "only the command line may, and a file of -c with --trust"
-
-RESOLVERS = frozenset({"up", "or"})
-"""The interpolations with a colon that a file may hold. Hydra's and OmegaConf's own read the environment."""
 
 SPECIAL = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})
 """Keys by which Hydra instantiates."""
@@ -139,18 +137,5 @@ def _find_faulty_entries(entries: Any) -> Iterator[str]:
 
 def _find_resolvers(text: str) -> Iterator[str]:
     """Yield the interpolations of a text that call another resolver than the grammar's own."""
-    opened: list[int | None] = []  # where each interpolation's name begins; None once its resolver is known
-    at = 0
-    while at < len(text):
-        if text.startswith("${", at):
-            at += 2
-            opened.append(at)
-            continue
-        if text[at] == "}" and opened:
-            opened.pop()
-        elif text[at] == ":" and opened and opened[-1] is not None:
-            name = text[opened[-1] : at].strip()
-            opened[-1] = None
-            if name not in RESOLVERS:
-                yield f"asks {quote('${' + name + ':…}')} (a value, or ${{up:…}} and ${{or:…}}; {TRUST})"
-        at += 1
+    for name in find_foreign(text):
+        yield f"asks {quote('${' + name + ':…}')} (a value, or ${{up:…}} and ${{or:…}}; {TRUST})"

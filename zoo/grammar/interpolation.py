@@ -38,6 +38,26 @@ def split_interpolation(text: Any) -> tuple[list[str], str | None]:
     return (names[:-1], names[-1]) if found and found[1] == "or" else (names, None)
 
 
+def find_foreign(text: str) -> Iterator[str]:
+    """Yield the names of the resolvers that a text calls beside the grammar's. Hydra's and OmegaConf's own read the
+    environment, so that no file of a stranger's may call them."""
+    opened: list[int | None] = []  # where each interpolation's name begins; None once its resolver is known
+    at = 0
+    while at < len(text):
+        if text.startswith("${", at):
+            at += 2
+            opened.append(at)
+            continue
+        if text[at] == "}" and opened:
+            opened.pop()
+        elif text[at] == ":" and opened and opened[-1] is not None:
+            name = text[opened[-1] : at].strip()
+            opened[-1] = None
+            if name not in RESOLVERS:
+                yield name
+        at += 1
+
+
 @functools.lru_cache(4096)
 def read_literal(text: str) -> Any:
     """Read the literal of `${or:a,literal}`, as YAML that reads 1e-3 as a number."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import CheckpointError, ConfigError
-from zoo.grammar.interpolation import RESOLVERS
+from zoo.grammar.interpolation import RESOLVERS, find_foreign
 from zoo.grammar.plain import from_dict
 from zoo.runs import ARCHITECTURE
 from zoo.untrusted.json_file import JsonShape, check_shape
@@ -66,10 +65,6 @@ class SavedConfig(JsonShape):
     data: dict[str, Any] | None = None
 
 
-_REFERENCE = re.compile(rf"\$\{{\s*(?:(?:{'|'.join(RESOLVERS)})\s*:|[\w.\[\]-]*\s*\}})")
-"""What may follow in a text after its interpolation begins: one of the grammar's resolvers, or a plain key."""
-
-
 def read_config(file: Path) -> DictConfig:
     """Read the training config of a run as data: of interpolations only the grammar's are followed, so that none reads
     an environment variable, say. Raises CheckpointError, and FileNotFoundError where there is no such file."""
@@ -98,7 +93,7 @@ def _find_foreign(node: Any, place: str, key: str) -> Iterator[str]:
     elif isinstance(node, list):
         for at, each in enumerate(node):
             yield from _find_foreign(each, place, f"{key}{at}.")
-    elif isinstance(node, str) and node.count("${") != len(_REFERENCE.findall(node)):
+    elif isinstance(node, str) and [*find_foreign(node)]:
         known = " and ".join(f"${{{each}:…}}" for each in RESOLVERS)
         name = shorten(key.removesuffix("."), 60)
         yield f"{place}: {name}: holds {quote(node)}, which a run's folder may not ask for ({known})"
