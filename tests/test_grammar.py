@@ -159,6 +159,18 @@ def test_an_interpolation_in_a_list_that_leads_nowhere_is_a_fault_in_one_line(ex
     assert found.startswith(fault)
 
 
+@pytest.mark.parametrize(
+    "pair", ["${about.t%d}${about.t%d}", {"a": "${up:t%d}", "b": "${up:t%d}"}], ids=["text", "node"]
+)
+def test_interpolations_that_double_at_each_step_are_a_fault_in_one_line(pair: object) -> None:
+    def name(node: object, step: int) -> object:
+        return {k: each % step for k, each in node.items()} if isinstance(node, dict) else node % (step, step)  # type: ignore[operator]
+
+    about = {f"t{step}": name(pair, step + 1) for step in range(40)} | {"t40": "x"}
+    (fault,) = faults(BODY | {"about": about, "d_ff": "${about.t0}"})
+    assert fault.endswith("leads through more than 100,000 interpolations (fewer)")
+
+
 def test_the_depth_that_a_pattern_gives_is_read_as_it_is_written() -> None:
     spec = load(
         BODY

@@ -11,7 +11,6 @@ runs, sweeps and launchers.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +58,7 @@ __all__ = [
     "HydraConfig",
     "HydraException",
     "IntervalSweep",
+    "Listed",
     "Override",
     "OverrideType",
     "OverridesParser",
@@ -66,7 +66,6 @@ __all__ = [
     "QuotedString",
     "RunMode",
     "apply_override",
-    "cache_repository",
     "create_defaults_list",
     "fill_hydra_node",
     "format_value",
@@ -166,26 +165,15 @@ def open_repository(*folders: Path) -> CachingConfigRepository:
 
 
 class Listed(CachingConfigRepository):
-    """A repository that looks at each file and folder once. Nothing may be stored in it later."""
+    """A repository that reads each file once and sees what is stored later. Hydra's own would work on a deep copy."""
 
     def __init__(self, delegate: ConfigRepository) -> None:
-        self.delegate = delegate  # Hydra's own __init__ copies it
-        self.cache = {}
-        self.group_exists = functools.cache(delegate.group_exists)
-        self.get_group_options = functools.cache(delegate.get_group_options)
-
-
-def cache_repository(repository: ConfigRepository) -> CachingConfigRepository:
-    """Make a repository that reads each file once and sees what is stored later. Hydra's own would work on a deep
-    copy."""
-    for source in repository.get_sources():
-        # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not by
-        # its class: Hydra's search for plugins imports the class a second time.
-        if source.scheme() == "structured":
-            source.store = ConfigStore.instance()  # type: ignore[attr-defined]
-    cache = CachingConfigRepository(repository)
-    cache.delegate = repository
-    return cache
+        for source in delegate.get_sources():
+            # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not
+            # by its class: Hydra's search for plugins imports the class a second time.
+            if source.scheme() == "structured":
+                source.store = ConfigStore.instance()  # type: ignore[attr-defined]
+        self.delegate, self.cache = delegate, {}
 
 
 @contextmanager

@@ -26,6 +26,10 @@ RESOLVERS = ("up", "or")
 MISSING = "???"
 """OmegaConf's mark of a value that is still to be given: a key that has it is not there."""
 
+MOST = 100_000
+"""Interpolations that reading a model follows at most; packaged ones have hundreds. Two that name the next two, and so
+on, double at each step."""
+
 _INNERMOST = re.compile(r"(?<!\\)\$\{((?:[^${}]|\{[^${}]*\})*)\}")
 _SIMPLE = re.compile(r"\$\{(up|or):([^{}]*)\}")
 
@@ -99,6 +103,8 @@ class Scope:
         """Of a root: the names that interpolations have looked up since `take_reads`."""
         self.following: list[tuple[int, Any]] = []
         """Of a root: the places whose interpolations are being followed."""
+        self.followed = 0
+        """Of a root: how many were."""
 
     @property
     def is_mapping(self) -> bool:
@@ -145,6 +151,9 @@ class Scope:
         place = (id(self.node), key)
         if place in self.root.following:
             raise Unresolvable("Recursive interpolation detected", self.locate(key))
+        self.root.followed += 1
+        if self.root.followed > MOST:
+            raise ConfigError(f"{self.locate(key)}: leads through more than {MOST:,} interpolations (fewer)")
         self.root.following.append(place)
         try:
             whole, rest = text, text

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zoo.compose.composing import TRAINING, Composed, Composition
-from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, cache_repository, fill_hydra_node
+from zoo.compose.engine import ConfigLoaderImpl, Listed, RunMode, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
 from zoo.errors import ConfigError
 from zoo.grammar import resolve
@@ -55,8 +55,8 @@ class JobLoader(ConfigLoaderImpl):
     """Whether the interpolations of the model are followed, for a config that is printed so."""
 
     @functools.cached_property
-    def repo(self) -> CachingConfigRepository:
-        return cache_repository(self.repository)
+    def repo(self) -> Listed:
+        return Listed(self.repository)
 
     @functools.cached_property
     def composition(self) -> Composition:
