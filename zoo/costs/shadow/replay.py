@@ -204,7 +204,7 @@ def _works(cls: type) -> bool:
             and _uses_torch(value.__module__)
         )
         for value in vars(sys.modules[cls.__module__]).values()
-        if isinstance(value, FunctionType | type)
+        if isinstance(value, FunctionType | type) and value.__module__  # torch.compile leaves functions without one
     )
 
 
