@@ -12,6 +12,7 @@ from transformers.models.deepseek_v4 import modeling_deepseek_v4 as deepseek_v4
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.granitemoe import modeling_granitemoe as granitemoe
 from transformers.models.llama4 import modeling_llama4 as llama4
+from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.phimoe import modeling_phimoe as phimoe
 from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
@@ -23,6 +24,9 @@ from zoo.model.router import SparseMixer
 from zoo.run.layer import Layer
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
+SIZES = {"hidden_size": D, "num_attention_heads": 4}
+ROUTED = {**SIZES, "moe_intermediate_size": F, "n_routed_experts": E, "num_experts_per_tok": 3}
+LOCAL = {**SIZES, "intermediate_size": F, "num_local_experts": E, "num_experts_per_tok": 3}
 
 
 def load(module, tensors):
@@ -37,9 +41,20 @@ def halves(fused):
     return {"experts.gate.weight": gate, "experts.up.weight": up}
 
 
-def gated(prefix, mlp):
-    pairs = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
-    return {f"{prefix}.{name}.weight": linear.weight for name, linear in pairs.items()}
+def gated(d_ff, **fields):
+    return {"kind": "gated", "d_ff": d_ff, "activation": {"kind": "silu"}, **fields}
+
+
+def weights(reference, *, turned=False, **more):
+    """The reference's tensors under our names; experts of Llama 4 are stored turned."""
+    gate = reference.gate if hasattr(reference, "gate") else reference.router
+    both = reference.experts.gate_up_proj, reference.experts.down_proj
+    fused, down = (each.transpose(1, 2) if turned else each for each in both)
+    found = {"router.gate.weight": gate.weight, **halves(fused), "experts.down.weight": down, **more}
+    for name in ("shared_experts", "shared_expert"):
+        if mlp := getattr(reference, name, None):
+            found |= {f"shared.{part}.weight": getattr(mlp, f"{part}_proj").weight for part in ("gate", "up", "down")}
+    return found
 
 
 def same(ours, x, reference):
@@ -52,30 +67,19 @@ def same(ours, x, reference):
 def test_softmax_routing_by_groups_equals_deepseek_v2(groups, seed):
     config = deepseek_v2.DeepseekV2Config(
         **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "moe_intermediate_size": F,
-            "n_routed_experts": E,
-            "num_experts_per_tok": 3,
+            **ROUTED,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.7,
+            "n_group": groups[0],
+            "topk_group": groups[1],
         },
-        **{"n_shared_experts": 2, "routed_scaling_factor": 1.7, "n_group": groups[0], "topk_group": groups[1]},
         topk_method="greedy" if groups[0] == 1 else "group_limited_greedy",
     )
     reference = filled(deepseek_v2.DeepseekV2Moe(config), seed)
     router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": False, "scale": 1.7}
     router |= {"groups": {"count": groups[0], "open": groups[1]}}
-    shared = {"kind": "gated", "d_ff": 2 * F, "activation": {"kind": "silu"}}
-    ours = load(
-        layer(moe(router, shared=shared)),
-        {
-            "router.gate.weight": reference.gate.weight,
-            **halves(reference.experts.gate_up_proj),
-            "experts.down.weight": reference.experts.down_proj,
-            **gated("shared", reference.shared_experts),
-        },
-    )
     x = tokens(seed)
-    same(ours, x, reference(x))
+    same(load(layer(moe(router, shared=gated(2 * F))), weights(reference)), x, reference(x))
 
 
 @SEEDS
@@ -94,13 +98,12 @@ def test_sigmoid_routing_with_a_selection_bias_equals_the_reference(
 ):
     config = config(
         **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "moe_intermediate_size": F,
-            "n_routed_experts": E,
-            "num_experts_per_tok": 3,
+            **ROUTED,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 2.5,
+            "n_group": groups[0],
+            "topk_group": groups[1],
         },
-        **{"n_shared_experts": 1, "routed_scaling_factor": 2.5, "n_group": groups[0], "topk_group": groups[1]},
         norm_topk_prob=normalize,
     )
     reference = filled(mixture(config), seed)
@@ -109,19 +112,9 @@ def test_sigmoid_routing_with_a_selection_bias_equals_the_reference(
     router = {"kind": "sigmoid_topk", "n_experts": E, "top_k": 3, "normalize": normalize, "scale": 2.5}
     router |= {"groups": {"count": groups[0], "open": groups[1]}}
     router["groups"] |= {"closed_rank": closed_rank} if groups != (1, 1) else {}
-    shared = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
-    ours = load(
-        layer(moe(router, shared=shared)),
-        {
-            "router.gate.weight": reference.gate.weight,
-            "router.selection_bias": reference.gate.e_score_correction_bias,
-            **halves(reference.experts.gate_up_proj),
-            "experts.down.weight": reference.experts.down_proj,
-            **gated("shared", reference.shared_experts),
-        },
-    )
+    bias = {"router.selection_bias": reference.gate.e_score_correction_bias}
     x = tokens(seed)
-    same(ours, x, reference(x))
+    same(load(layer(moe(router, shared=gated(F))), weights(reference, **bias)), x, reference(x))
 
 
 @SEEDS
@@ -135,7 +128,6 @@ def test_experts_by_token_id_or_by_root_of_a_softplus_equal_deepseek_v4(kind, sc
     )
     reference = filled(deepseek_v4.DeepseekV4SparseMoeBlock(config, int(kind != "hash")), seed)
     draw = torch.Generator().manual_seed(seed)
-    expert = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}, "limit": 0.3}
     router = {"kind": kind, "n_experts": E, "top_k": 3, "scale": 1.5}
     if kind == "hash":
         router |= {"vocab_size": 50, "activation": {"kind": scores}}
@@ -145,13 +137,8 @@ def test_experts_by_token_id_or_by_root_of_a_softplus_equal_deepseek_v4(kind, sc
     else:
         router |= {"kind": "sigmoid_topk"} if scores == "sigmoid" else {}
         tensors = {"router.selection_bias": reference.gate.e_score_correction_bias}
-    tensors |= {
-        "router.gate.weight": reference.gate.weight,
-        **halves(reference.experts.gate_up_proj),
-        "experts.down.weight": reference.experts.down_proj,
-        **gated("shared", reference.shared_experts),
-    }
-    ours = load(layer(moe(router, expert=expert, shared=expert)), tensors)
+    expert = gated(F, limit=0.3)
+    ours = load(layer(moe(router, expert=expert, shared=expert)), weights(reference, **tensors))
     x, ids = tokens(seed), torch.randint(0, 50, (3, 11), generator=draw)
     with torch.no_grad():
         torch.testing.assert_close(ours(x, step(11, ids=ids)), reference(x, ids), **TIGHT)
@@ -161,72 +148,29 @@ def test_experts_by_token_id_or_by_root_of_a_softplus_equal_deepseek_v4(kind, sc
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_gated_shared_expert_equals_qwen2_moe(normalize, seed):
     config = qwen2_moe.Qwen2MoeConfig(
-        **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "moe_intermediate_size": F,
-            "num_experts": E,
-            "num_experts_per_tok": 3,
-        },
+        **{**SIZES, "moe_intermediate_size": F, "num_experts": E, "num_experts_per_tok": 3},
         **{"shared_expert_intermediate_size": 20, "norm_topk_prob": normalize},
     )
     reference = filled(qwen2_moe.Qwen2MoeSparseMoeBlock(config), seed)
     router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": normalize}
-    shared = {"kind": "gated", "d_ff": 20, "activation": {"kind": "silu"}}
-    ours = load(
-        layer(moe(router, shared={"expert": shared, "gate": True})),
-        {
-            "router.gate.weight": reference.gate.weight,
-            **halves(reference.experts.gate_up_proj),
-            "experts.down.weight": reference.experts.down_proj,
-            **gated("shared", reference.shared_expert),
-            "shared_gate.weight": reference.shared_expert_gate.weight,
-        },
-    )
+    tensors = weights(reference, **{"shared_gate.weight": reference.shared_expert_gate.weight})
     x = tokens(seed)
-    same(ours, x, reference(x))
+    same(load(layer(moe(router, shared={"expert": gated(20), "gate": True})), tensors), x, reference(x))
 
 
 @SEEDS
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_scores_on_the_experts_input_equal_llama4(top_k, seed):
-    config = llama4.Llama4TextConfig(
-        **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "intermediate_size": F,
-            "num_local_experts": E,
-            "num_experts_per_tok": top_k,
-        }
-    )
-    reference = filled(llama4.Llama4TextMoe(config), seed)
+    reference = filled(llama4.Llama4TextMoe(llama4.Llama4TextConfig(**{**LOCAL, "num_experts_per_tok": top_k})), seed)
     router = {"kind": "sigmoid_topk", "n_experts": E, "top_k": top_k, "normalize": False, "selection_bias": False}
-    shared = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
-    ours = load(
-        layer(moe(router, shared=shared, scale_input=True)),
-        {
-            "router.gate.weight": reference.router.weight,
-            **halves(reference.experts.gate_up_proj.transpose(1, 2)),
-            "experts.down.weight": reference.experts.down_proj.transpose(1, 2),
-            **gated("shared", reference.shared_expert),
-        },
-    )
+    ours = load(layer(moe(router, shared=gated(F), scale_input=True)), weights(reference, turned=True))
     x = tokens(seed)
     same(ours, x, reference(x)[0].view_as(x))
 
 
 @SEEDS
 def test_clamped_experts_and_a_router_bias_equal_gpt_oss(seed):
-    config = gpt_oss.GptOssConfig(
-        **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "intermediate_size": F,
-            "num_local_experts": E,
-            "num_experts_per_tok": 3,
-        }
-    )
-    reference = filled(gpt_oss.GptOssMLP(config), seed)
+    reference = filled(gpt_oss.GptOssMLP(gpt_oss.GptOssConfig(**LOCAL)), seed)
     router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "bias": True}
     experts = reference.experts
     ours = load(
@@ -251,26 +195,10 @@ def test_clamped_experts_and_a_router_bias_equal_gpt_oss(seed):
 
 @SEEDS
 def test_softmax_over_the_chosen_alone_equals_granitemoe(seed):
-    config = granitemoe.GraniteMoeConfig(
-        **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "intermediate_size": F,
-            "num_local_experts": E,
-            "num_experts_per_tok": 3,
-        }
-    )
-    reference = filled(granitemoe.GraniteMoeMoE(config), seed)
-    ours = load(
-        layer(moe({"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": True})),
-        {
-            "router.gate.weight": reference.router.weight,
-            **halves(reference.experts.gate_up_proj),
-            "experts.down.weight": reference.experts.down_proj,
-        },
-    )
+    reference = filled(granitemoe.GraniteMoeMoE(granitemoe.GraniteMoeConfig(**LOCAL)), seed)
+    router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": True}
     x = tokens(seed)
-    same(ours, x, reference(x))
+    same(load(layer(moe(router)), weights(reference)), x, reference(x))
 
 
 def switch_pair(seed, capacity, bias):
@@ -316,26 +244,22 @@ def test_router_losses_equal_switchs(seed):
 
 
 @SEEDS
+def test_the_balance_loss_of_several_choices_equals_mixtrals(seed):
+    ours = layer(moe({"kind": "softmax_topk", "n_experts": E, "top_k": 2, "balance_coef": 0.5}), seed).train()
+    x, now = tokens(seed), step(11)
+    ours(x, now)
+    scores = ours.router.gate(x).flatten(0, 1)
+    # The reference sums over a token's choices; ours (Fedus et al., 2021) is 1 at balance for any top_k.
+    expected = mixtral.load_balancing_loss_func((scores,), num_experts=E, top_k=2) / 2
+    torch.testing.assert_close(dict(now.losses)["balance"], 0.5 * expected, **TIGHT)
+
+
+@SEEDS
 @pytest.mark.parametrize("jitter", [0.01, 0.2])
 def test_sparsemixer_equals_phimoe(jitter, seed):
-    config = phimoe.PhimoeConfig(
-        **{
-            "hidden_size": D,
-            "num_attention_heads": 4,
-            "intermediate_size": F,
-            "num_local_experts": E,
-            "router_jitter_noise": jitter,
-        }
-    )
+    config = phimoe.PhimoeConfig(**{**LOCAL, "num_experts_per_tok": 2, "router_jitter_noise": jitter})
     reference = filled(phimoe.PhimoeSparseMoeBlock(config), seed)
-    ours = load(
-        layer(moe({"kind": "sparsemixer", "n_experts": E, "jitter": jitter})),
-        {
-            "router.gate.weight": reference.router.weight,
-            **halves(reference.experts.gate_up_proj),
-            "experts.down.weight": reference.experts.down_proj,
-        },
-    )
+    ours = load(layer(moe({"kind": "sparsemixer", "n_experts": E, "jitter": jitter})), weights(reference))
     x = tokens(seed)
     same(ours, x, reference(x))
 
