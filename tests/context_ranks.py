@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from sent import Sent
+from tensor_ranks import randomise
 from torch import distributed
 
 from zoo.compose import load
@@ -31,14 +32,6 @@ def make_inputs(spec: Any, tokens: int, documents: bool) -> dict[str, Any]:
     if documents:
         found["documents"] = (torch.rand((ROWS, tokens), generator=draw) < 0.15).long().cumsum(1)
     return found
-
-
-def randomise(model: Any) -> None:
-    """Give scales, biases and sinks values that show."""
-    draw = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for each in model.parameters():
-            each.add_(torch.randn(each.shape, generator=draw) * 0.05)
 
 
 def run(

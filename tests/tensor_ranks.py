@@ -76,7 +76,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, dict[str, t
 
 
 def randomise(model: Any) -> None:
-    """Give scales and biases values that show."""
+    """Give scales, biases and sinks values that show."""
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for each in model.parameters():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import model_of
+from tiny import check_texts_alone, model_of
 
 from zoo.compose import load
 from zoo.errors import ConfigError
@@ -62,12 +62,7 @@ def test_landmarks_are_means_of_segments_that_are_as_equal_as_can_be(tokens, siz
 @pytest.mark.parametrize("landmarks", ["3", "null"])
 def test_packed_documents_and_padded_rows_equal_texts_alone(landmarks):
     model = model_of([*NYSTROM, f"attention.n_landmarks={landmarks}", "attention.conv_width=5"])
-    ids = torch.randint(0, 67, (1, 14), generator=torch.Generator().manual_seed(2))
-    alone = [model(ids[:, part]).logits for part in (slice(0, 7), slice(7, 9), slice(9, 14))]
-    documents = torch.tensor([[0] * 7 + [1] * 2 + [2] * 5])
-    torch.testing.assert_close(model(ids, documents=documents).logits, torch.cat(alone, 1), **CLOSE)
-    for number, part in ((0, slice(0, 7)), (2, slice(9, 14))):
-        torch.testing.assert_close(model(ids, documents == number).logits[:, part], alone[number], **CLOSE)
+    check_texts_alone(model)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tiny import model_of
+from tiny import check_texts_alone, model_of
 
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
@@ -36,9 +36,4 @@ def test_heads_of_a_convolution_stand_behind_those_of_softmax_attention():
 @torch.no_grad()
 def test_packed_documents_and_padded_rows_equal_texts_alone():
     model = model_of(["kind=encoder", "attention=span_conv", "position=none", "attention.conv_width=5"])
-    ids = torch.randint(0, 67, (1, 14), generator=torch.Generator().manual_seed(2))
-    alone = [model(ids[:, part]).logits for part in (slice(0, 7), slice(7, 9), slice(9, 14))]
-    documents = torch.tensor([[0] * 7 + [1] * 2 + [2] * 5])
-    torch.testing.assert_close(model(ids, documents=documents).logits, torch.cat(alone, 1), **CLOSE)
-    for number, part in ((0, slice(0, 7)), (2, slice(9, 14))):
-        torch.testing.assert_close(model(ids, documents == number).logits[:, part], alone[number], **CLOSE)
+    check_texts_alone(model)

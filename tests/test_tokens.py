@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpora import POEM, faults_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers
@@ -17,7 +18,6 @@ from zoo.data.encode import open_tokens, write_tokens
 from zoo.data.tokenizer import EOS, make_byte_tokenizer, train_bpe
 from zoo.errors import ConfigError
 
-POEM = [f"Line {n} of a poem that says {n * n}, naïvely: 漢字 🦓.\n" for n in range(400)]
 WORDS = st.sampled_from(["def", " main", "(", "naïve", "漢字", "\n\n", "🦓", " 12", "\t", EOS])
 TEXTS = st.one_of(st.text(), st.lists(WORDS).map("".join))
 FAST = settings(max_examples=15, deadline=None)
@@ -26,13 +26,6 @@ FAST = settings(max_examples=15, deadline=None)
 @pytest.fixture(scope="module")
 def bpe():
     return train_bpe(POEM, 400)
-
-
-def faults_of(call) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        call()
-    assert not any("\n" in fault for fault in caught.value.faults)
-    return caught.value.faults
 
 
 def write(path: Path, texts: list[tuple], tokenizer: Tokenizer | None = None) -> dict:

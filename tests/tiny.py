@@ -226,6 +226,18 @@ def _made(overrides: tuple[str, ...], seed: int, dtype: str):
     return model
 
 
+@torch.no_grad()
+def check_texts_alone(model) -> None:
+    """Assert that three texts packed into a row, and the outer ones of them padded, give what each gives alone."""
+    close = {"atol": 2e-5, "rtol": 1e-5}
+    ids = torch.randint(0, 67, (1, 14), generator=torch.Generator().manual_seed(2))
+    alone = [model(ids[:, part]).logits for part in (slice(0, 7), slice(7, 9), slice(9, 14))]
+    documents = torch.tensor([[0] * 7 + [1] * 2 + [2] * 5])
+    torch.testing.assert_close(model(ids, documents=documents).logits, torch.cat(alone, 1), **close)
+    for number, part in ((0, slice(0, 7)), (2, slice(9, 14))):
+        torch.testing.assert_close(model(ids, documents == number).logits[:, part], alone[number], **close)
+
+
 def name(overrides: list[str]) -> str:
     """Make a test's label."""
     if overrides in (CONVOLVED, DEEP):
