@@ -146,9 +146,15 @@ def name_file(report: Mapping[str, Any]) -> str:
 
 def write_report(report: Mapping[str, Any], path: Path) -> Path:
     """Write the report as JSON and return the file's path. Raises ConfigError if it cannot be written."""
-    file = path / name_file(report) if path.is_dir() else path
+    return write_at(path, name_file(report), json.dumps(report, indent=1))
+
+
+def write_at(path: Path, name: str, text: str) -> Path:
+    """Write a report's text to a file, or under this name into a folder, and return the file's path. Raises ConfigError
+    if it cannot be written."""
+    file = path / name if path.is_dir() else path
     try:
-        write_text(file, json.dumps(report, indent=1) + "\n")
+        write_text(file, text + "\n")
     except OSError as error:
         raise ConfigError(f"--out {file}: cannot be written, found {error.strerror} (another place)") from error
     return file

@@ -14,7 +14,8 @@ from zoo.bench.kernels.checking import KINDS, list_failures, name_state
 from zoo.bench.kernels.decoding import count_rows
 from zoo.bench.kernels.parts import ReportRow
 from zoo.bench.kernels.vllm import LEAST
-from zoo.disk import write_text
+from zoo.bench.report import check_place as find_place
+from zoo.bench.report import write_at
 from zoo.errors import ConfigError
 from zoo.report import align_columns, format_share, format_si, wrap_text
 
@@ -35,11 +36,8 @@ def check_place(out: str | None, device: str, quick: bool) -> Path | None:
     ConfigError for a missing folder, and for a quick run in the folder of published results."""
     if out is None:
         return None
-    path = Path(out).expanduser()
-    if not (path.is_dir() or path.parent.is_dir()):
-        raise ConfigError(f"--out {out}: there is no folder {path.parent} (one that is there)")
-    found = path.absolute().parts
-    if quick and KEPT in pairwise(found):
+    path = find_place(out)
+    if quick and KEPT in pairwise(path.absolute().parts):
         raise ConfigError(f"--out {out}: {_disclaimer(device)} ({'/'.join(KEPT)} holds whole runs on a GPU alone)")
     return path
 
@@ -50,12 +48,7 @@ def _disclaimer(device: str) -> str:
 
 def write_report(report: Mapping[str, Any], path: Path) -> Path:
     """Write the report as JSON and return the file's path. Raises ConfigError if it cannot be written."""
-    file = path / name_file(report) if path.is_dir() else path
-    try:
-        write_text(file, format_report(report) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out {file}: cannot be written, found {error.strerror} (another place)") from error
-    return file
+    return write_at(path, name_file(report), format_report(report))
 
 
 def name_file(report: Mapping[str, Any]) -> str:
