@@ -7,12 +7,12 @@ timed: the grouped products of experts, and a layer with its products in float8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import find_version, time_call
+from zoo.bench.kernels.timing import find_version, time_call, time_passes
 from zoo.bench.kernels.training import make_step
 from zoo.compose import load
 from zoo.kernels import machine_of
@@ -82,11 +82,20 @@ def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportR
     piece = PIECES[name](sizes, settings.device, way)
     run = piece.ways["zoo" if way == "compiled" else way]
     run = torch.compile(run, dynamic=False) if way == "compiled" else run
-    for which, moved, call in zip(("forward", "both"), piece.moved, _make_passes(run, piece), strict=True):
-        if call is not None:
-            taken = time_call(call, settings.device, spend=0.01 if settings.quick else 0.1)
-            row[which] = {"seconds": taken, "share_of_copy": _share(moved / taken, settings)}
+    moved: dict[str, int] = dict(zip(("forward", "both"), piece.moved, strict=True))
+    for which, taken in _time_piece(run, piece, settings).items():
+        row[which] = {"seconds": taken, "share_of_copy": _share(moved[which] / taken, settings)}
     return row
+
+
+def _time_piece(run: Callable[..., Any], piece: TimedPiece, settings: Settings) -> dict[str, float]:
+    """Time the passes. An operation without `inputs` always does both."""
+    if not piece.inputs:
+        return {"both": time_call(run, settings.device, spend=0.01 if settings.quick else 0.1)}
+    with torch.no_grad():
+        outputs = run(*piece.inputs)
+    slopes = [torch.randn_like(each) for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
+    return time_passes(run, piece.inputs, slopes, settings.device, quick=settings.quick)
 
 
 def _why_absent(way: str, settings: Settings) -> str | None:
@@ -100,27 +109,6 @@ def _why_absent(way: str, settings: Settings) -> str | None:
 
 def _share(rate: float, settings: Settings) -> float | None:
     return None if settings.limits is None else rate / settings.limits.copy
-
-
-def _make_passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
-    """Make a call of the forward pass, and one of both passes. An operation without `inputs` always does both."""
-    if not piece.inputs:
-        return None, run
-    with torch.no_grad():
-        outputs = run(*piece.inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    slopes = [torch.randn_like(each) for each in outputs]
-    leaves = [each.requires_grad_() for each in piece.inputs]
-
-    def forward() -> None:
-        with torch.no_grad():
-            run(*leaves)
-
-    def both() -> None:
-        y = run(*leaves)
-        torch.autograd.grad(y if isinstance(y, tuple) else (y,), leaves, slopes)
-
-    return forward, both
 
 
 # ---------------------------------------------------------------- the pieces
@@ -231,24 +219,22 @@ def _draw_activations(device: str, *shape: int) -> Any:
 def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     """Measure FLOP/s of the experts' grouped product, forward and with the backward pass. Tokens choose experts at
     random."""
-    x = _draw_activations(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
-    weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
+    x = _draw_activations(settings.device, sizes.tokens, sizes.d_model)
+    weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model)
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
     offsets = counts.cumsum(0).int().to(settings.device)
     slope = _draw_activations(settings.device, sizes.tokens, sizes.expert_width)
-
-    def forward() -> None:
-        with torch.no_grad():
-            grouped_linear(x, weight, offsets, method=way)
-
-    def both() -> None:
-        torch.autograd.grad(grouped_linear(x, weight, offsets, method=way), (x, weight), slope)
-
+    times = time_passes(
+        partial(grouped_linear, offsets=offsets, method=way),
+        [x, weight],
+        [slope],
+        settings.device,
+        quick=settings.quick,
+    )
     row: ReportRow = {"piece": "grouped", "way": way}
     work = 2 * sizes.tokens * sizes.d_model * sizes.expert_width
-    for which, times, call in (("forward", 1, forward), ("both", 3, both)):
-        taken = time_call(call, settings.device, spend=0.01 if settings.quick else 0.1)
-        row[which] = {"seconds": taken, "flops_per_second": times * work / taken}
+    for which, products in (("forward", 1), ("both", 3)):
+        row[which] = {"seconds": times[which], "flops_per_second": products * work / times[which]}
     return row
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zoo.bench.kernels import timing
 from zoo.bench.kernels.errors import TRACED
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import time_call
 from zoo.kernels import KERNELS, attend, machine_of
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ACCOUNTING = (
     "causal attention in bfloat16, heads × width = 2048, rows × length = 16384: 4·T²·H·C / 2 FLOPs a row forward, the "
@@ -105,39 +101,16 @@ def time_passes(
         return {
             "left_out": f"its scores take {need / 1e9:.1f} GB, more than {room / 1e9:.1f} GB, half of the free memory"
         }
-    tensors = [torch.randn(rows, length, heads, width, device=settings.device).bfloat16() for _ in range(4)]
-    spend = 0.01 if settings.quick else 0.1
-    runs = {"forward": _make_forward(kernel, mask, tensors)}
-    if KERNELS[kernel].refuses(replace(ask, needs_grad=True), machine) is None:
-        runs["both"] = _make_both(kernel, mask, tensors)
-    return {way: {"seconds": time_call(run, settings.device, spend=spend)} for way, run in runs.items()}
+    q, k, v, slope = (torch.randn(rows, length, heads, width, device=settings.device).bfloat16() for _ in range(4))
+    run = partial(attend, mask=mask, scale=width**-0.5, kernel=kernel)
+    slopes = [slope] if KERNELS[kernel].refuses(replace(ask, needs_grad=True), machine) is None else []
+    times = timing.time_passes(run, [q, k, v], slopes, settings.device, quick=settings.quick)
+    return {way: {"seconds": taken} for way, taken in times.items()}
 
 
 def _free_for_scores(device: str) -> float:
     """Give the bytes that a score matrix may take: half of the free memory."""
     return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
-
-
-def _make_forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
-    q, k, v, _ = tensors
-    scale = q.shape[3] ** -0.5
-
-    def run() -> None:
-        with torch.no_grad():
-            attend(q, k, v, mask, scale=scale, kernel=kernel)
-
-    return run
-
-
-def _make_both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
-    q, k, v = (each.requires_grad_() for each in tensors[:3])
-    scale = q.shape[3] ** -0.5
-
-    def run() -> None:
-        y = attend(q, k, v, mask, scale=scale, kernel=kernel)
-        torch.autograd.grad(y, (q, k, v), tensors[3])
-
-    return run
 
 
 def find_window_gain(rows: list[ReportRow]) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
@@ -55,6 +55,29 @@ def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> flo
     if device == "cuda":
         return statistics.median(_time_by_events(run, calls))
     return statistics.median(_time_by_clock(run, calls))
+
+
+def time_passes(
+    run: Callable[..., Any], inputs: Sequence[Any], slopes: Sequence[Any], device: str, *, quick: bool
+) -> dict[str, float]:
+    """Time a function of tensors in seconds: `forward` without gradients, and, where there are gradients of its outputs
+    (`slopes`), `both` passes. The inputs require gradients from then on."""
+    spend = 0.01 if quick else 0.1
+
+    def forward() -> None:
+        with torch.no_grad():
+            run(*inputs)
+
+    def both() -> None:
+        y = run(*inputs)
+        torch.autograd.grad(y if isinstance(y, tuple) else (y,), list(inputs), slopes)
+
+    times = {"forward": time_call(forward, device, spend=spend)}
+    if slopes:
+        for each in inputs:
+            each.requires_grad_()
+        times["both"] = time_call(both, device, spend=spend)
+    return times
 
 
 def _time_by_events(run: Callable[[], Any], calls: int) -> list[float]:
