@@ -40,14 +40,6 @@ def test_every_verb_has_help_of_its_own(verb: str, capsys: pytest.CaptureFixture
     assert "--help" in out
 
 
-@pytest.mark.parametrize("args", [("list",), ("stats", "mixtral-8x7b", "attention=mqa", "--json")])
-def test_list_and_stats_import_no_torch(args: tuple[str, ...]) -> None:
-    code = f"import sys; from zoo.cli import run; assert run({args!r}) == 0; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, cwd=ROOT, check=False).returncode == 0
-    )
-
-
 def test_stats_load_few_modules_and_help_almost_none() -> None:
     """What a start costs, counted rather than timed; `zoo bench` has the seconds."""
 

@@ -1,0 +1,43 @@
+"""What looks up, composes or prices loads neither torch nor other slow packages: in one process, step after step."""
+
+import json
+import subprocess
+import sys
+
+from shell import ROOT
+
+VERBS = (
+    "list",
+    "stats mixtral-8x7b attention=mqa --json",
+    "list --axis router --json",
+    "explain attention.gqa.qk_norm",
+    "list --axis attention gqa",
+    "schema",
+    "stats gemma2-9b --kernels --gpu h100",
+    "solve mesh llama3-8b --gpu h100 --count 16",
+)
+STEPS = [
+    ("import zoo, zoo.compose", ["hydra", "omegaconf"]),
+    ("from zoo.costs.hardware import hardware; hardware('h100')", ["hydra", "omegaconf"]),
+    ("from zoo.kernels.mask import Mask; Mask(4, 4).plain_causal", []),
+    ("from zoo.families.serving import describe_serving; describe_serving('GPT2LMHeadModel')", []),
+    ("import zoo.analysis.explain, zoo.costs.rules", ["rich"]),
+    ("import zoo.training.task", []),
+    ("zoo.stats('mixtral-tiny', ['attention=mqa'])", []),
+    ("import zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))", []),
+    *((f"from zoo.cli import run; assert run({words.split()}) == 0", []) for words in VERBS),
+]
+"""Each with what it must not have loaded besides; what a step has loaded stays."""
+PROGRAM = """
+import json, sys
+for line, others in json.loads(sys.argv[1]):
+    exec(line)
+    if found := {"torch", "transformers", *others} & set(sys.modules):
+        sys.exit(f"{line} loads {found}")
+"""
+
+
+def test_no_step_loads_what_is_slow() -> None:
+    command = [sys.executable, "-c", PROGRAM, json.dumps(STEPS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
