@@ -14,12 +14,13 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.model.norm import Norm
 from zoo.run.builder import build
-from zoo.spec import walk
+from zoo.spec import table, walk
 
 
 def agree(spec):
     """Every figure is what the model holds that is built of the Spec, which on meta takes no memory."""
     model, figures = build(spec, device="meta"), count_parameters(spec)
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == table(spec, spec.d_model)
     assert figures["total"] == sum(p.numel() for p in model.parameters())
     assert figures["buffers"] == sum(b.numel() for b in model.buffers())
     components, kinds = Counter(), Counter()

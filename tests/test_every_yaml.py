@@ -8,21 +8,11 @@ from loaded import one_in
 from tiny import choices, every_choice, model_of, name, needs, spec_of
 
 from zoo.compose import load
-from zoo.costs import price
 from zoo.costs.params import count_parameters
 from zoo.grammar import AXES, from_dict, to_body, to_dict, to_essentials
-from zoo.run.builder import build
 from zoo.spec import placed_tensors, table
 
 EVERY = pytest.mark.parametrize("choice", list(every_choice()), ids=name)
-
-
-@EVERY
-def test_the_built_model_holds_exactly_the_tensors_that_were_counted(choice):
-    spec = spec_of(choice)
-    model = build(spec, device="cpu")
-    assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == table(spec, spec.d_model)
-    assert sum(p.numel() for p in model.parameters()) == price(spec)["params"]["total"]
 
 
 @EVERY
