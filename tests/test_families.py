@@ -69,6 +69,9 @@ CASES: list[Case] = [
 ONE_EACH = list({case.name.split("-")[0]: case for case in reversed(CASES)}.values())  # the first of each family
 
 
+PLAIN = [case for case in CASES if case.name.startswith(("llama-", "bloom-", "mpt-"))]  # every RoPE, and slopes
+
+
 FEW = ONE_EACH[::5]  # where the code is one for all families, and one of them would show a fault
 
 
@@ -83,7 +86,7 @@ def every(cases: list[Case], *, quick: list[Case] | None = None) -> pytest.MarkD
     return pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case), id=case.name) for case in cases])
 
 
-EVERY = every(CASES, quick=ONE_EACH)
+EVERY = every(CASES, quick=[*ONE_EACH, *PLAIN])
 WRITERS = every([case for case in CASES if case.writes], quick=ONE_EACH[::6])
 EXPRESSED = every(CASES, quick=ONE_EACH[::6])
 FIRST = every(ONE_EACH, quick=FEW)
@@ -132,6 +135,14 @@ def test_each_layers_output_equals_the_references(case):
     for mine, other in zip(inner, expected, strict=True):
         mine = mine.flatten(2) if mine.ndim > other.ndim else mine  # of several streams
         torch.testing.assert_close(mine, other, **CLOSE)
+
+
+@pytest.mark.parametrize("length", [16, 17])
+def test_dynamic_scaling_begins_past_the_trained_length_as_the_references_does(length):
+    case = next(case for case in CASES if case.name == "llama-dynamic-beyond")
+    two = pair.__wrapped__(case)  # the reference keeps the angles of a longer row
+    ours, theirs = both(two, two.ids(length=length))
+    torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
 
 
 def _watch(block, seen):

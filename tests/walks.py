@@ -33,7 +33,6 @@ WALKS = {
         "test_the_spec_alone_says_the_config "
         "test_greedy_continuation_with_a_cache_equals_the_references",
     ),
-    "test_families_foundation": (2, "test_a_row_padded_on_either_side_gives_what_the_reference_gives_for_it_alone"),
     "test_families_hub": (3, "test_a_file_that_leaves_fields_out_reads_as_transformers_reads_it"),
     "test_flash": (
         3,
