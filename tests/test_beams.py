@@ -13,7 +13,6 @@ from zoo.generation.request import Request
 from zoo.sampling.options import Sampling
 
 VOCAB, STOP = 60, 1
-LIKELIEST = "a beam search looks for the likeliest text (leave it out, or n_beams=1)"
 SEQ2SEQ = {"vocab_size": VOCAB, "d_model": 32, "pad_token_id": 0, "eos_token_id": STOP, "decoder_start_token_id": 0}
 
 

@@ -16,8 +16,6 @@ from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest
 from zoo.text.jobs import encode_words
 from zoo.text.prompts import Options, parse_logit_bias
 
-NEUTRAL = {"temperature": 1.0}
-
 
 def some_options(rng, vocab):
     """A random combination; each option is in about a third of them."""

@@ -41,6 +41,7 @@ WALKS = {
         "test_packed_documents_and_padded_rows_are_what_eager_makes_of_them "
         "test_decoding_through_the_cache_is_the_whole_pass",
     ),
+    "test_fuzz": (2, "test_odd_input_ends_with_a_result_or_a_line"),
     "test_generate": (3, "test_rows_padded_on_the_left_get_what_they_get_alone"),
     "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
     "test_guide": (3, "test_what_random_weights_finish_validates"),
