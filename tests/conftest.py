@@ -14,7 +14,7 @@ import torch
 from walks import mark_walks
 
 from zoo.disk import write_text
-from zoo.training.log import draw_losses
+from zoo.report.runplot import draw_losses
 
 # Two workers with two threads each would fight over two cores. Child processes read the variable.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -69,14 +69,14 @@ def surroundings(tmp_path_factory):
         # A run measures at its start and at each evaluation; there are hundreds here, and none is judged by its MFU.
         patch.setattr("zoo.training.speed.MEASURED_FOR", 0.01)
         # Nor does anybody look at their pictures, of which each takes as long as the steps between two.
-        patch.setattr("zoo.training.loop.draw_losses", lambda lines, title, file: write_text(file, title))
+        patch.setattr("zoo.jobs.train.draw_losses", lambda lines, title, file: write_text(file, title))
         yield
 
 
 @pytest.fixture
 def pictures(monkeypatch):
     """Draw the pictures of runs, as outside the tests."""
-    monkeypatch.setattr("zoo.training.loop.draw_losses", draw_losses)
+    monkeypatch.setattr("zoo.jobs.train.draw_losses", draw_losses)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from torch import distributed
 
 HERE = str(Path(__file__).parent)
 PROGRAMS = ("spread_runs", "tensor_ranks", "context_ranks", "pipeline_ranks")
-IMPORTED = [*PROGRAMS, "zoo.cli", "zoo.training.loop", "zoo.training.task", "zoo.report.page", "matplotlib.figure"]
+IMPORTED = [*PROGRAMS, "zoo.cli", "zoo.training.loop", "zoo.jobs.train", "zoo.report.page", "matplotlib.figure"]
 
 
 def run_ranks(processes, program, *args, timeout=600):

@@ -34,8 +34,9 @@ from zoo.checkpoint.files import read_header
 from zoo.disk import write_text
 from zoo.errors import Terminated, ZooError
 from zoo.generation import engine  # noqa: F401
+from zoo.jobs import train
 from zoo.run.threads import ThreadWatch
-from zoo.training import log, loop, task
+from zoo.training import building, log, loop
 from zoo.training.speed import Clock, Peak
 
 EVERY = 4  # steps between saves
@@ -195,9 +196,9 @@ class Runs:
             events.listen()
         try:
             if (folder / "checkpoints/latest").exists():
-                task.resume_run(folder)
+                train.resume_run(folder)
             else:
-                task.start_run(self.cfg, folder)
+                train.start_run(self.cfg, folder)
             return DONE
         except ZooError as error:
             print(f"zoo: error: {error}", file=sys.stderr)
@@ -273,8 +274,8 @@ def make_time_of_steps(step: mmap.mmap) -> None:
     Clock.lap, loop.update = lap, noted
     ThreadWatch.state = lambda watch: {}
     loop.read_used_memory = lambda device: 1 << 30
-    loop.draw_losses = lambda lines, title, file: write_text(file, title)  # matplotlib takes most of a life
-    task.find_peak = lambda device, precision: Peak(1e12, "fixed")
+    train.draw_losses = lambda lines, title, file: write_text(file, title)  # matplotlib takes most of a life
+    building.find_peak = lambda device, precision: Peak(1e12, "fixed")
 
 
 def check_newest(folder: Path, made: int) -> None:

@@ -80,7 +80,7 @@ def compare_gradients(spec: Any, layout: Layout, microbatches: int) -> dict[str,
         off = float((found - take(name, wanted, each)).norm() / max(wanted.norm(), 1e-3 * norm))
         worst, at = max((worst, at), (off, name))
     with torch.no_grad():
-        judged = float(pipeline.judge(batch))
+        judged = float(pipeline.judge(batch, count, None))
         alone = float(whole(batch.input_ids, targets=batch.targets).terms["loss"])
     return {
         "loss": abs(float(here.terms["loss"]) - float(there.terms["loss"])),

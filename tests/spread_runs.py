@@ -22,7 +22,7 @@ from sent import Sent
 
 import zoo
 from zoo.ranks.shards import own_part
-from zoo.training import loop
+from zoo.training import update
 
 warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients
 
@@ -59,7 +59,7 @@ class Watch:
 @contextmanager
 def keeping_gradients(folder: str, watch: Watch | None = None) -> Iterator[None]:
     """Write the gradients of a run's first step, gathered whole, to `FOLDER.gradients`."""
-    measure, file = loop.measure_gradient, Path(f"{folder}.gradients")
+    measure, file = update.measure_gradient, Path(f"{folder}.gradients")
 
     def note(model: Any) -> Any:
         if not file.exists():
@@ -75,11 +75,11 @@ def keeping_gradients(folder: str, watch: Watch | None = None) -> Iterator[None]
             torch.distributed.barrier() if torch.distributed.is_initialized() else None
         return measure(model)
 
-    loop.measure_gradient = note
+    update.measure_gradient = note
     try:
         yield
     finally:
-        loop.measure_gradient = measure
+        update.measure_gradient = measure
 
 
 def main(jobs: str, out: str) -> None:

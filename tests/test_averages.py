@@ -19,10 +19,10 @@ from zoo.cli.fit import collect_points
 from zoo.costs.setup import OPTIMIZERS
 from zoo.data import DataSettings, prepare
 from zoo.errors import CheckpointError, ConfigError
+from zoo.jobs.train import resume_run, start_run
 from zoo.training import loop
 from zoo.training.averages import EMA, MovingAverage
 from zoo.training.planning import plan_training
-from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture(scope="module")

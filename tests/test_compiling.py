@@ -6,10 +6,10 @@ import pytest
 import torch
 from tinyrun import compose_run, read_folder, read_metrics, write_corpus
 
+from zoo.jobs.train import resume_run, start_run
 from zoo.kernels.found import MACHINES, Machine
 from zoo.training import compiling
 from zoo.training.compiling import compile_if_it_pays
-from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from tinyrun import compose_run, write_corpus
 
 from zoo.costs import price
 from zoo.errors import ConfigError, ZooError
-from zoo.training import task
+from zoo.jobs.train import start_run
+from zoo.training import building
 from zoo.training.fitting import advise, check_memory, list_finer, price_training, price_training_peak
 from zoo.training.planning import plan_training
-from zoo.training.task import start_run
 
 LARGE = ["batch_size=8", "seq_len=32", "model.n_layers=8"]
 
@@ -127,7 +127,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
     config = compose_run(write_corpus(tmp_path / "corpus"), *LARGE)
     planned = plan_training(config)
     states = price_training(planned.settings, planned.spec, 8, cuda=False)["states"]
-    monkeypatch.setattr(task, "read_free_memory", lambda device: states - 1)
+    monkeypatch.setattr(building, "read_free_memory", lambda device: states - 1)
     with pytest.raises(ConfigError, match=r"model: does not fit into memory, weights, gradients and states take"):
         start_run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -138,7 +138,7 @@ def test_a_run_says_before_it_starts_that_it_may_not_fit_and_what_would(tmp_path
     config = compose_run(write_corpus(tmp_path / "corpus"), *LARGE, "steps=1")
     planned = plan_training(config)
     free = price_training_peak(planned.settings, planned.spec, 4, cuda=False)
-    monkeypatch.setattr(task, "read_free_memory", lambda device: free)
+    monkeypatch.setattr(building, "read_free_memory", lambda device: free)
     start_run(config, tmp_path / "run")
     said = capfd.readouterr().err.splitlines()
     line = next(number for number, text in enumerate(said) if text.startswith("memory: a step takes about"))

@@ -25,13 +25,13 @@ from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
 from zoo.jobs.plan import plan_launch, task_config
+from zoo.jobs.train import resume_run, start_run
 from zoo.kernels.base import Machine
 from zoo.run import fp8
 from zoo.run.builder import build, check_built
 from zoo.text.follow import complete
 from zoo.text.loading import load
 from zoo.text.prompts import Options
-from zoo.training import task as tasks
 from zoo.training.gradient import choose_autocast
 from zoo.training.optim import AdamW
 
@@ -328,14 +328,14 @@ def test_a_run_in_float8_says_so_goes_on_to_the_last_bit_and_leaves_an_ordinary_
     with plan_launch(overrides, check=False) as plan:
         config = task_config(plan.jobs[0])
     folder = tmp_path / "run"
-    tasks.start_run(config, folder)
+    start_run(config, folder)
     said = capsys.readouterr().err
     assert "fp8_rowwise: 14 of 15 products in float8, not 1 (head); nothing is gained without compile=true" in said
     assert "parameters on cpu in fp8_rowwise" in said and "(bf16 or fp32 products, measured)" in said
     weights = folder / "checkpoints/step-000004" / store.WEIGHTS
     whole = weights.read_bytes()
     (folder / "checkpoints/latest").write_text("step-000002\n")
-    tasks.resume_run(folder)
+    resume_run(folder)
     assert weights.read_bytes() == whole
     model = zoo.load(folder)
     assert {each.dtype for each in model.parameters()} == {torch.float32}
@@ -355,7 +355,7 @@ def test_a_device_without_a_product_in_float8_is_refused_before_anything_is_writ
                 config = task_config(plan.jobs[0])
             reason = f"precision: fp8_{recipe} needs a product in float8, which torch cannot compute on this cpu"
             with pytest.raises(ConfigError) as error:
-                tasks.start_run(config, tmp_path / "run")
+                start_run(config, tmp_path / "run")
             assert error.value.faults == [f"{reason} (precision=bf16 would do)"]
     finally:
         fp8.can_multiply.cache_clear()

@@ -13,18 +13,18 @@ from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.tuning import Tuning, apply_tuning
 from zoo.data import Batch, prepare
+from zoo.report.progress import Show
 from zoo.run.adapters import Adapters, attach_adapters
 from zoo.run.builder import build
-from zoo.training import loop
+from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
 from zoo.training.fitting import price_training
 from zoo.training.objective.causal import NextToken
 from zoo.training.objective.pairs import Seq2Seq
 from zoo.training.planning import plan_training
-from zoo.training.show import Show
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
-from zoo.training.task import build_run, deposit_tied_gradients
+from zoo.training.update import update
 
 SMALL = ["d_model=32", "n_heads=4", "vocab_size=67", "n_layers=3", "d_ff=48"]
 MODELS = {
@@ -122,9 +122,9 @@ def measure(run):
     """Bytes of a run's third update: what stays of weights, states, averages and gradients, and the most at once."""
     run.model.train()
     for _ in range(2):
-        loop.update(run)
+        update(run)
     kept = [*run.model.parameters(), *run.model.buffers()]
-    kept += [] if run.computing is None else list(run.computing.model.parameters())
+    kept += run.computing.model.parameters()  # of copies in bfloat16, or the model's own again
     kept += [value for state in run.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     kept += [] if run.ema is None else list(run.ema.weights.values())
     held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept if each.ndim}
@@ -138,7 +138,7 @@ def measure(run):
     run.optimizer.step = step
     with StorageTracker() as tracker:
         tracker.know(kept)
-        loop.update(run)
+        update(run)
     return sum(held.values()) + gradients["bytes"], sum(held.values()) + tracker.most
 
 
@@ -190,7 +190,7 @@ def test_the_peak_and_the_states_of_an_update_are_those_that_are_priced(tmp_path
         states, peak = measure(run)
     finally:
         run.records.close("done")
-        run.watch.end()
+        run.gauges.watch.end()
     rows = planned.settings.batch_size // planned.settings.accumulate
     told = price_training(planned.settings, planned.spec, rows, cuda=False)
     assert told["states"] == states

@@ -106,7 +106,7 @@ def refuse(*args: object, **options: object) -> None:
 
 
 def run_that_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo.training.task.build", refuse)
+    monkeypatch.setattr("zoo.training.building.build", refuse)
     data = ["data=text", f"data.path={folder / 'text'}", "data.tokenizer.kind=byte", "sample=null"]
     size = ["model.n_layers=1", "steps=1", "batch_size=1", "seq_len=8"]
     (folder / "text").mkdir()

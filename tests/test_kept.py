@@ -11,10 +11,10 @@ from tinyrun import compose_run, read_folder, read_metrics, write_corpus
 from zoo import runs
 from zoo.data import Batches
 from zoo.errors import CheckpointError, ConfigError, ZooError
-from zoo.training import loop
+from zoo.jobs.train import resume_run, start_run
+from zoo.training import gradient, loop, validation
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
-from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def corpus(tmp_path):
 
 def spoil_gradient(monkeypatch, *steps):
     """Let the gradient of these steps be NaN in one weight, whatever the loss is."""
-    accumulate = loop.accumulate_gradient
+    accumulate = gradient.accumulate_gradient
     count = iter(range(1, 1000))
 
     def spoiled(model, *args):
@@ -34,7 +34,7 @@ def spoil_gradient(monkeypatch, *steps):
             next(model.parameters()).grad.view(-1)[5] = math.nan
         return found
 
-    monkeypatch.setattr(loop, "accumulate_gradient", spoiled)
+    monkeypatch.setattr(gradient, "accumulate_gradient", spoiled)
 
 
 def steps_of(run):
@@ -143,7 +143,7 @@ def test_the_lowest_validation_losses_stay_beside_the_newest(tmp_path, corpus, m
         return found
 
     monkeypatch.setattr(loop, "update", counted)
-    monkeypatch.setattr(loop, "measure_validation_loss", lambda run, batches, metrics: (wanted[step["now"]], 1))
+    monkeypatch.setattr(validation, "measure_validation_loss", lambda run, batches, metrics: (wanted[step["now"]], 1))
     start_run(compose_run(corpus, *options), tmp_path / "run")
     assert losses_of(tmp_path / "run") == wanted
     best = sorted(wanted, key=wanted.__getitem__)[:most]

@@ -10,11 +10,11 @@ import pytest
 from tinyrun import compose_run, write_corpus
 
 from zoo.errors import ConfigError
+from zoo.jobs.train import resume_run, start_run
 from zoo.paths import conf_dir
 from zoo.report.history import RunRecord
 from zoo.training import loggers
 from zoo.training.planning import plan_training
-from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from zoo import runs
 from zoo.costs import Setup, price
 from zoo.costs.states import states
 from zoo.errors import ConfigError
+from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
 from zoo.training.optim import Optim, piecewise
 from zoo.training.optim.piecewise import Beside, HostMemory, Piecewise
 from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
-from zoo.training.task import resume_run, start_run
 
 KINDS = ("adafactor", "adamw", "lion", "muon", "schedule_free", "sgd")
 SIZE = ["d_model=48", "d_ff=96", "vocab_size=97", "n_layers=1"]

@@ -14,12 +14,12 @@ from zoo.checkpoint.files import read_header
 from zoo.costs import price
 from zoo.costs.setup import PRECISIONS
 from zoo.data import Batch
+from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
-from zoo.training import loop
+from zoo.training import update
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.planning import plan_training
-from zoo.training.precision import Computing, find_priced
-from zoo.training.task import resume_run, start_run
+from zoo.training.precision import ComputingCopies, find_priced
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def test_the_bytes_held_after_a_step_are_those_that_are_priced(tmp_path, corpus,
 
     def look(run):
         own = [run.model, run.computing.model]
-        assert all(each.grad is None for each in run.computing.low)  # handed over as soon as they were whole
+        assert all(each.grad is None for each in run.computing.copies.low)  # handed over as soon as they were whole
         tensors = [*own[0].parameters(), *own[1].parameters(), *(each.grad for each in own[0].parameters())]
         tensors += [each for state in run.optimizer.state.values() for each in state.values() if each.ndim]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
         held["bytes"] = sum(storages.values())
 
-    apply = loop.apply_update
-    monkeypatch.setattr(loop, "apply_update", lambda run, loads: (apply(run, loads), look(run)))
+    apply = update.apply_update
+    monkeypatch.setattr(update, "apply_update", lambda run, loads: (apply(run, loads), look(run)))
     config = compose_run(corpus, "precision=bf16_master", *extra)
     start_run(config, tmp_path / "run")
     told = price(plan_training(config).spec, context=16, precision=find_priced("bf16_master"))["memory"]
@@ -55,7 +55,7 @@ def test_the_bytes_held_after_a_step_are_those_that_are_priced(tmp_path, corpus,
 def test_nothing_is_autocast_and_gradients_are_summed_up_in_float32(corpus):
     plan = plan_training(compose_run(corpus, "precision=bf16_master"))
     masters = build(plan.spec, device="cpu", seed=2).train()
-    computing = Computing(masters)
+    computing = ComputingCopies(masters)
     ids = torch.randint(0, 257, (4, 17), generator=torch.Generator().manual_seed(1))
     rows = Batch(ids[:, :-1], targets=ids[:, 1:])
     accumulate_gradient(computing.refresh(), plan.settings.objective, rows, 4, nullcontext)
@@ -108,7 +108,7 @@ def test_a_run_with_masters_resumes_to_the_last_bit_and_saves_float32(tmp_path, 
 def test_what_computes_shares_the_masters_buffers_and_their_ties(corpus):
     plan = plan_training(compose_run(corpus, "ffn=moe", "model.selection_bias=true", "model.head.tied=true"))
     masters = build(plan.spec, device="cpu")
-    computing = Computing(masters)
+    computing = ComputingCopies(masters)
     for (name, mine), (_, theirs) in zip(computing.model.named_buffers(), masters.named_buffers(), strict=True):
         assert mine is theirs, name
     assert computing.model.head.out.weight is computing.model.embedding.tokens.weight

@@ -15,11 +15,11 @@ from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import count_flops
 from zoo.costs.memory import training
 from zoo.errors import ConfigError
+from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
 from zoo.training.dropout import Dropout
 from zoo.training.planning import plan_training
-from zoo.training.task import resume_run, start_run
 
 SMALL = ["d_model=32", "n_heads=4", "vocab_size=67", "n_layers=2", "d_ff=48"]
 MODELS = {

@@ -13,13 +13,13 @@ from tinyrun import compose_run, read_folder, read_metrics, write_corpus
 from zoo import runs
 from zoo.checkpoint.files import read_header
 from zoo.errors import ConfigError
+from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
 from zoo.training.optim import Optim, piecewise
 from zoo.training.optim.piecewise import Piecewise
 from zoo.training.optim.rounding import copy_rounded
 from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
-from zoo.training.task import resume_run, start_run
 
 KINDS = ("adafactor", "adamw", "lion", "muon", "schedule_free", "sgd")
 

@@ -16,12 +16,13 @@ import torch
 from tinyrun import compose_run, read_metrics, write_corpus
 
 from zoo.errors import ZooError
+from zoo.jobs import train
+from zoo.jobs.train import resume_run, start_run
 from zoo.report.history import RunRecord
-from zoo.report.page import PAGE, draw_curves, make_page, read_samples, thin, write_page
+from zoo.report.page import draw_curves, make_page, read_samples, thin, write_page
 from zoo.report.svg import Curve, draw_panel
 from zoo.run.environment import describe_environment, read_commit
-from zoo.training import loop
-from zoo.training.task import resume_run, start_run
+from zoo.runs import PAGE
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 ASKS = {"src", "href", "action", "data", "poster", "srcset", "xlink:href"}
@@ -137,13 +138,13 @@ def test_a_run_that_fails_leaves_a_page_that_says_so(tmp_path: Path) -> None:
 
 def test_the_page_is_written_at_evaluations_and_a_resumed_run_says_where_each_part_ran(tmp_path, monkeypatch) -> None:
     (tmp_path / "corpus").mkdir()
-    states, draw = [], loop.draw_page
+    states, draw = [], train.draw_page
 
     def look(run):
         draw(run)
         states.append((run.step, "running" in Checked((run.folder / PAGE).read_text()).text))
 
-    monkeypatch.setattr(loop, "draw_page", look)
+    monkeypatch.setattr(train, "draw_page", look)
     start_run(compose_run(write_corpus(tmp_path / "corpus")), tmp_path / "run")
     resume_run(tmp_path / "run", ["steps=9"])
     assert states == [(3, True), (6, True), (9, True)]

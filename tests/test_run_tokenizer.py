@@ -6,9 +6,9 @@ from tinyrun import compose_run, read_metrics, write_corpus
 
 from zoo.data import DataSettings
 from zoo.data.tokenizer import make_byte_tokenizer
+from zoo.jobs.train import resume_run, start_run
 from zoo.training.evaluate import evaluate
 from zoo.training.planning import TrainingPlan, use_own_tokenizer
-from zoo.training.task import resume_run, start_run
 
 
 def test_a_run_goes_on_after_its_tokenizer_was_moved(tmp_path):

@@ -13,10 +13,10 @@ import zoo
 from zoo import runs
 from zoo.cli import run
 from zoo.errors import CheckpointError, ConfigError, ZooError
+from zoo.jobs.train import start_run
 from zoo.report.curves import read_curve
 from zoo.report.history import RunRecord, collect_runs, list_rows, sort_rows
 from zoo.report.runplot import draw_runs
-from zoo.training.task import start_run
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from zoo.checkpoint import store
 from zoo.checkpoint.manifest import MANIFEST, SKIP
 from zoo.checkpoint.whole import choose_checkpoint
 from zoo.errors import CheckpointError
+from zoo.jobs.train import start_run
 from zoo.training import loop
 from zoo.training.planning import plan_resumption
 from zoo.training.saving import check_counters
-from zoo.training.task import start_run
 
 # ---------------------------------------------------------------- a run's folder
 

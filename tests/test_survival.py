@@ -14,9 +14,9 @@ from zoo import cli, runs
 from zoo.checkpoint import publish as publishing
 from zoo.checkpoint import store
 from zoo.errors import Terminated
+from zoo.jobs.train import resume_run, start_run
 from zoo.training import log
 from zoo.training.objective import NextToken
-from zoo.training.task import resume_run, start_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes, and reads /proc")
 

@@ -31,8 +31,8 @@ from zoo.jobs.plan import plan_launch
 from zoo.jobs.sweep import Job, drop_duplicates
 from zoo.report.arms import name_arms
 from zoo.report.history import RunRecord
+from zoo.report.progress import Show
 from zoo.run.memory import begin_peak_memory, read_peak_since, release_memory
-from zoo.training.show import Show
 
 SWEEP = "hydra.sweep.dir=sweep"
 

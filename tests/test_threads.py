@@ -7,10 +7,10 @@ import torch
 from tiny import model_of
 
 from zoo.jobs.plan import plan_launch, task_config
+from zoo.jobs.train import resume_run, start_run
 from zoo.run import dtypes, threads
 from zoo.run.threads import ThreadWatch, choose_fastest, list_candidates
 from zoo.training import speed
-from zoo.training.task import resume_run, start_run
 
 CPU = torch.device("cpu")
 

@@ -21,15 +21,16 @@ from zoo import runs
 from zoo.checkpoint import store
 from zoo.data import DataSettings, hold_out, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
+from zoo.jobs import train
 from zoo.jobs.plan import plan_launch, task_config
+from zoo.jobs.train import resume_run, start_run
 from zoo.paths import conf_dir
 from zoo.ranks.world import ALONE
-from zoo.training import finite, loop
+from zoo.training import finite, loop, validation
 from zoo.training.failures import is_out_of_memory
 from zoo.training.fitting import advise, price_training_peak
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
-from zoo.training.task import resume_run, start_run
 
 TINY = [
     *("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8"),
@@ -235,16 +236,16 @@ def test_weights_that_are_not_finite_are_named_and_never_saved(config, tmp_path,
 
 
 def test_the_largest_finite_weights_are_saved():
-    run = SimpleNamespace(model=model_of(), step=1, saved=0, world=ALONE)
+    run = SimpleNamespace(model=model_of(), step=1, world=ALONE)
     with torch.no_grad():
         run.model.norm.weight.fill_(torch.finfo(torch.float32).max)  # their norm would overflow
     finite.refuse_nonfinite_weights(run)
 
 
 FAILURES = {
-    "evaluate": ("evaluation", torch.OutOfMemoryError("CUDA out of memory")),
-    "write_sample": ("sample", ConfigError("kernel: cannot decode")),
-    "draw_picture": ("picture", OSError(28, "No space left on device")),
+    "evaluate": (validation, "evaluation", torch.OutOfMemoryError("CUDA out of memory")),
+    "write_sample": (validation, "sample", ConfigError("kernel: cannot decode")),
+    "draw_picture": (train, "picture", OSError(28, "No space left on device")),
 }
 
 
@@ -252,17 +253,17 @@ FAILURES = {
 def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoint(
     config, tmp_path, monkeypatch, capsys, work
 ):
-    what, error = FAILURES[work]
+    where, what, error = FAILURES[work]
     whole = start_run(config(), tmp_path / "whole")
-    real = getattr(loop, work)
+    real = getattr(where, work)
 
     def fail_at_step_3(run):
         if run.step == 3:
-            assert run.saved == 3
+            assert run.saves.step == 3
             raise error
         real(run)
 
-    monkeypatch.setattr(loop, work, fail_at_step_3)
+    monkeypatch.setattr(where, work, fail_at_step_3)
     result = start_run(config(), tmp_path / "run")
     assert f"step 3: no {what}, found {type(error).__name__}" in " ".join(capsys.readouterr().err.split())
     assert result["status"] == "done" and result["val_loss"] == whole["val_loss"]
@@ -277,17 +278,17 @@ def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoin
 @pytest.mark.parametrize("step", one_in(2, [3, 6]))
 def test_a_process_killed_while_it_evaluates_goes_on_with_that_evaluation(config, tmp_path, monkeypatch, step):
     start_run(config(), tmp_path / "whole")
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def die(run):
         if run.step == step:
             raise SystemExit(9)  # nothing in the loop catches it, as nothing catches a kill
         evaluate(run)
 
-    monkeypatch.setattr(loop, "evaluate", die)
+    monkeypatch.setattr(validation, "evaluate", die)
     with pytest.raises(SystemExit):
         start_run(config(), tmp_path / "parts")
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     assert runs.find(tmp_path / "parts").name == f"step-{step:06}"
     result = resume_run(tmp_path / "parts")
     assert result["status"] == "done" and result["val_loss"] is not None

@@ -12,8 +12,8 @@ from zoo.checkpoint import store
 from zoo.data import Batches, DataSettings, hold_out, prepare
 from zoo.errors import ConfigError
 from zoo.jobs.plan import plan_launch, task_config
+from zoo.jobs.train import resume_run, start_run
 from zoo.training.planning import plan_training
-from zoo.training.task import resume_run, start_run
 
 TINY = [
     *("model.n_layers=1", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8"),

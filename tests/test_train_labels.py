@@ -21,10 +21,10 @@ from zoo.data import DataSettings
 from zoo.data.labelled import ClassTask, NumberTask, TagTask, prepare_labelled
 from zoo.data.rowcode import RowEncoder
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
+from zoo.jobs.train import resume_run
 from zoo.model.loss import IGNORED
 from zoo.training.objective import Objective
 from zoo.training.planning import find_misfits_of_labels, find_misfits_of_rows
-from zoo.training.task import resume_run
 
 ANIMALS = {"cat": "purrs", "dog": "barks", "hen": "clucks"}
 SMALL = [

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from tinyrun import compose_run, read_metrics, write_corpus
 
+from zoo.jobs.train import resume_run, start_run
 from zoo.report.history import RunRecord
+from zoo.report.progress import Show
 from zoo.training.means import Means
-from zoo.training.show import Show
-from zoo.training.task import resume_run, start_run
 
 NO_EVAL = ("eval_every=null", "steps=8")
 

@@ -9,8 +9,8 @@ from loaded import one_in
 
 import zoo
 from zoo.checkpoint import store
+from zoo.jobs.train import resume_run
 from zoo.text.fill import fill
-from zoo.training.task import resume_run
 
 SMALL = [
     *("model.d_model=32", "model.n_heads=4", "model.head_dim=8", "model.d_ff=48", "model.vocab_size=300"),

@@ -125,7 +125,7 @@ def test_a_program_that_uses_hydra_logging_signals_and_random_numbers_keeps_its_
     def refuse():
         raise AssertionError("the process is the program's own")
 
-    monkeypatch.setattr("zoo.training.task.keep_memory", refuse)
+    monkeypatch.setattr("zoo.training.building.keep_memory", refuse)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     mine = {number: signal.signal(number, lambda *_: None) for number in before} and {
         number: signal.getsignal(number) for number in before

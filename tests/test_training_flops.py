@@ -11,11 +11,11 @@ from tiny import needs, spec_of
 import zoo
 from zoo.checkpoint import store
 from zoo.costs.flops import count_flops
+from zoo.jobs.train import resume_run
 from zoo.run.builder import build
 from zoo.training.flops import TrainingFlops, sum_forward
 from zoo.training.objective import Objective
 from zoo.training.objective.distil import load_teacher
-from zoo.training.task import resume_run
 
 MODELS = {
     "next_token": ["gqa", "mla", "sliding", "mamba2", "gated_delta"],

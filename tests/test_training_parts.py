@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
+from zoo.report.curves import smooth
 from zoo.training import speed
-from zoo.training.log import smooth
 from zoo.training.schedule import Schedule
 
 SCHEDULES = {

@@ -22,7 +22,7 @@ STEPS = [
     ("from zoo.kernels.mask import Mask; Mask(4, 4).plain_causal", []),
     ("from zoo.families.serving import describe_serving; describe_serving('GPT2LMHeadModel')", []),
     ("import zoo.analysis.explain, zoo.costs.rules", ["rich"]),
-    ("import zoo.training.task", []),
+    ("import zoo.jobs.train", []),
     ("zoo.stats('mixtral-tiny', ['attention=mqa'])", []),
     ("import zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))", []),
     *((f"from zoo.cli import run; assert run({words.split()}) == 0", []) for words in VERBS),

@@ -111,8 +111,8 @@ def _launch(overrides: list[str], recipe: str | Path | None, trust: bool) -> Map
 
 
 def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
+    from zoo.jobs.train import resume_run
     from zoo.runs import remember, split_choice
-    from zoo.training.task import resume_run
 
     try:
         return resume_run(folder, overrides)

@@ -6,6 +6,9 @@ RUN/checkpoints/best                 the name of that with the best evaluation, 
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
 RUN/metrics.jsonl                    a line for each step that was recorded, and for each evaluation
+RUN/metrics.csv, samples.txt         the same as a table, and what the model wrote at each evaluation
+RUN/loss.png, index.html             a picture of the losses, and the run's page
+RUN/environment.json                 where the run computed, each time that it was started or resumed
 RUN/config.yaml, model.yaml          the training config, and the model's Spec
 RUN/tokenizer/                       the files of a tokenizer that the config names by its path, as they were
 runs/last                            the folder of the last run, for `zoo generate`
@@ -14,17 +17,18 @@ SWEEP/sweep.json                     the jobs of a sweep, each by the name of it
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from zoo import disk
 from zoo.errors import CheckpointError, ConfigError
-from zoo.untrusted.json_file import COUNTED, SETTINGS, read_bytes, read_json
+from zoo.untrusted.json_file import COUNTED, SETTINGS, check_shape, read_bytes, read_json
 from zoo.untrusted.paths import check_settings, find_inside
 from zoo.untrusted.text import quote, shorten
 
@@ -33,12 +37,15 @@ CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
 COUNTERS = "training.json"  # of a checkpoint that a run goes on from
 RESULT, METRICS = "result.json", "metrics.jsonl"
+TABLE, SAMPLES = "metrics.csv", "samples.txt"
+PICTURE, PAGE, ENVIRONMENT = "loss.png", "index.html", "environment.json"
 MEASURED = "measured.json"  # what was measured of a run after its training
 CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
 LOCK = "lock"
 SWEEP = "sweep.json"
 LAST_RUN = Path("runs", "last")
 MOST_POINTER = 1 << 16  # bytes of a file that holds a name
+MOST_METRICS = 1 << 30  # bytes of the largest file of metrics: a line for each of some million steps
 
 
 def find(path: str | Path) -> Path:
@@ -233,6 +240,37 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
     """The jobs of the sweep in a folder, in order, by the names of their own folders; none where it is no sweep's.
     Raises CheckpointError."""
     return read_sweep_record(folder).get("jobs", {})
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read a file of metrics; none where there is no file. The last line may be half written, and is left out. Raises
+    CheckpointError."""
+    from zoo.untrusted.shapes import MetricsLine
+
+    if not is_file(file):
+        return []
+    found: list[dict[str, Any]] = []
+    rows = read_bytes(file, MOST_METRICS).decode("utf-8", "replace").splitlines()
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(json.loads(row))
+        except (ValueError, RecursionError):
+            if number < len(rows):
+                raise CheckpointError(f"{file}:{number}: is no line of metrics, found {quote(row)}") from None
+    return check_shape(found, list[MetricsLine], str(file))
+
+
+def read_environments(folder: Path) -> list[dict[str, Any]]:
+    """Read where a run computed: one mapping for each time that it was started or resumed, oldest first. Raises
+    CheckpointError."""
+    file = folder / ENVIRONMENT
+    shape = list[dict[str, str | int | float | None]]
+    return read_json(file, shape, most=SETTINGS, largest=COUNTED) if is_file(file) else []
+
+
+def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
+    """Note where a run computes from now on."""
+    disk.write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")
 
 
 def _read_if_there(file: Path, shape: Any) -> dict[str, Any]:

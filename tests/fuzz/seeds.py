@@ -81,10 +81,11 @@ def run_zoo(*words: str) -> None:
 def make_seeds(folder: Path) -> None:
     """Make all seeds in a folder."""
     from zoo.disk import write_text
-    from zoo.training import loop, speed
+    from zoo.jobs import train
+    from zoo.training import speed
 
     speed.MEASURED_FOR = 0.01  # nobody looks at their speed, nor at their pictures
-    loop.draw_losses = lambda lines, title, file: write_text(file, title)
+    train.draw_losses = lambda lines, title, file: write_text(file, title)
     os.chdir(folder)
     os.environ["ZOO_CACHE"] = str(folder / "cache")
     write_data(folder / "data")

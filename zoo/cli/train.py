@@ -139,15 +139,15 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _resume(folder: Path, overrides: list[str]) -> None:
+    from zoo.jobs import train as jobs
     from zoo.runs import remember, split_choice
-    from zoo.training import task
     from zoo.training.planning import plan_resumption
 
     run, _ = split_choice(folder)
     settings = plan_resumption(run, overrides).settings
     _start_processes(settings, ["--resume", str(folder)], overrides, lambda: run)
     try:
-        task.resume_run(folder, overrides)
+        jobs.resume_run(folder, overrides)
     finally:
         remember(run)
 

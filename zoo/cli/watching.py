@@ -25,7 +25,7 @@ def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None
     from rich.live import Live
 
     from zoo.report.console import make_console
-    from zoo.training.show import WATCHED
+    from zoo.report.progress import WATCHED
 
     console = console or make_console(stderr=True)
     if not console.is_terminal:

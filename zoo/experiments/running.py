@@ -15,7 +15,6 @@ from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Measure, Recipe, list_overrides
 from zoo.report.arms import Arm
 from zoo.report.history import RunRecord
-from zoo.report.page import read_environments
 
 
 def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
@@ -100,7 +99,7 @@ def _measure(folder: Path, name: str, asked: Measure) -> float:
 def describe_runs(records: Sequence[RunRecord]) -> str:
     """Where runs ran, as the first run noted: processor, threads, and torch; and the machine's load as runs began,
     which says whether their seconds are theirs alone."""
-    found = [each for run in records for each in read_environments(run.folder)[:1]]
+    found = [each for run in records for each in runs.read_environments(run.folder)[:1]]
     if not found:
         return "unknown"
     first, loads = found[0], [each["load"] for each in found if "load" in each]

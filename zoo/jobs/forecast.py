@@ -95,10 +95,10 @@ def time_steps(planned: TrainingPlan) -> Timing:
     """Time a few training steps and the evaluation of a batch, in a folder that is removed again. Raises ZooError where
     the run could not begin, or its loss is not finite."""
     from zoo.ranks.world import ALONE
+    from zoo.report.progress import Show
     from zoo.run.memory import release_memory
     from zoo.run.threads import keep_threads
-    from zoo.training.show import Show
-    from zoo.training.task import build_run, prepare_device_and_data
+    from zoo.training.building import build_run, prepare_device_and_data
 
     quiet = Show(planned.settings.steps, quiet=True)
     with keep_threads(), tempfile.TemporaryDirectory() as folder:
@@ -109,25 +109,27 @@ def time_steps(planned: TrainingPlan) -> Timing:
             return _time(run, began)
         finally:
             run.records.close("done")
-            run.watch.end()
+            run.gauges.watch.end()
             del run
             release_memory()
 
 
 def _time(run: Any, began: float) -> Timing:
     from zoo.training.compiling import compile_if_stated
-    from zoo.training.loop import measure_validation_loss, record, update
+    from zoo.training.loop import record
+    from zoo.training.update import update
+    from zoo.training.validation import measure_validation_loss
 
     run.model.train()
     compile_if_stated(run)
     seconds = []
-    run.clock.start(run.tokens)
+    run.gauges.clock.start(run.tokens)
     for _ in range(STEPS + 1):
-        before = run.clock.seconds
+        before = run.gauges.clock.seconds
         terms = update(run)
         run.means.add(terms)
         record(run, terms)
-        seconds.append(run.clock.seconds - before)
+        seconds.append(run.gauges.clock.seconds - before)
     start = time.perf_counter() - began - sum(seconds[1:])
     step = statistics.median(seconds[1:])
     batches = sum(len(held.batches) for held in run.held_out)

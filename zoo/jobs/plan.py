@@ -145,7 +145,7 @@ class LaunchPlan:
 
     def _rejoin(self, folder: Path) -> Any:
         """Go on with the run in a folder after a restart, as `--resume` does."""
-        from zoo.training.task import rejoin_run
+        from zoo.jobs.train import rejoin_run
 
         try:
             return rejoin_run(folder, task_config(self.jobs[0]))
@@ -154,7 +154,7 @@ class LaunchPlan:
 
     def _follow(self) -> Any:
         """Run the one job as another process than the main one: without a folder of its own, and without Hydra."""
-        from zoo.training.task import start_run
+        from zoo.jobs.train import start_run
 
         return start_run(task_config(self.jobs[0]))
 

@@ -102,8 +102,8 @@ def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
 
 def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
     """Train a size from where it is."""
+    from zoo.jobs.train import resume_run
     from zoo.training.restarts import clear_for_restart, has_checkpoint
-    from zoo.training.task import resume_run
 
     where = folder / rung.name
     if RunRecord(where).result.get("status") == "done":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from zoo import runs
 from zoo.costs.price import price
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.grammar.saved import read_model
-from zoo.untrusted.json_file import check_shape, read_bytes
-from zoo.untrusted.text import quote, shorten
+from zoo.untrusted.json_file import check_shape
+from zoo.untrusted.text import shorten
 from zoo.untrusted.yaml_file import parse_yaml
 
 MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson", "val_spearman": "Spearman"}
@@ -50,9 +49,6 @@ SHOWN = (
 )
 UNREADABLE = "unreadable"
 """The status of a run whose files cannot be read."""
-
-MOST_METRICS = 1 << 30
-"""Bytes of the largest file of metrics: a line for each of some million steps."""
 
 COLUMNS = ("name", *SHOWN, "when", "path")
 """What `zoo runs` tells of a run."""
@@ -104,7 +100,7 @@ class RunRecord:
     def lines(self) -> list[dict[str, Any]]:
         """The lines of metrics. Raises CheckpointError for one that is no JSON, but for the last: it may be half
         written."""
-        return read_lines(self.folder / runs.METRICS)
+        return runs.read_lines(self.folder / runs.METRICS)
 
     def read(self) -> None:
         """Read what reports of a done run read. Raises CheckpointError where a file of it cannot be read."""
@@ -184,24 +180,6 @@ def _read_mapping(file: Path, shape: Any = None) -> dict[str, Any]:
         return check_shape(parse_yaml(file), shape or dict[str, Any], str(file))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file (a file that zoo train wrote)") from None
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of metrics; none where there is no file. The last line may be half written, and is left out. Raises
-    CheckpointError."""
-    from zoo.untrusted.shapes import MetricsLine
-
-    if not runs.is_file(file):
-        return []
-    found: list[dict[str, Any]] = []
-    rows = read_bytes(file, MOST_METRICS).decode("utf-8", "replace").splitlines()
-    for number, row in enumerate(rows, 1):
-        try:
-            found.append(json.loads(row))
-        except (ValueError, RecursionError):
-            if number < len(rows):
-                raise CheckpointError(f"{file}:{number}: is no line of metrics, found {quote(row)}") from None
-    return check_shape(found, list[MetricsLine], str(file))
 
 
 def is_run(folder: Path) -> bool:

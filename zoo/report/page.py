@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.units import format_count, format_figure, format_seconds, format_si, format_size
-from zoo.untrusted.json_file import COUNTED, SETTINGS, read_bytes, read_json
+from zoo.untrusted.json_file import read_bytes
 from zoo.untrusted.text import escape_controls
 
-PAGE, ENVIRONMENT, SAMPLES = "index.html", "environment.json", "samples.txt"
 MOST_POINTS = 1500  # of a curve: more than a screen has columns, and the page stays small
 MOST_SAMPLES = 20  # the newest
 
@@ -35,7 +33,7 @@ NAMES = {"mfu": "MFU", "flops": "training FLOPs", "params": "parameters", "gpu":
 def write_page(record: RunRecord, status: str | None = None) -> Path:
     """Write a run's page from what its folder has, and return the file. `status` is as of now, where the folder does
     not say it yet. Raises OSError, and CheckpointError for files that are no run's."""
-    file = record.folder / PAGE
+    file = record.folder / runs.PAGE
     write_text(file, make_page(record, status))
     return file
 
@@ -44,7 +42,7 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
     """Make the page's HTML."""
     outcome = {**record.outcome, "status": status or record.status}
     name = escape_controls(outcome.pop("model") or record.folder.resolve().name)
-    environments = read_environments(record.folder)
+    environments = runs.read_environments(record.folder)
     return render_page(
         TEMPLATE,
         title=f"{name} · {record.folder.resolve().name}",
@@ -54,7 +52,7 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
         figures=_show(outcome),
         classes=list_classes(record.result.get("by_class", {})),
         curves=draw_curves(record.points()),
-        samples=read_samples(record.folder / SAMPLES)[-MOST_SAMPLES:][::-1],
+        samples=read_samples(record.folder / runs.SAMPLES)[-MOST_SAMPLES:][::-1],
         overrides=[escape_controls(each) for each in record.result.get("overrides", [])],
         config=_read(record.folder / runs.CONFIG),
         model=_read(record.folder / runs.MODEL),
@@ -99,19 +97,6 @@ def list_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, .
 
 def _read(file: Path) -> str:
     return escape_controls(read_bytes(file).decode("utf-8", "replace")) if runs.is_file(file) else ""
-
-
-def read_environments(folder: Path) -> list[dict[str, Any]]:
-    """Read where a run computed: one mapping for each time that it was started or resumed, oldest first. Raises
-    CheckpointError."""
-    file = folder / ENVIRONMENT
-    shape = list[dict[str, str | int | float | None]]
-    return read_json(file, shape, most=SETTINGS, largest=COUNTED) if runs.is_file(file) else []
-
-
-def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
-    """Note where a run computes from now on."""
-    write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")
 
 
 def read_samples(file: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Draw the curves of several runs over one another."""
+"""Draw the losses of a run while it trains, and the curves of several runs over one another."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.disk import replace_file
 from zoo.errors import ConfigError, did_you_mean
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
-from zoo.report.plot import as_label, check_picture, join_equal, list_colors, write_figure
+from zoo.report.plot import as_label, check_picture, draw_literally, join_equal, list_colors, write_figure
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
 LINE = 100
@@ -101,3 +102,34 @@ def _dress(axes: Any, records: Mapping[str, RunRecord], x: str, metric: str, log
     columns = max(LINE // (longest + 5), 1)
     # below the axes: it covers no curve, and the best place within takes seconds to find in long runs
     axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
+
+
+def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
+    """Draw training and validation loss over the tokens seen, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    tokens, losses = read_curve(lines, "loss")
+    axes.plot(tokens, losses, color="tab:blue", alpha=0.2, linewidth=0.8)
+    axes.plot(tokens, smooth(losses), color="tab:blue", linewidth=1.8, label="training")
+    tokens, losses = read_curve(lines, "val_loss")
+    if losses:
+        axes.plot(tokens, losses, "o-", color="tab:orange", markersize=4, linewidth=1.8, label="validation")
+        where = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(f"{losses[-1]:.3f}", (tokens[-1], losses[-1]), color="tab:orange", **where)
+        last = lines[-1] if "val_loss" in lines[-1] else next(line for line in reversed(lines) if "val_loss" in line)
+        bits = f" ({last['bits_per_byte']:.3f} bits per byte)" if "bits_per_byte" in last else ""
+        title += f": validation loss {last['val_loss']:.3f}{bits}"
+    axes.set_title(title)
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("loss (nats per target)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper right")  # the best place takes seconds to find in a long run
+    draw_literally(figure)
+    with replace_file(file) as draft:
+        FigureCanvasAgg(figure).print_png(draft)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zoo import runs
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report.arms import Arm
-from zoo.report.page import read_environments, render_page
+from zoo.report.page import render_page
 from zoo.report.plot import format_svg
 from zoo.report.units import format_seconds
 from zoo.report.verdict_plot import make_figure
@@ -68,7 +69,7 @@ def list_machines(report: Report) -> list[str]:
     found: dict[str, None] = {}
     for arm in report.arms:
         for run in arm.runs.values():
-            for each in read_environments(run.folder):
+            for each in runs.read_environments(run.folder):
                 found[", ".join(f"{name} {each[name]}" for name in MACHINE if each.get(name))] = None
     return list(found)
 

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from zoo.checkpoint import store
 from zoo.checkpoint.spread import is_sharded, open_weights
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError
 from zoo.lazy import torch
 from zoo.ranks.shards import ALL, Shares, drop_gathered, own_part
-from zoo.runs import CHECKPOINTS, WEIGHTS, read_step, steps
+from zoo.runs import WEIGHTS
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from zoo.training.loop import Run
 
     Tensors = Mapping[str, Tensor]
 
@@ -118,49 +115,3 @@ def use_weights(model: Any, weights: Tensors) -> Iterator[None]:
             for name, each in held.items():
                 parameters[name].copy_(each)
         drop_gathered(model)
-
-
-# ---------------------------------------------------------------- a run's
-
-
-def compute_averages(run: Run) -> dict[str, Tensors]:
-    """Compute the averages of weights that a checkpoint has, by name."""
-    found: dict[str, Tensors] = {}
-    if run.ema is not None:
-        found["ema"] = run.ema.weights
-    if run.settings.lawa is not None:
-        earlier = [each for each in steps(run.folder / CHECKPOINTS) if read_step(each) < run.step]
-        found["lawa"] = average_checkpoints(earlier[1 - run.settings.lawa :], run.model)
-    return found
-
-
-def find_optimizer_average(run: Run) -> dict[str, Tensor]:
-    """Give by name the weights that the optimizer evaluates in place of those that it trains; most have none."""
-    find = getattr(run.optimizer, "evaluation_weights", None)
-    found = {} if find is None else find()
-    return {name: found[each] for name, each in run.model.named_parameters() if each in found}
-
-
-def find_evaluated_weights(run: Run) -> Tensors:
-    """Give by name the weights to evaluate and sample from, where they are not the model's own."""
-    if run.settings.eval_weights == "ema":
-        assert run.ema is not None
-        return run.ema.weights
-    if run.settings.eval_weights == "lawa":
-        return read_weights(run.folder / CHECKPOINTS / f"step-{run.step:06}" / "lawa")
-    return find_optimizer_average(run)
-
-
-def go_back_if_due(run: Run) -> None:
-    """Where the next update starts from an earlier checkpoint's weights and states, restore them; the data goes on.
-    Raises ZooError."""
-    before = run.settings.schedule.goes_back_to(run.step, run.settings.steps)
-    if before is None:
-        return
-    folder = run.folder / CHECKPOINTS / f"step-{before:06}"
-    if not folder.is_dir():
-        raise ZooError(f"{folder}: is not there, and the run goes on from it after a decay (schedule.continue_from)")
-    store.load_run(folder, run.model, run.optimizer, random=False)
-    if run.ema is not None:
-        run.ema.restore(folder / "ema", run.model.shares)
-    run.show.say(f"goes on after step {run.step} from the weights of step {before}, before the decay")

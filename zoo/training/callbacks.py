@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, ZooError, short
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from zoo.training.loop import Run
+    from zoo.training.run import Run
 
 MOMENTS = ("after_update", "after_eval", "on_save")
 

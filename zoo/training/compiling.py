@@ -10,16 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.errors import short
 from zoo.kernels.found import machine_of
 from zoo.lazy import torch
 from zoo.training.callbacks import is_hosted
-from zoo.training.gradient import accumulate_gradient
-
-if TYPE_CHECKING:
-    from zoo.training.loop import Run
+from zoo.training.gradient import WholeModel
+from zoo.training.run import Run
 
 AFTER = 3  # steps: what the first calls alone cost is over
 LEAST = 300.0  # seconds that the steps left would take: compiling and the trial take about 15, and gain 5 to 25 %
@@ -33,7 +31,7 @@ def compile_if_stated(run: Run) -> None:
     if run.settings.compile is not True and not run.compiled:
         return
     run.compiled = True
-    compile_model(find_trained(run))
+    compile_model(run.computing.model)
 
 
 def compile_if_it_pays(run: Run) -> None:
@@ -65,7 +63,7 @@ def may_pay(run: Run) -> bool:
 
 def try_compiled(run: Run) -> bool:
     """Compile the layers and time them beside those that are not. Undoes it where they are not faster."""
-    began, trial, model = time.perf_counter(), Trial(run), find_trained(run)
+    began, trial, model = time.perf_counter(), Trial(run), run.computing.model
     compile_model(model)
     try:
         trial.lap()
@@ -88,17 +86,17 @@ class Trial:
     """Times one microbatch of held-out text, forward and backward, as a run computes it."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.batch = run, run.held_out[0].batches[0]
+        assert isinstance(run.computing, WholeModel)  # one process, as `may_pay` has it
+        self.run, self.computing, self.batch = run, run.computing, run.held_out[0].batches[0]
 
     def lap(self) -> float:
         """Compute a gradient, and drop it. Returns its seconds."""
-        run, model, start = self.run, find_trained(self.run), time.perf_counter()
-        autocast = run.autocast if run.computing is None else nullcontext
+        start = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
-            accumulate_gradient(model, run.settings.objective, self.batch, 1, autocast)
+            self.computing.accumulate(self.batch, parts=1)
         seconds = time.perf_counter() - start
-        model.zero_grad(set_to_none=True)
-        run.optimizer.zero_grad(set_to_none=True)
+        self.computing.model.zero_grad(set_to_none=True)
+        self.run.optimizer.zero_grad(set_to_none=True)
         return seconds
 
     def compare(self) -> float:
@@ -109,11 +107,6 @@ class Trial:
                 plain = self.lap()
             ratios.append(plain / self.lap())
         return statistics.median(ratios)
-
-
-def find_trained(run: Run) -> Any:
-    """The model that computes the gradients."""
-    return run.model if run.computing is None else run.computing.model
 
 
 def run_eagerly(compiled: bool) -> AbstractContextManager[Any]:

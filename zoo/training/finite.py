@@ -1,58 +1,17 @@
-"""Look for a loss, a gradient or a weight that is no number: skip the update, note the batch, and never save it."""
+"""Refuse a loss, a gradient or a weight that is no number."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.errors import ZooError
 from zoo.lazy import torch
 from zoo.ranks.shards import own_part
-from zoo.training.log import NONFINITE
-
-if TYPE_CHECKING:
-    from zoo.training.loop import Run
+from zoo.training.run import Run
 
 LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
-
-
-def may_update(run: Run, terms: dict[str, Any]) -> bool:
-    """Tell whether a step's gradient may change the weights. One that is not finite is counted, and its rows noted.
-
-    Waits for the device, unless `skip_nonfinite` is 0: then nothing is skipped, a CPU looks at once and any other
-    device when the metrics are written. Raises ZooError after `skip_nonfinite` such steps in a row.
-    """
-    most = run.settings.skip_nonfinite
-    if most == 0:
-        if run.device.type == "cpu":
-            refuse_nonfinite(run, terms)
-        return True
-    found = dict(zip(LOOKED_AT, torch.stack([terms[name].float() for name in LOOKED_AT]).tolist(), strict=True))
-    if all(map(math.isfinite, found.values())):
-        run.skipped_in_row = 0
-        return True
-    run.skipped += 1
-    run.skipped_in_row += 1
-    note_batch(run, found)
-    name = next(name for name, value in found.items() if not math.isfinite(value))
-    what = f"step {run.step}: the {LOOKED_AT[name]} is {found[name]}"
-    if run.skipped_in_row >= most:
-        rows = f"their rows are in {run.folder / NONFINITE}"
-        raise ZooError(f"{what}, and {most} updates in a row were skipped; {rows}; {describe_what_stays(run)}")
-    run.show.say(f"{what}, its update is skipped ({run.skipped_in_row} in a row; {most} end the run)")
-    return False
-
-
-def note_batch(run: Run, found: Mapping[str, float]) -> None:
-    """Append the step, what was found, and where each row of its batch lies: source, window and epoch."""
-    batches, sources = run.batches, run.batches.sources
-    places = [batches.place(row) for row in range(batches.consumed - batches.batch_size, batches.consumed)]
-    rows = [{"source": sources[p.source].name, "window": int(p.window), "epoch": int(p.epoch)} for p in places]
-    first = batches.consumed - batches.batch_size
-    line = {"step": run.step, **{name: str(value) for name, value in found.items()}, "first_row": first, "rows": rows}
-    run.records.write_nonfinite(json.dumps(line))
 
 
 def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
@@ -81,5 +40,5 @@ def refuse_nonfinite_weights(run: Run) -> None:
 
 def describe_what_stays(run: Run) -> str:
     """Say what a run that diverged still has, and what would keep it from diverging."""
-    kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
+    kept = f"the checkpoint of step {run.saves.step} is whole" if run.saves.step else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"

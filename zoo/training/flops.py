@@ -12,7 +12,6 @@ from zoo.training.start.begin import Start
 
 if TYPE_CHECKING:
     from zoo.data import Batch
-    from zoo.training.loop import Run
     from zoo.training.objective import Objective
     from zoo.training.settings import Training
 
@@ -68,11 +67,10 @@ def _measure(batch: Batch) -> tuple[int, int | None]:
     return batch.input_ids.shape[1], written
 
 
-def count_run_parameters(run: Run) -> tuple[int, int]:
-    """Count the parameters of the whole model, adapters among them, and those that train."""
-    model = run.model
+def count_parameters_of(model: Any, settings: Training) -> tuple[int, int]:
+    """Count the parameters of the whole of a run's model, adapters among them, and those that train."""
     if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
-        whole, trained = model.whole, Start.of(run.settings).choose_trained(model.whole)
+        whole, trained = model.whole, Start.of(settings).choose_trained(model.whole)
         return count_parameters(whole)["total"], sum(numel(table(whole, whole.d_model)[name]) for name in trained)
     sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)

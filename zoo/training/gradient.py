@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.lazy import torch
 from zoo.ranks.shards import group_by_mesh, hold_back_replicas
+from zoo.ranks.world import World
+from zoo.training.objective import Objective
+from zoo.training.precision import ComputingCopies
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
 
-    from zoo.ranks.world import World
-    from zoo.training.objective import Objective
+    from zoo.training.metrics import Metrics
 
-    Autocast = Callable[[], AbstractContextManager[Any]]
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Opens the context that a forward pass runs in."""
 
 
 class Gradient(NamedTuple):
@@ -28,6 +32,33 @@ class Gradient(NamedTuple):
     terms: dict[str, Any]
     loads: list[Any]
     targets: int
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """Computes gradients of a model that this process has whole, in `parts` microbatches: where the precision has them,
+    by `copies` of its weights in bfloat16."""
+
+    weights: Any
+    objective: Objective
+    parts: int
+    autocast: Autocast
+    copies: ComputingCopies | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model whose passes compute gradients."""
+        return self.weights if self.copies is None else self.copies.model
+
+    def accumulate(self, batch: Batch, whole: int | None = None, parts: int | None = None) -> Gradient:
+        """Accumulate the gradient of a batch's mean loss, of `parts` microbatches (`accumulate_gradient`)."""
+        model, autocast = (self.weights, self.autocast) if self.copies is None else (self.copies.refresh(), nullcontext)
+        return accumulate_gradient(model, self.objective, batch, parts or self.parts, autocast, whole)
+
+    def judge(self, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
+        """Sum the loss of a batch over its `count` targets (`Objective.judge`)."""
+        with self.autocast():
+            return self.objective.judge(self.weights, batch, count, metrics)
 
 
 def accumulate_gradient(

@@ -30,15 +30,16 @@ PP, DP, SHARD, EP, TP = "pp", "dp", "shard", "ep", "tp"
 class Layout:
     """The processes of a mesh as torch has them.
 
-    `ranks` is the device mesh of those that hold the same part of the same layers, `rows` those that train on rows of
-    their own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups`
-    are the ranks of tensor parallelism that have the same values, by how many they are; `of_experts` is the device mesh
-    of the processes that hold the same experts, and `experts` those that have others. `stages` are the ranks of a
-    pipeline, `ends` those with the first and the last layer where these are two; layers are cut for rows of
-    `row_tokens`.
+    `world` has all of them, `rows` those that train on rows of their own, `tokens` those on tokens of their own.
+    `ranks` is the device mesh of those that hold the same part of the same layers, `context` those with rows in common
+    and tokens of their own. `groups` are the ranks of tensor parallelism that have the same values, by how many they
+    are; `of_experts` is the device mesh of the processes that hold the same experts, and `experts` those that have
+    others. `stages` are the ranks of a pipeline, `ends` those with the first and the last layer where these are two;
+    layers are cut for rows of `row_tokens`.
     """
 
     mesh: Mesh
+    world: World
     rows: World
     tokens: World
     ranks: Any = None
@@ -54,13 +55,14 @@ class Layout:
     def open(cls, mesh: Mesh, world: World, device: Any, row_tokens: int = 0) -> Layout:
         """Make the process groups of a mesh, which all processes must do together."""
         if mesh.size == 1:
-            return cls(mesh, world, world)
+            return cls(mesh, world, world, world)
         from torch.distributed.device_mesh import init_device_mesh
 
         grid = Grid(mesh, world)
         names, weights = (PP, DP, SHARD, TP), (mesh.pp, *mesh.weights, mesh.tp)
         ranks = init_device_mesh(device.type, weights, mesh_dim_names=names)
-        layout = cls(mesh, grid.open_world("dp", "shard"), grid.open_world("dp", "shard", "cp"), ranks[DP, SHARD])
+        worlds = grid.open_world("dp", "shard"), grid.open_world("dp", "shard", "cp")
+        layout = cls(mesh, world, *worlds, ranks[DP, SHARD])
         if mesh.cp > 1:
             layout = replace(layout, context=grid.open("cp"))
         if mesh.tp > 1:

@@ -1,4 +1,4 @@
-"""Write a run's files: metrics, samples, a picture of the losses."""
+"""Write a run's files of lines: metrics and samples."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from zoo.disk import replace_file
 from zoo.errors import CheckpointError, ZooError
-from zoo.report.curves import read_curve, smooth
-from zoo.report.history import read_lines
-from zoo.runs import METRICS
+from zoo.runs import METRICS, SAMPLES, TABLE, read_lines
 from zoo.training.loggers import Relay
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.text import quote
 
-TABLE, SAMPLES, PICTURE = "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
 NONFINITE = "nonfinite.jsonl"  # a line for each skipped update; there once there was one
 EVALUATION = ("val_loss", "bits_per_byte")
@@ -69,8 +65,6 @@ class Records:
 
     def write_nonfinite(self, line: str) -> None:
         """Append a line about an update that was skipped."""
-        if NONFINITE not in self._files:
-            self._files[NONFINITE] = self._open(NONFINITE, "a")
         self._append(NONFINITE, line + "\n")
 
     def lengths(self) -> dict[str, int]:
@@ -107,6 +101,8 @@ class Records:
             raise ZooError(f"{self.folder}: {what}, deleted while the run was training (a new run)")
 
     def _append(self, name: str, text: str) -> None:
+        if name not in self._files:
+            self._files[name] = self._open(name, "a")
         self._refuse_gone(name)
         try:
             self._files[name].write(text)
@@ -120,22 +116,10 @@ class Unwritten(Records):
     """The records of a process that leaves writing to the main one."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.failed, self.relay = folder, False, None
-        self.lines = []
+        self.folder, self.failed, self.relay, self.evaluation = folder, False, None, ()
+        self.lines, self._files = [], {}
 
-    def write_line(self, **line: Any) -> None:
-        self.lines.append(line)
-
-    def write_sample(self, step: int, text: str) -> None:
-        pass
-
-    def write_nonfinite(self, line: str) -> None:
-        pass
-
-    def lengths(self) -> dict[str, int]:
-        return {}
-
-    def close(self, status: str = "done") -> None:
+    def _append(self, name: str, text: str) -> None:
         pass
 
 
@@ -154,36 +138,3 @@ def cut_file(file: Path, length: int) -> None:
     if found < length:
         raise CheckpointError(f"{file}: has lost lines, found {found} bytes of {length} (as the run left it)")
     os.truncate(file, length)
-
-
-def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
-    """Draw training and validation loss over the tokens seen, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    from zoo.report.plot import draw_literally
-
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    tokens, losses = read_curve(lines, "loss")
-    axes.plot(tokens, losses, color="tab:blue", alpha=0.2, linewidth=0.8)
-    axes.plot(tokens, smooth(losses), color="tab:blue", linewidth=1.8, label="training")
-    tokens, losses = read_curve(lines, "val_loss")
-    if losses:
-        axes.plot(tokens, losses, "o-", color="tab:orange", markersize=4, linewidth=1.8, label="validation")
-        where = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
-        axes.annotate(f"{losses[-1]:.3f}", (tokens[-1], losses[-1]), color="tab:orange", **where)
-        last = lines[-1] if "val_loss" in lines[-1] else next(line for line in reversed(lines) if "val_loss" in line)
-        bits = f" ({last['bits_per_byte']:.3f} bits per byte)" if "bits_per_byte" in last else ""
-        title += f": validation loss {last['val_loss']:.3f}{bits}"
-    axes.set_title(title)
-    axes.set_xlabel("tokens seen")
-    axes.set_ylabel("loss (nats per target)")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")  # the best place takes seconds to find in a long run
-    draw_literally(figure)
-    with replace_file(file) as draft:
-        FigureCanvasAgg(figure).print_png(draft)

@@ -104,7 +104,7 @@ class Pipeline:
         holds: bool = False,
     ) -> None:
         self.model, self.group, self.schedule, self.objective = model, group, schedule, objective
-        self.microbatches, self.tokens, self.holds = microbatches, tokens, holds
+        self.autocast, self.microbatches, self.tokens, self.holds = autocast, microbatches, tokens, holds
         self.chunks = schedule.list_chunks(group.rank)
         apart = schedule.splits_backward
         self.modules = [ChunkModule(model, own, objective, autocast, apart) for own in range(len(self.chunks))]
@@ -174,7 +174,7 @@ class Pipeline:
         values = torch.stack([own.get(name, zero).detach().float() for name in self.names])
         return dict(zip(self.names, self.group.sum_up(values).unbind(), strict=True))
 
-    def judge(self, batch: Batch) -> Tensor:
+    def judge(self, batch: Batch, count: int, metrics: None) -> Tensor:
         """Sum the loss of a batch over its targets: a pass through the chunks, one after the other, without gradients.
         Every stage gets the sum."""
         from torch import distributed
@@ -187,7 +187,8 @@ class Pipeline:
                 stream = torch.empty(*batch.input_ids.shape, self.model.spec.d_model, device=device)
                 distributed.recv(stream, distributed.get_global_rank(group, before), group)
             asked = {"targets": batch.targets} if module.ends else {}
-            out = self.model(**list_inputs(batch), stream=stream, chunk=module.chunk, **asked)
+            with self.autocast():
+                out = self.model(**list_inputs(batch), stream=stream, chunk=module.chunk, **asked)
             stream = out.hidden
             if module.ends:
                 total = out.terms["loss"].float()

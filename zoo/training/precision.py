@@ -32,7 +32,7 @@ def find_priced(precision: str) -> str:
     return PRICED.get(precision, "amp")
 
 
-class Computing:
+class ComputingCopies:
     """A model in bfloat16 that computes the gradients of another, its masters in float32 (Micikevicius et al., 2017).
 
     Each gradient is added to its master's in float32 as soon as it is whole, and freed: one microbatch's sum is not

@@ -12,9 +12,7 @@ from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint
 from zoo.errors import CheckpointError, ConfigError, FinishedRun
 from zoo.grammar.saved import read_spec
 from zoo.ranks.world import World
-from zoo.report.history import read_lines
-from zoo.report.page import PAGE, read_environments
-from zoo.training.log import APPENDED, METRICS, NONFINITE, PICTURE
+from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.planning import CONFIG, TrainingPlan
 from zoo.training.restarts import settle_choice
 from zoo.training.saving import check_counters
@@ -44,12 +42,12 @@ def refuse_faulty_files(folder: Path) -> None:
         for each in (Path(parent, name) for name in (*names, *files)):
             if each.is_symlink():
                 find_inside(folder, str(each.relative_to(folder)), str(folder))
-    for name in (*APPENDED, NONFINITE, PAGE, PICTURE, CONFIG, runs.RESULT):
+    for name in (*APPENDED, NONFINITE, runs.PAGE, runs.PICTURE, CONFIG, runs.RESULT):
         if (folder / name).exists() and not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: is no file, and the run writes one there (a file, or nothing)")
     runs.read_result(folder / runs.RESULT)
-    read_environments(folder)
-    read_lines(folder / METRICS)
+    runs.read_environments(folder)
+    runs.read_lines(folder / runs.METRICS)
 
 
 def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, counters: Mapping[str, Any]) -> None:

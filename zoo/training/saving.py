@@ -12,21 +12,22 @@ from pydantic import Field
 
 from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ZooError
 from zoo.ranks.world import World
-from zoo.runs import BEST, CHECKPOINTS, COUNTERS
-from zoo.training.averages import compute_averages, find_optimizer_average
+from zoo.runs import BEST, CHECKPOINTS, COUNTERS, read_step, steps
+from zoo.training.averages import average_checkpoints
 from zoo.training.callbacks import tell
 from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
 from zoo.training.log import find_record
+from zoo.training.run import Run
+from zoo.training.settings import Training
 from zoo.untrusted.json_file import JsonShape, check_shape
 from zoo.untrusted.shapes import Count, Number
 
-Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
-
 if TYPE_CHECKING:
-    from zoo.training.loop import Run
-    from zoo.training.settings import Training
+    from torch import Tensor
+
+Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 def open_save_world(world: World, settings: Training) -> World:
@@ -38,44 +39,53 @@ def open_save_world(world: World, settings: Training) -> World:
     return World(world.rank, world.size, world.local_rank, distributed.new_group(backend="gloo"))
 
 
+def find_checkpoint(run: Run, step: int) -> Path:
+    """Name the folder of the checkpoint of a step."""
+    return run.folder / CHECKPOINTS / f"step-{step:06}"
+
+
+# ---------------------------------------------------------------- writing
+
+
 def save_if_due(run: Run, terms: dict[str, Any]) -> None:
     """Save where the config or the schedule wants it.
 
     After a skipped update the checkpoint waits for the next one that is made: the weights may be the reason, and each
     checkpoint takes the place of an older one. The last step saves in any case.
     """
-    run.save_due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
-    if run.save_due and (not run.skipped_in_row or run.step == run.settings.steps):
+    run.saves.due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
+    if run.saves.due and (not run.skipped_in_row or run.step == run.settings.steps):
         save_checkpoint(run, terms)
 
 
 def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozenset[int] = frozenset()) -> None:
     """Write a checkpoint of this step, unless there is one; those of the steps `also` stay as well. Raises ZooError for
     values that are not finite."""
-    run.save_due = False
-    if run.saved == run.step:
+    saves, settings = run.saves, run.settings
+    saves.due = False
+    if saves.step == run.step:
         return
     finish_saving(run)
     if terms is not None:
         refuse_nonfinite(run, terms)
     refuse_nonfinite_weights(run)
     averages = (find_optimizer_average(run), compute_averages(run))
-    sharded = run.settings.checkpoint != "whole"
-    state = store.Resumable(run.model, run.optimizer, gather_counters(run), *averages, run.world, sharded)
-    spared = partial(is_spared, run, also=also)
-    where = (run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
-    run.saved = run.step
-    if run.settings.checkpoint == "async":
-        run.saving = store.start_saving(*where, run.save_world)
+    state = store.Resumable(
+        run.model, run.optimizer, gather_counters(run), *averages, run.world, settings.checkpoint != "whole"
+    )
+    where = (run.folder, run.step, state, run.data.tokenizer, settings.keep, partial(is_spared, run, also=also))
+    saves.step = run.step
+    if settings.checkpoint == "async":
+        saves.writing = store.start_saving(*where, saves.world)
     else:
         tell(run, "on_save", store.save_run(*where))
 
 
 def finish_saving(run: Run) -> None:
     """Wait for a checkpoint that is written while training goes on. Raises what failed."""
-    saving, run.saving = run.saving, None
-    if saving is not None:
-        tell(run, "on_save", saving.result())
+    writing, run.saves.writing = run.saves.writing, None
+    if writing is not None:
+        tell(run, "on_save", writing.result())
 
 
 def is_milestone(run: Run, step: int) -> bool:
@@ -85,7 +95,31 @@ def is_milestone(run: Run, step: int) -> bool:
 
 def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
     """Whether a checkpoint stays, however many newer ones there are."""
-    return step in also or is_milestone(run, step) or any(step == kept for _, kept in run.best)
+    return step in also or is_milestone(run, step) or any(step == kept for _, kept in run.saves.best)
+
+
+# ---------------------------------------------------------------- averages
+
+
+def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
+    """Compute the averages of weights that a checkpoint has, by name."""
+    found: dict[str, Mapping[str, Tensor]] = {}
+    if run.ema is not None:
+        found["ema"] = run.ema.weights
+    if run.settings.lawa is not None:
+        earlier = [each for each in steps(run.folder / CHECKPOINTS) if read_step(each) < run.step]
+        found["lawa"] = average_checkpoints(earlier[1 - run.settings.lawa :], run.model)
+    return found
+
+
+def find_optimizer_average(run: Run) -> dict[str, Tensor]:
+    """Give by name the weights that the optimizer evaluates in place of those that it trains; most have none."""
+    find = getattr(run.optimizer, "evaluation_weights", None)
+    found = {} if find is None else find()
+    return {name: found[each] for name, each in run.model.named_parameters() if each in found}
+
+
+# ---------------------------------------------------------------- the best
 
 
 def keep_if_best(run: Run) -> None:
@@ -94,14 +128,14 @@ def keep_if_best(run: Run) -> None:
 
     Those that it takes the place of go last: `best` never names one that is gone.
     """
-    rank, most = rank_evaluation(run), run.settings.keep_best
+    rank, most, best = rank_evaluation(run), run.settings.keep_best, run.saves.best
     finish_saving(run)
     if not most or run.evaluation_due or not math.isfinite(rank):
         return
-    ranked = sorted([*(each for each in run.best if each[1] != run.step), (rank, run.step)])[:most]
+    ranked = sorted([*(each for each in best if each[1] != run.step), (rank, run.step)])[:most]
     if (rank, run.step) in ranked:
-        before, run.best = frozenset(step for _, step in run.best), ranked
-        save_checkpoint(run, also=before)
+        run.saves.best = ranked
+        save_checkpoint(run, also=frozenset(step for _, step in best))
         point_at_best(run)
 
 
@@ -115,21 +149,54 @@ def note_evaluation(run: Run) -> None:
     """Note in this step's checkpoint, where there is one, that its evaluation is done; then let go of what was the
     best."""
     finish_saving(run)
-    if run.saved == run.step and run.world.main:
-        newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
+    if run.saves.step == run.step and run.world.main:
+        newest = find_checkpoint(run, run.step)
         store.write_counters(newest, gather_counters(run))
         store.tidy_run(newest, run.settings.keep, partial(is_spared, run))
 
 
 def point_at_best(run: Run) -> None:
     """Let `best` name the checkpoint with the best evaluation of those that are kept for it."""
-    root = run.folder / CHECKPOINTS
     if not run.world.main:
         return
-    if run.best:
-        point(root, BEST, root / f"step-{run.best[0][1]:06}")
+    root = run.folder / CHECKPOINTS
+    if run.saves.best:
+        point(root, BEST, find_checkpoint(run, run.saves.best[0][1]))
     else:
         (root / BEST).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def restore_run(run: Run, checkpoint: Path) -> None:
+    """Restore a run's state from a checkpoint."""
+    counters = store.load_run(checkpoint, run.model, run.optimizer, rank=run.world.rank, checked=True)
+    if run.ema is not None:
+        run.ema.restore(checkpoint / "ema", run.model.shares)
+    restore_counters(run, counters)
+
+
+def go_back_if_due(run: Run) -> None:
+    """Where the next update starts from an earlier checkpoint's weights and states, restore them; the data goes on.
+    Raises ZooError."""
+    before = run.settings.schedule.goes_back_to(run.step, run.settings.steps)
+    if before is None:
+        return
+    folder = find_checkpoint(run, before)
+    if not folder.is_dir():
+        raise ZooError(f"{folder}: is not there, and the run goes on from it after a decay (schedule.continue_from)")
+    store.load_run(folder, run.model, run.optimizer, random=False)
+    if run.ema is not None:
+        run.ema.restore(folder / "ema", run.model.shares)
+    run.show.say(f"goes on after step {run.step} from the weights of step {before}, before the decay")
+
+
+def tidy_checkpoints(run: Run) -> None:
+    """Finish what a process began that was killed while it saved."""
+    if run.world.main:
+        point_at_best(run)
+        store.tidy_run(find_checkpoint(run, run.step), run.settings.keep, partial(is_spared, run))
 
 
 def gather_counters(run: Run) -> dict[str, Any]:
@@ -138,18 +205,32 @@ def gather_counters(run: Run) -> dict[str, Any]:
         "step": run.step,
         "tokens": run.tokens,
         "flops": run.flops,
-        "seconds": run.clock.seconds,
+        "seconds": run.gauges.clock.seconds,
         "last": run.last,
         "means": run.means.state(),
         "evaluation_due": run.evaluation_due,
         "data": {**run.batches.state(), "key": run.data.key},
         "lengths": run.records.lengths(),
-        "threads": run.watch.state(),
+        "threads": run.gauges.watch.state(),
         "skipped": run.skipped,
         "skipped_in_row": run.skipped_in_row,
-        "best": run.best,
+        "best": run.saves.best,
         "compiled": run.compiled,
     }
+
+
+def restore_counters(run: Run, counters: Mapping[str, Any]) -> None:
+    """Set a run to where a checkpoint's counters say it was."""
+    run.batches.restore(counters["data"])
+    run.step = run.saves.step = counters["step"]
+    run.tokens, run.last = counters["tokens"], counters["last"]
+    run.flops = counters.get("flops")
+    run.gauges.clock.seconds = counters["seconds"]
+    run.means.restore(counters.get("means", {}))
+    run.evaluation_due = counters.get("evaluation_due", False)
+    run.skipped, run.skipped_in_row = counters.get("skipped", 0), counters.get("skipped_in_row", 0)
+    run.compiled = counters.get("compiled", False) if run.settings.compile == "auto" else None
+    run.saves.best = [(rank, step) for rank, step in counters.get("best", [])]
 
 
 class RowState(JsonShape):
@@ -193,26 +274,3 @@ def check_counters(checkpoint: Path, counters: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{file}: step: is {counters['step']}, and the folder is {checkpoint.name} (one step)")
     for name in counters["lengths"]:
         find_record(checkpoint.parent.parent, name)
-
-
-def restore_counters(run: Run, counters: dict[str, Any]) -> None:
-    """Set a run to where a checkpoint's counters say it was."""
-    run.batches.restore(counters["data"])
-    run.step = run.saved = counters["step"]
-    run.tokens, run.last = counters["tokens"], counters["last"]
-    run.flops = counters.get("flops")
-    run.clock.seconds = counters["seconds"]
-    run.means.restore(counters.get("means", {}))
-    run.evaluation_due = counters.get("evaluation_due", False)
-    run.skipped, run.skipped_in_row = counters.get("skipped", 0), counters.get("skipped_in_row", 0)
-    run.compiled = counters.get("compiled", False) if run.settings.compile == "auto" else None
-    run.best = [(rank, step) for rank, step in counters.get("best", [])]
-
-
-def tidy_checkpoints(run: Run) -> None:
-    """Finish what a process began that was killed while it saved."""
-    if not run.world.main:
-        return
-    newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
-    point_at_best(run)
-    store.tidy_run(newest, run.settings.keep, partial(is_spared, run))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from zoo.costs.hardware import of_device
 from zoo.lazy import torch
+from zoo.run.memory import read_peak_since
+from zoo.run.threads import ThreadChoice, ThreadWatch
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -135,3 +137,33 @@ class Clock:
             yield
         finally:
             self._since += time.perf_counter() - start
+
+
+@dataclass
+class Gauges:
+    """What is measured of the process that trains: its pace, the peak that this is held against, its threads, and its
+    memory. The peak of memory stays unknown where it cannot be read above what was held before (`held` is None)."""
+
+    device: Device
+    precision: str
+    peak: Peak
+    watch: ThreadWatch
+    free: int | None  # bytes of memory that were free before the model was built
+    held: int | None  # bytes that were held then
+    clock: Clock = field(default_factory=Clock)
+    peak_memory: int | None = None  # bytes above these at the peak of the first steps
+
+    def measure_peak_again(self) -> None:
+        """Measure the peak of products again, where it is no data sheet's."""
+        self.peak = self.peak.again(self.device, self.precision)
+
+    def note_memory(self) -> None:
+        """Note the most memory that was held so far."""
+        if self.held is not None:
+            self.peak_memory = read_peak_since(self.device, self.held)
+
+    def follow(self, speed: float) -> ThreadChoice | None:
+        """Choose the number of threads again where the pace has fallen, or may have recovered."""
+        if choice := self.watch.follow(speed):
+            self.measure_peak_again()
+        return choice

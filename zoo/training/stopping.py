@@ -6,13 +6,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.errors import Terminated
+from zoo.training.run import Run
 from zoo.training.saving import finish_saving, save_checkpoint
 
-if TYPE_CHECKING:
-    from zoo.training.loop import Run
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def stop_on_signals(run: Run) -> Iterator[None]:
         with suppress(RuntimeError):  # where the signal came while a line was printed
             run.show.say("stopping after this step (once more: at once, without a checkpoint)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         yield
     finally:
@@ -38,18 +38,13 @@ def stop_on_signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def heed_signals(run: Run) -> None:
-    """Stop for a signal that any process was sent."""
-    signals = [signal.SIGINT, signal.SIGTERM]
-    found = run.world.sum(*(int(run.asked is each) for each in signals))
-    run.stopped = next((each for each, count in zip(signals, found, strict=True) if count), None)
-
-
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
-    """Save and raise KeyboardInterrupt or Terminated when the run was asked to stop and is not at its end."""
-    heed_signals(run)
-    if run.stopped and (run.step < run.settings.steps or run.evaluation_due):
+    """Save and raise KeyboardInterrupt or Terminated when any process of the run was asked to stop, and the run is not
+    at its end."""
+    counts = run.world.sum(*(int(run.asked is each) for each in SIGNALS))
+    asked = next((each for each, count in zip(SIGNALS, counts, strict=True) if count), None)
+    if asked and (run.step < run.settings.steps or run.evaluation_due):
         save_checkpoint(run, terms)
         finish_saving(run)
         run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
-        raise Terminated if run.stopped is signal.SIGTERM else KeyboardInterrupt
+        raise Terminated if asked is signal.SIGTERM else KeyboardInterrupt

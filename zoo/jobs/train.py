@@ -1,0 +1,260 @@
+"""Start and resume training runs: check the config, prepare the data, build and train the run, write how it ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from zoo import grammar, runs
+from zoo.checkpoint.whole import leave_behind
+from zoo.data import copy_tokenizer, refuse_old_position
+from zoo.disk import remove_drafts, write_text
+from zoo.errors import ConfigError, ZooError, short
+from zoo.ranks.meeting import join_processes
+from zoo.ranks.world import World, read_world
+from zoo.report.history import RunRecord
+from zoo.report.page import write_page
+from zoo.report.progress import Show
+from zoo.report.runplot import draw_losses
+from zoo.run.builder import pick_device
+from zoo.run.environment import describe_environment
+from zoo.run.threads import keep_threads
+from zoo.training.building import build_run, prepare_device_and_data
+from zoo.training.failures import FORESEEN, failures_in_one_line
+from zoo.training.fitting import advise, take_share
+from zoo.training.flops import count_parameters_of
+from zoo.training.loggers import open_relay
+from zoo.training.loop import fit
+from zoo.training.objective import Auto
+from zoo.training.objective.base import describe
+from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
+from zoo.training.restarts import describe_restart, has_checkpoint, note_choice
+from zoo.training.resuming import refuse_other_run, tell_checkpoint
+from zoo.training.run import Run
+from zoo.training.saving import restore_run, tidy_checkpoints
+from zoo.training.settings import TextSample
+from zoo.training.start.begin import Start
+from zoo.training.validation import choose_sampling_kernel, describe_silence, writes
+
+
+def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
+    """Train from a composed config in Hydra's output folder, or in another one. Returns what result.json holds.
+
+    Raises ConfigError with every fault found, before anything is written; ZooError when the training fails.
+    """
+    planned, world = plan_training(cfg), read_world()
+    show = Show(planned.settings.steps, quiet=not world.main)
+    join_processes(world, pick_device(planned.settings.device).type)
+    with ExitStack() as held:
+        told, begins = world.tell((str(folder or find_output_folder()), True) if world.main else None)
+        if not begins:  # the main process has found its own run there (`rejoin_run`)
+            return resume_run(told, typed=cfg)
+        where = Path(told)
+        held.enter_context(failures_in_one_line(where))
+        held.enter_context(keep_threads())
+        refuse_second_run(where)
+        return begin_run(planned, where, show, world, held)
+
+
+def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, held: ExitStack) -> dict[str, Any]:
+    """Train a run from its first step in a folder that has no checkpoint. `held` keeps the folder locked."""
+    Start.of(planned.settings).check(planned.spec)
+    planned, device, data = prepare_device_and_data(planned, show, world)
+    if world.main:
+        held.enter_context(runs.locked(folder, show.say))
+        refuse_second_run(folder)  # another process may have had the folder meanwhile
+    if again := describe_restart():
+        show.say(f"{again}starts anew, as there is no checkpoint yet")
+    run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
+    if world.main:
+        copy_tokenizer(planned.data, folder / runs.TOKENIZER)
+        write_yaml(folder / CONFIG, planned.config)
+        write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
+    return complete_run(run)
+
+
+def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictConfig | None = None) -> dict[str, Any]:
+    """Resume a run from its newest whole checkpoint, or from that of a step (`RUN@400`, `RUN@best`). On a CPU the
+    losses are bit-identical to those of an unstopped run. A run without a checkpoint starts from its beginning.
+
+    That holds while the number of threads stays: a run goes on with its checkpoint's, and says when it takes another
+    (`zoo.run.threads`); OMP_NUM_THREADS holds it. What starts programs comes from the `overrides`, or from the config
+    that this process has composed (`typed`), never from the folder.
+
+    Raises ConfigError when no step is left, or when the data has changed.
+    """
+    (folder, which), world = runs.split_choice(folder), read_world()
+    planned = plan_resumption(folder, overrides, typed)
+    show = Show(planned.settings.steps, quiet=not world.main)
+    join_processes(world, pick_device(planned.settings.device).type)
+    with ExitStack() as held:
+        held.enter_context(failures_in_one_line(folder))
+        held.enter_context(keep_threads())
+        if world.main:
+            held.enter_context(runs.locked_for_launch(folder, show.say))
+        for note in planned.notes:
+            show.say(note)
+        chosen = tell_checkpoint(folder, which, world)
+        if chosen is None:
+            show.say(f"{folder}: has no checkpoint yet, and starts from the beginning with its own config")
+            if world.main:
+                remove_drafts(folder / runs.CHECKPOINTS)
+            return begin_run(planned, folder, show, world, held)
+        checkpoint, counters = chosen.folder, chosen.counters
+        for line in chosen.passed:
+            show.say(f"passed over: {line}")
+        refuse_other_run(planned, folder, checkpoint, counters)
+        refuse_old_position(counters["data"])
+        planned, device, data = prepare_device_and_data(planned, show, world)
+        if data.key != (was := counters["data"]["key"]):
+            raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
+        run = build_run(planned, folder, device, data, show, world, counters, list_drawings())
+        restore_run(run, checkpoint)
+        if world.main and leave_behind(checkpoint, show.say):
+            show.say(f"goes back to step {run.step}: metrics and samples of later steps are cut off")
+        note_choice(folder, which)
+        tidy_checkpoints(run)
+        if world.main:
+            write_yaml(folder / CONFIG, planned.config)
+        show.say(f"{describe_restart()}goes on after step {run.step}")
+        return complete_run(run)
+
+
+def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
+    """Go on with this launch's own run after a restart, which has `typed` its config. The main process alone knows that
+    it is one, and tells the others, which have come to `start_run`. Raises FinishedRun where no step is left."""
+    planned, world = plan_resumption(folder, [], typed), read_world()
+    join_processes(world, pick_device(planned.settings.device).type)
+    world.tell((str(folder), False))
+    return resume_run(folder, typed=typed)
+
+
+def refuse_second_run(folder: Path) -> None:
+    """Raise ConfigError when a folder has a run in it already."""
+    if has_checkpoint(folder):
+        raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
+
+
+# ---------------------------------------------------------------- from its first step to its outcome
+
+
+def complete_run(run: Run) -> dict[str, Any]:
+    """Train to the end and write the outcome, also when it is a failure."""
+    describe_run(run)
+    if not run.world.main:
+        return fit(run)
+    runs.add_environment(run.folder, describe_environment(run.device))
+    planned, status = run.planned, "failed"
+    share, free, cuda = take_share(planned.settings), run.gauges.free, run.device.type == "cuda"
+    try:
+        run.records.relay = open_relay(planned.settings.logger, run.folder, planned.config, run.step, run.show.say)
+        with failures_in_one_line(run.folder, lambda: advise(share, planned.spec, free, cuda=cuda)):
+            result = fit(run)
+        status = "done"
+    except (ZooError, KeyboardInterrupt) as error:
+        status = "failed" if isinstance(error, ZooError) else "stopped"
+        note_failure(run, status, error)
+        raise
+    finally:
+        run.records.close(status)
+        run.gauges.watch.end()
+    write_result(run.folder, {"error": None, **result})
+    draw_last_page(run, "done")
+    run.show.say(f"{run.folder}: {runs.PAGE}, checkpoints, {runs.PICTURE}, {runs.METRICS}, {runs.SAMPLES}")
+    return result
+
+
+def describe_run(run: Run) -> None:
+    """Say what trains, and what of the config the model or the device has decided."""
+    planned, settings, say = run.planned, run.settings, run.show.say
+    params, _ = count_parameters_of(run.model, settings)
+    spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
+    what = f"{params:,} parameters on {run.device} in {settings.precision}{spread}"
+    size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
+    say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
+    if planned.config.get("objective", {}).get("kind") == Auto.kind:
+        say(f"objective: {settings.objective.kind}, as the model is {describe(planned.spec)}")
+    if isinstance(settings.sample, TextSample) and not writes(planned.spec):
+        say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
+    elif isinstance(settings.sample, TextSample):
+        _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
+        if line is not None:
+            say(line)
+    if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
+        say(line)
+
+
+def note_failure(run: Run, status: str, error: BaseException) -> None:
+    """Write how a run ended into its folder, where that is still there."""
+    if not run.folder.is_dir():  # it was deleted, as the error says
+        return
+    try:
+        write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+        draw_last_page(run, status)
+    except OSError as second:  # the disk that is full is often the reason for the first
+        run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
+
+
+def describe_sample_of_rows(run: Run) -> str | None:
+    """Say how many labelled rows evaluations take, where that is not all."""
+    taken = sum(len(batch.input_ids) for held in run.held_out for batch in held.batches)
+    there = sum(source.tokens.n_documents for source in run.data.held_out)
+    return None if taken == there else f"evaluates on {taken:,} of {there:,} rows (eval_batches=null: on all)"
+
+
+# ---------------------------------------------------------------- what is drawn
+
+
+def list_drawings() -> dict[str, Callable[[Run], object]]:
+    """List what a run draws after each evaluation, by its name in messages."""
+    return {"picture": draw_picture, "page": draw_page}
+
+
+def draw_picture(run: Run) -> None:
+    """Draw the losses so far."""
+    draw_losses(run.records.lines, run.name, run.folder / runs.PICTURE)
+
+
+def draw_page(run: Run) -> None:
+    """Write the page of the run so far."""
+    write_page(RunRecord(run.folder), "running")
+
+
+def draw_last_page(run: Run, status: str) -> None:
+    """Write the page of a run that ended. What fails is told, as the run itself is whole."""
+    try:
+        write_page(RunRecord(run.folder), status)
+    except FORESEEN as error:
+        run.show.say(f"{run.folder / runs.PAGE}: cannot be written, found {short(error)}")
+
+
+# ---------------------------------------------------------------- a run's own small files
+
+
+def find_output_folder() -> Path:
+    """Return Hydra's output folder of this job; without Hydra, one named by the time."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        return Path(HydraConfig.get().runtime.output_dir)
+    return Path("outputs") / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def write_yaml(file: Path, node: Any) -> None:
+    """Write plain data, short nodes on one line."""
+    write_text(file, yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120))
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Update result.json. Keys of the one that is there stay, such as the overrides that the run was started with."""
+    file = folder / runs.RESULT
+    before = runs.read_whole_result(file)
+    merged = {key: value for key, value in {**before, **result}.items() if value is not None}
+    write_text(file, json.dumps(merged, indent=2) + "\n")

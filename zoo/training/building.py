@@ -1,0 +1,274 @@
+"""Build a run: choose and check the device, prepare the data, build the model and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.costs.kernels import mask_whole
+from zoo.data import Batches, Prepared, prepare
+from zoo.errors import ConfigError
+from zoo.generation.towers import check_length
+from zoo.kernels import machine_of, select
+from zoo.lazy import torch
+from zoo.model.init import initialise, mix_seed
+from zoo.ranks.world import ALONE, World
+from zoo.run import fp8
+from zoo.run.builder import build, pick_device
+from zoo.run.dtypes import describe_slow_dtype
+from zoo.run.memory import begin_peak_memory, keep_memory, read_free_memory
+from zoo.run.recompute import set_recompute
+from zoo.run.threads import ThreadWatch
+from zoo.training.averages import MovingAverage
+from zoo.training.callbacks import is_hosted
+from zoo.training.dropout import Dropout, count_draws
+from zoo.training.fitting import check_memory, take_share
+from zoo.training.gradient import WholeModel, choose_autocast
+from zoo.training.layout import Layout
+from zoo.training.log import Records, Unwritten
+from zoo.training.objective import Context, Labelled
+from zoo.training.planning import TrainingPlan, collect_faults, describe_vocabulary_fault
+from zoo.training.precision import MASTER, ComputingCopies, lower_weights
+from zoo.training.restarts import is_launched
+from zoo.training.run import Progress, Run, Saves
+from zoo.training.saving import open_save_world
+from zoo.training.settings import TextSample, Training
+from zoo.training.speed import Gauges, find_peak
+from zoo.training.start.begin import Start
+from zoo.training.validation import writes
+
+# ---------------------------------------------------------------- the device and the data
+
+
+def prepare_device_and_data(planned: TrainingPlan, show: Progress, world: World) -> tuple[TrainingPlan, Any, Prepared]:
+    """Pick the device, prepare the data, and check the model against both. Returns the plan with what the data decides,
+    the device and the data. Raises ConfigError."""
+    device = pick_run_device(planned, world, show.say)
+    with world.main_first():
+        data = prepare_data(planned, show)
+    planned = planned.learn(data)
+    settings, spec = planned.settings, planned.spec
+    faults: list[str] = []
+    collect_faults(faults, lambda: settings.objective.extend(data.tokenizer, settings.seq_len))
+    if data.tokenizer.vocab_size > spec.output_vocab_size:
+        faults.append(describe_vocabulary_fault(spec.output_vocab_size, data.tokenizer.vocab_size))
+    if isinstance(sample := settings.sample, TextSample) and writes(spec):
+        ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
+        collect_faults(faults, lambda: check_length(spec, len(ids), sample.tokens), "sample")
+    if faults:
+        raise ConfigError(*faults)
+    return planned, device, data
+
+
+def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Any:
+    """Pick the device, and say what a run will meet there. Raises ConfigError for what it does not have."""
+    settings = planned.settings
+    if settings.launcher.kind != "none" and not is_launched():
+        found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
+        raise ConfigError(f"launcher: {found} (`zoo train` of one run does; or torchrun, and launcher=none)")
+    device = pick_device(settings.device)
+    if device.type == "cuda" and world.size > 1:
+        device = pick_device(f"cuda:{world.local_rank}")
+    if settings.recipe:
+        fp8.require_fp8(settings.recipe, device, f"precision: {settings.precision}", "precision=bf16")
+    settings.optim.check_device(device)
+    if line := describe_own_draws(planned, choose_kernels(planned, device), world):
+        say(line)
+    if settings.offload != "none" and device.type != "cuda":
+        found = f"is {settings.offload}, and a run on {device.type} has them in the host's memory anyway"
+        raise ConfigError(f"offload: {found} (none, or device=cuda)")
+    free, cuda = read_free_memory(device), device.type == "cuda"
+    if (line := check_memory(take_share(settings), planned.spec, free, cuda=cuda)) is not None:
+        say(line)
+    return device
+
+
+def choose_kernels(planned: TrainingPlan, device: Any) -> set[str]:
+    """Name the kernels that train the kinds of layers. Raises KernelError when the one that the user named cannot train
+    or evaluate one of them."""
+    trains: set[str] = set()
+    machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
+    for tower in planned.spec.towers().values():
+        for block in tower.blocks.values():
+            tokens = planned.settings.seq_len
+            mask = mask_whole(tower, block, tokens, planned.data.documents, tokens)
+            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
+            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
+            for ask in (block.attention.ask(dtype, **{**mask.features, **each}) for each in asks):
+                if ask is not None and (kernel := select(ask, machine, planned.settings.kernel)) and ask.needs_grad:
+                    trains.add(kernel.name)
+    return trains
+
+
+def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -> str | None:
+    """Say where several processes drop other probabilities of attention than one would: those that a fused kernel draws
+    by itself."""
+    drops = planned.settings.dropout is not None and planned.settings.dropout.attention > 0
+    if not drops or world.size == 1 or "sdpa" not in kernels:
+        return None
+    found = "sdpa draws by itself what it drops, otherwise than in one process"
+    return f"dropout.attention: {found} (kernel=eager drops the same)"
+
+
+def prepare_data(planned: TrainingPlan, show: Progress) -> Prepared:
+    """Prepare text, pairs or labelled records, as the objective reads them."""
+    objective = planned.settings.objective
+    if not isinstance(objective, Labelled):
+        return prepare(planned.data, show.preparing)
+    from zoo.data.labelled import prepare_labelled
+
+    how = {"limit": planned.settings.seq_len, "opens": objective.pools_first}
+    task, known = objective.make_task(), getattr(objective, objective.shared[0])
+    return prepare_labelled(planned.data, task, known, **how, say=show.say, progress=show.preparing)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def build_run(
+    planned: TrainingPlan,
+    folder: Path,
+    device: Any,
+    data: Prepared,
+    show: Progress,
+    world: World = ALONE,
+    counters: Mapping[str, Any] | None = None,
+    drawings: Mapping[str, Callable[[Run], object]] | None = None,
+) -> Run:
+    """Build a run before its first step. Everything random is drawn from the seed. `counters` are those of the
+    checkpoint that a run goes on from; `drawings` are drawn after each evaluation, by the main process."""
+    settings, counters = planned.settings, counters or {}
+    watch = choose_computing(settings, device, show.say, counters)
+    batches = open_batches(planned, data)
+    layout = Layout.open(settings.parallel.settle(world), world, device, settings.seq_len)
+    batches.share = (layout.rows.rank, layout.rows.size)
+    free, held = settle_process(settings, device, layout.tokens.rank)
+    model = build_model(planned, layout, device, show.say, fresh=not counters)
+    optimizer = build_optimizer(planned, model)
+    if line := settings.optim.describe(device):
+        show.say(line)
+    return Run(
+        planned=planned,
+        folder=folder,
+        data=data,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        layout=layout,
+        computing=layout.open_pipeline(model, settings, device) or open_whole(model, settings, device, world),
+        records=Records(folder, counters.get("lengths"), settings.objective.measures)
+        if world.main
+        else Unwritten(folder),
+        gauges=Gauges(device, settings.arithmetic, find_peak(device, settings.arithmetic), watch, free, held),
+        show=show,
+        saves=Saves(open_save_world(world, settings)),
+        drawings=drawings if drawings and world.main else {},
+        ema=MovingAverage(settings.ema, model) if settings.ema else None,
+        flops=0 if all(each.requires_grad for each in model.parameters()) else None,
+    )
+
+
+def settle_process(settings: Training, device: Any, rank: int) -> tuple[int | None, int | None]:
+    """Seed what a process draws, and choose how it gives memory back. Returns the bytes that are free, and those that
+    are held, before the model is built."""
+    torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
+    if device.type == "cpu" and not is_hosted():
+        keep_memory()
+    return read_free_memory(device), None if is_hosted() else begin_peak_memory(device)
+
+
+def open_batches(planned: TrainingPlan, data: Prepared) -> Batches:
+    """Make the batches of a run, as its objective has them."""
+    settings, documents = planned.settings, planned.data.documents
+    one_shape = settings.compile is True or settings.recipe is not None
+    context = Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
+    collate = settings.objective.collator(context)
+    return Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
+
+
+def build_model(
+    planned: TrainingPlan, layout: Layout, device: Any, say: Callable[[str], object], *, fresh: bool
+) -> Any:
+    """Build what this process has of the model, spread over the others. With `fresh` it has its first weights; else a
+    checkpoint gives it some."""
+    settings, mesh = planned.settings, layout.mesh
+    divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
+    apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever has the whole model
+    part, where = layout.take_part(planned.spec), "meta" if apart else str(device)
+    model = build(part, device=where, kernel=settings.kernel, seed=settings.seed)
+    set_recompute(model, settings.recompute)
+    if layout.world.size == 1:
+        deposit_tied_gradients(model)
+    layout.divide(model, planned.spec)
+    if divided and settings.weights:
+        initialise(model.to_empty(device=device), settings.seed)
+        apart = False
+    settle_weights(model, settings, say, fresh)
+    layout.lay_out(model, settings.precision)
+    if apart:
+        initialise(model.to_empty(device=device), settings.seed)
+    return model
+
+
+def settle_weights(model: Any, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
+    """Read a model's first weights where it is `fresh`, choose which train, and set what drops and rounds."""
+    start = Start.of(settings)
+    if fresh:
+        start.read(model, say)
+    if settings.recipe:
+        products = fp8.convert_to_fp8(model, settings.recipe)
+        slow = "" if settings.compile is True else "; nothing is gained without compile=true"
+        say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
+    if line := start.restrict(model):
+        say(line)
+    if settings.dropout or count_draws(model.whole):
+        (settings.dropout or Dropout()).apply(model, settings.seed)
+    if settings.pure:
+        lower_weights(model)
+
+
+def open_whole(model: Any, settings: Training, device: Any, world: World) -> WholeModel:
+    """Make what computes the gradients of a model that is no pipeline's."""
+    copies = ComputingCopies(model.train()) if settings.precision == MASTER and world.size == 1 else None
+    autocast = choose_autocast(device, "fp32" if settings.pure else settings.arithmetic)
+    return WholeModel(model, settings.objective, settings.accumulate, autocast, copies)
+
+
+def deposit_tied_gradients(model: Any) -> None:
+    """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
+    for path, tower in model.towers():
+        if getattr(tower.head, "tied", False):
+            model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
+
+
+def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
+    """Build the optimizer over the weights that train: one that rounds them where they are bfloat16, and keeps its
+    states where they belong."""
+    settings = planned.settings
+    made = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
+    if not settings.pure and settings.offload == "none":
+        return made
+    from zoo.training.optim.piecewise import Beside, HostMemory, Piecewise
+
+    place = HostMemory() if settings.offload == "states" else Beside()
+    return Piecewise(made, rounds=settings.pure, by_element=settings.optim.by_element, place=place)
+
+
+def choose_computing(
+    settings: Training, device: Any, say: Callable[[str], object], counters: Mapping[str, Any]
+) -> ThreadWatch:
+    """Choose the number of threads, before anything is timed, and say where the precision asked for is slow.
+
+    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
+    """
+    watch = ThreadWatch(device)
+    if counters:
+        watch.restore(counters.get("threads", {}))
+    elif choice := watch.begin():
+        say(f"computes with {choice}")
+    if settings.arithmetic == "bf16":
+        note = describe_slow_dtype(torch.bfloat16, device, f"precision: {settings.precision}", training=True)
+        if note:
+            say(f"{note} (precision=fp32 would do)")
+    return watch

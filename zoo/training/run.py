@@ -1,0 +1,144 @@
+"""The state of a run: what trains on which data, how far it is, and the collaborators that it asks for the rest."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zoo.data import Batches, Prepared, hold_out
+from zoo.data.tokens import Held
+from zoo.ranks.world import ALONE, World
+from zoo.training.averages import MovingAverage
+from zoo.training.flops import TrainingFlops
+from zoo.training.gradient import WholeModel
+from zoo.training.layout import Layout
+from zoo.training.log import Records
+from zoo.training.means import Means
+from zoo.training.planning import TrainingPlan
+from zoo.training.settings import Training
+from zoo.training.speed import Gauges
+
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.optim import Optimizer
+
+    from zoo.training.pipeline import Pipeline
+
+
+class Progress(Protocol):
+    """Shows people how far a run is (`zoo.report.progress.Show`); a context manager around the loop."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def step(self, step: int, metrics: Mapping[str, Any], seconds_left: float) -> None: ...
+
+    def evaluation(
+        self, step: int, val_loss: float, bits_per_byte: float | None, measured: Mapping[str, float]
+    ) -> None: ...
+
+    def sample(self, text: str) -> None: ...
+
+    def preparing(self, what: str, done: int, total: int) -> None: ...
+
+
+@dataclass
+class Saves:
+    """The checkpoints of a run (`zoo.training.saving`). `world` has all processes, by a group of their own."""
+
+    world: World = ALONE
+    step: int = 0  # of the newest
+    writing: Future[Path] | None = None  # one that is written while training goes on
+    due: bool = False  # one that waits for the next update that is made
+    best: list[tuple[float, int]] = field(default_factory=list)  # ranks of the best evaluations kept, with their steps
+
+
+@dataclass
+class Run:
+    """A run: what it was given, the collaborators that compute, write and measure for it, and how far it is."""
+
+    planned: TrainingPlan
+    folder: Path
+    data: Prepared
+    batches: Batches
+    model: Any
+    optimizer: Optimizer
+    layout: Layout  # the processes, and which of them have rows or tokens of their own
+    computing: WholeModel | Pipeline  # what computes gradients and losses of the model
+    records: Records
+    gauges: Gauges
+    show: Progress
+    saves: Saves
+    drawings: Mapping[str, Callable[[Run], object]]  # what is drawn after an evaluation, by its name in messages
+    ema: MovingAverage | None = None
+    means: Means = field(default_factory=Means)
+    step: int = 0
+    tokens: int = 0
+    flops: int | None = 0  # of training, without evaluations; None where they are not counted
+    last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
+    evaluation_due: bool = False  # this step's evaluation is still to come
+    skipped: int = 0  # updates whose loss or gradient was no number
+    skipped_in_row: int = 0  # the last ones of them, with none between
+    by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's figures by class
+    compiled: bool | None = None  # whether layers are compiled; None: it is not known yet
+    asked: signal.Signals | None = None  # what asked this process to stop
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
+
+    @property
+    def settings(self) -> Training:
+        return self.planned.settings
+
+    @property
+    def world(self) -> World:
+        """All processes of the run."""
+        return self.layout.world
+
+    @cached_property
+    def device(self) -> Device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def held_out(self) -> list[Held]:
+        settings = self.settings
+        rows = (settings.batch_size // settings.accumulate, settings.seq_len)
+        wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
+        collate = None if settings.objective.every_token else self.batches.collate
+        documents = self.batches.documents
+        return hold_out(self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate)
+
+    @cached_property
+    def counter(self) -> TrainingFlops:
+        return TrainingFlops(self.model.whole, self.settings.objective)
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Where a line of metrics stands."""
+        return {"step": self.step, "tokens": self.tokens, **({} if self.flops is None else {"flops": self.flops})}
+
+    @property
+    def at_point(self) -> bool:
+        """Whether a decay of several has just ended."""
+        return self.step in self.settings.schedule.list_points(self.settings.steps)
+
+    def due(self, every: int | None) -> bool:
+        """Tell whether something that happens every `every` steps, and after the last one, happens after this step."""
+        return self.step == self.settings.steps or (every is not None and self.step % every == 0)
+
+    def find_mfu(self, speed: float) -> float | None:
+        """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was
+        measured too low, and where useful FLOPs are not counted: with frozen weights, or much padding in a row."""
+        if self.flops is None or self.settings.objective.reads_labels:
+            return None
+        share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)
+        return None if share is None else round(share, 4)

@@ -1,0 +1,176 @@
+"""Evaluate a run while it trains: the validation loss, a sample of text, and what is drawn of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zoo.costs.kernels import asks
+from zoo.costs.setup import Setup
+from zoo.data import Batch
+from zoo.errors import short
+from zoo.kernels import KERNELS, machine_of
+from zoo.lazy import torch
+from zoo.ranks.shards import ends_gathered
+from zoo.ranks.world import ALONE
+from zoo.sampling.options import Sampling
+from zoo.text.follow import complete
+from zoo.text.prompts import Options
+from zoo.training.averages import read_weights, use_weights
+from zoo.training.callbacks import tell
+from zoo.training.compiling import run_eagerly
+from zoo.training.failures import FORESEEN, lost_another
+from zoo.training.gradient import move_batch, share_rows
+from zoo.training.objective.base import describe
+from zoo.training.run import Run
+from zoo.training.saving import find_checkpoint, find_optimizer_average, keep_if_best, note_evaluation
+from zoo.training.settings import TextSample, Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop during an evaluation, which is still due when it goes on."""
+
+
+def measure(run: Run) -> None:
+    """Evaluate, write a sample, draw. What fails is told; training goes on without it."""
+    for what, work in (("evaluation", evaluate), ("sample", write_sample), *run.drawings.items()):
+        try:
+            with use_weights(run.model, find_evaluated_weights(run)):
+                work(run)
+        except EvaluationStopped:
+            run.model.train()
+            return
+        except FORESEEN as error:
+            if run.records.failed or lost_another(error):  # the run's own record would lack a line; or no step follows
+                raise
+            run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
+        run.model.train()
+    keep_if_best(run)
+    note_evaluation(run)
+    if not run.evaluation_due:  # it did not fail
+        tell(run, "after_eval")
+
+
+def find_evaluated_weights(run: Run) -> Mapping[str, Tensor]:
+    """Give by name the weights to evaluate and sample from, where they are not the model's own."""
+    if run.settings.eval_weights == "ema":
+        assert run.ema is not None
+        return run.ema.weights
+    if run.settings.eval_weights == "lawa":
+        return read_weights(find_checkpoint(run, run.step) / "lawa")
+    return find_optimizer_average(run)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def evaluate(run: Run) -> None:
+    """Measure the validation loss and write it as a line of metrics, of a mix also that of each source.
+
+    Bits per byte divide by the bytes of the targets that were scored. An end of text is scored and has no bytes.
+    """
+    run.gauges.measure_peak_again()
+    metrics = run.settings.objective.open_metrics()
+    found = [(each, *measure_validation_loss(run, each.batches, metrics)) for each in run.held_out]
+    nats, targets = sum(nats for _, nats, _ in found), sum(targets for _, _, targets in found)
+    values = name_losses("", nats, targets, sum(each.n_bytes or 0 for each, _, _ in found))
+    if len(found) > 1:
+        for each, nats, targets in found:
+            values |= name_losses(f"/{each.name}", nats, targets, each.n_bytes)
+    measured = {} if metrics is None else {f"val_{name}": value for name, value in metrics.compute().items()}
+    run.by_class = {} if metrics is None else metrics.describe()
+    values |= measured
+    run.records.write_line(**run.place, **count_trained(run), **values)
+    run.last |= values
+    run.evaluation_due = False
+    run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"), measured)
+
+
+def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None) -> tuple[float, int]:
+    """Sum the loss over batches, in eval mode: of tokens and classes the negative log-likelihood, in nats. Returns it
+    and the number of targets. `metrics`, where an objective has some, get the results too."""
+    total, targets = torch.zeros((), dtype=torch.float64, device=run.device), 0
+    world = run.layout.tokens if metrics is None else ALONE  # figures of rows need all of them
+    run.model.eval()
+    try:
+        for batch in batches:
+            if run.asked and run.world.size == 1:  # several would have to agree on it for each batch
+                raise EvaluationStopped
+            batch, counts = share_rows(batch, world)
+            count = run.settings.objective.targets(batch)
+            with torch.no_grad():
+                total += run.computing.judge(move_batch(batch, run.device), count, metrics) * counts
+            targets += count * counts
+    finally:
+        run.model.train()
+    return float(world.add_up_(total)), world.sum(targets)[0]
+
+
+def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
+    """Name the mean loss over targets and, where the bytes of their text are known, the bits per byte."""
+    bits = {f"bits_per_byte{suffix}": nats / math.log(2) / n_bytes} if n_bytes else {}
+    return {f"val_loss{suffix}": nats / targets, **bits}
+
+
+def count_trained(run: Run) -> dict[str, int]:
+    """Count, where a decay of several has just ended, the tokens that the weights were trained on: those of the
+    decays before it are left out where the run went back behind them."""
+    if not run.at_point:
+        return {}
+    kept = run.step - run.settings.schedule.count_left_behind(run.step, run.settings.steps)
+    return {"trained_tokens": round(run.tokens * kept / run.step)}  # updates are equal in size
+
+
+# ---------------------------------------------------------------- the sample
+
+
+def write_sample(run: Run) -> None:
+    """Let the model continue the prompt, where the config has one, the model writes, and this process has all of it."""
+    sample, settings, spec = run.settings.sample, run.settings, run.model.spec
+    if not isinstance(sample, TextSample) or not writes(spec) or run.layout.stages is not None:
+        return
+    kernel, _ = choose_sampling_kernel(spec, settings, run.device)
+    sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # the same each time, and not training's
+    options = Options(max_new_tokens=sample.tokens, sampling=sampling)
+    # Every process writes it, as each may hold a part of the weights. Compiled layers would be compiled anew for each
+    # token, as the length grows.
+    with ends_gathered(run.model), run_eagerly(run.compiled is True):
+        text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
+    run.records.write_sample(run.step, sample.prompt + text)
+    run.show.sample(sample.prompt + text)
+
+
+def writes(spec: Any) -> bool:
+    """Whether a model writes text, so that samples can be taken."""
+    return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
+
+
+def describe_silence(spec: Any) -> str:
+    """Name what keeps a model from writing text: its topology, or its head."""
+    heads = [tower.head for tower in spec.towers().values() if tower.causal]
+    return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
+
+
+def choose_sampling_kernel(spec: Any, settings: Training, device: Any) -> tuple[str, str | None]:
+    """Choose the kernel for samples. Returns its name, and a line that says so where it is not the one that trains.
+
+    Training and evaluation compute in the run's precision. Samples are generated with the weights as they are, mostly
+    in float32, a token at a time and without gradients: other asks, which a kernel named for training may refuse. Then
+    `auto` generates them.
+    """
+    kernel = settings.kernel
+    if kernel == "auto":
+        return kernel, None
+    machine, setup = machine_of(device), Setup(dtype="bf16" if settings.pure else "fp32")
+    towers = spec.towers().values()
+    for use, tower in ((use, tower) for use in ("prefill", "decode") for tower in towers if tower.causal):
+        for kind in tower.blocks:
+            for ask in asks(tower, kind, use, setup).values():
+                reason = None if ask is None else KERNELS[kernel].refuses(ask, machine)
+                if reason is not None:
+                    return "auto", f"kernel={kernel} trains and evaluates; samples take kernel=auto, as {reason}"
+    return kernel, None
