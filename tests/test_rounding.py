@@ -16,8 +16,7 @@ from zoo.errors import ConfigError
 from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
 from zoo.training.optim import Optim, piecewise
-from zoo.training.optim.piecewise import Piecewise
-from zoo.training.optim.rounding import copy_rounded
+from zoo.training.optim.piecewise import Piecewise, copy_rounded
 from zoo.training.planning import plan_training
 from zoo.training.precision import lower_weights
 

@@ -1,14 +1,10 @@
-"""Optimizers by kind, one or two a file. `base` groups a model's parameters; `rules` has the updates that torch lacks.
+"""Optimizers by kind. `base` groups a model's parameters; `rules` has the updates that torch lacks.
 
 No torch at import: a training config is checked without it.
 """
 
-from zoo.training.optim.adafactor import Adafactor
-from zoo.training.optim.adamw import AdamW, AdamW8bit
 from zoo.training.optim.base import Factors, GroupOptions, Optim, set_rates, unscaled
-from zoo.training.optim.muon import Muon
-from zoo.training.optim.schedule_free import ScheduleFree
-from zoo.training.optim.signs import SGD, Lion
+from zoo.training.optim.kinds import SGD, Adafactor, AdamW, AdamW8bit, Lion, Muon, ScheduleFree
 
 __all__ = [
     "SGD",

@@ -11,9 +11,6 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from zoo.errors import ConfigError, did_you_mean
 from zoo.spec import Experts, Group, Linear, Part, Reused, Sized, Spec, Stack, Tied
 
-ANY = "*?["
-"""What a pattern has and a name has not."""
-
 
 class Lora(Spec, axis="lora", kind="lora", default="lora"):
     """Train W + (alpha / rank)·B·A in place of W, with W as it is (Hu et al., 2021).

@@ -12,12 +12,17 @@ from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.lazy import torch
 from zoo.spec import table
-from zoo.training.start.recipes import Tensors
-from zoo.training.start.recipes.depth import add_layers, find_unsilenced
-from zoo.training.start.recipes.experts import upcycle
-from zoo.training.start.recipes.heads import add_heads, regroup_heads
-from zoo.training.start.recipes.vocabulary import add_tokens
-from zoo.training.start.recipes.width import widen_ffn, widen_stream
+from zoo.training.start.recipes import (
+    Tensors,
+    add_heads,
+    add_layers,
+    add_tokens,
+    find_unsilenced,
+    regroup_heads,
+    upcycle,
+    widen_ffn,
+    widen_stream,
+)
 
 BY_RECIPE = re.compile(
     r"(.*\.)?(n_heads|n_kv_heads|d_ff|d_model|vocab_size|pattern|tied|n_experts)|(.*\.)?(init|ffn|position)\..*"
