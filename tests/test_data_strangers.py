@@ -141,7 +141,7 @@ def test_a_small_parquet_file_of_a_hundred_gigabytes_of_text_is_refused_in_littl
     assert os.path.getsize("a.parquet") < 100_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     faults, rows = Faults(), 0
-    for _ in Parquet((Path("a.parquet"),), ("text",)).read(faults):
+    for _ in Parquet((Path("a.parquet"),), ("text",), "").read(faults):
         rows += 1
     assert faults.lines == ["data.path: a.parquet unpacks to more than 100 times its size after row 4 (a file of text)"]
     assert rows == 4  # of 64 MiB each: what a small file may unpack to
@@ -154,7 +154,7 @@ def test_a_row_of_a_parquet_file_has_a_budget():
 
     parquet.write_table(pyarrow.table({"text": ["a", "b" * (129 << 20), "c"]}), "a.parquet")
     faults = Faults()
-    assert len(list(Parquet((Path("a.parquet"),), ("text",)).read(faults))) == 1
+    assert len(list(Parquet((Path("a.parquet"),), ("text",), "").read(faults))) == 1
     assert faults.lines == ["data.path: a.parquet, row 2: is longer than 128 MiB (shorter texts)"]
 
 

@@ -8,8 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.data.corpus import Document
-from zoo.data.records import FIELDS_SHOWN, Faults, import_package, name_keys, read_documents
+from zoo.data.records import FIELDS_SHOWN, Faults, RecordSource, import_package
 from zoo.errors import ConfigError, short
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ DEFAULT_SPLIT = "train"
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(RecordSource):
     """The rows of a data set as documents. `n_bytes` is the text's size as far as the library knows it, else 0."""
 
     rows: Any
@@ -34,10 +33,6 @@ class Rows:
     @property
     def n_bytes(self) -> int:
         return int(getattr(self.rows, "dataset_size", None) or 0)
-
-    def __iter__(self) -> Iterator[Document]:
-        """Read every row. Raises ConfigError with a line for each that cannot be read, and where the network fails."""
-        return read_documents(self)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read every row as it is, and say where it stands; null is an empty text. Raises ConfigError where the network
@@ -57,10 +52,9 @@ class Rows:
             raise ConfigError(f"data.path: {self.name}: nothing to read, found no row with a text (rows with texts)")
 
 
-def open_dataset(settings: HF, columns: tuple[str, ...] = (), keys: str = "") -> Rows:
-    """Open the data set that the settings name, for its text or for other `columns` that `keys` of the config name.
-    Raises ConfigError in one line, also without a network."""
-    columns, keys = columns or settings.columns, keys or name_keys(settings.columns)
+def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> Rows:
+    """Open the data set that the settings name, for the `columns` that `keys` of the config name. Raises ConfigError in
+    one line, also without a network."""
     path = str(settings.path)
     datasets = import_package("datasets", "'transformer-zoo[hf]'", f"{path} is read by Hugging Face's datasets")
     folder = Path(path).expanduser()

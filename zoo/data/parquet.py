@@ -15,28 +15,22 @@ from zoo.data.records import (
     RATIO,
     SMALL,
     Faults,
-    Records,
-    find_files,
+    RecordFiles,
     import_package,
-    name_keys,
 )
 from zoo.errors import short
 from zoo.untrusted.lines import LINE
 from zoo.untrusted.text import shorten
 
-PARQUET = (".parquet",)
 READ_AT_ONCE = 1024  # records: a few MiB of ordinary text
 PIECE = 16 << 20
 """Bytes of the rows that are made Python's texts at once, where there is more than one row."""
 
 
-def find_parquet_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
-    """List the Parquet files of a path; `key` names it in messages."""
-    return find_files(path, PARQUET, key)
-
-
-class Parquet(Records):
+class Parquet(RecordFiles):
     """The rows of Parquet files. Null is no text."""
+
+    suffixes = (".parquet",)
 
     def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read one file, a few rows at a time."""
@@ -76,7 +70,7 @@ class Parquet(Records):
             return f"{file} has the field '{twice[0]}' {names.count(twice[0])} times (once)"
         if lacking := [column for column in self.columns if column not in names]:
             found = ", ".join(shorten(each, 40) for each in names[:FIELDS_SHOWN]) or "none"
-            return f"{file} has no field '{lacking[0]}', found {found} ({self.keys or name_keys(self.columns)})"
+            return f"{file} has no field '{lacking[0]}', found {found} ({self.keys})"
         meta = table.metadata
         groups = [meta.row_group(group) for group in range(meta.num_row_groups)]
         used = [at for at in range(meta.num_columns) if meta.schema.column(at).path.split(".")[0] in self.columns]

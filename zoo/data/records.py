@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from zoo.data.corpus import FAULTS_SHOWN, Document, list_files
 from zoo.errors import CheckpointError, ConfigError, short
@@ -77,11 +77,6 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return len(pattern) == 1 or any(matches(parts[skip:], pattern[1:]) for skip in range(len(parts)))
     return fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
-
-
-def find_jsonl_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
-    """List the JSON Lines of a path, packed ones included; `key` names it in messages."""
-    return find_files(path, (*JSONL, *PACKED_JSONL), key)
 
 
 class Faults:
@@ -146,41 +141,57 @@ def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str,
     return Document(where, 0, *texts)
 
 
-def read_documents(source: Any) -> Iterator[Document]:
-    """Make a document of each record that a source reads. Raises ConfigError with a line for each that cannot be read,
-    and where there is none."""
-    faults, found = Faults(), False
-    for where, record in source.read(faults):
-        document = make_document(record, source.columns, where, faults)
-        if document is not None:
-            found = True
-            yield document
-    faults.settle()
-    source.refuse_nothing(found)
+class RecordSource:
+    """Records, which can be read again and again: as documents of their `columns`, or as they are."""
+
+    columns: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Tell about how much there is to read, in bytes; 0 where that is not known."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read every record as a document. Raises ConfigError with a line for each that cannot be read, and where there
+        is none."""
+        faults, found = Faults(), False
+        for where, record in self.read(faults):
+            document = make_document(record, self.columns, where, faults)
+            if document is not None:
+                found = True
+                yield document
+        faults.settle()
+        self.refuse_nothing(found)
+
+    def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Read every record as it is, and say where it stands; one that cannot be read is a fault."""
+        raise NotImplementedError
+
+    def refuse_nothing(self, found: bool) -> None:
+        """Raise ConfigError where no record was of use."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Records:
+class RecordFiles(RecordSource):
     """Files of records as documents, in the order of files and records. Those without text are left out.
 
-    `keys` are those of the config that choose the columns, as messages name them; unless given, those of `data`.
+    `keys` are those of the config that choose the columns, as messages name them.
     """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    """How the names of such files end."""
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
-    keys: str = ""
+    keys: str
 
     @property
     def n_bytes(self) -> int:
         """Add up the files' sizes, as they are packed."""
         return sum(file.stat().st_size for file in self.files)
 
-    def __iter__(self) -> Iterator[Document]:
-        """Read every record. Raises ConfigError with a line for each that cannot be read."""
-        return read_documents(self)
-
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Read every record as it is, and say where it stands; one that cannot be read is a fault."""
         for file in self.files:
             yield from self.read_file(file, faults)
 
@@ -198,8 +209,10 @@ class Records:
             raise ConfigError(f"data.path: {first}{more}: nothing to read, found {what} (records with texts)")
 
 
-class JsonLines(Records):
+class JsonLines(RecordFiles):
     """JSON Lines. Blank lines are left out."""
+
+    suffixes = (*JSONL, *PACKED_JSONL)
 
     def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return ((f"{file}, line {line:,}", record) for line, record in read_json_lines(file, faults))

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_validator
 
-from zoo.data.corpus import open_stdlib_corpus, open_text_corpus
-from zoo.data.parquet import Parquet, find_parquet_files
-from zoo.data.records import JsonLines, find_jsonl_files
+from zoo.data.corpus import Documents, open_stdlib_corpus, open_text_corpus
+from zoo.data.parquet import Parquet
+from zoo.data.records import JsonLines, RecordFiles, RecordSource, find_files, name_keys
 from zoo.errors import ConfigError
 from zoo.spec import Spec
 from zoo.spec.faults import make_refusals
-
-if TYPE_CHECKING:
-    from zoo.data.corpus import Documents
-    from zoo.data.records import Faults
 
 Default = Field(validate_default=True)
 """A field whose default is refused where the kind needs another value."""
@@ -28,15 +24,14 @@ Default = Field(validate_default=True)
 TEXT_FIELD = "text"
 
 
-class LabelledSource(Protocol):
-    """Records as they are, which can be read again and again."""
-
-    @property
-    def n_bytes(self) -> int: ...
-
-    def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]: ...
-
-    def refuse_nothing(self, found: bool) -> None: ...
+def parse_node(kind: Any, node: Any, where: str = "") -> Any:
+    """Validate a resolved node, which lies at the path `where`, as a component. Raises ConfigError with every fault in
+    it."""
+    try:
+        return kind.parse(node)
+    except ValidationError as error:
+        found = [((where,) * bool(where) + each["loc"], each["msg"]) for each in error.errors(include_url=False)]
+        raise ConfigError(*(f"{'.'.join(map(str, place))}: {fault}" for place, fault in found)) from error
 
 
 class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
@@ -93,13 +88,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
     @classmethod
     def read(cls, node: Mapping[Any, Any], where: str = "data") -> DataSettings:
         """Validate a resolved node at the path `where`. Raises ConfigError with every fault in it."""
-        try:
-            return cls.parse(node)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            raise ConfigError(*(f"{'.'.join([where, *map(str, each['loc'])])}: {each['msg']}" for each in found)) from (
-                error
-            )
+        return parse_node(cls, node, where)
 
     @property
     def sources(self) -> dict[str, Weighted]:
@@ -161,6 +150,9 @@ class Records(DataSettings):
     objective reads labels, it names the fields, and `validation` names the records that validate: files, of `hf` a
     split (null: `validation_fraction` of all)."""
 
+    reader: ClassVar[type[RecordFiles]]
+    """What reads the files of this kind."""
+
     path: Annotated[str | None, Default] = None
     field: str | None = None
     source: str | None = None
@@ -191,6 +183,9 @@ class Records(DataSettings):
     def example(cls) -> str:
         return "FILE_OR_FOLDER"
 
+    def open(self) -> Documents:
+        return self.open_records(self.columns, name_keys(self.columns))
+
     @property
     def reads_pairs(self) -> bool:
         return self.target is not None
@@ -202,42 +197,24 @@ class Records(DataSettings):
             return (self.source, self.target)
         return (self.field or TEXT_FIELD,)
 
-    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
+    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> RecordSource:
         """Open the records with these columns, which `keys` of the config name: all of them, or those of
         `validation`. Raises ConfigError."""
-        raise NotImplementedError
+        name = "validation" if validation else "path"
+        files = find_files(str(getattr(self, name)), self.reader.suffixes, f"data.{name}")
+        return self.reader(files, columns, keys)
 
 
 class Jsonl(Records, kind="jsonl"):
     """JSON Lines: a file, a folder of them, or a pattern (`*.jsonl`); packed by gzip or zstd too."""
 
-    def open(self) -> Documents:
-        assert self.path is not None
-        return JsonLines(find_jsonl_files(self.path), self.columns)
-
-    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
-        files = (
-            find_jsonl_files(str(self.validation), "data.validation")
-            if validation
-            else find_jsonl_files(str(self.path))
-        )
-        return JsonLines(files, columns, keys)
+    reader: ClassVar[type[RecordFiles]] = JsonLines
 
 
 class ParquetFiles(Records, kind="parquet"):
     """Parquet: a file, a folder of them, or a pattern (the extra `parquet`)."""
 
-    def open(self) -> Documents:
-        assert self.path is not None
-        return Parquet(find_parquet_files(self.path), self.columns)
-
-    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
-        files = (
-            find_parquet_files(str(self.validation), "data.validation")
-            if validation
-            else find_parquet_files(str(self.path))
-        )
-        return Parquet(files, columns, keys)
+    reader: ClassVar[type[RecordFiles]] = Parquet
 
 
 class HF(Records, kind="hf"):
@@ -256,13 +233,7 @@ class HF(Records, kind="hf"):
     def example(cls) -> str:
         return "FOLDER_OR_NAME"
 
-    def open(self) -> Documents:
-        from zoo.data.hub import open_dataset
-
-        assert self.path is not None
-        return open_dataset(self)
-
-    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
+    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> RecordSource:
         from zoo.data.hub import open_dataset
 
         return open_dataset(replace(self, split=self.validation) if validation else self, columns, keys)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from pydantic import ValidationError
 
 from zoo import runs
 from zoo.compose.composing import Composition
@@ -16,6 +15,7 @@ from zoo.compose.engine import Override, open_repository
 from zoo.compose.overrides import parse_overrides
 from zoo.compose.targets import drop_swapped
 from zoo.data import DataSettings, make_paths_absolute
+from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Objective
 from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption
@@ -191,13 +191,7 @@ def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: s
     if own is not None and not any(key.split(".")[0] == "objective" for key in typed):
         objective = own.settings.objective
     else:
-        try:
-            objective = Objective.parse(node).settle(spec)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            raise ConfigError(
-                *(f"{'.'.join(['objective', *map(str, each['loc'])])}: {each['msg']}" for each in found)
-            ) from error
+        objective = parse_node(Objective, node, "objective").settle(spec)
     while isinstance(objective, Distil):
         objective = objective.base
     return objective

@@ -8,13 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from zoo.spec import Spec
-from zoo.training.packaged import read_packaged
-
-
-def _check_gpus(value: Any) -> Any:
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise ValueError(f"must be a whole number from 0 up, or auto, found {value!r}")
-    return value
+from zoo.training.packaged import make_count_check
 
 
 class Launcher(Spec, axis="launcher", default="none"):
@@ -43,7 +37,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
     partition: str | None = None
     account: str | None = None
     time: Annotated[str | None, BeforeValidator(_check_time)] = None
-    gpus: Annotated[int | Literal["auto"], BeforeValidator(_check_gpus)] = "auto"
+    gpus: Annotated[int | Literal["auto"], BeforeValidator(make_count_check(0))] = "auto"
     port: Annotated[int, Field(ge=1024, le=65535)] = 29500
     lines: tuple[str, ...] = ()
     submit: bool = True
@@ -61,11 +55,6 @@ class SlurmLauncher(Launcher, kind="slurm"):
         if broken := next((each for each in value if not each.replace("\t", " ").isprintable()), None):
             raise ValueError(f"has {broken!r} as one line (an entry for each)")
         return value
-
-
-def read_launcher(value: Any) -> Any:
-    """Read a packaged launcher by its name; give back any other value."""
-    return read_packaged("launcher", value)
 
 
 def find_count_fault(name: str, value: int | None, kind: str) -> str | None:

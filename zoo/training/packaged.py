@@ -1,7 +1,8 @@
-"""Read a field whose value may be the name of a packaged choice (`parallel=fsdp`)."""
+"""Read fields of a training config whose value may be a name: a packaged choice (`parallel=fsdp`), or `auto`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from zoo.errors import did_you_mean
@@ -18,3 +19,14 @@ def read_packaged(axis: str, value: Any) -> Any:
     if value not in names:
         raise ValueError(f"there is no {value!r}{did_you_mean(value, names)} (one of: {', '.join(names)})")
     return safe_load((conf_dir() / axis / f"{value}.yaml").read_text(encoding="utf-8"))
+
+
+def make_count_check(least: int) -> Callable[[Any], Any]:
+    """Make the check of a number from `least` up, or `auto`."""
+
+    def check(value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"must be a whole number from {least} up, or auto, found {value!r}")
+        return value
+
+    return check

@@ -16,7 +16,7 @@ from zoo.ranks.schedule import WHOLE_BACKWARD, Schedule
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
-from zoo.training.packaged import read_packaged
+from zoo.training.packaged import make_count_check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +24,7 @@ if TYPE_CHECKING:
     from zoo.training.settings import Training
 
 
-def _check_ways(value: Any) -> Any:
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"must be a whole number from 1 up, or auto, found {value!r}")
-    return value
-
-
-Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
+Ways = Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))]
 
 
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
@@ -95,11 +89,6 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
             found = f"schedule: is {self.schedule}, and pp=1 leaves no stages to order"
             raise ConfigError(f"parallel: {found} (pp of 2 or more, or schedule=1f1b)")
         return replace(mesh, ep=ep)
-
-
-def read_parallel(value: Any) -> Any:
-    """Read the fields of a packaged way by its name (ddp, fsdp); give back any other value."""
-    return read_packaged("parallel", value)
 
 
 def find_world(settings: Training) -> World:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,27 +14,33 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
 )
 
 from zoo.costs.again import explain_unknown
+from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
 from zoo.spec import Spec
 from zoo.training.averages import Average
 from zoo.training.dropout import Dropout
-from zoo.training.launcher import Launcher, NoLauncher, find_count_fault, read_launcher
+from zoo.training.launcher import Launcher, NoLauncher, find_count_fault
 from zoo.training.loggers import Logger, NoLogger
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
-from zoo.training.parallel import Parallel, read_parallel
+from zoo.training.packaged import read_packaged
+from zoo.training.parallel import Parallel
 from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
 from zoo.training.start.lora import Lora
 
 FP8 = "fp8_"  # the prefix of a float8 recipe
+
+
+def _named(axis: str) -> BeforeValidator:
+    """Let a field be the name of a packaged choice."""
+    return BeforeValidator(partial(read_packaged, axis))
 
 
 class Sample(Spec, axis="sample", default="text"):
@@ -97,8 +104,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
     optim: Optim
     schedule: Schedule
     parametrisation: Parametrisation = Standard()
-    parallel: Annotated[Parallel, BeforeValidator(read_parallel)] = Parallel()  # how processes share the run
-    launcher: Annotated[Launcher, BeforeValidator(read_launcher)] = NoLauncher()  # what starts them
+    parallel: Annotated[Parallel, _named("parallel")] = Parallel()  # how processes share the run
+    launcher: Annotated[Launcher, _named("launcher")] = NoLauncher()  # what starts them
     nproc: PositiveInt | None = None  # how many the launcher starts on each node
     nodes: PositiveInt = 1
     restarts: NonNegativeInt = 0  # how often the launcher starts all again after one was lost
@@ -196,11 +203,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
 def read_settings(node: Mapping[str, Any]) -> Training:
     """Validate a resolved training config. Raises ConfigError with every fault in it."""
-    try:
-        return Training.parse(node)
-    except ValidationError as error:
-        faults = error.errors(include_url=False)
-        raise ConfigError(*(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in faults)) from error
+    return parse_node(Training, node)
 
 
 def find_optimizer_mismatches(settings: Training, spec: Any) -> list[str]:
