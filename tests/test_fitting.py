@@ -7,7 +7,7 @@ from zoo.costs import price
 from zoo.errors import ConfigError, ZooError
 from zoo.jobs.train import start_run
 from zoo.training import building
-from zoo.training.fitting import advise, check_memory, list_finer, price_training, price_training_peak
+from zoo.training.fitting import advise, check_memory, list_finer, price_training
 from zoo.training.planning import plan_training
 
 LARGE = ["batch_size=8", "seq_len=32", "model.n_layers=8"]
@@ -23,7 +23,7 @@ def plan(tmp_path):
 
 def test_a_run_that_fits_is_not_talked_about(plan):
     found = plan()
-    peak = price_training_peak(found.settings, found.spec, 8)
+    peak = price_training(found.settings, found.spec, 8)["peak"]
     assert check_memory(found.settings, found.spec, peak) is None
     assert check_memory(found.settings, found.spec, None) is None
     assert "a step takes about" in check_memory(found.settings, found.spec, peak - 1)
@@ -44,8 +44,8 @@ def test_the_price_is_that_of_stats_with_the_average_beside_it(plan):
 def test_what_is_advised_fits_and_nothing_less_does(plan):
     found = plan()
     settings, spec = found.settings, found.spec
-    peaks = {rows: price_training_peak(settings, spec, rows) for rows in (1, 2, 4, 8)}
-    full = {rows: price_training_peak(settings, spec, rows, "full") for rows in (1, 2, 4, 8)}
+    peaks = {rows: price_training(settings, spec, rows)["peak"] for rows in (1, 2, 4, 8)}
+    full = {rows: price_training(settings, spec, rows, recompute="full")["peak"] for rows in (1, 2, 4, 8)}
     assert full[8] < peaks[8] and full[1] < peaks[1]
     by_parts = advise(settings, spec, peaks[2])
     assert by_parts.startswith("accumulate=4 fits: 2 of 8 rows at a time need ")
@@ -58,14 +58,14 @@ def test_what_is_advised_fits_and_nothing_less_does(plan):
 def test_the_least_recomputation_that_fits_is_advised(plan):
     found = plan("accumulate=8")  # no finer parts
     ways = ["selective", "every_4", "every_2", "full"]
-    peaks = {what: price_training_peak(found.settings, found.spec, 1, what) for what in ways}
+    peaks = {what: price_training(found.settings, found.spec, 1, recompute=what)["peak"] for what in ways}
     assert peaks["every_4"] > peaks["every_2"] > peaks["full"]
     for what in ways[1:]:
         assert advise(found.settings, found.spec, peaks[what]).startswith(f"recompute={what} fits: 1 of 1 rows")
     second = plan("accumulate=8", "recompute=every_2")
     assert advise(second.settings, second.spec, peaks["full"]).startswith("recompute=full fits")
     few = plan("accumulate=8", "model.n_layers=2")
-    full = price_training_peak(few.settings, few.spec, 1, "full")
+    full = price_training(few.settings, few.spec, 1, recompute="full")["peak"]
     assert "every_3" not in advise(few.settings, few.spec, full)
 
 
@@ -115,10 +115,13 @@ def test_parts_that_float8_cannot_take_are_not_advised(plan):
 
 def test_a_way_that_is_taken_already_is_not_advised(plan):
     found = plan("recompute=full")
-    peak = price_training_peak(found.settings, found.spec, 8)
+    peak = price_training(found.settings, found.spec, 8)["peak"]
     assert "recompute" not in advise(found.settings, found.spec, peak - 1)
     compiled = plan("compile=true")
-    peaks = [price_training_peak(compiled.settings, compiled.spec, 8, what) for what in ("none", "selective", "full")]
+    peaks = [
+        price_training(compiled.settings, compiled.spec, 8, recompute=what)["peak"]
+        for what in ("none", "selective", "full")
+    ]
     assert all("selective" not in advise(compiled.settings, compiled.spec, peak - 1) for peak in peaks)
 
 
@@ -137,7 +140,7 @@ def test_a_run_says_before_it_starts_that_it_may_not_fit_and_what_would(tmp_path
     (tmp_path / "corpus").mkdir()
     config = compose_run(write_corpus(tmp_path / "corpus"), *LARGE, "steps=1")
     planned = plan_training(config)
-    free = price_training_peak(planned.settings, planned.spec, 4, cuda=False)
+    free = price_training(planned.settings, planned.spec, 4, cuda=False)["peak"]
     monkeypatch.setattr(building, "read_free_memory", lambda device: free)
     start_run(config, tmp_path / "run")
     said = capfd.readouterr().err.splitlines()

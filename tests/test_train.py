@@ -28,7 +28,7 @@ from zoo.paths import conf_dir
 from zoo.ranks.world import ALONE
 from zoo.training import finite, loop, validation
 from zoo.training.failures import is_out_of_memory
-from zoo.training.fitting import advise, price_training_peak
+from zoo.training.fitting import advise, price_training
 from zoo.training.objective import NextToken
 from zoo.training.planning import plan_training
 
@@ -375,7 +375,7 @@ def test_torchs_own_allocator_is_understood():
 
 def test_what_fits_is_said_as_the_exact_price_has_it(config):
     plan = plan_training(config("batch_size=8", "accumulate=1"))
-    peaks = {rows: price_training_peak(plan.settings, plan.spec, rows) for rows in (1, 2, 4, 8)}
+    peaks = {rows: price_training(plan.settings, plan.spec, rows)["peak"] for rows in (1, 2, 4, 8)}
     assert sorted(peaks.values()) == list(peaks.values())
     advice = [advise(plan.settings, plan.spec, peaks[rows]) for rows in (4, 2, 1)]
     assert [each.split(" ")[0] for each in advice] == ["accumulate=2", "accumulate=4", "accumulate=8"]

@@ -117,9 +117,7 @@ class Tokenizer:
         spellings that the vocabulary has. Raises ConfigError.
         """
         file = find_tokenizer_file(path, where)
-        backend = read_backend(file, where)
-        backend.no_truncation()  # some files ask for both, which would cut documents short
-        backend.no_padding()
+        backend = open_backend(file, where)
         if eos is None:
             eos = read_special_token(file, "eos_token", where)
         if eos is None:
@@ -155,6 +153,15 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
     except CheckpointError as error:
         found = short(error.__cause__ or error)
         raise ConfigError(f"{where}.path: cannot read {file}, found {found} (a tokenizer.json)") from error
+
+
+def open_backend(given: Any, where: str) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json, or one in a folder, or take a tokenizer that was read; it neither pads nor cuts, as some
+    files ask for. Raises ConfigError."""
+    backend = read_backend(find_tokenizer_file(given, where), where) if isinstance(given, str | Path) else given
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def find_tokenizer_file(path: str | Path, where: str) -> Path:

@@ -127,9 +127,9 @@ Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
 what is random follows from these and a seed."""
 
 
-def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
-    """Make a batch from rows of T + 1 ids. An EOS belongs to the document it opens: as an input it sees nothing of the
-    one before."""
+def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]] = (), *, eos_id: int, documents: bool) -> Batch:
+    """Make a batch of rows of T + 1 ids whose targets are the next tokens: nothing in it is random. An EOS belongs to
+    the document it opens: as an input it sees nothing of the one before."""
     import torch
 
     ids = torch.from_numpy(rows)
@@ -138,11 +138,6 @@ def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
         return Batch(input_ids, targets, None)
     numbers = (input_ids == eos_id).cumsum(1)
     return Batch(input_ids, targets, numbers - numbers[:, :1])
-
-
-def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]], *, eos_id: int, documents: bool) -> Batch:
-    """Make a batch whose targets are the next tokens: nothing in it is random."""
-    return to_batch(rows, eos_id, documents)
 
 
 def gather(rows: Sequence[Any]) -> Any:

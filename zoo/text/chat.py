@@ -139,18 +139,18 @@ def _read_special(folder: Path) -> dict[str, Any]:
     return found
 
 
-def list_faults(messages: Any, where: str = "messages") -> list[str]:
+def list_faults(messages: Any) -> list[str]:
     """List the faults in the form of a conversation, one line each."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        return [f"{where}: not a list of messages (one at least, each with role and content)"]
+        return ["messages: not a list of messages (one at least, each with role and content)"]
     faults = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            faults.append(f"{where}[{index}]: has no role (system, user or assistant, say)")
+            faults.append(f"messages[{index}]: has no role (system, user or assistant, say)")
         elif not isinstance(message.get("content"), str | list | None):
-            faults.append(f"{where}[{index}].content: is {quote(message['content'])} (a text)")
+            faults.append(f"messages[{index}].content: is {quote(message['content'])} (a text)")
         elif message.get("content") is None and not message.get("tool_calls"):
-            faults.append(f"{where}[{index}]: has no content (a text)")
+            faults.append(f"messages[{index}]: has no content (a text)")
     return faults
 
 

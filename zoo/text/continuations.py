@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.run.likelihood import score_targets
-from zoo.text.reading import pad_rows
+from zoo.text.reading import find_weight, pad_rows
 from zoo.text.score import CHUNK, MANY_TOGETHER, TOGETHER
 from zoo.text.shared import LEAST, Branch, group_branches, make_store, read_branches, shares_contexts
 
@@ -85,11 +85,6 @@ def check_lengths(asked: Sequence[Continuation], limit: int) -> None:
     for _, tokens in asked:
         if not 0 < len(tokens) <= limit:
             raise ConfigError(f"tasks: a continuation has {len(tokens)} tokens, the model reads 1 to {limit}")
-
-
-def find_weight(model: Any) -> Tensor:
-    """Find a weight that is there: those that were packed are on no device."""
-    return next(each for each in model.parameters() if each.device.type != "meta")
 
 
 def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.data.tokenizer import MASKS, find_tokenizer_file, open_backend, read_special_token
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.head import describe_lack
 from zoo.text.reading import load_reader, longest_text, pad_rows
 from zoo.untrusted.text import check_text
-
-MASKS = ("[MASK]", "<mask>")
-"""The mask token of published tokenizers, for those whose files do not name it."""
 
 
 def fill(
@@ -55,19 +53,14 @@ def _check_model(spec: Any) -> None:
 
 def _read_tokenizer(given: Any) -> tuple[Any, int]:
     """The tokenizer, and the id of its mask token."""
-    from zoo.data.tokenizer import find_tokenizer_file, read_backend, read_special_token
-
-    stated = None
+    backend, stated = open_backend(given, "tokenizer"), None
     if isinstance(given, str | Path):
-        file = find_tokenizer_file(given, "tokenizer")
-        given, stated = read_backend(file, "tokenizer"), read_special_token(file, "mask_token", "tokenizer")
+        stated = read_special_token(find_tokenizer_file(given, "tokenizer"), "mask_token", "tokenizer")
     for word in (stated, *MASKS):
-        mask = None if word is None else given.token_to_id(word)
+        mask = None if word is None else backend.token_to_id(word)
         if mask is not None:
-            given.no_padding()
-            given.no_truncation()
-            given.encode_special_tokens = False
-            return given, mask
+            backend.encode_special_tokens = False
+            return backend, mask
     raise ConfigError(f"tokenizer: has no mask token (mask_token in tokenizer_config.json, or {' or '.join(MASKS)})")
 
 

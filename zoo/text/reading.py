@@ -55,3 +55,8 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
     ids = [[*row, *[pad] * (length - len(row))] for row in rows]
     there = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(there, device=device)
+
+
+def find_weight(model: Any) -> Tensor:
+    """Find a weight that is there: those that were packed are on no device."""
+    return next(each for each in model.parameters() if each.device.type != "meta")

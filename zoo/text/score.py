@@ -10,7 +10,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.data.tokens import Batch, to_batch
+from zoo.data.tokens import Batch, to_next_tokens
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.towers import find_limit
 from zoo.lazy import torch
@@ -222,7 +222,7 @@ def _make_batch(stream: Stream, group: Sequence[Window]) -> Batch:
 
     length = group[0].length
     rows = np.stack([stream.ids[window.start : window.start + length + 1] for window in group]).astype(np.int64)
-    batch = to_batch(rows, stream.eos_id, stream.documents)
+    batch = to_next_tokens(rows, eos_id=stream.eos_id, documents=stream.documents)
     targets = batch.targets.clone()  # of one row they are a view of the tokens that are read
     for row, window in zip(targets, group, strict=True):
         row[: length - window.scored] = IGNORED

@@ -11,6 +11,7 @@ from zoo.cache.cache import Cache
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store, list_groups
 from zoo.lazy import torch
+from zoo.text.reading import find_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ def group_branches(branches: Sequence[Branch], tokens: int) -> Iterator[list[Bra
 def make_store(model: Any, groups: Sequence[Sequence[Branch]]) -> Store:
     """Make a store with room for the largest of these groups. A page is one token, so that a row shares all of its
     context."""
-    weight = next(each for each in model.parameters() if each.device.type != "meta")
+    weight = find_weight(model)
     most = max(sum(branch.size for branch in group) for group in groups)
     rows = max(sum(1 + len(branch.asked) for branch in group) for group in groups)
     pages = [most] * len(list_groups(model.spec))

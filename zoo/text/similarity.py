@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,7 +106,7 @@ def embed_once(model: Any, texts: Iterable[str], **options: Any) -> dict[str, np
 # ---------------------------------------------------------------- figures
 
 
-def rank(values: Sequence[float]) -> np.ndarray:
+def rank(values: Any) -> np.ndarray:
     """Rank values from 1; equal ones share the mean of their ranks.
 
     Example: 3, 1, 3, 2 have the ranks 3.5, 1, 3.5, 2.
@@ -159,36 +159,37 @@ def discount(places: Iterable[int]) -> float:
 
 def read_pairs(file: str | Path) -> list[Judged]:
     """Read judged pairs. Raises ConfigError with the first faults, each with its line."""
-    found: list[Judged] = []
-    faults: list[str] = []
-    for where, record in read_records(Path(file), "similarity"):
+
+    def read(record: Mapping[str, Any], where: str, faults: list[str]) -> Judged | None:
         texts = read_texts(record, ("sentence1", "sentence2"), where, faults)
         score = read_score(record, where, faults) if texts else None
-        if texts and score is not None:
-            found.append(Judged(texts[0], texts[1], score))
-        if len(faults) >= FAULTS_SHOWN:
-            break
-    return settle(found, faults, f"similarity: {file}", "pairs")
+        return Judged(texts[0], texts[1], score) if texts and score is not None else None
+
+    return read_rows(file, read, "similarity", "pairs")
 
 
 def read_sought(file: str | Path) -> list[Sought]:
     """Read queries and their documents. Raises ConfigError with the first faults, each with its line."""
-    found: list[Sought] = []
+
+    def read(record: Mapping[str, Any], where: str, faults: list[str]) -> Sought | None:
+        texts = read_texts(record, ("query", "positive"), where, faults)
+        return Sought(texts[0], texts[1]) if texts else None
+
+    return read_rows(file, read, "retrieval", "queries")
+
+
+def read_rows(file: str | Path, read: Callable[..., Any], name: str, what: str) -> list[Any]:
+    """Read what each record of a file says. Raises ConfigError with the first faults, and where there is nothing."""
+    found: list[Any] = []
     faults: list[str] = []
-    for where, record in read_records(Path(file), "retrieval"):
-        if texts := read_texts(record, ("query", "positive"), where, faults):
-            found.append(Sought(texts[0], texts[1]))
+    for where, record in read_records(Path(file), name):
+        found.append(read(record, where, faults))
         if len(faults) >= FAULTS_SHOWN:
             break
-    return settle(found, faults, f"retrieval: {file}", "queries")
-
-
-def settle(found: list[Any], faults: Sequence[str], where: str, what: str) -> list[Any]:
-    """Return what was found. Raises ConfigError for faults, and where there is nothing."""
     if faults:
         raise ConfigError(*faults)
     if not found:
-        raise ConfigError(f"{where} has no {what} in it (a line for each)")
+        raise ConfigError(f"{name}: {file} has no {what} in it (a line for each)")
     return found
 
 

@@ -15,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.run.dtypes import spell_dtype
 from zoo.text import loading
 from zoo.text.loading import Loaded
-from zoo.text.reading import longest_text
+from zoo.text.reading import find_weight, longest_text
 from zoo.text.score import check_model
 from zoo.text.task_files import refuse_files
 
@@ -66,8 +66,7 @@ def evaluate_tasks(
     lm = Harness(loaded, most, kernel=kernel, progress=progress)
     found = run_tasks(lm, [str(task) for task in tasks], limit=limit, num_fewshot=num_fewshot)
     stored = weights or (f"fp8 {fp8}" if fp8 else "exact")
-    weight = next(each for each in loaded.model.parameters() if each.device.type != "meta")  # packed ones are
-    about = {"weights": stored, "dtype": spell_dtype(weight.dtype)}
+    about = {"weights": stored, "dtype": spell_dtype(find_weight(loaded.model).dtype)}
     return {"model": str(loaded.folder) if isinstance(model, str | Path) else "", **about, **found}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.gguf import find
+from zoo.data.tokenizer import open_backend
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import F, torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
@@ -68,24 +69,13 @@ def _count_prompt(tokenizer: Any, prompt: str) -> int:
     """Count the tokens that a prompt takes at the beginning of a text, without a special token at its end."""
     if not prompt:
         return 0
-    found = _open_tokenizer(tokenizer).encode(prompt)
+    found = open_backend(tokenizer, "tokenizer").encode(prompt)
     return len(found.ids) - found.special_tokens_mask[-1]
-
-
-def _open_tokenizer(tokenizer: Any) -> Any:
-    """A tokenizer that neither pads nor cuts, as its file may ask for."""
-    from zoo.data.tokenizer import find_tokenizer_file, read_backend
-
-    if isinstance(tokenizer, str | Path):
-        tokenizer = read_backend(find_tokenizer_file(tokenizer, "tokenizer"), "tokenizer")
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
     """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
-    tokenizer = _open_tokenizer(tokenizer)
+    tokenizer = open_backend(tokenizer, "tokenizer")
     long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))
     if long and note is not None:
         note(f"{long} of {len(texts)} texts are cut at {limit} tokens, which is what the model reads")

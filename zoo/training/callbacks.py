@@ -77,20 +77,17 @@ def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
     ]
     if faults:
         raise ConfigError(*faults)
-    host = Host(tuple(callbacks))
-    token = _host.set(host)
-    try:
+    with followed(callbacks, foreign=True) as host:
         yield host
-    finally:
-        _host.reset(token)
 
 
 @contextmanager
-def followed(callbacks: Sequence[Any]) -> Iterator[None]:
-    """Train in a process of ours, with these callbacks."""
-    token = _host.set(Host(tuple(callbacks), foreign=False))
+def followed(callbacks: Sequence[Any], foreign: bool = False) -> Iterator[Host]:
+    """Train in a process of ours, or of a `foreign` program, with these callbacks."""
+    host = Host(tuple(callbacks), foreign=foreign)
+    token = _host.set(host)
     try:
-        yield
+        yield host
     finally:
         _host.reset(token)
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zoo.data.labelled import prepare_labelled
 from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.text.reading import longest_text
 from zoo.text.score import MANY_TOGETHER, TOGETHER, Score, Stream, check_vocabulary, score, settle_windows
 from zoo.training.gradient import move_batch
-from zoo.training.objective import Context, Objective, Seq2Seq
+from zoo.training.objective import Context, Labelled, Objective, Seq2Seq
 
 if TYPE_CHECKING:
     from zoo.data import Prepared
@@ -142,19 +143,42 @@ def make_rows(
     plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
     """Make rows of an objective: of its run's length, else of the model's, unless `context` says another."""
-    objective, documents = plan.objective, plan.data.documents
+    objective, documents, labelled = plan.objective, plan.data.documents, plan.objective.reads_labels
     if stride is not None:
         raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
-    context = context or plan.seq_len or longest_text(spec)
-    check_rows(objective, spec, context, documents)
-    there = data.tokenizer.vocab_size
-    objective.extend(data.tokenizer, context)
-    check_ids(data, spec, added=data.tokenizer.vocab_size - there)
-    collate = objective.collator(Context(spec, data.tokenizer, context, plan.seed, documents))
-    parts = [Collated(each.name, each.tokens, objective, collate, context, documents) for each in data.held_out]
-    for part in parts:
+    length = settle_length(plan, spec, context) if labelled else context or plan.seq_len or longest_text(spec)
+    if not labelled:
+        check_rows(objective, spec, length, documents)
+        there = data.tokenizer.vocab_size
+        objective.extend(data.tokenizer, length)
+        check_ids(data, spec, added=data.tokenizer.vocab_size - there)
+    collate = objective.collator(Context(spec, data.tokenizer, length, plan.seed, documents, one_shape=not labelled))
+    parts = [Collated(each.name, each.tokens, objective, collate, length, documents) for each in data.held_out]
+    for part in () if labelled else parts:
         tell_of_rest(part, spec, tell)
-    return Material(parts, plan.describe(), objective.kind, objective.scored, context, None)
+    return Material(parts, plan.describe(), objective.kind, objective.scored, length, None)
+
+
+def prepare_records(
+    plan: EvaluationPlan, spec: Any, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
+) -> Prepared:
+    """Prepare the records that validate: those of the run, or all that overrides name. Raises ConfigError."""
+    objective = plan.objective
+    assert isinstance(objective, Labelled)
+    if context is not None and plan.seq_len not in (None, context) and not plan.whole:
+        raise ConfigError(f"context: is {context}, the run's rows have {plan.seq_len} tokens (leave it out)")
+    known = getattr(objective, objective.shared[0])
+    how = {"limit": settle_length(plan, spec, context), "opens": objective.pools_first}
+    say = (lambda line: None) if plan.whole else tell  # there the same records stand in both parts
+    return prepare_labelled(plan.data, objective.make_task(), known, **how, say=say, progress=progress)
+
+
+def settle_length(plan: EvaluationPlan, spec: Any, context: int | None) -> int:
+    """Settle the most tokens of a row. Raises ConfigError for more than the model reads."""
+    most = longest_text(spec)
+    if context is not None and not 1 <= context <= most:
+        raise ConfigError(f"context: is {context}, not a whole number from 1 to {most}, the model's length")
+    return context or plan.seq_len or most
 
 
 def check_rows(objective: Objective, spec: Any, context: int, documents: bool) -> None:

@@ -21,8 +21,7 @@ from zoo.run.linear.ready import prepare
 from zoo.text import loading
 from zoo.text.score import Score, Stream, add_scores, check_model, encode, find_start, settle_windows
 from zoo.training.eval_data import EvaluationPlan, find_run, plan_evaluation
-from zoo.training.eval_labels import make_judged, prepare_records
-from zoo.training.eval_parts import Material, cut_windows, make_parts
+from zoo.training.eval_parts import Material, cut_windows, make_parts, prepare_records
 from zoo.training.saving import Counters
 from zoo.untrusted.json_file import check_shape
 
@@ -217,8 +216,6 @@ class Subject:
         """The data that overrides name, or the validation split of the run that the folder is of, or lies in. Raises
         ConfigError where there is none, and where the run's text has changed since."""
         plan, data = self.open_data(overrides, context, progress)
-        if plan.objective.reads_labels:
-            return make_judged(plan, data, self.spec, context, stride)
         return make_parts(plan, data, self.spec, context, stride, self.note)
 
     def open_data(

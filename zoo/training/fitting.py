@@ -13,6 +13,7 @@ from zoo.costs.states import widths
 from zoo.costs.tuning import Tuning
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
+from zoo.training.dropout import RATES
 from zoo.training.parallel import find_world
 from zoo.training.precision import PURE, find_priced
 from zoo.training.settings import Training
@@ -166,15 +167,6 @@ def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
 # ---------------------------------------------------------------- the price
 
 
-def price_training_peak(
-    settings: Training, spec: Any, rows: int, recompute: str | None = None, *, cuda: bool = True
-) -> int | None:
-    """Price the peak of a step with so many rows at a time, in bytes; None where the model's activations are
-    unknown."""
-    changes = {} if recompute is None else {"recompute": recompute}
-    return price_training(settings, spec, rows, cuda=cuda, **changes)["peak"]
-
-
 def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = True, **changes: str) -> dict[str, Any]:
     """Price a step with so many rows at a time, in bytes: its `peak`, None where the model's activations are unknown,
     and `states`, what is held whatever the rows are. A moving average of the weights stands beside it.
@@ -206,13 +198,12 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
 def describe_tuning(settings: Training, spec: Any) -> Tuning:
     """Say what trains in a run, and what it adds to a pass, for the price."""
     start, dropout, lora = Start.of(settings), settings.dropout, settings.lora
-    names = ("attention", "residual", "embedding", "ffn", "layers")
     return Tuning(
         trained=frozenset(start.choose_trained(spec)) if start.partly else None,
         adapted=() if lora is None else lora.choose(spec),
         rank=0 if lora is None else lora.rank,
         drops_adapted=lora is not None and lora.dropout > 0,
-        drops=frozenset(name for name in names if dropout and getattr(dropout, name)),
+        drops=frozenset(name for name in RATES if dropout and getattr(dropout, name)),
     )
 
 

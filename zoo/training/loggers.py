@@ -198,7 +198,7 @@ class Trackio(Logger, kind="trackio"):
         return _TrackioSink(self, start)
 
 
-class _TrackioSink:
+class _TrackioSink(_WandBSink):
     def __init__(self, logger: Trackio, start: Start) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
@@ -210,9 +210,6 @@ class _TrackioSink:
             config=dict(start.config),
             resume="allow" if start.key else "never",
         )
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
 
     def write_sample(self, step: int, text: str) -> None:
         self.run.log({"sample": text}, step=step)

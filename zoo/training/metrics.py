@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.model.loss import IGNORED
+from zoo.text.similarity import rank
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,12 +192,3 @@ def correlate(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     scale = float((a @ a) * (b @ b)) ** 0.5
     return float(a @ b) / scale if scale else float("nan")
-
-
-def rank(values: np.ndarray) -> np.ndarray:
-    """The ranks of values [B] from 1; equal ones share the mean of theirs."""
-    import numpy as np
-
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]

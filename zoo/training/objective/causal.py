@@ -63,9 +63,9 @@ def _hide_prefix(rows: np.ndarray, keys: Sequence[tuple[int, int]], context: Con
     import torch
 
     from zoo.data.collate import make_generator
-    from zoo.data.tokens import to_batch
+    from zoo.data.tokens import to_next_tokens
 
-    batch = to_batch(rows, context.tokenizer.eos_id, context.documents)
+    batch = to_next_tokens(rows, eos_id=context.tokenizer.eos_id, documents=context.documents)
     length = batch.input_ids.shape[1]
     drawn = [int(make_generator(context.seed, key).integers(1, max(length, 2))) for key in keys]
     prefix = torch.tensor(drawn)
