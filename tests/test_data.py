@@ -13,8 +13,7 @@ import pytest
 from corpora import POEM, documents, faults_of, texts_of, write_documents
 
 import zoo.data
-from zoo.data import DataSettings, prepare
-from zoo.data.cache import fill_cache
+from zoo.data import DataSettings, fill_cache, prepare
 from zoo.data.corpus import Corpus, open_text_corpus
 from zoo.data.split import join_pieces, split_corpus, split_units
 from zoo.data.survey import survey

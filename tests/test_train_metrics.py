@@ -15,7 +15,7 @@ from tinyrun import compose_run, read_metrics, write_corpus
 from zoo.jobs.train import resume_run, start_run
 from zoo.report.history import RunRecord
 from zoo.report.progress import Show
-from zoo.training.means import Means
+from zoo.training.log import Means
 
 NO_EVAL = ("eval_every=null", "steps=8")
 

@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.cache import fill_cache
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
 from zoo.data.settings import DataSettings, TokenizerSettings, Weighted, make_paths_absolute
@@ -28,8 +28,9 @@ from zoo.data.tokens import (
     read_evaluation_batches,
     refuse_old_position,
 )
-from zoo.disk import replace_folder
+from zoo.disk import complete_folder, remove_drafts, replace_folder
 from zoo.errors import ConfigError
+from zoo.paths import find_cache_folder
 
 __all__ = [
     "Batch",
@@ -98,6 +99,28 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
 
     folder = fill_cache(f"{settings.kind}-{key}", build)
     return open_prepared(folder, settings, key, whole)
+
+
+def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
+    """Return the folder `name` of the cache. Where there is none, `build` fills a draft that gets the name when
+    complete.
+
+    A draft that a killed process left is filled further: `build` finds in it what that one wrote. Of two processes that
+    build at once, the second fills a draft of its own and drops it if the first was faster: both hold the same.
+    """
+    folder = find_cache_folder() / "data" / name
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder.parent)
+        tempfile.TemporaryFile(dir=folder.parent).close()  # raises where nothing may be written
+    except OSError as error:
+        what = f"cannot write to {folder.parent}, found {error.strerror}"
+        raise ConfigError(f"ZOO_CACHE: {what} (set ZOO_CACHE to a folder of yours)") from error
+    with complete_folder(folder) as draft:
+        build(draft)
+    return folder
 
 
 @contextmanager

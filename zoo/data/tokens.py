@@ -44,7 +44,7 @@ class TokenFile:
     n_bytes: int
     """Bytes of the text in UTF-8: bits per byte compare models with different tokenizers."""
     lengths: np.ndarray | Joined | None = field(default=None, compare=False, repr=False)
-    """The bytes of text that each token stands for (`zoo.data.lengths`), of a validation part."""
+    """The bytes of text that each token stands for (`zoo.data.tokenizer`), of a validation part."""
     path: Path | None = None
 
     def __len__(self) -> int:

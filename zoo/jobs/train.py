@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,10 +14,11 @@ import yaml
 from omegaconf import DictConfig
 
 from zoo import grammar, runs
-from zoo.checkpoint.whole import leave_behind
+from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import copy_tokenizer, refuse_old_position
 from zoo.disk import remove_drafts, write_text
-from zoo.errors import ConfigError, ZooError, short
+from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
+from zoo.grammar.saved import read_spec
 from zoo.ranks.meeting import join_processes
 from zoo.ranks.world import World, read_world
 from zoo.report.history import RunRecord
@@ -30,18 +32,19 @@ from zoo.training.building import build_run, prepare_device_and_data
 from zoo.training.failures import FORESEEN, failures_in_one_line
 from zoo.training.fitting import advise, take_share
 from zoo.training.flops import count_parameters_of
+from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
 from zoo.training.loop import fit
 from zoo.training.objective import Auto
 from zoo.training.objective.base import describe
 from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
-from zoo.training.restarts import describe_restart, has_checkpoint, note_choice
-from zoo.training.resuming import refuse_other_run, tell_checkpoint
+from zoo.training.restarts import describe_restart, has_checkpoint, note_choice, settle_choice
 from zoo.training.run import Run
-from zoo.training.saving import restore_run, tidy_checkpoints
+from zoo.training.saving import check_counters, restore_run, tidy_checkpoints
 from zoo.training.settings import TextSample
 from zoo.training.start.begin import Start
 from zoo.training.validation import choose_sampling_kernel, describe_silence, writes
+from zoo.untrusted.paths import find_inside
 
 
 def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
@@ -140,6 +143,50 @@ def refuse_second_run(folder: Path) -> None:
     """Raise ConfigError when a folder has a run in it already."""
     if has_checkpoint(folder):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
+
+
+# ---------------------------------------------------------------- what a run goes on from
+
+
+def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint | None:
+    """Choose the checkpoint that a run goes on from (`choose_checkpoint`). The main process reads it, and tells the
+    others. Raises CheckpointError in each."""
+    found: Any = None
+    if world.main:
+        try:
+            refuse_faulty_files(folder)
+            found = choose_checkpoint(folder, settle_choice(folder, which), check_counters)
+        except CheckpointError as error:
+            found = error
+    found = world.tell(found)
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def refuse_faulty_files(folder: Path) -> None:
+    """Raise CheckpointError where a run's folder has files that cannot be read, or links that lead out of it: what is
+    written there would replace what they lead to."""
+    for parent, names, files in os.walk(folder):
+        for each in (Path(parent, name) for name in (*names, *files)):
+            if each.is_symlink():
+                find_inside(folder, str(each.relative_to(folder)), str(folder))
+    for name in (*APPENDED, NONFINITE, runs.PAGE, runs.PICTURE, CONFIG, runs.RESULT):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: is no file, and the run writes one there (a file, or nothing)")
+    runs.read_result(folder / runs.RESULT)
+    runs.read_environments(folder)
+    runs.read_lines(folder / runs.METRICS)
+
+
+def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, counters: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
+    if read_spec(checkpoint) != planned.spec:
+        raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
+    step, due = counters["step"], counters.get("evaluation_due")
+    if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
+        more = f"steps={2 * step} goes on with it, or any above {step}"
+        raise FinishedRun(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
 
 # ---------------------------------------------------------------- from its first step to its outcome

@@ -1,4 +1,4 @@
-"""Write a run's files of lines: metrics and samples."""
+"""Average what steps measure, and write a run's files of lines: metrics and samples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from zoo.errors import CheckpointError, ZooError
+from zoo.lazy import torch
 from zoo.runs import METRICS, SAMPLES, TABLE, read_lines
 from zoo.training.loggers import Relay
 from zoo.untrusted.paths import find_inside
@@ -20,6 +21,44 @@ from zoo.untrusted.text import quote
 APPENDED = (METRICS, TABLE, SAMPLES)
 NONFINITE = "nonfinite.jsonl"  # a line for each skipped update; there once there was one
 EVALUATION = ("val_loss", "bits_per_byte")
+
+LATEST = ("lr",)
+"""What has the value of the last step instead."""
+
+
+class Means:
+    """The mean of each term of the loss, of the gradient's norm and of the experts' loads since the last line, over the
+    steps in which it is a number.
+
+    Sums are float64 and stay on the device, so that adding does not wait for it. Losses of 4.0, 3.0 and 2.0 at a
+    `log_every` of 3 make a line with 3.0; with 1, each line has its step's own.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Any, Any]] = {}  # and how many steps each is of
+
+    def add(self, terms: Mapping[str, Any]) -> None:
+        """Add a step's terms: tensors of one element, or numbers."""
+        for name, value in terms.items():
+            value = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+            value = value.double()
+            total, count = (0.0, 0) if name in LATEST else self._sums.get(name, (0.0, 0))
+            finite = value.isfinite()
+            self._sums[name] = total + value.where(finite, 0.0), count + finite
+
+    def take(self) -> dict[str, float]:
+        """Give the means, and begin anew. Waits for the device."""
+        means = {name: total / count for name, (total, count) in self.state().items() if count}
+        self._sums = {}
+        return means
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Give what a checkpoint between two lines keeps, so that a resumed run writes the same next line."""
+        return {name: (float(total), int(count)) for name, (total, count) in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self._sums = {name: (total, count) for name, (total, count) in state.items()}
 
 
 class Records:

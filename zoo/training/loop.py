@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from zoo.errors import Terminated
 from zoo.run.memory import read_used_memory
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated
 from zoo.training.finite import refuse_nonfinite
 from zoo.training.flops import count_parameters_of
 from zoo.training.run import Run
-from zoo.training.saving import find_checkpoint, finish_saving, go_back_if_due, save_if_due
-from zoo.training.stopping import stop_if_asked, stop_on_signals
+from zoo.training.saving import find_checkpoint, finish_saving, go_back_if_due, save_checkpoint, save_if_due
 from zoo.training.update import update
 from zoo.training.validation import measure
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 SETTLED = 3
 """Steps after which memory has reached its peak. Evaluations, samples and pictures take some of their own later."""
@@ -52,6 +58,41 @@ def fit(run: Run) -> dict[str, Any]:
                 stop_if_asked(run, terms)  # it may have been asked meanwhile
         finish_saving(run)
     return describe_outcome(run)
+
+
+@contextmanager
+def stop_on_signals(run: Run) -> Iterator[None]:
+    """Stop the run after the present step, or the present batch of an evaluation, at Ctrl-C or a scheduler's SIGTERM;
+    at once at the second."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if run.asked:
+            raise KeyboardInterrupt
+        run.asked = signal.Signals(number)
+        with suppress(RuntimeError):  # where the signal came while a line was printed
+            run.show.say("stopping after this step (once more: at once, without a checkpoint)")
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
+    """Save and raise KeyboardInterrupt or Terminated when any process of the run was asked to stop, and the run is not
+    at its end."""
+    counts = run.world.sum(*(int(run.asked is each) for each in SIGNALS))
+    asked = next((each for each, count in zip(SIGNALS, counts, strict=True) if count), None)
+    if asked and (run.step < run.settings.steps or run.evaluation_due):
+        save_checkpoint(run, terms)
+        finish_saving(run)
+        run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
+        raise Terminated if asked is signal.SIGTERM else KeyboardInterrupt
 
 
 def record(run: Run, terms: dict[str, Any]) -> None:

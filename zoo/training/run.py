@@ -17,8 +17,7 @@ from zoo.training.averages import MovingAverage
 from zoo.training.flops import TrainingFlops
 from zoo.training.gradient import WholeModel
 from zoo.training.layout import Layout
-from zoo.training.log import Records
-from zoo.training.means import Means
+from zoo.training.log import Means, Records
 from zoo.training.planning import TrainingPlan
 from zoo.training.settings import Training
 from zoo.training.speed import Gauges

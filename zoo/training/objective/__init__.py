@@ -1,7 +1,8 @@
 """Training objectives, by kind: what a model reads, what it is to predict, and the loss of that."""
 
-from zoo.training.objective.auto import Auto
-from zoo.training.objective.base import Context, Loss, Objective
+from typing import Any
+
+from zoo.training.objective.base import Context, Loss, Objective, suggest
 from zoo.training.objective.causal import NextToken, PrefixLM
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
@@ -27,3 +28,14 @@ __all__ = [
     "SpanCorruption",
     "Tag",
 ]
+
+
+class Auto(Objective, kind="auto"):
+    """The next token for a decoder, masked tokens for an encoder, spans for an encoder-decoder: their own defaults."""
+
+    def settle(self, spec: Any) -> Objective:
+        known = {each.kind: each for each in (NextToken, MLM, SpanCorruption)}
+        return known[suggest(spec)](z_loss=self.z_loss, chunk_mib=self.chunk_mib)
+
+    def collator(self, context: Context) -> Any:
+        return self.settle(context.spec).collator(context)
