@@ -19,8 +19,7 @@ from zoo.run.builder import build
 from zoo.training.building import build_run, deposit_tied_gradients
 from zoo.training.dropout import Dropout
 from zoo.training.fitting import price_training
-from zoo.training.objective.causal import NextToken
-from zoo.training.objective.pairs import Seq2Seq
+from zoo.training.objective.causal import NextToken, Seq2Seq
 from zoo.training.planning import plan_training
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora

@@ -3,11 +3,10 @@
 from typing import Any
 
 from zoo.training.objective.base import Context, Loss, Objective, suggest
-from zoo.training.objective.causal import NextToken, PrefixLM
+from zoo.training.objective.causal import NextToken, PrefixLM, Seq2Seq
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.labelled import Classify, Labelled, Regress, Tag
 from zoo.training.objective.masked import MLM
-from zoo.training.objective.pairs import Seq2Seq
 from zoo.training.objective.spans import UL2, Denoising, SpanCorruption
 
 __all__ = [
