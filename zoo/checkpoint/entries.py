@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
 
@@ -63,10 +64,9 @@ class Entry:
 class TensorStep:
     """One conversion of tensors and its inverse. One that is `apart` converts each of theirs before they are joined."""
 
-    apart: ClassVar[bool] = False
-
     number: int = 0
     numbers: tuple[int, ...] = ()
+    apart: bool = False
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         """Convert from their layout."""
@@ -132,26 +132,6 @@ class Transpose(TensorStep):
     write = read
 
 
-class OneRow(TensorStep):
-    """`row`: their tensor is a matrix of one row, ours a vector."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.squeeze(0) for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unsqueeze(0) for each in tensors]
-
-
-class OneColumn(TensorStep):
-    """`column`: their tensor is a matrix of one column, ours a vector."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.squeeze(1) for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unsqueeze(1) for each in tensors]
-
-
 class Flat(TensorStep):
     """`flat`: their tensor is ours flattened."""
 
@@ -162,61 +142,6 @@ class Flat(TensorStep):
         return [each.flatten() for each in tensors]
 
 
-class Pairs(TensorStep):
-    """`pairs(n)`: their outputs of each of n heads lie as interleaved rotation pairs them, ours as half-split does.
-
-    Of a head of six outputs, theirs are 0, 3, 1, 4, 2, 5 of ours.
-    """
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unflatten(0, (self.number, -1, 2)).transpose(1, 2).flatten(0, 2) for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unflatten(0, (self.number, 2, -1)).transpose(1, 2).flatten(0, 2) for each in tensors]
-
-
-class Plus(TensorStep):
-    """`plus(n)`: their values are ours plus n."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each - self.number for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each + self.number for each in tensors]
-
-
-class ThirdDimension(TensorStep):
-    """`third`: ours is a vector, theirs has it along the third of four dimensions, [1, 1, n, 1]."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.flatten() for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each[None, None, :, None] for each in tensors]
-
-
-class Blocks(TensorStep):
-    """`blocks(n)`: theirs is n blocks, [n, in, out] of a weight and [n, out] of a bias; ours is a convolution of one
-    token in n groups, [n·out, in, 1] and [n·out]."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.mT.flatten(0, 1)[..., None] if each.ndim == 3 else each.flatten() for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        parts = [each.unflatten(0, (self.number, -1)) for each in tensors]
-        return [part.squeeze(-1).mT if part.ndim == 4 else part for part in parts]
-
-
-class Folded(TensorStep):
-    """`folded(n)`: the first dimension of theirs is two: n, and what is left of ours."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.flatten(0, 1) for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unflatten(0, (self.number, -1)) for each in tensors]
-
-
 class Merged(TensorStep):
     """`merged`: the first two dimensions of ours are one in theirs: the outputs of all experts, one after the other."""
 
@@ -225,49 +150,6 @@ class Merged(TensorStep):
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.flatten(0, 1) for each in tensors]
-
-
-class Heads(TensorStep):
-    """`heads(n)`: the last dimension of ours is two of theirs: n heads, and the channels of each."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.flatten(-2) for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unflatten(-1, (self.number, -1)) for each in tensors]
-
-
-class Depthwise(TensorStep):
-    """`depthwise`: their convolution of each channel by itself is [channels, width], ours [channels, 1, width]."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.unsqueeze(1) if each.ndim > 1 else each for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.squeeze(1) if each.ndim > 1 else each for each in tensors]
-
-
-class Lags(TensorStep):
-    """`lags`: their convolution of each channel by itself is [width, channels], with the weight of the token itself
-    first; ours [channels, 1, width], with it last."""
-
-    apart: ClassVar[bool] = True
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.mT.flip(-1).unsqueeze(1) for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.squeeze(1).flip(-1).mT for each in tensors]
-
-
-class Decay(TensorStep):
-    """`decay`: theirs is the decay A itself, ours the logarithm of -A."""
-
-    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.neg().log() for each in tensors]
-
-    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.exp().neg() for each in tensors]
 
 
 class Tiled(TensorStep):
@@ -302,27 +184,61 @@ class Ends(TensorStep):
         return [whole[:, [0, 3]].flatten(0, 1), whole[:, 1:3].flatten(0, 1)]
 
 
-class TrailingOnes(TensorStep):
-    """`ones(n)`: theirs has n more dimensions of 1 behind ours."""
+@dataclass(frozen=True)
+class EachStep(TensorStep):
+    """A step of EACH, which converts every tensor by itself."""
+
+    name: str = ""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each.flatten(-1 - self.number) for each in tensors]
+        return [EACH[self.name][0](each, self.number) for each in tensors]
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        return [each[(..., *[None] * self.number)] for each in tensors]
+        return [EACH[self.name][1](each, self.number) for each in tensors]
 
 
-STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
-STEPS |= {
-    "apart": Apart,
-    "shards": Shards,
-    "merged": Merged,
-    "pairs": Pairs,
-    "plus": Plus,
-    "third": ThirdDimension,
-    "blocks": Blocks,
-    "ones": TrailingOnes,
-    "lags": Lags,
-    "ends": Ends,
+Conversion = Callable[["Tensor", int], "Tensor"]
+
+EACH: dict[str, tuple[Conversion, Conversion]] = {
+    # Their tensor is a matrix of one row, or of one column, ours a vector.
+    "row": (lambda t, n: t.squeeze(0), lambda t, n: t.unsqueeze(0)),
+    "column": (lambda t, n: t.squeeze(1), lambda t, n: t.unsqueeze(1)),
+    # Ours is a vector, theirs has it along the third of four dimensions, [1, 1, n, 1].
+    "third": (lambda t, n: t.flatten(), lambda t, n: t[None, None, :, None]),
+    # `ones(n)`: theirs has n more dimensions of 1 behind ours.
+    "ones": (lambda t, n: t.flatten(-1 - n), lambda t, n: t[(..., *[None] * n)]),
+    # `folded(n)`: the first dimension of theirs is two: n, and what is left of ours.
+    "folded": (lambda t, n: t.flatten(0, 1), lambda t, n: t.unflatten(0, (n, -1))),
+    # `heads(n)`: the last dimension of ours is two of theirs: n heads, and the channels of each.
+    "heads": (lambda t, n: t.flatten(-2), lambda t, n: t.unflatten(-1, (n, -1))),
+    # `pairs(n)`: their outputs of each of n heads lie as interleaved rotation pairs them, ours as half-split does. Of a
+    # head of six outputs, theirs are 0, 3, 1, 4, 2, 5 of ours.
+    "pairs": (
+        lambda t, n: t.unflatten(0, (n, -1, 2)).transpose(1, 2).flatten(0, 2),
+        lambda t, n: t.unflatten(0, (n, 2, -1)).transpose(1, 2).flatten(0, 2),
+    ),
+    # `plus(n)`: their values are ours plus n.
+    "plus": (lambda t, n: t - n, lambda t, n: t + n),
+    # Theirs is the decay A itself, ours the logarithm of -A.
+    "decay": (lambda t, n: t.neg().log(), lambda t, n: t.exp().neg()),
+    # Their convolution of each channel by itself is [channels, width], ours [channels, 1, width].
+    "depthwise": (
+        lambda t, n: t.unsqueeze(1) if t.ndim > 1 else t,
+        lambda t, n: t.squeeze(1) if t.ndim > 1 else t,
+    ),
+    # Theirs is [width, channels], with the weight of the token itself first; ours [channels, 1, width], with it last.
+    "lags": (lambda t, n: t.mT.flip(-1).unsqueeze(1), lambda t, n: t.squeeze(1).flip(-1).mT),
+    # `blocks(n)`: theirs is n blocks, [n, in, out] of a weight and [n, out] of a bias; ours is a convolution of one
+    # token in n groups, [n·out, in, 1] and [n·out].
+    "blocks": (
+        lambda t, n: t.mT.flatten(0, 1)[..., None] if t.ndim == 3 else t.flatten(),
+        lambda t, n: t.unflatten(0, (n, -1)).squeeze(-1).mT if t.ndim == 3 else t.unflatten(0, (n, -1)),
+    ),
 }
-STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}
+"""The steps that convert every tensor by itself and its number: from theirs to ours, and from ours to theirs."""
+
+STEPS: dict[str, Callable[..., TensorStep]] = {
+    **{"rows": Rows, "apart": Apart, "shards": Shards, "groups": Groups, "turn": Transpose, "flat": Flat},
+    **{"merged": Merged, "tiled": Tiled, "ends": Ends},
+    **{name: partial(EachStep, name=name, apart=name == "lags") for name in EACH},
+}
