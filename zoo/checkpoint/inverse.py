@@ -165,8 +165,14 @@ def try_family(
         return {}, None, list(error.faults)
     required = {name: value[0] if isinstance(value, list) else value for name, value in family.requires.items()}
     of_class = family.architectures[architecture].get("requires") or {}
-    left_out = {k: v for k, v in family.defaults.items() if v is not None and not k.startswith("default_")}
-    config = {**required, **left_out, **of_class, **start, **assemble_fields(found), "architectures": [architecture]}
+    config = {
+        **required,
+        **family.written,
+        **of_class,
+        **start,
+        **assemble_fields(found),
+        "architectures": [architecture],
+    }
     twice = {
         name for name, other in family.aliases.items() if other in config
     }  # another name of a field that is stated

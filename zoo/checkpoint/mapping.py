@@ -2,6 +2,7 @@
 
     blocks.#.attention.o: ~layers.#.self_attn.o_proj           one module: its weight, and its bias where it has one
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
+    blocks.#.ffn.{up,down}: ~h.#.mlp.{fc_in,fc_out}            a row for each, written out as the YAML is read (body.py)
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
     blocks.#.attention.conv: ~layers.#.q_conv + ~layers.#.v_conv   one of ours, its `segments` apart in theirs
     embedding.tokens: ~base + ~new | apart(sizes)              one of ours, as many of its rows in each of theirs
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -43,7 +44,7 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: str
-    steps: tuple[tuple[type[TensorStep], Expression | None], ...]
+    steps: tuple[tuple[Callable[..., TensorStep], Expression | None], ...]
     needs: tuple[str, ...] = ()
 
     @classmethod
@@ -152,7 +153,7 @@ def _entries_for(
             yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts), segments)
 
 
-def _make_step(step: type[TensorStep], argument: Expression | None, fields: Mapping[str, Any]) -> TensorStep:
+def _make_step(step: Callable[..., TensorStep], argument: Expression | None, fields: Mapping[str, Any]) -> TensorStep:
     """A step with its number, or with its list of numbers."""
     value = 0 if argument is None else argument.value(fields)
     return step(numbers=tuple(map(int, value))) if isinstance(value, list) else step(int(value))

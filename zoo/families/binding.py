@@ -74,6 +74,8 @@ def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
             return bind(node.values[0], value, env)
         case ast.BoolOp() | ast.Compare() | ast.UnaryOp(op=ast.Not()):
             return _bind_truth(node, bool(value), env)
+        case ast.BinOp(op=ast.Add()) if isinstance(value, str):
+            return _bind_words(node, value, env)
         case ast.BinOp():
             return _bind_arithmetic(node, value, env)
         case ast.IfExp():
@@ -119,6 +121,33 @@ def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings
             right = list(try_evaluate(node.comparators[0], env))
             return bind(node.left, right[0], env) if right else {}
     return {}
+
+
+def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
+    """Bind both parts of a text, "sparse" + "_sliding", where it is cut so that the right one is the longest. Entries
+    of lists alone: a whole field has a row that says more of it than that it holds."""
+    cut = next(_list_cuts(node, text), None)
+    found = {} if cut is None else {**bind(node.left, text[:cut], env), **bind(node.right, text[cut:], env)}
+    return {name: value for name, value in found.items() if name.endswith("]")}
+
+
+def _list_cuts(node: ast.BinOp, text: str) -> Iterator[int]:
+    """Where a text may be cut into those of the two sides of a sum, the longest right one first."""
+    return (cut for cut in range(len(text) + 1) if _may_say(node.left, text[:cut]) and _may_say(node.right, text[cut:]))
+
+
+def _may_say(node: ast.expr, text: str) -> bool:
+    """Whether a tree may give this text: a constant, a choice among several, or the sum of two; a field gives any."""
+    match node:
+        case ast.Constant():
+            return node.value == text
+        case ast.IfExp():
+            return _may_say(node.body, text) or _may_say(node.orelse, text)
+        case ast.Call(func=ast.Name(id="case")):
+            return any(_may_say(each, text) for each in node.args[2::2])
+        case ast.BinOp():
+            return next(_list_cuts(node, text), None) is not None
+    return True
 
 
 def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bindings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,3 +69,41 @@ def lay_over(base: Any, patch: Any) -> Any:
     if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
         return patch
     return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
+
+
+def write_out_keys(node: Any, base: Mapping[str, Any] | None = None) -> Any:
+    """Write out the rows of each map in a family's YAML that stand for several: `{q,k}: ~{q,k}_proj` are two rows;
+    `{q,k}: ~qk` is one, of two tensors fused in one. `{q,k}: null` leaves out that row of the `base`, or both; without
+    a `base`, that row."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _write_out_rows(each, base) if key == "keys" else write_out_keys(each, base) for key, each in node.items()
+    }
+
+
+def _write_out_rows(rows: Mapping[str, str | None], base: Mapping[str, Any] | None) -> dict[str, str | None]:
+    written: dict[str, str | None] = {}
+    for ours, theirs in rows.items():
+        named = [] if theirs is None else _list_names(theirs)
+        if theirs is None and base is not None and ours not in base:
+            written |= dict.fromkeys(_list_names(ours))
+        elif len(named) > 1:
+            written |= _write_out_rows(dict(zip(_list_names(ours), named, strict=True)), base)
+        else:
+            written[ours] = theirs
+    return written
+
+
+def _list_names(text: str) -> list[str]:
+    """List the names that braces stand for: `a.{b,c}` for `a.b` and `a.c`. `{layer - 1}` is an expression."""
+    found = re.search(r"\{([\w.]+(?:,[\w.]+)+)\}", text) if "{" in text else None
+    return [text] if found is None else [text.replace(found[0], name, 1) for name in found[1].split(",")]
+
+
+def lay_rows(base: Mapping[str, str], own: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Lay a family's rows over those of another. A row takes the place of those that are of one of its tensors too; a
+    row that asks for a tensor beside it (`?`) stands by itself."""
+    placed = {name for ours in own if "?" not in ours for name in _list_names(ours)}
+    kept = {ours: theirs for ours, theirs in base.items() if ours in own or placed.isdisjoint(_list_names(ours))}
+    return {**kept, **own}

@@ -1,12 +1,13 @@
 """Read a family of published models: what its config.json means, and where its tensors are. conf/family/ has a YAML
 for each.
 
-    model_type: llama                    # as config.json has it
+    model_type: llama                    # as config.json has it; the name of the file where it is not stated
     architectures:                       # the classes, and what each changes of `model`; the first is the default
       LlamaForCausalLM: {prefix: model.}
-      LlamaModel: {prefix: "", model: {head: {kind: none}}}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
       XVLForConditionalGeneration: {prefix: model., within: true}  # has this head inside a multimodal folder alone
+    bare: {model: {pooler: {…}}}         # what the class without a head changes besides: LlamaModel,
+                                         # named as the first; null where there is none
     tasks:                               # classes named as the first, with a head for a task, and their changes
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
                                          # (those that many families have alike are in conf/tasks.yaml)
@@ -28,7 +29,11 @@ for each.
     towers: {encoder: {}, decoder: {}}   # a config for each tower within config.json, of the family that it names, or
                                          # of one that stands here (towers.py)
     crossed: {keys: {…}}                 # as the decoder of such a pair: the cross-attention that its classes can have
-    keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
+    keys:                                # ours: theirs (mapping.py); ~ is the prefix of the class
+      norm: ~norm
+      blocks.#.ffn.{gate,up}: ~layers.#.mlp.{gate,up}_proj  # two rows
+    like: llama                          # what is not stated here is that family's; a row of `keys` takes the place of
+                                         # those of the same tensors, and null leaves out what it has
 
 A class may have `requires`, `keys` and `defaults` of its own.
 
@@ -41,6 +46,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +54,9 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
-from zoo.families.body import Body, lay_over
+from zoo.families.body import Body, lay_over, lay_rows, write_out_keys
+from zoo.families.classes import name_classes
 from zoo.families.expression import Expression, evaluate_tree, get_item, read_names
-from zoo.families.tasks import name_task_classes
 from zoo.families.towers import TowerConfig, join_models, read_towers
 from zoo.untrusted.text import list_first, quote, shorten
 
@@ -101,10 +107,12 @@ class Family:
     optional: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
     unprefixed: Mapping[str, str] = field(default_factory=dict)
+    bare: Mapping[str, Any] | None = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     towers: Mapping[str, TowerConfig] = field(default_factory=dict)
     crossed: Mapping[str, Any] = field(default_factory=dict)
+    inherited: frozenset[str] = frozenset()
 
     def fields(self, config: Mapping[str, Any], where: str, architecture: str) -> dict[str, Any]:
         """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
@@ -173,6 +181,13 @@ class Family:
         trees = [self.model, self.derive, self.architectures]
         inner = {each.field.partition(".")[0] for each in self.towers.values()}
         return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases) | inner
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The defaults that a config.json states: not those of another family for fields that nothing here reads."""
+        unread = self.inherited - self.reads - read_names(self.keys)
+        stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
+        return {name: value for name, value in stated.items() if not name.startswith("default_")}
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
         """The changes that a class makes to the family. Raises CheckpointError for a class of another family."""
@@ -308,13 +323,14 @@ def read_family(name: str) -> Family:
 
 def parse_family(name: str, node: dict[str, Any]) -> Family:
     """Make the family that a YAML describes. The node is used up."""
-    base = node.pop("like", None)
-    if base is not None:
-        node = _like(read_family(base), node)
+    base = read_family(node.pop("like")) if "like" in node else None
+    node = write_out_keys(node, base.keys if base else {})
+    node = _like(base, node) if base else node
     types = node.pop("model_type", name)
-    node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
+    node |= {key: tuple(node.pop(key, ())) for key in LISTS}
+    node["defaults"] = {**dict.fromkeys(node.get("derive", {})), **node.get("defaults", {})}
     node["towers"] = {tower: _parse_tower(name, tower, each) for tower, each in node.pop("towers", {}).items()}
-    node["architectures"] |= name_task_classes(name, node["architectures"], node.get("tasks", {}))
+    node["architectures"] = name_classes(name, node["architectures"], node.get("bare", {}), node.get("tasks", {}))
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
 
 
@@ -325,40 +341,31 @@ def _parse_tower(name: str, tower: str, node: Mapping[str, Any]) -> TowerConfig:
     return TowerConfig(family=parse_family(name, inner) if inner else None, **where)
 
 
+LISTS = ("harmless", "ignore", "optional")
+MAPS = (
+    *("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "present", "unread", "unprefixed"),
+    *("tasks", "keys"),
+)
+
+
 def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     """Complete a family that states only how it differs from `base`. A key that it sets to null is left out."""
-    merged: dict[str, Any] = {"about": node.pop("about", {}), "architectures": node.pop("architectures")}
-    merged["model_type"] = node.pop("model_type", None)
-    for name in ("harmless", "ignore", "optional"):
-        merged[name] = [*getattr(base, name), *node.pop(name, ())]
-    for name in (
-        "defaults",
-        "requires",
-        "aliases",
-        "derive",
-        "export",
-        "dropped",
-        "same",
-        "present",
-        "unread",
-        "unprefixed",
-        "tasks",
-        "keys",
-    ):
-        both = {**getattr(base, name), **node.pop(name, {})}
-        merged[name] = {
-            key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")
-        }
-    merged["crossed"] = lay_over(base.crossed, node.pop("crossed", {})) or {}
-    patch = node.pop("model", {})
+    node["inherited"] = frozenset(base.defaults) - frozenset(node.get("defaults", {}))
+    for name in LISTS:
+        node[name] = [*getattr(base, name), *node.get(name, ())]
+    for name in MAPS:
+        both = (lay_rows if name == "keys" else operator.or_)(getattr(base, name), node.get(name, {}))
+        is_value = name in ("defaults", "requires")
+        node[name] = {key: value for key, value in both.items() if value is not None or is_value}
+    node["crossed"] = lay_over(base.crossed, node.get("crossed", {})) or {}
+    node.setdefault("bare", base.bare)
+    patch = node.get("model", {})
     kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the whole model: its other keys are kept
-    merged["model"] = {
-        key: value for key, value in lay_over(base.model, patch).items() if patch.get(key, 0) is not None
-    } | kind
-    if "layers" in merged["model"]:
-        kinds = merged["model"]["layers"].items()
-        merged["model"]["layers"] = {name: each for name, each in kinds if each is not None}
-    return {**merged, **node}
+    laid = lay_over(base.model, patch)
+    model = {key: value for key, value in laid.items() if patch.get(key, 0) is not None} | kind
+    if "layers" in model:
+        model["layers"] = {name: each for name, each in model["layers"].items() if each is not None}
+    return {**node, "model": model}
 
 
 @functools.cache

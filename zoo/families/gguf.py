@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
+from zoo.families.body import write_out_keys
 from zoo.families.expression import Expression
 from zoo.families.family import family_of_config
 from zoo.families.gguf_header import GGUFFile as GGUFFile
@@ -45,7 +46,7 @@ def read_catalogue() -> dict[str, Any]:
 
     from zoo.paths import conf_dir
 
-    return yaml.safe_load((conf_dir() / "gguf.yaml").read_text(encoding="utf-8"))
+    return write_out_keys(yaml.safe_load((conf_dir() / "gguf.yaml").read_text(encoding="utf-8")))
 
 
 def find_architecture(found: GGUFFile) -> Mapping[str, Any]:

@@ -1,0 +1,48 @@
+"""Name the classes that many families have alike: the base model, without a head, and those with a head for a task,
+which a family's own file states or conf/tasks.yaml."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.families.body import lay_over
+
+Classes = dict[str, dict[str, Any]]
+
+BARE = {"prefix": "", "model": {"head": {"kind": "none"}}}
+"""What the base model's class changes of a family."""
+
+
+def name_classes(
+    family: str, stated: Mapping[str, Any], bare: Mapping[str, Any] | None, tasks: Mapping[str, Any]
+) -> Classes:
+    """Name every class of a family, and what it changes of the family's `model`: those that its file states, and those
+    that are named as the first of them, BertModel and BertForTokenClassification beside BertForMaskedLM. `bare` is what
+    the class without a head changes besides, None where there is no such class; `tasks` are the file's own."""
+    first, *others = stated
+    stem, prefix = re.sub(r"(For[A-Z]\w*|(With)?LMHeadModel)$", "", first), stated[first].get("prefix")
+    made: Classes = {first: stated[first]}
+    base = stem.removesuffix("Text") + ("TextModel" if family.endswith("_text") else "Model")
+    if bare is not None and stem != first and base not in stated:
+        made[base] = lay_over(BARE, bare)
+    made |= {name: stated[name] for name in others}
+    for group in _read_groups():
+        if family in group["families"]:
+            given = {**(group["families"][family] or {})}
+            name = given.pop("class", stem + group["suffix"])
+            change = {key: group[key] for key in ("model", "keys", "requires") if key in group}
+            made[name] = {"prefix": group.get("prefix", prefix), **change, "defaults": given}
+    return {**made, **{stem + suffix: {"prefix": prefix, **task} for suffix, task in tasks.items()}}
+
+
+@functools.cache
+def _read_groups() -> list[dict[str, Any]]:
+    import yaml
+
+    from zoo.paths import conf_dir
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((conf_dir() / "tasks.yaml").read_text(encoding="utf-8"), loader)
