@@ -166,71 +166,12 @@ def gqa(kind: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, *
     return getattr(transformers, f"{kind}Config")(**sizes, num_key_value_heads=kv_heads, **more)
 
 
-def qwen3_moe(d: int, layers: int, heads: int, d_ff: int, dense: int) -> Any:
-    return gqa(
-        *("Qwen3Moe", 151936, d, layers, heads, 4),
-        head_dim=128,
-        intermediate_size=dense,  # of layers that there are none of
-        moe_intermediate_size=d_ff,
-        num_experts=128,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        max_position_embeddings=40960,
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        use_sliding_window=False,
-        sliding_window=None,
-        **UNTIED,
-    )
-
-
-def deepseek(kind: str, vocab: int, d: int, layers: int, heads: int, mscale: float, **more: Any) -> Any:
-    ends = {"beta_fast": 32, "beta_slow": 1, "mscale": mscale, "mscale_all_dim": mscale}
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "original_max_position_embeddings": 4096, **ends}
-    widths = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-    own = {"rope_parameters": yarn, "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "attention_bias": False}
-    return gqa(f"Deepseek{kind}", vocab, d, layers, heads, heads, **widths, **own, **UNTIED, **more)
-
-
-V3 = {
-    **{"intermediate_size": 18432, "moe_intermediate_size": 2048, "q_lora_rank": 1536, "first_k_dense_replace": 3},
-    **{"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4},
-    **{"norm_topk_prob": True, "routed_scaling_factor": 2.5},
-}
-"""The widths of DeepSeek-V3, which V3.2 has too."""
-
-
-def gpt_oss(layers: int, experts: int) -> Any:
-    ends = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
-    return gqa(
-        *("GptOss", 201088, 2880, layers, 64, 8),
-        head_dim=64,
-        intermediate_size=2880,
-        num_local_experts=experts,
-        num_experts_per_tok=4,
-        swiglu_limit=7.0,
-        sliding_window=128,
-        layer_types=["sliding_attention", "full_attention"] * (layers // 2),
-        attention_bias=True,
-        max_position_embeddings=131072,
-        rope_parameters={
-            **{"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096},
-            **ends,
-        },
-        rms_norm_eps=1e-5,
-        **UNTIED,
-    )
-
-
-def stated(name: str) -> Any:
-    """The config of tests/published_configs.json, without how the file's weights are quantised."""
+def stated(name: str, **other: Any) -> Any:
+    """The config of tests/published_configs.json, without how the file's weights are quantised; of another size with
+    `other` fields."""
     config = json.loads(STATED.read_text(encoding="utf-8"))[name]["config"]
-    kind = config["architectures"][0].removesuffix("ForCausalLM") + "Config"
-    return getattr(transformers, kind)(
-        **{k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
-    )
+    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    return transformers.AutoConfig.for_model(**{**kept, **other})
 
 
 def granite_hybrid(d: int, heads: int, experts: int, chosen: int, d_ff: int, shared: int, **other: Any) -> Any:
@@ -272,26 +213,7 @@ REFERENCE = {
         share_att_key=True,
     ),
     "longformer-base-4096": roberta("Longformer", 768, 12, 12, 4098, attention_window=[512] * 12, sep_token_id=2),
-    "modernbert-base": transformers.ModernBertConfig(
-        vocab_size=50368,
-        hidden_size=768,
-        num_hidden_layers=22,
-        num_attention_heads=12,
-        intermediate_size=1152,
-        hidden_activation="gelu",
-        max_position_embeddings=8192,
-        global_attn_every_n_layers=3,
-        local_attention=128,
-        global_rope_theta=160000.0,
-        local_rope_theta=10000.0,
-        norm_eps=1e-5,
-        norm_bias=False,
-        attention_bias=False,
-        mlp_bias=False,
-        decoder_bias=True,
-        classifier_bias=False,
-        classifier_activation="gelu",
-    ),
+    "modernbert-base": stated("modernbert"),
     "embeddinggemma-300m": transformers.Gemma3TextConfig(
         vocab_size=262144,
         hidden_size=768,
@@ -339,8 +261,11 @@ REFERENCE = {
     "mt5-base": mt5(768, 12, 12, 2048),
     "bart-base": bart(768, 6, 12),
     "bart-large": bart(1024, 12, 16),
-    "qwen3-30b-a3b": qwen3_moe(2048, 48, 32, 768, dense=6144),
-    "qwen3-235b-a22b": qwen3_moe(4096, 94, 64, 1536, dense=12288),
+    "qwen3-30b-a3b": stated("qwen3-30b-a3b"),
+    "qwen3-235b-a22b": stated(
+        "qwen3-30b-a3b",
+        **{"hidden_size": 4096, "num_hidden_layers": 94, "num_attention_heads": 64, "moe_intermediate_size": 1536},
+    ),
     "qwen3-next-80b-a3b": gqa(
         *("Qwen3Next", 151936, 2048, 48, 16, 2),
         head_dim=256,
@@ -364,23 +289,10 @@ REFERENCE = {
         rms_norm_eps=1e-6,
         **UNTIED,
     ),
-    "deepseek-v2-lite": deepseek(
-        *("V2", 102400, 2048, 27, 16, 0.707),
-        intermediate_size=10944,
-        moe_intermediate_size=1408,
-        q_lora_rank=None,
-        first_k_dense_replace=1,
-        n_routed_experts=64,
-        n_shared_experts=2,
-        num_experts_per_tok=6,
-        topk_method="greedy",
-        n_group=1,
-        topk_group=1,
-        routed_scaling_factor=1.0,
-    ),
-    "deepseek-v3": deepseek(*("V3", 129280, 7168, 61, 128, 1.0), **V3),
-    "deepseek-v3.2": deepseek(
-        *("V32", 129280, 7168, 61, 128, 1.0), **V3, index_n_heads=64, index_head_dim=128, index_topk=2048
+    "deepseek-v2-lite": stated("deepseek-v2-lite"),
+    "deepseek-v3": stated("deepseek-v3"),
+    "deepseek-v3.2": stated(
+        "deepseek-v3", model_type="deepseek_v32", index_n_heads=64, index_head_dim=128, index_topk=2048
     ),
     "glm-5": gqa(
         *("GlmMoeDsa", 154880, 6144, 78, 64, 64),
@@ -417,8 +329,13 @@ REFERENCE = {
         rms_norm_eps=1e-6,
         tie_word_embeddings=True,
     ),
-    "gpt-oss-20b": gpt_oss(24, 32),
-    "gpt-oss-120b": gpt_oss(36, 128),
+    "gpt-oss-20b": stated("gpt-oss-20b"),
+    "gpt-oss-120b": stated(
+        "gpt-oss-20b",
+        num_hidden_layers=36,
+        num_local_experts=128,
+        layer_types=["sliding_attention", "full_attention"] * 18,
+    ),
     "minimax-m2": stated("minimax-m2"),
     "glm-4.7-flash": stated("glm-4.7-flash"),
     "granite-4.0-micro": stated("granite-4.0-micro"),
@@ -428,18 +345,7 @@ REFERENCE = {
     "granite-4.0-h-small": granite_hybrid(
         4096, 32, 72, 10, 768, 1536, num_key_value_heads=8, attention_multiplier=1 / 128, logits_scaling=16.0
     ),
-    "mamba-130m": transformers.MambaConfig(
-        vocab_size=50280,
-        hidden_size=768,
-        num_hidden_layers=24,
-        expand=2,
-        state_size=16,
-        conv_kernel=4,
-        time_step_rank=48,
-        use_bias=False,
-        use_conv_bias=True,
-        layer_norm_epsilon=1e-5,
-    ),
+    "mamba-130m": stated("mamba-130m-hf"),
     "mamba2-130m": transformers.Mamba2Config(
         vocab_size=50288,
         hidden_size=768,

@@ -3,6 +3,8 @@
 from typing import Any
 
 import transformers
+from released import gqa as config
+from released import stated
 
 # Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
 PUBLISHED = {
@@ -39,11 +41,6 @@ PUBLISHED = {
     "hrm-text-1b": 1_447_821_312,
     "dots3-note-prev": 279_551_718_016,
 }
-
-
-def config(kind: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, **more: Any) -> Any:
-    sizes = {"vocab_size": vocab, "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return getattr(transformers, f"{kind}Config")(**sizes, num_key_value_heads=kv_heads, **more)
 
 
 def qwen35(kind: str, d: int, layers: int, kv_heads: int, **more: Any) -> Any:
@@ -230,28 +227,15 @@ REFERENCE = {
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
     ),
-    "kimi-k2": config(
-        *("DeepseekV3", 163840, 7168, 61, 64, 64),
-        **{"kv_lora_rank": 512, "q_lora_rank": 1536},
-        **{"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
-        intermediate_size=18432,
-        moe_intermediate_size=2048,
-        first_k_dense_replace=1,
-        n_routed_experts=384,
-        n_shared_experts=1,
-        num_experts_per_tok=8,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.827,
-        rope_parameters={
-            **{"rope_type": "yarn", "rope_theta": 50000.0, "factor": 32.0, "original_max_position_embeddings": 4096},
+    "kimi-k2": stated(
+        "deepseek-v3",
+        **{"vocab_size": 163840, "num_attention_heads": 64, "num_key_value_heads": 64, "first_k_dense_replace": 1},
+        **{"n_routed_experts": 384, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827},
+        **{"max_position_embeddings": 131072, "rope_theta": 50000.0},
+        rope_scaling={
+            **{"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
             **{"beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-6,
-        attention_bias=False,
-        tie_word_embeddings=False,
     ),
     "nemotron-h-8b": nemotron_h(
         *("M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-", 4096, 8, 128),
@@ -309,27 +293,8 @@ REFERENCE = {
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     ),
-    "modernbert-large": transformers.ModernBertConfig(
-        vocab_size=50368,
-        hidden_size=1024,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        intermediate_size=2624,
-        hidden_activation="gelu",
-        max_position_embeddings=8192,
-        layer_types=["sliding_attention" if layer % 3 else "full_attention" for layer in range(28)],
-        local_attention=128,
-        rope_parameters={
-            "full_attention": {"rope_type": "default", "rope_theta": 160000.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-        },
-        norm_eps=1e-5,
-        norm_bias=False,
-        attention_bias=False,
-        mlp_bias=False,
-        decoder_bias=True,
-        classifier_bias=False,
-        classifier_activation="gelu",
+    "modernbert-large": stated(
+        "modernbert", hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, intermediate_size=2624
     ),
     "glm-4.5": glm45(5120, 92, 3, 12288, 160, 1536, use_qk_norm=True, routed_scaling_factor=2.5),
     "glm-4.6": glm45(5120, 92, 3, 12288, 160, 1536, 202752, use_qk_norm=True, routed_scaling_factor=2.5),

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from loaded import load, one_in
+from released import stated
 
 import zoo.compose
 import zoo.costs
@@ -85,8 +86,7 @@ def gemma(
 ) -> Any:
     act = {"hidden_act" if kind == "Gemma" else "hidden_activation": "gelu_pytorch_tanh"}
     own = {"head_dim": head_dim, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, **act, **more}
-    vocab, context = (262144, 32768) if kind == "Gemma3Text" else (256000, 8192)
-    return gqa(kind, vocab, d, layers, heads, kv_heads, d_ff, context, **{"rope_theta": 1e4, **own})
+    return gqa(kind, 256000, d, layers, heads, kv_heads, d_ff, 8192, **{"rope_theta": 1e4, **own})
 
 
 def gemma2(d: int, layers: int, heads: int, kv_heads: int, d_ff: int, scalar: int = 256, head_dim: int = 256) -> Any:
@@ -139,16 +139,7 @@ REFERENCE = {
     "gemma2-2b": gemma2(2304, 26, 8, 4, 9216),
     "gemma2-9b": gemma2(3584, 42, 16, 8, 14336),
     "gemma2-27b": gemma2(4608, 46, 32, 16, 36864, scalar=144, head_dim=128),
-    "gemma3-1b": gemma(
-        *("Gemma3Text", 1152, 26, 4, 1, 6912),
-        query_pre_attn_scalar=256,
-        sliding_window=512,
-        sliding_window_pattern=6,
-        rope_theta=1e6,
-        rope_local_base_freq=1e4,
-        attn_logit_softcapping=None,
-        final_logit_softcapping=None,
-    ),
+    "gemma3-1b": stated("gemma-3-1b"),
     "qwen2.5-0.5b": qwen25(896, 24, 14, 2, 4864, context=32768),
     "qwen2.5-1.5b": qwen25(1536, 28, 12, 2, 8960),
     "qwen2.5-3b": qwen25(2048, 36, 16, 2, 11008, context=32768),
@@ -164,21 +155,8 @@ REFERENCE = {
     "qwen3-32b": qwen3(5120, 64, 64, 25600),
     "olmo2-7b": olmo2(4096, 32, 32, 11008),
     "olmo2-13b": olmo2(5120, 40, 40, 13824),
-    "phi-2": gqa(
-        *("Phi", 51200, 2560, 32, 32, 32, 10240, 2048),
-        partial_rotary_factor=0.4,
-        hidden_act="gelu_new",
-        layer_norm_eps=1e-5,
-        rope_theta=1e4,
-        qk_layernorm=False,
-    ),
-    "phi-3-mini": gqa(
-        *("Phi3", 32064, 3072, 32, 32, 32, 8192, 4096),
-        original_max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-        rope_theta=1e4,
-        sliding_window=2047,
-    ),
+    "phi-2": stated("phi-2"),
+    "phi-3-mini": stated("phi-3-mini-4k"),
     "falcon-7b": falcon(4544, 32, 71, multi_query=True, new_decoder_architecture=False),
     "falcon-40b": falcon(8192, 60, 128, num_kv_heads=8, new_decoder_architecture=True),
     "pythia-70m": pythia(512, 6, 8),
@@ -190,17 +168,7 @@ REFERENCE = {
     "pythia-6.9b": pythia(4096, 32, 32, vocab=50432),
     "pythia-12b": pythia(5120, 36, 40, vocab=50688),
     "gpt-neox-20b": pythia(6144, 44, 64, vocab=50432, act="gelu_fast"),
-    "gpt-j-6b": transformers.GPTJConfig(
-        vocab_size=50400,
-        n_embd=4096,
-        n_layer=28,
-        n_head=16,
-        n_positions=2048,
-        rotary_dim=64,
-        activation_function="gelu_new",
-        layer_norm_epsilon=1e-5,
-        tie_word_embeddings=False,
-    ),
+    "gpt-j-6b": stated("gpt-j-6b"),
     "opt-125m": opt(768, 12, 12),
     "opt-350m": opt(1024, 24, 16, width=512),
     "opt-1.3b": opt(2048, 24, 32),
@@ -212,25 +180,9 @@ REFERENCE = {
     "smollm2-135m": smollm2(576, 30, 9, 3, 1536),
     "smollm2-360m": smollm2(960, 32, 15, 5, 2560),
     "smollm2-1.7b": smollm2(2048, 24, 32, 32, 8192, theta=130000.0),
-    "smollm3-3b": gqa(
-        *("SmolLM3", 128256, 2048, 36, 16, 4, 11008, 65536),
-        rms_norm_eps=1e-6,
-        rope_theta=5e6,
-        no_rope_layers=[1, 1, 1, 0] * 9,
-        use_sliding_window=False,
-        sliding_window=None,
-        tie_word_embeddings=True,
-    ),
-    "tinyllama-1.1b": gqa("Llama", 32000, 2048, 22, 32, 4, 5632, 2048, rms_norm_eps=1e-5, rope_theta=1e4),
-    "starcoder2-3b": gqa(
-        *("Starcoder2", 49152, 3072, 30, 24, 2, 12288, 16384),
-        hidden_act="gelu_pytorch_tanh",
-        norm_epsilon=1e-5,
-        rope_theta=999999.4420358813,
-        sliding_window=4096,
-        use_bias=True,
-        tie_word_embeddings=True,
-    ),
+    "smollm3-3b": stated("smollm3-3b"),
+    "tinyllama-1.1b": stated("tinyllama"),
+    "starcoder2-3b": stated("starcoder2-3b"),
 }
 
 EVERY = pytest.mark.parametrize("name", REFERENCE)
