@@ -11,7 +11,7 @@ from zoo.costs.pairs import block_pairs
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.model.attention.block_sparse import BlockSparse
-from zoo.model.position import NoPosition
+from zoo.model.position.none import NoPosition
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 

@@ -10,12 +10,39 @@ from torch._dynamo.testing import CompileCounter
 
 from zoo.errors import ConfigError, FitError
 from zoo.grammar import from_dict, to_dict, to_essentials
+from zoo.model.attention.base import Attention
 from zoo.model.attention.gqa import GQA
 from zoo.model.ffn import FFN, MLP
 from zoo.model.norm import Norm
 from zoo.run.builder import build, check_fit
 from zoo.spec import Spec, Weight, components
 from zoo.training.optim import AdamW
+
+
+def test_counting_imports_the_kinds_that_a_model_names_alone():
+    count = "import sys, zoo.compose, zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))"
+    code = f"{count}; print(*(name for name in sys.modules if name.startswith('zoo.model.')))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    names = done.stdout.split()
+    assert {"zoo.model.attention.gqa", "zoo.model.block.sublayers", "zoo.model.position.rotary"} <= {*names}
+    others = ("mamba", "delta", "mla", "linear", "kda", "hyper", "altup", "bias", "absolute", "mlp_router", "task_head")
+    assert not [name for name in names if name.rpartition(".")[2] in others]
+
+
+WITHOUT_SOURCES = "from pathlib import Path; from zoo.spec.kinds import Source; Source.file = Path('nowhere'); "
+
+
+@pytest.mark.parametrize("before", ["", WITHOUT_SOURCES], ids=["sources", "compiled"])
+@pytest.mark.parametrize("kind", ["gated", "gla", "grouped_linear", "mean_pooled"])
+def test_a_kind_is_found_wherever_its_class_stands(kind, before):
+    """Of one axis, though another has a kind of this name, and in an order that does not depend on which came first."""
+    look = "from zoo.model.attention.base import Attention; from zoo.model.attention.indexer import Indexer"
+    code = f"{before}{look}; print({kind!r} in Attention.kinds, {kind!r} in Indexer.kinds, *Attention.kinds)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    attention, indexer, *order = done.stdout.split()
+    assert (attention, indexer) == (str(kind in ("gla", "grouped_linear")), str(kind == "mean_pooled"))
+    assert order == list(Attention.kinds)
+    assert len(order) > 30
 
 
 def test_equal_blocks_compile_once():

@@ -15,12 +15,14 @@ from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.model.activation import GELU
 from zoo.model.attention.disentangled import Disentangled
-from zoo.model.block import Post
 from zoo.model.block.post_conv import PostConv
+from zoo.model.block.sublayers import Post
 from zoo.model.ffn import MLP
 from zoo.model.norm import LayerNorm
-from zoo.model.position import Learned, NoPosition, RoPE
+from zoo.model.position.absolute import Learned
+from zoo.model.position.none import NoPosition
 from zoo.model.position.relative import RelativePosition
+from zoo.model.position.rotary import RoPE
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 

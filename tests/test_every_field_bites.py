@@ -10,7 +10,7 @@ from loaded import one_in
 
 from zoo.compose import load
 from zoo.errors import ConfigError
-from zoo.model.block import Block
+from zoo.model.block.base import Block
 from zoo.model.position.bias import ALiBi
 from zoo.model.tower import Topology
 

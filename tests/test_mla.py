@@ -13,7 +13,7 @@ from zoo.cache.store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.kernels.view.slots import Where
-from zoo.model.attention import Attention
+from zoo.model.attention.base import Attention
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 

@@ -23,7 +23,7 @@ from zoo.costs.traffic import traffic
 from zoo.errors import ConfigError
 from zoo.model.attention.base import Attention
 from zoo.model.attention.gqa import GQA
-from zoo.model.block import Pre
+from zoo.model.block.sublayers import Pre
 from zoo.model.head import LMHead
 from zoo.model.moe import MoE
 from zoo.model.router import SoftmaxTopK

@@ -23,7 +23,7 @@ from zoo.costs.shadow import (
     replace_torch,
     taping,
 )
-from zoo.model.position import NoPosition
+from zoo.model.position.none import NoPosition
 
 
 class Generation(NamedTuple):

@@ -273,7 +273,7 @@ def list_fields(choice: type[Spec]) -> dict[str, type[Spec]]:
 def _find_axis(annotation: Any) -> type[Spec] | None:
     """Find the axis in a field's annotation: `Norm`, `Norm | None`, or either with checks."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return annotation if issubclass(annotation, Node) or (annotation.kinds and not annotation.kind) else None
+        return annotation if issubclass(annotation, Node) or (annotation.axis and not annotation.kind) else None
     if typing.get_origin(annotation) in (tuple, list, dict):
         return None
     found = [axis for each in typing.get_args(annotation) if (axis := _find_axis(each)) is not None]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.model.activation import Activation
-from zoo.model.attention import Attention
-from zoo.model.block import Block
+from zoo.model.attention.base import Attention
+from zoo.model.block.base import Block
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.ffn import FFN
 from zoo.model.norm import Norm
-from zoo.model.position import Position
+from zoo.model.position.base import Position
 from zoo.model.router import Router
 from zoo.model.tower import Decoder
 from zoo.spec import Spec

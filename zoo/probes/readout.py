@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.model.position import Sinusoidal
+from zoo.model.position.absolute import Sinusoidal
 
 WIDER = 4
 """Hidden channels for each channel of the model."""

@@ -10,6 +10,7 @@ from pydantic_core import ArgsKwargs, core_schema
 
 from zoo.errors import did_you_mean
 from zoo.spec.faults import make_refusals
+from zoo.spec.kinds import Kinds
 from zoo.spec.spec import Spec
 
 
@@ -26,7 +27,8 @@ class Node(Spec):
     def __init_subclass__(cls, *, name: str = "", word: str = "") -> None:
         if name:  # none where pydantic makes a dataclass of a node
             cls.axis = cls.kind = cls.default = name
-            cls.word, cls.kinds = word, {name: cls}
+            cls.word, cls.kinds = word, Kinds("")
+            cls.kinds[name] = cls
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:

@@ -8,7 +8,6 @@ hyperparameters, which are the YAML keys; `parts(d_model)` names its weights and
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
@@ -26,6 +25,7 @@ from zoo.spec.faults import (
     find_large_numbers,
     make_refusal,
 )
+from zoo.spec.kinds import Kinds, completing
 from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
 
@@ -42,11 +42,6 @@ class Slot(NamedTuple):
     learns: bool = True
 
 
-_completing = threading.RLock()
-"""Held while a class becomes a dataclass and pydantic builds its validator, both at the first use: a second thread
-would meet a class half made."""
-
-
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Spec:
     """A component: frozen hyperparameters, and everything that follows from them.
@@ -59,7 +54,7 @@ class Spec:
     axis: ClassVar[str] = ""
     default: ClassVar[str] = ""  # the kind of a node that names none
     kind: ClassVar[str] = ""
-    kinds: ClassVar[dict[str, type[Spec]]] = {}
+    kinds: ClassVar[Kinds] = Kinds("")
     moved: ClassVar[dict[str, str]] = {}  # how fields that are written otherwise now are written
     joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # Linears that read one input, which one product can compute
     reads: ClassVar[tuple[str, ...]] = ()  # channels that it reads of other layers (`zoo.model.channels`)
@@ -68,7 +63,7 @@ class Spec:
 
     def __init_subclass__(cls, *, axis: str = "", kind: str = "", default: str = "") -> None:
         if axis:
-            cls.axis, cls.default, cls.kinds = axis, default, {}
+            cls.axis, cls.default, cls.kinds = axis, default, Kinds(cls.__module__)
         if kind:
             cls.kind = kind
             cls.kinds[kind] = cls
@@ -83,7 +78,7 @@ class Spec:
 
         This takes most of a millisecond a class, and one model uses few of the kinds there are.
         """
-        with _completing:
+        with completing:
             for each in reversed(cls.__mro__):
                 if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
                     config = ConfigDict(extra="forbid", defer_build=True, allow_inf_nan=False)
@@ -105,7 +100,7 @@ class Spec:
     @classmethod
     def parse(cls, node: Any) -> Any:
         """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
-        with _completing:
+        with completing:
             return cls._parse(node)
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import TwoWay, bind, try_evaluate
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, evaluate
-from zoo.model.position import Scaling
+from zoo.model.position.rotary import Scaling
 from zoo.untrusted.text import quote
 
 OTHER_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic", "deepseek_yarn": "yarn"}
