@@ -185,4 +185,4 @@ def test_the_published_names_of_a_loops_fields_are_read(stated):
     config |= {"num_hidden_layers": 6, "n_layers_per_attn_res_block": 2, "model_type": "inkling2_loop_text"}
     spec = hf.compose_spec(read_family("inkling2_loop_text").body(config, "config.json"))
     assert (spec.loop.start, spec.loop.end, spec.loop.passes, len(spec.pattern)) == (2, 4, 2, 8)
-    assert next(block.gate.rank for block in spec.blocks.values() if block.gate) == 5
+    assert next(block.messages.rank for block in spec.blocks.values() if block.messages) == 5

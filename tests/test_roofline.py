@@ -217,7 +217,7 @@ def _lent(spec, context):
     """Bytes that layers read of what others keep."""
     for attention in (spec.blocks[kind].attention for kind in spec.pattern):
         seen = min(context, attention.sight.window or context)
-        yield 2 * seen * sum(map(math.prod, attention.attended().values())) if attention.lender else 0
+        yield 2 * seen * sum(map(math.prod, attention.attended().values())) if attention.loan else 0
 
 
 def test_tying_the_head_does_not_change_what_is_read():

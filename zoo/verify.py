@@ -272,7 +272,9 @@ def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 def _everything(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Give the inputs that make a pass use all weights: Longformer's global projections need a global token."""
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    return {"global_attention_mask": torch.ones_like(ids)} if any(b.attention.takes_global for b in blocks) else {}
+    return (
+        {"global_attention_mask": torch.ones_like(ids)} if any("global" in b.attention.extras for b in blocks) else {}
+    )
 
 
 def _step(spec: Any, model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:

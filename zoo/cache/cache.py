@@ -274,7 +274,7 @@ class Cache:
         """Whether rows that are alike are attended one by one all the same, if their slots have no common stride. A CPU
         takes 20 times longer to gather 32 rows of 400 tokens (float32). A row's first pass may have a prefix, which is
         for all rows at once."""
-        able = all(self.store.tower.blocks[kind].attention.ragged for kind in group.kinds)
+        able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 
     def _slots(self, rows: list[list[Run]]) -> Any:

@@ -23,7 +23,7 @@ from zoo.model.head import NoHead, can_be_tied
 from zoo.model.lending import find_sources
 from zoo.model.tower import Tower
 from zoo.paths import conf_dir
-from zoo.spec import components
+from zoo.spec import components, shares_part
 
 FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", "gptj", "opt")
 """Families tried first: a Spec that several can describe is written as the best known of them."""
@@ -180,7 +180,9 @@ def try_family(
     config["model_type"] = config.get("model_type") or family.model_types[0]
     layers = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _index_weights(spec)}
     layers["sources"] = _index_sources(spec)
-    layers["common"] = sum(block.shares_part for tower in spec.towers().values() for block in tower.blocks.values())
+    layers["common"] = sum(
+        shares_part(block, tower.d_model) for tower in spec.towers().values() for block in tower.blocks.values()
+    )
     try:
         for name, text in family.export.items():
             config[name] = evaluate_tree(text, {**family.defaults, **config, **layers})
@@ -232,7 +234,7 @@ def _without_joint(tower: Any, *, bare: bool) -> Any:
     """A tower by itself, without what joins it to one of another width; a `bare` one without its head."""
     blocks = {
         name: block
-        if block.cross is None or block.cross.reads_width is None
+        if block.cross is None or block.cross.memory.width is None
         else dataclasses.replace(block, cross=dataclasses.replace(block.cross, memory_width=None))
         for name, block in tower.blocks.items()
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.grammar import to_dict
 from zoo.model.lending import find_sources
+from zoo.spec import shares_part
 
 IRRELEVANT = ("init", "balance_coef", "z_coef")
 """Fields that change no forward pass: how fresh weights are drawn, and a router's auxiliary losses."""
@@ -27,10 +28,9 @@ def write_out_layers(spec: Any) -> dict[str, Any]:
         tower["layers"] = [_number(tower["blocks"][name], sources.get(i)) for i, name in enumerate(tower["pattern"])]
         if stack.shared_layers:
             tower["weights"] = list(stack.layer_weights)
-        if any(block.shares_part for block in stack.blocks.values()):
-            tower["common"] = [
-                tower["pattern"].index(name) if stack.blocks[name].shares_part else None for name in tower["pattern"]
-            ]
+        shared = {name for name, block in stack.blocks.items() if shares_part(block, stack.d_model)}
+        if shared:
+            tower["common"] = [tower["pattern"].index(name) if name in shared else None for name in tower["pattern"]]
         del tower["blocks"], tower["pattern"]
     return node
 

@@ -147,7 +147,7 @@ def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
 def recurrent_stride(towers: Iterable[Any]) -> int | None:
     """Give the tokens after which a recurrent mixer's loop over its chunks repeats itself; None where none loops."""
     blocks = [block for tower in towers for block in tower.blocks.values()]
-    chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.loops]
+    chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.passes.loops]
     return math.lcm(SPAN, *chunks) if chunks else None
 
 
@@ -180,7 +180,7 @@ def count_traces(towers: Iterable[Any]) -> int:
     """Count the short passes that a long one follows from. A recurrent mixer's bytes are linear in the length: two. The
     scores of softmax attention beside it may be kept, and are quadratic: three."""
     mixers = [block.attention for tower in towers for block in tower.blocks.values()]
-    return 3 if any(mixer.loops and mixer.cache() for mixer in mixers) else 2
+    return 3 if any(mixer.passes.loops and mixer.cache() for mixer in mixers) else 2
 
 
 def extrapolate(figures: list[int], far: int) -> int:
@@ -196,7 +196,7 @@ def _looping(spec: Any) -> list[str]:
     names = []
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
-        loops = {kind: block.attention for kind, block in tower.blocks.items() if block.attention.loops}
+        loops = {kind: block.attention for kind, block in tower.blocks.items() if block.attention.passes.loops}
         names += [f"{prefix}layer:{kind}" for kind in loops]
         names += [f"{prefix}shared"] if any(mixer.cache() for mixer in loops.values()) else []
     return names
@@ -243,7 +243,7 @@ class _Trace:
         blocks = self.tower.blocks
         for name in sorted(blocks, key=self._count_givers):
             block = blocks[name]
-            if loops or not block.attention.loops:
+            if loops or not block.attention.passes.loops:
                 shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
         read = shared | {each.storage: None for step in again.values() for each in _shared(step)}
@@ -310,7 +310,7 @@ class _Trace:
         single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
         read: list[Storage] = []  # what layers keep
         if tower.final_read:
-            count = count_groups(tower)[-1] + tower.blocks[tower.pattern[-1]].opens_group
+            count = count_groups(tower)[-1] + (GroupSums.name in tower.blocks[tower.pattern[-1]].gives)
             earlier = GroupSums.trace_sums(Shadows(tower, tower.pattern[-1], x, _make, {}), count)
             single, read = m.final_read(single, earlier), [] if earlier is None else [earlier.storage]
         hidden = m.norm(single) if tower.has_final_norm else single

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.costs.rows import PricedPart
 from zoo.errors import ConfigError, did_you_mean
-from zoo.model.depth_read import count_groups
+from zoo.model.depth_read import GroupSums, count_groups
 
 RECOMPUTE = ("none", "selective", "full")
 """What is computed again, by name; and `every_N`."""
@@ -68,7 +68,7 @@ def tell_depths_apart(spec: Any) -> Any:
 
 def split_by_depth(tower: Any) -> Any:
     """The same for one tower."""
-    if not any(block.reader for block in tower.blocks.values()):
+    if not any(GroupSums.name in block.reads for block in tower.blocks.values()):
         return tower
     counts: dict[str, set[int]] = {}
     each = count_groups(tower)

@@ -86,7 +86,7 @@ def _without(spec: Any) -> Iterator[str]:
     """Name the inputs that would make `auto` choose other kernels."""
     yield "padding"
     towers = spec.towers().values()
-    if any(block.attention.takes_global for tower in towers for block in tower.blocks.values()):
+    if any("global" in block.attention.extras for tower in towers for block in tower.blocks.values()):
         yield "global tokens"
     if any(getattr(tower, "prefix_lm", False) for tower in towers):
         yield "a prefix"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
-from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, tabulate
+from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, absorbs, tabulate
 from zoo.costs.sums import Amount, compute_chance
 from zoo.model.step import SECOND
 from zoo.spec import Embedding, Experts, Linear, Tied
@@ -180,11 +180,6 @@ def _cached(attention: Attention | Indexer, widths: Widths) -> float:
         return attention.core_flops(1) / 2 / widths.tp  # a multiply-add for each value of each head
     shapes = attention.attended().values()
     return sum(math.prod(shape) / (min(widths.tp, shape[0]) if len(shape) > 1 else 1) for shape in shapes)
-
-
-def absorbs(attention: Attention | Indexer) -> bool:
-    """Whether decoding computes over the latent cache, unlike a prefill (MLA absorbed)."""
-    return attention.decode_flops(1) != attention.core_flops(1)
 
 
 def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:

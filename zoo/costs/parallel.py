@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 
 from zoo.costs.again import keeps_input
 from zoo.costs.layer_cut import BEFORE, BEHIND, cut_layers
-from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, tabulate_towers
+from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, tabulate_towers
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import expert_faults, layer_faults, numel, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
+from zoo.model.attention.base import Attention
 from zoo.model.tower import Tower
 from zoo.ranks.schedule import Schedule
-from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, is_hidden_matrix, owner_of
+from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, components, is_hidden_matrix, owner_of
 from zoo.spec.parts import count_kinds
 
 
@@ -284,6 +285,10 @@ def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: S
         if not keeps_input(f"layer:{kind}", setup.recompute):
             block = stage.held[name].blocks[kind]
             sent += count * sum(map(math.prod, block.cache().values()))
-            made += count * block.attention.expanded * block.n_attentions
+            parts = components(block, stage.held[name].d_model)
+            latent = ((each, used) for _, each, used in parts if isinstance(each, Attention) and absorbs(each))
+            made += count * sum(
+                used * each.core_flops(1) // 2 for each, used in latent
+            )  # a multiply-add for each value
     values = -own * made if setup.cp_comm == "ring" else own * (setup.cp - 1) * (sent + made)
     return values * (4 if setup.precision == "fp32" else DTYPES[setup.dtype])

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from zoo.costs import flops
 from zoo.costs.hardware import Hardware, hardware, list_gpus, usable_bytes
-from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
-from zoo.costs.rows import CostTable, Priced, RouterRow, tabulate
+from zoo.costs.operators import Chosen, Operator, Widths, mixtures, operators, reductions
+from zoo.costs.rows import CostTable, Priced, RouterRow, absorbs, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError

@@ -183,3 +183,8 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
             elif isinstance(own, MoE):
                 mixture = own
     return CostTable(spec, towers, tuple(parts), tuple(attentions), tuple(routers))
+
+
+def absorbs(attention: Attention | Indexer) -> bool:
+    """Whether decoding computes over the latent cache, unlike a prefill (MLA absorbed)."""
+    return attention.decode_flops(1) != attention.core_flops(1)

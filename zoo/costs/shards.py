@@ -62,7 +62,7 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     if cp == 1:
         return []
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    whole = [each.attention for each in blocks if not each.attention.splits_tokens]
+    whole = [each.attention for each in blocks if not each.attention.passes.split]
     kinds = [f"'{each.kind}' layers{_describe_reading(each)}" for each in whole]
     found = [f"cp: {cp} ranks would each have some tokens, and {kind} need a row's (cp=1)" for kind in kinds]
     if any(getattr(block, "out_conv", None) for block in blocks):

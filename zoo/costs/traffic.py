@@ -13,7 +13,9 @@ from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import dim0_share, numel
 from zoo.costs.states import ways, widths
-from zoo.spec import LOGITS, Buffer, Experts, Tied
+from zoo.model.attention.base import Attention
+from zoo.model.ffn import FFN
+from zoo.spec import LOGITS, Buffer, Experts, Tied, components
 from zoo.spec.cuts import compare_parts
 
 
@@ -46,9 +48,11 @@ def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
     some mixers add up amid themselves, and the gradients of the weights that ranks have in common."""
     ring, vectors, amid = (setup.tp - 1) / setup.tp, 0, 0
     for name, kind, count in stage.layers():
-        block = stage.held[name].blocks[kind]
+        tower = stage.held[name]
+        block = tower.blocks[kind]
         vectors += count * (block.gathers + block.reductions)
-        amid += count * block.summed
+        parts = components(block, tower.d_model)
+        amid += count * sum(used * each.summed for _, each, used in parts if isinstance(each, Attention | FFN))
     vectors += sum("embedding" in ends for ends in stage.ends.values())
     ended = [stage.held[name] for name, ends in stage.ends.items() if "head" in ends]
     vectors += len(ended)
@@ -94,7 +98,7 @@ def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     second (Liu et al., 2023)."""
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
     ring = setup.cp_comm == "ring"  # where they travel again for each layer that reads them
-    lent = ((row.attention, row.used if ring or getattr(row.attention, "lender", None) is None else 0) for row in rows)
+    lent = ((row.attention, row.used if ring or getattr(row.attention, "loan", None) is None else 0) for row in rows)
     values = sum(sum(map(math.prod, attention.attended().values())) * used for attention, used in lent)
     own = (setup.cp - 1) * setup.batch * setup.tokens(stage) / setup.cp * values
     if ring:

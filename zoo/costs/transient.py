@@ -62,7 +62,7 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
 def _each_kind_once(tower: Any) -> Any:
     """Cut a tower to one layer of each kind, the last layer's kind last."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
-    lenders = {tower.blocks[kind].attention.lender for kind in kinds}
+    lenders = {loan.lender for kind in kinds if (loan := tower.blocks[kind].attention.loan)}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys
     return _changed(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
 
@@ -85,14 +85,14 @@ def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
     far = (run.context - near) // stride
     encode, prefill = (extrapolate([each[place] for each in traces], far) for place in range(2))
     decode = _decode(towers, run)
-    if any(not block.attention.loops for tower in towers.values() for block in tower.blocks.values()):
+    if any(not block.attention.passes.loops for tower in towers.values() for block in tower.blocks.values()):
         others = _prefill({name: _only(tower, loops=False) for name, tower in towers.items()}, run)
         encode, prefill = max(encode, others[0]), max(prefill, others[1])
     return Peaks(encode, prefill, decode)
 
 
 def _only(tower: Any, *, loops: bool) -> Any:
-    kept = {kind: block for kind, block in tower.blocks.items() if block.attention.loops == loops}
+    kept = {kind: block for kind, block in tower.blocks.items() if block.attention.passes.loops == loops}
     if not kept:
         return tower
     taken = any(block.attention.positioning is not None for block in kept.values())

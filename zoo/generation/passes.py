@@ -43,7 +43,7 @@ class Passes:
         if self._lies_flat(flat):
             yield flat
             chunks = [chunk for chunk in chunks if chunk not in flat]
-        together = all(block.attention.ragged for block in self.writer.blocks.values())
+        together = all(block.attention.passes.ragged for block in self.writer.blocks.values())
         batches: dict[Any, list[Chunk]] = {}
         for chunk in chunks:
             row, source = chunk.sequence.row, chunk.sequence.source
@@ -60,7 +60,7 @@ class Passes:
     def _takes_varlen(self) -> bool:
         """Whether tokens of rows end to end cost no more than each row by itself. On CUDA rows are read by page."""
         blocks = self.writer.blocks.values()
-        able = all(block.attention.varlen and block.attention.ragged for block in blocks)
+        able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
         plain = not (self.seq2seq or self.recurrent or getattr(self.writer, "prefix_lm", False))
         return able and fixed and plain and not self.store.paged and all(group.full for group in self.store.groups)

@@ -16,7 +16,6 @@ from zoo.grammar.dialect import expand, list_fields
 from zoo.grammar.interpolation import Scope
 from zoo.grammar.keys import BASES, KNOWN, TOWERS
 from zoo.grammar.towers import split_towers
-from zoo.model.attention.base import Attention
 from zoo.model.position.base import Position
 from zoo.spec import Spec
 

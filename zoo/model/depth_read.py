@@ -108,7 +108,7 @@ def count_groups(tower: Tower) -> list[int]:
     Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
     read the sum that ends with them as the present one.
     """
-    opens = {name: int(block.opens_group) for name, block in tower.blocks.items()}
+    opens = {name: int(GroupSums.name in block.gives) for name, block in tower.blocks.items()}
 
     def count(names: Sequence[str], before: int) -> list[int]:
         return list(accumulate(map(opens.__getitem__, names), initial=before))
@@ -123,16 +123,16 @@ def count_groups(tower: Tower) -> list[int]:
 def count_passed(tower: Tower) -> int:
     """Count the groups of layers that end within each pass of a tower's loop."""
     inside = () if tower.loop is None else tower.pattern[tower.loop.start + 1 : tower.loop.end]
-    return sum(tower.blocks[name].opens_group for name in inside)
+    return sum(GroupSums.name in tower.blocks[name].gives for name in inside)
 
 
 def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:
     """List each kind of layer that does not go together with the others of its tower, and why."""
     kinds = dict.fromkeys(pattern)
-    readers = [name for name in kinds if blocks[name].reader is not None]
+    readers = [name for name in kinds if GroupSums.name in blocks[name].reads]
     if not readers:
         return []
-    others = [name for name in kinds if blocks[name].reader is None]
+    others = [name for name in kinds if GroupSums.name not in blocks[name].reads]
     would = "block: attention_residual in all layers, or in none"
     return [
         (name, f"adds to the sum of all layers, and '{readers[0]}' layers read groups of them ({would})")

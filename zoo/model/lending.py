@@ -4,7 +4,7 @@ et al., 2025)."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from zoo.model.channels import Channel, Fault, Shadows
 
@@ -15,13 +15,24 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 
+class Loan(NamedTuple):
+    """What a layer reads of another one, in place of keys and values of its own, or beside its values."""
+
+    lender: str
+    """The kind of layer that lends."""
+    field: str = "kv_from"
+    """The field of the attention that names it."""
+    alike: tuple[str, ...] = ()
+    """What both attentions must have in common."""
+
+
 def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int, int]:
     """Find the layer that each layer takes its keys and values from: the last one before it of the kind that its
     attention names. Those that take none, or whose source is missing, are left out.
 
     With `shared` taking from `full`, the pattern full, shared, near, full, shared gives {1: 0, 4: 3}.
     """
-    lenders = {name: block.attention.lender for name, block in blocks.items() if block.attention.lender is not None}
+    lenders = {name: loan.lender for name, block in blocks.items() if (loan := block.attention.loan)}
     last: dict[str, int] = {}
     found = {}
     for index, name in enumerate(pattern) if lenders else ():
@@ -35,20 +46,21 @@ def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
     """Yield each kind of layer that cannot take the keys and values that its attention names, and why."""
     sources = find_sources(blocks, pattern)
     for name, block in blocks.items():
-        lender = block.attention.lender
-        if lender is None:
+        loan = block.attention.loan
+        if loan is None:
             continue
+        lender = loan.lender
         places = [index for index, each in enumerate(pattern) if each == name]
         if lender not in blocks:
             yield name, f"is {lender!r}, and the kinds of layer are: {', '.join(blocks)} (one of them)"
         elif any(index not in sources for index in places):
             first = next(index for index in places if index not in sources)
             yield name, f"is {lender!r}, and no layer before layer {first} is of that kind (a pattern with one)"
-        elif blocks[lender].attention.kind != block.attention.kind or blocks[lender].attention.lender is not None:
+        elif blocks[lender].attention.kind != block.attention.kind or blocks[lender].attention.loan is not None:
             yield name, f"is {lender!r}, whose layers make none of their own by head (a kind that does)"
         else:
             theirs, own = blocks[lender].attention, block.attention
-            differ = [each for each in own.lent_alike if getattr(theirs, each) != getattr(own, each)]
+            differ = [each for each in loan.alike if getattr(theirs, each) != getattr(own, each)]
             if differ:
                 which = ", ".join(differ)
                 yield name, f"is {lender!r}, whose layers have other {which}, and they are read as they are (the same)"
@@ -77,14 +89,17 @@ class LentKeys(Channel, name="keys"):
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        return any(block.attention.lender == kind for block in tower.blocks.values())
+        return any(loan.lender == kind for block in tower.blocks.values() if (loan := block.attention.loan))
 
     @classmethod
     def trace(cls, at: Shadows) -> Any:
-        lent = at.given[at.tower.blocks[at.kind].attention.lender or ""]
+        loan = at.tower.blocks[at.kind].attention.loan
+        assert loan is not None
+        lent = at.given[loan.lender]
         return tuple(at.make(each.shape, each.dtype, "lent", each.wants_grad) for each in lent)
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
         for name, text in find_lending_faults(tower.blocks, tower.pattern):
-            yield ("blocks", name, "attention", tower.blocks[name].attention.lender_field), text
+            loan = tower.blocks[name].attention.loan
+            yield ("blocks", name, "attention", loan.field if loan else ""), text

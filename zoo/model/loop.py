@@ -143,12 +143,12 @@ class RestartingLoop(Loop, kind="restarting"):
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
         for place, name in enumerate(tower.pattern):
             number = self.find_pass(place)
-            if (tower.blocks[name].gate is not None) is not bool(number):
+            if (PassBefore.name in tower.blocks[name].reads) is not bool(number):
                 found = "has none (give it some)" if number else "is told by no pass before it (null)"
                 where = "outside the loop" if number is None else f"of pass {number + 1}"
                 yield ("blocks", name, "messages"), f"layer {place}, {where}, {found}"
                 return
-        if not tower.blocks[tower.pattern[self.start]].opens_group:
+        if GroupSums.name not in tower.blocks[tower.pattern[self.start]].gives:
             yield ("loop", "start"), f"is {self.start}, where no group of layers begins (a layer with opens: true)"
 
 
@@ -219,7 +219,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
         return Hierarchy(self, m.low)
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
-        name = next((each for each in tower.pattern if tower.blocks[each].reader is not None), None)
+        name = next((each for each in tower.pattern if GroupSums.name in tower.blocks[each].reads), None)
         if name is not None:
             yield ("blocks", name), "reads groups of layers, and the loop adds up two states (block: pre)"
 
@@ -281,7 +281,7 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
     """Yield what of a tower does not go together with its loop, or needs one: a field's path, and a line about it."""
-    loop, told = tower.loop, [name for name, block in tower.blocks.items() if block.gate is not None]
+    loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.reads]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"
     if loop is None:
@@ -302,7 +302,8 @@ def _compare_visits(loop: Loop, tower: Tower) -> Iterator[Fault]:
     last = dict(zip(loop.visits, tower.pattern[loop.start : loop.stop], strict=True))
     for place, (number, name) in enumerate(zip(loop.visits, tower.pattern[loop.start :], strict=False), loop.start):
         own, block = tower.blocks[name], tower.blocks[last[number]]
-        if own != (replace(block, messages=None) if block.gate and not own.gate else block):
+        told = PassBefore.name in block.reads and PassBefore.name not in own.reads
+        if own != (replace(block, messages=None) if told else block):
             found = f"layer {place} is {name!r}, and {last[number]!r} where its weights are used last"
             yield ("pattern",), f"{found} (the same)"
             return

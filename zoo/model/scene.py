@@ -157,7 +157,11 @@ class Scene:
         """Make the Step of the layers of this kind; `m` are the model's modules, x [B, T, D] the layers' input."""
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
-        slots = None if self.cache is None else self.cache.lay_out(attention.lender or kind, self.new)
+        slots = (
+            None
+            if self.cache is None
+            else self.cache.lay_out(attention.loan.lender if attention.loan else kind, self.new)
+        )
         own = m.position if self.spec.has_position else None
         step = Step(
             KeyView(Mask(self.new, self.new)),

@@ -172,7 +172,7 @@ class Tower(Topology):
     @property
     def memory_width(self) -> int:
         """The width of the encoder's output that its layers read."""
-        stated = (block.cross.reads_width for block in self.blocks.values() if block.cross is not None)
+        stated = (block.cross.memory.width for block in self.blocks.values() if block.cross and block.cross.memory)
         return next((each for each in stated if each is not None), self.d_model)
 
     @property
@@ -195,7 +195,7 @@ class Tower(Topology):
     @property
     def final_read(self) -> DepthRead | None:
         """The module that reads the groups of layers once more before the final norm, where layers read them."""
-        return self.blocks[self.pattern[-1]].reader
+        return getattr(self.blocks[self.pattern[-1]], "depth_read", None)
 
     @property
     def uses(self) -> dict[str, Uses]:
@@ -214,7 +214,7 @@ class Tower(Topology):
     def takes_types(self) -> bool:
         """Whether it is told which text of a row a token is of: its embedding, or its attention."""
         embedded = getattr(self.embedding, "n_types", None)
-        return bool(embedded) or any(block.attention.takes_types for block in self.blocks.values())
+        return bool(embedded) or any("types" in block.attention.extras for block in self.blocks.values())
 
     @property
     def has_position(self) -> bool:
@@ -248,7 +248,7 @@ class Tower(Topology):
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises ConfigError for inputs that would do nothing in this tower."""
         everywhere = inputs.global_attention_mask is not None
-        if everywhere and not any(block.attention.takes_global for block in self.blocks.values()):
+        if everywhere and not any("global" in block.attention.extras for block in self.blocks.values()):
             raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
         if inputs.token_type_ids is not None and not self.takes_types:
             raise ConfigError("token_type_ids: the model has no token types (embedding.n_types would give it some)")

@@ -58,14 +58,15 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
     """The encoder's output must be as wide as what every layer of the decoder reads."""
     given = encoder.out_width or encoder.d_model
     for name, block in decoder.blocks.items():
-        if block.cross is None or given == (block.cross.reads_width or decoder.d_model):
+        memory = block.cross and block.cross.memory
+        if memory is None or given == (memory.width or decoder.d_model):
             continue
-        if not block.crosses:
+        if memory.merges:
             found = f"is read by the decoder's attention, {decoder.d_model} wide, and the encoder gives {given}"
             would = f"the same d_model for both, or encoder.out_width: {decoder.d_model}"
             yield ("decoder", "blocks", name, "cross"), f"{found} ({would})"
             continue
-        read = block.cross.reads_width or decoder.d_model
+        read = memory.width or decoder.d_model
         found = f"reads vectors {read} wide, the encoder gives {given}"
         would = f"{given}, the same d_model for both, or encoder.out_width: {read}"
         yield ("decoder", "blocks", name, "cross", "memory_width"), f"{found} ({would})"

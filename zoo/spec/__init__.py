@@ -27,7 +27,18 @@ from zoo.spec.parts import (
 )
 from zoo.spec.sharding import split
 from zoo.spec.spec import Spec
-from zoo.spec.walk import SpecRow, components, is_hidden_matrix, owner_of, placed_tensors, rows, table, tensors, walk
+from zoo.spec.walk import (
+    SpecRow,
+    components,
+    is_hidden_matrix,
+    owner_of,
+    placed_tensors,
+    rows,
+    shares_part,
+    table,
+    tensors,
+    walk,
+)
 
 __all__ = [
     "CROSS",
@@ -59,6 +70,7 @@ __all__ = [
     "owner_of",
     "placed_tensors",
     "rows",
+    "shares_part",
     "split",
     "table",
     "tensors",

@@ -72,6 +72,11 @@ def components(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[str, 
             yield row.path, row.component, row.used
 
 
+def shares_part(block: Spec, d_model: int) -> bool:
+    """Whether layers of a kind have a part in common."""
+    return any(isinstance(part, Sized) and part.common for part in block.parts(d_model).values())
+
+
 def owner_of(path: str, ties: Mapping[str, str | None]) -> str:
     """Find the path of the weight that the part at `path` reads in the end. `ties` gives for the path of every part
     what it is tied to (`Tied.to`), or None where it has a weight of its own.

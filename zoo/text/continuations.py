@@ -187,7 +187,8 @@ def shares_contexts(spec: Any, device: Any) -> bool:
     """Whether a decoder's rows can lie end to end in one pass and share slots: where every layer sees all that came
     before, and nothing depends on a row's length. A GPU reads rows of a cache by page, which such a pass does not."""
     blocks = spec.blocks.values()
-    ragged = all(block.attention.varlen and block.attention.ragged and not block.state() for block in blocks)
+    passes = [block.attention.passes for block in blocks]
+    ragged = all(each.varlen and each.ragged for each in passes) and not any(block.state() for block in blocks)
     fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
     sees = all(block.attention.sight.window is None and block.attention.sight.chunk is None for block in blocks)
     causal = spec.cacheable_until is None and not spec.prefix_lm

@@ -106,7 +106,7 @@ class Memory:
         """The pieces of a pass, their bytes traced; plain where layers loop over a sequence, as each turn would be a
         term."""
         towers = self.spec.towers().values()
-        loops = any(block.attention.loops for tower in towers for block in tower.blocks.values())
+        loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
         context, batch = (int(self.context), int(self.batch)) if loops else (self.context, self.batch)
         marked = self.marked if loops else mark_layers(self.model, self.setup.recompute)
         return list_sections(marked, shape_pass(self.setup, context, batch))
@@ -210,7 +210,7 @@ class Memory:
         """Add what is alive beside weights and cache while generating, in the model's dimensions where one rank has all
         of it and no layer loops over a sequence."""
         towers = self.spec.towers().values()
-        loops = any(block.attention.loops for tower in towers for block in tower.blocks.values())
+        loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
         made = term(found)
         if self.setup.ranks == 1 and not loops:
             run = Generation(self.context, self.batch, self.setup.dtype, self.setup.cache_dtype)

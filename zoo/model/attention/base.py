@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
-from zoo.model.lending import LentKeys
+from zoo.model.lending import LentKeys, Loan
 from zoo.model.position.base import Position
 from zoo.spec import Spec
 
@@ -44,67 +45,57 @@ class Sight(NamedTuple):
     """The window W of tokens that a query sees, itself included, beside keys that are made of several."""
 
 
+class Passes(NamedTuple):
+    """The passes that an attention can compute as one."""
+
+    ragged: bool = True
+    """Whether rows of unequal length can be computed in one pass with a cache."""
+    varlen: bool = True
+    """Whether rows of any length, end to end, cost no more than each by itself."""
+    split: bool = False
+    """Whether ranks can have some of a row's tokens each."""
+    loops: bool = False
+    """Whether a long pass is a loop over parts of the row."""
+
+
+class MemoryReading(NamedTuple):
+    """How an attention reads an encoder's output in place of the tokens."""
+
+    width: int | None = None
+    """The width of the encoder's output, where stated; None for the width of the attention's own stream."""
+    merges: bool = False
+    """Whether the layer's own attention reads it, beside the tokens."""
+    fault: str = ""
+    """Which of its fields means nothing there, and what would do."""
+    check: Callable[[Attention], None] = lambda attention: None
+    """Raises ValueError where it does not go together with the layer's attention to tokens."""
+
+
 class Attention(Spec, axis="attention"):
     """Mix tokens: attention over keys, or a recurrence over earlier tokens."""
 
-    takes_global: ClassVar[bool] = False  # whether some tokens can be global: `step.extra["global"]` [B, T]
-
-    ragged: ClassVar[bool] = True  # whether rows of unequal length can be computed in one pass with a cache
-
-    varlen: ClassVar[bool] = True  # whether rows of any length, end to end, cost no more than each by itself
-
-    takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
-
-    merges: ClassVar[bool] = False  # whether the layer's own attention reads an encoder's output in its place
-
     needs_block: ClassVar[str] = ""  # the one kind of block that it has a place in, if any will not do
 
+    extras: ClassVar[tuple[str, ...]] = ()
+    """What it reads that comes with the input, of `step.extra`: "global", which tokens are global [B, T], and "types",
+    their types [B, T]."""
+
     gives: ClassVar[tuple[str, ...]] = (LentKeys.name,)
-    lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
-
-    # What a layer must have in common with the one whose keys or values it reads.
-    lent_alike: ClassVar[tuple[str, ...]] = ()
-
-    def check_cross(self) -> None:
-        """Raises ValueError for a field that means nothing in cross-attention."""
-
-    def check_beside(self, attention: Attention) -> None:
-        """Raises ValueError where it does not go together with the attention to tokens of its layer."""
 
     @property
-    def takes_types(self) -> bool:
-        """Whether it reads the types of tokens: `step.extra["types"]` [B, T], where the input has them."""
-        return False
+    def passes(self) -> Passes:
+        """The passes that it can compute as one."""
+        return Passes(loops=bool(self.state()))
 
     @property
-    def reads_width(self) -> int | None:
-        """The width of the encoder's output that it reads, where stated; None for the width of its own stream."""
+    def memory(self) -> MemoryReading | None:
+        """How it reads an encoder's output in cross-attention; None where it cannot."""
         return None
-
-    @property
-    def splits_tokens(self) -> bool:
-        """Whether ranks can have some of a row's tokens each."""
-        return False
-
-    @property
-    def loops(self) -> bool:
-        """Whether a long pass is a loop over parts of the row."""
-        return bool(self.state())
-
-    @property
-    def n_inputs(self) -> int:
-        """How many vectors of a token it reads: x [B, T, N, D] where it is more than one."""
-        return 1
 
     @property
     def sight(self) -> Sight:
         """The keys that a query sees."""
         return Sight()
-
-    def count_loose(self, tokens: int) -> int:
-        """Count the values that transformers keeps beside keys that are made of several tokens, in a row of so many:
-        the window's tokens, and each by itself those of which there is no such key yet."""
-        return 0
 
     @property
     def chooser(self) -> Indexer | None:
@@ -116,13 +107,13 @@ class Attention(Spec, axis="attention"):
         return self.cache()
 
     @property
-    def lender(self) -> str | None:
-        """The kind of layer whose keys and values it reads in place of own ones, or whose values beside own ones."""
+    def loan(self) -> Loan | None:
+        """The layer whose keys and values it reads in place of own ones, or whose values beside own ones."""
         return None
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return () if self.lender is None else (LentKeys.name,)
+        return () if self.loan is None else (LentKeys.name,)
 
     @property
     def score_heads(self) -> int:
@@ -142,11 +133,6 @@ class Attention(Spec, axis="attention"):
     @property
     def summed(self) -> int:
         """Values of a token that the ranks of tensor parallelism add up amid it."""
-        return 0
-
-    @property
-    def expanded(self) -> int:
-        """Values of a token that training makes of what is cached of it, and keeps for the backward pass."""
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:

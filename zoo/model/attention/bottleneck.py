@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import Passes, SoftmaxAttention
 from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, split
 
@@ -37,8 +37,8 @@ class BottleneckAttention(SoftmaxAttention, kind="bottleneck"):
         self.position.check(self.head_dim)
 
     @property
-    def splits_tokens(self) -> bool:
-        return True
+    def passes(self) -> Passes:
+        return Passes(split=True)
 
     @property
     def head_widths(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Sight, SoftmaxAttention, check_multiple
+from zoo.model.attention.base import Passes, Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import READ, Conv, Linear, Sized, Weight
@@ -59,12 +59,8 @@ class CCA(SoftmaxAttention, kind="cca"):
         self.position.check(self.head_dim)
 
     @property
-    def splits_tokens(self) -> bool:
-        return False
-
-    @property
-    def loops(self) -> bool:
-        return False
+    def passes(self) -> Passes:
+        return Passes()
 
     @property
     def sight(self) -> Sight:

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Sight, SoftmaxAttention
+from zoo.model.attention.base import Passes, Sight, SoftmaxAttention
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.entries import ENTRY_TABLES, attend_entries, slide_window
 from zoo.model.attention.indexer import EntryIndexer, Indexer
@@ -37,7 +37,6 @@ class Compressed(SoftmaxAttention, kind="compressed"):
     """
 
     causal: ClassVar[bool | None] = True
-    varlen: ClassVar[bool] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q_a", "kv", "entry_kv"),)
 
     head_dim: PositiveInt
@@ -84,12 +83,8 @@ class Compressed(SoftmaxAttention, kind="compressed"):
         self.indexer.check(self.position, self.head_dim, self.n_heads)
 
     @property
-    def splits_tokens(self) -> bool:
-        return self.compressor is None
-
-    @property
-    def loops(self) -> bool:
-        return False
+    def passes(self) -> Passes:
+        return Passes(varlen=False, split=self.compressor is None)
 
     @property
     def chooser(self) -> Indexer | None:
@@ -145,8 +140,9 @@ class Compressed(SoftmaxAttention, kind="compressed"):
         return near | self.compressor.list_states(self.head_dim, "entry_") | index
 
     def count_loose(self, tokens: int) -> int:
-        if self.compressor is None:
-            return 0
+        """Count the values that transformers keeps beside the entries of a row of so many tokens: the window's tokens,
+        and each by itself those of which there is no entry yet."""
+        assert self.compressor is not None
         loose = self.compressor.count_loose(self.head_dim, tokens)
         if isinstance(self.indexer, EntryIndexer):
             loose += self.indexer.compressor.count_loose(self.indexer.head_dim, tokens)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import Passes, SoftmaxAttention
 from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear, split
 
@@ -40,8 +40,6 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
     content, p2c. q, v, o and p_q always have a bias.
     """
 
-    ragged: ClassVar[bool] = False  # its bias is made of all queries and keys at once
-
     head_dim: PositiveInt
     """Channels of a head."""
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
@@ -66,6 +64,10 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
             raise ValueError(f"disentangled has no place for them, found {found} (one for all layers)")
         if not self.types and self.share_att_key:
             raise ValueError("share_att_key projects positions, and types is empty (leave it out, or name types)")
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(ragged=False)  # its bias is made of all queries and keys at once
 
     @property
     def head_widths(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
+from zoo.model.attention.base import Passes
 from zoo.model.attention.gqa import GQA
 from zoo.model.attention.nodes import DynamicConvolution
 from zoo.model.attention.recurrent import check_causal, convolve
@@ -25,7 +26,6 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     """Grouped-query attention with sinks and a convolution that are made of its input (Thinking Machines, 2026, Inkling
     2)."""
 
-    takes_memory: ClassVar[bool] = False
     moved: ClassVar[dict[str, str]] = GQA.moved | {
         "dynamic_conv": "short_conv: {dynamic: true}",
         "conv_scale": "short_conv: {scale: …}",
@@ -62,11 +62,16 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
 
     @property
     def n_inputs(self) -> int:
+        """How many vectors of a token it reads: x [B, T, N, D] where it is more than one."""
         return 3 if self.separate_inputs else 1
 
     @property
-    def splits_tokens(self) -> bool:
-        return super().splits_tokens and not self.token_sinks
+    def passes(self) -> Passes:
+        return Passes(split=super().passes.split and not self.token_sinks)
+
+    @property
+    def memory(self) -> None:
+        return None
 
     def parts(self, d_model: int) -> dict[str, Any]:
         conv = self.short_conv

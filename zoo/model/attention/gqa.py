@@ -11,18 +11,22 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.kernels.view.joined import join_keys
 from zoo.lazy import torch
-from zoo.model.attention.base import Sight, SoftmaxAttention, check_multiple
+from zoo.model.attention.base import MemoryReading, Passes, Sight, SoftmaxAttention, check_multiple
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import Clip, OutNorm, OutputGate, QKNorm, QKVConvolution, ValueForm, check_word
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
-from zoo.model.lending import LentKeys
+from zoo.model.lending import LentKeys, Loan
 from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+
+
+LENT_ALIKE = ("n_kv_heads", "head_widths", "window", "window_kind", "position")
+"""What a layer has in common with the one whose keys and values it reads."""
 
 
 class GQA(SoftmaxAttention, kind="gqa"):
@@ -32,9 +36,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     In order: q, k, v = x·W; short_conv; clip; qk_norm; the rotation; softmax(scale·q·kᵀ)·v; gate; out_norm; o.
     """
 
-    takes_memory: ClassVar[bool] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
-    lent_alike: ClassVar[tuple[str, ...]] = ("n_kv_heads", "head_widths", "window", "window_kind", "position")
     moved: ClassVar[dict[str, str]] = {
         "o_bias": "bias: qkv, where `o` alone has none; bias: o, where it alone has one",
         "chunk": "window: 8192, window_kind: chunked",
@@ -115,28 +117,26 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if not self.position.reads_input:
             self.position.check(self.head_dim)
 
-    def check_cross(self) -> None:
-        for name, why in (
-            ("indexer", "chooses among tokens"),
-            ("kv_from", "names layers that read tokens"),
-            ("short_conv", "reads tokens in order"),
-            ("window", "counts the places of tokens"),
-            ("tempering", "counts the places of tokens"),
-        ):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} {why}, and cross-attention reads an encoder's output whole (null)")
+    @property
+    def memory(self) -> MemoryReading | None:
+        of_tokens = {
+            "indexer": "chooses among tokens",
+            "kv_from": "names layers that read tokens",
+            "short_conv": "reads tokens in order",
+            "window": "counts the places of tokens",
+            "tempering": "counts the places of tokens",
+        }
+        found = [f"{name} {why}" for name, why in of_tokens.items() if getattr(self, name) is not None]
+        fault = f"{found[0]}, and cross-attention reads an encoder's output whole (null)" if found else ""
+        return MemoryReading(self.memory_width, fault=fault)
 
     @property
     def causal(self) -> bool | None:  # type: ignore[override]
         return False if self.window_kind == "centred" else None if self.short_conv is None else True
 
     @property
-    def splits_tokens(self) -> bool:
-        return self.short_conv is None and not self.position.reads_input
-
-    @property
-    def loops(self) -> bool:
-        return False
+    def passes(self) -> Passes:
+        return Passes(split=self.short_conv is None and not self.position.reads_input)
 
     @property
     def sight(self) -> Sight:
@@ -145,16 +145,12 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return Sight(chunk=self.window) if self.window_kind == "chunked" else Sight(self.window)
 
     @property
-    def reads_width(self) -> int | None:
-        return self.memory_width
-
-    @property
     def chooser(self) -> Indexer | None:
         return self.indexer
 
     @property
-    def lender(self) -> str | None:
-        return self.kv_from
+    def loan(self) -> Loan | None:
+        return Loan(self.kv_from, alike=LENT_ALIKE) if self.kv_from is not None else None
 
     @property
     def summed(self) -> int:

@@ -17,8 +17,11 @@ class JoinedGQA(GQA, kind="joined_gqa"):
     """Grouped-query attention of [x ; e], the stream beside the embedding's output, 2·D wide; what it gives is D wide
     (Glorioso et al., 2024, Zamba)."""
 
-    takes_memory: ClassVar[bool] = False
     needs_block: ClassVar[str] = BLOCK
+
+    @property
+    def memory(self) -> None:
+        return None
 
     def parts(self, d_model: int) -> dict[str, Any]:
         own = super().parts(2 * d_model)

@@ -43,7 +43,7 @@ class Longformer(SoftmaxAttention, kind="longformer"):
     """
 
     causal: ClassVar[bool] = False
-    takes_global: ClassVar[bool] = True
+    extras: ClassVar[tuple[str, ...]] = ("global",)
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"), ("q_global", "k_global", "v_global"))
 
     head_dim: PositiveInt

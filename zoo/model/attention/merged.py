@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import PositiveInt
 
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, MemoryReading
 from zoo.model.attention.gqa import GQA
 from zoo.spec import READ, Linear, Reused, split
 
@@ -21,9 +21,6 @@ class MergedAttention(Attention, kind="merged"):
     an encoder adds: keys and values that are made once and kept, and pairs.
     """
 
-    takes_memory: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
-
     n_heads: PositiveInt
     """Query heads, as many as of the layer's attention."""
     n_kv_heads: PositiveInt
@@ -33,8 +30,13 @@ class MergedAttention(Attention, kind="merged"):
     v_head_dim: PositiveInt | None = None
     """Channels of a head's values, as many as of its keys unless given."""
 
+    @property
+    def memory(self) -> MemoryReading:
+        return MemoryReading(merges=True, check=self.check_beside)
+
     def check_beside(self, attention: Attention) -> None:
-        if not isinstance(attention, GQA) or not attention.takes_memory:
+        """Raises ValueError for an attention to tokens that cannot read an encoder's output besides."""
+        if not isinstance(attention, GQA) or attention.memory is None:
             raise ValueError(
                 f"cross '{self.kind}' is of softmax attention, found '{attention.kind}' (gqa, or cross: mha)"
             )

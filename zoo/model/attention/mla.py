@@ -12,12 +12,12 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
-from zoo.model.attention.base import Sight, SoftmaxAttention
+from zoo.model.attention.base import Passes, Sight, SoftmaxAttention
 from zoo.model.attention.indexer import Indexer, check_indexer
 from zoo.model.attention.nodes import LatentGate
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
-from zoo.model.lending import LentKeys
+from zoo.model.lending import LentKeys, Loan
 from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+
+
+LENT_ALIKE = ("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents", "rope_norm", "window")
+"""What a layer has in common with the one whose latents it reads."""
 
 
 class MLA(SoftmaxAttention, kind="mla"):
@@ -39,10 +43,6 @@ class MLA(SoftmaxAttention, kind="mla"):
     read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
     """
 
-    varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
-    lent_alike: ClassVar[tuple[str, ...]] = (
-        *("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents", "rope_norm", "window"),
-    )
     moved: ClassVar[dict[str, str]] = {
         "output_gate": "gate: true",
         "gate_over": "gate: {over: …}",
@@ -117,12 +117,9 @@ class MLA(SoftmaxAttention, kind="mla"):
         return None if self.short_conv is None else True
 
     @property
-    def splits_tokens(self) -> bool:
-        return self.short_conv is None
-
-    @property
-    def loops(self) -> bool:
-        return False
+    def passes(self) -> Passes:
+        # Rows that are not alike are absorbed, which takes more for a prompt.
+        return Passes(varlen=False, split=self.short_conv is None)
 
     @property
     def chooser(self) -> Indexer | None:
@@ -133,16 +130,12 @@ class MLA(SoftmaxAttention, kind="mla"):
         return Sight(self.window)
 
     @property
-    def lender(self) -> str | None:
-        return self.kv_from
+    def loan(self) -> Loan | None:
+        return Loan(self.kv_from, alike=LENT_ALIKE) if self.kv_from is not None else None
 
     @property
     def rotary_width(self) -> int:
         return self.qk_rope_head_dim
-
-    @property
-    def expanded(self) -> int:
-        return self.n_heads * sum(self.head_widths)  # keys and values
 
     @property
     def head_widths(self) -> tuple[int, int]:

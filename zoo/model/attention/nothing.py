@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, Passes
 
 
 class NoAttention(Attention, kind="none"):
@@ -10,8 +10,8 @@ class NoAttention(Attention, kind="none"):
     never calls it."""
 
     @property
-    def splits_tokens(self) -> bool:
-        return True
+    def passes(self) -> Passes:
+        return Passes(split=True)
 
     def shard(self, ranks: int) -> NoAttention:
         return self

@@ -23,7 +23,7 @@ from zoo.model.attention.recurrent import (
     view_decays,
 )
 from zoo.model.attention.rwkv import check_width, mix, spread_mix
-from zoo.model.lending import LentKeys
+from zoo.model.lending import LentKeys, Loan
 from zoo.model.norm import LayerNorm
 from zoo.spec import Linear, Sized, Weight, split
 
@@ -57,8 +57,6 @@ class RWKV7(Attention, kind="rwkv7"):
     """
 
     causal: ClassVar[bool | None] = True
-    lender_field: ClassVar[str] = "values_from"
-    lent_alike: ClassVar[tuple[str, ...]] = ("n_heads", "head_dim")
 
     d_model: PositiveInt
     """Width of the residual stream, stated because the state's size follows from it."""
@@ -93,8 +91,8 @@ class RWKV7(Attention, kind="rwkv7"):
         return self.n_heads * self.head_dim
 
     @property
-    def lender(self) -> str | None:
-        return self.values_from
+    def loan(self) -> Loan | None:
+        return None if self.values_from is None else Loan(self.values_from, "values_from", ("n_heads", "head_dim"))
 
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import Attention, Passes
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.spec import Conv, Linear, split
 
@@ -48,8 +48,8 @@ class ShortConv(Attention, kind="short_conv"):
         return split(self, ranks, equal=("d_inner",))
 
     @property
-    def loops(self) -> bool:
-        return False
+    def passes(self) -> Passes:
+        return Passes()
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner)}

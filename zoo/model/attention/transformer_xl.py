@@ -48,8 +48,8 @@ class TransformerXL(Attention, kind="transformer_xl"):
     """Whether scores have a term for the segments of two tokens."""
 
     @property
-    def takes_types(self) -> bool:
-        return self.segments
+    def extras(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("types",) if self.segments else ()
 
     @property
     def score_heads(self) -> int:

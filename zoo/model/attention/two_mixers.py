@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.model.attention.base import Attention, Sight
+from zoo.model.attention.base import Attention, Passes, Sight
 from zoo.model.attention.gqa import GQA
 from zoo.model.position.base import Position
 
@@ -41,8 +41,8 @@ class TwoMixers(Attention):
         return getattr(self.recurrent, "chunk_size", None)
 
     @property
-    def loops(self) -> bool:
-        return self.recurrent.loops
+    def passes(self) -> Passes:
+        return Passes(loops=self.recurrent.passes.loops)
 
     @property
     def sight(self) -> Sight:
@@ -59,10 +59,6 @@ class TwoMixers(Attention):
     @property
     def rotary_width(self) -> int:
         return self.softmax.rotary_width
-
-    @property
-    def summed(self) -> int:
-        return self.softmax.summed + self.recurrent.summed
 
     def shard(self, ranks: int) -> TwoMixers:
         """The rank's heads of both mixers."""

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
+from zoo.model.attention.dynamic_gqa import DynamicGQA
 from zoo.model.block.base import Block
 from zoo.model.block.out_conv import OutConv
 from zoo.model.block.sublayers import CONVOLVED
@@ -54,37 +55,32 @@ class AttentionResidual(Block, kind="attention_residual"):
         if self.depth_read.n_reads != 1:
             found = f"is {self.depth_read.n_reads}, and as many vectors are read as the sub-layer takes"
             raise ValueError(f"depth_read.n_reads {found} (leave it out)")
-        if self.joint_read and self.attention.n_inputs == 1:
+        if self.joint_read and self.n_inputs == 1:
             raise ValueError("joint_read is of an attention that reads several vectors (attention.separate_inputs)")
         self._norm()
-
-    gives: ClassVar[tuple[str, ...]] = (GroupSums.name,)
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         return (GroupSums.name, *([PassBefore.name] if self.messages else []))
 
     @property
-    def reader(self) -> DepthRead:
-        return self.depth_read
+    def gives(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (GroupSums.name,) if self.opens else ()
 
     @property
-    def gate(self) -> MessageGate | None:
-        return self.messages
-
-    @property
-    def opens_group(self) -> bool:
-        return self.opens
+    def n_inputs(self) -> int:
+        """How many vectors of a token attention reads."""
+        return self.attention.n_inputs if isinstance(self.attention, DynamicGQA) else 1
 
     @property
     def n_reads(self) -> int:
         """How many vectors are read for attention, each with a query and a norm of its own."""
-        return 1 if self.joint_read else self.attention.n_inputs
+        return 1 if self.joint_read else self.n_inputs
 
     @property
     def gathers(self) -> int:
         """Once for each vector that attention reads, and once more for each convolution."""
-        return super().gathers + self.attention.n_inputs - 1 + (2 if self.out_conv else 0)
+        return super().gathers + self.n_inputs - 1 + (2 if self.out_conv else 0)
 
     def state(self) -> dict[str, tuple[int, ...]]:
         own = self.out_conv.state().items() if self.out_conv else ()
@@ -111,7 +107,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         """The parts that messages need: a read for each, and the gates, by number where attention reads several."""
         if self.messages is None:
             return {}
-        count = self.attention.n_inputs
+        count = self.n_inputs
         gates = dict.fromkeys((*(f"attention_message_{each}" for each in range(count)), "ffn_message"), self.messages)
         return {"message_read": self.depth_read.repeat(count + 1), **gates}
 
@@ -134,7 +130,7 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     def _read(self, m: Weights, x: Tensor, earlier: Tensor | None, told: tuple[Tensor, ...]) -> Tensor:
         """The normalised input of attention: [B, T, D], or [B, T, Q, D] where it takes several vectors."""
-        count, reads = self.attention.n_inputs, self.n_reads
+        count, reads = self.n_inputs, self.n_reads
         if self.reads_earlier:
             read = m.attention_read(x, earlier)
         else:

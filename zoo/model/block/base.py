@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator
 
-from zoo.model.attention.base import Attention
-from zoo.model.depth_read import DepthRead
+from zoo.model.attention.base import Attention, MemoryReading
 from zoo.model.ffn import FFN
-from zoo.model.loop import MessageGate
 from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
 
@@ -22,10 +20,12 @@ if TYPE_CHECKING:
 
 def _reads_memory(cross: Attention | None) -> Attention | None:
     """Raises ValueError for an attention that cannot read an encoder's output."""
-    if cross is not None and not cross.takes_memory:
-        raise ValueError(f"cross is softmax attention without positions, found '{cross.kind}' (cross: mha would do)")
     if cross is not None:
-        cross.check_cross()
+        if (memory := cross.memory) is None:
+            found = f"found '{cross.kind}' (cross: mha would do)"
+            raise ValueError(f"cross is softmax attention without positions, {found}")
+        if memory.fault:
+            raise ValueError(memory.fault)
     return cross
 
 
@@ -38,13 +38,9 @@ class Block(Spec, axis="block"):
     normalises_output: ClassVar[bool] = (
         False  # whether a norm stands last on the stream, so that no final one is needed
     )
-    takes_cross: ClassVar[bool] = False
-    divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
-    """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
-    A block that names none has its seams in its `forward`."""
-    shares_part: ClassVar[bool] = False  # whether layers of its kind have a part in common
-    n_attentions: ClassVar[int] = 1
-    """How many of `attention` it has, each with weights and a cache of its own."""
+    divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
+    """The sub-layers that it has a place for, whose parts each rank of tensor parallelism computes for all tokens,
+    between seams of their own. A block that names none has its seams in its `forward`."""
 
     attention: Attention
     """Mixer of the layer's tokens: an attention, or a recurrent mixer."""
@@ -63,38 +59,24 @@ class Block(Spec, axis="block"):
         if self.attention.needs_block not in ("", self.kind):
             found = f"attention '{self.attention.kind}' has no place in a '{self.kind}' block"
             raise ValueError(f"{found} (block: {self.attention.needs_block})")
-        if self.cross is not None and not self.takes_cross:
+        if self.cross is not None and "cross" not in self.divided:
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
-        if self.attention.reads_width is not None:
+        memory = self.attention.memory or MemoryReading()
+        if memory.width is not None:
             raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
-        if self.attention.merges:
+        if memory.merges:
             raise ValueError(f"attention '{self.attention.kind}' says how an encoder is read (cross: it, and gqa here)")
-        if self.cross is not None:
-            self.cross.check_beside(self.attention)
+        if self.cross is not None and self.cross.memory is not None:
+            self.cross.memory.check(self.attention)
         scheme = None if self.cross is None else self.cross.positioning
         if self.crosses and (scheme is None or scheme.kind != "none"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"
             raise ValueError(f"cross is softmax attention without positions, found {found} (cross: mha would do)")
 
     @property
-    def reader(self) -> DepthRead | None:
-        """The module that reads earlier groups of layers, in blocks whose sub-layers do."""
-        return None
-
-    @property
-    def gate(self) -> MessageGate | None:
-        """The gate that mixes in messages from a loop's previous pass, in layers that get such."""
-        return None
-
-    @property
-    def opens_group(self) -> bool:
-        """Whether a group of layers begins with it, and the one before ends."""
-        return False
-
-    @property
     def crosses(self) -> bool:
         """Whether cross-attention is a sub-layer of its own."""
-        return self.cross is not None and not self.cross.merges
+        return self.cross is not None and not (self.cross.memory and self.cross.memory.merges)
 
     @property
     def streams(self) -> int:
@@ -105,18 +87,12 @@ class Block(Spec, axis="block"):
     def reductions(self) -> int:
         """Sums over the ranks of tensor parallelism in a forward pass: one after each sub-layer (Shoeybi et al., 2019,
         Megatron-LM)."""
-        return 1 + self.crosses + (getattr(self, "ffn", None) is not None)
+        return sum(name != "cross" or self.crosses for name in self.divided)
 
     @property
     def gathers(self) -> int:
         """Times that the stream of all ranks' tokens is gathered in a forward pass: before each sub-layer."""
         return self.reductions
-
-    @property
-    def summed(self) -> int:
-        """Values of a token that the ranks of tensor parallelism add up amid its sub-layers."""
-        ffn: FFN | None = getattr(self, "ffn", None)
-        return self.n_attentions * self.attention.summed + (ffn.summed if ffn else 0)
 
     def shard(self, ranks: int) -> Block:
         """Each sub-layer's part. A block's own weights, and what says that it is whole, are on every rank."""

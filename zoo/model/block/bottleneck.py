@@ -63,14 +63,6 @@ class Bottleneck(Block, kind="bottleneck"):
         """The names of the feed-forwards before the last."""
         return STACKED[: self.n_ffns - 1]
 
-    @property
-    def reductions(self) -> int:
-        return len(self.divided)
-
-    @property
-    def summed(self) -> int:
-        return self.attention.summed + self.n_ffns * self.ffn.summed
-
     def parts(self, d_model: int) -> dict[str, Any]:
         narrow = partial(Sized, d_model=self.width)
         before = {

@@ -27,7 +27,7 @@ class PostConv(Post, kind="post_conv"):
     """
 
     causal: ClassVar[bool] = False
-    takes_cross: ClassVar[bool] = False
+    divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
 
     conv_width: PositiveInt
     """Width of the convolution, in tokens, an odd number."""

@@ -93,7 +93,6 @@ class SharedAttention(Block, kind="shared_attention"):
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
-    shares_part: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (Embedded.name,)
 
     ffn: FFN

@@ -25,7 +25,6 @@ class Shortcut(Block, kind="shortcut"):
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention", "dense", "second_attention", "second_dense", "ffn")
-    n_attentions: ClassVar[int] = 2
 
     ffn: FFN
     """Feed-forward beside the others, most often a mixture of experts."""
@@ -37,22 +36,14 @@ class Shortcut(Block, kind="shortcut"):
         if isinstance(self.dense, MoE) or self.dense.state():
             found = f"dense: every token passes it alone, and '{self.dense.kind}'"
             raise ValueError(f"{found} {'chooses' if isinstance(self.dense, MoE) else 'sees others'} (gated or mlp)")
-        for name in ("lender", "chooser"):
+        for name in ("loan", "chooser"):
             if getattr(self.attention, name) is not None:
-                what = "reads another layer's keys" if name == "lender" else "chooses keys by an indexer"
+                what = "reads another layer's keys" if name == "loan" else "chooses keys by an indexer"
                 raise ValueError(f"attention: one that {what} has no place in a '{self.kind}' block, which has two")
         if self.attention.sight.rate > 1:
             raise ValueError(
                 f"attention: one of compressed entries has no place in a '{self.kind}' block, which has two"
             )
-
-    @property
-    def reductions(self) -> int:
-        return len(self.divided)
-
-    @property
-    def summed(self) -> int:
-        return super().summed + 2 * self.dense.summed
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         own = super().cache()

@@ -95,7 +95,7 @@ class SubLayers(Block):
     """
 
     places: ClassVar[tuple[str, ...]] = ("in_norm",)
-    takes_cross: ClassVar[bool] = True
+    divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
 
     residual: Residual | None = None
     """Sum of stream and sub-layer by weights of its own (ZAYA1, 2026); null for a plain sum."""
@@ -113,7 +113,7 @@ class SubLayers(Block):
     @property
     def order(self) -> tuple[str, ...]:
         """The names of its sub-layers, in order."""
-        return ("attention", *(["cross"] if self.crosses else []), "ffn")
+        return tuple(name for name in self.divided if name != "cross" or self.crosses)
 
     @cached_property
     def sublayers(self) -> tuple[SubLayer, ...]:
@@ -230,18 +230,14 @@ class PostInside(Full, kind="post_inside"):
 class Mixer(SubLayers, kind="mixer"):
     """x + attention(norm(x)), without a feed-forward (Gu and Dao, 2023, Mamba)."""
 
-    takes_cross: ClassVar[bool] = False
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        return ("attention",)
+    divided: ClassVar[tuple[str, ...]] = ("attention",)
 
 
 class FeedForward(SubLayers, kind="feed_forward"):
     """x + ffn(norm(x)), without attention: a layer that is only a feed-forward or a mixture of experts, among others
     that are only a mixer (NVIDIA, 2025, Nemotron-H)."""
 
-    takes_cross: ClassVar[bool] = False
+    divided: ClassVar[tuple[str, ...]] = ("ffn",)
 
     attention: Attention = NoAttention()
     """Attention 'none', for all that ask a layer about its own."""
@@ -252,14 +248,6 @@ class FeedForward(SubLayers, kind="feed_forward"):
         super().__post_init__()
         if not isinstance(self.attention, NoAttention):
             raise ValueError(f"a '{self.kind}' block has no place for attention '{self.attention.kind}' (pre has)")
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        return ("ffn",)
-
-    @property
-    def reductions(self) -> int:
-        return 1
 
 
 class Sandwich(Full, kind="sandwich"):
