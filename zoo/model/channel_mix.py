@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.model.activation import PlainActivation, SquaredReLU
-from zoo.model.attention.recurrent import check_causal, shift_tokens
-from zoo.model.attention.rwkv import check_width, mix, spread_mix
+from zoo.model.attention.recurrent import check_causal, check_width, shift_tokens
+from zoo.model.attention.rwkv import mix, spread_mix
 from zoo.model.ffn import FFN
 from zoo.spec import Linear, Weight, split
 

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.model.activation import PlainActivation
-from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.base import MultiHead
 from zoo.model.ffn import FFN
 from zoo.spec import Conv
 
@@ -26,12 +26,10 @@ def group_product(name: str, d_in: int, d_out: int, groups: int, bias: bool) -> 
     return Conv(d_in, d_out, 1, groups, bias)
 
 
-class GroupedAttention(SoftmaxAttention, kind="grouped_linear"):
+class GroupedAttention(MultiHead, kind="grouped_linear"):
     """Multi-head attention with products in groups (Iandola et al., 2020, SqueezeBERT): of g groups, each makes its
     share of a product's outputs of its own share of the inputs, with a g-th of the weights."""
 
-    head_dim: PositiveInt
-    """Channels of a head."""
     q_groups: PositiveInt = 4
     """Groups of the query projection, which divide its input's and its output's channels."""
     k_groups: PositiveInt = 4
@@ -46,10 +44,6 @@ class GroupedAttention(SoftmaxAttention, kind="grouped_linear"):
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)
 
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
-
     def parts(self, d_model: int) -> dict[str, Any]:
         width, groups = self.n_heads * self.head_dim, {"q": self.q_groups, "k": self.k_groups, "v": self.v_groups}
         return {
@@ -60,9 +54,6 @@ class GroupedAttention(SoftmaxAttention, kind="grouped_linear"):
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         # Convolutions give channels first, which no fused attention takes.

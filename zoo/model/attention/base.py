@@ -178,6 +178,9 @@ class SoftmaxAttention(Attention):
         """Channels of a head's queries and keys, and of its values."""
         raise NotImplementedError
 
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
+
     def ask(self, dtype: str, **features: Any) -> Ask:
         if self.sight.rate > 1:  # which keys are seen is drawn, those of several tokens beside those of one
             features |= {"chosen": True, "window": None, "documents": False, "padding": False, "short_q": True}
@@ -204,6 +207,31 @@ class SoftmaxAttention(Attention):
         one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
         own = (self.position, m.position) if self.position.per_layer else None
         return step.attend(q, k, v, scale, own, **scores)
+
+
+class MultiHead(SoftmaxAttention):
+    """Base of the kinds whose heads have queries, keys and values of one width."""
+
+    head_dim: PositiveInt
+    """Channels of a head."""
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def check_shared_position(self) -> None:
+        """Raises ValueError for a position scheme with weights in every layer."""
+        if self.position.per_layer:
+            found = f"position '{self.position.kind}' with weights in every layer"
+            raise ValueError(f"{self.kind} has no place for them, found {found} (one for all layers)")
+
+    def project(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries, keys and values [B, T, H, C] of x [B, T, D] by three products, the first two rotated."""
+        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)
+        return self.position.rotate(q, step.tables), self.position.rotate(k, step.tables), v
 
 
 def check_multiple(spec: Spec, name: str, of: str) -> None:

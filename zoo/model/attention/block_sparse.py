@@ -15,7 +15,7 @@ from zoo.kernels.choosing import take_best
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.lazy import torch
-from zoo.model.attention.base import Blocks, Sight, SoftmaxAttention
+from zoo.model.attention.base import Blocks, MultiHead, Sight
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ HASH = (7919, 104729, 1000003)
 """Primes of the hash that draws random blocks: (7919·i + 104729·j)² mod 1000003 for the blocks i and j."""
 
 
-class BlockSparse(SoftmaxAttention, kind="block_sparse"):
+class BlockSparse(MultiHead, kind="block_sparse"):
     """Block-sparse attention (Zaheer et al., 2020, BigBird), for models that read both ways.
 
     A text is cut into blocks. Tokens of the first and the last block see all and are seen by all. Others see their own
@@ -43,8 +43,6 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
     causal: ClassVar[bool] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
-    head_dim: PositiveInt
-    """Channels of a head."""
     block_size: PositiveInt = 64
     """Tokens of a block."""
     random_blocks: NonNegativeInt = 3
@@ -56,9 +54,7 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)
-        if self.position.per_layer:
-            found = f"position '{self.position.kind}' with weights in every layer"
-            raise ValueError(f"block_sparse has no place for them, found {found} (one for all layers)")
+        self.check_shared_position()
 
     @property
     def sight(self) -> Sight:
@@ -68,10 +64,6 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
     def whole_until(self) -> int:
         """Tokens of the longest text that sees itself whole."""
         return (5 + 2 * self.random_blocks) * self.block_size
-
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
@@ -83,9 +75,6 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
 
     def shard(self, ranks: int) -> BlockSparse:
         return split(self, ranks, equal=("n_heads",))
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
         ask = super().ask(dtype, **features)
@@ -125,6 +114,5 @@ class BlockSparse(SoftmaxAttention, kind="block_sparse"):
         return chosen.gather(-1, key.expand(-1, query.shape[1], -1))
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
-        q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
+        q, k, v = self.project((m.q, m.k, m.v), x, step)  # B T H C
         return m.o(self.attend(m, step, q, k, v, self.head_dim**-0.5).flatten(-2))  # B T D

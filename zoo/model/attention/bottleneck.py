@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.model.attention.base import Passes, SoftmaxAttention
+from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, split
 
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class BottleneckAttention(SoftmaxAttention, kind="bottleneck"):
+class BottleneckAttention(MultiHead, kind="bottleneck"):
     """Multi-head attention whose queries and keys read norm(x·W_reduce), and whose values read x itself (Sun et al.,
     2020, MobileBERT)."""
 
+    passes: ClassVar[Passes] = Passes(split=True)  # type: ignore[misc]
     needs_block: ClassVar[str] = "bottleneck"
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k"),)
 
-    head_dim: PositiveInt
-    """Channels of a head."""
     width: PositiveInt
     """Channels that queries and keys read, and of the output: those of the block's bottleneck."""
     norm: WholeNorm
@@ -35,14 +34,6 @@ class BottleneckAttention(SoftmaxAttention, kind="bottleneck"):
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)
-
-    @property
-    def passes(self) -> Passes:
-        return Passes(split=True)
-
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         inner = self.n_heads * self.head_dim
@@ -61,9 +52,6 @@ class BottleneckAttention(SoftmaxAttention, kind="bottleneck"):
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_heads, self.head_dim) for name in "kv"}
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         narrow, heads = m.reduce_norm(m.reduce(x)), (self.n_heads, self.head_dim)

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Passes, Sight, SoftmaxAttention, check_multiple
+from zoo.model.attention.base import MultiHead, Passes, Sight, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import READ, Conv, Linear, Sized, Weight
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class CCA(SoftmaxAttention, kind="cca"):
+class CCA(MultiHead, kind="cca"):
     """Compressed convolutional attention (Figliolia et al., 2025; Zyphra, 2026, ZAYA1): attention in heads that
     together are narrower than the stream.
 
@@ -33,13 +33,12 @@ class CCA(SoftmaxAttention, kind="cca"):
     end, the first half is made of the token itself, the second half of the token before it: of two heads' one each.
     """
 
+    passes: ClassVar[Passes] = Passes()  # type: ignore[misc]
     causal: ClassVar[bool | None] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "v_before"),)
 
     n_kv_heads: PositiveInt
     """Number of heads of keys and values, a divisor of `n_heads`."""
-    head_dim: PositiveInt
-    """Channels of a head."""
     token_width: PositiveInt = 2
     """Width of the first convolution of queries and keys, the depthwise one, in tokens."""
     head_width: PositiveInt = 2
@@ -59,16 +58,8 @@ class CCA(SoftmaxAttention, kind="cca"):
         self.position.check(self.head_dim)
 
     @property
-    def passes(self) -> Passes:
-        return Passes()
-
-    @property
     def sight(self) -> Sight:
         return Sight(self.window)
-
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
 
     @property
     def _mixed(self) -> tuple[int, int]:
@@ -107,9 +98,6 @@ class CCA(SoftmaxAttention, kind="cca"):
         widths = {"token_conv": self.token_width, "head_conv": self.head_width}
         held = {name: (width - 1, mixed) for name, width in widths.items() if width > 1}
         return held | {"value": (self._mixed[1] // 2,)}
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
         return replace(super().ask(dtype, **features), n_kv_heads=self.n_kv_heads)

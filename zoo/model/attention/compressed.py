@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Passes, Sight, SoftmaxAttention
+from zoo.model.attention.base import MultiHead, Passes, Sight
 from zoo.model.attention.compressor import Compressor
 from zoo.model.attention.entries import ENTRY_TABLES, attend_entries, slide_window
 from zoo.model.attention.indexer import EntryIndexer, Indexer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class Compressed(SoftmaxAttention, kind="compressed"):
+class Compressed(MultiHead, kind="compressed"):
     """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over entries that a compressor
     makes of every so many earlier ones.
 
@@ -100,10 +100,6 @@ class Compressed(SoftmaxAttention, kind="compressed"):
     def rotary_width(self) -> int:
         return self.head_dim
 
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
-
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
         compressor, indexer = self.compressor, self.indexer
@@ -148,9 +144,6 @@ class Compressed(SoftmaxAttention, kind="compressed"):
             loose += self.indexer.compressor.count_loose(self.indexer.head_dim, tokens)
         window = self.window - 1 or tokens  # `[-W + 1 :]` there, which for a window of one token is all
         return loose + min(tokens, window) * self.head_dim
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
         return replace(super().ask(dtype, **features), n_kv_heads=1, sinks=self.sinks)

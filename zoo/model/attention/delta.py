@@ -16,6 +16,9 @@ from zoo.model.attention.recurrent import (
     chunked,
     convolve,
     exactly,
+    open_state,
+    pick_length,
+    scan_tokens,
     spread_rates,
     spread_steps,
     starts,
@@ -129,10 +132,7 @@ class GatedDelta(Attention, kind="gated_delta"):
             log = torch.zeros_like(beta)
             if a is not None:
                 log = -m.A_log.float().exp() * F.softplus(a.float() + m.dt_bias.float())  # B T H
-            S = step.state("ssm")
-            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
-            y, S = scan_delta(q, k, v, beta, log, S, step, min(self.chunk_size, x.shape[1]))
-            step.hold(ssm=S)
+            y = scan_delta(q, k, v, beta, log, step, self.chunk_size)
         y = m.norm(y.to(mixed.dtype))
         if self.gate is not None:
             y = y * self.gate.apply(m.z(x).unflatten(-1, (self.n_v_heads, -1)).float())
@@ -149,37 +149,28 @@ def unit_length(x: Tensor, eps: float = EPS) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
 
 
-def scan_delta(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, step: Step, length: int
-) -> tuple[Tensor, Tensor]:
-    """The delta rule over tokens, in chunks of `length` or, with the eager kernel, one by one. q, k [B, T, H, K], v
-    [B, T, H, V], beta [B, T, H], log [B, T, H] or, of each channel of the keys, [B, T, H, K]; S [B, H, K, V] float32.
-    Gives y [B, T, H, V] and the last S.
+def scan_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, step: Step, most: int) -> Tensor:
+    """The delta rule over tokens, in chunks of at most `most` or, with the eager kernel, one by one. q, k [B, T, H, K],
+    v [B, T, H, V], beta [B, T, H], all float32, log [B, T, H] or, of each channel of the keys, [B, T, H, K]. Gives y
+    [B, T, H, V], and renews the step's state "ssm" [B, H, K, V].
 
     Padding writes nothing and loses nothing; a packed document starts from an empty state.
     """
+    S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
         beta, log = beta * step.real[..., None], log * step.real.view(*step.real.shape, *[1] * (log.dim() - 2))
     fresh = None if step.documents is None else starts(step.documents)  # B T
     if step.kernel == "eager" or v.shape[1] == 1:
-        return _scan_tokens(q, k, v, beta, log if log.dim() == 4 else log[..., None], S, fresh)
-    return _scan_chunks(q, k, v, beta, log, S, fresh, length)
+        y, S = scan_tokens(_write, q, log, S, fresh, k, v, beta[..., None])
+    else:
+        y, S = _scan_chunks(q, k, v, beta, log, S, fresh, pick_length(most, log))
+    step.hold(ssm=S)
+    return y
 
 
-def _scan_tokens(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token; log [B, T, H, 1 or K]."""
-    batch, tokens, heads, width = v.shape
-    alpha = log.exp() if fresh is None else log.exp() * ~fresh[..., None, None]  # B T H 1|K
-    S, reads = S.flatten(0, 1), []  # B·H K V
-    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (q, k, v, beta[..., None], alpha))
-    for query, key, value, much, left in zip(*(each.unbind(1) for each in rows), strict=True):  # B·H 1 K|V|1
-        S = S * left.mT
-        S = torch.baddbmm(S, key.mT, (value - key @ S) * much)
-        reads.append(query @ S)
-    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
-    return y, S.unflatten(0, (batch, heads))
+def _write(S: Tensor, key: Tensor, value: Tensor, much: Tensor) -> Tensor:
+    """Write to S what it does not recall of a token's value."""
+    return torch.baddbmm(S, key.mT, (value - key @ S) * much)
 
 
 def _scan_chunks(

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Passes, SoftmaxAttention
+from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear, split
 
@@ -32,7 +32,7 @@ class OfTable(Linear):
         return 0
 
 
-class Disentangled(SoftmaxAttention, kind="disentangled"):
+class Disentangled(MultiHead, kind="disentangled"):
     """Disentangled attention (He et al., 2020, DeBERTa; He et al., 2021, v3).
 
     score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
@@ -40,8 +40,9 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
     content, p2c. q, v, o and p_q always have a bias.
     """
 
-    head_dim: PositiveInt
-    """Channels of a head."""
+    # Its bias is made of all queries and keys at once.
+    passes: ClassVar[Passes] = Passes(ragged=False)  # type: ignore[misc]
+
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
     """Terms of positions in the scores: c2p, p2c, both or none."""
     share_att_key: bool = False
@@ -59,19 +60,9 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
             raise ValueError(f"disentangled reads relative positions, found {found} (position=relative, or types: [])")
         if not self.types:
             self.position.check(self.head_dim)
-        if self.position.per_layer:
-            found = f"position '{self.position.kind}' with weights in every layer"
-            raise ValueError(f"disentangled has no place for them, found {found} (one for all layers)")
+        self.check_shared_position()
         if not self.types and self.share_att_key:
             raise ValueError("share_att_key projects positions, and types is empty (leave it out, or name types)")
-
-    @property
-    def passes(self) -> Passes:
-        return Passes(ragged=False)  # its bias is made of all queries and keys at once
-
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width, both = self.n_heads * self.head_dim, self.share_att_key  # of content and of the table
@@ -92,9 +83,6 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
         """FLOPs of a pass of `new` tokens after `held` ones that belong to no token and no pair: the rows of the table
@@ -122,8 +110,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
             step.extra["relative"] = self.position.look_up(m, *step.keys.index)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
-        q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
+        q, k, v = self.project((m.q, m.k, m.v), x, step)  # B T H C
         k, v = step.remember(k=k, v=v)  # B S H C
         scale = (self.head_dim * (1 + len(self.types))) ** -0.5 if self.scale is None else self.scale
         bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.keys.bias

@@ -227,9 +227,6 @@ class GQA(SoftmaxAttention, kind="gqa"):
         every = self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
         return every[1:] if self.short_conv and self.short_conv.over == "kv" else every
 
-    def core_flops(self, pairs: int) -> int:
-        return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
-
     def ask(self, dtype: str, **features: Any) -> Ask:
         ask = super().ask(dtype, **features | {"chosen": self.indexer is not None or features.get("chosen", False)})
         return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)

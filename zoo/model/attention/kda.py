@@ -17,7 +17,6 @@ from zoo.model.attention.recurrent import (
     check_power_of_two,
     convolve,
     exactly,
-    pick_length,
     spread_rates,
     spread_steps,
 )
@@ -112,11 +111,7 @@ class KDA(Attention, kind="kda"):
             )  # B T H K
             q, k = unit_length(q) * self.head_dim**-0.5, unit_length(k)
             log = self._decay((f.float() + m.dt_bias.float()).unflatten(-1, heads), m)  # B T H K
-            S = step.state("ssm")
-            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
-            length = pick_length(self.chunk_size, x.shape[1])
-            y, S = scan_delta(q, k, v, b.float().sigmoid(), log, S, step, length)
-            step.hold(ssm=S)
+            y = scan_delta(q, k, v, b.float().sigmoid(), log, step, self.chunk_size)
         gate = m.g_b(m.g_a(x)) if self.low_rank else m.g(x)
         y = m.norm(y.to(mixed.dtype)) * gate.unflatten(-1, heads).float().sigmoid()
         return m.out(y.flatten(-2).to(mixed.dtype))  # B T D

@@ -16,7 +16,9 @@ from zoo.model.attention.recurrent import (
     check_power_of_two,
     chunked,
     exactly,
+    open_state,
     pick_length,
+    scan_tokens,
     starts,
     view_decays,
 )
@@ -90,10 +92,7 @@ class Lightning(Attention, kind="lightning"):
         with exactly(x):
             q, k, v = q.float(), k.float(), v.float()
             log = -m.slopes.float().expand(*x.shape[:2], -1)  # B T H
-            S = step.state("ssm")
-            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
-            y, S = scan_linear(q, k, v, log, S, step, min(self.chunk_size, x.shape[1]))
-            step.hold(ssm=S)
+            y = scan_linear(q, k, v, log, step, self.chunk_size)
             y = self._divide(y.flatten(-2), m) * m.norm.float()
         return m.out((y * m.gate(x).float().sigmoid()).to(x.dtype))  # B T D
 
@@ -120,18 +119,15 @@ def _fill_slopes(tensor: Tensor, scale: float) -> None:
     tensor.copy_(scale * 2.0 ** (-8 * places))
 
 
-class GLA(Attention, kind="gla"):
-    """Gated linear attention (Yang et al., 2023): a decay for each channel of the keys, which depends on the token.
+class GatedLinear(Attention):
+    """Base of linear attention with heads whose keys and values have widths of their own, and a gate:
 
-    With q, k [H, K], v [H, V] and α = σ(x·W_a·W_b + bias)^(1/temperature) [H, K],
+    S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
 
-        S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
-
-    α scaling the rows of S. The recurrence is computed in float32.
+    with q, k [H, K], v [H, V] and a decay α. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
-    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate", "a"),)
 
     n_heads: PositiveInt
     """Number of heads, H."""
@@ -139,6 +135,63 @@ class GLA(Attention, kind="gla"):
     """Channels K of a head's queries and keys."""
     head_v_dim: PositiveInt
     """Channels V of a head's values."""
+    norm: WholeNorm
+    """Norm of each head's output y."""
+    chunk_size: PositiveInt = 64
+    """Chunk length of the recurrence, in tokens; changes speed alone."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        key, value = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim
+        return {
+            "q": Linear(d_model, key),
+            "k": Linear(d_model, key),
+            "v": Linear(d_model, value),
+            "gate": Linear(d_model, value),
+            **self._list_decays(d_model),
+            "norm": Sized(self.norm, self.head_v_dim),
+            "out": Linear(value, d_model, residual=True),
+        }
+
+    def _list_decays(self, d_model: int) -> dict[str, Any]:
+        """The parts that make the decay."""
+        raise NotImplementedError
+
+    def _decay(self, m: Weights, x: Tensor) -> Tensor:
+        """The decay's logarithm, [B, T, H] or, of each channel of the keys, [B, T, H, K], for x [B, T, D]."""
+        raise NotImplementedError
+
+    def _turn(self, x: Tensor, step: Step) -> Tensor:
+        """Queries or keys [B, T, H, K] as they are compared."""
+        return x
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"ssm": (self.n_heads, self.head_k_dim, self.head_v_dim)}
+
+    def state_flops(self) -> int:
+        return 4 * self.n_heads * self.head_k_dim * self.head_v_dim  # writing k⊗v, and reading with q
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        q, k, v = (each.unflatten(-1, (self.n_heads, -1)) for each in (m.q(x), m.k(x), m.v(x)))  # B T H K|V
+        q, k, log = self._turn(q, step), self._turn(k, step), self._decay(m, x)
+        with exactly(x):
+            y = scan_linear(q.float() * self.head_k_dim**-0.5, k.float(), v.float(), log, step, self.chunk_size)
+        y = m.norm(y.to(x.dtype)) * F.silu(m.gate(x).unflatten(-1, (self.n_heads, -1)).float())
+        return m.out(y.flatten(-2).to(x.dtype))  # B T D
+
+
+class GLA(GatedLinear, kind="gla"):
+    """Gated linear attention (Yang et al., 2023): a decay for each channel of the keys, which depends on the token.
+
+    With q, k [H, K], v [H, V] and α = σ(x·W_a·W_b + bias)^(1/temperature) [H, K],
+
+        S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
+
+    α scaling the rows of S.
+    """
+
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate", "a"),)
+
     gate_rank: PositiveInt = 16
     """Rank of the decay's product W_a·W_b."""
     temperature: PositiveFloat = 16.0
@@ -151,57 +204,37 @@ class GLA(Attention, kind="gla"):
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)
 
-    def parts(self, d_model: int) -> dict[str, Any]:
-        key, value = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim
+    def _list_decays(self, d_model: int) -> dict[str, Any]:
         return {
-            "q": Linear(d_model, key),
-            "k": Linear(d_model, key),
-            "v": Linear(d_model, value),
-            "gate": Linear(d_model, value),
             "a": Linear(d_model, self.gate_rank, precise=True),
-            "b": Linear(self.gate_rank, key, bias=True, precise=True),
-            "norm": Sized(self.norm, self.head_v_dim),
-            "out": Linear(value, d_model, residual=True),
+            "b": Linear(self.gate_rank, self.n_heads * self.head_k_dim, bias=True, precise=True),
         }
+
+    def _decay(self, m: Weights, x: Tensor) -> Tensor:
+        a = m.b(m.a(x)).unflatten(-1, (self.n_heads, -1))
+        with exactly(x):
+            return -F.softplus(-a.float()) / self.temperature
 
     def shard(self, ranks: int) -> GLA:
         return split(self, ranks, equal=("n_heads",))  # W_a is of all heads
 
-    def state(self) -> dict[str, tuple[int, ...]]:
-        return {"ssm": (self.n_heads, self.head_k_dim, self.head_v_dim)}
 
-    def state_flops(self) -> int:
-        return 4 * self.n_heads * self.head_k_dim * self.head_v_dim  # writing k⊗v, and reading with q
-
-    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        check_causal(step)
-        q, k, v, a = (each.unflatten(-1, (self.n_heads, -1)) for each in (m.q(x), m.k(x), m.v(x), m.b(m.a(x))))
-        with exactly(x):
-            log = -F.softplus(-a.float()) / self.temperature  # B T H K
-            S = step.state("ssm")
-            S = v.new_zeros(x.shape[0], *self.state()["ssm"], dtype=torch.float32) if S is None else S
-            length = pick_length(self.chunk_size, x.shape[1])
-            y, S = scan_linear(q.float() * self.head_k_dim**-0.5, k.float(), v.float(), log, S, step, length)
-            step.hold(ssm=S)
-        y = m.norm(y.to(x.dtype)) * F.silu(m.gate(x).unflatten(-1, (self.n_heads, -1)).float())
-        return m.out(y.flatten(-2).to(x.dtype))  # B T D
-
-
-def scan_linear(
-    q: Tensor, k: Tensor, v: Tensor, log: Tensor, S: Tensor, step: Step, length: int
-) -> tuple[Tensor, Tensor]:
-    """S ← decay·S + k⊗v and y = Sᵀq over tokens, in chunks of `length` or, with the eager kernel, one by one. q, k
-    [B, T, H, K], v [B, T, H, V], log [B, T, H] or, of each channel of the keys, [B, T, H, K]; S [B, H, K, V] float32.
-    Gives y [B, T, H, V] and the last S.
+def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: int) -> Tensor:
+    """S ← decay·S + k⊗v and y = Sᵀq over tokens, in chunks of at most `most` or, with the eager kernel, one by one. q,
+    k [B, T, H, K], v [B, T, H, V] float32, log [B, T, H] or, of each channel of the keys, [B, T, H, K]. Gives y
+    [B, T, H, V], and renews the step's state "ssm" [B, H, K, V].
 
     Padding writes nothing and loses nothing; a packed document starts from an empty state.
     """
+    S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
         k, log = k * step.real[..., None, None], log * step.real.view(*step.real.shape, *[1] * (log.dim() - 2))
     fresh = None if step.documents is None else starts(step.documents)  # B T
     if step.kernel == "eager" or v.shape[1] == 1:
-        return _scan_tokens(q, k, v, log if log.dim() == 4 else log[..., None], S, fresh)
-    tokens = v.shape[1]
+        y, S = scan_tokens(lambda S, key, value: torch.baddbmm(S, key.mT, value), q, log, S, fresh, k, v)
+        step.hold(ssm=S)
+        return y
+    tokens, length = v.shape[1], pick_length(most, log)
     decays = view_decays(log, fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
     y, reading, writing = decays.compare(q, k) @ v, q * decays.entering, (k * decays.leaving).mT @ v
@@ -210,19 +243,5 @@ def scan_linear(
         entered.append(S)
         S = left * S + new
     y = y + reading @ torch.stack(entered, 1)
-    return y.transpose(2, 3).flatten(1, 2)[:, :tokens], S  # B T H V
-
-
-def _scan_tokens(
-    q: Tensor, k: Tensor, v: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token; log [B, T, H, 1 or K]."""
-    batch, tokens, heads, width = v.shape
-    alpha = log.exp() if fresh is None else log.exp() * ~fresh[..., None, None]  # B T H 1|K
-    S, reads = S.flatten(0, 1), []  # B·H K V
-    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (q, k, v, alpha))
-    for query, key, value, left in zip(*(each.unbind(1) for each in rows), strict=True):  # B·H 1 K|V|1
-        S = torch.baddbmm(S * left.mT, key.mT, value)
-        reads.append(query @ S)
-    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
-    return y, S.unflatten(0, (batch, heads))
+    step.hold(ssm=S)  # last: the state before is a view of the cache
+    return y.transpose(2, 3).flatten(1, 2)[:, :tokens]  # B T H V

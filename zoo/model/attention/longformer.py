@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.lazy import torch
-from zoo.model.attention.base import Sight, SoftmaxAttention
+from zoo.model.attention.base import MultiHead, Sight
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ForGlobal(Linear):
         return 0
 
 
-class Longformer(SoftmaxAttention, kind="longformer"):
+class Longformer(MultiHead, kind="longformer"):
     """Sliding window and global tokens (Beltagy et al., 2020), for models that read both ways.
 
     A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global one sees all, by weights of
@@ -46,8 +46,6 @@ class Longformer(SoftmaxAttention, kind="longformer"):
     extras: ClassVar[tuple[str, ...]] = ("global",)
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"), ("q_global", "k_global", "v_global"))
 
-    head_dim: PositiveInt
-    """Channels of a head."""
     window: PositiveInt
     """Distance, in tokens, that a local token sees to either side."""
     bias: bool = True
@@ -55,17 +53,11 @@ class Longformer(SoftmaxAttention, kind="longformer"):
 
     def __post_init__(self) -> None:
         self.position.check(self.head_dim)
-        if self.position.per_layer:
-            found = f"position '{self.position.kind}' with weights in every layer"
-            raise ValueError(f"longformer has no place for them, found {found} (one for all layers)")
+        self.check_shared_position()
 
     @property
     def sight(self) -> Sight:
         return Sight(self.window)
-
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
@@ -75,9 +67,6 @@ class Longformer(SoftmaxAttention, kind="longformer"):
 
     def shard(self, ranks: int) -> Longformer:
         return split(self, ranks, equal=("n_heads",))
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def prepare(self, m: Weights, step: Step) -> None:
         everywhere = step.extra.get("global")
@@ -102,7 +91,6 @@ class Longformer(SoftmaxAttention, kind="longformer"):
 
     def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
         """Attend by these projections of q, k and v: [B, T, H, C]."""
-        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
-        q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
+        q, k, v = self.project(parts, x, step)
         how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
         return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.keys.bias, **how)

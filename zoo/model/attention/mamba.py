@@ -16,10 +16,12 @@ from zoo.model.attention.base import Attention, check_multiple
 from zoo.model.attention.recurrent import (
     Decays,
     check_causal,
+    check_width,
     chunked,
     convolve,
     count_rates,
     exactly,
+    open_state,
     scan_channels,
     scan_heads_apart,
     spread_rates,
@@ -91,8 +93,7 @@ class Mamba(Attention, kind="mamba"):
         return self.heads > 1
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        if d_model != self.d_model:
-            raise ValueError(f"d_model={self.d_model}, where the stream is {d_model} wide (give it that)")
+        check_width(self.d_model, d_model)
         inner, rank, state = self.d_inner, self.rank, self.d_state
         parts: dict[str, Any] = {
             "in_proj": Linear(d_model, 2 * inner, self.bias, segments=(inner, inner)),  # u and z
@@ -154,8 +155,7 @@ class Mamba(Attention, kind="mamba"):
             if step.real is not None:
                 dt = dt * step.real[..., None]  # no time passes
             fresh = None if step.documents is None else starts(step.documents)  # B T
-            h = step.state("ssm")
-            h = dt.new_zeros(x.shape[0], self.d_inner, self.d_state) if h is None else h
+            h = open_state(step, "ssm", dt, self.d_inner, self.d_state)
             u, A = u.float(), -m.A_log.float().exp()
             scan = _scan_tokens if step.kernel == "eager" or x.shape[1] == 1 else _scan_spans
             scan = partial(scan_heads_apart, scan, self.heads) if self.by_head else scan
@@ -340,8 +340,7 @@ class Mamba2(Attention, kind="mamba2"):
             if step.real is not None:
                 dt = dt * step.real[..., None]  # no time passes
             fresh = None if step.documents is None else starts(step.documents)  # B T
-            h = step.state("ssm")
-            h = u.new_zeros(x.shape[0], self.n_heads, self.head_dim, self.d_state) if h is None else h
+            h = open_state(step, "ssm", u, *self.state()["ssm"])
             log = dt * -m.A_log.float().exp()  # B T H
             inputs = (u * dt[..., None], log, B, C, h, fresh)
             eager = step.kernel == "eager" or x.shape[1] == 1

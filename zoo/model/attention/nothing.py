@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from zoo.model.attention.base import Attention, Passes
 
 
@@ -9,9 +11,7 @@ class NoAttention(Attention, kind="none"):
     """Attention of a layer without attention: nothing is cached, seen or computed. Its block lists no part for it, and
     never calls it."""
 
-    @property
-    def passes(self) -> Passes:
-        return Passes(split=True)
+    passes: ClassVar[Passes] = Passes(split=True)  # type: ignore[misc]
 
     def shard(self, ranks: int) -> NoAttention:
         return self

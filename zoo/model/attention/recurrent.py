@@ -32,6 +32,12 @@ def check_causal(step: Step, where: str = "attention") -> None:
         raise ConfigError(f"{where}: a recurrent mixer reads earlier tokens only, found {found} ({would})")
 
 
+def check_width(stated: int, d_model: int) -> None:
+    """Raises ValueError for a stated width that is not the stream's."""
+    if d_model != stated:
+        raise ValueError(f"d_model={stated}, where the stream is {d_model} wide (give it that)")
+
+
 def exactly(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: a state sums over thousands of tokens and needs float32."""
     kind = x.device.type
@@ -280,9 +286,33 @@ def check_power_of_two(name: str, value: int) -> None:
         raise ValueError(f"{name}={value} is not a power of two ({1 << value.bit_length()} is)")
 
 
-def pick_length(most: int, tokens: int) -> int:
-    """The length of chunks for so many tokens: `most`, or the power of two from which they fit in one."""
-    return min(most, 1 << (tokens - 1).bit_length())
+def pick_length(most: int, log: Tensor) -> int:
+    """The length of chunks for as many tokens as there are decays: `most`, or what they fit in, a power of two where
+    each channel has its own decay [B, T, H, K]."""
+    tokens = log.shape[1]
+    return min(most, tokens if log.dim() == 3 else 1 << (tokens - 1).bit_length())
+
+
+def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
+    """The state of this name [B, …], zeros before the first token."""
+    held = step.state(name)
+    return like.new_zeros(like.shape[0], *shape) if held is None else held
+
+
+def scan_tokens(
+    write: Callable[..., Tensor], read: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, *rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S ← write(exp(log)·S, row, …) and y = Sᵀ·read token by token: read and the `rows` [B, T, H, …], of which `write`
+    gets [B·H, 1, …], log [B, T, H] or [B, T, H, K], S [B, H, K, V]. Gives y [B, T, H, V] and the last S."""
+    left = (log if log.dim() == 4 else log[..., None]).exp()
+    left = left if fresh is None else left * ~fresh[..., None, None]  # B T H 1|K
+    shape, S, reads = S.shape, S.flatten(0, 1), []  # B·H K V
+    tokens = (each.transpose(1, 2).flatten(0, 1)[:, :, None].unbind(1) for each in (read, left, *rows))
+    for query, kept, *written in zip(*tokens, strict=True):
+        S = write(S * kept.mT, *written)
+        reads.append(query @ S)
+    y = torch.stack(reads, 1).view(*shape[:2], read.shape[1], shape[-1])  # B H T V
+    return y.transpose(1, 2), S.view(shape)
 
 
 # ---------------------------------------------------------------- a state without a matrix

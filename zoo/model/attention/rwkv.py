@@ -13,6 +13,7 @@ from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     NOTHING,
     check_causal,
+    check_width,
     exactly,
     find_running_maximum,
     scan_channels,
@@ -136,12 +137,6 @@ def _average_rows(
 def mix(x: Tensor, before: Tensor, share: Tensor) -> Tensor:
     """x·share + before·(1 − share): each token with the one before it [B, T, D]."""
     return before + (x - before) * share.to(x.dtype)
-
-
-def check_width(stated: int, d_model: int) -> None:
-    """Raises ValueError for a stated width that is not the stream's."""
-    if d_model != stated:
-        raise ValueError(f"d_model={stated}, where the stream is {d_model} wide (give it that)")
 
 
 def spread_mix(tensor: Tensor) -> None:

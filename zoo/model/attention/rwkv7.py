@@ -15,14 +15,17 @@ from zoo.model.attention.delta import carry_chunks, unit_length
 from zoo.model.attention.recurrent import (
     check_causal,
     check_power_of_two,
+    check_width,
     chunked,
     exactly,
+    open_state,
     pick_length,
+    scan_tokens,
     shift_tokens,
     starts,
     view_decays,
 )
-from zoo.model.attention.rwkv import check_width, mix, spread_mix
+from zoo.model.attention.rwkv import mix, spread_mix
 from zoo.model.lending import LentKeys, Loan
 from zoo.model.norm import LayerNorm
 from zoo.spec import Linear, Sized, Weight, split
@@ -151,9 +154,8 @@ class RWKV7(Attention, kind="rwkv7"):
             removed = unit_length((k * m.key_scale.float()).unflatten(-1, heads), TINY)
             k = (k * (1 + (a - 1) * m.key_rate.float())).unflatten(-1, heads)
             r, v = r.float().unflatten(-1, heads), v.float().unflatten(-1, heads)
-            S = step.state("ssm")
-            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
-            length = pick_length(self.chunk_size, x.shape[1])
+            S = open_state(step, "ssm", v, *self.state()["ssm"])
+            length = pick_length(self.chunk_size, log)
             y, S = _scan(r, k, v, removed, a.unflatten(-1, heads) * removed, log, S, step, length)
             step.hold(ssm=S)
             y = m.norm(y) + (r * k * m.bonus.float()).sum(-1, keepdim=True) * v
@@ -174,7 +176,7 @@ def _scan(
     fresh = None if step.documents is None else starts(step.documents)  # B T
     c = c * (-log).exp()
     if step.kernel == "eager" or v.shape[1] == 1:
-        return _scan_tokens(r, k, v, c, e, log, S, fresh)
+        return scan_tokens(_write, r, log, S, fresh, k, v, c, e)
     tokens, decays = v.shape[1], view_decays(log, fresh, length)
     r, k, v, c, e = (chunked(each, length).transpose(2, 3) for each in (r, k, v, c, e))  # B N H L K
     # Token i writes n_i = −(what c_i recalls of the state before the chunk, and of what tokens j < i wrote).
@@ -188,21 +190,10 @@ def _scan(
     return y.transpose(2, 3).flatten(1, 2)[:, :tokens], S
 
 
-def _scan_tokens(
-    r: Tensor, k: Tensor, v: Tensor, c: Tensor, e: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token, c recalling from S after its decay."""
-    batch, tokens, heads, width = v.shape
-    left = log.exp() if fresh is None else log.exp() * ~fresh[..., None, None]
-    S, reads = S.flatten(0, 1), []  # B·H K K
-    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (r, k, v, c, e, left))
-    for read, key, value, recall, remove, kept in zip(*(each.unbind(1) for each in rows), strict=True):  # B·H 1 K
-        S = S * kept.mT
-        written = torch.cat((value, -(recall @ S)), 1)  # B·H 2 K
-        S = torch.baddbmm(S, torch.cat((key, remove), 1).mT, written)
-        reads.append(read @ S)
-    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
-    return y, S.unflatten(0, (batch, heads))
+def _write(S: Tensor, key: Tensor, value: Tensor, recall: Tensor, remove: Tensor) -> Tensor:
+    """Write a token's value to S after its decay, and take out what c recalls of it."""
+    written = torch.cat((value, -(recall @ S)), 1)  # B·H 2 K
+    return torch.baddbmm(S, torch.cat((key, remove), 1).mT, written)
 
 
 def _spread_decays(tensor: Tensor) -> None:

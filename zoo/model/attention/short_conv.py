@@ -27,6 +27,7 @@ class ShortConv(Attention, kind="short_conv"):
     Its state is the last d_conv − 1 values of B ⊙ u.
     """
 
+    passes: ClassVar[Passes] = Passes()  # type: ignore[misc]
     causal: ClassVar[bool | None] = True
 
     d_inner: PositiveInt
@@ -46,10 +47,6 @@ class ShortConv(Attention, kind="short_conv"):
 
     def shard(self, ranks: int) -> ShortConv:
         return split(self, ranks, equal=("d_inner",))
-
-    @property
-    def passes(self) -> Passes:
-        return Passes()
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner)}

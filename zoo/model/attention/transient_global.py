@@ -12,7 +12,7 @@ from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.lazy import torch
-from zoo.model.attention.base import Sight, SoftmaxAttention
+from zoo.model.attention.base import MultiHead, Sight
 from zoo.model.norm import WholeNorm
 from zoo.model.position.bias import T5Globals
 from zoo.spec import Linear, Sized
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class TransientGlobal(SoftmaxAttention, kind="transient_global"):
+class TransientGlobal(MultiHead, kind="transient_global"):
     """Transient-global attention (Guo et al., 2022, LongT5), for models that read both ways.
 
     A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the normalised sum of a block of
@@ -34,8 +34,6 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
     causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("k", "v"),)
 
-    head_dim: PositiveInt
-    """Channels of a head."""
     window: PositiveInt
     """Distance, in tokens, that a token sees to either side."""
     norm: WholeNorm
@@ -56,10 +54,6 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
     def sight(self) -> Sight:
         return Sight(self.window)
 
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
-
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
         return {
@@ -67,9 +61,6 @@ class TransientGlobal(SoftmaxAttention, kind="transient_global"):
             "o": Linear(width, d_model, self.bias, residual=True),
             "global_norm": Sized(self.norm, d_model),
         }
-
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV, in the window
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
         count, width = new // self.block_size, self.n_heads * self.head_dim

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.model.attention.recurrent import check_causal, convolve
-from zoo.model.attention.rwkv import check_width
+from zoo.model.attention.recurrent import check_causal, check_width, convolve
 from zoo.model.ffn import multiply
 from zoo.spec import Conv, Spec
 

@@ -4,7 +4,7 @@ or by a bias on their scores (ALiBi, T5, relative)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.spec import Spec
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 class Position(Spec, axis="position"):
     """Every hook does nothing by default; a choice fills in the ones it needs."""
 
+    bias_kind: ClassVar[str] = "none"
+    """The value of `Ask.bias` for this scheme's bias."""
+    reads_length: ClassVar[bool] = False
+    """Whether `tables` depends on how many tokens a row or document has."""
+    per_layer: ClassVar[bool] = False
+    """Whether every layer has weights of its own for this scheme, rather than the model one set for all."""
+    reads_input: ClassVar[bool] = False
+    """Whether its bias depends on what the queries are made of, so that attention must give it that."""
+
     @property
     def limit(self) -> int | None:
         """The longest sequence there are positions for, or None."""
@@ -28,11 +37,6 @@ class Position(Spec, axis="position"):
         """The row length beyond which earlier tokens turn again, so that nothing of them can be kept; None for
         never."""
         return None
-
-    @property
-    def bias_kind(self) -> str:
-        """The value of `Ask.bias` for this scheme's bias."""
-        return "none"
 
     @property
     def biases(self) -> bool:
@@ -60,24 +64,9 @@ class Position(Spec, axis="position"):
         return self.biases
 
     @property
-    def reads_length(self) -> bool:
-        """Whether `tables` depends on how many tokens a row or document has."""
-        return False
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether every layer has weights of its own for this scheme, rather than the model one set for all."""
-        return False
-
-    @property
     def padding_id(self) -> int | None:
         """The token id that positions do not count, where it is ids that say what is padding (RoBERTa)."""
         return None
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether its bias depends on what the queries are made of, so that attention must give it that."""
-        return False
 
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, T, D] with the positions [B, T] added."""
@@ -110,3 +99,25 @@ class Position(Spec, axis="position"):
 
     def check(self, head_dim: int) -> None:
         """Raises ValueError when heads of this width cannot be rotated."""
+
+
+class WithAbsolute(Position):
+    """Base of the schemes inside attention that may have another one at the embedding besides."""
+
+    absolute: Position | None = None
+    """Scheme at the embedding besides (Song et al., 2020, MPNet)."""
+
+    @property
+    def embeds(self) -> bool:
+        return self.absolute is not None
+
+    @property
+    def limit(self) -> int | None:
+        return None if self.absolute is None else self.absolute.limit
+
+    @property
+    def padding_id(self) -> int | None:
+        return None if self.absolute is None else self.absolute.padding_id
+
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
+        return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)

@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.bias import Given, Placed
 from zoo.lazy import torch
-from zoo.model.position.base import Position
+from zoo.model.position.base import Position, WithAbsolute
 from zoo.model.position.constants import place_constants
 from zoo.spec import Embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from zoo.model.step import Weights
 
 
 class ALiBi(Position, kind="alibi"):
@@ -45,7 +43,7 @@ class ALiBi(Position, kind="alibi"):
         return series(whole) + series(2 * whole)[::2][: n_heads - whole]
 
     @property
-    def bias_kind(self) -> str:
+    def bias_kind(self) -> str:  # type: ignore[override]
         return "fixed" if self.rounded else "alibi"
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
@@ -69,12 +67,14 @@ class Sloped(Placed):
         return -self.slopes[head] * (query - key).abs().float()
 
 
-class T5Buckets(Position, kind="t5"):
+class T5Buckets(WithAbsolute, kind="t5"):
     """A learned bias a head for each bucket of distances: near ones singly, far ones by their logarithm, all beyond
     `max_distance` together (Raffel et al., 2020, §2.1).
 
     Half of the buckets are for later keys where a token sees both ways.
     """
+
+    bias_kind: ClassVar[str] = "learned"
 
     n_heads: PositiveInt
     """Heads of the attention that the bias is for: columns of the table."""
@@ -84,8 +84,6 @@ class T5Buckets(Position, kind="t5"):
     """Distance, in tokens, beyond which all share one bucket."""
     layerwise: bool = False
     """Whether each layer has a table of its own (UMT5; Chung et al., 2023), rather than all layers one (T5)."""
-    absolute: Position | None = None
-    """Scheme at the embedding besides (Song et al., 2020, MPNet)."""
 
     def __post_init__(self) -> None:
         if self.absolute is not None and (self.layerwise or not self.absolute.embeds):
@@ -98,12 +96,8 @@ class T5Buckets(Position, kind="t5"):
             raise ValueError(f"{found} (an even number of buckets from 4 up, and max_distance more than half of it)")
 
     @property
-    def per_layer(self) -> bool:
+    def per_layer(self) -> bool:  # type: ignore[override]
         return self.layerwise
-
-    @property
-    def embeds(self) -> bool:
-        return self.absolute is not None
 
     @property
     def bias_heads(self) -> int:
@@ -112,17 +106,6 @@ class T5Buckets(Position, kind="t5"):
     def parts(self, d_model: int) -> dict[str, Any]:
         absolute = {"absolute": self.absolute} if self.absolute else {}
         return {"table": Embedding(self.n_buckets, self.n_heads), **absolute}
-
-    @property
-    def limit(self) -> int | None:
-        return None if self.absolute is None else self.absolute.limit
-
-    @property
-    def padding_id(self) -> int | None:
-        return None if self.absolute is None else self.absolute.padding_id
-
-    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
-        return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
 
     def buckets(self, distance: Tensor, causal: bool) -> Tensor:
         """The bucket of each distance key − query [T, S]."""
@@ -136,10 +119,6 @@ class T5Buckets(Position, kind="t5"):
         exact = count // 2
         far = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (count - exact)
         return later + torch.where(distance < exact, distance, (exact + far.long()).clamp(max=count - 1))
-
-    @property
-    def bias_kind(self) -> str:
-        return "learned"
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
         return Bucketed(self, m.table, queries, keys, causal)

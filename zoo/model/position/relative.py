@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.norm import WholeNorm
-from zoo.model.position.base import Position
+from zoo.model.position.base import WithAbsolute
 from zoo.spec import Embedding
 
 if TYPE_CHECKING:
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-class RelativePosition(Position, kind="relative"):
+class RelativePosition(WithAbsolute, kind="relative"):
     """A trained vector for each distance i − j between a query's place and a key's (He et al., 2020, DeBERTa).
 
     Distances reach from −k to k − 1, those beyond taken as the nearest: k is `max_relative_positions`, or
     `position_buckets` where given. The table is read by `attention=disentangled`, which every other attention's check
     says.
     """
+
+    inside: ClassVar[bool] = True  # type: ignore[misc]
 
     max_relative_positions: PositiveInt
     """Distance, in tokens, that the vectors reach: each has its own, or with buckets a place on their scale."""
@@ -33,8 +35,6 @@ class RelativePosition(Position, kind="relative"):
     scale that ends at `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""
     norm: WholeNorm | None = None
     """Norm of the table before each pass (DeBERTa v2 and v3; He et al., 2021)."""
-    absolute: Position | None = None
-    """Scheme at the embedding besides."""
 
     def __post_init__(self) -> None:
         buckets, farthest = self.position_buckets, self.max_relative_positions
@@ -47,33 +47,14 @@ class RelativePosition(Position, kind="relative"):
             raise ValueError(f"absolute is '{self.absolute.kind}', which adds nothing to the embedding (learned does)")
 
     @property
-    def embeds(self) -> bool:
-        return self.absolute is not None
-
-    @property
-    def inside(self) -> bool:
-        return True
-
-    @property
     def span(self) -> int:
         """Rows of the table for keys before the query, and as many for the others."""
         return self.position_buckets or self.max_relative_positions
-
-    @property
-    def limit(self) -> int | None:
-        return None if self.absolute is None else self.absolute.limit
-
-    @property
-    def padding_id(self) -> int | None:
-        return None if self.absolute is None else self.absolute.padding_id
 
     def parts(self, d_model: int) -> dict[str, Any]:
         norm = {"norm": self.norm} if self.norm else {}
         absolute = {"absolute": self.absolute} if self.absolute else {}
         return {"table": Embedding(2 * self.span, d_model), **norm, **absolute}
-
-    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
-        return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
 
     def check(self, head_dim: int) -> None:
         raise ValueError("position 'relative' is read by no attention but disentangled (choose that, or another)")

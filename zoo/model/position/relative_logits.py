@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
@@ -26,6 +26,10 @@ class RelativeLogits(Position, kind="relative_logits"):
     vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries.
     """
 
+    per_layer: ClassVar[bool] = True
+    bias_kind: ClassVar[str] = "learned"
+    reads_input: ClassVar[bool] = True
+
     n_heads: PositiveInt
     """Heads of the attention, each with a query r of its own."""
     width: PositiveInt = 16
@@ -40,20 +44,8 @@ class RelativeLogits(Position, kind="relative_logits"):
             give_weights(self.norm, self.n_heads)
 
     @property
-    def per_layer(self) -> bool:
-        return True
-
-    @property
-    def bias_kind(self) -> str:
-        return "learned"
-
-    @property
     def bias_heads(self) -> int:
         return self.n_heads
-
-    @property
-    def reads_input(self) -> bool:
-        return True
 
     def check(self, head_dim: int) -> None:
         raise ValueError("position 'relative_logits' reads a layer's input, which gqa alone gives it (choose another)")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
@@ -25,14 +25,12 @@ if TYPE_CHECKING:
 class Scaling(Spec, axis="rope_scaling"):
     """Scale RoPE's frequencies to reach beyond the trained length."""
 
+    reads_length: ClassVar[bool] = False
+    """Whether frequencies or magnitude depend on how many tokens a row or document has."""
+
     @property
     def stable_until(self) -> int | None:
         return None
-
-    @property
-    def reads_length(self) -> bool:
-        """Whether frequencies or magnitude depend on how many tokens a row or document has."""
-        return False
 
     @property
     def magnitude(self) -> float:
@@ -70,6 +68,8 @@ class DynamicScaling(Scaling, kind="dynamic"):
     implementation). A cache is refused there.
     """
 
+    reads_length: ClassVar[bool] = True
+
     factor: PositiveFloat
     """Factor f of the base's growth: for a row of T tokens the base is theta·(f·T/L − (f − 1))^(R/(R − 2)), L being the
     trained length."""
@@ -79,10 +79,6 @@ class DynamicScaling(Scaling, kind="dynamic"):
     @property
     def stable_until(self) -> int | None:
         return self.original_max_seq_len
-
-    @property
-    def reads_length(self) -> bool:
-        return True
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         assert length is not None  # as `reads_length` asks
@@ -197,6 +193,8 @@ class LongRopeScaling(Scaling, kind="longrope"):
     DynamicScaling).
     """
 
+    reads_length: ClassVar[bool] = True
+
     short_factor: tuple[float, ...]
     """Divisor of each pair's frequency, in rows up to the trained length."""
     long_factor: tuple[float, ...]
@@ -214,10 +212,6 @@ class LongRopeScaling(Scaling, kind="longrope"):
     def stable_until(self) -> int | None:
         same = self.short_factor == self.long_factor and self.long_attention_factor is None
         return None if same else self.original_max_seq_len
-
-    @property
-    def reads_length(self) -> bool:
-        return True
 
     def magnitude_of(self, length: Tensor | None) -> Any:
         if self.long_attention_factor is None:
@@ -251,6 +245,8 @@ class RoPE(Position, kind="rope"):
     """Rotary embedding (Su et al., 2021): the pair i of a head's channels turns by theta^(−2i/R) radians a position, R
     being the rotated width."""
 
+    inside: ClassVar[bool] = True  # type: ignore[misc]
+
     theta: PositiveFloat = 10000.0
     """Base of the frequencies theta^(−2i/R)."""
     rotary_dim: PositiveInt | None = None
@@ -279,15 +275,11 @@ class RoPE(Position, kind="rope"):
             raise ValueError(f"stored saves a frequency for each pair of rotary_dim, unscaled; found {found}")
 
     @property
-    def inside(self) -> bool:
-        return True
-
-    @property
     def stable_until(self) -> int | None:
         return None if self.scaling is None else self.scaling.stable_until
 
     @property
-    def reads_length(self) -> bool:
+    def reads_length(self) -> bool:  # type: ignore[override]
         return self.scaling is not None and self.scaling.reads_length
 
     def check(self, head_dim: int) -> None:
