@@ -1,6 +1,8 @@
 """The Spec/Layer core: what a built model is to torch, and what a Spec is to its user."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest

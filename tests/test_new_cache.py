@@ -19,8 +19,9 @@ import zoo
 from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.shards import context_faults, layer_faults, tensor_faults
-from zoo.model.attention.base import Attention, Sight, SoftmaxAttention
+from zoo.model.attention.base import Attention, Passes, Sight, SoftmaxAttention
 from zoo.model.attention.entries import attend_entries, pool_entries, slide_window
+from zoo.model.lending import Loan
 from zoo.ranks.schedule import Schedule
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
@@ -50,8 +51,6 @@ def means() -> Iterator[None]:
         heads."""
 
         causal: ClassVar[bool | None] = True
-        varlen: ClassVar[bool] = False
-        lender_field: ClassVar[str] = "means_of"
 
         head_dim: PositiveInt
         """Channels of a head."""
@@ -63,8 +62,12 @@ def means() -> Iterator[None]:
         """The kind of layer whose means it reads."""
 
         @property
-        def lender(self) -> str | None:
-            return self.means_of
+        def passes(self) -> Passes:
+            return Passes(varlen=False)
+
+        @property
+        def loan(self) -> Loan | None:
+            return None if self.means_of is None else Loan(self.means_of, "means_of")
 
         @property
         def sight(self) -> Sight:
