@@ -1,7 +1,9 @@
 """Decoding replays the torch calls of a layer: the same bits as running it, or it is run."""
 
+import ast
 import collections
 import gc
+import re
 import weakref
 
 import pytest
@@ -45,6 +47,33 @@ def test_what_is_replayed_has_the_bits_of_what_is_run(kind):
     replayed, recordings = serve(model)
     assert replayed == serve(model, Running())[0]
     assert recordings.replayed or kind in REREADS, recordings.refused
+
+
+WRITTEN = (
+    ast.Module,
+    ast.FunctionDef,
+    ast.arguments,
+    ast.arg,
+    ast.Assign,
+    ast.Expr,
+    ast.Return,
+    ast.Name,
+    ast.expr_context,
+) + (ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.Dict, ast.Constant)
+
+
+@pytest.mark.parametrize("kind", ["attention=gqa", "attention=mla", "attention=csa", "ffn=moe", "block=hyper"])
+def test_a_recording_is_written_of_numbered_names_alone(kind):
+    """It is compiled, so nothing that a file states may stand in it but as a text: names are k0, v0, x and step, and
+    attributes are those of the step."""
+    _, recordings = serve(make(next(each for each in KINDS if each.startswith(kind))))
+    for course in recordings._courses.values():
+        for node in ast.walk(ast.parse(course.recording.source)) if course.recording else ():
+            assert isinstance(node, WRITTEN), ast.dump(node)
+            if isinstance(node, ast.Name):
+                assert re.fullmatch(r"x|step|[kv]\d+", node.id)
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node.value) in ("step", "step.cross", "step.keys")
 
 
 @pytest.mark.parametrize("way", ["plain", "transposed", "onednn"])

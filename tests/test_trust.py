@@ -284,9 +284,15 @@ def test_every_place_where_hydra_or_omegaconf_run_what_a_config_names_is_known()
     assert found == RUNS_CODE.keys()
 
 
+WRITES_CODE = "run/recording.py"
+"""The one file that compiles Python: a recorded decoding step, of names that the recorder numbers."""
+
+
 def test_zoo_itself_instantiates_nothing_by_name() -> None:
     root = Path(__file__).parents[1] / "zoo"
     for file in root.rglob("*.py"):
+        if file == root / WRITES_CODE:
+            continue
         for call in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(call, ast.Call):
                 name = ast.unparse(call.func)
