@@ -49,17 +49,11 @@ def test_what_is_replayed_has_the_bits_of_what_is_run(kind):
     assert recordings.replayed or kind in REREADS, recordings.refused
 
 
-WRITTEN = (
-    ast.Module,
-    ast.FunctionDef,
-    ast.arguments,
-    ast.arg,
-    ast.Assign,
-    ast.Expr,
-    ast.Return,
-    ast.Name,
-    ast.expr_context,
-) + (ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.Dict, ast.Constant)
+WRITTEN = {
+    *("Module", "FunctionDef", "arguments", "arg", "Assign", "Expr", "Return", "Call", "keyword", "Name", "Load"),
+    *("Store", "Attribute", "Subscript", "Tuple", "List", "Dict", "Constant"),
+}
+"""The syntax of a recorded step."""
 
 
 @pytest.mark.parametrize("kind", ["attention=gqa", "attention=mla", "attention=csa", "ffn=moe", "block=hyper"])
@@ -69,7 +63,7 @@ def test_a_recording_is_written_of_numbered_names_alone(kind):
     _, recordings = serve(make(next(each for each in KINDS if each.startswith(kind))))
     for course in recordings._courses.values():
         for node in ast.walk(ast.parse(course.recording.source)) if course.recording else ():
-            assert isinstance(node, WRITTEN), ast.dump(node)
+            assert type(node).__name__ in WRITTEN, ast.dump(node)
             if isinstance(node, ast.Name):
                 assert re.fullmatch(r"x|step|[kv]\d+", node.id)
             if isinstance(node, ast.Attribute):
