@@ -121,6 +121,14 @@ def test_a_file_is_fitted_held_out_and_predicted_from_the_shell(tmp_path, monkey
     assert capsys.readouterr().out.startswith(f"{zoo_count(law.optimum(1e22).params)} parameters")
 
 
+def test_a_fit_is_read_back_from_its_own_data():
+    """As a climb does with its prediction, which it has not written to a file."""
+    found = fit_law(make_points(CHINCHILLA, 40, 1e-3), bootstrap=3)
+    again = Fit.from_dict(found.to_dict())
+    assert (again.law, again.resampled, again.points.rows()) == (found.law, found.resampled, found.points.rows())
+    assert found.to_dict() == json.loads(json.dumps(found.to_dict()))
+
+
 def zoo_count(number):
     from zoo.report import format_count
 

@@ -94,8 +94,9 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data, which `from_dict` reads back."""
-        law, resampled = asdict(self.law), [list(asdict(each).values()) for each in self.resampled]
-        return {"law": law, "objective": self.objective, "points": self.points.rows(), "resampled": resampled}
+        points, resampled = map(list, self.points.rows()), (list(asdict(each).values()) for each in self.resampled)
+        found = {"points": list(points), "resampled": list(resampled)}
+        return {"law": asdict(self.law), "objective": self.objective, **found}
 
     @classmethod
     def from_dict(cls, data: Any, place: str = "fit") -> Fit:
