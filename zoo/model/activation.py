@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Activation(Spec, axis="activation"):
-    """An elementwise function: `apply`, or where it is `learned` a component with parameters and a `forward`."""
+    """Apply an elementwise function: by `apply` or, where it has parameters (`learned`), by `forward`."""
 
     learned: ClassVar[bool] = False
 
     def shard(self, ranks: int) -> Activation:
-        """Elementwise: every rank has the few parameters there may be."""
+        """Return the whole: every rank holds the few parameters."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
-        """The function, elementwise."""
+        """Apply the function to each element."""
         raise NotImplementedError
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """The function with its parameters, where it is `learned`."""
+        """Apply the function with its parameters, where it is `learned`."""
         raise NotImplementedError
 
 
@@ -177,9 +177,9 @@ class Identity(Activation, kind="identity"):
 class XIELU(Activation, kind="xielu"):
     """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
 
-    Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 where
-    `beta` is less. `beta` and `eps` are saved with them, and a checkpoint's values replace those given here. Computed
-    in float32, since these are few and small.
+    Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 if `beta`
+    is below 0.8. `beta` and `eps` are saved with them, and a checkpoint's values replace those given here. It is
+    computed in float32.
     """
 
     learned: ClassVar[bool] = True

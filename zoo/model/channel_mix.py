@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ChannelMix(FFN, kind="channel_mix"):
     """Channel mix of RWKV-4 (Peng et al., 2023): act(k·W_k)·W_v, times σ(r·W_r) with a `receptance`.
 
-    k and r are x mixed with the token before it, x·µ + x'·(1 − µ). The last token is its state.
+    k and r are x mixed with the token before it, x·µ + x'·(1 − µ). Its state is the last token's x.
     """
 
     causal: ClassVar[bool | None] = True
@@ -48,7 +48,7 @@ class ChannelMix(FFN, kind="channel_mix"):
         }
 
     def shard(self, ranks: int) -> ChannelMix:
-        """A part of the hidden units; every rank gates its part of the sum by all of W_r."""
+        """Divide the hidden units. Every rank gates its part of the sum by all of W_r."""
         return split(self, ranks, equal=("d_ff",))
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
-"""Channels: what the layers of a forward pass give one another beside the residual stream.
+"""Channels: values that layers of a forward pass hand to later layers in addition to the residual stream.
 
-A channel is a class beside the component that uses it, and components name the channels that they read and give
-(`Spec.reads`, `Spec.gives`). The rest asks the channel: a tower hands its values from layer to layer, prices trace what
-it keeps, recorded steps replay it, and a pipeline refuses to cut it, without knowing what any channel is for.
+A channel is a class in the file of the component that uses it. Components name the channels that they read and give
+(`Spec.reads`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
+prices trace the values, recorded steps replay them, and a pipeline refuses to cut them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Fault = tuple[tuple[str, ...], str]
 
 
 class Shadows(NamedTuple):
-    """What a channel makes shadows of, where activations are priced: a tower, the layer of a kind that reads, what goes
-    into it (x [B, T, D]), how a shadow is made (`make(shape, dtype, name, grad)`, of a dtype or its name), and the
-    values that the kinds of layer traced before gave to this channel."""
+    """Arguments of `Channel.trace`, which makes shadows (tensors without values) to price activations: the tower, the
+    kind of layer that reads, its input x [B, T, D], `make(shape, dtype, name, grad)`, which makes a shadow, and
+    `given`, the values that kinds of layer traced earlier gave to this channel."""
 
     tower: Tower
     kind: str
@@ -36,15 +36,15 @@ class Shadows(NamedTuple):
 
 
 class Channel:
-    """What some layers of a pass give, and others read. An object serves one forward pass of one tower."""
+    """Values that some layers of a pass give and later layers read. An object serves one forward pass of one tower."""
 
     name: ClassVar[str] = ""
     staying: ClassVar[str] = ""
-    """What layers read, and why a pipeline's stages cannot be cut between them, for its refusal."""
+    """Reason why layers with this channel cannot be cut into a pipeline's stages, for the error message."""
     shared: ClassVar[bool] = False
-    """Whether it is there before the first layer, and no layer gives it."""
+    """Whether its value exists before the first layer, so that no layer gives it."""
     ordered: ClassVar[bool] = False
-    """Whether kinds of layer that read it are priced by what others give, and so after these."""
+    """Whether kinds of layer that read it are priced after those that give it, from their values."""
     named: ClassVar[dict[str, type[Channel]]] = {}
 
     def __init_subclass__(cls, name: str = "") -> None:
@@ -57,31 +57,31 @@ class Channel:
         self.last: Any = None  # what a layer gave last
 
     def take(self, index: int) -> Any:
-        """Give what a layer reads; None where there is nothing for it yet. Unless stated otherwise it is what a layer
-        gave last."""
+        """Return the value that layer `index` reads; None where there is none yet. By default it is the value given
+        last."""
         return self.last
 
     def wants(self, index: int) -> bool:
-        """Whether a later layer reads what this one gives."""
+        """Whether a later layer reads the value that layer `index` gives."""
         return True
 
     def give(self, index: int, value: Any) -> None:
-        """Keep what a layer gave."""
+        """Store the value that layer `index` gave."""
         self.last = value
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        """Whether others read what layers of a kind give."""
+        """Whether other layers read the values of layers of this kind."""
         return True
 
     @classmethod
     def trace(cls, at: Shadows) -> Any:
-        """Make the shadow of what a layer reads."""
+        """Make the shadow of the value that a layer reads."""
         raise NotImplementedError
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """Yield what of a tower's layers does not go together in this channel."""
+        """Yield the faults of a tower's layers in this channel: a reader without a giver, say."""
         yield from ()
 
 
@@ -125,13 +125,13 @@ class Exchange:
         return self._open.get(name)
 
     def enter(self, index: int, kind: str, step: Step) -> None:
-        """Give a layer's step what it reads."""
+        """Set on a layer's step the values that it reads and the channels that it gives to."""
         reads, gives = self._uses[kind]
         step.taken = {name: self._open[name].take(index) for name in reads}
         step.gives = tuple(name for name in gives if self._open[name].wants(index))
         step.given = {}
 
     def leave(self, index: int, step: Step) -> None:
-        """Keep what a layer gave, once it has run."""
+        """Store the values that a layer gave, once it has run."""
         for name, value in step.given.items():
             self._open[name].give(index, value)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Factors(NamedTuple):
-    """A token's factors for one sub-layer: of the streams that it reads [B, T, S], or of their channels [B, T, S, D],
-    of those that it writes to [B, T, S], and of the streams in the new ones [B, T, S, S], old before new; None leaves
-    each as it is. All but those of channels are in float32."""
+    """Factors of one sub-layer for each token: `read` of the streams [B, T, S] or of their channels [B, T, S, D];
+    `write` of its output for each stream [B, T, S]; `mix` of old streams in new ones [B, T, S (old), S (new)], None to
+    leave the streams unmixed. All are in float32, except `read` of channels."""
 
     read: Tensor
     write: Tensor
@@ -34,7 +34,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     start so that the streams go on as one pre-norm stream would."""
 
     reads_normed: ClassVar[bool] = False
-    """Whether factors are made of normalised streams, each with a weight of its own, and r reads these."""
+    """Whether streams are normalised, each by a weight of its own, before factors are made and r reads them."""
 
     n_streams: Annotated[int, Ge(2), Le(1024)] = 4
     """Number of residual streams, S."""
@@ -48,17 +48,17 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
 
 
 class Projected(Connection):
-    """Base of the kinds whose factors are a·(x·W) + b under a function of each, where x are all streams of the token,
-    end to end, divided by their root mean square."""
+    """Base of the kinds whose factors are functions of a·(x·W) + b, where x is the concatenation of a token's streams,
+    divided by its root mean square."""
 
-    eps: PositiveFloat = 1e-6  # added to factors that must not be 0
+    eps: PositiveFloat = 1e-6
     """Epsilon, added to factors that must not be 0."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the streams' normalisation, added to their mean square under the root."""
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """How many factors there are of each sort, for a token."""
+        """Number of a token's factors of each sort: read, write and, if any, mix."""
         raise NotImplementedError
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Independent(Projected, kind="independent"):
     """Hyper-connections whose streams are not mixed, M = 1 (Tencent, 2026, Hy4): r = σ(·), w = magnitude·σ(·)."""
 
     magnitude: PositiveFloat = 2.0
-    """Factor of w, by which what a sub-layer gives is written to the streams."""
+    """Factor of w, the weights by which a sub-layer's output is written to the streams."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -112,9 +112,9 @@ class Independent(Projected, kind="independent"):
 
 
 class Gated(Connection, kind="gated"):
-    """Hyper-connections that read by gates of each channel, and do not mix the streams (Qwen Team, 2026, Qwen4-Exp):
-    r = σ(silu(n·W_down / S)·W_up) / S [S, D], w = 2·σ(n·W_write / S), M = 1, where n are the S normalised streams, end
-    to end."""
+    """Hyper-connections that read by gates of each channel, and do not mix the streams (Qwen Team, 2026, Qwen4-Exp): r
+    = σ(silu(n·W_down / S)·W_up) / S [S, D], w = 2·σ(n·W_write / S), M = 1, where n is the concatenation of the S
+    normalised streams."""
 
     reads_normed: ClassVar[bool] = True
 
@@ -131,26 +131,26 @@ class Gated(Connection, kind="gated"):
 
 
 def list_gates(whole: int, rank: int) -> dict[str, Any]:
-    """List the weights of gates for each channel of streams, `whole` of them all."""
+    """List the weights of `gate_streams`, for streams of `whole` channels in all."""
     return {"down": Linear(whole, rank), "up": Linear(rank, whole)}
 
 
 def gate_streams(m: Weights, x: Tensor) -> Tensor:
-    """Make a factor for each channel of normalised streams x [B, T, S, D]: of the same shape."""
+    """Make a factor for each channel of normalised streams x [B, T, S, D], in x's shape."""
     gates = m.up(F.silu(m.down(x.flatten(2)) / x.shape[2]))
     return gates.sigmoid().unflatten(-1, x.shape[2:]) / x.shape[2]
 
 
 def project_streams(project: Any, x: Tensor, eps: float) -> Tensor:
-    """Multiply all streams x [B, T, S, D] of a token, end to end and divided by their root mean square, by a weight:
-    [B, T, …] in float32. The division comes after the product, which so needs no second copy of the streams."""
+    """Multiply a token's streams x [B, T, S, D], concatenated and divided by their root mean square, by a weight: [B,
+    T, …] in float32. Dividing after the product spares a second copy of the streams."""
     x = x.flatten(2)
     return project(x).float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
 
 
 def squash(logits: Tensor) -> Tensor:
-    """σ of a few logits a token, as a softmax over each and 0. torch.sigmoid rounds the last elements of a tensor
-    otherwise than those before, so that a token's factors would depend on how many tokens there are."""
+    """Compute σ of each logit as a softmax over the logit and 0. torch.sigmoid rounds the last elements of a tensor
+    differently from the rest, so a token's factors would depend on the number of tokens."""
     return F.pad(logits[..., None], (0, 1)).softmax(-1)[..., 0]
 
 
@@ -161,7 +161,7 @@ def read_streams(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def write_streams(x: Tensor, y: Tensor, factors: Factors) -> Tensor:
-    """Write what a sub-layer gives, y [B, T, D], to the streams x [B, T, S, D]."""
+    """Write a sub-layer's output y [B, T, D] to the streams x [B, T, S, D], which are mixed first."""
     write = factors.write.to(x.dtype)[..., None]  # B T S 1
     if factors.mix is None:
         return torch.addcmul(x, write, y[:, :, None])
@@ -172,5 +172,5 @@ def write_streams(x: Tensor, y: Tensor, factors: Factors) -> Tensor:
 
 
 def fill_base(base: Tensor, n_streams: int) -> None:
-    """Fill a connection's bases: reading begins with the mean of the streams, σ(b) = 1/S, and all others with 0."""
+    """Fill a connection's bases: those of reads with σ(b) = 1/S, the mean of the streams, all others with 0."""
     base.zero_()[:n_streams] = -math.log(n_streams - 1)

@@ -1,5 +1,5 @@
 # B batch, T tokens, S earlier groups of layers, Q reads, D model width
-"""Attention over depth: what a sub-layer reads of earlier groups of layers in place of their sum."""
+"""Attention over depth: a sub-layer attends to the sums of earlier groups of layers instead of reading their total."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class GroupSums(Channel, name="groups"):
-    """The sums of the groups of layers that have ended, [B, T, S, D] as `DepthRead.push` puts them; None of none."""
+    """Sums of the groups of layers that have ended, [B, T, S, D] as `DepthRead.push` makes them; None at first."""
 
     staying: ClassVar[str] = "layers read the sums of earlier ones, which another stage may have"
 
@@ -34,7 +34,7 @@ class GroupSums(Channel, name="groups"):
 
     @classmethod
     def trace_sums(cls, at: Shadows, count: int) -> Any:
-        """Make the shadow of the sums of so many groups; None of none."""
+        """Make the shadow of the sums of `count` groups; None for 0."""
         shape = (*at.x.shape[:2], count, at.x.shape[2])
         return at.make(shape, "float32", "earlier", at.x.wants_grad) if count else None
 
@@ -44,26 +44,26 @@ class GroupSums(Channel, name="groups"):
 
 
 class DepthRead(Spec, axis="depth_read", default="softmax"):
-    """Read one or several vectors of a token from earlier groups of layers and from the sum of the present one."""
+    """Read one or several vectors for each token from the sums of earlier groups of layers and of the present one."""
 
     n_reads: PositiveInt = 1
-    """Number of vectors that are read, each by weights of its own. The block sets it; a config leaves it out."""
+    """Number of vectors to read, each by weights of its own. The block sets it; a config leaves it out."""
 
     def shard(self, ranks: int) -> DepthRead:
-        """Every rank reads for its own tokens."""
+        """Return the whole: every rank reads for its own tokens."""
         return self
 
     def repeat(self, n_reads: int) -> DepthRead:
-        """The same with so many reads, each by weights of its own."""
+        """Return a copy with `n_reads` reads, each by weights of its own."""
         return replace(self, n_reads=n_reads)
 
     def push(self, m: Weights, earlier: Tensor | None, x: Tensor) -> Tensor:
-        """Put the sum x [B, T, D] of a group that ends behind those before it [B, T, S, D]: [B, T, S + 1, D]."""
+        """Append the sum x [B, T, D] of a group that ends to the earlier sums [B, T, S, D]: [B, T, S + 1, D]."""
         raise NotImplementedError
 
     def forward(self, m: Weights, x: Tensor, earlier: Tensor | None) -> Tensor:
-        """Read the `earlier` groups [B, T, S, D], None where there are none, and the present one's sum x [B, T, D].
-        Gives [B, T, D], or [B, T, Q, D] of several reads."""
+        """Read the sums of `earlier` groups [B, T, S, D] (None where there are none) and of the present one x [B, T,
+        D]. Returns [B, T, D], or [B, T, Q, D] of several reads."""
         raise NotImplementedError
 
 
@@ -71,7 +71,8 @@ class SoftmaxDepthRead(DepthRead, kind="softmax"):
     """Σₛ softmaxₛ(q·nₛ/√D)·nₛ with one learned query q for all tokens, where nₛ are the normalised sums of the groups
     (Kimi Team, 2026, Attention Residuals; Thinking Machines, 2026, Inkling 2). It begins as their mean, q = 0.
 
-    What is handed on are the normalised sums, in float32: each is normalised once and read by all layers behind it.
+    Sums are handed on normalised, in float32: each is normalised once, and autograd saves one tensor for all its
+    readers.
     """
 
     norm: WholeNorm = RMSNorm(weight=False)
@@ -92,8 +93,8 @@ class SoftmaxDepthRead(DepthRead, kind="softmax"):
 
 
 def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
-    """Attend with one query [D] to vectors [B, T, D] and [B, T, S, D]: [B, T, D]. By sums of products: matrices of a
-    few rows for each token would be slower to multiply."""
+    """Attend with one query [D] to vectors [B, T, D] and [B, T, S, D]: [B, T, D]. Uses elementwise products and sums:
+    matrix products with so few rows for each token are slower."""
     if earlier is None:
         return own
     logits = torch.cat(((earlier * query).sum(-1), (own * query).sum(-1, keepdim=True)), 2)  # B T S+1
@@ -102,11 +103,11 @@ def _attend(own: Tensor, earlier: Tensor | None, query: Tensor) -> Tensor:
 
 
 def count_groups(tower: Tower) -> list[int]:
-    """Count the groups of layers that end before each layer of a tower, or with it; where a loop restarts, those before
-    the loop.
+    """Count, for each layer of a tower, the earlier group sums that its attention can read. Each pass of a restarting
+    loop begins again with the count before the loop.
 
-    Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: the layers that open one still
-    read the sum that ends with them as the present one.
+    Of six layers, of which 0, 2 and 4 open a group, the counts are 0, 1, 1, 2, 2 and 3: a layer that opens a group
+    still reads the sum that it ends as the present one.
     """
     opens = {name: int(GroupSums.name in block.gives) for name, block in tower.blocks.items()}
 
@@ -127,7 +128,7 @@ def count_passed(tower: Tower) -> int:
 
 
 def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:
-    """List each kind of layer that does not go together with the others of its tower, and why."""
+    """List the kinds of layer that add to one stream while others read groups of layers, each with a line about it."""
     kinds = dict.fromkeys(pattern)
     readers = [name for name in kinds if GroupSums.name in blocks[name].reads]
     if not readers:

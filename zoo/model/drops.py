@@ -1,6 +1,6 @@
 # B rows, T tokens, D model width, M rows of experts, F hidden units, L layers
-"""Draw the random values of a training pass, dropout's among them, each by its row, token, layer, place in the layer
-and channel."""
+"""Draw the random values of a training pass: dropout, stochastic depth, routers' draws. Each is a hash of its row,
+token, layer, place in the layer and channel, so that batches and meshes do not change it."""
 
 from __future__ import annotations
 
@@ -22,38 +22,37 @@ if TYPE_CHECKING:
 PLACES = ("embedding", "attention", "cross", "ffn", "units", "chances", "cross chances", "experts")
 PLACES += ("dense", "second_attention", "second_dense")
 STACKED = tuple(f"ffn_{number}" for number in range(15))
-"""The feed-forwards that a layer has before its last."""
+"""Names of a layer's feed-forwards before its last."""
 PLACES += STACKED
-"""The places in a tower where values are dropped: its input, what a branch of a layer gives, hidden units, attention's
-probabilities; where a router draws experts; and what a layer of two attentions, or of several feed-forwards, has
-beside."""
+"""Places in a tower where values are dropped or drawn: its input, the output of each branch, hidden units, attention
+probabilities, routers' experts, and the further attentions and feed-forwards of a layer."""
 KEYS = {place: ((number + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63) for number, place in enumerate(PLACES)}
-SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its channels
+SKIPS = GOLDEN ^ 1  # makes draws of left-out branches differ from those of dropped channels
 
 
 @dataclass(frozen=True)
 class Dropping:
-    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed of what it drops and draws."""
+    """Dropout rates of a tower in training (`zoo.training.dropout`), and the seed of its draws."""
 
     seed: int
-    """Seed that decides what is dropped, and what routers draw."""
+    """Seed of dropout and of routers' draws."""
     width: int
     """Width of the widest tensor that is dropped or drawn."""
     attention: float = 0.0
     """Share of attention's probabilities."""
     residual: float = 0.0
-    """Share of the channels of what a branch of a layer gives."""
+    """Share of the channels of a branch's output."""
     embedding: float = 0.0
     """Share of the channels of the first layer's input."""
     ffn: float = 0.0
     """Share of a feed-forward's hidden units."""
     layers: float = 0.0
-    """Share of rows in which a branch of the last layer is left out. It grows in proportion to depth (stochastic
-    depth)."""
+    """Share of rows in which a branch of the last layer is left out (stochastic depth). Earlier layers' shares are in
+    proportion to their depth."""
 
     def begin(self, inputs: Inputs, seam: Seam, context: ContextSeam) -> Drops:
-        """Make the keys of a pass. Rows have the numbers that a run gives them; in a pass without them they are drawn
-        from torch's own generator."""
+        """Make the keys of a pass from the rows' numbers in the run; without these, the numbers are drawn from torch's
+        generator."""
         ids = inputs.input_ids
         numbers = inputs.row_numbers
         if numbers is None:
@@ -70,10 +69,10 @@ class Dropping:
 
 @dataclass(frozen=True)
 class Drops:
-    """The keys of a pass: of its `rows` [B], of the `tokens` [B, T] that sub-layers here compute, and of the rank's
-    `own` tokens of the stream [B, T'], and of `columns`: channels, heads, or the keys that a query sees. They are made
-    here, as Inductor may compute an arange in the hash wrong (torch 2.13, on a CPU). In a layer also the `layer`'s key
-    and the rate at which its branches are left out. `rank` is that of tensor parallelism."""
+    """The hash keys of a pass: of its `rows` [B], of the `tokens` [B, T] that sub-layers on this rank compute, of the
+    rank's `own` tokens of the stream [B, T'], and of `columns` (channels, heads, or a query's keys). Within a layer,
+    `layer` is its key and `skipped` the rate at which its branches are left out. `rank` is that of tensor parallelism.
+    Keys are tensors, as Inductor may compute an arange inside the hash wrong (torch 2.13, on a CPU)."""
 
     dropping: Dropping
     rows: Tensor
@@ -90,8 +89,8 @@ class Drops:
         return self.dropping.attention > 0
 
     def for_layers(self, depth: int, numbers: Sequence[int] | None = None) -> list[Drops]:
-        """The drops of the layers of a tower of so many, or of those with the `numbers` alone. What differs between
-        them is in tensors, so that equal layers compile once."""
+        """Make the Drops of each layer of a tower that is `depth` layers deep, or of the layers `numbers` alone. They
+        differ in tensors only, so that equal layers compile once."""
         counted = torch.arange(1, depth + 1, device=self.rows.device)
         keys, rates = mix(counted).unbind(), (self.dropping.layers * counted / depth).unbind()
         return [
@@ -99,15 +98,15 @@ class Drops:
         ]
 
     def for_place(self, place: str) -> Drops:
-        """The drops inside an attention or feed-forward that a layer has beside its first."""
+        """Make the Drops of a layer's further attention or feed-forward."""
         return replace(self, tokens=mix(self.tokens + KEYS[place]))
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Drops:
-        """The drops of rows [M] of these tokens, each for one of its experts."""
+        """Make the Drops of a mixture's rows [M], each of one token at one of its experts."""
         return replace(self, tokens=mix(self.tokens.flatten()[tokens] + (experts + 1) * GOLDEN))
 
     def bring(self, visit: Visit) -> Drops:
-        """The drops of the rows of all ranks that visit the experts here."""
+        """Make the Drops of the rows that all ranks send to the experts here."""
         return replace(self, tokens=visit.bring(self.tokens))
 
     def drop_embedding(self, x: Tensor) -> Tensor:
@@ -116,8 +115,8 @@ class Drops:
         return self._drop(x, self.own, "embedding", rate) if rate else x
 
     def drop_branch(self, y: Tensor, place: str, whole: bool) -> Tensor:
-        """Drop channels of what a branch gives, or in some rows all of it (stochastic depth): [B, T, D] of the tokens
-        that are computed here where it is `whole`, else of the rank's own."""
+        """Drop channels of a branch's output y [B, T, D], or in some rows all of it (stochastic depth). If `whole`, y
+        is of all tokens that are computed here, else of the rank's own."""
         if self.dropping.residual:
             y = self._drop(y, self.tokens if whole else self.own, place, self.dropping.residual)
         if self.dropping.layers:
@@ -128,17 +127,17 @@ class Drops:
         return y
 
     def drop_units(self, h: Tensor) -> Tensor:
-        """Drop hidden units [B, T, F] or, of experts, [M, F]: the rank's own of tensor parallelism."""
+        """Drop hidden units [B, T, F], or [M, F] of experts. Under tensor parallelism F are the rank's own."""
         rate = self.dropping.ffn
         return self._drop(h, self.tokens, "units", rate, self.rank * h.shape[-1]) if rate else h
 
     def draw_experts(self, scores: Tensor, count: int) -> Tensor:
-        """Draw numbers between 0 and 1, by which a router draws the experts of each token of scores [B, T, E]:
-        [B, T, count]."""
+        """Draw uniform numbers between 0 and 1, by which a router samples the experts of each token of scores [B, T,
+        E]: [B, T, count]."""
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
     def drop_chances(self, heads: int, crosses: bool) -> DroppedChances | None:
-        """The dropout mask of attention probabilities, for so many heads on this rank."""
+        """Make the dropout mask of attention probabilities, for `heads` heads on this rank."""
         if not self.attention:
             return None
         place = "cross chances" if crosses else "chances"

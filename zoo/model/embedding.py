@@ -27,7 +27,7 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
     """Number of tokens of the vocabulary."""
 
     def shard(self, ranks: int) -> TokenEmbedding:
-        """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        """Take one rank's part of the vocabulary, padded to the same size on every rank."""
         per_layer: PerLayerEmbedding | None = getattr(self, "per_layer", None)
         if per_layer is not None:
             per_layer.shard(ranks)
@@ -38,12 +38,12 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         raise NotImplementedError
 
     def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """Weigh the tokens of whole rows [B, T]: a factor for each token's vector, None where all are as they are."""
+        """Compute a factor for each token's vector of whole rows [B, T]; None where all are 1."""
         return None
 
     def list_beside(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """List the ids of the tokens beside each one in whole rows [B, T], where the embedding reads them: [B, T, 2],
-        the next and the one before, -1 where there is none."""
+        """List the ids of each token's neighbours in whole rows [B, T], where the embedding reads them: [B, T, 2], the
+        next and the previous one, -1 for none."""
         return None
 
     def lookup(
@@ -54,8 +54,8 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         factors: Tensor | None = None,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`,
-        `beside` those of `list_beside`."""
+        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] come from `weigh`, `beside`
+        from `list_beside`."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
@@ -64,8 +64,8 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         raise NotImplementedError
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
-        """The inputs of each layer [B, T, P] for token ids [B, T], beside the stream x [B, T, D]; None for nothing. `m`
-        are the tower's weights."""
+        """Compute per-layer embeddings, a [B, T, P] for each layer, of token ids [B, T] and the embedded x [B, T, D];
+        None where there are none. `m` are the tower's weights."""
         return None
 
 
@@ -79,8 +79,8 @@ def _number_or_root(scale: Any) -> Any:
 
 
 class TableEmbedding(TokenEmbedding, kind="tokens"):
-    """A vector for each token (Bengio et al., 2003), to which those of types, tasks and positions are added; then a
-    norm may follow (BERT, BLOOM).
+    """A vector for each token (Bengio et al., 2003), to which vectors of types, tasks and positions are added. A norm
+    may follow (BERT, BLOOM).
 
     A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or before positions
     are added.
@@ -97,7 +97,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     """Number of types of token that have a vector each, which is added (BERT's segments). A token whose type is not
     given is of type 0."""
     optional_types: bool = False
-    """Whether a token whose type is not given is of none (XLM's languages), rather than of type 0."""
+    """Whether a token without a given type gets no type vector (XLM's languages), rather than that of type 0."""
     n_tasks: PositiveInt | None = None
     """Number of tasks that have a vector each (Sun et al., 2020, ERNIE 2.0), of which every token gets the first: the
     others are tasks that a published model was pre-trained on."""
@@ -111,9 +111,9 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     masked: bool = False
     """Whether the vectors of padding are made 0 (DeBERTa)."""
     tied: str | None = None
-    """Path of another model's table, which is read in place of an own one: a decoder its encoder's."""
+    """Path of another tower's table, which is read in place of an own one: the encoder's, by its decoder."""
     per_layer: PerLayerEmbedding | None = None
-    """Embedding of tokens for each layer besides (Gemma 3n, 2025)."""
+    """Per-layer embedding: a further vector of each token for every layer (Gemma 3n, 2025)."""
     mask_id: NonNegativeInt | None = None
     """Id of the mask token, where masking is dropout of tokens: a masked token's vector is 0, and the others of its row
     or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there) (ESM-2; Lin et al.,
@@ -122,7 +122,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     """Share of tokens that training masks, of use with `mask_id` (ESM-2: 0.8 of the 0.15 that are chosen)."""
     trigram: bool = False
     """Whether the projection reads three vectors, those of the next token, of the token and of the one before, in that
-    order (Sun et al., 2020, MobileBERT). Padding and other packed documents count as zeros."""
+    order (Sun et al., 2020, MobileBERT). Padding (unlike in transformers) and other packed documents count as zeros."""
     apart_id: NonNegativeInt | None = None
     """Id of a token whose vector is a weight of its own, which `scale` does not multiply. Its row of the table is there
     for a head that is tied to it (T5Gemma 2's end of an image, 2025)."""
@@ -150,7 +150,6 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         return False if self.trigram else None
 
     def position_width(self, d_model: int) -> int:
-        """The width at which position vectors are added."""
         return d_model if self.width is None or self.project_first else self.width
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -171,14 +170,13 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         }
 
     def _apart(self, width: int) -> dict[str, Any]:
-        """The vector of the token that is not in the table, or the one beside the table that is read."""
+        """List the vector of the token `apart_id`: an own one, or that of the tower whose table is read."""
         if self.apart_id is None:
             return {}
         vector = Embedding(1, width)
         return {"apart": Tied(f"{self.tied.rpartition('.')[0]}.apart", vector) if self.tied else vector}
 
     def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
-        """Weigh the tokens of whole rows [B, T]: a factor for each token's vector, None where all are as they are."""
         if self.mask_id is None:
             return None
         masked = ids == self.mask_id
@@ -231,23 +229,19 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         return m.norm(x) if self.norm and self.norm_first else x
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
-        padding."""
         x = m.norm(x) if self.norm and not self.norm_first else x
         if self.masked and real is not None:
             x = x * real[..., None].to(x.dtype)
         return m.project(x) if self.width and not self.project_first else x
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
-        """The inputs of each layer [B, T, P] for token ids [B, T], beside the stream x [B, T, D]; None for nothing. `m`
-        are the tower's weights."""
         if self.per_layer is None:
             return None
         return self.per_layer.embed(m.embedding.per_layer, m.seam.own(m.context.own(ids)), x).unbind(2)
 
 
 def _look_up_some(m: Weights, ids: Tensor) -> Tensor:
-    """Look up token ids [B, T], some of them -1 for no token, whose vector is 0: [B, T, E]."""
+    """Look up token ids [B, T]: [B, T, E]. An id of -1 is no token, and its vector is 0."""
     found = m.seam.look_up(m.tokens, ids.clamp(min=0))
     absent = m.seam.own(ids < 0)
     assert absent is not None

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class ExpertChoice(Router, kind="expert_choice"):
-    """Experts choose tokens instead (Zhou et al., 2022): each takes the T·top_k/E tokens of a row, rounded down, that
-    give it the largest chance, so that all have the same load and a token goes through top_k of them on average.
+    """Expert choice (Zhou et al., 2022): each expert takes the T·top_k/E tokens of a row, rounded down, with the
+    highest probability for it. So loads are equal, and a token has top_k experts on average.
 
-    A token's experts depend on the tokens after it: not for causal models. Padding is never chosen nor counted, and
-    packed documents choose apart, each by its own length; one of fewer than E/top_k tokens goes through no expert.
+    A token's experts depend on the tokens after it: not for causal models. Padding is neither chosen nor counted.
+    Packed documents are routed separately, by their own lengths; one of fewer than E/top_k tokens has no expert.
     """
 
     causal: ClassVar[bool | None] = False
@@ -38,7 +38,7 @@ class ExpertChoice(Router, kind="expert_choice"):
         taken = length * self.top_k // self.n_experts
         if step.documents is not None or step.real is not None or not taken:
             chances = self._limited(chances, step)
-            taken = max(taken, 1)  # the experts' products want a row
+            taken = max(taken, 1)  # the experts' products need a row
         weights, places = chances.topk(taken, -1)  # B E C
         starts = length * torch.arange(batch, device=x.device)
         tokens = (places + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C

@@ -32,7 +32,7 @@ class FFN(Spec, axis="ffn"):
 
     @property
     def summed(self) -> int:
-        """Values of a token that the ranks of tensor parallelism add up amid it."""
+        """Number of values of a token that tensor-parallel ranks sum inside it."""
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Gated(FFN, kind="gated"):
     limit: PositiveFloat | None = None
     """Bound L of the projections: x·W_gate is at most L, and x·W_up is held within ±L (DeepSeek-V4, 2026)."""
     up_softcap: PositiveFloat | None = None
-    """Bound c of x·W_up, c·tanh(x·W_up/c) (Inkling 2, 2026). Not beside `limit`."""
+    """Bound c of x·W_up, c·tanh(x·W_up/c) (Inkling 2, 2026). Not together with `limit`."""
     global_scale: bool = False
     """Whether the output is multiplied by one learned number (Inkling, 2026)."""
 
@@ -144,7 +144,7 @@ class Gated(FFN, kind="gated"):
 class GatedClamped(FFN, kind="gated_clamped"):
     """(g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up held within ±limit (gpt-oss, 2025).
 
-    The gate has no lower bound, where its sigmoid holds it anyway.
+    The gate needs no lower bound: g·σ(alpha·g) goes to 0 there.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -176,20 +176,20 @@ class GatedClamped(FFN, kind="gated_clamped"):
 
 
 def _activate_sparsely(act: Callable[[Tensor], Tensor], sparsity: float, gate: Tensor) -> Tensor:
-    """act(relu(g − mean − z·std)) of gates g [..., F], where z is the standard normal's quantile of the sparsity."""
+    """Compute act(relu(g − mean − z·std)) of gates g [..., F], with the normal quantile z of the sparsity."""
     mean = gate.mean(-1, keepdim=True)
     deviation = (gate - mean).square().mean(-1, keepdim=True).sqrt()
     return act(F.relu(gate - (mean + deviation * NormalDist().inv_cdf(sparsity))))
 
 
 def multiply(x: Tensor, by: float) -> Tensor:
-    """Multiply by a constant, which 1 leaves out."""
+    """Multiply by a constant; 1 returns x itself."""
     return x if by == 1.0 else x * by
 
 
 def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """Compute act(gate) ⊙ up for gate and up [..., F]. Training keeps these two, not act(gate), which the backward pass
-    computes a second time, as Liger's kernels do (Hsu et al., 2024)."""
+    """Compute act(gate) ⊙ up for gate and up [..., F]. Training saves gate and up alone; the backward pass computes
+    act(gate) again, as Liger's kernels do (Hsu et al., 2024)."""
     wanted = torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)
     if wanted and not torch.compiler.is_compiling():
         return _gating().apply(act, gate, up)
@@ -229,5 +229,5 @@ def _gating() -> Any:
 
 
 def _learned(activation: Activation) -> dict[str, Any]:
-    """The activation as a part, where it has parameters."""
+    """List the activation as a part, where it has parameters."""
     return {"activation": activation} if activation.learned else {}

@@ -1,5 +1,5 @@
 # B batch, T tokens, H heads, C head width, D model width, F feed-forward width
-"""Attention and a feed-forward whose products are of groups of channels, each by itself."""
+"""Attention and a feed-forward with grouped products: each group of channels has a product of its own."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 def group_product(name: str, d_in: int, d_out: int, groups: int, bias: bool) -> Conv:
-    """Make a product in groups: a convolution of one token. Raises ConfigError where they do not divide both widths."""
+    """Make a grouped product: a convolution of width 1. Raises ConfigError unless `groups` divides both widths."""
     if d_in % groups or d_out % groups:
         raise ConfigError(f"{name}: {groups} groups do not divide {d_in} and {d_out} channels (a divisor of both)")
     return Conv(d_in, d_out, 1, groups, bias)
 
 
 class GroupedAttention(MultiHead, kind="grouped_linear"):
-    """Multi-head attention with products in groups (Iandola et al., 2020, SqueezeBERT): of g groups, each makes its
-    share of a product's outputs of its own share of the inputs, with a g-th of the weights."""
+    """Multi-head attention with products in groups (Iandola et al., 2020, SqueezeBERT): each of the g groups of a
+    product maps its share of the inputs to its share of the outputs, so that 1/g of the weights remain."""
 
     q_groups: PositiveInt = 4
-    """Groups of the query projection, which divide its input's and its output's channels."""
+    """Number of groups of the query projection, a divisor of its input and output widths."""
     k_groups: PositiveInt = 4
-    """Groups of the key projection, which divide its input's and its output's channels."""
+    """Number of groups of the key projection, a divisor of its input and output widths."""
     v_groups: PositiveInt = 4
-    """Groups of the value projection, which divide its input's and its output's channels."""
+    """Number of groups of the value projection, a divisor of its input and output widths."""
     o_groups: PositiveInt = 1
-    """Groups of the output projection, which divide its input's and its output's channels."""
+    """Number of groups of the output projection, a divisor of its input and output widths."""
     bias: bool = True
     """Whether the four projections have a bias."""
 
@@ -76,9 +76,9 @@ class GroupedMLP(FFN, kind="grouped_linear"):
     bias: bool = True
     """Whether both projections have a bias."""
     up_groups: PositiveInt = 4
-    """Groups of W_up, which divide its input's and its output's channels."""
+    """Number of groups of W_up, a divisor of its input and output widths."""
     down_groups: PositiveInt = 4
-    """Groups of W_down, which divide its input's and its output's channels."""
+    """Number of groups of W_down, a divisor of its input and output widths."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

@@ -23,16 +23,16 @@ class HashRouter(Router, kind="hash"):
     """Look the experts of a token up by its id, in a table that is saved and not trained (Roller et al., 2021, Hash
     Layers; the first layers of DeepSeek-V4, 2026).
 
-    What the token's vector says is how much each counts, by a linear score. The table begins with K consecutive experts
-    for each id, so that ids, of which near ones are about as frequent, fill experts evenly.
+    The weights of these experts are linear scores of the token's vector. The table is initialised with K consecutive
+    experts for each id; as neighbouring ids are about equally frequent, experts get even loads.
     """
 
     vocab_size: PositiveInt
-    """Rows of the table, the model's vocabulary."""
+    """Number of rows of the table, the model's vocabulary."""
     normalize: bool = True
     """Whether a token's weights sum to 1."""
     activation: PlainActivation = SqrtSoftplus()
-    """The function that makes weights of scores."""
+    """Activation that makes weights from scores."""
 
     def __post_init__(self) -> None:
         check_count(self)

@@ -35,11 +35,11 @@ class Head(Spec, axis="head", default="lm"):
     """Whether it reads a row as a whole, and gives one result for it rather than one for each token."""
 
     asks: ClassVar[bool] = False
-    """Whether it compares each token of a row with one of them, which `mark` finds and `gather` puts before all."""
+    """Whether it compares each token of a row with a question token, which `mark` finds and `gather` puts first."""
 
     @property
     def n_logits(self) -> int:
-        """Count the numbers that it gives at a place; 0 where there is no head."""
+        """Number of its outputs for each position; 0 where there is no head."""
         raise NotImplementedError
 
     @property
@@ -48,19 +48,19 @@ class Head(Spec, axis="head", default="lm"):
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
     def shard(self, ranks: int) -> Head:
-        """The part of one of `ranks` ranks: all of it, as the head is small."""
+        """Take one rank's part: all of it, as the head is small."""
         return self
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
-        """Mark which of the token ids [B, T] `gather` pools; None for all. `real` [B, T] is False for padding."""
+        """Mark the tokens [B, T] that `gather` pools; None for all. `real` [B, T] is False for padding."""
         return real
 
     def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
-        """Select what `forward` reads of hidden states [B, T, D]: all of them; of a head that reads rows [B, 1, D]."""
+        """Select the hidden states [B, T, D] that `forward` reads: all, or [B, 1, D] for a head that reads rows."""
         return hidden
 
     def forward(self, m: Weights, x: Tensor) -> Tensor | None:
-        """Logits [..., V] of hidden states x [..., D]; None where there is no head."""
+        """Compute logits [..., V] from hidden states x [..., D]; None where there is no head."""
         raise NotImplementedError
 
 
@@ -75,7 +75,7 @@ class VocabularyHead(Head):
         return self.vocab_size if self.predicts_tokens else 0
 
     def shard(self, ranks: int) -> Head:
-        """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        """Take one rank's part of the vocabulary, padded to the same size on every rank."""
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
 
@@ -91,7 +91,7 @@ def _number_or_root(scale: Any) -> Any:
 class LMHead(VocabularyHead, kind="lm"):
     """A logit for each token of the vocabulary, by a matrix that may be the token embedding's (Press and Wolf, 2016).
 
-    An untied head may have fewer tokens than the model: those that it reads and never writes come last (Swiss AI, 2026,
+    An untied head may have fewer tokens than the model: the last ones are read and never predicted (Swiss AI, 2026,
     Apertus 1.5).
     """
 
@@ -108,7 +108,7 @@ class LMHead(VocabularyHead, kind="lm"):
     offset: bool = False
     """Whether a constant is added to each logit, saved and not trained (BART's final_logits_bias)."""
     spare_rows: NonNegativeInt = 0
-    """Rows of the matrix behind those of its tokens, which give no logit (Thinking Machines, 2026, Inkling)."""
+    """Number of further rows at the end of the matrix, which give no logit (Thinking Machines, 2026, Inkling)."""
 
     def __post_init__(self) -> None:
         if self.spare_rows and self.tied:
@@ -155,8 +155,8 @@ class MLMHead(VocabularyHead, kind="mlm"):
     deep: bool = False
     """Whether a second product leads back to d_model before the norm, act(act(x·W)·V) (UltraBERT, 2026)."""
     table_width: PositiveInt | None = None
-    """Width of the token table, in channels, where it reads only so many of what the norm gives, and a product of its
-    own, `rest`, the others (Sun et al., 2020, MobileBERT)."""
+    """Width of the token table, in channels, if it reads only the first channels of the norm's output; a product of its
+    own, `rest`, reads the others (Sun et al., 2020, MobileBERT)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
@@ -190,7 +190,7 @@ class NoHead(VocabularyHead, kind="none"):
 
 
 def can_be_tied(node: Any) -> bool:
-    """Whether a head's node, of kind "lm" where it names none, is one whose logits are those of tokens."""
+    """Whether a head's node (of kind "lm" where it names none) predicts tokens, so that it can be tied."""
     kind = Head.kinds.get(node.get("kind", Head.default)) if isinstance(node, Mapping) else None
     return kind is not None and issubclass(kind, Head) and kind.predicts_tokens
 
@@ -206,7 +206,7 @@ class Pooler(Spec, axis="pooler", default="first_token"):
     """Pooler: one vector, or logits, for a whole row."""
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """Hidden states x [B, T, D] → a vector or logits [B, …]."""
+        """Compute a vector or logits [B, …] from hidden states x [B, T, D]."""
         raise NotImplementedError
 
 

@@ -15,7 +15,7 @@ class Init(Spec, axis="init", default="normal"):
     """Draw matrices and tables. Biases start at 0, and other weights at the value that their part states."""
 
     def deviation(self, row: SpecRow, n_layers: float) -> float:
-        """The standard deviation that the weight of a part is drawn with, in a model of so many layers."""
+        """Compute the standard deviation of a part's weight in a model of `n_layers` layers."""
         raise NotImplementedError
 
 
@@ -38,8 +38,8 @@ class Normal(Init, kind="normal"):
 
 
 class Scaled(Init, kind="scaled"):
-    """Draw as for a base model that this one is wider and deeper than: the matrices inside layers divided by √wider
-    (Yang et al., 2022, table 8), those with few outputs (routers) by `wider`."""
+    """Deviations of a narrower and shallower base model, transferred to this one (Yang et al., 2022, table 8): those of
+    matrices inside layers are divided by √wider, those of matrices with few outputs (routers) by `wider`."""
 
     of: Init = Normal()
     """Initial weights of the base model."""
@@ -57,7 +57,7 @@ class Scaled(Init, kind="scaled"):
 
 
 def has_few_outputs(row: SpecRow) -> bool:
-    """Whether a matrix inside a layer gives as many values whatever the model's width: a router's, or one value."""
+    """Whether a matrix inside a layer has an output width that does not grow with the model's: a router's, or 1."""
     linear = row.part.of if isinstance(row.part, Experts) else row.part
     return row.kind is not None and isinstance(linear, Linear) and ("router" in row.roles or linear.d_out == 1)
 
@@ -65,9 +65,9 @@ def has_few_outputs(row: SpecRow) -> bool:
 def initialise(model: Any, seed: int) -> None:
     """Fill every tensor of a built model in place.
 
-    Each is drawn by itself, from the seed and its name: models share the values of what they share, and of one seed
-    differ only where they differ. A CPU and a GPU draw other numbers. Of a model that several processes share, each
-    draws a tensor whole and keeps its part.
+    Each is drawn by itself, from the seed and its name, so two models of one seed have equal values in all tensors that
+    they have in common. A CPU and a GPU draw different numbers. Where processes share a model, each draws whole tensors
+    and keeps its part.
     """
     held = model.state_dict()
     generator = torch.Generator(next(iter(held.values())).device)

@@ -1,5 +1,5 @@
 # B batch, T tokens, L layers, P width of a layer's input, D model width
-"""Per-layer embeddings: a vector of each token for every layer, beside the residual stream (Gemma 3n, 2025)."""
+"""Per-layer embeddings: a vector of each token for every layer, in addition to the residual stream (Gemma 3n, 2025)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
-    """Embed token ids once for each layer: what `layer_input` of a block reads."""
+    """Embed token ids once for each layer, for the block's `layer_input`."""
 
     n_layers: PositiveInt
     """Number of layers, each of which gets a vector of its own."""
@@ -38,11 +38,11 @@ class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
         return self
 
     def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
-        """Give the layers' inputs [B, T, L, P] for token ids [B, T] and what goes into the first layer x [B, T, D]."""
+        """Compute the layers' inputs [B, T, L, P] from token ids [B, T] and the first layer's input x [B, T, D]."""
         raise NotImplementedError
 
     def project(self, m: Weights, x: Tensor) -> Tensor:
-        """Compute norm(x·W / √D) for each layer [B, T, L, P], of what goes into the first layer x [B, T, D]."""
+        """Compute norm(x·W / √D) for each layer [B, T, L, P] from the first layer's input x [B, T, D]."""
         split = (self.n_layers, self.width)
         return m.norm((m.project(x) * x.shape[-1] ** -0.5).unflatten(-1, split))
 
@@ -63,7 +63,7 @@ class PerLayerTable(PerLayerEmbedding, kind="tokens"):
     (Gemma 3n, 2025)."""
 
     vocab_size: PositiveInt
-    """Number of the table's tokens, which may be fewer than the model's: those beyond read the vector of token 0."""
+    """Number of the table's tokens, which may be fewer than the model's. Further ones read that of token 0."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_layers * self.width
@@ -80,7 +80,7 @@ class PerLayerTable(PerLayerEmbedding, kind="tokens"):
 
 
 class LayerInputs(Channel, name="layer_input"):
-    """What the embedding holds of each token for each layer: [B, T, P] of one."""
+    """The per-layer embedding's vectors of one layer, [B, T, P]."""
 
     staying: ClassVar[str] = "layers read the per-layer embedding, which is on the first stage"
     shared: ClassVar[bool] = True
@@ -119,15 +119,15 @@ class LayerInputs(Channel, name="layer_input"):
 
 
 class LayerInput(Spec, axis="layer_input", default="gated"):
-    """Add what the embedding holds of a token for this layer to the residual stream."""
+    """Add the layer's vector of the per-layer embedding to the residual stream."""
 
     reads: ClassVar[tuple[str, ...]] = (LayerInputs.name,)
 
     width: PositiveInt
-    """Channels P of the layer's vector, as those of the embedding's `per_layer`."""
+    """Channels P of the layer's vector, equal to `width` of the embedding's `per_layer`."""
 
     def forward(self, m: Weights, x: Tensor, own: Tensor) -> Tensor:
-        """Project the layer's own inputs [B, T, P] to what joins the stream x [B, T, D]."""
+        """Project the layer's `own` inputs [B, T, P] to the output [B, T, D] that joins the stream x [B, T, D]."""
         raise NotImplementedError
 
 
@@ -137,7 +137,7 @@ class GatedInput(LayerInput, kind="gated"):
     activation: PlainActivation
     """Activation of the gate."""
     norm: WholeNorm
-    """Norm of what joins the stream."""
+    """Norm of the output, before it joins the stream."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Loan(NamedTuple):
-    """What a layer reads of another one, in place of keys and values of its own, or beside its values."""
+    """Keys and values that a layer reads of another one, in place of its own, or values that it mixes with its own."""
 
     lender: str
-    """The kind of layer that lends."""
+    """The kind of layer that lends: the last layer of this kind before the reader."""
     field: str = "kv_from"
-    """The field of the attention that names it."""
+    """The field of the attention that names the lender."""
     alike: tuple[str, ...] = ()
-    """What both attentions must have in common."""
+    """The fields in which both attentions must agree."""
 
 
 def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int, int]:
     """Find the layer that each layer takes its keys and values from: the last one before it of the kind that its
-    attention names. Those that take none, or whose source is missing, are left out.
+    attention names. Layers that take none, or whose source is missing, are left out.
 
     With `shared` taking from `full`, the pattern full, shared, near, full, shared gives {1: 0, 4: 3}.
     """
@@ -67,7 +67,7 @@ def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
 
 
 class LentKeys(Channel, name="keys"):
-    """The keys and values of layers that others name, kept until the last that reads them has run."""
+    """The keys and values that layers lend, kept until the last reader has run: with a cache the lender's own pools."""
 
     staying: ClassVar[str] = "layers read keys or values of earlier ones, which another stage may have"
     ordered: ClassVar[bool] = True

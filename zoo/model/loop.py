@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 MOST_VISITS = 100_000
-"""Layers that all passes of a loop have at most, as many as a tower has."""
+"""Upper bound of the layers of all passes of a loop, equal to that of a tower's layers."""
 
 
 class Loop(Spec, axis="loop", default="plain"):
     """Run the layers `start` to `end` - 1 of a tower several times.
 
-    The tower's pattern names the layers of every pass: with `start` 1, `end` 3 and two passes those at the places 3 and
-    4 are the layers 1 and 2 again. Each visit of a layer has a cache of its own.
+    The tower's pattern names the layers of every pass: with `start` 1, `end` 3 and two passes, places 3 and 4 of the
+    pattern are layers 1 and 2 again. Each visit counts as a layer, with a cache of its own; weights are stored once.
     """
 
     restarts: ClassVar[bool] = False  # whether each pass begins with what went into the first
@@ -40,7 +40,7 @@ class Loop(Spec, axis="loop", default="plain"):
     start: NonNegativeInt = 0
     """Index of the loop's first layer, from 0 on."""
     end: PositiveInt
-    """Index behind that of the loop's last layer."""
+    """Index after that of the loop's last layer."""
     passes: Annotated[int, Ge(2)] = 2
     """Number of times that the loop's layers are run."""
 
@@ -52,45 +52,44 @@ class Loop(Spec, axis="loop", default="plain"):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """How many layers each run of them has that is always run as one."""
+        """Number of layers of each run of layers that always run together."""
         return (self.end - self.start,)
 
     @property
     def visits(self) -> tuple[int, ...]:
-        """The layers in the order in which they are run."""
+        """Indices of the layers in the order in which they run."""
         return (*range(self.start, self.end),) * self.passes
 
     @property
     def stop(self) -> int:
-        """The place of the pattern behind the last visit."""
+        """Place of the pattern after the last visit."""
         return self.start + len(self.visits)
 
     def number(self, count: int) -> tuple[int, ...]:
-        """Number the layers that `count` places of a pattern have the weights of.
+        """List, for each of `count` places of a pattern, the number of the layer whose weights it has.
 
-        Example: of seven places with a loop of two passes from 1 to 3 they are those of 0, 1, 2, 1, 2, 3, 4.
+        Example: seven places with a loop of two passes from 1 to 3 have the weights of layers 0, 1, 2, 1, 2, 3, 4.
         """
         return (*range(self.start), *self.visits, *range(self.end, count - self.stop + self.end))
 
     def resize(self, start: int, sections: Sequence[int]) -> Loop:
-        """The same loop from another place, with other numbers of layers."""
+        """Return the loop with another start and other numbers of layers in its sections."""
         return replace(self, start=start, end=start + sum(sections))
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds | None:
-        """The Rounds of one forward pass; None where a pass simply goes on from the one before."""
+        """Make the Rounds of one forward pass; None where each pass simply reads the output of the previous one."""
         return None
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
-        """Yield what a tower's layers, which are as many as this loop runs, lack of what it needs."""
+        """Yield the faults of a tower's layers under this kind of loop. The tower has enough layers for all passes."""
         yield from ()
 
 
 class Rounds:
-    """The passes of a loop in one forward pass of a model: how the stream, and what goes with it, change between
-    them."""
+    """A loop during one forward pass of a model: changes the stream and its group sums between the loop's passes."""
 
     def enter(self, place: int, x: Tensor) -> Tensor:
-        """The input [B, T, D] of the layer at a place, given the last layer's output x."""
+        """Return the input [B, T, D] of the layer at a place, given the last layer's output x."""
         raise NotImplementedError
 
 
@@ -102,8 +101,8 @@ class Passed(NamedTuple):
 
 
 class PassBefore(Channel, name="passed"):
-    """What the pass of a loop before this one gave, with the sums of the groups that ended in it: a Passed; None in the
-    first."""
+    """The output of a loop's previous pass with the sums of the groups that ended in it, as a Passed; None in the first
+    pass."""
 
     staying: ClassVar[str] = "layers are told of a loop's pass before, which another stage may have"
 
@@ -118,14 +117,14 @@ class PassBefore(Channel, name="passed"):
 
 
 class PlainLoop(Loop, kind="plain"):
-    """Each pass goes on with what the one before it gave (Dehghani et al., 2019, Universal Transformers; Saunshi et
-    al., 2025, looped transformers)."""
+    """Each pass reads the output of the previous one (Dehghani et al., 2019, Universal Transformers; Saunshi et al.,
+    2025, looped transformers)."""
 
 
 class RestartingLoop(Loop, kind="restarting"):
-    """Each pass begins with what went into the first, and its layers are told by messages what the pass before it found
-    (Thinking Machines, 2026, Inkling 2). The layers of the passes after the first are kinds with `block.messages`,
-    those of the first the same without."""
+    """Each pass begins with the first pass's input, and its layers read messages from the previous pass (Thinking
+    Machines, 2026, Inkling 2). The layers of later passes are kinds with `block.messages`; those of the first pass are
+    the same kinds without."""
 
     restarts: ClassVar[bool] = True
 
@@ -134,7 +133,7 @@ class RestartingLoop(Loop, kind="restarting"):
         return (place - self.start) // self.sections[0] if self.start <= place < self.stop else None
 
     def begins_again(self, place: int) -> bool:
-        """Whether a pass after the first begins there."""
+        """Whether a pass after the first begins at a place."""
         return bool(self.find_pass(place)) and (place - self.start) % self.sections[0] == 0
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds:
@@ -153,7 +152,7 @@ class RestartingLoop(Loop, kind="restarting"):
 
 
 class Restarts(Rounds):
-    """Keeps what went into a restarting loop."""
+    """Keeps the input of a restarting loop."""
 
     def __init__(self, loop: RestartingLoop, exchange: Exchange) -> None:
         self.loop = loop
@@ -180,9 +179,9 @@ class Restarts(Rounds):
 class HierarchicalLoop(Loop, kind="hierarchical"):
     """Two modules refine a state each (Wang et al., 2025, Hierarchical Reasoning Model; Sapient, 2026, HRM-Text).
 
-    In each pass the first `low_layers` layers run `low_passes` times, l ← f(l + h), then those behind them once,
-    h ← g(h + l). h begins as what goes into the loop, and is what comes out; l begins as a vector that is saved with
-    the weights and not trained. Gradients go through all passes.
+    In each pass the first `low_layers` layers run `low_passes` times, l ← f(l + h), then the remaining layers once, h ←
+    g(h + l). h begins as the loop's input and ends as its output; l begins as a vector that is saved with the weights
+    and not trained. Gradients go through all passes.
     """
 
     low_layers: PositiveInt
@@ -212,7 +211,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
         return {"low": Buffer((d_model,))}
 
     def shard(self, ranks: int) -> HierarchicalLoop:
-        """Every rank has the state of its own tokens."""
+        """Return the whole: every rank has the states of its own tokens."""
         return self
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds:
@@ -248,14 +247,14 @@ class Hierarchy(Rounds):
 
 
 class MessageGate(Spec, axis="message_gate", default="low_rank"):
-    """Mix a message from the pass before into what a sub-layer reads."""
+    """Mix a message from the previous pass into a sub-layer's input."""
 
     def forward(self, m: Weights, x: Tensor, message: Tensor) -> Tensor:
         """Mix the message into the sub-layer's input x, both [B, T, D]."""
         raise NotImplementedError
 
     def shard(self, ranks: int) -> MessageGate:
-        """Every rank mixes for its own tokens."""
+        """Return the whole: every rank mixes for its own tokens."""
         return self
 
 
@@ -280,7 +279,8 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
-    """Yield what of a tower does not go together with its loop, or needs one: a field's path, and a line about it."""
+    """Yield the faults between a tower and its loop, or of messages without a loop: a field's path, and a line about
+    it."""
     loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.reads]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"
@@ -297,8 +297,7 @@ def find_loop_faults(tower: Tower) -> Iterator[Fault]:
 
 
 def _compare_visits(loop: Loop, tower: Tower) -> Iterator[Fault]:
-    """Yield the first layer that is of another kind where it runs last; of a restarting loop the first pass has no
-    messages."""
+    """Yield the first visit whose kind differs from that of the layer's last visit by more than messages."""
     last = dict(zip(loop.visits, tower.pattern[loop.start : loop.stop], strict=True))
     for place, (number, name) in enumerate(zip(loop.visits, tower.pattern[loop.start :], strict=False), loop.start):
         own, block = tower.blocks[name], tower.blocks[last[number]]

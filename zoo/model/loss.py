@@ -1,6 +1,6 @@
 # B rows, T tokens, N labelled tokens, D model width, V vocabulary
-"""The loss of a head on chunks of logits, which are never whole: each chunk is overwritten by its gradient, which goes
-back through the head at once. Losses are float32 sums over the labelled tokens."""
+"""The chunked loss of a head: logits of some tokens at a time are overwritten with their gradient, which goes back
+through the head at once, so that all logits never exist together. Losses are float32 sums over labelled tokens."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class TokenLoss:
     z_loss: float = 0.0
     """Coefficient of log²Z."""
     chunk: int = 256 << 20
-    """Size of the logits that stand at once, in bytes."""
+    """Upper bound of a chunk of logits, in bytes."""
     count: int | None = None
-    """Number of labelled tokens where it is known, so that a device need not be waited for."""
+    """Number of labelled tokens, if known: spares a wait for the device."""
     compiled: bool = False
-    """Whether softmax, its gradient and the sums are made in one compiled pass."""
+    """Whether softmax, its gradient and the sums are computed in one compiled pass."""
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -56,7 +56,7 @@ class TokenLoss:
         return replace_by_gradient_(logits, targets, self.weight, self.z_loss)
 
     def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
-        """Sum the terms up, without a gradient and without the weight."""
+        """Sum the terms, without a gradient and without the weight."""
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
             nll, _, index = compute_negative_log_likelihood(logits[block], targets[block])
@@ -72,7 +72,7 @@ class TeacherLoss(TokenLoss):
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss", "distil")
 
     teacher: Callable[[Any], Any] = field(kw_only=True)
-    """Function that gives the teacher's logits [N, V] of the tokens at the given places of the batch."""
+    """Function that returns the teacher's logits [N, V] for the tokens at the given places of the batch."""
     temperature: float = 1.0
     """Temperature t of both distributions."""
     mix: float = 0.5
@@ -131,11 +131,11 @@ class SquaredLoss(TokenLoss):
 
 
 def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the loss over the labelled tokens of a batch: hidden states [B, T, D] and targets [B, T], or [B, T, C] where
-    these are numbers.
+    """Sum the loss over the labelled tokens of a batch: hidden states [B, T, D] and targets [B, T], or [B, T, C] of a
+    regression.
 
-    The head runs on the labelled tokens alone. Returns the weighted total, through which a gradient goes back to the
-    hidden states and to the head's weights, and its weighted terms by name, through which none does.
+    The head runs on the labelled tokens alone. Returns the weighted total, which has a gradient to the hidden states
+    and the head's weights, and its weighted terms by name, which have none.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
     loss = replace(loss, compiled=True) if head.compiles_loss else loss
@@ -150,8 +150,8 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
 
 
 def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
-    """Find the places of the targets [N] that are not to be ignored; None where all are so, as targets [N, C] that are
-    numbers always are. `count` is how many there are, where it is known."""
+    """Find the indices of labelled targets [N]; None where all are labelled, as targets [N, C] of a regression always
+    are. `count` is the number of labelled ones, if known."""
     if count == len(targets) or targets.ndim > 1:
         return None
     kept = targets != IGNORED
@@ -161,7 +161,7 @@ def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
 
 
 def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
-    """The weighted total and terms."""
+    """Compute the weighted total and terms, without gradients."""
     sums = _zeros(loss, hidden)
     for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
         places = part if rows is None else rows[part]
@@ -174,7 +174,7 @@ def _zeros(loss: TokenLoss, hidden: Tensor) -> Tensor:
 
 
 def _weigh(sums: Tensor, loss: TokenLoss) -> tuple[Tensor, Tensor]:
-    """The weighted total, and the weighted terms."""
+    """Compute the weighted total, and the weighted terms."""
     terms = sums * loss.weight
     total = torch.zeros_like(terms[0])
     for share, term in zip(loss.coefficients, terms, strict=True):
@@ -187,8 +187,8 @@ def _chunked_loss() -> Any:
     """The autograd function, made on first use: torch is not imported to price a model."""
 
     class ChunkedLoss(torch.autograd.Function):
-        """The gradients are made in the forward pass, chunk by chunk, for a total that is passed on as it is (the usual
-        `loss.backward()`). The backward pass multiplies them by what comes in, where that is not 1."""
+        """Computes the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
+        `loss.backward()`). The backward pass multiplies them by any other incoming gradient."""
 
         @staticmethod
         def forward(ctx: Any, head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any, *weights: Any):
@@ -229,7 +229,7 @@ def _chunked_loss() -> Any:
 def deposit(weight: Tensor, gradient: Tensor | None) -> None:
     """Add a gradient to the weight's own at once.
 
-    Of a tied table, autograd would keep the head's gradient until the embedding's has come, and sum them up in a third.
+    For a tied table, autograd would keep the head's gradient until the embedding's exists, and sum both in a third.
     """
     if gradient is not None:
         weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
@@ -254,12 +254,12 @@ class _Gradients:
             self.weights[place] = each if there is None or each is None else there.add_(each)
 
     def multiplied(self, factor: Tensor) -> list[Tensor | None]:
-        """Give the gradient of the hidden states and those of the weights, multiplied by what came in; they stay."""
+        """Return the gradients of hidden states and weights, times `factor`, and leave the stored ones."""
         made = [self.hidden, *self.weights]
         return made if _is_one(factor) else [None if each is None else each * factor for each in made]
 
     def scaled(self, factor: Tensor) -> list[Tensor | None]:
-        """Multiply by what came in; returns those of the weights."""
+        """Multiply the gradients by `factor` in place; return those of the weights, which are given away."""
         weights, self.weights = self.weights, []
         if not _is_one(factor):
             for each in (self.hidden, *weights):
@@ -269,7 +269,7 @@ class _Gradients:
 
 
 def _is_one(factor: Tensor) -> bool:
-    """Whether a factor is known to be 1: reading a number on another device would wait for it."""
+    """Whether a factor is known to be 1: False on a GPU, as reading the number would wait for it."""
     return factor.device.type == "cpu" and float(factor) == 1
 
 
@@ -277,7 +277,7 @@ def _is_one(factor: Tensor) -> bool:
 
 
 def accumulating(values: Tensor) -> torch.dtype:
-    """The dtype of softmax and sums: float32, or float64 for such values."""
+    """Return the dtype of softmax and sums: float32, or float64 for float64 values."""
     return torch.float64 if values.dtype is torch.float64 else torch.float32
 
 
@@ -324,8 +324,8 @@ def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss:
 
 @functools.cache
 def _compiled_replacement() -> Callable[..., Tensor]:
-    """`replace_by_gradient_`, compiled: each logit is read three times and written once, where its operations one after
-    the other read and write a block five times. `weight` is a tensor, so that it may change."""
+    """`replace_by_gradient_`, compiled: each logit is read three times and written once, where separate operations read
+    and write a block five times. `weight` is a tensor, so that it may change."""
 
     def replace_whole_(logits: Tensor, targets: Tensor, weight: Tensor, z_loss: float) -> Tensor:
         values = logits.to(accumulating(logits))

@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, R router width, E experts
-"""A router whose scores an MLP makes, of what routers of earlier layers made of the token as well."""
+"""A router with scores from an MLP, which may also read an average over the routers of earlier layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DepthAverage(Channel, name="depth_average"):
-    """The average over depth of the last router that made one, [B, T, R]."""
+    """The average over depth of the nearest earlier router, [B, T, R]. It is not cached."""
 
     staying: ClassVar[str] = "routers read an earlier one's, which another stage may have"
     ordered: ClassVar[bool] = True
@@ -66,18 +66,18 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     d_router: PositiveInt
     """Channels of r and of the hidden layers."""
     depth_average: bool = False
-    """Whether r is an exponential average over depth: x·W_down + scale ⊙ r', with r' that of the nearest layer before
-    that has such a router."""
+    """Whether r is an exponential average over depth: x·W_down + scale ⊙ r', with r' from the nearest earlier layer
+    with such a router."""
     normalize: bool = False
     """Whether a token's weights sum to 1."""
     selection_bias: bool = True
     """Whether a bias is added to the scores for the choice alone, not for the weights (Wang et al., 2024)."""
     balance_coef: NonNegativeFloat = 0.0001
-    """The weight of the load-balancing loss, as of the top-k routers."""
+    """Coefficient of the load-balancing loss, as for the top-k routers."""
     mlp_norm: WholeNorm = RMSNorm()
-    """The norm of r."""
+    """Norm of r."""
     activation: PlainActivation = GELU()
-    """The function behind each hidden layer."""
+    """Activation of the hidden layers."""
 
     gives: ClassVar[tuple[str, ...]] = (DepthAverage.name,)
 
@@ -104,7 +104,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
         return self.route(m, step.give(DepthAverage.name, r), step)
 
     def score(self, m: Weights, x: Tensor) -> Tensor:
-        """Score every expert for each token, of r [B, T, R]: [B, T, E] in float32."""
+        """Score every expert for each token from r [B, T, R]: [B, T, E] in float32."""
         hidden = m.mlp_norm(x)
         for product in (m.first, m.second):
             hidden = self.activation.apply(product(hidden))

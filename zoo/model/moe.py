@@ -29,15 +29,15 @@ OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", 
 
 
 class SharedExpert(Node, name="shared", word="expert"):
-    """A feed-forward beside the routed experts that all tokens pass (Dai et al., 2024, DeepSeekMoE)."""
+    """A feed-forward that all tokens pass, in addition to the routed experts (Dai et al., 2024, DeepSeekMoE)."""
 
     expert: FFN
-    """The feed-forward itself."""
+    """Feed-forward of the shared expert."""
     gate: bool = False
-    """Whether what it gives is multiplied by σ(x·w), one number a token (Qwen1.5-MoE, 2024)."""
+    """Whether its output is multiplied by σ(x·w), one number for each token (Qwen1.5-MoE, 2024)."""
     branch_norm: WholeNorm | None = None
-    """A norm before and after the routed experts, and one each before and after this. The router reads what comes in
-    (Gemma 4, 2026)."""
+    """Norm before and after the routed experts, and before and after the shared one, each with its own weights. The
+    router reads the input without a norm (Gemma 4, 2026)."""
 
 
 class ExpertLatent(Node, name="latent", word="width"):
@@ -45,19 +45,19 @@ class ExpertLatent(Node, name="latent", word="width"):
     2025, Nemotron 3). The router and the shared expert read d_model."""
 
     width: PositiveInt
-    """Its channels."""
+    """Channels of the latent."""
     norm: WholeNorm | None = None
-    """The norm of the latent before the experts (Meta, 2026, Muse Spark)."""
+    """Norm of the latent, before the experts (Meta, 2026, Muse Spark)."""
 
 
 class MoE(FFN, kind="moe"):
     """Each token through the few experts its router chooses (Shazeer et al., 2017), none dropped (Gale et al., 2022)
     unless the router does.
 
-    A router that weighs shared experts (`n_shared`) has so many of them, each a copy of `shared` (Inkling, 2026).
+    A router with `n_shared` weighs that many shared experts, each a copy of `shared` (Inkling, 2026).
 
-    What is active of experts, and their FLOPs, are expected values where some experts compute nothing: of tokens that
-    choose all equally often.
+    Where some experts compute nothing, active parameters and FLOPs are expected values, for tokens that choose all
+    experts equally often.
     """
 
     moved: ClassVar[dict[str, str]] = {
@@ -67,25 +67,25 @@ class MoE(FFN, kind="moe"):
     }
 
     expert: FFN
-    """The feed-forward that every expert is a copy of. What it learns beside its matrices, such as an activation's
-    parameters, the experts share."""
+    """Feed-forward that every expert is a copy of. Experts share its parameters other than matrices, such as an
+    activation's."""
     router: Router
-    """What chooses the experts of each token."""
+    """Router that chooses the experts of each token."""
     shared: SharedExpert | None = None
-    """A feed-forward that all tokens pass (Dai et al., 2024, DeepSeekMoE)."""
+    """Feed-forward that all tokens pass (Dai et al., 2024, DeepSeekMoE)."""
     scale_input: bool = False
-    """Whether a router's weight multiplies what goes into an expert (Llama 4, 2025), and not what comes out."""
+    """Whether a router's weight multiplies an expert's input (Llama 4, 2025) rather than its output."""
     latent: ExpertLatent | None = None
-    """A narrower vector that routed experts read and write (NVIDIA, 2025, Nemotron 3)."""
+    """Narrower vector that routed experts read and write (NVIDIA, 2025, Nemotron 3)."""
     expert_norm: WholeNorm | None = None
-    """The norm of what each expert gives, one for all (Meta, 2026, Muse Spark)."""
+    """Norm of each expert's output, with one weight for all experts (Meta, 2026, Muse Spark)."""
     out_scale: float = 1.0
-    """A number that the sum is multiplied by: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+)."""
+    """Constant factor of the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+)."""
     zero_experts: NonNegativeInt = 0
-    """Experts, the last of the router's, that compute nothing and give back what they read (Jin et al., 2024, MoE++;
-    LongCat-Flash, 2025)."""
+    """Number of identity experts, which return their input (Jin et al., 2024, MoE++; LongCat-Flash, 2025). The router
+    counts them after the computing ones."""
     null_experts: NonNegativeInt = 0
-    """Experts, behind those, that compute nothing and add nothing (Zeng et al., 2024, AdaMoE; Zyphra, 2026, ZAYA1)."""
+    """Number of experts that add nothing (Zeng et al., 2024, AdaMoE; Zyphra, 2026, ZAYA1), the router's last ones."""
 
     def __post_init__(self) -> None:
         shared = self.shared and self.shared.expert
@@ -127,7 +127,7 @@ class MoE(FFN, kind="moe"):
 
     @property
     def n_computing(self) -> int:
-        """Experts that compute, and so have weights."""
+        """Number of experts that compute, and so have weights."""
         return self.router.n_experts - self.zero_experts - self.null_experts
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -162,16 +162,16 @@ class MoE(FFN, kind="moe"):
         return {"shared": own, **gate, **norms}
 
     def _width(self, d_model: int) -> int:
-        """Channels that a routed expert reads and writes."""
+        """Number of channels that a routed expert reads and writes."""
         return self.latent.width if self.latent else d_model
 
     def _stack_shared(self, shared: FFN, d_model: int) -> Group:
-        """The stacks of shared experts that the router weighs: every token passes all of them."""
+        """Stack the shared experts that the router weighs. Every token passes, and every rank holds, all of them."""
         count, own = self.router.shared_scored, shared.parts(d_model)
         return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
 
     def shard(self, ranks: int) -> MoE:
-        """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
+        """Take one rank's part of each expert, routed or shared. Router and shared gate are on every rank."""
         norms = {"shared.branch_norm": self.shared and self.shared.branch_norm, "expert_norm": self.expert_norm}
         for name, norm in norms.items():
             if norm is not None and ranks > 1:
@@ -193,7 +193,7 @@ class MoE(FFN, kind="moe"):
         rows = rows * weights.to(rows.dtype) if self.scale_input else rows
         y = self.compute(m, rows, routes, inner)
         y = m.expert_norm(y) if self.expert_norm else y
-        if self.zero_experts and m.seam.rank == 0:  # of ranks whose parts are summed up
+        if self.zero_experts and m.seam.rank == 0:  # once, as the ranks' results are summed
             y = torch.where((routes.experts >= self.n_computing)[:, None], rows.to(y.dtype), y)
         if self.null_experts:
             y = y.masked_fill((routes.experts >= self.router.n_experts - self.null_experts)[:, None], 0.0)
@@ -209,7 +209,7 @@ class MoE(FFN, kind="moe"):
         return multiply(y, self.out_scale)
 
     def _share(self, m: Weights, x: Tensor, weights: Tensor, step: Step) -> Tensor:
-        """Compute the shared experts' output for x [B, T, D], weighed by weights [N, S]."""
+        """Compute the sum of the shared experts' outputs for x [B, T, D], weighted by weights [N, S]."""
         assert self.shared is not None
         tokens, count = x.flatten(0, 1), weights.shape[1]  # N D
         every, number = torch.arange(count, device=x.device), tokens.shape[0]
@@ -227,14 +227,14 @@ class MoE(FFN, kind="moe"):
         return self.expert.forward(experts, rows, step)
 
     def _list_computed(self, routes: Routes) -> tuple[Tensor, Tensor]:
-        """Where the rows of each expert that computes end, and the expert of each row. Rows behind the last end have
-        any: what is made of them is not used."""
+        """List where each computing expert's rows end, and the expert of each row. Rows after the last end name any
+        expert: their results are not used."""
         if self.n_computing == self.router.n_experts:
             return routes.ends, routes.experts
         return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
 
     def spread(self, ranks: int) -> MoE:
-        """The part of one of `ranks` ranks of expert parallelism: some of the experts, and all of the rest."""
+        """Take the part of one of `ranks` ranks of expert parallelism: some experts, and all other weights."""
         if self.n_computing % ranks:
             would = divisors(self.n_computing)
             raise ConfigError(f"ep: {ranks} does not divide n_experts={self.n_computing} ({would} would do)")
@@ -242,10 +242,10 @@ class MoE(FFN, kind="moe"):
 
 
 class SpreadMoE(MoE):
-    """A mixture of which each of `ranks` ranks has some of the experts, one after the other."""
+    """A mixture whose experts are divided over `ranks` ranks, consecutive ones on each."""
 
     ranks: int = 1
-    """Ranks of expert parallelism."""
+    """Number of ranks of expert parallelism."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         parts = super().parts(d_model)
@@ -259,8 +259,8 @@ class SpreadMoE(MoE):
 
 
 class _Routed:
-    """The weights that an expert's `forward` is given: under each part's name the stacked weights of all experts,
-    applied to rows sorted by expert, or the module that all experts share."""
+    """The weights passed to an expert's `forward`. Under each part's name stands a product with all experts' stacked
+    weights, for rows sorted by expert, or the module that all experts share."""
 
     def __init__(self, m: Weights, ends: Tensor, expert_of_row: Tensor, stacks: Any = None) -> None:
         for name, module in m.named_children():

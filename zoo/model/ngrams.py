@@ -27,27 +27,27 @@ EXACT = 1 << 24
 
 
 class NGramEmbedding(Spec, axis="ngrams", default="hashed"):
-    """Add to the residual streams what a layer knows of a token and the few before it."""
+    """Add vectors of a token and the few tokens before it to the residual streams."""
 
     n_streams: Annotated[int, Ge(2)] = 4
     """Number of residual streams, S."""
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """Compute from n-gram embeddings what joins the streams x [B, T, S, D]."""
+        """Compute the vectors that join the streams x [B, T, S, D] from n-gram embeddings."""
         raise NotImplementedError
 
 
 class HashedNGrams(NGramEmbedding, kind="hashed"):
     """Embeddings of hashed n-grams that the streams gate (Cheng et al., 2026, Engram; Qwen Team, 2026, Qwen4-Exp).
 
-    For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a table of its own; e are
-    all vectors found, end to end. A stream x_s gets σ(√|g|·sign(g))·v with v = e·W_v, where g = norm(e·W_k)_s·norm(x_s)
-    / √D, and besides silu(conv(norm(·))) of that, a depthwise convolution of tokens that are `longest` apart. Its
-    inputs and the last N − 1 tokens are states.
+    For each n of 2 to `longest` the last n tokens are hashed `hashes` times, each time into a table of its own; e is
+    the concatenation of all vectors found. A stream x_s gets u + silu(conv(norm(u))), where u = σ(√|g|·sign(g))·v, v =
+    e·W_v and g = norm(e·W_k)_s·norm(x_s) / √D, and conv is depthwise with dilation `longest`. The inputs of conv and
+    the last N − 1 token ids are states.
 
-    No n-gram reaches beyond the end of text, or a text's beginning: missing tokens count as that one. The hash is ⊕ᵢ
+    No n-gram reaches back past an end of text or the text's start: missing tokens count as `eos_id`. The hash is ⊕ᵢ
     tokenᵢ·mᵢ modulo the table's size. Sizes are primes from `table_size` on, all different in the model. Multipliers m
-    follow from `seed`, `number` and `vocab_size`. All of these are saved with the weights, and one tensor has the
+    follow from `seed`, `number` and `vocab_size`. All of these are saved with the weights, and one tensor holds all
     tables.
     """
 
@@ -58,21 +58,21 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
     vocab_size: PositiveInt
     """Number of tokens of the vocabulary."""
     eos_id: NonNegativeInt
-    """Token id of the end of text, beyond which no n-gram reaches. It stands for missing tokens."""
+    """Token id of the end of text, past which no n-gram reaches back. It stands for missing tokens."""
     longest: Annotated[int, Ge(2)] = 3
-    """Tokens of the longest n-gram, N."""
+    """Number of tokens of the longest n-gram, N."""
     hashes: PositiveInt = 8
-    """Number of hashes, and tables, of each n."""
+    """Number of hashes, and of tables, for each n."""
     width: PositiveInt
     """Channels of e, the vectors of all tables together."""
     table_size: PositiveInt
-    """Least size of a table, in rows: sizes are primes from this number on."""
+    """Smallest size of a table, in rows: sizes are primes from this number on."""
     multiple_of: PositiveInt = 128
-    """Divisor of the rows of the tensor that has all tables: it is padded to a multiple."""
+    """Divisor of the number of rows of all tables together, which is padded to a multiple."""
     seed: NonNegativeInt = 1234
     """Seed of the hashes' multipliers."""
     number: NonNegativeInt = 0
-    """Index of the layer among those with n-grams, from 0 on: it gives each layer sizes and multipliers of its own."""
+    """Index of the layer among those with n-grams, from 0 on: each layer has sizes and multipliers of its own."""
     d_conv: PositiveInt = 4
     """Width of the convolution, in tokens, which are `longest` apart."""
     norm: WholeNorm = RMSNorm()
@@ -91,12 +91,12 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
 
     @property
     def n_tables(self) -> int:
-        """How many tables there are: one for each hash of each n."""
+        """Number of tables: one for each hash of each n."""
         return (self.longest - 1) * self.hashes
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The rows of each table."""
+        """Number of rows of each table."""
         first = self.number * self.n_tables
         return list_primes(self.table_size, first + self.n_tables)[first:]
 
@@ -140,7 +140,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
         return value + F.silu(mixed).unflatten(-1, (self.n_streams, -1))
 
     def _hash(self, m: Weights, step: Step) -> Tensor:
-        """The rows of the table that each token's n-grams have [B, T, H]."""
+        """Find the table rows of each token's n-grams: [B, T, H]."""
         assert step.ids is not None
         history = join_earlier(step.ids[..., None].float() + 1, step, "ngram", self.longest - 1)  # 0 for no token
         tokens = [history.look_back(0)]
@@ -157,7 +157,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
         return torch.cat(rows, -1)
 
     def _draw_multipliers(self) -> list[int]:
-        """Odd numbers whose products with a token's id do not overflow."""
+        """Draw odd multipliers whose products with a token's id do not overflow int64."""
         half = max(1, ((1 << 63) - 1) // self.vocab_size // 2)
         first = self.seed + 10007 * self.number
         return [2 * (_split_mix(first + GAMMA * place) % half) + 1 for place in range(1, self.longest + 1)]
@@ -168,7 +168,7 @@ GAMMA = 0x9E3779B97F4A7C15
 
 
 def _split_mix(value: int) -> int:
-    """The number that SplitMix64 (Steele, Lea and Flood, 2014) gives for a state."""
+    """Compute the output of SplitMix64 (Steele, Lea and Flood, 2014) for a state."""
     mask = (1 << 64) - 1
     value = (value + GAMMA) & mask
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -178,14 +178,14 @@ def _split_mix(value: int) -> int:
 
 @cache
 def next_prime(number: int) -> int:
-    """Find the least prime from a number on."""
+    """Find the smallest prime that is at least `number`."""
     while number < 2 or not all(number % each for each in range(2, math.isqrt(number) + 1)):
         number += 1
     return number
 
 
 def list_primes(start: int, count: int) -> tuple[int, ...]:
-    """List the first `count` primes from `start` on."""
+    """List the first `count` primes that are at least `start`."""
     found = [next_prime(start)]
     while len(found) < count:
         found.append(next_prime(found[-1] + 1))

@@ -27,7 +27,7 @@ class Norm(Spec, axis="norm"):
         raise NotImplementedError
 
     def shard(self, ranks: int) -> Norm:
-        """Every rank normalises whole vectors."""
+        """Return the whole: every rank normalises whole vectors."""
         return self
 
 
@@ -43,8 +43,8 @@ class RMSNorm(Norm, kind="rmsnorm"):
     unit_offset: bool = False
     """Whether the scale is 1 + weight, so that the weight starts at 0 (Gemma, 2024)."""
     heads: PositiveInt | None = None
-    """Number of vectors [heads, D] that have a weight of their own each, as Cohere's queries and keys do. The component
-    that owns the norm sets it; a config leaves it out."""
+    """Number of vectors [heads, D] with a weight of their own each, as Cohere's queries and keys do. The component that
+    owns the norm sets it; a config leaves it out."""
     weight_first: bool = False
     """Whether x is multiplied by the weight before it is normalised, rather than after (Meta, 2026, Muse Spark)."""
 
@@ -72,8 +72,8 @@ class RMSNorm(Norm, kind="rmsnorm"):
         return (y if shift is None else y + shift).to(x.dtype)
 
     def _serve(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """Normalise without gradients, as x · weight·√D / √(‖x‖² + D·eps): four calls, where rms_norm on a CPU makes
-        six. Amid a decoding step, where each finds its code out of cache, 44 µs for 82 (D 768, one row)."""
+        """Normalise without gradients, as x · weight·√D / √(‖x‖² + D·eps): four operations, where rms_norm on a CPU
+        runs six. In a decoding step, where code is out of cache, it takes 44 µs for 82 (D 768, one row)."""
         width = x.shape[-1]
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         size = torch.hypot(size, torch.full((), math.sqrt(width * self.eps)))
@@ -83,9 +83,9 @@ class RMSNorm(Norm, kind="rmsnorm"):
 def divide_by_rms(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
     """Compute x / √(mean(x²) + eps) · scale over the last dimension of x [..., D], with scale [D].
 
-    torch has no kernel of its own for it on a CPU: autograd goes back through each operation of the formula. There
-    training takes the formula's derivative instead, six passes over memory for some fourteen, and does not keep the
-    normalised x.
+    torch has no fused kernel for it on a CPU: autograd would go back through each operation of the formula. Training on
+    a CPU uses the closed-form derivative instead: six passes over memory in place of about fourteen, and the normalised
+    x is not saved.
     """
     if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _division_by_rms().apply(x, scale, eps)
@@ -136,8 +136,8 @@ class LayerNorm(Norm, kind="layernorm"):
     unit_offset: bool = False
     """Whether the scale is 1 + weight, so that the weight starts at 0."""
     heads: PositiveInt | None = None
-    """Number of vectors [heads, D] that have a weight of their own each. The component that owns the norm sets it; a
-    config leaves it out."""
+    """Number of vectors [heads, D] with a weight of their own each. The component that owns the norm sets it; a config
+    leaves it out."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -166,8 +166,8 @@ class L2Clip(Norm, kind="l2_clip"):
     weight: bool = True
     """Whether x is multiplied by a learned weight for each channel before it is clipped."""
     heads: PositiveInt | None = None
-    """Number of vectors [heads, D] that have a weight of their own each. The component that owns the norm sets it; a
-    config leaves it out."""
+    """Number of vectors [heads, D] with a weight of their own each. The component that owns the norm sets it; a config
+    leaves it out."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         shape = (self.heads, d_model) if self.heads else (d_model,)
@@ -241,8 +241,8 @@ class GatedNorm(Norm, kind="gated"):
 
 
 def give_weights(norm: Norm, count: int) -> Norm:
-    """The norm of so many vectors [count, D], each with a weight of its own. Raises ValueError for a kind that has none
-    of them."""
+    """Return the norm for `count` vectors [count, D], each with a weight of its own. Raises ValueError for kinds
+    without such weights."""
     if not isinstance(norm, RMSNorm | LayerNorm | L2Clip):
         raise ValueError(
             f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm, layernorm or l2_clip)"

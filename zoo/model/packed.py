@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def convolve_both_ways(conv: Any, x: Tensor, step: Step, width: int) -> Tensor:
-    """Apply a convolution of an odd `width` to x [B, T, D], as many tokens before each as after it. It reads neither
-    padding nor another packed document."""
+    """Apply a convolution of an odd `width`, centred on each token, to x [B, T, D]: [B, T, D]. It reads neither padding
+    nor another packed document."""
     side = width // 2
     if step.real is not None:
         x = x.masked_fill(~step.real[..., None], 0)
     padded = F.pad(x, (0, 0, side, side))
     if step.documents is None:
         return conv(padded)  # B T D
-    # Neighbours differ from token to token in what they may show, so that each token has a window of its own.
+    # Which neighbours count differs from token to token, so each token gets a window of its own.
     windows = padded.unfold(1, width, 1).transpose(2, 3)  # B T W D
     documents = F.pad(step.documents, (side, side), value=-1).unfold(1, width, 1)  # B T W
     windows = windows.masked_fill((documents != step.documents[..., None])[..., None], 0)

@@ -44,12 +44,12 @@ class Routes:
 
 
 class RouterInput(Node, name="input"):
-    """What is done to a token's vector before the router scores experts by it (Gemma 4, 2026)."""
+    """Norm and factor of a token's vector, before the router scores experts by it (Gemma 4, 2026)."""
 
     norm: WholeNorm | None = None
-    """The norm of the vector."""
+    """Norm of the vector."""
     scale: PositiveFloat = 1.0
-    """What the vector is multiplied by, behind its norm."""
+    """Constant factor of the vector, after its norm."""
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
         """Normalise and scale x [B, T, D]."""
@@ -58,19 +58,19 @@ class RouterInput(Node, name="input"):
 
 
 class ExpertGroups(Node, name="groups"):
-    """Equal groups of experts, of which only the best are open to a token, so that its experts are on few machines
+    """Equal groups of experts. A token may choose experts of the best groups only, so that they are on few machines
     (DeepSeek-V2, 2024)."""
 
     count: PositiveInt = 1
     """Number of groups."""
     open: PositiveInt = 1
-    """Groups that are open to a token."""
+    """Number of groups that are open to a token."""
     judged_by: PositiveInt | None = None
-    """Number of a group's best experts whose scores are added up to say how good it is: 1 where scores are a softmax,
-    2 where each is a sigmoid, unless given."""
+    """Number of a group's best scores whose sum ranks the group. Unless given, 1 for softmax scores and 2 for sigmoid
+    scores."""
     closed_rank: Literal["last", "zero"] = "last"
-    """How experts of closed groups rank: last, or by 0, before open ones that their bias makes negative (SK Telecom,
-    2026, A.X K2)."""
+    """Rank of experts of closed groups: last, or as with a score of 0, before open ones that a bias makes negative (SK
+    Telecom, 2026, A.X K2)."""
 
     def __post_init__(self) -> None:
         if self.open > self.count:
@@ -81,7 +81,7 @@ class ExpertGroups(Node, name="groups"):
                 raise ValueError(f"{found} (leave it out, or fewer open)")
 
     def rank(self, rank: Tensor, judged_by: int) -> Tensor:
-        """Rank experts [B, T, E], those of closed groups behind."""
+        """Return the ranks of experts [B, T, E] with those of closed groups at −∞ or 0. `judged_by` is the default."""
         if self.open == self.count:
             return rank
         groups = rank.unflatten(-1, (self.count, -1))
@@ -94,7 +94,7 @@ class ExpertGroups(Node, name="groups"):
 
 class Router(Spec, axis="router"):
     """Choose experts for each token of x [B, T, D] by a linear score. An expert's output is weighted by the router's
-    chance for it."""
+    probability for it."""
 
     moved: ClassVar[dict[str, str]] = {
         "input_norm": "input: {norm: rmsnorm}",
@@ -102,15 +102,15 @@ class Router(Spec, axis="router"):
     }
 
     n_experts: PositiveInt
-    """Experts to choose among."""
+    """Number of experts to choose among."""
     top_k: PositiveInt
-    """Experts of a token."""
+    """Number of experts of each token."""
     bias: bool = False
-    """Whether the product that makes the scores has a bias."""
+    """Whether the projection to the scores has a bias."""
     scale: PositiveFloat = 1.0
-    """What the weights of experts are multiplied by in the end."""
+    """Constant factor of the experts' weights, applied last."""
     input: RouterInput | None = None
-    """What is done to the vector that is scored, beforehand."""
+    """Norm and factor of the vector that is scored."""
 
     @property
     def drops(self) -> bool:
@@ -119,12 +119,12 @@ class Router(Spec, axis="router"):
 
     @property
     def draws(self) -> int:
-        """How many random numbers training draws for a token."""
+        """Number of random numbers that training draws for each token."""
         return 0
 
     @property
     def shared_scored(self) -> int:
-        """How many shared experts it weighs beside those that it chooses."""
+        """Number of shared experts that it weighs in addition to those that it chooses."""
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -140,8 +140,8 @@ class Router(Spec, axis="router"):
 
 
 class TopK(Router):
-    """Base of the routers that send each token to its `top_k` best experts. Two losses over real tokens keep the router
-    healthy in training."""
+    """Base of the routers that send each token to its `top_k` best experts. In training they add a load-balancing loss
+    and a z loss over real tokens."""
 
     moved: ClassVar[dict[str, str]] = (
         Router.moved
@@ -152,29 +152,29 @@ class TopK(Router):
         }
     )
     judged_by: ClassVar[int] = 1
-    """Experts by which a group is judged, unless its `groups` say so."""
+    """Number of experts by which a group is judged, unless `groups` states it."""
 
     normalize: bool = True
     """Whether a token's weights sum to 1."""
     selection_bias: bool = False
-    """Whether a bias is added to the scores for the choice alone, not for the weights. No gradient moves it; what
-    trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3)."""
+    """Whether a bias is added to the scores for the choice alone, not for the weights. It has no gradient; the training
+    loop may adjust it, to balance the load (Wang et al., 2024, DeepSeek-V3)."""
     groups: ExpertGroups = ExpertGroups()
     """Groups of experts, of which only the best are open to a token."""
     capacity: PositiveInt | None = None
-    """Tokens that an expert takes from a row or document, first come, first served. Tokens beyond it skip the expert,
-    which adds nothing to them (Fedus et al., 2021, Switch, where top_k is 1 and nothing is normalised)."""
+    """Number of tokens that an expert takes from a row or document, first come, first served. Tokens beyond it skip the
+    expert, which adds nothing to them (Fedus et al., 2021, Switch, where top_k is 1 and nothing is normalised)."""
     softcap: PositiveFloat | None = None
-    """The bound c of the scores s, c·tanh(s/c) (Laguna, 2026)."""
+    """Bound c of the scores s, c·tanh(s/c) (Laguna, 2026)."""
     expert_scale: bool = False
     """Whether weights are multiplied by a learned number for each expert (Gemma 4, 2026)."""
     global_scale: bool = False
     """Whether weights are multiplied by one learned number for all experts (Inkling, 2026)."""
     balance_coef: NonNegativeFloat = 0.01
-    """The weight of the load-balancing loss, E·Σ fᵢ·Pᵢ with fᵢ the share of choices that expert i got and Pᵢ its mean
-    chance: 1 when balanced (Fedus et al., 2021)."""
+    """Coefficient of the load-balancing loss, E·Σ fᵢ·Pᵢ with fᵢ the share of choices that expert i got and Pᵢ its mean
+    probability: 1 when balanced (Fedus et al., 2021)."""
     z_coef: NonNegativeFloat = 0.0
-    """The weight of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
+    """Coefficient of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -198,12 +198,12 @@ class TopK(Router):
         return super().parts(d_model) | bias | scale | common
 
     def _scaled(self, m: Weights, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weights of chosen experts [B, T, K], times what multiplies them in the end."""
+        """Multiply the weights of chosen experts [B, T, K] by `scale` and all learned factors."""
         weights = self._scaled_alike(m, weights)
         return weights * m.expert_scale.float()[chosen] if self.expert_scale else weights
 
     def _scaled_alike(self, m: Weights, weights: Tensor) -> Tensor:
-        """The weights of experts [B, T, …], times what multiplies all of them."""
+        """Multiply the weights of experts [B, T, …] by `scale` and the learned factor of all experts."""
         weights = weights * self.scale
         return weights * m.global_scale.float() if self.global_scale else weights
 
@@ -213,7 +213,7 @@ class TopK(Router):
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def _choose(self, m: Weights, rank: Tensor) -> Tensor:
-        """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
+        """Choose the experts [B, T, K] of open groups with the highest rank [B, T, E]."""
         if self.selection_bias:
             rank = rank + m.selection_bias.float()
         rank = self.groups.rank(rank, self.judged_by)
@@ -231,7 +231,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
         return self.route(m, x, step)
 
     def route(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        """Route tokens by the scores of x, what the router scores [B, T, …]."""
+        """Route tokens by the scores of x [B, T, …], the vectors that `score` reads."""
         scores = self._score(m, x)  # B T E
         chances = scores.softmax(-1)
         chosen = self._choose(m, chances)  # B T K
@@ -246,7 +246,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
     normalise).
 
-    For the losses, a chance is a score's share of all scores.
+    For the losses, an expert's probability is its share of the sum of scores.
     """
 
     selection_bias: bool = True
@@ -255,11 +255,10 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     choose_by: Literal["score", "logit"] = "score"
     """What the selection bias is added to: scores, or logits before the sigmoid (Aleph Alpha, 2026, Kolibri-1)."""
     n_shared: NonNegativeInt = 0
-    """The mixture's shared experts that are scored as well, behind the others. They are not chosen; but weights are
-    normalised and scaled over the chosen and the shared, so that these take what the chosen do not get (Thinking
-    Machines, 2026, Inkling)."""
+    """Number of shared experts that are scored as well, after the others. All tokens pass them, but weights are
+    normalised and scaled over chosen and shared experts together (Thinking Machines, 2026, Inkling)."""
     balance_coef: NonNegativeFloat = 0.0001
-    """The weight of the load-balancing loss (DeepSeek-V3, 2024)."""
+    """Coefficient of the load-balancing loss (DeepSeek-V3, 2024)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,21 +306,21 @@ class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
 class SparseMixer(Router, kind="sparsemixer"):
     """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
 
-    Each is drawn among those whose score is near the best, and weighted by its softmax among them, so that weights need
-    not sum to 1; the second among all but the first. Training draws by chance, and scales three weights in four of an
-    expert that is not the best by 1/3 (Heun's third-order estimate) without a say in the gradient. Otherwise the best
-    is taken. Losses as in TopK.
+    Each is drawn among the experts whose score is near the best, the second among all but the first, and weighted by
+    its softmax among them, so weights need not sum to 1. Training samples. The weight of a sample that is not the best
+    expert is scaled by 1/3 with probability 3/4, and its gradient is not (Heun's third-order estimate). Inference takes
+    the best expert. Losses as in TopK.
     """
 
     top_k: PositiveInt = 2
-    """Experts of a token: two."""
+    """Number of experts of each token: two."""
     jitter: NonNegativeFloat = 0.01
-    """Half the distance from the best score within which experts are drawn, relative to the larger of the best and the
-    score's own size."""
+    """Half the distance from the best score within which experts are drawn, relative to the larger of the best score
+    and the score's own magnitude."""
     balance_coef: NonNegativeFloat = 0.001
-    """The weight of the load-balancing loss, as of the top-k routers."""
+    """Coefficient of the load-balancing loss, as for the top-k routers."""
     z_coef: NonNegativeFloat = 0.0
-    """The weight of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
+    """Coefficient of the z loss, mean(logsumexp²) of the scores (Zoph et al., 2022)."""
 
     def __post_init__(self) -> None:
         if self.top_k != 2:
@@ -345,8 +344,8 @@ class SparseMixer(Router, kind="sparsemixer"):
         return make_routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
 
     def _draw(self, open_scores: Tensor, scores: Tensor, chance: Tensor | None) -> tuple[Tensor, Tensor]:
-        """An expert among those open [B, T, 1], and its weight. In training `chance` [B, T, E + 1], uniform between 0
-        and 1, decides which expert, and whether its weight has a say in the gradient."""
+        """Draw an expert among those with finite `open_scores` [B, T, 1], and its weight. In training `chance` [B, T, E
+        + 1], uniform between 0 and 1, decides the expert, and whether its weight is scaled by 1/3."""
         with torch.no_grad():
             best, chosen = open_scores.max(-1, keepdim=True)
             far = (best - scores) / scores.abs().maximum(best) > 2 * self.jitter
@@ -386,12 +385,12 @@ def _check_groups(router: TopK) -> None:
 
 
 def normalize_scores(scores: Tensor) -> Tensor:
-    """scores [B, T, E|K] divided by their sum. The 1e-20 is the reference's, for scores that are all 0."""
+    """Divide scores [B, T, E|K] by their sum. The 1e-20 is the reference's, for scores that are all 0."""
     return scores / (scores.sum(-1, keepdim=True) + 1e-20)
 
 
 def make_routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Step) -> Routes:
-    """Routes of tokens that chose these experts [B, T, K] with these weights."""
+    """Make the Routes of tokens that chose these experts [B, T, K] with these weights."""
     if capacity is not None:
         weights = weights * _admitted(router, chosen, capacity, step)
     choices = chosen.flatten()  # N·K
@@ -428,7 +427,7 @@ def _losses(
     chosen: Tensor,
     real: Tensor | None,
 ) -> list[tuple[str, Tensor]]:
-    """The balance and z losses (see TopK), means over real tokens."""
+    """Compute the balance and z losses (see TopK), means over real tokens."""
     losses = []
     weight = torch.ones_like(scores[..., 0]) if real is None else real.to(scores.dtype)  # B T
     weight = (weight / weight.sum())[..., None]

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 class Scene:
-    """The tokens of one pass as the layers of `spec` need them. Raises ConfigError for inputs that do not go together.
+    """The positions, padding, documents and masks of one forward pass, computed once for all layers of the tower
+    `spec`. Raises ConfigError for inputs that do not go together.
 
-    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included; of rows that
-    are not alike, [B, T] for the new tokens alone.
+    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included; where rows
+    differ in length, [B, T] for the new tokens alone.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Scene:
         self.real = self._find_real(inputs.counts)
 
     def _find_real(self, counts: Any) -> Tensor | None:
-        """True for each new token that is no padding [B, T]; None where none is."""
+        """Mark each new token that is no padding, True [B, T]; None where there is no padding."""
         if self.padding is not None:
             return self.padding
         if counts is None or all(count == self.new for count in counts) or self.cache.varlen:  # type: ignore[union-attr]
@@ -86,7 +87,7 @@ class Scene:
 
     @property
     def own(self) -> int:
-        """How many of the new tokens are this rank's own."""
+        """Number of the new tokens that are this rank's own."""
         return sum(stop - start for start, stop in self.context.spans(self.new)) if self.context.active else self.new
 
     @property
@@ -138,7 +139,7 @@ class Scene:
             raise ConfigError("memory: the layers read an encoder's output, and none was given (pass it)")
 
     def _count_positions(self) -> Tensor:
-        """The position of every token [B|1, S]: its place in its row or document, padding not counted."""
+        """Count the position of every token [B|1, S]: its place in its row or document, padding not counted."""
         if self.documents is not None:
             return self.index - find_run_firsts(self.documents)
         if self.padding is not None:
@@ -146,7 +147,7 @@ class Scene:
         return self.index[None]
 
     def _count_lengths(self) -> Tensor:
-        """How many tokens each token's row or document has [B|1, 1|S], padding not counted."""
+        """Count the tokens of each token's row or document [B|1, 1|S], padding not counted."""
         if self.documents is not None:
             return count_in_run(self.documents, torch.ones_like(self.documents, dtype=torch.bool))
         if self.padding is not None:
@@ -196,7 +197,7 @@ class Scene:
         return step
 
     def _share_tables(self, position: Any, width: int, dtype: Any, own: Any) -> Any:
-        """The rotary tables of a scheme for heads so wide, made once for all kinds of layer that have them."""
+        """Make a scheme's rotary tables for heads of `width` channels, once for all kinds of layer that share them."""
         key = (position, width)
         if key not in self._tables:
             lengths = self._count_lengths() if position.reads_length else None
@@ -205,16 +206,16 @@ class Scene:
         return self._tables[key]
 
     def _turn_pools(self, attention: Any, own: Any, slots: Any, dtype: torch.dtype) -> Any:
-        """The rotation of an indexer's pooled keys, each by its first token's place in its text, for as many pools as
-        there may be."""
+        """Make the rotary tables of an indexer's pooled keys, each at the position of its first token, for the largest
+        possible number of pools."""
         pool = attention.chooser.pooled
         n_keys = self.total if slots is None or slots.table is None else slots.n_keys
         places = torch.arange(n_keys // pool, device=self.device)[None] * pool  # 1 E
         return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
     def see(self, attention: Any, own: Any, slots: Any) -> KeyView:
-        """The keys that layers with this attention see, where a key is of one token: the one place in which layouts of
-        keys branch."""
+        """Make the view of the keys that layers with this attention see, where each key is of one token. Only this
+        method branches on the layout of keys."""
         if slots is not None and slots.table is not None:
             return self._see_pages(attention, own, slots)
         if slots is not None and slots.ragged:
@@ -230,8 +231,8 @@ class Scene:
         return KeyView(segment.mask, places, segment.bias, slots)
 
     def _segment(self, attention: Any, own: Any, places: Any, runs: Any = (), **hides: Any) -> Segment:
-        """Queries and keys at these places in their rows, or so many of each: their mask, and the bias that layers
-        share."""
+        """Make the Segment of queries and keys at these `places` in their rows, or of this number of each: its mask,
+        and the bias that layers share."""
         sizes = [each if isinstance(each, int) else each.shape[-1] for each in places]
         reach = {"causal": self.causal, "window": attention.sight.window, "ahead": attention.sight.ahead}
         found = Segment(Mask(*sizes, **reach, **hides), list(runs))
@@ -243,7 +244,7 @@ class Scene:
         return found
 
     def _see_spans(self, attention: Any, own: Any, chunks: Any) -> KeyView:
-        """The keys of runs of tokens that are this rank's, of those of a row: each sees all keys up to its own."""
+        """Make the view of the keys for this rank's runs of a row's tokens: each run sees all keys up to its own."""
         found = []
         for start, stop in self.context.spans(self.new):
             apart = None if chunks is None else (chunks[0][:, start:stop], chunks[1][:, :stop])
@@ -254,8 +255,8 @@ class Scene:
         return SpreadView(found, self.context, self.new)
 
     def _see_pages(self, attention: Any, own: Any, slots: Any) -> PagedView:
-        """The keys of rows that are read by page: tensors of a row each, and no number that changes from pass to
-        pass."""
+        """Make the view of rows that are read by page. Whatever changes from pass to pass is in tensors, an entry a
+        row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
         if chunk or _biases(attention):
@@ -267,14 +268,14 @@ class Scene:
         return PagedView(segment.mask, segment.index, segment.bias, slots)
 
     def list_rows(self, slots: Any) -> Iterator[tuple[int, int, Any]]:
-        """List how many queries each row of a pass has, the place of the last one, and the runs of its keys."""
+        """Yield each row's number of queries, the place after its last query, and the runs of its keys."""
         assert self.cache is not None
         for number, (row, runs) in enumerate(zip(self.cache.rows, slots.rows, strict=True)):
             count = self.cache.count(number, self.new)
             yield count, row.length + count, runs
 
     def _see_row(self, attention: Any, own: Any, count: int, stop: int, runs: Any) -> Segment:
-        """The keys of a row that is attended by itself, of which the last is the one before `stop`."""
+        """Make the Segment of a row that is attended by itself. Its last key is at place `stop` − 1."""
         held, chunk, chunks = count_slots(runs), attention.sight.chunk, None
         places: Any = count, held
         if _biases(attention) or chunk:
@@ -285,15 +286,15 @@ class Scene:
         return self._segment(attention, own, places, runs, documents=chunks)
 
     def pool(self, rows: list[Segment], slots: Any) -> PooledView:
-        """The keys of rows that are attended one by one."""
+        """Make the view of rows that are attended one by one."""
         cache = self.cache
         assert cache is not None
         how = {"splits": not cache.apart, "packs": cache.packs, "varlen": cache.varlen}
         return PooledView(rows, **how, tokens=self.new, slots=slots)
 
     def draw(self, step: Step, attention: Any, dtype: torch.dtype, mask: Mask | None = None) -> None:
-        """Draw the masks, the step's own unless one is given, as this kind's kernel reads them, once for all of its
-        layers."""
+        """Prepare masks in the form that this kind's kernel reads, once for all of its layers: those of the step's
+        keys, or `mask` if given."""
         keys = step.keys
         if isinstance(keys, PooledView) or keys.travels:  # which draw what they read
             return
@@ -342,12 +343,12 @@ class Scene:
 
 
 def _biases(attention: Any) -> bool:
-    """Whether its position scheme adds to scores, by the places of queries and keys."""
+    """Whether an attention's position scheme adds a bias to scores, by the places of queries and keys."""
     return attention.positioning is not None and attention.positioning.biases
 
 
 def _compute_dtype(x: Tensor) -> Any:
-    """The dtype in which attention computes: autocast's where it is on."""
+    """Find the dtype in which attention computes: autocast's where it is on."""
     kind = x.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # torch knows no autocast for meta
     return torch.get_autocast_dtype(kind) if autocast else x.dtype

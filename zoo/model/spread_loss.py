@@ -1,5 +1,5 @@
 # N labelled tokens, V vocabulary, R ranks
-"""The loss of a head of which each rank of tensor parallelism has a part of the vocabulary."""
+"""The loss of a head whose vocabulary is divided over the ranks of tensor parallelism."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class SpreadLoss(TokenLoss):
     """TokenLoss from a rank's logits [N, V/R], V being the whole vocabulary (Shoeybi et al., 2019, §3).
 
-    Two numbers of each token go between the ranks. The last rank's columns beyond the vocabulary count for nothing.
+    Ranks exchange two numbers for each token. The last rank's columns beyond the vocabulary are masked.
     """
 
     seam: Seam = field(default=WHOLE, kw_only=True)
@@ -47,7 +47,7 @@ class SpreadLoss(TokenLoss):
         return sums
 
     def _mask(self, block: Tensor) -> Tensor:
-        """The logits in float32, with −∞ for columns that stand for no token."""
+        """Return the logits in float32, with −∞ in columns beyond the vocabulary."""
         values = block.to(accumulating(block))
         there = max(self.width - self.seam.rank * block.shape[1], 0)
         return values if there >= block.shape[1] else values.index_fill(1, _columns(there, block), -torch.inf)

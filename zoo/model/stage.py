@@ -17,12 +17,12 @@ AFTER = ("norm", "project", "pooler", "head")
 
 
 class DecoderStage(Decoder):
-    """Some of the layers of a decoder, those that one stage of a pipeline has. With the first layer of all comes what
-    stands before it, with the last one what stands after it. A table that the head reads, too, and positions that act
-    inside layers are on every stage that reads them (Narayanan et al., 2021). A pass runs one chunk."""
+    """The layers of a decoder that one stage of a pipeline holds. The stage of the first layer also holds the
+    embedding, that of the last layer the final norm and the head. A token table that the head shares, and positions
+    that act inside layers, are on every stage that reads them (Narayanan et al., 2021). A pass runs one chunk."""
 
     chunks: tuple[tuple[int, int], ...] = ()
-    """Runs of layers that the stage has: of each the number of its first layer, and that behind its last."""
+    """Runs of layers that the stage holds, each as the numbers of its first layer and of the one after its last."""
     of: int = 0
     """Number of layers of the whole decoder."""
 
@@ -74,7 +74,7 @@ def reads_table(tower: Any) -> bool:
 
 
 def take_chunks(tower: Decoder, chunks: Sequence[tuple[int, int]]) -> DecoderStage:
-    """Take some of a decoder's layers: from the first of each chunk to that behind its last."""
+    """Take some of a decoder's layers: in each chunk from its first number up to its second, which is not included."""
     own = {each.name: getattr(tower, each.name) for each in fields(tower)}
     pattern = tuple(kind for start, end in chunks for kind in tower.pattern[start:end])
     return replace(DecoderStage(**own), pattern=pattern, chunks=tuple(chunks), of=len(tower.pattern))

@@ -49,15 +49,14 @@ class Inputs:
     - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache they come at once.
     - `memory` [B, M, D], an encoder's output, which cross-attention reads where `memory_mask` [B, M] is 1, and where
       `memory_documents` [B, M] has the number of the token's own document. With a cache, only the first pass needs it.
-    - `cache`, the rows that these tokens continue. Row b gets its first `counts[b]` tokens and padding behind them; all
+    - `cache`, the rows that these tokens continue. Row b gets its first `counts[b]` tokens, and padding after them; all
       T unless given.
-    - `logits_to_keep` asks for the last so many positions only (0: none).
-    - `targets` [B, T], the token that each position is to predict, -100 where it predicts none; they ask for a loss in
-      place of logits. `loss` says how they are weighed. Of a head that reads whole rows they are its class [B, 1], or
-      its numbers [B, 1, C].
-    - `stream` [B, T, D], what the layers before these gave, where those are in another chunk of a pipeline; `chunk` is
-      the one that runs of those that a stage has.
-    - `row_numbers` [B], the number of each row in a run, from which it follows what training drops.
+    - `logits_to_keep`, the number of last positions that get logits (0: none); all unless given.
+    - `targets` [B, T], the token that each position is to predict, -100 for none; a class [B, 1] or numbers [B, 1, C]
+      for a head that reads whole rows. With them a loss is computed in place of logits, weighted as `loss` says.
+    - `stream` [B, T, D], the output of the layers before these, where they are in another chunk of a pipeline; `chunk`
+      is the index of the chunk that runs, among those of the stage.
+    - `row_numbers` [B], the number of each row in a run, which decides the row's dropout.
     """
 
     input_ids: Tensor
@@ -84,8 +83,8 @@ class Step:
     """The inputs of one layer in one forward pass, beside its hidden states. Layers of one kind share all but their
     cache and their losses.
 
-    Whatever a layer computes from the pass itself, rather than from its input and its weights, it asks of its Step: the
-    rest is the same sequence of torch calls in every pass (`zoo.run.recordings`).
+    A layer takes everything that depends on the pass, rather than on its input and its weights, from its Step. The rest
+    is the same sequence of torch calls in every pass, which can be recorded and replayed (`zoo.run.recordings`).
     """
 
     keys: KeyView  # the keys that its queries see
@@ -101,16 +100,16 @@ class Step:
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
-    crosses: bool = False  # whether it is one
+    crosses: bool = False  # whether this is a cross-attention's
     seam: Seam | None = None  # where the parts of several ranks come together
     extra: dict[str, Any] = field(default_factory=dict)  # what else is made once for all layers of a kind, by name
     choice: list[Tensor] | None = None  # the keys that each segment's queries see, where a layer chooses them
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
-    taken: dict[str, Any] = field(default_factory=dict)  # what the layer reads of others, by channel
-    gives: tuple[str, ...] = ()  # the channels in which others read of it
-    given: dict[str, Any] = field(default_factory=dict)  # what it gave in these, once it has run
+    taken: dict[str, Any] = field(default_factory=dict)  # the values that it reads of other layers, by channel
+    gives: tuple[str, ...] = ()  # the channels of its values that other layers read
+    given: dict[str, Any] = field(default_factory=dict)  # the values that it gave in these, once it has run
 
     @property
     def mask(self) -> Mask:
@@ -118,7 +117,7 @@ class Step:
         return self.keys.mask
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None) -> Step:
-        """The step of one layer: its cache, what it drops, and empty lists so that equal layers compile once."""
+        """Make the Step of one layer, with its cache, its drops, and empty lists, so that equal layers compile once."""
         mine = copy(self)
         mine.cache, mine.drops, mine.losses, mine.ends = cache, drops, [], []
         if self.cross is not None:
@@ -136,10 +135,10 @@ class Step:
         read: Tensor | None = None,
         **scores: Any,
     ) -> Tensor:
-        """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
-        share, or that of this layer's `own` position scheme, given with its weights and with what it `read` of the
-        queries' input, if anything. `scores` are softcap and sinks; where keys travel, `expansion` may make keys and
-        values of k alone."""
+        """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. Layers of this kind share a bias, unless
+        `own` gives this layer's position scheme and its weights; `read` is then the scheme's reading of the queries'
+        input, if any. `scores` are softcap and sinks; where keys travel between ranks, `expansion` may make keys and
+        values from k alone."""
         keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
             keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
@@ -147,14 +146,14 @@ class Step:
         return keys.attend(q, k, v, scale=scale, **how, **scores)  # type: ignore[arg-type]
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
-        """Attend from here on to the keys that `pick(*queries, k, mask)` chooses of those that each query sees
-        (`zoo.kernels.choosing`), and give later layers the choice. `queries` are [B, T, …], `k` what `remember`
-        gives."""
+        """Restrict attention from here on to the keys that `pick(*queries, k, mask)` chooses among those that each
+        query sees (`zoo.kernels.choosing`), and give later layers the choice. `queries` are [B, T, …], `k` comes from
+        `remember`."""
         self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
     def take_choice(self) -> None:
-        """Attend to the keys that an earlier layer chose. A layer that is priced by itself has none before it: all keys
-        then, in a mask like theirs."""
+        """Restrict attention to the keys that an earlier layer chose. A layer that is priced by itself has no earlier
+        one: it takes all keys, in a mask of the same form."""
         self.choice = self.read(CHOICE)
         if self.choice is None:
             assert self.positions is not None
@@ -166,26 +165,26 @@ class Step:
         return work(self, *given, **options)
 
     def _bias_maker(self, own: tuple[Any, Any], n_heads: int) -> Callable[..., Any]:
-        """A function that computes the bias of a layer's own position scheme from its weights and places in the row."""
+        """Return a function that computes the bias of a layer's own position scheme from places in the row."""
         scheme, weights = own
         make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
         return partial(make, weights, n_heads, causal=self.mask.causal)
 
     def drop_chances(self, q: Tensor) -> DroppedChances | None:
-        """The dropout mask of attention probabilities, for queries [B, T, H, C]."""
+        """Make the dropout mask of attention probabilities, for queries [B, T, H, C]."""
         return None if self.drops is None else self.drops.drop_chances(q.shape[2], self.crosses)
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Step:
-        """The step of rows [M] of these tokens, each for one of its experts."""
+        """Make the Step of a mixture's rows [M], each of one token at one of its experts."""
         return self if self.drops is None else replace(self, drops=self.drops.for_rows(tokens, experts))
 
     def bring(self, visit: Visit) -> Step:
-        """The step of the rows of all ranks that visit the experts here."""
+        """Make the Step of the rows that all ranks send to the experts here."""
         return self if self.drops is None else replace(self, drops=self.drops.bring(visit))
 
     def draw(self, scores: Tensor, count: int) -> Tensor:
-        """Draw so many numbers between 0 and 1 for each token of scores [B, T, E]. In a run they follow from the token
-        (`zoo.model.drops`), else from torch's own generator."""
+        """Draw `count` uniform numbers between 0 and 1 for each token of scores [B, T, E]. In a run they are a hash of
+        the token's place (`zoo.model.drops`), else from torch's generator."""
         if self.drops is not None:
             return self.drops.draw_experts(scores, count)
         return torch.rand((*scores.shape[:-1], count), device=scores.device)
@@ -195,9 +194,9 @@ class Step:
         return h if self.drops is None else self.drops.drop_units(h)
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order, or the
-        pool [N, …] where the keys lie in one. Without a cache, other ranks' tokens are among them, unless they
-        travel."""
+        """Append new tensors [B, T, …] to the cache; return each after its earlier tokens [B, S, …], in order, or the
+        pool [N, …] where keys lie in one. Without a cache, return them with other ranks' tokens gathered, unless keys
+        travel between ranks."""
         if self.cache is None:
             return self.keys.gather(tuple(new.values()))
         return self.cache.append(self.keys.slots, new)
@@ -207,14 +206,14 @@ class Step:
         return self.taken.get(channel)
 
     def give(self, channel: str, value: Any) -> Any:
-        """Give other layers a value in a channel, where any reads it; give it back."""
+        """Give other layers a value in a channel, where any reads it; return the value."""
         if channel in self.gives:
             self.given[channel] = value
         return value
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
-        """Keys and values that `compute` makes of the memory, [B, S, …] or pools: computed once, then read from the
-        cache."""
+        """Return keys and values that `compute` makes from the memory, [B, S, …] or pools: computed once, then read
+        from the cache."""
         memory = self.memory
         if self.cache is None:
             assert memory is not None
@@ -222,7 +221,7 @@ class Step:
         return self.cache.recall(self.keys.slots, None if memory is None else lambda: compute(memory), names)
 
     def state(self, name: str) -> Tensor | None:
-        """A recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""
+        """Return a recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""
         return None if self.cache is None or self.first else self.cache.state(name)
 
     def hold(self, **states: Tensor) -> None:
@@ -233,12 +232,12 @@ class Step:
 
 
 SECOND = "second_"
-"""What the names begin with under which a layer's second attention, of two, keeps keys and states."""
+"""Prefix of the names under which the second of a layer's two attentions keeps keys and states."""
 
 
 class BesideStep:
-    """The Step of another attention or feed-forward of a layer that has several. It is the layer's own Step in all but
-    what training drops there, by its `place` (`zoo.model.drops`), and the names of what it keeps: they begin with
+    """The Step of another attention or feed-forward of a layer that has several. It differs from the layer's own Step
+    in its dropout, by its `place` (`zoo.model.drops`), and in the names of its keys and states, which begin with
     `keeps`."""
 
     def __init__(self, step: Step, place: str, keeps: str = "") -> None:
@@ -273,7 +272,8 @@ class Output:
     row), and the encoder's `memory` [B, S, D] where there is one.
 
     With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, which
-    have none. In training `loads` are the real tokens [E] that chose each expert, of each mixture, first layer to last.
+    have none. In training `loads` has, for each mixture from first layer to last, the number of real tokens that chose
+    each expert [E].
     """
 
     hidden: Tensor

@@ -1,5 +1,5 @@
 # B batch, T tokens, S streams, D model width
-"""A residual stream of several vectors a token: what goes into the first layer, and what comes out of the last."""
+"""A residual stream of several vectors a token: its start from the embedding's output, and its end as one vector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Streams(Spec, axis="streams", default="altup"):
-    """Widen the residual stream to several vectors of each token between embedding and final norm."""
+    """Widen the residual stream to several vectors of each token, between embedding and final norm. Pipelines refuse
+    it."""
 
     count: Annotated[int, Ge(2), Le(1024)]
     """Number of residual streams, S."""
@@ -36,8 +37,8 @@ class Streams(Spec, axis="streams", default="altup"):
 
 
 class AltUpStreams(Streams, kind="altup"):
-    """The first stream as it is, the others projected to its root mean square; their mean in the end (Baykal et al.,
-    2023, AltUp, as in Gemma 3n, 2025)."""
+    """The first stream is the embedding's output, the others its projections, scaled to its root mean square. In the
+    end they are projected and scaled again, and all averaged (Baykal et al., 2023, AltUp; Gemma 3n, 2025)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         numbers = [str(number) for number in range(1, self.count)]
@@ -58,7 +59,7 @@ class AltUpStreams(Streams, kind="altup"):
 
 
 class MeanStreams(Streams, kind="mean"):
-    """All streams alike, and their mean in the end (Zhu et al., 2024; GLM-5.3, 2026)."""
+    """Equal streams at first, and their mean in the end (Zhu et al., 2024; GLM-5.3, 2026)."""
 
     def expand(self, m: Weights, x: Tensor) -> Tensor:
         return _copy(x, self.count)
@@ -68,8 +69,8 @@ class MeanStreams(Streams, kind="mean"):
 
 
 class WeightedStreams(Streams, kind="weighted"):
-    """All streams alike, and their weighted sum in the end, Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s, where x·W is of all
-    streams of the token, end to end and divided by their root mean square (DeepSeek-V4, 2026)."""
+    """Equal streams at first, and their weighted sum in the end, Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s, where x·W is of the
+    token's streams, concatenated and divided by their root mean square (DeepSeek-V4, 2026)."""
 
     eps: PositiveFloat = 1e-6
     """Epsilon, added to the factors, which must not be 0."""
@@ -92,13 +93,13 @@ class WeightedStreams(Streams, kind="weighted"):
 
 
 class GatedStreams(Streams, kind="gated"):
-    """All streams alike, and in the end the sum of the normalised streams n by gates of each channel,
-    Σₛ σ(silu(n·W_down / S)·W_up)_s ⊙ n_s / S (Qwen Team, 2026, Qwen4-Exp)."""
+    """Equal streams at first, and in the end the sum of the normalised streams n with a gate for each channel, Σₛ
+    σ(silu(n·W_down / S)·W_up)_s ⊙ n_s / S (Qwen Team, 2026, Qwen4-Exp)."""
 
     rank: PositiveInt
     """Rank of the gates' product: channels between W_down and W_up."""
     norm: WholeNorm
-    """Norm of the streams, with a weight for each. A final norm besides is the model's `final_norm`."""
+    """Norm of the streams, with a weight for each. A further, final norm is the model's `final_norm`."""
 
     def __post_init__(self) -> None:
         give_weights(self.norm, self.count)

@@ -78,7 +78,7 @@ class TaskHead(Head):
         }
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """Logits [..., C] of vectors [..., D], of rows or of tokens."""
+        """Compute logits [..., C] of vectors [..., D], of rows or of tokens."""
         x = x if self.activation is None else self.activation.apply(m.transform(x))
         return m.out(x if self.norm is None else m.norm(x))
 
@@ -91,8 +91,8 @@ class RowHead(TaskHead):
     pooling: Pooling = "cls"
     """How the vectors of a row's tokens become one: cls, the first; mean; or last. Padding is left out."""
     skip_id: NonNegativeInt | None = None
-    """Token id that is not pooled: of a row that ends in the token which also pads, transformers' decoders read the one
-    before it."""
+    """Token id that is not pooled. transformers' decoders skip the padding id, even where it is a row's real last
+    token."""
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
         if self.skip_id is None:
@@ -120,7 +120,7 @@ class RegressionHead(RowHead, kind="regression"):
     """Numbers for a row (BERT on STS-B; Devlin et al., 2018)."""
 
     n_outputs: PositiveInt = 1
-    """Number of numbers for a row."""
+    """Number of outputs for a row."""
 
     @property
     def n_logits(self) -> int:
@@ -148,7 +148,7 @@ class ReplacedHead(TaskHead, kind="replaced"):
 
 class SpanHead(Head, kind="question_span"):
     """Question-aware span selection (Ram et al., 2021, Splinter): for each token two logits, that it starts and that it
-    ends the span that a row's question token asks for; a row without one asks by its first token.
+    ends the span that a row's question token asks for. In a row without one, the first token asks.
 
     With f(x) = norm(act(x·W + b)), four of them, a start's logit is (f₁(q)·V)ᵀ f₂(x) of the question's vector q and the
     token's x; an end's likewise.
@@ -157,11 +157,11 @@ class SpanHead(Head, kind="question_span"):
     asks: ClassVar[bool] = True
 
     question_id: NonNegativeInt
-    """Id of the question token, of which a row's first asks."""
+    """Id of the question token. The first one of a row is used."""
     activation: PlainActivation
     """Activation of the transforms f."""
     norm: WholeNorm
-    """Norm of what the transforms f give."""
+    """Norm of the outputs of the transforms f."""
 
     @property
     def n_logits(self) -> int:
@@ -189,7 +189,7 @@ class SpanHead(Head, kind="question_span"):
         return torch.cat((hidden.gather(1, places), hidden), 1)  # B 1+T D
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """Logits [B, T, 2] of vectors [B, 1 + T, D], the question's before those of all tokens."""
+        """Compute logits [B, T, 2] of vectors [B, 1 + T, D], the question's before those of all tokens."""
         asked, x = x[:, :1], x[:, 1:]
         found = []
         for name in ("start", "end"):

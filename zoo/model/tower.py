@@ -38,7 +38,7 @@ class Topology(Spec, axis="topology", default="decoder"):
 
     @classmethod
     def parse(cls, node: Any) -> Any:
-        """The Spec of a node. A whole model, which no other stands around, is held to what its parts must agree on."""
+        """Parse a node into a Spec. Raises all misfits of a whole model (not of a tower inside another) together."""
         spec = super().parse(node)
         found = list(spec.misfits()) if cls is Topology else []  # a tower inside another model is parsed as Tower
         if found:
@@ -46,11 +46,11 @@ class Topology(Spec, axis="topology", default="decoder"):
         return spec
 
     def misfits(self) -> Iterator[Misfit]:
-        """List the components that do not go together in this model: a field's path, and a line about it."""
+        """Yield the components that do not go together in this model: a field's path, and a line about it."""
         raise NotImplementedError
 
     def towers(self) -> dict[str, Tower]:
-        """The stacks of layers by the path of their weights: "" for a model that is one stack itself."""
+        """Return the stacks of layers by the path of their weights: "" for a model that is one stack itself."""
         raise NotImplementedError
 
 
@@ -142,12 +142,12 @@ class Tower(Topology):
 
     @property
     def output_vocab_size(self) -> int:
-        """How many tokens it can write: the first of its vocabulary, of which a head may leave out the last."""
+        """Number of tokens that it can predict: its vocabulary, less the last ones that its head may leave out."""
         return self.head.n_logits if self.head.predicts_tokens else self.vocab_size
 
     @property
     def depth(self) -> int:
-        """The layers of the whole tower, of which these may be some."""
+        """Number of layers of the whole tower, of which a pipeline's stage holds some."""
         return len(self.pattern)
 
     @property
@@ -156,7 +156,7 @@ class Tower(Topology):
 
     @property
     def layer_weights(self) -> tuple[int, ...] | None:
-        """The number of the weights that each layer has; None where each has its own."""
+        """For each layer, the number of the set of weights that it uses; None where each has its own."""
         if self.loop is not None:
             return self.loop.number(len(self.pattern))
         if not self.shared_layers:
@@ -171,13 +171,13 @@ class Tower(Topology):
 
     @property
     def memory_width(self) -> int:
-        """The width of the encoder's output that its layers read."""
+        """Width of the encoder's output that its layers read."""
         stated = (block.cross.memory.width for block in self.blocks.values() if block.cross and block.cross.memory)
         return next((each for each in stated if each is not None), self.d_model)
 
     @property
     def cacheable_until(self) -> int | None:
-        """The row length up to which decoding with a cache equals the full forward; None for any."""
+        """Row length up to which decoding with a cache equals the full forward; None for any."""
         schemes = [block.attention.positioning for block in self.blocks.values()]
         limits = [scheme.stable_until for scheme in schemes if scheme and scheme.stable_until]
         return min(limits, default=None)
@@ -194,7 +194,7 @@ class Tower(Topology):
 
     @property
     def final_read(self) -> DepthRead | None:
-        """The module that reads the groups of layers once more before the final norm, where layers read them."""
+        """Component that reads the groups of layers once more before the final norm, where layers read groups."""
         return getattr(self.blocks[self.pattern[-1]], "depth_read", None)
 
     @property
@@ -212,7 +212,7 @@ class Tower(Topology):
 
     @property
     def takes_types(self) -> bool:
-        """Whether it is told which text of a row a token is of: its embedding, or its attention."""
+        """Whether its embedding or an attention reads token types, which say of which text of a row a token is."""
         embedded = getattr(self.embedding, "n_types", None)
         return bool(embedded) or any("types" in block.attention.extras for block in self.blocks.values())
 
@@ -237,9 +237,9 @@ class Tower(Topology):
         }
 
     def forward(self, m: Weights, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
-        """Hidden states [B, T, D], and logits [B, T, V] where there is a head, [B, C] of one that reads whole rows, for
-        token ids [B, T]; the other arguments are those of Inputs. With `targets` the loss stands in place of the
-        logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
+        """Compute hidden states [B, T, D] and, where there is a head, logits [B, T, V], or [B, C] of a head that reads
+        whole rows, for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed
+        in place of logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
         drops = m.dropping.begin(inputs, m.seam, m.context) if m.training and m.dropping is not None else None
@@ -264,7 +264,7 @@ class Tower(Topology):
             self._check_whole_rows(inputs)
 
     def _check_whole_rows(self, inputs: Inputs) -> None:
-        """Raises ConfigError for inputs that are no whole rows, or not one text each, where the head reads such."""
+        """Raises ConfigError for inputs other than whole rows of one text each, where the head needs these."""
         name = next((each for each in ("cache", "documents") if getattr(inputs, each) is not None), None)
         if name is not None:
             raise ConfigError(f"{name}: the head reads a row as one text (leave it out, or logits_to_keep=0)")
@@ -274,7 +274,7 @@ class Tower(Topology):
             raise ConfigError(f"logits_to_keep: {found} (0 for none, or leave it out)")
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
-        """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
+        """Run one forward pass: token ids [B, T] through embedding, layers, norm and head."""
         seam, context = m.seam, m.context
         x = self.embed(m, inputs, scene) if inputs.stream is None else inputs.stream  # B T D
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
@@ -339,7 +339,7 @@ class Tower(Topology):
         return x if scene.drops is None else scene.drops.drop_embedding(x)
 
     def _sum_loss(self, m: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a head, whose vocabulary several ranks may have parts of."""
+        """Compute the loss of a head, whose vocabulary may be divided over ranks."""
         if m.seam.size == 1:
             return sum_loss(m.head, hidden, targets, loss)
         if not self.head.predicts_tokens:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 ENCODER_TOKENS = f"encoder.{TABLE}"
-"""The only table that another model's embedding can read: an encoder's, by its decoder."""
+"""The only table that another tower's embedding can read: the encoder's, by the decoder."""
 
 Misfit = tuple[tuple[str, ...], str]
 """The path of a field, and what is wrong with it."""
 
 
 def find_misfits(tower: Tower) -> Iterator[Misfit]:
-    """Yield what does not go together in one tower, as a field's path and a line about it."""
+    """Yield the faults between parts of one tower, as a field's path and a line about it."""
     yield from _compare_vocabularies(tower)
     yield from _check_tied_head(tower)
     yield from _check_row_head(tower)
@@ -41,7 +41,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
 
 
 def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
-    """Yield what does not go together in an encoder-decoder, its towers included."""
+    """Yield the faults between parts of an encoder-decoder, its towers included."""
     for name, tower in (("encoder", encoder), ("decoder", decoder)):
         yield from (((name, *path), text) for path, text in find_misfits(tower))
     yield from ((("encoder", *path), text) for path, text in refuse_borrowed_table(encoder))
@@ -73,7 +73,7 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
 
 
 def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:
-    """Yield a fault where a tower that no encoder stands beside reads another model's table."""
+    """Yield a fault where a tower without an encoder next to it reads another tower's table."""
     tied = getattr(tower.embedding, "tied", None)
     if tied is not None:
         yield ("embedding", "tied"), f"is {tied!r}, and no model around this one has that table (null)"
@@ -108,7 +108,7 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_row_head(tower: Tower) -> Iterator[Misfit]:
-    """The first token of a row, and one that asks, know the others only where they see them."""
+    """A decoder's head cannot read a row's first token, or a question token, which do not see later ones."""
     if tower.causal and getattr(tower.head, "pooling", None) == "cls":
         found = "is cls, the first token, and in a decoder that sees no other"
         yield ("head", "pooling"), f"{found} (last or mean)"
@@ -118,8 +118,8 @@ def _check_row_head(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_positions(tower: Tower) -> Iterator[Misfit]:
-    """A learned bias must have a column for each head of its attention; what is added at the embedding is the model's
-    own scheme, never one layer's."""
+    """A learned bias must have a column for each head of its attention; a scheme that adds at the embedding must be the
+    model's own, never one layer's."""
     for name, block in tower.blocks.items():
         position, heads = block.attention.positioning, block.attention.score_heads
         path = ("blocks", name, "attention", "position")
@@ -173,7 +173,7 @@ def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
 
 
 def _table_width(tower: Tower) -> int:
-    """How wide the vectors of the token table are."""
+    """Find the width of the token table's vectors."""
     tokens = tower.embedding.parts(tower.d_model)["tokens"]
     table = tokens.of if isinstance(tokens, Tied) else tokens
     return table.shapes()["weight"][1]  # type: ignore[union-attr]

@@ -1,2 +1,2 @@
-"""One layer: where the norms stand around attention and feed-forward. The base; those of sub-layers on one stream; a
-file for each other."""
+"""Blocks: a layer's sub-layers, their norms and how each joins the residual stream. `base` has the base class,
+`sublayers` the blocks of one stream; each other block has a file."""

@@ -29,7 +29,7 @@ class AltUp(Sandwich, kind="altup"):
     """
 
     n_streams: Annotated[int, Ge(2)] = 4
-    """Number of residual streams, S. The model's `streams` are as many."""
+    """Number of residual streams, S, equal to the `count` of the model's `streams`."""
     active: NonNegativeInt = 0
     """Index of the stream that the layer computes, from 0 on."""
     correct_scale: bool = True
@@ -99,5 +99,5 @@ class AltUp(Sandwich, kind="altup"):
         return (x + read + m.laurel_norm(m.laurel_up(m.laurel_down(read)))) * 2.0**-0.5
 
     def _route(self, m: Weights, x: Tensor) -> Tensor:
-        """How much of each stream a token's vector x [B, T, D] asks for: [B, T, S] in −1 to 1."""
+        """Compute the router's output for each stream from vectors x [B, T, D]: [B, T, S] in −1 to 1."""
         return torch.tanh(m.router(m.router_norm(x) * (1.0 / x.shape[-1])).float()).to(x.dtype)

@@ -25,8 +25,9 @@ class AttentionResidual(Block, kind="attention_residual"):
     """Attention residuals (Kimi Team, 2026; Thinking Machines, 2026, Inkling 2): a sub-layer f adds f(norm(r)) to the
     sum x of its group of layers, where r is read by attention over x and the sums of earlier groups.
 
-    A layer that `opens` a group ends the one before: what it was given joins the earlier sums, and its attention's
-    output begins the new one. After the last layer the model reads once more, before its final norm.
+    A layer with `opens` ends the present group and starts a new one: its input x joins the earlier sums, and its
+    attention's output begins the new sum. Before its final norm the model reads over depth once more. Nothing is
+    cached.
     """
 
     ffn: FFN
@@ -34,18 +35,18 @@ class AttentionResidual(Block, kind="attention_residual"):
     depth_read: DepthRead = SoftmaxDepthRead()
     """Attention over depth that reads r."""
     opens: bool = True
-    """Whether the layer opens a group. If every layer does, all outputs of layers are apart."""
+    """Whether the layer starts a group. If every layer does, the output of each layer is a group of its own."""
     reads_earlier: bool = True
     """Whether attention reads earlier groups. False in the first layer of a model whose attention reads the embedding
     as it is."""
     joint_read: bool = False
-    """Whether an attention that reads several vectors reads them all by one query, and normalises them by one norm:
-    then messages alone tell them apart."""
+    """Whether all inputs of an attention that reads several vectors are read by one query and normalised by one norm.
+    They then differ by their messages alone."""
     out_conv: OutConv | None = None
-    """Convolution that what attention and the feed-forward give passes before it is added (Inkling, 2026)."""
+    """Convolution of the outputs of attention and feed-forward, before each joins the stream (Inkling, 2026)."""
     messages: MessageGate | None = None
-    """Gate that mixes into what each sub-layer reads a message of the groups that ended in the loop's pass before
-    (`zoo.model.loop`)."""
+    """Gate that mixes a message into each sub-layer's input: a read over the groups that ended in the loop's previous
+    pass (`zoo.model.loop`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,12 +70,12 @@ class AttentionResidual(Block, kind="attention_residual"):
 
     @property
     def n_inputs(self) -> int:
-        """How many vectors of a token attention reads."""
+        """Number of vectors that attention reads for each token."""
         return self.attention.n_inputs if isinstance(self.attention, DynamicGQA) else 1
 
     @property
     def n_reads(self) -> int:
-        """How many vectors are read for attention, each with a query and a norm of its own."""
+        """Number of attention's reads over depth, each with a query and a norm of its own."""
         return 1 if self.joint_read else self.n_inputs
 
     @property
@@ -87,7 +88,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         return super().state() | {f"{place}_{name}": shape for place in CONVOLVED for name, shape in own}
 
     def _norm(self) -> Norm:
-        """The norm of what attention reads, each of several vectors with a weight of its own."""
+        """Norm of attention's input, with a weight for each vector where attention reads several."""
         return self.norm if self.n_reads == 1 else give_weights(self.norm, self.n_reads)
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         }
 
     def _list_gates(self) -> dict[str, Any]:
-        """The parts that messages need: a read for each, and the gates, by number where attention reads several."""
+        """List the parts for messages: their reads, a gate for each input of attention and for the feed-forward."""
         if self.messages is None:
             return {}
         count = self.n_inputs
@@ -124,7 +125,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         return x + (m.ffn_conv(y, step, "ffn") if self.out_conv else y)
 
     def _read_messages(self, m: Weights, step: Step) -> tuple[Tensor, ...]:
-        """The message [B, T, D] for each vector that the sub-layers read; none in a loop's first pass."""
+        """Read the messages, [B, T, D] for each input of the sub-layers; () in a loop's first pass."""
         passed = None if self.messages is None else step.read(PassBefore.name)
         return () if passed is None else m.message_read(passed.x, passed.earlier).unbind(2)
 

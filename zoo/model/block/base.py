@@ -32,24 +32,24 @@ def _reads_memory(cross: Attention | None) -> Attention | None:
 class Block(Spec, axis="block"):
     """One layer: x [B, T, D] → x [B, T, D].
 
-    What a sub-layer gives joins the stream as stream_scale · x + residual_scale · y, unless the block says otherwise.
+    A sub-layer's output y joins the stream x as stream_scale · x + residual_scale · y, unless the block says otherwise.
     """
 
     normalises_output: ClassVar[bool] = (
         False  # whether a norm stands last on the stream, so that no final one is needed
     )
     divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
-    """The sub-layers that it has a place for, whose parts each rank of tensor parallelism computes for all tokens,
-    between seams of their own. A block that names none has its seams in its `forward`."""
+    """Names of its sub-layers that tensor parallelism divides. Each rank computes its part of one for all tokens, with
+    a gather before it and a sum after it. A block that names none calls these seams in its `forward`."""
 
     attention: Attention
     """Mixer of the layer's tokens: an attention, or a recurrent mixer."""
     norm: WholeNorm
-    """Norm of the layer. Each place that has one gets weights of its own."""
+    """Norm of the layer. Each place with a norm has weights of its own."""
     cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
-    """Attention to an encoder's output, after that to the tokens themselves or merged with it."""
+    """Cross-attention to an encoder's output: a sub-layer after self-attention, or merged with it."""
     residual_scale: float = 1.0
-    """Constant factor of what a sub-layer gives, before it joins the stream (Granite)."""
+    """Constant factor of a sub-layer's output, before it joins the stream (Granite)."""
     stream_scale: float = 1.0
     """Constant factor of the stream where a sub-layer's output joins it: DeepNorm's α (Wang et al., 2022)."""
 
@@ -91,20 +91,20 @@ class Block(Spec, axis="block"):
 
     @property
     def gathers(self) -> int:
-        """Times that the stream of all ranks' tokens is gathered in a forward pass: before each sub-layer."""
+        """Number of gathers of all ranks' tokens in a forward pass: one before each sub-layer."""
         return self.reductions
 
     def shard(self, ranks: int) -> Block:
-        """Each sub-layer's part. A block's own weights, and what says that it is whole, are on every rank."""
+        """Take one rank's part of each sub-layer. The block's own weights are whole on every rank."""
         inner = {field.name: getattr(self, field.name) for field in self.fields()}
         return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that its attention caches of each token, by name, with shapes."""
+        """List the tensors that its attention caches for each token: name to shape."""
         return self.attention.cache()
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """The states of its attention, and of a router that counts tokens."""
+        """List the states of its attention, and of a router that counts tokens: name to shape."""
         ffn: FFN | None = getattr(self, "ffn", None)
         return self.attention.state() | (ffn.state() if ffn else {})
 

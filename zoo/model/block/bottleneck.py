@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 class Bottleneck(Block, kind="bottleneck"):
-    """norm(x + z·W_expand), where z is what attention and feed-forwards, each with a residual sum and a norm after it,
-    make of norm(x·W_reduce) (Sun et al., 2020, MobileBERT).
+    """norm(x + z·W_expand), where z is norm(x·W_reduce) after attention and feed-forwards, each with a residual sum and
+    a norm after it (Sun et al., 2020, MobileBERT).
 
-    Any attention reads the narrow stream; one of kind `bottleneck` reads x.
+    Attention reads the narrow stream; only attention of kind `bottleneck` reads x.
     """
 
     normalises_output: ClassVar[bool] = True
 
     ffn: FFN
-    """Feed-forward, of which each of `n_ffns` has weights of its own."""
+    """Feed-forward of the layer. Each of the `n_ffns` has weights of its own."""
     width: PositiveInt
     """Width of the narrow stream, in channels."""
     n_ffns: Annotated[PositiveInt, Le(len(STACKED) + 1)] = 1
@@ -60,7 +60,7 @@ class Bottleneck(Block, kind="bottleneck"):
 
     @property
     def _stacked(self) -> tuple[str, ...]:
-        """The names of the feed-forwards before the last."""
+        """Names of the feed-forwards before the last one."""
         return STACKED[: self.n_ffns - 1]
 
     def parts(self, d_model: int) -> dict[str, Any]:

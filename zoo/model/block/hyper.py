@@ -21,14 +21,14 @@ class Hyper(Block, kind="hyper"):
     """Read norm(r·x) from several residual streams x, write w ⊗ f and mix the streams, once for attention and once for
     the feed-forward (Zhu et al., 2024, hyper-connections; DeepSeek-V4, 2026).
 
-    The model's `streams` are as many as the connection's.
+    The connection has as many streams as the model's `streams`.
     """
 
     ffn: FFN
     """Feed-forward of the layer."""
     connection: Connection
-    """Connection, which makes the factors of the streams, and says whether r·norm(x) is read in place of norm(r·x),
-    each stream's norm having a weight of its own."""
+    """Connection, which makes the factors r and w and the mix. A kind that normalises first reads r·norm(x) in place of
+    norm(r·x), with a norm weight for each stream."""
     ngrams: NGramEmbedding | None = None
     """Memory of the last few tokens, which the layer first adds to the streams (Cheng et al., 2026, Engram)."""
 

@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, W width of the convolution
-"""A short convolution of what a sub-layer gives, before it joins the residual stream."""
+"""A short convolution of a sub-layer's output, before it joins the residual stream."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class OutConv(Spec, axis="out_conv", default="residual"):
     """Mix a sub-layer's outputs along the tokens."""
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """The state of earlier tokens, under the name of its place."""
+        """List the states of one convolution: name to shape. The block prefixes the sub-layer's name."""
         raise NotImplementedError
 
     def forward(self, m: Weights, y: Tensor, step: Step, place: str) -> Tensor:
-        """Convolve a sub-layer's output y [B, T, D] before it joins the stream; `place` names the state."""
+        """Convolve a sub-layer's output y [B, T, D] before it joins the stream. `place` prefixes state names."""
         raise NotImplementedError
 
 
@@ -47,7 +47,7 @@ class ResidualConv(OutConv, kind="residual"):
         return {"conv": Conv(d_model, d_model, self.width, groups=d_model)}
 
     def shard(self, ranks: int) -> ResidualConv:
-        """Every rank convolves whole vectors."""
+        """Return the whole: every rank convolves whole vectors."""
         return self
 
     def state(self) -> dict[str, tuple[int, ...]]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class PostConv(Post, kind="post_conv"):
     """norm(post(x) + act(conv(x))), where post is the block of that name (He et al., 2020; DeBERTa v2's first layer).
 
-    The convolution reads as many tokens before each as after it, and so serves models that read both ways. It reads
-    neither padding nor another packed document.
+    The convolution is centred on each token, so the block is for models that read both ways. It reads neither padding
+    nor other packed documents.
     """
 
     causal: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class PostConv(Post, kind="post_conv"):
     conv_activation: PlainActivation
     """Activation of the convolution's output."""
     conv_groups: PositiveInt = 1
-    """Groups of channels that the convolution mixes by themselves, a divisor of d_model."""
+    """Number of groups of channels that are convolved separately, a divisor of d_model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

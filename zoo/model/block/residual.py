@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width
-"""Residual sums that learn how much of the stream they keep."""
+"""Residual sums with learned weights of the stream and of a sub-layer's output."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 FLOOR = 1e-3
-"""The least that is kept of the stream's square, so that the root has a gradient."""
+"""Lower bound of 1 − β², so that its root has a finite gradient."""
 
 
 class Residual(Spec, axis="residual", default="gated"):
-    """Add what a sub-layer gives to the residual stream by weights of its own."""
+    """Add a sub-layer's output to the residual stream with learned weights."""
 
     def forward(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
-        """The stream x [B, T, D] with a sub-layer's output y [B, T, D]."""
+        """Add a sub-layer's output y [B, T, D] to the stream x [B, T, D]."""
         raise NotImplementedError
 
     def shard(self, ranks: int) -> Residual:
-        """Every rank adds up whole vectors."""
+        """Return the whole: every rank adds whole vectors."""
         return self
 
 
@@ -49,7 +49,7 @@ class GatedResidual(Residual, kind="gated"):
 
 
 class AffineResidual(Residual, kind="affine"):
-    """(x + shift)·scale + (y + out_shift)·out_scale, a number of each for each channel (Zyphra, 2026, ZAYA1)."""
+    """(x + shift)·scale + (y + out_shift)·out_scale, each a learned value a channel (Zyphra, 2026, ZAYA1)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         each = (d_model,)

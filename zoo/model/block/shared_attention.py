@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, R rank of an adapter
-"""A layer of a recurrent mixer, before which stands a transformer block that all layers of its kind share."""
+"""A recurrent mixer's layer, preceded by a transformer block whose weights all layers of its kind share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READS = {"attention": ("q", "k", "v"), "ffn": ("gate", "up")}
 
 
 class Embedded(Channel, name="embedded"):
-    """What went into the first layer, [B, T, D]."""
+    """The first layer's input, [B, T, D]."""
 
     staying: ClassVar[str] = "layers of several stages share a block and read the embedding"
     shared: ClassVar[bool] = True
@@ -70,7 +70,7 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
 
 
 class AdaptedWeights:
-    """A component's weights, of which some products have a summand added to their result."""
+    """A component's weights, with a tensor (an adapter's output) added to the result of some products."""
 
     def __init__(self, m: Weights, added: Mapping[str, Tensor]) -> None:
         self._m, self._added = m, added
@@ -84,12 +84,12 @@ class AdaptedWeights:
 
 
 class SharedAttention(Block, kind="shared_attention"):
-    """Compute x + recurrent(norm(x + t·W)), with t = ffn(norm(attention(norm([x ; e])))): a recurrent mixer's layer
-    (Mamba-2, say) that reads also what a transformer block makes of the stream beside the embedding's output e
-    (Glorioso et al., 2024, Zamba). All layers of this kind share that block; the recurrent mixer, W and the norm before
-    it are each layer's own.
+    """Compute x + recurrent(norm(x + t·W)) with t = ffn(norm(attention(norm([x ; e])))) (Glorioso et al., 2024, Zamba).
+    The transformer block of t reads the stream x joined with the embedding's output e; all layers of this kind share
+    its weights (two shared blocks in turn are two kinds of layer). The recurrent mixer (Mamba-2, say), W and the norm
+    before the mixer are each layer's own.
 
-    A rank R gives each layer adapters of its own, which add A·B to the shared products as LoRA does (Zamba2, 2024).
+    With a rank R each layer has adapters of its own: A·B is added to shared products, as in LoRA (Zamba2, 2024).
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
@@ -144,7 +144,7 @@ class SharedAttention(Block, kind="shared_attention"):
         return found
 
     def _adapted(self, place: str, d_model: int) -> list[tuple[str, Linear]]:
-        """The products of a sub-layer that have adapters."""
+        """List the products of a sub-layer that have adapters, by name."""
         parts = (self._mixers.softmax if place == "attention" else self.ffn).parts(d_model)
         return [(name, part) for name in READS[place] if isinstance(part := parts.get(name), Linear)]
 

@@ -19,15 +19,15 @@ class Shortcut(Block, kind="shortcut"):
     """Connect a mixture of experts by a shortcut (Cai et al., 2024, ScMoE; Meituan, 2025, LongCat-Flash): it reads what
     the first of two dense feed-forwards reads, and joins the stream at the layer's end.
 
-    a = x + attention(norm(x)), n = norm(a), b = a + dense(n), c = b + attention'(norm(b)),
-    y = c + dense'(norm(c)) + ffn(n), where what has a stroke has weights of its own. So experts on other machines have
-    the time of an attention and two feed-forwards for their answer. Each attention has keys of its own.
+    a = x + attention(norm(x)), n = norm(a), b = a + dense(n), c = b + attention'(norm(b)), y = c + dense'(norm(c)) +
+    ffn(n), where a stroke marks a second set of weights. Communication of experts could overlap with an attention and
+    two feed-forwards; here it does not yet. Each attention has a KV cache of its own.
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention", "dense", "second_attention", "second_dense", "ffn")
 
     ffn: FFN
-    """Feed-forward beside the others, most often a mixture of experts."""
+    """Feed-forward on the shortcut, most often a mixture of experts."""
     dense: FFN
     """Feed-forward after each of the two attentions, which every token passes. Each has weights of its own."""
 

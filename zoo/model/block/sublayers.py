@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width
-"""Layers as lists of sub-layers: the norms around each, what it computes, and how that joins the residual stream."""
+"""Layers as lists of sub-layers: the norms around each, its computation, and how it joins the residual stream."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MOVED = {
     "ffn_residual_scale": "around_ffn: {residual_scale: 0.5}",
     "ffn_stream_scale": "around_ffn: {stream_scale: 0.5}",
 }
-"""How the fields of a block that are nodes now are written."""
+"""Former fields of a block, and how each is written now."""
 
 
 AS_KIND: Any = "as_kind"
-"""Of a norm: the block's, where the block's kind has one there, and else none."""
+"""Value of a norm that is not stated: the block's `norm` where the block's kind has one, else none."""
 
 
 def _keep_as_kind(value: Any, handler: Any) -> Any:
@@ -50,23 +50,23 @@ PlacedNorm = Annotated[WholeNorm | None, WrapValidator(_keep_as_kind)]
 
 
 class Around(Node, name="around"):
-    """Norms and factors of one sub-layer, where they are other than the block's kind says. A norm that is not stated is
-    as there; null is none."""
+    """Norms and factors of one sub-layer that differ from the block's. A norm that is not stated is as in the block's
+    kind; null is none."""
 
     in_norm: PlacedNorm = AS_KIND
-    """Norm of what the sub-layer reads: null for none (ModernBERT's first layer). Unless stated, the block's `norm` in
-    pre and sandwich, none in post and post_inside."""
+    """Norm of the sub-layer's input; null for none (ModernBERT's first layer). Unless stated, the block's `norm` in pre
+    and sandwich, none in post and post_inside."""
     out_norm: PlacedNorm = AS_KIND
-    """Norm of what the sub-layer gives, before it joins the stream. Unless stated, the block's `norm` in sandwich and
+    """Norm of the sub-layer's output, before it joins the stream. Unless stated, the block's `norm` in sandwich and
     post_inside, none in pre and post."""
     stream_norm: PlacedNorm = AS_KIND
-    """Norm of the stream, after the sub-layer joined it (HRM-Text, 2026, after the last layer of each run). Unless
-    stated, the block's `norm` in post, none in the others."""
+    """Norm of the stream, after the sub-layer's output joined it (HRM-Text, 2026, after the last layer of each run).
+    Unless stated, the block's `norm` in post, none in the others."""
     residual_scale: float | None = None
-    """Constant factor of what the sub-layer gives; the block's `residual_scale` unless given (MiniMax-01, 2025)."""
+    """Constant factor of the sub-layer's output; the block's `residual_scale` unless given (MiniMax-01, 2025)."""
     stream_scale: float | None = None
-    """Constant factor of the stream where the sub-layer joins it; the block's `stream_scale` unless given (MiniMax-01,
-    2025)."""
+    """Constant factor of the stream where the sub-layer's output joins it; the block's `stream_scale` unless given
+    (MiniMax-01, 2025)."""
 
 
 AS_THE_KIND = Around()
@@ -75,7 +75,7 @@ CONVOLVED = ("attention", "ffn")
 
 
 class SubLayer(NamedTuple):
-    """A sub-layer and the names of what stands around it, empty where nothing does."""
+    """A sub-layer: the names of its norms, convolution and residual sum ("" for none), and its factors."""
 
     name: str
     in_norm: str
@@ -98,9 +98,9 @@ class SubLayers(Block):
     divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
 
     residual: Residual | None = None
-    """Sum of stream and sub-layer by weights of its own (ZAYA1, 2026); null for a plain sum."""
+    """Residual sum with learned weights (ZAYA1, 2026); null for a plain sum."""
     out_conv: OutConv | None = None
-    """Convolution that what attention and the feed-forward give passes before it is added (Inkling, 2026)."""
+    """Convolution of the outputs of attention and feed-forward, before each joins the stream (Inkling, 2026)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class SubLayers(Block):
 
     @cached_property
     def sublayers(self) -> tuple[SubLayer, ...]:
-        """Its sub-layers in order, each with what stands around it."""
+        """Its sub-layers in order, each with its norms, convolution and factors."""
         return tuple(map(self._describe, self.order))
 
     def _around(self, name: str) -> Around:
@@ -177,7 +177,7 @@ class SubLayers(Block):
         return x
 
     def run_sublayer(self, each: SubLayer, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """Pass the stream x [B, T, D] through a sub-layer with all that stands around it."""
+        """Run a sub-layer with its norms, convolution and residual sum on the stream x [B, T, D]."""
         read = getattr(m, each.in_norm)(x) if each.in_norm else x
         y = m.cross(read, step.cross) if each.name == "cross" else getattr(m, each.name)(read, step)
         y = getattr(m, each.out_norm)(y) if each.out_norm else y
@@ -186,7 +186,7 @@ class SubLayers(Block):
         return getattr(m, each.stream_norm)(x) if each.stream_norm else x
 
     def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:
-        """Add to the stream x [B, T, D] what a sub-layer made, y, of what it read."""
+        """Add a sub-layer's output y [B, T, D] to the stream x [B, T, D]; `read` is the sub-layer's input."""
         return getattr(m, each.residual)(x, y) if each.residual else add_scaled(x, y, each.stream_scale, each.scale)
 
 
@@ -198,9 +198,9 @@ class Full(SubLayers):
     ffn: FFN
     """Feed-forward of the layer."""
     around_attention: Around | None = None
-    """Norms and factors of attention, where they are other than the kind says."""
+    """Norms and factors of attention that differ from the block's."""
     around_ffn: Around | None = None
-    """Norms and factors of the feed-forward, where they are other than the kind says."""
+    """Norms and factors of the feed-forward that differ from the block's."""
 
 
 class Pre(Full, kind="pre"):
@@ -209,7 +209,7 @@ class Pre(Full, kind="pre"):
     moved: ClassVar[dict[str, str]] = MOVED | {"stream_norm": "around_ffn: {stream_norm: rmsnorm}"}
 
     residual_from_norm: bool = False
-    """Whether the stream goes on from the norms' outputs, rather than their inputs (BLOOM's option; MiniMax-01)."""
+    """Whether the residual sum takes a norm's output in place of its input (BLOOM's option; MiniMax-01)."""
 
     def join(self, each: SubLayer, m: Weights, x: Tensor, y: Tensor, read: Tensor) -> Tensor:
         return super().join(each, m, read if self.residual_from_norm and each.name != "cross" else x, y, read)
@@ -222,7 +222,7 @@ class Post(Full, kind="post"):
 
 
 class PostInside(Full, kind="post_inside"):
-    """x + norm(f(x)): the norm on what a sub-layer gives, inside the residual (Liu et al., 2021, Swin v2; OLMo 2)."""
+    """x + norm(f(x)): the norm of a sub-layer's output, inside the residual sum (Liu et al., 2021, Swin v2; OLMo 2)."""
 
     places: ClassVar[tuple[str, ...]] = ("out_norm",)
 
@@ -234,13 +234,13 @@ class Mixer(SubLayers, kind="mixer"):
 
 
 class FeedForward(SubLayers, kind="feed_forward"):
-    """x + ffn(norm(x)), without attention: a layer that is only a feed-forward or a mixture of experts, among others
-    that are only a mixer (NVIDIA, 2025, Nemotron-H)."""
+    """x + ffn(norm(x)), without attention: for models whose layers have either a mixer or a feed-forward (NVIDIA, 2025,
+    Nemotron-H)."""
 
     divided: ClassVar[tuple[str, ...]] = ("ffn",)
 
     attention: Attention = NoAttention()
-    """Attention 'none', for all that ask a layer about its own."""
+    """Attention of kind 'none', which caches nothing and has no weights."""
     ffn: FFN
     """Feed-forward of the layer."""
 
@@ -257,7 +257,7 @@ class Sandwich(Full, kind="sandwich"):
     places: ClassVar[tuple[str, ...]] = ("in_norm", "out_norm")
 
     layer_input: LayerInput | None = None
-    """Module that adds what the embedding's `per_layer` holds for the layer (Gemma 3n, 2025)."""
+    """Module that adds the layer's vector of the embedding's `per_layer` (Gemma 3n, 2025)."""
     out_scale: bool = False
     """Whether the layer's output is multiplied by one number, saved with the weights and not trained (Gemma 4,
     2026)."""
