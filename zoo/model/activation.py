@@ -34,7 +34,7 @@ class Activation(Spec, axis="activation"):
         raise NotImplementedError
 
 
-def _without_parameters(activation: Any) -> Any:
+def _without_parameters(activation: Activation) -> Activation:
     if activation.learned:
         raise ValueError(f"'{activation.kind}' has parameters, and here is no place for them (a feed-forward has one)")
     return activation

@@ -14,6 +14,8 @@ from zoo.lazy import F, torch
 from zoo.spec import Linear, Spec, Weight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from zoo.model.step import Weights
@@ -141,7 +143,7 @@ def gate_streams(m: Weights, x: Tensor) -> Tensor:
     return gates.sigmoid().unflatten(-1, x.shape[2:]) / x.shape[2]
 
 
-def project_streams(project: Any, x: Tensor, eps: float) -> Tensor:
+def project_streams(project: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
     """Multiply a token's streams x [B, T, S, D], concatenated and divided by their root mean square, by a weight: [B,
     T, …] in float32. Dividing after the product spares a second copy of the streams."""
     x = x.flatten(2)

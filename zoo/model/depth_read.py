@@ -18,6 +18,7 @@ from zoo.spec import Spec, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.block.base import Block
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
 
@@ -127,7 +128,7 @@ def count_passed(tower: Tower) -> int:
     return sum(GroupSums.name in tower.blocks[name].gives for name in inside)
 
 
-def find_depth_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> list[tuple[str, str]]:
+def find_depth_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> list[tuple[str, str]]:
     """List the kinds of layer that add to one stream while others read groups of layers, each with a line about it."""
     kinds = dict.fromkeys(pattern)
     readers = [name for name in kinds if GroupSums.name in blocks[name].reads]

@@ -11,6 +11,7 @@ from zoo.model.channels import Channel, Fault, Shadows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.block.base import Block
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
 
@@ -26,7 +27,7 @@ class Loan(NamedTuple):
     """The fields in which both attentions must agree."""
 
 
-def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int, int]:
+def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[int, int]:
     """Find the layer that each layer takes its keys and values from: the last one before it of the kind that its
     attention names. Layers that take none, or whose source is missing, are left out.
 
@@ -42,7 +43,7 @@ def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int,
     return found
 
 
-def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
+def find_lending_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each kind of layer that cannot take the keys and values that its attention names, and why."""
     sources = find_sources(blocks, pattern)
     for name, block in blocks.items():

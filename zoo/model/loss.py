@@ -48,14 +48,14 @@ class TokenLoss:
         """The share of each term in the total."""
         return (1.0, 1.0)
 
-    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         """Overwrite logits [N, V] with the gradient of the total; return the sums of the terms, without the weight.
         `rows` are the places of these tokens in the batch: a slice, or a tensor of indices."""
         if self.compiled:
             return _compiled_replacement()(logits, targets, torch.tensor(self.weight), self.z_loss)
         return replace_by_gradient_(logits, targets, self.weight, self.z_loss)
 
-    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         """Sum the terms, without a gradient and without the weight."""
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
@@ -71,7 +71,7 @@ class TeacherLoss(TokenLoss):
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss", "distil")
 
-    teacher: Callable[[Any], Any] = field(kw_only=True)
+    teacher: Callable[[slice | Tensor], Tensor] = field(kw_only=True)
     """Function that returns the teacher's logits [N, V] for the tokens at the given places of the batch."""
     temperature: float = 1.0
     """Temperature t of both distributions."""
@@ -82,7 +82,7 @@ class TeacherLoss(TokenLoss):
     def coefficients(self) -> tuple[float, ...]:
         return (1.0 - self.mix, 1.0, self.mix)
 
-    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         taught, t, hard = self.teacher(rows), self.temperature, 1 - self.mix
         sums = torch.zeros(3, device=logits.device, dtype=accumulating(logits))
         for rows in split_for_softmax(logits):
@@ -95,7 +95,7 @@ class TeacherLoss(TokenLoss):
             sums += torch.stack([nll.sum(), self.z_loss * log_z.square().sum(), t * t * kl])
         return sums
 
-    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         taught, t = self.teacher(rows), self.temperature
         kl = [self._compare(logits[block], taught[block])[0] for block in split_for_softmax(logits)]
         return torch.cat([super().measure(logits, targets, rows), t * t * torch.stack(kl).sum()[None]])
@@ -121,12 +121,12 @@ class SquaredLoss(TokenLoss):
     def coefficients(self) -> tuple[float, ...]:
         return (1.0,)
 
-    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         sums = self.measure(logits, targets, rows)
         logits.sub_(targets).mul_(2 * self.weight / logits.shape[-1])
         return sums
 
-    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         return (logits.to(accumulating(logits)) - targets).square().mean(-1).sum()[None]
 
 
@@ -160,7 +160,7 @@ def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
     return torch.nonzero_static(kept, size=count)[:, 0]
 
 
-def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
+def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute the weighted total and terms, without gradients."""
     sums = _zeros(loss, hidden)
     for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
@@ -191,7 +191,9 @@ def _chunked_loss() -> Any:
         `loss.backward()`). The backward pass multiplies them by any other incoming gradient."""
 
         @staticmethod
-        def forward(ctx: Any, head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any, *weights: Any):
+        def forward(
+            ctx: Any, head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Tensor | None, *weights: Tensor
+        ):
             found = _Gradients(hidden if ctx.needs_input_grad[2] else None, len(weights))
             sums = _zeros(loss, hidden)
             for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
@@ -242,7 +244,9 @@ class _Gradients:
         self.hidden = None if hidden is None else torch.zeros_like(hidden)
         self.weights: list[Tensor | None] = [None] * count
 
-    def add(self, logits: Tensor, gradient: Tensor, piece: Tensor, rows: Any, weights: tuple[Any, ...]) -> None:
+    def add(
+        self, logits: Tensor, gradient: Tensor, piece: Tensor, rows: slice | Tensor, weights: tuple[Tensor, ...]
+    ) -> None:
         """Send a chunk's gradient back through the head."""
         inputs = [*([] if self.hidden is None else [piece]), *weights]
         with torch.autocast(logits.device.type, enabled=False):  # dtypes are those of the forward pass

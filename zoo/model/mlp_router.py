@@ -18,6 +18,7 @@ from zoo.spec import Linear, Sized, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.block.base import Block
     from zoo.model.step import Step, Weights
     from zoo.model.tower import Tower
 
@@ -53,7 +54,7 @@ class DepthAverage(Channel, name="depth_average"):
         yield from ((("blocks", name, "ffn", "router", "depth_average"), text) for name, text in faults.items())
 
 
-def _find_router(block: Any) -> MLPTopK | None:
+def _find_router(block: Block) -> MLPTopK | None:
     router = getattr(getattr(block, "ffn", None), "router", None)
     return router if isinstance(router, MLPTopK) else None
 

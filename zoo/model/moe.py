@@ -19,6 +19,8 @@ from zoo.spec import EXPERTS, SHARED_EXPERT, SHARED_GATE, Experts, Group, Linear
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
@@ -262,7 +264,9 @@ class _Routed:
     """The weights passed to an expert's `forward`. Under each part's name stands a product with all experts' stacked
     weights, for rows sorted by expert, or the module that all experts share."""
 
-    def __init__(self, m: Weights, ends: Tensor, expert_of_row: Tensor, stacks: Any = None) -> None:
+    def __init__(
+        self, m: Weights, ends: Tensor, expert_of_row: Tensor, stacks: Mapping[str, Any] | None = None
+    ) -> None:
         for name, module in m.named_children():
             if name not in OWN:
                 setattr(self, name, module)

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.lazy import F
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from zoo.model.step import Step
 
 
-def convolve_both_ways(conv: Any, x: Tensor, step: Step, width: int) -> Tensor:
+def convolve_both_ways(conv: Callable[[Tensor], Tensor], x: Tensor, step: Step, width: int) -> Tensor:
     """Apply a convolution of an odd `width`, centred on each token, to x [B, T, D]: [B, T, D]. It reads neither padding
     nor another packed document."""
     side = width // 2

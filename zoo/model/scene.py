@@ -17,11 +17,17 @@ from zoo.model.step import Inputs, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
+    from zoo.kernels.view import Run
+    from zoo.kernels.view.slots import Where
+    from zoo.model.attention.base import Attention
     from zoo.model.drops import Drops
+    from zoo.model.position.base import Position
+    from zoo.model.step import Weights
+    from zoo.model.tower import Tower
 
 
 class Scene:
@@ -34,7 +40,7 @@ class Scene:
 
     def __init__(
         self,
-        spec: Any,
+        spec: Tower,
         inputs: Inputs,
         seam: Seam = WHOLE,
         context: ContextSeam = WHOLE_ROWS,
@@ -76,7 +82,7 @@ class Scene:
             self.positions = self.every[:, self.past :]  # B|1 T
         self.real = self._find_real(inputs.counts)
 
-    def _find_real(self, counts: Any) -> Tensor | None:
+    def _find_real(self, counts: Sequence[int] | None) -> Tensor | None:
         """Mark each new token that is no padding, True [B, T]; None where there is no padding."""
         if self.padding is not None:
             return self.padding
@@ -104,7 +110,7 @@ class Scene:
             counted = counted & self.padding
         return torch.where(counted, counted.long().cumsum(1) - 1, -1)
 
-    def _check(self, spec: Any, inputs: Inputs) -> None:
+    def _check(self, spec: Tower, inputs: Inputs) -> None:
         if self.documents is not None and (self.cache is not None or self.padding is not None):
             raise ConfigError(
                 "documents: packed rows take neither a cache nor an attention_mask (pass one or the other)"
@@ -154,7 +160,7 @@ class Scene:
             return self.padding.sum(1, keepdim=True)
         return self.positions[:, -1:] + 1
 
-    def step(self, kind: str, kernel: str, x: Tensor, m: Any) -> Step:
+    def step(self, kind: str, kernel: str, x: Tensor, m: Weights) -> Step:
         """Make the Step of the layers of this kind; `m` are the model's modules, x [B, T, D] the layers' input."""
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
@@ -196,7 +202,7 @@ class Scene:
             self.draw(step, attention, dtype)
         return step
 
-    def _share_tables(self, position: Any, width: int, dtype: Any, own: Any) -> Any:
+    def _share_tables(self, position: Position, width: int, dtype: torch.dtype, own: Weights | None) -> Any:
         """Make a scheme's rotary tables for heads of `width` channels, once for all kinds of layer that share them."""
         key = (position, width)
         if key not in self._tables:
@@ -205,7 +211,7 @@ class Scene:
             self._tables[key] = position.tables(places, width, dtype, lengths, own)
         return self._tables[key]
 
-    def _turn_pools(self, attention: Any, own: Any, slots: Any, dtype: torch.dtype) -> Any:
+    def _turn_pools(self, attention: Any, own: Weights | None, slots: Where | None, dtype: torch.dtype) -> Any:
         """Make the rotary tables of an indexer's pooled keys, each at the position of its first token, for the largest
         possible number of pools."""
         pool = attention.chooser.pooled
@@ -213,7 +219,7 @@ class Scene:
         places = torch.arange(n_keys // pool, device=self.device)[None] * pool  # 1 E
         return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
-    def see(self, attention: Any, own: Any, slots: Any) -> KeyView:
+    def see(self, attention: Attention, own: Weights | None, slots: Where | None) -> KeyView:
         """Make the view of the keys that layers with this attention see, where each key is of one token. Only this
         method branches on the layout of keys."""
         if slots is not None and slots.table is not None:
@@ -230,7 +236,9 @@ class Scene:
         segment = self._segment(attention, own, places, prefix=prefix, **hides)
         return KeyView(segment.mask, places, segment.bias, slots)
 
-    def _segment(self, attention: Any, own: Any, places: Any, runs: Any = (), **hides: Any) -> Segment:
+    def _segment(
+        self, attention: Attention, own: Weights | None, places: Any, runs: Sequence[Run] = (), **hides: Any
+    ) -> Segment:
         """Make the Segment of queries and keys at these `places` in their rows, or of this number of each: its mask,
         and the bias that layers share."""
         sizes = [each if isinstance(each, int) else each.shape[-1] for each in places]
@@ -243,7 +251,7 @@ class Scene:
                 found.bias = self.seam.bias(position, own, attention.score_heads, *places, self.causal)
         return found
 
-    def _see_spans(self, attention: Any, own: Any, chunks: Any) -> KeyView:
+    def _see_spans(self, attention: Attention, own: Weights | None, chunks: tuple[Tensor, Tensor] | None) -> KeyView:
         """Make the view of the keys for this rank's runs of a row's tokens: each run sees all keys up to its own."""
         found = []
         for start, stop in self.context.spans(self.new):
@@ -254,7 +262,7 @@ class Scene:
             return RingView(found, self.context, self.new, attention.score_heads, self.device)
         return SpreadView(found, self.context, self.new)
 
-    def _see_pages(self, attention: Any, own: Any, slots: Any) -> PagedView:
+    def _see_pages(self, attention: Attention, own: Weights | None, slots: Where) -> PagedView:
         """Make the view of rows that are read by page. Whatever changes from pass to pass is in tensors, an entry a
         row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
@@ -267,14 +275,16 @@ class Scene:
         segment = self._segment(attention, own, places, documents=chunks, lengths=slots.lengths)
         return PagedView(segment.mask, segment.index, segment.bias, slots)
 
-    def list_rows(self, slots: Any) -> Iterator[tuple[int, int, Any]]:
+    def list_rows(self, slots: Where) -> Iterator[tuple[int, int, list[Run]]]:
         """Yield each row's number of queries, the place after its last query, and the runs of its keys."""
         assert self.cache is not None
         for number, (row, runs) in enumerate(zip(self.cache.rows, slots.rows, strict=True)):
             count = self.cache.count(number, self.new)
             yield count, row.length + count, runs
 
-    def _see_row(self, attention: Any, own: Any, count: int, stop: int, runs: Any) -> Segment:
+    def _see_row(
+        self, attention: Attention, own: Weights | None, count: int, stop: int, runs: Sequence[Run]
+    ) -> Segment:
         """Make the Segment of a row that is attended by itself. Its last key is at place `stop` − 1."""
         held, chunk, chunks = count_slots(runs), attention.sight.chunk, None
         places: Any = count, held
@@ -285,14 +295,14 @@ class Scene:
                 chunks = (keys[None, held - count :] // chunk, keys[None] // chunk)
         return self._segment(attention, own, places, runs, documents=chunks)
 
-    def pool(self, rows: list[Segment], slots: Any) -> PooledView:
+    def pool(self, rows: list[Segment], slots: Where) -> PooledView:
         """Make the view of rows that are attended one by one."""
         cache = self.cache
         assert cache is not None
         how = {"splits": not cache.apart, "packs": cache.packs, "varlen": cache.varlen}
         return PooledView(rows, **how, tokens=self.new, slots=slots)
 
-    def draw(self, step: Step, attention: Any, dtype: torch.dtype, mask: Mask | None = None) -> None:
+    def draw(self, step: Step, attention: Attention, dtype: torch.dtype, mask: Mask | None = None) -> None:
         """Prepare masks in the form that this kind's kernel reads, once for all of its layers: those of the step's
         keys, or `mask` if given."""
         keys = step.keys
@@ -310,7 +320,7 @@ class Scene:
             if ask is not None:
                 kernels.prepare(segment.mask, ask, self.device, dtype, bias=segment.bias, kernel=step.kernel)
 
-    def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
+    def _cross(self, attention: Attention, kernel: str, dtype: torch.dtype) -> Step:
         """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
         tokens = None if self.memory is None else self.memory.shape[1]
         slots = None if self.cache is None else self.cache.lay_out_source(tokens)
@@ -342,12 +352,12 @@ class Scene:
         return chunks[:, self.past :], chunks[:, first:]
 
 
-def _biases(attention: Any) -> bool:
+def _biases(attention: Attention) -> bool:
     """Whether an attention's position scheme adds a bias to scores, by the places of queries and keys."""
     return attention.positioning is not None and attention.positioning.biases
 
 
-def _compute_dtype(x: Tensor) -> Any:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     """Find the dtype in which attention computes: autocast's where it is on."""
     kind = x.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # torch knows no autocast for meta

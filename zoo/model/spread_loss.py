@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
 from zoo.model.loss import TokenLoss, accumulating, split_for_softmax
@@ -26,7 +26,7 @@ class SpreadLoss(TokenLoss):
     width: int = field(default=0, kw_only=True)
     """Number of tokens V of the whole vocabulary."""
 
-    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
             values = self._mask(logits[block])
@@ -39,7 +39,7 @@ class SpreadLoss(TokenLoss):
             sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
         return sums
 
-    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
             log_z, logit = self.seam.measure(self._mask(logits[block]), targets[block])

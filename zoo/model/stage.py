@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from zoo.model.tower import Decoder
+from zoo.model.tower import Decoder, Tower
 from zoo.spec import LOGITS, Stack, Tied
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class DecoderStage(Decoder):
         return {name: part for name, part in super().parts(d_model).items() if here.get(name, True)}
 
 
-def reads_table(tower: Any) -> bool:
+def reads_table(tower: Tower) -> bool:
     """Whether the head reads the table of tokens."""
     parts = tower.head.parts(tower.out_width or tower.d_model).values()
     return any(isinstance(part, Tied) and part.role == LOGITS for part in parts)

@@ -12,6 +12,8 @@ from zoo.model.ngrams import NGramEmbedding
 from zoo.model.norm import give_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
@@ -70,7 +72,7 @@ class Hyper(Block, kind="hyper"):
         read, factors = self._read(m.ffn_connection, m.ffn_norm, x)
         return write_streams(x, m.ffn(read, step), factors)
 
-    def _read(self, connection: Any, norm: Any, x: Tensor) -> tuple[Tensor, Factors]:
+    def _read(self, connection: Weights, norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Factors]:
         """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D], and the factors of its
         connection."""
         if self.connection.reads_normed:
