@@ -57,8 +57,7 @@ class Channel:
         self.last: Any = None  # what a layer gave last
 
     def take(self, index: int) -> Any:
-        """Return the value that layer `index` reads; None where there is none yet. By default it is the value given
-        last."""
+        """Return the value that layer `index` reads, the last one given by default; None where there is none yet."""
         return self.last
 
     def wants(self, index: int) -> bool:

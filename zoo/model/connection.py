@@ -77,9 +77,9 @@ class Projected(Connection):
 
 
 class Sinkhorn(Projected, kind="sinkhorn"):
-    """Manifold-constrained hyper-connections (Xie et al., 2026, mHC; DeepSeek-V4): M is doubly stochastic, made of a
-    softmax by Sinkhorn and Knopp's normalisation of rows and columns, so that streams keep their size. r = σ(·),
-    w = 2·σ(·)."""
+    """Manifold-constrained hyper-connections (Xie et al., 2026, mHC; DeepSeek-V4): M is doubly stochastic, a softmax
+    whose rows and columns Sinkhorn and Knopp's algorithm normalises, so that streams keep their size. r = σ(·), w =
+    2·σ(·)."""
 
     iterations: PositiveInt = 20
     """Number of times that rows, first by the softmax, and columns are normalised."""

@@ -51,8 +51,7 @@ class Dropping:
     proportion to their depth."""
 
     def begin(self, inputs: Inputs, seam: Seam, context: ContextSeam) -> Drops:
-        """Make the keys of a pass from the rows' numbers in the run; without these, the numbers are drawn from torch's
-        generator."""
+        """Make the keys of a pass from the rows' numbers in the run, or from random ones (torch's generator)."""
         ids = inputs.input_ids
         numbers = inputs.row_numbers
         if numbers is None:
@@ -132,8 +131,7 @@ class Drops:
         return self._drop(h, self.tokens, "units", rate, self.rank * h.shape[-1]) if rate else h
 
     def draw_experts(self, scores: Tensor, count: int) -> Tensor:
-        """Draw uniform numbers between 0 and 1, by which a router samples the experts of each token of scores [B, T,
-        E]: [B, T, count]."""
+        """Draw uniform numbers in 0 to 1, by which a router samples experts by scores [B, T, E]: [B, T, count]."""
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
     def drop_chances(self, heads: int, crosses: bool) -> DroppedChances | None:

@@ -54,13 +54,12 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         factors: Tensor | None = None,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] come from `weigh`, `beside`
-        from `list_beside`."""
+        """Look up token ids [B, T], before positions are added: [B, T, E]. `weigh` makes `factors`, `list_beside` makes
+        `beside`."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
-        padding."""
+        """Normalise, mask and project x [B, T, E] with positions: [B, T, D]. `real` [B, T] is False for padding."""
         raise NotImplementedError
 
     def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
@@ -94,16 +93,14 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     norm_first: bool = False
     """Whether the norm comes before positions are added (Blenderbot small's decoder)."""
     n_types: PositiveInt | None = None
-    """Number of types of token that have a vector each, which is added (BERT's segments). A token whose type is not
-    given is of type 0."""
+    """Number of types of token, whose vectors are added (BERT's segments). A token without a type is of type 0."""
     optional_types: bool = False
     """Whether a token without a given type gets no type vector (XLM's languages), rather than that of type 0."""
     n_tasks: PositiveInt | None = None
     """Number of tasks that have a vector each (Sun et al., 2020, ERNIE 2.0), of which every token gets the first: the
     others are tasks that a published model was pre-trained on."""
     width: PositiveInt | None = None
-    """Width of the table, in channels, where it is projected to d_model (Lan et al., 2019, ALBERT); null for
-    d_model."""
+    """Width of the table, in channels, if projected to d_model (Lan et al., 2019, ALBERT); null for d_model."""
     project_bias: bool = False
     """Whether the projection has a bias."""
     project_first: bool = False

@@ -65,9 +65,9 @@ def has_few_outputs(row: SpecRow) -> bool:
 def initialise(model: Any, seed: int) -> None:
     """Fill every tensor of a built model in place.
 
-    Each is drawn by itself, from the seed and its name, so two models of one seed have equal values in all tensors that
-    they have in common. A CPU and a GPU draw different numbers. Where processes share a model, each draws whole tensors
-    and keeps its part.
+    Each is drawn by itself, from the seed and its name, so models of one seed have equal values in tensors that they
+    have in common. A CPU and a GPU draw different numbers. Processes that share a model draw whole tensors and keep
+    their parts.
     """
     held = model.state_dict()
     generator = torch.Generator(next(iter(held.values())).device)

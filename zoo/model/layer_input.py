@@ -48,8 +48,7 @@ class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
 
 
 class PerLayerProjection(PerLayerEmbedding, kind="projection"):
-    """norm(x·W / √D) for each layer, where x is the token's vector as the first layer reads it: no table (Google, 2026,
-    EmbeddingGemma 2)."""
+    """norm(x·W / √D) for each layer, without a table; x is the first layer's input (Google, 2026, EmbeddingGemma 2)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"project": Linear(d_model, self.n_layers * self.width), "norm": Sized(self.norm, self.width)}
@@ -59,8 +58,7 @@ class PerLayerProjection(PerLayerEmbedding, kind="projection"):
 
 
 class PerLayerTable(PerLayerEmbedding, kind="tokens"):
-    """(norm(x·W / √D) + √P·E[token]) / √2 for each layer, where x is the token's vector as the first layer reads it
-    (Gemma 3n, 2025)."""
+    """(norm(x·W / √D) + √P·E[token]) / √2 for each layer, where x is the first layer's input (Gemma 3n, 2025)."""
 
     vocab_size: PositiveInt
     """Number of the table's tokens, which may be fewer than the model's. Further ones read that of token 0."""

@@ -101,8 +101,7 @@ class Passed(NamedTuple):
 
 
 class PassBefore(Channel, name="passed"):
-    """The output of a loop's previous pass with the sums of the groups that ended in it, as a Passed; None in the first
-    pass."""
+    """The output of a loop's previous pass and the sums of the groups that ended in it; None in the first pass."""
 
     staying: ClassVar[str] = "layers are told of a loop's pass before, which another stage may have"
 
@@ -279,8 +278,7 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
-    """Yield the faults between a tower and its loop, or of messages without a loop: a field's path, and a line about
-    it."""
+    """Yield the faults between a tower and its loop, or of messages without one: a field's path, and a line."""
     loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.reads]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"

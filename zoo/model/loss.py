@@ -101,8 +101,7 @@ class TeacherLoss(TokenLoss):
         return torch.cat([super().measure(logits, targets, rows), t * t * torch.stack(kl).sum()[None]])
 
     def _compare(self, logits: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum KL(teacher ‖ student) at the temperature over rows; and its gradient [N, V] in the logits divided by
-        the temperature."""
+        """Sum KL(teacher ‖ student) at the temperature over rows; return also its gradient [N, V] in logits / t."""
         dtype = accumulating(logits)
         student = torch.log_softmax(logits.to(dtype) / self.temperature, -1)
         teacher = torch.log_softmax(taught.to(dtype) / self.temperature, -1)
@@ -188,7 +187,8 @@ def _chunked_loss() -> Any:
 
     class ChunkedLoss(torch.autograd.Function):
         """Computes the gradients in the forward pass, chunk by chunk, for an incoming gradient of 1 (the usual
-        `loss.backward()`). The backward pass multiplies them by any other incoming gradient."""
+        `loss.backward()`). The backward pass multiplies them by any other incoming gradient, and gives them away: the
+        loss goes back once."""
 
         @staticmethod
         def forward(

@@ -67,8 +67,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     d_router: PositiveInt
     """Channels of r and of the hidden layers."""
     depth_average: bool = False
-    """Whether r is an exponential average over depth: x·W_down + scale ⊙ r', with r' from the nearest earlier layer
-    with such a router."""
+    """Whether r is an exponential average over depth: x·W_down + scale ⊙ r', with r' of the nearest earlier router."""
     normalize: bool = False
     """Whether a token's weights sum to 1."""
     selection_bias: bool = True

@@ -58,8 +58,7 @@ class MoE(FFN, kind="moe"):
 
     A router with `n_shared` weighs that many shared experts, each a copy of `shared` (Inkling, 2026).
 
-    Where some experts compute nothing, active parameters and FLOPs are expected values, for tokens that choose all
-    experts equally often.
+    Where some experts compute nothing, active parameters and FLOPs are means over tokens that choose all equally often.
     """
 
     moved: ClassVar[dict[str, str]] = {
@@ -69,8 +68,8 @@ class MoE(FFN, kind="moe"):
     }
 
     expert: FFN
-    """Feed-forward that every expert is a copy of. Experts share its parameters other than matrices, such as an
-    activation's."""
+    """Feed-forward that every expert is a copy of. Its parameters other than matrices, an activation's for example, are
+    common to all experts."""
     router: Router
     """Router that chooses the experts of each token."""
     shared: SharedExpert | None = None

@@ -241,8 +241,7 @@ class GatedNorm(Norm, kind="gated"):
 
 
 def give_weights(norm: Norm, count: int) -> Norm:
-    """Return the norm for `count` vectors [count, D], each with a weight of its own. Raises ValueError for kinds
-    without such weights."""
+    """Return the norm for vectors [count, D], with a weight for each. Raises ValueError for kinds without."""
     if not isinstance(norm, RMSNorm | LayerNorm | L2Clip):
         raise ValueError(
             f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm, layernorm or l2_clip)"

@@ -66,8 +66,7 @@ class ExpertGroups(Node, name="groups"):
     open: PositiveInt = 1
     """Number of groups that are open to a token."""
     judged_by: PositiveInt | None = None
-    """Number of a group's best scores whose sum ranks the group. Unless given, 1 for softmax scores and 2 for sigmoid
-    scores."""
+    """Number of a group's best scores whose sum ranks it. Unless given, 1 for softmax and 2 for sigmoid scores."""
     closed_rank: Literal["last", "zero"] = "last"
     """Rank of experts of closed groups: last, or as with a score of 0, before open ones that a bias makes negative (SK
     Telecom, 2026, A.X K2)."""
@@ -296,8 +295,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
 
 
 class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
-    """Top-k router whose scores are √softplus of each expert's logit (DeepSeek-V4, 2026): as sigmoid_topk, but
-    unbounded."""
+    """Top-k router with scores √softplus of the logits (DeepSeek-V4, 2026): as sigmoid_topk, but unbounded."""
 
     def _rate(self, logits: Tensor) -> Tensor:
         return F.softplus(logits).sqrt()

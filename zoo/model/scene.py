@@ -98,8 +98,7 @@ class Scene:
 
     @property
     def table_positions(self) -> Tensor:
-        """The positions to look up in a learned table [B|1, T]. A scheme with a `padding_id` does not count that token
-        (RoBERTa)."""
+        """The positions to look up in a learned table [B|1, T]. A scheme's `padding_id` is not counted (RoBERTa)."""
         skipped = self.spec.position.padding_id
         if skipped is None or self.documents is not None:
             return self.positions
@@ -263,8 +262,7 @@ class Scene:
         return SpreadView(found, self.context, self.new)
 
     def _see_pages(self, attention: Attention, own: Weights | None, slots: Where) -> PagedView:
-        """Make the view of rows that are read by page. Whatever changes from pass to pass is in tensors, an entry a
-        row."""
+        """Make the view of rows that are read by page. What changes between passes is in tensors of an entry a row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
         if chunk or _biases(attention):

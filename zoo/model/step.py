@@ -137,8 +137,8 @@ class Step:
     ) -> Tensor:
         """Attend to the keys of this pass: q [B, T, H, C] → [B, T, H, Cv]. Layers of this kind share a bias, unless
         `own` gives this layer's position scheme and its weights; `read` is then the scheme's reading of the queries'
-        input, if any. `scores` are softcap and sinks; where keys travel between ranks, `expansion` may make keys and
-        values from k alone."""
+        input, if any. `scores` are softcap, sinks and, where keys travel, an `expansion` that makes keys and values
+        from k."""
         keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
             keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
@@ -146,8 +146,8 @@ class Step:
         return keys.attend(q, k, v, scale=scale, **how, **scores)  # type: ignore[arg-type]
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
-        """Restrict attention from here on to the keys that `pick(*queries, k, mask)` chooses among those that each
-        query sees (`zoo.kernels.choosing`), and give later layers the choice. `queries` are [B, T, …], `k` comes from
+        """Restrict attention from here on to the keys that `pick(*queries, k, mask)` chooses of those that each query
+        sees (`zoo.kernels.choosing`), and give later layers the choice. `queries` are [B, T, …], `k` is from
         `remember`."""
         self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
@@ -160,8 +160,7 @@ class Step:
             self.choice = [each.mask.dense(self.positions.device)[:, 0] for each in self.keys.segments]
 
     def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        """Compute `work(self, …)`, which depends on the pass: a recorded step makes the call again on the later pass's
-        Step."""
+        """Compute `work(self, …)`, which depends on the pass: a replay calls it again with the later pass's Step."""
         return work(self, *given, **options)
 
     def _bias_maker(self, own: tuple[Any, Any], n_heads: int) -> Callable[..., Any]:
@@ -195,8 +194,7 @@ class Step:
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Append new tensors [B, T, …] to the cache; return each after its earlier tokens [B, S, …], in order, or the
-        pool [N, …] where keys lie in one. Without a cache, return them with other ranks' tokens gathered, unless keys
-        travel between ranks."""
+        pool [N, …] where keys lie in one. Without a cache, gather other ranks' tokens, unless keys travel."""
         if self.cache is None:
             return self.keys.gather(tuple(new.values()))
         return self.cache.append(self.keys.slots, new)
@@ -212,8 +210,7 @@ class Step:
         return value
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
-        """Return keys and values that `compute` makes from the memory, [B, S, …] or pools: computed once, then read
-        from the cache."""
+        """Return keys and values of the memory, [B, S, …] or pools: made by `compute` once, then cached."""
         memory = self.memory
         if self.cache is None:
             assert memory is not None
@@ -236,9 +233,8 @@ SECOND = "second_"
 
 
 class BesideStep:
-    """The Step of another attention or feed-forward of a layer that has several. It differs from the layer's own Step
-    in its dropout, by its `place` (`zoo.model.drops`), and in the names of its keys and states, which begin with
-    `keeps`."""
+    """The Step of another attention or feed-forward of a layer that has several. It differs from the layer's own in its
+    dropout (by `place`, `zoo.model.drops`) and in the prefix `keeps` of the names of its keys and states."""
 
     def __init__(self, step: Step, place: str, keeps: str = "") -> None:
         self._step, self._place, self._keeps = step, place, keeps

@@ -1,6 +1,5 @@
 # B rows, T tokens, D model width, C classes or values
-"""Heads for a task: a class for a row or for each token, numbers for a row, whether a token was replaced. And how a row
-becomes one vector."""
+"""Heads for a task (classes or numbers for a row, classes for each token, replaced tokens), and pooling of rows."""
 
 from __future__ import annotations
 
@@ -91,8 +90,7 @@ class RowHead(TaskHead):
     pooling: Pooling = "cls"
     """How the vectors of a row's tokens become one: cls, the first; mean; or last. Padding is left out."""
     skip_id: NonNegativeInt | None = None
-    """Token id that is not pooled. transformers' decoders skip the padding id, even where it is a row's real last
-    token."""
+    """Token id that is not pooled: transformers' decoders skip the padding id, even as a row's end of text."""
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
         if self.skip_id is None:

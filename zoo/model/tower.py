@@ -83,14 +83,13 @@ class Tower(Topology):
     out_bias: bool = False
     """Whether the projection to `out_width` has a bias."""
     shared_layers: bool = False
-    """Whether all layers of a kind have one set of weights (ALBERT)."""
+    """Whether all layers of a kind share their weights: ALBERT with one kind, a looped transformer with several."""
     loop: Loop | None = None
     """Loop that runs some layers several times."""
     pooler: Pooler | None = None
     """Pooler, which makes one vector or logits of a row, beside the head."""
     streams: Streams | None = None
-    """Widening of the residual stream between embedding and final norm, for blocks that take several vectors a token
-    (AltUp)."""
+    """Widening of the residual stream for blocks that take several vectors a token (AltUp); null for one."""
     init: Init = Normal()
     """Initial weights."""
 

@@ -25,9 +25,8 @@ class AttentionResidual(Block, kind="attention_residual"):
     """Attention residuals (Kimi Team, 2026; Thinking Machines, 2026, Inkling 2): a sub-layer f adds f(norm(r)) to the
     sum x of its group of layers, where r is read by attention over x and the sums of earlier groups.
 
-    A layer with `opens` ends the present group and starts a new one: its input x joins the earlier sums, and its
-    attention's output begins the new sum. Before its final norm the model reads over depth once more. Nothing is
-    cached.
+    A layer with `opens` starts a group: its input x joins the earlier sums, and its attention's output begins a new
+    sum. Before its final norm the model reads over depth once more. Nothing is cached.
     """
 
     ffn: FFN

@@ -85,8 +85,8 @@ class Block(Spec, axis="block"):
 
     @property
     def reductions(self) -> int:
-        """Sums over the ranks of tensor parallelism in a forward pass: one after each sub-layer (Shoeybi et al., 2019,
-        Megatron-LM)."""
+        """Number of sums over tensor-parallel ranks in a forward pass: one after each sub-layer (Shoeybi et al.,
+        2019)."""
         return sum(name != "cross" or self.crosses for name in self.divided)
 
     @property

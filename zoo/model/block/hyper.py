@@ -73,8 +73,7 @@ class Hyper(Block, kind="hyper"):
         return write_streams(x, m.ffn(read, step), factors)
 
     def _read(self, connection: Weights, norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Factors]:
-        """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D], and the factors of its
-        connection."""
+        """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D]; return its factors, too."""
         if self.connection.reads_normed:
             x = norm(x)
             factors = self.connection.weigh(connection, x)

@@ -50,8 +50,7 @@ PlacedNorm = Annotated[WholeNorm | None, WrapValidator(_keep_as_kind)]
 
 
 class Around(Node, name="around"):
-    """Norms and factors of one sub-layer that differ from the block's. A norm that is not stated is as in the block's
-    kind; null is none."""
+    """Norms and factors of one sub-layer. What is not stated is as in the block; a norm of null is none."""
 
     in_norm: PlacedNorm = AS_KIND
     """Norm of the sub-layer's input; null for none (ModernBERT's first layer). Unless stated, the block's `norm` in pre
@@ -65,8 +64,7 @@ class Around(Node, name="around"):
     residual_scale: float | None = None
     """Constant factor of the sub-layer's output; the block's `residual_scale` unless given (MiniMax-01, 2025)."""
     stream_scale: float | None = None
-    """Constant factor of the stream where the sub-layer's output joins it; the block's `stream_scale` unless given
-    (MiniMax-01, 2025)."""
+    """Constant factor of the stream before the sum; the block's `stream_scale` unless given (MiniMax-01, 2025)."""
 
 
 AS_THE_KIND = Around()
