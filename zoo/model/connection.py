@@ -163,7 +163,7 @@ def read_streams(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def write_streams(x: Tensor, y: Tensor, factors: Factors) -> Tensor:
-    """Write a sub-layer's output y [B, T, D] to the streams x [B, T, S, D], which are mixed first."""
+    """Write a sub-layer's output y [B, T, D] to the streams x [B, T, S, D], mixed first where there is a mix."""
     write = factors.write.to(x.dtype)[..., None]  # B T S 1
     if factors.mix is None:
         return torch.addcmul(x, write, y[:, :, None])

@@ -144,7 +144,7 @@ class Gated(FFN, kind="gated"):
 class GatedClamped(FFN, kind="gated_clamped"):
     """(g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up held within ±limit (gpt-oss, 2025).
 
-    The gate needs no lower bound: g·σ(alpha·g) goes to 0 there.
+    The gate needs no lower bound: g·σ(alpha·g) goes to 0 as g falls.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, D model width, V vocabulary
-"""Arguments of a component's `forward` beside the hidden states: its weights by name, and the step (masks, positions
+"""Arguments of a component's `forward` next to the hidden states: its weights by name, and the step (masks, positions
 and caches of one forward pass). Also a tower's inputs and outputs."""
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Inputs:
 
 @dataclass
 class Step:
-    """The inputs of one layer in one forward pass, beside its hidden states. Layers of one kind share all but their
+    """The inputs of one layer in one forward pass, next to its hidden states. Layers of one kind share all but their
     cache and their losses.
 
     A layer takes everything that depends on the pass, rather than on its input and its weights, from its Step. The rest

@@ -103,8 +103,8 @@ class RowHead(TaskHead):
 
 
 class SequenceHead(RowHead, kind="sequence"):
-    """A logit for each class of a row. Of the first token, with a tanh between two products, it is BERT's (Devlin et
-    al., 2018, §4.1); of the last token, without, what decoders are fine-tuned with (Radford et al., 2018)."""
+    """A logit for each class of a row. BERT's reads the first token, by two products with a tanh between them (Devlin
+    et al., 2018, §4.1); decoders' read the last token, by one product (Radford et al., 2018)."""
 
     labels: ClassNames
     """Names of the classes, or their number."""

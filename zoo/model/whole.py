@@ -135,8 +135,8 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:
-    """Order matters only where positions, types or a norm stand between the table and the first layer; masked tokens
-    are counted only where a token may know of later ones."""
+    """The order of norm or projection matters only where something is added between table and first layer. The share of
+    masked tokens may be counted only where a token may see later ones."""
     embedding = tower.embedding
     between = tower.position.embeds
     if getattr(embedding, "norm_first", False) and not between:

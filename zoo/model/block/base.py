@@ -80,7 +80,7 @@ class Block(Spec, axis="block"):
 
     @property
     def streams(self) -> int:
-        """Vectors of a token in the residual stream that it reads and writes."""
+        """Number of vectors of a token in the residual stream."""
         return 1
 
     @property
@@ -118,6 +118,6 @@ class Block(Spec, axis="block"):
 
 
 def add_scaled(x: Tensor, y: Tensor, stream_scale: float, scale: float) -> Tensor:
-    """stream_scale · x + scale · y; a factor of 1 costs nothing."""
+    """Compute stream_scale · x + scale · y; a factor of 1 costs nothing."""
     x = x if stream_scale == 1.0 else x * stream_scale
     return x + y if scale == 1.0 else x + y * scale

@@ -49,7 +49,7 @@ class GatedResidual(Residual, kind="gated"):
 
 
 class AffineResidual(Residual, kind="affine"):
-    """(x + shift)·scale + (y + out_shift)·out_scale, each a learned value a channel (Zyphra, 2026, ZAYA1)."""
+    """(x + shift)·scale + (y + out_shift)·out_scale, learned for each channel (Zyphra, 2026, ZAYA1)."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         each = (d_model,)

@@ -131,8 +131,8 @@ class SharedAttention(Block, kind="shared_attention"):
         }
 
     def _list_adapters(self, d_model: int) -> dict[str, Any]:
-        """The layer's own adapters: `q_down` [2·D, R] and `q_up` [R, width of q] and so on; `ffn_down`, `gate_up` and
-        `up_up` of the feed-forward."""
+        """List the layer's own adapters: `q_down` [2·D, R] and `q_up` [R, width of q] and so on; `ffn_down`, `gate_up`
+        and `up_up` of the feed-forward."""
         found: dict[str, Any] = {}
         if self.attention_rank is not None:
             for name, part in self._adapted("attention", d_model):
