@@ -51,12 +51,13 @@ class Kept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section of a pass: the tensors it saves (`kept`), and its bytes.
+    """The saved tensors (`kept`) of one section of a pass, and its memory in bytes.
 
-    `bytes` are those of the saved tensors, `input` those of its input. `forward` is the most alive at once in the
-    forward pass. `peak` is the same in the backward pass, gradients included; `moving` is that peak without weights'
-    gradients. `gradients` are those of weights, which stay. `beside` are those of tensors that all layers read, such
-    as a bias or an encoder's output. `lent` are those that later layers read, keys, values and depth averages.
+    `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
+    forward pass, `peak` that of the backward pass with all gradients, `moving` that of the backward pass without the
+    weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
+    which all layers read (a bias, an encoder's output), `lent` that of tensors which later layers read (keys, values,
+    depth averages).
     """
 
     kept: tuple[Kept, ...]
@@ -78,9 +79,9 @@ class Section(NamedTuple):
 class PassShape(NamedTuple):
     """The shape of a forward pass: `batch` sequences of `context` tokens.
 
-    `fused` is on a CUDA device, otherwise on a CPU. `dtype` is that of weights; with `autocast` products are in that
-    one. `selective` keeps nothing of attention's inside, to compute it a second time. `kernel` is attention's. `model`
-    says what trains, and what is added to the pass; None is all, and nothing.
+    `fused` means a CUDA device, otherwise a CPU. `dtype` is the dtype of weights, `autocast` that of matrix products
+    where it differs. `selective` recomputes the inside of attention in the backward pass. `kernel` is the attention
+    kernel. `model` says which weights train and which adapters and dropout are added; with None all train, none added.
     """
 
     context: int
@@ -94,7 +95,7 @@ class PassShape(NamedTuple):
 
 
 def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
-    """List the saved tensors of a PassShape with these fields, by section, the loss left out."""
+    """List the saved tensors of each section of the pass `PassShape(**fields)`, except those of the loss."""
     found = list_sections(spec, PassShape(**fields))
     return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
 
@@ -145,19 +146,20 @@ def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
 
 
 def recurrent_stride(towers: Iterable[Any]) -> int | None:
-    """Give the tokens after which a recurrent mixer's loop over its chunks repeats itself; None where none loops."""
+    """Give the number of tokens in which each mixer's loop over chunks has a whole number of iterations; None without a
+    looping mixer."""
     blocks = [block for tower in towers for block in tower.blocks.values()]
     chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.passes.loops]
     return math.lcm(SPAN, *chunks) if chunks else None
 
 
 SPAN, FEW = 64, 4
-"""Tokens of Mamba's spans (`zoo.model.attention.mamba`), and strides after which a layer's peak grows evenly, too."""
+"""Tokens of a span in Mamba (`zoo.model.attention.mamba`); number of strides from which a layer's peak is regular."""
 
 
 def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
-    """Extrapolate the looping layers of a long pass from a few short passes: `count_traces` says how many. Saved
-    tensors are summed by name. The peak is an upper bound: `moving` plus all gradients of weights."""
+    """Extrapolate the sections of looping layers from `count_traces` shorter passes. Saved tensors are summed by name.
+    The peak is an upper bound: `moving` plus the gradients of all weights."""
     near = run.context % stride + FEW * stride
     count = count_traces(spec.towers().values())
     traces = [_traced(spec, run._replace(context=near + each * stride)) for each in range(count)]
@@ -177,22 +179,21 @@ def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
 
 
 def count_traces(towers: Iterable[Any]) -> int:
-    """Count the short passes that a long one follows from. A recurrent mixer's bytes are linear in the length: two. The
-    scores of softmax attention beside it may be kept, and are quadratic: three."""
+    """Count the short passes needed to extrapolate: two where bytes are linear in length (recurrent mixers), three
+    where they may be quadratic (a looping mixer with softmax attention, whose scores may be saved)."""
     mixers = [block.attention for tower in towers for block in tower.blocks.values()]
     return 3 if any(mixer.passes.loops and mixer.cache() for mixer in mixers) else 2
 
 
 def extrapolate(figures: list[int], far: int) -> int:
-    """Give a figure `far` strides after the first, of those at the first two or three strides: linear or quadratic."""
+    """Extrapolate a figure to `far` strides after the first: linearly from two figures, quadratically from three."""
     first, second, *third = figures
     bend = third[0] - 2 * second + first if third else 0
     return first + far * (second - first) + far * (far - 1) // 2 * bend
 
 
 def _looping(spec: Any) -> list[str]:
-    """List the names of sections whose layers have a recurrent mixer, and of what all layers share where such layers
-    have softmax attention as well, which reads it."""
+    """Name the sections of layers whose mixer loops; "shared" too where such a mixer also has softmax attention."""
     names = []
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
@@ -219,8 +220,8 @@ class _Trace:
         self.tape, self.tower, self.layer, self.where, self.model = tape, tower, layer, where, model
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
-        self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # in each channel, by kind
-        self.saved: dict[str, bool] = {}  # whether the layers that give in a channel save it, too
+        self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # channel → kind → value
+        self.saved: dict[str, bool] = {}  # channel → whether the layer that gives the value saves it as well
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
@@ -232,7 +233,7 @@ class _Trace:
         self.file("embedding", begun, [x, *(given or ())], ids)
         begun = self.tape.begin()
         steps: dict[str, Any] = {}
-        for name in self.tower.blocks:  # layers that are told apart here have one step in the model
+        for name in self.tower.blocks:  # kinds that only this trace distinguishes share the model's one step
             same = next((other for other in steps if name_stored(other) == name_stored(name)), None)
             steps[name] = scene.step(name, m.kernel, x, m) if same is None else steps[same]
         for channel in (name for name in self.tower.channels if Channel.named[name].shared):
@@ -251,7 +252,7 @@ class _Trace:
         return self._end(x.shape, x.dtype, ids)
 
     def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
-        """Trace one layer of a kind; return the storages that it saves of those shared by all layers."""
+        """Trace one layer of a kind; return the saved storages that all layers share."""
         begun = self.tape.begin()
         tuning = None if self.model is None else self.model.layers[self.where, name.removesuffix(AGAIN)]
         stream = make_shadow(x.shape, x.dtype, INPUT, grad=tuning is None or tuning.reached)
@@ -282,11 +283,11 @@ class _Trace:
         return {each: None for each in saved if each not in taken}
 
     def _count_givers(self, kind: str) -> int:
-        """Count the channels by whose givers a kind of layer is priced: it is traced after these."""
+        """Count the ordered channels that a kind of layer reads. It is traced after the kinds that give in them."""
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Any) -> Any:
-        """Make the shadow of what a kind of layer reads in a channel, where x [B, T, D] goes into it."""
+        """Make the shadow of the value that a kind of layer, whose input is x [B, T, D], reads in a channel."""
         return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
@@ -308,7 +309,7 @@ class _Trace:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
-        read: list[Storage] = []  # what layers keep
+        read: list[Storage] = []  # storages that the layers' sections count already
         if tower.final_read:
             count = count_groups(tower)[-1] + (GroupSums.name in tower.blocks[tower.pattern[-1]].gives)
             earlier = GroupSums.trace_sums(Shadows(tower, tower.pattern[-1], x, _make, {}), count)
@@ -327,7 +328,8 @@ class _Trace:
     def file(
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
-        """Add the section that ends in `roots`, without the `shared` storages that it saves; return these."""
+        """Add the section whose results are `roots`. Return its saved storages that are `shared`, which it leaves
+        out."""
         operations, live = begun
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
@@ -366,7 +368,7 @@ def _make(shape: Any, dtype: Any, name: str, grad: bool) -> Any:
 
 
 def _flatten(value: Any) -> list[Any]:
-    """List the shadows of what a layer reads or gives: one, or a tuple of them."""
+    """List the shadows in a channel's value: one, or a tuple of them."""
     return [each for each in (value if isinstance(value, tuple) else (value,)) if each is not None]
 
 

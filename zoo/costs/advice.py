@@ -12,9 +12,10 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "loss_head", "step"
 
 
 def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) -> dict[str, Any]:
-    """`bottleneck`: the largest part of what training takes. `change_first`: options of `zoo stats`,
-    each with the peak there would be (`peak` tells it) and the bytes that it saves, most first; those that save nothing
-    are left out. The figures of an architecture stay what they are: none of these changes the model or the batch."""
+    """Find the largest part of training memory (`bottleneck`), and the options that would lower its peak.
+
+    `change_first` lists options of `zoo stats` with the new peak (from `peak`) and the bytes saved, most first; options
+    that save nothing are left out. None of them changes the model or the batch."""
     what = max((name for name in PARTS if name in figures), key=lambda name: figures[name])
     found = []
     for option, changed in _options(setup):
@@ -29,7 +30,7 @@ def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
     """List the options to try, one change each."""
     if not setup.chunked_loss:
         yield "--chunked-loss", replace(setup, chunked_loss=True)
-    apart = setup.pipeline.splits_backward  # then nothing is computed again, and no weight is sharded
+    apart = setup.pipeline.splits_backward  # such a schedule allows neither recomputation nor sharded weights
     if setup.recompute != "full" and not apart:
         yield "--recompute full", replace(setup, recompute="full")
     if setup.optimizer == "adamw" and not setup.fused_optimizer:

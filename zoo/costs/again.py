@@ -1,4 +1,4 @@
-"""Tell apart the layers whose activations are computed a second time: every n-th layer, as kinds of their own."""
+"""Recompute activations of every n-th layer only (`every_n`): give these layers a kind of their own."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.model.depth_read import GroupSums, count_groups
 
 RECOMPUTE = ("none", "selective", "full")
-"""What is computed again, by name; and `every_N`."""
+"""The names of recomputation; `every_N` is one more."""
 
 AGAIN = " (again)"
-"""What is added to the kind of a layer that is computed again where others of its kind are not."""
+"""Suffix of the kind of recomputed layers, where other layers of that kind are not recomputed."""
 
 
 def name_part(kind: str, number: int) -> str:
-    """Name some of the layers of a kind, which train otherwise than the others."""
+    """Name a part of a kind's layers: layers that must be priced apart from the others of the kind."""
     return f"{kind} (part {number})"
 
 
 def name_stored(kind: str) -> str:
-    """Give back the name that a kind of layer has in the model itself."""
+    """Strip the suffixes of `name_part` and AGAIN: give the kind's name in the model itself."""
     return re.sub(r"( \(part \d+\))?( \(again\))?$", "", kind)
 
 
 def read_every(recompute: str) -> int | None:
-    """Read n from `every_n`; None for another name."""
+    """Read n, 2 or more, from `every_n`; None for any other name."""
     found = re.fullmatch(r"every_(\d{1,9})", recompute)
     return int(found[1]) if found and int(found[1]) > 1 else None
 
 
 def explain_unknown(recompute: str) -> str | None:
-    """Say why a name is none of recomputation; None for one that is."""
+    """Say why a name of recomputation is invalid; None for a valid one."""
     if recompute in RECOMPUTE or read_every(recompute):
         return None
     if re.fullmatch(r"every_0*1", recompute):
@@ -44,12 +44,12 @@ def explain_unknown(recompute: str) -> str | None:
 
 
 def runs_again(index: int, every: int) -> bool:
-    """Whether a layer, counted from 0, is one of every n: of eight layers with n = 3 the third and the sixth are."""
+    """Whether `every_n` recomputes the layer at this index, from 0. Example: of 8 layers, `every_3` takes 2 and 5."""
     return (index + 1) % every == 0
 
 
 def keeps_input(name: str, recompute: str) -> bool:
-    """Whether a section keeps only what it reads: a layer that is to be run again does, and needs all that layers
+    """Whether a section is recomputed and so keeps only its input: a recomputed layer, and the tensors that all layers
     share."""
     piece = name.split(".")[-1]
     if read_every(recompute):
@@ -58,8 +58,8 @@ def keeps_input(name: str, recompute: str) -> bool:
 
 
 def tell_depths_apart(spec: Any) -> Any:
-    """Give layers of a kind that read other numbers of earlier groups kinds of their own; the same model where none
-    does."""
+    """Split each kind by the number of earlier groups of layers that its layers read (attention over depth). Return the
+    same object where nothing is split."""
     towers = {name: split_by_depth(tower) for name, tower in spec.towers().items()}
     if all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True)):
         return spec
@@ -84,8 +84,8 @@ def split_by_depth(tower: Any) -> Any:
 
 
 def mark_layers(spec: Any, recompute: str) -> Any:
-    """Give the layers that `every_n` computes again a kind of their own, by the suffix AGAIN, and those that read other
-    numbers of earlier groups; the same model where there are none. Raises ConfigError where `every_n` is no layer."""
+    """Mark the kind of layers that `every_n` recomputes by the suffix AGAIN, and split kinds by depth first. Return the
+    same object where nothing changes. Raises ConfigError where `every_n` recomputes no layer."""
     spec, every = tell_depths_apart(spec), read_every(recompute)
     if every is None:
         return spec
@@ -100,9 +100,9 @@ def mark_layers(spec: Any, recompute: str) -> Any:
 def _mark(tower: Any, every: int) -> Any:
     if len(tower.pattern) < every:
         return tower
-    made = copy(tower)  # not `replace`, which would make plain numbers of those that an explanation traces
+    made = copy(tower)  # not `replace`: its validation would turn an explanation's traced numbers into plain ones
     pattern = tuple(f"{kind}{AGAIN}" if runs_again(i, every) else kind for i, kind in enumerate(tower.pattern))
     again = {kind: tower.blocks[kind.removesuffix(AGAIN)] for kind in dict.fromkeys(pattern) if kind.endswith(AGAIN)}
-    blocks = {**tower.blocks, **again}  # all, so that a traced pass serves another recomputation too
+    blocks = {**tower.blocks, **again}  # all kinds, so that one traced pass serves every way to recompute
     vars(made).update(pattern=pattern, blocks=blocks)
     return made

@@ -1,5 +1,5 @@
-# T tokens of a row, S those that an encoder read
-"""FLOPs of the rows that a training run meets: so many tokens in each tower, logits of the targets alone."""
+# T tokens of a row, S tokens that an encoder read
+"""Count the FLOPs of a training run's rows by their length, with logits for the targets alone."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from zoo.costs.rows import CostTable, tabulate
 
 
 class RowFlops:
-    """Counts the forward FLOPs of rows of a model, by the conventions of `count_flops`' exact. Rows count as they are
-    computed, padding included, and the documents packed into one as a single sequence."""
+    """Forward FLOPs of a model's rows, counted as `count_flops` does under `exact`. A row counts as it is computed:
+    padding included, packed documents as a single sequence."""
 
     def __init__(self, spec: Any) -> None:
         table = tabulate(spec)
         self.towers = {name: table.of(name) for name in table.towers}
         self.target = sum(product_flops(own) - product_flops(own, head=False) for own in self.towers.values())
-        """Of the head, for one target."""
+        """FLOPs of the head for one target."""
         self.body = cache(partial(self._count_row, _count_tower))
-        """Of a row without the head's products of targets: one tower reads T tokens, or an encoder reads S and a
-        decoder writes T. A decoder alone with cross-attention is given a memory as long as its row."""
+        """FLOPs of a row without the head: `body(T)` for one tower, `body(S, T)` for an encoder and a decoder. A lone
+        decoder with cross-attention reads a memory as long as its row."""
         self.skipped = cache(partial(self._count_row, _count_skipped))
-        """Of a row's gradients that nothing needs, by which the backward pass falls short of twice the forward pass."""
+        """FLOPs of gradients that nothing needs: a row's backward pass takes twice its forward pass less these."""
         self.shown = cache(self._count_shown)
-        """Of the pairs that a prefix of so many tokens adds to a row, and of their gradients that nothing needs."""
+        """FLOPs of the pairs that a prefix of n tokens adds to a row, and of their gradients that nothing needs."""
 
     def _count_row(self, count: Callable[[CostTable, int, int], int], read: int, written: int | None = None) -> int:
         if written is None:

@@ -3,24 +3,25 @@
 
 Engines keep different amounts of the same model, so a figure always names its engine:
 
-- `ideal`: what attention can still see, and no more.
-- `zoo`: what Zoo allocates for it: pages of PAGE tokens. A window, or a chunk, need not begin where a page does. With
-  `Setup.page`, as on a GPU, pages of that size; and in every layer room for one token more, of no sequence, which the
-  padding of a pass is written to.
-- `hf`: transformers' DynamicCache, which `generate` takes unless told otherwise (read and measured at 5.24). A window,
-  or a chunk, of W tokens keeps W − 1, as the newest token's own is joined to them before it is seen; MLA keeps its
-  latent; a convolution keeps as many inputs as it is wide, one more than it needs. That a layer has a window is taken
-  from the model; a family whose config.json does not say so there keeps every token all the same (GPT-Neo).
+- `ideal`: the keys and values that attention can still see, and no more.
+- `zoo`: pages of PAGE tokens, as Zoo's engine allocates them. A window or chunk need not begin at a page boundary. With
+  `Setup.page`, as on a GPU, pages have that size, and every layer has room for one token more: the padding of a pass is
+  written there.
+- `hf`: transformers' DynamicCache, the default of `generate` (read and measured at 5.24). A window or chunk of W tokens
+  keeps W − 1, because the newest token is joined before attention reads; MLA keeps its latent; a convolution of width n
+  keeps n inputs, one more than it needs. Windows are the model's own: a family whose config.json does not state them
+  (GPT-Neo) keeps every token in transformers.
 - `paged`: pages of BLOCK tokens, as vLLM reserves them for one sequence (Kwon et al., 2023; read at its `v1` engine). A
-  window must hold W − 1 tokens and the MAX_BATCHED_TOKENS that one step may add, and one page more, since it need not
-  begin where a page does; a chunk the same without that page. Layers of different reach have pages from one pool, in
-  groups of equally many layers, the last of which is filled up with layers that are not there.
+  window holds W − 1 tokens, the MAX_BATCHED_TOKENS that one step may add, and one page because it need not begin at a
+  page boundary; a chunk holds the same without that page. Layers of different reach share one pool, in groups of
+  equally many layers; vLLM fills the last group up with padding layers.
 
-Where keys are entries of several tokens (DeepSeek-V4), an entry stands for them in pages and windows are states, which
-transformers keeps in the cache's dtype, with values and gates of each token that has no whole entry yet, and `paged`
-takes to be of fixed size, as Zoo has them.
+Where one key stands for several tokens (DeepSeek-V4's compressed entries), pages hold entries, and the window of single
+tokens is a state. transformers keeps that state in the cache's dtype, with values and gates of each token that has no
+whole entry yet; `paged` is taken to have Zoo's states of fixed size.
 
-Values have the cache's dtype. The state of a recurrence is float32 in `ideal` and `hf`, in vLLM what the model is in.
+Cached values have the cache's dtype. Recurrent states are float32 in `ideal`, `zoo` and `hf`, in vLLM the model's
+dtype.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 STATE_BYTES = 4
-"""Of a value of a recurrent state, which is float32 whatever the model's dtype."""
+"""Bytes of a value of a recurrent state: float32 whatever the model's dtype."""
 
 BLOCK = 16
-"""Tokens of a page: vLLM's default."""
+"""Tokens of a page in `paged`: vLLM's default."""
 
 MAX_BATCHED_TOKENS = 2048
 """Tokens that one step of a paged engine may add: vLLM's fallback. Its server takes more on large GPUs."""
 
 
 class CacheRow(NamedTuple):
-    """The cache of a kind of layer. `layers` is the number of such layers, `room` the number of tokens that an engine
-    allocates. Each layer caches `values` a token (or an entry of several tokens) and `cross_values` a token of the
-    encoder's; `state` is the bytes of its recurrent states."""
+    """The cache of a kind of layer. `layers` is the number of such layers, `room` that number with vLLM's padding
+    layers (`padded_counts`). Each layer caches `values` a token (or an entry of several tokens) and `cross_values` a
+    token of the encoder; `state` is the bytes of its recurrent states."""
 
     where: str
     tower: Tower
@@ -66,7 +67,7 @@ class CacheRow(NamedTuple):
 
 
 def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
-    """List what each kind of layer keeps in each tower that writes; those of an encoder keep nothing."""
+    """List the cache of each kind of layer in each causal tower; an encoder caches nothing."""
     for where, tower in spec.towers().items():
         counts = {kind: count_kinds(tower.pattern)[kind] for kind in tower.blocks}
         room = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
@@ -77,12 +78,11 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
 
 
 def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
-    """Count the bytes that generation keeps for a set-up's sequences in its engine; none for a model that writes
-    nothing.
+    """Count the bytes of the KV cache and states for a set-up's sequences in its engine; 0 for an encoder.
 
-    `bytes_per_token` is what one more token costs while every layer still keeps all of them. `bytes` is everything:
-    in it are `cross_bytes`, what cross-attention made of an encoder's `context` tokens, and `state_bytes`, the states
-    of recurrent layers; no token adds to either.
+    `bytes_per_token` is the cost of one more token while every layer still keeps all tokens. `bytes` is the whole, with
+    `cross_bytes` (cross-attention's keys and values of an encoder's `context` tokens) and `state_bytes` (recurrent
+    states) in it; neither grows with a token.
     """
     context, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))
@@ -109,27 +109,28 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
 
 
 def token_bytes(row: CacheRow, width: float) -> float:
-    """Bytes that a kind of layer caches for one more token; of an entry of several, its share."""
+    """Bytes that a kind of layer caches for one more token: a token's share, where an entry stands for several."""
     size, rate = row.values * width * row.layers, row.block.attention.sight.rate
     return size / rate if rate > 1 else size
 
 
 def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
-    """Bytes that a pass's padding is written to, where rows are read by page table: a token's and a row's states."""
+    """Bytes that the padding of a pass is written to, where rows are read by page table: one token and one row's states
+    in every layer."""
     width = DTYPES[setup.cache_dtype or setup.dtype]
     kept = sum(((row.values + row.cross_values) * width + row.state) * row.layers for row in rows)
     return kept if setup.page else 0
 
 
 def memory_tokens(context: int, engine: str, page: int = PAGE) -> int:
-    """Tokens of an encoder's output that cross-attention keeps, or has pages for; or entries of several tokens."""
+    """Round `context` tokens of an encoder's output (or entries) up to whole pages of the engine."""
     size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
     return -(-context // size) * size
 
 
 def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
-    """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`; entries, where one
-    is made of several tokens. `page` is the page size of Zoo's own engine."""
+    """Count the tokens that a layer caches, or has pages for, when a sequence has `context`; the entries, where one
+    stands for several tokens. `page` is the page size of Zoo's own engine."""
     if attention.sight.rate > 1:
         return memory_tokens(context // attention.sight.rate, engine, page)
     window, chunk = attention.sight.window, attention.sight.chunk
@@ -140,7 +141,7 @@ def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> 
         most = context if reach is None else reach + page - 1
         return -(-min(context, most) // page) * page
     if engine == "hf":
-        # The newest W - 1 are `[-W + 1 :]` there, which for a window of one token is all.
+        # transformers slices `[-W + 1 :]` for the newest W - 1, which for W = 1 keeps every token.
         return context if reach is None or reach == 1 else min(context, reach - 1)
     if reach is None:
         return _pages(context) * BLOCK
@@ -153,10 +154,10 @@ def _pages(tokens: int) -> int:
 
 
 def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
-    """Layers of each kind once those of equal reach stand in groups of one size: that of the fewest, or of the most
-    where these are less than half as many again.
+    """Count layers of each kind with vLLM's padding: layers of equal reach (window, chunk) are cut into groups of one
+    size, the smallest count of a reach, or the largest where it is less than 1.5 times the smallest.
 
-    Where the layers' pages differ in bytes they have no common size, and nothing is added.
+    Where the pages of layers differ in bytes nothing is added.
     """
     reaches: dict[tuple[Any, Any], list[str]] = {}
     for kind, block in blocks.items():
@@ -173,8 +174,8 @@ def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, i
 
 
 def state_bytes(block: Any, setup: Setup, context: int) -> int:
-    """Bytes of a layer's states after `context` tokens. Only Zoo counts the tokens that a router with a capacity has
-    sent to its experts."""
+    """Bytes of a layer's states after `context` tokens. The token counts of a router with a capacity ("routed") are a
+    state only in `ideal` and `zoo`."""
     if setup.engine in ("ideal", "zoo"):
         return _values(block.state()) * STATE_BYTES
     held, others = 0, block.state()

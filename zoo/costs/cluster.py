@@ -49,7 +49,7 @@ class Cluster:
         return LINK_SHARE * (self.device.link or 0.0)
 
     def is_inside(self, stride: int, size: int) -> bool:
-        """Whether a group of `size` ranks, `stride` apart, is on one node."""
+        """Whether a group of `size` ranks, `stride` apart, fits on one node."""
         return stride * size <= self.node
 
     def members(self, stride: int, size: int) -> int:
@@ -57,10 +57,10 @@ class Cluster:
         return max(1, min(size, self.node // stride))
 
     def ring_seconds(self, sent: float, stride: int, size: int) -> float:
-        """Time a ring collective in which each rank of a group sends so many bytes.
+        """Time a ring collective in which each rank of a group sends `sent` bytes; in seconds.
 
-        A ring enters and leaves a node once for each network card, so that k ranks of a group on a node send at k times
-        the network's rate, or at the link's if that is slower.
+        Between nodes, the k ranks of a group on one node use their k network cards together: the ring runs at k times
+        the network's rate, or at the link's rate if that is lower.
         """
         if size == 1 or not sent:
             return 0.0
@@ -70,7 +70,8 @@ class Cluster:
         return sent / (min(self.link, across) if self.members(stride, size) > 1 else across)
 
     def exchange_seconds(self, sent: float, stride: int, size: int) -> float:
-        """Time an all-to-all: what goes to other nodes passes through each GPU's own network card."""
+        """Time an all-to-all in which each rank sends `sent` bytes; in seconds. Bytes for other nodes pass through each
+        GPU's own network card."""
         if size == 1 or not sent:
             return 0.0
         here = self.members(stride, size)
@@ -79,5 +80,5 @@ class Cluster:
         return max(inside, away * sent / (NETWORK_SHARE * self.network))
 
     def usage(self, stride: int, size: int) -> float:
-        """The share of a GPU that the collectives of a group take while it computes."""
+        """Give the share of a GPU's compute that a group's collectives take while they overlap with it."""
         return LINK_USAGE if self.is_inside(stride, size) else NETWORK_USAGE

@@ -1,12 +1,12 @@
 # S tokens of a sequence, t tokens held before, W window
-"""FLOPs: two for each multiply-add of a matrix product.
+"""Count FLOPs: two for each multiply-add of a matrix product.
 
 Elementwise work is not counted, here or by torch's counter: norms, softmax, activations, rotations, the mixing of
 experts and the decay of a state are bound by memory, not by arithmetic.
 
 A look-up costs nothing. The head counts whether tied or not. A mixture counts the experts that a token goes through.
-Layers that share weights count as often as they are used. Attention counts the (query, key) pairs that its mask lets
-through. An encoder-decoder reads as many tokens as it writes.
+Layers that share weights count as often as they are used. Attention counts the (query, key) pairs that its mask allows.
+An encoder-decoder is taken to read as many tokens as it writes.
 
 Frameworks define FLOPs differently, up to twofold in a long context. CONVENTIONS has each definition by name.
 """
@@ -33,31 +33,32 @@ CONVENTIONS = {
     "(Megatron-LM; Narayanan et al., 2021, and Korthikanti et al., 2022, count the whole square)",
     "kaplan": "kaplan: 6N, of which forward 2N; N without tables and head, no attention (Kaplan et al., 2020)",
 }
-"""What each convention counts, and whose it is."""
+"""What each convention counts, and its source."""
 
 FLASH_BACKWARD = 2.5
-"""FLOPs of FlashAttention's backward over its forward's: it recomputes the scores, so five products for two."""
+"""FLOPs of FlashAttention's backward pass ÷ those of its forward pass: five products, as scores are recomputed, to
+two."""
 
 
 # ---------------------------------------------------------------- what a pass computes
 
 
 def is_row_wise(row: PartRow) -> bool:
-    """Whether a part is applied once for a row of tokens rather than to each: a pooler's, that of a head which reads
-    whole rows, and one that says so."""
+    """Whether a part is applied once a row rather than to each token: parts of a pooler, of a head that reads whole
+    rows, and parts of role ROW."""
     if row.slot == "pooler" or getattr(row.part, "role", "") == ROW:
         return True
     return row.slot == "head" and getattr(row.owner, "reads_rows", False)
 
 
 def reads_memory(row: PartRow) -> bool:
-    """Whether a part makes cross-attention's keys or values, once of each token that the encoder read."""
+    """Whether a part makes cross-attention's keys or values, once for each token that the encoder read."""
     return CROSS in row.roles and row.part.role == READ
 
 
 def product_flops(spec: Priced | CostTable, *, head: bool = True) -> int:
-    """Forward FLOPs of one token through every matrix product that each token goes through, the head's among them or
-    not."""
+    """Forward FLOPs of one token through every matrix product that is applied token by token, with or without the
+    `head`."""
     return _flops(spec, lambda row: not is_row_wise(row) and (head or row.slot != "head"))
 
 
@@ -76,9 +77,9 @@ def _flops(spec: Priced | CostTable, kept: Callable[[PartRow], bool]) -> int:
 
 
 def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decoding: bool = False) -> int:
-    """Forward FLOPs of QKᵀ and PV, with the pairs given as a function of how tokens look.
+    """Forward FLOPs of QKᵀ and PV; `pairs` counts the (query, key) pairs of an attention from its Look.
 
-    A decoded token may take another way (MLA reads its latents as they are).
+    With `decoding`, `decode_flops` are taken: MLA then attends over its latents, without expanding them.
     """
     return sum(
         (row.attention.decode_flops if decoding else row.attention.core_flops)(pairs(row.look)) * row.used
@@ -87,8 +88,8 @@ def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decodi
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that neither a weight nor a pair explains: updating and reading
-    recurrent states, and work on a table that all tokens share."""
+    """Forward FLOPs of `new` tokens after `held` that depend neither on weights nor on pairs: updating and reading
+    recurrent states, and products on a table that all tokens share."""
     return sum(
         (row.attention.state_flops() * new + row.attention.pass_flops(row.tower.d_model, new, held)) * row.used
         for row in tabulate(spec).attentions
@@ -96,8 +97,9 @@ def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
 
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
-    """FLOPs by which the backward pass of `new` tokens falls short of twice the forward pass: both gradients of what an
-    indexer computes, whose choice has none, and one of each product with a constant."""
+    """FLOPs of gradients that nothing needs: the backward pass of `new` tokens is twice the forward pass less these. An
+    indexer's choice has no gradient, which saves both gradients of its products; a product with a constant saves
+    one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -106,8 +108,7 @@ def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: i
 
 
 def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that no weight explains, with the pairs given as a function of how
-    they look."""
+    """Forward FLOPs of `new` tokens after `held` that involve no weight: `pair_flops` and `other_flops`."""
     table = tabulate(spec)
     return pair_flops(table, pairs, decoding=new == 1 and held > 0) + other_flops(table, new, held)
 
@@ -117,8 +118,8 @@ ITERATIONS = 5
 
 
 def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
-    """FLOPs of the matrix products in one step of an optimizer: Muon's, which orthogonalises every matrix inside a
-    layer that has a gradient. The others multiply no matrices.
+    """FLOPs of the matrix products in one optimizer step. Only Muon has any: it orthogonalises every matrix inside a
+    layer that has a gradient.
 
     An iteration on an [A, B] matrix, A ≤ B, is X·Xᵀ, its square, and that times X: 2·A²·B + 2·A³ + 2·A²·B.
     """
@@ -139,11 +140,11 @@ def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
 class PassFlops(NamedTuple):
     """Forward FLOPs of one sequence, as a convention counts them."""
 
-    products: Amount  # with weights
-    pairs: Amount  # scores, and values weighted by them
-    other: Amount = 0
-    choosing: Amount = 0  # of the pairs' those of indexers
-    skipped: Amount = 0  # by what the backward pass falls short of twice all
+    products: Amount  # products with weights
+    pairs: Amount  # QKᵀ and PV
+    other: Amount = 0  # recurrent states, shared tables
+    choosing: Amount = 0  # the indexers' share of `pairs`
+    skipped: Amount = 0  # gradients that nothing needs: backward = 2 · whole − skipped
 
     @property
     def whole(self) -> Amount:
@@ -160,20 +161,19 @@ def count_flops(
 ) -> dict[str, Any]:
     """Count the FLOPs of one sequence of `context` tokens.
 
-    `forward` and `train` are per token, the mean over the sequence, `train` being three times forward, under `exact`
-    and `hfu` without gradients that nothing needs (`skipped_flops`); `hfu` adds what is computed again.
-    `train_hardware` adds to `train` what `recompute` makes again: the pairs' work (selective), a whole forward (full),
-    or that of every n-th layer. `prefill` is a prompt of `context` tokens up to the first logits: an encoder-decoder
-    reads it and begins to write. `decode` is one token when `context` are in the sequence, itself included (of an
-    encoder-decoder: and as many were read), `decode_expanded` the same where MLA decodes with keys and values of every
-    head at hand, in place of its latents. `palm` and `megatron` are for training and have neither;
-    `kaplan` has them for one tower.
+    `forward` and `train` are per token, the mean over the sequence. `train` is three times `forward`, under `exact` and
+    `hfu` less gradients that nothing needs (`skipped_flops`); `hfu` adds recomputation. `train_hardware` is `train`
+    plus recomputation: QKᵀ and PV (`selective`), a whole forward pass (`full`), or that of every n-th layer. `prefill`
+    is a prompt of `context` tokens up to the first logits; an encoder-decoder reads the prompt and writes one token.
+    `decode` is the last of `context` tokens (an encoder-decoder has read `context` tokens, too), `decode_expanded` the
+    same where MLA caches keys and values of every head in place of its latent. `palm` and `megatron` define neither
+    prefill nor decode, `kaplan` only for one tower.
 
-    `documents` are the lengths of those packed into the sequence, which see themselves alone; the first `prefix` tokens
-    all see one another. Both change `exact` and `hfu`; the others count every sequence as one.
+    `documents` are the lengths of packed documents, each of which sees only itself; the first `prefix` tokens all see
+    one another. Both change `exact` and `hfu`; the other conventions count the sequence as one.
 
-    Raises ConfigError for a convention or recomputation that does not exist, and for documents or a prefix that the
-    model cannot take.
+    Raises ConfigError for an unknown convention or recomputation, and for documents or a prefix that the model cannot
+    take.
     """
     table = tabulate(spec)
     _check(table, context, convention, recompute, documents, prefix)
@@ -198,7 +198,7 @@ def count_again(
     documents: Sequence[int] | None = None,
     prefix: int = 0,
 ) -> Amount:
-    """Forward FLOPs of the layers that are computed again under `every_n`, for a sequence; 0 under other names."""
+    """Forward FLOPs of the layers that `every_n` recomputes, for a sequence; 0 for any other `recompute`."""
     if read_every(recompute) is None:
         return 0
     marked = mark_layers(table.spec, recompute)
@@ -211,8 +211,8 @@ def count_again(
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
-    """Count the FLOPs of training on a sequence, without and with what is computed again, from those of its forward
-    pass, and of the `layers` that are computed again one by one. Selective recomputation makes no choice again."""
+    """Count the FLOPs of training on a sequence, without and with recomputation, from its forward pass `passed` and the
+    forward FLOPs of `layers` that `every_n` recomputes. Selective recomputation does not repeat an indexer's choice."""
     pairs = passed.pairs - passed.choosing
     again = {"none": 0, "selective": pairs, "full": passed.whole}.get(recompute, layers)
     train = passed.whole * 3 - passed.skipped
@@ -242,19 +242,19 @@ def _passed(table: CostTable, context: int, convention: str, documents: Sequence
 
 
 def _half_squares(table: CostTable, context: int) -> float:
-    """The pairs' work with half of the square where attention is causal, and all of it elsewhere."""
+    """FLOPs of QKᵀ and PV with half of the square of pairs for causal attention, the whole square elsewhere."""
     whole = pair_flops(table, lambda look: context * context)
     return whole - pair_flops(table, lambda look: 0 if look.cross or not look.causal else context * context) / 2
 
 
 def multiplied(spec: Priced | CostTable, *, head: bool = True) -> int:
-    """Count the parameters that a token uses in one pass, tables that are looked up left out: shared layers as often as
-    they are used, and the head's matrix, tied or not, unless `head` says otherwise."""
+    """Count the parameters that multiply a token in one pass: no looked-up tables, shared layers as often as they are
+    used, and with `head` the head's matrix, tied or not."""
     return sum(multiplied_by(row) * row.used for row in tabulate(spec).parts if head or row.part.role != LOGITS)
 
 
 def multiplied_by(row: PartRow) -> int:
-    """Count the parameters of a part that a token uses in products: none of a table, all of a tied matrix."""
+    """Count the parameters of a part that multiply a token: 0 for a table, all of a tied matrix."""
     part = row.part
     if isinstance(part, Tied) and isinstance(part.of, Linear):
         return part.of.active
@@ -294,21 +294,21 @@ def _generation(table: CostTable, context: int, convention: str, prefix: int) ->
 
 
 def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = False) -> int:
-    """Forward FLOPs of the last of `known` tokens, after `memory` ones that an encoder read."""
+    """Forward FLOPs of the last of `known` tokens, when an encoder has read `memory` tokens."""
     held = known - 1
     pairs = pair_flops(decoder, lambda look: look.pairs(1, held, memory), decoding=held > 0 and not expanded)
     return sum_decoding(product_flops(decoder), memory_flops(decoder), pairs + other_flops(decoder, 1, held))
 
 
 def sum_prompt(products: Amount, context: Amount, once: Amount, core: Amount, memory: Amount = 0) -> Amount:
-    """Sum up a prompt: products made for each token, those made once, pairs and states, and making cross-attention's
-    keys and values of each token."""
+    """Sum the FLOPs of a prompt: `products` and `memory` (making cross-attention's keys and values) of each token,
+    `once` those of products made once, `core` those of pairs and states."""
     return products * context + once + core + memory * context
 
 
 def sum_decoding(products: Amount, memory: Amount, core: Amount) -> Amount:
-    """Sum up a decoded token: its products, without cross-attention's keys and values, which are there already; its
-    pairs and states."""
+    """Sum the FLOPs of a decoded token: `products` less `memory` (cross-attention's keys and values exist already), and
+    `core`, those of pairs and states."""
     return products - memory + core
 
 

@@ -14,13 +14,12 @@ from zoo.errors import ConfigError
 
 
 def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = True) -> dict[str, int]:
-    """Bytes on the rank that needs most: `weights`, `kv_cache`, `prefill`, and `total`, their sum.
+    """Count bytes on the rank that needs most: `weights`, `kv_cache`, `prefill`, and `total`, their sum.
 
-    `prefill`, unless it is not asked for, is the most that is alive at once beside weights and cache: while all prompts
-    are read together up to their first logits, or while a token is decoded, whichever is more. It is traced
-    (`zoo.costs.transient`) with Zoo's own cache, whatever the engine. Tensor parallelism leaves a rank its heads, its
-    part of each feed-forward and of the vocabulary (and all of MLA's latent); a pipeline its layers; context
-    parallelism its tokens.
+    `prefill`, counted if `prefill` is True, is the peak of all other tensors: of reading all prompts together up to
+    their first logits, or of decoding a token, whichever is larger. It is traced (`zoo.costs.transient`) with Zoo's own
+    cache, whatever the engine. With tensor parallelism a rank has some heads, a part of each feed-forward and of the
+    vocabulary (and all of MLA's latent); in a pipeline some layers; with context parallelism some tokens.
 
     Raises ConfigError for a model that generates nothing, for dimensions that the ranks do not divide, and for more
     tokens than the model can read; UnknownOperation for a pass that shadows cannot follow.
@@ -32,7 +31,7 @@ def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = T
     found = []
     for stage in stages(spec, setup):
         kinds = tuple((name, *dict.fromkeys(tower.pattern)) for name, tower in stage.towers().items())
-        if prefill and kinds not in traced:  # stages of the same kinds of layers are alike
+        if prefill and kinds not in traced:  # stages with the same kinds of layers have equal peaks
             traced[kinds] = measure_peaks(stage, run)
         found.append(_on(stage, setup, traced.get(kinds)))
     return max(found, key=lambda rank: rank["total"])
@@ -41,6 +40,6 @@ def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = T
 def _on(stage: Stage, setup: Setup, peaks: Peaks | None) -> dict[str, int]:
     cache = kv_cache(stage, replace(setup, context=-(-setup.tokens(stage) // setup.cp)))
     parts = {"weights": round(stage.params * DTYPES[setup.dtype]), "kv_cache": cache["bytes"]}
-    if peaks is not None:  # while an encoder reads, nothing is made of its output yet
+    if peaks is not None:  # while an encoder runs, cross-attention's keys and values do not exist yet
         parts["prefill"] = max(peaks.encode - cache["cross_bytes"], peaks.prefill, peaks.decode)
     return {**parts, "total": sum(parts.values())}

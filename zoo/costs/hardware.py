@@ -1,8 +1,8 @@
 """Peak rates, memory and bandwidth of accelerators: conf/hardware/*.yaml, one file each, every figure with its source.
 
-A file gives what its maker's sheet does: TFLOP/s by dtype, of dense products summed in float32; GB and GB/s of memory;
-GB/s of the link to its neighbours in one direction; and of a CUDA device its compute capability, which decides the
-kernels that it can run. `checked: no` marks a figure that was seen neither at its source nor in a table that cites it.
+A file has the figures of the maker's data sheet: TFLOP/s by dtype, for dense products accumulated in float32; memory in
+GB and GB/s; GB/s in one direction of the link to other GPUs; and a CUDA device's compute capability, which decides the
+kernels that can run. `checked: no` marks a figure that was found neither at its source nor in a table that cites it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
-"""Dtypes that a file may give a rate for. fp32 is without TF32, which is torch's default."""
+"""Dtypes that a file may give a rate for. `fp32` is without TF32, as is torch's default."""
 
 SIZES = ("memory_gb", "visible_mib", "bandwidth_gb_s", "link", "tdp_w")
 OPTIONAL = ("visible_mib", "link", "tdp_w", "capability")
@@ -52,12 +52,12 @@ CARDS = {
     "V100": "v100",
     "T4": "t4",
 }
-"""Parts of a driver's device name, each with its file in conf/hardware/. The first match counts."""
+"""Substrings of a driver's device name, each with its file in conf/hardware/. The first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetFigure:
-    """A number as its source gives it; `sparse_factor` is that of a rate, where it is not the accelerator's."""
+    """A number and its source; `sparse_factor` is a rate's own, where it differs from the accelerator's."""
 
     value: float
     source: str
@@ -68,8 +68,8 @@ class SheetFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """An accelerator. `tflops` and `sizes` are a file's figures by their keys; `capability` is a CUDA device's (major,
-    minor), None for another maker's."""
+    """An accelerator. `tflops` and `sizes` are a file's figures by key; `capability` is the (major, minor) of a CUDA
+    device, None for other makers."""
 
     name: str
     title: str
@@ -79,14 +79,14 @@ class Hardware:
     capability: tuple[int, int] | None = None
 
     def flops(self, dtype: str) -> float:
-        """Give the dense FLOP/s of products of a dtype, summed in float32. Raises ConfigError if the file has none."""
+        """Give the dense FLOP/s of a dtype, accumulated in float32. Raises ConfigError if the file has no such rate."""
         if dtype not in self.tflops:
             would = ", ".join(self.tflops)
             raise ConfigError(f"dtype: {self.title} does not multiply {dtype} ({would} would do)")
         return self.tflops[dtype].value * 1e12
 
     def sparse_flops(self, dtype: str) -> float:
-        """Give the FLOP/s with 2:4 structured sparsity. They are often advertised, but no model here reaches them."""
+        """Give the FLOP/s with 2:4 structured sparsity, which are often advertised; no model of Zoo's reaches them."""
         own = self.tflops[dtype].sparse_factor if dtype in self.tflops else None
         return self.flops(dtype) * (self.sparse_factor if own is None else own)
 
@@ -96,7 +96,7 @@ class Hardware:
 
     @property
     def memory(self) -> int:
-        """Give the bytes of memory that the driver reports, or else those on the data sheet."""
+        """Give the bytes of memory that the driver reports, where known, else those on the data sheet."""
         visible = self.sizes.get("visible_mib")
         return self.sold_memory if visible is None else int(visible.value * 2**20)
 
@@ -126,7 +126,7 @@ class Hardware:
 
 
 def usable_bytes(memory: Amount) -> Amount:
-    """Give the bytes that a model may use, of a GPU with so much memory."""
+    """Give the bytes that a model may use on a GPU with `memory` bytes."""
     return memory * USABLE - RUNTIME
 
 
@@ -136,9 +136,9 @@ def list_gpus() -> list[str]:
 
 
 def hardware(name: str) -> Hardware:
-    """A packaged accelerator by name, or one from a user's YAML file of the same form.
+    """Load a packaged accelerator by name, or one from a user's YAML file of the same form.
 
-    Raises ConfigError for a name or file that is not there, and for every fault of the file.
+    Raises ConfigError for an unknown name, a missing file, and every fault of the file.
     """
     own = Path(name)
     path = own if own.suffix in (".yaml", ".yml") else conf_dir() / "hardware" / f"{name}.yaml"
@@ -151,7 +151,7 @@ def hardware(name: str) -> Hardware:
 
 
 def of_device(name: str) -> Hardware | None:
-    """Find the packaged accelerator of a device by its driver's name for it. None where it is not known."""
+    """Find a device's packaged accelerator by the driver's name for it; None for an unknown device."""
     file = next((file for part, file in CARDS.items() if part in name), None)
     return None if file is None else hardware(file)
 
@@ -247,5 +247,5 @@ def _positive(value: Any) -> bool:
 
 
 def _version(value: Any) -> bool:
-    """Whether it is a compute capability: two whole numbers."""
+    """Whether a value is a compute capability: a list of two whole numbers."""
     return isinstance(value, list) and len(value) == 2 and all(type(each) is int and each >= 0 for each in value)

@@ -1,6 +1,6 @@
 # T new tokens, S keys, W window
-"""Tell which attention kernel `auto` takes for each kind of layer and each use of a model, on a GPU that need not be
-present."""
+"""Predict the attention kernel that `auto` takes for each kind of layer and use of a model, on any GPU of
+conf/hardware."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from zoo.kernels.mask import Mask
 from zoo.spec.parts import count_kinds
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""The dtype in which attention computes, by the dtype of a Setup: with fp8 only the weights' products are in float8."""
+"""The dtype of attention by the Setup's dtype. With fp8 only the weights' products are in float8."""
 
 GENERATING = ("train", "prefill", "decode")
 READING = ("train", "encode")
-"""The uses of a causal tower, and of a bidirectional one."""
+"""The uses of a causal tower (GENERATING) and of a bidirectional one (READING)."""
 
 INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
 """Packages installed besides torch: its compiler only, or all packages that kernels use."""
@@ -31,10 +31,10 @@ def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
     """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
     A line has the layer's place, its `use`, the Ask, and the kernel with its call: under "torch" with torch alone
-    installed, under "everything" with all packages. `refusals` are the reasons of the kernels tried before that hold
-    whatever is installed. A mixer that is no softmax attention has a line without a use. Rows are taken to be of one
-    length and unpadded; `without` names inputs that would change the choice. Raises ConfigError for a GPU that is
-    unknown, or does not multiply the Setup's dtype.
+    installed, under "everything" with all packages. `refusals` has the reason of each kernel that comes earlier in the
+    order and refuses whatever is installed. A mixer without softmax attention has one line, with no use. Rows are taken
+    to be of one length and unpadded; `without` names inputs that would change the choice. Raises ConfigError for an
+    unknown GPU, and for one that does not multiply the Setup's dtype.
     """
     setup = Setup() if setup is None else setup
     if setup.gpu is not None:
@@ -52,9 +52,9 @@ def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
 
 
 def machine_for(gpu: str | None) -> tuple[Machine, str]:
-    """A Machine with this accelerator of conf/hardware and no packages, and its title; a CPU for None.
+    """Make a Machine of an accelerator of conf/hardware (None: a CPU), without packages; return it with its title.
 
-    An accelerator that is not CUDA's has its title in place of torch's device type, which every CUDA kernel refuses.
+    The device type of an accelerator without CUDA is its title, so that every CUDA kernel refuses it.
     """
     if gpu is None:
         return Machine("cpu"), "a CPU"
@@ -64,8 +64,8 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
 
 
 def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = None) -> dict[str, Ask | None]:
-    """The Ask of a kind of layer's attention in one use, and of its cross-attention to `memory` tokens. It is None for
-    a mixer that uses no kernel."""
+    """Describe the attention of a kind of layer in one use as an Ask, and its cross-attention to `memory` tokens. The
+    value is None for a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
     read = tokens if memory is None else memory
@@ -98,9 +98,9 @@ def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> A
 
 
 def mask_whole(tower: Any, block: Any, tokens: int, packed: bool, memory: int) -> Mask:
-    """Make the mask of whole rows without padding, as `zoo.model.scene` does: beside an encoder's `memory` tokens."""
+    """Make the mask of whole rows without padding, as `zoo.model.scene` does, with an encoder's `memory` tokens."""
     sight = block.attention.sight
-    # Only whether a field of the mask is there matters here, so () stands in for its tensors.
+    # Only the presence of a mask's field matters here, so () stands in for its tensors.
     documents: Any = () if packed or sight.chunk is not None else None
     only: Any = () if sight.blocks is not None and tokens > sight.blocks.whole_until else None
     reach = {"causal": tower.causal, "window": sight.window, "ahead": sight.ahead}
@@ -108,7 +108,7 @@ def mask_whole(tower: Any, block: Any, tokens: int, packed: bool, memory: int) -
 
 
 def _mask_next(attention: Any, tokens: int) -> Mask:
-    """Make the mask of a token after so many: a cache gives it just the keys that it sees."""
+    """Make the mask of one token after `tokens` cached ones: the cache hands over just the keys that it sees."""
     window, chunk = attention.sight.window, attention.sight.chunk
     first = max(0, tokens - window + 1) if window else 0
     first = tokens // chunk * chunk if chunk else first
@@ -116,7 +116,7 @@ def _mask_next(attention: Any, tokens: int) -> Mask:
 
 
 def _join(block: Any, mask: Mask, memory: int) -> Mask:
-    """Join an encoder's `memory` tokens to the keys of a mask, where attention itself reads them."""
+    """Join an encoder's `memory` tokens to the keys of a mask, where self-attention reads them too."""
     if block.cross is None or block.crosses:
         return mask
     pairs = {"window": mask.window, "also": ()} if mask.features["window"] else {}
@@ -136,7 +136,7 @@ def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> 
 
 
 def _chosen(ask: Ask, machine: Machine) -> dict[str, Any]:
-    """Choose the kernel as `auto` does, by the packages installed, and list why it refuses others."""
+    """Choose the kernel as `auto` does under each of INSTALLED, and list why earlier kernels refuse."""
     choices = {name: pick(ask, replace(machine, packages=packages)) for name, packages in INSTALLED.items()}
     found: dict[str, Any] = {
         name: {"kernel": choice.kernel.name, "call": choice.call.function, "arguments": dict(choice.call.arguments)}

@@ -1,10 +1,10 @@
-"""Cut the layers of a model into the chunks of a pipeline, by the time that each layer is priced at.
+"""Cut the layers of a model into the chunks of a pipeline, balanced by each layer's training FLOPs.
 
-Price and program cut alike: `zoo.costs.parallel.stages` and `zoo.training.layout`. A layer's time is in proportion to
-its FLOPs of training on one sequence of so many tokens: its products, and attention over what its kind sees, forward
-and, but for an indexer, backward. An embedding looks up and costs nothing; the head costs its product. So Llama 3 405B
-has 15 layers on the first and on the last of 8 stages, and 16 on each other (Dubey et al., 2024, Llama 3, §3.3.2, has a
-layer less on both for the same reason).
+Price (`zoo.costs.parallel.stages`) and program (`zoo.training.layout`) call the same function. A layer's time is taken
+to be in proportion to its FLOPs of training on one sequence: products and visible pairs, forward and backward, an
+indexer's forward only. The embedding costs nothing; the head costs its product. So Llama 3 405B has 15 layers on the
+first and the last of 8 stages, and 16 on each other (Dubey et al., 2024, Llama 3, §3.3.2, has a layer less on both for
+the same reason).
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from zoo.costs.rows import AttentionRow, PartRow, Priced, tabulate
 from zoo.spec.parts import count_kinds
 
 BEFORE, BEHIND = ("embedding", "position"), ("norm", "project", "pooler", "head")
-"""The components before a stack's layers, and those behind them. One that is not known stands behind."""
+"""The slots of a tower before its layers, and those behind them. A slot in neither counts as behind."""
 
 
 def cut_layers(spec: Priced, context: int, chunks: int) -> tuple[tuple[int, int], ...]:
-    """Cut the layers of a model, those of all its towers one after the other, into chunks: the first layer of each and
-    the one behind its last. The slowest chunk is as fast as can be; the others are as even as that leaves them, and
-    where they do not come out even the later ones have more."""
+    """Cut a model's layers, those of all towers in one row, into `chunks` runs (start, end), end excluded. The slowest
+    chunk is as fast as possible; the others are as even as that allows, and later ones get the remainder."""
     return cut_evenly(time_layers(spec, context), chunks) if chunks > 1 else ((0, count_layers(spec)),)
 
 
@@ -34,7 +33,7 @@ def count_layers(spec: Priced) -> int:
 
 
 def time_layers(spec: Priced, context: int) -> list[int]:
-    """Give the FLOPs of training each layer on one sequence, those of a tower's head with its last layer's."""
+    """Count the training FLOPs of each layer on one sequence. A tower's last layer has those of its head, too."""
     table, sums = tabulate(spec), dict[tuple[str, str | None], float]()
     for row in table.parts:
         if row.kind is not None or row.slot not in BEFORE:
@@ -52,23 +51,23 @@ def time_layers(spec: Priced, context: int) -> list[int]:
 
 
 def count_passes(row: PartRow | AttentionRow) -> int:
-    """Count what training computes of a part in times of its forward pass; the backward pass is twice that."""
+    """Count the forward passes that training a part costs: 3 (its backward pass is worth 2), or 1 without gradients."""
     return 3 if row.learns else 1
 
 
 def count_part(row: PartRow, context: int) -> float:
-    """Count the FLOPs of a part, every time that a forward pass of a sequence uses it."""
+    """Count the FLOPs of a part in a forward pass of a sequence, over all its uses."""
     return row.part.flops * row.used * (1 if is_row_wise(row) else context)
 
 
 def count_attention(row: AttentionRow, context: int) -> float:
-    """Count the FLOPs of an attention that no weight explains, every time that a forward pass uses it."""
+    """Count the FLOPs of an attention that involve no weight in a forward pass of a sequence, over all its uses."""
     own = row.attention.core_flops(row.look.pairs(context, 0, context)) + row.attention.state_flops() * context
     return (own + row.attention.pass_flops(row.tower.d_model, context, 0)) * row.used
 
 
 def cut_evenly(times: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
-    """Cut a list into so many runs of one element at least, the largest sum of which is as small as can be.
+    """Cut a list into `count` non-empty runs whose largest sum is as small as possible.
 
     Example: 2, 2, 2, 2, 2, 2, 2, 5 in 4 runs are 2 + 2, 2 + 2, 2 + 2 + 2, 5, as none of 4 can be below 6.
     """
@@ -85,7 +84,7 @@ def cut_evenly(times: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
 
 
 def _find_bound(sums: Sequence[int], count: int) -> int:
-    """Find by bisection the smallest bound on a run's sum with which so many runs do."""
+    """Find by bisection the smallest bound on a run's sum for which `count` runs suffice."""
     low, high = 0, sums[-1]
     while low < high:
         middle = (low + high) // 2
@@ -97,8 +96,8 @@ def _find_bound(sums: Sequence[int], count: int) -> int:
 
 
 def _find_latest(sums: Sequence[int], count: int, bound: int) -> list[int]:
-    """For each number of runs find the first element that they reach back to from the end, none above a bound: what
-    comes before that needs others."""
+    """For 0 to `count` runs, none with a sum above `bound`, find the earliest element that they reach back to from the
+    end."""
     found = [len(sums) - 1]
     for _ in range(count):
         found.append(min(bisect_left(sums, sums[found[-1]] - bound), found[-1]))

@@ -20,24 +20,24 @@ from zoo.errors import ConfigError
 Value = TypeVar("Value")
 
 CHUNK = 256 << 20
-"""Bytes of logits that a chunked loss has at once, and of the float32 that their softmax is worked out in: the defaults
-of Zoo's training (`zoo.training.objective`)."""
+"""Bytes of a chunk's logits in a chunked loss, and of the float32 softmax over them: the defaults of Zoo's training
+(`zoo.training.objective`)."""
 
 BLOCK = 4 << 20
-"""Bytes of logits, in float32, that a CPU takes the softmax of at once (`zoo.model.loss`)."""
+"""Bytes of float32 logits of which a CPU computes the softmax at once (`zoo.model.loss`)."""
 
 
 def memory(spec: Any, setup: Setup) -> dict[str, Any]:
-    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `kv_cache`,
-    `generate_activations` (what is alive beside weights and cache) and `generate_peak`: see `generating`.
+    """Count bytes on the fullest rank: the figures of `training` with `advice`; for a model that generates also
+    `kv_cache`, `generate_activations` (all but weights and cache) and `generate_peak`, as `generating` counts them.
 
-    Raises ConfigError for what the ranks do not divide.
+    Raises ConfigError for dimensions that the ranks do not divide.
     """
     figures, passes = _training(spec, setup, fused=True)
     if setup.ranks > 1:
         figures["on"] = f"each of {setup.ranks:,} ranks"
     if passes is not None:
-        serves = passes if read_every(setup.recompute) is None else None  # what layers read that run again
+        serves = passes if read_every(setup.recompute) is None else None  # `every_n` has traced marked kinds of layer
         figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0]["train_peak"])
     if any(tower.causal for tower in spec.towers().values()):
         figures |= _generating(spec, setup)
@@ -57,8 +57,8 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
 
 
 def _note_bias(spec: Any, setup: Setup, peak: int) -> str | None:
-    """Say of a bias on the scores what it takes as a tensor, where that is a good part of the peak; None elsewhere.
-    torch's attention takes it as one; flash-attn 2 computes ALiBi's itself."""
+    """Note the size of a position bias on the scores, where it is 1/20 of the peak or more; else None. torch's
+    attention takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
     attentions = [block.attention for tower in spec.towers().values() for block in tower.blocks.values()]
     schemes = [(each.positioning, getattr(each, "n_heads", 1)) for each in attentions]
     biased = [(scheme, heads) for scheme, heads in schemes if scheme is not None and scheme.biases]
@@ -76,37 +76,38 @@ def _note_bias(spec: Any, setup: Setup, peak: int) -> str | None:
 
 
 STAYS = ("weights", "optimizer", "cast", "gathered")
-"""What `states` counts and is there all through a step, gradients left out."""
+"""Figures of `states` that stay allocated throughout a step, gradients left out."""
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")
-"""Figures that depend on the parameters only, so that no pass is traced for them."""
+"""Figures that depend on the parameters only: they need no traced pass."""
 
 
 def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
-    """Give those of `training`'s figures that depend on the parameters only."""
+    """Give the figures of `training` that depend on the parameters only (KEPT)."""
     held = states(spec, setup)
     return {name: round(held[name]) for name in KEPT}
 
 
 def training(spec: Any, setup: Setup, *, fused: bool = True, tuning: Tuning | None = None) -> dict[str, Any]:
-    """Bytes of a training step on one rank.
+    """Count the bytes of a training step on one rank.
 
-    `weights`, `gradients`, `optimizer` (`master` among it): see `states`. `activations` are what the passes of `batch`
-    sequences keep for their backward passes, the loss left out; `activations_by_layer` those of one layer of each kind.
-    With recompute `full` a layer keeps its input alone (Chen et al., 2016), with `every_n` every n-th does, with
-    `selective` all but attention's inside (Korthikanti et al., 2022), which a fused kernel has made small already.
-    `loss_head` is what the loss takes at most: 12 bytes a token and word, which are the logarithms of chances, their
-    gradient and the logits', all in float32; or a chunk. `step` is what the update takes besides.
+    `weights`, `gradients`, `optimizer` (with `master` in it): see `states`. `activations` are the tensors saved for the
+    backward pass of `batch` sequences, without those of the loss; `activations_by_layer` those of one layer of each
+    kind. With recompute `full` a layer keeps only its input (Chen et al., 2016), with `every_n` every n-th layer does,
+    with `selective` a layer keeps all but the inside of attention (Korthikanti et al., 2022), which is small already
+    with a fused kernel. `loss_head` is the peak of the loss: 12 bytes a logit (log-probabilities, their gradient and
+    the logits' gradient, in float32), or one chunk. `step` is the scratch memory of the update.
 
-    `train_peak` is the most that stands at once, reached at `peak_at`: in the backward pass of the "loss", of a kind of
-    "layer" or of the "embedding", or in the "step". It is torch's own peak to 2 % (its MemTracker), without the
-    allocator's rounding and what CUDA and its libraries take.
+    `train_peak` is the peak of all tensors, reached at `peak_at`: in the backward pass of the "loss", of a kind of
+    "layer" or of the "embedding", or in the "step". It equals torch's own (MemTracker) to 2 %, without the allocator's
+    rounding and the memory of CUDA and its libraries.
 
-    With `offload` the host keeps `offloaded` of the optimizer's states, and the update has some of them at a time.
+    With `offload` the host holds `offloaded` bytes of the optimizer's states, and the update fetches them by pieces.
 
-    `tuning` says what trains and what a run adds, on one rank. `fused` is a CUDA device's kernels, otherwise a CPU's.
-    Where a component uses a torch operation whose saved tensors are not listed in operations.py, or the model cannot
-    read so many tokens, `activations_unknown` says so in place of the activations and the peak.
+    `tuning` says which weights train and which adapters and dropout a run adds; it is for one rank. `fused` means the
+    kernels of a CUDA device, otherwise a CPU's. If a pass cannot be traced (a torch operation that operations.py does
+    not list, or more tokens than the model reads), `activations_unknown` has the reason instead of activations and
+    peak.
     """
     tuned = None if tuning is None or tuning.plain else apply_tuning(spec, tuning)
     return _training(spec, setup, fused=fused, tuned=tuned)[0]
@@ -120,7 +121,7 @@ def _training(
     passes: Mapping[str, Section] | None = None,
     tuned: TunedModel | None = None,
 ) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
-    """The figures, and the sections they are of, unless those are given."""
+    """Count the figures of `training`; return the traced sections too (`passes` where given, None if untraceable)."""
     held = states(spec, setup, tuned=tuned)
     spec = mark_layers(spec if tuned is None else tuned.spec, setup.recompute)
     figures: dict[str, Any] = {name: round(held[name]) for name in ("weights", "gradients", "optimizer", "master")}
@@ -154,9 +155,9 @@ def find_peak(
     tuned: TunedModel | None = None,
     fused: bool = True,
 ) -> tuple[int, str]:
-    """Give the most bytes that stand at once in a training step, and where: `train_peak` and `peak_at` of `training`.
+    """Find the peak of a training step in bytes, and where it is: `train_peak` and `peak_at` of `training`.
 
-    `held` is what `states` counts, `activations` what `sum_activations` does.
+    `held` are the figures of `states`, `activations` the bytes of `sum_activations`.
     """
     moments = list_moments(spec, setup, passes, held, activations, tuned, fused)
     where = max(moments, key=lambda name: sum(moments[name].values()))
@@ -164,7 +165,8 @@ def find_peak(
 
 
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
-    """Count the bytes that each section keeps for its backward pass: its input alone where it runs again."""
+    """Count the bytes that each section keeps for its backward pass; a recomputed one keeps its input and what it
+    lends."""
     again = setup.recompute
     return {name: each.input + each.lent if keeps_input(name, again) else each.bytes for name, each in passes.items()}
 
@@ -172,8 +174,8 @@ def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
 def trace_passes(
     spec: Any, setup: Setup, *, fused: bool = True, tuned: TunedModel | None = None
 ) -> Mapping[str, Section]:
-    """Trace the passes of a microbatch on one rank alone. Raises UnknownOperation, and ConfigError for more tokens than
-    the model reads."""
+    """Trace the pass of a microbatch through the whole model, as on a single rank. Raises UnknownOperation, and
+    ConfigError for more tokens than the model reads."""
     return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused, model=tuned))
 
 
@@ -189,7 +191,7 @@ def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
 
 
 def name_layers(spec: Any, sections: Mapping[str, Value]) -> dict[tuple[str, str], Value]:
-    """Take the sections that are layers, by stack and kind."""
+    """Select the sections that are layers, by tower and kind."""
     return {
         (name, kind): sections[f"{name}.layer:{kind}" if name else f"layer:{kind}"]
         for name, tower in spec.towers().items()
@@ -198,7 +200,7 @@ def name_layers(spec: Any, sections: Mapping[str, Value]) -> dict[tuple[str, str
 
 
 def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
-    """Sum up what sections keep before the layers, with what layers share, and behind them."""
+    """Sum the bytes kept outside the layers: before them (embedding and shared tensors), and behind them (head)."""
     sums: dict[str, Amount] = {"embedding": 0, "shared": 0, "head": 0}
     for name, size in kept.items():
         piece = name.split(".")[-1]
@@ -208,24 +210,24 @@ def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
 
 
 def _loss_bytes(spec: Any, setup: Setup) -> float | None:
-    """The peak bytes of logits, their probabilities and gradients; None without logits."""
+    """Count the peak bytes of the loss: logits, log-probabilities and gradients; None without logits."""
     if (head := find_head(spec)) is None:
         return None
     return count_loss(_count_logits(head, spec, setup) / (setup.tp * setup.cp), setup)
 
 
 def find_head(spec: Any) -> Any:
-    """Find the head that gives a model's logits; None where it has none."""
+    """Find the head that gives a model's logits; None without logits."""
     return next((tower.head for tower in spec.towers().values() if tower.head.n_logits), None)
 
 
 def _count_logits(head: Any, spec: Any, setup: Setup) -> int:
-    """Count the logits of a batch: of each token, or of each row."""
+    """Count the logits of a batch: `n_logits` for each token, or for each row where the head reads whole rows."""
     return head.n_logits * setup.batch * (1 if head.reads_rows else setup.tokens(spec))
 
 
 def count_loss(values: Amount, setup: Setup) -> Amount:
-    """Count the bytes that the loss of so many logits takes at most: see `training`."""
+    """Count the peak bytes of the loss of `values` logits: see `loss_head` of `training`."""
     if not setup.chunked_loss:
         return values * 12
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
@@ -244,8 +246,8 @@ def list_moments(
     tuned: TunedModel | None = None,
     fused: bool = True,
 ) -> dict[str, dict[str, int]]:
-    """List the fullest moments of a step by where it is (`peak_at`). Each lists, by name, the bytes of what stands then
-    and does not stay."""
+    """List the fullest moment of each place of a step (a value of `peak_at`): by name, the bytes allocated then in
+    addition to STAYS."""
     if setup.ranks == 1:
         found = _single(_pieces(spec, setup, passes, tuned), spec, setup, passes, held, fused)
     else:
@@ -259,7 +261,7 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
         embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup, tuned)
-        met = 0 if setup.chunked_loss else table  # Zoo's loss has added its own to the weight's by then, in place
+        met = 0 if setup.chunked_loss else table  # Zoo's chunked loss adds the head's gradient in place before
         found.append(PassRun((PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met),)))
         firsts = _mark_first_gradients(tower)
         layers = tower.pattern if firsts is None else tuple(zip(tower.pattern, firsts, strict=True))
@@ -269,31 +271,31 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
             section = passes[f"{prefix}layer:{kind}"]
             again = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0
             kept = section.input + section.lent if again else section.bytes
-            gradients = section.gradients if first else 0  # the others' are there already
+            gradients = section.gradients if first else 0  # later layers with these weights add in place
             made[each] = PassPiece("layer", section, kept, gradients, 0, again)
         found += [PassRun(tuple(made[each] for each in block), times) for block, times in find_repeats(layers)]
         last = passes[f"{prefix}head"]
         if f"{prefix}loss" in passes and not setup.chunked_loss:
             last = passes[f"{prefix}loss"]
         label = "loss" if f"{prefix}loss" in passes else "head"
-        waits = met or (table if setup.precision == "megatron" else 0)  # for fp32, till its 16 bits are whole
+        waits = met or (table if setup.precision == "megatron" else 0)  # 16-bit sum, before it is added to fp32
         found.append(PassRun((PassPiece(label, last, last.bytes, last.gradients, table=waits),)))
     return found
 
 
 def _mark_first_gradients(tower: Any) -> list[bool] | None:
-    """Mark of each layer whether its backward pass is the first to leave a gradient of its weights; None where each
-    has its own."""
+    """Mark each layer whose backward pass is the first to make a gradient of its weights; None where no layers share
+    weights."""
     if not tower.shared_layers and tower.loop is None:
         return None
     weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights
-    last = {each: place for place, each in enumerate(weights)}  # which is undone before the others
+    last = {each: place for place, each in enumerate(weights)}  # the backward pass begins with the last layer
     return [last[each] == place for place, each in enumerate(weights)]
 
 
 def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:
-    """Bytes of a token table's gradient where a head or another tower's embedding has given it one before; torch sums
-    the two up in a third."""
+    """Count the bytes of a tied token table's gradient: the table has one from the head (or the other tower's
+    embedding) already, and torch sums both into a third tensor. 0 without a tie."""
     if tuned is not None and "embedding.tokens.weight" in tuned.ends[name].frozen:
         return 0
     tied = getattr(tower.head, "tied", False)
@@ -303,7 +305,7 @@ def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel
 
 
 def _computed_width(setup: Setup) -> int:
-    """Bytes of a value of the gradients that a pass computes."""
+    """Give the bytes of a gradient's value as a pass computes it, before any conversion."""
     return 4 if setup.precision in ("fp32", "amp") else max(DTYPES[setup.dtype], 2)
 
 
@@ -315,14 +317,14 @@ def _single(
     held: Mapping[str, Any],
     fused: bool,
 ) -> dict[str, dict[str, float]]:
-    """Most bytes of activations and gradients in the passes of each kind of piece, all on one rank: the pieces are
-    undone last to first, each beside what those before it keep and the gradients of those behind it.
+    """Find the fullest moment of each kind of piece on a single rank. The backward pass goes through the pieces last to
+    first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
 
-    Where passes are accumulated, all gradients stand from the first pass on. A weight's new gradient goes as soon as it
-    is added, a tied table's when its second one has come.
+    With accumulation all gradients exist from the first pass on. A weight's new gradient is freed once it is added, a
+    tied table's once its second one is there.
     """
     standing = held["gradients"] if setup.accumulate > 1 else 0
-    wider = widths(setup)[1] / _computed_width(setup)  # Megatron's gradients are fp32, those of its passes are not
+    wider = widths(setup)[1] / _computed_width(setup)  # Megatron-LM keeps fp32 gradients, its passes compute 16 bits
     shared = {name: section for name, section in passes.items() if name.split(".")[-1] == "shared"}
     before = sum(each.input if keeps_input(name, setup.recompute) else each.bytes for name, each in shared.items())
     before += sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs)
@@ -332,7 +334,7 @@ def _single(
         section = piece.section
         before -= piece.kept
         undone = section.moving if standing else section.peak + (wider - 1) * section.gradients
-        if piece.again:  # its forward pass a second time, beside the gradient of its result
+        if piece.again:  # recomputed: its forward pass runs again while the gradient of its result exists
             undone = max(undone + (0 if section.keeps_input else section.input), section.forward + section.input)
         there = {"gradients": standing or gradients * wider, "shared gradients": beside, "the table's": waiting}
         backward = {**there, "its backward pass": undone, "sum": piece.sum}
@@ -350,10 +352,10 @@ def _single(
 
 
 def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[str, float]:
-    """List what stands at a chunk of the loss: the hidden states, their gradient, and the more of the chunk with its
-    softmax, or with the gradients that it gives the head's weights. Those of the chunks before stand beside both.
+    """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients from
+    earlier chunks, the chunk's logits, and the larger of their softmax and the head's gradients from this chunk.
 
-    A CPU takes the softmax of BLOCK bytes at a time, of 16 bits in a float32 copy.
+    A CPU computes the softmax of BLOCK bytes at a time, for 16-bit logits in a float32 copy.
     """
     values = _count_logits(find_head(spec), spec, setup)
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
@@ -369,8 +371,8 @@ def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[s
 def _many(
     spec: Any, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
 ) -> dict[str, dict[str, float]]:
-    """The same where the model is shared out, as a bound: all gradients, all activations, and beside them the loss or
-    what one layer's backward pass takes."""
+    """Bound the fullest moments where the model is spread over ranks: all gradients and all activations, with the loss
+    or one layer's backward pass."""
     share, layers = setup.tp * setup.cp, name_layers(spec, passes).values()
     made = {"gradients": held["gradients"], "whole gradients": held["reducing"]}
     layer = {"its backward pass": max(each.peak - each.bytes - each.gradients for each in layers) / share}

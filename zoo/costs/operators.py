@@ -2,9 +2,9 @@
 """Count each operator of a pass: its FLOPs, and the bytes of weights, cache and states that it moves.
 
 An operator is the products of one sub-layer in all layers of a kind, or the core of its attention, or the head. Bytes
-are the least that a pass can move: each weight it meets once, each key and value that a query sees once a sequence,
-recurrent states read and written. What one operator hands to the next is taken to stay on the chip, and a step's own
-keys and values are not counted a second time for being written.
+are the least that a pass can move: each weight that it uses once, each visible key and value once a sequence, recurrent
+states read and written. Tensors between operators are taken to stay on the chip, and writing a step's own keys and
+values is not counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 class Span(NamedTuple):
-    """The tokens of a pass in a tower: `new` ones of each sequence after `held` cached ones. `memory` is the number of
-    tokens that the encoder read; `made` says whether cross-attention's keys and values of them exist already."""
+    """The tokens of a pass in a tower: `new` ones of each sequence after `held` cached ones, and `memory` tokens that
+    an encoder read. `made` says whether cross-attention's keys and values exist already."""
 
     new: int
     held: int
@@ -39,21 +39,21 @@ class Span(NamedTuple):
 
 
 def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
-    """Give a tower's Span: of decoding the last of `context` tokens, or of a prompt up to its first logits. An
-    encoder-decoder reads the prompt, makes cross-attention's keys and values, and begins to write. None for a tower
-    that has nothing to do."""
+    """Give a tower's Span when decoding the last of `context` tokens, or else for a prompt up to its first logits: an
+    encoder reads the prompt, its decoder makes cross-attention's keys and values and writes one token. None for an
+    encoder while decoding."""
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)
 
 
 class Widths(NamedTuple):
-    """Bytes of a weight and of a cached value, and over how many ranks tensor parallelism spreads them."""
+    """Bytes of a weight and of a cached value, and the number of ranks of tensor parallelism (`tp`)."""
 
     weight: float
     cached: float
     tp: int = 1
-    expanded: bool = False  # caches keys and values of every head where a latent would do (MLA)
+    expanded: bool = False  # MLA caches the keys and values of every head in place of its latent
 
 
 class Chosen(NamedTuple):
@@ -64,9 +64,9 @@ class Chosen(NamedTuple):
     k: Amount
 
     def distinct(self, tokens: Amount) -> Amount:
-        """Expected number of them that `tokens` tokens read, each choosing uniformly: E·(1 − (1 − k/E)^T).
+        """Give the expected number of distinct weights that T tokens read, choosing uniformly: E·(1 − (1 − k/E)^T).
 
-        Real routers are less even, so fewer are read. Example: 8 experts, top 2, 4 tokens: 8·(1 − 0.75⁴) = 5.47.
+        Real routers are less even and read fewer. Example: 8 experts, top 2, 4 tokens: 8·(1 − 0.75⁴) = 5.47.
         """
         if self.k >= self.count:
             return self.count
@@ -75,10 +75,10 @@ class Chosen(NamedTuple):
 
 @dataclass
 class Operator:
-    """The products of one sub-layer in all layers of a kind, or with `core` its attention's QKᵀ and PV and its states.
+    """The products of one sub-layer in all layers of a kind; with `core` the QKᵀ, PV and states of its attention.
 
-    `flops` and `own` (bytes of cache and states) are of one sequence; `weights`, bytes that every token uses, and
-    `chosen`, those that depend on what tokens choose, of the whole batch.
+    `flops` and `own` (bytes of cache and states) count one sequence. `weights` (bytes that every token uses) and
+    `chosen` (weights that depend on the tokens' choice) count the whole batch.
     """
 
     new: Amount
@@ -122,7 +122,7 @@ def _times(row: PartRow, tower: Tower, what: Span) -> int:
 
 
 def operator_name(row: PartRow | AttentionRow | RouterRow) -> str:
-    """Name the operator a row belongs to: `encoder.layer.ffn`. The norms of a layer are small, and one operator."""
+    """Name the operator a row belongs to, such as `encoder.layer.ffn`. All norms of a layer are one operator."""
     slot = "norms" if row.kind is not None and row.roles[0] == "norm" else row.roles[0]
     return ".".join(filter(None, (row.where, row.kind, slot)))
 
@@ -137,7 +137,7 @@ def _add(operator: Operator, row: PartRow, times: int, widths: Widths) -> None:
     elif isinstance(of, Experts):
         operator.chosen.append(Chosen(of.of.params * size, of.count, of.expected_count))
     elif isinstance(of, Linear):
-        operator.weights += (of.params if of.flops else 0) * size  # none where no token passes (Longformer's globals)
+        operator.weights += (of.params if of.flops else 0) * size  # unused without global tokens (Longformer)
     else:
         operator.weights += sum(map(math.prod, of.shapes().values())) * size
 
@@ -150,18 +150,18 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
     flops = core + attention.state_flops() * what.new + attention.pass_flops(row.tower.d_model, what.new, what.held)
     own = 0.0
     if row.tower.causal:
-        # Keys that the last query sees, but those of a window that is a state.
+        # Keys that the last query sees, without a window that is kept as a state (`near`).
         seen = look._replace(near=0).pairs(1, what.held + what.new - 1, what.memory)
         own += seen * _cached(attention, widths) * widths.cached
-        moved = 2 if what.held else 1  # states are read and written; there is none to read before the first token
+        moved = 2 if what.held else 1  # states are read and written; before the first token there is none to read
         own += moved * sum(map(math.prod, attention.state().values())) * STATE_BYTES / widths.tp
     operator.flops += flops * row.used / widths.tp
     operator.own += own * row.used
 
 
 def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span, widths: Widths) -> None:
-    """Add the states that feed-forwards read and write while generating (RWKV's channel mix, counts of a capacity), and
-    those of n-grams."""
+    """Add the states that feed-forwards and n-grams read and write while generating (RWKV's channel mix, the token
+    counts of a router with a capacity)."""
     for kind, block in tower.blocks.items() if tower.causal else ():
         ngrams: Any = getattr(block, "ngrams", None)
         of_ngrams = ngrams.state() if ngrams else {}
@@ -175,7 +175,7 @@ def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span
 
 
 def _cached(attention: Attention | Indexer, widths: Widths) -> float:
-    """Count the cached values of a token on a rank. Heads are divided over ranks; a latent is on every rank."""
+    """Count the cached values of a token on a rank: heads are divided over ranks, a latent is whole on each."""
     if widths.expanded and absorbs(attention):
         return attention.core_flops(1) / 2 / widths.tp  # a multiply-add for each value of each head
     shapes = attention.attended().values()
@@ -183,14 +183,14 @@ def _cached(attention: Attention | Indexer, widths: Widths) -> float:
 
 
 def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:
-    """List every router of a decoding model, by its operator."""
+    """List every router of the causal towers with the name of its operator."""
     table = tabulate(spec)
     return ((operator_name(row), row) for row in table.routers if table.towers[row.where].causal)
 
 
 def reductions(spec: Priced, context: int, *, decode: bool) -> int:
-    """Count the vectors of a sequence that tensor parallelism sums over its ranks in a pass: for each token, as many a
-    layer as its block says."""
+    """Count the all-reduced vectors of a sequence in a pass under tensor parallelism: `Block.reductions` for each layer
+    and token."""
     summed = 0
     for tower in spec.towers().values():
         what = span(tower, spec, context, decode)

@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
 
 class Look(NamedTuple):
-    """The visible keys of an attention's queries, as counting pairs needs them."""
+    """Which keys the queries of an attention see, as far as counting pairs needs it."""
 
     causal: bool
-    cross: bool  # whether they see an encoder's output rather than each other
+    cross: bool  # keys are an encoder's output
     window: int | None = None
     chunk: int | None = None
-    top_k: int | None = None  # how many an indexer chooses of those that a query sees
+    top_k: int | None = None  # number of visible keys that an indexer selects
     blocks: Blocks | None = None
-    granule: int = 1  # how many keys the indexer chooses together
-    tail: bool = False  # whether a query sees those of an unfinished granule besides
-    rate: int = 1  # tokens that one key is made of: a query sees the keys of pools that have ended
-    ahead: int | None = None  # how far a query that sees both ways sees ahead, where not as far as back
-    near: int = 0  # the window of tokens that a query sees beside such keys
+    granule: int = 1  # keys that the indexer selects together
+    tail: bool = False  # a query also sees the keys of its own unfinished granule
+    rate: int = 1  # tokens that one key stands for (a pool); a query sees the pools that have ended
+    ahead: int | None = None  # reach forward of a bidirectional query, where it differs from `window`
+    near: int = 0  # window of single tokens that a query sees in addition to pools
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
         """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
@@ -31,7 +31,7 @@ class Look(NamedTuple):
             return visible_pairs(new, held, self.near) + self._replace(near=0).pairs(new, held)
         if self.rate > 1 and self.causal:
             return pooled_pairs(held + new, self.rate, self.top_k) - pooled_pairs(held, self.rate, self.top_k)
-        if self.top_k is not None:  # as many as of a window
+        if self.top_k is not None:
             if not self.causal:
                 return new * self._choose(new)
             return self._chosen(held + new) - self._chosen(held)
@@ -48,7 +48,7 @@ class Look(NamedTuple):
         return visible_pairs(new, held, self.window)
 
     def square(self, tokens: int) -> int:
-        """Count all pairs of so many tokens with the keys that they make, hidden ones among them."""
+        """Count all pairs of `tokens` tokens with the keys made of them, hidden pairs included."""
         pooled = tokens * (tokens // self.rate)
         return pooled + tokens * tokens if self.near else pooled
 
@@ -56,7 +56,7 @@ class Look(NamedTuple):
         """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another."""
         if self.cross or not self.causal:
             return 0
-        if self.chunk is not None:  # which a prefix does not reach beyond
+        if self.chunk is not None:  # a prefix does not reach beyond its chunks
             return chunked_pairs(prefix, self.chunk) - prefix
         if self.top_k is not None:
             return prefix * self._choose(prefix) - self._chosen(prefix)
@@ -65,20 +65,20 @@ class Look(NamedTuple):
         return prefix * prefix - visible_pairs(prefix, 0, self.window)
 
     def _choose(self, seen: int) -> int:
-        """Count the keys that are chosen of those that a query sees."""
+        """Count the keys that are selected for a query which sees `seen` keys."""
         assert self.top_k is not None
         if not self.tail:
             return min(seen, self.top_k)
         return seen if seen < self.top_k + self.granule else self.top_k + seen % self.granule
 
     def _chosen(self, tokens: int) -> int:
-        """Count the pairs of a causal row of so many tokens."""
+        """Count the pairs of a causal row of `tokens` tokens with selected keys."""
         assert self.top_k is not None
         return (tailed_pairs if self.tail else chosen_pairs)(tokens, self.top_k, self.granule)
 
 
 def visible_pairs(new: int, held: int, window: int | None) -> int:
-    """(query, key) pairs of `new` causal queries after `held` tokens, each seeing at most `window` keys, itself
+    """Count the pairs of `new` causal queries after `held` tokens, each of which sees `window` keys at most, its own
     included."""
     if window is None or window >= held + new:
         return new * held + new * (new + 1) // 2
@@ -87,8 +87,8 @@ def visible_pairs(new: int, held: int, window: int | None) -> int:
 
 
 def chosen_pairs(tokens: int, top_k: int, granule: int) -> int:
-    """Count the causal pairs of `tokens` tokens that see `top_k` keys each at most, in blocks of `granule`, of which
-    the newest, a part of a block, is one. With 2 blocks of 4 the tenth token sees 4 + 2 keys."""
+    """Count the causal pairs of `tokens` tokens with `top_k` keys each at most, selected in blocks of `granule`. The
+    newest block counts as one even if it is unfinished: with 2 blocks of 4 the tenth token sees 4 + 2 keys."""
     if tokens <= top_k:
         return tokens * (tokens + 1) // 2
     later = tokens - top_k
@@ -98,24 +98,25 @@ def chosen_pairs(tokens: int, top_k: int, granule: int) -> int:
 
 
 def tailed_pairs(tokens: int, top_k: int, granule: int) -> int:
-    """Count the causal pairs of `tokens` tokens that see `top_k` keys each at most, in whole pools of `granule`, and
-    those of the pool that goes on. With 2 pools of 4 the 13th token sees 8 + 1 keys, the 12th 8."""
-    first = min(tokens, top_k + granule - 1)  # see all before them
+    """Count the causal pairs of `tokens` tokens with `top_k` keys each at most, selected in whole pools of `granule`,
+    and with the keys of their unfinished pool. With 2 pools of 4 the 13th token sees 8 + 1 keys, the 12th 8."""
+    first = min(tokens, top_k + granule - 1)  # these tokens see every key before them
     whole, rest = divmod(tokens - first, granule)
     later = (tokens - first) * top_k + whole * (granule * (granule - 1) // 2) + rest * (rest - 1) // 2
     return first * (first + 1) // 2 + later
 
 
 def pooled_pairs(tokens: int, pool: int, most: int | None = None) -> int:
-    """Count the pairs of `tokens` tokens with the pools that have ended at them: none at the first `pool` − 1, one at
-    each of the next `pool`, and so on; `most` of them at most."""
+    """Count the pairs of `tokens` tokens with the pools that have ended by then, `most` at most: the first `pool` − 1
+    tokens see none, each of the next `pool` tokens sees one, and so on."""
     few = tokens if most is None else min(tokens, most * pool)
     whole, rest = divmod(few, pool)
     return pool * (whole * (whole - 1) // 2) + whole * (rest + 1) + (tokens - few) * (most or 0)
 
 
 def both_ways_pairs(tokens: int, reach: int | None, ahead: int | None = None) -> int:
-    """Count the pairs of tokens at most `reach` apart, or to one side `ahead`, including each with itself."""
+    """Count the pairs of tokens at most `reach` apart, each with itself included; `ahead` is the reach forward where it
+    differs."""
     if reach is None:
         return tokens * tokens
     sides = (min(each, tokens - 1) for each in (reach, reach if ahead is None else ahead))
@@ -129,8 +130,8 @@ def chunked_pairs(tokens: int, chunk: int) -> int:
 
 
 def block_pairs(tokens: int, blocks: Blocks) -> int:
-    """Count the pairs of attention between blocks: tokens of the first and the last block with all others, those of
-    other blocks with three blocks each, which are fewer beside the two ends."""
+    """Count the pairs of block-sparse attention: tokens of the first and the last block see all tokens, the others the
+    two end blocks and three neighbouring blocks, which overlap near the ends."""
     size, whole_until = blocks
     if tokens <= whole_until:
         return tokens * tokens

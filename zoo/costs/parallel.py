@@ -1,11 +1,11 @@
 # b sequences, s tokens, d model width, t = tp, p = pp
-"""Price one rank of a model that is spread over many: what it holds, and what it sends in a step.
+"""Find the weights and activations that one rank of a parallel model holds.
 
 Tensor and expert parallelism: `zoo.costs.shards`. Pipeline parallelism (Narayanan et al., 2021): each stage has chunks
-of consecutive layers (`zoo.costs.layer_cut`, `zoo.ranks.schedule`); the embedding is with the first layer, the last
-norm and the head with the last, and a table that both read is on the stages of both. Context parallelism divides
-tokens and no weights. The ranks of dp × cp hold the same weights, which ZeRO shards among them (Rajbhandari et al.,
-2020); those of ep hold other experts, so that an expert is shared out among dp × cp / ep.
+of consecutive layers (`zoo.costs.layer_cut`, `zoo.ranks.schedule`); the embedding is with the first layer, the final
+norm and the head with the last; a table that embedding and head both read is on both stages. Context parallelism
+divides tokens, not weights. ZeRO shards weights among the dp × cp ranks that hold the same ones (Rajbhandari et al.,
+2020); ranks of ep hold different experts, so that an expert is sharded among dp × cp / ep.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from zoo.spec.parts import count_kinds
 
 
 class RankTensor(NamedTuple):
-    """A tensor of a rank, before ZeRO: of tower `where`, in a `kind` of layer or beside the layers, in a `slot` there
-    (attention, embedding …)."""
+    """A tensor of a rank before ZeRO, with its tower (`where`), its `kind` of layer (None outside layers) and its
+    `slot` (attention, embedding …)."""
 
     path: str
     where: str
@@ -40,10 +40,10 @@ class RankTensor(NamedTuple):
     slot: str
     shape: tuple[int, ...]
     copies: int
-    expert: bool  # one of those that expert parallelism spreads
-    hidden: bool  # the matrix of a product inside a layer, or a stack of such: what Muon orthogonalises
-    product: bool  # of a matrix product, so that autocast casts it
-    learns: bool = True  # whether the loss gives it a gradient
+    expert: bool  # spread by expert parallelism
+    hidden: bool  # a matrix inside a layer, or a stack of matrices: Muon orthogonalises it
+    product: bool  # used in a matrix product: autocast casts it
+    learns: bool = True  # gets a gradient from the loss
 
     @property
     def params(self) -> int:
@@ -54,10 +54,10 @@ class RankTensor(NamedTuple):
 class Stage(PricedPart):
     """One stage of a pipeline, on one rank of tensor parallelism.
 
-    `held` has the rank's part of its towers by name, with the layers of this stage alone: those of its `chunks`, of
-    each its layers by tower and kind. `ends` says which slots beside the layers (embedding, head …) the stage has of
-    each tower. A Stage has a model's `towers()`, `max_seq_len`, `d_model` and `vocab_size`, so a function that counts a
-    model's cache or activations counts a stage's.
+    `held` has the rank's part of each tower by name, with the layers of this stage only. `chunks` counts the layers of
+    each chunk by tower and kind. `ends` names, for each tower, the slots outside the layers (embedding, head …) that
+    the stage has; `pieces` are its tensors. A Stage has a model's `towers()`, `max_seq_len`, `d_model` and
+    `vocab_size`, so functions that count a model's cache or activations also count a stage's.
     """
 
     index: int
@@ -73,12 +73,12 @@ class Stage(PricedPart):
 
     @property
     def begins(self) -> bool:
-        """Whether it has the model's first layer."""
+        """Whether the stage has the model's first layer."""
         return self.schedule.find_stage(0) == self.index
 
     @property
     def finishes(self) -> bool:
-        """Whether it has the model's last layer."""
+        """Whether the stage has the model's last layer."""
         return self.schedule.find_stage(self.schedule.n_chunks - 1) == self.index
 
     def layers(self) -> Iterator[tuple[str, str, int]]:
@@ -95,7 +95,7 @@ class Stage(PricedPart):
 
 def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
-    the set-up's ranks do not divide, and for each component that does not say how it splits."""
+    the set-up's ranks do not divide, and for each component without `shard`."""
     towers, shared, found = spec.towers(), {}, []
     for name, tower in towers.items():
         try:
@@ -120,7 +120,7 @@ def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
         chunks = [cut[each] for each in schedule.list_chunks(index)]
         held, ends = _take(whole, chunks)
         key = (tuple((name, tower.pattern) for name, tower in held.items()), tuple(ends.items()))
-        if key not in made:  # the stages in the middle mostly hold the same
+        if key not in made:  # the middle stages are mostly equal
             own = table if setup.pp == 1 else tabulate_towers(held)
             made[key] = tuple(_tensors_of(own, ends, table, setup.ep))
         kinds = tuple(_count_kinds(whole, *chunk) for chunk in chunks)
@@ -136,14 +136,14 @@ def fullest(spec: Priced, setup: Setup) -> Stage:
 def _take(
     whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Take chunks of layers out of the concatenated stacks, with the components before or after them."""
+    """Select chunks of the towers' concatenated layers, with the slots before and behind them."""
     held, ends = {}, {}
     for name, tower, runs in _list_runs(whole, chunks):
         pattern = sum((tower.pattern[start:end] for start, end in runs), ())
         if pattern:
             held[name] = tower if len(pattern) == len(tower.pattern) else replace(tower, pattern=pattern)
             begins = any(start == 0 < end for start, end in runs)
-            inside = ("position",) if tower.position.inside and not begins else ()  # which each layer reads
+            inside = ("position",) if tower.position.inside and not begins else ()  # a position that each layer reads
             last = BEHIND if any(end == len(tower.pattern) for start, end in runs if start < end) else ()
             ends[name] = (*(BEFORE if begins else inside), *last)
     return held, ends
@@ -161,7 +161,8 @@ def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[s
 def _list_runs(
     whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[str, Any, list[tuple[int, int]]]]:
-    """List each tower with what chunks of the concatenated stacks are in it; (0, 0) where nothing is."""
+    """List each tower with the run (start, end) of its layers in each chunk of the concatenated layers; (0, 0) for
+    none."""
     before = 0
     for name, tower in whole.items():
         count = len(tower.pattern)
@@ -171,11 +172,11 @@ def _list_runs(
 
 
 def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: int) -> Iterator[RankTensor]:
-    """List every tensor of a stage: those of its layers and ends, and a table that a tied part here reads."""
-    borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
+    """List every tensor of a stage: those of its layers and ends, and any table that a tied part of the stage reads."""
+    borrowed: dict[str, bool] = {}  # path of a table that a tied part reads → whether in a matrix product
     own: list[RankTensor] = []
     for row in held.parts:
-        slot = row.slot if row.slot in (*BEFORE, *BEHIND) else "head"  # one that is not known stands behind the layers
+        slot = row.slot if row.slot in (*BEFORE, *BEHIND) else "head"  # any other slot is behind the layers
         if row.kind is None and slot not in ends[row.where]:
             continue
         own += _tensors(row, row.stored, ep)
@@ -205,21 +206,21 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 def activation_bytes(
     spec: Priced, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
 ) -> float:
-    """Activations on the rank that has most of them, when one rank alone would keep `layers` bytes a layer, by stack
-    and kind, and `first` and `last` bytes beside them.
+    """Count the bytes of activations on the fullest rank. On a single rank a layer saves `layers[tower, kind]` bytes,
+    the slots before the layers `first` bytes, those behind them `last`.
 
-    Tensor with sequence parallelism divides all of them by t (Korthikanti et al., 2022, eq. 4), context parallelism the
-    tokens; a stage holds those of its layers for each micro-batch in flight, which with 1F1B makes the first the
-    fullest. A step is taken to have at least as many micro-batches as the schedule takes.
+    Tensor with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq. 4), context parallelism
+    the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B the first stage is the fullest. A
+    step is taken to have at least as many micro-batches as the schedule needs.
     """
 
     return sum_activations(spec, setup, layers, first, last).bytes
 
 
 class ChunkActivations(NamedTuple):
-    """The activations that the passes of a chunk of layers save: those of the `layers` (tower, kind, number, bytes of
-    one), before (`first`) and behind them (`last`), all `split` over so many ranks; `gathered` are the keys and values
-    that layers save in addition (`count_gathered`). At the stage's peak this many micro-batches are `in_flight`."""
+    """The activations of a chunk of layers: those of its `layers` (tower, kind, number of layers, bytes of one),
+    `first` and `last` bytes before and behind them, all divided by `split` ranks; `gathered` bytes of keys and values
+    in addition (`count_gathered`). `in_flight` is the number of micro-batches held at the stage's peak."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount
@@ -236,7 +237,7 @@ class ChunkActivations(NamedTuple):
 
 
 class StageActivations(NamedTuple):
-    """The activations that the passes of a pipeline stage save, by chunk."""
+    """The activations of a pipeline stage, by chunk."""
 
     chunks: tuple[ChunkActivations, ...]
 
@@ -253,7 +254,7 @@ def sum_activations(
     last: float,
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
-    """Find the stage that keeps most; see `activation_bytes`. `pipeline` are its stages, where they are known."""
+    """Find the stage with most activations; see `activation_bytes`. `pipeline` are the stages, if made already."""
     found = []
     for stage in stages(spec, setup) if pipeline is None else pipeline:
         schedule = stage.schedule
@@ -274,9 +275,9 @@ def sum_activations(
 
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
-    """Count the bytes that some layers of a stage, by tower and kind, keep of keys and values beside those of a rank's
-    own tokens. Layers that run again keep none. Round a ring none is kept of other ranks' tokens, nor what is expanded
-    of the rank's own, which makes the number negative for MLA."""
+    """Count the bytes of other ranks' keys and values that layers of a stage (numbers by tower and kind) save under
+    context parallelism. Recomputed layers save none. A ring saves none either, nor the expanded keys and values of the
+    rank's own tokens, which makes the number negative for MLA."""
     if setup.cp == 1:
         return 0
     own = setup.batch * setup.tokens(stage) // setup.cp

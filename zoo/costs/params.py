@@ -1,4 +1,4 @@
-"""Parameters: total, used by one token, by component and by kind of layer. Sums over the rows of a model's parts."""
+"""Count parameters: in total, active for one token, by component and by kind of layer."""
 
 import math
 from collections import Counter
@@ -26,14 +26,13 @@ APART = (EXPERTS, "router", SHARED_EXPERT, SHARED_GATE)
 
 
 def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
-    """Count parameters as they are stored: a tied weight once, layers that share theirs once.
+    """Count parameters as they are stored: a tied weight once, the weights of layers that share them once.
 
     `active` is what one token uses: experts at top_k, and whole tables, though it looks up one row of each.
-    `active_without_input_table` leaves out the token table, unless a head is tied to it and so multiplies with all of
-    it (the literature has both: 37.6 and 36.6 B of DeepSeek-V3). `embedding` is the tables of tokens, positions and
-    biases, and a head's matrix of its own; `buffers` are values that are saved and not trained, in no other figure.
-    `by_layer_kind` says for each kind how many `layers` there are, how many of them have weights of their own
-    (`stored`, one where layers share), and what all these hold.
+    `active_without_input_table` leaves out the token table unless a head is tied to it (the literature has both: 37.6
+    and 36.6 B of DeepSeek-V3). `embedding` counts the tables of tokens, positions and biases, and an untied head;
+    `buffers` are saved but not trained, and in no other figure. `by_layer_kind` gives for each kind the number of
+    `layers`, the number with weights of their own (`stored`, 1 where layers share), and the parameters of all of them.
     """
     table = tabulate(spec)
     by_component: Counter[str] = Counter()
@@ -55,8 +54,8 @@ def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
 
 
 def component_of(row: PartRow) -> str:
-    """Name the component a part is counted under: inside a layer its attention, its feed-forward's experts, router and
-    so on. A norm within attention or the embedding is counted there, any other among the norms."""
+    """Name the component that a part is counted under: in a layer its slot (attention, ffn, norm …) or a role of APART.
+    A norm within attention or the embedding counts there, any other as "norm"."""
     if row.kind is None:
         return "norm" if row.owner.axis == "norm" and row.slot != "embedding" else row.slot
     return next((role for role in row.roles[1:] if role in APART), row.slot)
@@ -71,7 +70,7 @@ def _values(part: Part) -> int:
 
 
 def _looked_up(table: CostTable) -> int:
-    """Parameters of token tables that no head is tied to."""
+    """Count the parameters of token tables that no head is tied to."""
     tables = {row.path: row.part.params for row in table.parts if row.part.role == TOKENS}
     for row in table.parts:
         if isinstance(row.part, Tied) and isinstance(row.part.of, Linear):
@@ -80,7 +79,7 @@ def _looked_up(table: CostTable) -> int:
 
 
 def _by_layer_kind(table: CostTable) -> dict[str, dict[str, int]]:
-    """The parameters by kind of layer. In an encoder-decoder kinds are named by tower: `encoder.layer`."""
+    """Count parameters by kind of layer. In an encoder-decoder kinds are named by tower: `encoder.layer`."""
     kinds = {}
     for where, tower in table.towers.items():
         stored = tower.stack.stored()

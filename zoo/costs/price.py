@@ -12,12 +12,12 @@ from zoo.costs.setup import Setup
 def price(
     spec: Priced, setup: Setup | None = None, parts: Collection[str] | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Every figure of a set-up, or of the one that `changes` are the fields of, as plain data.
+    """Price a Spec under a Setup, or under `Setup(**changes)`: every figure, as plain data.
 
-    `parts` are dotted paths of those that are wanted, if not all: most of the time goes to tracing a pass for its
-    activations. `traffic` is there for more than one rank, `roofline` where the set-up names a GPU, and of the FLOPs
-    `optimizer_step` where the optimizer multiplies matrices (Muon; in all, not a token). Raises ConfigError
-    for a set-up at fault.
+    `parts` are dotted paths of the figures wanted (None: all). Most of the time goes to tracing a pass for its
+    activations, which "memory" needs. `traffic` is present for more than one rank, `roofline` where the set-up names a
+    GPU, `flops.optimizer_step` (of a whole step, not a token) where the optimizer multiplies matrices (Muon). Raises
+    ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = None if parts is None else {path.partition(".")[0] for path in parts}

@@ -1,4 +1,4 @@
-"""Find what repeats in a pattern of layers, so that a price takes as long for many layers as for few."""
+"""Find repeats in a pattern of layers, so that the time of pricing does not grow with depth."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from zoo.costs.activations import Section
 Item = TypeVar("Item", bound=Hashable)
 
 LONGEST = 512
-"""Items of the longest repeat that is looked for."""
+"""Items of the longest repeat that is searched for."""
 TRIES = 8
-"""Runs of equal items that may stand before a repeat: dense layers before a mixture of experts, say."""
+"""Runs of equal items that may precede a repeat, such as dense layers before layers with experts."""
 
 
 def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
-    """Cut a sequence into blocks, each so many times after one another. Together they are the sequence.
+    """Cut a sequence into pairs (block, times): each block repeated that often, one pair after the other.
 
     Example: a, b, b, c, b, b, c, b, b, c, b are a once, (b, b, c) three times and b once.
     """
@@ -35,8 +35,8 @@ def find_repeats(items: Sequence[Item]) -> list[tuple[tuple[Item, ...], int]]:
 
 
 def _find_period(items: tuple[Item, ...]) -> int | None:
-    """Find the length of the shortest block that the whole sequence repeats, to a part of it at the end; None where
-    there is none of LONGEST items at most that comes twice."""
+    """Find the length of the shortest block whose repetition gives the whole sequence, the last time perhaps cut short.
+    None without a block of LONGEST items at most that comes twice."""
     for period in range(1, min(LONGEST, len(items) // 2) + 1):
         begins = items[period] == items[0] and items[:period] == items[period : 2 * period]
         if begins and items[period:] == items[:-period]:
@@ -49,9 +49,9 @@ def _find_runs(items: tuple[Item, ...]) -> list[tuple[tuple[Item, ...], int]]:
 
 
 class PassPiece(NamedTuple):
-    """A piece of a pass: what it leaves kept, what its backward pass leaves of gradients, and the `sum` of a table's
-    that meets one which is there already. With `again` it keeps its input alone. A tied `table` is what the loss leaves
-    of its gradient until the embedding's meets it."""
+    """A piece of a pass, in bytes: `kept` for its backward pass, and the weights' `gradients` that its backward pass
+    leaves. `again` marks a recomputed piece. For a tied token table, `table` is the gradient that the loss leaves until
+    the embedding's arrives, `sum` the tensor into which both are summed."""
 
     label: str
     section: Section
@@ -63,7 +63,7 @@ class PassPiece(NamedTuple):
 
 
 class PassRun(NamedTuple):
-    """Pieces in the order of the forward pass, all of them so many `times` after one another: a repeat of a pattern."""
+    """Pieces in the order of the forward pass, repeated `times` times."""
 
     pieces: tuple[PassPiece, ...]
     times: int = 1
@@ -73,13 +73,13 @@ NOTHING = Section((), 0)
 
 
 def list_decisive(run: PassRun) -> list[PassPiece]:
-    """List the few pieces of a run at which its peak can be, in the order in which they are undone, so that no price
-    grows with depth.
+    """List the pieces of a run at which its peak can be, in the order of the backward pass: a fixed number of repeats,
+    whatever the depth.
 
-    From one repeat to the next, what is kept before a piece falls by a constant and gradients grow by a constant. So
-    the bytes at a piece are the larger of two straight lines, and largest at an end of the run. The first repeat undone
-    is apart, because the gradient of what layers share (`beside`) stands only after it. Example: 100 repeats become 1,
-    1, 97 and 1. The 97 are undone as one step, at which nothing is counted but what stands, so that it never decides.
+    From one repeat to the next, the bytes kept before a piece fall by a constant and gradients grow by a constant. So
+    the bytes at a piece are the larger of two straight lines, and the peak is at an end of the run. The repeat that the
+    backward pass meets first is apart, because the gradients of shared tensors (`beside`) exist only after it. Example:
+    100 repeats become 1, 1, 97 and 1. The 97 are one step without memory of its own, which never is the peak.
     """
     once = list(reversed(run.pieces))
     if run.times < 4:

@@ -1,9 +1,9 @@
 # B sequences, T tokens, S tokens of a sequence, t ranks of tensor parallelism
-"""The speed of light: how fast an accelerator could generate, read a prompt and train at most.
+"""Bound the speed of generation, prefill and training on an accelerator (roofline).
 
-A pass takes as long as its FLOPs at the peak rate or its bytes at the peak bandwidth, whichever is longer (Williams et
-al., 2009, Roofline). The same bound on each operator, summed, is closer. Kernel launches, activations and waiting cost
-no time here, so real code is slower than every figure.
+A pass takes at least the time of its FLOPs at the peak rate or of its bytes at the peak bandwidth, whichever is longer
+(Williams et al., 2009, Roofline). The same bound on each operator, summed, is closer. Kernel launches, activations and
+waiting cost no time here, so real code is slower than every figure.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ DAY = 24 * 3600
 
 
 def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Give the bounds for a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
+    """Bound the speed of a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
 
-    `decode` is one step of `batch` sequences that are `context` long, on `tp` GPUs, `dp` times over; `prefill` reads
-    their prompts; `train` is at the set-up's `mfu` on all ranks. `figures` are those of `zoo.costs.price`, of which the
-    memory says what `fits`. Raises ConfigError for a GPU that is not known or cannot multiply the dtype.
+    `decode` is one step of `batch` sequences with `context` tokens each, on `tp` GPUs, in `dp` replicas; `prefill`
+    reads their prompts; `train` runs at the set-up's `mfu` on all ranks. `figures` are those of `zoo.costs.price`; the
+    memory among them decides what `fits`. Raises ConfigError for an unknown GPU, or one that cannot multiply the dtype.
     """
     if setup.gpu is None:
         raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(list_gpus())})")
@@ -101,7 +101,7 @@ def _prefill(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]
 def _bound(
     parts: Mapping[str, Operator], batch: int, setup: Setup, device: Hardware, tokens: int = 1
 ) -> dict[str, Any]:
-    """Bound a pass over `tokens` of each of `batch` sequences on one rank; tokens per second are of all replicas."""
+    """Bound a pass over `tokens` of each of `batch` sequences on one rank; tokens per second count all replicas."""
     peak, bandwidth = device.flops(setup.dtype), device.bandwidth
     work, weights, own = count_work(parts, batch), count_weights(parts, batch), count_own(parts, batch)
     seconds = bound_seconds(work, weights + own, peak, bandwidth)
@@ -125,22 +125,22 @@ def count_work(parts: Mapping[str, Operator], batch: Amount) -> Amount:
 
 
 def count_weights(parts: Mapping[str, Operator], batch: Amount) -> Amount:
-    """Count the bytes of the weights that it reads."""
+    """Count the bytes of weights that a pass over `batch` sequences reads."""
     return sum(part.weight_bytes(batch) for part in parts.values())
 
 
 def count_own(parts: Mapping[str, Operator], batch: Amount) -> Amount:
-    """Count the bytes of caches and states that it moves."""
+    """Count the bytes of caches and states that a pass over `batch` sequences moves."""
     return sum(part.own * batch for part in parts.values())
 
 
 def bound_seconds(work: Amount, moved: Amount, peak: Amount, bandwidth: Amount) -> Amount:
-    """Bound the seconds of `work` FLOPs and `moved` bytes: what takes longer, arithmetic or memory."""
+    """Bound the seconds of `work` FLOPs and `moved` bytes: the longer of arithmetic and memory."""
     return take_larger(work / peak, moved / bandwidth)
 
 
 def count_rates(tokens: Amount, batch: Amount, dp: Amount, seconds: Amount) -> dict[str, Amount]:
-    """Count the tokens a second of all replicas, and of one sequence, in a pass over `tokens` of each."""
+    """Count tokens a second, of all `dp` replicas and of one sequence, in a pass over `tokens` of each sequence."""
     return {"tokens_per_second": tokens * batch * dp / seconds, "tokens_per_second_each": tokens / seconds}
 
 
@@ -164,11 +164,11 @@ def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: flo
 
 
 def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> int | None:
-    """Find the smallest batch at which arithmetic takes as long as memory. None if there is none: reading the cache of
-    one more sequence takes longer than computing its FLOPs.
+    """Find the smallest batch at which arithmetic takes as long as memory. None if there is none, because reading the
+    cache of one more sequence takes longer than computing its FLOPs.
 
-    Compute grows in proportion to the batch; bytes grow less, because tokens share weights and experts. So memory
-    binds below that batch, and arithmetic above it.
+    FLOPs grow in proportion to the batch; bytes grow less, because sequences share weights and experts. So memory is
+    the bound below that batch, arithmetic above it.
     """
 
     def computes(batch: int) -> bool:
@@ -180,7 +180,7 @@ def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> in
         high *= 2
         if high > MOST:
             return None
-    low = high // 2  # does not, or is 0
+    low = high // 2  # memory-bound, or 0
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if computes(middle) else (middle, high)
@@ -192,8 +192,8 @@ def _met(row: RouterRow, tokens: int) -> dict[str, Any]:
 
 
 def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
-    """Bytes that a GPU sends in a pass, 2·(t − 1)/t of each sum (a ring: Patarasuk and Yuan, 2009), and their time:
-    apart, since it may hide behind arithmetic."""
+    """Count the bytes that a GPU sends in a pass, 2·(t − 1)/t of each all-reduced vector (a ring: Patarasuk and Yuan,
+    2009), and their seconds. They are in no other figure, as they may overlap with arithmetic."""
     summed = reductions(spec, setup.tokens(spec), decode=decode) * setup.batch
     sent = 2 * (setup.tp - 1) / setup.tp * summed * spec.d_model * DTYPES[setup.dtype]
     found: dict[str, Any] = {"bytes": round(sent), "link": device.link_name}
@@ -206,8 +206,8 @@ def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -
 
 
 def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
-    """A step of every data-parallel rank's batch, at the share `mfu` of all ranks' peak; recomputation is not counted,
-    as MFU has it (Chowdhery et al., 2022)."""
+    """Bound a training step over the batches of all data-parallel ranks at a utilisation of `mfu`. As MFU is defined
+    (Chowdhery et al., 2022), recomputation is not counted."""
     context = setup.tokens(table.spec)
     each = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"]
     found = bound_training(TrainingStep(context, setup.batch, setup.rows, each, setup.mfu, setup.ranks), peak)
@@ -219,8 +219,8 @@ def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
 
 
 class TrainingStep(NamedTuple):
-    """A step: tokens of a sequence, sequences of a rank, replicas, FLOPs a token, and the share of the peak of all
-    GPUs."""
+    """A training step: tokens of a sequence (`context`), sequences of a rank (`batch`), replicas (`dp`), FLOPs a token,
+    and the share `mfu` of the peak of all `gpus`."""
 
     context: Amount
     batch: Amount
@@ -231,7 +231,7 @@ class TrainingStep(NamedTuple):
 
 
 def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) -> dict[str, Amount]:
-    """Bound a step: its tokens, FLOPs and seconds, and tokens a second."""
+    """Bound a training step: its tokens, FLOPs, seconds, and tokens a second. `peak` is one GPU's FLOP/s."""
     tokens = note("tokens", step.context * step.batch * step.dp)
     work = note("flops", step.flops * tokens)
     seconds = note("seconds", work / (peak * step.mfu * step.gpus))
@@ -242,7 +242,7 @@ def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) ->
 def bound_run(
     train_tokens: Amount, step: Mapping[str, Amount], gpus: Amount, note: Note = keep_value
 ) -> dict[str, Amount]:
-    """Bound the days and GPU-hours of training on so many tokens, by the `tokens_per_second` of a step."""
+    """Bound the days and GPU-hours of training on `train_tokens`, at the `tokens_per_second` of a step."""
     days = note("days", train_tokens / step["tokens_per_second"] / DAY)
     return {"days": days, "gpu_hours": note("gpu_hours", days * 24 * gpus)}
 

@@ -1,4 +1,4 @@
-"""A Spec as rows: the one walk that parameters, FLOPs, operators, caches and explanations are sums over.
+"""List a Spec as a table of rows. Parameters, FLOPs, operators and explanations are sums over this table.
 
 `tabulate(spec)` visits every component and part once; layers of a kind are one row with a count, so that no table grows
 with depth. A row says what a part is by its **roles**, one for each step down from its layer or tower: `("ffn",
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Priced(Protocol):
-    """A unit with a price: a whole model, a tower, or a pipeline stage's part of one."""
+    """Anything that can be priced: a whole model, a tower, or a pipeline stage's part of a model."""
 
     @property
     def d_model(self) -> int: ...
@@ -40,8 +40,8 @@ class Priced(Protocol):
 
 @dataclass(frozen=True)
 class PricedPart:
-    """Towers that stand for those of a model, such as a part of each or with other names for their kinds of layer.
-    What counts a model's cache or activations counts theirs."""
+    """Towers `held` in place of the model's own: a part of each, or with other names for the kinds of layer. Functions
+    that count a model's cache or activations take a PricedPart as well."""
 
     held: Mapping[str, Any]
     spec: Priced
@@ -63,8 +63,9 @@ class PricedPart:
 
 
 class PartRow(NamedTuple):
-    """A part. `where` names its tower ("" for a model of one), `kind` the kind of layer it is in (None outside layers);
-    `stored` and `used` say how often it is stored, and used in one pass; `learns` whether it gets a gradient."""
+    """A part of a component. `where` names its tower ("" in a model with one tower), `kind` its kind of layer (None
+    outside layers). It is `stored` that many times and `used` that many times in a pass; `learns` if it gets a
+    gradient."""
 
     where: str
     kind: str | None
@@ -78,13 +79,13 @@ class PartRow(NamedTuple):
 
     @property
     def slot(self) -> str:
-        """The axis that it stands for, in its layer or beside the layers: attention, ffn, norm, embedding, head …"""
+        """The place in its layer or tower that the part belongs to: attention, ffn, norm, embedding, head …"""
         return self.roles[0]
 
 
 class AttentionRow(NamedTuple):
-    """An attention of a kind of layer, or the indexer that chooses its keys: how its tokens see each other, and how
-    often a pass goes through it."""
+    """An attention of a kind of layer, or the indexer that selects its keys. `look` says which keys its queries see,
+    `used` how often a pass goes through it."""
 
     where: str
     tower: Tower
@@ -100,13 +101,13 @@ class AttentionRow(NamedTuple):
 
     @property
     def learns(self) -> bool:
-        """Whether it has a backward pass: the choice of an indexer has no gradient."""
+        """Whether the row has a backward pass: an indexer's choice has no gradient."""
         return self.slot != "indexer"
 
 
 class RouterRow(NamedTuple):
-    """A router of a kind of layer, how often a pass goes through it, and the `width` of what its experts read. Of the
-    `experts` that compute, a token goes through `expected` on average."""
+    """A router of a kind of layer, `used` that often in a pass. Its experts read vectors of `width`; of the `experts`
+    that compute anything, a token goes through `expected` on average."""
 
     where: str
     kind: str | None
@@ -120,7 +121,7 @@ class RouterRow(NamedTuple):
 
 @dataclass(frozen=True)
 class CostTable:
-    """The rows of a model, top to bottom. `spec` is what they are of."""
+    """The rows of the model `spec`, top to bottom."""
 
     spec: Any
     towers: Mapping[str, Tower]
@@ -134,30 +135,29 @@ class CostTable:
         return CostTable(self.towers[where], {where: self.towers[where]}, *map(tuple, kept))  # type: ignore[arg-type]
 
     def forward_only(self) -> CostTable:
-        """The rows of what has no backward pass: an indexer, whose choice has no gradient."""
+        """The rows without a backward pass: those of indexers, whose choice has no gradient."""
         parts = tuple(row for row in self.parts if not row.learns)
         attentions = tuple(row for row in self.attentions if not row.learns)
         return CostTable(self.spec, self.towers, parts, attentions, ())
 
     @cached_property
     def ties(self) -> dict[str, str | None]:
-        """For each part's path what it is tied to, as `zoo.spec.owner_of` wants it."""
+        """Each part's path → the path that it is tied to, or None, as `zoo.spec.owner_of` takes it."""
         return {row.path: row.part.to if isinstance(row.part, Tied) else None for row in self.parts}
 
 
 def tabulate(spec: Priced | CostTable) -> CostTable:
-    """List the rows of a model. A CostTable is given back, so that whoever has one passes it on and nobody walks
-    twice."""
+    """List the rows of a model. A CostTable is returned as it is, so that a Spec is walked only once."""
     return spec if isinstance(spec, CostTable) else tabulate_towers(spec.towers(), spec)
 
 
 def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
-    """List the rows of stacks of layers by name."""
+    """List the rows of towers, given by name."""
     parts: list[PartRow] = []
     attentions: list[AttentionRow] = []
     routers: list[RouterRow] = []
     for where, tower in towers.items():
-        mixture: Any = None  # that a router is in
+        mixture: Any = None  # the MoE around the router that comes next
         for row in rows(tower, tower.d_model, where):
             own: Any = row.component
             if row.part is not None:
@@ -166,11 +166,11 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
             elif own.axis == "attention" and row.roles[:-1] in (
                 (),
                 (SHARED,),
-            ):  # what it is made of is in its own figures
+            ):  # an attention inside another one is in the outer one's figures
                 look = Look(bool(tower.causal), CROSS in row.roles, **own.sight._asdict())
                 chooser = own.chooser
                 if chooser is not None:
-                    if chooser.owns:  # which scores every key that is seen
+                    if chooser.owns:  # the indexer scores every visible key
                         scored = look._replace(rate=chooser.pooled * own.sight.rate, near=0)
                         attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used))
                     chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.adds_tail}

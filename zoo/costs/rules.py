@@ -1,8 +1,8 @@
 # L layers, d model width, V vocabulary, N parameters, D training tokens, S tokens of a sequence, B sequences
-"""The rules of thumb of the literature beside the exact figures: what each gives, how far off it is, when it holds.
+"""Compare the literature's rules of thumb with the exact figures: value, relative error, and when a rule holds.
 
-A rule that does not fit a model's kind has no value, and `reason` says why and what it would give. Where it fits in
-kind and is merely far off, the error says so.
+A rule made for another kind of model has no value; its `reason` says why, and what the rule would give. A rule of the
+right kind that is far off has a value and a large error.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ class RuleInputs:
 
 
 def rules_of_thumb(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
-    """Each rule by name: `rule` as it is written, its `value`, the `exact` figure, the relative `error` of the value,
-    the `unit`, and in a line when it `holds`.
+    """Evaluate each rule, by name: `rule` as it is written, its `value`, the `exact` figure, the value's relative
+    `error`, the `unit`, and the conditions under which it `holds`.
 
-    Without a value there is a `reason`; without an exact figure the rule is advice, or needs one that is not priced.
+    A rule without a value has a `reason`. A rule without an exact figure is advice, or the figure is not priced.
     """
     case = RuleInputs(spec, setup, figures)
     return _parameters(case) | _flops(case) | _cache(case) | _training(case) | _memory(case)
 
 
 def _entry(rule: str, value: float, exact: float | None, unit: str, holds: str, *against: str) -> Rule:
-    """A rule's entry; the first of `against` that says anything is why it has no value."""
+    """Make a rule's entry. The first non-empty text of `against` is the reason for having no value."""
     reason = next(filter(None, against), "")
     error = value / exact - 1 if exact and not reason else None
     entry = {
@@ -156,7 +156,8 @@ def _cache(case: RuleInputs) -> dict[str, Rule]:
 
 
 def _heads(case: RuleInputs) -> tuple[int, str]:
-    """n_kv_heads·head_dim of a layer, or n_heads·head_dim as far as there is such; and why there is no one such."""
+    """Give n_kv_heads·head_dim of the layers (the largest, if they differ), and the reason if they differ or have
+    none."""
     blocks = [block for tower in case.spec.towers().values() for block in tower.blocks.values()]
     found = {_kept(block.attention) for block in blocks}
     if len(found) == 1 and None not in found:

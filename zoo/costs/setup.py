@@ -1,4 +1,4 @@
-"""The set-up of a price: workload, training method and hardware; everything but the architecture."""
+"""Describe the set-up of a price: workload, training method and hardware; everything but the architecture."""
 
 from __future__ import annotations
 
@@ -40,28 +40,29 @@ CHOICES = {
 
 
 MOST = 10**15
-"""Ranks, sequences, tokens of a sequence: what no count exceeds. Figures are products of several."""
+"""Largest count (ranks, sequences, tokens of a sequence). Figures are products of several counts."""
 MOST_AMOUNT = 1e30
-"""Tokens of training, FLOPs, bytes: what no amount exceeds, so that every figure is finite."""
+"""Largest amount (tokens of training, FLOPs, bytes), so that every figure is finite."""
 MOST_DOCUMENTS = 1_000_000
-"""Documents of a sequence, each of which is counted."""
+"""Largest number of documents of a sequence; each one is counted by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """One use of a model.
 
-    `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once;
-    training packs documents of `document` tokens into them, which see themselves alone. `precision` says what a
-    training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its update; a `fused_optimizer`
-    updates in place (torch's AdamW with fused=True; Zoo's of `pure` in 16 bits). `recompute` says which activations are
-    computed a second time; with `chunked_loss` the logits are never whole. `accumulate` passes are summed up for an
-    update, and what is in `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are
-    the ranks of each kind of parallelism, `cp_comm` how the keys of `cp` meet, `zero` the stage of ZeRO over the
-    data-parallel ones (3 is FSDP); of groups that share weights so there are `replicas`, which sum up their gradients
-    (HSDP). The stages of a pipeline compute by a `schedule`, with `chunks` of layers each (`zoo.ranks.schedule`). `gpu`
-    is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo"
-    where it reads rows by page table, as it does on a GPU: the tokens of a page.
+    Each data-parallel rank has `batch` sequences of `context` tokens (None: the model's max_seq_len). Training packs
+    documents of `document` tokens into a sequence; each sees only itself. `precision` decides the copies of a parameter
+    (`zoo.costs.states`), `optimizer` its states; a `fused_optimizer` updates in place (torch's AdamW with fused=True;
+    Zoo's of `pure` in 16 bits). `recompute` says which activations are recomputed; `chunked_loss` never makes the whole
+    logits. An update sums `accumulate` passes; with `offload` the host keeps the optimizer's states between updates.
+
+    `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism, `cp_comm` the way keys and values are exchanged
+    (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of
+    groups that each hold all weights sharded and sum up gradients (HSDP). A pipeline's stages follow a `schedule`, with
+    `chunks` of layers each (`zoo.ranks.schedule`). `gpu` names a file of conf/hardware/; `train_tokens` and `mfu` are
+    for the time to train. `page` is the number of tokens of a page of the engine "zoo", where rows are read by page
+    table, as on a GPU.
     """
 
     context: int | None = None
@@ -98,12 +99,12 @@ class Setup:
             raise ConfigError(*faults)
 
     def tokens(self, spec: Priced) -> int:
-        """Give the tokens of a sequence."""
+        """Give the number of tokens of a sequence."""
         return int(spec.max_seq_len if self.context is None else self.context)
 
     def documents(self, spec: Priced) -> list[int] | None:
-        """List the tokens of each document in a packed sequence, the last one cut; None for a single document. Raises
-        ConfigError for too many."""
+        """List the lengths of the documents in a packed sequence, the last one cut off; None without packing. Raises
+        ConfigError for too many documents."""
         if self.document is None:
             return None
         whole, rest = divmod(self.tokens(spec), self.document)
@@ -114,7 +115,7 @@ class Setup:
 
     @property
     def pipeline(self) -> Schedule:
-        """Give the schedule of the stages; of one stage there is nothing to order."""
+        """Give the schedule of the pipeline; a single stage has the default one."""
         return Schedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else Schedule()
 
     @property
@@ -124,18 +125,18 @@ class Setup:
 
     @property
     def rows(self) -> int:
-        """Count the ways in which the sequences of a step are divided."""
+        """Count the parts into which a step's sequences are divided: data-parallel ranks × replicas."""
         return self.dp * self.replicas
 
     def count_holders(self, expert: bool) -> tuple[int, int]:
-        """Count the ranks that hold the same weights: over how many ZeRO shards them, and replicas of these. Those of
-        ep hold other experts; more of them than a replica has ranks are of several replicas."""
+        """Count the ranks among which ZeRO shards the same weights, and the replicas of these shards. Ranks of ep hold
+        different experts: an `expert` has dp × cp / ep shards, or is whole and in fewer replicas where ep is larger."""
         parts, ep = self.dp * self.cp, self.ep if expert else 1
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
 
     def on_mesh(self, mesh: Mesh) -> Setup:
-        """Give the set-up of a rank of a mesh. The program shards weights over `shard` and `cp` together, and holds
-        them whole where `shard` is 1."""
+        """Give this set-up on a mesh. The program shards weights over `shard` and `cp` together, and does not shard
+        them where `shard` is 1."""
         sharded = mesh.shard > 1
         ways = {name: getattr(mesh, name) for name in ("cp", "cp_comm", "tp", "ep", "pp", "schedule", "chunks")}
         dp, replicas = (mesh.shard, mesh.dp) if sharded else (mesh.dp, 1)
@@ -177,7 +178,8 @@ def _faults(setup: Setup) -> Any:
 
 
 def _schedule_faults(setup: Setup) -> Any:
-    """A step of fewer microbatches than a schedule takes is priced as one of as many."""
+    """List the faults of the pipeline. A step with fewer microbatches than the schedule needs is priced with its least
+    number."""
     schedule = Schedule(setup.schedule, setup.pp, setup.chunks)
     if (fault := schedule.find_chunk_fault()) is not None:
         yield fault

@@ -1,9 +1,9 @@
 """Cut a model into the part that one rank of tensor and expert parallelism holds.
 
 Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) gives each rank whole heads and a part of a feed-forward's inner
-width: q, k, v, gate and up by their outputs, o and down by their inputs, tables and heads by the vocabulary. Each
-component says what a rank's part of it is (`Spec.shard`), and one that does not say is refused. What all heads share
-(norms, routers, MLA's latents, the bias of what writes to the stream) is on every rank.
+width: q, k, v, gate and up are cut by their outputs, o and down by their inputs, tables and heads by the vocabulary.
+Each component gives a rank's part of itself (`Spec.shard`); a component without it is refused. Parts that all heads
+share (norms, routers, MLA's latents, the biases of o and down) are on every rank.
 """
 
 import math
@@ -23,7 +23,7 @@ from zoo.spec.sharding import divisors
 
 
 def shard_tower(tower: Tower, tp: int) -> Tower:
-    """Give what one of `tp` ranks holds of a stack of layers. Raises ConfigError where a component refuses."""
+    """Give a rank's part of a tower under tensor parallelism. Raises ConfigError where a component refuses."""
     if tp == 1:
         return tower
     blocks = {name: block.shard(tp) for name, block in tower.blocks.items()}
@@ -31,7 +31,8 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
 
 
 def spread_experts(spec: Any, ep: int) -> Any:
-    """Give the model of which one of `ep` ranks has some of each mixture's experts. Raises ConfigError."""
+    """Give a rank's model under expert parallelism: some experts of each mixture. Raises ConfigError where `ep` does
+    not divide the experts."""
     if ep == 1:
         return spec
     if faults := list(expert_faults(spec, ep)):
@@ -47,7 +48,7 @@ def spread_experts(spec: Any, ep: int) -> Any:
 
 
 def shard_model(spec: Any, tp: int) -> Any:
-    """Give the model that one of `tp` ranks computes. Raises ConfigError with a line for each part that refuses."""
+    """Give a rank's model under tensor parallelism. Raises ConfigError with a line for each part that refuses."""
     if tp == 1:
         return spec
     towers = spec.towers()
@@ -58,7 +59,7 @@ def shard_model(spec: Any, tp: int) -> Any:
 
 
 def context_faults(spec: Any, cp: int) -> list[str]:
-    """List a line for each kind of layer, or router, that needs a whole row, where ranks have some of its tokens."""
+    """List the parts that need all tokens of a row, and so refuse context parallelism, a line for each."""
     if cp == 1:
         return []
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
@@ -86,7 +87,7 @@ def context_faults(spec: Any, cp: int) -> list[str]:
 
 
 def _describe_reading(attention: Any) -> str:
-    """Say which of its fields makes an attention need all tokens of a row, where it is one."""
+    """Name the field that makes an attention need all tokens of a row; empty where the attention itself does."""
     scheme = attention.positioning
     if getattr(attention, "short_conv", None):
         return " with short_conv"
@@ -94,8 +95,7 @@ def _describe_reading(attention: Any) -> str:
 
 
 def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
-    """List why a model cannot be cut into the stages of a pipeline, which takes decoders whose layers have weights of
-    their own."""
+    """List why a model cannot be cut into pipeline stages. A pipeline takes decoders whose layers share no weights."""
     if schedule.stages == 1:
         return []
     if spec.kind != "decoder" or spec.shared_layers:
@@ -105,7 +105,8 @@ def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
 
 
 def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
-    """Say where a model has fewer layers than a pipeline has chunks."""
+    """List why a model's layers cannot be cut into stages: several residual streams, a loop, a channel that must stay
+    on one stage, or fewer layers than chunks."""
     layers, stages, chunks = count_layers(spec), schedule.stages, schedule.chunks
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     if stages > 1 and any(block.streams > 1 for block in blocks):
@@ -122,7 +123,7 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
 
 
 def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
-    """List a line for each component that cannot be divided over that many ranks."""
+    """List a line for each component that cannot be divided over `tp` ranks."""
     for part in (*tower.blocks.values(), tower.embedding, tower.head):
         yield from _refusals(part, tp)
     if tp > 1 and tower.output_vocab_size < tower.vocab_size:
@@ -144,7 +145,7 @@ def expert_faults(spec: Priced, ep: int) -> Iterator[str]:
 
 
 def _refusals(part: Any, tp: int) -> Iterator[str]:
-    """The lines of every sub-layer of a block that refuses, or of what stands beside the layers."""
+    """List the faults of each sub-layer of a block that refuses `shard`, or of an embedding or head."""
     inner = [getattr(part, field.name) for field in part.fields()] if part.axis == "block" else []
     for each in [each for each in inner if hasattr(each, "shard")] or [part]:
         try:
@@ -164,8 +165,8 @@ def numel(shape: tuple[int, ...]) -> int:
 
 
 def dim0_share(shape: tuple[int, ...], ways: int, *, expert: bool) -> tuple[int, ...]:
-    """The shard that rank 0 of `ways` holds of a tensor: FSDP2 cuts its first dimension, and that of a stack of fewer
-    experts than ranks its second, as torchtitan does."""
+    """Give the shape of a tensor's shard on rank 0 of `ways`. FSDP2 cuts the first dimension; of a stack with fewer
+    experts than ranks the second is cut, as torchtitan does."""
     if ways == 1 or not shape:
         return shape
     dim = 1 if expert and shape[0] < ways and len(shape) > 1 else 0

@@ -1,17 +1,16 @@
-"""Count the bytes that training keeps of each parameter on one rank: weights, gradients, optimizer states, master copy.
+"""Count the training states of one rank in bytes: weights, gradients, optimizer states, master copy.
 
 Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 
 | precision | weights | gradients | states | master | as in |
 | --- | --- | --- | --- | --- | --- |
 | mixed | 2 | 2 | 8 | 4 | Rajbhandari et al., 2020 (ZeRO), §3.1 |
-| megatron | 2 | 4 | 8 | 4 | Megatron-LM, whose gradients are summed up in fp32 |
+| megatron | 2 | 4 | 8 | 4 | Megatron-LM: gradients are accumulated in fp32 |
 | fp32 | 4 | 4 | 8 | 0 | |
-| amp | 4 | 4 | 8 | 0 | torch.autocast, which copies what enters matrix products |
-| pure | 2 | 2 | 4 | 0 | torch.optim, whose states take the parameter's dtype; Zoo's bf16_pure, which rounds |
+| amp | 4 | 4 | 8 | 0 | torch.autocast: operands of matrix products are cast |
+| pure | 2 | 2 | 4 | 0 | torch.optim: states have the parameter's dtype; Zoo's bf16_pure rounds stochastically |
 
-Where the weights are fp32 already there is no master copy. Every parameter is trained. Counters (a number or two a
-tensor) are left out.
+With fp32 weights there is no master copy. Step counters (a number or two a tensor) are left out.
 """
 
 from collections.abc import Iterable
@@ -28,37 +27,37 @@ from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
 
 BLOCK, SMALL = 256, 4096
-"""Of 8-bit states: values that share a scale, and elements below which a tensor has AdamW's states."""
+"""8-bit states: elements that share a scale (BLOCK); tensors with fewer than SMALL elements have AdamW's states."""
 
 TABLES = 2 * 256 * 4
-"""Bytes of the tables of a tensor's 8-bit codes, one a moment."""
+"""Bytes of a tensor's code tables for 8-bit states: 256 fp32 values for each of two moments."""
 
 STACK = 1 << 24
 """Elements that Muon orthogonalises at once (`zoo.training.optim.rules`)."""
 
 PIECE = 1 << 22
-"""Elements that an update takes at once where it rounds (`zoo.training.optim.piecewise`)."""
+"""Elements of a piece in a piecewise update (`zoo.training.optim.piecewise`)."""
 
 VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1}
-"""Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; Defazio et al., 2024; SGD
-with momentum. In adamw8bit those of tensors that are not in 8 bits."""
+"""Values an optimizer keeps for each element: Loshchilov and Hutter, 2017; Chen et al., 2023; Defazio et al., 2024; SGD
+with momentum. For adamw8bit, those of tensors that are not kept in 8 bits."""
 
 EVEN = ("adamw", "lion", "schedule_free", "sgd")
-"""Those that keep as many values of each element, whatever the tensor."""
+"""Optimizers that keep the same number of values for each element of any tensor."""
 
 PASSING = {"adafactor": 2, "lion": 1, "schedule_free": 2}
-"""Values of each element of a tensor that its update holds at once."""
+"""Temporary values for each element of a tensor during its update."""
 
 
 def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedModel | None = None) -> dict[str, Any]:
-    """Bytes of training states on one rank: one of `stage`, or of the stage with most parameters.
+    """Count the bytes of training states on one rank of `stage` (None: the stage with most parameters).
 
-    `weights`, `gradients`, `optimizer` (the master copy among it, and `master` once more apart) are what ZeRO leaves
-    there, `total` their sum; `offloaded` is what the host keeps of the optimizer's. What comes and goes: `cast`,
-    autocast's copies, kept for a step's passes; `step`, what the update itself takes; with ZeRO 3 `gathered` and
-    `reducing`, what is whole in between (`gathered_bytes`). `updated` is what the update moves: gradients, which it
-    reads, and weights, copies and states, which it reads and writes. `bytes_per_param` is over the rank's `parameters`
-    before ZeRO. `tuned` says what trains, and which adapters there are; None is all, and none.
+    `weights`, `gradients` and `optimizer` (master copy included, which `master` gives apart) are a rank's share under
+    ZeRO, `total` their sum; `offloaded` is the host's part of the optimizer's states. Temporary are `cast`, autocast's
+    copies during a step's passes; `step`, the update's scratch memory; with ZeRO 3 `gathered` and `reducing`, whole
+    weights and gradients (`gathered_bytes`). `updated` is the traffic of the update: it reads gradients, and reads and
+    writes weights, copies and states. `bytes_per_param` divides by the rank's `parameters` before ZeRO. `tuned` says
+    what trains and which adapters there are; with None all weights train, without adapters.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
@@ -88,7 +87,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
 
 
 class StateRow(NamedTuple):
-    """A row of a rank's states: `values` of each of so many `elements`, of `width` bytes."""
+    """A row of a rank's states: `values` for each of `elements` elements, of `width` bytes each."""
 
     elements: Amount
     width: Amount
@@ -102,9 +101,9 @@ class StateRow(NamedTuple):
 def list_state_rows(
     pieces: Iterable[RankTensor], setup: Setup, trained: Iterable[RankTensor] | None = None
 ) -> dict[str, StateRow]:
-    """List what a rank holds: `weights`, `gradients`, the `master` copy, and the optimizer's `states` where each
-    element has as many values (otherwise they are counted tensor by tensor). Gradients and states are those of
-    `trained` tensors, of all that learn unless given."""
+    """List a rank's states: `weights`, `gradients`, `master` copy, and the optimizer's `states` where every element has
+    the same number of values (otherwise `optimizer_bytes` counts them by tensor). Gradients and states are those of
+    `trained` tensors (None: all that learn)."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
     trained = [each for each in pieces if each.learns] if trained is None else list(trained)
     rows = {
@@ -112,15 +111,15 @@ def list_state_rows(
         "gradients": StateRow(count_sharded(trained, setup, 2), gradient),
         "master": StateRow(count_sharded(pieces, setup, 1), master),
     }
-    if setup.optimizer in EVEN and setup.zero in (0, 3):  # 1 and 2 share out the bytes of all states
+    if setup.optimizer in EVEN and setup.zero in (0, 3):  # ZeRO 1 and 2 divide the bytes of all states together
         rows["states"] = StateRow(count_sharded(trained, setup, 1), state, VALUES[setup.optimizer])
     return rows
 
 
 def widths(setup: Setup) -> tuple[int, int, int, int]:
-    """Bytes of a weight, of its gradient, of a value of the optimizer's states, and of its master copy.
+    """Give the bytes of a weight, of its gradient, of a value of the optimizer's states, and of its master copy.
 
-    Gradients have 16 bits or more, whatever the weights are kept in. Raises ConfigError for `pure` in 8 bits.
+    Gradients have at least 16 bits, even of 8-bit weights. Raises ConfigError for `pure` in 8 bits.
     """
     width = DTYPES[setup.dtype]
     if setup.precision in ("fp32", "amp"):
@@ -133,15 +132,15 @@ def widths(setup: Setup) -> tuple[int, int, int, int]:
 
 
 def ways(setup: Setup, expert: bool) -> int:
-    """Count the ranks that hold the same weights, over which ZeRO shards them."""
+    """Count the ranks that hold the same weights, among which ZeRO shards them."""
     return setup.count_holders(expert)[0]
 
 
 def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Count the elements that a rank holds of what ZeRO shards from stage `since` on.
+    """Count the elements on a rank of a state that ZeRO shards from stage `since` on.
 
-    Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
-    (FSDP2), of which the first rank has the most.
+    Stages 1 and 2 cut the concatenation of all parameters into equal parts (DeepSpeed, Megatron-LM); stage 3 cuts each
+    tensor (FSDP2), and the first rank has the largest share.
     """
     if setup.zero == 3 or setup.zero < since:
         return sum(numel(shape) * copies for shape, copies, _ in _optimized(pieces, setup))
@@ -152,7 +151,7 @@ def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int
 
 
 def _optimized(pieces: Iterable[RankTensor], setup: Setup) -> list[tuple[tuple[int, ...], int, bool]]:
-    """Shape, copies and whether it is a hidden matrix, of each tensor as an optimizer meets it; FSDP2's are shards."""
+    """List each tensor as the optimizer sees it, under FSDP2 its shard: shape, copies, and whether a hidden matrix."""
     cut = setup.zero == 3
     return [
         (
@@ -165,9 +164,9 @@ def _optimized(pieces: Iterable[RankTensor], setup: Setup) -> list[tuple[tuple[i
 
 
 def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
-    """Bytes of an optimizer's states on a rank, the master copy apart.
+    """Count the bytes of the optimizer's states on a rank, without the master copy.
 
-    ZeRO 1 and 2 leave an equal part of what there would be without.
+    Under ZeRO 1 and 2 each rank has an equal part of all states.
     """
     width = widths(setup)[2]
     if setup.zero in (0, 3):
@@ -182,13 +181,13 @@ def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 
 def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int) -> int:
-    """Bytes of an optimizer's states of one tensor, with values of `width` bytes. The kinds are those of conf/optim.
+    """Count the bytes of an optimizer's states of one tensor, with values of `width` bytes. Kinds: those of conf/optim.
 
-    adamw8bit (Dettmers et al., 2021), as torchao 0.18 has it: two codes of a byte, two fp32 scales for each 256
-    elements and two tables of 256 fp32 values; tensors below 4096 elements, or of no multiple of 256, have AdamW's
-    states. adafactor (Shazeer and Stern, 2018): a row's and a column's means of each matrix, of each in a stack, and
-    one value an element of a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for the `hidden`
-    matrices, those of experts too; AdamW for tables, heads, vectors and convolutions.
+    adamw8bit (Dettmers et al., 2021), as in torchao 0.18: two codes of a byte, two fp32 scales for each 256 elements
+    and two tables of 256 fp32 values; tensors with fewer than 4096 elements, or not a multiple of 256, have AdamW's
+    states. adafactor (Shazeer and Stern, 2018): row and column means of each matrix, and one value for each element of
+    a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for `hidden` matrices, experts' included;
+    AdamW for tables, heads, vectors and convolutions.
     """
     elements = numel(shape)
     if optimizer == "adamw8bit" and elements >= SMALL and elements % BLOCK == 0:
@@ -201,13 +200,13 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
 
 
 def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
-    """Bytes that the update itself takes, by the defaults on a GPU of the optimizers in conf/optim (measured, torch
+    """Count the scratch bytes of the update, with the GPU defaults of the optimizers in conf/optim (measured, torch
     2.13).
 
-    adamw's `foreach` holds one value for every element at once; `fused=True` takes nothing. The others go tensor by
-    tensor: two values for each element of the largest (adafactor, schedule_free) or one (lion); muon a stack of
-    matrices of one shape; sgd and adamw8bit work in place. With a `fused_optimizer`, `pure` in 16 bits goes by pieces,
-    as states of the host do: see `_piecewise_bytes`.
+    adamw's `foreach` has a temporary value for every element; `fused=True` has none. Others go tensor by tensor: two
+    values for each element of the largest (adafactor, schedule_free) or one (lion); muon one stack of matrices of one
+    shape; sgd and adamw8bit work in place. `pure` in 16 bits with a `fused_optimizer`, and offloaded states, go by
+    pieces: see `_piecewise_bytes`.
     """
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
@@ -225,11 +224,11 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 
 def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: int) -> int:
-    """Bytes of the update of one tensor by pieces (`zoo.training.optim.piecewise`).
+    """Count the scratch bytes of updating one tensor by pieces (`zoo.training.optim.piecewise`).
 
-    Of a piece there are, in fp32 where it is rounded, weights, gradients and states; beside them the more of what the
-    rule passes through and of what rounding draws (2 bytes an element, on CUDA a flag besides). Of states from the host
-    there are those of the piece. Where a rule needs the whole tensor (adafactor; muon's hidden matrices) it is one.
+    With rounding a piece has fp32 weights, gradients and states, and the larger of the rule's temporaries and the
+    random bits of rounding (2 bytes an element). Without, it has the offloaded states of the piece and the rule's
+    temporaries. Where a rule needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
     """
     optimizer, elements, rounds = setup.optimizer, numel(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden
@@ -237,7 +236,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     piece = elements if whole else -(-elements // -(-elements // PIECE))
     wide = 4 if rounds else width
     own = state_bytes(optimizer, shape, hidden, wide) * piece // elements
-    passing = wide * piece * (1 if optimizer == "adafactor" else PASSING.get(optimizer, 0))  # of no tensor before
+    passing = wide * piece * (1 if optimizer == "adafactor" else PASSING.get(optimizer, 0))
     if orthogonal:
         squares = elements // max(shape[-2:]) * min(shape[-2:])
         passing = max((wide + 2) * elements, 2 * (2 * elements + 2 * squares))
@@ -247,10 +246,10 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
 
 
 def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
-    """Bytes of orthogonalising each stack of matrices: an update in the states' dtype beside the stack in bf16; then
-    the stack before and after an iteration, and two square matrices of the short side each.
+    """Count the bytes of orthogonalising each stack of matrices: the larger of an update in the states' dtype with the
+    stack in bf16, and of the stack before and after an iteration with two square matrices of the short side each.
 
-    Shards are put together first, so each matrix is whole. A stack has at most STACK elements, or one tensor.
+    Shards are gathered first, so each matrix is whole. A stack has STACK elements at most, or is one tensor.
     """
     alike: dict[tuple[int, int], dict[int, int]] = {}
     for piece in pieces:
@@ -266,16 +265,16 @@ def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
 
 
 def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
-    """Bytes of the copies that autocast keeps of the weights and biases of matrix products; FSDP casts what it
-    gathers."""
+    """Count the bytes of autocast's copies of the weights and biases of matrix products. 0 under FSDP, which casts the
+    gathered weights."""
     if setup.precision != "amp" or setup.zero == 3 or DTYPES[setup.dtype] >= 4:
         return 0
     return sum(piece.params for piece in pieces if piece.product) * DTYPES[setup.dtype]
 
 
 class WholeUnits(NamedTuple):
-    """Parameters of what FSDP gathers by itself: by tower and kind a `layers`' own, its `experts` where these are a
-    unit of their own, all that stands `beside` the layers, and of that what stands behind them (`last`)."""
+    """Parameters of FSDP's units: of one layer by tower and kind (`layers`), of its `experts` where they are a unit of
+    their own, of all parts outside the layers (`beside`), and of the parts behind the layers among these (`last`)."""
 
     layers: dict[tuple[str, str], int]
     experts: dict[tuple[str, str], int]
@@ -284,11 +283,11 @@ class WholeUnits(NamedTuple):
 
 
 def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
-    """Bytes of the weights that FSDP2 makes whole at once in a step's passes; and of whole gradients, with the buffer
-    that the largest are reduced from.
+    """Count the peak bytes of weights that FSDP2 gathers in a step; and of unsharded gradients, with the buffer of the
+    largest reduce-scatter.
 
-    What stands beside the layers stays whole from the first pass to the end of the second. Of the layers of a chunk two
-    neighbours are whole, of which the second is fetched meanwhile; of spread experts those of the one layer.
+    Parts outside the layers stay gathered from the forward pass to the end of the backward pass. Two neighbouring
+    layers of a chunk are gathered at once, because the next one is prefetched; spread experts are those of one layer.
     """
     if setup.zero < 3:
         return 0, 0
@@ -310,8 +309,8 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
 
 
 def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:
-    """List the units of FSDP as the program has them (`zoo.training.layout`): each layer that is used once, the experts
-    of each where other ranks have others, and what is left; all of their weights, or those that are `learning`."""
+    """List FSDP's units as the program makes them (`zoo.training.layout`): each layer with weights of its own, its
+    experts where ranks hold different ones, and the rest. `learning` counts only weights that get a gradient."""
     layers: dict[tuple[str, str], int] = {}
     experts: dict[tuple[str, str], int] = {}
     beside = last = 0
@@ -324,7 +323,7 @@ def _list_units(stage: Stage, setup: Setup, learning: bool) -> WholeUnits:
             last += piece.params if piece.slot not in BEFORE else 0
             continue
         key = (piece.where, piece.kind)
-        size = piece.params // max(tower.stack.stored().count(piece.kind), 1)  # no layer of this kind is here: nothing
+        size = piece.params // max(tower.stack.stored().count(piece.kind), 1)  # a stage may have no layer of this kind
         if not piece.expert or setup.ep == 1:
             layers[key] = layers.get(key, 0) + size
         elif ways(setup, True) > 1:

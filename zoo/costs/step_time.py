@@ -1,14 +1,13 @@
 # b sequences of a microbatch, m microbatches, p stages, v chunks of a stage
 """Predict how long a training step takes on a mesh of GPUs.
 
-A step is m microbatches through the slowest stage, the pipeline's bubble, what data parallelism sends beyond what
-compute covers, and the update. What is computed is timed by class of operator: matrix products and attention at a share
-of the peak rate, what lies between them at the memory's bandwidth. Collectives of tensor, context and expert
-parallelism are exposed, as a layer waits for them; those of data parallelism run beside the layers, and keys that go
-round a ring beside attention.
+A step is m microbatches through the slowest stage, the pipeline's bubble, the exposed communication of data
+parallelism, and the update. Matrix products and attention are timed at a share of the peak rate, elementwise work at
+the memory's bandwidth. Collectives of tensor, context and expert parallelism are exposed, because a layer waits for
+them; those of data parallelism overlap with the layers, and keys sent round a ring overlap with attention.
 
-Launches of kernels, waiting for data, uneven experts and stragglers cost nothing here. `docs/scale.md` compares
-predictions with published runs.
+Kernel launches, waiting for data, uneven experts and stragglers cost nothing here. `docs/scale.md` compares predictions
+with published runs.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from zoo.ranks.schedule import Schedule
 
 MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
 """The share of the peak that the fastest bf16 product reaches, by the beginning of a GPU's name (Bekman,
-ml-engineering, Maximum Achievable Matmul FLOPS, 2025). Others are taken to be like the H100."""
+ml-engineering, Maximum Achievable Matmul FLOPS, 2025). Other GPUs are taken to be like the H100."""
 
 MATMUL_FP8 = 0.709
-"""The same of fp8 products on an H100."""
+"""The share of the peak that the fastest fp8 product reaches on an H100 (same source)."""
 
 REACHED = 0.75
-"""What products of a whole training step reach of the fastest one's rate. CALIBRATED, as the only constant here: of
-steps of 0.05 the one at which the published dense runs of docs/scale.md have the smallest median error."""
+"""Rate of the products of a whole training step ÷ that of the fastest product. The only CALIBRATED constant here: among
+multiples of 0.05, the one with the smallest median error on the published dense runs of docs/scale.md."""
 
 FLASH2, FUSED = 0.35, 0.62
 """The share of the peak that attention reaches: FlashAttention-2 on an H100 (Shah et al., 2024, FlashAttention-3,
@@ -48,21 +47,20 @@ FLASH2_A100 = 0.6
 """FlashAttention-2 on an A100: 50 to 73 % of the peak (Dao, 2023, FlashAttention-2, §1)."""
 
 FORWARD_MOVES, BACKWARD_MOVES = 2, 3
-"""How often the bytes that a layer saves pass through memory: each is written and read once in the forward pass; in the
-backward pass it is read, and its gradient is written and read. (A fused kernel between two products has no other.)"""
+"""Memory moves of each byte that a layer saves: written and read in the forward pass; in the backward pass read, and
+its gradient written and read. (A fused kernel between two products has no other.)"""
 
 MEMORY_SHARE = 0.9
-"""The share of the memory's bandwidth that is reached (Isaev et al., 2023, Calculon, systems/a100_80g.json)."""
+"""The share of the memory bandwidth that is reached (Isaev et al., 2023, Calculon, systems/a100_80g.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """A training step on a mesh.
 
-    `setup` has the ranks, the schedule of the pipeline and one microbatch, of `batch` sequences; `microbatches` go
-    through a rank in a step. With `float8` the products inside layers are in fp8. `attention` is the share of the peak
-    that attention reaches, that of FlashAttention-2 unless given; with `keeps_gathered` FSDP gathers weights once a
-    step.
+    `setup` has the ranks, the pipeline's schedule and one microbatch of `batch` sequences; a step has `microbatches` of
+    them on each rank. `float8` puts the products inside layers into fp8. `attention` is the share of the peak that
+    attention reaches (None: FlashAttention-2's). With `keeps_gathered` FSDP gathers weights once a step.
     """
 
     setup: Setup
@@ -83,9 +81,8 @@ class StepPlan:
 
 class StageWork(NamedTuple):
     """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products inside `layers` and
-    `beside` them, FLOPs of `attention`, and bytes of saved activations (`saved`). `units` are the layers and ends that
-    FSDP gathers one by one; `index` is the stage's. `once` counts those FLOPs of `layers` and `attention` that have no
-    backward pass."""
+    outside (`beside`), FLOPs of `attention`, bytes of saved activations (`saved`). `units` counts FSDP's units; `index`
+    is the stage's. `once` has the FLOPs of `layers` and of `attention` without a backward pass."""
 
     layers: float
     beside: float
@@ -97,14 +94,14 @@ class StageWork(NamedTuple):
 
     @property
     def learning(self) -> StageWork:
-        """What has a backward pass."""
+        """The work that has a backward pass."""
         layers, attention = self.once
         return self._replace(layers=self.layers - layers, attention=self.attention - attention, once=(0.0, 0.0))
 
 
 class StageTraffic(NamedTuple):
-    """Bytes that a rank sends: for a sequence of a microbatch, by kind of parallelism (`streams`), and once a step
-    (`fixed`); of data parallelism the weights it `gathered` and the gradients it `reduced` in one pass, and those that
+    """Bytes that a rank sends, by kind of parallelism: for each sequence of a microbatch (`streams`), and once a step
+    (`fixed`). Data parallelism: weights `gathered` and gradients `reduced` in one microbatch, and gradients that
     replicas sum up (`replicated`)."""
 
     streams: Mapping[str, float]
@@ -129,8 +126,8 @@ class StepTime(NamedTuple):
 
 
 def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int) -> StageWork:
-    """Count what a rank of a stage computes for one sequence. `saved` are the bytes that each section of a pass saves
-    of it on one rank alone, by the names of `list_sections`."""
+    """Count the work of a rank of a stage for one sequence. `saved` are the bytes that each section (`list_sections`)
+    of an undivided pass saves for the sequence."""
     table = tabulate(stage)
     layers = beside = kept = once = 0.0
     for row in table.parts:
@@ -155,8 +152,8 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
 
 
 def count_traffic(spec: Any, setup: Setup, stage: Stage) -> StageTraffic:
-    """Count what a rank of a stage sends. Every kind but data parallelism grows in proportion to the sequences, above
-    what is sent once a step; so two batches tell them apart."""
+    """Count the bytes that a rank of a stage sends. All kinds but data parallelism send a fixed amount a step plus an
+    amount for each sequence; pricing two batches separates them."""
     one, two = (traffic(spec, replace(setup, batch=batch), stage) for batch in (1, 2))
     streams = {name: two[name]["bytes"] - one[name]["bytes"] for name in one if name != "dp"}
     fixed = {name: one[name]["bytes"] - streams[name] for name in streams}
@@ -164,8 +161,8 @@ def count_traffic(spec: Any, setup: Setup, stage: Stage) -> StageTraffic:
 
 
 class PassTime(NamedTuple):
-    """Seconds that a stage computes for one microbatch: in the forward pass, and in the backward pass, with what is
-    computed again, for the gradients of inputs and those of weights."""
+    """Seconds of compute of a stage for one microbatch: forward pass, and the backward pass for the gradients of
+    `inputs` (recomputation included) and of `weights`."""
 
     forward: float
     inputs: float
@@ -181,8 +178,8 @@ class PassTime(NamedTuple):
 
 
 def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
-    """Time the compute of one microbatch. Of a backward pass the gradients of weights are one product for each of the
-    forward pass, but those of indexers."""
+    """Time the compute of one microbatch. The gradients of weights take one product for each product of the forward
+    pass, without those of indexers."""
     setup = plan.setup
     sequences = setup.batch / setup.cp
     dtype = "fp32" if setup.precision == "fp32" else setup.dtype
@@ -202,27 +199,27 @@ def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
 
 
 def attention_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> float:
-    """Time the attention of one sequence in the forward pass, of all its tokens."""
+    """Time the attention of one sequence in the forward pass, in seconds."""
     flash = plan.attention or (FLASH2_A100 if device.name.startswith("a100") else FLASH2)
     return work.attention / (device.flops("fp32" if plan.setup.precision == "fp32" else plan.setup.dtype) * flash)
 
 
 def share_of_peak(device: Hardware) -> float:
-    """The share of a GPU's peak that its fastest product reaches."""
+    """Give the share of a GPU's peak that its fastest product reaches."""
     return next((share for name, share in MATMUL.items() if device.name.startswith(name)), MATMUL["h100"])
 
 
 def share_again(recompute: str) -> float:
-    """The share of the layers' forward pass that is computed again whole, and whose collectives run again."""
+    """Give the share of the layers whose forward pass, collectives included, is recomputed."""
     every = read_every(recompute)
     return 1.0 if recompute == "full" else 1 / every if every else 0.0
 
 
 def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attention: float) -> tuple[float, float]:
     """Time the collectives that layers wait for: in one microbatch, and once a step. `attention` is the time of a
-    rank's attention in a microbatch's forward pass, beside which keys go round a ring."""
+    rank's attention in a microbatch's forward pass, with which a ring overlaps."""
     setup = plan.setup
-    again = 1 + share_again(setup.recompute) / 2  # half of what is sent is the forward pass'
+    again = 1 + share_again(setup.recompute) / 2  # the forward pass sends half of the bytes
     stage = setup.rows * setup.cp * setup.tp  # GPUs from one stage to the next
     times = {
         "tp": lambda size: cluster.ring_seconds(size, 1, setup.tp) * again,
@@ -236,10 +233,10 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attent
 
 
 def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Cluster) -> float:
-    """Time what layers wait for keys of other ranks, which are sent in so many seconds in both passes together.
+    """Time how long layers wait for other ranks' keys, whose sending takes `sending` seconds in both passes together.
 
-    Round a ring of n ranks (Liu et al., 2023) each of n − 1 turns takes as long as sending or attending, whichever is
-    longer; the last one attends alone. Sending slows down attention meanwhile, as any collective does.
+    In a ring of n ranks (Liu et al., 2023) each of n − 1 turns takes as long as sending or attention, whichever is
+    longer; the last turn only attends. Overlapped sending slows attention down, as any collective does.
     """
     again = share_again(setup.recompute)
     if setup.cp_comm != "ring":
@@ -255,11 +252,11 @@ def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Clus
 def data_seconds(
     sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Any
 ) -> float:
-    """Time what data parallelism adds to a step: what is sent beyond what compute covers, and what sending takes from
-    compute meanwhile. `compute` is a microbatch's, `held` what `states` counts.
+    """Time what data parallelism adds to a step: communication that compute does not cover, and the slow-down of
+    compute by covered communication. `compute` is the time of a microbatch, `held` are the figures of `states`.
 
-    FSDP gathers weights for each microbatch and reduces gradients after each, also in a pipeline. With ZeRO 1 and 2,
-    and in a pipeline that shards no weights or keeps those that it gathered, gradients are reduced once.
+    FSDP gathers weights and reduces gradients for each microbatch, also in a pipeline. Gradients are reduced once a
+    step with ZeRO 1 and 2, and in a pipeline that does not shard weights or keeps them gathered.
     """
     setup, passes = plan.setup, plan.microbatches
     size, copies = setup.dp * setup.cp, setup.replicas
@@ -269,8 +266,8 @@ def data_seconds(
     reduces = 1 if setup.zero in (1, 2) or (setup.pp > 1 and gathers == 1) else passes
 
     def beyond(gather: float, reduce: float) -> float:
-        """Half of the weights are gathered in the forward pass. The first unit's weights and the last one's gradients
-        are covered by nothing."""
+        """Half of the gathering is in the forward pass. Nothing covers the first unit's weights and the last unit's
+        gradients."""
         waits = max(gather / 2 - compute.forward, 0) + max(gather / 2 + reduce - compute.backward, 0)
         return max(waits, (gather + reduce) / work.units)
 
@@ -281,13 +278,13 @@ def data_seconds(
 
 
 def bubble_seconds(schedule: Schedule, passes: PassTime) -> float:
-    """Time what a stage of a pipeline waits in a step, whose own passes of one microbatch take so long: once for each
-    other stage, in times of a chunk's passes
+    """Time the bubble of a pipeline stage in a step, whose passes of one microbatch take `passes`: for each other stage
+    a wait, divided by the chunks of a stage. With F forward, I gradients of inputs, W gradients of weights it is
 
     - 1f1b, interleaved: F + I + W (Narayanan et al., 2021, §2.2);
     - zero_bubble: F + I − W (Qi et al., 2023, §2, ZB-H1), and I at least;
-    - zero_bubble_v: F where all three are equal. torch's order waits as long as the longest of F, I and 2·(I − W)
-      where W ≤ F ≤ I, as they are here.
+    - zero_bubble_v: F if all three are equal. In torch's order, the longest of F, I and 2·(I − W) if W ≤ F ≤ I, as
+      here.
     """
     forward, inputs, weights = passes
     each = passes.total
@@ -299,8 +296,8 @@ def bubble_seconds(schedule: Schedule, passes: PassTime) -> float:
 
 
 def bubble_share(schedule: Schedule, microbatches: int, passes: PassTime) -> float:
-    """The share of a step in which a stage of a pipeline waits: of 1f1b and interleaved (p − 1)/(v·m + p − 1)
-    (Narayanan et al., 2021, §2.2), whatever the passes take."""
+    """Give the share of a step that a pipeline stage waits. For 1f1b and interleaved it is (p − 1)/(v·m + p − 1)
+    (Narayanan et al., 2021, §2.2), whatever `passes` are."""
     waits = bubble_seconds(schedule, passes)
     return waits / (microbatches * passes.total + waits)
 
@@ -308,7 +305,7 @@ def bubble_share(schedule: Schedule, microbatches: int, passes: PassTime) -> flo
 def predict_step(
     work: StageWork, sent: StageTraffic, plan: StepPlan, cluster: Cluster, held: Mapping[str, Any]
 ) -> StepTime:
-    """Predict a step from what the slowest stage computes and sends, and from the states that it holds."""
+    """Predict a step's time from the work, traffic and states (`held`) of the slowest stage."""
     passes = pass_seconds(work, plan, cluster.device)
     sequences = plan.setup.batch / plan.setup.cp
     attention = attention_seconds(work, plan, cluster.device) * sequences

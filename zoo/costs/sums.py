@@ -1,8 +1,8 @@
-"""Sums that a price and its explanation share, so that none is stated twice.
+"""Let prices and their explanations share the same sums, so that no formula is stated twice.
 
-A price comes of plain functions of numbers. An explanation calls the same functions with numbers that remember their
-formula (`zoo.analysis.explain.terms`). Two things that needs are here: functions of which such numbers have a form of
-their own, and a Note, which hears of each figure on the way.
+A price is computed by plain functions of numbers. An explanation calls the same functions with terms, numbers that
+remember their formula (`zoo.analysis.explain.terms`). For that, min, max and one probability are functions that terms
+overload here, and a Note is called with each intermediate figure.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from functools import singledispatch
 from typing import Any
 
 Amount = Any
-"""A number, or in an explanation the term that has it."""
+"""A number; in an explanation, a term."""
 
 Note = Callable[[str, Amount], Amount]
-"""Takes the name and value of a figure, and gives the value to go on with."""
+"""Takes the name and value of a figure, and returns the value to go on with."""
 
 
 def keep_value(name: str, value: Amount) -> Amount:
-    """Give a figure back as it is: the Note of a price."""
+    """Return a figure unchanged: the Note of a price."""
     return value
 
 

@@ -20,10 +20,10 @@ from zoo.spec.cuts import compare_parts
 
 
 def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:
-    """For each kind of parallelism at work: the `bytes` that a rank of `stage` (that with most parameters) sends in a
-    step, and the `collective` it sends them by.
+    """Count for each kind of parallelism in use the `bytes` that a rank of `stage` (None: the stage with most
+    parameters) sends in a step, and name the `collective`.
 
-    Keys and values of context parallelism are what attention caches. Routing is taken to be even. Raises ConfigError
+    Context parallelism sends the keys and values that attention caches. Routing is taken to be even. Raises ConfigError
     for dimensions that the ranks do not divide.
     """
     stage = fullest(spec, setup) if stage is None else stage
@@ -42,10 +42,11 @@ def _width(setup: Setup) -> int:
 
 
 def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """With sequence parallelism the stream is gathered before what the ranks compute parts of, and reduce-scattered
-    after it; backward the other way round (Korthikanti et al., 2022, §4.2.2). So are the look-up in the table and the
-    last hidden states. Between ranks go besides two numbers of each token for the loss (Shoeybi et al., 2019, §3), what
-    some mixers add up amid themselves, and the gradients of the weights that ranks have in common."""
+    """Count the traffic of tensor parallelism. With sequence parallelism the stream is all-gathered before each divided
+    sub-layer and reduce-scattered after it, the other way round in the backward pass (Korthikanti et al., 2022,
+    §4.2.2); so are the embedding's look-up and the last hidden states. In addition ranks exchange two numbers a token
+    for the loss (Shoeybi et al., 2019, §3), sums inside some mixers, and gradients of weights that several ranks
+    hold."""
     ring, vectors, amid = (setup.tp - 1) / setup.tp, 0, 0
     for name, kind, count in stage.layers():
         tower = stage.held[name]
@@ -64,7 +65,7 @@ def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 
 def _common_gradients(stage: Stage, setup: Setup) -> float:
-    """Count the bytes of the all-reduce of gradients of weights that several ranks have."""
+    """Count the bytes of all-reducing the gradients of weights that several ranks of tensor parallelism hold."""
     sent, gradient = 0.0, widths(setup)[1]
     if setup.tp == 1:
         return sent
@@ -84,18 +85,18 @@ def _common_gradients(stage: Stage, setup: Setup) -> float:
 
 
 def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Tokens go to their experts and back, forward and backward (Lepikhin et al., 2020, GShard): four times top_k
-    vectors a token, of which the rank's own experts take 1/ep. A rank of tp sends as many, for its part of each
-    expert. Routing is taken to be even; what goes to experts that compute nothing stays."""
+    """Count the traffic of expert parallelism. Tokens go to their experts and back, forward and backward (Lepikhin et
+    al., 2020, GShard): four times top_k vectors a token, of which 1/ep stay with the rank's own experts. Every rank of
+    tp sends as many, for its part of each expert. Vectors for experts that compute nothing are not sent."""
     chosen = sum(row.expected * row.used * row.width for row in tabulate(stage).routers) / stage.d_model
     away = (setup.ep - 1) / setup.ep
     return 4 * away * chosen * _stream(stage, setup), "all-to-all"
 
 
 def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Keys and values are gathered in the forward pass, and their gradients reduce-scattered in the backward pass
-    (Dubey et al., 2024, Llama 3, §3.3.2). Round a ring they go in both passes, and their gradients in float32 in the
-    second (Liu et al., 2023)."""
+    """Count the traffic of context parallelism. Keys and values are all-gathered in the forward pass, and their
+    gradients reduce-scattered in the backward pass (Dubey et al., 2024, Llama 3, §3.3.2). A ring sends them in both
+    passes, and their gradients in float32 in the backward pass (Liu et al., 2023)."""
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
     ring = setup.cp_comm == "ring"  # where they travel again for each layer that reads them
     lent = ((row.attention, row.used if ring or getattr(row.attention, "loan", None) is None else 0) for row in rows)
@@ -107,14 +108,14 @@ def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 
 def ring_forward_share(setup: Setup) -> float:
-    """The share of what goes round a ring that the forward pass sends."""
+    """Give the share of a ring's bytes that the forward pass sends."""
     return _width(setup) / (2 * _width(setup) + 4)
 
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """The stream of each chunk to the next one and its gradient to the one before, where these are on other stages,
-    each rank of tp its part (Narayanan et al., 2021, §4.1). Of a table that the stages of the model's first and of its
-    last layer both read, they sum up the gradient."""
+    """Count the traffic of a pipeline: each chunk sends the stream to the next chunk and its gradient to the one
+    before, if that is on another stage; each rank of tp sends its part (Narayanan et al., 2021, §4.1). The stages with
+    the embedding and with a head tied to it all-reduce the table's gradient."""
     sent = stage.schedule.count_sends(stage.index) * _stream(stage, setup) / setup.tp
     if stage.begins != stage.finishes and any(
         isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts
@@ -136,8 +137,8 @@ def _data(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 
 class DataTraffic(NamedTuple):
-    """Bytes that a rank sends over the ranks that hold the same weights: of weights that are `gathered`, of gradients
-    that are `reduced`, and of those that replicas sum up besides (`replicated`)."""
+    """Bytes that a rank sends to ranks with the same weights: weights `gathered`, gradients `reduced`, and gradients
+    that replicas sum up (`replicated`)."""
 
     gathered: float
     reduced: float
@@ -145,12 +146,12 @@ class DataTraffic(NamedTuple):
 
 
 def split_data(stage: Stage, setup: Setup) -> DataTraffic:
-    """Count the bytes that a rank sends over the ranks that hold the same weights.
+    """Count the bytes that a rank sends to ranks with the same weights.
 
-    Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
-    3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7). What stands beside the
-    layers stays gathered from the first pass to the second, as FSDP2 has it. Replicas all-reduce what a rank has of the
-    sum. Weights without a gradient, an indexer's, are gathered with their layer by 3, and not sent otherwise."""
+    Without ZeRO gradients are all-reduced; stages 1 and 2 reduce-scatter them and all-gather the new weights, the same
+    bytes; stage 3 gathers weights in both passes, 1.5 times the bytes (Rajbhandari et al., 2020, §7). FSDP2 keeps parts
+    outside the layers gathered between the passes. Replicas all-reduce a rank's share of the sum. Weights without a
+    gradient (an indexer's) are gathered with their layer by stage 3, and not sent otherwise."""
     gathered, reduced, replicated, (weight, gradient, _, _) = 0.0, 0.0, 0.0, widths(setup)
     for piece in stage.pieces:
         ranks, replicas = setup.count_holders(piece.expert)

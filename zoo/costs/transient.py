@@ -1,8 +1,8 @@
 # B sequences, T tokens of one, D model width
-"""The most memory that a pass without gradients has at once, beside weights and cache: reading prompts, and decoding.
+"""Measure the peak memory of a pass without gradients, weights and cache apart: of a prefill, and of decoding.
 
-The model's own forward pass runs on shadows, without gradients, each kind of layer once. Nothing is kept for a backward
-pass, so a tensor lives as long as the code holds it: what the tape counts at its fullest is the pass's peak.
+The model's own forward pass runs on shadows, without gradients, each kind of layer once. Nothing is saved for a
+backward pass, so a tensor lives as long as the code refers to it, and the tape's peak is that of the pass.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from zoo.model.position.none import NoPosition
 
 
 class Generation(NamedTuple):
-    """Prompts of `context` tokens, `batch` at once. `dtype` is the weights', `cache` the cache's; `fused` is on a CUDA
-    device, otherwise on a CPU."""
+    """A generation of `batch` rows with `context` tokens each. `dtype` is that of the weights, `cache` that of the
+    cache (None: the same); `fused` means a CUDA device, otherwise a CPU."""
 
     context: int
     batch: int = 1
@@ -39,8 +39,9 @@ class Generation(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Bytes that live at once, beside weights and cache: while an encoder reads the prompts (0 without one), while a
-    decoder reads them, or its first token, up to the first logits, and while one more token of each row is decoded."""
+    """Peak bytes, weights and cache apart: while an encoder reads the prompts (0 without one); while a decoder reads
+    the prompts (or, after an encoder, its first token) up to the first logits; and while one token of each row is
+    decoded."""
 
     encode: int
     prefill: int
@@ -60,7 +61,7 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
 
 
 def _each_kind_once(tower: Any) -> Any:
-    """Cut a tower to one layer of each kind, the last layer's kind last."""
+    """Cut a tower to one layer of each kind, in the order of each kind's last layer."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {loan.lender for kind in kinds if (loan := tower.blocks[kind].attention.loan)}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys
@@ -68,16 +69,16 @@ def _each_kind_once(tower: Any) -> Any:
 
 
 def _changed(tower: Any, **changes: Any) -> Any:
-    """Copy a tower with some fields changed. Unlike `replace` it leaves the other ones as they are, so that traced
-    dimensions stay traced (`zoo.analysis.explain`)."""
+    """Copy a tower with some fields changed. Unlike `replace` this does not validate, so that traced dimensions stay
+    traced (`zoo.analysis.explain`)."""
     made = copy(tower)
     vars(made).update(changes)
     return made
 
 
 def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
-    """Peaks of a long pass with recurrent layers, from a few short ones where attention is left out (`count_traces`).
-    Layers of attention are traced at full length, and what they share is beside both."""
+    """Extrapolate the peaks of a long pass from `count_traces` shorter passes through the looping layers only. The
+    other layers are traced at full length."""
     looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
     near = run.context % stride + FEW * stride
     count = count_traces(looping.values())
@@ -96,7 +97,7 @@ def _only(tower: Any, *, loops: bool) -> Any:
     if not kept:
         return tower
     taken = any(block.attention.positioning is not None for block in kept.values())
-    idle = tower.position.inside and not taken  # a scheme of the attention that is left out
+    idle = tower.position.inside and not taken  # a position that only the omitted attention uses
     position = NoPosition() if idle else tower.position
     pattern = tuple(kind for kind in tower.pattern if kind in kept)
     return _changed(tower, blocks=kept, pattern=pattern, position=position)
@@ -143,7 +144,7 @@ def _checked(tape: Tape) -> int:
 
 
 def _memory(tower: Any, run: Generation) -> Any:
-    """Make an encoder's output of `context` tokens."""
+    """Make the shadow of an encoder's output of `context` tokens; None for a tower that reads none."""
     if not tower.reads_memory:
         return None
     return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory")

@@ -1,7 +1,8 @@
 # R rank
 """Describe how a run tunes a model: frozen weights, low-rank adapters, dropout.
 
-A kind of layer whose layers differ in it becomes several kinds (`PricedPart`), so that prices still count kinds.
+A kind of layer whose layers are tuned differently is split into several kinds (`PricedPart`), so that prices still
+count kinds.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ LOW_RANK = "lora"
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a run trains a model. `trained` are the names of the weights that do, None for all; `adapted` the paths of
-    the products with an adapter of `rank`, some of whose inputs are dropped where `drops_adapted`. `drops` names what
-    else dropout is applied to: attention, residual, embedding, ffn, layers."""
+    """How a run trains a model. `trained` names the weights that train (None: all), `adapted` the paths of products
+    with an adapter of `rank`; with `drops_adapted` dropout is applied to an adapter's input. `drops` names where else
+    dropout is applied: attention, residual, embedding, ffn, layers."""
 
     trained: frozenset[str] | None = None
     adapted: tuple[str, ...] = ()
@@ -36,14 +37,14 @@ class Tuning:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a pass in which all trains and nothing is added."""
+        """Whether all weights train, without adapters and dropout."""
         return self == Tuning()
 
 
 @dataclass(frozen=True)
 class PartTuning:
-    """The tuning of the modules below one point of a model: paths of `frozen` tensors and `adapted` linear layers from
-    there on. Without `reached` no gradient flows into it, because nothing before it trains."""
+    """The tuning of one module of a model: paths, below the module, of `frozen` tensors and `adapted` products. Without
+    `reached` the module's input needs no gradient, because nothing before it trains."""
 
     frozen: frozenset[str] = frozenset()
     adapted: frozenset[str] = frozenset()
@@ -51,7 +52,7 @@ class PartTuning:
     whole: Tuning = field(default_factory=Tuning)
 
     def below(self, name: str) -> PartTuning:
-        """Give what differs in a module by its name."""
+        """Give the tuning of a submodule by its name."""
         return replace(self, frozen=_below(self.frozen, name), adapted=_below(self.adapted, name))
 
 
@@ -60,9 +61,9 @@ def _below(paths: Collection[str], name: str) -> frozenset[str]:
 
 
 class TunedModel(NamedTuple):
-    """A model whose kinds of layer tell apart what trains: `spec`; what differs in each tower beside its layers, and in
-    each kind of layer; whether what stands behind the layers is `reached`; the copies of each tensor that train, by its
-    path (None: all); and the tensors of adapters."""
+    """A model (`spec`) in which layers of a kind are tuned alike, with the tuning of each tower outside its layers
+    (`ends`) and of each kind of layer. `reached` says whether the input of a tower's head needs a gradient; `copies`
+    counts the trained copies of each tensor by path (None: all train); `adapters` are the adapters' tensors."""
 
     spec: Any
     ends: Mapping[str, PartTuning]
@@ -72,7 +73,7 @@ class TunedModel(NamedTuple):
     adapters: tuple[RankTensor, ...]
 
     def trained(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
-        """Keep what trains of a model's tensors, and add the adapters'."""
+        """Select the tensors that train, and add those of adapters."""
         kept = pieces
         if self.copies is not None:
             kept = [each._replace(copies=self.copies.get(each.path, 0)) for each in pieces]
@@ -80,9 +81,9 @@ class TunedModel(NamedTuple):
 
 
 def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
-    """Tell apart what trains in each layer of a model. Takes time in proportion to depth."""
+    """Split the kinds of layer of a model by their tuning. Takes time in proportion to depth."""
     towers, ends, layers, reached = {}, {}, {}, {}
-    memory = False  # whether what an encoder gives has a gradient
+    memory = False  # whether an encoder's output needs a gradient
     for where, tower in spec.towers().items():
         prefix = f"{where}." if where else ""
         frozen = _list_frozen(spec, where, tower, tuning)
@@ -111,7 +112,7 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
 
 
 def _list_frozen(spec: Any, where: str, tower: Any, tuning: Tuning) -> frozenset[str]:
-    """List the paths of a tower's tensors that do not train, and of tied parts that read one."""
+    """List the paths of a tower's frozen tensors, and of tied parts that read a frozen tensor."""
     if tuning.trained is None:
         return frozenset()
     placed = list(placed_tensors(tower, tower.d_model, where))
@@ -144,7 +145,7 @@ def _trains_first(where: str, tower: Any, ends: PartTuning) -> bool:
 
 
 def _shapes(part: Any) -> Any:
-    """The tensors of a part by name, of a tied one those that it reads."""
+    """Give the shapes of a part's tensors by name; of a tied part, those of the tensors that it reads."""
     return part.of.shapes() if isinstance(part, Tied) else part.shapes()
 
 
@@ -166,7 +167,7 @@ def _count_trained(spec: Any, tuning: Tuning) -> dict[str, int] | None:
 
 
 def _list_adapters(spec: Any, tuning: Tuning) -> Iterator[RankTensor]:
-    """List the tensors of all adapters: a [R, d_in] and b [d_out, R]; of stacked experts one of each."""
+    """List the tensors of all adapters: a [R, d_in] and b [d_out, R]; of stacked experts a and b for each expert."""
     adapted = {f"{path}.weight" for path in tuning.adapted}
     for where, tower in spec.towers().items() if adapted else ():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):

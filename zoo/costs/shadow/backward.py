@@ -1,7 +1,8 @@
 """Replay the backward pass over the saved tensors: its memory at the peak, and the gradients it leaves.
 
-As torch's engine: operations are undone last to first; an input's gradient is made before the result's is freed, and
-what the operation saved is freed after it; gradients that meet are added in place where nothing else reads them.
+Memory follows torch's engine: operations are replayed last to first; an input's gradient is made before the result's is
+freed; an operation's saved tensors are freed after it; gradients of one tensor are added in place if nothing else reads
+them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from zoo.costs.shadow.recording import (
 from zoo.costs.shadow.tensor import collect_saved, source_of
 
 PASSED_ON = ("add",)
-"""Operations that pass the result's gradient on to their inputs unchanged, without a copy."""
+"""Operations whose inputs' gradients are the result's gradient itself, without a copy."""
 
 
 SUMMED = ("mul", "div", "pow")
@@ -30,9 +31,9 @@ gating: the activation once more; divide_by_rms: the product of x and the gradie
 
 
 class Undone(NamedTuple):
-    """The memory of a backward pass in bytes. `peak`: the most that saved tensors and all gradients take at once;
-    `left`: gradients of weights, which stay; `moving`: the peak without those; `beside`: gradients that remain for
-    tensors made in other sections."""
+    """The memory of a backward pass in bytes. `peak`: of saved tensors and all gradients; `left`: the weights'
+    gradients, which stay; `moving`: the peak without these; `beside`: gradients that remain for tensors made in other
+    sections."""
 
     peak: int
     left: int
@@ -41,7 +42,7 @@ class Undone(NamedTuple):
 
 
 class _Gradient:
-    """A gradient in flight, and the number of its readers."""
+    """A gradient that still has readers, and their number."""
 
     __slots__ = ("nbytes", "readers")
 

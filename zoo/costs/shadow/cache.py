@@ -1,8 +1,8 @@
 # B batch, S slots
 """Trace the KV cache of a pass on shadows: the memory that `zoo.cache.cache` takes to store and read tokens.
 
-The cache's own tensors are `held`: `zoo.costs.cache` counts them. What a pass makes beside them, such as the copy of
-a window that new tokens are joined to, is counted by the tape. Rows are alike.
+The cache's own tensors are `held`: `zoo.costs.cache` counts them. The tape counts temporary tensors, such as the copy
+of a window that new tokens are joined to. All rows have the same length.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ShadowLayerCache:
         self.tensors, self.states, self.cross, self.filled = tensors, states, cross, filled
 
     def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
-        """Store the new tokens, and return all visible ones with them."""
+        """Store the new tokens' tensors; return those of all visible tokens."""
         return tuple(self._append(where, self.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, where: Where, buffer: Any, new: Any) -> Any:
@@ -40,7 +40,7 @@ class ShadowLayerCache:
         return joined
 
     def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: tuple[str, ...]) -> Any:
-        """Return the memory's keys and values, which are computed in the first pass and copied into the cache."""
+        """Return the keys and values of an encoder's output; the first pass computes and stores them."""
         if not self.filled and compute is not None:
             made = compute()
             del made
@@ -48,18 +48,18 @@ class ShadowLayerCache:
         return tuple(self.cross[name] for name in names)
 
     def state(self, name: str) -> Any:
-        """A recurrent state of the rows."""
+        """Return a recurrent state of the rows."""
         return self.states[name]
 
     def hold(self, name: str, value: Any) -> None:
-        """Keep a state: it is copied into the cache's own tensor."""
+        """Store a state: it is copied into the cache's own tensor, which takes no new memory."""
 
 
 class ShadowCache:
-    """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
+    """The caches of a tower's layers, with `length` tokens in them and room for `capacity`."""
 
-    recordings = None  # a pass on shadows runs every layer as it is written
-    varlen = False  # rows are alike: a tensor of [B, T] tokens
+    recordings = None  # no CUDA graphs: a pass on shadows runs every layer's code
+    varlen = False  # rows of one length: tokens [B, T]
 
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.past = self.longest = length
@@ -86,7 +86,7 @@ class ShadowCache:
         """Start a pass."""
 
     def reach(self, new: int) -> int:
-        """The tokens of a row after a pass of `new` columns."""
+        """Give the tokens of a row after a pass over `new` tokens."""
         return self.longest + new
 
     def end(self, new: int) -> None:

@@ -1,4 +1,4 @@
-"""The dtypes of shadows, and torch's type promotion."""
+"""Define the dtypes of shadows, and torch's type promotion."""
 
 from __future__ import annotations
 

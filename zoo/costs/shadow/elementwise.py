@@ -1,5 +1,5 @@
 # shapes here are any
-"""Elementwise operations on shadows, of one tensor and of several."""
+"""Apply elementwise operations to shadows: of one tensor, and of several."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def multiply(a: Any, b: Any) -> Any:
 def divide(a: Any, b: Any) -> Any:
     if _promote_operands((a, b)).rank < 2:
         return _combine("div", (a, b), dtype=FLOAT32)
-    if not is_shadow(a):  # a number over a tensor is its reciprocal, which is kept, times the number
+    if not is_shadow(a):  # torch divides a number by a tensor as reciprocal (saved) times number
         inverse = make_result("reciprocal", [b], b.shape, b.dtype, saves_result=True)
         return multiply(inverse, a)
     return _combine("div", (a, b), [b, *([a] if wants_gradient(b) else [])])

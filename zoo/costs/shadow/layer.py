@@ -25,11 +25,11 @@ from zoo.costs.tuning import PartTuning
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 
 BRANCHES = ("attention", "ffn")
-"""Axes whose outputs join the residual stream: what `zoo.training.dropout` hooks, too."""
+"""Axes whose outputs are added to the residual stream; `zoo.training.dropout` hooks the same."""
 
 
 class ShadowDrops:
-    """Stand in for `zoo.model.drops.Drops`: what a pass drops, by the names of the rates above 0."""
+    """Stand in for `zoo.model.drops.Drops`: dropout in a pass, by the names of the rates above 0."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
@@ -69,7 +69,7 @@ class Weighted:
             return _named(self._adapt(self.run(x, *others, **options), x, options.get("offsets")))
 
     def _adapt(self, y: Any, x: Any, offsets: Any) -> Any:
-        """Add what an adapter gives, as `zoo.run.adapters` does."""
+        """Add the low-rank adapter's product to y, as `zoo.run.adapters` does."""
         if self.adapter is None:
             return y
         a, b = self.adapter
@@ -128,10 +128,10 @@ class ShadowConvolution(Weighted):
 class ShadowLayer:
     """A component with shadows of its weights. Parts are made at their first use."""
 
-    branch = False  # whether it stands in a block, and its result joins the residual stream
-    blocks: list[ShadowLayer]  # of a tower whose own pass is run
-    recompute = None  # a pass that is priced is priced as it is; what is computed again is deducted by the price
-    dropping = None  # what a pass drops is given to its Scene (`ShadowDrops`)
+    branch = False  # whether it is a sub-layer whose result is added to the residual stream
+    blocks: list[ShadowLayer]  # the layers of a tower whose own pass is run
+    recompute = None  # a traced pass saves everything; the price then deducts recomputed activations
+    dropping = None  # dropout is given to the pass's Scene (`ShadowDrops`)
     seam, context = WHOLE, WHOLE_ROWS
 
     def __init__(
@@ -164,7 +164,7 @@ class ShadowLayer:
             return _named(self._drop(self._shaded.forward(self, *args, **options)))
 
     def _drop(self, result: Any) -> Any:
-        """Drop some of what a branch gives, or all of it in some rows, as `zoo.training.dropout` hooks it."""
+        """Apply dropout to a sub-layer's result, or drop it for whole rows, as the hooks of `zoo.training.dropout`."""
         drops = self._tuning.whole.drops if self._tuning is not None and self.branch else ()
         if "residual" in drops:
             result = drop_values(result)
@@ -190,7 +190,7 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
         case S.Buffer():
             return make_shadow(part.shape, DTYPES[part.dtype], held=True)
         case S.Tied():
-            return part_of(name, part.of, d_model, dtype)  # whose weight it is does not matter
+            return part_of(name, part.of, d_model, dtype)  # saved tensors are the same whoever owns the weight
         case S.Linear():
             return ShadowLinear(name, part, dtype)
         case S.Embedding():
@@ -207,7 +207,7 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
 
 
 def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
-    """Let a part train as a run says: freeze its weights, adapt it."""
+    """Apply a run's tuning to a part: freeze weights, add adapters."""
     if is_shadow(made):
         made.wants_grad = made.wants_grad and name not in tuning.frozen
     elif isinstance(made, dict):

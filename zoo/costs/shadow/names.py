@@ -24,7 +24,7 @@ from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
 class Namespace(SimpleNamespace):
-    """The torch names that a pass may use; any other raises UnknownOperation."""
+    """The torch names that a pass may use; any other name raises UnknownOperation."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -67,7 +67,7 @@ def _like(name: str) -> Any:
 
 def _arange(*bounds: float, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
     start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
-    size: Any = -(-(stop - start) // step)  # whole numbers, which may remember their formula (`--explain`)
+    size: Any = -(-(stop - start) // step)  # not math.ceil, which would lose the formula of a Traced (`--explain`)
     size = math.ceil(size) if isinstance(size, float) else size
     return _made("arange", (size,), dtype or _dtype_of([start, stop, step]))
 
@@ -85,7 +85,7 @@ def _numbers(values: Any) -> list[Any]:
 
 
 def _dtype_of(numbers: Sequence[Any]) -> ShadowDtype:
-    """The dtype that torch gives a tensor of these numbers."""
+    """Give the dtype that torch infers for a tensor of these numbers."""
     if not all(isinstance(each, int | float) for each in numbers):
         raise TypeError("numbers")
     if any(isinstance(each, float) for each in numbers) or not numbers:
@@ -111,7 +111,7 @@ def no_grad() -> Any:
 
 
 def _autocast(kind: str, enabled: bool = True) -> Any:
-    """Turn autocast off inside the block, which is all that components use it for."""
+    """Turn autocast off inside the block; components use it for nothing else."""
     return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 

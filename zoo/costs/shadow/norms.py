@@ -1,5 +1,5 @@
 # B batch, T tokens, S keys, H heads, K key-value heads, C head width
-"""Norms and attention on shadows. They save different tensors on CUDA and on a CPU."""
+"""Apply norms, dropout and attention to shadows. They save different tensors on CUDA and on a CPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def divide_by_rms(x: Any, scale: Any, eps: float) -> Any:
 
 
 def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
-    """Drop some of a tensor's values. On CUDA it saves a byte for each, on a CPU what each is multiplied by."""
+    """Apply dropout. It saves a byte for each value on CUDA, the factor of each value on a CPU."""
     if not p or not training:
         return x
     kept = make_result("dropped", [], x.shape, BOOL if x.is_cuda else x.dtype)
@@ -62,8 +62,8 @@ def _present(*tensors: Any) -> list[Any]:
 def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any:
     """Apply torch's SDPA to q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
-    A fused kernel keeps those, the result and the logarithm of each row's sum. On a CPU there is none for values of
-    another width than keys, nor for a bias that learns.
+    A fused kernel saves q, k, v, the result and each row's logsumexp. A CPU has no fused kernel for values of another
+    width than keys, nor for a bias that requires a gradient.
     """
     q, k, v, mask = cast_for_autocast(q, k, v, mask)
     fused = q.is_cuda or (q.shape[3] == v.shape[3] and not wants_gradient(mask))
@@ -80,7 +80,7 @@ def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any
 
 
 def fused_attention(q: Any, k: Any, v: Any) -> Any:
-    """Apply a flash or flex kernel to q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv]. It saves these,
+    """Apply a flash or flex kernel to q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv]. It saves q, k, v,
     the result and each row's logsumexp."""
     batch, tokens, heads, _ = q.shape
     sums = make_result("attention_lse", [], (batch, heads, tokens), FLOAT32)

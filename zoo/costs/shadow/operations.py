@@ -1,8 +1,8 @@
-"""torch's operations on shadows, by the name that a forward pass calls them by.
+"""List torch's operations on shadows, by the name that a forward pass uses.
 
-Each gives the shape and dtype of its result, and the tensors that autograd saves: from torch 2.13's derivatives.yaml,
-and tests/test_shadow.py compares each with torch itself. Numbers that torch saves take no memory here. A product saves
-an operand only if the other operand wants a gradient.
+Each operation gives its result's shape and dtype, and the tensors that autograd saves. These follow torch 2.13's
+derivatives.yaml; tests/test_shadow.py compares each with torch itself. Saved numbers take no memory here. A product
+saves an operand only if the other operand requires a gradient.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **{"add": add, "sub": add, "mul": multiply, "truediv": divide, "pow": power, "matmul": matmul},
     **{name: divide_whole for name in ("floordiv", "mod", "and", "or", "xor")},
 }
-"""Python's operators, each also with its operands swapped."""
+"""Python's operators, each also in its reflected form (`__radd__` …)."""
 
 COMPARISONS = {name: compare for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 

@@ -1,5 +1,5 @@
 # N rows, E experts; otherwise shapes here are any
-"""Products of matrices on shadows, under autocast too; convolution, experts and the embedding table."""
+"""Apply matrix products (with autocast), convolutions, experts and embedding look-ups to shadows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from zoo.costs.shadow.tensor import is_shadow, make_result
 
 
 def cast_for_autocast(*tensors: Any) -> list[Any]:
-    """Cast a product's float32 operands under autocast. The copy of a weight is cached for the whole pass, so it is
-    held as weights are."""
+    """Cast a product's float32 operands under autocast. Autocast caches the copy of a weight for the whole pass, so the
+    copy is `held` as weights are."""
     low = current_tape().autocast
     if low is None:
         return list(tensors)
@@ -99,8 +99,8 @@ def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1, dilation: 
 
 
 def convolve_tokens(x: Any, weight: Any, bias: Any, groups: int, dilation: int) -> Any:
-    """Convolve x [B, T, d_in] along the tokens as `zoo.kernels.depthwise` does, whose own operator lays its result as x
-    is laid and saves both."""
+    """Convolve x [B, T, d_in] along the tokens as `zoo.kernels.depthwise` does: its own operator, where it applies,
+    gives a result with x's layout and saves x and the weight."""
     plain = current_tape().autocast is None and x.dtype == weight.dtype == FLOAT32
     if x.is_cuda or not plain or weight.shape[1] > 1 or x.shape[2] != weight.shape[0]:
         return conv1d(x.transpose(1, 2), weight, bias, groups=groups, dilation=dilation).transpose(1, 2)

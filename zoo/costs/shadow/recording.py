@@ -17,7 +17,7 @@ from zoo.errors import ZooError
 
 class UnknownOperation(ZooError):
     """Raised when a forward pass cannot be traced, by default because it uses a torch operation whose saved tensors are
-    not listed in operations.py. The pass then has no figures, even if the component catches this."""
+    not listed in operations.py. The pass then has no figures, even if the component catches the exception."""
 
     def __init__(self, name: str, why: str = "is a torch operation whose saved tensors are not listed") -> None:
         would = "a line in zoo/costs/shadow/operations.py would do"
@@ -56,8 +56,8 @@ class ShadowDevice:
 
 
 class Storage:
-    """The memory that a tensor shares with its views. The tape counts its bytes while it is alive, unless it is `held`
-    elsewhere: weights, buffers, a cache."""
+    """The memory that a tensor shares with its views. The tape counts its bytes while it is alive, unless it is `held`:
+    weights, buffers and caches are counted elsewhere."""
 
     __slots__ = ("_tape", "dtype", "held", "name", "nbytes", "shape")
 
@@ -68,7 +68,7 @@ class Storage:
         self._tape.count(0 if held else self.nbytes)
 
     def hold(self) -> None:
-        """Stop counting it: from now on it belongs to the model or its cache."""
+        """Stop counting this storage: from now on it belongs to the model or its cache."""
         if not self.held:
             self.held = True
             self._tape.count(-self.nbytes)
@@ -98,9 +98,9 @@ class TapeNode:
 
 
 class Tape:
-    """The record of one pass: the number of operations, the `path` of the running part, the bytes that are `live`, and
-    the `most` at once. A `selective` pass saves none of attention's intermediate tensors, and recomputes them.
-    `autocast` is the dtype of products, if any; `unknown` is the first operation that could not be traced."""
+    """The record of one pass: the number of operations, the `path` of the running part, the `live` bytes and their peak
+    (`most`). A `selective` pass saves no intermediate tensors of attention and recomputes them. `autocast` is the dtype
+    of products, if any; `unknown` is the first operation that could not be traced."""
 
     def __init__(
         self,

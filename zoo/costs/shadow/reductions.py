@@ -1,5 +1,5 @@
 # N rows, V vocabulary; otherwise shapes here are any
-"""Operations on shadows along a dimension: reductions, softmax, sorting, indexing, concatenation, and the loss."""
+"""Apply operations along a dimension to shadows: reductions, softmax, sorting, indexing, concatenation, the loss."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def flip(x: Any, *dims: int) -> Any:
 
 
 class Pair(tuple):
-    """A result of values and indices."""
+    """A pair (values, indices), as torch's `topk` and `max` return it."""
 
     values = property(lambda self: self[0])
     indices = property(lambda self: self[1])
@@ -95,7 +95,7 @@ def gather(x: Any, dim: int, places: Any) -> Any:
 
 
 def pick_last(x: Any, places: Any) -> Any:
-    """Apply `zoo.kernels.bias.pick_last`, which saves the places alone."""
+    """Apply `zoo.kernels.bias.pick_last`, which saves only the indices."""
     return make_result("gather", [x], places.shape, x.dtype, saves=[places])
 
 

@@ -1,8 +1,8 @@
 """Run components' own code with stand-ins for torch: the same functions, with other globals.
 
-A forward pass uses `torch.cat` and `F.silu`, which are globals of its module. `replace_torch` copies a function and
-gives it globals in which torch, and functions that use torch, are replaced at first use. Nothing is patched: other
-threads run the original code, and torch is never loaded.
+A forward pass finds `torch` and `F` among the globals of its module. `replace_torch` copies a function and gives the
+copy globals in which torch, and functions that use torch, are replaced at first use. Nothing is patched: other threads
+run the original code, and torch is never loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zoo.spec import Spec
 
 
 class _Globals(dict[str, Any]):
-    """A module's globals, with torch replaced in each at its first use."""
+    """A module's globals; torch is replaced in each value at its first use."""
 
     def __init__(self, module: dict[str, Any]) -> None:
         self._module = module
@@ -40,7 +40,7 @@ class _Globals(dict[str, Any]):
 
 
 class _Module:
-    """A module of zoo, with torch replaced in each attribute at its use."""
+    """A module of zoo; torch is replaced in each attribute at its use."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module
@@ -54,8 +54,8 @@ _shaded: dict[Any, Any] = {}
 
 
 def replace_torch(value: Any) -> Any:
-    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. A value that uses no
-    tensors is returned unchanged."""
+    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. Values that are not
+    code of zoo's are returned unchanged."""
     if isinstance(value, ModuleType | _LAZY):
         return _module(value)
     if (path := _torch_path(value)) is not None:
@@ -102,7 +102,7 @@ def _torch_path(value: Any) -> str | None:
 
 
 def _ours(value: Any) -> bool:
-    """Whether a function or class is component code: zoo's own, or a module's that adds a component."""
+    """Whether a function or class is component code: zoo's own, or from a module that defines a component."""
     if isinstance(value, type) and issubclass(value, Spec):
         _homes.add(value.__module__)
     at = value.__module__
@@ -128,7 +128,7 @@ def _machine_of(_: Any) -> Any:
 
 
 def _core(attend_on_shadows: Any) -> Any:
-    """Wrap `attend` so that its tensors are named "core", and a selective pass recomputes it in the backward pass."""
+    """Wrap `attend`: name its tensors "core", and in a selective pass recompute it in the backward pass."""
 
     def run(*given: Any, **options: Any) -> Any:
         moment = current_tape()
@@ -145,7 +145,7 @@ def _core(attend_on_shadows: Any) -> Any:
 
 
 def multiply_gate(act: Any, gate: Any, up: Any) -> Any:
-    """Apply `zoo.model.ffn.multiply_gate`, which saves its two inputs and goes through `act` again to go back."""
+    """Apply `zoo.model.ffn.multiply_gate`, which saves its two inputs and computes `act` again in the backward pass."""
     begun = current_tape().operations
     result = multiply(act(gate), up)
     if result.wants_grad:
@@ -163,12 +163,12 @@ REPLACED = {
     (bias.pick_last.__module__, bias.pick_last.__name__): lambda _: pick_last,
     (rotary.turn.__module__, rotary.turn.__name__): lambda _: replace_torch(rotary.turn_pairs),
 }
-"""Functions with a wrapper or a substitute: `attend`; `machine_of`, which gives a machine with torch alone; and what
-has a derivative of its own."""
+"""Functions with a wrapper or substitute on shadows: `attend`; `machine_of`, which gives a machine with torch alone;
+and functions with a derivative of their own."""
 
 
 class Fused:
-    """Stand in for a fused kernel, which stores no scores; its memory is all that matters here."""
+    """Stand in for a fused kernel: it saves q, k, v, the result and logsumexp, and stores no scores."""
 
     pages_in_place = True
 
@@ -176,14 +176,14 @@ class Fused:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 
     def prepare(self, *_: Any) -> None:
-        """Prepare nothing: a fused kernel needs only cu_seqlens and the like, a few numbers per row."""
+        """Prepare nothing: a fused kernel's own arguments (cu_seqlens …) are a few numbers per row."""
 
     def __call__(self, q: Any, k: Any, v: Any, how: Any) -> Any:
         return fused_attention(q, k, v)
 
 
 def _class(cls: type) -> type:
-    """Derive a class in whose methods, own and inherited from zoo, torch is replaced."""
+    """Derive a class with torch replaced in its methods, both own ones and those inherited from zoo."""
     if issubclass(cls, BaseException) or not any(_works(base) for base in cls.__mro__ if _ours(base)):
         return cls
     own: dict[str, Any] = {}
@@ -194,8 +194,8 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module uses torch, calls a function that stands in REPLACED, or takes a position bias or one of
-    a mixer's functions from a module that uses torch."""
+    """Whether a class's module uses torch, imports a function of REPLACED, or imports a position bias or a function of
+    zoo.model from a module that uses torch."""
     return _uses_torch(cls.__module__) or any(
         (value.__module__, value.__name__) in REPLACED
         or (
@@ -224,7 +224,7 @@ def _member(member: Any) -> Any:
 
 
 def _instance(value: Any) -> Any:
-    """Copy a component or kernel to the class in which torch is replaced."""
+    """Copy a component or kernel, with the class in which torch is replaced."""
     made = object.__new__(replace_torch(type(value)))
     vars(made).update({name: replace_torch(each) for name, each in vars(value).items()})
     return made

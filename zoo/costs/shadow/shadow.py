@@ -99,7 +99,7 @@ class Shadow(Core):
     def unbind(self, dim: int = 0) -> tuple[Any, ...]:
         if not self.shape[dim]:
             return ()
-        view = self.select(dim, 0)  # the others are like it: a pass may take one for each of many layers
+        view = self.select(dim, 0)  # copied for the other indices: there may be one for each of many layers
         like = (view.shape, view.strides, view.dtype, view.storage, view.wants_grad, view.node)
         return (view, *(type(view)(*like) for _ in range(1, self.shape[dim])))
 
@@ -198,7 +198,7 @@ class Shadow(Core):
             raise UnknownOperation("copy_", WRITES)
         return self
 
-    # ------------------------------------------------------------ what Python asks of a tensor
+    # ------------------------------------------------------------ Python's protocols
 
     def __iter__(self) -> Any:
         return iter(self.unbind(0))

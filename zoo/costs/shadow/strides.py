@@ -39,8 +39,8 @@ def broadcast_strides(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
 
 
 def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
-    """Compute an elementwise result's strides: the order of dimensions is that of the first operand with its shape,
-    unless that one is expanded."""
+    """Compute an elementwise result's strides: dimensions have the order of the first operand of the result's shape,
+    unless that operand is expanded (then the result is contiguous)."""
     for each in operands:
         if each.shape == shape:
             order = sorted(range(len(shape)), key=lambda dim: (-each.strides[dim], dim))

@@ -1,9 +1,9 @@
 # B batch, T tokens, S keys: shapes here are any
 """Shadows: tensors with a shape, strides and a dtype but no values. Operations on them record what autograd saves.
 
-`operation` is the one place where a result is made: it says which tensors torch saves for the backward pass of that
-operation (torch's derivatives.yaml), and the tape keeps their storages, each once, as torch's memory does. Views share
-a storage. Strides are followed, for it is they that say whether a reshape copies.
+`make_result` makes every result: it takes the tensors that torch saves for the backward pass of the operation (torch's
+derivatives.yaml), and the tape keeps their storages, each once. Views share a storage. Strides are followed because
+they decide whether a reshape copies.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def record_node(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[A
 
 
 def source_of(tensor: Any) -> GradientTarget:
-    """Give the target of a tensor's gradient. It keeps only a leaf's memory alive."""
+    """Give the target of a tensor's gradient. A target keeps the storage of a leaf alive, not of other tensors."""
     return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
 
