@@ -1,5 +1,5 @@
-"""Describe the choices of an axis: where each comes from, how its time and cache grow with the tokens T, and which
-packaged models and families have it. The costs are read off the components; nothing here imports torch."""
+"""Describe the choices of an axis: the source of each, how its time and cache grow with the number of tokens T, and
+which packaged models and families have it. Growth is computed from the components' FLOPs and cache, without torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from zoo.spec import Spec, components
 from zoo.spec.fields import find_paper
 
 LONG = 1 << 20
-"""Tokens at which growth is measured: beyond every window of `SIZES`."""
+"""Number of tokens at which growth is measured: beyond every window of `SIZES`."""
 
 SIZES = {"window": 64, "original_max_seq_len": 64, "bottleneck_width": 32, "eos_id": 0}
-"""Dimensions of which a choice may need one that the small model does not state."""
+"""Dimensions that a choice may need and the small model does not state."""
 
 CONTEXTS = (
     (),
@@ -43,10 +43,10 @@ CONTEXTS = (
     ("kind=encoder", "position=t5_globals"),
     ("kind=encoder", "attention=transient_global", "window=8"),
 )
-"""What a choice may only be of use with, tried in this order in a small model."""
+"""Overrides without which some choices are refused; tried in this order on a small model."""
 
 CROSSED = {"merged": ("cross=merged", "~cross.scale", "position=rope", "~n_buckets", "~max_distance")}
-"""What cross-attention of another kind than T5's needs in a tiny T5."""
+"""Overrides that put another kind of cross-attention into a tiny T5."""
 
 
 def list_axes() -> list[str]:
@@ -55,7 +55,7 @@ def list_axes() -> list[str]:
 
 
 def find_axis(axis: str) -> str:
-    """Check the name of an axis. Raises ConfigError for one that there is not."""
+    """Check the name of an axis. Raises ConfigError for an unknown axis."""
     if axis not in list_axes():
         hint = did_you_mean(axis, list_axes())
         raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
@@ -63,13 +63,13 @@ def find_axis(axis: str) -> str:
 
 
 def describe_axis(axis: str) -> list[dict[str, Any]]:
-    """Describe every choice of an axis, by name. Raises ConfigError for an axis that there is not."""
+    """Describe every choice of an axis, by name. Raises ConfigError for an unknown axis."""
     find_axis(axis)
     return [describe_choice(axis, file) for file in sorted((conf_dir() / axis).glob("*.yaml"))]
 
 
 def describe_choice(axis: str, file: Path) -> dict[str, Any]:
-    """Describe the choice of an axis that a file of conf/ is."""
+    """Describe a choice of an axis, given its file in conf/."""
     *_, tower = load_small(axis, file.stem)
     component = _find(tower, axis)
     models, families = find_users(axis, file.stem)
@@ -85,9 +85,9 @@ def describe_choice(axis: str, file: Path) -> dict[str, Any]:
 
 
 def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
-    """Load a small model that has a choice: the packaged model that it is made of, the overrides, and its tower.
+    """Load a small model with a choice: return the packaged model's name, the overrides, and the tower.
 
-    Raises ConfigError where none has a use for it.
+    Raises ConfigError if no small model takes the choice.
     """
     from zoo.compose.targets import compose_model, spec_of_composed
 
@@ -102,7 +102,7 @@ def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
     refused: Exception | None = None
     for context in CONTEXTS:
         if any(each.startswith(f"{axis}=") for each in context):
-            continue  # it would be asked for the context's choice
+            continue  # the context would replace the choice
         try:
             found = load("llama-tiny", [f"{axis}={choice}", *context, *sizes])
             _find(found[2], axis)
@@ -114,7 +114,7 @@ def load_small(axis: str, choice: str) -> tuple[str, list[str], Any]:
 
 
 def _find(tower: Any, axis: str) -> Spec:
-    """The component of an axis in a small model."""
+    """Find the component of an axis in a small model."""
     block = next(iter(tower.blocks.values()))
     if axis == "position":
         return tower.position
@@ -126,12 +126,12 @@ def _find(tower: Any, axis: str) -> Spec:
 
 
 def grow(component: Spec, causal: bool) -> dict[str, str]:
-    """How a component's time for T tokens, its time for one more token, and what it keeps for generating grow with T.
+    """Give the growth with T of a component's time for T tokens, its time for one more token, and its cache.
 
-    Products with weights take time T. What else there is, is asked of the component: its FLOPs for the pairs that its
-    queries see, those of its state, what it caches a token and for all tokens.
+    Products with weights take time T. The rest follows from the component's FLOPs for visible pairs and for its state,
+    from its cache a token and its state.
     """
-    sight = getattr(component, "sight", Sight())  # of an attention; what else there is sees no keys
+    sight = getattr(component, "sight", Sight())  # only an attention has one
     look, rate = Look(causal, False, **sight._asdict()), sight.rate
 
     def whole(tokens: int) -> int:
@@ -154,7 +154,7 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
 
 
 def _power(figure: Any) -> str:
-    """The power of T by which a figure grows."""
+    """Give the power of T with which a figure grows: 1, T or T²."""
     found = round(math.log2(figure(2 * LONG) / figure(LONG))) if figure(LONG) else 0
     return {0: "1", 1: "T", 2: "T²"}[found]
 
@@ -167,15 +167,15 @@ def _values(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def find_source(component: Spec, comment: str) -> str:
-    """The paper and year of a choice: from the comment in its YAML, or from the docstring of what tells it from
-    others."""
+    """Find the paper and year of a choice: in the comment of its YAML, or else in the docstring of its scaling or of
+    its class."""
     inside = getattr(component, "scaling", None)
     docs = (inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None)
     return next(filter(None, map(find_paper, (comment, *docs))), "")
 
 
 def describe_looks(component: Spec) -> str:
-    """Say which way a component reads along the tokens; nothing of one that looks either way, unless it is what lets
-    them read one another."""
+    """Say in which direction a component reads along the tokens; empty for a component that fits both directions,
+    unless it is an attention."""
     either = "both ways, or only backwards in a decoder" if component.axis == "attention" else ""
     return {None: either, True: "only backwards (in decoders)", False: "both ways (in encoders)"}[component.causal]

@@ -1,4 +1,4 @@
-"""Compare models: which figures differ and by how much, and which fields of the architecture differ."""
+"""Compare two models: the fields of the architecture that differ, and the figures with their differences."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
 def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compare two Specs: the fields that differ, and the figures of both.
 
-    `priced` are their figures, those of kinds of layer in pairs (`pair_figures`). `relative` is the difference as a
+    `priced` are the figures of each, with kinds of layer paired by `pair_figures`. `relative` is the difference as a
     share of the first figure, null where that is zero.
     """
     a, b = (flatten(figures) for figures in priced)
@@ -48,7 +48,7 @@ def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) 
 
 
 def compare_values(a: Any, b: Any) -> dict[str, Any]:
-    """Two figures, and their difference where both are numbers. A component that one model lacks counts as zero."""
+    """Compare two figures: both, and for numbers their difference. A figure that one model lacks counts as zero."""
     numbers = [value for value in (a, b) if _is_number(value)]
     if not numbers or len(numbers) + (a is None) + (b is None) < 2:
         return {"a": a, "b": b}
@@ -61,11 +61,11 @@ def _is_number(value: Any) -> bool:
 
 
 def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
-    """List the fields in which two Specs differ, by dotted path, with each one's value (null where it has no such
+    """List the fields in which two Specs differ, by dotted path, with the value of each Spec (null for a missing
     field).
 
-    A kind of layer that only one model has is compared with the other's kind that is most like it, as `layer/global`. A
-    model of one tower is compared with the tower of that kind in a model of two.
+    A kind of layer that only one model has is compared with the most similar kind of the other, under `layer/global`. A
+    decoder (or encoder) is compared with that tower of an encoder-decoder.
     """
     from zoo.grammar import to_dict
 
@@ -76,7 +76,8 @@ def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
 
 
 def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A model of two towers as one of a single tower sees it: the tower of that kind, and how long the other is."""
+    """Reduce an encoder-decoder for comparison with a model of one tower: to the tower of that kind, and the number of
+    layers of the other."""
     if "blocks" in node or "blocks" not in other:
         return node
     own = _find_own(other["kind"])
@@ -86,19 +87,19 @@ def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, A
 
 
 def _find_own(kind: str) -> str:
-    """Name the tower that a model of one tower is compared with."""
+    """Name the tower of an encoder-decoder that a model of this kind is compared with."""
     return kind if kind in TOWERS else "decoder"
 
 
 def pair_figures(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Name the figures of kinds of layer as `compare_fields` pairs them, `layer/global`. Sums over all layers of a kind
-    are paired only where it is in one pair: one kind against two would be counted twice."""
+    """Rename the figures of kinds of layer as `compare_fields` pairs these, `layer/global`. Sums over all layers of a
+    kind are renamed only if the kind is in one pair; in two pairs it would count twice."""
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)
     single = [node["kind"] for node in (one, other) if "blocks" in node]
     pairs = []
-    for tower in [_find_own(single[0])] if single else TOWERS:  # of two towers, the one that faces a model of one
+    for tower in [_find_own(single[0])] if single else TOWERS:  # only one tower if a model has only one
         names = ["" if "blocks" in node else f"{tower}." for node in (one, other)]
         kinds = _kinds(*(node if "blocks" in node else node[tower] for node in (one, other)))
         pairs += [(names[0] + a, names[1] + b) for a, b in kinds]
@@ -113,7 +114,7 @@ def pair_figures(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -
 
 
 def _rename_kinds(figures: Mapping[str, Any], pairs: list[tuple[str, str]], side: int, whole: bool) -> dict[str, Any]:
-    """Name the figures of one side by the pairs that its kinds are in."""
+    """Rename one model's figures by kind of layer to the pairs that each kind is in."""
     found: dict[str, Any] = {}
     for kind, figure in figures.items():
         own = [pair for pair in pairs if pair[side] == kind]
@@ -124,7 +125,7 @@ def _rename_kinds(figures: Mapping[str, Any], pairs: list[tuple[str, str]], side
 
 
 def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The plain data of two Specs, their lists of layers as a model's file has them, their kinds of layer in pairs."""
+    """Prepare the plain data of two Specs: patterns written as in a model's file, kinds of layer under common names."""
     found = []
     for node in (a, b):
         stated = {key: value for key, value in node.items() if key not in ("pattern", "blocks", *TOWERS)}
@@ -146,8 +147,8 @@ def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _kinds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pair the kinds of layer of two towers: those of one name, then those that are most alike. What is left of the
-    longer list is compared with the kind most like it."""
+    """Pair the kinds of layer of two towers: equal names first, then the most similar. Each kind left over in the
+    longer list is paired with the kind most similar to it."""
     one, other = a["blocks"], b["blocks"]
     pairs = [(name, name) for name in one if name in other]
     left, right = ([name for name in kinds if (name, name) not in pairs] for kinds in (one, other))
@@ -167,8 +168,8 @@ def _kinds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _likeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Say how much two kinds of layer have in common: the kind of mixer, whether it sees all tokens, the kind of
-    feed-forward, and then the share of fields that are equal."""
+    """Rate the similarity of two kinds of layer: same kind of mixer, both local or both global, same kind of
+    feed-forward, then the share of equal fields."""
 
     def is_local(attention: Mapping[str, Any]) -> bool:
         return any(attention.get(name) is not None for name in ("window", "chunk"))
@@ -206,7 +207,7 @@ COLUMNS = {
     "KV/token": "kv_cache.bytes_per_token",
     "weights": "memory.weights",
 }
-"""Of a sweep's table, unless others are asked for."""
+"""The default columns of a sweep's table."""
 
 SHORT = {
     **{name.lower(): path for name, path in COLUMNS.items()},
@@ -219,7 +220,7 @@ SHORT = {
     "train_peak": "memory.train_peak",
     "generate_peak": "memory.generate_peak",
 }
-"""Names of columns that are no dotted path."""
+"""Short names of columns, each with its dotted path."""
 
 
 def choose_columns(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Find the smallest accelerator, or the fewest of them, that hold a model: to generate, and to train."""
+"""Find the smallest accelerator, or the fewest, whose memory holds a model: to generate, and to train."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from zoo.costs.transient import Generation, measure_peaks
 from zoo.errors import ConfigError
 
 LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
-"""One accelerator of each size that is widely rented, by their memory. Others of the same size hold as much, and the
-whole list of conf/hardware would take longer to read than a model to price; `zoo solve gpu` tries all of it."""
+"""One widely rented accelerator of each memory size, smallest first. Reading all of conf/hardware would take half as
+long as the price itself; `zoo solve gpu` tries all of it."""
 
 TENSOR_PARALLEL = (2, 4, 8)
-"""Degrees that are tried where one GPU does not hold the model: those of one machine."""
+"""Degrees of tensor parallelism that are tried where one GPU does not hold the model: within one machine."""
 
 SHARDED = "--dp 8 --zero 3"
-"""The layout of training that `zoo.costs.advice` prices anyway."""
+"""The sharded layout of training that `zoo.costs.advice` has priced already."""
 
 
 def find_holders(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what holds each peak, by use (`generate`, or `run` where a model generates nothing; `train`): the `gpu`, its
-    `memory`, how many `gpus`, the `options` that divide the model so, and whether it `fits`.
+    """Find the accelerator that holds each peak, by use (`generate`, or `run` for an encoder; `train`): the `gpu`, its
+    `memory`, the number of `gpus`, the `options` that divide the model, and whether it `fits`.
 
-    A model on one rank may be divided, to generate by tensor parallelism, to train by ZeRO; one that the set-up has
-    divided already stays so. With a `gpu` in the set-up it is the only one. What does not fit is the largest that was
-    tried.
+    A model on one rank may be divided, by tensor parallelism to generate, by ZeRO to train; ranks of the set-up stay as
+    they are. A `gpu` in the set-up is the only one tried. If nothing fits, the largest layout is returned.
     """
     peaks = figures["memory"]
     tried: dict[str, Iterable[tuple[int, str, int]]] = {}
@@ -45,19 +44,19 @@ def find_holders(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[st
 
 
 def _generating(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
-    """Give the GPUs, the options and the bytes on each, for more and more GPUs."""
+    """List layouts for generating, the fewest GPUs first: number of GPUs, options, bytes on each GPU."""
     yield setup.ranks, "", peaks["generate_peak"]
     if setup.ranks > 1:
         return
     for ranks in TENSOR_PARALLEL:
         try:
             yield ranks, f"--tp {ranks}", generating(spec, dataclasses.replace(setup, tp=ranks))["total"]
-        except ConfigError:  # a degree that does not divide its heads
+        except ConfigError:  # a degree that does not divide the heads
             continue
 
 
 def _count_running(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> int | None:
-    """Count the bytes of one pass of an encoder without gradients; None where it is divided or cannot be traced."""
+    """Count the peak bytes of an encoder's pass without gradients; None on several ranks, or if it cannot be traced."""
     if setup.ranks > 1:
         return None
     run = Generation(setup.tokens(spec), setup.batch, setup.dtype, setup.cache_dtype, True)
@@ -73,11 +72,11 @@ def _training(setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str
     if setup.ranks == 1:
         for each in peaks["change_first"]:
             if each["change"] == SHARDED:
-                yield 8, "--zero 3", each["train_peak"]  # of 8 GPUs, so --dp 8 need not be said
+                yield 8, "--zero 3", each["train_peak"]  # "8 GPUs" is printed anyway, so --dp 8 is left out
 
 
 def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterable[tuple[int, str, int]]) -> dict[str, Any]:
-    """Choose the first layout that fits, and the smallest accelerator of the dtype that it fits on."""
+    """Choose the first layout that fits, and the smallest accelerator with the dtype that it fits on."""
     gpus, options = 0, ""
     for gpus, options, needed in layouts:
         for name in ladder:

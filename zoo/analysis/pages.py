@@ -1,6 +1,6 @@
-"""Describe a name of the YAML grammar, as plain data: an axis, a choice of one, a field of a choice, a key of a model.
+"""Describe a name of the YAML grammar, as plain data: an axis, a choice of an axis, a field of a choice, a model's key.
 
-`zoo explain`, `zoo list --axis AXIS CHOICE` and docs/choices/ print what is found here.
+`zoo explain`, `zoo list --axis AXIS CHOICE` and docs/choices/ print these descriptions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from zoo.spec.fields import SpecField
 from zoo.spec.foreign import FOREIGN, translate_name
 
 MOST_FOUND, MOST_LESS = 12, 10
-"""Places that are named where a word stands in several; times as many models as of any other open one of them."""
+"""MOST_FOUND: places that are listed for an ambiguous word. MOST_LESS: a place with more than 10 times the models of
+any other place is taken without asking."""
 
 
 def explain(name: str) -> dict[str, Any]:
-    """Describe what a dotted name is: `attention`, `attention.gqa`, `attention.gqa.qk_norm`, `n_kv_heads`. Raises
-    ConfigError for a name that is nothing."""
+    """Describe a dotted name: `attention`, `attention.gqa`, `attention.gqa.qk_norm`, `n_kv_heads`. Raises ConfigError
+    for an unknown or ambiguous name."""
     first, *rest = name.split(".")
     if first not in vocabulary.list_axes():
         return _explain_bare(name, first, rest)
@@ -40,8 +41,8 @@ def explain(name: str) -> dict[str, Any]:
 
 
 def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
-    """Describe a key of the model, or a choice or field that is named without its axis. Of several, the one that nearly
-    all packaged models have, with the others' names."""
+    """Describe a key of the model, or a choice or field that is named without its axis. Of several places, describe the
+    one that nearly all packaged models have, and name the others (`also`)."""
     if not rest and (first in list_keys()):
         return describe_key(first)
     owners = [axis for axis in vocabulary.list_axes() if first in read_choices(axis)]
@@ -57,8 +58,8 @@ def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
 
 
 def _describe_unknown(name: str) -> str:
-    """Say what would do in place of a name that is none: its new spelling, Zoo's word for another library's, the
-    nearest name."""
+    """Suggest a replacement for an unknown name: its new spelling, Zoo's word for another library's, the nearest
+    name."""
     if now := _find_moved(name):
         places = ", ".join(f"{place}: {{{spelling}}}" for place, spelling in now.items())
         return f"is no name of the grammar any more (now {places})"
@@ -71,7 +72,7 @@ def _describe_unknown(name: str) -> str:
 
 
 def _find_moved(name: str) -> dict[str, str]:
-    """Find how a field that has another spelling now is written: by the axis of its choices, each spelling once."""
+    """Find the new spellings of a field that was renamed, by axis."""
     found = {
         (axis, choice.spec.moved[name])
         for axis in vocabulary.list_axes()
@@ -85,8 +86,8 @@ def _find_moved(name: str) -> dict[str, str]:
 
 
 def _find_fields(name: str) -> dict[str, int]:
-    """Find the fields of a name, each where it is declared, and how many packaged models have a choice with it: one
-    place for a class and those that inherit it."""
+    """Find the places of a field name (`axis.choice.field`), each with the number of packaged models that have a choice
+    with it. A field that classes inherit is one place."""
     groups: dict[Any, dict[str, AxisChoice]] = {}
     for axis in vocabulary.list_axes():
         for word, choice in read_choices(axis).items() if axis != "cross" else ():
@@ -101,12 +102,12 @@ def _find_fields(name: str) -> dict[str, int]:
 
 
 def _plain(choice: AxisChoice, word: str) -> str:
-    """Name a choice by its kind, where that is a word too."""
+    """Name a choice by its kind, if the kind is also a choice's name."""
     return choice.spec.kind if choice.spec.kind in read_choices(choice.axis) else word
 
 
 def _find_word(axis: str, name: str) -> str:
-    """Find the choice that a field named without one is of: the one that most packaged models have."""
+    """Find the choice of an axis that has this field; of several, the one that most packaged models have."""
     choices = read_choices(axis)
     having = [word for word, choice in choices.items() if name in choice.fields]
     if not having:
@@ -135,12 +136,12 @@ def _explain_field(choice: AxisChoice, names: list[str], whole: str) -> dict[str
         main = list_fields(node.spec).get(getattr(node.spec, "word", ""))
         if rest[0] in node.fields or main is None:
             return _explain_field(node, rest, whole)
-        return explain(".".join([main.axis, *rest]))  # fields of the component that it holds
+        return explain(".".join([main.axis, *rest]))  # the field belongs to the component that the node holds
     return explain(".".join([inner.axis, *rest]))
 
 
 def list_names(above: str) -> list[str]:
-    """List the names below an axis or a choice; below nothing, the axes and the keys of the model."""
+    """List the names below an axis or a choice; for an empty name, the axes and the model's keys."""
     axes = vocabulary.list_axes()
     axis, _, word = above.partition(".")
     if not above:
@@ -154,7 +155,7 @@ def list_names(above: str) -> list[str]:
 
 
 def describe_place(axis: str) -> dict[str, Any]:
-    """Describe an axis: what it is, and its choices."""
+    """Describe an axis: its meaning, and its choices."""
     found = {"page": "axis", "name": axis, "what": vocabulary.describe_axis(axis)}
     if axis in list_axes():
         return found | {"choices": describe_axis(axis)}
@@ -165,7 +166,7 @@ def describe_place(axis: str) -> dict[str, Any]:
 
 
 def describe_named(axis: str, word: str) -> dict[str, Any]:
-    """Describe a choice of an axis by its name. Raises ConfigError for one that there is not."""
+    """Describe a choice of an axis by its name. Raises ConfigError for an unknown choice."""
     choices = read_choices(axis)
     if word not in choices:
         hint = did_you_mean(word, choices) or f" (one of: {', '.join(choices)})"
@@ -174,7 +175,7 @@ def describe_named(axis: str, word: str) -> dict[str, Any]:
 
 
 def describe_page(choice: AxisChoice) -> dict[str, Any]:
-    """Describe a choice: what it is, its paper, how it grows, its fields, and who has it."""
+    """Describe a choice: its meaning, paper, growth with T, fields, and the models and families that have it."""
     models, families = find_users(choice.axis, choice.word)
     found = {"page": "choice", "name": f"{choice.axis}.{choice.word}", "kind": choice.spec.kind}
     if choice.word in list_files(choice.axis) and choice.axis in list_axes():
@@ -188,7 +189,7 @@ def describe_page(choice: AxisChoice) -> dict[str, Any]:
 
 
 def _describe_rows(choice: AxisChoice, field: SpecField, above: str = "") -> Iterator[dict[str, Any]]:
-    """Describe a field in a row; below a node, its own fields."""
+    """Describe a field in a row; for a node, also each of the node's fields."""
     name = f"{above}{field.name}"
     default = choice.describe_default(field.name)
     yield {"field": name, "type": field.type, "default": default, "what": field.sentence}
@@ -199,8 +200,7 @@ def _describe_rows(choice: AxisChoice, field: SpecField, above: str = "") -> Ite
 
 
 def describe_field(choice: AxisChoice, field: SpecField) -> dict[str, Any]:
-    """Describe a field of a choice: its type, what it does, which models set it, how it is written, and what it
-    costs."""
+    """Describe a field of a choice: its type, effect, the models that set it, an example with its cost."""
     models, families = find_setters(choice.spec, field.name)
     key = choice.find_key(field.name)
     example = try_field(choice, field, read_common(models))
@@ -236,7 +236,7 @@ def list_keys() -> set[str]:
 
 
 def describe_key(key: str) -> dict[str, Any]:
-    """Describe a key of the model: as the field that it fills, or the model's own."""
+    """Describe a key of the model: as a field of the model itself, or as the component's field that it fills."""
     fills = list_filled().get(key, [])
     found: dict[str, Any] = {"page": "key", "name": key, "stated": list_stated(key)}
     found["read_by"] = list(dict.fromkeys(f"{choice.axis}.{choice.word}" for choice, _ in fills))
@@ -244,7 +244,7 @@ def describe_key(key: str) -> dict[str, Any]:
     if place is None:
         return found | {"text": STRUCTURE.get(key) or key_sentence(key)}
     choice, field = place
-    own = choice.fields.get(field.name) == field  # or that of a component which it holds
+    own = choice.fields.get(field.name) == field  # else the field belongs to a component within the choice
     whole = own and key in (field.name, choice.find_key(field.name))
     page = describe_field(choice, field) if whole else {"text": field.text}
     if "default" in page:
@@ -254,7 +254,7 @@ def describe_key(key: str) -> dict[str, Any]:
 
 
 def key_sentence(key: str) -> str:
-    """Say in one sentence what a key of a model is; nothing where its field has no description."""
+    """Say in one sentence what a key of a model is; empty if its field has no description."""
     if key in STRUCTURE:
         return STRUCTURE[key]
     if key in vocabulary.list_axes():
@@ -275,7 +275,7 @@ def _pick_filled(key: str) -> tuple[AxisChoice, SpecField] | None:
 
 
 def _find_own(key: str) -> tuple[AxisChoice, SpecField] | None:
-    """Find the field of the model itself that a key is."""
+    """Find the model's own field with the name of a key; None if it is no field of the model."""
     for kind in ("decoder", "encoder_decoder"):
         choice = read_choices("topology")[kind]
         if key in choice.fields and key not in STRUCTURE:

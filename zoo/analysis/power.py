@@ -1,6 +1,7 @@
-"""The power of a comparison before it is run: how small a difference so many seeds tell.
+"""Compute the power of a comparison before it runs: the smallest difference that is significant with n seeds.
 
-Runs are paired by seed. A true difference of δ deviations of a pair's makes Student's t of n pairs noncentral, by δ·√n.
+Runs are paired by seed. With a true difference of δ standard deviations of a pair's difference, Student's t of n pairs
+is noncentral with parameter δ·√n.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ POINTS = 400
 """Intervals of Simpson's rule: the power is exact to 1e-6 from two pairs on."""
 
 WIDEST = 1000.0
-"""Deviations beyond which no effect is looked for."""
+"""Largest effect that is searched, in standard deviations."""
 
 
 def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
-    """Compute the chance that a two-sided paired t-test tells a difference of `effect` deviations with n pairs.
+    """Compute the power of a two-sided paired t-test for a difference of `effect` standard deviations with n pairs.
 
-    With Z normal and s the deviation that is estimated over the true one, it is that of |Z + effect·√n| > t·s.
+    With Z standard normal and s = estimated ÷ true deviation, it is the probability of |Z + effect·√n| > t·s.
     """
     freedom, shift, normal = n - 1, effect * math.sqrt(n), NormalDist().cdf
     limit = student_quantile(1 - level / 2, freedom)
@@ -41,7 +42,8 @@ def compute_power(effect: float, n: int, level: float = LEVEL) -> float:
 
 
 def find_smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> float | None:
-    """Find the smallest difference, in deviations of a pair's, that n pairs tell with this power; None for one pair."""
+    """Find the smallest difference that n pairs find significant with this power, in standard deviations of a pair's
+    difference; None for one pair."""
     if n < 2:
         return None
     low, high = 0.0, WIDEST

@@ -1,7 +1,8 @@
-"""Effective speedup: how many times the variant's budget the baseline would need to reach the variant's loss.
+"""Compute an effective speedup: how many times the variant's budget the baseline needs to reach the variant's loss.
 
-By the baseline's own law of its loss against its budget, L = L∞ + a·C^−α, the baseline comes from its loss L_b to the
-variant's L_v with S = ((L_b − L∞)/(L_v − L∞))^(1/α) times its budget.
+By the baseline's scaling law L = L∞ + a·C^−α, the baseline gets from its loss L_b to the variant's L_v with S = ((L_b −
+L∞)/(L_v − L∞))^(1/α) times its budget. The law must come from a ladder (`zoo report --fit`), not from the baseline's
+own loss curve: in the middle of a run the learning rate has not decayed, and the loss is too high.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from dataclasses import dataclass
 from statistics import mean
 
 LEVEL = 0.05
-"""The share of resamples that an interval leaves out."""
+"""The share of resamples outside of an interval."""
 
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Decay:
-    """A loss against a budget, L = L∞ + a·C^−α: the loss `limit` that no budget goes below, and the `exponent` α."""
+    """A loss against a budget, L = L∞ + a·C^−α: the irreducible loss L∞ (`limit`), and the `exponent` α."""
 
     limit: float
     exponent: float
 
     def speedup(self, baseline: float, variant: float) -> float:
-        """The speedup of a variant's loss over the baseline's. Infinite where the baseline never gets there, NaN where
-        its own loss is below the limit."""
+        """Give the speedup of a variant's loss over the baseline's: infinite if the baseline never reaches it, NaN if
+        the baseline's own loss is not above the limit."""
         if baseline <= self.limit:
             return math.nan
         if variant <= self.limit:
@@ -37,22 +38,22 @@ class Decay:
 
 @dataclass(frozen=True)
 class Speedup:
-    """An effective speedup, and the interval that holds it in 95 % of resamples; None with one seed and one law."""
+    """An effective speedup, and its 95 % bootstrap interval (None with one seed and one law)."""
 
     factor: float
     interval: tuple[float, float] | None
 
     def times(self, ratio: float) -> Speedup:
-        """The speedup in another currency, of which the baseline spent `ratio` times what the variant did."""
+        """Convert the speedup to another currency, of which the baseline spent `ratio` times as much as the variant."""
         between = None if self.interval is None else (self.interval[0] * ratio, self.interval[1] * ratio)
         return Speedup(self.factor * ratio, between)
 
 
 def find_speedup(pairs: Sequence[tuple[float, float]], decays: Sequence[Decay], seed: int = 0) -> Speedup:
-    """The speedup between the mean losses of (baseline, variant) pairs, one of each seed.
+    """Find the speedup between the mean losses of (baseline, variant) pairs, one pair a seed.
 
-    The first of `decays` is the baseline's law, the others are the laws of its resampled points. The interval is a
-    bootstrap over the seeds and the laws together.
+    The first of `decays` is the baseline's law, the others are fitted to resampled points. The interval is a bootstrap
+    over seeds and laws together.
     """
     factor = decays[0].speedup(mean(base for base, _ in pairs), mean(variant for _, variant in pairs))
     if len(pairs) < 2 and len(decays) < 2:

@@ -1,4 +1,4 @@
-"""Set a field to another value in a small model that has it: the line that does so, and the figures that it changes."""
+"""Try a field: set it to another value in a small model; give the line of YAML, and the figures that change."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from zoo.spec import Node, Spec
 from zoo.spec.fields import SpecField
 
 MOST_TRIED, MOST_PLACES, MOST_OFF = 6, 2, 4
-"""Values, and models, that are tried before a field is said to be refused; and models among which one without an
-optional component is looked for."""
+"""MOST_TRIED values in MOST_PLACES models are tried before a field is reported as refused; a model without an optional
+component is searched among MOST_OFF models."""
 
 TINY = {"decoder": "llama-tiny", "encoder": "bert-tiny", "encoder_decoder": "t5-tiny"}
 """A small model of each topology."""
@@ -36,13 +36,13 @@ FIGURES = {
     "FLOPs a token, forward": "flops.forward",
     "FLOPs of decoding one": "flops.decode",
 }
-"""What a field may change: figures of `zoo stats`."""
+"""Figures of `zoo stats` that a field may change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldExample:
-    """A field set to another value in a model: as a line of a file and as an override of the command line. `figures`
-    are those that differ, before and after; `refusal` says why no other value would do alone."""
+    """A field set to another value in a model: as a `line` of a file and as an `override` of the command line.
+    `figures` are the figures that change, before and after; `refusal` is the reason if no other value is accepted."""
 
     target: str
     overrides: tuple[str, ...] = ()
@@ -57,8 +57,8 @@ class FieldExample:
 
 
 def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> FieldExample | None:
-    """Set a field to the first of its `common` values, or others of its type, that a small model takes. None where no
-    packaged model has the choice."""
+    """Set a field to the first of its `common` values, or of others of its type, that a small model accepts and that
+    changes a figure. None if no model can have the choice."""
     refused: FieldExample | None = None
     for target, overrides, path in _choose_places(choice, field):
         found = _try_in(choice, field, common, target, overrides, path)
@@ -69,8 +69,8 @@ def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Fi
 
 
 def _choose_places(choice: AxisChoice, field: SpecField) -> list[tuple[str, list[str], str]]:
-    """Choose the models to try a field in: a component that may be left out first where it is, so that the example adds
-    it."""
+    """Choose the models in which to try a field. For an optional component, models without it come first, so that the
+    example adds it."""
     kinds = field.schema.get("anyOf", ())
     if {"type": "null"} not in kinds or not any("$ref" in each for each in kinds):
         return list(itertools.islice(_find_places(choice), MOST_PLACES))
@@ -102,14 +102,14 @@ def _try_in(
                 found = FieldExample(target, tuple(overrides), line, override, _compare(base, spec))
                 if found.figures:
                     return found
-                idle = idle or found  # a window as long as the context, say: a shorter one would show
+                idle = idle or found  # changes no figure, such as a window as long as the context
                 break
     return idle or FieldExample(target, tuple(overrides), refusal=refusal or "no other value is taken")
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
-    """Find the smallest packaged models with a choice, and where it stands in each; or a tiny model that it is put
-    in."""
+    """Find the smallest packaged models with a choice, and its path in each; then a tiny model with overrides that add
+    the choice."""
     if choice.axis == "topology":
         return (yield TINY[choice.word], [], "")
     bodies, uses = read_bodies(), read_uses()[0]
@@ -136,7 +136,7 @@ def _read_values(spec: Any, kind: type[Spec], name: str) -> list[Any]:
 
 
 def _walk_fields(node: Any) -> Iterator[Spec]:
-    """Yield a component and those that its fields hold, with or without weights."""
+    """Yield a component and all components within its fields."""
     if isinstance(node, Spec):
         yield node
         for field in node.fields():
@@ -147,7 +147,7 @@ def _walk_fields(node: Any) -> Iterator[Spec]:
 
 
 def _list_values(field: SpecField, now: Any, common: Sequence[Any]) -> Iterator[Any]:
-    """List values that a field may take and does not have."""
+    """List values that a field may take, without its present value."""
     seen = [now]
     for value in [*common, *_list_by_type(field.schema, None if isinstance(now, Spec) else now)]:
         if not any(value == each and type(value) is type(each) for each in seen):
@@ -178,13 +178,13 @@ def _list_by_type(schema: Mapping[str, Any], now: Any) -> Iterator[Any]:
 
 
 def _has_usual(schema: Mapping[str, Any]) -> bool:
-    """Whether `true` may stand for a component: the usual one. A node without a main field has none."""
+    """Whether `true` is accepted for a component (its usual choice). A node without a main field has no usual one."""
     node = list_nodes().get(schema.get("$ref", "").rpartition("/")[2])
     return "$ref" in schema and (node is None or bool(node.word))
 
 
 def _fill_node(base: type[Node]) -> Iterator[dict[str, Any]]:
-    """List mappings of the fields that a node needs."""
+    """List mappings with values for the required fields of a node."""
     fields = AxisChoice("", base.axis, base, {}, "").fields
     needed = {
         name: [64] if name.endswith("width") else list(_list_by_type(each.schema, None))[:MOST_TRIED]
@@ -192,13 +192,13 @@ def _fill_node(base: type[Node]) -> Iterator[dict[str, Any]]:
         if each.is_required
     }
     every = itertools.product(*needed.values()) if needed else ()
-    for values in sorted(every, key=lambda values: len(set(values)) < len(values)):  # two alike may mean no change
+    for values in sorted(every, key=lambda values: len(set(values)) < len(values)):  # equal values may change nothing
         yield dict(zip(needed, values, strict=True))
 
 
 def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Write a field's value as a line of a file and as an override: by the key of the model that fills it, if there is
-    one, then at its own place."""
+    """Write a field's value as a line of a file and as an override: first by the model's key that fills the field, if
+    there is one, then at the field's own path."""
     text = write_value(value)
     if (key := choice.find_key(name)) is not None:
         yield f"{key}: {text}", f"{key}={text}"
@@ -210,7 +210,7 @@ def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterat
         node = {part: node}
     line = f"{above[0] if above else last}: {write_value(node)}"
     yield line, f"{path}.{name}={text}"
-    if choice.owner is not None:  # in place of one that is the model's own component
+    if choice.owner is not None:  # for a node whose place holds the model's own component
         yield line, f"{path}={{{name}: {text}}}"
 
 
@@ -227,5 +227,5 @@ def _compare(base: Any, other: Any) -> dict[str, tuple[float, float]]:
 
 
 def read_common(values: Iterable[str]) -> list[Any]:
-    """Read the values that packaged models have, most frequent first, as YAML; without those that read others."""
+    """Parse the values of packaged models, most frequent first, as YAML; interpolations are left out."""
     return [yaml.safe_load(each) for each in values if "${" not in each]

@@ -1,5 +1,5 @@
-"""Find which packaged models and families have a choice, or set a field of one and to what, from their YAMLs. Nothing
-is composed."""
+"""Find the packaged models and families that have a choice, or set a field, and to which value. Their YAMLs are read,
+not composed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zoo.grammar.vocabulary import list_axes, read_choices, write_value
 from zoo.spec import Node, Spec
 
 LONGEST = 60
-"""Characters of a value that is shown whole."""
+"""Most characters of a value that is shown whole."""
 
 
 class Use(NamedTuple):
-    """A component that a YAML has: the dotted path of its node, its axis, the words that may be its choice (several in
-    a family's expression), the kind of the first of them, and the fields that are set."""
+    """A component in a YAML: the dotted path of its node, its axis, the possible choices (`words`; several in a
+    family's expression), the class of the first choice, and the fields that are set."""
 
     path: str
     axis: str
@@ -33,9 +33,9 @@ class Use(NamedTuple):
 
 
 def list_uses(body: Mapping[str, Any]) -> Iterator[Use]:
-    """List the components of a model's body, as a file of conf/model or a family's `model` states it."""
+    """List the components in a model's body: a file of conf/model, or a family's `model`."""
     chosen = _read_chosen(body)
-    for axis, word in chosen.items():  # a later one has taken the place of an earlier
+    for axis, word in chosen.items():
         if axis in list_axes() and not isinstance(body.get(axis), Mapping):
             yield Use(axis, axis, (str(word),), read_choices(axis)[str(word)].spec, {})
     yield from _walk(body, chosen, "")
@@ -82,7 +82,7 @@ def _walk_component(axis: str, value: Any, around: str | None, path: str) -> Ite
 
 
 def _walk_fields(spec: type[Spec], body: Mapping[str, Any], fields: Mapping[str, Any], path: str) -> Iterator[Use]:
-    """List the components that the fields of another hold. `body` is what its choice's file says of them."""
+    """List the components within the fields of a component. `body` is the file of the component's choice."""
     slots = list_fields(spec) if fields else {}
     for name, value in fields.items():
         base, below = slots.get(name), body.get(name)
@@ -94,7 +94,7 @@ def _walk_fields(spec: type[Spec], body: Mapping[str, Any], fields: Mapping[str,
 
 
 def _walk_node(base: type[Node], value: Any, path: str) -> Iterator[Use]:
-    """List a node with its fields, and the components that they hold. What is no field of its own is its main one."""
+    """List a node, and the components within its fields. A value that is no mapping of its fields is its main field."""
     if value is None or value is False:
         return
     own = {field.name for field in base.fields()}
@@ -108,7 +108,7 @@ def _walk_node(base: type[Node], value: Any, path: str) -> Iterator[Use]:
 
 
 def read_words(value: Any) -> list[str]:
-    """Read the choices that a value may name: a word, or those of a family's expression."""
+    """Read the choices that a value may name: a word, or all words of a family's expression."""
     if not isinstance(value, str) or "${" in value:
         return []
     return re.findall(r"\w+", value) if value.startswith("=") else [value]
@@ -125,12 +125,12 @@ def read_uses() -> tuple[dict[str, list[Use]], dict[str, list[Use]]]:
         sparse = any(word.startswith("moe") for use in uses if use.axis == "ffn" for word in use.words)
         uses[:] = [
             use for use in uses if use.axis != "router" or sparse
-        ]  # a dense model names one, for experts to come
+        ]  # a dense model's file may name a router that only experts would use
     return models, families
 
 
 def _list_models(family: Family) -> Iterator[Mapping[str, Any]]:
-    """The model of a family, and that of each tower whose config is one within its config.json."""
+    """List the `model` of a family, and of each tower that has a config of its own within config.json."""
     yield family.model
     yield from (tower.family.model for tower in family.towers.values() if tower.family is not None)
 
@@ -145,8 +145,8 @@ def find_users(axis: str, word: str) -> tuple[list[str], list[str]]:
 
 
 def find_setters(spec: type[Spec], field: str) -> tuple[dict[str, list[str]], list[str]]:
-    """List the packaged models that set a field of a kind, by the value as YAML, the most frequent first; and the
-    families that set it."""
+    """List the packaged models that set a field of a class, by its value as YAML, the most frequent first; and the
+    families that set the field."""
     models, families = read_uses()
     bodies = read_bodies()
     values: dict[str, list[str]] = {}
@@ -167,14 +167,14 @@ def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
 
 
 def _spell(value: Any, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
-    """Write a value as a person would, on one line; a long one by its kind alone."""
+    """Write a value as a user would, on one line; a long value as its kind alone."""
     settled = _settle(value, body, list_fields(spec).get(field))
     text = write_value(settled)
     return str(settled["kind"]) if len(text) > LONGEST and isinstance(settled, Mapping) and "kind" in settled else text
 
 
 def _settle(value: Any, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
-    """Write the model's own in place of interpolations: `true` for the usual component of an axis, numbers of keys."""
+    """Replace interpolations by values of the model: `true` for the usual component of an axis, numbers for keys."""
     main = list_fields(base).get(base.word) if base is not None and issubclass(base, Node) else base
     if main is not None and value == find_usual(main):
         return True
@@ -187,7 +187,7 @@ def _settle(value: Any, body: Mapping[str, Any], base: type[Spec] | None) -> Any
 
 
 def list_stated(key: str) -> dict[str, list[str]]:
-    """List the packaged models that state a key of the model, in a layer or a tower too, by its value."""
+    """List the packaged models that state a key, also within a layer or a tower, by its value."""
     found: dict[str, list[str]] = {}
     for name, body in read_bodies().items():
         stated = [each[key] for each in _list_scopes(body) if key in each]
@@ -199,7 +199,7 @@ def list_stated(key: str) -> dict[str, list[str]]:
 
 
 def _write_plain(body: Mapping[str, Any]) -> dict[Any, Any]:
-    """Write a model's body as a person would: words for choices, numbers for interpolations."""
+    """Write a model's body as a user would: words for choices, numbers for interpolations."""
     return contract({**_read_chosen(body), **{key: value for key, value in body.items() if key != "defaults"}})
 
 

@@ -1,8 +1,9 @@
-"""Whether one architecture is better than another: paired runs, Student's t, Holm's correction, seeds that are needed.
+"""Test whether one architecture is better than another: paired runs, Student's t, Holm's correction, seeds needed.
 
 Runs of two arms with the same seed see the same data in the same order, so that their difference has less noise than
-either loss. With n pairs of mean difference d and deviation s, d·√n/s is Student's t of n − 1 degrees of freedom. Arms
-that share no seed are held against each other by Welch's t (1947), which has more noise.
+either loss. With n pairs of mean difference d and standard deviation s, d·√n/s follows Student's t with n − 1 degrees
+of freedom. Arms without a common seed are compared by Welch's t (1947), which has more noise. Student's t is computed
+here: scipy would be the largest dependency of all.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from statistics import NormalDist, mean, stdev
 from typing import Literal
 
 LEVEL = 0.05
-"""The chance of a verdict where there is no difference, of all arms together."""
+"""Significance level: the chance of any verdict over all arms if there is no difference."""
 
 POWER = 0.8
-"""The chance of a verdict for which the seeds that would tell are counted."""
+"""The power for which the number of seeds needed is computed."""
 
 MOST = 100_000
-"""Seeds beyond which a difference is as good as none."""
+"""Largest number of seeds; a difference that needs more is as good as none."""
 
 Verdict = Literal["better", "worse", "no significant difference"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm's losses less the baseline's: seed by seed, or as two samples where no seed is shared (not `paired`). `n`
-    is how many seeds. `p` is two-sided, `adjusted` after Holm over all arms; None with one seed. `needed` is how many
-    seeds each arm would need to be told apart, None where none would do."""
+    """An arm's losses less the baseline's: seed by seed, or as two samples without a common seed (not `paired`). `n` is
+    the number of seeds. `p` is two-sided, `adjusted` after Holm over all arms; None with one seed. `needed` is the
+    number of seeds at which the difference would be significant, None if no number would do."""
 
     n: int
     difference: float
@@ -50,7 +51,7 @@ class Sample:
     error: float
     freedom: float
     spread: float
-    """The deviation of a pair's difference, or of one run where there are no pairs."""
+    """The standard deviation of a pair's difference, or of a run if there are no pairs."""
     paired: bool
 
     @classmethod
@@ -61,7 +62,7 @@ class Sample:
 
     @classmethod
     def of_arms(cls, losses: Sequence[float], baseline: Sequence[float]) -> Sample:
-        """Two arms without pairs (Welch, 1947)."""
+        """Compare two arms without pairs (Welch, 1947)."""
         n, difference = min(len(losses), len(baseline)), mean(losses) - mean(baseline)
         if n < 2:
             return cls(n, difference, math.nan, 0, math.nan, paired=False)
@@ -72,7 +73,7 @@ class Sample:
         return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, paired=False)
 
     def chance(self) -> float | None:
-        """The two-sided chance of a difference so far from 0; None for one seed."""
+        """Give the two-sided p-value of the difference; None for one seed."""
         if self.n < 2:
             return None
         if self.error == 0:
@@ -80,14 +81,14 @@ class Sample:
         return 2 * (1 - student_cdf(abs(self.difference) / self.error, self.freedom))
 
     def interval(self, level: float) -> tuple[float, float] | None:
-        """The interval that holds the difference in all but `level` of cases; None for one seed."""
+        """Give the 1 − `level` confidence interval of the difference; None for one seed."""
         if self.n < 2:
             return None
         half = student_quantile(1 - level / 2, self.freedom) * self.error
         return self.difference - half, self.difference + half
 
     def count_needed(self, level: float) -> int | None:
-        """How many seeds would tell; None for one seed, or where no number would."""
+        """Count the seeds at which the difference would be significant; None for one seed, or if no number would do."""
         if self.n < 2:
             return None
         return (count_seeds if self.paired else count_seeds_per_arm)(self.difference, self.spread, level)
@@ -96,8 +97,8 @@ class Sample:
 def compare_arms(
     losses: Mapping[str, Mapping[int, float]], baseline: str, level: float = LEVEL
 ) -> dict[str, Comparison]:
-    """Compare each arm with the baseline, over the seeds that both have, or over all where they share none. `losses`
-    are by arm and seed, lower is better."""
+    """Compare each arm with the baseline, over their common seeds, or over all seeds if they have none in common.
+    `losses` are by arm and seed, lower is better."""
     samples = {arm: _sample(each, losses[baseline]) for arm, each in losses.items() if arm != baseline}
     chances = {arm: each.chance() for arm, each in samples.items()}
     adjusted = adjust_by_holm({arm: p for arm, p in chances.items() if p is not None})
@@ -119,8 +120,8 @@ def _describe(sample: Sample, p: float | None, adjusted: float | None, level: fl
 
 
 def adjust_by_holm(chances: Mapping[str, float]) -> dict[str, float]:
-    """Correct chances for how many there are (Holm, 1979): the k-th smallest of m is multiplied by m − k + 1, and none
-    may be below an earlier one."""
+    """Correct p-values for multiple comparisons (Holm, 1979): the k-th smallest of m is multiplied by m − k + 1, and is
+    at least the corrected one before it."""
     found, highest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(chances.items(), key=lambda each: each[1])):
         highest = max(highest, min(1.0, p * (len(chances) - rank)))
@@ -129,7 +130,8 @@ def adjust_by_holm(chances: Mapping[str, float]) -> dict[str, float]:
 
 
 def count_seeds(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
-    """How many pairs tell a difference of this mean and deviation with this power; None for more than 100,000."""
+    """Count the pairs at which a difference of this mean and standard deviation (`spread`) is significant with this
+    power; None for more than 100,000."""
     if difference == 0:
         return None
     wanted = NormalDist().inv_cdf(power)
@@ -142,8 +144,8 @@ def count_seeds(difference: float, spread: float, level: float = LEVEL, power: f
 
 
 def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
-    """How many runs each of two arms needs to be told apart without pairs, as if the deviation of a run were known;
-    None for more than 100,000."""
+    """Count the runs of each of two arms at which their difference is significant without pairs, as if the deviation of
+    a run were known; None for more than 100,000."""
     wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
     if difference == 0:
         return None
@@ -152,8 +154,8 @@ def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, 
 
 
 def find_front(losses: Mapping[str, Mapping[int, float]], costs: Mapping[str, float], alike: float) -> list[str]:
-    """The arms on the Pareto front of loss and cost: those that no arm beats which costs no more. Costs within a share
-    `alike` are the same, and an arm is beaten where it is told apart (Holm, over the others)."""
+    """Find the arms on the Pareto front of loss and cost: those that no arm of equal or lower cost beats significantly
+    (Holm, over these arms). Costs within a share `alike` count as equal."""
     found = []
     for arm in costs:
         rivals = [each for each in costs if each == arm or costs[each] <= costs[arm] * (1 + alike)]
@@ -167,13 +169,13 @@ def find_front(losses: Mapping[str, Mapping[int, float]], costs: Mapping[str, fl
 
 
 def student_cdf(t: float, freedom: float) -> float:
-    """The chance of a value up to t, by the incomplete beta function."""
+    """Compute Student's cumulative distribution at t, by the incomplete beta function."""
     tail = 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
     return 1 - tail if t > 0 else tail
 
 
 def student_quantile(share: float, freedom: float) -> float:
-    """The value up to which a share of cases lies, by bisection."""
+    """Compute Student's quantile of a share, by bisection."""
     low, high = -1e9, 1e9
     for _ in range(100):
         middle = (low + high) / 2
@@ -182,7 +184,7 @@ def student_quantile(share: float, freedom: float) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz's method)."""
+    """Compute the regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz's method)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):

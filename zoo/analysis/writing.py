@@ -1,5 +1,5 @@
-"""Write a model's file, complete and commented, in the plain dialect (docs/yaml.md): of a packaged model, with other
-choices, at another size."""
+"""Write a complete, commented model file in the plain dialect (docs/yaml.md): a packaged model, with other choices, at
+another size."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ HEADER = """\
 """
 
 NEEDS = {"moe": {"n_experts": 8, "top_k": 2}, "moe_clamped": {"n_experts": 8, "top_k": 2}}
-"""Dimensions that a choice has no default for, where the model does not state them."""
+"""Dimensions of choices that have no default; used where the model does not state them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """A model of the tour: its file's name, what it shows, and how it is made."""
+    """A model of the tour (`zoo new --tour`): its file's name, what it shows, and how it is made."""
 
     name: str
     shows: str
@@ -98,7 +98,7 @@ def write_model(
 ) -> str:
     """Write the file of a model `like` another, with the choices `parts`, of about `params` parameters.
 
-    `name` is the file's, for its first line; `about` says what it shows. Raises ConfigError.
+    `name` is the file's name, for its first line; `about` is its title. Raises ConfigError.
     """
     overrides = [*overrides, *_choose(like, parts)]
     if params is not None:
@@ -116,13 +116,13 @@ def write_model(
 
 
 def _sort_keys(plain: Mapping[str, Any]) -> list[str]:
-    """Dimensions come first, then choices, then kinds of layer."""
+    """Sort keys: dimensions first, then choices, then kinds of layer."""
     late = (*grammar.AXES, "cross", "embedding", "head", "encoder", "decoder", "layers", "pattern")
     return [*(key for key in plain if key not in late), *dict.fromkeys(key for key in late if key in plain)]
 
 
 def _write_key(key: str, value: Any) -> str:
-    """Write a key with what it is behind it, as `zoo explain` says."""
+    """Write a key, with the sentence of `zoo explain` as a comment."""
     text = f"{key}: {write_value(value)}"
     comment = YEAR.sub("", key_sentence(key)).removesuffix(".").rstrip()
     return f"{text:<44}  # {comment}" if comment else text

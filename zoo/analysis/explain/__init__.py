@@ -1,9 +1,9 @@
 """Explain every figure of `zoo stats`: its formula, the formula with numbers put in, and its source.
 
-No formula is written a second time. A model's dimensions become traced numbers (`zoo.analysis.explain.terms`); the rows
-that `price` sums (`zoo.costs.rows`, `zoo.costs.cache`) are made of the traced model, and remember how they came about.
-The functions that sum up memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each
-explained figure is checked against the one that `price` gives.
+No formula is written a second time. A model's dimensions become traced numbers (`zoo.analysis.explain.terms`), so that
+the rows of the traced model (`zoo.costs.rows`, `zoo.costs.cache`) remember their formulas. The functions that sum up
+memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each explained figure is checked
+against that of `price`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["explain", "format_explanation"]
 
 def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """List a row for each figure and each of its parts: `section`, `name`, `formula`, `values` (the formula with the
-    numbers put in), `result`, `unit`, `source`, and `figure`, its dotted path in what `price` gives.
+    numbers put in), `result`, `unit`, `source`, and `figure`, the dotted path in the result of `price`.
 
-    `figures` are of the same `setup` (all defaults unless given), priced unless given.
+    `figures` are the result of `price` for the same `setup` (None: they are priced).
     """
     setup = Setup() if setup is None else setup
     figures = price(spec, setup) if figures is None else figures
@@ -44,8 +44,8 @@ def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | 
 
 
 def _check(line: Line, figures: Mapping[str, Any]) -> None:
-    """Assert that a formula gives its figure: one that does not is a bug of ours and must not be shown. (1e-12: floats
-    are added in another order.)"""
+    """Assert that a formula gives its figure; a wrong formula is a bug and must not be shown. (1e-12: floats are added
+    in another order.)"""
     if line.figure:
         found, explained = look_up_figure(figures, line.figure), line.term.value
         assert math.isclose(found, explained, rel_tol=1e-12), f"{line.figure}: {found} is explained as {explained}"
@@ -60,5 +60,5 @@ def look_up_figure(figures: Any, path: str) -> Any:
             try:
                 return look_up_figure(inner, path[len(key) + 1 :])
             except KeyError:
-                continue  # another key may begin the same
+                continue  # another key may have the same beginning
     raise KeyError(path)

@@ -21,7 +21,7 @@ PER_TOKEN = "bytes a token and layer"
 
 
 def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
-    """List the lines of a traced model's cache rows; none for a model that generates nothing."""
+    """List the lines of a traced model's cache rows; none for an encoder."""
     sheet = Sheet("KV cache")
     context, batch = name_number("context", setup.tokens(model)), symbol("batch", setup.batch)
     width = symbol("bytes a value", DTYPES[setup.cache_dtype or setup.dtype])
@@ -67,7 +67,7 @@ def _name(row: CacheRow, what: str) -> str:
 
 
 def _held(attention: Any, context: Traced, engine: str, page: int) -> Term:
-    """Give the tokens that a layer caches."""
+    """Give the number of tokens that a layer caches."""
     window = attention.sight.window
     if engine == "ideal" and window is not None:
         return call("min", context, window)

@@ -1,7 +1,7 @@
-"""FLOPs, explained from the matrix products of the parts and the pairs that masks let through.
+"""Explain FLOPs from the matrix products of the parts and the visible pairs.
 
 The lines of a convention are the sums of `zoo.costs.flops`: products with weights, QKᵀ and PV by pairs, and the rest
-(recurrent states, tables that tokens share).
+(recurrent states, tables that all tokens share).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEQUENCE = "FLOP"
 
 @dataclass(frozen=True)
 class CoreFormula:
-    """The FLOPs of an attention without its matrix products with weights, as terms."""
+    """The FLOPs of an attention that involve no weights, as terms."""
 
     where: str
     name: str
@@ -54,7 +54,7 @@ class CoreFormula:
         return times(self.copies, self.attention.constant_flops(self.d_model, new, pairs))
 
     def other(self, new: Any, held: Any = 0) -> Term:
-        """Give the FLOPs of updating and reading states, and of a table that all tokens share."""
+        """Give the FLOPs of updating and reading states, and of products on a table that all tokens share."""
         own = self.attention.state_flops() * new, self.attention.pass_flops(self.d_model, new, held)
         return times(self.copies, total(map(term, own)))
 
@@ -76,7 +76,7 @@ class Flops:
         self.context = name_number("context", setup.tokens(self.model))
         self.cores = list(list_core_formulas(table))
         self.products: dict[str, tuple[ComponentFormula, Number]] = {}
-        self.chosen: list[Number] = []  # the cores that have no backward pass
+        self.chosen: list[Number] = []  # the cores without a backward pass
 
     def lines(self) -> list[Line]:
         source = CONVENTIONS[self.convention]
@@ -120,7 +120,7 @@ class Flops:
     def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         return self._sum(lambda piece: piece.once and kept(piece))
 
-    # ---------------------------------------------------------------- pairs, and what neither explains
+    # ---------------------------------------------------------------- pairs, and the rest
 
     def _pairs(self) -> Number:
         """Add two lines for each attention: its pairs of query and key, and their FLOPs."""
@@ -134,7 +134,7 @@ class Flops:
                 if self.convention == "megatron" and core.look.causal and not core.look.cross:
                     made = made / term(2)
                 held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite(core.attention)))
-                apart = not core.learns and self.convention in ("exact", "hfu")  # the others know no such pairs
+                apart = not core.learns and self.convention in ("exact", "hfu")  # other conventions ignore these
                 self.chosen += held[-1:] if apart else []
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
 
@@ -159,7 +159,7 @@ class Flops:
         return self.sheet.sum("states", held, SEQUENCE, "recurrent states, shared tables") if held else Number(0)
 
     def _skipped(self) -> Term:
-        """Give the FLOPs of gradients that nothing needs, with a line for each product that has such."""
+        """Give the FLOPs of gradients that nothing needs, with a line for each product that has some."""
         if self.convention not in ("exact", "hfu"):
             return term(0)
         idle = list_component_formulas(self.table, lambda row: 0 if row.learns else row.part.flops, stored=False)

@@ -15,14 +15,14 @@ CITATION = re.compile(
     r"(?:[A-Z][\w.-]*|[a-z]+[-\d][\w.-]*)"
     r"(?: et al\.|,? [A-Z][\w.-]+(?: and [A-Z][\w-]+)?| and \w[\w-]+| \d\w*)?, (?:19|20)\d\d"
 )
-"""`Ainslie et al., 2023`, `Gu and Dao, 2023` or `DeepSeek-V3.2, 2025`, as docstrings cite."""
+"""A citation in a docstring: `Ainslie et al., 2023`, `Gu and Dao, 2023` or `DeepSeek-V3.2, 2025`."""
 
 NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line. `figure` is the dotted path of the same number in `price`, if it has one."""
+    """One line of an explanation. `figure` is the number's dotted path in the result of `price`, if any."""
 
     section: str
     name: str
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass
 class Sheet:
-    """Lines in the order they are added. Adding one gives a symbol by which later lines refer to it."""
+    """The lines of a section, in order. `add` returns a symbol by which later lines refer to the new one."""
 
     section: str
     lines: list[Line] = field(default_factory=list)
@@ -81,8 +81,8 @@ def times(copies: Term, made: Any) -> Term:
 
 
 def cite(owner: Any) -> str:
-    """Cite a component: its class with the first paper named in the first paragraph of its docstring, or the names and
-    papers of what it is made into by its fields (`_list_credits`). An indexer is cited beside its attention."""
+    """Cite a component: its class, and the first paper in the first paragraph of its docstring. GQA is cited by its
+    fields (`_list_credits`); an indexer is cited after its attention."""
     credits = _list_credits(owner) if isinstance(owner, GQA) else [_cite_class(owner)]
     indexer = getattr(owner, "indexer", None)
     return "; ".join(credits if indexer is None else [*credits, _cite_class(indexer)])
@@ -94,7 +94,7 @@ def _cite_class(owner: Any) -> str:
 
 
 def _list_credits(attention: GQA) -> list[str]:
-    """List what one class is by its heads and its window: each is a choice of its own, with a paper of its own."""
+    """List the names and papers of what GQA's fields make it: MHA, MQA or GQA by its heads, and a window."""
     heads = _cite_class(attention)
     if attention.n_kv_heads == attention.n_heads:
         heads = "MHA, Vaswani et al., 2017"

@@ -1,6 +1,6 @@
-"""Memory, explained from what is kept of each parameter and of each token.
+"""Explain memory from the states of each parameter and the activations of each token.
 
-What a layer keeps is read off its own forward pass, run on shadows with traced dimensions.
+A layer's saved activations are traced: its own forward pass runs on shadows with traced dimensions.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Memory:
     # ---------------------------------------------------------------- states
 
     def _states(self) -> None:
-        """Add the weights, gradients and optimizer states of the fullest rank, which stay for a whole step."""
+        """Add the weights, gradients and optimizer states of the fullest rank."""
         stage, self.held = fullest(self.spec, self.setup), states(self.spec, self.setup)
         rows, found, why = list_state_rows(stage.pieces, self.setup), self.held, PRECISIONS[self.setup.precision]
         source = "total" if self.setup.ranks == 1 else "of the fullest rank, before ZeRO"
@@ -103,8 +103,8 @@ class Memory:
     # ---------------------------------------------------------------- activations
 
     def _passes(self) -> dict[str, Section]:
-        """The pieces of a pass, their bytes traced; plain where layers loop over a sequence, as each turn would be a
-        term."""
+        """Trace the sections of a pass. Their bytes are Traced, or plain numbers if a layer loops over the sequence,
+        because each iteration would add a term."""
         towers = self.spec.towers().values()
         loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
         context, batch = (int(self.context), int(self.batch)) if loops else (self.context, self.batch)
@@ -136,7 +136,7 @@ class Memory:
         return made
 
     def _activations(self, kept: Mapping[str, Number]) -> StageActivations:
-        """Add what all passes keep on the fullest rank; give the sum in numbers."""
+        """Add the activations on the fullest rank as a line; return them as plain numbers."""
         numbers = {name: made.value for name, made in kept.items()}
         found = sum_activations(self.marked, self.setup, name_layers(self.marked, numbers), *sum_ends(numbers))
         each, (first, last) = name_layers(self.marked, kept), sum_ends(kept)
@@ -167,7 +167,8 @@ class Memory:
     # ---------------------------------------------------------------- the update, the loss, and peaks
 
     def _step(self) -> None:
-        """Add what the update takes: where it is a product of what it updates, as that."""
+        """Add the scratch memory of the update, as a product where it is one of the parameters or a tensor's
+        elements."""
         found, width = self.found["step"], symbol("bytes of each", widths(self.setup)[2])
         made, why = term(found), f"temporaries of {self.setup.optimizer}, counted tensor by tensor"
         if found and found % width.number == 0:
@@ -207,8 +208,8 @@ class Memory:
         self.sheet.sum("train_peak", [*self.stays, moment], BYTES, "the most at once", "memory.train_peak")
 
     def _alive(self, found: int) -> Number:
-        """Add what is alive beside weights and cache while generating, in the model's dimensions where one rank has all
-        of it and no layer loops over a sequence."""
+        """Add the peak of generating without weights and cache; in the model's dimensions for a single rank and layers
+        that do not loop over the sequence."""
         towers = self.spec.towers().values()
         loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
         made = term(found)
@@ -239,12 +240,12 @@ def _label(name: str) -> str:
 
 
 def _untraced(section: Section) -> dict[str, int]:
-    """Give the bytes of a section as plain numbers: the formula of a moment would name each tensor."""
+    """Give the bytes of a section as plain numbers; a formula would name each tensor."""
     return {name: int(size) for name, size in section._asdict().items() if name != "kept"}
 
 
 def _components(section: Section) -> Iterator[tuple[str, Term]]:
-    """Sum the bytes by component, which is the part of a name before its first dot or slash."""
+    """Sum the saved bytes by component: the part of a tensor's name before its first dot or slash."""
     found: dict[str, list[Term]] = {}
     for each in section.kept:
         found.setdefault(re.split(r"[./]", each.name)[0], []).append(term(each.bytes))
@@ -252,5 +253,5 @@ def _components(section: Section) -> Iterator[tuple[str, Term]]:
 
 
 def list_memory_lines(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """List the lines of the figures' `memory`."""
+    """List the lines that explain the `memory` of the figures."""
     return Memory(spec, model, setup, figures).lines()

@@ -20,10 +20,10 @@ class ComponentFormula(NamedTuple):
     """The sum of a component's rows, in a kind of layer or in a tower outside its layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
-    kind: str | None  # of layer
+    kind: str | None  # the kind of layer
     what: str  # the component, as in by_component
     name: str
-    each: Term  # in one layer
+    each: Term  # the sum in one layer
     copies: Term
     source: str
     once: bool = False  # applied once for a row rather than to each token
@@ -36,7 +36,7 @@ class ComponentFormula(NamedTuple):
 def list_component_formulas(
     table: CostTable, of: Callable[[PartRow], Any], stored: bool = True
 ) -> Iterator[ComponentFormula]:
-    """Add up what `of` gives of each part's row, by component; layers as stored, or as a pass uses them."""
+    """Sum `of(row)` over the rows of each component, times its layers: as `stored`, or as a pass uses them."""
     found: dict[tuple[str, str | None, str, str], list[PartRow]] = {}
     for row in table.parts:
         what = label = component_of(row)
@@ -70,7 +70,7 @@ def list_parameter_lines(table: CostTable) -> list[Line]:
 
 
 def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
-    """Sum a component's lines, and mark the sum, or the only line, as the figure in `price`."""
+    """Sum a component's lines; give the sum, or the only line, its path in the result of `price`."""
     figure = f"params.by_component.{what}"
     if len(held) == 1:
         index = next(i for i, line in enumerate(sheet.lines) if line.name == held[0].symbol)

@@ -98,7 +98,7 @@ class Roofline:
             self.sheet.add(f"{name} {label}", rates[key], RATE, why, f"roofline.{path}.{key}")
 
     def _trace(self, name: str, key: str, part: Operator) -> Operator:
-        """Copy an operator with terms for its numbers; weights that depend on what tokens choose get a line."""
+        """Copy an operator with terms for its numbers; add a line for weights that depend on the tokens' choice."""
         made = Operator(
             term(1) if part.new == 1 else symbol("new", part.new),
             core=part.core,
@@ -113,7 +113,7 @@ class Roofline:
         return replace(made, weights=self.sheet.add(f"{name} {key} weights", weights, "bytes", COVERED))
 
     def _work(self, name: str, parts: Mapping[str, Operator], figure: str) -> Number:
-        """Give the FLOPs of the whole batch, from the FLOPs section if its convention is exact."""
+        """Give the FLOPs of the whole batch, from the FLOPs section if its convention is exact or hfu."""
         key = name.replace(" ", "_")
         counted = self.figures["flops"].get(key) if self.setup.convention in ("exact", "hfu") else None
         if counted is None:
@@ -123,7 +123,8 @@ class Roofline:
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
-        """Add each operator's own bound, from the table of the path that the model takes."""
+        """Add the bound of each operator, and their sum; `price` has the former only for the path that the model
+        takes."""
         times, written = [], "expanded" not in path
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)
@@ -148,7 +149,7 @@ class Roofline:
             bound_run(symbol("train_tokens", setup.train_tokens), bounds, gpus, self._note)
 
     def _note(self, key: str, made: Term) -> Number:
-        """Add a line for a figure of training, and go on with its symbol."""
+        """Add a line for a figure of training; return its symbol."""
         name, unit, why = TRAINING[key]
         return self.sheet.add(name, made, unit, why, f"roofline.train.{key}")
 
@@ -161,5 +162,5 @@ class Roofline:
 
 
 def list_roofline_lines(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """List the lines of the figures' `roofline`, if there is one."""
+    """List the lines that explain the `roofline` of the figures, if they have one."""
     return Roofline(spec, setup, figures).lines() if "roofline" in figures else []

@@ -1,8 +1,8 @@
 """Numbers that remember their formula, so that a formula and its value cannot differ.
 
-A Term prints itself with symbols (`n_layers·d_model`) or with their numbers (`32·4096`), and has the value it prints. A
-Traced is an int with a Term. Example: `named("n_heads", 32) * named("head_dim", 128)` is 4096, with the term
-`n_heads·head_dim`. A component whose fields are Traced therefore states its own formulas: `parts`, `cache` and
+A Term prints itself with symbols (`n_layers·d_model`) or with their numbers (`32·4096`), and has a value. A Traced is
+an int with a Term. Example: `name_number("n_heads", 32) * name_number("head_dim", 128)` is 4096, with the term
+`n_heads·head_dim`. A component whose fields are Traced therefore gives its own formulas, because `parts`, `cache` and
 `core_flops` are plain arithmetic on fields.
 """
 
@@ -21,9 +21,9 @@ from zoo.spec import Spec
 
 
 class Term:
-    """An expression: `value` is exact, `text(named)` is written with symbols or with the numbers behind them."""
+    """An expression with its exact `value`; `text(named)` writes it with symbols, or with their numbers."""
 
-    loose = False  # whether it needs brackets inside a product
+    loose = False  # whether the term needs brackets inside a product
 
     @property
     def value(self) -> Any:
@@ -69,7 +69,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Number(Term):
-    """A number, with the symbol it goes by, if any."""
+    """A number, with its symbol if it has one."""
 
     number: Any
     symbol: str = ""
@@ -88,7 +88,7 @@ class Number(Term):
 
 @dataclass(frozen=True)
 class ProductTerm(Term):
-    """Factors, at most one of them a number without a symbol, which is the first."""
+    """A product. At most one factor, the first, is a number without a symbol."""
 
     factors: tuple[Term, ...]
 
@@ -103,7 +103,7 @@ class ProductTerm(Term):
 
 @dataclass(frozen=True)
 class SumTerm(Term):
-    """Terms, those that differ in a number alone added up."""
+    """A sum, with like terms collected."""
 
     terms: tuple[Term, ...]
 
@@ -125,7 +125,7 @@ class SumTerm(Term):
 
 @dataclass(frozen=True)
 class QuotientTerm(Term):
-    """One over the other."""
+    """The quotient of two terms."""
 
     above: Term
     below: Term
@@ -144,7 +144,7 @@ class QuotientTerm(Term):
 
 @dataclass(frozen=True)
 class CallTerm(Term):
-    """A function of terms by name: one of FUNCTIONS."""
+    """A function of FUNCTIONS, by name, applied to terms."""
 
     name: str
     inputs: tuple[Term, ...]
@@ -169,7 +169,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def term(value: Any) -> Term:
-    """Give the Term of a Traced; any other number is its own Term."""
+    """Give the Term of a Traced; make a Number of any other number."""
     if isinstance(value, Term):
         return value
     return value.term if isinstance(value, Traced) else Number(int(value) if isinstance(value, bool) else value)
@@ -188,7 +188,7 @@ def split_coefficient(each: Term) -> tuple[Any, Term]:
 
 
 def product(factors: Iterable[Term]) -> Term:
-    """Multiply terms: the coefficient in front, and one quotient for all."""
+    """Multiply terms: collect the coefficient in front, and all divisors in one quotient."""
     count, above, below = 1, [], []
     for factor in factors:
         if isinstance(factor, QuotientTerm):
@@ -217,7 +217,7 @@ def total(terms: Iterable[Term]) -> Term:
         found[0] += count
     kept = [product((Number(count), rest)) for count, rest in counts.values() if count]
     kept.sort(key=lambda each: isinstance(each, Number) and not each.symbol)  # a bare number last
-    kept.sort(key=lambda each: split_coefficient(each)[0] < 0)  # and what is taken away behind the rest
+    kept.sort(key=lambda each: split_coefficient(each)[0] < 0)  # and negative terms behind the rest
     return kept[0] if len(kept) == 1 else SumTerm(tuple(kept)) if kept else Number(0)
 
 
@@ -333,8 +333,8 @@ def name_number(name: str, value: int) -> Traced:
 def trace_spec(spec: Any) -> Any:
     """Copy a model with its dimensions traced under their YAML keys.
 
-    A key that has more than one value within a layer, or outside the layers, is named by its whole path there
-    (`ffn.shared.d_ff`). The copy serves for asking components what they count; it is not validated again.
+    A key with more than one value within a layer, or outside the layers, gets its whole path as its name
+    (`ffn.shared.d_ff`). The copy is for counting only; it is not validated again.
     """
     towers = spec.towers()
     if "" not in towers:
@@ -353,7 +353,7 @@ def _copy(spec: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _numbers(spec: Any, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
-    """Every dimension: its path, key and value."""
+    """List every dimension: its path, key and value."""
     for name, value in _fields(spec, skip):
         inner = f"{path}.{name}" if path else name
         if isinstance(value, Spec):

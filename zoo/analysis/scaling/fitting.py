@@ -1,7 +1,7 @@
-"""Fit a scaling law as Besiroglu et al. (2024) do: Huber's loss of the logarithm, many starts, a bootstrap.
+"""Fit a scaling law as Besiroglu et al. (2024) do: Huber's loss of the log loss, many starts, a bootstrap.
 
 With x = log N, y = log D the law's logarithm is log(e^(a − αx) + e^(b − βy) + e^e). Hoffmann et al. (2022) stopped
-their minimiser early and rounded; here every start goes on until nothing is gained.
+their minimiser early and rounded; here every start runs until it converges.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ HUBER = 1e-3
 """Residuals of the log loss beyond which Huber's loss is linear."""
 
 WIDEST = 0.2
-"""The width of an exponent's interval from which on nothing is said beyond the points."""
+"""Largest width of an exponent's 95 % interval with which a loss beyond the points is predicted."""
 
 STEEPEST = 3.0
-"""The largest exponent that is looked for: resamples of points that leave it open would go to any."""
+"""Upper bound of an exponent; resamples that do not determine it would let it grow without limit."""
 
 LEAST_CHANGE = 1e-4
-"""The part of the loss that a term changes at least among the points, for its exponent to be told."""
+"""Smallest change of the loss by a term over the points, relative to the lowest loss, that determines its exponent."""
 
 Array = np.ndarray
 
@@ -40,7 +40,7 @@ Measured = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class LawData(JsonShape):
-    """A law, as a file has it."""
+    """A law in a file of `zoo fit --out`."""
 
     E: Figure
     A: Figure
@@ -50,7 +50,7 @@ class LawData(JsonShape):
 
 
 class FitData(JsonShape):
-    """What `zoo fit --out` writes."""
+    """A file of `zoo fit --out`."""
 
     law: LawData
     objective: Figure
@@ -60,7 +60,7 @@ class FitData(JsonShape):
 
 @dataclass(frozen=True)
 class Fit:
-    """A law, the points that it was fitted to, Huber's loss over them, and laws of as many resamples as were asked."""
+    """A law, the points that it was fitted to, Huber's loss over them (`objective`), and the laws of resamples."""
 
     law: Law
     points: Points
@@ -68,7 +68,7 @@ class Fit:
     resampled: tuple[Law, ...] = ()
 
     def interval(self, name: str, share: float = 0.95) -> tuple[float, float] | None:
-        """The interval that has this share of the resamples' values; None without resamples."""
+        """Give the central interval with this share of a parameter's resampled values; None without resamples."""
         if not self.resampled:
             return None
         values = [getattr(each, name) for each in self.resampled]
@@ -76,12 +76,12 @@ class Fit:
         return float(low), float(high)
 
     def error(self, name: str) -> float | None:
-        """The standard error: half of the interval that has as many of the resamples' values as one deviation does."""
+        """Give a parameter's standard error: half of the interval with 68.27 % of its resampled values."""
         found = self.interval(name, 0.6827)
         return None if found is None else (found[1] - found[0]) / 2
 
     def loss_interval(self, params: float, tokens: float, share: float = 0.95) -> tuple[float, float] | None:
-        """The interval of a predicted loss, of the law's own uncertainty: a run's noise comes on top."""
+        """Give the interval of a predicted loss from the law's uncertainty alone, without the noise of a run."""
         if not self.resampled:
             return None
         values = [each.loss(params, tokens) for each in self.resampled]
@@ -89,7 +89,8 @@ class Fit:
         return float(low), float(high)
 
     def decays(self, params: float) -> list[Decay]:
-        """How the loss of a model of so many parameters falls with its tokens, by the law and by each resampled one."""
+        """Give the loss of a model with `params` parameters against its tokens, by the law and by each resampled
+        law."""
         return [Decay(law.loss(params, math.inf), law.beta) for law in (self.law, *self.resampled)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,15 +101,15 @@ class Fit:
 
     @classmethod
     def from_dict(cls, data: Any, place: str = "fit") -> Fit:
-        """Read plain data; `place` names it in messages. Raises ConfigError for other data."""
+        """Read the plain data of `to_dict`; `place` names it in messages. Raises ConfigError for other data."""
         check_shape(data, FitData, place)
         law = Law(**{name: data["law"][name] for name in LawData.model_fields})
         laws = [Law(*map(float, each)) for each in data["resampled"]]
         return cls(law, Points.collect(data["points"]), float(data["objective"]), tuple(laws))
 
     def list_open(self) -> list[str]:
-        """Say which exponents the points do not tell: those at their bound, and those of a term that hardly changes the
-        loss among the points. Resamples do not leave such a minimum either, so their interval tells nothing."""
+        """List the exponents that the points do not determine: exponents at a bound, and those of a term that hardly
+        changes the loss over the points. Resamples stay at such a minimum, so their interval would be misleading."""
         law, found = self.law, []
         terms = (("alpha", law.A, self.points.params, "parameters"), ("beta", law.B, self.points.tokens, "tokens"))
         for name, scale, values, what in terms:
@@ -119,7 +120,7 @@ class Fit:
         return found
 
     def check_reach(self, params: float, tokens: float) -> None:
-        """Raises ConfigError for a point beyond those of the fit where exponents are too uncertain, or open."""
+        """Raise ConfigError for a point beyond those of the fit if an exponent is too uncertain or undetermined."""
         if params <= max(self.points.params) and tokens <= max(self.points.tokens):
             return
         for name in ("alpha", "beta"):
@@ -138,7 +139,7 @@ class Fit:
 def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
     """Fit L(N, D) = E + A/N^α + B/D^β to points, and to `bootstrap` resamples of them.
 
-    Raises ConfigError for points that no such law follows from.
+    Raises ConfigError for fewer than LEAST points, or fewer than three values of N or D.
     """
     if len(points) < LEAST:
         raise ConfigError(f"points: there are {len(points)}, and the law has five numbers (at least {LEAST})")
@@ -159,11 +160,11 @@ def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
 
 
 def minimise(x: Array, y: Array, z: Array, weights: Array, starts: Array) -> tuple[Array, Array]:
-    """Minimise Huber's loss Σ w·h(z − log L) for P problems at once, by Levenberg and Marquardt's steps on reweighted
+    """Minimise Huber's loss Σ w·h(z − log L) for P problems at once, by Levenberg-Marquardt steps on reweighted least
     squares.
 
     x, y, z [n] are the logarithms of parameters, tokens and losses; weights [P, n]; starts [P, 5] are (a, b, e, α, β).
-    Gives the parameters [P, 5] and the sums [P]. A problem is left when a step no longer gains a billionth.
+    Returns the parameters [P, 5] and the sums [P]. A problem ends when 12 steps in a row gain less than a billionth.
     """
     theta, damping = starts.copy(), np.full(len(starts), 1e-3)
     value = _huber(theta, x, y, z, weights)[0]
@@ -192,7 +193,7 @@ def minimise(x: Array, y: Array, z: Array, weights: Array, starts: Array) -> tup
 
 
 def _huber(theta: Array, x: Array, y: Array, z: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """The sums [P], residuals [P, n] and slopes of the law [P, n, 5] at parameters [P, 5]."""
+    """Compute Huber's sums [P], the residuals [P, n] and the law's gradients [P, n, 5] at parameters `theta` [P, 5]."""
     a, b, e, alpha, beta = (each[:, None] for each in theta.T)
     parts = np.stack((a - alpha * x, b - beta * y, np.broadcast_to(e, (len(theta), len(x)))))
     peak = parts.max(0)
@@ -207,7 +208,7 @@ def _huber(theta: Array, x: Array, y: Array, z: Array, weights: Array) -> tuple[
 
 
 def list_starts(x: Array, y: Array, z: Array) -> Array:
-    """Starts from pairs of exponents and a share of the lowest loss for E; A and B by least squares, none below 0."""
+    """List starts [18, 5]: a grid of exponents, with E a share of the lowest loss, and A, B > 0 by least squares."""
     found, losses = [], np.exp(z)
     for alpha, beta, share in itertools.product((0.2, 0.4, 0.7), (0.2, 0.4, 0.7), (0.5, 0.95)):
         floor = share * losses.min()

@@ -1,8 +1,8 @@
 """Fit parabolas to runs of equal FLOPs, and a power law to their minima (Hoffmann et al., 2022, approach 2).
 
-A law's loss is a parabola of log N only where α = β. Elsewhere the fitted minimum is off even without noise, and the
-more so the wider the sizes of a budget spread. `measure_bias` takes the same steps on the losses that a law has at the
-same points, and compares their minima with the law's own.
+A law's loss is symmetric in log N only if α = β. Otherwise the parabola's minimum is biased even without noise, the
+more the wider the sizes of a budget spread. `measure_bias` fits parabolas to a law's own losses at the same points, and
+compares the minima with the law's optimum.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from zoo.analysis.scaling.points import Points
 from zoo.errors import ConfigError
 
 TOLERANCE = 0.1
-"""How much the FLOPs of one budget's points may differ, as a share of the fewest."""
+"""Largest difference of the FLOPs of one budget's points, as a share of the fewest."""
 
 LEAST_SIZES = 3
-"""Sizes that a budget has at least: a parabola has three numbers."""
+"""Fewest sizes of a budget: a parabola has three coefficients."""
 
 LEAST_BUDGETS = 2
-"""Budgets with a minimum that a power law is fitted to at least."""
+"""Fewest budgets with a minimum to which a power law is fitted."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Points of about equal FLOPs, and the parameters at the minimum of their parabola; None where that is no minimum
-    or lies beyond the sizes."""
+    """Points of about equal FLOPs, and the parameters at the minimum of their parabola (None: it has no minimum among
+    the sizes)."""
 
     flops: float
     points: Points
@@ -38,18 +38,18 @@ class Budget:
 
     @property
     def tokens(self) -> float | None:
-        """The tokens that the FLOPs give the best size."""
+        """Give the tokens that the budget allows the best size."""
         return None if self.params is None else self.flops / FLOPS / self.params
 
     @property
     def spread(self) -> float:
-        """The k of sizes that spread by ±k times about their geometric middle."""
+        """Give the factor k by which sizes spread about their geometric mean: from 1/k to k times."""
         return math.sqrt(max(self.points.params) / min(self.points.params))
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The budgets, N = scale · C^exponent through their minima, and the exponents of resampled losses."""
+    """The budgets, the power law N = scale · C^exponent through their minima, and the exponents of resamples."""
 
     budgets: tuple[Budget, ...]
     scale: float
@@ -57,7 +57,7 @@ class IsoFlop:
     resampled: tuple[float, ...] = ()
 
     def interval(self, share: float = 0.95) -> tuple[float, float] | None:
-        """The interval that has this share of the resampled exponents; None without any."""
+        """Give the central interval with this share of the resampled exponents; None without resamples."""
         if not self.resampled:
             return None
         low, high = np.quantile(self.resampled, [(1 - share) / 2, (1 + share) / 2])
@@ -66,8 +66,8 @@ class IsoFlop:
 
 @dataclass(frozen=True)
 class Bias:
-    """Bias of the parabola method for a law without noise: relative errors of each budget's best parameters and tokens
-    (None where the parabola has no minimum), and the difference of the exponent."""
+    """The bias of the parabola method for a law without noise: relative errors of each budget's best parameters and
+    tokens (None: the parabola has no minimum), and the error of the exponent."""
 
     params: tuple[float | None, ...]
     tokens: tuple[float | None, ...]
@@ -75,8 +75,8 @@ class Bias:
 
 
 def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
-    """Fit a parabola of log N to each budget's losses, and a power law to the minima; `bootstrap` times again, for
-    losses with the parabolas' residuals drawn anew.
+    """Fit a parabola of log N to each budget's losses, and a power law to the minima; then `bootstrap` times to losses
+    with resampled residuals.
 
     Raises ConfigError for points that have fewer than two budgets with a minimum.
     """
@@ -98,8 +98,8 @@ def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1
 
 
 def group_budgets(points: Points, tolerance: float = TOLERANCE) -> list[tuple[float, Points]]:
-    """Group points of about equal FLOPs: each group's geometric mean and its points. Groups of fewer than three sizes
-    are left out."""
+    """Group points of about equal FLOPs: return each group's geometric mean FLOPs and its points. Groups of fewer than
+    three sizes are dropped."""
     rows = sorted(points.rows(), key=lambda row: row[0] * row[1])
     groups: list[list[tuple[float, float, float]]] = []
     for row in rows:
@@ -114,7 +114,7 @@ def group_budgets(points: Points, tolerance: float = TOLERANCE) -> list[tuple[fl
 
 
 def find_minimum(params: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The parameters at the minimum of the parabola of log N through losses; None for one that opens downwards or whose
+    """Find the parameters at the minimum of the parabola fitted to losses over log N; None if it opens downwards or its
     minimum lies beyond the sizes."""
     x = np.log(params)
     square, slope, _ = np.polyfit(x - x.mean(), losses, 2)
@@ -125,7 +125,7 @@ def find_minimum(params: Sequence[float], losses: Sequence[float]) -> float | No
 
 
 def measure_bias(law: Law, budgets: Sequence[Budget]) -> Bias:
-    """Measure what approach 2 is off by for a law, without noise, with the sizes of these budgets."""
+    """Measure the bias of approach 2 for a law, without noise, at the sizes of these budgets."""
     fitted = [
         Budget(flops, points, find_minimum(points.params, [law.loss(n, flops / FLOPS / n) for n in points.params]))
         for flops, points in ((each.flops, each.points) for each in budgets)
@@ -140,7 +140,7 @@ def measure_bias(law: Law, budgets: Sequence[Budget]) -> Bias:
 
 
 def _fit_power(budgets: Sequence[Budget]) -> tuple[float, float] | None:
-    """The scale and the exponent of N = scale · C^exponent through the minima; None for fewer than two."""
+    """Fit N = scale · C^exponent to the minima; return scale and exponent, or None for fewer than two minima."""
     found = [(each.flops, each.params) for each in budgets if each.params is not None]
     if len(found) < LEAST_BUDGETS:
         return None
@@ -150,8 +150,8 @@ def _fit_power(budgets: Sequence[Budget]) -> tuple[float, float] | None:
 
 
 def _resample(budgets: Sequence[Budget], count: int, seed: int) -> list[float]:
-    """The exponents for losses with the residuals of all parabolas drawn anew, widened for the three degrees of freedom
-    that each parabola took. There are none where every parabola goes through its points."""
+    """Resample exponents: refit to losses with residuals drawn from all parabolas, scaled up for the three degrees of
+    freedom of each parabola. Empty if every parabola goes through its points."""
     smooth = []
     for each in budgets:
         x = np.log(each.points.params)

@@ -1,8 +1,8 @@
-"""Plan a ladder: sizes of one architecture by one rule, and for each the rate, the batch and the lengths of one run.
+"""Choose the sizes of a ladder, one architecture scaled by one rule, and each size's learning rate, batch and lengths.
 
-Sizes keep a model's d_model / n_layers, the width of its heads, its query heads a key head and its d_ff / d_model. One
-run a size decays at several lengths, so that it gives a row of points of a scaling law (`schedule=wsd_s`). Batch,
-learning rate and warm-up follow from the size as in OLMo-core's ladders. N counts all parameters, as in `zoo fit`.
+Sizes keep the model's d_model / n_layers, head_dim, query heads per key head and d_ff / d_model. One run a size decays
+its learning rate at several lengths (`schedule=wsd_s`), each of which is a point of the scaling law. Batch, learning
+rate and warm-up follow from the size as in OLMo-core's ladders. N counts all parameters, as in `zoo fit`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 
 MULTIPLES = (0.5, 1.0, 2.0, 4.0)
-"""Where decays end, in multiples of the tokens of a compute-optimal run."""
+"""Ends of the decays, in multiples of the tokens of a compute-optimal run."""
 
 OPTIMAL = 20.0
-"""Tokens a parameter of a compute-optimal run (Hoffmann et al., 2022)."""
+"""Tokens per parameter of a compute-optimal run (Hoffmann et al., 2022)."""
 
 WARMUP = 0.1
-"""The part of the tokens up to the first point in which the rate rises: N tokens at 20 a parameter, as in OLMo-core."""
+"""Warm-up as a share of the tokens up to the first point: N tokens at 20 per parameter, as in OLMo-core."""
 
 HIGHEST_RATE = 0.006
-"""Where the rule for the rate ends: it was made for 60M parameters and more. Llamas of 20k and 100k, at 20 tokens a
-parameter, are best at 0.005 and 0.006, and end 0.4 nats higher at the 0.041 and 0.024 of the rule (November 2026)."""
+"""Upper bound of the learning rate: the rule was made for 60M parameters and more. Llamas of 20k and 100k, at 20 tokens
+a parameter, are best at 0.005 and 0.006, and end 0.4 nats higher at the rule's 0.041 and 0.024 (November 2026)."""
 
 EVAL_ROWS = 720
-"""Rows of an evaluation. Batches divide it, so that all sizes are evaluated on the same rows."""
+"""Rows of an evaluation. Batches divide this number, so that all sizes are evaluated on the same rows."""
 
 FINE = 8
-"""The number that widths without heads, and the d_ff of models narrower than 512, are multiples of."""
+"""Step of widths where heads do not fill d_model, and of d_ff in models narrower than 512."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """A shape of the architecture: its dimensions by the key of their override, and its parameters."""
+    """A size of the architecture: its dimensions by override key, and its number of parameters."""
 
     dims: Dims
     params: int
@@ -45,7 +45,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Lengths:
-    """The updates of one run: where its decays end, what its weights are trained on there, and its warm-up."""
+    """The length of one run in updates: at the end of each decay those made so far (`ends`) and those that its weights
+    are `trained` on, and its warm-up."""
 
     ends: tuple[int, ...]
     trained: tuple[int, ...]
@@ -53,12 +54,12 @@ class Lengths:
 
     @property
     def updates(self) -> int:
-        """All updates, those of the earlier decays among them."""
+        """Count all updates, including those of decays that the run goes back behind."""
         return self.ends[-1]
 
 
 def space_sizes(smallest: float, largest: float, count: int) -> list[float]:
-    """Space numbers of parameters evenly on a logarithmic scale."""
+    """Space `count` numbers of parameters evenly on a logarithmic scale."""
     return [smallest * (largest / smallest) ** (at / (count - 1)) for at in range(count)]
 
 
@@ -73,7 +74,7 @@ def compute_rate(params: float) -> float:
 
 
 def choose_rows(params: float, seq_len: int) -> int:
-    """Choose the rows of an update that are nearest to the rule's tokens and divide EVAL_ROWS; or a multiple of it."""
+    """Choose the rows of an update nearest to the rule's tokens: a divisor of EVAL_ROWS, or a multiple."""
     wanted = count_batch_tokens(params) / seq_len
     if wanted > EVAL_ROWS:
         return round(wanted / EVAL_ROWS) * EVAL_ROWS
@@ -84,9 +85,9 @@ def choose_rows(params: float, seq_len: int) -> int:
 def choose_lengths(
     params: int, batch_tokens: int, tokens_per_param: float, decay: float, goes_back: bool = True
 ) -> Lengths:
-    """Choose the updates of a run whose weights, at the end of each decay, are trained on a multiple of
-    `tokens_per_param` tokens a parameter. Where the run `goes_back` behind a decay, its updates are made in addition.
-    `decay` is a part of the updates up to a point below 1, or a number of updates."""
+    """Choose the updates of a run whose weights, at the end of each decay, have seen a multiple (MULTIPLES) of
+    `tokens_per_param` tokens per parameter. If the run `goes_back` to before each decay, the updates of earlier decays
+    are made in addition. `decay` below 1 is a share of the updates so far, else a number of updates."""
     trained = tuple(max(round(each * tokens_per_param * params / batch_tokens), 1) for each in MULTIPLES)
     ends, left_behind = [], 0
     for updates in trained:
@@ -97,9 +98,10 @@ def choose_lengths(
 
 
 def choose_sizes(recipe: Recipe, targets: Sequence[float]) -> list[Size]:
-    """Choose shapes of the architecture that are together nearest to some numbers of parameters, in rising order.
+    """Choose sizes of the architecture that are together nearest to the `targets`, numbers of parameters in rising
+    order.
 
-    Raises ConfigError where there are fewer shapes than that, or the model has no dimension that may change.
+    Raises ConfigError if there are too few sizes, or if d_model and n_layers are both fixed.
     """
     if "d_model" not in recipe.solved and "n_layers" not in recipe.solved:
         raise ConfigError("model: its d_model and n_layers are both given, and no size follows (leave one open)")
@@ -115,8 +117,8 @@ def choose_sizes(recipe: Recipe, targets: Sequence[float]) -> list[Size]:
 
 
 def _match(sizes: Sequence[int], targets: Sequence[float]) -> list[int]:
-    """Match each target with a size of its own, both in rising order, at the least squared distance of logarithms."""
-    best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}  # by the last size that was taken
+    """Match each target with a different size, both in rising order, minimising the squared distance of logarithms."""
+    best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}  # last size taken → cost, sizes so far
     for target in targets:
         best = {
             at: min(
@@ -131,7 +133,8 @@ def _match(sizes: Sequence[int], targets: Sequence[float]) -> list[int]:
 
 
 def _list_sizes(recipe: Recipe, most: float) -> Iterator[Size]:
-    """List the shapes up to so many parameters: at each width the depths about the model's d_model / n_layers."""
+    """List the sizes with `most` parameters at most: at each width the depths next to the model's d_model /
+    n_layers."""
     yield _measure(recipe, {key: recipe.own[key] for key in recipe.solved})
     aspect = recipe.own["d_model"] / recipe.own["n_layers"]
     for width in _list_widths(recipe):
@@ -155,7 +158,7 @@ def _measure(recipe: Recipe, dims: Dims) -> Size:
 
 
 def _list_widths(recipe: Recipe) -> Iterable[int]:
-    """List widths: whole heads where heads fill the width, and not much nearer to one another than a sixteenth."""
+    """List widths about a sixteenth apart: multiples of head_dim if heads fill d_model, else of FINE."""
     if "d_model" not in recipe.solved:
         return [recipe.dims["d_model"]]
     heads = recipe.dims.get("head_dim", 0) if "n_heads" in recipe.solved else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from zoo.errors import ConfigError
 
 FLOPS = 6
-"""FLOPs that a token costs in training for each parameter (Kaplan et al., 2020)."""
+"""Training FLOPs per token and parameter (Kaplan et al., 2020)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A/N^α + B/D^β in nats a token, N parameters, D tokens. E is the loss that no model goes below."""
+    """L(N, D) = E + A/N^α + B/D^β in nats a token, for N parameters and D tokens. E is the irreducible loss."""
 
     E: float
     A: float
@@ -32,16 +32,17 @@ class Law:
 
     @property
     def exponent(self) -> float:
-        """The a of N ∝ C^a, the best number of parameters for C FLOPs; of tokens it is 1 − a. Of a law in which neither
-        changes the loss it is a half."""
+        """Give the exponent a of the best number of parameters N ∝ C^a for C FLOPs; that of tokens is 1 − a. It is 0.5
+        if α = β = 0."""
         return self.beta / (self.alpha + self.beta) if self.alpha + self.beta else 0.5
 
     def loss(self, params: float, tokens: float) -> float:
-        """The loss of a model of so many parameters after so many tokens."""
+        """Give the loss of a model with `params` parameters after `tokens` tokens."""
         return self.E + self.A * params**-self.alpha + self.B * tokens**-self.beta
 
     def tokens_for(self, loss: float, params: float) -> float:
-        """The tokens after which a model of so many parameters has this loss. Raises ConfigError where it never has."""
+        """Give the tokens after which a model with `params` parameters has this loss. Raises ConfigError if it never
+        does."""
         left = loss - self.E - self.A * params**-self.alpha
         if left <= 0:
             least = self.loss(params, math.inf)
@@ -51,7 +52,8 @@ class Law:
         return (self.B / left) ** (1 / self.beta)
 
     def optimum(self, flops: float) -> Optimum:
-        """The parameters and tokens of the lowest loss for C = 6·N·D FLOPs."""
+        """Give the parameters and tokens of the lowest loss for C = 6·N·D FLOPs. Raises ConfigError if the law has no
+        optimum, because a coefficient or exponent is 0."""
         if not (self.alpha and self.beta and self.A and self.B):
             raise ConfigError("flops: have no best share by a law in which one of A, B, alpha and beta is 0 (params)")
         product = flops / FLOPS

@@ -1,4 +1,4 @@
-"""Trained models as points of a scaling law."""
+"""Read trained models as points of a scaling law: parameters, tokens, loss."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from zoo.untrusted.lines import read_lines
 from zoo.untrusted.text import quote, shorten
 
 LEAST = 8
-"""Points that a law of five numbers is fitted to at least."""
+"""Fewest points to which a law with five coefficients is fitted."""
 
 COLUMNS = ("params", "tokens", "loss")
 FAULTS_SHOWN = FIELDS_SHOWN = 8
 SMALLEST, LARGEST = 1e-30, 1e30
-"""Between these lie all points: their products are to be finite."""
+"""Bounds of every value, so that products of them are finite."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Points:
         return list(zip(self.params, self.tokens, self.loss, strict=True))
 
     def without_highest(self, count: int) -> Points:
-        """Leave out the points of the highest losses, whose runs have hardly begun."""
+        """Drop the `count` points with the highest losses, whose runs have hardly begun."""
         kept = sorted(range(len(self)), key=lambda at: self.loss[at])[: max(0, len(self) - count)]
         return Points.collect(self.rows()[at] for at in sorted(kept))
 
     def split_largest(self, count: int) -> tuple[Points, Points]:
-        """The points without those of the most FLOPs (6·N·D), and these."""
+        """Split off the `count` points with the most FLOPs (6·N·D): return the other points, and these."""
         order = sorted(range(len(self)), key=lambda at: self.params[at] * self.tokens[at])
         largest = set(order[len(self) - count :])
         rows = self.rows()
@@ -61,8 +61,8 @@ class Points:
 
 
 def read_points(file: Path, columns: Mapping[str, str]) -> Points:
-    """Read the points of a file (.csv, or .jsonl with a record a line); `columns` say how it names parameters, tokens
-    and loss. Raises ConfigError with every fault."""
+    """Read the points of a file (.csv, or .jsonl with a record a line). `columns` maps params, tokens and loss to the
+    file's own names. Raises ConfigError with the faults."""
     records = _read_csv(file) if file.suffix == ".csv" else _read_lines(file)
     faults, rows = [], []
     names = [columns.get(name, name) for name in COLUMNS]

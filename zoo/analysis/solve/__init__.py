@@ -1,8 +1,8 @@
-"""Solve for settings from a price: the largest batch or context that fits, the fewest GPUs, the fastest mesh, the shape
-for a budget.
+"""Solve for settings: the largest batch or context that fits, the fewest GPUs, the fastest mesh, the shape for a
+budget.
 
-Each answer is searched for on the exact price, by bisection where the price only grows. So full windows, blocks of a
-paged cache and latents count as in `zoo stats`. Answers are plain data. Nothing here imports torch.
+Each answer is searched on the exact price, by bisection where the price is monotonic. So full windows, pages of a cache
+and latents count as in `zoo stats`. Answers are plain data. Nothing here imports torch.
 """
 
 from zoo.analysis.solve.cache import find_smaller_caches

@@ -23,8 +23,8 @@ MOST = 1 << 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
-    """The memory of a GPU that a model may use: the fraction `usable` of `memory` bytes (vLLM's gpu_memory_utilization;
-    the rest is for fragmentation) minus the `runtime` bytes of CUDA and its libraries."""
+    """The memory of a GPU that a model may use: the share `usable` of `memory` bytes (vLLM's gpu_memory_utilization;
+    the rest is for fragmentation) less the `runtime` bytes of CUDA and its libraries."""
 
     memory: int
     usable: float = USABLE
@@ -44,7 +44,7 @@ class Room:
 
     @property
     def bytes(self) -> int:
-        """The bytes that the model may use."""
+        """Give the bytes that the model may use."""
         return int(self.usable * self.memory - self.runtime)
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,9 +53,9 @@ class Room:
 
 
 def price_memory(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
-    """Price one GPU's memory at the peak of a training step or of generation: bytes by part, and their `total`.
+    """Price one GPU's memory at the peak of generation, or with `train` of a training step: bytes by part, and `total`.
 
-    Without `prefill`, the prompt is read in chunks too small to count, so generation takes weights and cache only.
+    Without `prefill` the prompt is taken to be read in small chunks, so that generation needs only weights and cache.
     Raises ConfigError for a model that cannot generate (unless `train`), and for dimensions that the ranks do not
     divide.
     """
@@ -80,7 +80,7 @@ def _generating(spec: Any, setup: Setup, prefill: bool) -> dict[str, int]:
 def find_largest_batch(
     spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """Find the largest batch of the set-up's context that fits, with the memory of it and of one more sequence."""
+    """Find the largest batch at the set-up's context that fits. Gives its memory, and that of one more sequence."""
     answer = _solve("batch", spec, setup, room, most, train, prefill)
     return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
 
@@ -88,9 +88,9 @@ def find_largest_batch(
 def find_largest_context(
     spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """Find the longest context at which the set-up's batch fits, with the memory of it and of one more token.
+    """Find the longest context at which the set-up's batch fits. Gives its memory, and that of one more token.
 
-    The answer may exceed the model's max_seq_len, with a note, unless its table of positions ends there.
+    The answer may exceed the model's max_seq_len, with a note, but not the table of learned positions.
     """
     table = min((tower.position.limit for tower in spec.towers().values() if tower.position.limit), default=None)
     answer = _solve("context", spec, setup, room, most if table is None else min(most, table), train, prefill)
@@ -103,8 +103,8 @@ def find_largest_context(
 
 
 def _phases(name: str, spec: Any, setup: Setup, room: Room, most: int, found: int, prefill: bool) -> dict[str, int]:
-    """Give the most that each phase of generating has room for: `prefill`, where all prompts are read at once, and
-    `decode`, where weights and cache alone count, as they do once prompts are read."""
+    """Give the largest value that fits in each phase of generating: `prefill`, with all prompts read at once, and
+    `decode`, where only weights and cache count."""
     if not prefill:
         return {"decode": found}
 

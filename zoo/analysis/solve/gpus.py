@@ -12,7 +12,7 @@ from zoo.costs.setup import ZERO, Setup
 from zoo.errors import ConfigError
 
 Layout = tuple[tuple[str, int], ...]
-"""Fields of a set-up with their values."""
+"""Fields of a Setup with their values."""
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 """Degrees of tensor parallelism: up to one machine, because between machines an all-reduce per layer is too slow."""
@@ -24,16 +24,16 @@ DATA_PARALLEL = tuple(2**power for power in range(11))
 def find_fewest_gpus(
     spec: Any, setup: Setup, rooms: Iterable[Room], *, train: bool = False, prefill: bool = True
 ) -> list[dict[str, Any]]:
-    """Find the fewest GPUs of each type that hold a model. The type with the least total memory is first; types that
-    cannot hold the model are last.
+    """Find the fewest GPUs of each type that hold a model. The type with the least total memory comes first; types that
+    cannot hold the model come last.
 
     Generation is divided by tensor parallelism. Training uses the lowest ZeRO stage that fits, with the set-up's batch
-    on each GPU. A degree that the model refuses is skipped; `refused` says why if nothing else fits.
+    on each GPU. A degree that the model refuses is skipped; `refused` has the reason.
     """
     first = next(_layouts(setup, train))
     price_memory(
         spec, dataclasses.replace(setup, **first), train=train, prefill=prefill
-    )  # no layout's fault, if it is one
+    )  # an error here concerns every layout, so it is raised
 
     @functools.cache  # all GPU types try the same layouts
     def need(layout: Layout) -> dict[str, int] | str:
@@ -64,7 +64,7 @@ def _smallest(
 
 
 def _layouts(setup: Setup, train: bool) -> Iterator[dict[str, int]]:
-    """List the layouts to try, the fewest GPUs first. ZeRO stage 0 is for one GPU, the others for several."""
+    """List the layouts to try, the fewest GPUs first. ZeRO stage 0 is for one GPU, the higher stages for several."""
     if not train:
         yield from ({"tp": ranks} for ranks in TENSOR_PARALLEL)
         return

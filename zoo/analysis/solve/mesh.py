@@ -1,8 +1,8 @@
 # p = pp stages, m microbatches
-"""Find the mesh that trains a model fastest: price every legal one, and rank those that fit by predicted time.
+"""Find the mesh that trains a model fastest: price every legal mesh, and rank those that fit by predicted time.
 
-Memory is the exact price of the set-up that a mesh is. Time is predicted (`zoo.costs.step_time`), so that meshes a few
-per cent apart are as good as equal.
+Memory is the exact price. Time is predicted (`zoo.costs.step_time`), so that meshes a few per cent apart are as good as
+equal.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from zoo.ranks.mesh import Mesh
 from zoo.ranks.schedule import Schedule
 
 STEP_TOKENS = 1 << 22
-"""Tokens of a step unless given: 4 Mi, with which Llama 3 405B began (Dubey et al., 2024, §3.4.1)."""
+"""Default tokens of a step: 4 Mi, with which Llama 3 405B began (Dubey et al., 2024, §3.4.1)."""
 
 LARGEST = 32
-"""The most sequences of a microbatch that are tried."""
+"""Largest microbatch that is tried, in sequences."""
 
 
 class Candidate(NamedTuple):
-    """A way to take a step: a mesh, the `batch` sequences of a microbatch on a rank, the number of `microbatches`, and
-    which activations are computed again."""
+    """A way to take a step: a mesh, the `batch` sequences of a rank's microbatch, the number of `microbatches`, and the
+    recomputation."""
 
     mesh: Mesh
     batch: int
@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
     recompute: str
 
     def plan(self, base: Setup, float8: bool = False) -> StepPlan:
-        """Give the step."""
+        """Give the StepPlan of the candidate; all other settings are those of `base`."""
         own = {"batch": self.batch, "accumulate": self.microbatches, "recompute": self.recompute}
         setup = dataclasses.replace(base.on_mesh(self.mesh), **own)  # type: ignore[arg-type]
         return StepPlan(setup=setup, microbatches=self.microbatches, float8=float8)
@@ -50,9 +50,8 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSearch:
-    """The space of a mesh search: `count` GPUs of a cluster, `sequences` of the set-up's context in a step
-    (STEP_TOKENS' worth unless given), and the kinds of recomputation. `setup` gives the bytes of a parameter; its ranks
-    are solved for."""
+    """The space of a mesh search: `count` GPUs of a cluster, a step of `sequences` (None: STEP_TOKENS), and the kinds
+    of recomputation. `setup` gives context, precision, optimizer and schedule; its ranks are solved for."""
 
     count: int
     cluster: Cluster
@@ -76,22 +75,22 @@ class MeshSearch:
             raise ConfigError(*faults)
 
     def settle_sequences(self, spec: Any) -> int:
-        """Give the sequences of a step."""
+        """Give the number of sequences of a step."""
         return self.sequences or round_sequences(STEP_TOKENS / self.setup.tokens(spec), self.count)
 
 
 def round_sequences(sequences: float, count: int) -> int:
-    """Round the sequences of a step to a number that many meshes divide: a power of two, times what in the number of
-    GPUs is odd. Example: 122 sequences on 64 GPUs are 128, on 24 GPUs 96."""
+    """Round the sequences of a step to a number that many meshes divide: a power of two, times the odd factor of the
+    number of GPUs. Example: 122 sequences on 64 GPUs are 128, on 24 GPUs 96."""
     odd = count // (count & -count)
     return odd * 2 ** max(0, round(math.log2(max(sequences, 1) / odd)))
 
 
 def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> dict[str, Any]:
-    """Rank the meshes of so many GPUs that hold a model: the `top` fastest, one for each mesh, as plain data.
+    """Rank the meshes that hold a model: the `top` fastest, each with its fastest candidate, as plain data.
 
-    `candidates` were priced, of which `fitting` fit; if none does, `meshes` is empty and `nearest` is the one that
-    takes least memory. Raises ConfigError where no mesh is legal, with the reasons.
+    `candidates` is the number priced, `fitting` the number that fit. If none fits, `meshes` is empty and `nearest` is
+    the candidate with the least memory. Raises ConfigError with the reasons if no mesh is legal.
     """
     sequences = search.settle_sequences(spec)
     prices = MeshPrices(spec, search.setup, search.cluster)
@@ -127,8 +126,8 @@ def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> 
 
 
 def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, plan: StepPlan) -> dict[str, Any]:
-    """Give a candidate's price as plain data. `mfu` is of the peak rate of the dtype, fp8 or not; `flops` are those of
-    the model, without what is computed again."""
+    """Give a candidate's price as plain data. `mfu` is relative to the peak rate of the set-up's dtype, also with fp8
+    products; FLOPs are the model's, without recomputation."""
     time, context = prices.predict(plan), prices.base.tokens(spec)
     tokens = plan.sequences * context
     speed = tokens / time.total / plan.gpus
@@ -152,8 +151,8 @@ def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, p
 
 
 def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
-    """List every legal way to take a step: meshes, sizes of a microbatch in powers of two, and ways to recompute. How
-    keys meet and stages compute is the set-up's."""
+    """List every legal way to take a step: meshes, microbatches in powers of two, and recomputations. The KV exchange
+    and the pipeline's schedule are the set-up's."""
     sequences = search.settle_sequences(spec)
     for mesh in list_meshes(spec, search.count, search.cluster.node, search.setup):
         ways = [each for each in search.recompute if mesh.pipeline.find_recompute_fault(each) is None]
@@ -166,8 +165,8 @@ def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
 
 
 def list_meshes(spec: Any, count: int, node: int, setup: Setup) -> Iterator[Mesh]:
-    """List the meshes of `count` GPUs that a model can be trained on, tensor parallelism within a node. The rows, how
-    keys meet and how stages compute are a set-up's."""
+    """List the meshes of `count` GPUs on which a model can be trained, with tensor parallelism within a node of `node`
+    GPUs. Context, KV exchange and pipeline schedule are the set-up's."""
     sizes, context = divisors(count), setup.tokens(spec)
     tensor = [tp for tp in sizes if tp <= node and not list_tensor_faults(spec, tp)]
     contexts = [cp for cp in sizes if not list_context_faults(spec, cp, context)]
@@ -195,7 +194,7 @@ def divisors(count: int) -> list[int]:
 
 
 def list_tensor_faults(spec: Any, tp: int) -> list[str]:
-    """List why a model cannot be divided over so many ranks of tensor parallelism."""
+    """List why a model cannot be divided over `tp` ranks of tensor parallelism."""
     try:
         share_out(spec, Setup(tp=tp))
     except ConfigError as error:
@@ -204,7 +203,7 @@ def list_tensor_faults(spec: Any, tp: int) -> list[str]:
 
 
 def list_context_faults(spec: Any, cp: int, context: int) -> list[str]:
-    """List why rows of a model cannot be divided over so many ranks, each of which has two runs of a row's tokens."""
+    """List why rows cannot be divided over `cp` ranks, each of which has two runs of a row's tokens."""
     if cp == 1:
         return []
     if context % (2 * cp):
@@ -213,7 +212,7 @@ def list_context_faults(spec: Any, cp: int, context: int) -> list[str]:
 
 
 def explain_none(spec: Any, search: MeshSearch, sequences: int) -> list[str]:
-    """Say why no mesh is legal: what a step of so few sequences, or the model, does not divide."""
+    """Say why no mesh is legal: the GPUs do not divide the step's sequences, or the model refuses to be divided."""
     sizes, context = divisors(search.count), search.setup.tokens(spec)
     refused = [list_tensor_faults(spec, each) for each in sizes[1:2]]
     refused += [list_context_faults(spec, each, context) for each in sizes[1:2]]

@@ -29,29 +29,32 @@ def choose_width_step(width: int) -> int:
 
 
 def choose_ffn_step(width: int) -> int:
-    """Choose the number that d_ff is a multiple of, at this d_model."""
+    """Choose the step between values of d_ff, at this d_model."""
     return 64 if width < 2048 else 128 if width < 4096 else 256
 
 
 class Recipe:
     """A composed model whose dimensions can be changed.
 
-    `own` are its published dimensions, `dims` those with the user's overrides. `fixed` are the keys of these overrides.
-    `solved` are the dimensions that a shape sets: those that the model reads, without the fixed ones.
+    `own` are its published dimensions, `dims` the dimensions with the user's overrides. `fixed` are the keys of these
+    overrides. `solved` are the dimensions that a shape sets: those of SOLVED that the model reads and that are not
+    fixed.
     """
 
     def __init__(self, model: Any, overrides: Iterable[str]) -> None:
         composed = compose_model(model, overrides)
         spec = spec_of_composed(composed)
         self.model, self.typed, self.cfg = model, composed.typed, composed.cfg
-        looped = any(tower.loop is not None for tower in spec.towers().values())  # whose passes a depth must fit
+        looped = any(tower.loop is not None for tower in spec.towers().values())  # its depth must fit the loop
         self.fixed = {*composed.touched, *(("n_layers",) if looped else ())}
         self.dims = _stated(self.cfg)
         if lost := [key for key in ("d_model", "n_layers") if key not in self.dims]:
             raise ConfigError(*(f"{key}: is no number here, and a shape is scaled from it ({key}=512)" for key in lost))
         self.own = {**self.dims, **(_stated(compose_model(model, ()).cfg) if composed.typed else {})}
         OmegaConf.set_struct(self.cfg, False)
-        asked = (key for key in self.dims if key in SOLVED or key.endswith(".d_ff"))  # an expert's, a dense layer's
+        asked = (
+            key for key in self.dims if key in SOLVED or key.endswith(".d_ff")
+        )  # `.d_ff`: of experts, dense layers
         self.solved = [key for key in asked if key not in self.fixed]
         self.unread = self._unread()
         self.solved = [key for key in self.solved if key not in self.unread]
@@ -59,7 +62,7 @@ class Recipe:
         self._specs: dict[tuple[int, ...], Any] = {}
 
     def _unread(self) -> set[str]:
-        """Find dimensions in the file that the model does not read, such as n_kv_heads for MLA."""
+        """Find the dimensions in the file that the model does not read, such as n_kv_heads for MLA."""
         try:
             grammar.to_spec(self.cfg, self.solved)
         except ConfigError as error:
@@ -125,8 +128,8 @@ class Recipe:
 
 
 def truncate_layers(spec: Any, layers: int) -> Any:
-    """Cut a Spec to its first `layers` layers, as n_layers would. Towers of another depth than the model's n_layers are
-    left as they are."""
+    """Cut a Spec to its first `layers` layers, as n_layers would. Towers whose depth differs from the model's n_layers
+    stay whole."""
 
     def cut(tower: Any) -> Any:
         return dataclasses.replace(tower, pattern=tower.pattern[:layers])

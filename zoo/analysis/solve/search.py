@@ -1,4 +1,4 @@
-"""Find the integer at which a growing figure reaches 1, in few evaluations: each may be a whole price."""
+"""Find the integer at which a monotonic figure reaches 1, in few evaluations, because each may be a whole price."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def find_crossing(figure: Figure, low: int, high: int) -> int:
     """Find the largest integer from `low` to `high` at which a figure is at most 1; `low` - 1 if there is none.
 
     It evaluates the figure where the straight line between two known points crosses 1, then next to that point, then
-    halfway. A linear figure, as most are, takes four evaluations; any other at most three times as many as bisection.
+    halfway. A linear figure, as most are, takes four evaluations; any other three times those of bisection at most.
     """
     figure = functools.cache(figure)
     if figure(low) > 1:
@@ -37,8 +37,9 @@ def find_crossing(figure: Figure, low: int, high: int) -> int:
 
 
 def find_reach(figure: Figure, most: int) -> int:
-    """Find the same from 1 on, when `most` is far off. It extrapolates from the figure at 1 and 2, and doubles the
-    distance until the figure exceeds 1."""
+    """Find the largest integer from 1 to a distant `most` at which a figure is at most 1; 0 if there is none.
+
+    It extrapolates from the figure at 1 and 2, and doubles the distance until the figure exceeds 1."""
     figure = functools.cache(figure)
     if figure(1) > 1 or most == 1:
         return find_crossing(figure, 1, 1)

@@ -22,16 +22,16 @@ from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
 
 KEYS = "kv_bytes_per_token"
-"""The budget that limits key-value heads; the other dimensions are not solved for it."""
+"""The budget that only limits key-value heads; no other dimension is solved for it."""
 
 ASPECT = (16.0, 128.0)
-"""d_model / n_layers, least and most."""
+"""Default range of d_model / n_layers."""
 
 FFN_RANGE = (0.75, 4 / 3)
 """The range of d_ff, relative to the recipe's multiple of d_model."""
 
 WIDTHS_TRIED = 8
-"""The most widths that are tried, spread evenly over those that the aspect allows."""
+"""Largest number of widths that are tried, spread evenly over the possible widths."""
 
 FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
     "params": lambda spec, setup, train: params.count_parameters(spec)["total"],
@@ -40,12 +40,12 @@ FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
     "kv_bytes_per_token": lambda spec, setup, train: kv_cache(spec, setup)["bytes_per_token"],
     "memory": lambda spec, setup, train: price_memory(spec, setup, train=train)["total"],
 }
-"""The figures that can have a budget. FLOPs are of a forward pass at the set-up's context; memory is the peak."""
+"""The figures that can have a budget. FLOPs are those of a forward pass at the set-up's context; memory is the peak."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that a shape may cost; None sets no limit."""
+    """The upper limits of a shape's costs; None sets no limit."""
 
     params: float | None = None
     active_params: float | None = None
@@ -62,14 +62,14 @@ class Budget:
             raise ConfigError(*faults)
 
     def given(self) -> dict[str, float]:
-        """The budgets that are not None, by name."""
+        """Give the budgets that are not None, by name."""
         return {name: value for name in FIGURES if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """The terms of a search: the budget, the set-up, the range of d_model / n_layers, and with `nearest`, permission to
-    exceed the budget for a closer shape."""
+    """The parameters of a search: budget, set-up, the range of d_model / n_layers (`aspect`), and with `nearest` the
+    permission to exceed the budget for a closer shape."""
 
     budget: Budget
     setup: Setup
@@ -82,7 +82,7 @@ class Search:
         return {name: FIGURES[name](spec, self.setup, self.train) for name in self.budget.given()}
 
     def share(self, spec: Any, *, without: str = "") -> float:
-        """Give the largest of figure ÷ budget; 1 uses a budget up."""
+        """Give the largest of figure ÷ budget; at 1 a budget is used up."""
         given = self.budget.given()
         return max(FIGURES[name](spec, self.setup, self.train) / given[name] for name in given if name != without)
 
@@ -181,7 +181,7 @@ def _extreme(recipe: Recipe, search: Search, width: int, end: int) -> float:
 
 
 def _cut(recipe: Recipe, dims: Dims, depths: tuple[int, int], layers: int) -> Any:
-    """Make the Spec with that many layers, by cutting the deepest one, which is a thousand times faster."""
+    """Make the Spec with `layers` layers, by cutting the deepest one, which is a thousand times faster."""
     if "n_layers" not in dims:
         return recipe.spec(dims)
     return truncate_layers(recipe.spec({**dims, "n_layers": depths[1]}), layers)
