@@ -1,7 +1,7 @@
 """Compare the figures of `zoo stats` with the model itself, built, run and trained for one step in torch's fake mode.
 
-A fake tensor has a shape, a dtype and a device, but no storage. The program is the real one, kernel by kernel, and a
-model of any size takes seconds and no memory. The measurements are those of a CPU.
+A fake tensor has a shape, a dtype and a device, but no storage. The real program runs, kernel by kernel, so that a
+model of any size takes seconds and no memory. Measurements are those of a CPU.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from zoo.training.optim import Optim
 Row = dict[str, Any]
 
 PROBE = 64
-"""Tokens of the row whose FLOPs are counted. Any length would do, because FLOPs are a sum over tokens and pairs."""
+"""Tokens of the row whose FLOPs are counted. Any length would do, because FLOPs are sums over tokens and pairs."""
 
 CLOSE = 0.02
-"""The relative difference allowed between our peak and torch's: ours is put together from sections of a pass."""
+"""Largest relative difference between Zoo's peak, which is summed from the sections of a pass, and torch's."""
 
 
 def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
     """Verify each figure of `zoo stats` that can be measured on a model. Imports torch.
 
-    A row holds the figure's `name`, the number `counted` by zoo.costs, the one `found` in the model, whether they are
-    `equal` (None if it could not be measured), and a `note` on how it was measured.
+    A row has the figure's `name`, its value `counted` by zoo.costs and `found` in the model, whether both are `equal`
+    (None if it could not be measured), and a `note` on the measurement.
     """
     setup = setup or Setup()
     rows = [_row("parameters", count_parameters(spec)["total"], _held(spec), "the built model's parameters")]
@@ -96,7 +96,7 @@ def _ids(spec: Any, batch: int, tokens: int) -> torch.Tensor:
 
 
 def _inputs(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Give a pass's other inputs: for an encoder-decoder, as many decoder tokens as encoder tokens."""
+    """Give the further inputs of a pass: for an encoder-decoder, as many decoder tokens as encoder tokens."""
     return {"decoder_input_ids": ids.clone()} if spec.kind == "encoder_decoder" else {}
 
 
@@ -124,8 +124,8 @@ def _flops(spec: Any, model: Any) -> Iterator[Row]:
 
 
 def _compute_all(look: Look) -> Look:
-    """What the eager kernel computes in decoding: keys that an indexer leaves out, too, but of entries those alone that
-    it chose, which are gathered before."""
+    """Give the pairs that the eager kernel computes in decoding: also keys that an indexer leaves out, but only chosen
+    ones where keys are entries (`near`), because these are gathered first."""
     return look if look.near else look._replace(top_k=None)
 
 
@@ -141,8 +141,8 @@ def _training_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
 
 
 def _count_convolution_backward(made: Any, x: Any, weight: Any, *how: Any, **given: Any) -> int:
-    """Count a convolution's gradients, each as much as its forward pass. Torch's own formula takes every channel with
-    every other for the weights' gradient, those of other groups too."""
+    """Count the FLOPs of a convolution's gradients: each as many as the forward pass. torch's own formula ignores
+    groups in the weights' gradient."""
     *_, transposed, _, _, wanted = how
     return conv_flop_count(x, weight, made, transposed) * sum(wanted[:2])
 
@@ -161,7 +161,7 @@ def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
 
 
 def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """Measure the bytes of the cache that generation allocates, which is the price of the engine `zoo`."""
+    """Measure the bytes of the cache that generation allocates, and compare them with the price of the engine `zoo`."""
     if not any(tower.causal for tower in spec.towers().values()) or setup.engine not in ("ideal", "zoo"):
         return
     tokens, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
@@ -175,7 +175,7 @@ def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 
 
 def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """Measure the states of the optimizer of that name after one step, without its counters."""
+    """Measure the set-up's optimizer states after one step, without step counters."""
     if setup.optimizer in UNFAKED:
         why = f"a fake step of {setup.optimizer} cannot be taken: it {UNFAKED[setup.optimizer]}"
         yield {"name": "optimizer states, bytes", "counted": None, "found": None, "equal": None, "note": why}
@@ -230,7 +230,7 @@ class _Saved:
 
 
 def _whole(spec: Any, pieces: dict[str, Any]) -> int:
-    """Add up the bytes that the sections of a pass save, a layer's once per layer of its kind."""
+    """Sum the bytes that the sections of a pass save; a layer's section counts once for each layer of its kind."""
     total = 0
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
@@ -240,8 +240,8 @@ def _whole(spec: Any, pieces: dict[str, Any]) -> int:
 
 
 class _WholePeak(MemTracker):
-    """torch's MemTracker without the peaks of single modules, all of which it would go through after every operator, in
-    two thirds of a check's seconds. If torch renames the method, these come back, and nothing else changes."""
+    """torch's MemTracker without the peaks of single modules: updating these after every operator would take two thirds
+    of a check's time. If torch renames the overridden method, only this saving is lost."""
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         modules, self.memory_tracking = self.memory_tracking, WeakIdKeyDictionary()
@@ -250,7 +250,8 @@ class _WholePeak(MemTracker):
 
 
 def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """Measure the peak memory of a second training step with torch's MemTracker (AdamW, all in the weights' dtype)."""
+    """Measure the peak memory of the second training step with torch's MemTracker (AdamW, all in the weights'
+    dtype)."""
     if all(tower.head.kind == "none" for tower in spec.towers().values()):
         return
     ids = _ids(spec, 1, PROBE)
@@ -270,7 +271,7 @@ def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 
 
 def _everything(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Give the inputs that make a pass use all weights: Longformer's global projections need a global token."""
+    """Give the inputs with which a pass uses all weights: Longformer's global projections need a global token."""
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     return (
         {"global_attention_mask": torch.ones_like(ids)} if any("global" in b.attention.extras for b in blocks) else {}

@@ -14,8 +14,8 @@ from zoo.costs.transient import Generation, measure_peaks
 from zoo.errors import ConfigError
 
 LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
-"""One widely rented accelerator of each memory size, smallest first. Reading all of conf/hardware would take half as
-long as the price itself; `zoo solve gpu` tries all of it."""
+"""One widely rented accelerator of each memory size, smallest first. Reading all files of conf/hardware would slow
+`zoo stats` down; `zoo solve gpu` tries all of them."""
 
 TENSOR_PARALLEL = (2, 4, 8)
 """Degrees of tensor parallelism that are tried where one GPU does not hold the model: within one machine."""

@@ -36,7 +36,6 @@ from zoo.model.depth_read import GroupSums, count_groups
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
 
-
 INPUT = "input"
 """The name of a layer's input."""
 

@@ -37,7 +37,9 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
     if setup.ranks > 1:
         figures["on"] = f"each of {setup.ranks:,} ranks"
     if passes is not None:
-        serves = passes if read_every(setup.recompute) is None else None  # `every_n` has traced marked kinds of layer
+        serves = (
+            passes if read_every(setup.recompute) is None else None
+        )  # else "shared" depends on the recomputed layers
         figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0]["train_peak"])
     if any(tower.causal for tower in spec.towers().values()):
         figures |= _generating(spec, setup)

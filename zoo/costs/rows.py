@@ -163,10 +163,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
             if row.part is not None:
                 how = (row.stored, row.used, row.learns)
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, *how))
-            elif own.axis == "attention" and row.roles[:-1] in (
-                (),
-                (SHARED,),
-            ):  # an attention inside another one is in the outer one's figures
+            elif own.axis == "attention" and row.roles[:-1] in ((), (SHARED,)):  # the outer one counts inner ones
                 look = Look(bool(tower.causal), CROSS in row.roles, **own.sight._asdict())
                 chooser = own.chooser
                 if chooser is not None:

@@ -1,1 +1,1 @@
-"""Recipes: experiments whose expectation is written down before they run, and whose verdict is kept."""
+"""Run recipes: experiments whose expectations are written down before they run, and whose verdicts are kept."""

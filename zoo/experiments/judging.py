@@ -1,4 +1,4 @@
-"""Hold what a recipe's arms came to against what was expected, and keep it as data."""
+"""Judge a recipe: test the results of its arms against its expectations, and keep the verdicts as data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finding:
     p: float | None
     holds: bool
     cost: str | None = None
-    """What was compared in place of the metric: then the value is a ratio."""
+    """The cost that was compared in place of the metric; the value is then a ratio."""
     metric: str | None = None
 
 
@@ -59,7 +59,7 @@ class Outcome:
     machine: str
     seconds: float
     values: dict[str, dict[str, dict[str, float]]]
-    """By metric, arm and seed."""
+    """The values by metric, arm and seed."""
     costs: dict[str, dict[str, float]]
     findings: list[Finding]
 
@@ -70,7 +70,7 @@ class Outcome:
 
     @classmethod
     def read(cls, file: Path) -> Outcome:
-        """Read what `write` has written. Raises ConfigError for another file."""
+        """Read a file of `write`. Raises ConfigError for any other file."""
         data = read_json(file, cls)
         findings = [Finding(**{**each, "interval": _as_pair(each["interval"])}) for each in data["findings"]]
         return cls(**{**data, "findings": findings})
@@ -86,17 +86,17 @@ def _as_pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def find_file(name: str) -> Path:
-    """Where the verdict of a packaged recipe is kept."""
+    """Give the file of the verdict of a packaged recipe."""
     return recipes_dir() / "verdicts" / f"{name}.json"
 
 
 def find_outcome(name: str) -> Outcome | None:
-    """The verdict that is kept of a packaged recipe; None where there is none."""
+    """Read the verdict of a packaged recipe; None if there is none."""
     return Outcome.read(file) if (file := find_file(name)).is_file() else None
 
 
 def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> Outcome:
-    """Hold what arms came to against the expectations of a recipe, or of its short form."""
+    """Test the arms' results against the expectations of a recipe, or of its short form."""
     return Outcome(
         recipe=name,
         key=recipe.key(),
@@ -116,7 +116,7 @@ def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> Outcome:
 def weigh(
     values: Values, costs: Mapping[str, Mapping[str, float]], recipe: Recipe, expected: Sequence[Expectation]
 ) -> list[Finding]:
-    """Hold values and costs, by arm, against expectations. Verdicts are at 5 % over all of them together (Holm)."""
+    """Test values and costs, by arm, against expectations. Verdicts are at a level of 5 % over all of them (Holm)."""
     measured = [values.get(each.metric or recipe.metric, {}) for each in expected]
     samples = {
         str(at): Sample.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))
@@ -153,7 +153,7 @@ def _weigh_verdict(each: Expectation, sample: Sample, p: float | None, higher: b
 
 
 def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
-    """A bound holds where every seed keeps it: no mean hides one that does not."""
+    """Test a bound. It holds if every seed keeps it, whatever the mean."""
     low, high = min(own.values()), max(own.values())
     kept = (each.at_least is None or low >= each.at_least) and (each.at_most is None or high <= each.at_most)
     about = (each.arm, each.against, describe_bounds(each), each.paper)
@@ -163,7 +163,7 @@ def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
 
 
 def describe_bounds(each: Expectation) -> str:
-    """The bounds of an expectation in words, with the cost that they are of where it is one."""
+    """Write the bounds of an expectation in words, with the name of the cost if they limit a cost."""
     bounds = (("at least", each.at_least), ("at most", each.at_most))
     said = ", ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
     return said if each.cost is None else f"{each.cost} × {said}"

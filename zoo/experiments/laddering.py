@@ -1,4 +1,4 @@
-"""Climb the ladder of every arm of a recipe: is the loss of its largest size as the others predict?"""
+"""Climb the ladder of every arm of a recipe, to compare the loss of its largest size with the predicted loss."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from zoo.ladder import Ladder, Request, climb, plan_ladder
 from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
-"""What a ladder comes to: of the largest size the greatest error of its predicted losses, and that of its longest
-training, as shares; its measured loss there; the exponents of the law of all points."""
+"""The metrics of a ladder: relative errors of the largest size's predicted losses (the largest one, and that of the
+longest training), its measured loss there, and the exponents of the law of all points."""
 
 BOOTSTRAP = 200
-"""Resamples behind the interval that a prediction is doubted by."""
+"""Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
 
 
 def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[dict[str, Any]]]:
-    """Climb what the folder does not have yet. Returns what came of it, and each ladder's outcome, arm by arm and seed
-    by seed. Raises ConfigError for a metric that a ladder has not, and for an arm that cannot be trained."""
+    """Climb the ladders that are not done in the folder. Returns the results, and each ladder's outcome by arm and
+    seed. Raises ConfigError for a metric that no ladder has, and for an arm that cannot be trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     seeds = range(recipe.form(short_form).seeds)
@@ -48,14 +48,14 @@ def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
 
 
 def make_request(recipe: Recipe, arm: str, seed: int, short_form: bool) -> Request:
-    """The ladder of an arm with a seed."""
+    """Make the request for the ladder of an arm with a seed."""
     asked = recipe.form(short_form).ladder
     assert asked is not None
     return asked.request([*list_overrides(recipe, arm, short_form), f"seed={seed}"])
 
 
 def measure(outcome: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a ladder."""
+    """Compute the METRICS of a ladder from its outcome."""
     held, law = outcome["held_out"], outcome["fit"]["law"]
     errors = [abs(each["predicted"] / each["measured"] - 1) for each in held]
     found = (max(errors), errors[-1], held[-1]["measured"], law["alpha"], law["beta"])

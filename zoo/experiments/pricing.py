@@ -1,4 +1,4 @@
-"""Price a recipe's arms before any of them runs, and hold them to what they are said to be matched in."""
+"""Price a recipe's arms before any of them runs, and check that they cost the same where the recipe says so."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from zoo.report.arms import ALIKE
 
 
 def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
-    """The costs of each arm that follow from its config: parameters, tokens and FLOPs of training, and the cache of a
-    row. Raises ConfigError for an arm that cannot be trained."""
+    """Price each arm by its config: parameters, tokens and FLOPs of training, and the cache of a row in bytes. Raises
+    ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
         return {name: price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     if recipe.ladder is not None:
@@ -33,14 +33,14 @@ def _price(config: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
-    """The parameters of the largest size, which arms of a ladder may be matched in."""
+    """Count the parameters of the largest size, the only cost of a ladder known in advance."""
     from zoo.ladder import plan_ladder
 
     return {"params": float(plan_ladder(asked.request(overrides)).rungs[-1].params)}
 
 
 def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
-    """Price one training of a model on a probe, and the state that its rows keep."""
+    """Price one training of a model on a probe: parameters, tokens, FLOPs, and the cache of a row in bytes."""
     from zoo.probes.battery import load_small
     from zoo.probes.catalogue import make_probe
 
@@ -58,7 +58,7 @@ def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
 
 
 def check_matched(recipe: Recipe) -> None:
-    """Raises ConfigError for arms that are said to cost as much as the first, and do not within 1 %."""
+    """Raise ConfigError for arms whose `matched` costs differ from those of the first arm by more than 1 %."""
     costs = price_arms(recipe)
     base, *others = costs
     faults = []

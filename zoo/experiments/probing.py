@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Outcome]]:
-    """Probe every arm; what the folder has already is not trained again. Raises ConfigError."""
+    """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError."""
     from zoo.probes.battery import open_pool, run_probe
 
     check_matched(recipe)
@@ -47,7 +47,7 @@ def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
 
 
 def describe_machine() -> str:
-    """This machine: processor and how many of it."""
+    """Describe this machine: the processor and the number of CPUs."""
     from zoo.run.linear.base import describe_processor
 
     processor = describe_processor()
@@ -55,7 +55,8 @@ def describe_machine() -> str:
 
 
 def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
-    """A metric of each seed: `reach`, or of one level, as `accuracy at 16`. Raises ConfigError for another name."""
+    """Read a metric of each seed: `reach`, or one at a level, such as `accuracy at 16`. Raises ConfigError for an
+    unknown metric."""
     if metric == "reach":
         return {each.seed: float(each.reach) for each in outcome.seeds}
     name, _, level = metric.partition(" at ")
@@ -66,6 +67,6 @@ def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
 
 
 def count_costs(probe: Probing, overrides: list[str], outcome: Outcome) -> dict[str, float]:
-    """Count the costs of one training of a model on a probe, seconds included, and the state that its rows keep."""
+    """Count the costs of one training of a model on a probe: those of `price_probed`, and the mean seconds."""
     trainings = len(outcome.chosen) + len(outcome.seeds)
     return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}

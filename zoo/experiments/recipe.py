@@ -1,4 +1,4 @@
-"""Read recipes: YAML files that name the arms of an experiment, what to expect of them, and who says so."""
+"""Read recipes: YAML files with the arms of an experiment, the expected results, and their source."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from zoo.ladder import Request
 
 Seeds = Annotated[int, Field(ge=2)]
-"""Fewer have no spread, and tell nothing."""
+"""The number of seeds. One seed has no spread, so that no test is possible."""
 
 
 def _name_no_code(overrides: list[str]) -> list[str]:
-    """Raise ValueError for overrides that only a person may type."""
+    """Raise ValueError for overrides that name code, which only a person may type."""
     try:
         check_overrides(overrides, "overrides")
     except ConfigError as error:
@@ -43,24 +43,24 @@ def _name_no_code(overrides: list[str]) -> list[str]:
 
 
 Overrides = Annotated[list[str], AfterValidator(_name_no_code)]
-"""Overrides that a recipe states: data, which names no code."""
+"""The overrides of a recipe. They are data and name no code."""
 
 
 class Strict(BaseModel):
-    """A part of a recipe: a key that it does not know is refused."""
+    """A part of a recipe. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Expectation(Strict):
-    """An expectation of an arm: a verdict against another arm, or bounds. Bounds are of its metric in every run, of its
-    difference from another arm with every seed, or of a `cost` as a multiple of another arm's. `paper` is the source's
-    figure."""
+    """An expectation of an arm: a verdict against another arm, or bounds. Bounds limit its metric in every run, the
+    difference from another arm with every seed, or a `cost` as a multiple of another arm's. `paper` is the figure of
+    the source."""
 
     arm: str
     against: str | None = None
     metric: str | None = None
-    """In place of the recipe's."""
+    """The metric, if not the recipe's."""
     verdict: Verdict | None = None
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     at_least: float | None = None
@@ -77,8 +77,8 @@ class Expectation(Strict):
 
 
 class Measure(Strict):
-    """A loss that is measured after training, over the run's whole validation split: in windows of `context` tokens
-    that begin `stride` apart, or by another objective (`overrides`, as `zoo eval` takes them)."""
+    """A loss that is measured after training over the whole validation split of a run: in windows of `context` tokens
+    that begin `stride` tokens apart, or by another objective (`overrides` of `zoo eval`)."""
 
     context: PositiveInt | None = None
     stride: PositiveInt | None = None
@@ -91,14 +91,14 @@ class Modelled(Strict):
     model: str = "llama-tiny"
 
     def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
-        """The model that overrides name by `model=`, or this one; and the other overrides."""
+        """Split overrides into the model named by `model=` (default: `self.model`), and the other overrides."""
         named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
         return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
 
 
 class Laddering(Modelled):
-    """A ladder in place of single runs (`zoo ladder`): sizes of every arm, of which the largest is predicted from the
-    others before it is trained. Its metrics are those of `zoo.experiments.laddering`."""
+    """A ladder (`zoo ladder`) of each arm in place of single runs: the loss of its largest size is predicted from the
+    other sizes before it is trained. Its metrics are those of `zoo.experiments.laddering`."""
 
     sizes: Annotated[int, Field(ge=4)] = 5
     smallest: PositiveFloat | None = None
@@ -106,7 +106,7 @@ class Laddering(Modelled):
     tokens_per_param: PositiveFloat = 20.0
 
     def request(self, overrides: list[str]) -> Request:
-        """The ladder that is asked for with these overrides."""
+        """Make the request for the ladder with these overrides."""
         from zoo.ladder import Request
 
         model, rest = self.split_model(overrides)
@@ -115,8 +115,8 @@ class Laddering(Modelled):
 
 
 class Probing(Modelled):
-    """A probe in place of training on text: every arm is brought to its size, and trained at each of the `rates`
-    (`zoo probe`). Its metrics are `reach` and, by level, `accuracy at 16` and the like."""
+    """A probe (`zoo probe`) in place of training on text: every arm is shrunk to the probe's size, and trained at each
+    of the `rates`. Its metrics are `reach`, and those of a level, such as `accuracy at 16`."""
 
     name: str
     size: Literal["card", "small"] = "card"
@@ -124,15 +124,15 @@ class Probing(Modelled):
     rates: list[PositiveFloat] | None = None
 
     def list_settings(self) -> dict[str, Any]:
-        """All settings of the probe, those that have their defaults among them."""
+        """Give all settings of the probe, defaults included."""
         from zoo.probes.catalogue import make_probe
 
         return make_probe(self.name, self.size, self.settings).settings()
 
 
 class Form(Strict):
-    """How long a recipe runs, and what is expected of that: `overrides` of every run, another `probe` or another
-    `ladder`; its seeds."""
+    """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
+    expectations. A short form states bounds, not verdicts: two seeds of twenty steps tell nothing at 5 %."""
 
     overrides: Overrides = []
     probe: Probing | None = None
@@ -142,14 +142,14 @@ class Form(Strict):
 
 
 class Recipe(Strict):
-    """An experiment. Its runs start from `config`, a file of recipes/configs/, or are those of a `probe` or of a
-    `ladder`. An arm is a list of overrides on top of the `shared` ones; the first arm is the baseline."""
+    """An experiment. Its runs start from `config`, a file of recipes/configs/, or are those of a `probe` or `ladder`.
+    An arm is a list of overrides in addition to the `shared` ones; the first arm is the baseline."""
 
     claim: str
     source: str
     notes: str = ""
     minutes: PositiveInt
-    """What the whole of it takes on two cores, at most."""
+    """Upper bound of the minutes that the whole recipe takes on two cores."""
     config: str | None = None
     probe: Probing | None = None
     ladder: Laddering | None = None
@@ -159,11 +159,11 @@ class Recipe(Strict):
     matched: list[Literal["params", "tokens", "flops", "cache_bytes"]] = []
     """The costs in which all arms are within 1 % of the first."""
     measure: dict[str, Measure] = {}
-    """What else is measured of every run, by name."""
+    """Further metrics that are measured after each run, by name."""
     metric: str = "val_loss"
-    """A figure of a run's result, or one that is measured."""
+    """A figure of a run's result, or a name of `measure`."""
     higher: bool = False
-    """More of the metric is better."""
+    """Whether a higher metric is better."""
     expect: Annotated[list[Expectation], Field(min_length=1)]
     short: Form = Form()
 
@@ -182,8 +182,8 @@ class Recipe(Strict):
         return self
 
     def list_metrics(self, short_form: bool = False) -> list[str]:
-        """Every metric that is measured or that something is expected of, the recipe's own first. A probe whose short
-        form compares costs alone may not have the level of the recipe's metric: it gives its reach."""
+        """List every metric that is measured or has an expectation, the recipe's own first. A probe's short form that
+        compares only costs gives `reach`, because it may lack the level of the recipe's metric."""
         form = self.form(short_form)
         unnamed = [each for each in form.expect if each.metric is None and (form.probe is None or each.cost is None)]
         own = [self.metric] if unnamed or not form.expect else []
@@ -191,12 +191,13 @@ class Recipe(Strict):
         return list(dict.fromkeys([*own, *self.measure, *named])) or ["reach"]
 
     def form(self, short_form: bool) -> Form:
-        """The whole experiment, or its short form."""
+        """Give the whole form, or the short one."""
         whole = Form(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
         return self.short if short_form else whole
 
     def key(self) -> str:
-        """A hash of what runs: that of a verdict tells whether the recipe has changed since."""
+        """Hash everything that affects the runs. A verdict keeps the hash, which shows if the recipe has changed
+        since."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
         settings = None if self.probe is None else self.probe.list_settings()
@@ -204,22 +205,22 @@ class Recipe(Strict):
         return hashlib.sha256(json.dumps([ran, config, settings, *ladder], sort_keys=True).encode()).hexdigest()[:12]
 
     def config_file(self) -> Path:
-        """The training config that all runs start from."""
+        """Give the file of the training config that all runs start from."""
         return recipes_dir() / "configs" / f"{self.config}.yaml"
 
 
 def list_overrides(recipe: Recipe, arm: str, short_form: bool = False) -> list[str]:
-    """The overrides of every run of an arm, its seed left out."""
+    """List the overrides of an arm's runs, without the seed."""
     return [*recipe.shared, *recipe.arms[arm], *recipe.form(short_form).overrides]
 
 
 def list_recipes() -> list[str]:
-    """The names of the packaged recipes."""
+    """List the names of the packaged recipes."""
     return sorted(file.stem for file in recipes_dir().glob("*.yaml"))
 
 
 def find_recipe(name: str) -> tuple[str, Recipe]:
-    """Read a packaged recipe, or a file; gives its name too. Raises ConfigError."""
+    """Read a packaged recipe, or a file; return its name and the recipe. Raises ConfigError."""
     if name.endswith((".yaml", ".yml")):
         return Path(name).stem, read_recipe(Path(name))
     if name not in (known := list_recipes()):
@@ -243,6 +244,6 @@ def read_recipe(file: Path) -> Recipe:
 
 
 def _word(message: str) -> str:
-    """Word a message of pydantic's as Zoo's own are."""
+    """Reword a message of pydantic's in the style of Zoo's errors."""
     said = message.removeprefix("Value error, ")
     return {"Field required": "is missing", "Extra inputs are not permitted": "no such key"}.get(said, said)

@@ -18,7 +18,8 @@ from zoo.report.history import RunRecord
 
 
 def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
-    """Train what the folder does not have yet, and collect all. Raises ConfigError for a run that is not done."""
+    """Train the runs that are missing in the folder, and collect the results. Raises ConfigError for a run that is not
+    done."""
     arms = collect_arms(run_arms(recipe, folder, short_form))
     seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
     costs = {each.name: each.costs for each in arms}
@@ -27,8 +28,8 @@ def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
 
 
 def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> dict[str, list[Path]]:
-    """Train what the folder does not have yet. Gives the folders of each arm's runs, which are named by their configs:
-    those of a recipe that was another are not among them."""
+    """Train the runs that are missing in the folder; return the folders of each arm's runs. A folder is named by a hash
+    of its run's config, so that runs of an older version of the recipe are not returned."""
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.plan import plan_launch
     from zoo.jobs.sweep import Sweep, drop_duplicates
@@ -53,12 +54,12 @@ def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> dict[str, list[P
 
 
 def find_folder(folder: Path, arm: str) -> Path:
-    """Where the runs of an arm are, below the recipe's folder."""
+    """Give the folder of an arm's runs, below the recipe's folder."""
     return folder / re.sub(r"[^\w.-]+", "-", arm)
 
 
 def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
-    """The arms as they ran, by the folders of their runs. Raises ConfigError for runs that are not done."""
+    """Read the arms from the folders of their runs. Raises ConfigError for runs that are not done."""
     arms, faults = [], []
     for name, own in folders.items():
         runs = [RunRecord(each) for each in own]
@@ -70,8 +71,8 @@ def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
 
 
 def collect_values(recipe: Recipe, arms: Sequence[Arm], short_form: bool) -> dict[str, dict[str, dict[int, float]]]:
-    """Every metric that something is expected of, by arm and seed. What is measured after training is measured here,
-    and kept beside each run."""
+    """Collect each metric by arm and seed. A metric of `recipe.measure` is measured here, and stored in the run's
+    folder."""
     found = {}
     for metric in recipe.list_metrics(short_form):
         asked = recipe.measure.get(metric)

@@ -1,4 +1,4 @@
-"""Recipes and their verdicts as tables."""
+"""Make tables of recipes and their verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
 def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | None]) -> Any:
-    """A row for each recipe: its claim, the first effect with its interval, how many expectations hold, when."""
+    """Make a table with a row for each recipe: claim, first effect with its interval, number of expectations that hold,
+    date."""
     rows = []
     for name, each in recipes.items():
         outcome = outcomes[name]
@@ -39,7 +40,7 @@ def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | No
 
 
 def list_machines(outcomes: Mapping[str, Outcome | None]) -> list[str]:
-    """A line for each processor that recipes ran on: how many of them."""
+    """List each processor in a line, with the number of recipes that ran on it."""
     ran = Counter(each.machine.partition(";")[0] for each in outcomes.values() if each is not None)
     return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
 
@@ -50,14 +51,14 @@ def describe_effect(each: Finding) -> str:
 
 
 def describe_pair(each: Finding | Expectation) -> str:
-    """The arms of an expectation."""
+    """Describe the arms of an expectation: `a − b`, `a ÷ b` for costs, or `a` alone."""
     sign = "÷" if each.cost else "−"
     pair = each.arm if each.against is None else f"{each.arm} {sign} {each.against}"
     return pair if each.metric is None else f"{each.metric}, {pair}"
 
 
 def format_value(each: Finding) -> str:
-    """A difference with half of its interval; of a bound, the mean and the range over the seeds."""
+    """Format a difference with half of its interval; for a bound, the mean and the range over the seeds."""
     if each.cost is not None:
         return f"×{each.value:.2f}"
     if each.p is None:
@@ -68,7 +69,7 @@ def format_value(each: Finding) -> str:
 
 
 def make_outcome_tables(name: str, recipe: Recipe, outcome: Outcome | None) -> list[Any]:
-    """The claim, its expectations beside what was found, and the arms with what they cost."""
+    """Make the tables of one recipe: claim, expectations with their findings, the arms' metrics and costs."""
     head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
     if outcome is None:
         took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"
@@ -91,13 +92,13 @@ def _expected(each: Expectation) -> str:
 
 
 def list_cells(each: Finding) -> list[str]:
-    """A finding as a row of `FINDINGS`."""
+    """Format a finding as a row of FINDINGS."""
     pair = f"{describe_pair(each)}: {each.expected}"
     return [pair, each.paper, each.found, format_value(each), format_p(each.p), "yes" if each.holds else "no"]
 
 
 def list_arms(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
-    """A header, and a row for each arm: the mean of each metric with its deviation."""
+    """Give a header, and a row for each arm: mean and standard deviation of each metric."""
     header = ("arm", *(f"{metric} ± σ" for metric in outcome.values))
     rows = []
     for arm in recipe.arms:
@@ -107,7 +108,7 @@ def list_arms(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[l
 
 
 def list_costs(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
-    """A header, and a row for each arm: what it costs in every currency."""
+    """Give a header, and a row for each arm: its cost in every currency."""
     return COSTS, [
         [arm, *(format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES)] for arm in recipe.arms
     ]

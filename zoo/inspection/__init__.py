@@ -1,4 +1,4 @@
-"""Look into trained models: attention maps, heads, activations, routing, gradient noise (`zoo inspect`)."""
+"""Inspect trained models: attention maps, heads, activations, routing, gradient noise (`zoo inspect`)."""
 
 from zoo.inspection.look import Inspected, inspect_model
 

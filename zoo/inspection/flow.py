@@ -1,5 +1,5 @@
 # E experts
-"""Watch the size of activations layer by layer, and which experts routers choose."""
+"""Record the size of activations layer by layer, and the experts that routers choose."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WATCHED = ("attention", "ffn", "block")
-"""The axes whose outputs are measured: what sub-layers add, and the stream after a layer."""
+"""The axes whose outputs are measured: sub-layers, and the residual stream after a layer (`block`)."""
 
 
 @dataclass
 class Activation:
-    """The outputs of one module: the sum of their squares, how many there are, and the largest."""
+    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude."""
 
     path: str
     axis: str
@@ -38,22 +38,22 @@ class Activation:
         self.largest = max(self.largest, float(values.abs().max()))
 
     def describe(self) -> dict[str, Any]:
-        """The root mean square, and the largest activation."""
+        """Give the root mean square and the largest magnitude, as plain data."""
         rms = math.sqrt(self.squares / max(self.count, 1))
         return {"path": self.path, "axis": self.axis, "kind": self.kind, "rms": rms, "largest": self.largest}
 
 
 @dataclass
 class Routing:
-    """How many tokens chose each expert [E] of one mixture."""
+    """The number of tokens (`loads` [E]) that one router sent to each expert."""
 
     path: str
     kind: str
     loads: Tensor
 
     def describe(self) -> dict[str, Any]:
-        """The share of each expert, those that no token chose, and how even the shares are: their entropy over log E, 1
-        where all are equal."""
+        """Give each expert's share, the experts without a token (`dead`), the `evenness` (entropy of the shares ÷ log
+        E, 1 if all are equal), and the largest share × E (`busiest`)."""
         shares = self.loads.double() / max(int(self.loads.sum()), 1)
         n_experts = len(shares)
         return {
@@ -67,8 +67,8 @@ class Routing:
 
 
 class Flow:
-    """Activations and routings that hooks have recorded, in the order of a pass. A module that runs several times in a
-    pass, as shared layers do, is recorded each time."""
+    """Activations and routings recorded by hooks, in the order of a pass. A module that runs several times in a pass,
+    such as a shared layer, has an entry for each time."""
 
     def __init__(self) -> None:
         self.activations: dict[tuple[str, int], Activation] = {}
@@ -76,24 +76,24 @@ class Flow:
         self.places: dict[str, int] = {}
 
     def count_call(self, path: str) -> tuple[str, int]:
-        """The module and the number of its call in this pass."""
+        """Give the key of a call: the module's path, and the number of its call in this pass, from 0."""
         number = self.places[path] = self.places.get(path, -1) + 1
         return path, number
 
     def note_output(self, path: str, spec: Any, output: Any) -> None:
-        """Add a module's output, or the first tensor of several."""
+        """Add a module's output; of several tensors, the first."""
         tensors = [each for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each)]
         if tensors:
             made = Activation(path, spec.axis, spec.kind)
             self.activations.setdefault(self.count_call(path), made).add(tensors[0])
 
     def note_input(self, path: str, spec: Any, given: Any) -> None:
-        """Add what the first layer of a tower reads."""
+        """Add the input of a tower's first layer."""
         made = Activation(path, "embedding", spec.kind)
         self.activations.setdefault(self.count_call(path), made).add(given[0])
 
     def note_routes(self, path: str, spec: Any, routes: Any) -> None:
-        """Add the experts that tokens were sent to."""
+        """Add a router's choices of experts."""
         assert isinstance(routes, Routes)
         loads = torch.bincount(routes.experts, minlength=spec.n_experts).cpu()
         key = self.count_call(path)
@@ -103,7 +103,7 @@ class Flow:
 
 @contextmanager
 def watch_flow(model: Any) -> Iterator[Flow]:
-    """Watch a model while the block runs; call `flow.places.clear()` before each pass."""
+    """Record the flow through a model inside the block; call `flow.places.clear()` before each pass."""
     flow, handles = Flow(), []
 
     def watch(path: str, module: Any, note: Any) -> None:

@@ -1,8 +1,8 @@
 # B rows, H heads, T queries, S keys
-"""Watch what the heads of softmax attention look at: their maps, entropy and effective rank.
+"""Record the attention maps of softmax attention's heads, with their entropy and effective rank.
 
-Maps are computed by the eager kernel, from the scores that every other kernel is tested against. An attention without a
-softmax over keys (a recurrent mixer, a Fourier transform) has no map.
+A subclass of the eager kernel takes its place during a pass and records the probabilities, so that every attention that
+calls `attend` has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ if TYPE_CHECKING:
 
 
 def measure_entropy(chances: Tensor) -> Tensor:
-    """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S where all are equal. It is 0 where all
-    are 0, and a sink's share is left out."""
+    """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S if all are equal, 0 if all are 0. They
+    are normalised first, which leaves out a sink's share."""
     share = chances / chances.sum(-1, keepdim=True).clamp(min=1e-30)
     return -torch.xlogy(share, share).sum(-1)
 
 
 def measure_rank(maps: Tensor) -> Tensor:
-    """Compute the effective rank of matrices [..., T, S]: exp of the entropy of the singular values, as shares of their
-    sum (Roy and Vetterli, 2007). 1 where all queries look alike, T where each looks at a key of its own."""
+    """Compute the effective rank of matrices [..., T, S]: exp of the entropy of the normalised singular values (Roy and
+    Vetterli, 2007). It is 1 if all queries attend alike, T if each attends to a different key."""
     return measure_entropy(torch.linalg.svdvals(maps.float())).exp()
 
 
 @dataclass
 class Heads:
-    """Statistics of one attention's heads, summed over rows: maps [H, T, S] of the positions that all rows have, and
-    for each head the entropy, the entropy of equal weights, the share of the sinks, and the effective rank of the
-    map."""
+    """Statistics of one attention's heads, summed over rows: maps [H, T, S] of the positions that all rows have; and
+    for each head the entropy, the entropy of uniform weights, the sinks' share, and the effective rank of the map."""
 
     path: str
     kind: str
@@ -49,7 +48,7 @@ class Heads:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, chances: Tensor, visible: Tensor) -> None:
-        """Add rows of probabilities [B, H, T, S], of queries that see `visible` [B, H, T] keys."""
+        """Add rows of probabilities [B, H, T, S]; `visible` [B, H, T] is the number of keys that each query sees."""
         chances = chances.double()
         sees = (visible > 0).double()
         self._sum("entropy", (measure_entropy(chances) * sees).sum((0, 2)))
@@ -69,12 +68,12 @@ class Heads:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def mean_maps(self) -> Tensor:
-        """The mean map of each head [H, T, S]."""
+        """Give the mean map of each head [H, T, S]."""
         assert self.maps is not None
         return (self.maps / self.rows).float()
 
     def describe(self) -> list[dict[str, float]]:
-        """The figures of each head: means over queries, and the rank's over rows."""
+        """Give the figures of each head: means over queries; for the rank, over rows."""
         counts = {"entropy": self.queries, "uniform": self.queries, "sink": self.queries, "rank": self.rows}
         return [
             {name: float(values[head]) / max(counts[name], 1) for name, values in self.sums.items()}
@@ -83,7 +82,7 @@ class Heads:
 
 
 class Watcher(Eager):
-    """The eager kernel that gives the probabilities of each call to the attention that is running."""
+    """The eager kernel, which also records the probabilities of each call for the attention that is running."""
 
     def __init__(self) -> None:
         self.running: list[Heads] = []
@@ -97,7 +96,7 @@ class Watcher(Eager):
         return chances
 
     def note(self, chances: Tensor, how: Scores) -> None:
-        """Add a call's probabilities to the attention that runs, and to the number of this call in it."""
+        """Record a call's probabilities under the running attention and the number of the call in this pass."""
         attention = self.running[-1]
         number = self.places[attention.path] = self.places.get(attention.path, -1) + 1
         heads = self.calls.setdefault((attention.path, number), Heads(attention.path, attention.kind))
@@ -110,7 +109,7 @@ class Watcher(Eager):
 
 @contextmanager
 def watch_heads(model: Any) -> Iterator[Watcher]:
-    """Watch every attention of a model while the block runs; call `watcher.places.clear()` before each pass."""
+    """Record every attention of a model inside the block; call `watcher.places.clear()` before each pass."""
     watcher, handles, kernel = Watcher(), [], model.kernel
     for path, module in list_modules(model, "attention"):
         heads = Heads(path, module.spec.kind)
@@ -134,7 +133,7 @@ def list_modules(model: Any, axis: str) -> list[tuple[str, Any]]:
 
 
 def list_mapless(model: Any, watcher: Watcher) -> list[dict[str, str]]:
-    """List the attentions that no map was made of, and have none inside: what kind each is."""
+    """List the attentions without a map, by path and kind; one that contains other attentions is left out."""
     seen = {path for path, _ in watcher.calls}
     found = []
     for path, module in list_modules(model, "attention"):

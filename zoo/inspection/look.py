@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Look into a model on some rows of text: heads, activations, routing and gradient noise as plain data and maps."""
+"""Inspect a model on some rows of text: heads, activations, routing and gradient noise as plain data, and maps."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 USUAL_CONTEXT = 256
-"""Tokens of a row where the model or its run has more."""
+"""Most tokens of a row, unless a context is given."""
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """The results of an inspection: figures as plain data, and the mean map [H, T, S] of each attention by its name in
-    them."""
+    """The results of an inspection: figures as plain data, and the mean map [H, T, S] of each attention, under the name
+    that the figures have for it (`map`)."""
 
     figures: dict[str, Any]
     maps: dict[str, Tensor]
@@ -49,11 +49,11 @@ def inspect_model(
     note: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> Inspected:
-    """Look into the model of a run, a checkpoint or a Hugging Face folder, in float32.
+    """Inspect the model of a run, a checkpoint or a Hugging Face folder, in float32.
 
-    The rows are of the run's validation split, or of the data that overrides name (`data=text data.path=…`), spread
-    evenly over it, each of `context` tokens and made as the objective makes them. `noise_rows` of them give the
-    gradient noise scale; 0 leaves it out. Raises ConfigError.
+    The rows of `context` tokens are spread evenly over the run's validation split, or over the data that overrides name
+    (`data=text data.path=…`), and prepared by the run's objective. `noise_rows` of them are used for the gradient noise
+    scale; 0 leaves it out. Raises ConfigError.
     """
     tell = note or (lambda line: None)
     subject = Subject(place, None, dtype="fp32", device=device, note=tell)
@@ -72,8 +72,8 @@ def inspect_model(
 def read_rows(
     subject: Subject, overrides: Sequence[str], count: int, context: int | None, progress: Progress
 ) -> tuple[list[Batch], Objective, dict[str, Any]]:
-    """Read rows of what a model is evaluated on, each as a batch of one without padding; the objective that made them,
-    and what they are. Raises ConfigError."""
+    """Read rows of a model's evaluation data, each as a batch of one without padding. Returns the rows, the objective,
+    and a description. Raises ConfigError."""
     plan, data = subject.open_data(list(overrides), context, progress)
     objective, spec = plan.objective, subject.spec
     length = context or min(plan.seq_len or longest_text(spec), USUAL_CONTEXT)
@@ -100,7 +100,7 @@ def split(batch: Batch) -> list[Batch]:
 
 
 def trim(row: Batch) -> Batch:
-    """Cut the padding off a row: behind its last real token, and of a decoder behind its last target."""
+    """Cut off a row's padding: behind the last real token, and for a decoder's input behind the last target."""
     if row.attention_mask is not None:
         real = int(row.attention_mask.sum())
         width = row.input_ids.shape[1]
@@ -121,7 +121,7 @@ def trim(row: Batch) -> Batch:
 
 
 def look(model: Any, rows: Sequence[Batch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run rows through a model and describe its heads, activations and routings; give the mean maps."""
+    """Run rows through a model; describe its heads, activations and routings, and give the mean maps."""
     if not rows:
         raise ConfigError("rows: there are none in the data (more text, or a shorter --context)")
     device = next(model.parameters()).device

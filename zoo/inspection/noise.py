@@ -1,10 +1,10 @@
 # R rows
-"""Estimate the gradient noise scale (McCandlish et al., 2018): the batch from which on larger ones gain little.
+"""Estimate the gradient noise scale (McCandlish et al., 2018): the batch size beyond which larger batches gain little.
 
-    B = tr Σ / |G|²,  G the true gradient, Σ the covariance of single rows' gradients
+B = tr Σ / |G|², G the true gradient, Σ the covariance of single rows' gradients
 
-from the squared norms of gradients of a small and of a large batch (their appendix A.1), here of single rows and of all
-rows together. The error is the jackknife's: each row is left out once.
+It follows from the squared gradient norms of a small and a large batch (their appendix A.1), here of single rows and of
+all rows together. The standard error is the jackknife's: each row is left out once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LEAST_ROWS = 2
 
 @dataclass(frozen=True)
 class Noise:
-    """The gradient's squared norm |G|² and the trace of its covariance tr Σ, estimated without bias from `rows` rows of
-    `targets` each; and the standard error of their quotient, the noise scale, in rows."""
+    """Unbiased estimates of the gradient's squared norm |G|² (`signal`) and of tr Σ (`noise`), from `rows` rows with
+    `targets` targets each on average; and the standard error of their quotient, the noise scale, in rows."""
 
     signal: float
     noise: float
@@ -40,11 +40,11 @@ class Noise:
 
     @property
     def scale(self) -> float | None:
-        """The noise scale in rows; None where the rows are too few to see the gradient in its noise."""
+        """Give the noise scale in rows; None if there are too few rows to tell the gradient from its noise."""
         return self.noise / self.signal if self.signal > 0 else None
 
     def describe(self) -> dict[str, Any]:
-        """The estimate as plain data."""
+        """Give the estimate as plain data."""
         scale = self.scale
         return {
             "rows": scale,
@@ -65,7 +65,7 @@ def estimate_noise(small: float, large: float, small_norm: float, large_norm: fl
 
 
 def measure_noise(model: Any, objective: Objective, rows: Sequence[Batch]) -> Noise:
-    """Measure the noise scale of an objective's gradient on rows, each a batch of one. Weights stay as they are.
+    """Measure the noise scale of an objective's gradient on rows, each a batch of one. Weights are not changed.
 
     Raises ConfigError for fewer than two rows that have targets.
     """
@@ -84,7 +84,8 @@ def measure_noise(model: Any, objective: Objective, rows: Sequence[Batch]) -> No
 
 
 def summarise_norms(norms: Sequence[float], products: Sequence[float], total: float, targets: float = 1.0) -> Noise:
-    """Estimate the noise from each row's squared norm, its product with the sum of all, and the sum's squared norm."""
+    """Estimate the noise from each gradient's squared norm and its inner product with the sum of all gradients, and the
+    squared norm of that sum (`total`)."""
     count = len(norms)
     signal, noise = estimate_noise(1, count, sum(norms) / count, total / count**2)
     left_out = []
@@ -100,7 +101,7 @@ def summarise_norms(norms: Sequence[float], products: Sequence[float], total: fl
 
 
 def _compute_gradients(model: Any, objective: Objective, rows: Sequence[Batch]) -> Iterator[list[Tensor]]:
-    """The gradient of each row's mean loss, one after the other: the next one takes its place."""
+    """Yield the gradient of each row's mean loss. The next one overwrites its memory."""
     weights = [each for each in model.parameters() if each.requires_grad]
     device = weights[0].device
     for row in rows:
@@ -112,5 +113,5 @@ def _compute_gradients(model: Any, objective: Objective, rows: Sequence[Batch]) 
 
 
 def _multiply(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The inner product of two gradients."""
+    """Compute the inner product of two gradients."""
     return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))

@@ -1,4 +1,4 @@
-"""Ladders: sizes of one architecture trained by one rule, for a scaling law (`zoo ladder`)."""
+"""Train ladders: sizes of one architecture, scaled and trained by one rule, for a scaling law (`zoo ladder`)."""
 
 from zoo.ladder.climbing import climb
 from zoo.ladder.plan import Ladder, Request, Rung, plan_ladder, predict_seconds

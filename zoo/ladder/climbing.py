@@ -1,13 +1,13 @@
 """Climb a ladder: train sizes of one architecture, predict the loss of the largest, and fit a scaling law to them all.
 
-    FOLDER/ladder.json       what each run is, and the seconds that were predicted
-    FOLDER/01-19840/ …       a run a size, named by its parameters
+    FOLDER/ladder.json       the plan of each run, with its predicted seconds
+    FOLDER/01-19840/ …       one run a size, named by its parameters
     FOLDER/points.jsonl      parameters, tokens and loss at the end of each decay, for `zoo fit`
-    FOLDER/prediction.json   the losses of the largest size, written before its run begins
+    FOLDER/prediction.json   predicted losses of the largest size, written before its run begins
     FOLDER/fit.json          the law of all points, for `zoo predict`
-    FOLDER/ladder.svg        the losses over tokens, and the predicted ones
+    FOLDER/ladder.svg        losses over tokens, measured and predicted
 
-The same call goes on where an earlier one was stopped: runs that are done are left as they are.
+The largest size is held out whole, because a ladder predicts over sizes. Calling again resumes; done runs are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PICTURE = "ladder.svg"
 Say = Callable[[str], object]
 
 PREDICTED = ("seconds", "evaluating", "timed")
-"""What of a rung another call may find otherwise."""
+"""Fields of a rung that may differ in a later call: they are measured."""
 
 
 class LadderFile(JsonShape):
@@ -55,9 +55,9 @@ class PredictionFile(JsonShape):
 
 
 def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict[str, Any]:
-    """Train what is not trained yet, the largest last, after its prediction was written. Returns the outcome.
+    """Train all sizes that are not done; predict the largest one's losses before its run. Returns the outcome.
 
-    Raises ConfigError where the folder has another ladder, and ZooError where a run fails.
+    Raises ConfigError if the folder has another ladder, and ZooError if a run fails.
     """
     ladder = _open_folder(ladder, folder)
     for rung in ladder.rungs[:-1]:
@@ -80,7 +80,7 @@ def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict
 
 
 def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
-    """Write ladder.json, or take up the ladder that the folder has. Raises ConfigError where that is another one."""
+    """Write ladder.json, or read the one in the folder. Raises ConfigError if that is of another ladder."""
     file = folder / LADDER
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,8 @@ def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
 
 
 def write_points(ladder: Ladder, folder: Path) -> Points:
-    """Write the points of the runs that are done, a line for each decay's end. Raises ZooError where one is missing."""
+    """Write the points of the runs that are done, a line for each decay's end. A point's tokens are those that its
+    weights were trained on. Raises ZooError if a loss is missing."""
     lines = []
     for rung in ladder.rungs:
         record = RunRecord(folder / rung.name)
@@ -148,9 +149,9 @@ def read_points(folder: Path) -> Points:
 
 
 def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
-    """Predict a size's losses from those of all others, and write them; or read them where that was done.
+    """Predict a size's losses from those of all other sizes, and write them; or read an earlier prediction.
 
-    Raises ZooError where the size was trained before.
+    Raises ZooError if the size was trained before its prediction was written.
     """
     file = folder / PREDICTION
     if file.is_file():
@@ -170,7 +171,7 @@ def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int)
 
 
 def _find_doubt(fit: Fit, rung: Rung) -> str | None:
-    """Why `zoo predict` would not say what the fit says of a size; None where it would."""
+    """Give the reason for which `zoo predict` would refuse to predict a size from the fit; None if it would not."""
     try:
         fit.check_reach(rung.params, rung.tokens[-1])
     except ConfigError as error:
@@ -179,7 +180,7 @@ def _find_doubt(fit: Fit, rung: Rung) -> str | None:
 
 
 def _compare(prediction: dict[str, Any], points: Points) -> list[dict[str, Any]]:
-    """Compare predictions with measurements."""
+    """Compare the predicted losses with the measured ones."""
     of = {each["params"] for each in prediction["losses"]}
     measured = Points.collect(row for row in points.rows() if row[0] in of)
     return compare_held(Fit.from_dict(prediction["fit"]), measured)

@@ -1,4 +1,4 @@
-"""Plan a ladder's runs: their sizes, rates, batches and lengths, what they cost, and how long they take."""
+"""Plan a ladder's runs: sizes, learning rates, batches and lengths, their FLOPs, and their seconds."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from zoo.training.planning import TrainingPlan, plan_training
 from zoo.training.schedule import WSDS
 
 LEAST_SIZES = 4
-"""Sizes of a ladder at least: a law asks for three, and the largest is held out."""
+"""Fewest sizes of a ladder: a law needs three, and the largest is held out."""
 
 OWN = ("model", "steps", "eval_batches", "schedule", "schedule.points", "schedule.warmup", "hydra.run.dir")
 """Keys that the ladder itself sets."""
 
 USUAL = ("schedule=wsd_s", "eval_every=null", "sample=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
-"""What its runs have unless the user says otherwise."""
+"""Default overrides of its runs."""
 
 PATIENCE = 20.0
-"""Seconds that the updates which are timed may take; a longer run's time follows from the rate of the one before."""
+"""Most seconds for timing some updates of a run; a slower run's time follows from the FLOP/s of the run before."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request for a ladder. `largest` and `smallest` are parameters; None: the model's own, and a sixteenth of it."""
+    """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own number, and a
+    sixteenth of it)."""
 
     model: str
     overrides: tuple[str, ...] = ()
@@ -56,9 +57,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Rung:
-    """One size's run: what is trained, how long, and what it costs.
+    """The planned run of one size: overrides, lengths, and FLOPs.
 
-    `seconds` of training and of `evaluating` are predicted, where `timed` from some of its own updates.
+    `seconds` (training) and `evaluating` are predicted seconds; `timed` says whether some updates of it were timed.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Rung:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens that the weights are trained on at the end of each decay."""
+        """Give the tokens that the weights are trained on at the end of each decay."""
         return tuple(updates * self.batch_tokens for updates in self.lengths.trained)
 
 
@@ -87,7 +88,7 @@ class Ladder:
     rungs: tuple[Rung, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The ladder as plain data."""
+        """Give the ladder as plain data."""
         rungs = [{**asdict(each), **asdict(each.lengths), "tokens": each.tokens} for each in self.rungs]
         for each in rungs:
             del each["lengths"]
@@ -118,7 +119,7 @@ def plan_ladder(asked: Request) -> Ladder:
 
 
 def _plan_rung(asked: Request, base: TrainingPlan, name: str, size: Size, rows: int, rate: float, whole: bool) -> Rung:
-    """Plan the run of a size with so many rows an update; `whole`: evaluated on all of the validation split."""
+    """Plan the run of a size with `rows` rows an update; `whole` evaluates on the whole validation split."""
     seq_len, schedule = base.settings.seq_len, base.settings.schedule
     assert isinstance(schedule, WSDS)
     goes_back = schedule.continue_from == "before"
@@ -149,7 +150,7 @@ def _read_key(override: str) -> str:
 
 
 def _choose_model_overrides(overrides: Sequence[str]) -> list[str]:
-    """Choose the overrides that are the model's, and write them as `zoo stats` takes them."""
+    """Select the overrides of the model, without the prefix `model.`, as `zoo stats` takes them."""
     found = [re.sub(r"^([+~]*)model\.", r"\1", each) for each in overrides]
     return [
         each
@@ -159,7 +160,7 @@ def _choose_model_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
-    """Raise ConfigError for what the ladder's rules do not hold for."""
+    """Raise ConfigError for settings to which the ladder's rules do not apply."""
     settings, faults = base.settings, []
     if settings.objective.kind != "next_token":
         found = f"is {settings.objective.kind}, and the ladder counts tokens as next_token reads them"
@@ -176,8 +177,8 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:
-    """Predict how long each run takes, from some of its own updates and evaluations where they are short; else from the
-    rate of the size before, or of matrix products alone. Raises ZooError where a run could not begin."""
+    """Predict the seconds of each run: by timing some of its updates and evaluations if they are short; else from the
+    FLOP/s of the size before, or of matrix products alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.speed import find_peak
 

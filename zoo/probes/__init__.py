@@ -1,1 +1,1 @@
-"""Probes: synthetic tasks that tell what an architecture can do, and how far, at sizes that a CPU trains in seconds."""
+"""Probes: synthetic tasks that measure one ability of an architecture each, at sizes that a CPU trains in seconds."""

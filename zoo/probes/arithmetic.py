@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""A probe of arithmetic in the head: no step of it is written down."""
+"""Probe mental arithmetic: expressions are evaluated without writing down a step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ OPERATIONS = (np.add, np.subtract, np.multiply)
 
 @dataclass(frozen=True, kw_only=True)
 class Mano(Probe, name="mano"):
-    """The value of an expression modulo p (Allen-Zhu, 2025, "Physics of language models: part 4.1", the task Mano).
+    """Evaluate an expression modulo p (Allen-Zhu, 2025, "Physics of language models: part 4.1", the task Mano).
 
     A row is padding and an expression in prefix notation: n operations +, − and ×, each followed by its two operands,
     and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the operations
-    between two operands. The answer stands at the last token. The level is n; training draws it from 1 to the highest
-    level. Chance is that of the likeliest value, 0.
+    between two operands. The answer is asked at the last token. The level is n; training draws it from 1 to the highest
+    level. The chance accuracy is the probability of the likeliest value, 0.
     """
 
     level_is: ClassVar[str] = "operations"
@@ -61,7 +61,7 @@ class Mano(Probe, name="mano"):
         return made
 
     def _draw_expression(self, rng: np.random.Generator, operations: int) -> tuple[list[int], int]:
-        """An expression's tokens, and its value."""
+        """Draw an expression; return its tokens and its value."""
         if not operations:
             number = int(rng.integers(self.modulus))
             return [number], number
@@ -73,7 +73,7 @@ class Mano(Probe, name="mano"):
 
 @cache
 def find_values(operations: int, modulus: int) -> tuple[float, ...]:
-    """The chance of each value of an expression of so many operations."""
+    """Compute the probability of each value 0 … p − 1 of a random expression with `operations` operations."""
     if not operations:
         return (1 / modulus,) * modulus
     numbers, found = np.arange(modulus), np.zeros(modulus)

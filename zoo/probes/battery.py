@@ -1,4 +1,4 @@
-"""Run a probe on a model: search the learning rate, then train and report several seeds at the best."""
+"""Run a probe on a model: search the learning rate, then train and report several seeds at the best rate."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ RATES = tuple(10 ** (-4 + half / 2) for half in range(6))
 """Learning rates that are tried first: half decades from 1e-4 to 3e-2."""
 
 BESIDE = (10**-0.25, 10**0.25)
-"""What the best of them is then multiplied with."""
+"""Factors of the best of RATES, tried next."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training of a model on a probe. With `report` it is scored on every level, else on examples to choose by."""
+    """One training of a model on a probe. With `report` it is scored on every level, else on the examples for choosing
+    the learning rate."""
 
     spec: Any
     probe: Probe
@@ -55,12 +56,12 @@ def run_probe(
     folder: Path | None = None,
     say: Say = lambda line: None,
 ) -> Outcome:
-    """Run a probe on a packaged model, a YAML or a Spec, brought to the probe's size.
+    """Run a probe on a packaged model, a YAML or a Spec, shrunk to the probe's size.
 
-    `overrides` change the model, and what they set is kept (`n_layers=1`, `d_model=128`). `settings` are those of the
-    probe (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates`, and unless these are given at two
-    beside the best; then every seed at the best, in the processes of a `pool` (`open_pool`) if one is given. With a
-    `folder` each training is kept in it, so that a run which was killed goes on. Raises ConfigError.
+    `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
+    the probe's (`{"context": 64, "levels": (8,)}`). Seed 0 is trained at all `rates` (None: RATES, then two next to the
+    best); then every seed at the best rate. Trainings run in the processes of a `pool` (`open_pool`), if given. With a
+    `folder` each training is stored, so that a killed run resumes. Raises ConfigError.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -86,7 +87,7 @@ def run_probe(
 
 
 def load_small(model: Any, probe: Probe, overrides: Sequence[str] = ()) -> tuple[Any, str]:
-    """Load a model and bring it to a probe's size. Gives its Spec and what to call it. Raises ConfigError."""
+    """Load a model and shrink it to a probe's size; return its Spec and a label. Raises ConfigError."""
     from zoo.run.builder import load_spec
 
     label = model if isinstance(model, str | Path) else getattr(model, "kind", "model")
@@ -105,7 +106,7 @@ def list_touched(override: str) -> list[str]:
 
 
 def hash_key(spec: Any, probe: Probe) -> str:
-    """Hash the architecture and the probe: what trainings depend on, beside learning rate and seed."""
+    """Hash the architecture and the probe: all that trainings depend on, except learning rate and seed."""
     from zoo.grammar import to_essentials
 
     text = json.dumps([to_essentials(spec), probe.name, probe.settings()], sort_keys=True)
@@ -122,7 +123,8 @@ def search_rate(
     store: Store,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
-    """Train seed 0 at every rate, then at two beside the best. Gives what each scored on examples to choose by."""
+    """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy and loss by rate, on the
+    examples for choosing."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:
@@ -138,13 +140,14 @@ def search_rate(
 
 
 def choose_best(chosen: Mapping[float, Mapping[str, float]]) -> float:
-    """Choose the learning rate of the best accuracy, of equal ones that of the least loss."""
+    """Choose the learning rate with the best accuracy; among equal accuracies, the lowest loss."""
     return max(chosen, key=lambda lr: (chosen[lr]["accuracy"], -chosen[lr]["loss"]))
 
 
 @contextmanager
 def open_pool(jobs: int) -> Iterator[Executor | None]:
-    """Open processes of one thread each; none for one job, which runs here. Small matrices gain nothing by threads."""
+    """Open a pool of processes with one thread each; None for one job, which runs in this process. Small matrices gain
+    nothing from threads, nor seeds from being stacked into one model (torch.vmap; measured in November 2026)."""
     if jobs == 1:
         from zoo.lazy import torch
         from zoo.run.threads import keep_threads
@@ -168,7 +171,7 @@ def use_one_thread() -> None:
 
 
 def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Run tasks, but those that the store has; gives each with what it found, in order."""
+    """Run the tasks that are not in the store; yield each task with its result, in order."""
     waiting = [pool.submit(run_task, each) if pool and each not in store else None for each in tasks]
     for each, future in zip(tasks, waiting, strict=True):
         if each in store:
@@ -180,7 +183,7 @@ def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Ite
 
 
 def run_task(task: Task) -> dict[str, Any]:
-    """Train and score one model. Plain data, so that it may be stored."""
+    """Train and score one model; return plain data, which can be stored."""
     start = time.monotonic()
     found = _train_and_score(task)
     return {**found, "seconds": round(time.monotonic() - start, 2)}
@@ -212,7 +215,7 @@ def describe(
     best: float,
     reports: Sequence[SeedReport],
 ) -> Outcome:
-    """Put together what was found, beside what the model costs."""
+    """Make the Outcome of the reports, with the price of the model."""
     from zoo.costs.price import price
     from zoo.costs.setup import Setup
 

@@ -1,4 +1,4 @@
-"""All probes, and how one is made by its name."""
+"""List all probes, and make a probe by its name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EVERY: tuple[type[Probe], ...] = (
     *(MQAR, Overwrite, Bind, Needle, Noisy, Fuzzy, Select, Copy, Induction),
     *(Parity, WordZ6, WordS3, WordS5, Hops, Mano, Memorise, Compress),
 )
-"""All probes, in the order in which a card has them."""
+"""All probes, in the order of a card."""
 
 CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, WordZ6, WordS5, Mano, Compress))
-"""The battery of a card unless others are named: recall by mqar and its kin, and of word problems the smallest that
-does not commute."""
+"""The default battery of a card: of recall the variants of mqar and memorise, of word problems the smallest group that
+does not commute (S3)."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, Any] | None = None) -> Probe:

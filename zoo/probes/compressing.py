@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probe of compression: a whole row, told from the one vector at its end."""
+"""Probe compression: a whole row is reconstructed from the one vector at its end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ PAD, END = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Compress(OneLength, name="compress"):
-    """Compression (Poli et al., 2024, MAD): all tokens of a row from the model's output at the last one.
+    """Compression (Poli et al., 2024, MAD): reconstruct all tokens of a row from the model's output at the last one.
 
-    A row is padding, then M letters, each one of V − 2, and an end token. The answer at each letter is the letter, and
-    a readout gives it from the vector at the end token (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2).
+    A row is padding, then M letters, each one of V − 2, and an end token. The answer at each letter is the letter
+    itself; a readout computes it from the vector at the end token (`zoo.probes.readout`). The level is M. Chance is
+    1/(V − 2).
     """
 
     level_is: ClassVar[str] = "letters"

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probes of copying: letters among blanks (select), strings (copy), the token that followed a marker (induction)."""
+"""Probe copying: letters among blanks (select), strings (copy), the token that followed a marker (induction)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ BLANK, GO = 0, 1
 class Select(OneLength, name="select"):
     """Selective copying (Gu and Dao, 2023; Poli et al., 2024, MAD).
 
-    M letters, each one of V − 2, stand in order among T − 2M − 1 blanks, at places drawn at random (also before the
-    first and after the last); then a go token, then the letters again. Each of these is the answer at the token before
-    it. The level is M. Chance is 1/(V − 2).
+    A row is M letters, each one of V − 2, at random places among T − 2M − 1 blanks; then a go token, then the letters
+    again in order. Each repeated letter is the answer at the token before it. The level is M. Chance is 1/(V − 2).
     """
 
     level_is: ClassVar[str] = "letters"
@@ -57,11 +56,11 @@ LETTERS, START, BAR, END, PAD = 26, 26, 27, 28, 29
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(Probe, name="copy"):
-    """Copying of strings, and of longer ones than training had (Jelassi et al., 2024, "Repeat after me").
+    """Copying of strings, also of longer ones than in training (Jelassi et al., 2024, "Repeat after me").
 
-    A row is `$ s | s .` with a string s of 26 letters, then padding. The answers are the second s and the full stop;
-    a row counts where all are right. The level is the length of s; that of training is drawn from `shortest` to
-    `longest`. Chance is 26^−n.
+    A row is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full stop;
+    a row is correct if all are. The level n is the length of s; training draws it from `shortest` to `longest`. Chance
+    is 26^−n.
     """
 
     level_is: ClassVar[str] = "letters"
@@ -105,11 +104,11 @@ class Copy(Probe, name="copy"):
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Probe, name="induction"):
-    """Induction head: what followed the marker the first time (Olsson et al., 2022; Gu and Dao, 2023).
+    """Induction head: predict the token that followed the marker before (Olsson et al., 2022; Gu and Dao, 2023).
 
-    Tokens are drawn from `symbols`. A marker stands at one place, drawn at random, and at the end of the row; the
-    answer there is the token after its first place. Trained in a context of T tokens; the level is how many times as
-    many a row has. Chance is 1/symbols.
+    Tokens are drawn from `symbols`. A marker is at one random place and at the end of the row; the answer at the end is
+    the token after the first marker. Training has rows of `context` tokens; the level is a row's length as a multiple
+    of that. Chance is 1/symbols.
     """
 
     level_is: ClassVar[str] = "times the length"

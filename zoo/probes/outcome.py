@@ -1,4 +1,4 @@
-"""The outcome of a probe of one model: learning rates tried, seeds at the best of them, and levels reached."""
+"""Describe the outcome of a probe on one model: learning rates tried, seeds at the best rate, levels reached."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from statistics import mean, median_low, stdev
 from typing import Any
 
 ENOUGH = 0.9
-"""The accuracy from which a level counts as reached; and the share of the best accuracy that bounds the window."""
+"""The accuracy from which a level is reached; and the share of the best accuracy that bounds the window."""
 
 LEAST_GAIN = 0.1
-"""The share of the way from chance to 1 that the best learning rate must have made for a window to mean anything."""
+"""Smallest (accuracy − chance) / (1 − chance) of the best learning rate for which a window is given."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The learning rates around the best with at least 0.9 times its accuracy, by interpolation between those that were
-    tried; `decades` is its width. An end is `open` where no rate beyond it was tried."""
+    """The range of learning rates around the best with at least 0.9 times its accuracy, interpolated between the rates
+    tried; `decades` is its width. An end is open if accuracy is still that high at the outermost rate."""
 
     low: float
     high: float
@@ -32,7 +32,7 @@ class Window:
 
 
 def find_window(accuracy: Mapping[float, float], chance: float) -> Window | None:
-    """Find the window of learning rates; None where the best one hardly learns more than chance."""
+    """Find the window of learning rates; None if the best rate hardly learns more than chance."""
     rates = sorted(accuracy)
     best = max(rates, key=lambda lr: accuracy[lr])
     if accuracy[best] - chance < LEAST_GAIN * (1 - chance):
@@ -44,7 +44,7 @@ def find_window(accuracy: Mapping[float, float], chance: float) -> Window | None
 
 
 def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float) -> tuple[float, bool]:
-    """Go from the best rate to where accuracy falls below `least`. Gives the rate there, and whether none was met."""
+    """Find the rate, from the best one outwards, at which accuracy falls below `least`; and whether it never does."""
     for inner, outer in pairwise(rates):
         if accuracy[outer] < least:
             share = (accuracy[inner] - least) / (accuracy[inner] - accuracy[outer])
@@ -53,7 +53,7 @@ def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float)
 
 
 def find_reach(accuracy: Mapping[int, float]) -> int:
-    """Find the hardest level up to which every level has an accuracy of 0.9; 0 where the easiest has not."""
+    """Find the hardest level such that all levels up to it have an accuracy of 0.9; 0 if the easiest has not."""
     reached = 0
     for level in sorted(accuracy):
         if accuracy[level] < ENOUGH:
@@ -76,10 +76,9 @@ class SeedReport:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model on a probe. `chosen` are accuracies by learning rate on the examples that it is chosen by; `seeds` are
-    reports on examples that nothing was chosen by. `state_bytes` are those of a row of training in float32: keys and
-    values, or recurrent states; `flops` are a token's, forward, the head among them; `seconds` are those of all
-    trainings and their scores together."""
+    """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
+    `seeds` are reports on fresh examples. `state_bytes` are the keys and values, or recurrent states, of a training row
+    in float32; `flops` are the forward FLOPs of a token, head included; `seconds` those of all trainings and scores."""
 
     model: str
     overrides: tuple[str, ...]
@@ -107,7 +106,7 @@ class Outcome:
 
     @property
     def on_edge(self) -> bool:
-        """Whether the best learning rate is the lowest or the highest that was tried."""
+        """Whether the best learning rate is the lowest or highest tried."""
         return self.lr in (min(self.chosen), max(self.chosen))
 
     @property
@@ -116,11 +115,11 @@ class Outcome:
 
     @property
     def reach(self) -> int:
-        """The median of what the seeds reached, of an even number the lower of both in the middle."""
+        """Give the median (the lower one of two) of the levels that the seeds reached."""
         return median_low(self.reaches)
 
     def accuracy(self, level: int) -> tuple[float, float | None]:
-        """The mean over seeds at a level, and the deviation of one seed; None with one seed."""
+        """Give the mean accuracy of the seeds at a level, and the standard deviation (None with one seed)."""
         return self.average(level, "accuracy")
 
     def average(self, level: int, name: str) -> tuple[float, float | None]:
@@ -128,7 +127,7 @@ class Outcome:
         return mean(found), stdev(found) if len(found) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The outcome as plain data, with what follows from it: `window`, `reach`, means and deviations by level."""
+        """Give the outcome as plain data, with derived figures: `window`, `reach`, means and deviations by level."""
         window = self.window
         found = asdict(self)
         found["chosen"] = [{"lr": lr, "accuracy": self.chosen[lr]} for lr in sorted(self.chosen)]
@@ -149,7 +148,8 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
-        """Read what `to_dict` wrote, after JSON has made its keys text. Raises KeyError, TypeError or ValueError."""
+        """Read the data of `to_dict` back from JSON, where keys are strings. Raises KeyError, TypeError or
+        ValueError."""
         given = {name: data[name] for name in cls.__dataclass_fields__}
         seeds = tuple(
             SeedReport(each["seed"], {int(level): found for level, found in each["levels"].items()})

@@ -1,5 +1,5 @@
 # B rows, T tokens, D model width, V vocabulary
-"""A readout trained beside a model: it tells all tokens of a row from the output at the last one."""
+"""Make a readout, trained with a model: it reconstructs all tokens of a row from the output at the last one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDER = 4
 
 
 class Readout(nn.Module):
-    """An MLP of two layers on the output at the last token plus the sinusoids of a place, which gives the token there.
+    """An MLP of two layers. From the output at the last token plus a place's sinusoids it predicts the token there.
 
     It is no part of the model, and no price counts it.
     """
@@ -25,14 +25,14 @@ class Readout(nn.Module):
         self.outer = nn.Linear(WIDER * d_model, vocab_size)
 
     def forward(self, last: Tensor, length: int) -> Tensor:
-        """Compute logits [B, T, V] of the `length` tokens of rows, from the outputs [B, D] at their last ones."""
+        """Compute logits [B, T, V] of all `length` tokens of rows, from the outputs [B, D] at the last token."""
         places = torch.arange(length, device=last.device)[None]
         waves = Sinusoidal().draw_waves(places, last.shape[-1])
         return self.outer(F.gelu(self.inner(last[:, None] + waves)))
 
 
 def make_readout(d_model: int, vocab_size: int, seed: int) -> Readout:
-    """Make a readout whose weights follow from a seed."""
+    """Make a readout with weights drawn from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Readout(d_model, vocab_size)

@@ -1,5 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probes of associative recall: values that belong to keys in the row (mqar, overwrite, bind, needle), or for good
+"""Probe associative recall: of the values that keys have in the row (mqar, overwrite, bind, needle), or in all rows
 (memorise)."""
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from zoo.errors import ConfigError
 from zoo.probes.base import Examples, OneLength, Probe, choose_distinct, fill, place
 
 POWER = 0.01
-"""The exponent a of the chance of a gap g between a pair and its query, which is in proportion to a·g^(a−1)."""
+"""The exponent a in the distribution of the gap g between a pair and its query: p(g) ∝ a·g^(a−1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MQAR(OneLength, name="mqar"):
     """Multi-query associative recall (Arora et al., 2023, "Zoology").
 
-    Of V tokens 0 is a filler, 1 to V/2 − 1 are keys and V/2 to V − 1 values. A row is k₁ v₁ … k_K v_K, K different keys
-    with K different values, then T − 2K slots: key i comes again at slot 2gᵢ, the others are filler. Gaps are drawn
-    without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a key's second place is its
-    value. The level is K; training draws all of them equally often. Chance is 2/V, that of any value.
+    Of V tokens, 0 is a filler, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is k₁ v₁ … k_K v_K, K different keys
+    with K different values, then T − 2K slots: key i is repeated at slot 2gᵢ, other slots are filler. Gaps gᵢ are drawn
+    without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a repeated key is its value.
+    The level is K; training draws all levels equally often. Chance is 2/V, the probability of any value.
     """
 
     level_is: ClassVar[str] = "keys"
@@ -72,7 +72,7 @@ def write_pairs(tokens: np.ndarray, start: int, keys: np.ndarray, values: np.nda
 
 
 def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, values: np.ndarray) -> None:
-    """Write each key again in the slots from column `start` on, and its value as the answer there."""
+    """Write each key again into a random slot from column `start` on, with its value as the answer there."""
     rows, count = keys.shape
     columns = draw_slots(rng, rows, start, made.tokens.shape[1], count)
     place(made.tokens, columns, keys)
@@ -80,21 +80,22 @@ def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, 
 
 
 def draw_slots(rng: np.random.Generator, rows: int, start: int, end: int, count: int) -> np.ndarray:
-    """Draw different slots of two tokens between two columns by the gaps' chances, and give their columns."""
+    """Draw different slots of two tokens between two columns, by the distribution of gaps: their columns [B, count]."""
     gaps = np.arange(1, (end - start) // 2 + 1)
     weights = gaps ** (POWER - 1.0)
-    # The smallest of exponentials divided by weights are a sample without replacement (Efraimidis and Spirakis, 2006).
+    # The `count` smallest exponential variates ÷ weight are a weighted sample without replacement (Efraimidis and
+    # Spirakis, 2006).
     drawn = (rng.exponential(size=(rows, len(gaps))) / weights).argsort(1)[:, :count]
     return start + 2 * drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overwrite(MQAR, name="overwrite"):
-    """Recall of what was written last: `mqar` in which some keys get a second value (Arora et al., 2023, the task
+    """Recall of overwritten values: `mqar` in which some keys get a second value (Arora et al., 2023, the task
     `forgetting_mqar` of their code).
 
-    After the K pairs, U of the keys come again in random order, each with a value that no key had; then the queries, as
-    in mqar. The answer is a key's last value. The level is U. Chance is 2/V.
+    After the K pairs, U of the keys are repeated in random order, each with a new value that no key had; then the
+    queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V.
     """
 
     level_is: ClassVar[str] = "keys overwritten"
@@ -135,12 +136,12 @@ class Overwrite(MQAR, name="overwrite"):
 
 @dataclass(frozen=True, kw_only=True)
 class Bind(MQAR, name="bind"):
-    """Recall by keys of two tokens, neither of which suffices (Arora et al., 2023, the task `compositional_mqar` of
-    their code).
+    """Recall by keys of two tokens, neither of which alone identifies the value (Arora et al., 2023, the task
+    `compositional_mqar` of their code).
 
-    √K first and √K second parts make K keys, each with a value of its own: a row is a₁ b₁ v₁ … a_K b_K v_K in random
-    order. Then each key comes again, in slots of two tokens that are drawn as in mqar. The answer at its second part is
-    its value. The level is K, a square. Chance is 2/V.
+    √K first and √K second parts make K keys, each with a different value: a row is a₁ b₁ v₁ … a_K b_K v_K in random
+    order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at its second part is the
+    value. The level is K, a square. Chance is 2/V.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 24, "levels": (4,), "steps": 400}
@@ -176,8 +177,8 @@ class Bind(MQAR, name="bind"):
 
 @dataclass(frozen=True, kw_only=True)
 class Needle(MQAR, name="needle"):
-    """Recall over distances that training never had: `mqar` of `keys` keys, trained in a context of T tokens, with
-    filler between the pairs and the slots of the queries until the row has as many tokens as the level says.
+    """Recall over longer distances than in training: `mqar` with `keys` keys, trained in rows of `context` tokens. The
+    level is a row's number of tokens; the added tokens are filler between the pairs and the slots of the queries.
 
     Chance is 2/V.
     """
@@ -216,11 +217,11 @@ class Needle(MQAR, name="needle"):
 
 @dataclass(frozen=True, kw_only=True)
 class Memorise(Probe, name="memorise"):
-    """Facts held in weights: one fixed map from keys to values, that of the seed (Poli et al., 2024, MAD).
+    """Memorisation of facts in weights: a map from keys to values that is fixed for a seed (Poli et al., 2024, MAD).
 
-    Of V tokens 0 is a blank, 1 to V/2 − 1 are keys and V/2 to V − 1 values. A row is `pairs` pairs of a key, drawn at
-    random, and a blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1,
-    the number of facts. Bits learned are facts × (log₂ V/2 − the loss in bits), at least 0. Chance is 2/V.
+    Of V tokens, 0 is a blank, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is `pairs` pairs of a random key and a
+    blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1, the number of
+    facts. Bits learned are facts × (log₂ V/2 − loss in bits), at least 0. Chance is 2/V.
     """
 
     level_is: ClassVar[str] = "facts"

@@ -1,5 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probes of recall whose pairs come again and again: among noise (noisy), with keys of several tokens (fuzzy)."""
+"""Probe recall of repeated pairs: among noise (noisy), with keys of several tokens (fuzzy)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from zoo.probes.base import IGNORED, Examples, OneLength, fill
 class Noisy(OneLength, name="noisy"):
     """In-context recall among noise (Poli et al., 2024, MAD, the tasks in-context recall and noisy recall).
 
-    Of V tokens the first half are keys and the others values; each row has a map of its own from each key to a value
-    that no other key has. A row is T/2 pairs of a key, drawn at random, and its value; with a chance of the level in
-    per cent a pair is two tokens of a noise vocabulary instead. The answer at a key that was there before is its value.
-    At level 0 it is in-context recall. Chance is 2/V.
+    Of V tokens, the first half are keys, the second half values; each row has its own one-to-one map from keys to
+    values. A row is T/2 pairs of a random key and its value; with a probability of `level` per cent a pair is two
+    tokens of a noise vocabulary instead. The answer at a key that has occurred before is its value. Level 0 is
+    in-context recall. Chance is 2/V.
     """
 
     level_is: ClassVar[str] = "% of noise"
@@ -67,11 +67,11 @@ class Noisy(OneLength, name="noisy"):
 class Fuzzy(OneLength, name="fuzzy"):
     """In-context recall of keys and values of several tokens (Poli et al., 2024, MAD, the task fuzzy recall).
 
-    Of V tokens 0 pads, 1 to V/2 − 1 are parts of keys and V/2 to V − 1 parts of values. Each row draws K different
-    keys and a value for each, of 1 to `longest` different parts. Pairs of them, drawn at random, fill the row from its
-    end; padding comes before them. The answers are the parts of a value whose key was there before. The level is the
-    number of parts of every key; training draws one for each key. MAD draws from all keys that there are; here K are
-    drawn first, so that long keys come again. Chance is 2/V.
+    Of V tokens, 0 pads, 1 to V/2 − 1 are parts of keys, V/2 to V − 1 parts of values. Each row draws K different keys,
+    and for each a value of 1 to `longest` different parts. Random pairs of these fill the row; padding precedes them.
+    The answers are the parts of a value whose key has occurred before. The level is the number of parts of every key;
+    training draws it for each key. MAD draws pairs from all possible keys; here K keys are drawn first, so that long
+    keys are repeated. Chance is 2/V.
     """
 
     level_is: ClassVar[str] = "tokens a key"

@@ -1,4 +1,7 @@
-"""Bring any decoder to the size of a probe: its own kinds of layer and choices, with small dimensions."""
+"""Shrink any decoder to the size of a probe: the same kinds of layer and choices, with small dimensions.
+
+The Spec is written as plain data, its dimensions are replaced by key, and it is read again, so that every rule of the
+grammar holds for the small model, too."""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from zoo.spec import Spec
 D_MODEL, N_LAYERS, HEAD_DIM = 64, 2, 32
 
 MOST = 4_000_000
-"""Parameters beside the tables of tokens that a model may have at the probe's size."""
+"""Most parameters, token tables apart, that a model may have at the probe's size."""
 
 FEED_FORWARD = frozenset(["block", "ffn", "d_ff", "activation", "router", "n_experts", "top_k", "shared_expert"])
-"""Keys of a feed-forward: where the user sets one, it is left in."""
+"""Keys of a feed-forward: if the user sets one, feed-forwards are kept."""
 
 STRIPPED = ("pre", "post", "post_inside", "sandwich", "parallel")
-"""Blocks that are a mixer and a feed-forward, and have a mixer alone beside them."""
+"""Blocks with a mixer and a feed-forward, which become a block with the mixer alone."""
 
 AT_MOST = {
     **{"d_state": 16, "dt_rank": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16},
@@ -45,17 +48,17 @@ AT_MOST = {
     **{"latent": 32, "rank": 16, "adapter_rank": 16, "landmarks": 16, "block_size": 16, "global_block_size": 16},
     **{"table_size": 1000, "eos_id": 0},
 }
-"""What a dimension is at most."""
+"""Upper limits of dimensions."""
 
 LENDERS = ("kv_from", "values_from")
 """Fields of an attention that name another kind of layer."""
 
 FASTEST_CHUNK = 32
-"""Tokens of a chunk of a recurrence, which change speed alone: at 32 channels a head 16 to 32 measured fastest."""
+"""Tokens of a recurrence's chunk, which affects only speed: at 32 channels a head, 16 to 32 measured fastest."""
 
 
 class Size(NamedTuple):
-    """A probe's demands on a model's size: its tokens, its longest rows, and whether the mixer stands alone."""
+    """A probe's requirements: vocabulary, longest rows, and whether layers have only a mixer (`mixer_alone`)."""
 
     vocab_size: int
     max_seq_len: int
@@ -63,13 +66,13 @@ class Size(NamedTuple):
 
 
 def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "model") -> Spec:
-    """Bring a decoder to a probe's size; keys that are `kept` stay as they are, as `n_layers` or `d_model`.
+    """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
-    It is 64 wide, with 32 channels a head, and has two layers, or one of each kind where there are more. Where the
-    mixer stands alone, a layer is x + mixer(norm(x)). Windows stay: they are no dimension of weights. Matrices are
-    drawn with a deviation of 1/√d_model: the usual 0.02 is that of a model 2,500 wide, and with it attention stays on
-    mqar's plateau for all of a short run. Raises ConfigError for a model of another kind, and for one that has no such
-    size.
+    The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several. With
+    `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no dimension of weights. Matrices
+    are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of 2,500, and with it attention
+    stays on mqar's plateau for a whole short run. Raises ConfigError for a model that is no decoder, and for one that
+    cannot be shrunk.
     """
     refuse_other_kinds(spec, label)
     refuse_own(kept, label)
@@ -96,8 +99,8 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
 def choose_layers(
     node: Mapping[str, Any], sizes: Sizes, alone: bool, loop: Any
 ) -> tuple[dict[str, Any], list[str], Any]:
-    """Choose the kinds of layer at a probe's size, which layer is of which (no layer where none mixes tokens), and the
-    loop over some, where there is one."""
+    """Choose the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop over layers,
+    if it has one."""
     blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
     if alone:
         blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
@@ -113,20 +116,20 @@ def choose_layers(
 
 
 def count_kept(loop: Any, kept: Sequence[bool]) -> Any:
-    """A loop over the layers of a pattern that are kept; None where those of a run are not."""
+    """Resize a loop to the layers of a pattern that are `kept`; None if a section keeps no layer."""
     first = dict(zip(reversed(loop.visits), reversed(kept[loop.start : loop.stop]), strict=True))
     sections = [sum(first[number] for number in section) for section in number_sections(loop)]
     return loop.resize(sum(kept[: loop.start]), sections) if all(sections) else None
 
 
 def number_sections(loop: Any) -> list[range]:
-    """The layers of each run of a loop."""
+    """Give the numbers of the layers in each section of a loop."""
     ends = [*accumulate(loop.sections, initial=loop.start)]
     return [range(*each) for each in pairwise(ends)]
 
 
 def shorten(pattern: Sequence[str], loop: Any) -> tuple[list[str], Any]:
-    """One layer of each kind before a loop, in each of its runs, and behind it."""
+    """Shorten a pattern with a loop to one layer of each kind before the loop, in each section, and behind the loop."""
     before, inside, behind = pattern[: loop.start], pattern[loop.start : loop.stop], pattern[loop.stop :]
     last = dict(zip(loop.visits, inside, strict=True))
     first = dict(zip(reversed(loop.visits), reversed(inside), strict=True))
@@ -151,14 +154,15 @@ def refuse_other_kinds(spec: Any, label: str) -> None:
 
 
 def refuse_own(kept: Collection[str], label: str) -> None:
-    """Raise ConfigError for overrides of what a probe decides itself."""
+    """Raise ConfigError for overrides of keys that the probe sets itself."""
     for key in ("vocab_size", "max_seq_len"):
         if key in kept:
             raise ConfigError(f"{label}: {key} is what the probe's rows need, and an override sets it (leave it out)")
 
 
 def read(node: Mapping[str, Any], label: str) -> Any:
-    """Read a model that was made small. Raises ConfigError where it does not go together, and where it is large."""
+    """Read the Spec of a shrunk model. Raises ConfigError if its dimensions do not fit together, or if it is too
+    large."""
     try:
         spec = from_dict(node)
         counted = count_parameters(spec)
@@ -174,7 +178,8 @@ def read(node: Mapping[str, Any], label: str) -> Any:
 
 
 class Sizes(NamedTuple):
-    """Dimensions by their keys: what they become, or the rule for it, from the value, the node and the whole model."""
+    """New dimensions by key: a fixed value, or a rule of the old value, its node and the whole model; and keys that are
+    `kept`."""
 
     fixed: Mapping[str, int]
     rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
@@ -182,7 +187,7 @@ class Sizes(NamedTuple):
 
 
 def make_sizes(node: Mapping[str, Any], size: Size, kept: Collection[str]) -> Sizes:
-    """Work out what each dimension becomes, given the ones that are kept."""
+    """Choose the new value, or its rule, of each dimension."""
     width = node["d_model"] if "d_model" in kept else D_MODEL
     head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
     heads = max(1, width // (head or HEAD_DIM))
@@ -204,7 +209,8 @@ def make_sizes(node: Mapping[str, Any], size: Size, kept: Collection[str]) -> Si
 
 
 def find_head_width(node: Mapping[str, Any]) -> int:
-    """Find the channels of a head that a position scheme may rotate, in the first attention that has such."""
+    """Find the number of channels of a head that rotary positions may rotate, in the first attention with a
+    position."""
     for block in node["blocks"].values():
         attention = block["attention"]
         for key in ("qk_rope_head_dim", "head_dim"):
@@ -214,7 +220,7 @@ def find_head_width(node: Mapping[str, Any]) -> int:
 
 
 def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
-    """Copy plain data of a Spec with small dimensions."""
+    """Copy the plain data of a Spec, with small dimensions."""
     if isinstance(node, list):
         return [resize(each, sizes, model) for each in node]
     if not isinstance(node, dict):
@@ -223,7 +229,7 @@ def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
 
 
 def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, model: Mapping[str, Any]) -> Any:
-    if key == "groups" and isinstance(value, dict):  # more of them than there are experts now
+    if key == "groups" and isinstance(value, dict):  # there may be more groups than experts now
         return {"count": 1, "open": 1}
     if not isinstance(value, int) or isinstance(value, bool):
         return resize(value, sizes, model)
@@ -237,7 +243,7 @@ def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, mode
 
 
 def strip(block: dict[str, Any]) -> dict[str, Any]:
-    """Leave a block's mixer and norm alone, where it has a feed-forward beside them."""
+    """Remove the feed-forward of a block: keep its mixer and norm."""
     if block["kind"] not in STRIPPED:
         return block
     shared = {key: block[key] for key in ("attention", "norm", "residual_scale", "stream_scale")}
@@ -245,7 +251,7 @@ def strip(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge_equal(blocks: Mapping[str, Any], pattern: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Give kinds of layer that are alike now one name: that of the first."""
+    """Merge kinds of layer that have become equal, under the name of the first."""
     names: dict[str, str] = {}
     for name in dict.fromkeys(pattern):
         names[name] = next((first for first in names.values() if blocks[first] == blocks[name]), name)
@@ -254,12 +260,12 @@ def merge_equal(blocks: Mapping[str, Any], pattern: list[str]) -> tuple[dict[str
 
 
 def rename_lender(attention: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Call the kind of layer that lends keys or values to this attention by its new name."""
+    """Rename the kind of layer whose keys or values this attention reads (LENDERS)."""
     lenders = {key: names.get(attention[key], attention[key]) for key in LENDERS if attention.get(key)}
     return {**attention, **lenders}
 
 
 def find_idle_windows(spec: Any, length: int) -> list[int]:
-    """List the windows and chunks of a model that hide nothing in rows of so many tokens."""
+    """List the windows and chunks of a model that hide nothing in rows of `length` tokens."""
     reach = (block.attention.sight.window or block.attention.sight.chunk for block in spec.blocks.values())
     return sorted({each for each in reach if each and each >= length})

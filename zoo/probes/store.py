@@ -1,7 +1,7 @@
-"""Keep each training of a probe in a folder, so that a battery which was killed goes on where it was.
+"""Store each training of a probe in a folder, so that a killed battery resumes.
 
-FOLDER/runs.json     what each training scored, under the key of architecture and probe
-FOLDER/probe.json    the outcome, once all of them are there
+FOLDER/runs.json the scores of each training, with the hash of architecture and probe FOLDER/probe.json the outcome,
+once all trainings are done
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RunsFile(JsonShape):
 
 @dataclass
 class Store:
-    """Scores of one architecture's trainings on one probe; in memory alone without a folder."""
+    """Scores of one architecture's trainings on one probe; only in memory without a folder."""
 
     folder: Path | None
     key: str
@@ -43,8 +43,8 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path | None, key: str) -> Store:
-        """Open a folder. What another architecture or other settings scored there is left behind. Raises ConfigError
-        for a file that cannot be read."""
+        """Open a folder. Scores of another architecture or other settings (another `key`) are dropped. Raises
+        ConfigError for an unreadable file."""
         if folder is None or not (folder / RUNS).is_file():
             return cls(folder, key)
         stored = read_json(folder / RUNS, RunsFile)
@@ -57,7 +57,7 @@ class Store:
         return self.found[name_task(task)]
 
     def write(self, task: Task, found: dict[str, Any]) -> None:
-        """Keep what a training scored."""
+        """Store the scores of a training."""
         self.found[name_task(task)] = found
         self._write(RUNS, {"key": self.key, "runs": self.found})
 
@@ -72,12 +72,12 @@ class Store:
 
 
 def name_task(task: Task) -> str:
-    """Name a training by what the key leaves open."""
+    """Name a training by its purpose, learning rate and seed, which the key does not cover."""
     return f"{'report' if task.report else 'choose'} lr {task.lr:.6g} seed {task.seed}"
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Read the outcome in a probe's folder; None where there is none yet. Raises ConfigError."""
+    """Read the outcome in a probe's folder; None if there is none yet. Raises ConfigError for an invalid file."""
     if not (folder / OUTCOME).is_file():
         return None
     try:

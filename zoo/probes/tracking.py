@@ -1,5 +1,5 @@
 # B rows, T tokens, G elements of a group
-"""Probes of state tracking: parity, and the word problems of finite groups."""
+"""Probe state tracking: parity, and the word problems of finite groups."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PAD = 2
 class Parity(Probe, name="parity"):
     """Parity of a row of bits (Hahn, 2020; Grazzi et al., 2024).
 
-    The answer at a bit is the sum of the bits up to it modulo 2. Training draws lengths from `shortest` to `longest`,
-    pads behind the end, and asks at the last bit, or with `cumulative` at each. The level is the length; there the last
-    bit alone is asked. Chance is 1/2.
+    The answer at a bit is the sum modulo 2 of all bits up to it. Training draws lengths from `shortest` to `longest`
+    with padding behind, and asks at each bit (`cumulative`) or at the last one. The level is the length; scoring asks
+    only at the last bit. Chance is 1/2.
     """
 
     level_is: ClassVar[str] = "bits"
@@ -65,11 +65,11 @@ class Parity(Probe, name="parity"):
 
 
 class Group:
-    """A finite group: `table[a, b]` is the element a·b, first a and then b. `swaps` are its elements that exchange two
-    things, where it is one of permutations."""
+    """A finite group of permutations: `table[a, b]` is the product a·b, which applies first a, then b. `swaps` are its
+    transpositions."""
 
     def __init__(self, elements: list[tuple[int, ...]]) -> None:
-        """Take permutations: p sends i to p[i]."""
+        """Make the group of these permutations: p maps i to p[i]."""
         number = {each: index for index, each in enumerate(elements)}
         self.table = np.array([[number[tuple(b[i] for i in a)] for b in elements] for a in elements])
         moved = [sum(i != j for i, j in enumerate(each)) for each in elements]
@@ -80,7 +80,7 @@ class Group:
 
 
 def turn(size: int, by: int, start: int = 0) -> list[int]:
-    """The permutation of `size` things numbered from `start` that moves each by so many places round a circle."""
+    """Make the cyclic permutation that shifts `size` things, numbered from `start`, by `by` places."""
     return [start + (i + by) % size for i in range(size)]
 
 
@@ -90,7 +90,7 @@ def is_even(order: tuple[int, ...]) -> bool:
 
 @functools.cache
 def make_group(name: str) -> Group:
-    """Make a group by its name: Z and S with a number, A5, A4xZ5. Raises ConfigError."""
+    """Make a group by its name: Z2 to Z120, S2 to S5, A4, A5, A4xZ5. Raises ConfigError for an unknown name."""
     if name[:1] == "Z" and name[1:].isdigit() and 2 <= int(name[1:]) <= 120:
         return Group([tuple(turn(int(name[1:]), by)) for by in range(int(name[1:]))])
     if name in ("S2", "S3", "S4", "S5"):
@@ -106,12 +106,12 @@ def make_group(name: str) -> Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Word(Probe):
-    """The word problem of a group: the product of the elements so far, at every position (Liu et al., 2022; Merrill et
+    """The word problem of a group: at every position, the product of the elements so far (Liu et al., 2022; Merrill et
     al., 2024; Grazzi et al., 2024).
 
-    Tokens are elements of `group`, with `swaps_only` those that exchange two things; answers are any elements. A row
-    counts where all of its answers are right. The level is the length; that of training is T. Chance is that of
-    guessing each answer among those that are possible there, at least G^−T.
+    Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
+    all of its answers are. The level is the length T; training has `context`. Chance is the probability of guessing
+    every answer among those possible at its position, at least G^−T.
     """
 
     level_is: ClassVar[str] = "elements"

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 HELD_OUT = 1024
-"""Examples of training's length that accuracy is measured on."""
+"""Held-out examples for measuring accuracy, in rows as long as in training; fewer in longer rows."""
 
 LEAST_HELD_OUT = 128
-"""Examples of any length that it is measured on."""
+"""Fewest held-out examples, in rows of any length."""
 
 AT_ONCE = 16_384
-"""Tokens of a pass when scoring."""
+"""Tokens of a forward pass when scoring."""
 
 WARMUP, WEIGHT_DECAY, CLIP = 0.1, 0.1, 1.0
 
 
 @dataclass(frozen=True)
 class Score:
-    """The share of answers that are right (of rows, where a probe counts rows), and the mean loss of an answer."""
+    """The share of correct answers (or rows, if the probe is `exact`), and the mean loss in nats an answer."""
 
     accuracy: float
     loss: float
@@ -39,14 +39,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Learner:
-    """A model, and the readout that answers for it where a probe has one."""
+    """A model, and the readout that computes its answers if the probe has one."""
 
     model: Any
     readout: Any | None = None
 
     @classmethod
     def of(cls, spec: Any, probe: Probe, seed: int) -> Learner:
-        """Build both, with weights that follow from the seed."""
+        """Build the model and the readout, with weights drawn from the seed."""
         from zoo.run.builder import build
 
         return cls(build(spec, device="cpu", seed=seed), probe.make_readout(spec.d_model, seed))
@@ -56,9 +56,9 @@ class Learner:
 
 
 def train(spec: Any, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Learner | None:
-    """Train a model on a probe: AdamW, warm-up over a tenth, then cosine to 0. Gives None where the loss is no number.
+    """Train a model on a probe: AdamW, warm-up over a tenth, then cosine to 0. Returns None if a loss is not finite.
 
-    Weights, examples and their order follow from the seed alone.
+    Weights, examples and their order depend only on the seed.
     """
     from zoo.training.gradient import clip_gradient
     from zoo.training.optim import set_rates
@@ -87,7 +87,7 @@ def train(spec: Any, probe: Probe, lr: float, seed: int, steps: int | None = Non
 
 
 def make_optimizer(learner: Learner, lr: float) -> Optimizer:
-    """Make AdamW over the model's parameters, and those of a readout."""
+    """Make AdamW over the parameters of the model and of the readout."""
     from zoo.training.optim import AdamW
 
     optimizer = AdamW(lr=lr, weight_decay=WEIGHT_DECAY).build(learner.model)
@@ -98,8 +98,8 @@ def make_optimizer(learner: Learner, lr: float) -> Optimizer:
 
 
 def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Tensor]]:
-    """Compute the mean loss of the answers, with the model's own losses; and the loads of experts. The head runs on
-    rows with an answer alone."""
+    """Compute the mean loss of the answers plus the model's own losses, and the loads of experts. The head runs only on
+    positions with an answer."""
     if learner.readout is not None:
         out = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0)
         logits = read_out(learner.readout, out.hidden, examples)
@@ -115,7 +115,8 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
 
 
 def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> Score:
-    """Score a learner on held-out examples of a level, or of those of training. One that diverged guesses."""
+    """Score a learner on held-out examples of a level (None: as in training). One that diverged (None) has the chance
+    accuracy."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)
@@ -137,7 +138,7 @@ def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: 
 
 
 def answer(learner: Learner, examples: Examples) -> Tensor:
-    """Compute the logits of all positions with an answer, row by row: [N, V]."""
+    """Compute the logits [N, V] of all N positions with an answer, row by row."""
     hidden = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0).hidden
     if learner.readout is not None:
         return read_out(learner.readout, hidden, examples)
@@ -145,12 +146,12 @@ def answer(learner: Learner, examples: Examples) -> Tensor:
 
 
 def read_out(readout: Any, hidden: Tensor, examples: Examples) -> Tensor:
-    """Compute the same logits by the readout, from the outputs [B, T, D] at the last tokens alone."""
+    """Compute the logits [N, V] of `answer` by the readout, from the outputs [B, T, D] at the last tokens only."""
     logits = readout(hidden[:, -1], hidden.shape[1])
     return logits[torch.from_numpy(examples.labels != IGNORED)]
 
 
 def split(examples: Examples, rows: int) -> Iterator[Examples]:
-    """Split examples into parts of so many rows."""
+    """Split examples into parts of `rows` rows."""
     for start in range(0, len(examples.tokens), rows):
         yield Examples(examples.tokens[start : start + rows], examples.labels[start : start + rows])

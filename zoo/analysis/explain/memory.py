@@ -14,15 +14,7 @@ from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, 
 from zoo.costs.activations import Section, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
-from zoo.costs.memory import (
-    STAYS,
-    count_loss,
-    find_head,
-    list_moments,
-    name_layers,
-    shape_pass,
-    sum_ends,
-)
+from zoo.costs.memory import STAYS, count_loss, find_head, list_moments, name_layers, shape_pass, sum_ends
 from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_activations
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths

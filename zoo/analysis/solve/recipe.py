@@ -52,9 +52,7 @@ class Recipe:
             raise ConfigError(*(f"{key}: is no number here, and a shape is scaled from it ({key}=512)" for key in lost))
         self.own = {**self.dims, **(_stated(compose_model(model, ()).cfg) if composed.typed else {})}
         OmegaConf.set_struct(self.cfg, False)
-        asked = (
-            key for key in self.dims if key in SOLVED or key.endswith(".d_ff")
-        )  # `.d_ff`: of experts, dense layers
+        asked = (key for key in self.dims if key in SOLVED or key.endswith(".d_ff"))  # of experts, of dense layers
         self.solved = [key for key in asked if key not in self.fixed]
         self.unread = self._unread()
         self.solved = [key for key in self.solved if key not in self.unread]

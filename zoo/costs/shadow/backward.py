@@ -10,20 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.recording import (
-    GradientTarget,
-    Storage,
-    TapeNode,
-)
+from zoo.costs.shadow.recording import GradientTarget, Storage, TapeNode
 from zoo.costs.shadow.tensor import collect_saved, source_of
 
 PASSED_ON = ("add",)
 """Operations whose inputs' gradients are the result's gradient itself, without a copy."""
 
-
 SUMMED = ("mul", "div", "pow")
 """Operations that compute a broadcast input's gradient at the result's size, then reduce it."""
-
 
 SCRATCH = {"square": 2, "gating": 1, "divide_by_rms": 1}
 """Scratch memory of an operation's backward pass, in tensors of the result's size (square: 2·x, and a copy of x;

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT64, ShadowDtype, promote
-from zoo.costs.shadow.recording import (
-    UnknownOperation,
-)
+from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.shadow.strides import broadcast, elementwise_strides
 from zoo.costs.shadow.tensor import is_shadow, make_result
 

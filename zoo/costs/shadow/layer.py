@@ -14,11 +14,7 @@ from zoo.costs.shadow.elementwise import add, multiply
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.norms import drop_values, dropout
 from zoo.costs.shadow.products import convolve_tokens, embedding, grouped_linear, linear
-from zoo.costs.shadow.recording import (
-    UnknownOperation,
-    current_tape,
-    named_failures,
-)
+from zoo.costs.shadow.recording import UnknownOperation, current_tape, named_failures
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.tensor import is_shadow, make_result, make_shadow
 from zoo.costs.tuning import PartTuning

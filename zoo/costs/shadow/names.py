@@ -12,13 +12,8 @@ from zoo.costs.shadow.dtypes import BFLOAT16, BOOL, FLOAT8, FLOAT16, FLOAT32, IN
 from zoo.costs.shadow.elementwise import UNARY, refuse_others
 from zoo.costs.shadow.norms import attend_torch
 from zoo.costs.shadow.operations import FUNCTIONAL, TORCH
-from zoo.costs.shadow.products import (
-    solve_triangular,
-)
-from zoo.costs.shadow.recording import (
-    UnknownOperation,
-    current_tape,
-)
+from zoo.costs.shadow.products import solve_triangular
+from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.reductions import vector_norm
 from zoo.costs.shadow.tensor import make_result, make_shadow
 

@@ -7,10 +7,7 @@ import math
 from typing import Any
 
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
-from zoo.costs.shadow.recording import (
-    UnknownOperation,
-    current_tape,
-)
+from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.strides import broadcast, dense_strides
 from zoo.costs.shadow.tensor import is_shadow, make_result
 

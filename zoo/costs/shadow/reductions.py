@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo.costs.shadow.dtypes import INT64, ShadowDtype, promote
-from zoo.costs.shadow.recording import (
-    UnknownOperation,
-)
+from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.shadow.strides import broadcast
 from zoo.costs.shadow.tensor import is_shadow, make_result
 

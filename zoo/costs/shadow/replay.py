@@ -16,9 +16,7 @@ from zoo import lazy
 from zoo.costs.shadow import names
 from zoo.costs.shadow.elementwise import multiply
 from zoo.costs.shadow.norms import divide_by_rms, fused_attention
-from zoo.costs.shadow.recording import (
-    current_tape,
-)
+from zoo.costs.shadow.recording import current_tape
 from zoo.costs.shadow.reductions import pick_last
 from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
 from zoo.kernels import attend, bias, machine_of
