@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,11 +28,17 @@ from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, 
 from zoo.costs.memory import training
 from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
+from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.model.tower import Tower
 from zoo.run.builder import build, resolve_dtype
 from zoo.spec import placed_tensors
 from zoo.training.optim import Optim
+
+if TYPE_CHECKING:
+    from zoo.run.layer import Model
 
 Row = dict[str, Any]
 
@@ -43,7 +49,7 @@ CLOSE = 0.02
 """Largest relative difference between Zoo's peak, which is summed from the sections of a pass, and torch's."""
 
 
-def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
+def verify(spec: Tower | EncoderDecoder, setup: Setup | None = None) -> list[Row]:
     """Verify each figure of `zoo stats` that can be measured on a model. Imports torch.
 
     A row has the figure's `name`, its value `counted` by zoo.costs and `found` in the model, whether both are `equal`
@@ -60,7 +66,7 @@ def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
     return rows
 
 
-def verify_flops(spec: Any) -> list[Row]:
+def verify_flops(spec: Tower | EncoderDecoder) -> list[Row]:
     """Verify the FLOPs of a pass, of both passes of training, and of decoding a token. Imports torch."""
     with _fake(spec, "fp32") as model:
         return list(_flops(spec, model))
@@ -72,12 +78,12 @@ def _row(name: str, counted: float, found: float, note: str, within: float = 0.0
     return {"name": name, "counted": counted, "found": found, "equal": equal, "note": note}
 
 
-def _held(spec: Any) -> int:
+def _held(spec: Tower | EncoderDecoder) -> int:
     return sum(parameter.numel() for parameter in build(spec, device="meta").parameters())
 
 
 @contextmanager
-def _fake(spec: Any, dtype: str) -> Iterator[nn.Module]:
+def _fake(spec: Tower | EncoderDecoder, dtype: str) -> Iterator[Model]:
     """Enter fake mode, with the model built of fake tensors on the CPU."""
     kind = resolve_dtype("bf16" if dtype == "fp8" else dtype)
     model = build(spec, device="meta", dtype=kind).eval()
@@ -91,16 +97,16 @@ def _fake(spec: Any, dtype: str) -> Iterator[nn.Module]:
         yield model
 
 
-def _ids(spec: Any, batch: int, tokens: int) -> torch.Tensor:
+def _ids(spec: Tower | EncoderDecoder, batch: int, tokens: int) -> torch.Tensor:
     return torch.zeros(batch, min(tokens, spec.max_seq_len), dtype=torch.long)
 
 
-def _inputs(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def _inputs(spec: Tower | EncoderDecoder, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Give the further inputs of a pass: for an encoder-decoder, as many decoder tokens as encoder tokens."""
     return {"decoder_input_ids": ids.clone()} if spec.kind == "encoder_decoder" else {}
 
 
-def _flops(spec: Any, model: Any) -> Iterator[Row]:
+def _flops(spec: Tower | EncoderDecoder, model: Model) -> Iterator[Row]:
     """Count FLOPs with torch's FlopCounterMode. It follows the eager kernel only, which computes masked pairs too."""
     ids = _ids(spec, 1, PROBE)
     tokens = ids.shape[1]
@@ -129,7 +135,7 @@ def _compute_all(look: Look) -> Look:
     return look if look.near else look._replace(top_k=None)
 
 
-def _training_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
+def _training_flops(spec: Tower | EncoderDecoder, model: Model, ids: torch.Tensor) -> int:
     model.requires_grad_(True)
     own: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
@@ -147,7 +153,7 @@ def _count_convolution_backward(made: Any, x: Any, weight: Any, *how: Any, **giv
     return conv_flop_count(x, weight, made, transposed) * sum(wanted[:2])
 
 
-def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
+def _decoding_flops(spec: Tower | EncoderDecoder, model: Any, ids: torch.Tensor) -> int:
     cache = Cache.allocate(model, 1, ids.shape[1], source=ids.shape[1])
     tower = list(spec.towers().values())[-1]
     with torch.no_grad():
@@ -160,7 +166,7 @@ def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+def _cached(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[Row]:
     """Measure the bytes of the cache that generation allocates, and compare them with the price of the engine `zoo`."""
     if not any(tower.causal for tower in spec.towers().values()) or setup.engine not in ("ideal", "zoo"):
         return
@@ -174,7 +180,7 @@ def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 # ---------------------------------------------------------------- training
 
 
-def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+def _optimized(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[Row]:
     """Measure the set-up's optimizer states after one step, without step counters."""
     if setup.optimizer in UNFAKED:
         why = f"a fake step of {setup.optimizer} cannot be taken: it {UNFAKED[setup.optimizer]}"
@@ -199,7 +205,7 @@ UNFAKED = {"adafactor": "reads its tensors' values", "adamw8bit": "is compiled"}
 """Optimizers that do not run on fake tensors, which have no values, and why."""
 
 
-def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[Row]:
     """Measure the storages that autograd saves in a forward pass on a CPU, without those of weights and buffers."""
     ids = _ids(spec, 1, PROBE)
     model.train().requires_grad_(True)
@@ -229,7 +235,7 @@ class _Saved:
         self.tensor = tensor
 
 
-def _whole(spec: Any, pieces: dict[str, Any]) -> int:
+def _whole(spec: Priced, pieces: dict[str, Any]) -> int:
     """Sum the bytes that the sections of a pass save; a layer's section counts once for each layer of its kind."""
     total = 0
     for name, tower in spec.towers().items():
@@ -249,9 +255,8 @@ class _WholePeak(MemTracker):
         self.memory_tracking = modules
 
 
-def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """Measure the peak memory of the second training step with torch's MemTracker (AdamW, all in the weights'
-    dtype)."""
+def _peak(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[Row]:
+    """Measure the peak memory of a second training step with torch's MemTracker (AdamW, in the weights' dtype)."""
     if all(tower.head.kind == "none" for tower in spec.towers().values()):
         return
     ids = _ids(spec, 1, PROBE)
@@ -270,7 +275,7 @@ def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
     yield _row("training peak, bytes", counted, peak["Total"], note, within=CLOSE)
 
 
-def _everything(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def _everything(spec: Tower | EncoderDecoder, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Give the inputs with which a pass uses all weights: Longformer's global projections need a global token."""
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     return (
@@ -278,7 +283,7 @@ def _everything(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     )
 
 
-def _step(spec: Any, model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+def _step(spec: Tower | EncoderDecoder, model: Model, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
     """Take one training step, freeing each tensor after its last use."""
     out = model(ids, **_inputs(spec, ids), **_everything(spec, ids))
     logits = out.logits.float().flatten(0, -2)  # of each token, or of each row

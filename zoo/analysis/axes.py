@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.uses import find_users
 from zoo.costs.pairs import Look
@@ -18,6 +18,9 @@ from zoo.model.attention.base import Sight
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
 from zoo.spec.fields import find_paper
+
+if TYPE_CHECKING:
+    pass
 
 LONG = 1 << 20
 """Number of tokens at which growth is measured: beyond every window of `SIZES`."""
@@ -153,7 +156,7 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
     }
 
 
-def _power(figure: Any) -> str:
+def _power(figure: Callable[[int], float]) -> str:
     """Give the power of T with which a figure grows: 1, T or T²."""
     found = round(math.log2(figure(2 * LONG) / figure(LONG))) if figure(LONG) else 0
     return {0: "1", 1: "T", 2: "T²"}[found]
@@ -167,8 +170,7 @@ def _values(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def find_source(component: Spec, comment: str) -> str:
-    """Find the paper and year of a choice: in the comment of its YAML, or else in the docstring of its scaling or of
-    its class."""
+    """Find the paper and year of a choice: in the comment of its YAML, or in the docstring of its scaling or class."""
     inside = getattr(component, "scaling", None)
     docs = (inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None)
     return next(filter(None, map(find_paper, (comment, *docs))), "")

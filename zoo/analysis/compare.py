@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.spec import Spec
 
 TOWERS = ("encoder", "decoder")
 
@@ -36,7 +37,7 @@ def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
     return found
 
 
-def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def compare_specs(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compare two Specs: the fields that differ, and the figures of both.
 
     `priced` are the figures of each, with kinds of layer paired by `pair_figures`. `relative` is the difference as a
@@ -60,7 +61,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
+def compare_fields(first: Spec, second: Spec) -> dict[str, dict[str, Any]]:
     """List the fields in which two Specs differ, by dotted path, with the value of each Spec (null for a missing
     field).
 
@@ -76,8 +77,7 @@ def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
 
 
 def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Reduce an encoder-decoder for comparison with a model of one tower: to the tower of that kind, and the number of
-    layers of the other."""
+    """Reduce an encoder-decoder to one tower, for comparison with a model of that kind, and the other's depth."""
     if "blocks" in node or "blocks" not in other:
         return node
     own = _find_own(other["kind"])
@@ -91,7 +91,7 @@ def _find_own(kind: str) -> str:
     return kind if kind in TOWERS else "decoder"
 
 
-def pair_figures(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rename the figures of kinds of layer as `compare_fields` pairs these, `layer/global`. Sums over all layers of a
     kind are renamed only if the kind is in one pair; in two pairs it would count twice."""
     from zoo.grammar import to_dict

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.costs.generating import generating
 from zoo.costs.hardware import Hardware, hardware, usable_bytes
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.transient import Generation, measure_peaks
@@ -24,7 +25,7 @@ SHARDED = "--dp 8 --zero 3"
 """The sharded layout of training that `zoo.costs.advice` has priced already."""
 
 
-def find_holders(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
+def find_holders(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Find the accelerator that holds each peak, by use (`generate`, or `run` for an encoder; `train`): the `gpu`, its
     `memory`, the number of `gpus`, the `options` that divide the model, and whether it `fits`.
 
@@ -43,7 +44,7 @@ def find_holders(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[st
     return {use: _choose(ladder, setup.dtype, layouts) for use, layouts in tried.items()}
 
 
-def _generating(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+def _generating(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
     """List layouts for generating, the fewest GPUs first: number of GPUs, options, bytes on each GPU."""
     yield setup.ranks, "", peaks["generate_peak"]
     if setup.ranks > 1:
@@ -55,7 +56,7 @@ def _generating(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[t
             continue
 
 
-def _count_running(spec: Any, setup: Setup, peaks: Mapping[str, Any]) -> int | None:
+def _count_running(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> int | None:
     """Count the peak bytes of an encoder's pass without gradients; None on several ranks, or if it cannot be traced."""
     if setup.ranks > 1:
         return None

@@ -58,8 +58,7 @@ def _explain_bare(name: str, first: str, rest: list[str]) -> dict[str, Any]:
 
 
 def _describe_unknown(name: str) -> str:
-    """Suggest a replacement for an unknown name: its new spelling, Zoo's word for another library's, the nearest
-    name."""
+    """Suggest a replacement for an unknown name: its new spelling, Zoo's word for another library's, a near name."""
     if now := _find_moved(name):
         places = ", ".join(f"{place}: {{{spelling}}}" for place, spelling in now.items())
         return f"is no name of the grammar any more (now {places})"

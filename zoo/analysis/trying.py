@@ -15,6 +15,7 @@ from zoo.analysis.uses import read_uses
 from zoo.compose.catalogue import read_bodies
 from zoo.compose.targets import Composer, spec_of_composed
 from zoo.costs.price import price
+from zoo.costs.rows import Priced
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import list_files
 from zoo.grammar.vocabulary import AxisChoice, list_axes, list_nodes, list_words, write_value
@@ -69,8 +70,7 @@ def try_field(choice: AxisChoice, field: SpecField, common: Sequence[Any]) -> Fi
 
 
 def _choose_places(choice: AxisChoice, field: SpecField) -> list[tuple[str, list[str], str]]:
-    """Choose the models in which to try a field. For an optional component, models without it come first, so that the
-    example adds it."""
+    """Choose the models in which to try a field; for an optional component first one without it, to add it."""
     kinds = field.schema.get("anyOf", ())
     if {"type": "null"} not in kinds or not any("$ref" in each for each in kinds):
         return list(itertools.islice(_find_places(choice), MOST_PLACES))
@@ -108,8 +108,7 @@ def _try_in(
 
 
 def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
-    """Find the smallest packaged models with a choice, and its path in each; then a tiny model with overrides that add
-    the choice."""
+    """Find the smallest packaged models with a choice, and its path in each; then a tiny model with it added."""
     if choice.axis == "topology":
         return (yield TINY[choice.word], [], "")
     bodies, uses = read_bodies(), read_uses()[0]
@@ -130,7 +129,7 @@ def _find_places(choice: AxisChoice) -> Iterator[tuple[str, list[str], str]]:
         yield target, overrides, choice.axis
 
 
-def _read_values(spec: Any, kind: type[Spec], name: str) -> list[Any]:
+def _read_values(spec: Spec, kind: type[Spec], name: str) -> list[Any]:
     """Read a field of every component of a kind in a model."""
     return [getattr(each, name) for each in _walk_fields(spec) if type(each) is kind]
 
@@ -214,7 +213,7 @@ def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterat
         yield line, f"{path}={{{name}: {text}}}"
 
 
-def _compare(base: Any, other: Any) -> dict[str, tuple[float, float]]:
+def _compare(base: Priced, other: Priced) -> dict[str, tuple[float, float]]:
     """List the figures of two models that differ."""
     first, second = (price(spec, parts=("params", "flops", "kv_cache")) for spec in (base, other))
     found = {}

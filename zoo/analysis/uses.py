@@ -1,5 +1,4 @@
-"""Find the packaged models and families that have a choice, or set a field, and to which value. Their YAMLs are read,
-not composed."""
+"""Find the packaged models and families that have a choice or set a field. Their YAMLs are read, not composed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Write a complete, commented model file in the plain dialect (docs/yaml.md): a packaged model, with other choices, at
-another size."""
+"""Write a complete, commented model file in the plain dialect (docs/yaml.md): a packaged model with changes."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from zoo.costs.again import AGAIN, name_stored
+from zoo.costs.rows import Priced
 from zoo.costs.shadow import (
     DTYPES,
     INT64,
@@ -30,8 +31,11 @@ from zoo.costs.shadow import (
 )
 from zoo.costs.shadow.backward import replay_backward
 from zoo.costs.tuning import TunedModel
+from zoo.model.block.base import Block
 from zoo.model.channels import Channel, Shadows
 from zoo.model.depth_read import GroupSums, count_groups
+from zoo.model.step import Step
+from zoo.model.tower import Tower
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
@@ -55,8 +59,8 @@ class Section(NamedTuple):
     `bytes` is the size of the saved tensors, `input` the size of the section's input. `forward` is the peak of the
     forward pass, `peak` that of the backward pass with all gradients, `moving` that of the backward pass without the
     weights' gradients. `gradients` is the size of the weights' gradients, `beside` that of the gradients of tensors
-    which all layers read (a bias, an encoder's output), `lent` that of tensors which later layers read (keys, values,
-    depth averages).
+    which all layers read (a bias, an encoder's output), `lent` that of keys, values and depth averages that later
+    layers read.
     """
 
     kept: tuple[Kept, ...]
@@ -93,13 +97,13 @@ class PassShape(NamedTuple):
     model: TunedModel | None = None
 
 
-def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
+def list_kept(spec: Priced, **fields: Any) -> dict[str, list[Kept]]:
     """List the saved tensors of each section of the pass `PassShape(**fields)`, except those of the loss."""
     found = list_sections(spec, PassShape(**fields))
     return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
 
 
-def list_sections(spec: Any, run: PassShape) -> dict[str, Section]:
+def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     """Trace a pass and list its sections by name.
 
     "embedding" · "shared": tensors that all layers read, such as rotary tables, masks and biases (`input` counts all of
@@ -115,7 +119,7 @@ def list_sections(spec: Any, run: PassShape) -> dict[str, Section]:
     return _traced(spec, run, loops=False) | _extended(spec, run, stride)
 
 
-def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
+def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
     """Trace the sections of a pass, with or without the layers that loop over the sequence."""
     low = None if run.autocast in (None, run.dtype) else DTYPES[NAMES[run.autocast]]
     with taping("cuda" if run.fused else "cpu", selective=run.selective, autocast=low) as tape:
@@ -136,7 +140,7 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
         return found
 
 
-def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
+def _make_tower(tower: Tower, name: str, run: PassShape) -> ShadowLayer:
     tuning = None if run.model is None else run.model.ends[name]
     return ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel, tuning=tuning)
 
@@ -144,9 +148,8 @@ def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
 # ---------------------------------------------------------------- long sequences through loops
 
 
-def recurrent_stride(towers: Iterable[Any]) -> int | None:
-    """Give the number of tokens in which each mixer's loop over chunks has a whole number of iterations; None without a
-    looping mixer."""
+def recurrent_stride(towers: Iterable[Tower]) -> int | None:
+    """Give the tokens in which every mixer's loop over chunks has whole iterations; None without a looping mixer."""
     blocks = [block for tower in towers for block in tower.blocks.values()]
     chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.passes.loops]
     return math.lcm(SPAN, *chunks) if chunks else None
@@ -156,7 +159,7 @@ SPAN, FEW = 64, 4
 """Tokens of a span in Mamba (`zoo.model.attention.mamba`); number of strides from which a layer's peak is regular."""
 
 
-def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
+def _extended(spec: Priced, run: PassShape, stride: int) -> dict[str, Section]:
     """Extrapolate the sections of looping layers from `count_traces` shorter passes. Saved tensors are summed by name.
     The peak is an upper bound: `moving` plus the gradients of all weights."""
     near = run.context % stride + FEW * stride
@@ -177,7 +180,7 @@ def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
     return found
 
 
-def count_traces(towers: Iterable[Any]) -> int:
+def count_traces(towers: Iterable[Tower]) -> int:
     """Count the short passes needed to extrapolate: two where bytes are linear in length (recurrent mixers), three
     where they may be quadratic (a looping mixer with softmax attention, whose scores may be saved)."""
     mixers = [block.attention for tower in towers for block in tower.blocks.values()]
@@ -191,7 +194,7 @@ def extrapolate(figures: list[int], far: int) -> int:
     return first + far * (second - first) + far * (far - 1) // 2 * bend
 
 
-def _looping(spec: Any) -> list[str]:
+def _looping(spec: Priced) -> list[str]:
     """Name the sections of layers whose mixer loops; "shared" too where such a mixer also has softmax attention."""
     names = []
     for name, tower in spec.towers().items():
@@ -215,7 +218,7 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 class _Trace:
     """Trace a tower's pass, section by section."""
 
-    def __init__(self, tape: Tape, tower: Any, where: str, layer: ShadowLayer, model: TunedModel | None) -> None:
+    def __init__(self, tape: Tape, tower: Tower, where: str, layer: ShadowLayer, model: TunedModel | None) -> None:
         self.tape, self.tower, self.layer, self.where, self.model = tape, tower, layer, where, model
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
@@ -250,7 +253,7 @@ class _Trace:
         self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
         return self._end(x.shape, x.dtype, ids)
 
-    def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
+    def _layer(self, name: str, block: Block, step: Step, x: Any) -> dict[Storage, None]:
         """Trace one layer of a kind; return the saved storages that all layers share."""
         begun = self.tape.begin()
         tuning = None if self.model is None else self.model.layers[self.where, name.removesuffix(AGAIN)]
@@ -327,8 +330,7 @@ class _Trace:
     def file(
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
-        """Add the section whose results are `roots`. Return its saved storages that are `shared`, which it leaves
-        out."""
+        """Add the section whose results are `roots`, without `shared` storages; return those among the saved ones."""
         operations, live = begun
         nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
@@ -341,7 +343,7 @@ class _Trace:
         return {each: None for each in storages if each in shared}
 
 
-def _shared(step: Any) -> list[Any]:
+def _shared(step: Step) -> list[Any]:
     """List the tensors that all layers of a kind read."""
     found: list[Any] = []
     for each in (step, step.cross):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from copy import copy
-from typing import Any
 
-from zoo.costs.rows import PricedPart
+from zoo.costs.rows import Priced, PricedPart
 from zoo.errors import ConfigError, did_you_mean
 from zoo.model.depth_read import GroupSums, count_groups
 
@@ -49,15 +48,14 @@ def runs_again(index: int, every: int) -> bool:
 
 
 def keeps_input(name: str, recompute: str) -> bool:
-    """Whether a section is recomputed and so keeps only its input: a recomputed layer, and the tensors that all layers
-    share."""
+    """Whether a section keeps only its input: a recomputed layer, and the tensors that all layers share."""
     piece = name.split(".")[-1]
     if read_every(recompute):
         return piece.endswith(AGAIN) or piece == "shared"
     return recompute == "full" and (piece.startswith("layer:") or piece == "shared")
 
 
-def tell_depths_apart(spec: Any) -> Any:
+def tell_depths_apart(spec: Priced) -> Priced:
     """Split each kind by the number of earlier groups of layers that its layers read (attention over depth). Return the
     same object where nothing is split."""
     towers = {name: split_by_depth(tower) for name, tower in spec.towers().items()}
@@ -83,7 +81,7 @@ def split_by_depth(tower: Any) -> Any:
     return made
 
 
-def mark_layers(spec: Any, recompute: str) -> Any:
+def mark_layers(spec: Priced, recompute: str) -> Priced:
     """Mark the kind of layers that `every_n` recomputes by the suffix AGAIN, and split kinds by depth first. Return the
     same object where nothing changes. Raises ConfigError where `every_n` recomputes no layer."""
     spec, every = tell_depths_apart(spec), read_every(recompute)
@@ -97,7 +95,7 @@ def mark_layers(spec: Any, recompute: str) -> Any:
     return PricedPart(towers, spec)
 
 
-def _mark(tower: Any, every: int) -> Any:
+def _mark(tower: Tower, every: int) -> Tower:
     if len(tower.pattern) < every:
         return tower
     made = copy(tower)  # not `replace`: its validation would turn an explanation's traced numbers into plain ones

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 from zoo.costs.flops import core_flops, memory_flops, pair_flops, product_flops, row_flops, skipped_flops
 from zoo.costs.pairs import Look
-from zoo.costs.rows import CostTable, tabulate
+from zoo.costs.rows import CostTable, Priced, tabulate
 
 
 class RowFlops:
     """Forward FLOPs of a model's rows, counted as `count_flops` does under `exact`. A row counts as it is computed:
     padding included, packed documents as a single sequence."""
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: Priced) -> None:
         table = tabulate(spec)
         self.towers = {name: table.of(name) for name in table.towers}
         self.target = sum(product_flops(own) - product_flops(own, head=False) for own in self.towers.values())

@@ -20,8 +20,7 @@ Where one key stands for several tokens (DeepSeek-V4's compressed entries), page
 tokens is a state. transformers keeps that state in the cache's dtype, with values and gates of each token that has no
 whole entry yet; `paged` is taken to have Zoo's states of fixed size.
 
-Cached values have the cache's dtype. Recurrent states are float32 in `ideal`, `zoo` and `hf`, in vLLM the model's
-dtype.
+Cached values have the cache's dtype. Recurrent states are float32; in vLLM they have the model's dtype.
 """
 
 from __future__ import annotations
@@ -115,8 +114,7 @@ def token_bytes(row: CacheRow, width: float) -> float:
 
 
 def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
-    """Bytes that the padding of a pass is written to, where rows are read by page table: one token and one row's states
-    in every layer."""
+    """Bytes for the padding of a pass if rows are read by page table: a token and a row's states in every layer."""
     width = DTYPES[setup.cache_dtype or setup.dtype]
     kept = sum(((row.values + row.cross_values) * width + row.state) * row.layers for row in rows)
     return kept if setup.page else 0
@@ -153,7 +151,7 @@ def _pages(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
+def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str, int]:
     """Count layers of each kind with vLLM's padding: layers of equal reach (window, chunk) are cut into groups of one
     size, the smallest count of a reach, or the largest where it is less than 1.5 times the smallest.
 
@@ -173,7 +171,7 @@ def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, i
     return {kind: layers + missing.get(kind, 0) for kind, layers in counts.items()}
 
 
-def state_bytes(block: Any, setup: Setup, context: int) -> int:
+def state_bytes(block: Block, setup: Setup, context: int) -> int:
     """Bytes of a layer's states after `context` tokens. The token counts of a router with a capacity ("routed") are a
     state only in `ideal` and `zoo`."""
     if setup.engine in ("ideal", "zoo"):

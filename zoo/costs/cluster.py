@@ -70,8 +70,8 @@ class Cluster:
         return sent / (min(self.link, across) if self.members(stride, size) > 1 else across)
 
     def exchange_seconds(self, sent: float, stride: int, size: int) -> float:
-        """Time an all-to-all in which each rank sends `sent` bytes; in seconds. Bytes for other nodes pass through each
-        GPU's own network card."""
+        """Time an all-to-all of `sent` bytes a rank, in seconds. Bytes for other nodes use each GPU's own network
+        card."""
         if size == 1 or not sent:
             return 0.0
         here = self.members(stride, size)

@@ -36,8 +36,7 @@ CONVENTIONS = {
 """What each convention counts, and its source."""
 
 FLASH_BACKWARD = 2.5
-"""FLOPs of FlashAttention's backward pass ÷ those of its forward pass: five products, as scores are recomputed, to
-two."""
+"""FLOPs of FlashAttention's backward pass ÷ those of its forward pass: 5 products (scores are recomputed) to 2."""
 
 
 # ---------------------------------------------------------------- what a pass computes
@@ -57,8 +56,7 @@ def reads_memory(row: PartRow) -> bool:
 
 
 def product_flops(spec: Priced | CostTable, *, head: bool = True) -> int:
-    """Forward FLOPs of one token through every matrix product that is applied token by token, with or without the
-    `head`."""
+    """Forward FLOPs of one token through every matrix product that is applied to each token, the `head` or not."""
     return _flops(spec, lambda row: not is_row_wise(row) and (head or row.slot != "head"))
 
 
@@ -98,8 +96,7 @@ def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
     """FLOPs of gradients that nothing needs: the backward pass of `new` tokens is twice the forward pass less these. An
-    indexer's choice has no gradient, which saves both gradients of its products; a product with a constant saves
-    one."""
+    indexer's products need neither gradient, as its choice has none; a product with a constant needs one."""
     table = tabulate(spec)
     once, constant = table.forward_only(), 0
     for row in table.attentions:
@@ -286,11 +283,7 @@ def _generation(table: CostTable, context: int, convention: str, prefix: int) ->
         read = sum_prompt(product_flops(encoder), context, row_flops(encoder), core, memory_flops(decoder))
         prefill = read + _decoded(decoder, 1, context)
     decode, expanded = _decoded(decoder, context, context), _decoded(decoder, context, context, expanded=True)
-    return {
-        "prefill": prefill,
-        "decode": decode,
-        **({"decode_expanded": expanded} if expanded != decode else {}),
-    }
+    return {"prefill": prefill, "decode": decode, **({"decode_expanded": expanded} if expanded != decode else {})}
 
 
 def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = False) -> int:
@@ -312,7 +305,9 @@ def sum_decoding(products: Amount, memory: Amount, core: Amount) -> Amount:
     return products - memory + core
 
 
-def _check(table: CostTable, context: int, convention: str, recompute: str, documents: Any, prefix: int) -> None:
+def _check(
+    table: CostTable, context: int, convention: str, recompute: str, documents: Sequence[int] | None, prefix: int
+) -> None:
     spec = table.spec
     if convention not in CONVENTIONS:
         hint = did_you_mean(convention, CONVENTIONS)

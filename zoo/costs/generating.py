@@ -8,12 +8,13 @@ from typing import Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import Stage, stages
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.transient import Generation, Peaks, measure_peaks
 from zoo.errors import ConfigError
 
 
-def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = True) -> dict[str, int]:
+def generating(spec: Priced, setup: Setup, *, prefill: bool = True, fused: bool = True) -> dict[str, int]:
     """Count bytes on the rank that needs most: `weights`, `kv_cache`, `prefill`, and `total`, their sum.
 
     `prefill`, counted if `prefill` is True, is the peak of all other tensors: of reading all prompts together up to

@@ -1,6 +1,5 @@
 # T new tokens, S keys, W window
-"""Predict the attention kernel that `auto` takes for each kind of layer and use of a model, on any GPU of
-conf/hardware."""
+"""Predict the attention kernel that `auto` takes for each kind of layer and use of a model, on any known GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +8,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from zoo.costs.hardware import hardware
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.kernels import KERNELS, pick
 from zoo.kernels.base import Ask, Machine
 from zoo.kernels.found import EVERYTHING
 from zoo.kernels.mask import Mask
+from zoo.model.attention.base import Attention
+from zoo.model.block.base import Block
+from zoo.model.tower import Tower
 from zoo.spec.parts import count_kinds
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
@@ -27,7 +30,7 @@ INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
 """Packages installed besides torch: its compiler only, or all packages that kernels use."""
 
 
-def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
+def kernels(spec: Priced, setup: Setup | None = None) -> dict[str, Any]:
     """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
     A line has the layer's place, its `use`, the Ask, and the kernel with its call: under "torch" with torch alone
@@ -63,7 +66,7 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
     return Machine(name, device.capability), device.title
 
 
-def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = None) -> dict[str, Ask | None]:
+def asks(tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None) -> dict[str, Ask | None]:
     """Describe the attention of a kind of layer in one use as an Ask, and its cross-attention to `memory` tokens. The
     value is None for a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
@@ -82,7 +85,7 @@ def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = Non
     }
 
 
-def _without(spec: Any) -> Iterator[str]:
+def _without(spec: Priced) -> Iterator[str]:
     """Name the inputs that would make `auto` choose other kernels."""
     yield "padding"
     towers = spec.towers().values()
@@ -92,12 +95,12 @@ def _without(spec: Any) -> Iterator[str]:
         yield "a prefix"
 
 
-def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> Ask | None:
+def _ask(attention: Attention, dtype: str, mask: Mask, *, train: bool, few: bool) -> Ask | None:
     features = {"needs_grad": train, **mask.features}
     return attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
 
 
-def mask_whole(tower: Any, block: Any, tokens: int, packed: bool, memory: int) -> Mask:
+def mask_whole(tower: Tower, block: Block, tokens: int, packed: bool, memory: int) -> Mask:
     """Make the mask of whole rows without padding, as `zoo.model.scene` does, with an encoder's `memory` tokens."""
     sight = block.attention.sight
     # Only the presence of a mask's field matters here, so () stands in for its tensors.
@@ -107,7 +110,7 @@ def mask_whole(tower: Any, block: Any, tokens: int, packed: bool, memory: int) -
     return _join(block, Mask(tokens, tokens, **reach, documents=documents, only=only), memory)
 
 
-def _mask_next(attention: Any, tokens: int) -> Mask:
+def _mask_next(attention: Attention, tokens: int) -> Mask:
     """Make the mask of one token after `tokens` cached ones: the cache hands over just the keys that it sees."""
     window, chunk = attention.sight.window, attention.sight.chunk
     first = max(0, tokens - window + 1) if window else 0
@@ -115,7 +118,7 @@ def _mask_next(attention: Any, tokens: int) -> Mask:
     return Mask(1, tokens + 1 - first, causal=True)
 
 
-def _join(block: Any, mask: Mask, memory: int) -> Mask:
+def _join(block: Block, mask: Mask, memory: int) -> Mask:
     """Join an encoder's `memory` tokens to the keys of a mask, where self-attention reads them too."""
     if block.cross is None or block.crosses:
         return mask
@@ -123,7 +126,7 @@ def _join(block: Any, mask: Mask, memory: int) -> Mask:
     return Mask(mask.n_queries, memory + mask.n_keys, documents=mask.documents, **pairs)  # type: ignore[arg-type]
 
 
-def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:
+def _lines(name: str, tower: Tower, spec: Priced, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:
     memory = setup.tokens(spec) if tower.reads_memory else None
     for kind in tower.blocks:
         place = {"tower": name, "kind": kind, "layers": count_kinds(tower.pattern)[kind]}

@@ -1,6 +1,8 @@
 # S tokens of a sequence, B sequences, V vocabulary
 """Count memory in bytes: weights, and what training or generation adds to them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,12 +12,14 @@ from zoo.costs.again import keeps_input, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
 from zoo.costs.parallel import sum_activations
 from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.states import states, widths
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel, Tuning, apply_tuning
 from zoo.errors import ConfigError
+from zoo.model.head import Head
 
 Value = TypeVar("Value")
 
@@ -27,7 +31,7 @@ BLOCK = 4 << 20
 """Bytes of float32 logits of which a CPU computes the softmax at once (`zoo.model.loss`)."""
 
 
-def memory(spec: Any, setup: Setup) -> dict[str, Any]:
+def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count bytes on the fullest rank: the figures of `training` with `advice`; for a model that generates also
     `kv_cache`, `generate_activations` (all but weights and cache) and `generate_peak`, as `generating` counts them.
 
@@ -46,7 +50,7 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
     return figures
 
 
-def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
+def _generating(spec: Priced, setup: Setup) -> dict[str, Any]:
     """Count the KV cache and the peak of generation; for a pass that cannot be traced, give the reason instead."""
     try:
         found = generating(spec, setup)
@@ -58,7 +62,7 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
     return figures if note is None else {**figures, "generate_note": note}
 
 
-def _note_bias(spec: Any, setup: Setup, peak: int) -> str | None:
+def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
     """Note the size of a position bias on the scores, where it is 1/20 of the peak or more; else None. torch's
     attention takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
     attentions = [block.attention for tower in spec.towers().values() for block in tower.blocks.values()]
@@ -84,13 +88,13 @@ KEPT = ("weights", "gradients", "optimizer", "master", "step")
 """Figures that depend on the parameters only: they need no traced pass."""
 
 
-def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
+def without_passes(spec: Priced, setup: Setup) -> dict[str, int]:
     """Give the figures of `training` that depend on the parameters only (KEPT)."""
     held = states(spec, setup)
     return {name: round(held[name]) for name in KEPT}
 
 
-def training(spec: Any, setup: Setup, *, fused: bool = True, tuning: Tuning | None = None) -> dict[str, Any]:
+def training(spec: Priced, setup: Setup, *, fused: bool = True, tuning: Tuning | None = None) -> dict[str, Any]:
     """Count the bytes of a training step on one rank.
 
     `weights`, `gradients`, `optimizer` (with `master` in it): see `states`. `activations` are the tensors saved for the
@@ -108,15 +112,14 @@ def training(spec: Any, setup: Setup, *, fused: bool = True, tuning: Tuning | No
 
     `tuning` says which weights train and which adapters and dropout a run adds; it is for one rank. `fused` means the
     kernels of a CUDA device, otherwise a CPU's. If a pass cannot be traced (a torch operation that operations.py does
-    not list, or more tokens than the model reads), `activations_unknown` has the reason instead of activations and
-    peak.
+    not list, or more tokens than the model reads), `activations_unknown` has the reason.
     """
     tuned = None if tuning is None or tuning.plain else apply_tuning(spec, tuning)
     return _training(spec, setup, fused=fused, tuned=tuned)[0]
 
 
 def _training(
-    spec: Any,
+    spec: Priced,
     setup: Setup,
     *,
     fused: bool = True,
@@ -149,7 +152,7 @@ def _training(
 
 
 def find_peak(
-    spec: Any,
+    spec: Priced,
     setup: Setup,
     passes: Mapping[str, Section],
     held: Mapping[str, Any],
@@ -167,14 +170,13 @@ def find_peak(
 
 
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
-    """Count the bytes that each section keeps for its backward pass; a recomputed one keeps its input and what it
-    lends."""
+    """Count the bytes that each section keeps for its backward pass; a recomputed one its input and `lent`."""
     again = setup.recompute
     return {name: each.input + each.lent if keeps_input(name, again) else each.bytes for name, each in passes.items()}
 
 
 def trace_passes(
-    spec: Any, setup: Setup, *, fused: bool = True, tuned: TunedModel | None = None
+    spec: Priced, setup: Setup, *, fused: bool = True, tuned: TunedModel | None = None
 ) -> Mapping[str, Section]:
     """Trace the pass of a microbatch through the whole model, as on a single rank. Raises UnknownOperation, and
     ConfigError for more tokens than the model reads."""
@@ -192,7 +194,7 @@ def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
     )
 
 
-def name_layers(spec: Any, sections: Mapping[str, Value]) -> dict[tuple[str, str], Value]:
+def name_layers(spec: Priced, sections: Mapping[str, Value]) -> dict[tuple[str, str], Value]:
     """Select the sections that are layers, by tower and kind."""
     return {
         (name, kind): sections[f"{name}.layer:{kind}" if name else f"layer:{kind}"]
@@ -211,19 +213,19 @@ def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
     return sums["embedding"] + sums["shared"], sums["head"]
 
 
-def _loss_bytes(spec: Any, setup: Setup) -> float | None:
+def _loss_bytes(spec: Priced, setup: Setup) -> float | None:
     """Count the peak bytes of the loss: logits, log-probabilities and gradients; None without logits."""
     if (head := find_head(spec)) is None:
         return None
     return count_loss(_count_logits(head, spec, setup) / (setup.tp * setup.cp), setup)
 
 
-def find_head(spec: Any) -> Any:
+def find_head(spec: Priced) -> Any:
     """Find the head that gives a model's logits; None without logits."""
     return next((tower.head for tower in spec.towers().values() if tower.head.n_logits), None)
 
 
-def _count_logits(head: Any, spec: Any, setup: Setup) -> int:
+def _count_logits(head: Head, spec: Priced, setup: Setup) -> int:
     """Count the logits of a batch: `n_logits` for each token, or for each row where the head reads whole rows."""
     return head.n_logits * setup.batch * (1 if head.reads_rows else setup.tokens(spec))
 
@@ -240,7 +242,7 @@ def count_loss(values: Amount, setup: Setup) -> Amount:
 
 
 def list_moments(
-    spec: Any,
+    spec: Priced,
     setup: Setup,
     passes: Mapping[str, Section],
     held: Mapping[str, Any],
@@ -248,8 +250,7 @@ def list_moments(
     tuned: TunedModel | None = None,
     fused: bool = True,
 ) -> dict[str, dict[str, int]]:
-    """List the fullest moment of each place of a step (a value of `peak_at`): by name, the bytes allocated then in
-    addition to STAYS."""
+    """List the fullest moment of each place of a step (`peak_at`): by name, the bytes in addition to STAYS."""
     if setup.ranks == 1:
         found = _single(_pieces(spec, setup, passes, tuned), spec, setup, passes, held, fused)
     else:
@@ -258,7 +259,9 @@ def list_moments(
     return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
 
 
-def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None) -> list[PassRun]:
+def _pieces(
+    spec: Priced, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None
+) -> list[PassRun]:
     found = []
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
@@ -286,8 +289,7 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
 
 
 def _mark_first_gradients(tower: Any) -> list[bool] | None:
-    """Mark each layer whose backward pass is the first to make a gradient of its weights; None where no layers share
-    weights."""
+    """Mark each layer whose backward pass first makes a gradient of its weights; None if no layers share weights."""
     if not tower.shared_layers and tower.loop is None:
         return None
     weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights
@@ -295,7 +297,7 @@ def _mark_first_gradients(tower: Any) -> list[bool] | None:
     return [last[each] == place for place, each in enumerate(weights)]
 
 
-def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:
+def _met_again(spec: Priced, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:
     """Count the bytes of a tied token table's gradient: the table has one from the head (or the other tower's
     embedding) already, and torch sums both into a third tensor. 0 without a tie."""
     if tuned is not None and "embedding.tokens.weight" in tuned.ends[name].frozen:
@@ -312,12 +314,7 @@ def _computed_width(setup: Setup) -> int:
 
 
 def _single(
-    runs: list[PassRun],
-    spec: Any,
-    setup: Setup,
-    passes: Mapping[str, Section],
-    held: Mapping[str, Any],
-    fused: bool,
+    runs: list[PassRun], spec: Priced, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], fused: bool
 ) -> dict[str, dict[str, float]]:
     """Find the fullest moment of each kind of piece on a single rank. The backward pass goes through the pieces last to
     first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
@@ -353,7 +350,7 @@ def _single(
     return peaks
 
 
-def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[str, float]:
+def _chunked_loss(spec: Priced, setup: Setup, head: Section, fused: bool) -> dict[str, float]:
     """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients from
     earlier chunks, the chunk's logits, and the larger of their softmax and the head's gradients from this chunk.
 
@@ -371,7 +368,7 @@ def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[s
 
 
 def _many(
-    spec: Any, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
+    spec: Priced, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
 ) -> dict[str, dict[str, float]]:
     """Bound the fullest moments where the model is spread over ranks: all gradients and all activations, with the loss
     or one layer's backward pass."""

@@ -3,8 +3,8 @@
 
 An operator is the products of one sub-layer in all layers of a kind, or the core of its attention, or the head. Bytes
 are the least that a pass can move: each weight that it uses once, each visible key and value once a sequence, recurrent
-states read and written. Tensors between operators are taken to stay on the chip, and writing a step's own keys and
-values is not counted.
+states read and written. Tensors between operators stay on the chip; writing a step's own keys and values is not
+counted.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class Span(NamedTuple):
 
 def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
     """Give a tower's Span when decoding the last of `context` tokens, or else for a prompt up to its first logits: an
-    encoder reads the prompt, its decoder makes cross-attention's keys and values and writes one token. None for an
-    encoder while decoding."""
+    encoder reads it, its decoder makes cross-attention's keys and writes a token. None for an encoder when decoding."""
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)
@@ -189,8 +188,7 @@ def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:
 
 
 def reductions(spec: Priced, context: int, *, decode: bool) -> int:
-    """Count the all-reduced vectors of a sequence in a pass under tensor parallelism: `Block.reductions` for each layer
-    and token."""
+    """Count the vectors of a sequence that tensor parallelism all-reduces in a pass, by `Block.reductions`."""
     summed = 0
     for tower in spec.towers().values():
         what = span(tower, spec, context, decode)

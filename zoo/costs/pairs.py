@@ -78,7 +78,7 @@ class Look(NamedTuple):
 
 
 def visible_pairs(new: int, held: int, window: int | None) -> int:
-    """Count the pairs of `new` causal queries after `held` tokens, each of which sees `window` keys at most, its own
+    """Count the pairs of `new` causal queries after `held` tokens; each sees `window` keys at most, its own
     included."""
     if window is None or window >= held + new:
         return new * held + new * (new + 1) // 2
@@ -115,8 +115,7 @@ def pooled_pairs(tokens: int, pool: int, most: int | None = None) -> int:
 
 
 def both_ways_pairs(tokens: int, reach: int | None, ahead: int | None = None) -> int:
-    """Count the pairs of tokens at most `reach` apart, each with itself included; `ahead` is the reach forward where it
-    differs."""
+    """Count the pairs of tokens at most `reach` apart, each with itself included; forward at most `ahead`, if given."""
     if reach is None:
         return tokens * tokens
     sides = (min(each, tokens - 1) for each in (reach, reach if ahead is None else ahead))

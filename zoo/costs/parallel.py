@@ -161,8 +161,7 @@ def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[s
 def _list_runs(
     whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[str, Any, list[tuple[int, int]]]]:
-    """List each tower with the run (start, end) of its layers in each chunk of the concatenated layers; (0, 0) for
-    none."""
+    """List each tower with its run (start, end) of layers in each chunk of the concatenated layers, or (0, 0)."""
     before = 0
     for name, tower in whole.items():
         count = len(tower.pattern)

@@ -64,7 +64,7 @@ class PricedPart:
 
 class PartRow(NamedTuple):
     """A part of a component. `where` names its tower ("" in a model with one tower), `kind` its kind of layer (None
-    outside layers). It is `stored` that many times and `used` that many times in a pass; `learns` if it gets a
+    outside layers). `stored` and `used` count how often it is stored, and used in a pass; `learns` if it has a
     gradient."""
 
     where: str

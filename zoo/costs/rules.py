@@ -156,8 +156,7 @@ def _cache(case: RuleInputs) -> dict[str, Rule]:
 
 
 def _heads(case: RuleInputs) -> tuple[int, str]:
-    """Give n_kv_heads·head_dim of the layers (the largest, if they differ), and the reason if they differ or have
-    none."""
+    """Give n_kv_heads·head_dim of the layers (the largest), and the reason if they differ or have none."""
     blocks = [block for tower in case.spec.towers().values() for block in tower.blocks.values()]
     found = {_kept(block.attention) for block in blocks}
     if len(found) == 1 and None not in found:

@@ -61,8 +61,8 @@ class Setup:
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of
     groups that each hold all weights sharded and sum up gradients (HSDP). A pipeline's stages follow a `schedule`, with
     `chunks` of layers each (`zoo.ranks.schedule`). `gpu` names a file of conf/hardware/; `train_tokens` and `mfu` are
-    for the time to train. `page` is the number of tokens of a page of the engine "zoo", where rows are read by page
-    table, as on a GPU.
+    for the time to train. `page` is the tokens of a page of the engine "zoo" when it reads rows by page table, as on a
+    GPU.
     """
 
     context: int | None = None
@@ -135,8 +135,7 @@ class Setup:
         return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
 
     def on_mesh(self, mesh: Mesh) -> Setup:
-        """Give this set-up on a mesh. The program shards weights over `shard` and `cp` together, and does not shard
-        them where `shard` is 1."""
+        """Give this set-up on a mesh. The program shards weights over `shard` × `cp`, but not if `shard` is 1."""
         sharded = mesh.shard > 1
         ways = {name: getattr(mesh, name) for name in ("cp", "cp_comm", "tp", "ep", "pp", "schedule", "chunks")}
         dp, replicas = (mesh.shard, mesh.dp) if sharded else (mesh.dp, 1)
@@ -178,8 +177,7 @@ def _faults(setup: Setup) -> Any:
 
 
 def _schedule_faults(setup: Setup) -> Any:
-    """List the faults of the pipeline. A step with fewer microbatches than the schedule needs is priced with its least
-    number."""
+    """List the faults of the pipeline. A step is priced with at least the microbatches that the schedule needs."""
     schedule = Schedule(setup.schedule, setup.pp, setup.chunks)
     if (fault := schedule.find_chunk_fault()) is not None:
         yield fault

@@ -6,6 +6,8 @@ Each component gives a rank's part of itself (`Spec.shard`); a component without
 share (norms, routers, MLA's latents, the biases of o and down) are on every rank.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ from zoo.costs.rows import Priced, tabulate
 from zoo.errors import ConfigError
 from zoo.model.channels import Channel
 from zoo.model.moe import MoE
-from zoo.model.tower import Tower
+from zoo.model.tower import Topology, Tower
 from zoo.ranks.schedule import Schedule
 from zoo.spec import Experts
 from zoo.spec.sharding import divisors
@@ -31,8 +33,7 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
 
 
 def spread_experts(spec: Any, ep: int) -> Any:
-    """Give a rank's model under expert parallelism: some experts of each mixture. Raises ConfigError where `ep` does
-    not divide the experts."""
+    """Give a rank's model, with some experts of each mixture. Raises ConfigError if `ep` does not divide them."""
     if ep == 1:
         return spec
     if faults := list(expert_faults(spec, ep)):
@@ -47,7 +48,7 @@ def spread_experts(spec: Any, ep: int) -> Any:
     return spread[""] if "" in spread else replace(spec, **spread)
 
 
-def shard_model(spec: Any, tp: int) -> Any:
+def shard_model(spec: Topology, tp: int) -> Any:
     """Give a rank's model under tensor parallelism. Raises ConfigError with a line for each part that refuses."""
     if tp == 1:
         return spec
@@ -58,7 +59,7 @@ def shard_model(spec: Any, tp: int) -> Any:
     return shared[""] if "" in shared else replace(spec, **shared)
 
 
-def context_faults(spec: Any, cp: int) -> list[str]:
+def context_faults(spec: Priced, cp: int) -> list[str]:
     """List the parts that need all tokens of a row, and so refuse context parallelism, a line for each."""
     if cp == 1:
         return []

@@ -265,8 +265,8 @@ def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
 
 
 def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
-    """Count the bytes of autocast's copies of the weights and biases of matrix products. 0 under FSDP, which casts the
-    gathered weights."""
+    """Count the bytes of autocast's copies of weights in matrix products; 0 under FSDP, which casts gathered
+    weights."""
     if setup.precision != "amp" or setup.zero == 3 or DTYPES[setup.dtype] >= 4:
         return 0
     return sum(piece.params for piece in pieces if piece.product) * DTYPES[setup.dtype]

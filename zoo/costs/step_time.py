@@ -6,8 +6,8 @@ parallelism, and the update. Matrix products and attention are timed at a share 
 the memory's bandwidth. Collectives of tensor, context and expert parallelism are exposed, because a layer waits for
 them; those of data parallelism overlap with the layers, and keys sent round a ring overlap with attention.
 
-Kernel launches, waiting for data, uneven experts and stragglers cost nothing here. `docs/scale.md` compares predictions
-with published runs.
+Kernel launches, waiting for data, uneven experts and stragglers cost nothing. docs/scale.md compares with published
+runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo.costs.flops import FLASH_BACKWARD
 from zoo.costs.hardware import Hardware
 from zoo.costs.layer_cut import BEFORE, BEHIND, count_attention, count_part
 from zoo.costs.parallel import Stage
-from zoo.costs.rows import tabulate
+from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.traffic import ring_forward_share, split_data, traffic
@@ -151,7 +151,7 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
     return StageWork(layers, beside, attention, kept / tp, units, stage.index, (once, choosing))
 
 
-def count_traffic(spec: Any, setup: Setup, stage: Stage) -> StageTraffic:
+def count_traffic(spec: Priced, setup: Setup, stage: Stage) -> StageTraffic:
     """Count the bytes that a rank of a stage sends. All kinds but data parallelism send a fixed amount a step plus an
     amount for each sequence; pricing two batches separates them."""
     one, two = (traffic(spec, replace(setup, batch=batch), stage) for batch in (1, 2))
@@ -250,7 +250,7 @@ def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Clus
 
 
 def data_seconds(
-    sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Any
+    sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Mapping[str, Any]
 ) -> float:
     """Time what data parallelism adds to a step: communication that compute does not cover, and the slow-down of
     compute by covered communication. `compute` is the time of a microbatch, `held` are the figures of `states`.
@@ -266,8 +266,8 @@ def data_seconds(
     reduces = 1 if setup.zero in (1, 2) or (setup.pp > 1 and gathers == 1) else passes
 
     def beyond(gather: float, reduce: float) -> float:
-        """Half of the gathering is in the forward pass. Nothing covers the first unit's weights and the last unit's
-        gradients."""
+        """Half of the gathering is in the forward pass. The first unit's weights and last unit's gradients are
+        exposed."""
         waits = max(gather / 2 - compute.forward, 0) + max(gather / 2 + reduce - compute.backward, 0)
         return max(waits, (gather + reduce) / work.units)
 
@@ -323,6 +323,6 @@ def find_slowest(work: Mapping[int, StageWork], plan: StepPlan, device: Hardware
     return max(work, key=lambda index: pass_seconds(work[index], plan, device).total)
 
 
-def hold_states(spec: Any, setup: Setup, pipeline: tuple[Stage, ...]) -> dict[str, Any]:
+def hold_states(spec: Priced, setup: Setup, pipeline: tuple[Stage, ...]) -> dict[str, Any]:
     """Count the states of the stage with most parameters."""
     return states(spec, setup, max(pipeline, key=lambda stage: stage.params))

@@ -45,8 +45,7 @@ def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Count the traffic of tensor parallelism. With sequence parallelism the stream is all-gathered before each divided
     sub-layer and reduce-scattered after it, the other way round in the backward pass (Korthikanti et al., 2022,
     §4.2.2); so are the embedding's look-up and the last hidden states. In addition ranks exchange two numbers a token
-    for the loss (Shoeybi et al., 2019, §3), sums inside some mixers, and gradients of weights that several ranks
-    hold."""
+    for the loss (Shoeybi et al., 2019, §3), sums inside some mixers, and gradients of weights held in common."""
     ring, vectors, amid = (setup.tp - 1) / setup.tp, 0, 0
     for name, kind, count in stage.layers():
         tower = stage.held[name]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from zoo.costs.activations import FEW, NAMES, count_traces, extrapolate, recurrent_stride
 from zoo.costs.again import split_by_depth
+from zoo.costs.rows import Priced
 from zoo.costs.shadow import (
     DTYPES,
     INT64,
@@ -40,15 +41,14 @@ class Generation(NamedTuple):
 
 class Peaks(NamedTuple):
     """Peak bytes, weights and cache apart: while an encoder reads the prompts (0 without one); while a decoder reads
-    the prompts (or, after an encoder, its first token) up to the first logits; and while one token of each row is
-    decoded."""
+    them (or, after an encoder, its first token) up to the first logits; while a token is decoded."""
 
     encode: int
     prefill: int
     decode: int
 
 
-def measure_peaks(spec: Any, run: Generation) -> Peaks:
+def measure_peaks(spec: Priced, run: Generation) -> Peaks:
     """Trace a prefill and a decode step of the towers of `spec`, a model or a rank's part of one.
 
     Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
@@ -60,7 +60,7 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
     return _extended(towers, run, stride)
 
 
-def _each_kind_once(tower: Any) -> Any:
+def _each_kind_once(tower: Tower) -> Any:
     """Cut a tower to one layer of each kind, in the order of each kind's last layer."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {loan.lender for kind in kinds if (loan := tower.blocks[kind].attention.loan)}
@@ -68,7 +68,7 @@ def _each_kind_once(tower: Any) -> Any:
     return _changed(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
 
 
-def _changed(tower: Any, **changes: Any) -> Any:
+def _changed(tower: Tower, **changes: Any) -> Any:
     """Copy a tower with some fields changed. Unlike `replace` this does not validate, so that traced dimensions stay
     traced (`zoo.analysis.explain`)."""
     made = copy(tower)
@@ -143,14 +143,14 @@ def _checked(tape: Tape) -> int:
     return tape.most
 
 
-def _memory(tower: Any, run: Generation) -> Any:
+def _memory(tower: Tower, run: Generation) -> Any:
     """Make the shadow of an encoder's output of `context` tokens; None for a tower that reads none."""
     if not tower.reads_memory:
         return None
     return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory")
 
 
-def _cache(tower: Any, run: Generation, length: int) -> Any:
+def _cache(tower: Tower, run: Generation, length: int) -> Any:
     """Make a cache with `length` tokens in it; None if the model cannot use one at this context (dynamic NTK)."""
     until = tower.cacheable_until
     if until is not None and run.context > until:
@@ -163,7 +163,7 @@ CACHED = {"fp8": "float8_e4m3fn"}
 """The dtype of cached values where it differs from that of activations."""
 
 
-def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: Any) -> Any:
+def _run(tape: Tape, tower: Tower, run: Generation, new: int, cache: Any, memory: Any) -> Any:
     """Trace a tower's pass over `new` tokens of each row, up to the logits of the last one."""
     from zoo.model.scene import Scene
     from zoo.model.step import Inputs

@@ -1,8 +1,7 @@
 # R rank
 """Describe how a run tunes a model: frozen weights, low-rank adapters, dropout.
 
-A kind of layer whose layers are tuned differently is split into several kinds (`PricedPart`), so that prices still
-count kinds.
+A kind whose layers are tuned differently is split into several kinds (`PricedPart`), so that prices count kinds.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from typing import Any, NamedTuple
 
 from zoo.costs.again import name_part
 from zoo.costs.parallel import RankTensor
-from zoo.costs.rows import PricedPart
+from zoo.costs.rows import Priced, PricedPart
+from zoo.model.block.base import Block
 from zoo.model.depth_read import count_groups
-from zoo.spec import Buffer, Experts, Tied, owner_of, placed_tensors, rows
+from zoo.model.tower import Tower
+from zoo.spec import Buffer, Experts, Part, Tied, owner_of, placed_tensors, rows
 
 LOW_RANK = "lora"
 """The name of an adapter below its product."""
@@ -65,7 +66,7 @@ class TunedModel(NamedTuple):
     (`ends`) and of each kind of layer. `reached` says whether the input of a tower's head needs a gradient; `copies`
     counts the trained copies of each tensor by path (None: all train); `adapters` are the adapters' tensors."""
 
-    spec: Any
+    spec: Priced
     ends: Mapping[str, PartTuning]
     layers: Mapping[tuple[str, str], PartTuning]
     reached: Mapping[str, bool]
@@ -80,7 +81,7 @@ class TunedModel(NamedTuple):
         return [*(each for each in kept if each.copies), *self.adapters]
 
 
-def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
+def apply_tuning(spec: Priced, tuning: Tuning) -> TunedModel:
     """Split the kinds of layer of a model by their tuning. Takes time in proportion to depth."""
     towers, ends, layers, reached = {}, {}, {}, {}
     memory = False  # whether an encoder's output needs a gradient
@@ -111,7 +112,7 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
     return TunedModel(PricedPart(towers, spec), ends, layers, reached, _count_trained(spec, tuning), adapters)
 
 
-def _list_frozen(spec: Any, where: str, tower: Any, tuning: Tuning) -> frozenset[str]:
+def _list_frozen(spec: Priced, where: str, tower: Tower, tuning: Tuning) -> frozenset[str]:
     """List the paths of a tower's frozen tensors, and of tied parts that read a frozen tensor."""
     if tuning.trained is None:
         return frozenset()
@@ -132,7 +133,7 @@ def _tune(prefix: str, frozen: Collection[str], tuning: Tuning) -> PartTuning:
     return PartTuning(_below(frozen, name), _below(tuning.adapted, name), True, tuning)
 
 
-def _trains_first(where: str, tower: Any, ends: PartTuning) -> bool:
+def _trains_first(where: str, tower: Tower, ends: PartTuning) -> bool:
     """Whether anything trains before a tower's layers."""
     prefix = f"{where}." if where else ""
     for row in rows(tower, tower.d_model, where):
@@ -144,18 +145,18 @@ def _trains_first(where: str, tower: Any, ends: PartTuning) -> bool:
     return False
 
 
-def _shapes(part: Any) -> Any:
+def _shapes(part: Part) -> Any:
     """Give the shapes of a part's tensors by name; of a tied part, those of the tensors that it reads."""
     return part.of.shapes() if isinstance(part, Tied) else part.shapes()
 
 
-def _trains(block: Any, d_model: int, part: PartTuning) -> bool:
+def _trains(block: Block, d_model: int, part: PartTuning) -> bool:
     """Whether anything trains in a layer."""
     names = {name for name, row, _ in placed_tensors(block, d_model) if not isinstance(row.part, Buffer)}
     return bool(part.adapted) or bool(names - part.frozen)
 
 
-def _count_trained(spec: Any, tuning: Tuning) -> dict[str, int] | None:
+def _count_trained(spec: Priced, tuning: Tuning) -> dict[str, int] | None:
     if tuning.trained is None:
         return None
     found: Counter[str] = Counter()
@@ -166,7 +167,7 @@ def _count_trained(spec: Any, tuning: Tuning) -> dict[str, int] | None:
     return dict(found)
 
 
-def _list_adapters(spec: Any, tuning: Tuning) -> Iterator[RankTensor]:
+def _list_adapters(spec: Priced, tuning: Tuning) -> Iterator[RankTensor]:
     """List the tensors of all adapters: a [R, d_in] and b [d_out, R]; of stacked experts a and b for each expert."""
     adapted = {f"{path}.weight" for path in tuning.adapted}
     for where, tower in spec.towers().items() if adapted else ():

@@ -49,11 +49,7 @@ def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     spec, _ = load_small(model, task, rest)
     priced = price(spec, Setup(context=task.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     tokens = task.steps * task.rows * task.seq_len
-    costs = {
-        "params": priced["params"]["total"],
-        "tokens": tokens,
-        "flops": tokens * priced["flops"]["train"],
-    }
+    costs = {"params": priced["params"]["total"], "tokens": tokens, "flops": tokens * priced["flops"]["train"]}
     return {name: float(value) for name, value in {**costs, "cache_bytes": priced["kv_cache"]["bytes"]}.items()}
 
 

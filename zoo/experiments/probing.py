@@ -55,8 +55,7 @@ def describe_machine() -> str:
 
 
 def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
-    """Read a metric of each seed: `reach`, or one at a level, such as `accuracy at 16`. Raises ConfigError for an
-    unknown metric."""
+    """Read a metric of each seed: `reach`, or one of a level (`accuracy at 16`). Raises ConfigError for others."""
     if metric == "reach":
         return {each.seed: float(each.reach) for each in outcome.seeds}
     name, _, level = metric.partition(" at ")

@@ -54,8 +54,8 @@ class Strict(BaseModel):
 
 class Expectation(Strict):
     """An expectation of an arm: a verdict against another arm, or bounds. Bounds limit its metric in every run, the
-    difference from another arm with every seed, or a `cost` as a multiple of another arm's. `paper` is the figure of
-    the source."""
+    difference from another arm with every seed, or a `cost` as a multiple of another arm's. `paper` is the source's
+    figure."""
 
     arm: str
     against: str | None = None
@@ -196,8 +196,7 @@ class Recipe(Strict):
         return self.short if short_form else whole
 
     def key(self) -> str:
-        """Hash everything that affects the runs. A verdict keeps the hash, which shows if the recipe has changed
-        since."""
+        """Hash everything that affects the runs. A verdict keeps the hash, to detect changes of the recipe."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         config = None if self.config is None else self.config_file().read_text(encoding="utf-8")
         settings = None if self.probe is None else self.probe.list_settings()

@@ -18,8 +18,7 @@ from zoo.report.history import RunRecord
 
 
 def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Arm]]:
-    """Train the runs that are missing in the folder, and collect the results. Raises ConfigError for a run that is not
-    done."""
+    """Train the runs that are missing in the folder; collect the results. Raises ConfigError for an unfinished run."""
     arms = collect_arms(run_arms(recipe, folder, short_form))
     seconds = sum(float(run.outcome["seconds"] or 0) for each in arms for run in each.runs.values())
     costs = {each.name: each.costs for each in arms}
@@ -71,7 +70,7 @@ def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
 
 
 def collect_values(recipe: Recipe, arms: Sequence[Arm], short_form: bool) -> dict[str, dict[str, dict[int, float]]]:
-    """Collect each metric by arm and seed. A metric of `recipe.measure` is measured here, and stored in the run's
+    """Collect each metric by arm and seed. Those of `recipe.measure` are measured here and stored in the run's
     folder."""
     found = {}
     for metric in recipe.list_metrics(short_form):

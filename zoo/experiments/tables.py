@@ -18,8 +18,7 @@ FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
 def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | None]) -> Any:
-    """Make a table with a row for each recipe: claim, first effect with its interval, number of expectations that hold,
-    date."""
+    """Make a table with a row for each recipe: claim, first effect, number of expectations that hold, date."""
     rows = []
     for name, each in recipes.items():
         outcome = outcomes[name]

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.inspection.heads import list_modules, measure_entropy
 from zoo.lazy import torch
-from zoo.model.router import Routes
+from zoo.model.router import Router, Routes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.spec import Spec
 
 WATCHED = ("attention", "ffn", "block")
 """The axes whose outputs are measured: sub-layers, and the residual stream after a layer (`block`)."""
@@ -80,19 +82,19 @@ class Flow:
         number = self.places[path] = self.places.get(path, -1) + 1
         return path, number
 
-    def note_output(self, path: str, spec: Any, output: Any) -> None:
+    def note_output(self, path: str, spec: Spec, output: Any) -> None:
         """Add a module's output; of several tensors, the first."""
         tensors = [each for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each)]
         if tensors:
             made = Activation(path, spec.axis, spec.kind)
             self.activations.setdefault(self.count_call(path), made).add(tensors[0])
 
-    def note_input(self, path: str, spec: Any, given: Any) -> None:
+    def note_input(self, path: str, spec: Spec, given: Any) -> None:
         """Add the input of a tower's first layer."""
         made = Activation(path, "embedding", spec.kind)
         self.activations.setdefault(self.count_call(path), made).add(given[0])
 
-    def note_routes(self, path: str, spec: Any, routes: Any) -> None:
+    def note_routes(self, path: str, spec: Router, routes: Any) -> None:
         """Add a router's choices of experts."""
         assert isinstance(routes, Routes)
         loads = torch.bincount(routes.experts, minlength=spec.n_experts).cpu()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.base import Scores
+    from zoo.run.layer import Model
 
 
 def measure_entropy(chances: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Watcher(Eager):
 
 
 @contextmanager
-def watch_heads(model: Any) -> Iterator[Watcher]:
+def watch_heads(model: Model) -> Iterator[Watcher]:
     """Record every attention of a model inside the block; call `watcher.places.clear()` before each pass."""
     watcher, handles, kernel = Watcher(), [], model.kernel
     for path, module in list_modules(model, "attention"):
@@ -125,14 +126,14 @@ def watch_heads(model: Any) -> Iterator[Watcher]:
             handle.remove()
 
 
-def list_modules(model: Any, axis: str) -> list[tuple[str, Any]]:
+def list_modules(model: Model, axis: str) -> list[tuple[str, Any]]:
     """List the modules of an axis by their path, in order."""
     return [
         (path, each) for path, each in model.named_modules() if getattr(getattr(each, "spec", None), "axis", "") == axis
     ]
 
 
-def list_mapless(model: Any, watcher: Watcher) -> list[dict[str, str]]:
+def list_mapless(model: Model, watcher: Watcher) -> list[dict[str, str]]:
     """List the attentions without a map, by path and kind; one that contains other attentions is left out."""
     seen = {path for path, _ in watcher.calls}
     found = []

@@ -25,6 +25,8 @@ from zoo.training.objective.base import list_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.run.layer import Model
+
 USUAL_CONTEXT = 256
 """Most tokens of a row, unless a context is given."""
 
@@ -85,12 +87,7 @@ def read_rows(
     check_ids(data, spec, added=0)
     held = hold_out(data.held_out, count, length, wanted=count, documents=plan.data.documents, collate=collate)
     rows = [trim(row) for each in held for batch in each.batches for row in split(batch)]
-    about = {
-        "model": str(subject.folder),
-        "data": plan.describe(),
-        "objective": objective.kind,
-        "context": length,
-    }
+    about = {"model": str(subject.folder), "data": plan.describe(), "objective": objective.kind, "context": length}
     return rows, objective, about
 
 
@@ -120,7 +117,7 @@ def trim(row: Batch) -> Batch:
     return row
 
 
-def look(model: Any, rows: Sequence[Batch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def look(model: Model, rows: Sequence[Batch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Run rows through a model; describe its heads, activations and routings, and give the mean maps."""
     if not rows:
         raise ConfigError("rows: there are none in the data (more text, or a shorter --context)")

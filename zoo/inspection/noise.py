@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.data import Batch
+    from zoo.run.layer import Model
     from zoo.training.objective import Objective
 
 LEAST_ROWS = 2
@@ -64,7 +65,7 @@ def estimate_noise(small: float, large: float, small_norm: float, large_norm: fl
     return signal, noise
 
 
-def measure_noise(model: Any, objective: Objective, rows: Sequence[Batch]) -> Noise:
+def measure_noise(model: Model, objective: Objective, rows: Sequence[Batch]) -> Noise:
     """Measure the noise scale of an objective's gradient on rows, each a batch of one. Weights are not changed.
 
     Raises ConfigError for fewer than two rows that have targets.
@@ -100,7 +101,7 @@ def summarise_norms(norms: Sequence[float], products: Sequence[float], total: fl
     return Noise(signal, noise, count, targets, error)
 
 
-def _compute_gradients(model: Any, objective: Objective, rows: Sequence[Batch]) -> Iterator[list[Tensor]]:
+def _compute_gradients(model: Model, objective: Objective, rows: Sequence[Batch]) -> Iterator[list[Tensor]]:
     """Yield the gradient of each row's mean loss. The next one overwrites its memory."""
     weights = [each for each in model.parameters() if each.requires_grad]
     device = weights[0].device

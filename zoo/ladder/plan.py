@@ -44,8 +44,7 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Request:
-    """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own number, and a
-    sixteenth of it)."""
+    """A request for a ladder. `largest` and `smallest` are parameters (None: the model's own, and a sixteenth)."""
 
     model: str
     overrides: tuple[str, ...] = ()

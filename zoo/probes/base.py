@@ -1,6 +1,5 @@
 # B rows, T tokens
-"""Base of the probes: a probe makes examples as a pure function of a seed and a number, and knows the chance
-accuracy."""
+"""Base of the probes: examples are a pure function of seed and number, and the chance accuracy is known."""
 
 from __future__ import annotations
 

@@ -22,6 +22,9 @@ from zoo.probes.store import Store
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from zoo.model.tower import Decoder
+    from zoo.spec import Spec
+
 RATES = tuple(10 ** (-4 + half / 2) for half in range(6))
 """Learning rates that are tried first: half decades from 1e-4 to 3e-2."""
 
@@ -33,10 +36,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One training of a model on a probe. With `report` it is scored on every level, else on the examples for choosing
-    the learning rate."""
+    """One training of a model on a probe. With `report` it is scored on every level, else for choosing the learning
+    rate."""
 
-    spec: Any
+    spec: Decoder
     probe: Probe
     lr: float
     seed: int
@@ -44,7 +47,7 @@ class Task:
 
 
 def run_probe(
-    model: Any,
+    model: str | Path | Spec,
     probe: str,
     overrides: Sequence[str] = (),
     *,
@@ -86,7 +89,7 @@ def run_probe(
     return made
 
 
-def load_small(model: Any, probe: Probe, overrides: Sequence[str] = ()) -> tuple[Any, str]:
+def load_small(model: str | Path | Spec, probe: Probe, overrides: Sequence[str] = ()) -> tuple[Any, str]:
     """Load a model and shrink it to a probe's size; return its Spec and a label. Raises ConfigError."""
     from zoo.run.builder import load_spec
 
@@ -105,7 +108,7 @@ def list_touched(override: str) -> list[str]:
     return [*dict.fromkeys([key.partition(".")[0], key.rpartition(".")[2]])]
 
 
-def hash_key(spec: Any, probe: Probe) -> str:
+def hash_key(spec: Decoder, probe: Probe) -> str:
     """Hash the architecture and the probe: all that trainings depend on, except learning rate and seed."""
     from zoo.grammar import to_essentials
 
@@ -114,7 +117,7 @@ def hash_key(spec: Any, probe: Probe) -> str:
 
 
 def search_rate(
-    spec: Any,
+    spec: Decoder,
     probe: Probe,
     rates: Sequence[float],
     *,
@@ -123,8 +126,7 @@ def search_rate(
     store: Store,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
-    """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy and loss by rate, on the
-    examples for choosing."""
+    """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy and loss by rate."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:
@@ -210,7 +212,7 @@ def describe(
     overrides: tuple[str, ...],
     probe: Probe,
     size: str,
-    spec: Any,
+    spec: Decoder,
     chosen: dict[float, float],
     best: float,
     reports: Sequence[SeedReport],

@@ -23,8 +23,8 @@ EVERY: tuple[type[Probe], ...] = (
 """All probes, in the order of a card."""
 
 CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, WordZ6, WordS5, Mano, Compress))
-"""The default battery of a card: of recall the variants of mqar and memorise, of word problems the smallest group that
-does not commute (S3)."""
+"""The default battery of a card: of recall the variants of mqar and memorise, of word problems S3, the smallest
+non-commutative group."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, Any] | None = None) -> Probe:

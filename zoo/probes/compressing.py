@@ -19,9 +19,8 @@ PAD, END = 0, 1
 class Compress(OneLength, name="compress"):
     """Compression (Poli et al., 2024, MAD): reconstruct all tokens of a row from the model's output at the last one.
 
-    A row is padding, then M letters, each one of V − 2, and an end token. The answer at each letter is the letter
-    itself; a readout computes it from the vector at the end token (`zoo.probes.readout`). The level is M. Chance is
-    1/(V − 2).
+    A row is padding, then M letters, each one of V − 2, and an end token. The answer at a letter is the letter; a
+    readout computes it from the end token's vector (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2).
     """
 
     level_is: ClassVar[str] = "letters"

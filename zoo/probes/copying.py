@@ -59,8 +59,8 @@ class Copy(Probe, name="copy"):
     """Copying of strings, also of longer ones than in training (Jelassi et al., 2024, "Repeat after me").
 
     A row is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full stop;
-    a row is correct if all are. The level n is the length of s; training draws it from `shortest` to `longest`. Chance
-    is 26^−n.
+    a row is correct if all are. The level n is the length of s, in training from `shortest` to `longest`. Chance is
+    26^−n.
     """
 
     level_is: ClassVar[str] = "letters"

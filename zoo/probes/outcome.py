@@ -148,8 +148,7 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
-        """Read the data of `to_dict` back from JSON, where keys are strings. Raises KeyError, TypeError or
-        ValueError."""
+        """Read the data of `to_dict` after JSON made keys strings. Raises KeyError, TypeError or ValueError."""
         given = {name: data[name] for name in cls.__dataclass_fields__}
         seeds = tuple(
             SeedReport(each["seed"], {int(level): found for level, found in each["levels"].items()})

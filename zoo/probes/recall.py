@@ -1,6 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probe associative recall: of the values that keys have in the row (mqar, overwrite, bind, needle), or in all rows
-(memorise)."""
+"""Probe associative recall: of values in the row (mqar, overwrite, bind, needle), or in the weights (memorise)."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.grammar import from_dict, to_dict
 from zoo.model.init import Normal
+from zoo.model.loop import Loop
+from zoo.model.tower import Decoder
 from zoo.spec import Spec
 
 D_MODEL, N_LAYERS, HEAD_DIM = 64, 2, 32
@@ -28,14 +30,7 @@ STRIPPED = ("pre", "post", "post_inside", "sandwich", "parallel")
 
 AT_MOST = {
     **{"d_state": 16, "dt_rank": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16},
-    **{
-        "qk_rope_head_dim": 16,
-        "n_experts": 4,
-        "zero_experts": 2,
-        "null_experts": 1,
-        "d_router": 16,
-        "heads": 2,
-    },
+    **{"qk_rope_head_dim": 16, "n_experts": 4, "zero_experts": 2, "null_experts": 1, "d_router": 16, "heads": 2},
     **{
         "decay_rank": 16,
         "gate_rank": 16,
@@ -65,14 +60,14 @@ class Size(NamedTuple):
     mixer_alone: bool
 
 
-def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "model") -> Spec:
+def shrink(spec: Decoder, size: Size, kept: Collection[str] = (), label: str = "model") -> Spec:
     """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
     The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several. With
     `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are no dimension of weights. Matrices
     are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a d_model of 2,500, and with it attention
-    stays on mqar's plateau for a whole short run. Raises ConfigError for a model that is no decoder, and for one that
-    cannot be shrunk.
+    stays on mqar's plateau for a whole short run. Raises ConfigError for a model that is no decoder or cannot be
+    shrunk.
     """
     refuse_other_kinds(spec, label)
     refuse_own(kept, label)
@@ -97,10 +92,9 @@ def shrink(spec: Any, size: Size, kept: Collection[str] = (), label: str = "mode
 
 
 def choose_layers(
-    node: Mapping[str, Any], sizes: Sizes, alone: bool, loop: Any
+    node: Mapping[str, Any], sizes: Sizes, alone: bool, loop: Loop | None
 ) -> tuple[dict[str, Any], list[str], Any]:
-    """Choose the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop over layers,
-    if it has one."""
+    """Choose the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop, if any."""
     blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
     if alone:
         blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
@@ -115,20 +109,20 @@ def choose_layers(
     return {name: blocks[name] for name in kinds}, pattern, loop
 
 
-def count_kept(loop: Any, kept: Sequence[bool]) -> Any:
+def count_kept(loop: Loop, kept: Sequence[bool]) -> Any:
     """Resize a loop to the layers of a pattern that are `kept`; None if a section keeps no layer."""
     first = dict(zip(reversed(loop.visits), reversed(kept[loop.start : loop.stop]), strict=True))
     sections = [sum(first[number] for number in section) for section in number_sections(loop)]
     return loop.resize(sum(kept[: loop.start]), sections) if all(sections) else None
 
 
-def number_sections(loop: Any) -> list[range]:
+def number_sections(loop: Loop) -> list[range]:
     """Give the numbers of the layers in each section of a loop."""
     ends = [*accumulate(loop.sections, initial=loop.start)]
     return [range(*each) for each in pairwise(ends)]
 
 
-def shorten(pattern: Sequence[str], loop: Any) -> tuple[list[str], Any]:
+def shorten(pattern: Sequence[str], loop: Loop) -> tuple[list[str], Any]:
     """Shorten a pattern with a loop to one layer of each kind before the loop, in each section, and behind the loop."""
     before, inside, behind = pattern[: loop.start], pattern[loop.start : loop.stop], pattern[loop.stop :]
     last = dict(zip(loop.visits, inside, strict=True))
@@ -144,7 +138,7 @@ def shorten(pattern: Sequence[str], loop: Any) -> tuple[list[str], Any]:
     return [*kinds, *dict.fromkeys(behind)], small
 
 
-def refuse_other_kinds(spec: Any, label: str) -> None:
+def refuse_other_kinds(spec: Decoder, label: str) -> None:
     """Raise ConfigError for a model that does not read from left to right."""
     if spec.kind != "decoder":
         what = spec.kind.replace("_", "-")
@@ -161,8 +155,7 @@ def refuse_own(kept: Collection[str], label: str) -> None:
 
 
 def read(node: Mapping[str, Any], label: str) -> Any:
-    """Read the Spec of a shrunk model. Raises ConfigError if its dimensions do not fit together, or if it is too
-    large."""
+    """Read the Spec of a shrunk model. Raises ConfigError if its dimensions do not fit, or if it is too large."""
     try:
         spec = from_dict(node)
         counted = count_parameters(spec)
@@ -178,8 +171,7 @@ def read(node: Mapping[str, Any], label: str) -> Any:
 
 
 class Sizes(NamedTuple):
-    """New dimensions by key: a fixed value, or a rule of the old value, its node and the whole model; and keys that are
-    `kept`."""
+    """New dimensions by key: a value, or a rule of the old value, its node and the whole model; and keys to keep."""
 
     fixed: Mapping[str, int]
     rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
@@ -209,8 +201,7 @@ def make_sizes(node: Mapping[str, Any], size: Size, kept: Collection[str]) -> Si
 
 
 def find_head_width(node: Mapping[str, Any]) -> int:
-    """Find the number of channels of a head that rotary positions may rotate, in the first attention with a
-    position."""
+    """Find the channels of a head that rotary positions may rotate, in the first attention with a position."""
     for block in node["blocks"].values():
         attention = block["attention"]
         for key in ("qk_rope_head_dim", "head_dim"):
@@ -265,7 +256,7 @@ def rename_lender(attention: dict[str, Any], names: Mapping[str, str]) -> dict[s
     return {**attention, **lenders}
 
 
-def find_idle_windows(spec: Any, length: int) -> list[int]:
+def find_idle_windows(spec: Decoder, length: int) -> list[int]:
     """List the windows and chunks of a model that hide nothing in rows of `length` tokens."""
     reach = (block.attention.sight.window or block.attention.sight.chunk for block in spec.blocks.values())
     return sorted({each for each in reach if each and each >= length})

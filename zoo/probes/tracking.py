@@ -65,7 +65,7 @@ class Parity(Probe, name="parity"):
 
 
 class Group:
-    """A finite group of permutations: `table[a, b]` is the product a·b, which applies first a, then b. `swaps` are its
+    """A finite group of permutations: `table[a, b]` is the product a·b (first a, then b); `swaps` are its
     transpositions."""
 
     def __init__(self, elements: list[tuple[int, ...]]) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from zoo.model.tower import Decoder
+    from zoo.probes.readout import Readout
+    from zoo.run.layer import Model
+
 HELD_OUT = 1024
 """Held-out examples for measuring accuracy, in rows as long as in training; fewer in longer rows."""
 
@@ -41,11 +45,11 @@ class Score:
 class Learner:
     """A model, and the readout that computes its answers if the probe has one."""
 
-    model: Any
-    readout: Any | None = None
+    model: Model
+    readout: Readout | None = None
 
     @classmethod
-    def of(cls, spec: Any, probe: Probe, seed: int) -> Learner:
+    def of(cls, spec: Decoder, probe: Probe, seed: int) -> Learner:
         """Build the model and the readout, with weights drawn from the seed."""
         from zoo.run.builder import build
 
@@ -55,7 +59,7 @@ class Learner:
         return [*self.model.parameters(), *([] if self.readout is None else self.readout.parameters())]
 
 
-def train(spec: Any, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Learner | None:
+def train(spec: Decoder, probe: Probe, lr: float, seed: int, steps: int | None = None) -> Learner | None:
     """Train a model on a probe: AdamW, warm-up over a tenth, then cosine to 0. Returns None if a loss is not finite.
 
     Weights, examples and their order depend only on the seed.
@@ -98,8 +102,8 @@ def make_optimizer(learner: Learner, lr: float) -> Optimizer:
 
 
 def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Tensor]]:
-    """Compute the mean loss of the answers plus the model's own losses, and the loads of experts. The head runs only on
-    positions with an answer."""
+    """Compute the mean loss of the answers plus the model's own losses, and experts' loads. The head runs on answers
+    only."""
     if learner.readout is not None:
         out = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0)
         logits = read_out(learner.readout, out.hidden, examples)
@@ -115,8 +119,7 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
 
 
 def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> Score:
-    """Score a learner on held-out examples of a level (None: as in training). One that diverged (None) has the chance
-    accuracy."""
+    """Score a learner on held-out examples of a level (None: as in training); None, a diverged one, scores chance."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)
@@ -145,7 +148,7 @@ def answer(learner: Learner, examples: Examples) -> Tensor:
     return learner.model.head_logits(hidden[torch.from_numpy(examples.labels != IGNORED)])
 
 
-def read_out(readout: Any, hidden: Tensor, examples: Examples) -> Tensor:
+def read_out(readout: Readout, hidden: Tensor, examples: Examples) -> Tensor:
     """Compute the logits [N, V] of `answer` by the readout, from the outputs [B, T, D] at the last tokens only."""
     logits = readout(hidden[:, -1], hidden.shape[1])
     return logits[torch.from_numpy(examples.labels != IGNORED)]

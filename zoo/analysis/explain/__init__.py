@@ -2,8 +2,8 @@
 
 No formula is written a second time. A model's dimensions become traced numbers (`zoo.analysis.explain.terms`), so that
 the rows of the traced model (`zoo.costs.rows`, `zoo.costs.cache`) remember their formulas. The functions that sum up
-memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each explained figure is checked
-against that of `price`.
+memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each figure is checked against
+`price`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from zoo.analysis.explain.parameters import list_parameter_lines
 from zoo.analysis.explain.roofline import list_roofline_lines
 from zoo.analysis.explain.terms import trace_spec
 from zoo.costs.price import price
-from zoo.costs.rows import tabulate
+from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import Setup
 
 __all__ = ["explain", "format_explanation"]
 
 
-def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """List a row for each figure and each of its parts: `section`, `name`, `formula`, `values` (the formula with the
     numbers put in), `result`, `unit`, `source`, and `figure`, the dotted path in the result of `price`.
 
@@ -44,8 +44,8 @@ def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | 
 
 
 def _check(line: Line, figures: Mapping[str, Any]) -> None:
-    """Assert that a formula gives its figure; a wrong formula is a bug and must not be shown. (1e-12: floats are added
-    in another order.)"""
+    """Assert that a formula gives its figure; a wrong one must not be shown. (1e-12: floats are added in another
+    order.)"""
     if line.figure:
         found, explained = look_up_figure(figures, line.figure), line.term.value
         assert math.isclose(found, explained, rel_tol=1e-12), f"{line.figure}: {found} is explained as {explained}"

@@ -7,8 +7,10 @@ from typing import Any
 from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
 from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.kernels.view.paging import PAGE
+from zoo.model.attention.base import Attention
 
 ENGINES = {
     "ideal": "what attention can still see",
@@ -20,7 +22,7 @@ ENGINES = {
 PER_TOKEN = "bytes a token and layer"
 
 
-def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
+def list_cache_lines(model: Priced, setup: Setup) -> list[Line]:
     """List the lines of a traced model's cache rows; none for an encoder."""
     sheet = Sheet("KV cache")
     context, batch = name_number("context", setup.tokens(model)), symbol("batch", setup.batch)
@@ -66,7 +68,7 @@ def _name(row: CacheRow, what: str) -> str:
     return name_component(row.where, what, row.tower, row.kind)
 
 
-def _held(attention: Any, context: Traced, engine: str, page: int) -> Term:
+def _held(attention: Attention, context: Traced, engine: str, page: int) -> Term:
     """Give the number of tokens that a layer caches."""
     window = attention.sight.window
     if engine == "ideal" and window is not None:

@@ -27,6 +27,8 @@ from zoo.costs.flops import (
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow
 from zoo.costs.setup import Setup
+from zoo.model.attention.base import Attention
+from zoo.model.attention.indexer import Indexer
 from zoo.spec import LOGITS
 
 TOKEN = "FLOP a token"
@@ -39,7 +41,7 @@ class CoreFormula:
 
     where: str
     name: str
-    attention: Any
+    attention: Attention | Indexer
     look: Look
     copies: Term
     d_model: Any

@@ -10,6 +10,8 @@ from typing import Any
 
 from zoo.analysis.explain.terms import Number, Term, product, symbol, term, total
 from zoo.model.attention.gqa import GQA
+from zoo.model.tower import Tower
+from zoo.spec import Spec
 
 CITATION = re.compile(
     r"(?:[A-Z][\w.-]*|[a-z]+[-\d][\w.-]*)"
@@ -62,7 +64,7 @@ class Sheet:
         return self.add(name, total(of), unit, source, figure)
 
 
-def count_layers(tower: Any, kind: str, stored: bool = False) -> Term:
+def count_layers(tower: Tower, kind: str, stored: bool = False) -> Term:
     """Count the layers of a kind, or with `stored` those with weights of their own."""
     count = (tower.stack.stored() if stored else tower.pattern).count(kind)
     if stored and tower.layer_weights:
@@ -70,7 +72,7 @@ def count_layers(tower: Any, kind: str, stored: bool = False) -> Term:
     return symbol("n_layers" if len(tower.blocks) == 1 else f"n_layers[{kind}]", count)
 
 
-def name_component(where: str, name: str, tower: Any, kind: str | None = None) -> str:
+def name_component(where: str, name: str, tower: Tower, kind: str | None = None) -> str:
     """Name a component of a tower and a kind of layer: `attention`, `attention[near]`, `encoder.attention`."""
     kinds = f"[{kind}]" if kind is not None and len(tower.blocks) > 1 else ""
     return f"{where}.{name}{kinds}" if where else f"{name}{kinds}"
@@ -80,7 +82,7 @@ def times(copies: Term, made: Any) -> Term:
     return product((copies, term(made)))
 
 
-def cite(owner: Any) -> str:
+def cite(owner: Spec) -> str:
     """Cite a component: its class, and the first paper in the first paragraph of its docstring. GQA is cited by its
     fields (`_list_credits`); an indexer is cited after its attention."""
     credits = _list_credits(owner) if isinstance(owner, GQA) else [_cite_class(owner)]
@@ -88,7 +90,7 @@ def cite(owner: Any) -> str:
     return "; ".join(credits if indexer is None else [*credits, _cite_class(indexer)])
 
 
-def _cite_class(owner: Any) -> str:
+def _cite_class(owner: Spec) -> str:
     found = CITATION.search(" ".join((type(owner).__doc__ or "").split("\n\n")[0].split()))
     return f"{type(owner).__name__}, {found[0]}" if found else type(owner).__name__
 

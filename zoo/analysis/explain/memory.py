@@ -16,6 +16,7 @@ from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import STAYS, count_loss, find_head, list_moments, name_layers, shape_pass, sum_ends
 from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_activations
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
 from zoo.costs.transient import Generation, measure_peaks
@@ -38,7 +39,7 @@ BYTES = "bytes"
 class Memory:
     """Write the lines of one model and set-up."""
 
-    def __init__(self, spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Priced, model: Priced, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures
         self.found = figures["memory"]
         self.sheet = Sheet("Memory")
@@ -159,8 +160,7 @@ class Memory:
     # ---------------------------------------------------------------- the update, the loss, and peaks
 
     def _step(self) -> None:
-        """Add the scratch memory of the update, as a product where it is one of the parameters or a tensor's
-        elements."""
+        """Add the scratch memory of the update, as a product of the parameters or a tensor's elements if it is one."""
         found, width = self.found["step"], symbol("bytes of each", widths(self.setup)[2])
         made, why = term(found), f"temporaries of {self.setup.optimizer}, counted tensor by tensor"
         if found and found % width.number == 0:
@@ -244,6 +244,6 @@ def _components(section: Section) -> Iterator[tuple[str, Term]]:
     yield from ((name, total(made)) for name, made in found.items())
 
 
-def list_memory_lines(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
+def list_memory_lines(spec: Priced, model: Priced, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
     """List the lines that explain the `memory` of the figures."""
     return Memory(spec, model, setup, figures).lines()

@@ -21,6 +21,7 @@ from zoo.costs.roofline import (
     count_work,
     widths_of,
 )
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 
 MAX = "the longer of compute and memory time (Williams et al., 2009)"
@@ -41,7 +42,7 @@ TRAINING = {
 class Roofline:
     """Write the lines of a set-up on its GPU."""
 
-    def __init__(self, spec: Any, setup: Setup, figures: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.setup, self.figures = spec, setup, figures
         self.found = figures["roofline"]
         self.sheet = Sheet("Roofline")
@@ -123,8 +124,7 @@ class Roofline:
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
-        """Add the bound of each operator, and their sum; `price` has the former only for the path that the model
-        takes."""
+        """Add the bound of each operator (in `price` only for the path that the model takes), and their sum."""
         times, written = [], "expanded" not in path
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)
@@ -161,6 +161,6 @@ class Roofline:
             self.sheet.add(f"usable ({name})", usable, "bytes", source, f"roofline.fits.{name}.usable_bytes")
 
 
-def list_roofline_lines(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
+def list_roofline_lines(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
     """List the lines that explain the `roofline` of the figures, if they have one."""
     return Roofline(spec, setup, figures).lines() if "roofline" in figures else []

@@ -273,8 +273,7 @@ def symbol(name: str, value: Any) -> Number:
 
 
 class Traced(int):
-    """An int with its Term. Sums, products and quotients of Traced are Traced; any other operation gives a plain
-    number."""
+    """An int with its Term. Sums, products and quotients of Traced are Traced, other results plain numbers."""
 
     term: Term
 

@@ -89,8 +89,7 @@ class Fit:
         return float(low), float(high)
 
     def decays(self, params: float) -> list[Decay]:
-        """Give the loss of a model with `params` parameters against its tokens, by the law and by each resampled
-        law."""
+        """Give the loss of `params` parameters against tokens, by the law and by each resampled law."""
         return [Decay(law.loss(params, math.inf), law.beta) for law in (self.law, *self.resampled)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1
 
 
 def group_budgets(points: Points, tolerance: float = TOLERANCE) -> list[tuple[float, Points]]:
-    """Group points of about equal FLOPs: return each group's geometric mean FLOPs and its points. Groups of fewer than
-    three sizes are dropped."""
+    """Group points of about equal FLOPs: give each group's geometric mean and points. Groups below 3 sizes are
+    dropped."""
     rows = sorted(points.rows(), key=lambda row: row[0] * row[1])
     groups: list[list[tuple[float, float, float]]] = []
     for row in rows:

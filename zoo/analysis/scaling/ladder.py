@@ -133,8 +133,7 @@ def _match(sizes: Sequence[int], targets: Sequence[float]) -> list[int]:
 
 
 def _list_sizes(recipe: Recipe, most: float) -> Iterator[Size]:
-    """List the sizes with `most` parameters at most: at each width the depths next to the model's d_model /
-    n_layers."""
+    """List the sizes up to `most` parameters: at each width the depths next to the model's d_model / n_layers."""
     yield _measure(recipe, {key: recipe.own[key] for key in recipe.solved})
     aspect = recipe.own["d_model"] / recipe.own["n_layers"]
     for width in _list_widths(recipe):

@@ -32,8 +32,7 @@ class Law:
 
     @property
     def exponent(self) -> float:
-        """Give the exponent a of the best number of parameters N ∝ C^a for C FLOPs; that of tokens is 1 − a. It is 0.5
-        if α = β = 0."""
+        """Give the exponent a of the best N ∝ C^a for C FLOPs; that of tokens is 1 − a. It is 0.5 if α = β = 0."""
         return self.beta / (self.alpha + self.beta) if self.alpha + self.beta else 0.5
 
     def loss(self, params: float, tokens: float) -> float:
@@ -41,8 +40,7 @@ class Law:
         return self.E + self.A * params**-self.alpha + self.B * tokens**-self.beta
 
     def tokens_for(self, loss: float, params: float) -> float:
-        """Give the tokens after which a model with `params` parameters has this loss. Raises ConfigError if it never
-        does."""
+        """Give the tokens after which `params` parameters reach this loss. Raises ConfigError if they never do."""
         left = loss - self.E - self.A * params**-self.alpha
         if left <= 0:
             least = self.loss(params, math.inf)

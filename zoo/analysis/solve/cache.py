@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from zoo.analysis.solve.recipe import ModelSource
 from zoo.analysis.solve.search import find_crossing
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.cache import kv_cache
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 
 
-def find_smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Setup) -> list[dict[str, Any]]:
+def find_smaller_caches(
+    model: ModelSource, overrides: Iterable[str], most: float, setup: Setup
+) -> list[dict[str, Any]]:
     """Find single changes that bring a model's KV cache to `most` bytes or less, each as small as possible: the most
     key-value heads that divide the query heads, and the widest window.
 
@@ -47,18 +51,18 @@ def find_smaller_caches(model: Any, overrides: Iterable[str], most: float, setup
     return found
 
 
-def _bytes(model: Any, overrides: Iterable[str], setup: Setup) -> int:
+def _bytes(model: ModelSource, overrides: Iterable[str], setup: Setup) -> int:
     return kv_cache(spec_of_composed(compose_model(model, overrides)), setup)["bytes"]
 
 
-def _key_heads(model: Any, typed: list[str], key: str, spec: Any, most: float, setup: Setup) -> int | None:
+def _key_heads(model: ModelSource, typed: list[str], key: str, spec: Priced, most: float, setup: Setup) -> int | None:
     for heads in _divisors(spec):
         if _bytes(model, [*typed, f"{key}={heads}"], setup) <= most:
             return heads
     return None
 
 
-def _divisors(spec: Any) -> Iterator[int]:
+def _divisors(spec: Priced) -> Iterator[int]:
     """List smaller numbers of key-value heads that divide the query heads of every layer, the largest first."""
     blocks = [block for tower in spec.towers().values() if tower.causal for block in tower.blocks.values()]
     query = [heads for block in blocks if (heads := getattr(block.attention, "n_heads", None))]
@@ -68,7 +72,7 @@ def _divisors(spec: Any) -> Iterator[int]:
             yield heads
 
 
-def _window(model: Any, typed: list[str], key: str, most: float, setup: Setup, context: int) -> int | None:
+def _window(model: ModelSource, typed: list[str], key: str, most: float, setup: Setup, context: int) -> int | None:
     def share(window: int) -> float:
         return _bytes(model, [*typed, f"{key}={window}"], setup) / most
 

@@ -10,6 +10,7 @@ from zoo.analysis.solve.search import find_reach
 from zoo.costs.generating import generating
 from zoo.costs.hardware import RUNTIME, USABLE
 from zoo.costs.price import price
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.errors import ConfigError
@@ -52,7 +53,7 @@ class Room:
         return {**dataclasses.asdict(self), "bytes": self.bytes}
 
 
-def price_memory(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
+def price_memory(spec: Priced, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
     """Price one GPU's memory at the peak of generation, or with `train` of a training step: bytes by part, and `total`.
 
     Without `prefill` the prompt is taken to be read in small chunks, so that generation needs only weights and cache.
@@ -70,7 +71,7 @@ def price_memory(spec: Any, setup: Setup, *, train: bool = False, prefill: bool 
     return {**parts, "total": memory["train_peak"]}
 
 
-def _generating(spec: Any, setup: Setup, prefill: bool) -> dict[str, int]:
+def _generating(spec: Priced, setup: Setup, prefill: bool) -> dict[str, int]:
     try:
         return generating(spec, setup, prefill=prefill)
     except UnknownOperation as error:
@@ -78,7 +79,7 @@ def _generating(spec: Any, setup: Setup, prefill: bool) -> dict[str, int]:
 
 
 def find_largest_batch(
-    spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
+    spec: Priced, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
     """Find the largest batch at the set-up's context that fits. Gives its memory, and that of one more sequence."""
     answer = _solve("batch", spec, setup, room, most, train, prefill)
@@ -86,7 +87,7 @@ def find_largest_batch(
 
 
 def find_largest_context(
-    spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
+    spec: Priced, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
     """Find the longest context at which the set-up's batch fits. Gives its memory, and that of one more token.
 
@@ -102,7 +103,7 @@ def find_largest_context(
     return {"context": found, "batch": setup.batch, **answer}
 
 
-def _phases(name: str, spec: Any, setup: Setup, room: Room, most: int, found: int, prefill: bool) -> dict[str, int]:
+def _phases(name: str, spec: Priced, setup: Setup, room: Room, most: int, found: int, prefill: bool) -> dict[str, int]:
     """Give the largest value that fits in each phase of generating: `prefill`, with all prompts read at once, and
     `decode`, where only weights and cache count."""
     if not prefill:
@@ -115,7 +116,7 @@ def _phases(name: str, spec: Any, setup: Setup, room: Room, most: int, found: in
     return {"prefill": found, "decode": find_reach(share, most)}
 
 
-def _solve(name: str, spec: Any, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
+def _solve(name: str, spec: Priced, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
     @functools.cache
     def need(value: int) -> dict[str, int]:
         return price_memory(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from zoo.analysis.solve.fit import Room, price_memory
+from zoo.costs.rows import Priced
 from zoo.costs.setup import ZERO, Setup
 from zoo.errors import ConfigError
 
@@ -22,7 +23,7 @@ DATA_PARALLEL = tuple(2**power for power in range(11))
 
 
 def find_fewest_gpus(
-    spec: Any, setup: Setup, rooms: Iterable[Room], *, train: bool = False, prefill: bool = True
+    spec: Priced, setup: Setup, rooms: Iterable[Room], *, train: bool = False, prefill: bool = True
 ) -> list[dict[str, Any]]:
     """Find the fewest GPUs of each type that hold a model. The type with the least total memory comes first; types that
     cannot hold the model come last.

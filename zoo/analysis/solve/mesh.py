@@ -1,8 +1,7 @@
 # p = pp stages, m microbatches
 """Find the mesh that trains a model fastest: price every legal mesh, and rank those that fit by predicted time.
 
-Memory is the exact price. Time is predicted (`zoo.costs.step_time`), so that meshes a few per cent apart are as good as
-equal.
+Memory is the exact price. Time is predicted (`zoo.costs.step_time`): meshes a few per cent apart are as good as equal.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from zoo.costs import flops
 from zoo.costs.again import RECOMPUTE
 from zoo.costs.cluster import Cluster
 from zoo.costs.parallel import share_out
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shards import context_faults, expert_faults, pipeline_faults
 from zoo.costs.step_time import StepPlan
@@ -33,8 +33,7 @@ LARGEST = 32
 
 
 class Candidate(NamedTuple):
-    """A way to take a step: a mesh, the `batch` sequences of a rank's microbatch, the number of `microbatches`, and the
-    recomputation."""
+    """A way to take a step: a mesh, the sequences of a microbatch (`batch`), the `microbatches`, the recomputation."""
 
     mesh: Mesh
     batch: int
@@ -74,7 +73,7 @@ class MeshSearch:
         if faults:
             raise ConfigError(*faults)
 
-    def settle_sequences(self, spec: Any) -> int:
+    def settle_sequences(self, spec: Priced) -> int:
         """Give the number of sequences of a step."""
         return self.sequences or round_sequences(STEP_TOKENS / self.setup.tokens(spec), self.count)
 
@@ -86,7 +85,7 @@ def round_sequences(sequences: float, count: int) -> int:
     return odd * 2 ** max(0, round(math.log2(max(sequences, 1) / odd)))
 
 
-def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> dict[str, Any]:
+def find_meshes(spec: Priced, search: MeshSearch, room: Room, *, top: int = 10) -> dict[str, Any]:
     """Rank the meshes that hold a model: the `top` fastest, each with its fastest candidate, as plain data.
 
     `candidates` is the number priced, `fitting` the number that fit. If none fits, `meshes` is empty and `nearest` is
@@ -125,7 +124,7 @@ def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> 
     return answer if found else {**answer, "nearest": describe(spec, prices, *least)}
 
 
-def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, plan: StepPlan) -> dict[str, Any]:
+def describe(spec: Priced, prices: MeshPrices, memory: int, candidate: Candidate, plan: StepPlan) -> dict[str, Any]:
     """Give a candidate's price as plain data. `mfu` is relative to the peak rate of the set-up's dtype, also with fp8
     products; FLOPs are the model's, without recomputation."""
     time, context = prices.predict(plan), prices.base.tokens(spec)
@@ -150,7 +149,7 @@ def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, p
 # ---------------------------------------------------------------- which are legal
 
 
-def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
+def list_candidates(spec: Priced, search: MeshSearch) -> Iterator[Candidate]:
     """List every legal way to take a step: meshes, microbatches in powers of two, and recomputations. The KV exchange
     and the pipeline's schedule are the set-up's."""
     sequences = search.settle_sequences(spec)
@@ -164,7 +163,7 @@ def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
             batch *= 2
 
 
-def list_meshes(spec: Any, count: int, node: int, setup: Setup) -> Iterator[Mesh]:
+def list_meshes(spec: Priced, count: int, node: int, setup: Setup) -> Iterator[Mesh]:
     """List the meshes of `count` GPUs on which a model can be trained, with tensor parallelism within a node of `node`
     GPUs. Context, KV exchange and pipeline schedule are the set-up's."""
     sizes, context = divisors(count), setup.tokens(spec)
@@ -193,7 +192,7 @@ def divisors(count: int) -> list[int]:
     return sorted({*low, *(count // each for each in low)})
 
 
-def list_tensor_faults(spec: Any, tp: int) -> list[str]:
+def list_tensor_faults(spec: Priced, tp: int) -> list[str]:
     """List why a model cannot be divided over `tp` ranks of tensor parallelism."""
     try:
         share_out(spec, Setup(tp=tp))
@@ -202,7 +201,7 @@ def list_tensor_faults(spec: Any, tp: int) -> list[str]:
     return []
 
 
-def list_context_faults(spec: Any, cp: int, context: int) -> list[str]:
+def list_context_faults(spec: Priced, cp: int, context: int) -> list[str]:
     """List why rows cannot be divided over `cp` ranks, each of which has two runs of a row's tokens."""
     if cp == 1:
         return []
@@ -211,7 +210,7 @@ def list_context_faults(spec: Any, cp: int, context: int) -> list[str]:
     return context_faults(spec, cp)
 
 
-def explain_none(spec: Any, search: MeshSearch, sequences: int) -> list[str]:
+def explain_none(spec: Priced, search: MeshSearch, sequences: int) -> list[str]:
     """Say why no mesh is legal: the GPUs do not divide the step's sequences, or the model refuses to be divided."""
     sizes, context = divisors(search.count), search.setup.tokens(spec)
     refused = [list_tensor_faults(spec, each) for each in sizes[1:2]]

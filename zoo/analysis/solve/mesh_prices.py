@@ -15,6 +15,7 @@ from zoo.costs.activations import Section
 from zoo.costs.cluster import Cluster
 from zoo.costs.memory import count_kept, find_peak, name_layers, sum_ends, trace_passes
 from zoo.costs.parallel import Stage, stages, sum_activations
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.step_time import (
@@ -42,7 +43,7 @@ Key = tuple[int | str, ...]
 class MeshPrices:
     """Price memory and predict time of set-ups that differ only in ranks, ZeRO stage, microbatch and recomputation."""
 
-    def __init__(self, spec: Any, base: Setup, cluster: Cluster) -> None:
+    def __init__(self, spec: Priced, base: Setup, cluster: Cluster) -> None:
         self.spec, self.base, self.cluster = spec, base, cluster
         for name in ("_passes", "_pipeline", "_held", "_activations", "_work", "_sent"):
             setattr(self, name, functools.cache(getattr(self, name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,9 +13,13 @@ from omegaconf import OmegaConf
 from zoo import grammar
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.errors import ConfigError
+from zoo.model.tower import Tower
 
 Dims = dict[str, int]
 """Dimensions by the dotted key of their override."""
+
+ModelSource = str | Path | Mapping[str, Any]
+"""A model to compose: a packaged name, a file or a mapping."""
 
 SOLVED = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
 
@@ -37,11 +42,10 @@ class Recipe:
     """A composed model whose dimensions can be changed.
 
     `own` are its published dimensions, `dims` the dimensions with the user's overrides. `fixed` are the keys of these
-    overrides. `solved` are the dimensions that a shape sets: those of SOLVED that the model reads and that are not
-    fixed.
+    overrides. `solved` are the dimensions that a shape sets: those of SOLVED that are read and not fixed.
     """
 
-    def __init__(self, model: Any, overrides: Iterable[str]) -> None:
+    def __init__(self, model: ModelSource, overrides: Iterable[str]) -> None:
         composed = compose_model(model, overrides)
         spec = spec_of_composed(composed)
         self.model, self.typed, self.cfg = model, composed.typed, composed.cfg
@@ -126,10 +130,9 @@ class Recipe:
 
 
 def truncate_layers(spec: Any, layers: int) -> Any:
-    """Cut a Spec to its first `layers` layers, as n_layers would. Towers whose depth differs from the model's n_layers
-    stay whole."""
+    """Cut a Spec to its first `layers` layers, as n_layers would. Towers of another depth than n_layers stay whole."""
 
-    def cut(tower: Any) -> Any:
+    def cut(tower: Tower) -> Any:
         return dataclasses.replace(tower, pattern=tower.pattern[:layers])
 
     towers = spec.towers()

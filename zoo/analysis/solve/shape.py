@@ -13,10 +13,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from zoo.analysis.solve.fit import price_memory
-from zoo.analysis.solve.recipe import SOLVED, Dims, Recipe, choose_ffn_step, choose_width_step, truncate_layers
+from zoo.analysis.solve.recipe import (
+    SOLVED,
+    Dims,
+    ModelSource,
+    Recipe,
+    choose_ffn_step,
+    choose_width_step,
+    truncate_layers,
+)
 from zoo.analysis.solve.search import find_crossing
 from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
+from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
@@ -77,23 +86,23 @@ class Search:
     nearest: bool = False
     aspect: tuple[float, float] = ASPECT
 
-    def figures(self, spec: Any) -> dict[str, float]:
+    def figures(self, spec: Priced) -> dict[str, float]:
         """Price the budgeted figures of a Spec."""
         return {name: FIGURES[name](spec, self.setup, self.train) for name in self.budget.given()}
 
-    def share(self, spec: Any, *, without: str = "") -> float:
+    def share(self, spec: Priced, *, without: str = "") -> float:
         """Give the largest of figure ÷ budget; at 1 a budget is used up."""
         given = self.budget.given()
         return max(FIGURES[name](spec, self.setup, self.train) / given[name] for name in given if name != without)
 
-    def within(self, spec: Any) -> bool:
+    def within(self, spec: Priced) -> bool:
         """Whether a Spec keeps to the budget of KEYS, which `nearest` does not relax."""
         most = self.budget.kv_bytes_per_token
         return most is None or FIGURES[KEYS](spec, self.setup, self.train) <= most
 
 
 def solve_shapes(
-    model: Any,
+    model: ModelSource,
     overrides: Iterable[str],
     budget: Budget,
     setup: Setup | None = None,

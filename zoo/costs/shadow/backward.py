@@ -1,7 +1,7 @@
 """Replay the backward pass over the saved tensors: its memory at the peak, and the gradients it leaves.
 
 Memory follows torch's engine: operations are replayed last to first; an input's gradient is made before the result's is
-freed; an operation's saved tensors are freed after it; gradients of one tensor are added in place if nothing else reads
+freed; an operation's saved tensors are freed after it; gradients of one tensor are added in place if nothing else needs
 them.
 """
 
@@ -26,8 +26,7 @@ gating: the activation once more; divide_by_rms: the product of x and the gradie
 
 class Undone(NamedTuple):
     """The memory of a backward pass in bytes. `peak`: of saved tensors and all gradients; `left`: the weights'
-    gradients, which stay; `moving`: the peak without these; `beside`: gradients that remain for tensors made in other
-    sections."""
+    gradients, which stay; `moving`: the peak without these; `beside`: gradients of tensors made in other sections."""
 
     peak: int
     left: int
