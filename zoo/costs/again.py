@@ -8,6 +8,7 @@ from copy import copy
 from zoo.costs.rows import Priced, PricedPart
 from zoo.errors import ConfigError, did_you_mean
 from zoo.model.depth_read import GroupSums, count_groups
+from zoo.model.tower import Tower
 
 RECOMPUTE = ("none", "selective", "full")
 """The names of recomputation; `every_N` is one more."""
@@ -64,8 +65,8 @@ def tell_depths_apart(spec: Priced) -> Priced:
     return PricedPart(towers, spec)
 
 
-def split_by_depth(tower: Any) -> Any:
-    """The same for one tower."""
+def split_by_depth(tower: Tower) -> Tower:
+    """Split the kinds of one tower as `tell_depths_apart` does."""
     if not any(GroupSums.name in block.reads for block in tower.blocks.values()):
         return tower
     counts: dict[str, set[int]] = {}

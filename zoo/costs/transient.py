@@ -25,6 +25,7 @@ from zoo.costs.shadow import (
     taping,
 )
 from zoo.model.position.none import NoPosition
+from zoo.model.tower import Tower
 
 
 class Generation(NamedTuple):

@@ -120,7 +120,7 @@ class Labelled(Objective):
         if targets.ndim == 1:
             scored = targets != IGNORED
             logits, targets = logits[scored], targets[scored]
-        return self.weigh({}, 1.0, len(targets)).measure(logits, targets, None)[0]
+        return self.weigh({}, 1.0, len(targets)).measure(logits, targets, slice(None))[0]
 
 
 class Classify(Labelled, kind="classify"):
