@@ -1,5 +1,5 @@
-"""Define Specs, which list their parts (parts, spec), and the walkers of that list (walk): whatever is counted,
-allocated, initialised or saved is read by them."""
+"""Specs, which list their parts (`parts`, `spec`), and the functions that walk these lists (`walk`). Everything that is
+counted, allocated, initialised or saved is read from them."""
 
 from zoo.spec.node import Node
 from zoo.spec.parts import (

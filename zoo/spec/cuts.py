@@ -1,4 +1,4 @@
-"""Describe the cut of each tensor by tensor parallelism, from the whole model's Spec and that of a rank's part."""
+"""Describe how tensor parallelism cuts each tensor, from the Spec of the whole model and that of a rank's part."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A run of a tensor along the dimension that it is cut along: how long it is as a whole, and in a part."""
+    """A segment of a tensor along the dimension that is cut: its length in the whole tensor, and in a part."""
 
     whole: int
     part: int
 
     def copies(self, ranks: int) -> int:
-        """On how many ranks the same of it is."""
+        """Number of ranks that hold the same values of the segment."""
         if self.part == self.whole:
             return ranks
         apart = self.whole >= ranks and self.part == -(-self.whole // ranks)
         return 1 if apart else self.part * ranks // self.whole
 
     def start(self, rank: int, ranks: int) -> int:
-        """Where the part of a rank begins."""
+        """Offset of a rank's part within the segment."""
         return rank // self.copies(ranks) * self.part
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor of which each of `ranks` ranks holds a part: of each segment along `dim` its share, those in the last
-    one filled up with zeros. A tensor that all have whole is its own part. `learns` says whether the loss gives it a
-    gradient."""
+    """How one tensor is cut: each of `ranks` ranks holds its share of every segment along `dim`, the last shares padded
+    with zeros. A replicated tensor is its own part. `learns` says whether the loss gives it a gradient."""
 
     dim: int
     segments: tuple[Segment, ...]
@@ -44,16 +43,16 @@ class Cut:
 
     @property
     def copies(self) -> int:
-        """On how many ranks the same values are: those of the segments that are on most."""
+        """Number of ranks that hold the same values, in the segments with most copies."""
         return max(each.copies(self.ranks) for each in self.segments)
 
     @property
     def is_mixed(self) -> bool:
-        """Whether some segments are on more ranks than others."""
+        """Whether segments differ in their number of copies."""
         return len({each.copies(self.ranks) for each in self.segments}) > 1
 
     def mark_common(self, part: Tensor) -> Tensor:
-        """Mark in a part the values of the segments that are on most ranks: ones along `dim`, and zeros for others."""
+        """Mark, in a part, the segments with most copies: ones along `dim`, and zeros elsewhere."""
         held = [each.copies(self.ranks) == self.copies for each in self.segments]
         lengths = torch.tensor([each.part for each in self.segments])
         marks = torch.tensor(held).repeat_interleave(lengths).to(part)
@@ -77,7 +76,7 @@ class Cut:
         return torch.cat(found, self.dim)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Put the whole tensor together from the parts of all ranks, by rank."""
+        """Join the parts of all ranks, in order of rank, to the whole tensor."""
         if self.is_whole:
             return parts[0]
         found, before = [], 0
@@ -95,7 +94,7 @@ def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
 
 
 def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
-    """Find by name how each tensor of a model is cut into the parts of so many ranks."""
+    """Find how each tensor of a model, by name, is cut into the parts of `ranks` ranks."""
     cuts: dict[str, Cut] = {}
     parts = part.towers()
     for where, tower in whole.towers().items():
@@ -106,7 +105,7 @@ def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
 
 
 def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
-    """List the tensors whose values are on three numbers of ranks: their gradients are not summed up."""
+    """Yield a line for each tensor whose segments have three numbers of copies: their gradients are not summed."""
     for name, cut in cuts.items():
         if len({each.copies(cut.ranks) for each in cut.segments} - {1}) > 1:
             found = ", ".join(str(each.whole) for each in cut.segments)
@@ -114,7 +113,7 @@ def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
 
 
 def compare_parts(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
-    """Find how one tensor of a part (`zoo.spec.parts`) is cut into those of so many ranks."""
+    """Find how a tensor of `whole`, a part of the Spec, is cut, where one of `ranks` ranks holds the smaller `part`."""
     shapes = [each.shapes()[leaf] for each in (whole, part)]
     dims = [dim for dim, (one, other) in enumerate(zip(*shapes, strict=True)) if one != other]
     dim = dims[0] if dims else 0

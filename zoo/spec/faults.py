@@ -1,4 +1,4 @@
-"""Word what pydantic finds wrong with a YAML node: one line a fault."""
+"""Turn the faults that pydantic finds in a YAML node into messages of one line each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.spec.spec import Spec
 
 LARGEST = 10**15
-"""The largest whole number of a field."""
+"""Largest whole number that a field takes."""
 
 WORDS = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
@@ -27,10 +27,10 @@ WORDS = {
     **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
     "string_type": "must be a text",
 }
-"""What would do in place of a value of another type, by pydantic's name of the fault."""
+"""The expected value, by pydantic's type of the fault."""
 
 SHOWN = 12
-"""Names of choices or of fields that a line lists, where there are more."""
+"""Number of names (choices, fields) that a line lists if there are more."""
 
 
 def _fault(template: str, /, **values: Any) -> PydanticCustomError:
@@ -38,12 +38,12 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
 
 
 def _show(value: Any) -> str:
-    """Show a value that a YAML states: the beginning of what it looks like."""
+    """Show a value of the YAML, shortened."""
     return quote(value) if isinstance(value, int) else shorten(repr(value))
 
 
 def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
-    """Make the error for a node as a whole. Within another node's validation it takes its place among that one's
+    """Make the error for a node as a whole. Nested in the validation of another node, it becomes one of that node's
     faults."""
     return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
 
@@ -55,22 +55,22 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
 
 
 def list_choices(axis: type[Spec]) -> list[str]:
-    """List the names of an axis's choices: kinds, and files in conf/ that set fields of one (`mha`, `rope_yarn`)."""
+    """List the names of an axis's choices: kinds, and the files in conf/ that preset one (`mha`, `rope_yarn`)."""
     return sorted({*axis.kinds, *(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml"))})
 
 
 def _is_of_model(axis: type[Spec]) -> bool:
-    """Tell whether an axis is one of a model's, and none of a training's."""
+    """Tell whether an axis belongs to a model (and not to training)."""
     return axis.__module__.startswith("zoo.model.")
 
 
 def _is_listed(axis: type[Spec]) -> bool:
-    """Tell whether `zoo list --axis` knows an axis: one of a model's, with files of its own."""
+    """Tell whether `zoo list --axis` knows an axis: one of a model's, with files in conf/."""
     return _is_of_model(axis) and (conf_dir() / axis.axis).is_dir()
 
 
 def list_options(names: Iterable[str], listed: str = "", near: str = "") -> str:
-    """List names on a line: all, or the first of many, with how to see the others. Those that are like `near` stand
+    """List names on one line: all, or the first of many and how to see the others. Names similar to `near` come
     first."""
     names = list(names)
     if len(names) > SHOWN + 4:
@@ -107,8 +107,8 @@ def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
 
 
 def describe_unknown_field(choice: type[Spec], name: str, value: Any) -> InitErrorDetails:
-    """Describe a field that a choice does not have: with Zoo's own word where another library's stands, else with the
-    nearest field, else with the first of its fields, those without a default before the others."""
+    """Describe a field that a choice does not have. The hint is Zoo's name for another library's field, else the
+    nearest field, else the first fields, required ones before the others."""
     if name in choice.moved:
         text = "{label}no such field any more ({now})"
         return {"type": _fault(text, label=_label(choice), now=choice.moved[name]), "loc": (name,), "input": None}
@@ -136,18 +136,18 @@ def _name(choice: type[Spec]) -> str:
 
 
 def _is_node(choice: type[Spec]) -> bool:
-    """Tell whether a Spec is a node (`zoo.spec.node`), which is known by its name alone."""
+    """Tell whether a Spec is a node (`zoo.spec.node`), which has a name and no kind."""
     return choice.kind == choice.axis != ""
 
 
 def find_booleans_as_numbers(
     choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
 ) -> list[InitErrorDetails]:
-    """Find the fields given true or false that pydantic read as 1 or 0, where the component then refused itself.
+    """Find fields set to true or false that pydantic read as 1 or 0, if the component then refused the numbers.
 
-    `n_heads: true` beside `n_kv_heads: 2` is no multiple, but that is not what has to be mended.
+    Example: with `n_heads: true` and `n_kv_heads: 2` the fault is the boolean, not that 1 is no multiple of 2.
     """
-    if any(item["loc"] for item in error.errors(include_url=False)):  # faults of fields: the component never reckoned
+    if any(item["loc"] for item in error.errors(include_url=False)):  # a field failed: the component was not checked
         return []
     takes_bool = {field.name for field in choice.fields() if "bool" in str(field.type)}
     names = {field.name for field in choice.fields()} - takes_bool
@@ -159,8 +159,8 @@ def find_booleans_as_numbers(
 
 
 def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
-    """Find the fields given a whole number that is larger than any dimension: figures are products of several, and have
-    to stay finite. `1e17` is one too where the field takes whole numbers."""
+    """Find fields set to a whole number larger than any dimension, as figures are products of several and must stay
+    finite. In a field of whole numbers `1e17` counts too."""
     whole = {field.name for field in choice.fields() if re.search(r"Int\b|\bint\b", str(field.type))}
     return [
         {
@@ -194,7 +194,7 @@ def _message(choice: type[Spec], item: Any) -> str:
 
 
 def _would_do(choice: type[Spec], name: str) -> str:
-    """Name what a field can be given instead: null, where it may have none, or its default."""
+    """Name a value that the field takes: null if allowed, else its default."""
     field = next((field for field in choice.fields() if field.name == name), None)
     if field is None or "None" in str(field.type):
         return " (null would do)" if field else ""

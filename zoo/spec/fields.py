@@ -27,16 +27,16 @@ YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 """A paper or model with its year, in parentheses."""
 
 UNIT = re.compile(r"\bin (tokens|channels|positions|bytes|layers)\b|^(Tokens|Channels|Positions|Bytes|Layers)\b")
-"""How a sentence gives the unit of a number."""
+"""Matches the unit of a number in a sentence."""
 
 SIGN = re.compile(r"[·√Σσ‖²³∞×≤≥←∈]|[\w)]\(|^[-=+−/<>]$|\d/|/\d")
-"""What marks a word as part of a formula."""
+"""Matches a word that is part of a formula."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecField:
-    """A field of a choice: the class that declares it, its type, its default (MISSING where it has to be given), and
-    its description on one line, empty where the class has none."""
+    """A field of a choice: the class that declares it, its type, its default (MISSING if required), and its description
+    on one line, empty if it has none."""
 
     name: str
     owner: type[Spec]
@@ -56,7 +56,7 @@ class SpecField:
 
     @property
     def paper(self) -> str:
-        """The paper or model in the last parentheses that have a year; empty where there is none."""
+        """The paper or model in the last parentheses with a year; empty if there is none."""
         found = YEAR.findall(self.text)
         return found[-1] if found else ""
 
@@ -67,7 +67,7 @@ class SpecField:
 
     @property
     def unit(self) -> str:
-        """What a number counts, where the first sentence says so: tokens, channels, …"""
+        """The unit of a number, if the first sentence states it: tokens, channels, …"""
         found = UNIT.search(self.sentence) if "number" in self.type else None
         return (found[1] or found[2]).lower() if found else ""
 
@@ -86,8 +86,8 @@ def first_sentence(text: str) -> str:
 
 
 def find_formula(text: str) -> str:
-    """Find the first formula in a description: the words of a clause that are written in signs, `c·tanh(s/c)`. A bare
-    product such as x·W names a vector and is none."""
+    """Find the first formula in a description, a run of words with mathematical signs such as `c·tanh(s/c)`. A bare
+    product such as x·W names a vector and is skipped."""
     bare = YEAR.sub("", text)
     for clause in re.split(r"[,:;.] (?![^(]*\))|\.$", bare):
         words = clause.replace("`", "").split()
@@ -98,7 +98,7 @@ def find_formula(text: str) -> str:
 
 
 def _cut_formula(words: list[str], marked: list[int]) -> str:
-    """Cut the first run of marked words out of a clause, with what an operator at its ends and its brackets take in."""
+    """Cut the first run of marked words out of a clause, with operands at its ends and up to its closing bracket."""
     last = next((at for at, after in itertools.pairwise(marked) if after > at + 2), marked[-1])
     first = marked[0] - (len(words[marked[0]]) == 1 and marked[0] > 0)
     last += len(words[last]) == 1 and last + 1 < len(words)
@@ -129,8 +129,8 @@ def _read_field(choice: type[Spec], field: dataclasses.Field[Any], hint: Any) ->
 
 
 def _describe_reference(base: type[Spec]) -> str:
-    """Say what stands for a component, or for a node: `true` too where it needs no field, or the main one alone, which
-    is then the usual component."""
+    """Describe the values that stand for a component or a node. A node also takes `true` if it needs no field, or only
+    its main one, which then gets the default component."""
     if not issubclass(base, Node):
         return describe_component(base, list_kinds(base))
     fields = read_fields(base)
@@ -141,7 +141,7 @@ def _describe_reference(base: type[Spec]) -> str:
 
 
 def list_kinds(base: type[Spec]) -> list[str]:
-    """List the kinds of an axis that are Zoo's own: another program may have registered more."""
+    """List Zoo's own kinds of an axis, without those that another program registered."""
     return [name for name, kind in base.kinds.items() if kind.__module__.startswith("zoo.")]
 
 
@@ -155,7 +155,7 @@ def find_axes(hint: Any) -> Iterator[type[Spec]]:
 
 @functools.cache
 def _read_module(name: str) -> dict[tuple[str, str], str]:
-    """Read the docstrings of a module's fields by class and name. There are none where the source is not at hand."""
+    """Read the docstrings of a module's fields, by class and name; empty if the source is not available."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[name]))
     except OSError:

@@ -1,4 +1,4 @@
-"""Zoo's words for what other libraries call otherwise: transformers, x-transformers, LitGPT, nanoGPT, Megatron."""
+"""Zoo's names for fields and choices of other libraries: transformers, x-transformers, LitGPT, nanoGPT, Megatron."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ FORMS = {
     "topk_method": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
     "scoring_func": "router: sigmoid_topk  # or softmax_topk, sqrtsoftplus_topk",
 }
-"""What is no key of a model's top level, as it is written there. VALUE is the value that was stated."""
+"""How Zoo writes, at a model's top level, keys that have no counterpart there. VALUE is the stated value."""
 
 CHOICES = {
     **{"swish": "silu", "swiglu": "gated", "geglu": "gated", "reglu": "gated", "glu": "gated", "relu_squared": "relu2"},
@@ -75,27 +75,27 @@ CHOICES = {
     **{"pre_norm": "pre", "prenorm": "pre", "post_norm": "post", "postnorm": "post", "parallel_residual": "parallel"},
     **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "yarn": "rope_yarn", "mixtral": "moe"},
 }
-"""Zoo's choice by the name that it has elsewhere."""
+"""Zoo's choice by its name in other libraries."""
 
 
 def hint_choice(word: str, options: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`: another library's name of a choice, or the closest."""
+    """Hint at another library's name of a choice, or at the closest one: ` (did you mean 'x'?)`."""
     options, word = list(options), word.casefold()
     ours = CHOICES.get(word, "")
     return f" (did you mean '{ours}'?)" if ours in options else did_you_mean(word, options)
 
 
 FOREIGN = {theirs: ours for ours, names in _KEYS.items() for theirs in names.split()}
-"""Zoo's key by the name of another library."""
+"""Zoo's key by its name in other libraries."""
 
 
 INNER = {"tied", "qk_norm", "softcap", "shared", "gate"}
-"""Those of our words that are fields of a component alone."""
+"""Zoo's keys that exist only as fields of a component."""
 
 
 def translate_name(name: str, value: Any = None, known: Collection[str] | None = None) -> str:
-    """Say how Zoo writes another library's key, where it has a word for it, with the value that was stated: `d_model is
-    Zoo's name for it: d_model: 4096`. `known` are the fields of a component; without, it is a key of a model."""
+    """Say how Zoo writes another library's key, with the stated value: `d_model is Zoo's name for it: d_model: 4096`;
+    empty if unknown. `known` are the fields of the component; None for a key at a model's top level."""
     if known is None and name in FORMS:
         return f"Zoo writes {FORMS[name].replace('VALUE', write_value(value))}"
     ours = FOREIGN.get(name)
@@ -107,7 +107,7 @@ def translate_name(name: str, value: Any = None, known: Collection[str] | None =
 
 
 def write_value(value: Any) -> str:
-    """Write a value as YAML has it, or `…` for what is too long to be pasted."""
+    """Write a value as in YAML, or `…` for one that is not a number, a boolean or a word."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

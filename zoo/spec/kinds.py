@@ -1,7 +1,7 @@
-"""Look up the kinds of an axis by name, importing the module of a kind when it is first asked for.
+"""Look up the kinds of an axis by name, importing the module of a kind on first use.
 
-One model names few of the kinds there are, and importing all of them takes as long as pricing it. No table says which
-module holds a kind: its class statement does, `kind="mamba"`, and the sources are searched for these words.
+A model uses few kinds, and importing all of them takes as long as pricing it. There is no table of modules: the sources
+are searched for the class statement's `kind="mamba"`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 completing = threading.RLock()
-"""Held while kinds are imported, a class becomes a dataclass and pydantic builds its validator, all at the first use: a
-second thread would meet a class half made."""
+"""Held while kinds are imported, a class becomes a dataclass or pydantic builds its validator. All of these happen on
+first use, and a second thread would meet a half-made class."""
 
 
 class Source(NamedTuple):
-    """A module of a package, and the file that it is read from, which may not be there."""
+    """A module of a package, and its source file, which may not exist."""
 
     module: str
     file: Path
 
     def names(self, kind: str) -> bool:
-        """Whether a class in it may be of this kind, of some axis."""
+        """Whether the source has a class of this kind, of any axis."""
         try:
             return f'kind="{kind}"'.encode() in self.file.read_bytes()
         except OSError:  # a package without sources
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 @functools.cache
 def list_sources(package: str) -> tuple[Source, ...]:
-    """List the modules of a package and of those in it, by name."""
+    """List the modules of a package and of its subpackages, by name."""
     path = importlib.import_module(package).__path__
     found = pkgutil.walk_packages(path, f"{package}.")
     return tuple(
@@ -50,19 +50,19 @@ def list_sources(package: str) -> tuple[Source, ...]:
 
 
 class Kinds(MutableMapping[str, "type[Spec]"]):
-    """The kinds of one axis: those registered by classes that exist, and those of modules that nothing imported yet.
+    """The kinds of one axis: of registered classes, and of modules that are not imported yet.
 
-    Kinds are in the order of their modules, those of the axis' own module `home` first, and within one as they stand
-    there: whatever was imported before.
+    Kinds are ordered by module, those of the axis' own module `home` first, and then as they stand in the file,
+    whatever was imported before.
     """
 
     searched: ClassVar[set[str]] = set()
-    """The packages with modules that need not be imported before their kinds are asked for."""
+    """Packages whose modules need not be imported in advance: kinds are found by searching their sources."""
 
     def __init__(self, home: str) -> None:
         self.home = home
         self._known: dict[str, type[Spec]] = {}
-        self._missing: set[str] = set()  # that no source names
+        self._missing: set[str] = set()  # kinds that no source has
 
     def __getitem__(self, kind: str) -> type[Spec]:
         if kind not in self._known and kind not in self._missing:
@@ -87,8 +87,8 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
         return len(list(iter(self)))
 
     def _import(self, kind: str) -> None:
-        """Import the modules whose sources name a kind, until one has it. Those of the axis' folder come first, and
-        among these the one with the kind's name."""
+        """Import modules whose sources name a kind, until one registers it. Those in the axis' folder come first,
+        beginning with the one named like the kind."""
         folder = self.home.rpartition(".")[0]
         near = sorted(
             self._list_sources(), key=lambda each: (each.module != f"{folder}.{kind}", folder not in each.module)

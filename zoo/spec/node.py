@@ -1,4 +1,4 @@
-"""Define Node: fields of a component that mean something together alone, in a mapping of their own."""
+"""Define Node: a group of a component's fields, in a mapping of their own, that have a meaning only together."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from zoo.spec.spec import Spec
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Node(Spec):
-    """Fields that a component gathers: `class QKNorm(Node, name="qk_norm", word="norm")`.
+    """A group of fields of a component: `class QKNorm(Node, name="qk_norm", word="norm")`. A node has no kind.
 
-    It has no kind. A value that is no mapping of its fields stands for its field `word`: `qk_norm: rmsnorm` is
-    `qk_norm: {norm: rmsnorm}`, and so is a mapping with a kind, but for the keys that are the node's own.
+    A value that is not a mapping stands for the main field `word`: `qk_norm: rmsnorm` is `qk_norm: {norm: rmsnorm}`. So
+    does a mapping with a kind, apart from the node's own keys.
     """
 
     word: ClassVar[str] = ""
 
     def __init_subclass__(cls, *, name: str = "", word: str = "") -> None:
-        if name:  # none where pydantic makes a dataclass of a node
+        if name:  # empty when pydantic makes a dataclass of a node
             cls.axis = cls.kind = cls.default = name
             cls.word, cls.kinds = word, Kinds("")
             cls.kinds[name] = cls
@@ -37,7 +37,7 @@ class Node(Spec):
 
     @classmethod
     def _read(cls, node: Any) -> Any:
-        """Read a node at its place in a component. What builds one by its fields passes as it is."""
+        """Read a node in a component's validation. Keyword arguments of a direct construction pass through."""
         return node if isinstance(node, ArgsKwargs) else cls.parse(node)
 
     @classmethod
@@ -48,13 +48,13 @@ class Node(Spec):
         except ValidationError as error:
             if not cls.word:
                 raise
-            alone = node is not fields and len(fields) == 1  # the main field: its faults are at the node's own place
+            alone = node is not fields and len(fields) == 1  # only the main field: report faults at the node itself
             items = [(tuple(map(str, item["loc"])), item["msg"]) for item in error.errors(include_url=False)]
             raise make_refusals(cls, [cls._name_fault(loc, text, alone) for loc, text in items]) from error
 
     @classmethod
     def _name_fault(cls, loc: tuple[str, ...], text: str, alone: bool) -> tuple[tuple[str, ...], str]:
-        """Name a fault at the node's place. A key that neither the node nor its main field has is told of both."""
+        """Locate a fault in the node. For an unknown key the message names the fields of node and main field."""
         names = [field.name for field in cls.fields() if field.name != cls.word]
         if len(loc) == 2 and loc[0] == cls.word and "has no such field" in text:
             hint = did_you_mean(loc[1], names) or f" ({cls.kind} has: {', '.join(names)}); {text}"
@@ -63,7 +63,7 @@ class Node(Spec):
 
     @classmethod
     def _gather(cls, node: Any) -> Any:
-        """Write the mapping of fields that a value stands for."""
+        """Expand a short form of the node to the mapping of its fields."""
         if isinstance(node, cls) or not cls.word or (isinstance(node, Mapping) and "kind" not in node):
             return node
         if not isinstance(node, Mapping):

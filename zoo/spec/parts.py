@@ -1,8 +1,8 @@
-"""Define parts, the weights that a component lists. No torch here.
+"""Define parts: the weights that a component lists. No torch here.
 
-A part or a slot may state its **role**, the fact that counting asks for: whatever its name, an embedding's table of
-tokens is TOKENS, a head's product with the vocabulary LOGITS. A component that states none has its axis for a role.
-`zoo.spec.walk` yields the roles from the layer or tower down.
+A part or a slot may state its **role**, which counting reads instead of its name: an embedding's table of tokens is
+TOKENS, a head's product with the vocabulary LOGITS. The default role is the component's axis. `zoo.spec.walk` yields
+roles from the layer or tower down.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 TOKENS = "tokens"
-"""The table that token ids are looked up in, its own or another model's."""
+"""The table in which token ids are looked up, the model's own or another's."""
 
 LOGITS = "logits"
 """The product that gives a logit for each token of the vocabulary."""
@@ -27,28 +27,27 @@ CROSS = "cross"
 """Attention to an encoder's output."""
 
 ROW = "row"
-"""A product that a head applies to one vector of a row, and not to each token."""
+"""A product that a head applies once a row, to one vector."""
 
 READ = "read"
-"""A product of the tokens that attention reads (keys, values): in cross-attention the encoder's, computed once."""
+"""A projection of the tokens that attention reads (keys, values); in cross-attention of the encoder's output, once."""
 
 SHARED = "shared"
-"""What several layers have in common."""
+"""Weights that several layers share."""
 
 EXPERTS, SHARED_EXPERT, SHARED_GATE = "experts", "shared_expert", "shared_expert_gate"
-"""The routed experts of a mixture, the one that every token passes, and its gate."""
+"""The routed experts of a mixture, its shared expert (for every token), and the gate of the shared expert."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One weight, or the few that belong together, of a component. `learns` says whether the loss gives it a
-    gradient."""
+    """One weight of a component, or a few that belong together. `learns` says whether the loss gives it a gradient."""
 
     role: str = dataclasses.field(default="", kw_only=True)
     learns: bool = dataclasses.field(default=True, kw_only=True)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """List each tensor's name below this part, and its shape."""
+        """List each tensor's name within this part, and its shape."""
         raise NotImplementedError
 
     def decays(self, leaf: str) -> bool:
@@ -67,7 +66,7 @@ class Part:
 
     @property
     def flops(self) -> int:
-        """Count the FLOPs of one token's forward pass through it: two for each multiply-add of a matrix product."""
+        """Count the FLOPs of one token's forward pass: two for each multiply-add of a matrix product."""
         return 0
 
 
@@ -84,8 +83,8 @@ class Weight(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Buffer(Part):
-    """A tensor that is saved but not trained, so it is not a parameter. `init` is as a Weight's. `dtype` is its own,
-    whatever the model's is."""
+    """A tensor that is saved but not trained, and so not counted as a parameter. `init` is as in Weight. Its `dtype`
+    does not follow the model's."""
 
     shape: tuple[int, ...]
     init: float | Callable[[Any], Any] = 0.0
@@ -103,11 +102,10 @@ class Buffer(Part):
 class Linear(Part):
     """A matrix product.
 
-    `residual` marks one that writes to the residual stream: its initial values are scaled by depth. `precise` marks one
-    that is kept out of float8, because its rounding error would be amplified downstream (routers, gates). `bare` marks
-    one whose weight the forward also reads directly, which a quantised weight does not allow. `segments` are the widths
-    of several results in one product, which tensor parallelism divides each by itself. `uses` is how often a pass
-    applies it to a token.
+    `residual`: it writes to the residual stream, so its initial values are scaled by depth. `precise`: it is kept out
+    of float8, because its rounding error would be amplified downstream (routers, gates). `bare`: the forward also reads
+    the weight directly, which a quantised weight does not allow. `segments`: widths of several outputs in one product,
+    each of which tensor parallelism divides separately. `uses`: how often a pass applies it to a token.
     """
 
     d_in: int
@@ -130,8 +128,8 @@ class Linear(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Conv(Part):
-    """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out
-    is a depthwise one; of a dilated one the tokens are `dilation` apart. `segments` are as a Linear's."""
+    """A convolution along `width` tokens, `dilation` apart: weight [d_out, d_in / groups, width]. It is depthwise if
+    `groups` = d_in = d_out. `segments` are as in Linear."""
 
     d_in: int
     d_out: int
@@ -152,7 +150,7 @@ class Conv(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(Part):
-    """A table of vectors. A look-up costs no FLOPs: one token reads one row, or `reads` of them."""
+    """A table of vectors. A token reads `reads` rows, at no FLOPs."""
 
     count: int
     width: int
@@ -166,9 +164,9 @@ class Embedding(Part):
 class Experts(Part):
     """`count` copies of a Linear, stacked; a token passes through `active_count` of them.
 
-    `computing` says that some of those that a token chooses among compute nothing and have no copy here: (512, 768) of
-    512 experts and 256 more. `active` and `flops` are expected values then, for tokens that choose all equally often.
-    `spread` says that ranks of expert parallelism have some each; else each has them all.
+    `computing` = (c, n): routers choose among n experts, of which only c compute something and have a copy here, such
+    as (512, 768). `active` and `flops` are then expected values, for tokens that choose all equally often. `spread`:
+    expert parallelism divides the copies among ranks; otherwise each rank has all.
     """
 
     of: Linear
@@ -181,8 +179,7 @@ class Experts(Part):
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
 
     def shard(self, ranks: int) -> Experts:
-        """Give the experts that one of `ranks` ranks of expert parallelism holds. `zoo.costs.shards` refuses a
-        remainder."""
+        """Return the experts of one of `ranks` ranks of expert parallelism. `zoo.costs.shards` refuses a remainder."""
         return dataclasses.replace(self, count=self.count // ranks) if self.spread else self
 
     @property
@@ -195,7 +192,7 @@ class Experts(Part):
 
     @property
     def expected_count(self) -> float:
-        """How many of them a token passes through, on average."""
+        """Average number of experts that a token passes through."""
         computing, chosen = self.computing
         return self.active_count if computing == chosen else self.active_count * computing / chosen
 
@@ -206,10 +203,10 @@ class Experts(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Tied(Part):
-    """A matrix product or a look-up with another part's weight: no parameters of its own, but all of the FLOPs.
+    """A matrix product or a look-up with the weight of another part: no parameters, all of the FLOPs.
 
-    `to` is that part's path from the nearest enclosing model that has it: a decoder inside an encoder-decoder finds its
-    own `embedding.tokens` first. `zoo.spec.walk.owner_of` follows it.
+    `to` is the path of that part within the nearest enclosing model that has it: a decoder inside an encoder-decoder
+    finds its own `embedding.tokens` first (`zoo.spec.walk.owner_of`).
     """
 
     to: str
@@ -225,7 +222,7 @@ class Tied(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Reused(Tied):
-    """A product that the module of another part makes of other vectors: no module here, but all of the FLOPs."""
+    """A product with the module of another part, of other vectors: no module here, all of the FLOPs."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {}
@@ -233,9 +230,8 @@ class Reused(Tied):
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A sub-component built at another width than its owner's, or in another role than its axis. One that is `common`
-    has one set of weights for all layers of a kind: they are the first such layer's, by name too. `learns` is as a
-    Part's."""
+    """A sub-component of another width than its owner, or with another role than its axis. If it is `common`, the
+    layers of a kind share one set of weights, stored in (and named after) the first of them. `learns` is as in Part."""
 
     spec: Spec
     d_model: int
@@ -248,8 +244,8 @@ _counted: deque[tuple[tuple[str, ...], Counter[str]]] = deque(maxlen=8)
 
 
 def count_kinds(pattern: tuple[str, ...]) -> Mapping[str, int]:
-    """Count the layers of each kind. The last patterns are remembered: a price asks often, of as many as 100,000
-    layers."""
+    """Count the layers of each kind. The last few patterns are cached: a price asks often, and a pattern may have
+    100,000 layers."""
     for held, counts in _counted:
         if held is pattern:
             return counts
@@ -268,11 +264,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Layers in order, by name of their kind. Layers of a kind share one Spec object: counting visits it once and
+    """Layers in order, by the names of their kinds. Layers of a kind share one Spec object: counting visits it once and
     multiplies.
 
-    `weights` numbers the weights that each layer has, where some have the same (ALBERT); they are those of the kind of
-    the last such layer. `numbers` are those of the layers in the whole model, where these are some of it.
+    If layers share weights (ALBERT), `weights` gives the number of the weights that each layer uses; their kind is that
+    of the last layer that uses them. In a part of a model, `numbers` are the layers' numbers in the whole model.
     """
 
     kinds: Mapping[str, Spec]
@@ -288,10 +284,10 @@ class Stack:
         return tuple(kinds[number] for number in range(len(kinds)))
 
     def numbered(self) -> Iterable[tuple[int, str]]:
-        """List the layers that have weights of their own: the number of each in the whole model, and its kind."""
+        """List the layers with weights of their own: number in the whole model, and kind."""
         stored = self.stored()
         return zip(range(len(stored)) if self.numbers is None else self.numbers, stored, strict=True)
 
     def index(self, layer: int) -> int:
-        """Find where the weights of a layer are among those stored."""
+        """Find the index, among the stored layers, of a layer's weights."""
         return layer if self.weights is None else self.weights[layer]

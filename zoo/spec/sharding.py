@@ -20,10 +20,10 @@ S = TypeVar("S", bound=Spec)
 
 
 def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str] = ()) -> S:
-    """Give a rank's part of a component: 1/`ranks` of each field in `equal`. A field in `shared` is divided likewise;
-    where it counts fewer than there are ranks, each is on several ranks.
+    """Return a rank's part of a component: 1/`ranks` of each field in `equal`. A field in `shared` (key heads) is
+    divided likewise; if it is smaller than the number of ranks, each unit is held by several ranks.
 
-    Raises ConfigError with a line for each field that does not divide, and where a part makes no sense by itself.
+    Raises ConfigError with a line for each field that does not divide, or if the part is not a valid component.
     """
     sizes = {name: getattr(spec, name) for name in (*equal, *shared)}
     if found := list(_uneven(sizes, ranks, equal)):
@@ -45,7 +45,7 @@ def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) ->
 
 
 def uneven(name: str, size: int, ranks: int) -> Iterator[str]:
-    """Yield one line if the ranks do not divide a size."""
+    """Yield a line if the number of ranks does not divide a size."""
     if size % ranks:
         yield f"tp: {ranks} does not divide {name}={size} ({divisors(size)} would do)"
 

@@ -30,9 +30,9 @@ from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
 
 
 class Slot(NamedTuple):
-    """The place of a part or sub-component in its owner: its roles, its kind if it is a layer, and how many there are,
-    `stored` and `used` in one pass (layers that share weights are stored once). What is `common` to the layers of a
-    kind is stored once whatever their number. `learns` is as a Part's."""
+    """The place of a part or sub-component in its owner: its roles, its kind if it is a layer, how many are `stored`
+    (layers that share weights are stored once) and how many `used` in one pass. A part `common` to the layers of a kind
+    is stored once. `learns` is as in Part."""
 
     roles: tuple[str, ...]
     kind: str | None = None
@@ -52,14 +52,14 @@ class Spec:
     """
 
     axis: ClassVar[str] = ""
-    default: ClassVar[str] = ""  # the kind of a node that names none
+    default: ClassVar[str] = ""  # the kind of a YAML node that names none
     kind: ClassVar[str] = ""
     kinds: ClassVar[Kinds] = Kinds("")
-    moved: ClassVar[dict[str, str]] = {}  # how fields that are written otherwise now are written
-    joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # Linears that read one input, which one product can compute
+    moved: ClassVar[dict[str, str]] = {}  # renamed fields: old name → how to write it now
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of Linears with one input, which one product can compute
     reads: ClassVar[tuple[str, ...]] = ()  # channels that it reads of other layers (`zoo.model.channels`)
     gives: ClassVar[tuple[str, ...]] = ()  # channels that it gives to other layers
-    causal: ClassVar[bool | None] = None  # the only way it can look: back (True), both ways (False); None for either
+    causal: ClassVar[bool | None] = None  # causal only (True), bidirectional only (False), either (None)
 
     def __init_subclass__(cls, *, axis: str = "", kind: str = "", default: str = "") -> None:
         if axis:
@@ -69,15 +69,13 @@ class Spec:
             cls.kinds[kind] = cls
 
     def __new__(cls, *_: Any, **__: Any) -> Spec:
-        cls.complete()  # before Python looks for the `__init__` that comes of it
+        cls.complete()  # before Python looks up `__init__`, which this makes
         return super().__new__(cls)
 
     @classmethod
     def complete(cls) -> None:
-        """Make the class and its bases pydantic dataclasses, on first use.
-
-        This takes most of a millisecond a class, and one model uses few of the kinds there are.
-        """
+        """Make the class and its bases pydantic dataclasses, on first use: this takes most of a millisecond a class,
+        and a model uses few kinds."""
         with completing:
             for each in reversed(cls.__mro__):
                 if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
@@ -111,7 +109,7 @@ class Spec:
             raise make_refusal(cls, describe_no_node(cls, node))
         fields = dict(node)
         kind = fields.pop("kind", cls.default)
-        choice = cls.kinds.get(kind) if isinstance(kind, str) else None  # a list is no key of a dict
+        choice = cls.kinds.get(kind) if isinstance(kind, str) else None  # other types may not be hashable
         if choice is None:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
@@ -133,19 +131,19 @@ class Spec:
         return {}
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """List what one token caches while generating: tensors by name, and each one's shape."""
+        """List the tensors that one token caches while generating: name → shape."""
         return {}
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """List the recurrent state kept while generating, whose size no token adds to: tensors by name, and shapes."""
+        """List the recurrent state kept while generating, of fixed size: name → shape."""
         return {}
 
     def core_flops(self, pairs: int) -> int:
-        """Count the forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
+        """Count the forward FLOPs without weights (QKᵀ, PV), for `pairs` visible (query, key) pairs."""
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """Count the same for a decoded token, where the component computes decoding differently (absorbed MLA)."""
+        """Count `core_flops` of a decoded token, if decoding is computed differently (absorbed MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:
@@ -153,13 +151,13 @@ class Spec:
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the forward FLOPs that one pass of `new` tokens after `held` spends on a table that all tokens
-        share."""
+        """Count the forward FLOPs that a pass of `new` tokens after `held` ones spends on a table shared by all
+        tokens."""
         return 0
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        """Count the forward FLOPs, among the three above, of products with a constant, to which no gradient goes: for
-        `pairs` pairs of `new` tokens."""
+        """Count those FLOPs of the three above that are products with a constant, which needs no gradient: for `pairs`
+        pairs of `new` tokens."""
         return 0
 
     def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
@@ -168,10 +166,10 @@ class Spec:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def shard(self, ranks: int) -> Spec:
-        """Give what one of `ranks` ranks of tensor parallelism holds of this: a smaller component of the same kind.
+        """Return the part that one of `ranks` tensor-parallel ranks holds: a smaller component of the same kind.
 
-        A component says so itself: `split` (zoo/spec/sharding.py) for one that is divided, `self` for one that every
-        rank holds whole. Raises ConfigError where the ranks do not divide it, and for one that does not say.
+        A component overrides this: with `split` (zoo/spec/sharding.py) if it is divided, with `self` if every rank
+        holds it whole. Raises ConfigError if the ranks do not divide it, or if it does not override this.
         """
         what = f"{self.axis} '{self.kind}' does not say how it splits over {ranks} ranks"
         raise ConfigError(f"tp: {what} (tp=1, or give {type(self).__name__} a `shard`)")

@@ -1,4 +1,4 @@
-"""Write the type of a field as JSON Schema, from its annotation, and in plain words from that."""
+"""Describe the type of a field: its annotation as JSON Schema, and the schema in plain words."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from zoo.spec.node import Node
 from zoo.spec.spec import Spec
 
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
-"""How JSON Schema calls the limits of an annotation."""
+"""JSON Schema's names for the bounds of an annotation."""
 
 PLAIN: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 
 WORDS = {"boolean": "true or false", "string": "text", "null": "null", "integer": "whole number", "number": "number"}
 
 NOUNS = {"ffn": "a feed-forward", "streams": "streams", "ngrams": "n-grams", "init": "an initialisation"}
-"""What a component of an axis is called, where the axis' own name would not do."""
+"""Name of a component of an axis, if not the axis' own name."""
 
 FEW = 4
-"""Choices of an axis that its type names."""
+"""Number of choices of an axis that its type names."""
 
 
 def write_schema(hint: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def write_schema(hint: Any) -> dict[str, Any]:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         stated = [getattr(each, "json_schema_input_type", PydanticUndefined) for each in inner[1:]]
-        read = [each for each in stated if each is not PydanticUndefined]  # a validator takes more than the field holds
+        read = [each for each in stated if each is not PydanticUndefined]  # a validator may accept more than the field
         return write_schema(read[0] if read else inner[0]) | _write_bounds(inner[1:])
     if origin is typing.Literal:
         return {"enum": list(inner)}
@@ -50,7 +50,7 @@ def write_schema(hint: Any) -> dict[str, Any]:
 
 
 def name_reference(base: type[Spec]) -> str:
-    """Name what a component of an axis is defined by. Nodes have their class: two may have one name."""
+    """Name the definition of an axis' components. Nodes use their class name, as two nodes may share a name."""
     return base.__name__ if issubclass(base, Node) else base.axis
 
 
@@ -65,8 +65,8 @@ def _write_bounds(checks: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def describe_type(schema: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    """Say in words what a schema takes: "whole number above 0", "one of: head, heads, whole", "a norm (rmsnorm, …)".
-    `words` describes what it refers to (`describe_component`)."""
+    """Describe a schema in words: "whole number above 0", "one of: head, heads, whole", "a norm (rmsnorm, …)". `words`
+    describes its references (`describe_component`)."""
     if "anyOf" in schema:
         found = [describe_type(each, words) for each in schema["anyOf"]]
         if "$ref" in schema["anyOf"][0] and " or " in found[0] and found[1:] == ["null"]:
@@ -86,13 +86,13 @@ def describe_type(schema: Mapping[str, Any], words: Mapping[str, str]) -> str:
 
 
 def describe_component(base: type[Spec], kinds: Sequence[str]) -> str:
-    """Say what stands for a component of an axis: "a norm (rmsnorm, layernorm, …)"."""
+    """Describe the values that stand for a component of an axis: "a norm (rmsnorm, layernorm, …)"."""
     return f"{name_axis(base.axis)} ({', '.join(kinds[:FEW])}{', …' if len(kinds) > FEW else ''})"
 
 
 def describe_node(names: Sequence[str], word: str, main: str, takes_true: bool) -> str:
-    """Say what stands for a node with fields of these names: "true, a norm (rmsnorm, …), or a mapping of norm, over".
-    `main` is the type of its main field, `word`."""
+    """Describe the values that stand for a node with the fields `names`: "true, a norm (rmsnorm, …), or a mapping of
+    norm, over". `main` is the type of its main field, `word`."""
     values = main.removeprefix("one of: ").replace(", ", " or ") if main.startswith("one of: ") else ""
     alone = values or (main if main.startswith(("a ", "an ")) else f"a {word} ({main})")
     found = [*(["true"] if takes_true else []), *([alone] if word else []), f"a mapping of {', '.join(names)}"]

@@ -1,12 +1,11 @@
-"""Walk a Spec. Whatever is read from `parts()` is read by one of these:
+"""Walk a Spec. Whatever is read from `parts()` is read by one of these functions:
 
-- `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. For
-  whoever needs both, as `zoo.costs.rows` does: the prices are sums over these rows.
-- `walk`: those rows that are parts. For counting and listing weights by kind of layer: never grows with depth.
-- `components`: path, component and its uses in a pass. For asking components questions (which positions, which kinds).
-- `tensors`: every tensor layer by layer, under its name in `state_dict`. For loading and saving: grows with depth.
-- `placed_tensors`: the same with the row of each, for whoever asks for roles too: initial values, optimizers. Grows
-  with depth.
+- `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. Prices
+  are sums over these rows (`zoo.costs.rows`).
+- `walk`: the rows that are parts, for counting and listing weights by kind of layer. Does not grow with depth.
+- `components`: each component's path and uses in a pass, for questions to components (which positions, which kinds).
+- `tensors`: every tensor layer by layer, under its name in `state_dict`, for loading and saving. Grows with depth.
+- `placed_tensors`: the same with each row, for readers of roles (initial values, optimizers). Grows with depth.
 - `table`: name and shape of every tensor, for comparing with a file or a built model.
 
 A tied part names the weight that it reads (`Tied.to`): `owner_of` finds it.
@@ -22,8 +21,8 @@ from zoo.spec.spec import Spec
 
 
 class SpecRow(NamedTuple):
-    """A component, or with `part` one of its parts: `path` (a layer goes by its kind), the `roles` of the steps to it,
-    the `kind` of layer it is in, how often it is `stored`, and `used` in one pass, and whether it `learns`."""
+    """A component, or one `part` of it: its `path` (a layer is named by its kind), the `roles` on the way to it, the
+    `kind` of its layer, how many are `stored` and `used` in one pass, and whether it `learns`."""
 
     path: str
     component: Spec
@@ -48,7 +47,7 @@ def _descend(at: SpecRow, found: list[SpecRow]) -> None:
     prefix = f"{at.path}." if at.path else ""
     for name, child, slot in at.component.children(at.d_model):
         roles, kind = at.roles + slot.roles, at.kind if slot.kind is None else slot.kind
-        if roles[:1] == ("",):  # a weight right in a layer or a tower, which only its name tells from the others
+        if roles[:1] == ("",):  # a weight directly in a layer or a tower: its name is its role
             roles = (name.partition(".")[0], *roles[1:])
         stored, used = (min(at.stored, 1) if slot.common else at.stored * slot.stored), at.used * slot.used
         how = (roles, kind, stored, used, at.learns and slot.learns)
@@ -73,15 +72,15 @@ def components(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[str, 
 
 
 def shares_part(block: Spec, d_model: int) -> bool:
-    """Whether layers of a kind have a part in common."""
+    """Whether the layers of a kind share a part (`common`)."""
     return any(isinstance(part, Sized) and part.common for part in block.parts(d_model).values())
 
 
 def owner_of(path: str, ties: Mapping[str, str | None]) -> str:
-    """Find the path of the weight that the part at `path` reads in the end. `ties` gives for the path of every part
-    what it is tied to (`Tied.to`), or None where it has a weight of its own.
+    """Find the path of the weight that the part at `path` finally reads. `ties` maps the path of every part to its
+    `Tied.to`, or to None if it has a weight of its own.
 
-    A tie is to the nearest model around the part that has something there. Example: `decoder.head.out`, tied to
+    A tie refers to the nearest enclosing model that has the path. Example: `decoder.head.out`, tied to
     `embedding.tokens`, reads `decoder.embedding.tokens`; that is tied to `encoder.embedding.tokens`, which owns it.
     """
     to = ties[path]
@@ -112,8 +111,8 @@ def placed_tensors(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[s
 
 
 def is_hidden_matrix(kind: str | None, part: Part, leaf: str) -> bool:
-    """Whether a tensor is a matrix of a product inside a layer (of `kind`), or a stack of such (experts): what Muon
-    orthogonalises. One row or column is a vector."""
+    """Whether Muon orthogonalises a tensor: a matrix of a product inside a layer (of `kind`), or a stack of such
+    matrices (experts). A single row or column is a vector."""
     linear = part.of if isinstance(part, Experts) else part
     if kind is None or leaf != "weight" or not isinstance(linear, Linear):
         return False
@@ -123,8 +122,8 @@ def is_hidden_matrix(kind: str | None, part: Part, leaf: str) -> bool:
 def _leaves_below(
     spec: Spec, d_model: int, prefix: str, at: str, first: bool = True
 ) -> Iterator[tuple[str, str, Part, str]]:
-    """Yield name, the path of its part in `rows` (where a layer goes by its kind), part and leaf of every tensor. Of a
-    layer that is not the `first` of its kind, what is common to them is left out."""
+    """Yield, for every tensor: name, the path of its part in `rows` (a layer is named by its kind), part and leaf. A
+    layer that is not the `first` of its kind skips the kind's common parts."""
     for name, part in spec.parts(d_model).items():
         path, row = prefix + name, at + name
         if isinstance(part, Stack):
