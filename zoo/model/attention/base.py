@@ -21,80 +21,80 @@ if TYPE_CHECKING:
 
 
 class Blocks(NamedTuple):
-    """Attention between blocks of `size` tokens: the first and the last see all and are seen by all, the others see
-    themselves and their two neighbours. A text of at most `whole_until` tokens sees itself whole."""
+    """Block-sparse attention in blocks of `size` tokens. The first and the last block see and are seen by all tokens;
+    every other block sees itself and its two neighbours. A text of at most `whole_until` tokens is attended in full."""
 
     size: int
     whole_until: int
 
 
 class Sight(NamedTuple):
-    """The keys that a query sees, of those that causality shows it; unless anything is given, all."""
+    """Limit the keys that a query may attend to, in addition to causality. The defaults hide none."""
 
     window: int | None = None
-    """The window W: a causal query sees W keys, itself included; others see W to either side."""
+    """Window W: a causal query sees W keys, itself included; a bidirectional one sees W keys to either side."""
     ahead: int | None = None
-    """How far a query that sees both ways sees ahead, where that is not as far as back."""
+    """Number of later keys that a bidirectional query sees, where it differs from `window`."""
     chunk: int | None = None
-    """C where positions are cut into chunks of C and a token sees those of its own chunk only."""
+    """Chunk size C: positions are cut into chunks of C, and a token sees its own chunk only."""
     blocks: Blocks | None = None
-    """How a token sees blocks of tokens."""
+    """Block-sparse pattern; None for none."""
     rate: int = 1
-    """How many consecutive tokens one of the keys that are cached is made of."""
+    """Number of consecutive tokens that one cached key is made of."""
     near: int = 0
-    """The window W of tokens that a query sees, itself included, beside keys that are made of several."""
+    """Window W of single tokens that a query sees, itself included, next to compressed keys (`rate` > 1)."""
 
 
 class Passes(NamedTuple):
-    """The passes that an attention can compute as one."""
+    """Which batches an attention can compute in one pass."""
 
     ragged: bool = True
     """Whether rows of unequal length can be computed in one pass with a cache."""
     varlen: bool = True
-    """Whether rows of any length, end to end, cost no more than each by itself."""
+    """Whether rows of any length can lie end to end (varlen) at no more cost than each row by itself."""
     split: bool = False
-    """Whether ranks can have some of a row's tokens each."""
+    """Whether context parallelism may divide the tokens of a row among ranks."""
     loops: bool = False
     """Whether a long pass is a loop over parts of the row."""
 
 
 class MemoryReading(NamedTuple):
-    """How an attention reads an encoder's output in place of the tokens."""
+    """How an attention reads an encoder's output."""
 
     width: int | None = None
-    """The width of the encoder's output, where stated; None for the width of the attention's own stream."""
+    """Width of the encoder's output; None for the width of the attention's own stream."""
     merges: bool = False
-    """Whether the layer's own attention reads it, beside the tokens."""
+    """Whether the layer's self-attention reads the encoder's output next to its own tokens (merged attention)."""
     fault: str = ""
-    """Which of its fields means nothing there, and what would do."""
+    """A field of the attention that cross-attention cannot use, and what would do instead; empty for none."""
     check: Callable[[Attention], None] = lambda attention: None
-    """Raises ValueError where it does not go together with the layer's attention to tokens."""
+    """Raises ValueError if the layer's self-attention cannot be combined with it."""
 
 
 class Attention(Spec, axis="attention"):
     """Mix tokens: attention over keys, or a recurrence over earlier tokens."""
 
-    needs_block: ClassVar[str] = ""  # the one kind of block that it has a place in, if any will not do
+    needs_block: ClassVar[str] = ""  # the only kind of block that can hold it; empty for any
 
     extras: ClassVar[tuple[str, ...]] = ()
-    """What it reads that comes with the input, of `step.extra`: "global", which tokens are global [B, T], and "types",
-    their types [B, T]."""
+    """Inputs that it reads from `step.extra`: "global" (which tokens are global, [B, T]), "types" (token types,
+    [B, T])."""
 
     gives: ClassVar[tuple[str, ...]] = (LentKeys.name,)
 
     @property
     def passes(self) -> Passes:
-        """The passes that it can compute as one."""
+        """Which batches it can compute in one pass."""
         return Passes(loops=bool(self.state()))
 
     @property
     def memory(self) -> MemoryReading | None:
-        """How it reads an encoder's output in cross-attention; None where it cannot."""
+        """How it reads an encoder's output in cross-attention; None if it cannot."""
         return None
 
     @property
     def sight(self) -> Sight:
-        """The keys that a query sees."""
+        """Which keys a query may attend to, in addition to causality."""
         return Sight()
 
     @property
@@ -103,12 +103,12 @@ class Attention(Spec, axis="attention"):
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List what attention reads of each token's cache, in its own layer or in its lender's."""
+        """List the cached tensors that attention reads of each token, its own or its lender's: name → shape."""
         return self.cache()
 
     @property
     def loan(self) -> Loan | None:
-        """The layer whose keys and values it reads in place of own ones, or whose values beside own ones."""
+        """The layer whose keys and values replace its own, or whose values it reads in addition to its own."""
         return None
 
     @property
@@ -132,7 +132,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def summed(self) -> int:
-        """Values of a token that the ranks of tensor parallelism add up amid it."""
+        """Number of values a token that tensor parallelism sums across ranks inside the mixer."""
         return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
@@ -145,7 +145,7 @@ class Attention(Spec, axis="attention"):
         return None
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask | None:
-        """The Ask of `new` tokens that come after those in a cache."""
+        """Describe the attention of `new` tokens that follow those in a cache."""
         return self.ask(dtype, **features)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
@@ -154,7 +154,7 @@ class Attention(Spec, axis="attention"):
 
 
 class SoftmaxAttention(Attention):
-    """Base of the kinds that take a softmax over the scores of keys: what position schemes and kernels ask of them."""
+    """Base of the kinds that take a softmax over the scores of keys, with what position schemes and kernels ask."""
 
     n_heads: PositiveInt
     """Number of query heads."""
@@ -182,7 +182,7 @@ class SoftmaxAttention(Attention):
         return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        if self.sight.rate > 1:  # which keys are seen is drawn, those of several tokens beside those of one
+        if self.sight.rate > 1:  # its mask is a tensor: window tokens and compressed entries in one row of keys
             features |= {"chosen": True, "window": None, "documents": False, "padding": False, "short_q": True}
         width, v_width = self.head_widths
         return Ask(
@@ -199,18 +199,18 @@ class SoftmaxAttention(Attention):
         ask = self.ask(dtype, **features)
         if self.sight.rate == 1 or new > 1:
             return ask
-        chooses = self.chooser is not None  # else one token sees all keys of several that there are, without a mask
+        chooses = self.chooser is not None  # if not, a single token sees all compressed keys, without a mask
         return replace(ask, causal=chooses, chosen=chooses)
 
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
-        """Attend with the bias of this layer: its own where its position scheme has weights in every layer, else the
-        one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
+        """Attend with the bias of this layer: its own if its position scheme has weights in every layer, else the one
+        that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
         own = (self.position, m.position) if self.position.per_layer else None
         return step.attend(q, k, v, scale, own, **scores)
 
 
 class MultiHead(SoftmaxAttention):
-    """Base of the kinds whose heads have queries, keys and values of one width."""
+    """Base of the kinds whose queries, keys and values have one head width."""
 
     head_dim: PositiveInt
     """Channels of a head."""
@@ -235,6 +235,6 @@ class MultiHead(SoftmaxAttention):
 
 
 def check_multiple(spec: Spec, name: str, of: str) -> None:
-    """Raises ValueError where one field of a Spec is no multiple of another."""
+    """Raises ValueError if one field of a Spec is not a multiple of another."""
     if getattr(spec, name) % getattr(spec, of):
         raise ValueError(f"{name}={getattr(spec, name)} is not a multiple of {of}={getattr(spec, of)}")

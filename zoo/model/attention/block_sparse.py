@@ -1,5 +1,5 @@
 # B batch, T tokens, N blocks, H heads, C head width, D model width
-"""Attention between blocks of tokens: near ones, the first and the last, and a few that are random."""
+"""Block-sparse attention: neighbouring blocks of tokens, the first, the last and a few random ones."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ HASH = (7919, 104729, 1000003)
 class BlockSparse(MultiHead, kind="block_sparse"):
     """Block-sparse attention (Zaheer et al., 2020, BigBird), for models that read both ways.
 
-    A text is cut into blocks. Tokens of the first and the last block see all and are seen by all. Others see their own
-    block and its two neighbours, and in training the keys of a few random blocks. Which blocks these are depends on the
-    numbers of the blocks alone. Without training each random block is the first block once more, so that its keys count
-    1 + random_blocks times: transformers' models do so, and it costs no pair. A text of at most
-    (5 + 2·random_blocks)·block_size tokens sees itself whole.
+    A text is cut into blocks; padding is left out (transformers counts it as tokens). Tokens of the first and the last
+    block see and are seen by all. Others see their own block, its two neighbours and, in training, a few random blocks:
+    a hash of the block numbers, the same in every pass, layer and head. Without training each random block is the first
+    block once more, so that its keys count 1 + random_blocks times: transformers' models do so, and it costs no pair. A
+    text of at most (5 + 2·random_blocks)·block_size tokens is attended in full.
 
     FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is
     in neither the first nor the last block.
@@ -62,7 +62,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
 
     @property
     def whole_until(self) -> int:
-        """Tokens of the longest text that sees itself whole."""
+        """Length of the longest text that is attended in full, in tokens."""
         return (5 + 2 * self.random_blocks) * self.block_size
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -103,9 +103,9 @@ class BlockSparse(MultiHead, kind="block_sparse"):
         step.keys = KeyView(Mask(tokens, tokens, causal=False, only=mine & seen), step.keys.index, bias)
 
     def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
-        """Draw the random blocks of each query among `count` blocks that it does not see otherwise: True for their keys
-        [B|1, T, T]. `query` and `last` [B|1, T, 1] number a query's block and the last of its text, `key` [B|1, 1, T] a
-        key's."""
+        """Draw the random blocks of each query among the `count` blocks that it does not see otherwise: True for their
+        keys [B|1, T, T]. `query` [B|1, T, 1] and `key` [B|1, 1, T] are the block numbers of queries and keys, `last`
+        [B|1, T, 1] the last block of the query's text."""
         blocks = torch.arange(count, device=query.device)  # N
         first, second, modulus = HASH
         drawn = query * first + blocks * second

@@ -48,7 +48,7 @@ class BottleneckAttention(MultiHead, kind="bottleneck"):
         }
 
     def shard(self, ranks: int) -> BottleneckAttention:
-        return split(self, ranks, equal=("n_heads",))  # what queries and keys read is of all heads
+        return split(self, ranks, equal=("n_heads",))  # the bottleneck's vector is shared by all heads
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_heads, self.head_dim) for name in "kv"}

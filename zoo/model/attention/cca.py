@@ -26,11 +26,11 @@ class CCA(MultiHead, kind="cca"):
     """Compressed convolutional attention (Figliolia et al., 2025; Zyphra, 2026, ZAYA1): attention in heads that
     together are narrower than the stream.
 
-    With q and k what products give, queries and keys are conv(q) + q̄ and conv(k) + k̄: q̄ is the mean of a head's q
-    and of the k that it attends by, k̄ the mean of q̄ over the heads of one k. Of the two causal convolutions in a row
-    the first is depthwise, the second mixes the channels of each head. Both queries and keys are normalised, keys are
-    multiplied by a learned number for each of `n_kv_heads`, and the position scheme turns both. Of the values, end to
-    end, the first half is made of the token itself, the second half of the token before it: of two heads' one each.
+    With q and k the projections, queries are conv(q) + q̄ and keys are conv(k) + k̄: q̄ is the mean of a head's q and
+    of the k that it attends by, k̄ the mean of q̄ over the heads of one k. conv is a depthwise causal convolution, then
+    one that mixes the channels of each head. Before a text the first gives its bias, not zeros, and the second reads
+    that. Queries and keys are normalised and rotated, keys multiplied by a learned number for each of `n_kv_heads`. The
+    first half of the values' channels is made of the token itself, the second half of the token before it.
     """
 
     passes: ClassVar[Passes] = Passes()  # type: ignore[misc]
@@ -108,17 +108,17 @@ class CCA(MultiHead, kind="cca"):
         q, k = m.q_norm(q), m.k_norm(k) * m.key_scale[:, None]
         q, k = (self.position.rotate(each, step.tables) for each in (q, k))
         before = shift_tokens(m.v_before(x), step, "value")
-        before = before + m.v_before_bias if self.bias else before  # also of a text's first token
+        before = before + m.v_before_bias if self.bias else before  # also for a text's first token
         v = torch.cat((m.v(x), before), -1).unflatten(-1, (self.n_kv_heads, -1))  # B T K C
         k, v = step.remember(k=k, v=v)
         y = self.attend(m, step, q, k, v, self.head_dim**-0.5)
         return m.o(y.flatten(-2))  # B T D
 
     def _mix(self, m: Weights, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Convolve queries [B, T, H·C] and keys [B, T, K·C] and add their means: [B, T, H, C] and [B, T, K, C]."""
+        """Convolve queries [B, T, H·C] and keys [B, T, K·C], and add q̄ and k̄: [B, T, H, C] and [B, T, K, C]."""
         mixed = convolve(m.token_conv, torch.cat((q, k), -1), step, "token_conv")
         mixed = convolve(m.head_conv, mixed, step, "head_conv", m.token_bias)
-        mixed = mixed.contiguous().unflatten(-1, (-1, self.head_dim))  # channels first, which no fused attention takes
+        mixed = mixed.contiguous().unflatten(-1, (-1, self.head_dim))  # was channels-first, which attention refuses
         new_q, new_k = mixed.split((self.n_heads, self.n_kv_heads), 2)
         heads = q.unflatten(-1, (self.n_kv_heads, -1, self.head_dim))  # B T K G C
         mean_q = (heads + k.unflatten(-1, (self.n_kv_heads, 1, -1))) * 0.5

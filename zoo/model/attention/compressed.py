@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, E entries, H heads, C head width, R rotated channels, G groups, D model width
-"""Attention to a window of tokens and to compressed entries of all earlier ones, with one key and value for all
+"""Attention to a window of tokens and to compressed entries of all earlier tokens, with one key and value for all
 heads."""
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 
 
 class Compressed(MultiHead, kind="compressed"):
-    """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over entries that a compressor
-    makes of every so many earlier ones.
+    """Compressed attention (DeepSeek-V4, 2026): one softmax over a window of tokens and over entries, each of which a
+    compressor makes of `rate` consecutive earlier tokens.
 
     One vector c = norm(x·W_kv) is the key and the value of all heads. Queries are a product of low rank. Queries, keys
-    and entries are rotated in their last channels, an entry by the place of its first token, and each head's output is
-    turned back by the place of its query. The output is made in two products: of each group of heads, and of what all
-    groups give.
-
-    Only entries grow with a row: its window, and the sums over tokens that no whole entry has yet, are states.
+    and entries are rotated in their last channels, an entry by the position of its first token; each head's output is
+    rotated back by the position of its query. The output projection is two products: one for each group of heads, then
+    one over all groups. Only entries grow with a row: its window, and the sums over tokens of an entry that is not
+    complete yet, are states.
     """
 
     causal: ClassVar[bool | None] = True
@@ -44,11 +43,11 @@ class Compressed(MultiHead, kind="compressed"):
     q_lora_rank: PositiveInt
     """Rank of the query projection: channels of the latent between its two matrices."""
     o_groups: PositiveInt
-    """Number of groups of heads that the output's first product takes by themselves, a divisor of `n_heads`."""
+    """Number of groups of heads that the output's first product projects separately, a divisor of `n_heads`."""
     o_lora_rank: PositiveInt
-    """Channels that the output's first product makes of each group."""
+    """Output channels of the first product for each group."""
     window: PositiveInt
-    """Number of tokens that a query sees as they are, itself included."""
+    """Number of uncompressed tokens that a query sees, itself included."""
     norm: WholeNorm = RMSNorm()
     """Norm of the queries' latent, and of c."""
     head_norm: WholeNorm = RMSNorm(weight=False)
@@ -119,7 +118,7 @@ class Compressed(MultiHead, kind="compressed"):
         }
 
     def shard(self, ranks: int) -> Compressed:
-        return split(self, ranks, equal=("n_heads", "o_groups"))  # keys and entries are of all heads
+        return split(self, ranks, equal=("n_heads", "o_groups"))  # all heads share keys and entries
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return self.attended() | (self.indexer.cache() if self.indexer else {})
@@ -136,13 +135,13 @@ class Compressed(MultiHead, kind="compressed"):
         return near | self.compressor.list_states(self.head_dim, "entry_") | index
 
     def count_loose(self, tokens: int) -> int:
-        """Count the values that transformers keeps beside the entries of a row of so many tokens: the window's tokens,
-        and each by itself those of which there is no entry yet."""
+        """Count the values that transformers caches next to the entries of a row of `tokens` tokens: the window, and
+        the tokens that have no entry yet."""
         assert self.compressor is not None
         loose = self.compressor.count_loose(self.head_dim, tokens)
         if isinstance(self.indexer, EntryIndexer):
             loose += self.indexer.compressor.count_loose(self.indexer.head_dim, tokens)
-        window = self.window - 1 or tokens  # `[-W + 1 :]` there, which for a window of one token is all
+        window = self.window - 1 or tokens  # transformers slices `[-W + 1 :]`, which keeps everything when W is 1
         return loose + min(tokens, window) * self.head_dim
 
     def ask(self, dtype: str, **features: Any) -> Ask:
@@ -168,7 +167,7 @@ class Compressed(MultiHead, kind="compressed"):
         return m.o_b(self._project(m, self._rotate(y, step.tables, back=True)))
 
     def _rotate(self, x: Tensor, tables: Any, back: bool = False) -> Tensor:
-        """Rotate the last channels of x [B, T, H, C], or turn them `back`."""
+        """Rotate the last channels of x [B, T, H, C], or rotate them `back`."""
         if not self.position.rotates:
             return x
         cos, sin = tables
@@ -177,6 +176,6 @@ class Compressed(MultiHead, kind="compressed"):
         return torch.cat((plain, self.position.rotate(turned, (cos, -sin if back else sin))), -1)
 
     def _project(self, m: Weights, y: Tensor) -> Tensor:
-        """Multiply the outputs y [B, T, H, C] of each group of heads by its own matrix: [B, T, G·R]."""
+        """Multiply the outputs y [B, T, H, C] of each group of heads by the matrix of the group: [B, T, G·R]."""
         weight = m.o_a.weight.unflatten(0, (self.o_groups, self.o_lora_rank))  # G R H/G·C
         return torch.einsum("btgi,gri->btgr", y.flatten(-2).unflatten(-1, (self.o_groups, -1)), weight).flatten(-2)

@@ -1,5 +1,5 @@
 # B batch, T tokens, E entries, m tokens of an entry, C channels, D model width
-"""Compress consecutive tokens to one entry, which is a key and a value at once."""
+"""Compress consecutive tokens into one entry, which is a key and a value at once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Compressor(Spec, axis="compressor", default="disjoint"):
-    """Make one entry of consecutive tokens of a text: the sum of x·W_v, weighted for each channel by a softmax over
-    x·W_g + the place's own number, and normalised (DeepSeek-V4, 2026)."""
+    """Make one entry of `rate` consecutive tokens of a text: the normalised sum of x·W_v, weighted in each channel by a
+    softmax over x·W_g + a learned bias of the token's place in the entry (DeepSeek-V4, 2026)."""
 
-    overlap: ClassVar[bool] = False  # whether a token counts for the entry after its own, too
+    overlap: ClassVar[bool] = False  # whether a token also contributes to the next entry
 
     rate: Annotated[int, Ge(2)]
     """Number of tokens that make one entry."""
@@ -30,11 +30,11 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
 
     @property
     def series(self) -> int:
-        """How many entries a token counts for, by weights of its own for each."""
+        """Number of entries that a token contributes to, with separate weights for each."""
         return 2 if self.overlap else 1
 
     def list_parts(self, d_model: int, width: int, prefix: str) -> dict[str, Any]:
-        """List its weights, for entries `width` wide, by names that begin with `prefix`."""
+        """List its weights for entries `width` wide, under names that begin with `prefix`."""
         made = self.series * width
         return {
             f"{prefix}kv": Linear(d_model, made),
@@ -44,27 +44,27 @@ class Compressor(Spec, axis="compressor", default="disjoint"):
         }
 
     def list_states(self, width: int, prefix: str) -> dict[str, tuple[int, ...]]:
-        """List what is kept of tokens whose entry lacks some: the sums of a softmax over them."""
+        """List the states: the sums so far of the softmax over the tokens of an incomplete entry."""
         return {f"{prefix}pending": (self.series, 3, width)}
 
     def count_loose(self, width: int, tokens: int) -> int:
-        """Count the values and gates of tokens of which there is no entry yet, and with an overlap those that the last
-        window's tokens have for the next one, where each is kept by itself."""
+        """Count the cached numbers if each token's value and gate were kept singly: of tokens that have no entry yet,
+        and, with an overlap, of the last window, which the next entry reads."""
         overlapping = self.rate * width if self.overlap and tokens >= self.rate else 0
         return 2 * (tokens % self.rate * self.series * width + overlapping)
 
     def compress(self, m: Weights, x: Tensor, step: Step, prefix: str) -> Tensor:
-        """The entries [B, E, C] of the windows that x [B, T, D] is in, not yet rotated."""
+        """Make the entries [B, E, C] of the windows that x [B, T, D] belongs to, before rotation."""
         kv, gate, places, norm = (getattr(m, prefix + name) for name in ("kv", "gate", "places", "norm"))
         return norm(step.apply(pool_entries, f"{prefix}pending", kv(x), gate(x), places, self.overlap))
 
 
 class Disjoint(Compressor, kind="disjoint"):
-    """Entries of tokens that no other entry has (heavily compressed attention: DeepSeek-V4, 2026)."""
+    """Entries of separate tokens (heavily compressed attention: DeepSeek-V4, 2026)."""
 
 
 class Overlapping(Compressor, kind="overlapping"):
-    """Entries of `rate` tokens and of those before them, whose values and gates for the later entry are made by weights
-    of their own (compressed sparse attention: DeepSeek-V4, 2026)."""
+    """Entries of `rate` tokens and of the `rate` before them (compressed sparse attention: DeepSeek-V4, 2026). Separate
+    weights make the values and gates that a token contributes to the later entry."""
 
     overlap: ClassVar[bool] = True

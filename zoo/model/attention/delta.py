@@ -1,5 +1,6 @@
 # B batch, T tokens, H value heads, G key heads, K key width, V value width, N chunks, L chunk length
-"""The delta rule, gated or not: a state that is written with what it does not recall yet."""
+"""The delta rule, gated or not: a token writes to the state the part of its value that the state does not yet
+recall."""
 
 from __future__ import annotations
 
@@ -32,16 +33,15 @@ if TYPE_CHECKING:
 
     from zoo.model.step import Step, Weights
 
-EPS = 1e-6  # under the root of a query's or key's length, as in the reference
+EPS = 1e-6  # added under the square root of the L2 norm of q and k, as in the reference
 
 
 class GatedDelta(Attention, kind="gated_delta"):
     """Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2024; Qwen3-Next).
 
-    q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are made 1 long, and q is multiplied by 1/√K.
-    With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = beta_scale·σ(b), of the token,
-
-        S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ gate(z))·W_out.
+    q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by
+    1/√K. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = beta_scale·σ(b), of the token, S ← α·S, S ← S +
+    k⊗(β·(v − Sᵀk)) [H, K, V], y = Sᵀq, out = (norm(y) ⊙ gate(z))·W_out.
 
     The recurrence is computed in float32.
     """
@@ -117,7 +117,7 @@ class GatedDelta(Attention, kind="gated_delta"):
         return 6 * self.n_v_heads * self.head_k_dim * self.head_v_dim  # recalling with k, writing, reading with q
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        # What the first token recalls of the empty state, unless a decay has made it one that a gradient goes to.
+        # The product of the first token with the empty state: without a decay no gradient goes to that state.
         return 0 if self.decay else 2 * self.n_v_heads * self.head_k_dim * self.head_v_dim
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
@@ -139,22 +139,22 @@ class GatedDelta(Attention, kind="gated_delta"):
         return m.out(y.flatten(-2).to(mixed.dtype))  # B T D
 
     def _heads(self, x: Tensor) -> Tensor:
-        """Queries or keys [B, T, G·K], each 1 long, for the value heads they serve: [B, T, H, K]."""
+        """L2-normalise queries or keys [B, T, G·K] and repeat them for their value heads: [B, T, H, K]."""
         x = unit_length(x.unflatten(-1, (self.n_k_heads, -1)))
         return x.repeat_interleave(self.n_v_heads // self.n_k_heads, 2)
 
 
 def unit_length(x: Tensor, eps: float = EPS) -> Tensor:
-    """Vectors [..., K] made 1 long; `eps` is added to their square lengths."""
+    """L2-normalise vectors [..., K]; `eps` is added to their squared norms."""
     return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
 
 
 def scan_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, step: Step, most: int) -> Tensor:
-    """The delta rule over tokens, in chunks of at most `most` or, with the eager kernel, one by one. q, k [B, T, H, K],
-    v [B, T, H, V], beta [B, T, H], all float32, log [B, T, H] or, of each channel of the keys, [B, T, H, K]. Gives y
-    [B, T, H, V], and renews the step's state "ssm" [B, H, K, V].
+    """Run the delta rule over tokens, in chunks of at most `most` tokens or, with the eager kernel, one by one.
 
-    Padding writes nothing and loses nothing; a packed document starts from an empty state.
+    q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H], all float32; log [B, T, H] is the logarithm of the decay or, with
+    one for each channel of the keys, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K,
+    V]. Padding leaves the state unchanged; a packed document starts from an empty state.
     """
     S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
@@ -169,24 +169,24 @@ def scan_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, step:
 
 
 def _write(S: Tensor, key: Tensor, value: Tensor, much: Tensor) -> Tensor:
-    """Write to S what it does not recall of a token's value."""
+    """Write to S, at strength `much`, the part of a token's value that S does not yet recall."""
     return torch.baddbmm(S, key.mT, (value - key @ S) * much)
 
 
 def _scan_chunks(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
+    """Run the recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
     What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
-    strictly lower triangular. It is solved for both right sides before the states are known.
+    strictly lower triangular. It is solved for both right-hand sides before the states are known.
     """
     tokens, decays = v.shape[1], view_decays(log, fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
     beta = chunked(beta, length).transpose(2, 3)[..., None]  # B N H L 1
     inside, recalled = decays.compare(q, k), decays.compare(k, k)
     sides = torch.cat((beta * v, beta * decays.entering * k), -1)
-    # Of the system, lower triangular, the diagonal is taken for ones.
+    # unitriangular: the diagonal of the lower-triangular system is taken as ones.
     solved = torch.linalg.solve_triangular(beta * recalled, sides, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], -1)
     y, S = carry_chunks(values, keys, q * decays.entering, inside, (k * decays.leaving).mT, decays.across, S)
@@ -203,9 +203,9 @@ def carry_chunks(
     S: Tensor,
     added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Carry a state [B, H, K, V] through chunks whose tokens write n = values − keys·S [B, N, H, L, V]: each reads
-    reading·S + inside·n, and across·S + writing·n is left, with `added` [B, N, H, K, V] what is written besides. Gives
-    what is read [B, N, H, L, V] and the last S."""
+    """Carry a state S [B, H, K, V] through chunks. The tokens of a chunk write n = values − keys·S [B, N, H, L, V] and
+    read reading·S + inside·n; the next state is across·S + writing·n + `added` [B, N, H, K, V], if given. Returns what
+    is read [B, N, H, L, V] and the last S."""
     extra = [None] * values.shape[1] if added is None else added.unbind(1)
     each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, across))
     reads = []

@@ -27,8 +27,8 @@ class Differential(SoftmaxAttention, kind="differential"):
     """Differential attention (Ye et al., 2024): (softmax(q1·k1ᵀ) − λ·softmax(q2·k2ᵀ))·v, normalised in each head and
     multiplied by 1 − λ_init.
 
-    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init, of vectors that all heads share. Each head has two queries and two
-    keys, and a value twice as wide.
+    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init, where the vectors λ_q1 … λ_k2 are shared by all heads. Each head has
+    two queries and two keys, and a value twice as wide.
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
@@ -91,11 +91,11 @@ class Differential(SoftmaxAttention, kind="differential"):
         return m.o((m.norm(y) * (1 - self.lambda_init)).flatten(-2))  # B T D
 
     def _weigh(self, m: Weights) -> Tensor:
-        """The number λ that the second map is multiplied by."""
+        """Compute λ, the factor of the second map."""
         q1, k1, q2, k2 = (getattr(m, name).float() for name in VECTORS)
         return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
 
 
 def _draw(vector: Any) -> None:
-    """Fill with initial values, normal ones of deviation 0.1."""
+    """Fill with normal initial values of standard deviation 0.1."""
     vector.normal_(0.0, 0.1)

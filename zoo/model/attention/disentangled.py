@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A matrix product with the position table: once in a pass, whatever the number of tokens."""
+    """A matrix product with the position table: computed once a pass, whatever the number of tokens."""
 
     precise: bool = True
 
@@ -40,7 +40,7 @@ class Disentangled(MultiHead, kind="disentangled"):
     content, p2c. q, v, o and p_q always have a bias.
     """
 
-    # Its bias is made of all queries and keys at once.
+    # Its bias is computed from all queries and keys at once.
     passes: ClassVar[Passes] = Passes(ragged=False)  # type: ignore[misc]
 
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
@@ -85,8 +85,8 @@ class Disentangled(MultiHead, kind="disentangled"):
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """FLOPs of a pass of `new` tokens after `held` ones that belong to no token and no pair: the rows of the table
-        in reach are projected once for each type, and compared with every new query (c2p) or every key (p2c)."""
+        """Count the FLOPs of `new` tokens after `held` ones that scale with neither tokens nor pairs: for each type the
+        rows of the table in reach are projected, and compared with every new query (c2p) or every key (p2c)."""
         if not self.types:
             return 0
         assert isinstance(self.position, RelativePosition)
@@ -99,7 +99,7 @@ class Disentangled(MultiHead, kind="disentangled"):
         return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """The value of `Ask.bias`: with types the bias depends on queries and keys, and passes on their gradient."""
+        """The value of `Ask.bias`: with `types` the bias depends on queries and keys and passes on their gradient."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
@@ -119,7 +119,7 @@ class Disentangled(MultiHead, kind="disentangled"):
         return m.o(y.flatten(-2))  # B T D
 
     def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:
-        """The bias of the position types on the scores [B, H, T, S], in float32."""
+        """Compute the bias of `types` on the scores [B, H, T, S], in float32."""
         table, index = step.extra["relative"]  # R D, T S
         wide = torch.promote_types(q.dtype, torch.float32)
         heads, shape = (self.n_heads, self.head_dim), (q.shape[0], self.n_heads)

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, W tokens of the short convolution, D model width
-"""Grouped-query attention whose sinks, and whose short convolution, depend on the token."""
+"""Grouped-query attention whose sinks and short convolution depend on the token."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class DynamicGQA(GQA, kind="dynamic_gqa"):
-    """Grouped-query attention with sinks and a convolution that are made of its input (Thinking Machines, 2026, Inkling
-    2)."""
+    """Grouped-query attention whose sinks and convolution weights are computed from its input (Thinking Machines, 2026,
+    Inkling 2)."""
 
     moved: ClassVar[dict[str, str]] = GQA.moved | {
         "dynamic_conv": "short_conv: {dynamic: true}",
@@ -36,7 +36,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     token_sinks: bool = True
     """Whether each query has a sink's logit of its own in every head, x·W."""
     k_norm: WholeNorm | None = None
-    """The norm of keys, where it is not that of queries."""
+    """Norm of keys; that of queries unless given."""
     separate_inputs: bool = False
     """Whether it reads three vectors of a token, which the block makes: for queries (with gate, sinks and positions),
     for keys and for values."""
@@ -62,7 +62,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
 
     @property
     def n_inputs(self) -> int:
-        """How many vectors of a token it reads: x [B, T, N, D] where it is more than one."""
+        """Number of vectors of a token that it reads: x is [B, T, N, D] if it is more than one."""
         return 3 if self.separate_inputs else 1
 
     @property
@@ -107,14 +107,15 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
         made_of: tuple[Tensor, Tensor],
         step: Step,
     ) -> tuple[Tensor, ...]:
-        """Convolve keys [B, T, K·C] and values along the tokens, which are `made_of` those vectors [B, T, D]."""
+        """Convolve keys [B, T, K·C] and values along the tokens. `made_of` are the inputs [B, T, D] of keys and of
+        values, from which the dynamic weights are computed."""
         check_causal(step)
         taps = None
         if conv.dynamic:
             each = (m.k_taps(made_of[0]), m.v_taps(made_of[1]))
             taps = torch.cat(each, -1).unflatten(-1, (2 * self.n_kv_heads, -1))  # B T 2K W
         plain = torch.cat((k, v), -1)
-        mixed = convolve(m.conv, plain, step, taps=taps).contiguous()  # channels first, which no fused attention takes
+        mixed = convolve(m.conv, plain, step, taps=taps).contiguous()  # was channels-first, which attention refuses
         mixed = mixed + plain if conv.residual else mixed
         return multiply(mixed, conv.scale).split(self._mixed, -1)
 

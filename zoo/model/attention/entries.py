@@ -1,9 +1,9 @@
 # B batch, T new tokens, E entries, m tokens of an entry, s series, C channels, W window, S keys
-"""Compressed entries in one forward pass: which tokens each is made of, and attention to them beside a window of
-tokens.
+"""Compressed entries in one forward pass: the windows of tokens that they are made of, and attention to them.
 
-Of every m tokens of a text, counted from its start, one entry is made. What tokens gave to an entry that still lacks
-some is a state of the row (`RunningSums`), as are the window's last W − 1 tokens. Whole entries are what is cached.
+Every m tokens of a text, counted from its start, make one entry. A pass makes the same number of entries in every row,
+complete or not, and caches the complete ones. The sums so far of an incomplete entry (`RunningSums`) and the last W − 1
+tokens of the window are states of the row.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ if TYPE_CHECKING:
 
 
 ENTRIES, ENTRY_TABLES, POOL_TABLES = "entries", "entry_tables", "pool_tables"
-"""What `Step.extra` calls the Entries of a kind of layer, what their position scheme rotates them with, and what it
-rotates an indexer's pools of keys with, by their numbers in a text."""
+"""Keys of `Step.extra`: the Entries of a kind of layer, the rotary tables of these entries, and the rotary tables of an
+indexer's pools by their number in a text."""
 
 
 @dataclass
 class Entries:
-    """The windows of m tokens that a pass's new tokens are in, E of each row, for layers of a kind.
+    """The E windows of m tokens in each row that a pass's new tokens belong to, shared by the layers of a kind.
 
-    `places` [B|1, T] are the tokens' in their windows. Windows lie end to end where `front` says how many tokens of the
-    first came earlier; else `members` [B|1, E, m] are their tokens, but for those that are `hidden`. `begun`
-    [B|1, 1, 1] says which rows' first window came earlier in part, `follows` [B|1, E, 1] which windows come right after
-    the one before (None: all but the first), `last` [B] which is the last of a row (None: the last of all).
+    `places` [B|1, T] are the tokens' places in their windows. If `members` is None, windows lie end to end and `front`
+    tokens of the first came in an earlier pass; else `members` [B|1, E, m] index the tokens of each window, of which
+    `hidden` ones are absent. `begun` [B|1, 1, 1]: rows whose first window began in an earlier pass. `follows`
+    [B|1, E, 1]: windows that come right after the one before (None: all but the first). `last` [B]: each row's last
+    window (None: the last of all).
 
-    `near` [B|1, T, S] is True for tokens of the window that a query sees, None where that is all; `held` of them come
-    of the state. `joined` is the mask of these and of entries, where layers do not choose. `counts` [B] are the tokens
-    that rows add (None: T).
+    `near` [B|1, T, S]: window tokens that a query sees (None: all); the first `held` of S come from the state.
+    `joined`: the mask over window tokens and entries, if layers have no indexer. `counts` [B]: tokens that rows add
+    (None: T).
     """
 
     rate: int
     count: int
-    positions: Tensor  # B|1 E, of each window's first token
+    positions: Tensor  # B|1 E: position of each window's first token
     places: Tensor
     near: Tensor | None
     held: int = 0
@@ -60,15 +61,15 @@ class Entries:
     last: Tensor | None = None
     counts: Tensor | None = None
     joined: Mask | None = None
-    kernels: list[Any] | None = None  # the one that the first of the layers chose
+    kernels: list[Any] | None = None  # the kernel that the first of these layers chose
 
     def list_shared(self) -> tuple[Any, ...]:
-        """List the tensors that all layers of a kind read of it."""
+        """List its tensors that all layers of a kind read."""
         drawn = () if self.joined is None else (self.joined._dense, self.joined._additive)
         return (self.places, self.near, *drawn)
 
     def _group(self, x: Tensor, fill: float) -> Tensor:
-        """The tokens x [B, T, C] by window [B, E, m, C], `fill` for those that are not there."""
+        """Group tokens x [B, T, C] by window [B, E, m, C]; absent tokens are `fill`."""
         if self.members is not None:
             index = self.members.expand(x.shape[0], -1, -1).flatten(1)[..., None].expand(-1, -1, x.shape[-1])
             taken = x.gather(1, index).unflatten(1, (-1, self.rate))
@@ -82,12 +83,12 @@ class Entries:
         return x.unflatten(1, (self.count, self.rate))
 
     def _go_on(self, sums: RunningSums, earlier: RunningSums) -> RunningSums:
-        """The sums of windows, the first with those of its tokens that came earlier."""
+        """Add to the first window's sums those of its tokens that came in an earlier pass."""
         assert self.begun is not None
         return sums.merge(earlier.keep(self.begun).pad(0, self.count - 1))
 
     def _follow(self, own: RunningSums, later: RunningSums, first: RunningSums | None) -> RunningSums:
-        """The sums of windows with what the tokens of each one's predecessor give to it: of the first `first`."""
+        """Add to each window's `own` sums the `later` ones of the window before it (the first window: `first`)."""
         if first is None:
             before = later.windows(0, self.count - 1).pad(1, 0)
         elif self.count == 1:
@@ -97,18 +98,18 @@ class Entries:
         return own.merge(before if self.follows is None else before.keep(self.follows))
 
     def _take_last(self, sums: RunningSums) -> RunningSums:
-        """The sums of the last window in which a row has tokens."""
+        """Take the sums of the last window in which each row has tokens."""
         return sums.windows(self.count - 1, self.count) if self.last is None else sums.pick(self.last)
 
 
 def _attend_seen(
     segment: Segment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
 ) -> Tensor:
-    """Attend to the window's tokens that are `seen` [B|1, T, S], all unless given, and to entries that the segment's
-    mask shows. A single query reads no more entries than it may have chosen."""
+    """Attend to the window's tokens that are `seen` [B|1, T, S] (None: all), and to the entries that the segment's mask
+    shows. A single query gathers only the `most` entries that it may have chosen."""
     keys = segment.mask.dense(q.device)[:, 0]  # B|1 T E
     if most is not None and q.shape[1] == 1 and most < keys.shape[2]:
-        places = keys.long().topk(most, -1)[1]  # B 1 most: those that are True first
+        places = keys.long().topk(most, -1)[1]  # B 1 most: visible entries come first
         keys = keys.gather(-1, places)
         entries = entries.gather(1, places[:, 0, :, None].expand(-1, -1, entries.shape[-1]))
     shape = (max(keys.shape[0], 1 if seen is None else seen.shape[0]), q.shape[1], near.shape[1])
@@ -118,9 +119,9 @@ def _attend_seen(
 
 
 def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: Tensor, overlap: bool) -> Tensor:
-    """Make entries [B, E, C] of tokens' values [B, T, s·C] by a softmax over gates + `places` [m, s·C] of each
-    channel. With `overlap` s is 2: the first half counts for the window after a token's own, the second for its
-    own. Of windows that lack tokens the sums so far are the state `name` [B, s, 3, C]."""
+    """Make entries [B, E, C]: tokens' values [B, T, s·C], weighted in each channel by a softmax over gates + `places`
+    [m, s·C]. With `overlap`, s is 2: a token's first half counts for the window after its own, the second half for its
+    own. The sums so far of incomplete windows are the state `name` [B, s, 3, C]."""
     made: Entries = step.extra[ENTRIES]
     width = values.shape[-1] // (2 if overlap else 1)
     if not made.count:
@@ -148,7 +149,7 @@ def pool_entries(step: Step, name: str, values: Tensor, gates: Tensor, places: T
 
 
 def slide_window(step: Step, name: str, x: Tensor, window: int) -> Tensor:
-    """The tokens x [B, T, C] behind those of the window that came earlier [B, S, C]. The last W − 1 are the state
+    """Put the earlier tokens of the window in front of x [B, T, C]: [B, S, C]. The last W − 1 tokens are the state
     `name`."""
     before = window - 1
     if step.cache is None or not before:
@@ -159,9 +160,9 @@ def slide_window(step: Step, name: str, x: Tensor, window: int) -> Tensor:
 def attend_entries(
     step: Step, q: Tensor, near: Tensor, entries: Tensor, scale: float, most: int | None, **scores: Any
 ) -> Tensor:
-    """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most`
-    that the layer chose, each the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For rows that are
-    not alike, or read by page, entries are a pool [N, C]."""
+    """Attend in one softmax to the window's tokens `near` [B, S, C] and to entries [B, E, C], all or the `most` that
+    the layer chose. Each is the key and the value of all heads: q [B, T, H, C] → [B, T, H, C]. For ragged rows, and
+    rows read by page table, entries are a pool [N, C]."""
     made, keys = step.extra[ENTRIES], step.keys
     how = {"kernel": step.kernel, "chosen": made.kernels, "scale": scale, **scores}
     how |= {"again": step.again, "dropout": step.drop_chances(q)}
@@ -179,12 +180,12 @@ def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str,
     return attend(q, keys, keys, mask, **how)
 
 
-# ---------------------------------------------------------------- made for a pass
+# ---------------------------------------------------------------- once a pass
 
 
 def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any, dtype: torch.dtype) -> None:
-    """Give the step what layers with compressed entries share: the windows of the new tokens, the rotations of their
-    entries, and masks over entries, from which layers may choose. Raises ConfigError for a prefix that sees itself."""
+    """Give the step what the layers with compressed entries share: the windows of the new tokens, the rotary tables of
+    their entries, and masks over entries, which indexers narrow. Raises ConfigError for a bidirectional prefix."""
     if scene.prefix is not None:
         found = "attention: compressed entries are of tokens that came before, found a prefix that is seen whole"
         raise ConfigError(f"{found} (use gqa there)")
@@ -201,7 +202,7 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any
     if slots is not None and slots.ragged and slots.table is None:
         rows = [_see_row(scene, attention.sight.rate, *each) for each in scene.list_rows(slots)]
         step.keys = scene.pool(rows, slots)
-    elif seen is None:  # one token, which sees all there are
+    elif seen is None:  # a single token, which sees all entries
         assert slots is not None
         held = count_slots(slots.rows[0])
         step.keys = KeyView(Mask(1, held), slots=slots)
@@ -211,7 +212,7 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any
         view = KeyView if slots is None or slots.table is None else PagedView
         step.keys, rows = view(Mask.of_pairs(seen), slots=slots), max(entries.near.shape[0], seen.shape[0])
         joined = Mask.of_pairs(torch.cat((entries.near.expand(rows, -1, -1), seen.expand(rows, -1, -1)), -1))
-    if joined is not None and attention.chooser is None:  # else each layer has a mask of its own
+    if joined is not None and attention.chooser is None:  # with an indexer each layer has its own mask
         entries.joined = joined
         scene.draw(step, attention, dtype, joined)
     entries.kernels = None if scene.cache is None else []
@@ -220,8 +221,8 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any
 
 
 def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
-    """The windows of whole texts, and which of their entries each query sees [B|1, T, E]. What is left of a text makes
-    none."""
+    """Find the windows of whole texts (no cache), and the entries that each query sees [B|1, T, E]. The incomplete
+    window at the end of a text makes no entry."""
     rate, new, device = attention.sight.rate, scene.new, scene.device
     apart = None if scene.documents is None else (scene.documents, scene.documents)
     hides: Any = {"padding": scene.padding, "documents": apart}
@@ -237,14 +238,14 @@ def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
     last, real = last.expand(rows, -1), real.expand(rows, -1)
     entries.positions = (scene.every.expand(rows, -1).gather(1, last) - (rate - 1)).clamp(min=0)
     entries.members = (last[..., None] + torch.arange(1 - rate, 1, device=device)).clamp(min=0)
-    entries.follows = (entries.positions > 0)[..., None]  # the first of a text is at place 0
+    entries.follows = (entries.positions > 0)[..., None]  # a text's first window is at position 0
     row = torch.arange(rows, device=device)[:, None, None]
     return entries, whole.sees(row, query, last[:, None]) & real[:, None]
 
 
 def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | None]:
-    """The windows of tokens that come after equally many in each row, and which entries they see [1, T, E]; None for a
-    token that sees all there are."""
+    """Find the windows of new tokens after equally many cached ones in each row, and the entries that each query sees
+    [1, T, E] (None for a single token, which sees all)."""
     rate, new, device, past = attention.sight.rate, scene.new, scene.device, scene.past
     assert past is not None
     count, held = count_windows(rate, new, past), min(past, attention.sight.near - 1)
@@ -262,7 +263,7 @@ def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | Non
 
 
 def _continue_rows(scene: Scene, attention: Any) -> Entries:
-    """The windows of tokens that come after other numbers of tokens in each row."""
+    """Find the windows of new tokens after different numbers of cached ones in each row."""
     rate, new, device, before = attention.sight.rate, scene.new, scene.device, attention.sight.near - 1
     assert scene.cache is not None
     starts = scene.cache.starts  # B
@@ -284,7 +285,7 @@ def _continue_rows(scene: Scene, attention: Any) -> Entries:
 
 
 def _see_row(scene: Scene, rate: int, count: int, stop: int, runs: Any) -> Segment:
-    """The entries of a row that is attended by itself, and which of them its `count` queries before `stop` see."""
+    """Find the entries of a row attended by itself, and which of them its `count` queries before index `stop` see."""
     held = count_slots(runs)
     if count == 1:
         return Segment(Mask(1, held), runs)

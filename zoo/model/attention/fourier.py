@@ -22,8 +22,8 @@ class Fourier(Attention, kind="fourier"):
     """Fourier mixing (Lee-Thorp et al., 2021, FNet): the real part of the discrete Fourier transform of x along tokens
     and channels, Re(F_T·x·F_D). It has no weights.
 
-    Computed as products with the transforms' cosines and sines, C_T·(x·C_D) − S_T·(x·S_D), in float32: a row that is
-    padded, or a document in a packed row, is transformed by the tokens that it has.
+    Computed in float32 as C_T·(x·C_D) − S_T·(x·S_D), with the transforms' cosines C and sines S. A padded row, or a
+    document in a packed row, is transformed over its own tokens alone (transformers mixes padding in).
     """
 
     causal: ClassVar[bool | None] = False
@@ -43,13 +43,13 @@ class Fourier(Attention, kind="fourier"):
         return 4 * self.d_model**2  # along the channels
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        return self.core_flops(pairs) + self.state_flops() * new  # all: sines and cosines learn nothing
+        return self.core_flops(pairs) + self.state_flops() * new  # all of them: sines and cosines are constants
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         assert step.positions is not None
         device, places = step.positions.device, step.positions  # B|1 T
         seen = step.mask.dense(device)[:, 0]  # B|1 T T
-        lengths = seen.sum(-1)[..., None]  # of the document or row that a token is in
+        lengths = seen.sum(-1)[..., None]  # of each token's document or row
         steps = (places[:, :, None] * places[:, None]) % lengths.clamp(min=1)
         angles = steps.float() * (2 * math.pi) / lengths.clamp(min=1)
         channels = keep_constant(("fourier", self.d_model), device, lambda: _transform(self.d_model, device))
@@ -62,7 +62,7 @@ class Fourier(Attention, kind="fourier"):
 
 
 def _transform(width: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the transform of `width` numbers [D, D]."""
+    """Make cosines and sines [D, D] of the transform of `width` numbers."""
     places = torch.arange(width, device=device)
     steps = (places[:, None] * places) % width
     angles = steps.float() * (2 * math.pi / width)

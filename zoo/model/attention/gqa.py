@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LENT_ALIKE = ("n_kv_heads", "head_widths", "window", "window_kind", "position")
-"""What a layer has in common with the one whose keys and values it reads."""
+"""Fields that must be equal in a layer and in the layer whose keys and values it reads."""
 
 
 class GQA(SoftmaxAttention, kind="gqa"):
@@ -63,7 +63,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     head_dim: PositiveInt
     """Channels of a head's queries and keys."""
     bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
-    """Which products have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
+    """Which projections have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
     window: PositiveInt | None = None
     """Keys that a query sees, itself included; in an encoder, keys to either side of it; null for all (Beltagy et al.,
     2020; Mistral)."""
@@ -76,29 +76,28 @@ class GQA(SoftmaxAttention, kind="gqa"):
     softcap: PositiveFloat | None = None
     """The bound c of the scores s, c·tanh(s/c) (Gemma 2, 2024)."""
     scale: PositiveFloat | None = None
-    """What scores are multiplied by, 1/√head_dim unless given."""
+    """Factor of the scores; 1/√head_dim unless given."""
     sinks: bool = False
-    """Whether each head's softmax has one more score, learned, behind which no value stands (Xiao et al., 2023;
-    gpt-oss)."""
+    """Whether each head's softmax has one more, learned logit without a value (Xiao et al., 2023; gpt-oss)."""
     clip: Clip | None = None
     """A bound on queries, keys and values (MPT, 2023; OLMo, 2024)."""
     gate: OutputGate | None = None
     """A gate on each head's output, σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
     tempering: Tempering | None = None
-    """What makes queries grow with their position (Llama 4, 2025)."""
+    """Tempering of the queries, which grow with position (Llama 4, 2025)."""
     values: ValueForm | None = None
-    """Settings of the values, where these are not made as keys are."""
+    """Settings of the values that differ from those of the keys."""
     out_norm: OutNorm | None = None
-    """The norm of heads' outputs before the last product (Wang et al., 2022; BitNet b1.58)."""
+    """Norm of the heads' outputs before the output projection (Wang et al., 2022; BitNet b1.58)."""
     short_conv: QKVConvolution | None = None
     """A short convolution of queries, keys and values along the tokens (So et al., 2021, Primer)."""
     kv_from: str | None = None
-    """The kind of layer whose keys and values these layers read, from the last one before, in place of own ones
-    (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
+    """Kind of layer whose keys and values these layers read instead of making their own: the last such layer before
+    each (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
-    """In cross-attention the width of the encoder's output, that of the queries' stream unless given (T5Gemma)."""
+    """Width of the encoder's output in cross-attention; that of the queries' stream unless given (T5Gemma)."""
     indexer: Indexer | None = None
-    """What chooses the keys that a query attends to (MiniMax-M3, 2026: blocks of keys for each group of heads)."""
+    """Indexer that chooses the keys of a query (MiniMax-M3, 2026: blocks of keys for each group of heads)."""
 
     def __post_init__(self) -> None:
         check_multiple(self, "n_heads", "n_kv_heads")
@@ -188,7 +187,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         }
 
     def _made(self, d_model: int, bias: bool) -> dict[str, Any]:
-        """The products that make keys and values: none where they are another layer's."""
+        """List the projections of keys and values; none if they are another layer's."""
         if self.kv_from is not None:
             return {}
         read, (width, v_width) = self.memory_width or d_model, self.head_widths
@@ -222,7 +221,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     @property
     def _mixed(self) -> tuple[int, ...]:
-        """Channels of all queries, where the short convolution is over them, of all keys, and of all values."""
+        """Channels that the short convolution mixes: of all queries (unless over "kv"), all keys and all values."""
         width, v_width = self.head_widths
         every = self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
         return every[1:] if self.short_conv and self.short_conv.over == "kv" else every
@@ -261,43 +260,44 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return m.o(m.seam.normalise(m.out_norm, y) if self.out_norm and not each else y)  # B T D
 
     def _sink(self, m: Weights, x: Tensor) -> Tensor | None:
-        """The logits of sinks, for queries made of x [B, T, D]."""
+        """The sinks' logits, for queries made of x [B, T, D]."""
         return m.sinks if self.sinks else None
 
     def _read_memory(self, m: Weights, step: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of the encoder's output, computed once and then read from the cache."""
+        """Get keys and values of the encoder's output, computed in the first pass and then read from the cache."""
         return step.recall(lambda memory: self._keys_values(m, *self._made_of(m, memory), step), "k", "v")
 
     def _made_of(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D], which one product makes where they are the same."""
+        """Make keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D], by one product if they are tied."""
         k = m.k(x)
         return k, k if self.values and self.values.tied else m.v(x)
 
     def _project(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
-        """Queries [B, T, H·C], keys [B, T, K·C] and values [B, T, K·V] of x [B, T, D]."""
+        """Make queries [B, T, H·C], keys [B, T, K·C] and values [B, T, K·V] of x [B, T, D]."""
         q, (k, v) = m.q(x), self._made_of(m, x)
         if self.short_conv is None:
             return q, k, v
         check_causal(step)
         every = (q, k, v)[-len(self._mixed) :]
         plain = torch.cat(every, -1)
-        mixed = convolve(m.conv, plain, step).contiguous()  # channels first, which no fused attention takes
+        mixed = convolve(m.conv, plain, step).contiguous()  # was channels-first, which fused attention refuses
         mixed = mixed + plain if self.short_conv.residual else mixed
         return *((q, k, v)[: -len(every)]), *mixed.split(self._mixed, -1)
 
     def _queries(self, m: Weights, q: Tensor, step: Step) -> Tensor:
-        """Queries [B, T, H·C] by head, normalised, rotated and tempered: [B, T, H, C]."""
+        """Split queries [B, T, H·C] into heads [B, T, H, C], normalise, rotate and temper them."""
         return self._tempered(m, self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step), step)
 
     def _tempered(self, m: Weights, q: Tensor, step: Step) -> Tensor:
-        """Queries [B, T, H, …], or what is compared beside them, grown with their positions."""
+        """Temper queries [B, T, H, …], or the second queries of a position bias, by their positions."""
         if self.tempering is None:
             return q
         assert step.positions is not None
         return self.tempering.temper(m, q, step.positions)
 
     def _keys_values(self, m: Weights, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Keys [B, S, K·C] and values [B, S, K·V] by head, as they are attended: [B, S, K, C] and [B, S, K, V]."""
+        """Split keys [B, S, K·C] and values [B, S, K·V] into heads, normalise and rotate: [B, S, K, C],
+        [B, S, K, V]."""
         k = self._turned(m, k, self._key_norm(m), self.n_kv_heads, step)
         v = self._clipped(v).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
         if self.values is None:
@@ -310,7 +310,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return m.k_norm if self.qk_norm else None
 
     def _turned(self, m: Weights, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
-        """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""
+        """Clip, normalise and rotate queries or keys [B, T, heads·C]: [B, T, heads, C]."""
         late = self.clip is not None and self.clip.normed
         x = x if late else self._clipped(x)
         over, last = (self.qk_norm.over, self.qk_norm.last) if self.qk_norm else ("head", False)

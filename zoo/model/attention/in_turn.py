@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width
-"""The two mixers of a layer in which a recurrent one comes after attention that its kind of layer shares."""
+"""Two mixers in one layer: a recurrent one after attention whose weights the layers of a kind share."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from zoo.model.attention.gqa import GQA
 from zoo.model.attention.two_mixers import TwoMixers
 
 BLOCK = "shared_attention"
-"""The kind of block that has a place for them."""
+"""The kind of block that can hold both mixers."""
 
 
 class JoinedGQA(GQA, kind="joined_gqa"):
-    """Grouped-query attention of [x ; e], the stream beside the embedding's output, 2·D wide; what it gives is D wide
-    (Glorioso et al., 2024, Zamba)."""
+    """Grouped-query attention over [x ; e], the stream concatenated with the embedding's output, 2·D wide; the output
+    is D wide (Glorioso et al., 2024, Zamba)."""
 
     needs_block: ClassVar[str] = BLOCK
 
@@ -29,8 +29,8 @@ class JoinedGQA(GQA, kind="joined_gqa"):
 
 
 class InTurn(TwoMixers, kind="in_turn"):
-    """Attention, and a recurrent mixer that reads what came of it. Neither is run by this: the block does so, and asks
-    here what a layer keeps and sees."""
+    """Attention, then a recurrent mixer that reads its result. The block runs both; this component only answers for
+    their caches, states and masks."""
 
     needs_block: ClassVar[str] = BLOCK
 

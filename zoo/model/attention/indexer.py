@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 class ChosenKeys(Channel, name=CHOICE):
-    """The keys that the last layer chose which has an indexer of its own, for layers that take its choice."""
+    """Hand the keys chosen by the last layer with an indexer of its own to the layers that reuse its choice."""
 
     staying: ClassVar[str] = "layers take the choice of keys of one before them"
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        return False  # masks of bits, which prices leave out
+        return False  # a mask of bits, which prices leave out
 
     @classmethod
     def trace(cls, at: Shadows) -> None:
@@ -45,7 +45,7 @@ class ChosenKeys(Channel, name=CHOICE):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        """A layer that takes an earlier layer's choice of keys needs one before it, of as many."""
+        """Yield the first layer that reuses a choice without a choosing layer before it, or with another top_k."""
         made, choosers = None, {name: block.attention.chooser for name, block in tower.blocks.items()}
         for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
             chooser, path = choosers[name], ("blocks", name, "attention", "indexer")
@@ -62,35 +62,36 @@ class ChosenKeys(Channel, name=CHOICE):
 
 
 class Indexer(Spec, axis="indexer", default="lightning"):
-    """Choose the keys that a query attends to, of those that its mask shows."""
+    """Choose the keys that a query attends to, among those that its mask shows. Prices count all visible keys for the
+    indexer, and the chosen ones for attention."""
 
-    owns: ClassVar[bool] = True  # whether it chooses by itself, rather than taking an earlier layer's choice
+    owns: ClassVar[bool] = True  # whether it chooses by itself, rather than reusing an earlier layer's choice
     gives: ClassVar[tuple[str, ...]] = (CHOICE,)
     rotates_pools: ClassVar[bool] = False  # whether it reads `step.extra[POOL_TABLES]`
 
     @property
     def most_keys(self) -> int:
-        """The most keys that a query attends to."""
+        """Maximum number of keys that a query attends to."""
         raise NotImplementedError
 
     @property
     def granule(self) -> int:
-        """How many keys are chosen together."""
+        """Number of consecutive keys that are chosen together."""
         return 1
 
     @property
     def adds_tail(self) -> bool:
-        """Whether a query attends besides to the keys of those chosen together that it does not see to the end."""
+        """Whether a query also attends to its own incomplete group of `granule` keys."""
         return False
 
     @property
     def pooled(self) -> int:
-        """How many tokens one of the keys that it scores is made of."""
+        """Number of tokens that make one key it scores."""
         return 1
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
-        """List its weights by name among those of the attention: of x `d_model` wide, of queries' input `q_width`. None
-        learns: a choice has no gradient. DeepSeek trains them by a loss apart."""
+        """List its weights by name among those of the attention: x is `d_model` wide, the input of queries `q_width`.
+        None is trained, as a choice has no gradient (DeepSeek trains them by a separate loss)."""
         return {name: replace(part, learns=False) for name, part in self.weights(d_model, q_width).items()}
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
@@ -98,25 +99,25 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         return {}
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List what it reads of the cache for each key that it scores."""
+        """List the cached tensors that it reads for each key it scores: name → shape."""
         return self.cache()
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
-        """Raises ValueError where it cannot rotate as the attention's position scheme does `width` channels, or choose
-        for so many heads."""
+        """Raises ValueError if it cannot rotate `width` channels as the attention's position scheme does, or choose for
+        `n_heads` heads."""
 
     def shard(self, ranks: int) -> Indexer:
-        """The part of one of `ranks` ranks, each with some of the attention's heads: all of it."""
+        """The part that one of `ranks` tensor-parallel ranks holds; all of it by default."""
         return self
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
-        """Have the step attend to the keys chosen. `m` are the weights of the attention, of so many heads, x [B, T, D]
-        its input, `latent` [B, T, Q] what its queries are made of."""
+        """Choose keys and narrow the step's mask to them. `m` are the weights of the attention, which has `n_heads`
+        heads, x [B, T, D] is its input, `latent` [B, T, Q] the input of its queries."""
         raise NotImplementedError
 
 
 def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -> Tensor:
-    """Rotate leading or last channels of x [B, T, H, C] by attention's own tables, None where it rotates nothing."""
+    """Rotate leading or last channels of x [B, T, H, C] by attention's own tables; None rotates nothing."""
     if tables is None:
         return x
     cos, sin = tables
@@ -129,8 +130,8 @@ def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
-    """Raises ValueError where the indexer of an attention to tokens, which rotates so many channels, cannot choose for
-    it, or stands beside a field that limits its choice."""
+    """Raises ValueError if an attention's indexer cannot choose among tokens for it, where `rotated` channels of a head
+    are rotated, or if one of the fields `apart`, which limit its choice, is given too."""
     indexer = attention.indexer
     if indexer is None:
         return
@@ -143,7 +144,7 @@ def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
 
 
 def check_rotation(indexer: Any, position: Position, width: int) -> None:
-    """Raises ValueError where an indexer's heads cannot be rotated as attention's."""
+    """Raises ValueError if an indexer's heads cannot be rotated as attention's are."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
         raise ValueError(f"indexer.head_dim={indexer.head_dim} has fewer channels than are rotated ({width} or more)")
     stated = next((name for name in ("interleaved", "rotates_last") if getattr(indexer, name, False)), None)
@@ -152,8 +153,8 @@ def check_rotation(indexer: Any, position: Position, width: int) -> None:
 
 
 class TopKIndexer(Indexer):
-    """Base of the lightning indexers: choose the keys k of highest Σ_h w_h·relu(q_h·k), with q = latent·W_q and weights
-    w = x·W_w. The keys have a cache of their own."""
+    """Base of the lightning indexers: choose the keys k of highest Σ_h w_h·relu(q_h·k), where q = latent·W_q and w =
+    x·W_w. The keys have their own cache."""
 
     n_heads: PositiveInt = 64
     """Number of the indexer's heads, whose scores are added up."""
@@ -185,15 +186,15 @@ class TopKIndexer(Indexer):
             step.choose(self.picker(m), k, q, m.index_weights(x))
 
     def make_queries(self, m: Weights, latent: Tensor, step: Step) -> Tensor:
-        """Queries [B, T, H, C] of the latent [B, T, Q]."""
+        """Make queries [B, T, H, C] of the latent [B, T, Q]."""
         return m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))
 
     def make_keys(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        """Make the keys that are cached of x [B, T, D]: [B, T|E, C]."""
+        """Make the keys to cache of x [B, T, D]: [B, T|E, C]."""
         raise NotImplementedError
 
     def picker(self, m: Weights) -> Any:
-        """The function that chooses (`zoo.kernels.choosing`)."""
+        """Return the function that chooses (`zoo.kernels.choosing`)."""
         return partial(choose_keys, top_k=self.top_k)
 
 
@@ -244,7 +245,7 @@ class Lightning(TopKIndexer, kind="lightning"):
 
 
 class NormedIndexer(Indexer):
-    """Base of the indexers that compare normalised queries q = norm(x·W_q) with keys of x·W_k, all heads alike."""
+    """Base of the indexers that compare normalised queries q = norm(x·W_q) with keys x·W_k that all heads share."""
 
     n_heads: PositiveInt
     """Number of the indexer's heads."""
@@ -269,17 +270,18 @@ class NormedIndexer(Indexer):
 
 
 class Blocks(NormedIndexer, kind="blocks"):
-    """The block indexer (MiniMax-M3, 2026): the `top_blocks` blocks of keys with the highest q·k in them, the newest
-    that a query sees among them, chosen by each head for its share of the attention's heads.
+    """The block indexer (MiniMax-M3, 2026): choose the `top_blocks` blocks with the highest q·k in them, always
+    including the newest that a query sees. Each indexer head chooses for its share of the attention's heads.
 
     q = norm(x·W_q), one key k = norm(x·W_k) a token. Rotation and cache are as the lightning indexer's. Blocks are
-    counted from where a text begins, so that neither padding before it nor a document before it in its row moves them.
+    counted from a text's start, so that padding or a document before it does not move them (in the reference padding
+    does).
     """
 
     causal: ClassVar[bool | None] = True  # the newest block is the query's own
 
     n_heads: PositiveInt = 4
-    """Number of the indexer's heads, a divisor of the attention's. Each chooses for its share of those."""
+    """Number of the indexer's heads, a divisor of the attention's. Each chooses for an equal share of them."""
     block_size: PositiveInt = 128
     """Keys of a block."""
     top_blocks: PositiveInt = 16
@@ -350,11 +352,11 @@ class ByPools:
 
 
 class Pooled(ByPools, TopKIndexer, kind="pooled"):
-    """A lightning indexer over pools of tokens (GLM-5.3, 2026): the `top_k` // `pool` best of those that a query sees
-    to their end, and what it sees of the one that goes on.
+    """A lightning indexer over pools of tokens (GLM-5.3, 2026): choose the `top_k` // `pool` best of the complete pools
+    that a query sees. A query also attends to its own incomplete pool.
 
-    A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + the
-    place's own number. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from where a text begins.
+    A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + a
+    learned bias of the place. Nothing is rotated. Keys and x·W_g are cached. Pools are counted from a text's start.
     """
 
     n_heads: PositiveInt = 32
@@ -387,7 +389,7 @@ class Pooled(ByPools, TopKIndexer, kind="pooled"):
 
 
 class EntryIndexer(TopKIndexer, kind="entries"):
-    """The lightning indexer over compressed entries (DeepSeek-V4, 2026), which chooses of those that a query sees.
+    """The lightning indexer over compressed entries (DeepSeek-V4, 2026): choose among the entries that a query sees.
 
     The last channels of queries and keys are rotated as attention's are.
     """
@@ -397,7 +399,7 @@ class EntryIndexer(TopKIndexer, kind="entries"):
     top_k: PositiveInt = 512
     """Number of entries that a query attends to, at most."""
     compressor: Compressor
-    """Compressor that makes the keys, entries of the indexer's own, of the tokens that attention's are made of."""
+    """Compressor that makes the indexer's keys: entries of its own, of the same tokens as attention's entries."""
     interleaved: bool = False
     """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
 
@@ -416,14 +418,14 @@ class EntryIndexer(TopKIndexer, kind="entries"):
 
 
 class Shared(Indexer, kind="shared"):
-    """The choice of the nearest layer before that has an indexer of its own (GLM-5, 2026): no weights and no cache."""
+    """Reuse the choice of the nearest earlier layer with its own indexer (GLM-5, 2026): no weights and no cache."""
 
     owns: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = (CHOICE,)
     gives: ClassVar[tuple[str, ...]] = ()
 
     top_k: PositiveInt
-    """Number of keys that a query attends to: that of the layer whose choice it takes."""
+    """Number of keys that a query attends to; must equal that of the layer whose choice it reuses."""
 
     @property
     def most_keys(self) -> int:

@@ -32,12 +32,11 @@ if TYPE_CHECKING:
 class KDA(Attention, kind="kda"):
     """Kimi Delta Attention (Kimi Team, 2025, Kimi Linear).
 
-    q, k and v [H, K] pass a convolution and `activation`; q and k are made 1 long, and q is multiplied by 1/√K. With
-    β = σ(b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], whose exp(A_log) is the head's,
+    q, k and v [H, K] pass a convolution and `activation`; q and k are L2-normalised, and q is multiplied by 1/√K. With
+    β = σ(b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], A_log being one number a head, S ← α ⊙
+    S, S ← S + k⊗(β·(v − Sᵀk)) [H, K, K], y = Sᵀq, out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out, α scaling the rows of S.
 
-        S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out,
-
-    α scaling the rows of S. The recurrence is computed in float32.
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -92,7 +91,7 @@ class KDA(Attention, kind="kda"):
         }
 
     def shard(self, ranks: int) -> KDA:
-        return split(self, ranks, equal=("n_heads",))  # W_fa and W_ga are of all heads
+        return split(self, ranks, equal=("n_heads",))  # all heads share W_fa and W_ga
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, 3 * self.d_inner), "ssm": (self.n_heads, self.head_dim, self.head_dim)}
@@ -117,6 +116,6 @@ class KDA(Attention, kind="kda"):
         return m.out(y.flatten(-2).to(mixed.dtype))  # B T D
 
     def _decay(self, f: Tensor, m: Weights) -> Tensor:
-        """The logarithms of α [B, T, H, K], of what the tokens ask for, f."""
+        """Compute ln α [B, T, H, K] of f, the product of the tokens with W_f."""
         rate = m.A_log.float().exp()[:, None]  # H 1
         return -rate * F.softplus(f) if self.lower_bound is None else self.lower_bound * (rate * f).sigmoid()

@@ -75,7 +75,7 @@ class Lightning(Attention, kind="lightning"):
         }
 
     def shard(self, ranks: int) -> Lightning:
-        """Its heads, with one norm over the channels of all ranks."""
+        """The part of one rank: some of the heads, with one norm over the channels of all ranks."""
         own = split(self, ranks, equal=("n_heads",))
         return LightningShard(**{field.name: getattr(own, field.name) for field in own.fields()})
 
@@ -102,7 +102,7 @@ class Lightning(Attention, kind="lightning"):
 
 
 class LightningShard(Lightning):
-    """Lightning attention of which a rank has its own heads."""
+    """Lightning attention with the heads of one tensor-parallel rank."""
 
     @property
     def summed(self) -> int:
@@ -120,11 +120,10 @@ def _fill_slopes(tensor: Tensor, scale: float) -> None:
 
 
 class GatedLinear(Attention):
-    """Base of linear attention with heads whose keys and values have widths of their own, and a gate:
+    """Base of gated linear attention whose keys and values have different head widths: S ← α ⊙ S + k⊗v [H, K, V], y =
+    Sᵀq/√K, out = (norm(y) ⊙ silu(x·W_g))·W_out, with q, k [H, K], v [H, V] and a decay α.
 
-    S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
-
-    with q, k [H, K], v [H, V] and a decay α. The recurrence is computed in float32.
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -153,15 +152,15 @@ class GatedLinear(Attention):
         }
 
     def _list_decays(self, d_model: int) -> dict[str, Any]:
-        """The parts that make the decay."""
+        """List the parts that make the decay."""
         raise NotImplementedError
 
     def _decay(self, m: Weights, x: Tensor) -> Tensor:
-        """The decay's logarithm, [B, T, H] or, of each channel of the keys, [B, T, H, K], for x [B, T, D]."""
+        """Compute the decay's logarithm for x [B, T, D]: [B, T, H], or [B, T, H, K] for each channel of the keys."""
         raise NotImplementedError
 
     def _turn(self, x: Tensor, step: Step) -> Tensor:
-        """Queries or keys [B, T, H, K] as they are compared."""
+        """Rotate queries or keys [B, T, H, K], if the kind does."""
         return x
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -220,11 +219,11 @@ class GLA(GatedLinear, kind="gla"):
 
 
 def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: int) -> Tensor:
-    """S ← decay·S + k⊗v and y = Sᵀq over tokens, in chunks of at most `most` or, with the eager kernel, one by one. q,
-    k [B, T, H, K], v [B, T, H, V] float32, log [B, T, H] or, of each channel of the keys, [B, T, H, K]. Gives y
-    [B, T, H, V], and renews the step's state "ssm" [B, H, K, V].
+    """Run S ← decay·S + k⊗v, y = Sᵀq over tokens, in chunks of at most `most` or, with the eager kernel, one by one.
 
-    Padding writes nothing and loses nothing; a packed document starts from an empty state.
+    q, k [B, T, H, K], v [B, T, H, V] float32; log [B, T, H] is the logarithm of the decay or, with one for each channel
+    of the keys, [B, T, H, K]. Returns y [B, T, H, V] and renews the step's state "ssm" [B, H, K, V]. Padding leaves the
+    state unchanged; a packed document starts from an empty state.
     """
     S = open_state(step, "ssm", v, v.shape[2], k.shape[-1], v.shape[-1])
     if step.real is not None:
@@ -243,5 +242,5 @@ def scan_linear(q: Tensor, k: Tensor, v: Tensor, log: Tensor, step: Step, most: 
         entered.append(S)
         S = left * S + new
     y = y + reading @ torch.stack(entered, 1)
-    step.hold(ssm=S)  # last: the state before is a view of the cache
+    step.hold(ssm=S)  # must come last: the previous state is a view of the cache
     return y.transpose(2, 3).flatten(1, 2)[:, :tokens]  # B T H V

@@ -1,5 +1,5 @@
 # B batch, T tokens, H heads, C head width, D model width
-"""Attention to a window on both sides, and a few tokens that see and are seen by all (Longformer)."""
+"""Sliding-window attention in both directions, and a few global tokens that see and are seen by all (Longformer)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only where some tokens are global. That depends on the input, so it counts no
-    FLOPs."""
+    """A matrix product that runs only if some tokens are global. That depends on the input, so it counts no FLOPs."""
 
     @property
     def flops(self) -> int:
@@ -34,12 +33,12 @@ class ForGlobal(Linear):
 class Longformer(MultiHead, kind="longformer"):
     """Sliding window and global tokens (Beltagy et al., 2020), for models that read both ways.
 
-    A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global one sees all, by weights of
-    its own (q_global, k_global, v_global) for its query and for the keys and values that it reads. Which tokens are
-    global is said with each input: `step.extra["global"]` [B, T], None where none is.
+    A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global token sees all, and has its
+    own weights (q_global, k_global, v_global) for its query and for the keys and values that it reads. Global tokens
+    are given with each input: `step.extra["global"]` [B, T], None for none.
 
-    FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. Where some are given, a pass of T
-    tokens adds 6·T·D·H·C for the global projections, and each global token 8·T·H·C for the pairs it is part of.
+    FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. If some are given, a pass of T
+    tokens adds 6·T·D·H·C for the global projections, and each global token 8·T·H·C for its pairs.
     """
 
     causal: ClassVar[bool] = False
@@ -79,7 +78,7 @@ class Longformer(MultiHead, kind="longformer"):
         step.keys = KeyView(mask, step.keys.index, step.keys.bias)
         whole = step.extra["all"] = Mask(tokens, tokens, causal=False, **hidden)
         if not whole.sees_all:
-            whole.dense(everywhere.device)  # drawn here, so that the layers only read it
+            whole.dense(everywhere.device)  # makes the mask tensor once, for all layers
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         y = self._read((m.q, m.k, m.v), x, step, step.mask)  # B T H C
@@ -90,7 +89,7 @@ class Longformer(MultiHead, kind="longformer"):
         return m.o(y.flatten(-2))  # B T D
 
     def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
-        """Attend by these projections of q, k and v: [B, T, H, C]."""
+        """Attend under `mask`, with `parts` as the projections of q, k and v: [B, T, H, C]."""
         q, k, v = self.project(parts, x, step)
         how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
         return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.keys.bias, **how)

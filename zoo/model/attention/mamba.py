@@ -39,12 +39,10 @@ if TYPE_CHECKING:
 
 
 class Mamba(Attention, kind="mamba"):
-    """A state space whose step, input and output depend on the token (Gu and Dao, 2023).
+    """A selective state space, whose step, input and output depend on the token (Gu and Dao, 2023).
 
-    From u = act(conv(x·W)) of E = expand·d_model channels come Δ = softplus(u·W_Δ + b), B and C [S]; then, with
-    A = −exp(A_log),
-
-        h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S],   y = h·C + D ⊙ u,   out = (y ⊙ silu(z))·W_out.
+    From u = act(conv(x·W)) of E = expand·d_model channels come Δ = softplus(u·W_Δ + b), B and C [S]; then, with A =
+    −exp(A_log), h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S], y = h·C + D ⊙ u, out = (y ⊙ silu(z))·W_out.
 
     The recurrence is computed in float32.
     """
@@ -56,8 +54,8 @@ class Mamba(Attention, kind="mamba"):
     expand: PositiveInt = 2
     """Inner channels for each channel of the residual stream: E = expand·d_model."""
     heads: PositiveInt = 1
-    """Equal parts of the inner channels, each with B, C and Δ of its own channels alone (Glorioso et al., 2024,
-    Zamba)."""
+    """Number of equal groups of inner channels, each of which makes B, C and Δ from its own channels alone (Glorioso et
+    al., 2024, Zamba)."""
     d_state: PositiveInt = 16
     """State size S of each inner channel."""
     d_conv: PositiveInt = 4
@@ -89,7 +87,7 @@ class Mamba(Attention, kind="mamba"):
 
     @property
     def by_head(self) -> bool:
-        """Whether each head has B, C and Δ of its own, by products of its channels alone."""
+        """Whether each head makes B, C and Δ from its own channels alone."""
         return self.heads > 1
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -110,7 +108,7 @@ class Mamba(Attention, kind="mamba"):
         return parts
 
     def _list_projections(self) -> dict[str, Any]:
-        """The products that give Δ, B and C, and Δ of each channel: of each head, a convolution of one token."""
+        """List the projections to Δ, B and C, and from Δ to channels; grouped convolutions of width 1 if `by_head`."""
         inner, rank, heads = self.d_inner, self.rank, self.heads
         out = rank + 2 * self.d_state
         if self.by_head:
@@ -121,8 +119,8 @@ class Mamba(Attention, kind="mamba"):
         return {"x_proj": Linear(inner, out, precise=True), "dt_proj": Linear(rank, inner, precise=True)}
 
     def shard(self, ranks: int) -> Mamba:
-        """1/`ranks` of the expand·d_model channels; B, C and Δ's projection are of all ranks, or of heads that are on
-        one rank each."""
+        """The part of one rank: 1/`ranks` of the expand·d_model channels. B, C and the projection of Δ are summed over
+        all ranks or, with several heads, belong to heads that lie on one rank each."""
         if self.by_head:
             if faults := list(uneven("heads", self.heads, ranks)):
                 raise ConfigError(*faults)
@@ -166,7 +164,7 @@ class Mamba(Attention, kind="mamba"):
 
 
 class MambaShard(Mamba):
-    """A Mamba of which one of `ranks` ranks has its part of the expand·d_model channels."""
+    """The part of a Mamba that one of `ranks` ranks holds: some of the expand·d_model channels."""
 
     ranks: int = 1
     """Number of ranks that divide the channels."""
@@ -181,7 +179,7 @@ class MambaShard(Mamba):
 
 
 class MambaHeads(Mamba):
-    """A Mamba of which one of `ranks` ranks has some of the heads."""
+    """The part of a Mamba that one of `ranks` ranks holds: some of the heads."""
 
     ranks: int = 1
     """Number of ranks that divide the heads."""
@@ -198,8 +196,8 @@ class MambaHeads(Mamba):
 def _scan_tokens(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token: x, dt [B, T, E], A [E, S], B, C [B, T, S], h [B, E, S]. Gives y [B, T, E] and the
-    last h."""
+    """Run the recurrence token by token: x, dt [B, T, E], A [E, S], B, C [B, T, S], h [B, E, S]. Returns y [B, T, E]
+    and the last h."""
     begins = [None] * x.shape[1] if fresh is None else fresh.unbind(1)
     reads = []
     for new, time, write, read, start in zip(*(each.unbind(1) for each in (x, dt, B, C)), begins, strict=True):
@@ -212,13 +210,13 @@ def _scan_tokens(
 
 
 SPAN = 64
-"""Tokens of which Mamba's states [E, S] are held at once without gradients: on a CPU none of 32 … 512 is faster."""
+"""Number of tokens whose states [E, S] are held at once without gradients. On a CPU no value of 32 … 512 is faster."""
 
 
 def _scan_spans(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence with about 2·√SPAN steps in sequence for SPAN tokens."""
+    """Run the recurrence with about 2·√SPAN sequential steps for SPAN tokens."""
     spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
     begins = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
     reads = []
@@ -233,14 +231,14 @@ def _scan_spans(
 
 
 class Mamba2(Attention, kind="mamba2"):
-    """State space duality (Dao and Gu, 2024): one rate a head, so that a chunk of tokens is a few matrix products.
+    """State space duality (Dao and Gu, 2024): one decay rate a head, so that a chunk of tokens is a few matrix
+    products.
 
-    One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`. With
-    Δ = softplus(Δ + dt_bias), held between `dt_min` and `dt_max`, and A = −exp(A_log),
+    One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`. With Δ =
+    softplus(Δ + dt_bias), clamped to [`dt_min`, `dt_max`], and A = −exp(A_log), h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S], y =
+    h·C + D·x, out = norm(y ⊙ silu(z))·W_out, `norm` being an RMS norm over groups of channels.
 
-        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out,
-
-    `norm` being an RMS norm over groups of channels. The recurrence is computed in float32.
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -256,7 +254,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     """Groups of heads, G, that share B and C."""
     bias: bool = False
-    """Whether the input projection has a bias; W_out's follows `out_bias` where that is given."""
+    """Whether the input projection has a bias, and W_out unless `out_bias` says otherwise."""
     conv_bias: bool = True
     """Whether the convolution has a bias."""
     activation: PlainActivation = SiLU()
@@ -266,7 +264,7 @@ class Mamba2(Attention, kind="mamba2"):
     norm_before_gate: bool = False
     """Whether the norm comes before the gate: norm(y) ⊙ silu(z)."""
     norm_groups: PositiveInt | None = None
-    """Equal parts of the channels that are normalised by themselves; as many as `n_groups` unless given."""
+    """Number of equal groups of channels that are normalised separately; `n_groups` unless given."""
     out_bias: bool | None = None
     """Whether W_out has a bias; as `bias` unless given."""
     multipliers: tuple[float, float, float, float, float] | None = None
@@ -311,7 +309,7 @@ class Mamba2(Attention, kind="mamba2"):
         }
 
     def shard(self, ranks: int) -> Mamba2:
-        """Its heads. Groups of the norm lie on one rank each, or one on all."""
+        """The part of one rank: some of the heads. A group of the norm lies on one rank, or the only one on all."""
         own = split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
         groups = self.norm_groups or self.n_groups
         if self.norm_eps is None or groups % ranks == 0:
@@ -350,7 +348,7 @@ class Mamba2(Attention, kind="mamba2"):
         return m.out_proj(y.to(z.dtype))  # B T D
 
     def _multiplied(self, y: Tensor) -> Tensor:
-        """The product [B, T, …] with its parts z, x, B, C and Δ scaled."""
+        """Multiply the parts z, x, B, C and Δ of the product [B, T, …] by `multipliers`."""
         if self.multipliers is None:
             return y
         width = self.n_groups * self.d_state
@@ -358,7 +356,7 @@ class Mamba2(Attention, kind="mamba2"):
         return torch.cat([part * by for part, by in zip(parts, self.multipliers, strict=True)], -1)
 
     def _gated(self, y: Tensor, z: Tensor, m: Weights) -> Tensor:
-        """The gate and the norm [B, T, E], in float32."""
+        """Apply gate and norm [B, T, E], in float32."""
         if not self.norm_before_gate:
             y = y * F.silu(z)
         if self.norm_eps is not None:
@@ -373,7 +371,7 @@ class Mamba2(Attention, kind="mamba2"):
 
 
 class Mamba2Shard(Mamba2):
-    """A Mamba-2 of which a rank has its own heads, with one norm over the channels of all ranks."""
+    """The part of a Mamba-2 that one rank holds: some of the heads, with one norm over the channels of all ranks."""
 
     @property
     def summed(self) -> int:
@@ -386,7 +384,7 @@ class Mamba2Shard(Mamba2):
 
 
 def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token: x [B, T, H, P], log [B, T, H], B, C [B, T, G, S], h [B, H, P, S]. Gives y
+    """Run the recurrence token by token: x [B, T, H, P], log [B, T, H], B, C [B, T, G, S], h [B, H, P, S]. Returns y
     [B, T, H, P] and the last h."""
     batch, tokens, heads, width = x.shape
     B, C = (each.repeat_interleave(heads // each.shape[2], 2) for each in (B, C))  # B T H S
@@ -403,7 +401,7 @@ def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: 
 def _scan_chunks(
     x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
+    """Run the recurrence in chunks: attention inside each, a state between them (Dao and Gu, 2024, section 6)."""
     tokens, groups = x.shape[1], B.shape[2]
     decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
     x, B, C = chunked(x, length), chunked(B, length).transpose(2, 3), chunked(C, length).transpose(2, 3)  # B N G L S

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
-    """An indexer over pools of tokens (Qwen Team, 2026, Qwen4-Exp's QSA): the `top_k` // `pool` pools of highest Σ_h
-    relu(q_h·k̄) of those that a query sees to their end, and what it sees of the one that goes on.
+    """An indexer over pools of tokens (Qwen Team, 2026, Qwen4-Exp's QSA): choose the `top_k` // `pool` pools of highest
+    Σ_h relu(q_h·k̄) among the complete pools that a query sees. A query also attends to its own incomplete pool.
 
     k̄ is the norm of the mean of the tokens' keys k = x·W_k, and q = norm(x·W_q). The leading channels of both are
-    rotated by attention's own angles, k̄ by that of the pool's first token. Keys k are cached. Pools are counted from
-    where a text begins.
+    rotated by attention's own angles, k̄ by that of the pool's first token. Keys k are cached, and k̄ computed from
+    them in each pass. Pools are counted from where a text begins.
     """
 
     rotates_pools: ClassVar[bool] = True
@@ -58,9 +58,9 @@ class MeanPooled(ByPools, NormedIndexer, kind="mean_pooled"):
 
 
 def choose_mean_pools(q: Tensor, k: Tensor, mask: Mask, *, top_k: int, pool: int, norm: Any, tables: Any) -> Tensor:
-    """Choose keys by pools of `pool` tokens of a row or document, by Σ_h relu(q_h·k̄): q [B, T, H, C] and k [B, S, C] →
-    True for a key that is chosen [B, T, S], as `choose_pools` has it. `tables` rotate k̄ by the pool's number in its
-    text."""
+    """Choose keys by pools of `pool` tokens of a row or document, with scores Σ_h relu(q_h·k̄): q [B, T, H, C] and k
+    [B, S, C] → True for a chosen key [B, T, S] (see `choose_pools`). `tables` rotate k̄ by the number of its pool in
+    the text."""
     with torch.no_grad():
         if k.shape[1] < pool:
             return mask.dense(q.device)[:, 0]

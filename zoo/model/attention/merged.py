@@ -1,5 +1,5 @@
 # S tokens of the encoder, K kv heads, C head width
-"""An encoder's output read by the layer's own attention, in place of cross-attention."""
+"""Merged attention: the layer's self-attention reads the encoder's output too, in place of cross-attention."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from zoo.spec import READ, Linear, Reused, split
 
 
 class MergedAttention(Attention, kind="merged"):
-    """Merged attention (Zhang et al., 2025, T5Gemma 2): the decoder's attention sees the encoder's output beside the
-    tokens, in one softmax. Its own products make keys and values of both; those of the encoder are not rotated, and no
-    window hides them.
+    """Merged attention (Zhang et al., 2025, T5Gemma 2): the decoder's self-attention sees the encoder's output and the
+    tokens in one softmax. Its own projections make keys and values of both; the encoder's are not rotated, and no
+    window hides them. Both sets of keys are copied into one tensor in each pass.
 
-    It has no weights and no queries. Its dimensions are those of the layer's attention, of which it says what reading
-    an encoder adds: keys and values that are made once and kept, and pairs.
+    This component has no weights and no queries. With the dimensions of the layer's attention it states what the
+    encoder adds: keys and values that are computed once and cached, and pairs.
     """
 
     n_heads: PositiveInt
-    """Query heads, as many as of the layer's attention."""
+    """Number of query heads; must equal that of the layer's attention."""
     n_kv_heads: PositiveInt
-    """Sets of keys and values, as many as of the layer's attention."""
+    """Number of heads of keys and values; must equal that of the layer's attention."""
     head_dim: PositiveInt
     """Channels of a head's keys."""
     v_head_dim: PositiveInt | None = None
-    """Channels of a head's values, as many as of its keys unless given."""
+    """Channels of a head's values; those of its keys unless given."""
 
     @property
     def memory(self) -> MemoryReading:
         return MemoryReading(merges=True, check=self.check_beside)
 
     def check_beside(self, attention: Attention) -> None:
-        """Raises ValueError for an attention to tokens that cannot read an encoder's output besides."""
+        """Raises ValueError for a self-attention that cannot read an encoder's output too."""
         if not isinstance(attention, GQA) or attention.memory is None:
             raise ValueError(
                 f"cross '{self.kind}' is of softmax attention, found '{attention.kind}' (gqa, or cross: mha)"

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, R latent width, N and P a key's widths without and with position, V a value's
-"""Multi-head latent attention: keys and values expanded from one small latent vector a token."""
+"""Multi-head latent attention: keys and values are expanded from one small latent vector a token."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 
 LENT_ALIKE = ("kv_lora_rank", "qk_rope_head_dim", "position", "scale_latents", "rope_norm", "window")
-"""What a layer has in common with the one whose latents it reads."""
+"""Fields that must be equal in a layer and in the layer whose latents it reads."""
 
 
 class MLA(SoftmaxAttention, kind="mla"):
-    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads come of a latent `kv_lora_rank`
-    wide, and one key for all heads alone carries the position; only these two are cached.
+    """Multi-head latent attention (DeepSeek-V2, 2024): the keys and values of all heads are made of a latent c,
+    `kv_lora_rank` wide, and one rotated key, shared by all heads, carries the position. Only these two are cached.
 
-    c = norm(x·W_kva), k = [c·W_kb ; rope(x·W_kr)], v = c·W_vb; queries likewise by way of `q_lora_rank`, or straight
-    from x without. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide.
+    c = norm(x·W_kva), k = [c·W_kb ; rope(x·W_kr)], v = c·W_vb. Queries are made of a latent `q_lora_rank` wide or,
+    without one, of x. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide.
 
-    Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
-    Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
-    read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
+    Two ways give one result. Expanded (training, prompts): keys and values of every head are computed. Absorbed (few
+    tokens after many cached ones): since (q·W_kbᵀ)·c = q·(c·W_kb), queries are mapped to the latents' space, all heads
+    read the cache as one key and value, and W_vb is applied after, so that no earlier token is expanded again.
     """
 
     moved: ClassVar[dict[str, str]] = {
@@ -50,9 +50,9 @@ class MLA(SoftmaxAttention, kind="mla"):
     }
 
     kv_lora_rank: PositiveInt
-    """Channels of the latent that keys and values come of."""
+    """Channels of the latent that keys and values are made of."""
     qk_nope_head_dim: PositiveInt
-    """Channels of a head's queries and keys that no position rotates."""
+    """Channels of a head's queries and keys that are not rotated."""
     qk_rope_head_dim: NonNegativeInt
     """Channels of a head's queries that are rotated, and of the one rotated key."""
     v_head_dim: PositiveInt
@@ -60,34 +60,34 @@ class MLA(SoftmaxAttention, kind="mla"):
     norm: WholeNorm
     """The norm of the latents."""
     q_lora_rank: PositiveInt | None = None
-    """Channels of the latent that queries come of; without, they are made of x."""
+    """Channels of the latent that queries are made of; null to make them of x."""
     bias: bool = False
-    """Whether the products that make the latents, and that of the output, have a bias."""
+    """Whether the projections to the latents and the output projection have a bias."""
     scale: PositiveFloat | None = None
-    """What scores are multiplied by, 1/√(nope + rope) unless given."""
+    """Factor of the scores; 1/√(nope + rope) unless given."""
     indexer: Indexer | None = None
-    """What chooses the keys that a query attends to (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025)."""
+    """Indexer that chooses the keys that a query attends to (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025)."""
     tempering: Tempering | None = None
-    """What makes queries grow with their position (Mistral Small 4, 2026)."""
+    """Tempering of the queries, which grow with position (Mistral Small 4, 2026)."""
     gate: LatentGate | None = None
     """A gate on each head's output (Ling 3, 2026)."""
     scale_latents: bool = False
-    """Whether queries are multiplied by √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which gives both
-    at the start of training the variance that they have without a low rank (LongCat-Flash, 2025)."""
+    """Whether queries are multiplied by √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), so that both have
+    the variance of full-rank projections at the start of training (LongCat-Flash, 2025)."""
     rope_norm: bool = False
     """Whether the one rotated key is normalised before its rotation (Dots Studio, 2026, dots3 note)."""
     window: PositiveInt | None = None
     """Keys that a causal query sees, itself included; one that sees both ways sees so many to either side (dots3
     note)."""
     raw_latent: bool = False
-    """Whether queries are made of their latent l as it is, too: of [norm(l) ; l] (A.X K2, 2026)."""
+    """Whether queries also read their latent l before its norm: [norm(l) ; l] (A.X K2, 2026)."""
     sinks: bool = False
-    """Whether each head's softmax has one more score, learned, behind which no value stands (gpt-oss, 2025)."""
+    """Whether each head's softmax has one more, learned logit without a value (gpt-oss, 2025)."""
     short_conv: PositiveInt | None = None
-    """Tokens W of a depthwise causal convolution of queries, and of what the latents and the rotated key are made of
-    (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1."""
+    """Tokens W of a depthwise causal convolution of the queries, and of the latents and the rotated key before their
+    norm (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 tokens."""
     kv_from: str | None = None
-    """The kind of layer whose latents these layers read, from the last one before, and expand by products of their own
+    """Kind of layer whose latents these layers read, the last such layer before each, and expand by their own products
     (Mistral Large 4, 2026)."""
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     @property
     def passes(self) -> Passes:
-        # Rows that are not alike are absorbed, which takes more for a prompt.
+        # Ragged rows are computed absorbed, which costs more for a prompt.
         return Passes(varlen=False, split=self.short_conv is None)
 
     @property
@@ -179,7 +179,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         }
 
     def _q_width(self, d_model: int) -> int:
-        """Width of what queries are made of."""
+        """Width of the input of the query projection."""
         return d_model if self.q_lora_rank is None else self.q_lora_rank * (1 + self.raw_latent)
 
     def _make_gate(self, d_model: int) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     @property
     def _mixed(self) -> dict[str, int]:
-        """Channels that are convolved: of queries, and of latents and the rotated key."""
+        """Channels that are convolved: of the queries, and of the latents with the rotated key."""
         return {"q": self.n_heads * self.qk_head_dim, "kv": self.kv_lora_rank + self.qk_rope_head_dim}
 
     def _convolution(self, channels: int) -> Conv:
@@ -204,27 +204,28 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     def shard(self, ranks: int) -> MLA:
         indexer = self.indexer and self.indexer.shard(ranks)
-        return replace(split(self, ranks, equal=("n_heads",)), indexer=indexer)  # the latents are of all heads
+        return replace(split(self, ranks, equal=("n_heads",)), indexer=indexer)  # all heads share the latents
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         own = self.attended() if self.kv_from is None else {}
         return own | (self.indexer.cache() if self.indexer else {})
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        return {"latent": (self.kv_lora_rank + self.qk_rope_head_dim,)}  # and the rotated key behind it
+        return {"latent": (self.kv_lora_rank + self.qk_rope_head_dim,)}  # the latent, then the rotated key
 
     def core_flops(self, pairs: int) -> int:
         return 2 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * pairs  # QKᵀ and PV, expanded
 
     def decode_flops(self, pairs: int) -> int:
-        """Absorbed. Such a query meets as many products with weights as an expanded token."""
+        """Count absorbed attention. An absorbed query's products with W_kb and W_vb cost as much as expanding its
+        token."""
         return 2 * self.n_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * pairs
 
     @property
     def absorbs_until(self) -> float:
-        """Queries up to which reading S latents as they are costs less than expanding them.
+        """Number of queries up to which reading S latents absorbed costs fewer FLOPs than expanding them.
 
-        T·S·(2R + P) against S·R·(N + V) + T·S·(N + P + V), all times 2·H.
+        Absorbed T·S·(2R + P), expanded S·R·(N + V) + T·S·(N + P + V), both times 2·H.
         """
         made = self.qk_nope_head_dim + self.v_head_dim
         excess = 2 * self.kv_lora_rank - made
@@ -247,7 +248,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             q = q * (x.shape[-1] / self.q_lora_rank) ** 0.5
         if self.short_conv is not None:
             check_causal(step)
-            q = convolve(m.q_conv, q, step, "q_conv").contiguous()  # channels first, which no fused attention takes
+            q = convolve(m.q_conv, q, step, "q_conv").contiguous()  # was channels-first, which attention refuses
         q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
         if self.tempering is not None:
             assert step.positions is not None
@@ -259,7 +260,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             self.indexer.choose(m, x, low, step, self.n_heads)
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
         pooled = step.keys.pooled
-        if not pooled and not step.keys.travels:  # what travels does so as it is
+        if not pooled and not step.keys.travels:  # keys sent round a ring keep their dtype
             latent = latent.to(x.dtype)
         attended = self._absorbed if few or pooled else self._expanded
         y = attended(m, q_nope, q_rope, latent, step)  # B T H V
@@ -269,8 +270,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return m.o(y.flatten(-2))  # B T D
 
     def _read_queries(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The input of the indexer and of the queries' up-projection: the normalised latent, or x where there is
-        none."""
+        """Make the inputs of the indexer and of the queries' up-projection: the normalised latent (and with
+        `raw_latent` the latent itself), or x where there is none."""
         if self.q_lora_rank is None:
             return x, x
         latent = m.q_a(x)
@@ -278,7 +279,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         return low, torch.cat((low, latent), -1) if self.raw_latent else low
 
     def _make_latents(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
-        """Latents and rotated keys of x [B, T, D], behind those of earlier tokens: [B, S, R+P]."""
+        """Make latents and rotated keys of x [B, T, D], and append them to those of earlier tokens: [B, S, R+P]."""
         made = m.kv_a(x)
         if self.short_conv is not None:
             made = convolve(m.kv_conv, made, step, "kv_conv").contiguous()
@@ -300,7 +301,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         return step.attend(q, latent, None, self._scale, own, expansion=expansion, sinks=self._sinks(m))
 
     def _expand(self, m: Weights, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [B, S, H, N+P] and values [B, S, H, V] of every head, from the latents [B, S, R+P]."""
+        """Expand the latents [B, S, R+P] to keys [B, S, H, N+P] and values [B, S, H, V] of every head."""
         latent, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_nope = m.k_b(latent).unflatten(-1, (self.n_heads, self.qk_nope_head_dim))  # B S H N
         v = m.v_b(latent).unflatten(-1, (self.n_heads, self.v_head_dim))  # B S H V

@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 class MLSTM(Attention, kind="mlstm"):
     """mLSTM (Beck et al., 2024, xLSTM; Beck et al., 2025, xLSTM 7B).
 
-    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f,
+    With q, k [H, K], v [H, V] and, of each head, ĩ = x·W_i + b_i and f̃ = x·W_f + b_f, C ← σ(f̃)·C + e^ĩ·k⊗v [H, K, V],
+    n ← σ(f̃)·n + e^ĩ·k, h = Cᵀq / max(|nᵀq|, 1), out = (norm(h) ⊙ σ(x·W_o))·W_out, q being divided by √K and `norm` a
+    LayerNorm over each head.
 
-        C ← σ(f̃)·C + e^ĩ·k⊗v [H, K, V],   n ← σ(f̃)·n + e^ĩ·k,   h = Cᵀq / max(|nᵀq|, 1),
-        out = (norm(h) ⊙ σ(x·W_o))·W_out,
-
-    q being divided by √K and `norm` a LayerNorm over each head. C and n are kept divided by e^m, where m is the largest
-    exponent so far, and 0 before the first token: e^ĩ overflows nowhere. n is the last column of C. The recurrence is
-    computed in float32.
+    So that e^ĩ cannot overflow, C and n are stored divided by e^m, m being the largest exponent so far (0 before the
+    first token). n is the last column of C. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -97,10 +95,10 @@ class MLSTM(Attention, kind="mlstm"):
         return gate if self.gate_softcap is None else self.gate_softcap * (gate / self.gate_softcap).tanh()
 
     def _stabilise(self, log: Tensor, i: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Divide by e^m: logarithms of the decays of C/e^m, what its keys are multiplied by, and m, [B, T, H] each."""
+        """Divide C and n by e^m: log decays of C/e^m, factors of its keys, and m, [B, T, H] each."""
         peak = step.state("peak")
         peak = i.new_zeros(i.shape[0], self.n_heads) if peak is None else peak
-        if step.real is not None:  # padding writes nothing and loses nothing
+        if step.real is not None:  # padding leaves the state unchanged
             real = step.real[..., None]
             log, i = log * real, torch.where(real, i, NOTHING)
         if step.documents is None:
@@ -115,5 +113,5 @@ class MLSTM(Attention, kind="mlstm"):
 
 
 def _spread_forget(tensor: Tensor) -> None:
-    """Fill b_f [H] evenly from 3 to 6: heads that remember some 20 to 400 tokens (Beck et al., 2024)."""
+    """Fill b_f [H] evenly from 3 to 6: memories of about 20 to 400 tokens (Beck et al., 2024)."""
     tensor.copy_(torch.arange(tensor.shape[0], device=tensor.device) * (3 / max(tensor.shape[0] - 1, 1)) + 3)

@@ -1,7 +1,6 @@
 # B batch, T tokens, H heads, C head width, V a value's width, D model width
-"""Nodes of softmax attention: what several settings of one thing have in common, such as the norm of queries and keys.
-
-A node lists the weights that it brings to its attention, and computes with them (`m` are the attention's)."""
+"""Nodes of softmax attention: groups of fields that belong together, such as the norm of queries and keys. A node lists
+the weights that it adds to its attention, and computes with them (`m` are the attention's weights)."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_word(*words: str) -> BeforeValidator:
-    """Refuse a value that is neither true, false, null nor one of the words, in one line."""
+    """Refuse, in one line, a value other than true, false, null and the words."""
 
     def check(value: Any) -> Any:
         if value is not None and not isinstance(value, bool) and value not in words:
@@ -36,12 +35,12 @@ class OutputGate(Node, name="gate", word="activation"):
     """A gate on each head's output, y·σ(x·W) (Qiu et al., 2025; Qwen3-Next)."""
 
     over: Literal["channel", "head"] = "channel"
-    """What one number of the gate multiplies: a channel, or a head as a whole."""
+    """What one number of the gate multiplies: a channel, or a whole head."""
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
-    """The function that makes the gate of x·W; softplus in Laguna (2026)."""
+    """Activation of the gate, applied to x·W; softplus in Laguna (2026)."""
     bias: Annotated[bool | Literal["head"] | None, check_word("head")] = None
-    """Whether x·W has a bias: that of the attention's queries unless given, or "head", one number for all channels of a
-    head (Reflection, 2026, Beam)."""
+    """Whether x·W has a bias: as the attention's queries unless given; "head" is one number for all channels of a head
+    (Reflection, 2026, Beam)."""
 
     def __post_init__(self) -> None:
         if self.bias == "head" and self.over == "head":
@@ -54,7 +53,7 @@ class OutputGate(Node, name="gate", word="activation"):
         return {"gate": Linear(d_model, width, bias if self.bias is None else self.bias)}
 
     def apply(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
-        """Heads' outputs y [B, T, H, V] times the gate of x [B, T, D]: [B, T, H·V]."""
+        """Multiply the heads' outputs y [B, T, H, V] by the gate of x [B, T, D]: [B, T, H·V]."""
         gate = m.gate(x)
         if self.bias == "head":
             gate = (gate.unflatten(-1, y.shape[-2:]) + m.gate_bias[:, None]).flatten(-2)
@@ -66,9 +65,9 @@ class LatentGate(Node, name="gate", word="over"):
     """A gate on each head's output of multi-head latent attention, y·σ(x·W) (Ling 3, 2026)."""
 
     over: Literal["head", "channel"] = "head"
-    """What one number of the gate multiplies: a head as a whole, or a channel (Hy4, 2026)."""
+    """What one number of the gate multiplies: a whole head, or a channel (Hy4, 2026)."""
     reads: Literal["input", "latent"] = "input"
-    """What the gate is made of: x, or what queries are made of (A.X K2, 2026)."""
+    """Input of the gate: x, or the input of the query projection (A.X K2, 2026)."""
 
 
 class QKNorm(Node, name="qk_norm", word="norm"):
@@ -77,10 +76,10 @@ class QKNorm(Node, name="qk_norm", word="norm"):
     norm: WholeNorm
     """The norm itself."""
     over: Literal["head", "heads", "whole"] = "head"
-    """What is normalised at once: a "head", with one weight for all heads (Qwen3); each of the "heads", with its own
-    weight (Cohere); or all heads' channels as a "whole" (OLMo 2)."""
+    """What is normalised together: a "head", with one weight for all heads (Qwen3); a head, with a weight for each of
+    the "heads" (Cohere); or all heads' channels as a "whole" (OLMo 2)."""
     last: bool = False
-    """Whether the norm comes after the rotation (Llama 4), and not before."""
+    """Whether the norm comes after the rotation (Llama 4) instead of before it."""
 
     def __post_init__(self) -> None:
         if self.last and self.over == "whole":
@@ -98,26 +97,26 @@ class QKNorm(Node, name="qk_norm", word="norm"):
 
 
 class ValueForm(Node, name="values"):
-    """Settings of a head's values, where these are not made as its keys are."""
+    """Settings of a head's values that differ from those of its keys."""
 
     head_dim: PositiveInt | None = None
-    """Channels of a head's values, as many as of its keys unless given (MiMo-V2-Flash, 2026)."""
+    """Channels of a head's values; those of its keys unless given (MiMo-V2-Flash, 2026)."""
     scale: PositiveFloat | None = None
-    """A number that values are multiplied by (MiMo-V2-Flash, 2026)."""
+    """Factor of the values (MiMo-V2-Flash, 2026)."""
     norm: WholeNorm | None = None
     """The norm of each head's values (Gemma 3n, 2025)."""
     rotate: bool = False
     """Whether values are rotated as keys are (Su et al., 2021, RoFormer's `rotary_value`)."""
     tied: bool = False
-    """Whether one product makes keys and values, which are the keys before their norm and rotation (Gemma 4, 2026)."""
+    """Whether one projection makes both: values are keys before their norm and rotation (Gemma 4, 2026)."""
 
     @property
     def changed(self) -> str | None:
-        """The first field that computes something of the values, if any does: `values.tied`."""
+        """Name the first given field that changes projected values, as `values.tied`; None if there is none."""
         return next((f"values.{name}" for name in ("tied", "rotate", "norm", "scale") if getattr(self, name)), None)
 
     def check(self, head_dim: int, position: Position) -> None:
-        """Raises ValueError where values as wide as these cannot be what keys are."""
+        """Raises ValueError if values of this form cannot be made as keys `head_dim` wide are."""
         if (self.tied or self.rotate) and (self.head_dim or head_dim) != head_dim:
             found = f"found values.head_dim={self.head_dim} and head_dim={head_dim}"
             raise ValueError(f"{self.changed}: makes of values what keys are, {found} (the same)")
@@ -126,25 +125,25 @@ class ValueForm(Node, name="values"):
 
 
 class OutNorm(Node, name="out_norm", word="norm"):
-    """The norm of heads' outputs before the last product (Wang et al., 2022; BitNet b1.58)."""
+    """Norm of the heads' outputs before the output projection (Wang et al., 2022; BitNet b1.58)."""
 
     norm: WholeNorm
     """The norm itself."""
     over: Literal["whole", "head"] = "whole"
-    """What is normalised at once: all heads' outputs as a "whole", after the gate; or a "head" before it, with one
-    weight for all heads (Meta, 2026, Muse Spark)."""
+    """What is normalised together: all heads' outputs as a "whole", after the gate; or a "head" before the gate, with
+    one weight for all heads (Meta, 2026, Muse Spark)."""
 
 
 class QKVConvolution(Node, name="short_conv", word="width"):
-    """A depthwise causal convolution of queries, keys and values along the tokens, before anything else is done to them
-    (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers)."""
+    """A depthwise causal convolution of queries, keys and values along the tokens, right after their projections (So et
+    al., 2021, Primer; Allen-Zhu, 2025, Canon layers)."""
 
     width: PositiveInt = 4
-    """Tokens that one output is made of. The state is the last width − 1 of them."""
+    """Tokens that each output reads. The state is the last width − 1 tokens."""
     over: Literal["qkv", "kv"] = "qkv"
     """What is convolved: queries, keys and values, or keys and values alone."""
     residual: bool = False
-    """Whether the tokens are added to what the convolution makes of them (Thinking Machines, 2026, Inkling)."""
+    """Whether the convolution's input is added to its output (Thinking Machines, 2026, Inkling)."""
 
 
 class DynamicConvolution(QKVConvolution, name="short_conv", word="width"):
@@ -153,9 +152,9 @@ class DynamicConvolution(QKVConvolution, name="short_conv", word="width"):
     over: Literal["kv"] = "kv"
     """What is convolved: keys and values."""
     dynamic: bool = False
-    """Whether each token adds weights of its own, x·W for every tap of every head of keys and of values."""
+    """Whether each token adds weights of its own, x·W: one for every tap of every head of keys and of values."""
     scale: PositiveFloat = 1.0
-    """A number that the outputs are multiplied by."""
+    """Factor of the outputs."""
 
 
 class Clip(Node, name="clip", word="bound"):
@@ -164,7 +163,7 @@ class Clip(Node, name="clip", word="bound"):
     bound: PositiveFloat
     """The largest magnitude of a channel."""
     normed: bool = False
-    """Whether the bound comes after the norm of queries and keys (OLMoE, 2024), and not before."""
+    """Whether the bound comes after the norm of queries and keys (OLMoE, 2024) instead of before it."""
 
     def apply(self, x: Tensor) -> Tensor:
         return x.clamp(-self.bound, self.bound)

@@ -1,5 +1,5 @@
 # B batch, T tokens, G landmarks, H heads, C head width, W width of the convolution, D model width
-"""Attention by way of landmarks: Nyström's approximation of the matrix of softmax attention."""
+"""Nyström attention: softmax attention approximated through landmarks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ITERATIONS = 6
 class Nystrom(Attention, kind="nystrom"):
     """Nyström attention (Xiong et al., 2021, Nyströmformer), for models that read both ways.
 
-    A text's landmarks are the means of the queries and of the keys of so many segments of it, as equal as can be. With
-    the landmarks Q~ and K~ of Q and K, softmax(QKᵀ)·V is taken as softmax(QK~ᵀ) · softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V,
-    scores being divided by √head_dim. The pseudo-inverse is found by six iterations of Razavi et al. (2014), from Aᵀ
-    over the largest column sum of a text's matrices A, one a head. The time is that of T·n_landmarks pairs.
-
-    A depthwise convolution of the values, with weights of each head's own, is added before the product o.
+    A text is divided into `n_landmarks` segments, as equal as can be; its landmarks are the means of the queries and of
+    the keys of each. With landmarks Q~ of Q and K~ of K, softmax(QKᵀ)·V is approximated by softmax(QK~ᵀ) ·
+    softmax(Q~K~ᵀ)⁺ · softmax(Q~Kᵀ) · V, scores being divided by √head_dim. The pseudo-inverse is found by six
+    iterations of Razavi et al. (2014), from Aᵀ over the largest column sum of a text's matrices A, one a head
+    (transformers: of a whole batch's). The time is that of T·n_landmarks pairs. A depthwise convolution of the values,
+    with weights of each head's own, is added before the product o.
     """
 
     causal: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class Nystrom(Attention, kind="nystrom"):
     head_dim: PositiveInt
     """Channels of a head."""
     n_landmarks: PositiveInt | None = 64
-    """Number of a text's landmarks; a text with fewer tokens has one for each. null for softmax attention."""
+    """Number of a text's landmarks; a shorter text has one for each token. null for softmax attention."""
     conv_width: PositiveInt | None = 65
     """Width of the convolution, in tokens, an odd number; null for none."""
     bias: bool = True
@@ -74,8 +74,8 @@ class Nystrom(Attention, kind="nystrom"):
         return 2 * self.n_heads * self.head_dim * self.conv_width if self.conv_width else 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """FLOPs of `new` tokens of one text by way of landmarks: two means, three matrices of scores, their product
-        with the values from the right, and four products an iteration."""
+        """Count the FLOPs of `new` tokens of one text through landmarks: two means, three matrices of scores, their
+        products with the values from the right, and four products an iteration."""
         if self.n_landmarks is None:
             return 0
         marks, width = min(new, self.n_landmarks), self.n_heads * self.head_dim
@@ -83,7 +83,7 @@ class Nystrom(Attention, kind="nystrom"):
         return 12 * width * new * marks + 4 * width * marks * marks + inverse
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        """FLOPs of the two means, over tokens that are given."""
+        """Count the FLOPs of the two means, whose weights are constants."""
         return 0 if self.n_landmarks is None else 4 * self.n_heads * self.head_dim * new * min(new, self.n_landmarks)
 
     def ask(self, dtype: str, **features: Any) -> Ask | None:
@@ -125,9 +125,9 @@ class Nystrom(Attention, kind="nystrom"):
 
 
 class Landmarks(NamedTuple):
-    """Where the landmarks of each text of a row are. `means` [B|1, 1, G, T] give the mean of a landmark's tokens. The
-    masks are True where a token and a landmark are of one text [B|1, 1, T, G], and where two landmarks are
-    [B|1, 1, G, G]; None where all are."""
+    """The landmarks of each text of a row. `means` [B|1, 1, G, T] average the tokens of each landmark. `tokens`
+    [B|1, 1, T, G] is True for a token and a landmark of one text, `marks` [B|1, 1, G, G] for two landmarks of one text;
+    None if all are."""
 
     means: Tensor
     tokens: Tensor | None
@@ -135,7 +135,7 @@ class Landmarks(NamedTuple):
 
 
 def place_landmarks(step: Step, count: int) -> Landmarks:
-    """Place at most `count` landmarks in each row, or in each document of it. Those of a document have the numbers
+    """Place at most `count` landmarks in each row, or in each document of it. A document's landmarks have the indices
     of its first tokens."""
     places, total, documents = step.positions, step.mask.n_queries, step.documents
     assert places is not None
@@ -178,9 +178,8 @@ def approximate(q: Tensor, k: Tensor, v: Tensor, landmarks: Landmarks) -> Tensor
 
 
 def invert(matrices: Tensor, together: Tensor | None) -> Tensor:
-    """Find the pseudo-inverse of matrices A [B, H, G, G] whose rows sum up to 1, by iterating
-    Z ← Z·(13 − AZ·(15 − AZ·(7 − AZ))) / 4. `together` [B, 1, G, G] is True within each of the blocks that a matrix has
-    along its diagonal."""
+    """Find the pseudo-inverse of matrices A [B, H, G, G] whose rows sum to 1, by iterating Z ← Z·(13 − AZ·(15 − AZ·(7 −
+    AZ))) / 4. If A is block-diagonal, `together` [B, 1, G, G] is True within its blocks."""
     numbers = torch.arange(matrices.shape[-1], device=matrices.device)
     one = (numbers[:, None] == numbers).to(matrices.dtype)
     largest = matrices.sum(-2).max(1)[0][:, None, None]  # B 1 1 G
@@ -196,12 +195,12 @@ def invert(matrices: Tensor, together: Tensor | None) -> Tensor:
 
 
 def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Softmax of scores [B, H, …] over what is seen; 0 for the rest, also where nothing is."""
+    """Take the softmax of scores [B, H, …] over `seen` keys; 0 for the others, and for a query that sees none."""
     if seen is None:
         return scores.softmax(-1)
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~seen, 0)
 
 
 def _draw(weight: Tensor) -> None:
-    """Fill with initial values, normal ones of deviation 0.02."""
+    """Fill with normal initial values of standard deviation 0.02."""
     weight.normal_(0.0, 0.02)

@@ -1,9 +1,8 @@
 # B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads, K key width
-"""Helpers of recurrent mixers: a causal convolution with a state, chunks with their decays, a scan of
-channels, initial rates.
+"""Helpers of recurrent mixers: a causal convolution with a state, chunks and their decays, scans, initial rates.
 
-A recurrent mixer reads earlier tokens through a state of fixed size. Padding changes no state, and a packed document
-starts from an empty one.
+A recurrent mixer reads earlier tokens through a state of fixed size. Padding leaves a state unchanged, and a packed
+document starts from an empty one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_causal(step: Step, where: str = "attention") -> None:
-    """Raise ConfigError where tokens should see later ones: a recurrent state holds earlier tokens only."""
+    """Raise ConfigError if tokens should see later ones: a recurrent state holds earlier tokens only."""
     mask = step.mask
     if mask is not None and (not mask.causal or mask.prefix is not None):
         found = "a mask that shows tokens on both sides" if not mask.causal else "a prefix that is seen whole"
@@ -33,7 +32,7 @@ def check_causal(step: Step, where: str = "attention") -> None:
 
 
 def check_width(stated: int, d_model: int) -> None:
-    """Raises ValueError for a stated width that is not the stream's."""
+    """Raises ValueError if a stated width differs from the stream's."""
     if d_model != stated:
         raise ValueError(f"d_model={stated}, where the stream is {d_model} wide (give it that)")
 
@@ -45,7 +44,7 @@ def exactly(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def starts(documents: Tensor) -> Tensor:
-    """True where a packed document begins [B, T]. Not at a row's first token: a state held is of the first document."""
+    """Mark packed documents' first tokens: True [B, T], but not for a row's first, which goes on from the state."""
     new = documents[:, 1:] != documents[:, :-1]
     return F.pad(new, (1, 0))  # B T
 
@@ -62,13 +61,13 @@ def convolve(
     dilation: int = 1,
     taps: Tensor | None = None,
 ) -> Tensor:
-    """Causal convolution of x [B, T, C] after the (W − 1)·dilation inputs that the state of this name holds; renews it.
-    A `shift` [C] is added to every input, those before a text among them, which are 0: so what goes before it is
-    convolved. Each token adds its own `taps` [B, T, H, W] to the weights, the first of them for itself, the last for
-    the token W − 1 before it: the same for all channels of each of H runs.
+    """Convolve x [B, T, C] causally, after the (W − 1)·dilation earlier inputs in the state `name`; renews the state.
+    `shift` [C] is added to every input, also to the zeros before a text. `taps` [B, T, H, W] are weights that each
+    token adds to the convolution's: the first for itself, the last for the token W − 1 before it, each shared by the
+    channels of one of H equal groups.
 
-    Padding is left out, wherever in a row it stands: each real token meets real ones before it. (Those of padding are
-    of no use.) In packed documents it meets those of its own.
+    Real tokens meet the real ones before them, with padding left out wherever it stands (outputs of padding are of no
+    use), and only those of their own document.
     """
     width = conv.weight.shape[-1]
     if width == 1 and taps is None:
@@ -89,8 +88,8 @@ def convolve(
 
 
 class History(NamedTuple):
-    """Real tokens of rows, in order, behind those that came before them: `joined` [B, P + T, C]. `segments` [B, T]
-    number packed documents; `order` [B, T] is where each token stands in its row, None where none is padding."""
+    """Real tokens of rows, in order, after P earlier ones: `joined` [B, P + T, C]. `segments` [B, T] number packed
+    documents; `order` [B, T] is where each token stands in its row, None if there is no padding."""
 
     joined: Tensor
     tokens: int
@@ -98,16 +97,16 @@ class History(NamedTuple):
     order: Tensor | None
 
     def look_back(self, distance: int) -> Tensor:
-        """Each token's predecessor, `distance` tokens before it, [B, T, C]: 0 where it is of another document."""
+        """Get the token `distance` before each token [B, T, C]: 0 if it belongs to another document."""
         start = self.joined.shape[1] - self.tokens - distance
         found = self.joined[:, start : start + self.tokens]
         if self.segments is None:
             return found
-        around = F.pad(self.segments, (distance, 0))[:, : self.tokens]  # what is held is of the first
+        around = F.pad(self.segments, (distance, 0))[:, : self.tokens]  # the state belongs to the first document
         return found * (around == self.segments)[..., None]
 
     def mix(self, taps: Tensor) -> Tensor:
-        """Sum up each token and those before it by its own taps [B, T, H, W]: [B, T, C]."""
+        """Sum each token and those before it, weighted by its taps [B, T, H, W]: [B, T, C]."""
         taps = taps if self.order is None else _take(taps.flatten(2), self.order).unflatten(2, taps.shape[2:])
         y: Any = 0
         for distance in range(taps.shape[3]):
@@ -116,13 +115,13 @@ class History(NamedTuple):
         return y.flatten(2)
 
     def restore(self, y: Tensor) -> Tensor:
-        """Put what was made of each token [B, T, C] where the token stands in its row."""
+        """Put the outputs [B, T, C] back where their tokens stand in their rows."""
         return y if self.order is None else _take(y, self.order.argsort(1))
 
 
 def join_earlier(x: Tensor, step: Step, name: str, before: int) -> History:
-    """Put the real tokens of x [B, T, C] behind the last `before` ones, which the state of this name holds; renew it.
-    Padding comes last, wherever in a row it stands."""
+    """Append the real tokens of x [B, T, C] to the last `before` ones, which the state `name` holds; renews the state.
+    Padding is moved to the end of its row."""
     held = step.state(name)
     held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B P C
     segments = None if step.documents is None else starts(step.documents).cumsum(1)  # B T
@@ -143,8 +142,8 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
-    """Token shift (Peng et al., 2023): each real token of x [B, T, D] gets the real one before it; the first gets the
-    one that the state `name` [B, D] holds, or 0, as does the first of a document. Renews the state."""
+    """Token shift (Peng et al., 2023): replace each real token of x [B, T, D] by the real one before it. A row's first
+    token gets the one in the state `name` [B, D], or 0; a document's first gets 0. Renews the state."""
     held = step.state(name)
     held = x.new_zeros(x.shape[0], x.shape[-1]) if held is None else held.to(x.dtype)
     fresh = None if step.documents is None else starts(step.documents)  # B T
@@ -167,7 +166,7 @@ def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
 
 
 def chunked(x: Tensor, length: int) -> Tensor:
-    """[B, T, …] as chunks [B, N, L, …], zeros after the last token: a decay's logarithm and an input that change
+    """Cut [B, T, …] into chunks [B, N, L, …]. The last is filled with zeros: log decays and inputs that change
     nothing."""
     short = -x.shape[1] % length
     if short:
@@ -176,15 +175,15 @@ def chunked(x: Tensor, length: int) -> Tensor:
 
 
 class Decays:
-    """Decay between tokens of a chunk: the factor left of what one token wrote when another reads. `log` [B, N, L, H],
-    ≤ 0, is the logarithm of each token's own decay.
+    """Decays within chunks: the factor left, when a token reads, of what an earlier one wrote. `log` [B, N, L, H], ≤ 0,
+    is the logarithm of each token's own decay.
 
-    `pairs` [B, N, H, L, L] is from a token to a later one (row) and 0 to earlier ones; `entering` [B, N, H, L] from
-    before the chunk; `leaving` [B, N, H, L] to the chunk's end. `fresh` [B, N, L] marks tokens that nothing before
-    reaches.
+    `pairs` [B, N, H, L, L] is the decay from a token (column) to a later one (row), 0 for earlier ones; `entering` [B,
+    N, H, L] that from before the chunk to a token, `leaving` [B, N, H, L] that from a token to the chunk's end. `fresh`
+    [B, N, L] marks the first tokens of documents, which nothing earlier reaches.
 
-    Sums over each span of its own, rather than differences of one running sum: those would lose a span's small decay
-    next to the large ones of the tokens before it. For the same reason documents are parted by a mask.
+    Each span is summed by itself. Differences of one running sum would lose a span's small decay next to the large ones
+    before it; for the same reason documents are separated by a mask.
     """
 
     def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
@@ -204,15 +203,15 @@ class Decays:
 
     @property
     def across(self) -> Tensor:
-        """From before a chunk to its end [B, N, H, 1, 1]."""
+        """The decay from before a chunk to its end [B, N, H, 1, 1]."""
         return self.entering[..., -1, None, None]
 
 
 class ChannelDecays:
-    """Decay between tokens of a chunk where each of K channels has its own. `log` [B, N, L, H, K], ≤ 0; L is a power of
-    two. `fresh` is as that of Decays.
+    """Decays within chunks where each of K channels has its own (see Decays). `log` [B, N, L, H, K], ≤ 0; L is a power
+    of two.
 
-    `entering` and `leaving` are [B, N, H, L, K]; `compare` takes the place of `pairs`, which would be K times as large.
+    `entering` and `leaving` are [B, N, H, L, K]. `compare` replaces `pairs`, which would be K times as large.
     """
 
     def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
@@ -226,11 +225,11 @@ class ChannelDecays:
             self.leaving = self.leaving * self.same[..., -1, :, None]
 
     def compare(self, reads: Tensor, keys: Tensor) -> Tensor:
-        """Σ_c reads[i, c]·keys[j, c]·(what is left of channel c from token j to token i): 0 for later j. reads, keys
-        [B, N, H, L, K] to [B, N, H, L, L].
+        """Compute Σ_c reads[i, c]·keys[j, c]·(decay of channel c from token j to token i), 0 for j > i: reads, keys [B,
+        N, H, L, K] → [B, N, H, L, L].
 
-        Blocks of 2, 4, … L tokens are put together of two halves. A pair across the middle decays from j to the middle,
-        then from there to i: two factors ≤ 1, so that nothing overflows, whatever the decays.
+        Blocks of 2, 4, … L tokens are assembled from two halves. A pair across the middle decays from j to the middle,
+        then from there to i: two factors ≤ 1, so that nothing overflows (exp(G_i)·exp(−G_j) would).
         """
         found = (reads * keys).sum(-1)[..., None, None]  # B N H L 1 1: blocks of one token
         while found.shape[-3] > 1:
@@ -247,19 +246,19 @@ class ChannelDecays:
 
     @property
     def across(self) -> Tensor:
-        """From before a chunk to its end [B, N, H, K, 1]."""
+        """The decay from before a chunk to its end [B, N, H, K, 1]."""
         return self.entering[..., -1, :, None]
 
 
 def _left_after(log: Tensor) -> Tensor:
-    """Decay from each token to the end of the chunk [.., L, K]: the product of the decays of the tokens after it."""
+    """Compute the decay from each token to the end of its chunk [.., L, K]: the product of the later tokens' decays."""
     return F.pad(log[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2).exp()
 
 
 class DecayView(NamedTuple):
-    """Decays of chunks as products use them, whether a head has one or each of its channels.
+    """One interface to Decays and ChannelDecays.
 
-    `compare(reads, keys)` is as that of ChannelDecays; `entering` and `leaving` are [B, N, H, L, 1 or K], `across`
+    `compare(reads, keys)` is as in ChannelDecays; `entering` and `leaving` are [B, N, H, L, 1 or K], `across`
     [B, N, H, 1 or K, 1].
     """
 
@@ -270,7 +269,7 @@ class DecayView(NamedTuple):
 
 
 def view_decays(log: Tensor, fresh: Tensor | None, length: int) -> DecayView:
-    """Cut decays into chunks: log [B, T, H] of heads or [B, T, H, K] of channels, fresh [B, T]."""
+    """Cut log decays into chunks of `length`: log [B, T, H] of heads or [B, T, H, K] of channels, fresh [B, T]."""
     spans = chunked(log, length), None if fresh is None else chunked(fresh, length)
     if log.dim() == 4:
         own = ChannelDecays(*spans)
@@ -281,20 +280,20 @@ def view_decays(log: Tensor, fresh: Tensor | None, length: int) -> DecayView:
 
 
 def check_power_of_two(name: str, value: int) -> None:
-    """Raises ValueError for a number that is no power of two."""
+    """Raises ValueError if a number is not a power of two."""
     if value & (value - 1):
         raise ValueError(f"{name}={value} is not a power of two ({1 << value.bit_length()} is)")
 
 
 def pick_length(most: int, log: Tensor) -> int:
-    """The length of chunks for as many tokens as there are decays: `most`, or what they fit in, a power of two where
-    each channel has its own decay [B, T, H, K]."""
+    """Choose the length of chunks: `most`, or less if all tokens of log [B, T, H] fit in one chunk. With a decay for
+    each channel [B, T, H, K] it is a power of two."""
     tokens = log.shape[1]
     return min(most, tokens if log.dim() == 3 else 1 << (tokens - 1).bit_length())
 
 
 def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
-    """The state of this name [B, …], zeros before the first token."""
+    """Get the state `name` [B, …], zeros before the first token."""
     held = step.state(name)
     return like.new_zeros(like.shape[0], *shape) if held is None else held
 
@@ -302,8 +301,8 @@ def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
 def scan_tokens(
     write: Callable[..., Tensor], read: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, *rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """S ← write(exp(log)·S, row, …) and y = Sᵀ·read token by token: read and the `rows` [B, T, H, …], of which `write`
-    gets [B·H, 1, …], log [B, T, H] or [B, T, H, K], S [B, H, K, V]. Gives y [B, T, H, V] and the last S."""
+    """Run S ← write(exp(log)·S, row, …), y = Sᵀ·read token by token: read and `rows` [B, T, H, …], of which `write`
+    gets [B·H, 1, …]; log [B, T, H] or [B, T, H, K]; S [B, H, K, V]. Returns y [B, T, H, V] and the last S."""
     left = (log if log.dim() == 4 else log[..., None]).exp()
     left = left if fresh is None else left * ~fresh[..., None, None]  # B T H 1|K
     shape, S, reads = S.shape, S.flatten(0, 1), []  # B·H K V
@@ -319,11 +318,11 @@ def scan_tokens(
 
 
 def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
-    """h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, T, …], h [B, …] before them. Gives [B, T, …].
+    """Compute h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, T, …], h [B, …] before them → [B, T, …].
 
-    Rows of `length` tokens run side by side from empty states; then the state before each row is worked out from the
-    rows before, and what is left of it added: length + T/length steps in sequence. Only products of decays, all ≤ 1:
-    exact for any, 0 among them. With a length of 1, token by token.
+    Rows of `length` tokens are scanned side by side from empty states. Then the state before each row is computed from
+    the rows before, and its remainder added: length + T/length sequential steps. Only products of decays, all ≤ 1,
+    occur, so that the result is exact for any decay, 0 included. A length of 1 goes token by token.
     """
     if length == 1:
         states = []
@@ -351,10 +350,10 @@ def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
 
 
 def find_running_maximum(new: Tensor, log: Tensor, held: Tensor) -> Tensor:
-    """m_t = max(m_{t−1} + log_t, new_t) for all t: new, log [B, T, …], held [B, …] before them. Gives [B, T, …].
+    """Compute m_t = max(m_{t−1} + log_t, new_t) for all t: new, log [B, T, …], held [B, …] before them → [B, T, …].
 
-    Exponents less this one overflow nowhere (a log-sum-exp's stabiliser). It cancels out of what is computed with it,
-    so that no gradient goes through it. Windows of 1, 2, 4, … tokens in turn.
+    Subtracted from exponents, m prevents overflow (a log-sum-exp's stabiliser). It cancels out of the result and so has
+    no gradient. Windows of 1, 2, 4, … tokens are combined in turn.
     """
     if new.shape[1] == 1:
         return torch.maximum(new, held[:, None] + log).detach()
@@ -368,7 +367,7 @@ def find_running_maximum(new: Tensor, log: Tensor, held: Tensor) -> Tensor:
 
 
 def _front(x: Tensor, count: int) -> tuple[int, ...]:
-    """So many places before the first token, as `pad` takes them."""
+    """Pad `count` places before the first token: the argument of `F.pad`."""
     return (*[0] * (2 * (x.dim() - 2)), count, 0)
 
 
@@ -376,24 +375,24 @@ def _front(x: Tensor, count: int) -> tuple[int, ...]:
 
 
 def spread_rates(tensor: Tensor, low: float, high: float) -> None:
-    """Fills A_log with the logarithms of rates spread evenly over (low, high).
+    """Fill A_log with the logarithms of rates spread evenly over (low, high).
 
-    The papers draw them; an even spread has the same distribution and needs no generator.
+    The papers draw them at random; an even spread has the same distribution and needs no generator.
     """
     places = (torch.arange(tensor.shape[0], device=tensor.device) + 0.5) / tensor.shape[0]
     tensor.copy_((low + (high - low) * places).log())
 
 
 def count_rates(tensor: Tensor) -> None:
-    """Fills A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
+    """Fill A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
     tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, device=tensor.device).log().expand(tensor.shape))
 
 
 def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
-    """Fills dt_bias so that softplus(dt_bias) is spread log-evenly over (low, high) (Gu and Dao, 2023).
+    """Fill dt_bias so that softplus(dt_bias) is spread log-evenly over (low, high) (Gu and Dao, 2023).
 
-    In the order of multiples of the golden ratio modulo 1, not of size: else steps and rates, whose heads are ordered,
-    would grow together.
+    The order is that of multiples of the golden ratio modulo 1. Ordered by size, steps would grow with the rates from
+    head to head.
     """
     places = ((torch.arange(tensor.shape[0], device=tensor.device) + 0.5) * 0.6180339887).frac()
     step = (math.log(low) + (math.log(high) - math.log(low)) * places).exp()
@@ -403,7 +402,7 @@ def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
 def scan_heads_apart(
     scan: Any, heads: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run Mamba's recurrence of each head by itself: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E, S]."""
+    """Run Mamba's recurrence separately for each head: x, dt [B, T, E], A [E, S], B, C [B, T, H, S], h [B, E, S]."""
     channels = (each.chunk(heads, dim) for each, dim in ((x, -1), (dt, -1), (A, 0), (h, 1)))
     each_head = zip(*channels, B.unbind(2), C.unbind(2), strict=True)
     found = [scan(new, time, rate, write, read, held, fresh) for new, time, rate, held, write, read in each_head]

@@ -19,21 +19,20 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 SHARPNESS = 8.0
-"""The paper's c: how much more an open gate forgets than a half-open one."""
+"""The constant c of the paper, the sharpness of the recurrence gate."""
 
 EPS = 1e-12
-"""Under the root of what is written, so that its gradient is finite where a channel forgets nothing."""
+"""Added under the square root of the input's factor, so that its gradient is finite where a = 1."""
 
 
 class RGLRU(Attention, kind="rg_lru"):
     """Real-Gated Linear Recurrent Unit (De et al., 2024, Griffin), in its gated block.
 
     Gates read u = conv(x·W_x) by equal blocks of channels: i = σ(u·W_i + b_i) and r = σ(u·W_r + b_r), W_i and W_r being
-    block-diagonal. With a = exp(−8·r·softplus(rate)),
+    block-diagonal. With a = exp(−8·r·softplus(rate)), h ← a ⊙ h + √(1 − a²) ⊙ i ⊙ u [E], out = (h ⊙ act(x·W_y))·W_out.
+    The first token of a row or document writes i ⊙ u unscaled.
 
-        h ← a ⊙ h + √(1 − a²) ⊙ i ⊙ u [E],   out = (h ⊙ act(x·W_y))·W_out,
-
-    where the first token of a row or document writes i ⊙ u whole. The recurrence is computed in float32.
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -61,7 +60,7 @@ class RGLRU(Attention, kind="rg_lru"):
             "x": Linear(d_model, inner, self.bias),
             "y": Linear(d_model, inner, self.bias),
             "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.bias),
-            "input_gate": Conv(inner, inner, 1, groups=self.n_heads, bias=True),  # of one token: block-diagonal
+            "input_gate": Conv(inner, inner, 1, groups=self.n_heads, bias=True),  # width 1: a block-diagonal product
             "recurrence_gate": Conv(inner, inner, 1, groups=self.n_heads, bias=True),
             "rate": Weight((inner,), init=_spread_rates),
             "out": Linear(inner, d_model, self.bias, residual=True),
@@ -86,7 +85,7 @@ class RGLRU(Attention, kind="rg_lru"):
             decay, written = log.exp(), (EPS - torch.expm1(2 * log)).sqrt()
             written = torch.where(_find_first(begins, step.real), 1.0, written)
             new = written * i.float().sigmoid() * u.float()
-            if step.real is not None:  # padding forgets and writes nothing
+            if step.real is not None:  # padding leaves the state unchanged
                 real = step.real[..., None]
                 decay, new = torch.where(real, decay, 1.0), new * real
             decay = decay * ~begins
@@ -96,14 +95,14 @@ class RGLRU(Attention, kind="rg_lru"):
         return m.out(states.to(y.dtype) * y)  # B T D
 
     def _gate(self, gate: Any, u: Tensor) -> Tensor:
-        """A gate's block-diagonal product [B, T, E]."""
+        """Compute a gate's block-diagonal product [B, T, E]."""
         blocks = gate.weight.view(self.n_heads, -1, self.d_inner // self.n_heads)
         product = torch.einsum("bthi,hoi->btho", u.unflatten(-1, (self.n_heads, -1)), blocks)
         return product.flatten(-2) + gate.bias
 
 
 def _find_starts(x: Tensor, step: Step, h: Tensor | None) -> Tensor:
-    """True where a row or a document begins [B, T, 1]. A state h [B, E] of zeros is that of an empty row."""
+    """Mark where a row or a document begins: True [B, T, 1]. A row is new if its state h [B, E] is all zeros."""
     begins = torch.arange(x.shape[1], device=x.device)[None] == 0  # 1 T
     if h is not None:
         begins = begins & (h.abs().sum(-1, keepdim=True) == 0)  # B T
@@ -113,7 +112,7 @@ def _find_starts(x: Tensor, step: Step, h: Tensor | None) -> Tensor:
 
 
 def _find_first(begins: Tensor, real: Tensor | None) -> Tensor:
-    """True for the first real token from each place where something `begins` [B, T, 1]."""
+    """Mark the first real token from each place where something `begins`: True [B, T, 1]."""
     if real is None:
         return begins
     before = (real.cumsum(1) - real.int())[..., None]  # B T 1: real tokens before each
@@ -121,8 +120,7 @@ def _find_first(begins: Tensor, real: Tensor | None) -> Tensor:
 
 
 def _spread_rates(tensor: Tensor) -> None:
-    """Fill [E] so that exp(−softplus(rate)) has squares spread evenly over (0.9², 0.999²), as published models draw
-    them."""
+    """Fill the rates [E] so that exp(−softplus(rate))² is spread evenly over (0.9², 0.999²), as in published models."""
     places = (torch.arange(tensor.shape[0], device=tensor.device) + 0.5) / tensor.shape[0]
     left = -0.5 * (0.9**2 + (0.999**2 - 0.9**2) * places).log()  # softplus(rate)
     tensor.copy_(left.expm1().log())

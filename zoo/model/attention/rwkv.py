@@ -29,19 +29,18 @@ if TYPE_CHECKING:
 
 
 ALMOST_ONE = 1e-30
-"""What stands for the logarithm of 1 in a state: zeros are the state of an empty row."""
+"""Stands for the logarithm 0 (a weight of 1) in a state: a state of zeros is an empty row."""
 
 
 class RWKV(Attention, kind="rwkv"):
     """Time mix of RWKV-4 (Peng et al., 2023), an attention-free mixer.
 
     r, k and v are products of x mixed with the token before it, x·µ + x'·(1 − µ). In each channel, token t reads a
-    weighted mean of the values so far, its own with a bonus:
+    weighted mean of the values so far, its own with a bonus u: y_t = Σ_i e^(b_ti)·v_i / Σ_i e^(b_ti), b_tt = u + k_t,
+    b_ti = k_i − (t − 1 − i)·exp(decay) for i < t, and out = (σ(r) ⊙ y)·W_out.
 
-        y_t = Σ_i e^(b_ti)·v_i / Σ_i e^(b_ti),   b_tt = u + k_t,   b_ti = k_i − (t − 1 − i)·exp(decay) for i < t,
-
-    and out = (σ(r) ⊙ y)·W_out. The state is that mean without the bonus, the logarithm of its weights' sum, and the
-    last token. The mean is computed in float32.
+    The state is the mean without the bonus, the logarithm of the sum of its weights, and the last token. The mean is
+    computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -65,7 +64,7 @@ class RWKV(Attention, kind="rwkv"):
         }
 
     def shard(self, ranks: int) -> RWKV:
-        return split(self, ranks, equal=("d_inner",))  # every rank shifts whole tokens
+        return split(self, ranks, equal=("d_inner",))  # the token shift is over whole tokens on every rank
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"shift": (self.d_model,), "mean": (self.d_inner,), "weight": (self.d_inner,)}
@@ -81,7 +80,7 @@ class RWKV(Attention, kind="rwkv"):
             weight = torch.full_like(k[:, 0], NOTHING) if weight is None else torch.where(weight == 0, NOTHING, weight)
             fresh = None if step.documents is None else starts(step.documents)[..., None]  # B T 1
             log = w.expand(k.shape)
-            if step.real is not None:  # padding weighs nothing, and no time passes
+            if step.real is not None:  # padding has no weight, and no time passes
                 real = step.real[..., None]
                 k, log = torch.where(real, k, 2 * NOTHING), log * real
             given = (k, v, log, m.bonus.float(), mean, weight, fresh)
@@ -95,10 +94,10 @@ class RWKV(Attention, kind="rwkv"):
 def _average_tokens(
     k: Tensor, v: Tensor, log: Tensor, u: Tensor, mean: Tensor, weight: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted means token by token: k, v, log [B, T, C], u [C], mean, weight [B, C], fresh [B, T, 1]. Gives y
-    [B, T, C] and the last mean and weight.
+    """Compute the weighted means token by token: k, v, log [B, T, C], u [C], mean, weight [B, C], fresh [B, T, 1].
+    Returns y [B, T, C] and the last mean and weight.
 
-    A mean moves towards a new value by its share of the weights' sum, the sigmoid of a difference of logarithms.
+    A mean moves towards a new value by its share of the sum of weights, the sigmoid of a difference of logarithms.
     """
     begins = [None] * k.shape[1] if fresh is None else fresh.unbind(1)
     reads = []
@@ -115,7 +114,7 @@ def _average_tokens(
 def _average_rows(
     k: Tensor, v: Tensor, log: Tensor, u: Tensor, mean: Tensor, weight: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as a linear recurrence of two sums, Σ e^(…−p)·v and Σ e^(…−p), where p is the largest exponent so
+    """Compute the same by linear recurrences of two sums, Σ e^(…−p)·v and Σ e^(…−p), where p is the largest exponent so
     far."""
     left = log if fresh is None else torch.where(fresh, NOTHING, log)
     peak = find_running_maximum(k, left, weight)  # B T C
@@ -135,22 +134,22 @@ def _average_rows(
 
 
 def mix(x: Tensor, before: Tensor, share: Tensor) -> Tensor:
-    """x·share + before·(1 − share): each token with the one before it [B, T, D]."""
+    """Mix each token with the one before it: x·share + before·(1 − share) [B, T, D]."""
     return before + (x - before) * share.to(x.dtype)
 
 
 def spread_mix(tensor: Tensor) -> None:
-    """Fill [D] with shares from 0 to 1, as the first layer of a published model starts."""
+    """Fill [D] with shares from 0 to 1, the first layer's initial values in published models."""
     tensor.copy_(torch.arange(tensor.shape[-1], device=tensor.device) / tensor.shape[-1])
 
 
 def _spread_decays(tensor: Tensor) -> None:
-    """Fill [C] with −5 + 8·(c/(C − 1))^0.7: from decays over thousands of tokens to decays within one."""
+    """Fill [C] with −5 + 8·(c/(C − 1))^0.7: decays over thousands of tokens down to less than one."""
     places = torch.arange(tensor.shape[0], device=tensor.device) / max(tensor.shape[0] - 1, 1)
     tensor.copy_(-5 + 8 * places**0.7)
 
 
 def _zigzag_bonus(tensor: Tensor) -> None:
-    """Fill [C] with ln 0.3 and 0, 0.5, −0.5 in turn added, so that neighbours differ."""
+    """Fill [C] with ln 0.3 plus the repeating sequence (0, 0.5, −0.5), so that neighbours differ."""
     turn = (torch.arange(tensor.shape[0], device=tensor.device) + 1) % 3 - 1
     tensor.copy_(math.log(0.3) + 0.5 * turn)

@@ -36,27 +36,26 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 SLOWEST = math.exp(-0.5)
-"""A token's decay is at least exp(−e^(−1/2)), 0.545: small enough to divide by."""
+"""Largest −ln of a token's decay: a decay is at least exp(−e^(−1/2)) = 0.545, large enough to divide by."""
 
 
 TINY = 1e-24
-"""The square of the least length that a vector is divided by, in the published code."""
+"""Squared lower bound of the norm that a vector is divided by, as in the published code."""
 
 MIXED = ("r", "k", "v", "decay", "rate", "gate")
-"""What is made of a token mixed with the one before it, each by a mix of its own."""
+"""Projections whose inputs are each a separate mix of a token with the one before it."""
 
 
 class RWKV7(Attention, kind="rwkv7"):
     """Time mix of RWKV-7 (Peng et al., 2025, "Goose").
 
-    Six mixtures of x with the token before it, x + (x' − x)·µ, give r, k, v [H, K], and through W_a·W_b of a low rank
-    the decay w = exp(−e^(−1/2)·σ(tanh(x·W_a)·W_b + b)), the rate a = σ(x·W_a·W_b + b) and the gate g = σ(x·W_a)·W_b.
-    With κ = ξ ⊙ k made 1 long in each head and k̃ = k ⊙ (1 + (a − 1) ⊙ α),
+    Six mixtures of x with the token before it, x + (x' − x)·µ, give r, k, v [H, K], and through low-rank products
+    W_a·W_b the decay w = exp(−e^(−1/2)·σ(tanh(x·W_a)·W_b + b)), the rate a = σ(x·W_a·W_b + b) and the gate g =
+    σ(x·W_a)·W_b. With κ = ξ ⊙ k, L2-normalised in each head, and k̃ = k ⊙ (1 + (a − 1) ⊙ α), S ← diag(w)·S − (a ⊙
+    κ)⊗(Sᵀκ) + k̃⊗v [H, K, K], y = Sᵀr, out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out, `norm` being a LayerNorm over each
+    head.
 
-        S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,
-        out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out,
-
-    `norm` being a LayerNorm over each head. The recurrence is computed in float32.
+    The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -76,7 +75,7 @@ class RWKV7(Attention, kind="rwkv7"):
     value_rank: PositiveInt | None = None
     """Rank of the share σ(x·W_a·W_b + b) by which v moves towards another layer's values. Given with `values_from`."""
     values_from: str | None = None
-    """Kind of layer, by name, the last of which before this one gives the values that v moves towards: in the paper
+    """Kind of layer, by name, whose values v moves towards, those of the last such layer before this one: in the paper
     every layer but the first takes the first's."""
     norm_eps: PositiveFloat = 6.4e-4
     """Epsilon of the output's norm, added to the variance under its root."""
@@ -129,7 +128,7 @@ class RWKV7(Attention, kind="rwkv7"):
         }
 
     def shard(self, ranks: int) -> RWKV7:
-        return split(self, ranks, equal=("n_heads",))  # every rank shifts whole tokens
+        return split(self, ranks, equal=("n_heads",))  # the token shift is over whole tokens on every rank
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"shift": (self.d_model,), "ssm": (self.n_heads, self.head_dim, self.head_dim)}
@@ -165,12 +164,12 @@ class RWKV7(Attention, kind="rwkv7"):
 def _scan(
     r: Tensor, k: Tensor, v: Tensor, c: Tensor, e: Tensor, log: Tensor, S: Tensor, step: Step, length: int
 ) -> tuple[Tensor, Tensor]:
-    """S ← exp(log)·S − e⊗(Sᵀc) + k⊗v and y = Sᵀr over tokens, in chunks of `length` or, with the eager kernel, one by
-    one. All [B, T, H, K], S [B, H, K, K]. Gives y and the last S.
+    """Run S ← exp(log)·S − e⊗(Sᵀc) + k⊗v, y = Sᵀr over tokens, in chunks of `length` or, with the eager kernel, one by
+    one. All [B, T, H, K], S [B, H, K, K]. Returns y and the last S.
 
-    c recalls from S before its decay: c/exp(log) recalls the same from S after it, as the delta rule's key does.
+    c recalls from S before its decay. c/exp(log) recalls the same after it, as the delta rule's key does.
     """
-    if step.real is not None:  # padding writes nothing and loses nothing
+    if step.real is not None:  # padding leaves the state unchanged
         real = step.real[..., None, None]
         k, e, log = k * real, e * real, log * real
     fresh = None if step.documents is None else starts(step.documents)  # B T
@@ -179,7 +178,7 @@ def _scan(
         return scan_tokens(_write, r, log, S, fresh, k, v, c, e)
     tokens, decays = v.shape[1], view_decays(log, fresh, length)
     r, k, v, c, e = (chunked(each, length).transpose(2, 3) for each in (r, k, v, c, e))  # B N H L K
-    # Token i writes n_i = −(what c_i recalls of the state before the chunk, and of what tokens j < i wrote).
+    # Token i writes n_i = −(c_i's recall of the state before the chunk and of the writes of tokens j < i).
     sides = torch.cat((-(decays.compare(c, k).tril(-1) @ v), c * decays.entering), -1)
     solved = torch.linalg.solve_triangular(decays.compare(c, e), sides, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], c.shape[-1]], -1)
@@ -191,12 +190,12 @@ def _scan(
 
 
 def _write(S: Tensor, key: Tensor, value: Tensor, recall: Tensor, remove: Tensor) -> Tensor:
-    """Write a token's value to S after its decay, and take out what c recalls of it."""
+    """Write a token's value to S after its decay, and subtract the part of S that c recalls."""
     written = torch.cat((value, -(recall @ S)), 1)  # B·H 2 K
     return torch.baddbmm(S, torch.cat((key, remove), 1).mT, written)
 
 
 def _spread_decays(tensor: Tensor) -> None:
-    """Fill [H·K] with −6.5 + 5·(c/(C − 1))^0.85, the first layer's start in the published code."""
+    """Fill [H·K] with −6.5 + 5·(c/(C − 1))^0.85, the first layer's initial values in the published code."""
     places = torch.arange(tensor.shape[0], device=tensor.device) / max(tensor.shape[0] - 1, 1)
     tensor.copy_(-6.5 + 5 * places**0.85)

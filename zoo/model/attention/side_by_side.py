@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class SideBySide(TwoMixers, kind="side_by_side"):
-    """b·softmax(a·x) + d·recurrent(c·x): both mixers read one norm's output, and are added up (Zuo et al., 2025,
-    Falcon-H1). a, b, c and d are multipliers of µP, constants beside the weights."""
+    """b·softmax(a·x) + d·recurrent(c·x): both mixers read the output of one norm, and their outputs are summed (Zuo et
+    al., 2025, Falcon-H1). a, b, c and d are constant µP multipliers."""
 
     softmax_in_scale: float = 1.0
-    """Constant factor a of what the softmax attention reads."""
+    """Constant factor a of the softmax attention's input."""
     softmax_out_scale: float = 1.0
-    """Constant factor b of what the softmax attention gives."""
+    """Constant factor b of the softmax attention's output."""
     recurrent_in_scale: float = 1.0
-    """Constant factor c of what the recurrent mixer reads."""
+    """Constant factor c of the recurrent mixer's input."""
     recurrent_out_scale: float = 1.0
-    """Constant factor d of what the recurrent mixer gives."""
+    """Constant factor d of the recurrent mixer's output."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"softmax": self.softmax, "recurrent": self.recurrent}

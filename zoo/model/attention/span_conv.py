@@ -1,5 +1,5 @@
 # B batch, T tokens, H heads, C head width, W width of the convolution, D model width
-"""Heads of softmax attention beside heads of a convolution whose weights follow from a span of tokens."""
+"""Heads of softmax attention next to heads of a convolution whose weights depend on a span of tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SpanConv(Attention, kind="span_conv"):
     """Mixed attention (Jiang et al., 2020, ConvBERT), for models that read both ways: heads of softmax attention, and
     as many of span-based dynamic convolution.
 
-    A head of the second kind weighs the values of a span of tokens, as many before each as after it. Its weights are a
-    softmax of a product with q_i * s_i, where s is a depthwise convolution of the layer's input, of the same width, and
-    a product. Neither reads padding or another packed document.
+    A convolution head sums the values of the `conv_width` tokens around each token. The weights are a softmax of a
+    product with q_i * s_i, where s is a projection of a depthwise convolution (of the same width) of the layer's input.
+    Neither convolution reads padding or another packed document.
     """
 
     causal: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class SpanConv(Attention, kind="span_conv"):
         return m.o(torch.cat((attended, convolved), -2).flatten(-2))  # B T D
 
     def _weigh(self, values: Tensor, weights: Tensor, step: Step) -> Tensor:
-        """Sum up the values [B, T, H, C] around each token by its weights [B, T, H, W]."""
+        """Sum the values [B, T, H, C] around each token, weighted by its weights [B, T, H, W]."""
         side, tokens = self.conv_width // 2, values.shape[1]
         if step.real is not None:
             values = values.masked_fill(~step.real[..., None, None], 0)

@@ -22,11 +22,11 @@ class Tempering(Spec, axis="tempering", default="log"):
     by_head: ClassVar[bool] = False  # whether each head has a factor of its own
 
     def list_parts(self, n_heads: int, prefix: str = "") -> dict[str, Any]:
-        """List its weights by name among those of an attention of so many heads, or of its indexer by `prefix`."""
+        """List its weights by name, with a prefix, for an attention (or an indexer) of `n_heads` heads."""
         return {}
 
     def factor(self, m: Weights, positions: Tensor, prefix: str = "") -> Tensor:
-        """The factor [B, T, 1|H, 1] of queries [B, T, H, C] at positions [B, T]. `m` are the weights of the
+        """Compute the factor [B, T, 1|H, 1] of queries [B, T, H, C] at positions [B, T]. `m` are the weights of the
         attention."""
         raise NotImplementedError
 
@@ -51,11 +51,10 @@ class LogTempering(Tempering, kind="log"):
 
 
 class LogRatioTempering(Tempering, kind="log_ratio"):
-    """q · (1 + scale·ln(max(1, (position + first) / floor))), without steps: nothing grows up to the floor (Thinking
-    Machines, 2026, Inkling)."""
+    """q · (1 + scale·ln(max(1, (position + first) / floor))), without steps (Thinking Machines, 2026, Inkling)."""
 
     floor: PositiveInt = 8192
-    """Position up to which nothing grows, in tokens."""
+    """Position up to which the factor is 1, in tokens."""
     scale: PositiveFloat = 0.1
     """Factor of the logarithm."""
     first: NonNegativeInt = 1
@@ -82,8 +81,8 @@ class PowerTempering(Tempering, kind="power"):
 
 
 class ScalableSoftmax(Tempering, kind="scalable_softmax"):
-    """q · (s·ln(n) + b) for the n-th token, with s and b learned by each head (Nakanishi, 2025; Mistral Large 4, 2026).
-    It begins as plain attention, s = 0 and b = 1."""
+    """q · (s·ln(n) + b) for the n-th token, with s and b learned for each head (Nakanishi, 2025; Mistral Large 4,
+    2026). Initial values s = 0 and b = 1 are plain attention."""
 
     by_head: ClassVar[bool] = True
 

@@ -1,5 +1,5 @@
 # B batch, T tokens, H heads, C head width, R distances in reach, D model width
-"""Transformer-XL's attention: scores of content, of relative positions, and of whether two tokens share a segment."""
+"""Transformer-XL's attention: scores of content, of relative positions and of shared segments."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 WAVES = Sinusoidal(interleaved=False)
-"""What draws the vectors of distances: all sines, then all cosines."""
+"""Sinusoidal vectors of distances: all sines, then all cosines."""
 
 
 class TransformerXL(Attention, kind="transformer_xl"):
     """Relative attention of Transformer-XL (Dai et al., 2019), with `segments` that of XLNet (Yang et al., 2019), for
-    models that read both ways.
+    models that read both ways: XLNet in one stream, as transformers computes it without `perm_mask`.
 
     score(i, j) = ((q_i + u)·k_j + (q_i + v)·p[i − j] + (q_i + w)·s[i, j]) / √head_dim. p are projections of sinusoids
     of the distance; u, v and w are learned for each head. s is one of two learned vectors: for tokens of one segment,
@@ -43,7 +43,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
     head_dim: PositiveInt
     """Channels of a head."""
     max_distance: PositiveInt | None = None
-    """Distance, in tokens, beyond which all count as that one; no limit unless given."""
+    """Largest distance, in tokens: greater ones count as this one; no limit unless given."""
     segments: bool = False
     """Whether scores have a term for the segments of two tokens."""
 
@@ -74,8 +74,8 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """FLOPs of a pass of `new` tokens that belong to no token and no pair: the distances in reach are projected
-        once, and compared with every query."""
+        """Count the FLOPs of a pass of `new` tokens that scale with neither tokens nor pairs: the distances in reach
+        are projected once, and compared with every query."""
         return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * (d_model + new)
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
@@ -88,7 +88,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return Ask(dtype=dtype, **width, **heads, bias=bias, **features)
 
     def _farthest(self, length: int) -> int:
-        """The largest distance that a sequence of `length` tokens tells from smaller ones."""
+        """The largest distance in a sequence of `length` tokens, at most `max_distance`."""
         return length - 1 if self.max_distance is None else min(length - 1, self.max_distance)
 
     def prepare(self, m: Weights | None, step: Step) -> None:
@@ -109,7 +109,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return m.o(y.flatten(-2))  # B T D
 
     def _distance_scores(self, m: Weights, x: Tensor, q: Tensor, step: Step) -> Tensor:
-        """The scores of the distances [B, H, T, T], in float32."""
+        """Compute the scores of the distances [B, H, T, T], in float32."""
         distances, rows = step.extra["distances"]  # R, T T
         p = m.distances(WAVES.draw_waves(distances, x.shape[-1]).to(x.dtype))
         p = p.unflatten(-1, (self.n_heads, self.head_dim))  # R H C
@@ -118,7 +118,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
         return near.gather(-1, rows.expand(q.shape[0], self.n_heads, -1, -1))
 
     def _segment_scores(self, m: Weights, q: Tensor, types: Tensor) -> Tensor:
-        """The scores of being of one segment or of two [B, H, T, T], in float32."""
+        """Compute the scores of same and different segments [B, H, T, T], in float32."""
         vectors = m.segments.weight.unflatten(-1, (self.n_heads, self.head_dim))  # 2 H C
         each = torch.einsum("bthc,nhc->nbht", q + m.segment_bias.to(q.dtype), vectors.to(q.dtype))
         same, other = each.to(torch.promote_types(each.dtype, torch.float32))[..., None].unbind(0)  # B H T 1

@@ -1,5 +1,5 @@
 # B batch, T tokens, G global tokens, H heads, C head width, D model width
-"""Local attention to a window, and to tokens that are made of whole blocks in every layer."""
+"""Local attention to a window, and to global tokens that every layer makes anew, one for each block of tokens."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TransientGlobal(MultiHead, kind="transient_global"):
     """Transient-global attention (Guo et al., 2022, LongT5), for models that read both ways.
 
     A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the normalised sum of a block of
-    tokens, made anew in each layer. Tokens behind the last whole block are part of it; a text shorter than a block has
-    none. The position scheme has a second table, for distances between blocks.
+    tokens, computed anew in each layer. The last whole block also takes the tokens after it; a text shorter than a
+    block has no global token. The position scheme has a second table, for distances between blocks.
     """
 
     causal: ClassVar[bool | None] = False
@@ -39,7 +39,7 @@ class TransientGlobal(MultiHead, kind="transient_global"):
     norm: WholeNorm
     """Norm of a global token."""
     block_size: PositiveInt = 16
-    """Tokens of a block, the sum of which is a global token."""
+    """Tokens of a block; their sum makes a global token."""
     scale: PositiveFloat | None = None
     """Factor of the scores; 1/√head_dim unless given."""
     bias: bool = False
@@ -67,7 +67,7 @@ class TransientGlobal(MultiHead, kind="transient_global"):
         return count * (2 * new * d_model + 4 * d_model * width + 4 * width * new)  # sums, keys and values, pairs
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        return new // self.block_size * 2 * new * d_model  # which tokens are summed
+        return new // self.block_size * 2 * new * d_model  # the sums, whose weights are constants
 
     def ask(self, dtype: str, **features: Any) -> Ask:
         return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # global keys besides
@@ -78,10 +78,10 @@ class TransientGlobal(MultiHead, kind="transient_global"):
         tokens, hides = old.n_queries, {"padding": old.padding, "documents": old.documents}
         whole = Mask(tokens, tokens, causal=False, **hides).dense(places.device)[:, 0]  # B|1 T T
         real = torch.ones_like(places, dtype=torch.bool) if step.real is None else step.real
-        blocks = whole.sum(-1) // self.block_size  # of the row or document that a token is in
+        blocks = whole.sum(-1) // self.block_size  # of each token's row or document
         mine = places // self.block_size
         begun = real & (places % self.block_size == 0) & (mine < blocks)
-        first = begun.long().cumsum(1) - torch.minimum(mine + 1, blocks)  # the first global token of one's own text
+        first = begun.long().cumsum(1) - torch.minimum(mine + 1, blocks)  # the first global token of the same text
         mine = first + torch.minimum(mine, blocks - 1)
         numbers = torch.arange(tokens // self.block_size, device=places.device)
         numbered, real, first = numbers[None, None], real[..., None], first[..., None]

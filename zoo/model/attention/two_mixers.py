@@ -1,4 +1,4 @@
-"""Two mixers in one layer, softmax attention and a recurrent one, behind attention's interface."""
+"""Two mixers in one layer, softmax attention and a recurrent mixer, behind the interface of one attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TwoMixers(Attention):
     softmax: Attention
     """Mixer that attends to keys (gqa)."""
     recurrent: Attention
-    """Mixer that keeps a state of fixed size, and no keys (mamba2, say)."""
+    """Mixer with a state of fixed size and no keys (mamba2, say)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.softmax, GQA) or self.softmax.needs_block != self.needs_block:
@@ -37,7 +37,7 @@ class TwoMixers(Attention):
 
     @property
     def chunk_size(self) -> int | None:
-        """Tokens of a chunk of the recurrent mixer, where it has chunks."""
+        """Tokens of a chunk of the recurrent mixer; None if it has no chunks."""
         return getattr(self.recurrent, "chunk_size", None)
 
     @property
@@ -61,7 +61,7 @@ class TwoMixers(Attention):
         return self.softmax.rotary_width
 
     def shard(self, ranks: int) -> TwoMixers:
-        """The rank's heads of both mixers."""
+        """The part of one rank: its heads of both mixers."""
         own = {field.name: getattr(self, field.name) for field in self.fields()}
         return type(self)(**own | {name: own[name].shard(ranks) for name in ("softmax", "recurrent")})
 

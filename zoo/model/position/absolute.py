@@ -21,12 +21,12 @@ class Learned(Position, kind="learned"):
     """A trained vector for each position, added to the embedding (Gehring et al., 2017; GPT-2, BERT)."""
 
     max_seq_len: PositiveInt
-    """Number of positions that the table has: the longest sequence, in tokens."""
+    """Number of positions in the table: the longest sequence, in tokens."""
     offset: NonNegativeInt = 0
-    """Rows of the table before that of position 0 (OPT and BART: 2)."""
+    """Number of rows of the table before that of position 0 (OPT and BART: 2)."""
     skip_id: NonNegativeInt | None = None
-    """Token id that positions do not count: its own tokens stand at position -1 (RoBERTa: its padding id, with one more
-    row of `offset`)."""
+    """Token id that positions do not count: its tokens get position -1 (RoBERTa: the padding id, with `offset` one
+    larger)."""
 
     def __post_init__(self) -> None:
         if self.skip_id is not None and not self.offset:
@@ -63,9 +63,9 @@ class Sinusoidal(Position, kind="sinusoidal"):
     offset: NonNegativeInt = 0
     """Number added to each position."""
     skip_id: NonNegativeInt | None = None
-    """Token id that positions do not count: its own tokens get no vector."""
+    """Token id that positions do not count: its tokens get no vector."""
     rows: PositiveInt | None = None
-    """Positions of a table of the waves that is saved beside the weights and never trained (Pegasus); null for none."""
+    """Positions of a saved, untrained table of the waves (Pegasus); null to compute them."""
 
     def __post_init__(self) -> None:
         if self.rows and (self.offset or self.skip_id is not None):
@@ -89,7 +89,7 @@ class Sinusoidal(Position, kind="sinusoidal"):
         return x + (waves if self.skip_id is None else waves * (positions >= 0)[..., None]).to(x.dtype)
 
     def draw_waves(self, positions: Tensor, width: int) -> Tensor:
-        """Draw the vectors [B, T, width] of positions [B, T], in float32."""
+        """Compute the vectors [B, T, width] of positions [B, T], in float32."""
         steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
         last = width - 2 if self.inclusive else width
         angles = positions[..., None].float() * self.theta ** (-steps / max(last, 1))

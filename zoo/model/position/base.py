@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, H heads, C head width, D model width
-"""Base of the position schemes. They act at the embedding (learned, sinusoidal), by rotating queries and keys (RoPE),
-or by a bias on their scores (ALiBi, T5, relative)."""
+"""Base of the position schemes. A scheme acts at the embedding (learned, sinusoidal), by rotating queries and keys
+(RoPE), or by a bias on their scores (ALiBi, T5, relative)."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 class Position(Spec, axis="position"):
-    """Every hook does nothing by default; a choice fills in the ones it needs."""
+    """A position scheme. Every hook does nothing by default; a kind overrides those that it needs."""
 
     bias_kind: ClassVar[str] = "none"
     """The value of `Ask.bias` for this scheme's bias."""
     reads_length: ClassVar[bool] = False
     """Whether `tables` depends on how many tokens a row or document has."""
     per_layer: ClassVar[bool] = False
-    """Whether every layer has weights of its own for this scheme, rather than the model one set for all."""
+    """Whether every layer has its own weights for this scheme; otherwise the model has one set for all layers."""
     reads_input: ClassVar[bool] = False
-    """Whether its bias depends on what the queries are made of, so that attention must give it that."""
+    """Whether its bias depends on the input of the queries, which attention then passes to `read`."""
 
     @property
     def limit(self) -> int | None:
-        """The longest sequence there are positions for, or None."""
+        """The longest sequence that there are positions for; None for no limit."""
         return None
 
     @property
     def stable_until(self) -> int | None:
-        """The row length beyond which earlier tokens turn again, so that nothing of them can be kept; None for
-        never."""
+        """The row length beyond which the rotation of earlier tokens changes, so that no cache of them is valid; None
+        if it never does."""
         return None
 
     @property
@@ -50,12 +50,12 @@ class Position(Spec, axis="position"):
 
     @property
     def rotates(self) -> bool:
-        """Whether `rotate` turns anything."""
+        """Whether `rotate` rotates anything."""
         return type(self).rotate is not Position.rotate
 
     @property
     def bias_heads(self) -> int | None:
-        """Heads that a learned bias has numbers for; None where it serves any number."""
+        """Number of heads that a learned bias has values for; None if it serves any number."""
         return None
 
     @property
@@ -65,11 +65,11 @@ class Position(Spec, axis="position"):
 
     @property
     def padding_id(self) -> int | None:
-        """The token id that positions do not count, where it is ids that say what is padding (RoBERTa)."""
+        """The token id that positions do not count, if padding is recognised by its id (RoBERTa)."""
         return None
 
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
-        """x [B, T, D] with the positions [B, T] added."""
+        """Add the positions [B, T] to x [B, T, D]."""
         return x
 
     def tables(
@@ -80,17 +80,17 @@ class Position(Spec, axis="position"):
         length: Tensor | None = None,
         m: Weights | None = None,
     ) -> Any:
-        """The tables that `rotate` takes for positions [B, T], computed once a forward pass. `length` [B, 1]: tokens in
-        the row. `m` holds the scheme's weights."""
+        """Make the tables that `rotate` reads for positions [B, T], once a forward pass. `length` [B, 1] is the number
+        of tokens in the row, `m` the scheme's weights."""
         return None
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:
-        """x [B, T, H, C] rotated."""
+        """Rotate x [B, T, H, C]."""
         return x
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
-        """The `zoo.kernels.bias.Bias` added to the scores of queries and keys at these indices in the row [T], [S], or
-        None. `m` holds the scheme's weights, `read` what it made of these queries' input."""
+        """Make the `zoo.kernels.bias.Bias` on the scores of queries and keys at the row indices [T] and [S]; None for
+        none. `m` holds the scheme's weights, `read` the result of `read` for these queries."""
         return None
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ class Position(Spec, axis="position"):
 
 
 class WithAbsolute(Position):
-    """Base of the schemes inside attention that may have another one at the embedding besides."""
+    """Base of the schemes inside attention that may have a second scheme at the embedding."""
 
     absolute: Position | None = None
-    """Scheme at the embedding besides (Song et al., 2020, MPNet)."""
+    """Additional scheme at the embedding (Song et al., 2020, MPNet)."""
 
     @property
     def embeds(self) -> bool:

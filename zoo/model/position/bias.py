@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads
-"""Positions as a bias on the scores: a slope a head, or a learned value a head and bucket of distances."""
+"""Positions as a bias on the scores: a slope a head, or a learned value for each head and bucket of distances."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class ALiBi(Position, kind="alibi"):
-    """A bias on scores that falls linearly with distance, at a slope of each head's own (Press et al., 2021):
+    """A bias on the scores that falls linearly with distance, with a slope for each head (Press et al., 2021):
     2^(−max_bias·h/H), h = 1…H.
 
-    For H not a power of two: the slopes of the next lower power, then every other one of the power above (MPT's code
-    starts from the power above and gets the same).
+    If H is not a power of two: the slopes of the next lower power, then every other slope of the next higher one (MPT's
+    code starts from the higher power and gets the same).
     """
 
     max_bias: PositiveFloat = 8.0
@@ -48,7 +48,7 @@ class ALiBi(Position, kind="alibi"):
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
         slopes = place_constants(tuple(self.slopes_of(n_heads)), keys.device)
-        if self.rounded:  # by key alone: softmax does not see what a query's own place would add
+        if self.rounded:  # by key alone: a term of the query's position cancels in the softmax
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)[..., None, :]  # B|- H S
             return Given((products.float() * self.scale)[..., None, :])  # B|- H 1 S
         return Sloped(queries, keys, slopes * self.scale)
@@ -68,22 +68,22 @@ class Sloped(Placed):
 
 
 class T5Buckets(WithAbsolute, kind="t5"):
-    """A learned bias a head for each bucket of distances: near ones singly, far ones by their logarithm, all beyond
-    `max_distance` together (Raffel et al., 2020, §2.1).
+    """A learned bias for each head and bucket of distances: near distances singly, far ones on a logarithmic scale, all
+    beyond `max_distance` in one bucket (Raffel et al., 2020, §2.1).
 
-    Half of the buckets are for later keys where a token sees both ways.
+    In bidirectional attention half of the buckets are for later keys.
     """
 
     bias_kind: ClassVar[str] = "learned"
 
     n_heads: PositiveInt
-    """Heads of the attention that the bias is for: columns of the table."""
+    """Number of heads of the attention: columns of the table."""
     n_buckets: PositiveInt = 32
-    """Number of buckets, even. Of those for one direction half hold a single distance each."""
+    """Number of buckets, even. Half of those for one direction hold a single distance each."""
     max_distance: PositiveInt = 128
     """Distance, in tokens, beyond which all share one bucket."""
     layerwise: bool = False
-    """Whether each layer has a table of its own (UMT5; Chung et al., 2023), rather than all layers one (T5)."""
+    """Whether each layer has its own table (UMT5; Chung et al., 2023); otherwise all layers share one (T5)."""
 
     def __post_init__(self) -> None:
         if self.absolute is not None and (self.layerwise or not self.absolute.embeds):
@@ -108,7 +108,7 @@ class T5Buckets(WithAbsolute, kind="t5"):
         return {"table": Embedding(self.n_buckets, self.n_heads), **absolute}
 
     def buckets(self, distance: Tensor, causal: bool) -> Tensor:
-        """The bucket of each distance key − query [T, S]."""
+        """Find the bucket of each distance key − query [T, S]."""
         count, later = self.n_buckets, 0
         if causal:
             distance = -distance.clamp(max=0)
@@ -125,8 +125,8 @@ class T5Buckets(WithAbsolute, kind="t5"):
 
 
 class T5Globals(T5Buckets, kind="t5_globals"):
-    """T5's buckets, and a second table, `globals`, for the distances of a token's block from others (Guo et al., 2022,
-    LongT5). Transient-global attention reads it."""
+    """T5's buckets with a second table, `globals`, for the distances between a token's block and other blocks (Guo et
+    al., 2022, LongT5). Transient-global attention reads it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +138,7 @@ class T5Globals(T5Buckets, kind="t5_globals"):
 
 
 class Bucketed(Placed):
-    """A table's number for a head and the bucket of the distance j − i."""
+    """The table's value for a head and the bucket of the distance j − i."""
 
     def __init__(self, scheme: T5Buckets, table: Any, queries: Tensor, keys: Tensor, causal: bool) -> None:
         super().__init__(queries, keys, scheme.n_heads, learned=table.weight.requires_grad)
@@ -148,7 +148,7 @@ class Bucketed(Placed):
         return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
 
     def draw(self) -> Tensor:
-        # A row of the table for each pair: one look-up, whose gradient is an embedding's, in place of one a head.
+        # One look-up of a row for all heads of a pair, rather than one a head; its gradient is an embedding's.
         if self.keys.ndim == 2:
             buckets = self.scheme.buckets(self.keys[:, None, :] - self.queries[:, :, None], self.causal)  # B T S
             return self.table(buckets).permute(0, 3, 1, 2)  # B H T S

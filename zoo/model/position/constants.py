@@ -8,21 +8,21 @@ from typing import Any
 from zoo.lazy import torch
 
 KEPT: dict[Any, Any] = {}
-"""Tensors by a key, such as their numbers, and device."""
+"""Tensors by (key, device); a key is the numbers themselves, say."""
 
 
 def place_constants(numbers: tuple[float, ...], device: Any) -> Any:
     """Make a float32 tensor of the numbers on a device, once for all passes.
 
-    A copy from the host makes the host wait, and would otherwise happen for every token.
+    A copy to the device makes the host wait, and would otherwise happen for every token.
     """
     return keep_constant(numbers, device, lambda: torch.tensor(numbers, dtype=torch.float32, device=device))
 
 
 def keep_constant(key: Any, device: Any, make: Callable[[], Any]) -> Any:
-    """Cache a constant that `make` makes on a device, for all passes with this key.
+    """Make a constant with `make` and cache it by key and device, for all passes.
 
-    While operations are traced or faked nothing is kept, because a fake tensor is of no use to the next pass.
+    Under tracing or fake tensors nothing is cached, because a fake tensor is of no use to the next pass.
     """
     if torch.compiler.is_compiling() or _under_a_mode():
         return make()

@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
 
 class RelativePosition(WithAbsolute, kind="relative"):
-    """A trained vector for each distance i − j between a query's place and a key's (He et al., 2020, DeBERTa).
+    """A trained vector for each distance i − j between a query and a key (He et al., 2020, DeBERTa).
 
-    Distances reach from −k to k − 1, those beyond taken as the nearest: k is `max_relative_positions`, or
-    `position_buckets` where given. The table is read by `attention=disentangled`, which every other attention's check
-    says.
+    Distances are clamped to −k … k − 1: k is `max_relative_positions`, or `position_buckets` if given. Only
+    `attention=disentangled` reads the table; other attentions refuse this scheme.
     """
 
     inside: ClassVar[bool] = True  # type: ignore[misc]
 
     max_relative_positions: PositiveInt
-    """Distance, in tokens, that the vectors reach: each has its own, or with buckets a place on their scale."""
+    """Largest distance, in tokens: each has a vector of its own or, with buckets, a place on their scale."""
     position_buckets: PositiveInt | None = None
-    """Buckets of distances on either side: one distance each up to half of them, and ever more beyond, on a logarithmic
-    scale that ends at `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""
+    """Buckets of distances on either side: one distance each up to half of them, then a logarithmic scale that ends at
+    `max_relative_positions` (DeBERTa v2 and v3; He et al., 2021)."""
     norm: WholeNorm | None = None
     """Norm of the table before each pass (DeBERTa v2 and v3; He et al., 2021)."""
 
@@ -48,7 +47,7 @@ class RelativePosition(WithAbsolute, kind="relative"):
 
     @property
     def span(self) -> int:
-        """Rows of the table for keys before the query, and as many for the others."""
+        """Number of rows of the table for keys before the query, and equally many for the other keys."""
         return self.position_buckets or self.max_relative_positions
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -64,7 +63,7 @@ class RelativePosition(WithAbsolute, kind="relative"):
         return 2 * min(length, self.span)
 
     def look_up(self, m: Weights, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows in reach [R, D], and the row of each pair [T, S] of queries and keys at these indices [T], [S]."""
+        """Look up the rows in reach [R, D], and the row [T, S] of each pair of queries [T] and keys [S]."""
         rows = self.rows(max(queries.shape[0], keys.shape[0]))
         half = rows // 2
         table = m.table.weight[self.span - half : self.span + half]  # R D
@@ -74,12 +73,12 @@ class RelativePosition(WithAbsolute, kind="relative"):
         return table, (distance + half).clamp(0, rows - 1)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """The bucket of each distance, with its sign; one beyond the last for a distance out of reach."""
+        """Find the bucket of each distance, with its sign; one beyond the last for a distance out of reach."""
         if self.position_buckets is None:
             return distance
         half = self.position_buckets // 2
         far = distance.abs().clamp(min=half).float()
-        # float32, and by torch's log on both sides: at a bucket's edge the rounding decides, as it did in training.
+        # In float32 and with torch's log on both sides, as in training: at a bucket's edge the rounding decides.
         whole = torch.full((), (self.max_relative_positions - 1) / half, dtype=torch.float32, device=distance.device)
         steps = torch.ceil(torch.log(far / half) / torch.log(whole) * (half - 1)).long() + half
         return torch.where(distance.abs() <= half, distance, steps * distance.sign())

@@ -1,5 +1,5 @@
 # B batch, T queries, H heads, R distances, D model width
-"""Relative positions as logits that each query has for each distance, in every layer its own."""
+"""Relative positions as a logit of each query for each distance, separate in every layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class RelativeLogits(Position, kind="relative_logits"):
-    """A bias r_i·p[i − j] on the score of query i and key j, for distances from 0 to `extent` − 1, and none beyond
-    (Shaw et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
+    """A bias r_i·p[i − j] on the score of query i and key j, for distances from 0 to `extent` − 1, and 0 beyond (Shaw
+    et al., 2018, with queries of their own; Thinking Machines, 2026, Inkling).
 
-    r_i is a second query of each head, `width` channels of a product with the layer's input; p are `extent` learned
-    vectors, the same for all heads. Both are each layer's own. Tempering multiplies r as it does the queries.
+    r_i is a second query of each head, `width` channels of a projection of the layer's input; p are `extent` learned
+    vectors, shared by all heads. Each layer has its own. Tempering multiplies r too. Context parallelism is refused.
     """
 
     per_layer: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class RelativeLogits(Position, kind="relative_logits"):
     reads_input: ClassVar[bool] = True
 
     n_heads: PositiveInt
-    """Heads of the attention, each with a query r of its own."""
+    """Number of heads of the attention, each with a query r of its own."""
     width: PositiveInt = 16
     """Channels of r and p."""
     extent: PositiveInt = 1024
@@ -61,7 +61,7 @@ class RelativeLogits(Position, kind="relative_logits"):
         return split(self, ranks, equal=("n_heads",))
 
     def read(self, m: Weights, x: Tensor) -> Tensor:
-        """The logits of each head's query for every distance [B, T, H, R]."""
+        """Compute the logits of each head's query for every distance [B, T, H, R]."""
         r = m.query(x).unflatten(-1, (self.n_heads, self.width))
         return m.distances(m.norm(r) if self.norm else r)
 

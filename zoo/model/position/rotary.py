@@ -1,5 +1,5 @@
 # B batch, T tokens, H heads, C head width, R rotated width
-"""Positions by rotation of queries and keys, and how its frequencies change to reach further."""
+"""Rotary position embedding (RoPE), and scalings of its frequencies for longer contexts."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Scaling(Spec, axis="rope_scaling"):
 
     @property
     def magnitude(self) -> float:
-        """The factor of cosines and sines."""
+        """Factor of cosines and sines."""
         return 1.0
 
     def magnitude_of(self, length: Tensor | None) -> Any:
-        """The factor for rows of these lengths [B, 1]: a number, or [B, 1, 1] where it depends on the row."""
+        """Compute the factor for rows of these lengths [B, 1]: a number, or [B, 1, 1] if it depends on the row."""
         return self.magnitude
 
     def check(self, width: int) -> None:
-        """Raises ValueError when it cannot turn so many channels."""
+        """Raises ValueError if it cannot rotate `width` channels."""
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
-        """Radians per position of each rotated pair [width / 2], or [B, 1, width / 2] when they depend on the row.
-        `length` [B, 1] is given where the scheme `reads_length`."""
+        """Compute the radians per position of each rotated pair [width / 2], or [B, 1, width / 2] if they depend on the
+        row. `length` [B, 1] is given if the scheme `reads_length`."""
         return _frequencies(width, theta, device)
 
 
@@ -61,11 +61,10 @@ class LinearScaling(Scaling, kind="linear"):
 
 
 class DynamicScaling(Scaling, kind="dynamic"):
-    """A base that grows with the row once it passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
+    """A base that grows with the row once the row passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
 
-    Each row takes its own length, padding left out. Beyond the trained length every new token changes the rotation of
-    all tokens, so a cache of rotated keys would drift from the full forward (by whole logits in the reference
-    implementation). A cache is refused there.
+    The length of a row excludes padding. Beyond the trained length every new token changes the rotation of all tokens:
+    a cache would drift from the full forward, as deeper layers were fed by the old rotation, and is refused.
     """
 
     reads_length: ClassVar[bool] = True
@@ -90,8 +89,8 @@ class DynamicScaling(Scaling, kind="dynamic"):
 
 
 class YarnScaling(Scaling, kind="yarn"):
-    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN; Peng et al., 2023). Cosines and sines have a
-    factor, too: `attention_factor`, or that of the pair `mscale` and `mscale_all_dim`."""
+    """Slow pairs are interpolated, fast ones kept, with a ramp between (YaRN; Peng et al., 2023). Cosines and sines are
+    multiplied by `attention_factor`, or by a factor of `mscale` and `mscale_all_dim`."""
 
     factor: PositiveFloat
     """Divisor of the slow pairs' frequencies."""
@@ -104,8 +103,8 @@ class YarnScaling(Scaling, kind="yarn"):
     attention_factor: float | None = None
     """Factor of cosines and sines; 0.1·ln(factor) + 1 unless given."""
     mscale: float | None = None
-    """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024). It
-    counts only beside `mscale_all_dim`, the b."""
+    """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024).
+    Takes effect only with `mscale_all_dim`, the b."""
     mscale_all_dim: float | None = None
     """The b in the factor of cosines and sines that `mscale` gives."""
     truncate: bool = True
@@ -141,12 +140,12 @@ class YarnScaling(Scaling, kind="yarn"):
         return kept / self.factor * ramp + kept * (1 - ramp)
 
     def _pair_of(self, turns: float, width: int, theta: float) -> float:
-        """The pair that turns this often over the trained length."""
+        """Find the pair that makes `turns` turns over the trained length."""
         return width * math.log(self.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
 class Llama3Scaling(Scaling, kind="llama3"):
-    """Long wavelengths divided by a constant, short ones kept, a blend between (Llama 3.1; Meta, 2024)."""
+    """Long wavelengths: frequencies divided by `factor`; short ones kept; a blend between (Llama 3.1; Meta, 2024)."""
 
     factor: PositiveFloat
     """Divisor of the slow pairs' frequencies."""
@@ -172,10 +171,10 @@ class Llama3Scaling(Scaling, kind="llama3"):
 
 
 class ProportionalScaling(Scaling, kind="proportional"):
-    """The first pairs turned, the others kept, with the angles and the pairs of whole heads (Gemma 4, 2026)."""
+    """Rotate the first `share` of the pairs only, with angles and pairing of whole heads (Gemma 4, 2026)."""
 
     share: Annotated[float, Ge(0), Le(1)]
-    """Share of the pairs that turn, between 0 and 1."""
+    """Share of the pairs that are rotated, between 0 and 1."""
     factor: PositiveFloat = 1.0
     """Divisor of the frequencies."""
 
@@ -189,8 +188,8 @@ class LongRopeScaling(Scaling, kind="longrope"):
     """A divisor of each pair's frequency: `short_factor` up to the trained length, `long_factor` beyond (Ding et al.,
     2024; Phi-3).
 
-    Each row takes those of its own length, so that a row that grows past the trained length turns anew (see
-    DynamicScaling).
+    Each row takes the divisors of its own length: in a row that grows past the trained length all tokens rotate anew,
+    and a cache is refused (see DynamicScaling).
     """
 
     reads_length: ClassVar[bool] = True
@@ -206,7 +205,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
     attention_factor: float | None = None
     """Factor of cosines and sines; √(1 + ln(max_seq_len / L) / ln(L)) unless given, L being the trained length."""
     long_attention_factor: float | None = None
-    """Factor of cosines and sines beyond the trained length, where it differs there (Phi-3.5-MoE, 2024)."""
+    """Factor of cosines and sines beyond the trained length, if different (Phi-3.5-MoE, 2024)."""
 
     @property
     def stable_until(self) -> int | None:
@@ -242,8 +241,8 @@ class LongRopeScaling(Scaling, kind="longrope"):
 
 
 class RoPE(Position, kind="rope"):
-    """Rotary embedding (Su et al., 2021): the pair i of a head's channels turns by theta^(−2i/R) radians a position, R
-    being the rotated width."""
+    """Rotary position embedding (Su et al., 2021): pair i of a head's channels turns by theta^(−2i/R) radians a
+    position, R being the rotated width."""
 
     inside: ClassVar[bool] = True  # type: ignore[misc]
 
@@ -252,17 +251,17 @@ class RoPE(Position, kind="rope"):
     rotary_dim: PositiveInt | None = None
     """Leading channels of each head that are rotated, R; all of them unless given."""
     spacing: PositiveInt | None = None
-    """Number that stands for R in the exponent, where that is not the rotated width: one less where GPT-NeoX rounds an
-    odd share of a head up."""
+    """Denominator R of the exponent, if not the rotated width: one less where GPT-NeoX rounds an odd share of a head
+    up."""
     interleaved: bool = False
-    """Whether neighbouring channels are the pairs (GPT-J), rather than those of the two halves of a head."""
+    """Whether neighbouring channels are the pairs (GPT-J); otherwise a pair is a channel of each half of a head."""
     scaling: Scaling | None = None
     """Scaling of the frequencies, to reach beyond the trained length."""
     reverse: bool = False
     """Whether the angle is negative (nanochat)."""
     stored: bool = False
-    """Whether the frequencies are saved beside the weights, and those of a file used: ESM-2's were rounded to float16,
-    which shows after some hundred tokens."""
+    """Whether the frequencies are saved with the weights and loaded from files: ESM-2's were rounded to float16, which
+    shows after some hundred tokens."""
     learned: bool = False
     """Whether each frequency is multiplied by exp(α), with one α a pair for all layers, 0 at the start of training
     (Mistral Large 4, 2026, LeRoPE)."""
@@ -340,16 +339,16 @@ class RoPE(Position, kind="rope"):
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn pairs of channels of x [..., R] by angles with these cosines and sines [..., R/2]. Pairs are neighbours
-    where `interleaved`, else channels R/2 apart."""
-    plain = cos.requires_grad or torch.compiler.is_compiling()  # angles that are learned have a gradient, too
+    """Rotate pairs of channels of x [..., R] by angles with these cosines and sines [..., R/2]. Pairs are neighbouring
+    channels if `interleaved`, else channels R/2 apart."""
+    plain = cos.requires_grad or torch.compiler.is_compiling()  # learned angles need a gradient too
     if x.requires_grad and torch.is_grad_enabled() and not plain:
         return _turning().apply(x, cos, sin, interleaved)
     return turn_pairs(x, cos, sin, interleaved)
 
 
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Compute what `turn` does, by operations that autograd knows."""
+    """Compute the rotation of `turn` by operations that autograd knows."""
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
     pair = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
     return torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
@@ -357,10 +356,10 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor
 
 @functools.cache
 def _turning() -> Any:
-    """The autograd function, made on first use: torch is not imported to price a model."""
+    """Make the autograd function on first use, so that pricing a model does not import torch."""
 
     class Turning(torch.autograd.Function):
-        """The derivative of a turn is the turn back: autograd alone would fill two halves with zeros and add them."""
+        """Rotation whose backward is the inverse rotation: autograd alone would zero-fill two halves and add them."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
