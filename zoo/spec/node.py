@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, dataclass_transform
 
-from pydantic import ValidationError
+from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import ArgsKwargs, core_schema
 
 from zoo.errors import did_you_mean
@@ -31,7 +31,7 @@ class Node(Spec):
             cls.kinds[name] = cls
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         own = super().__get_pydantic_core_schema__(source, handler)
         return core_schema.no_info_before_validator_function(cls._read, own)
 

@@ -11,9 +11,11 @@ import dataclasses
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo.spec.spec import Spec
 
 
@@ -75,7 +77,7 @@ class Weight(Part):
     """A bare tensor, such as a norm's scale. `init` is its initial value, or a function that fills it in place."""
 
     shape: tuple[int, ...]
-    init: float | Callable[[Any], Any] = 0.0
+    init: float | Callable[[Tensor], object] = 0.0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"": self.shape}
@@ -87,7 +89,7 @@ class Buffer(Part):
     does not follow the model's."""
 
     shape: tuple[int, ...]
-    init: float | Callable[[Any], Any] = 0.0
+    init: float | Callable[[Tensor], object] = 0.0
     dtype: str = "float32"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

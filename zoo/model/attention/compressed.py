@@ -166,7 +166,7 @@ class Compressed(MultiHead, kind="compressed"):
             y = step.apply(attend_entries, q, near, entries, scale, most, sinks=sinks)
         return m.o_b(self._project(m, self._rotate(y, step.tables, back=True)))
 
-    def _rotate(self, x: Tensor, tables: Any, back: bool = False) -> Tensor:
+    def _rotate(self, x: Tensor, tables: tuple[Tensor, Tensor], back: bool = False) -> Tensor:
         """Rotate the last channels of x [B, T, H, C], or rotate them `back`."""
         if not self.position.rotates:
             return x

@@ -96,6 +96,6 @@ class Differential(SoftmaxAttention, kind="differential"):
         return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
 
 
-def _draw(vector: Any) -> None:
+def _draw(vector: Tensor) -> None:
     """Fill with normal initial values of standard deviation 0.1."""
     vector.normal_(0.0, 0.1)

@@ -23,8 +23,11 @@ from zoo.model.attention.recurrent import join_earlier
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.kernels.view.base import Run
+    from zoo.kernels.view.slots import Where
+    from zoo.model.attention.base import SoftmaxAttention
     from zoo.model.scene import Scene
-    from zoo.model.step import Step
+    from zoo.model.step import Step, Weights
 
 
 ENTRIES, ENTRY_TABLES, POOL_TABLES = "entries", "entry_tables", "pool_tables"
@@ -183,7 +186,9 @@ def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str,
 # ---------------------------------------------------------------- once a pass
 
 
-def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any, dtype: torch.dtype) -> None:
+def share_entries(
+    scene: Scene, step: Step, attention: SoftmaxAttention, own: Weights | None, slots: Where | None, dtype: torch.dtype
+) -> None:
     """Give the step what the layers with compressed entries share: the windows of the new tokens, the rotary tables of
     their entries, and masks over entries, which indexers narrow. Raises ConfigError for a bidirectional prefix."""
     if scene.prefix is not None:
@@ -220,7 +225,7 @@ def share_entries(scene: Scene, step: Step, attention: Any, own: Any, slots: Any
     step.extra[ENTRY_TABLES] = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
 
 
-def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
+def _read_texts(scene: Scene, attention: SoftmaxAttention) -> tuple[Entries, Tensor]:
     """Find the windows of whole texts (no cache), and the entries that each query sees [B|1, T, E]. The incomplete
     window at the end of a text makes no entry."""
     rate, new, device = attention.sight.rate, scene.new, scene.device
@@ -243,7 +248,7 @@ def _read_texts(scene: Scene, attention: Any) -> tuple[Entries, Tensor]:
     return entries, whole.sees(row, query, last[:, None]) & real[:, None]
 
 
-def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | None]:
+def _continue_alike(scene: Scene, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
     """Find the windows of new tokens after equally many cached ones in each row, and the entries that each query sees
     [1, T, E] (None for a single token, which sees all)."""
     rate, new, device, past = attention.sight.rate, scene.new, scene.device, scene.past
@@ -262,7 +267,7 @@ def _continue_alike(scene: Scene, attention: Any) -> tuple[Entries, Tensor | Non
     return entries, (ends <= scene.index[past:, None] + 1)[None]
 
 
-def _continue_rows(scene: Scene, attention: Any) -> Entries:
+def _continue_rows(scene: Scene, attention: SoftmaxAttention) -> Entries:
     """Find the windows of new tokens after different numbers of cached ones in each row."""
     rate, new, device, before = attention.sight.rate, scene.new, scene.device, attention.sight.near - 1
     assert scene.cache is not None
@@ -284,7 +289,7 @@ def _continue_rows(scene: Scene, attention: Any) -> Entries:
     return entries
 
 
-def _see_row(scene: Scene, rate: int, count: int, stop: int, runs: Any) -> Segment:
+def _see_row(scene: Scene, rate: int, count: int, stop: int, runs: list[Run]) -> Segment:
     """Find the entries of a row attended by itself, and which of them its `count` queries before index `stop` see."""
     held = count_slots(runs)
     if count == 1:

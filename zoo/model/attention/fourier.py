@@ -61,7 +61,7 @@ class Fourier(Attention, kind="fourier"):
         return (cos @ (wide @ by_cos) - sin @ (wide @ by_sin)).to(x.dtype)
 
 
-def _transform(width: int, device: Any) -> tuple[Tensor, Tensor]:
+def _transform(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Make cosines and sines [D, D] of the transform of `width` numbers."""
     places = torch.arange(width, device=device)
     steps = (places[:, None] * places) % width

@@ -116,7 +116,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         raise NotImplementedError
 
 
-def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -> Tensor:
+def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
     """Rotate leading or last channels of x [B, T, H, C] by attention's own tables; None rotates nothing."""
     if tables is None:
         return x
@@ -143,7 +143,7 @@ def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:
         raise ValueError(f"indexer: '{indexer.kind}' chooses among entries, not tokens (lightning, or attention: csa)")
 
 
-def check_rotation(indexer: Any, position: Position, width: int) -> None:
+def check_rotation(indexer: TopKIndexer | NormedIndexer, position: Position, width: int) -> None:
     """Raises ValueError if an indexer's heads cannot be rotated as attention's are."""
     if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
         raise ValueError(f"indexer.head_dim={indexer.head_dim} has fewer channels than are rotated ({width} or more)")

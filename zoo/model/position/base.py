@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from zoo.kernels.bias import Bias
     from zoo.model.step import Weights
 
 
@@ -88,7 +89,9 @@ class Position(Spec, axis="position"):
         """Rotate x [B, T, H, C]."""
         return x
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
+    def bias(
+        self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Tensor | None = None
+    ) -> Bias | None:
         """Make the `zoo.kernels.bias.Bias` on the scores of queries and keys at the row indices [T] and [S]; None for
         none. `m` holds the scheme's weights, `read` the result of `read` for these queries."""
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.kernels.bias import Given, Placed
+from zoo.kernels.bias import Bias, Given, Placed
 from zoo.lazy import torch
 from zoo.model.position.base import Position, WithAbsolute
 from zoo.model.position.constants import place_constants
@@ -16,6 +16,8 @@ from zoo.spec import Embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class ALiBi(Position, kind="alibi"):
@@ -46,7 +48,7 @@ class ALiBi(Position, kind="alibi"):
     def bias_kind(self) -> str:  # type: ignore[override]
         return "fixed" if self.rounded else "alibi"
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
+    def bias(self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Bias:
         slopes = place_constants(tuple(self.slopes_of(n_heads)), keys.device)
         if self.rounded:  # by key alone: a term of the query's position cancels in the softmax
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)[..., None, :]  # B|- H S
@@ -57,9 +59,9 @@ class ALiBi(Position, kind="alibi"):
 class Sloped(Placed):
     """−slope·|i − j|."""
 
-    slopes: Any
+    slopes: Tensor
 
-    def __init__(self, queries: Tensor, keys: Tensor, slopes: Any) -> None:
+    def __init__(self, queries: Tensor, keys: Tensor, slopes: Tensor) -> None:
         super().__init__(queries, keys, slopes.shape[0])
         self.slopes = slopes
 
@@ -120,7 +122,7 @@ class T5Buckets(WithAbsolute, kind="t5"):
         far = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (count - exact)
         return later + torch.where(distance < exact, distance, (exact + far.long()).clamp(max=count - 1))
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
+    def bias(self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Bias:
         return Bucketed(self, m.table, queries, keys, causal)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoo.lazy import torch
 
-KEPT: dict[Any, Any] = {}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+KEPT: dict[tuple[Hashable, str], Any] = {}
 """Tensors by (key, device); a key is the numbers themselves, say."""
 
 
-def place_constants(numbers: tuple[float, ...], device: Any) -> Any:
+def place_constants(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Make a float32 tensor of the numbers on a device, once for all passes.
 
     A copy to the device makes the host wait, and would otherwise happen for every token.
@@ -19,7 +24,7 @@ def place_constants(numbers: tuple[float, ...], device: Any) -> Any:
     return keep_constant(numbers, device, lambda: torch.tensor(numbers, dtype=torch.float32, device=device))
 
 
-def keep_constant(key: Any, device: Any, make: Callable[[], Any]) -> Any:
+def keep_constant(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
     """Make a constant with `make` and cache it by key and device, for all passes.
 
     Under tracing or fake tensors nothing is cached, because a fake tensor is of no use to the next pass.

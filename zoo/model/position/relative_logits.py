@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels.bias import ByDistance
+from zoo.kernels.bias import Bias, ByDistance
 from zoo.model.norm import WholeNorm, give_weights
 from zoo.model.position.base import Position
 from zoo.spec import Linear, Sized, split
@@ -65,5 +65,5 @@ class RelativeLogits(Position, kind="relative_logits"):
         r = m.query(x).unflatten(-1, (self.n_heads, self.width))
         return m.distances(m.norm(r) if self.norm else r)
 
-    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Any:
+    def bias(self, m: Weights, n_heads: int, queries: Tensor, keys: Tensor, causal: bool, read: Any = None) -> Bias:
         return ByDistance(read, queries, keys)

@@ -330,7 +330,7 @@ class RoPE(Position, kind="rope"):
         cos, sin = angles.cos() * magnitude, angles.sin() * (-magnitude if self.reverse else magnitude)
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
 
-    def rotate(self, x: Tensor, tables: Any) -> Tensor:
+    def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         cos, sin = tables
         width = 2 * cos.shape[-1]
         turned, kept = (x, None) if width == x.shape[-1] else x.split((width, x.shape[-1] - width), -1)
