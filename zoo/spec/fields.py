@@ -3,7 +3,7 @@
     softcap: PositiveFloat | None = None
     \"\"\"Bound of the scores, c·tanh(s/c) (Gemma 2, 2024).\"\"\"
 
-Python drops such docstrings, so that they are read from the source, when somebody asks.
+Python drops docstrings of fields, so they are read from the source, on first use.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class BottleneckAttention(MultiHead, kind="bottleneck"):
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k"),)
 
     width: PositiveInt
-    """Channels that queries and keys read, and of the output: those of the block's bottleneck."""
+    """Channels of the bottleneck, which queries and keys read, and of the output."""
     norm: WholeNorm
     """Norm of x·W_reduce."""
     bias: bool = False

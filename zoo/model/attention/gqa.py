@@ -65,7 +65,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     bias: Annotated[bool | Literal["qkv", "o"], check_word("qkv", "o")] = False
     """Which projections have a bias: all (true), those of queries, keys and values (qkv), or the output's (o)."""
     window: PositiveInt | None = None
-    """Keys that a query sees, itself included; in an encoder, keys to either side of it; null for all (Beltagy et al.,
+    """Number of keys that a query sees, itself included, or to either side in an encoder; null for all (Beltagy et al.,
     2020; Mistral)."""
     window_kind: Literal["sliding", "centred", "chunked"] = "sliding"
     """Where the window lies. sliding: W keys up to the query, or W to either side of one that sees both ways. centred:

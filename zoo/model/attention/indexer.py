@@ -207,7 +207,7 @@ class Lightning(TopKIndexer, kind="lightning"):
     norm: WholeNorm = LayerNorm(eps=1e-6)
     """Norm of the keys."""
     interleaved: bool = False
-    """Whether neighbouring channels are the rotated pairs (GLM-5, 2026), rather than those of two halves."""
+    """Whether neighbouring channels are the rotated pairs (GLM-5, 2026); otherwise a pair is a channel of each half."""
     rotates_last: bool = False
     """Whether the last channels are rotated, rather than the leading ones (Hy4, 2026)."""
     input_norm: WholeNorm | None = None
@@ -289,7 +289,7 @@ class Blocks(NormedIndexer, kind="blocks"):
     local_blocks: PositiveInt = 1
     """Number of newest blocks that are always chosen, of those that a query sees."""
     interleaved: bool = False
-    """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
+    """Whether neighbouring channels are the rotated pairs; otherwise a pair is a channel of each half."""
 
     def __post_init__(self) -> None:
         if self.local_blocks > self.top_blocks:
@@ -401,7 +401,7 @@ class EntryIndexer(TopKIndexer, kind="entries"):
     compressor: Compressor
     """Compressor that makes the indexer's keys: entries of its own, of the same tokens as attention's entries."""
     interleaved: bool = False
-    """Whether neighbouring channels are the rotated pairs, rather than those of two halves."""
+    """Whether neighbouring channels are the rotated pairs; otherwise a pair is a channel of each half."""
 
     def weights(self, d_model: int, q_width: int) -> dict[str, Any]:
         return super().weights(d_model, q_width) | self.compressor.list_parts(d_model, self.head_dim, "index_")

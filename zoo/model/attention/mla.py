@@ -77,7 +77,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     rope_norm: bool = False
     """Whether the one rotated key is normalised before its rotation (Dots Studio, 2026, dots3 note)."""
     window: PositiveInt | None = None
-    """Keys that a causal query sees, itself included; one that sees both ways sees so many to either side (dots3
+    """Number of keys that a causal query sees, itself included, or that a bidirectional one sees to either side (dots3
     note)."""
     raw_latent: bool = False
     """Whether queries also read their latent l before its norm: [norm(l) ; l] (A.X K2, 2026)."""

@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, H heads, K head width, L chunk length
-"""RWKV-7's time mix: a generalised delta rule that removes with one vector what it writes with another."""
+"""RWKV-7's time mix: a generalised delta rule with separate vectors for removing and for writing."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class DynamicScaling(Scaling, kind="dynamic"):
         return self.original_max_seq_len
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
-        assert length is not None  # as `reads_length` asks
+        assert length is not None  # `reads_length` is True
         trained = float(self.original_max_seq_len)
         growth = self.factor * length.clamp(min=trained).float() / trained - (self.factor - 1)  # B 1
         base = theta * growth ** (width / (width - 2))
@@ -215,7 +215,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
     def magnitude_of(self, length: Tensor | None) -> Any:
         if self.long_attention_factor is None:
             return self.magnitude
-        assert length is not None  # as `reads_length` asks
+        assert length is not None  # `reads_length` is True
         long = torch.full_like(length, self.long_attention_factor, dtype=torch.float32)
         return torch.where(length > self.original_max_seq_len, long, self.magnitude)[..., None]
 
@@ -233,7 +233,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
                 raise ValueError(f"{name} has {found} numbers, {width} rotated channels have {width // 2} pairs")
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
-        assert length is not None  # as `reads_length` asks
+        assert length is not None  # `reads_length` is True
         short, long = (place_constants(each, device) for each in (self.short_factor, self.long_factor))
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         divisor = torch.where((length > self.original_max_seq_len)[..., None], long, short)  # B 1 R/2
