@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 class Finished(NamedTuple):
-    """A beam that has ended: its new tokens, and the log-probability of them all over their number to the power of the
-    length penalty."""
+    """A finished beam: its new tokens, and as `score` their log-probability ÷ (number of tokens)^length_penalty."""
 
     score: float
     tokens: list[int]
@@ -31,21 +30,21 @@ class Finished(NamedTuple):
 
 @dataclass
 class Beams:
-    """The beams of one request, and those that have ended.
+    """The running and the finished beams of one request.
 
-    The rules are those of transformers with `early_stopping=False`: of the likeliest continuations of all beams, those
-    that stop are kept if they are among the best `n_beams`; the best `n_beams` others go on, until none can become
-    better than what is kept.
+    The rules are those of transformers with `early_stopping=False`. All beams' continuations are ranked together. One
+    that stops is kept if it ranks among the first `n_beams`; the best `n_beams` that do not stop go on. The search ends
+    when no running beam can beat the worst finished one.
     """
 
     asked: Request
     running: list[Continuation]
     scores: list[float] = field(default_factory=lambda: [0.0])
     finished: list[Finished] = field(default_factory=list)
-    spare: list[Continuation] = field(default_factory=list)  # whose rows wait for a beam to branch
+    spare: list[Continuation] = field(default_factory=list)  # their rows are free for a beam that branches
 
     def advance(self, found: Mapping[Continuation, Tensor]) -> bool:
-        """Choose the next tokens from the logits of each beam [1, V]. False when the search is over."""
+        """Choose the next tokens from each beam's logits [1, V]; return False when the search is over."""
         asked, width = self.asked, self.asked.n_beams
         candidates = self._rank([found[each] for each in self.running], (1 + len(asked.stop_ids)) * width)
         going: list[tuple[float, Continuation, int]] = []
@@ -63,7 +62,7 @@ class Beams:
         return len(self.finished) < width or best > self.finished[-1].score
 
     def _rank(self, logits: Sequence[Tensor], count: int) -> list[tuple[float, Continuation, int]]:
-        """The likeliest continuations of all beams, best first: score, beam and token."""
+        """Return the `count` likeliest continuations of all beams, best first: (score, beam, token)."""
         scores = torch.tensor(self.scores, device=logits[0].device)[:, None]
         chances = (torch.cat(list(logits)).float().log_softmax(-1) + scores).flatten()
         values, places = chances.topk(min(count, len(chances)))
@@ -78,8 +77,8 @@ class Beams:
         self.finished = sorted([*self.finished, beam], key=lambda each: -each.score)[: self.asked.n_beams]
 
     def _branch(self, chosen: Sequence[tuple[float, Continuation, int]]) -> None:
-        """Continue with these. A beam that goes on keeps its row; where it goes on twice, a row of a beam that ends is
-        made like it, which copies only what differs."""
+        """Continue with the chosen (score, beam, token). A beam chosen once keeps its row. If chosen again, its row is
+        copied over the row of a beam that was not chosen, from the first token that differs."""
         parents = [parent for _, parent, _ in chosen]
         free = [each for each in self.running if each not in parents] + self.spare
         kept: dict[Continuation, list[int]] = {}
@@ -103,7 +102,7 @@ class Beams:
         return not bool((best > -math.inf).all())  # NaN is above nothing
 
     def tell(self, number: int) -> list[Event]:
-        """The events of the best `n` beams, once the search is over."""
+        """Return the events of the best `n` beams. Called once the search is over."""
         events = []
         for sample, beam in enumerate(self.finished[: self.asked.n]):
             for place, token in enumerate(beam.tokens, 1):
@@ -113,12 +112,12 @@ class Beams:
 
 
 def _agree(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two rows have in common."""
+    """Count the leading tokens that two rows have in common."""
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def check_beams(request: Request, vocab_size: int) -> None:
-    """Raises ConfigError for what a beam search cannot honour."""
+    """Check a request's beam search. Raises ConfigError for options that it cannot honour, such as sampling options."""
     if request.n_beams == 1:
         return
     if request.n_beams < 1 or request.n > request.n_beams:

@@ -1,5 +1,5 @@
 # B rows, T tokens, V vocabulary
-"""The engine: requests of any length join and leave at any step. Token ids in, token ids out."""
+"""Generate with continuous batching: requests of any length join and leave at any step. Token ids in, token ids out."""
 
 from __future__ import annotations
 
@@ -30,40 +30,42 @@ from zoo.sampling.speculate import accept
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.run.layer import Model
+
 ROWS = 32
-"""Sequences that run at once, unless asked otherwise."""
+"""Maximum number of sequences that run at once, by default."""
 
 CURE = "(sound weights, or dtype=fp32 if the model overflows)"
 
 TILE = 64
-"""Tokens of a prompt that are computed at once where results must be the same to the bit."""
+"""Prompt tokens per pass under `deterministic`, where results must be bit-identical."""
 
 BUDGET = 512
-"""Tokens that a step computes, unless asked otherwise."""
+"""Maximum number of tokens that a step computes, by default."""
 
 
 class Engine:
     """Continue many requests at once with one model.
 
-    A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts: at most
-    `beside` tokens of them where a sequence waits for its next token (fewer keep it from waiting long, and let prompts
-    wait). The cache has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source`
-    tokens each), or for what fits `memory` bytes. Tokens that earlier requests began with, and sources that they had,
-    are not computed again unless `reuse` is false. With `speculate`, up to so many tokens a step are proposed and
-    verified together: by the model `draft`, or by what followed the same tokens before. With `deterministic` a
-    request's log-probabilities are the same to the bit whatever runs beside it: prompts are computed in tiles of TILE
-    tokens, and rows together only where a model was made ready for it (`zoo.prepare(model, stable=True)`), else one by
-    one. The model must stay in eval mode while requests are in flight (`serving` sees to it), and its weights the same:
-    layers are replayed (`zoo.run.recordings`).
+    A step computes the next token of every running sequence and chunks of prompts, at most `budget` tokens in all.
+    While any sequence decodes, at most `beside` of them are prompt tokens: a smaller number shortens the time between
+    tokens and lengthens the time to the first one. The cache has room for `rows` sequences of `tokens` tokens (for an
+    encoder-decoder also `source` tokens each), or for as many as fit `memory` bytes; `overcommit` is the Scheduler's.
+    Prefixes and sources of earlier requests are reused unless `reuse` is false. Speculative decoding proposes up to
+    `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With `deterministic`, a request's
+    log-probabilities are bit-identical whatever else is in the batch: prompts are computed TILE tokens at a time, and
+    rows one by one unless the model was prepared for it (`zoo.prepare(model, stable=True)`). While requests are in
+    flight the model must stay in eval mode (`serving` sets it) and its weights must not change, as layers are replayed
+    (`zoo.run.recordings`).
 
-    With `paged`, as on any device but a CPU unless told otherwise, rows that decode are read by page table; `page` is
-    the size of a page, else what the kernels of the device read. On CUDA steps of one token a row are recorded as
-    graphs and replayed, unless `graphs` is false; `note` gets a line where that cannot be done.
+    `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
+    (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless
+    `graphs` is false; `note` is called with a line where recording fails.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         *,
         rows: int = ROWS,
         tokens: int | None = None,
@@ -73,13 +75,13 @@ class Engine:
         beside: int | None = None,
         overcommit: float = 1.0,
         reuse: bool = True,
-        draft: Any = None,
+        draft: Model | None = None,
         speculate: int = 0,
         deterministic: bool = False,
         paged: bool | None = None,
         page: int | None = None,
         graphs: bool | None = None,
-        dtype: Any = None,
+        dtype: torch.dtype | None = None,
         kernel: str | None = None,
         note: Callable[[str], object] = warnings.warn,
     ) -> None:
@@ -121,10 +123,10 @@ class Engine:
     # ---------------------------------------------------------------- requests
 
     def add(self, request: Request) -> int:
-        """Queue a request; the number under which its events come. Raises ConfigError for one that can never be served:
-        tokens outside the vocabulary, no positions for its length, or more cache than there is."""
+        """Queue a request, and return the number that its events carry. Raises ConfigError for a request that can never
+        be served: tokens outside the vocabulary, no positions for its length, or more cache than there is."""
         check_prompt(self.reader, request.ids, self.seq2seq)
-        ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)
+        ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)  # type: ignore[attr-defined]
         check_length(self.writer, len(ids), request.max_new_tokens)
         request.sampling.check_vocabulary(self.writer.output_vocab_size)
         check_beams(request, self.writer.output_vocab_size)
@@ -178,7 +180,7 @@ class Engine:
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
     def abort(self, number: int, sample: int | None = None) -> list[Event]:
-        """Drop a request, or one of its samples; the events that end them. One that is not live gives none."""
+        """Drop a request, or one of its samples, and return the "aborted" events; none if it is not live."""
         live = self.live.get(number, [])
         gone = [each for each in live if each.finished is None and sample in (None, each.sample)]
         self.scheduler.remove(gone)
@@ -210,8 +212,8 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step; the tokens that came of it. A sample without a next token ends as "failed". Raises ZooError
-        when all requests are done and their pages and slots have not come back."""
+        """Compute one step, and return its new tokens as events. A sample without a next token ends as "failed". Raises
+        ZooError if all requests are done and some of their pages or slots were not released."""
         with torch.inference_mode():
             chunks = self._propose(self.scheduler.plan())
             before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
@@ -232,7 +234,7 @@ class Engine:
         return events
 
     def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
-        """Take a beam search one token further; the events of its best beams when it is over."""
+        """Advance a beam search by one token, and return the events of its best beams if it is over."""
         first = beams.running[0]
         if beams.broken(found):
             fault = name_fault(found[first])
@@ -270,8 +272,8 @@ class Engine:
         return [added.get(id(chunk), chunk) for chunk in chunks]
 
     def _compute(self, chunks: list[Chunk], ready: Collection[Continuation]) -> dict[Continuation, Tensor]:
-        """Run the passes of a step: for sequences that are ready, the logits after the last known token and after each
-        token of the draft [K + 1, V]."""
+        """Run the passes of a step. Return for each ready sequence the logits [K + 1, V] after its last known token and
+        after each of its K draft tokens."""
         found = {}
         for batch in self.passes.batches(chunks):
             for chunk, logits in zip(batch, self.passes.run(batch), strict=True):
@@ -281,7 +283,7 @@ class Engine:
         return found
 
     def _choose(self, ready: list[Chunk], found: Mapping[Continuation, Tensor]) -> list[list[int]]:
-        """The next tokens of each sequence: one, or what of its draft holds and one more."""
+        """Return the next tokens of each sequence: one, or the accepted tokens of its draft and one more."""
         if not ready:
             return []
         logits = join_rows([found[chunk.sequence] for chunk in ready])
@@ -292,7 +294,7 @@ class Engine:
         return accept(self.verifier, drafts, logits, states, shares)
 
     def _save_states(self, chunks: list[Chunk]) -> dict[Continuation, int]:
-        """Copy the recurrent states of sequences that get a draft, as part of it may not hold; the slots of copies."""
+        """Copy the recurrent states of sequences with a draft, which may be rejected; return the copies' slots."""
         drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.passes.recurrent]
         saved = {}
         for each in drafted:
@@ -303,8 +305,8 @@ class Engine:
         return saved
 
     def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[Continuation, int]) -> None:
-        """Undo what was computed of tokens of drafts that do not hold. Recurrent layers go back to the states before
-        the draft, and read once more what holds of it."""
+        """Take rejected draft tokens back out of the cache. Recurrent layers restore the states before the draft, and
+        read its accepted tokens once more."""
         again = []
         for chunk, new in zip(ready, tokens, strict=True):
             each, row = chunk.sequence, chunk.sequence.row
@@ -321,7 +323,7 @@ class Engine:
         self.store.free_slots += saved.values()
 
     def _emit(self, chunk: Chunk, new: list[int], found: Mapping[Continuation, Tensor]) -> list[Event]:
-        """Take the new tokens of a sequence, and tell of them."""
+        """Append the new tokens of a sequence, and return their events."""
         each, events = chunk.sequence, []
         top = each.asked.logprobs
         logprobs = [None] * len(new) if top is None else find_logprobs(found[each][: len(new)], new, [top] * len(new))
@@ -348,7 +350,7 @@ class Engine:
         return events
 
     def _score_prompt(self, chunk: Chunk, logits: Tensor) -> None:
-        """Add the log-probabilities of the prompt's tokens that a pass predicts, where a request asks for them."""
+        """Append the log-probabilities of the prompt tokens that a pass predicts, if the request wants them."""
         each, top = chunk.sequence, chunk.sequence.asked.prompt_logprobs
         if top is None or len(each.ids) > each.prompt or len(each.scores) >= each.prompt:
             return
@@ -369,7 +371,7 @@ class Engine:
 
 
 def name_fault(logits: Tensor, draws: DrawState | None = None) -> str:
-    """Why a row with these logits [V] has no next token; reads on from the token's number."""
+    """Say why a row with these logits [V] has no next token, as the end of a sentence ("row 3 has logits that …")."""
     if draws is not None and draws.fault:
         return f"cannot follow its grammar, found {draws.fault}"
     if draws is not None and float(logits.amax()) > -math.inf:  # NaN is above nothing

@@ -18,9 +18,12 @@ from zoo.sampling.options import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+
 
 def generate(
-    model: Any,
+    model: Model,
     ids: Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -30,16 +33,16 @@ def generate(
     kernel: str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Continue the prompts: prompts and new tokens [B, length], on the model's device. Of an encoder-decoder: what the
-    decoder writes after reading the prompts, its start token first.
+    """Continue prompts [B, P]. Returns prompts and new tokens [B, length] on the model's device; for an encoder-decoder
+    the decoder's tokens, its start token first.
 
-    Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
-    repeats it up to the end. Prompts of unequal length are padded on the left (those of an encoder-decoder anywhere),
-    with zeros in `attention_mask` [B, P] for the padding: each row gets what it would get alone, drawn tokens too. The
-    other `options` are those of `Sampling`.
+    Ends after `max_new_tokens`, or when every row has met one of `stop_ids`; a row that stops earlier repeats its stop
+    id to the end. Prompts of unequal length are padded on the left (an encoder-decoder's anywhere), with zeros in
+    `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get alone, also when sampled. The
+    remaining `options` are fields of `Sampling`.
 
-    Raises ConfigError for options that will not do and for a length that the model has no positions for, ZooError when
-    the logits of a step are NaN.
+    Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if the logits of a
+    step are NaN.
     """
     sampling = Sampling.checked(temperature=temperature, **options)
     tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
@@ -47,13 +50,13 @@ def generate(
     return torch.cat([begin(model.spec, ids.to(next(model.parameters()).device)), *added], 1)
 
 
-def begin(spec: Any, ids: Tensor) -> Tensor:
-    """The tokens that generation continues [B, P]: the prompts, or an encoder-decoder's start token."""
-    return ids if find_writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)
+def begin(spec: Topology, ids: Tensor) -> Tensor:
+    """Return the tokens that generation continues: the prompts [B, P], or an encoder-decoder's start tokens [B, 1]."""
+    return ids if find_writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)  # type: ignore[attr-defined]
 
 
 def stream(
-    model: Any,
+    model: Model,
     ids: Tensor,
     max_new_tokens: int,
     sampling: Sampling | None = None,
@@ -62,11 +65,11 @@ def stream(
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the tokens that `generate` adds, one step [B] at a time. Stops and options as there.
+    """Yield the tokens that `generate` adds, one step [B] at a time, with the same stops and options.
 
-    While the iterator is at work the model is in eval mode and uses `kernel`; once it ends or is closed the model is as
-    it was before. Raises ConfigError as `generate` does, at the call rather than at the first step, and ZooError at a
-    step whose logits are NaN.
+    While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
+    Raises ConfigError as `generate` does, at the call rather than at the first step, and ZooError at a step whose
+    logits are NaN.
     """
     prompts = _read_prompts(find_reader(model.spec) is not find_writer(model.spec), ids, attention_mask)
     if max_new_tokens < 0:
@@ -93,8 +96,8 @@ def stream(
     return _steps(engine, rows)
 
 
-def _check(spec: Any, prompts: Sequence[Sequence[int]]) -> None:
-    """Raises ConfigError for prompts that no engine would take, where none is needed."""
+def _check(spec: Topology, prompts: Sequence[Sequence[int]]) -> None:
+    """Check prompts as `Engine.add` would, for a call that generates no tokens. Raises ConfigError."""
     reader, writer = find_reader(spec), find_writer(spec)
     for prompt in prompts:
         check_prompt(reader, prompt, reader is not writer)
@@ -102,7 +105,7 @@ def _check(spec: Any, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
-    """The tokens of each step [B]; a row that has ended repeats its last."""
+    """Yield the tokens of each step [B]; a row that has ended repeats its last token."""
     tokens, step = [0] * rows, 0
     with serving(engine.model, engine.kernel):
         while engine.busy:
@@ -115,7 +118,7 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
 
 
 def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """The tokens of each prompt, its padding left out. `apart`: an encoder reads them."""
+    """Return the tokens of each prompt without padding. `apart`: an encoder reads them. Raises ConfigError."""
     if ids.ndim != 2 or not ids.numel():
         raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
     rows = ids.tolist()

@@ -1,8 +1,8 @@
 # B rows, V vocabulary
-"""Decoding steps recorded as CUDA graphs: one launch in place of hundreds, and nothing on the host between them.
+"""Record decoding steps as CUDA graphs: one launch in place of hundreds, and no host code between kernels.
 
-A graph runs the same kernels on the same memory, so a step is recorded once for a number of rows and a width of their
-page tables, and reads what changes from one tensor that is filled before it is replayed.
+A graph runs the same kernels on the same memory. So a step is recorded once for each number of rows and width of page
+tables. Ids, slots, lengths and page tables come from one tensor, which is filled before each replay.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from zoo.run.capture import CudaRecorder, Record, find_blocker
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.tower import Tower
+    from zoo.run.layer import Model
+
 LEAST = 256
-"""Tokens that a page table has room for at least. Wider ones have room for twice as many, and so on: a step of rows
-that grow is recorded anew when they have doubled."""
+"""Capacity of the narrowest page table in tokens. Wider ones double it repeatedly, so that rows which grow are
+recorded anew only when they have doubled."""
 
 
 class RecordedStep(NamedTuple):
-    """A step that was recorded: the numbers that it reads, ids first; what replays it; where its logits are."""
+    """A recorded step: its input tensor (ids first), the function that replays it, and its output logits [B, 1, V]."""
 
     numbers: Tensor
     replay: Callable[[], object]
@@ -36,10 +39,10 @@ class RecordedStep(NamedTuple):
 
 
 class Graphs:
-    """The recorded decoding steps of a decoder over a store. `record` records a step; `note` is told what cannot be
-    recorded."""
+    """The recorded decoding steps of a decoder over a store. `record` records a step; `note` is called with a line if
+    recording fails."""
 
-    def __init__(self, model: Any, store: Store, record: Record, note: Callable[[str], object]) -> None:
+    def __init__(self, model: Model, store: Store, record: Record, note: Callable[[str], object]) -> None:
         self.model, self.store, self.record, self.note = model, store, record, note
         pages = zip(store.groups, store.pools, strict=True)
         self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) for group, pool in pages]
@@ -47,7 +50,7 @@ class Graphs:
         self.refusal: str | None = None  # why nothing is recorded any more
 
     def run(self, rows: Sequence[CachedRow], ids: Sequence[int]) -> Tensor | None:
-        """Compute the next token of each row: the logits [B, 1, V]. None where the step cannot be recorded, and nothing
+        """Compute the logits [B, 1, V] of the next token of each row. None if the step cannot be recorded; then nothing
         was computed."""
         if self.refusal is not None:
             return None
@@ -63,13 +66,13 @@ class Graphs:
         return step.logits[: len(rows)].clone()  # the next replay overwrites them
 
     def _round(self, shape: PassShape) -> PassShape:
-        """The shape of the recorded step that serves a pass: rows and pages are rounded up to powers of two."""
+        """Return the shape of the recorded step that serves a pass: rows and pages rounded up to powers of two."""
         least = max(1, LEAST // self.store.page)
         widths = (min(most, max(least, _double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
         return PassShape(_double(shape.rows), 1, tuple(widths))
 
     def _add(self, shape: PassShape) -> bool:
-        """Record a step of this shape, with rows of padding; whether it could be done."""
+        """Record a step of this shape, with rows of padding. Returns False if recording fails."""
         nobody = RowsOfPass(self.store, [], 1, [[] for _ in self.store.groups])
         numbers = _pack(nobody, [], shape).to(self.store.device)
         try:
@@ -82,38 +85,38 @@ class Graphs:
         return True
 
     def refuse(self, reason: str) -> None:
-        """Record nothing from now on, and say why."""
+        """Stop recording for good, and note the reason."""
         self.refusal = reason
         self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
 
     def decode(self, numbers: Tensor, shape: PassShape) -> Tensor:
-        """The step itself: logits [B, 1, V] for the rows that `numbers` describe, a function of these alone."""
+        """Compute one decoding step: logits [B, 1, V] of the rows that `numbers` describe. Depends on nothing else."""
         cache = TensorCache(self.store, PassTensors(numbers[shape.rows :], shape))
         return self.model(numbers[: shape.rows, None], cache=cache, logits_to_keep=1).logits
 
 
 def _pack(placed: RowsOfPass, ids: Sequence[int], shape: PassShape) -> Tensor:
-    """The numbers of a step on the host: the token of each row, then where the rows lie."""
+    """Pack a step's input on the host: each row's token id, then lengths, slots and page tables (`RowsOfPass.pack`)."""
     return as_tensor(array("q", [*ids, *[0] * (shape.rows - len(ids))]) + placed.pack(shape))
 
 
 def _double(count: int) -> int:
-    """The least power of two that is no smaller: 5 → 8."""
+    """Round up to a power of two: 5 → 8."""
     return 1 << (count - 1).bit_length()
 
 
 def make_graphs(
-    model: Any, writer: Any, store: Store, *, asked: bool | None, note: Callable[[str], object]
+    model: Model, writer: Tower, store: Store, *, asked: bool | None, note: Callable[[str], object]
 ) -> Graphs | None:
-    """Graphs for an engine: where they are `asked` for or, if that is None, wherever there is CUDA and rows are read
-    by page. Raises ConfigError where they are asked for and cannot be had."""
+    """Make the Graphs of an engine: if `asked` is true or, where it is None, on CUDA with a paged store; else None.
+    Raises ConfigError if they are asked for and the store is not on CUDA or not paged."""
     able = store.device.type == "cuda" and store.paged
     if asked is False or (asked is None and not able):
         return None
     if not able:
         found = f"found {store.device.type}, paged={str(store.paged).lower()}"
         raise ConfigError(f"graphs: CUDA records steps that read rows by page, {found} (leave it out)")
-    module = model if writer is model.spec else model.get_submodule("decoder")
+    module: Any = model if writer is model.spec else model.get_submodule("decoder")
     graphs = Graphs(module, store, CudaRecorder(store.device), note)
     if (reason := find_blocker(writer, str(next(module.parameters()).dtype).removeprefix("torch."))) is not None:
         graphs.refuse(reason)

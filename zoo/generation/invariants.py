@@ -1,40 +1,44 @@
-"""Check the invariants of an engine between two steps: the rules that its pools, rows and queues break."""
+"""Check the invariants of an engine between two steps, and list those that its pools, rows or queues break."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.cache.store import Group
 from zoo.errors import ZooError
 
+if TYPE_CHECKING:
+    from zoo.generation.engine import Engine
 
-def list_held(engine: Any) -> list[Any]:
-    """List the sequences that have a row: those that run, and those whose rows wait for a beam to branch."""
+
+def list_held(engine: Engine) -> list[Any]:
+    """List the sequences that have a row: running ones, and spare ones of beam searches (`Beams.spare`)."""
     running = engine.scheduler.running
     searches = {id(each.beams): each.beams for each in running if each.beams is not None}
     spare = [each for beams in searches.values() for each in beams.spare]
     return [*running, *(each for each in spare if each not in running)]
 
 
-def list_checkpoints(engine: Any) -> list[Any]:
-    """List what is kept for later rows to begin with."""
+def list_checkpoints(engine: Engine) -> list[Any]:
+    """List the prefix cache's checkpoints of windows and recurrent states."""
     return [] if engine.prefixes is None else list(engine.prefixes.kept.values())
 
 
-def list_live(engine: Any) -> list[Any]:
+def list_live(engine: Engine) -> list[Any]:
     """List the sequences that have not ended."""
     return [each for request in engine.live.values() for each in request if each.finished is None]
 
 
-def check(engine: Any) -> list[str]:
-    """List the rules that an engine breaks between two steps, a line each; none of a sound one."""
+def check(engine: Engine) -> list[str]:
+    """List the invariants that an engine breaks between two steps, one line each; empty for a sound engine."""
     return [*_check_pools(engine), *_check_slots(engine), *_check_rows(engine), *_check_queues(engine)]
 
 
-def _check_pools(engine: Any) -> Iterator[str]:
-    """Every page is free, cached or owned, by as many as name it; a named page is owned or cached."""
+def _check_pools(engine: Engine) -> Iterator[str]:
+    """Check that every page is free, cached or owned, with as many owners as rows and checkpoints list it, and that
+    each page with a key is owned or cached."""
     for number, pool in enumerate(engine.store.pools):
         named = Counter(page for each in list_held(engine) for page in each.row.pages[number])
         named.update(page for kept in list_checkpoints(engine) for page in kept.pages.get(number, ()))
@@ -54,8 +58,8 @@ def _check_pools(engine: Any) -> Iterator[str]:
             yield f"pool {number}: two pages have one name"
 
 
-def _check_slots(engine: Any) -> Iterator[str]:
-    """Every slot of recurrent states is free, a row's or a checkpoint's, and only one of these."""
+def _check_slots(engine: Engine) -> Iterator[str]:
+    """Check that every slot of recurrent states is exactly one of free, a row's or a checkpoint's."""
     free, slots = engine.store.free_slots, engine.store.slots
     rows = [each.row.slot for each in list_held(engine)]
     kept = [each.slot for each in list_checkpoints(engine) if each.slot is not None]
@@ -64,7 +68,7 @@ def _check_slots(engine: Any) -> Iterator[str]:
         yield f"slots: {parts} are not each of {slots} once"
 
 
-def _check_rows(engine: Any) -> Iterator[str]:
+def _check_rows(engine: Engine) -> Iterator[str]:
     for each in list_held(engine):
         place, row, promised = f"request {each.request}, sample {each.sample}", each.row, len(each.source or ())
         known = len(each.ids) if each.beams is None else max(len(each.ids), row.length)
@@ -78,8 +82,9 @@ def _check_rows(engine: Any) -> Iterator[str]:
                 yield f"{place}, pool {number}: {fault}"
 
 
-def _check_row(engine: Any, sequence: Any, number: int, group: Group) -> Iterator[str]:
-    """A row has pages for the tokens that its next one sees and no others, and alone owns those it may write."""
+def _check_row(engine: Engine, sequence: Any, number: int, group: Group) -> Iterator[str]:
+    """Check that a row's pages cover exactly the tokens that its next token sees, and that pages which may be written
+    have no other owner."""
     row, page, pool = sequence.row, engine.store.page, engine.store.pools[number]
     pages, dropped, names = row.pages[number], row.dropped[number], pool._keys
     if group.cross:
@@ -107,8 +112,8 @@ def _check_row(engine: Any, sequence: Any, number: int, group: Group) -> Iterato
             yield f"page {each} is named for other tokens than those it holds"
 
 
-def _check_source(engine: Any, sequence: Any, number: int) -> Iterator[str]:
-    """A source that is kept for reuse lies in the store once, in the pages that have its names."""
+def _check_source(engine: Engine, sequence: Any, number: int) -> Iterator[str]:
+    """Check that a source kept for reuse lies in the store once, in the pages that have its names."""
     names, row = engine.store.pools[number]._keys, sequence.row
     pages = row.pages[number]
     if row.source and engine.sources is not None and [names.get(page) for page in pages] != [*sequence.names]:
@@ -117,8 +122,8 @@ def _check_source(engine: Any, sequence: Any, number: int) -> Iterator[str]:
         yield "pages that its source will be written to are kept for reuse"
 
 
-def _check_queues(engine: Any) -> Iterator[str]:
-    """Every live sequence runs or waits, and those that came first run first."""
+def _check_queues(engine: Engine) -> Iterator[str]:
+    """Check that every live sequence runs or waits, in the order of arrival."""
     running, waiting, live = (
         [(each.request, each.sample) for each in queue]
         for queue in (engine.scheduler.running, engine.scheduler.waiting, list_live(engine))
@@ -131,9 +136,10 @@ def _check_queues(engine: Any) -> Iterator[str]:
 
 
 def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool = True) -> list[str]:
-    """List what is wrong with the chunks planned for a step: for each how many tokens it has and whether it is part of
-    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is.
-    Without `cut`, parts have sizes of their own (tiles, whole prompts), and one alone may be larger than that."""
+    """List the faults of a step's plan, given for each chunk (number of tokens, whether it is part of a prompt).
+
+    Decoding tokens go first. Prompt chunks share the rest of the budget, at least one token. Without `cut`, chunks
+    have fixed sizes (tiles, whole prompts), and a single one may exceed the budget."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]
@@ -145,8 +151,8 @@ def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool =
     return faults
 
 
-def check_drained(engine: Any) -> list[str]:
-    """List what an engine without requests still holds for rows; what it keeps for reuse may stay."""
+def check_drained(engine: Engine) -> list[str]:
+    """List what an engine without requests still holds for rows. Pages and slots kept for reuse may stay."""
     faults = check(engine)
     held, waiting = list_held(engine), engine.scheduler.waiting
     if held or waiting or list_live(engine):
@@ -159,8 +165,8 @@ def check_drained(engine: Any) -> list[str]:
     return faults
 
 
-def check_initial(engine: Any) -> list[str]:
-    """List what is kept by an engine that has forgotten all: its pools must be as when they were made."""
+def check_initial(engine: Engine) -> list[str]:
+    """List what an engine still holds after its prefixes and sources were forgotten: pools must be as at the start."""
     faults = check_drained(engine)
     for number, pool in enumerate(engine.store.pools):
         if len(set(pool._free)) != len(pool.owners) or pool._keys:
@@ -170,8 +176,8 @@ def check_initial(engine: Any) -> list[str]:
     return faults
 
 
-def ensure_drained(engine: Any) -> None:
-    """Raises ZooError, with the first broken rule, for an engine without requests that still holds something."""
+def ensure_drained(engine: Engine) -> None:
+    """Check that an engine without requests holds nothing for rows. Raises ZooError with the first broken rule."""
     faults = check_drained(engine)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

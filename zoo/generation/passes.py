@@ -1,5 +1,5 @@
 # B rows, T tokens, K logits of a row, V vocabulary
-"""Forward passes of a step: which tokens go through the model together, and what goes in with them."""
+"""Run the forward passes of a step: choose which tokens go through the model together, and call it with its cache."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from zoo.spec import Experts, Linear, walk
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.tower import Tower
+    from zoo.run.layer import Model
+
 
 class Passes:
     """Run the tokens of a step through `model`, whose cache is `store`. With `deterministic` a row's bits do not depend
-    on the rows beside it. `graphs` replays passes of one token a row."""
+    on the other rows of the batch. `graphs` replays passes of one token a row."""
 
-    def __init__(self, model: Any, writer: Any, store: Store, device: Any, *, deterministic: bool = False) -> None:
+    def __init__(
+        self, model: Model, writer: Tower, store: Store, device: torch.device, *, deterministic: bool = False
+    ) -> None:
         self.model, self.writer, self.store, self.device = model, writer, store, device
         self.seq2seq, self.deterministic = writer is not model.spec, deterministic
         self.graphs: Graphs | None = None
@@ -34,8 +39,8 @@ class Passes:
         self.recurrent = any(block.state() for block in writer.blocks.values())
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks that go through the model together: all of a step, end to end, where the model can; else the next
-        tokens of all rows, and parts of prompts that are alike, equally many tokens after equally many."""
+        """Yield the chunks of each forward pass. Where the model can, one pass takes all chunks end to end as [1, N].
+        Else one pass takes all decoding rows, and one each the prompt chunks of equal length and equal past."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
@@ -58,7 +63,8 @@ class Passes:
 
     @cached_property
     def _takes_varlen(self) -> bool:
-        """Whether tokens of rows end to end cost no more than each row by itself. On CUDA rows are read by page."""
+        """Whether rows that lie end to end cost no more than each row by itself. Not for MLA (which absorbs them),
+        windows, recurrent layers, or a paged store (as on CUDA)."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
@@ -66,7 +72,7 @@ class Passes:
         return able and fixed and plain and not self.store.paged and all(group.full for group in self.store.groups)
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
-        """Whether these chunks go through the model end to end: parts of prompts and what else there is, not alike."""
+        """Whether these chunks go through the model end to end: a prompt chunk among them, and unequal lengths."""
         if (
             self.deterministic
             or not self._takes_varlen
@@ -76,7 +82,8 @@ class Passes:
         return len({(chunk.sequence.row.length, chunk.count) for chunk in batch}) > 1  # type: ignore[union-attr]
 
     def _stable_batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks that go through the model together where a row's bits must not depend on the others."""
+        """Yield the chunks of each pass where a row's bits must not depend on other rows: decoding rows together if the
+        model was prepared as `stable`, all else one by one."""
         ready = getattr(self.model, "ready", None)
         single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
         together = ready is not None and ready.stable and not self._mixes_rows
@@ -86,17 +93,17 @@ class Passes:
 
     @cached_property
     def _mixes_rows(self) -> bool:
-        """Whether layers multiply rows together elsewhere than in products that `prepare` makes ready: recurrences, and
+        """Whether a layer multiplies rows together outside the Linears that `prepare` makes stable: recurrences, and
         MLA's absorbed products."""
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 
     def _cached(self, sequence: Continuation) -> bool:
-        """Whether a pass needs no source: all but the first one of an encoder-decoder."""
+        """Whether a pass needs no source tokens: any pass but an encoder-decoder's first."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
     def run(self, batch: list[Chunk]) -> Tensor:
-        """One forward of the next tokens of some sequences: the logits [B, K, V] of the last ones of each."""
+        """Run one forward over a batch of chunks. Returns the logits [B, K, V] after the last K tokens of each."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)
@@ -128,7 +135,7 @@ class Passes:
 
 
 def check_deterministic(spec: Any, speculate: int, paged: bool | None = None) -> None:
-    """Raises ConfigError for what cannot give the same bits whatever runs beside it."""
+    """Check that a model and its options can be `deterministic`. Raises ConfigError for paging, drafts and experts."""
     if paged:
         raise ConfigError("paged: rows that are read together may differ in bits from a row alone (false)")
     if speculate:
@@ -138,7 +145,7 @@ def check_deterministic(spec: Any, speculate: int, paged: bool | None = None) ->
 
 
 @contextmanager
-def serving(model: Any, kernel: str | None = None) -> Iterator[None]:
+def serving(model: Model, kernel: str | None = None) -> Iterator[None]:
     """Put the model in eval mode and set its kernel; restore both afterwards, module by module."""
     training = [module for module in model.modules() if module.training]
     before = model.kernel

@@ -1,9 +1,9 @@
-"""Propose tokens for speculative decoding: from the text itself, or with a smaller model."""
+"""Propose tokens for speculative decoding: from n-grams of the text itself, or with a smaller model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.cache.cache import Cache
 from zoo.cache.rows import CachedRow
@@ -17,28 +17,34 @@ from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
 from zoo.sampling.speculate import PromptLookup, draw_draft
 
-Proposal = tuple[list[int], Any]
-"""Tokens, and the probabilities [K, V] that they were drawn with; None for one guess at each place."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+
+Proposal = tuple[list[int], "Tensor | None"]
+"""Draft tokens, and the probabilities [K, V] that they were drawn from; None for n-gram guesses."""
 
 
 class Proposer(Protocol):
-    """Proposes what comes next."""
+    """Proposes draft tokens for speculative decoding."""
 
     def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
-        """Up to `counts[i]` tokens for each sequence."""
+        """Propose up to `counts[i]` tokens for each sequence."""
         ...
 
     def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
-        """Learn how many of the tokens proposed were accepted, which now are the sequence's."""
+        """Learn how many proposed tokens were accepted; the sequence has them already."""
         ...
 
     def forget(self, sequence: Continuation) -> None:
-        """Drop what is kept of a sequence that has ended."""
+        """Drop the state of a sequence that has ended."""
         ...
 
 
 class NGrams:
-    """Propose what followed the same tokens before, in the prompt or in the text (Saxena, 2023)."""
+    """Propose the tokens that followed the same n-gram earlier in the prompt or the text (Saxena, 2023)."""
 
     def __init__(self) -> None:
         self._lookups: dict[Continuation, PromptLookup] = {}
@@ -59,8 +65,8 @@ class NGrams:
         self._lookups.pop(sequence, None)
 
 
-def check_draft(spec: Any, vocab_size: int) -> None:
-    """Raises ConfigError for a model that cannot guess for one of this vocabulary."""
+def check_draft(spec: Topology, vocab_size: int) -> None:
+    """Check a draft model. Raises ConfigError for one that is no plain decoder or has another vocabulary size."""
     writer = find_writer(spec)
     refused = {
         "is an encoder-decoder": writer is not spec,
@@ -75,12 +81,12 @@ def check_draft(spec: Any, vocab_size: int) -> None:
 
 
 class DraftModel:
-    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023), `ahead` tokens at most.
-    It has a cache of its own."""
+    """Propose up to `ahead` tokens drawn from a smaller model of the same vocabulary (Leviathan et al., 2023). The
+    draft model has a cache of its own."""
 
-    def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
+    def __init__(self, model: Model, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
         check_draft(model.spec, vocab_size)
-        writer = model.spec
+        writer = find_writer(model.spec)
         ends = [end for end in (find_limit(writer), writer.cacheable_until) if end is not None]
         if ends and min(ends) < tokens:
             raise ConfigError(
@@ -99,7 +105,7 @@ class DraftModel:
         wanted = [each for each, count in zip(sequences, counts, strict=True) if count > 0]
         logits = [self._catch_up(each) for each in wanted]
         drafts: dict[Continuation, list[int]] = {each: [] for each in wanted}
-        shares: dict[Continuation, list[Any]] = {each: [] for each in wanted}
+        shares: dict[Continuation, list[Tensor]] = {each: [] for each in wanted}
         room = dict(zip(sequences, counts, strict=True))
         live, scores = wanted, torch.cat(logits) if logits else None
         while live:
@@ -121,13 +127,13 @@ class DraftModel:
     def _state(self, sequence: Continuation, draft: list[int]) -> DrawState:
         return sequence.draws.ahead(draft)[-1] if draft else sequence.draws
 
-    def _catch_up(self, sequence: Continuation) -> Any:
-        """Compute what the draft model has not read yet: the logits after the sequence's last token [1, V]."""
+    def _catch_up(self, sequence: Continuation) -> Tensor:
+        """Compute the tokens that the draft model has not read yet; return the logits [1, V] after the last one."""
         if sequence not in self._rows:
             self._rows[sequence] = CachedRow(self.store)
         return self._pass([sequence], [sequence.ids[self._rows[sequence].length :]])
 
-    def _pass(self, sequences: Sequence[Continuation], tokens: list[list[int]]) -> Any:
+    def _pass(self, sequences: Sequence[Continuation], tokens: list[list[int]]) -> Tensor:
         cache = Cache(self.store, [self._rows[each] for each in sequences])
         ids = torch.tensor(tokens, device=self.store.device)
         with torch.inference_mode():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from zoo.sampling.options import Sampling
 from zoo.sampling.sampler import Logprob
+
+if TYPE_CHECKING:
+    from zoo.sampling.guide import Guide
 
 Reason = Literal["stop", "length", "aborted", "failed"]
 
@@ -16,12 +19,11 @@ Reason = Literal["stop", "length", "aborted", "failed"]
 class Request:
     """One prompt to continue.
 
-    `ids` are the prompt's tokens; of an encoder-decoder, the source's. Ends at one of `stop_ids` ("stop") or after
-    `max_new_tokens` ("length"). `n` samples continue one prompt; with `n_beams` above 1 they are the best of a beam
-    search, by log-probability over length to the power of `length_penalty` (Wu et al., 2016). `copy` tells equal
-    prompts apart, which then draw other tokens. `logprobs` k reports each new token's log-probability and those of the
-    k likeliest, `prompt_logprobs` the same of the prompt's tokens. `guide` is a compiled grammar that every token must
-    follow.
+    `ids` are the prompt's tokens; for an encoder-decoder, the source's. Ends at one of `stop_ids` ("stop") or after
+    `max_new_tokens` ("length"). `n` is the number of samples; with `n_beams` above 1 they are the best beams of a beam
+    search, by log-probability ÷ length^length_penalty (Wu et al., 2016). `copy` numbers requests with equal prompts, so
+    that each draws other tokens. `logprobs=k` reports each new token's log-probability and the k likeliest tokens,
+    `prompt_logprobs=k` the same for the prompt's tokens. `guide` is a compiled grammar that every token must follow.
     """
 
     ids: Sequence[int]
@@ -34,14 +36,14 @@ class Request:
     length_penalty: float = 1.0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    guide: Any = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """A new token of a request's sample; or the end of one, where `finished` says why (the stop id itself comes as a
-    token). One that "failed" has no next token, and `fault` says why: "has logits that are NaN …". `prompt` holds the
-    prompt's log-probabilities, with the first event of a request that asks for them."""
+    """A new token of a request's sample, and the reason in `finished` if the sample ends with it (a stop id is itself a
+    token). A sample that was aborted or failed ends with `token` None; `fault` says why it failed ("has logits that are
+    NaN …"). The first event of a request with `prompt_logprobs` has the prompt's log-probabilities in `prompt`."""
 
     request: int
     sample: int

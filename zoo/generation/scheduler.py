@@ -1,11 +1,11 @@
-"""Schedule sequences: which run in the next step, and how many tokens of each. Plain numbers; no tensors."""
+"""Schedule sequences: which run in the next step, and how many tokens of each. Works on plain numbers, not tensors."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.cache.prefix import Prefixes
 from zoo.cache.rows import CachedRow
@@ -14,13 +14,20 @@ from zoo.cache.store import Store
 from zoo.generation.beams import Beams
 from zoo.generation.request import Reason, Request
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.sampling.draws import DrawState
+    from zoo.sampling.sampler import Logprob
+
 
 @dataclass(eq=False)
 class Continuation:
-    """One of a request's samples: its tokens so far, and its row in the store while it runs.
+    """One sample of a request: its tokens so far, and its row in the store while it runs.
 
-    `ids` are what the decoder has read or will read next, `prompt` how many of them were given. `source` are an
-    encoder-decoder's prompt tokens, whose pages then have the `names`. `draws` is the state of its sampling.
+    `ids` are the decoder's tokens, of which the first `prompt` were given. `source` holds an encoder-decoder's prompt
+    tokens. `names` are the prefix cache's keys of whole pages of `ids` (of `source`, if there is one). `draws` is the
+    sampling state.
     """
 
     request: int
@@ -28,42 +35,44 @@ class Continuation:
     asked: Request
     ids: list[int]
     prompt: int
-    draws: Any
+    draws: DrawState
     source: tuple[int, ...] | None = None
     row: CachedRow | None = None
     names: list[bytes] = field(default_factory=list)
     finished: Reason | None = None
     leader: Continuation | None = None  # the first sample of the same request
     beams: Beams | None = None
-    scores: list[Any] = field(default_factory=list)  # the prompt's log-probabilities, as far as they are known
+    scores: list[Logprob | None] = field(
+        default_factory=list
+    )  # the prompt's log-probabilities, as far as they are known
     preempted: int = 0
 
     @property
     def total(self) -> int:
-        """The most tokens that it may come to have."""
+        """Maximum number of tokens that the sequence may reach."""
         return self.prompt + self.asked.max_new_tokens
 
     @property
     def left(self) -> int:
-        """Tokens that are known and not computed yet."""
+        """Number of known tokens that are not computed yet."""
         return len(self.ids) - (self.row.length if self.row else 0)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one sequence that come into a step: the next `count` that are not computed. The last of them may be a
-    `draft`: tokens proposed, with the probabilities `shares` [K, V] that they were drawn with. `whole` takes all tokens
-    without the cache, where a model's positions make earlier keys useless (dynamic NTK)."""
+    """The next `count` uncomputed tokens of one sequence, for one step. The last of them may be a `draft` of K proposed
+    tokens, drawn with probabilities `shares` [K, V]. `whole` computes all tokens without the cache, where positions
+    change earlier keys (dynamic NTK past the trained length)."""
 
     sequence: Continuation
     count: int
     whole: bool = False
     draft: tuple[int, ...] = ()
-    shares: Any = None
+    shares: Tensor | None = None
 
     @property
     def tokens(self) -> list[int]:
-        """Their ids."""
+        """Token ids of the chunk."""
         row = self.sequence.row
         assert row is not None
         start = 0 if self.whole else row.length
@@ -71,19 +80,18 @@ class Chunk:
 
     @property
     def ends(self) -> bool:
-        """Whether it ends with the last known token, so that the next one can be chosen."""
+        """Whether the chunk ends with the sequence's last known token, so that a next one can be chosen."""
         return self.whole or self.sequence.left == self.count - len(self.draft)
 
 
 class Scheduler:
-    """First come, first served: waiting sequences start as soon as there is room, and run until they end.
+    """Schedule first come, first served: a waiting sequence starts when there is room, and runs until it ends.
 
-    A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
-    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever; and at most `beside`
-    tokens of them where a sequence waits for its next token, so that it does not wait long. With `overcommit`
-    above 1 a sequence starts with room for its tokens divided by that; if pages run out, the one that started last
-    gives up its row and waits again. With `tile`, prompts are cut at its multiples and what was generated is computed a
-    token at a time, so that a token meets the same shapes whatever runs beside it.
+    A step computes one token of each decoding sequence, and chunks of prompts within `budget` tokens in all: at least
+    one prompt token (else decoding sequences could starve a prompt), and at most `beside` while any sequence decodes.
+    A sequence reserves pages for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence
+    that started last is preempted and waits again. With `tile`, prompts are cut at its multiples and tokens generated
+    before a preemption are recomputed one at a time, so that shapes do not depend on what else runs.
     """
 
     def __init__(
@@ -107,7 +115,7 @@ class Scheduler:
         self.preemptions = 0
 
     def plan(self) -> list[Chunk]:
-        """Admit what fits, and say what the next step computes."""
+        """Admit waiting sequences that fit, and return the chunks that the next step computes."""
         self._admit()
         self._make_room()
         chunks, left = [], self.budget
@@ -121,13 +129,13 @@ class Scheduler:
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
-                if count <= left or left == whole:  # what cannot be cut goes over the budget alone, or waits
+                if count <= left or left == whole:  # a chunk of fixed size waits, or exceeds the budget alone
                     chunks.append(Chunk(each, count))
                     left -= count
         return chunks
 
     def _tile(self, sequence: Continuation) -> int:
-        """The tokens up to the end of a tile or of the prompt; of what was generated one."""
+        """Return the number of tokens up to the end of the tile or the prompt; 1 for generated tokens."""
         assert sequence.row is not None and self.tile is not None
         length = sequence.row.length
         if length >= sequence.prompt:
@@ -166,14 +174,14 @@ class Scheduler:
                 return
 
     def _count_rows(self) -> int:
-        """The rows that are taken, those that wait for a beam to branch included."""
+        """Count the rows in use, spare rows of beam searches included."""
         searches = {id(each.beams): each.beams for each in self.running if each.beams is not None}
         beams = sum(len(each.running) + len(each.spare) for each in searches.values())
         return beams + sum(each.beams is None for each in self.running)
 
     def _awaits(self, sequence: Continuation) -> bool:
-        """Whether what the sequence reads is being computed: by the first sample of its request, by one that has the
-        same source, or by one whose prompt begins as its own does."""
+        """Whether a running sequence is computing what this one could reuse: the prompt of the same request, the same
+        source, or a prompt with the same prefix."""
         leader = sequence.leader
         if leader is not None and leader.row is not None and leader.row.length < leader.prompt:
             return True
@@ -196,7 +204,7 @@ class Scheduler:
         )
 
     def _widen(self, sequence: Continuation) -> bool:
-        """Give a beam search the rows of its other beams; False where there is no room yet."""
+        """Give a beam search the rows of its other beams; return False if there is no room yet."""
         spare = [replace(sequence, ids=[], row=None) for _ in range(sequence.asked.n_beams - 1)]
         sequence.beams = Beams(sequence.asked, [sequence], spare=spare)
         for each in spare:
@@ -208,14 +216,14 @@ class Scheduler:
         return True
 
     def _start(self, sequence: Continuation, restore: bool = True) -> CachedRow | None:
-        """A row with room for the sequence, or None where there is none yet."""
+        """Return a row with room for the sequence, or None if there is no room yet."""
         while not self.store.free_slots:
             if self.prefixes is None or not self.prefixes.evict():
                 return None
         row = CachedRow(self.store)
         if self.prefixes is not None and restore:
             self.prefixes.name(sequence.names, sequence.ids)
-            if sequence.asked.prompt_logprobs is None:  # these are made of logits, which nothing keeps
+            if sequence.asked.prompt_logprobs is None:  # prompt log-probabilities need logits, which no cache keeps
                 self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
         if self.sources is not None and restore and sequence.source is not None:
             sequence.names = sequence.names or self.sources.name(sequence.source)
@@ -233,7 +241,7 @@ class Scheduler:
         return None
 
     def _reserve(self, row: CachedRow, sequence: Continuation) -> bool:
-        """Own what the sequence needs to start: all of it, unless more is promised than there is."""
+        """Own the pages that the sequence needs to start: all that it may use, divided by `overcommit`."""
         tokens = max(len(sequence.ids) + 1, int(sequence.total / self.overcommit))
         tokens = min(tokens, sequence.total, self.limit)
         for number, group in enumerate(self.store.groups):
@@ -246,7 +254,7 @@ class Scheduler:
     # ---------------------------------------------------------------- running out
 
     def _make_room(self) -> None:
-        """Make sure that every running sequence can store what the next step may compute of it."""
+        """Own pages for every token that the next step may compute, preempting the last sequences if none are left."""
         for sequence in list(self.running):
             while sequence.row is not None and not self._grow(sequence):
                 self.preempt(self.running[-1])
@@ -266,8 +274,8 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: Continuation) -> None:
-        """Take a running sequence's row away; it starts over, with the tokens it has, before all others that wait. A
-        beam search starts over with its prompt."""
+        """Release a running sequence's row, and put the sequence first in the queue. It starts over with the tokens it
+        has; a beam search starts over with its prompt."""
         if sequence.beams is not None:
             sequence = self._narrow(sequence.beams)
         else:
@@ -278,14 +286,14 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _narrow(self, beams: Beams) -> Continuation:
-        """End all rows of a beam search; the sequence with which it starts again."""
+        """End all rows of a beam search, and return the sequence with which it starts again."""
         first, *_ = beams.running
         self.end(beams)
         first.beams, first.ids = None, first.ids[: first.prompt]
         return first
 
     def end(self, beams: Beams) -> None:
-        """End all rows of a beam search."""
+        """Release all rows of a beam search."""
         for each in (*beams.running, *beams.spare):
             if each in self.running:
                 self.running.remove(each)
@@ -294,7 +302,7 @@ class Scheduler:
                 each.row = None
 
     def leave(self, sequence: Continuation) -> None:
-        """End a running sequence's row."""
+        """Release a running sequence's row."""
         self.running.remove(sequence)
         assert sequence.row is not None
         sequence.row.release()
@@ -313,7 +321,7 @@ class Scheduler:
     # ---------------------------------------------------------------- afterwards
 
     def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
-        """Keep what a step computed for reuse; `before` are the lengths that rows had."""
+        """Keep the pages and states that a step computed for reuse; `before` are the rows' lengths before the step."""
         for chunk, length in zip(chunks, before, strict=True):
             row = chunk.sequence.row
             if self.sources is not None and not length and row is not None and row.source:
@@ -324,6 +332,6 @@ class Scheduler:
             each = chunk.sequence
             assert each.row is not None
             if (each.beams is not None or self.tile) and length >= each.prompt:
-                continue  # a row that other beams may write over; tokens that were computed one by one
+                continue  # other beams may overwrite this row; or tokens were computed one by one
             self.prefixes.name(each.names, each.ids)
             self.prefixes.keep(each.row, each.names, length, self._last_page(each))

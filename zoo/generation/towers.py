@@ -1,19 +1,22 @@
 # B batch, P prompt
-"""The towers of a model that read prompts and write text, and what prompts they can take."""
+"""Find the towers of a model that read prompts and write text, and check prompts against their limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
 from zoo.model.head import describe_lack
 from zoo.model.position.base import Position
 from zoo.spec import components
 
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology, Tower
 
-def find_writer(spec: Any) -> Any:
-    """The tower that generates: the model itself, or its decoder. Raises ConfigError for a model that has none."""
+
+def find_writer(spec: Topology) -> Tower:
+    """Return the tower that generates: the model itself, or its decoder. Raises ConfigError if no tower does."""
     towers = [tower for tower in spec.towers().values() if tower.causal]
     if not towers:
         raise ConfigError(f"generate: an {spec.kind} writes no text (a decoder or an encoder_decoder does)")
@@ -22,13 +25,13 @@ def find_writer(spec: Any) -> Any:
     return towers[0]
 
 
-def find_reader(spec: Any) -> Any:
-    """The tower that reads the prompts: the model itself, or its encoder."""
+def find_reader(spec: Topology) -> Tower:
+    """Return the tower that reads the prompts: the model itself, or its encoder."""
     return next(iter(spec.towers().values()))
 
 
-def check_length(spec: Any, prompt: int, new: int) -> None:
-    """Raises ConfigError when a position scheme ends before `prompt + new` tokens: a learned table. Others go on."""
+def check_length(spec: Tower, prompt: int, new: int) -> None:
+    """Check that a tower has positions for `prompt + new` tokens. Raises ConfigError if a learned table is shorter."""
     limit = find_limit(spec)
     if limit is not None and prompt + new > limit:
         would = f"at most {limit - prompt}" if limit > prompt else "a shorter prompt"
@@ -36,15 +39,15 @@ def check_length(spec: Any, prompt: int, new: int) -> None:
         raise ConfigError(f"max_new_tokens: {found} ({would} would do)")
 
 
-def find_limit(spec: Any) -> int | None:
-    """The longest row that every position scheme of a tower has positions for; None for any."""
+def find_limit(spec: Tower) -> int | None:
+    """Return the longest sequence that every position scheme of a tower supports, in tokens; None for no limit."""
     limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def check_prompt(reader: Any, ids: Sequence[int], apart: bool) -> None:
-    """Raises ConfigError for a prompt that has no token, or one that the tower which reads it has no number or no
-    position for; `apart` says that it is an encoder."""
+def check_prompt(reader: Tower, ids: Sequence[int], apart: bool) -> None:
+    """Check a prompt against the tower that reads it; `apart` says that this is an encoder. Raises ConfigError if the
+    prompt is empty, has a token outside the vocabulary, or is longer than an encoder's positions."""
     if not ids:
         raise ConfigError("ids: no token (start from BOS)")
     if not 0 <= min(ids) <= max(ids) < reader.vocab_size:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from zoo.model.drops import Dropping
 from zoo.model.step import Output
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 from zoo.ranks.shards import ALL
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology, Tower
 
 lazy.load()
 torch.export.register_dataclass(Output)
@@ -234,7 +237,8 @@ def _device() -> torch.device:
 class Model(Layer):
     """A whole model: the outermost Layer, which resolves ties and finds the kernels of its device."""
 
-    shares = ALL  # what this process holds of each tensor
+    spec: "Topology"
+    shares = ALL  # which part of each tensor this process holds
 
     def __init__(self, spec: Any) -> None:
         super().__init__(spec, spec.d_model)
@@ -281,9 +285,9 @@ class Model(Layer):
         logits = self.get_submodule(f"{path}.head" if path else "head")(hidden)
         return self.seam.join_logits(logits, tower.vocab_size) if tower.head.predicts_tokens else logits
 
-    def towers(self) -> list[tuple[str, Any]]:
-        """List the stacks of layers: the path of each one's module, and its Spec."""
-        return list(self.spec.towers().items())  # type: ignore[attr-defined]
+    def towers(self) -> list[tuple[str, "Tower"]]:
+        """List the stacks of layers: each one's module path and Spec."""
+        return list(self.spec.towers().items())
 
 
 def list_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:

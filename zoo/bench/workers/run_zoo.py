@@ -88,7 +88,7 @@ def export_folder(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate(model: torch.nn.Module, ids: torch.Tensor, new: int, job: dict[str, Any]) -> torch.Tensor:
-    return zoo.generate(model, ids, max_new_tokens=new, temperature=0)[:, ids.shape[1] :]
+    return zoo.generate(model, ids, max_new_tokens=new, temperature=0)[:, ids.shape[1] :]  # type: ignore[arg-type]
 
 
 def serve(model: torch.nn.Module, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
