@@ -1,1 +1,1 @@
-"""The generation engine: token ids in, token ids out."""
+"""The KV cache and recurrent states of generation: pools of slots, pages, rows, and reuse of prefixes and sources."""

@@ -1,5 +1,5 @@
 # B rows, T new tokens, S keys, N slots
-"""The rows of one pass in a Store: where their new tokens go, and where the keys lie that they read."""
+"""The rows of one forward pass in a Store: the slots that their new tokens are written to, and the keys they read."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from zoo.kernels.view.slots import Where
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo.run.recordings import Recordings
 
 
 class LayerCache:
-    """The cache of one layer in one pass."""
+    """The KV cache and states of one layer in one pass."""
 
-    def __init__(self, layer: LayerStore, slots: Any, packs: bool = False) -> None:
+    def __init__(self, layer: LayerStore, slots: tuple[int, int] | Tensor, packs: bool = False) -> None:
         self.layer = layer
-        self.packs = packs  # whether keys are copied to be read, so that a product meets the same strides in any pool
-        self.slots = slots  # of the rows' recurrent states: the first and one past the last, or a tensor [B]
+        self.packs = packs  # whether keys are copied before a read, so that products see the same strides in any pool
+        self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
 
-    def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
-        """Write the new tokens. Give the keys that may be read, the new ones included [B, S, …]; for ragged rows the
-        pools [N, …]."""
+    def append(self, where: Where, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Write the new tokens' tensors by name. Return the keys to read, new ones included [B, S, …]; for ragged rows
+        the whole pools [N, …]."""
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, where: Where, pool: Any, new: Any) -> Any:
+    def _append(self, where: Where, pool: Tensor, new: Tensor) -> Tensor:
         if where.joins:
             joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
             where.store(pool, joined)
@@ -47,9 +49,11 @@ class LayerCache:
             keys = where.whole(pool) if where.ragged else where.load(pool)
         return keys.contiguous() if self.packs and not where.ragged else keys
 
-    def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: Sequence[str]) -> Any:
-        """Keys and values of an encoder's output by name, [B, S, …] or pools: computed and written if `compute` is
-        given, else read."""
+    def recall(
+        self, where: Where, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
+    ) -> tuple[Tensor, ...]:
+        """Return keys and values of an encoder's output by name, [B, S, …] or pools. `compute` makes new ones, which
+        are written first; None: they are cached already."""
         pools = [self.layer.cross[name] for name in names]
         if compute is not None:
             for pool, new in zip(pools, compute(), strict=True):
@@ -59,13 +63,13 @@ class LayerCache:
                     where.store(pool, new)
         return tuple(where.whole(pool) if where.ragged else where.load(pool) for pool in pools)
 
-    def state(self, name: str) -> Any:
-        """A recurrent state of the rows [B, …]."""
+    def state(self, name: str) -> Tensor:
+        """Return a recurrent state of the rows [B, …]."""
         slots, state = self.slots, self.layer.states[name]
         return state[slots[0] : slots[1]] if isinstance(slots, tuple) else state[slots]
 
-    def hold(self, name: str, value: Any) -> None:
-        """Keep a recurrent state for the rows' next tokens."""
+    def hold(self, name: str, value: Tensor) -> None:
+        """Store a recurrent state [B, …] for the rows' next tokens."""
         slots, state = self.slots, self.layer.states[name]
         if isinstance(slots, tuple):
             state[slots[0] : slots[1]] = value
@@ -74,12 +78,12 @@ class LayerCache:
 
 
 class Cache:
-    """The rows of a Store that a forward pass reads and adds to, each with a length of its own.
+    """The rows of a Store that a forward pass reads and extends; each row has its own length.
 
-    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding; or,
-    if `varlen`, [1, N], the next tokens of all rows end to end. With `apart` each row is attended by itself, whatever
-    the others are like; `packs` copies the keys that it reads, so that no bit depends on the pool. In a paged
-    store rows are read by page, but for long parts of prompts.
+    A pass takes token ids [B, T], where row b's next tokens are the first `counts[b]` and the rest is padding; or, with
+    `varlen`, [1, N], the next tokens of all rows end to end. `apart` attends each row by itself; `packs` copies keys
+    before they are read, so that no bit depends on the pool. In a paged store rows are read by page table, except for
+    prompt chunks longer than a draft.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class Cache:
         self.varlen = varlen
         self.recordings = recordings
         self.counts: list[int] | None = None  # None: every row has T new tokens
-        self.tensors: PassTensors | None = None  # of a pass that reads by page
+        self.tensors: PassTensors | None = None  # set in a pass that reads by page table
         numbers = [row.slot for row in self.rows]
         consecutive = all(b == a + 1 for a, b in pairwise(numbers))
         slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
@@ -110,19 +114,19 @@ class Cache:
         capacity: int,
         *,
         source: int = 0,
-        dtype: Any = None,
-        device: Any = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         **layout: Any,
     ) -> Cache:
-        """Allocate for `batch` rows of up to `capacity` tokens, each of which reads `source` tokens of an encoder's
-        output; of the model's own dtype and device unless given. `layout` are Store's `page` and `paged`."""
+        """Allocate a cache for `batch` rows of up to `capacity` tokens, each reading `source` tokens of an encoder's
+        output. dtype and device default to the model's. `layout` holds Store's `page` and `paged`."""
         spec = next(tower for tower in getattr(model, "spec", model).towers().values() if tower.causal)
         if dtype is None or device is None:
             weight = next(model.parameters())
             dtype, device = dtype or weight.dtype, device or weight.device
         page = layout.get("page", PAGE)
         pages = [group.pages(source if group.cross else capacity, page=page) for group in list_groups(spec)]
-        store = Store(spec, [batch * each for each in pages], batch, dtype=dtype, device=device, **layout)
+        store = Store(spec, [batch * each for each in pages], batch, dtype=dtype, device=device, **layout)  # type: ignore[arg-type]
         rows = [CachedRow(store) for _ in range(batch)]
         for row in rows:
             for group, count in enumerate(pages):
@@ -131,57 +135,57 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, those of rows that are not in this pass too."""
+        """Bytes allocated by the store, including rows that are not in this pass."""
         return self.store.nbytes
 
     @property
     def past(self) -> int | None:
-        """How many tokens every row holds; None where rows differ, lie end to end, or are read by page."""
+        """Number of cached tokens of every row; None if rows differ, lie end to end, or are read by page table."""
         if self.varlen or self.tensors is not None:
             return None
         lengths = {row.length for row in self.rows}
         return lengths.pop() if len(lengths) == 1 else None
 
     @property
-    def starts(self) -> Any:
-        """How many tokens each row holds [B]."""
+    def starts(self) -> Tensor:
+        """Number of cached tokens of each row [B]."""
         if self.tensors is not None:
             return self.tensors.starts
         return torch.tensor([row.length for row in self.rows], device=self.store.device)
 
     @property
     def longest(self) -> int:
-        """The tokens of the longest row."""
+        """Number of cached tokens of the longest row."""
         return max(row.length for row in self.rows)
 
     def reach(self, new: int) -> int:
-        """The tokens of the longest row after a pass of `new` columns."""
+        """Return the length of the longest row after a pass of `new` columns."""
         if self.past is not None:
             return self.past + new
         return max(row.length + self.count(number, new) for number, row in enumerate(self.rows))
 
     @property
     def has_source(self) -> bool:
-        """Whether every row has the keys of an encoder's output."""
+        """Whether the keys of an encoder's output are cached for every row."""
         return all(row.source for row in self.rows)
 
     @property
     def alike(self) -> bool:
-        """Whether all rows have as many tokens and get as many new ones."""
+        """Whether all rows have equal lengths and numbers of new tokens, and are not `apart` or `varlen`."""
         return self.counts is None and self.past is not None and not (self.apart or self.varlen)
 
     def list_places(self) -> list[int]:
-        """The places of all rows' new tokens in their rows, end to end."""
+        """List the positions of all rows' new tokens in their rows, end to end."""
         counts = self.counts or [1] * len(self.rows)
         return [row.length + n for row, count in zip(self.rows, counts, strict=True) for n in range(count)]
 
     def count(self, row: int, new: int) -> int:
-        """The new tokens of a row in a pass of `new` columns."""
+        """Return the number of new tokens of a row in a pass of `new` columns."""
         return new if self.counts is None else self.counts[row]
 
     def lay_out(self, kind: str, new: int) -> Where | None:
-        """Say where the next tokens [B, T] go in layers of this kind, and make room for them; None for layers that keep
-        no tokens. Raises ConfigError where there is no room."""
+        """Map the next tokens [B, T] to slots in layers of this kind, and make room for them; None for layers without a
+        KV cache. Raises ConfigError if there is no room."""
         if kind not in self.store.group_of:
             return None
         number = self.store.group_of[kind]
@@ -192,7 +196,7 @@ class Cache:
         return self._laid[number]
 
     def begin(self, counts: Sequence[int] | None, new: int) -> None:
-        """Start a pass of `new` columns in which row b adds `counts[b]` tokens; None: as many as there are columns."""
+        """Start a pass of `new` columns in which row b adds `counts[b]` tokens; None: all rows add `new`."""
         self.counts = None if counts is None else list(counts)
         self._laid: dict[int, Where] = {}
         self.tensors = None
@@ -202,21 +206,21 @@ class Cache:
             self.tensors = PassTensors(numbers, placed.shape)
 
     def _reads_pages(self, new: int) -> bool:
-        """Whether a pass of `new` columns reads by page: next tokens and drafts, which have no prefix to see whole and
-        no source to keep."""
+        """Whether a pass of `new` columns reads by page table: decoding steps and drafts do, but not prompts, which may
+        have a bidirectional prefix or a source to write."""
         if not self.store.paged or new > self.store.new or self.apart or self.packs or self.varlen:
             return False
         begun = new == 1 or all(row.length for row in self.rows)
         return begun and (self.store.cross_group is None or self.has_source)
 
     def end(self, new: int) -> None:
-        """End a pass of `new` columns."""
+        """End a pass of `new` columns: rows grow by their new tokens."""
         for number, row in enumerate(self.rows):
             row.length += self.count(number, new)
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
-        """Say where the next tokens go in a group. Of entries of several tokens a pass makes `columns` of each row, of
-        which those are stored whose last token has come."""
+        """Map the next tokens to slots in a group. Where an entry stands for `rate` tokens, a pass makes `columns`
+        entries of each row, and stores those whose last token has come."""
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
         columns = new if group.rate == 1 else count_windows(group.rate, new, self.past)
         stops = [row.length + self.count(place, new) for place, row in enumerate(self.rows)]
@@ -226,7 +230,7 @@ class Cache:
         reads, slots, taken, column = [], [], [], 0
         for place, (row, stop) in enumerate(zip(self.rows, stops, strict=True)):
             first = group.first_seen(row.length)
-            begin, origin = row.length, row.length  # the first token to write, and the first of those at hand
+            begin, origin = row.length, row.length  # first token to write; first token of the tensor to write from
             if joins:
                 reads.append(row.runs(number, first, row.length))
                 begin, origin = row.turn(number, group.first_seen(stop)), first
@@ -250,15 +254,15 @@ class Cache:
         return where
 
     def _joins(self, group: Group, length: int, stop: int, room: int) -> bool:
-        """Whether several new tokens and those that they see take more pages than a row has."""
+        """Whether several new tokens and the tokens that they see take more pages than a row has."""
         first, last = group.first_seen(length) // self.store.page, (stop - 1) // self.store.page
         return stop - length > 1 and last - first + 1 > room
 
     def _map(
         self, reads: list[list[Run]], slots: list[int], *, ragged: bool, joins: bool = False, singly: bool = False
     ) -> Where:
-        """Say how rows are read, and how these slots are written. Rows that are alike, but have no common stride, are
-        read one by one where they are to be read `singly`."""
+        """Make the Where that reads these runs and writes these slots. Rows of equal length without a common stride are
+        gathered, or with `singly` read one by one."""
         where, strided = Where(reads, joins=joins, ragged=ragged), _strided(reads)
         if not ragged:
             where.in_place = strided and not joins
@@ -277,13 +281,13 @@ class Cache:
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 
-    def _slots(self, rows: list[list[Run]]) -> Any:
-        """The slots of rows that have equally many [B, S]."""
+    def _slots(self, rows: list[list[Run]]) -> Tensor:
+        """Return the slots [B, S] of rows with equal numbers of slots."""
         return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> Where | None:
-        """Say where the keys of an encoder's output lie; `tokens` is how many the rows now come to read, or None if
-        they have them."""
+        """Map the keys of an encoder's output to slots. `tokens` is the length of a source to be written in this pass;
+        None if it is cached already."""
         number = self.store.cross_group
         if number is None:
             return None
@@ -300,10 +304,10 @@ class Cache:
 
 
 class TensorCache(Cache):
-    """The rows of a pass given by tensors alone. What reads it does nothing on the host that depends on them, so that a
-    pass can be recorded and run again when the tensors hold other rows.
+    """The rows of a pass, given by tensors alone. No host code depends on their values, so that a pass can be recorded
+    as a CUDA graph and replayed with other rows.
 
-    Each row has a token at least and, of an encoder-decoder, its source.
+    Each row has at least one cached token and, in an encoder-decoder, its source.
     """
 
     longest, has_source, varlen = 1, True, False  # type: ignore[assignment]
@@ -313,20 +317,20 @@ class TensorCache(Cache):
         self.layers = [LayerCache(layer, tensors.slots) for layer in store.layers]
 
     def begin(self, counts: Sequence[int] | None, new: int) -> None:
-        """Start a pass."""
+        """Do nothing: the tensors describe the pass."""
 
     def reach(self, new: int) -> int:
-        """At least so many tokens: how many a row may have was checked when it was asked for."""
+        """Return a lower bound of the longest row's length; limits were checked when requests were added."""
         return new
 
     def end(self, new: int) -> None:
-        """End a pass: the rows themselves grow on the host."""
+        """Do nothing: the rows grow on the host."""
 
 
 def lay_pages(store: Store, tensors: PassTensors, number: int) -> Where:
-    """Where the tokens of a pass lie in a group, read by page."""
+    """Map the tokens of a pass to slots in a group, to be read by page table."""
     write, first, lengths, table = tensors.groups[number]
-    if store.groups[number].rate > 1:  # as many of a row as a pass makes
+    if store.groups[number].rate > 1:  # entries that a pass makes of each row
         write = write.view(len(table), -1)
         write = write[:, : count_windows(store.groups[number].rate, write.shape[1], None)].flatten()
     by_page = {"table": table.int(), "lengths": lengths.int(), "first": first, "page": store.page}
@@ -334,7 +338,7 @@ def lay_pages(store: Store, tensors: PassTensors, number: int) -> Where:
 
 
 def _strided(rows: list[list[Run]]) -> bool:
-    """Whether each row is one run, of equal length and at equal distance from the one before, with room between."""
+    """Whether rows are single runs of equal length and equal distance, without overlap: one strided view."""
     if any(len(runs) != 1 for runs in rows):
         return not any(rows)
     starts = [runs[0][0] for runs in rows]

@@ -1,4 +1,4 @@
-"""The rows of a pass that is read by page, on the host: where new tokens go, and where each row's keys lie."""
+"""Place the rows of a pass that reads by page table, on the host: slots of new tokens, and each row's pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.kernels.view.paging import PassShape
 
 
 class PlacedRow(NamedTuple):
-    """A row in a group: the slots of its new tokens, its first token in sight, how many slots it reads, its pages."""
+    """A row in a group: slots of its new tokens, first token read (at a page's start), slots read, pages."""
 
     write: list[int]
     first: int
@@ -23,11 +23,11 @@ class PlacedRow(NamedTuple):
 
 
 def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -> PlacedRow:
-    """Make room for a row's next `count` tokens in a group, in a pass of `new` columns, and say where they lie.
+    """Make room for a row's next `count` tokens in a group, in a pass of `new` columns, and return their place.
 
-    With pages of 4, a window of 3 and 9 tokens held, the next one sees tokens 7 to 9: the first page is that of tokens
-    4 to 7, and 6 slots are read, two of which the mask hides. Padding counts as tokens that come after the row's. Of
-    entries of several tokens those are written whose last token comes, not what a pass makes of windows that go on.
+    With pages of 4, a window of 3 and 9 tokens held, the next token (number 9) sees tokens 7 to 9: the first page is
+    that of tokens 4 to 7, and 6 slots are read, of which the mask hides 3. Padding counts as tokens after the row's.
+    Where an entry stands for several tokens, it is written once its last token comes.
     """
     page, start, stop, scratch = row.store.page, row.length, row.length + count, row.store.scratch(number)
     if group.cross:
@@ -43,7 +43,7 @@ def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -
 
 
 def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
-    """Own pages for a row's tokens from `begin` to `stop` in a group. Raises ConfigError where there are none."""
+    """Own pages for a row's tokens from `begin` to `stop` in a group. Raises ConfigError if no page is left."""
     if not row.pages[number] and not row.store.groups[number].full:
         row.dropped[number] = begin // row.store.page
     try:
@@ -54,7 +54,7 @@ def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
 
 
 class RowsOfPass(NamedTuple):
-    """The rows of a pass on the host: how many new columns there are, and where each row lies in each group."""
+    """The rows of a pass on the host: the number of new columns, and each row's place in each group."""
 
     store: Store
     rows: Sequence[CachedRow]
@@ -63,14 +63,14 @@ class RowsOfPass(NamedTuple):
 
     @property
     def shape(self) -> PassShape:
-        """The smallest shape that holds them."""
+        """The smallest PassShape that holds these rows."""
         page = self.store.page
         pages = (max(-(-each.length // page) for each in group) for group in self.groups)
         return PassShape(len(self.rows), self.new, tuple(pages))
 
     def pack(self, shape: PassShape) -> array[int]:
-        """The numbers of a pass of this shape. Rows that it has besides read one token of page 0, and write where
-        nobody reads."""
+        """Pack the pass into the numbers that PassTensors reads, for this shape. Padding rows read one token of page 0,
+        and write to the scratch slot."""
         store, spare = self.store, shape.rows - len(self.rows)
         numbers = array("q", [row.length for row in self.rows] + [0] * spare)
         numbers.extend([row.slot for row in self.rows] + [store.slots] * spare)
@@ -88,7 +88,8 @@ class RowsOfPass(NamedTuple):
 
 
 def place_rows(store: Store, rows: Sequence[CachedRow], counts: Sequence[int], new: int) -> RowsOfPass:
-    """Make room for the next `counts` tokens of these rows. Raises ConfigError where there is none."""
+    """Make room for the next `counts` tokens of these rows, and return their places. Raises ConfigError if there is no
+    room."""
     groups = [
         [place_row(row, number, group, count, new) for row, count in zip(rows, counts, strict=True)]
         for number, group in enumerate(store.groups)

@@ -1,4 +1,4 @@
-"""Pages of cache slots, counted by reference: who owns which, which are free, which are kept for reuse. No tensors."""
+"""Count the pages of a pool by reference: which are free, owned by rows, or cached for reuse. Holds no tensors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from zoo.errors import ZooError
 
 
 class OutOfPages(ZooError):
-    """No page is free, and none that is kept for reuse can go."""
+    """Raised if neither free nor cached pages suffice."""
 
 
 class PagePool:
-    """`count` pages. A page is free, cached (kept for reuse under a key, nobody's), or owned by one or several rows.
+    """`count` pages. A page is free, cached (kept for reuse under a key, without an owner), or owned by rows.
 
-    Rows that share a page only read it. Pages are given out in runs of consecutive numbers where there are such: a CPU
-    reads a run without copying it.
+    Rows that share a page only read it. Pages are given out in runs of consecutive numbers where possible: a CPU reads
+    a run without copying it.
     """
 
     def __init__(self, count: int) -> None:
@@ -29,13 +29,13 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """Pages that can be given out."""
+        """Number of pages that can be given out: free and cached ones."""
         return len(self._free) + len(self._cached)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """Give out `count` pages, the ones that follow page `after` where these are free, else a run if there is one.
+        """Give out `count` pages: those that follow page `after` if they are free, else a run if there is one.
 
-        Cached pages go when no others are left, the least recently used first. Raises OutOfPages.
+        Cached pages are evicted when free ones do not suffice, least recently used first. Raises OutOfPages.
         """
         if count > self.available:
             raise OutOfPages(f"cache: {count} pages are wanted, {self.available} of {self.count} can be had")
@@ -83,7 +83,7 @@ class PagePool:
                 self._free[page] = None
 
     def keep(self, page: int, key: Hashable) -> None:
-        """Name what an owned page holds, for reuse. A key that another page has already stays that one's."""
+        """Give an owned page a key, by which its content can be reused. A key that another page has stays with it."""
         if key not in self._pages and page not in self._keys:
             self._pages[key], self._keys[page] = page, key
 
@@ -94,11 +94,11 @@ class PagePool:
         self._free[page] = None
 
     def find(self, key: Hashable) -> int | None:
-        """The page that holds what this key names."""
+        """Return the page that has this key, or None."""
         return self._pages.get(key)
 
     def forget(self) -> None:
-        """Drop what is kept for reuse."""
+        """Free all cached pages, and forget all keys."""
         for page in self._cached.values():
             self._free[page] = None
         self._cached.clear()

@@ -1,9 +1,9 @@
-"""Reuse of prompts: which leading tokens of a new row lie in the store already.
+"""Prefix caching: find the leading tokens of a new row that lie in the store already.
 
-A row can start at position n where every kind of layer can be restored: all pages before n for full attention, those of
-the last window for a window, and for recurrent layers the state after exactly n tokens. Pages are named by the tokens
-in and before them. Windows and states are kept at checkpoints, every `interval` tokens and at a prompt's last page.
-A page of entries of several tokens has the name of the last page of these: rows start where such a page ends.
+A row can start at position n if every kind of layer can be restored there: full attention needs all pages before n, a
+window its last pages, a recurrent layer the state after exactly n tokens. Pages are named by the tokens in and before
+them. Windows and states are copied at checkpoints: every `interval` tokens and at a prompt's last page. Where a cache
+entry stands for several tokens, its page has the name of the last token page that it covers; rows start at its end.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """A copy of what a row of `tokens` tokens needs beside the pages of full attention: by group the pages of its
-    window, and the slot of its recurrent states."""
+    """A copy of the state of a row after `tokens` tokens, except full attention's pages: window pages by group, and the
+    slot of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
@@ -34,8 +34,8 @@ class Checkpoint(NamedTuple):
 
 
 class Prefixes:
-    """Prefix cache: the pages and slots of earlier rows that no row in flight needs. Rows start at multiples of `align`
-    tokens, and where a page of each kind of layer ends (`step`)."""
+    """Prefix cache: pages and checkpoints kept from earlier rows. Rows start at multiples of `step` tokens, a common
+    multiple of `align` and of the page of each kind of layer."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
         self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)
@@ -52,12 +52,12 @@ class Prefixes:
 
     @property
     def checkpoints(self) -> bool:
-        """Whether any layer can be restored at some positions only."""
+        """Whether any layer (a window, a recurrent one) can be restored only at checkpoints."""
         return bool(self.partial) or self.recurrent
 
     def name(self, names: list[bytes], ids: Sequence[int]) -> None:
-        """Add the names of whole pages of these tokens that are not in `names` yet. A name depends on all tokens up to
-        the page's end."""
+        """Append to `names` the names of further whole pages of tokens `ids`. A name is a hash of all tokens up to the
+        page's end."""
         page = self.store.page
         while (len(names) + 1) * page <= len(ids):
             start = len(names) * page
@@ -66,15 +66,15 @@ class Prefixes:
             names.append(digest.digest())
 
     def next_stop(self, row: CachedRow, end: int, last: int) -> int:
-        """Where a pass from the row's last token towards token `end` must stop for a checkpoint. `last` is the end of
-        the prompt's last whole page."""
+        """Return where a pass towards token `end` must stop for a checkpoint. `last` is the end of the prompt's last
+        whole page."""
         if not self.checkpoints:
             return end
         stops = [(row.length // self.interval + 1) * self.interval, *([last] if row.length < last else [])]
         return min(end, *stops)
 
     def restore(self, row: CachedRow, names: Sequence[bytes], most: int) -> None:
-        """Start a new row with the longest kept prefix of its tokens, at most `most` of them."""
+        """Start a new row with the longest cached prefix of its tokens, at most `most` tokens."""
         held = self._count_held(names, most)
         if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
             return
@@ -90,7 +90,7 @@ class Prefixes:
             self.kept.move_to_end(names[held - 1])
 
     def _count_held(self, names: Sequence[bytes], most: int) -> int:
-        """How many leading pages of at most `most` tokens a row can start with."""
+        """Count the leading pages, of at most `most` tokens, that a row can start with."""
         pages = min(len(names), most // self.store.page)
         held = next((n for n in range(pages) if any(self._lacks(group, names, n) for group in self.full)), pages)
         while held and (held * self.store.page % self.step or (self.checkpoints and names[held - 1] not in self.kept)):
@@ -98,12 +98,12 @@ class Prefixes:
         return held
 
     def _lacks(self, group: int, names: Sequence[bytes], number: int) -> bool:
-        """Whether the page of a group that ends with page `number` of the tokens, if there is one, is not kept."""
+        """Whether a group has a page that ends with token page `number`, and it is not cached."""
         return (number + 1) % self.store.groups[group].rate == 0 and self._find(group, names[number]) is None
 
     def awaits(self, names: Sequence[bytes], most: int, ahead: Sequence[bytes], length: int, last: int) -> bool:
-        """Whether a row yet to start would gain by what a row ahead of it, of `length` tokens now, is about to keep:
-        pages that both have, up to a checkpoint where these are needed. `last` is the end of that row's last page."""
+        """Whether a waiting row should wait for a running one (names `ahead`, `length` tokens computed): they have a
+        common prefix that is not cached yet. `last` is the end of the running row's last whole prompt page."""
         page = self.store.page
         pages = min(len(names), len(ahead), most // page)
         common = bisect_left(range(pages), True, key=lambda n: names[n] != ahead[n]) * page
@@ -113,7 +113,7 @@ class Prefixes:
         return length < common and self._count_held(names, most) * page < common
 
     def count(self, row: CachedRow, most: int) -> None:
-        """Count a row that started, and how many of its first `most` tokens were kept."""
+        """Count a row that started in `asked` and `hits`: it could reuse `most` tokens, and did reuse its length."""
         self.asked, self.hits = self.asked + most, self.hits + row.length
 
     def _find(self, group: int, name: bytes) -> int | None:
@@ -128,8 +128,7 @@ class Prefixes:
             self.store.copy_states(checkpoint.slot, row.slot)
 
     def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
-        """Keep what a pass computed of a row that had `before` tokens: its whole pages, and a checkpoint where one is
-        due."""
+        """Keep what a pass added to a row of `before` tokens: its whole pages, and a checkpoint if one is due."""
         page, whole = self.store.page, row.length // self.step * self.step
         for number in range(before // page, min(whole // page, len(names))):
             for group in self.full:
@@ -159,7 +158,7 @@ class Prefixes:
         self.kept[name] = Checkpoint(row.length, pages, slot)
 
     def _window(self, row: CachedRow, group: int) -> list[int]:
-        """The pages of a row's window that its next token sees."""
+        """Return the pages of a row's window that its next token sees."""
         page, dropped = self.store.page, row.dropped[group]
         first = self.store.groups[group].first_seen(row.length) // page
         return row.pages[group][first - dropped : row.length // page - dropped]
@@ -168,8 +167,8 @@ class Prefixes:
         return all(self.store.pools[group].available >= len(pages) for group, pages in windows.items())
 
     def evict(self, group: int | None = None) -> bool:
-        """Give up the least recently used checkpoint, for its slot or for its pages of a group; False if there is none,
-        or checkpoints hold no such pages."""
+        """Drop the least recently used checkpoint to free its state slot, or its pages of a `group`. Returns False if
+        there is none, or if checkpoints hold no pages of the group."""
         if not self.kept or (group is not None and group not in self.partial):
             return False
         _, oldest = self.kept.popitem(last=False)
@@ -180,7 +179,7 @@ class Prefixes:
         return True
 
     def forget(self) -> None:
-        """Give up all that is kept."""
+        """Drop all cached pages and checkpoints."""
         while self.evict():
             pass
         for pool in self.store.pools:

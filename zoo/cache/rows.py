@@ -1,4 +1,4 @@
-"""One sequence in a Store: the pages that it owns, and where its tokens lie in them."""
+"""One sequence in a Store: the pages that it owns, and the slots of its tokens in them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from zoo.kernels.view import Run
 
 
 class CachedRow:
-    """One sequence in a Store: `length` tokens, whose slots are in `pages` (a list a group, in order); `dropped` pages
-    before them are gone, as no later token sees them. `source` is how many tokens of an encoder's output it reads.
-    `slot` is that of its recurrent states."""
+    """One sequence in a Store: `length` tokens, whose slots are in `pages` (one list per group, in order). `dropped[g]`
+    pages before them were given up, as no later token sees them. `source` is the number of encoder tokens that it
+    reads, `slot` the slot of its recurrent states."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -25,7 +25,7 @@ class CachedRow:
                 state[self.slot].zero_()
 
     def reserve(self, group: int, tokens: int) -> None:
-        """Own pages for the tokens before index `tokens`. Raises OutOfPages, owning no more than before."""
+        """Own pages for the first `tokens` tokens. Raises OutOfPages, and then owns no more than before."""
         slots = self.store.groups[group].count_slots(tokens)
         self._own(group, -(-slots // self.store.page) - self.dropped[group])
 
@@ -36,7 +36,7 @@ class CachedRow:
             own += self.store.take(group, wanted, own[-1] if own else None)
 
     def own(self, group: int, pages: int) -> bool:
-        """Own so many pages at least, if they can be had; False if not, owning no more than before."""
+        """Own at least `pages` pages; if there are too few, return False and own no more than before."""
         try:
             self._own(group, pages)
         except OutOfPages:
@@ -44,8 +44,8 @@ class CachedRow:
         return True
 
     def turn(self, group: int, token: int) -> int:
-        """Let the pages hold the tokens from the one of `token` on, in the same run; the first that must be written. If
-        the pages stay what they were, that is the next new one."""
+        """Reuse the pages for tokens from the page of `token` on, and return the first token that must be written: if
+        pages moved on, `token` itself, else the next new one."""
         gone = token // self.store.page - self.dropped[group]
         if gone <= 0:
             return max(token, self.length)
@@ -53,17 +53,16 @@ class CachedRow:
         return token
 
     def slide(self, group: int, first: int, stop: int) -> None:
-        """Make room for the tokens before `stop` in a window that no longer sees those before `first`.
+        """Make room for tokens up to `stop` in a window that no longer sees tokens before `first`.
 
-        The pages of the tokens in sight move down over those out of sight, so that a window always lies in one run,
-        which is read without a copy. Pages of 16 tokens move once in 16 steps. (In a paged store only their order
-        changes.)
+        Visible pages are copied down over invisible ones, so that a window always lies in one run, read without a copy.
+        Pages of 16 tokens move once in 16 steps. (In a paged store only their order changes.)
         """
         page, own = self.store.page, self.pages[group]
         gone = min(first // page - self.dropped[group], len(own))
         if gone <= 0 or -(-stop // page) - self.dropped[group] <= len(own):
             return
-        if self.store.paged:  # read by table: the pages out of sight take the next tokens, and nothing moves
+        if self.store.paged:  # read by page table: invisible pages take the next tokens, and nothing is copied
             own += own[:gone]
             del own[:gone]
         elif len(own) > gone:
@@ -71,7 +70,8 @@ class CachedRow:
         self.dropped[group] += gone
 
     def runs(self, group: int, start: int, stop: int) -> list[Run]:
-        """The slots of tokens `start` to `stop`, as runs of consecutive slots. An entry has that of its last."""
+        """Return the slots of tokens `start` to `stop` as runs of consecutive slots. Where an entry stands for several
+        tokens, it counts as the last one."""
         start, stop = map(self.store.groups[group].count_slots, (start, stop))
         page, first, own = self.store.page, self.dropped[group], self.pages[group]
         found: list[Run] = []
@@ -96,7 +96,7 @@ class CachedRow:
         self.pages[group], self.source = list(other.pages[group]), other.source
 
     def release(self) -> None:
-        """Give back all that the row owns."""
+        """Give back all pages and the state slot that the row owns."""
         for pool, own in zip(self.store.pools, self.pages, strict=True):
             pool.release(own)
             own.clear()
@@ -104,7 +104,7 @@ class CachedRow:
 
 
 def copy_row(source: CachedRow, target: CachedRow, start: int) -> None:
-    """Make a row hold what another does. Tokens before `start` are the same already."""
+    """Copy the cache content of row `source` to row `target`. Tokens before `start` are equal already."""
     store = source.store
     for group, each in enumerate(store.groups):
         if each.cross:
@@ -122,5 +122,5 @@ def copy_row(source: CachedRow, target: CachedRow, start: int) -> None:
 
 
 def list_slots(runs: Sequence[Run]) -> list[int]:
-    """The slots of some runs, one by one."""
+    """List the slots of runs one by one."""
     return [slot for run in runs for slot in range(*run)]

@@ -1,7 +1,7 @@
-"""Reuse of sources: which encoder's outputs lie in the store already, as the keys and values of cross-attention.
+"""Reuse an encoder's outputs that lie in the store already, as keys and values of cross-attention.
 
 Every token of an encoder's output depends on the whole source. So a source's pages are named by all of its tokens, and
-it is kept whole or not at all.
+a source is kept whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from zoo.cache.store import Store
 
 
 class Sources:
-    """The sources that an encoder-decoder's store holds, for rows that read them and, until others need the room, for
-    rows to come. `hits` of the `asked` source tokens of rows that started were there."""
+    """The sources in an encoder-decoder's store: for the rows that read them and, until others need the room, for later
+    rows. Of the `asked` source tokens of started rows, `hits` were cached."""
 
     def __init__(self, store: Store) -> None:
         assert store.cross_group is not None
@@ -25,12 +25,12 @@ class Sources:
         self.hits = self.asked = 0
 
     def name(self, source: Sequence[int]) -> list[bytes]:
-        """The names of a source's pages."""
+        """Return the names of a source's pages."""
         whole = blake2b(array("q", source).tobytes(), digest_size=16).digest()
         return [whole + number.to_bytes(4, "little") for number in range(-(-len(source) // self.page))]
 
     def restore(self, row: CachedRow, names: Sequence[bytes], tokens: int) -> None:
-        """Start a new row with a source of so many tokens, if it is there; one that is there in part goes."""
+        """Give a new row its source of `tokens` tokens if it is cached; drop one that is cached only in part."""
         found = [page for name in names if (page := self.pool.find(name)) is not None]
         if len(found) < len(names):
             for page in found:
@@ -41,14 +41,14 @@ class Sources:
         row.pages[self.group], row.source = found, tokens
 
     def count(self, row: CachedRow, tokens: int) -> None:
-        """Count a row that started with a source of so many tokens."""
+        """Count a row that started with a source of `tokens` tokens in `asked` and `hits`."""
         self.asked, self.hits = self.asked + tokens, self.hits + row.source
 
     def keep(self, row: CachedRow, names: Sequence[bytes]) -> None:
-        """Keep the source that a row has read, from its first pass on."""
+        """Keep the source that a row has read in its first pass."""
         for page, name in zip(row.pages[self.group], names, strict=True):
             self.pool.keep(page, name)
 
     def forget(self) -> None:
-        """Give up all that is kept."""
+        """Drop all cached sources."""
         self.pool.forget()

@@ -1,8 +1,8 @@
 # N slots of a pool
-"""Storage of everything that generation keeps, allocated from what each component's `cache()` and `state()` list.
+"""Store the KV cache and recurrent states, allocated from the shapes in each component's `cache()` and `state()`.
 
-A slot holds one token's keys and values in one layer; slots are given out in pages. Layers that can see equally far
-back form a group: they share a page table, as their rows hold the same tokens. A recurrent state has a slot a sequence.
+A slot holds one token's keys and values in one layer; slots are given out in pages. Layers that see equally far back
+form a group: they share a page table, as their rows hold the same tokens. Recurrent states have a slot per sequence.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.cache.pages import PagePool
 from zoo.errors import ConfigError
 from zoo.kernels.view.paging import PAGE
 from zoo.lazy import torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.tower import Tower
+
 
 class Group(NamedTuple):
-    """Layers whose rows hold the same tokens: those of these `kinds`. A token there sees a window of `window` tokens,
-    or its own chunk of `chunk`; all that came before if both are None. In the `cross` group the tokens are a source's,
-    read by cross-attention. Of every `rate` tokens a slot holds one entry, once the last of them has come."""
+    """The `kinds` of layers whose rows hold the same tokens. A token there sees a window of `window` tokens, or its own
+    chunk of `chunk` tokens; all earlier tokens if both are None. The `cross` group holds a source's tokens, read by
+    cross-attention. One slot stands for `rate` tokens, and is written when the last of them comes."""
 
     kinds: tuple[str, ...]
     window: int | None = None
@@ -33,17 +38,17 @@ class Group(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether a token sees all that came before."""
+        """Whether a token sees all earlier tokens."""
         return self.window is None and self.chunk is None and not self.cross
 
     def first_seen(self, token: int) -> int:
-        """The earliest token that a query at this index sees."""
+        """Return the earliest token that a query at this index sees."""
         if self.window is not None:
             return max(0, token - self.window + 1)
         return token // self.chunk * self.chunk if self.chunk is not None else 0
 
     def pages(self, tokens: int, new: int = 1, page: int = PAGE) -> int:
-        """The most pages that a row of up to `tokens` tokens needs at once, where passes add `new` tokens.
+        """Return the maximum number of pages that a row of up to `tokens` tokens needs, if passes add `new` tokens.
 
         With a window of 8 and pages of 4, one new token and the 7 before it lie on at most 3 pages.
         """
@@ -53,12 +58,12 @@ class Group(NamedTuple):
         return -(-self.count_slots(tokens) // page)
 
     def count_slots(self, tokens: int) -> int:
-        """The slots of a row's first tokens."""
+        """Count the slots that a row's first `tokens` tokens take."""
         return tokens // self.rate
 
 
-def list_groups(tower: Any) -> list[Group]:
-    """The groups of a tower's layers."""
+def list_groups(tower: Tower) -> list[Group]:
+    """List the groups of a tower's layers, the cross-attention group last."""
     kinds: dict[tuple[Any, Any, int], list[str]] = {}
     for kind, block in tower.blocks.items():
         own = block.attention
@@ -74,27 +79,27 @@ class LayerStore:
     """One layer's pools by name: `tensors` [N, …] of its attention, `cross` [N, …] of its cross-attention, and its
     recurrent `states` [slots, …] in float32."""
 
-    tensors: dict[str, Any] = field(default_factory=dict)
-    cross: dict[str, Any] = field(default_factory=dict)
-    states: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    cross: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Tensor]:
         for part in (self.tensors, self.cross, self.states):
             yield from part.values()
 
 
 class Store:
-    """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A row
-    of a window has room for `new` tokens beside those that they see; longer parts of a prompt are joined to them. Up to
-    `undone` of a row's last tokens may be taken back after several passes.
+    """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A
+    window has room for `new` tokens in addition to the tokens that they see; for longer prompt chunks, window and chunk
+    are concatenated. Up to `undone` of a row's last tokens may be taken back after several passes.
 
-    In a `paged` store, which is what a device other than a CPU has unless told otherwise, rows that decode are read by
-    page table. There each pool and state has one slot more, which the padding of a pass is written to.
+    In a `paged` store (default on any device but a CPU) decoding rows are read by page table. There each pool and state
+    has one more slot, the scratch slot for padding.
     """
 
     def __init__(
         self,
-        tower: Any,
+        tower: Tower,
         pages: Sequence[int],
         slots: int,
         *,
@@ -102,8 +107,8 @@ class Store:
         paged: bool | None = None,
         new: int = 1,
         undone: int = 0,
-        dtype: Any,
-        device: Any,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         self.tower, self.page, self.new, self.device = tower, page, new, torch.device(device)
         self.undone = undone
@@ -115,19 +120,19 @@ class Store:
         self.free_slots = list(reversed(range(slots)))
         self.slots = slots
         self.layers = [self._layer(kind, dtype) for kind in tower.pattern]
-        self.evict: Callable[..., bool] = lambda group=None: False  # gives up some of what is kept for reuse
+        self.evict: Callable[..., bool] = lambda group=None: False  # drops something cached for reuse
 
     def pages_of(self, group: Group, tokens: int) -> int:
-        """The most pages that a row of up to `tokens` tokens needs at once in a group."""
+        """Return the maximum number of pages that a row of up to `tokens` tokens needs in a group."""
         return group.pages(tokens, self.new + self.undone, self.page)
 
     def take(self, group: int, count: int, after: int | None = None) -> list[int]:
-        """Pages of a group, at the cost of what is kept for reuse. Raises OutOfPages."""
+        """Take pages of a group, evicting cached ones if needed. Raises OutOfPages."""
         while self.pools[group].available < count and self.evict(group):
             pass
         return self.pools[group].take(count, after)
 
-    def _layer(self, kind: str, dtype: Any) -> LayerStore:
+    def _layer(self, kind: str, dtype: torch.dtype) -> LayerStore:
         block = self.tower.blocks[kind]
         layer = LayerStore()
         if kind in self.group_of:
@@ -141,12 +146,12 @@ class Store:
         return layer
 
     def scratch(self, group: int) -> int:
-        """The slot of a paged store that padding is written to, behind those of all pages."""
+        """Return the slot of a paged store that padding is written to, behind all pages."""
         return self.pools[group].count * self.page
 
-    def _pool(self, slots: int, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Zeros [N, …]. On a CPU a head's tokens lie together in memory, which is how attention reads them: decoding
-        one token at 4096 takes a quarter less time for it (float32 and bfloat16, November 2026)."""
+    def _pool(self, slots: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Allocate zeros [N, …]. On a CPU a head's tokens lie together in memory, as attention reads them: decoding one
+        token after 4096 takes a quarter less time (float32 and bfloat16, November 2026)."""
         slots += self.paged
         if len(shape) == 1 or self.device.type == "cuda":
             return make_zeros((slots, *shape), dtype, self.device)
@@ -154,9 +159,9 @@ class Store:
         return make_zeros((heads, slots, *rest), dtype, self.device).transpose(0, 1)
 
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy slots of a group, in all of its layers; `targets` may be longer than `sources`, and both may overlap.
+        """Copy slots of a group in all of its layers; `targets` may be longer than `sources`, and both may overlap.
 
-        There may be none: a checkpoint at the start of a chunk, or of a window of one token, keeps no page.
+        `sources` may be empty: a checkpoint at the start of a chunk, or of a window of one token, keeps no page.
         """
         if not sources:
             return
@@ -185,9 +190,9 @@ class Store:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
 
-def make_zeros(shape: Sequence[int], dtype: Any, device: Any) -> Any:
-    """Zeros. On a CPU the system gives and clears a page of memory when it is first written: torch would write all of
-    a cache before its first token, 1.3 s for 1.6 GB, and so would malloc where it keeps memory (`keep_memory`)."""
+def make_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate zeros. On a CPU memory is mapped, so that the system clears each page when it is first written:
+    torch.zeros would write the whole cache first, 1.3 s for 1.6 GB, if malloc keeps memory (`keep_memory`)."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not size:
         return torch.zeros(*shape, dtype=dtype, device=device)
@@ -198,7 +203,7 @@ def make_zeros(shape: Sequence[int], dtype: Any, device: Any) -> Any:
 
 
 class StorePlan(NamedTuple):
-    """How large a Store is: pages of each group, slots of recurrent states, and how many rows it serves."""
+    """The size of a Store: pages of each group, slots of recurrent states, and the number of rows that it serves."""
 
     pages: list[int]
     slots: int
@@ -206,7 +211,7 @@ class StorePlan(NamedTuple):
 
 
 def plan_store(
-    tower: Any,
+    tower: Tower,
     rows: int,
     tokens: int,
     source: int,
@@ -219,11 +224,11 @@ def plan_store(
     page: int = PAGE,
     paged: bool = False,
 ) -> StorePlan:
-    """Plan for `rows` rows of up to `tokens` tokens (and `source` tokens of an encoder's output), or for as many as
-    `memory` bytes hold. With `overcommit` above 1 pages of full attention are that many times fewer than rows may come
-    to need, yet enough for one row. With `reuse`, windows and recurrent layers have as much again, for checkpoints.
-    With `new` above 1, for drafts of new − 1 tokens, recurrent layers have as many slots again, to take tokens back.
-    A `paged` store has one slot more of everything. Raises ConfigError for memory that holds no row."""
+    """Plan a Store for `rows` rows of up to `tokens` tokens (and `source` encoder tokens), or for as many rows as
+    `memory` bytes hold. Full attention gets the pages that rows may need divided by `overcommit`, but enough for one
+    row. `reuse` doubles windows and state slots, for checkpoints. With `new` above 1 (drafts of new − 1 tokens) there
+    are as many state slots again, to undo rejected tokens. A `paged` store has one more slot of everything. `width` is
+    the bytes of a cached value. Raises ConfigError if `memory` holds no row."""
     groups = list_groups(tower)
     copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
     each = [group.pages(source if group.cross else tokens, new, page) for group in groups]
@@ -252,21 +257,21 @@ def plan_store(
     return plan(rows)
 
 
-def token_bytes(tower: Any, group: Group, width: float) -> float:
-    """Bytes of a slot in all layers of a group, of cached values `width` bytes wide."""
+def token_bytes(tower: Tower, group: Group, width: float) -> float:
+    """Return the bytes of a slot in all layers of a group, for cached values of `width` bytes."""
     total = 0
     for kind in group.kinds:
         block = tower.blocks[kind]
-        shapes = block.cross.cache() if group.cross else block.cache()
+        shapes = block.cross.cache() if group.cross else block.cache()  # type: ignore[union-attr]
         total += count_values(shapes) * tower.pattern.count(kind)
     return total * width
 
 
-def state_bytes(tower: Any) -> int:
-    """Bytes of a row's recurrent states in all layers, in float32."""
+def state_bytes(tower: Tower) -> int:
+    """Return the bytes of a row's recurrent states in all layers, in float32."""
     return sum(4 * count_values(block.state()) * tower.pattern.count(kind) for kind, block in tower.blocks.items())
 
 
 def count_values(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Numbers that tensors of these shapes hold."""
+    """Count the values in tensors of these shapes."""
     return sum(math.prod(shape) for shape in shapes.values())

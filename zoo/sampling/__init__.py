@@ -1,1 +1,1 @@
-"""From logits to tokens: the options of a request, the choice for a batch, grammars, and drafts to be verified."""
+"""From logits to tokens: sampling options, the choice for a batch, grammars, and verification of drafts."""

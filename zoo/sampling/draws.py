@@ -1,4 +1,4 @@
-"""Sampling state of one sequence: options, random numbers, tokens so far, a grammar."""
+"""Hold the sampling state of one sequence: options, random numbers, tokens so far, a grammar."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BLOCK = 64  # random numbers made at a time
 
 
 def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = "") -> torch.Generator:
-    """A generator for one sequence, seeded from the seed, its prompt and which copy of the prompt it is.
+    """Make the random generator of one sequence from the seed, its prompt, and which copy of the prompt it is.
 
-    Neither the batch, nor other sequences, nor the device changes what it gives. `stream` names further ones.
+    Its numbers depend on neither the batch, nor other sequences, nor the device. Another `stream` is independent.
     """
     key = f"{seed} {copy} {prompt}{stream}".encode()
     return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
 
 
 class Points:
-    """Uniform numbers in [0, 1) by position; equal to `torch.rand` of any length from the same generator."""
+    """Uniform numbers in [0, 1) by position: those that one `torch.rand` call of the same generator would give."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -40,7 +40,7 @@ class Points:
 
 
 class Tally:
-    """The distinct tokens of a sequence, and how often each was generated, in arrays that go to the device as bytes."""
+    """The distinct tokens of a sequence, and how often each was generated, in arrays that are copied as bytes."""
 
     def __init__(self, context: Iterable[int]) -> None:
         self.tokens = array("q", dict.fromkeys(context))
@@ -56,20 +56,20 @@ class Tally:
         self.counts[slot] += 1
 
     def copy(self) -> Tally:
-        """A tally that counts on by itself."""
+        """Return an independent copy."""
         other = clone(self)
         other.tokens, other.counts, other._slots = self.tokens[:], self.counts[:], dict(self._slots)
         return other
 
 
 class DrawState:
-    """The state of one sequence's sampling. Made once a sequence, it outlives preemption.
+    """The sampling state of one sequence. It is made once and survives preemption.
 
-    What a sequence draws depends on its seed, its prompt, which copy of the prompt it is, and its own position: never
-    on the batch, on how the prompt was chunked, nor on how often it was preempted.
+    A sequence's draws depend on its seed, its prompt, which copy of the prompt it is, and the position: never on the
+    batch, on how the prompt was chunked, or on how often the sequence was preempted.
 
-    `prompt` keys the random numbers; `context` are the tokens before the first generated one that a repetition penalty
-    counts: the prompt, or an encoder-decoder's start token. `stop_ids` are what `min_tokens` bars.
+    `prompt` seeds the random numbers. `context` holds the tokens before the first generated one, which the repetition
+    penalty counts: the prompt, or an encoder-decoder's start token. `stop_ids` are barred before `min_tokens`.
     """
 
     def __init__(
@@ -96,16 +96,16 @@ class DrawState:
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar is complete, so that no token but the end of the text may follow."""
+        """Whether the grammar is complete, so that only the end of the text may follow."""
         return self.matcher is not None and self.matcher.finished
 
     @property
     def fault(self) -> str | None:
-        """Why the grammar can no longer be followed, if so: such a row gets no token."""
+        """Why the grammar can no longer be followed, or None. A row with a fault gets no token."""
         return None if self.matcher is None else self.matcher.fault
 
     def point(self, stream: str = "") -> float:
-        """The uniform number that decides the draw at this position; `stream` names an independent second one."""
+        """Return the uniform number that decides the draw at this position; each `stream` has an independent one."""
         points = self._streams.get(stream)
         if points is None:
             generator = make_generator(self.sampling.seed or 0, self.prompt, self.copy, stream)
@@ -113,7 +113,7 @@ class DrawState:
         return points[len(self.generated)]
 
     def advance(self, *tokens: int) -> None:
-        """Take the tokens that were chosen, the grammar's state and the penalties' counts with them."""
+        """Append chosen tokens, and advance the grammar and the penalties' counts."""
         for token in tokens:
             self.generated.append(token)
             if self.tally is not None:
@@ -122,10 +122,9 @@ class DrawState:
                 self.matcher.consume(token)
 
     def ahead(self, draft: Sequence[int]) -> list[DrawState]:
-        """The states before and after each token of a draft, for verifying it in one go. This state stays as it is.
+        """Return the states before a draft and after each of its tokens, to verify it in one pass.
 
-        They end where the grammar forbids a draft token, as no choice can agree with the draft there, or where the
-        draft ends the text.
+        The list ends early where the grammar forbids a draft token, or where the draft ends the text.
         """
         masks = None if self.matcher is None else self.matcher.ahead(draft)
         states: list[DrawState] = [self]
@@ -141,7 +140,7 @@ class DrawState:
         return states
 
     def barred(self) -> list[int]:
-        """The tokens that must not come next: ends of bad words, and stop ids before `min_tokens`."""
+        """List the tokens that must not come next: last tokens of bad words, and stop ids before `min_tokens`."""
         tokens = [] if len(self.generated) >= self.sampling.min_tokens else list(self.stop_ids)
         if self.sampling.bad_words:
             longest = max(map(len, self.sampling.bad_words)) - 1

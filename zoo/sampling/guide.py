@@ -1,5 +1,5 @@
 # G rows with a grammar, V vocabulary, W words of 32 tokens' bits
-"""Constrain what is generated to a JSON schema, a regular expression or a Lark grammar, through llguidance."""
+"""Constrain generated text to a JSON schema, a regular expression or a Lark grammar, with llguidance."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from zoo.lazy import torch
 from zoo.untrusted.text import shorten
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from zoo.data.tokenizer import Tokenizer
@@ -21,23 +23,23 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "grammar"]
 
 LONGEST: dict[Kind, int] = {"json_schema": 65536, "regex": 8192, "grammar": 65536}
-"""Characters of a grammar: longer ones take seconds to compile, whatever the limits below."""
+"""Maximum length of a grammar in characters: longer ones take seconds to compile, whatever the limits below."""
 
-TRIED = 16  # tokens of a text that a new grammar is tried with
+TRIED = 16  # tokens generated at random to try a new grammar out
 
 WHITESPACE = r"( |\n[ \t]{0,40})?"
-"""What may stand between the tokens of JSON: a space, or a new line and its indentation. In unbounded whitespace a
-model that does not know what to write would stay for ever."""
+"""Whitespace allowed between JSON tokens: a space, or a new line with indentation. It is bounded because an uncertain
+model could write whitespace for ever."""
 
 FUEL = {"initial_lexer_fuel": 1_000_000, "max_grammar_size": 100_000, "max_lexer_states": 50_000}
-"""What compiling may cost: about 20 ms of lexer, and 100 MB of its states. Each step has llguidance's own limits."""
+"""Limits on compiling: about 20 ms in the lexer, and 100 MB of lexer states. Each step has llguidance's own limits."""
 
 
 class GuideCompiler:
-    """Compile grammars for one tokenizer. Made once a model: it reads the whole vocabulary.
+    """Compile grammars for one tokenizer. Make one per model: it reads the whole vocabulary.
 
-    `vocab_size` is the width of the logits, which may exceed the tokenizer's; `end_ids` are the tokens that may end a
-    text whose grammar is complete.
+    `vocab_size` is the width of the logits, which may exceed the tokenizer's. `end_ids` are tokens that may end a text
+    once its grammar is complete, in addition to the tokenizer's EOS.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None, end_ids: Collection[int] = ()) -> None:
@@ -53,8 +55,8 @@ class GuideCompiler:
         self._limits = engine.LLParserLimits(**FUEL, verbose_errors=False)
 
     def compile(self, kind: Kind, source: str | dict[str, Any] | bool, *, where: str | None = None) -> Guide:
-        """Compile a grammar. Raises ConfigError, under the name `where`, for one that is wrong, that uses what is not
-        supported, or that is too large: text without the grammar is never an answer."""
+        """Compile a grammar. Raises ConfigError, under the name `where`, if it is wrong, unsupported or too large;
+        there is no fallback to unconstrained text."""
         where = where or kind
         matcher = _require_llguidance().LLMatcher
         text = source if isinstance(source, str) else _dump(source, where)
@@ -75,19 +77,19 @@ class GuideCompiler:
 
 
 class Guide:
-    """A compiled grammar. Requests and samples may share it: each starts a matcher of its own."""
+    """A compiled grammar. Requests and samples may share a Guide: each starts a matcher of its own."""
 
     def __init__(self, start: Any, vocab_size: int) -> None:
         self._start = start
         self.vocab_size = vocab_size
 
     def start(self) -> Matcher:
-        """A matcher at the beginning of the grammar."""
+        """Return a matcher at the beginning of the grammar."""
         return Matcher(self._start.deep_copy(), self.vocab_size)
 
 
 class Matcher:
-    """Where one sequence stands in its grammar."""
+    """The position of one sequence in its grammar."""
 
     def __init__(self, state: Any, vocab_size: int) -> None:
         self.state = state
@@ -95,24 +97,24 @@ class Matcher:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end of the text may follow."""
+        """Whether only the end of the text may follow."""
         return self.state.is_stopped() and not self.state.is_error()
 
     @property
     def fault(self) -> str | None:
-        """Why the grammar cannot be followed any further: a limit was met, or a token came that it does not allow."""
+        """Why the grammar cannot be followed any further, or None: a limit was hit, or a forbidden token was taken."""
         if not self.state.is_error():
             return None
         return " ".join(self.state.get_error().removesuffix("<non-verbose/>").split())[:200]
 
     def consume(self, token: int) -> None:
-        """Follow a token that was chosen. After one that the grammar does not allow, `fault` says so."""
+        """Advance by a chosen token. If the grammar forbids it, `fault` says so from then on."""
         if not self.finished:
             self.state.consume_token(token)
 
     def ahead(self, draft: Sequence[int]) -> list[Matcher | Allowed]:
-        """The masks here and after each token of a draft, up to the first that the grammar does not allow, or to the
-        end of the text. This matcher stays where it is."""
+        """Return the token masks here and after each token of a draft, up to the first forbidden token or the text's
+        end. This matcher does not advance."""
         probe = Matcher(self.state.deep_copy(), self.vocab_size)  # a rollback does not count the end of a text
         after: list[Matcher | Allowed] = [self]
         for token in draft:
@@ -123,24 +125,24 @@ class Matcher:
 
 
 class Allowed:
-    """The tokens that a grammar allows at a place that was looked at ahead."""
+    """The tokens that a grammar allows after a draft token, as bit mask `words` [W]."""
 
     finished = False
     fault = None
 
-    def __init__(self, words: Any) -> None:
+    def __init__(self, words: NDArray[np.int32]) -> None:
         self.words = words
 
 
 def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: torch.device) -> Tensor:
-    """Tokens that the grammars of these rows forbid [G, V]: all of them where a grammar can no longer be followed."""
+    """Return the mask [G, V] of tokens that these rows' grammars forbid: every token if a grammar has a fault."""
     import numpy as np
 
     words = np.invert(_compute_words(matchers))
     if device.type == "cpu":
         bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
         banned = torch.from_numpy(bits).view(torch.bool)
-    else:  # a bit a token on the way, unpacked there
+    else:  # one bit per token is copied, and unpacked on the device
         packed = torch.from_numpy(words).to(device)
         banned = (packed[..., None] >> torch.arange(32, device=device) & 1).flatten(1) != 0
     if (lacking := vocab_size - banned.shape[1]) > 0:
@@ -148,8 +150,8 @@ def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: 
     return banned[:, :vocab_size]
 
 
-def _compute_words(matchers: Sequence[Matcher | Allowed]) -> Any:
-    """A bit for each token that may follow, in words of 32 [G, W]."""
+def _compute_words(matchers: Sequence[Matcher | Allowed]) -> NDArray[np.int32]:
+    """Return a bit for each allowed token, in int32 words [G, W]."""
     import numpy as np
 
     live = [(row, each) for row, each in enumerate(matchers) if isinstance(each, Matcher)]
@@ -170,7 +172,7 @@ def _compute_words(matchers: Sequence[Matcher | Allowed]) -> Any:
 
 
 def _try_out(matcher: Matcher) -> str | None:
-    """Try the first tokens of a text that follows the grammar: some faults show there alone."""
+    """Follow the grammar for a few random tokens, as some faults only show then; return the fault or None."""
     choice = random.Random(0).choice
     for _ in range(TRIED):
         allowed = (~find_banned([matcher], matcher.vocab_size, torch.device("cpu"))[0]).nonzero()[:, 0].tolist()

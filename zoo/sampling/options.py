@@ -1,4 +1,4 @@
-"""Sampling parameters: what a request may ask of the choice of its tokens, checked in one place."""
+"""Define and check the sampling parameters of a request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 
-COLDEST = 1e-3  # below it the choice is greedy in all but name
+COLDEST = 1e-3  # lowest temperature above 0: below it, sampling is as good as greedy
 
 
 def _must(accepts: Callable[[Any], bool], wanted: str) -> AfterValidator:
@@ -52,22 +52,22 @@ class Sampling:
     """Sampling parameters of one request. Applied in this order, which is transformers' where it has the option:
 
     - `logit_bias` adds to the logits of single tokens; −inf bars one;
-    - `repetition_penalty` (Keskar et al., 2019) divides the logit of a token already there, the prompt's too; if
-      negative, multiplies it;
+    - `repetition_penalty` (Keskar et al., 2019) divides the logits of tokens in the prompt or the text so far; it
+      multiplies negative ones;
     - `presence_penalty` is subtracted from the logit of every token generated so far, `frequency_penalty` once for each
       time it was (OpenAI's definitions; tokens of the prompt do not count);
-    - `bad_words` are token sequences that must not be written: the last token of one is barred after the others;
-    - `min_tokens` bars the tokens that would stop the text before so many are generated;
+    - `bad_words` are token sequences that must not be written: after all but its last token, the last one is barred;
+    - `min_tokens` bars stop ids until that many tokens are generated;
     - `process` is a function of the caller's: from the token ids so far and the logits [V] to new logits [V];
-    - `temperature` divides the logits; 0 takes the likeliest token and leaves the rest of this list out;
-    - `top_k` (Fan et al., 2018) keeps the k likeliest, and all that tie with the last of them;
-    - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens that hold at least this much probability;
-    - `min_p` (Nguyen et al., 2024) keeps the tokens at least this likely relative to the likeliest;
-    - `typical_p` (Meister et al., 2022) keeps the tokens whose surprisal is nearest to the entropy, up to this much
-      probability.
+    - `temperature` divides the logits; 0 takes the likeliest token and skips the rest of this list;
+    - `top_k` (Fan et al., 2018) keeps the k likeliest tokens, and all that tie with the k-th;
+    - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens whose probabilities sum to at least p;
+    - `min_p` (Nguyen et al., 2024) keeps tokens with at least p times the probability of the likeliest;
+    - `typical_p` (Meister et al., 2022) keeps the tokens whose negative log-likelihood is nearest to the entropy, up to
+      probability p in total.
 
-    With a `seed` a row draws what it would draw alone, whatever else is in the batch. Without one, the seed comes from
-    torch's own generator.
+    With a `seed` a row's draws do not depend on the rest of the batch. Without one, the seed is drawn from torch's own
+    generator.
     """
 
     temperature: _Temperature = 0.0
@@ -86,18 +86,18 @@ class Sampling:
 
     @classmethod
     def checked(cls, **options: Any) -> Sampling:
-        """Sampling parameters that a user gave. Raises ConfigError with one line for each that will not do."""
+        """Make sampling parameters of a user's options. Raises ConfigError with one line for each invalid option."""
         try:
             return cls(**options)
         except ValidationError as error:
             raise ConfigError(*(_fault(item) for item in error.errors(include_url=False))) from None
 
     def seeded(self) -> Sampling:
-        """The same with a seed: its own, or one from torch's generator."""
+        """Return the same parameters with a seed: the own one, or one drawn from torch's generator."""
         return self if self.seed is not None else dataclasses.replace(self, seed=int(torch.randint(2**63 - 1, ())))
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises ConfigError for token ids that the model does not have."""
+        """Check that `logit_bias` and `bad_words` name tokens of the vocabulary. Raises ConfigError."""
         named = {"logit_bias": [*self.logit_bias], "bad_words": [token for word in self.bad_words for token in word]}
         faults = [
             f"{name}: names token {max(ids)}, the model's vocabulary is 0 to {vocab_size - 1}"

@@ -1,5 +1,5 @@
 # B rows, V vocabulary, N tokens with a penalty
-"""Choose the next tokens of a batch whose rows have different options: edit logits, then take the likeliest or draw."""
+"""Sample the next tokens of a batch whose rows have different options: edit logits, then take the argmax or draw."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logprob:
-    """The log-probability of a token before sampling changes the logits, and the likeliest tokens there with theirs."""
+    """The log-probability of a token by the unedited logits, and the likeliest tokens there with theirs (`top`)."""
 
     value: float
     top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
-    """Choose a token for each row. What the options of a batch say is laid out as tensors once, and kept while the
-    batch has the same rows in the same order."""
+    """Choose a token for each row. The rows' options are laid out as tensors once, and reused while the batch has the
+    same rows in the same order."""
 
     def __init__(self) -> None:
         self._layout: BatchLayout | None = None
 
     def choose(self, logits: Tensor, states: Sequence[DrawState]) -> list[int]:
-        """The next token of each row from logits [B, V]; −1 for a row that has none: its logits are NaN or all −inf,
-        its options bar every token, or its grammar cannot be followed (`DrawState.fault`).
+        """Return the next token of each row from logits [B, V]; −1 for a row that has none: its logits are NaN or all
+        −inf, its options bar every token, or its grammar cannot be followed (`DrawState.fault`).
 
-        States are read, not advanced. A step that starts no transfer but that of the tokens: all rows greedy without
-        further options. Raises ConfigError for a `process` that gives no logits.
+        States are read, not advanced. If all rows are greedy without further options, the only transfer from the device
+        is that of the tokens. Raises ConfigError for a `process` that returns no logits.
         """
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
@@ -60,7 +60,7 @@ class Sampler:
         return draw(scores, group.cuts, points, group.head)
 
     def find_shares(self, logits: Tensor, states: Sequence[DrawState]) -> Tensor:
-        """The probabilities [B, V] of the next tokens, all options applied; NaN for a row without a token."""
+        """Return the probabilities [B, V] of the next tokens, all options applied; NaN for a row without a token."""
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
         shares = torch.empty_like(scores, dtype=torch.float64)
@@ -75,7 +75,7 @@ class Sampler:
         return shares
 
     def _lay_out(self, logits: Tensor, states: Sequence[DrawState]) -> BatchLayout:
-        """The batch's layout: the one before, if the rows and the logits' width are the same."""
+        """Return the batch's layout: the last one, if the rows and the logits' width are the same."""
         layout, key = self._layout, (logits.shape[1], logits.device)
         if layout is None or layout.key != key or layout.states != list(states):
             layout = self._layout = BatchLayout(states, *key)
@@ -84,16 +84,16 @@ class Sampler:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of a batch that are chosen for in the same way: greedy without `cuts`, else drawn by their `head`."""
+    """Rows that are sampled in the same way: greedily if `cuts` is None, else by the `head` of `find_head`."""
 
     rows: list[int]
-    index: Tensor | None  # None for all of the batch
+    index: Tensor | None  # None: the whole batch
     cuts: Cuts | None
     head: int | None
 
 
 def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[RowGroup]:
-    """Group rows by what each needs by itself, so that a row is computed in one way whatever else is in the batch."""
+    """Group rows by their own options alone, so that a row is computed the same way whatever else is in the batch."""
     alike: dict[tuple[bool, int | None], list[int]] = defaultdict(list)
     for row, each in enumerate(options):
         alike[(False, None) if each.temperature == 0 else (True, find_head(each, vocab))].append(row)
@@ -106,7 +106,7 @@ def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> lis
 
 
 class BatchLayout:
-    """The options of a batch's rows, as tensors where they are tensors."""
+    """The options of a batch's rows, laid out as tensors and row lists."""
 
     def __init__(self, states: Sequence[DrawState], vocab: int, device: torch.device) -> None:
         self.key = vocab, device
@@ -126,7 +126,7 @@ class BatchLayout:
         self.penalties = torch.tensor(penalties, device=device) if self.tallied else None  # [B, 3]
 
     def edit(self, logits: Tensor) -> Tensor:
-        """Logits after every option that comes before the temperature; the same tensor if no row has one."""
+        """Apply every option that comes before the temperature: to a copy, or return `logits` if no row has one."""
         if not (self.bias or self.tallied or self.barring or self.processed or self.guided):
             return logits
         scores = logits.to(torch.float32, copy=True)
@@ -147,7 +147,7 @@ class BatchLayout:
         return scores
 
     def _penalise(self, scores: Tensor) -> None:
-        """Repetition, presence and frequency penalties, at the tokens that rows have [N] rather than everywhere."""
+        """Apply repetition, presence and frequency penalties in place, only at the N tokens that rows contain."""
         tallies = [(row, tally) for row in self.tallied if (tally := self.states[row].tally) and tally.tokens]
         if not tallies:
             return
@@ -155,7 +155,7 @@ class BatchLayout:
         counts = torch.frombuffer(bytearray().join(tally.counts for _, tally in tallies), dtype=torch.float32)
         lengths = torch.tensor([len(tally.tokens) for _, tally in tallies])
         rows = torch.tensor([row for row, _ in tallies]).repeat_interleave(lengths)
-        if int(tokens.max()) >= scores.shape[1]:  # of a prompt: tokens that the model reads and never writes
+        if int(tokens.max()) >= scores.shape[1]:  # prompt tokens that the model reads but cannot write
             written = tokens < scores.shape[1]
             rows, tokens, counts = rows[written], tokens[written], counts[written]
         rows, tokens, counts = (each.to(scores.device) for each in (rows, tokens, counts))
@@ -190,9 +190,9 @@ def _take_likeliest(scores: Tensor) -> Tensor:
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Logits [B, V] of parts [K, V]: a view where these follow one another in memory, as those of one pass do.
+    """Join logits [K, V] to [B, V]: a view if they follow one another in memory, as those of one pass do.
 
-    A copy of 32 rows of 32,000 tokens takes longer than all else that a step does beside the model.
+    Copying 32 rows of 32,000 logits takes longer than everything else in a step but the model.
     """
     first = parts[0]
     rows, start = 0, first.storage_offset()
@@ -205,8 +205,8 @@ def join_rows(parts: Sequence[Tensor]) -> Tensor:
 
 
 def find_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:
-    """The log-probabilities of these tokens, one a row of logits [B, V] before any option, and of the `tops` likeliest
-    of each row; None for rows that ask for none. A token that the model excludes has −inf."""
+    """Compute the log-probability of each row's token from unedited logits [B, V], and those of its `tops[row]`
+    likeliest tokens; None for rows whose `tops` is None. A token that the model excludes has −inf."""
     asked = [row for row, top in enumerate(tops) if top is not None and tokens[row] >= 0]
     found: list[Logprob | None] = [None] * len(tops)
     if not asked:

@@ -1,5 +1,5 @@
 # K draft tokens of a row, V vocabulary
-"""Speculative decoding: propose tokens, verify them in one pass, keep the distribution as it was."""
+"""Speculative decoding: propose tokens and verify them in one pass, without changing the distribution."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_draft(sampler: Sampler, logits: Tensor, states: Sequence[DrawState]) -> tuple[list[int], Tensor]:
-    """Tokens that a draft model proposes after these states, and the probabilities [B, V] they were drawn with.
+    """Draw a draft model's next tokens after these states; return them and the probabilities [B, V] of the draw.
 
-    The options of each row apply to the draft too, so that it proposes what the target may accept. −1 for a row without
-    a token. For the second token of a draft, pass the last of `state.ahead(draft so far)`.
+    Each row's sampling options apply to the draft too, so that it proposes what the target may accept. A row without a
+    token gets −1. For the second token of a draft, pass the last of `state.ahead(draft so far)`.
     """
     shares = sampler.find_shares(logits, states)
     points = torch.tensor([[state.point("draft")] for state in states], dtype=torch.float64, device=logits.device)
@@ -32,18 +32,18 @@ def accept(
     states: Sequence[DrawState],
     shares: Sequence[Tensor | None] | None = None,
 ) -> list[list[int]]:
-    """The tokens of each row that verification gives: those of its draft that hold, and one more.
+    """Verify drafts: return the accepted draft tokens of each row, and one more token.
 
-    `logits` [sum of K + 1, V] are the target's, after each row's last token and after each token of its draft, row
-    after row. `shares` [K, V] are the probabilities that a draft model drew with (`draw_draft`); None for a row whose
-    draft is one guess at each place (n-grams). States are read, not advanced. A stop id ends a row's tokens, and a −1
-    those of a row that has none.
+    `logits` [sum of K + 1, V] are the target's after each row's last token and after each token of its draft, row after
+    row. `shares` [K, V] are the probabilities that a draft model drew with (`draw_draft`); None for a row whose draft
+    are n-gram guesses. States are read, not advanced. A row's tokens end at a stop id, or at −1 where it has no token.
 
-    - Greedy, and of a guess: the row chooses its token at every place as it would without a draft, by the same random
-      number, and the draft holds as far as it agrees. That accepts a guess x with probability p(x), as the rule of
-      rejection would, and gives the very tokens of a run without speculation.
-    - Of a draft model (Leviathan et al., 2023; Chen et al., 2023): x drawn with q(x) holds with probability
-      min(1, p(x) / q(x)); the first that does not is replaced by a draw from max(p − q, 0).
+    - Greedy rows, and n-gram guesses: at every place the row chooses its token as it would without a draft, by the same
+      random number. The draft is accepted up to the first difference. So a guess x is accepted with probability p(x),
+      as by rejection sampling, and the text is that of a run without speculation, also with a seed.
+    - Draft models (Leviathan et al., 2023; Chen et al., 2023): x drawn with q(x) is accepted with probability
+      min(1, p(x) / q(x)); the first rejected token is replaced by a draw from max(p − q, 0). This keeps the
+      distribution, but not a seed's text, which depends on where drafts begin.
     """
     ahead = [state.ahead(draft) for state, draft in zip(states, drafts, strict=True)]
     starts = [0]
@@ -67,12 +67,12 @@ def accept(
 
 
 def _end(tokens: list[int], stop_ids: Collection[int]) -> list[int]:
-    """The tokens up to and with the first that stops the text."""
+    """Return the tokens up to and including the first stop id."""
     return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stop_ids), tokens)
 
 
 def _agree(draft: Sequence[int], chosen: list[int]) -> list[int]:
-    """The choices up to and with the first that differs from the draft."""
+    """Return the choices up to and including the first that differs from the draft."""
     for place, (proposed, own) in enumerate(zip(draft, chosen, strict=False)):
         if proposed != own:
             return chosen[: place + 1]
@@ -80,10 +80,10 @@ def _agree(draft: Sequence[int], chosen: list[int]) -> list[int]:
 
 
 def _reject(draft: Sequence[int], target: Tensor, proposal: Tensor | None, ahead: Sequence[DrawState]) -> list[int]:
-    """The modified rejection rule over one row's draft; `target` [K + 1, V] and `proposal` [K, V] are probabilities.
+    """Apply modified rejection sampling to a row's draft; `target` [K + 1, V] and `proposal` [K, V] are probabilities.
 
-    Each place has a random number of its own for the draft, the test and the replacement. Those of places that are
-    thrown away decided nothing that stays, and may be used again there.
+    Each position has separate random numbers for the draft, the test and the replacement. Numbers of positions after a
+    rejection are used again there, as nothing that they decided was kept.
     """
     assert proposal is not None
     for place, (token, state) in enumerate(zip(draft, ahead, strict=False)):
@@ -96,7 +96,7 @@ def _reject(draft: Sequence[int], target: Tensor, proposal: Tensor | None, ahead
 
 
 def _replace(target: Tensor, proposal: Tensor, state: DrawState) -> int:
-    """A draw from what the target has above the proposal."""
+    """Draw from max(p − q, 0), the excess of the target's probabilities over the proposal's."""
     rest = (target - proposal.to(target)).clamp_(min=0)
     return _draw_one(rest if bool(rest.any()) else target, state)
 
@@ -107,7 +107,7 @@ def _draw_one(weights: Tensor, state: DrawState) -> int:
 
 
 def _draw(weights: Tensor, points: Tensor) -> Tensor:
-    """A token a row [B] with these weights [B, V], in float64; −1 where they are NaN."""
+    """Draw one token a row [B] by weights [B, V], in float64; −1 where they are NaN."""
     total = weights.cumsum(-1)
     last = (torch.arange(weights.shape[1], device=weights.device) * (weights > 0)).amax(-1, keepdim=True)
     tokens = torch.minimum(torch.searchsorted(total, points * total[:, -1:], right=True), last)
@@ -115,32 +115,32 @@ def _draw(weights: Tensor, points: Tensor) -> Tensor:
 
 
 class PromptLookup:
-    """Propose what followed the last tokens where they stood before (prompt lookup decoding, Saxena, 2023).
+    """Propose the tokens that followed an earlier occurrence of the last n-gram (prompt lookup decoding, Saxena, 2023).
 
-    An index of the sequence's n-grams grows with it, a step for each token and length. Where proposals keep failing
-    it pauses, for longer each time, so that text without repeats is not slowed down by guesses.
+    The index of n-grams grows by one entry for each token and length. After failed proposals the lookup pauses, longer
+    each time, so that text without repeats is not slowed down.
     """
 
     def __init__(self, ids: Sequence[int] = (), *, longest: int = 4, shortest: int = 2) -> None:
         self.ids: list[int] = []
         self._lengths = range(longest, shortest - 1, -1)
-        self._after: dict[tuple[int, ...], int] = {}  # an n-gram -> the index after the latest place where it stood
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index after its latest occurrence
         self._pause, self._resume = 1, 0
         self.extend(ids)
 
     def extend(self, ids: Sequence[int]) -> None:
-        """Take the tokens that were added to the sequence."""
+        """Add new tokens of the sequence to the index."""
         for token in ids:
             end = len(self.ids)
-            for length in self._lengths:  # those that end before this token: the last one must find an earlier one
+            for length in self._lengths:  # n-grams that end before this token: look-ups must find earlier ones
                 if length <= end:
                     self._after[tuple(self.ids[end - length :])] = end
             self.ids.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """Up to `count` tokens that followed the longest n-gram that the sequence ends with; none if it is new.
+        """Propose `count` tokens that followed the longest known n-gram at the sequence's end; none if none is known.
 
-        Where the copy reaches the sequence's end it goes on from its own start, as text that repeats does.
+        A copy that reaches the end of the sequence goes on from its own start, as repeating text does.
         """
         if len(self.ids) < self._resume:
             return []
@@ -152,8 +152,7 @@ class PromptLookup:
         return []
 
     def report(self, proposed: int, accepted: int) -> None:
-        """Learn how a proposal went: one of which less than a quarter held makes the pauses longer, any other ends
-        them."""
+        """Learn how a proposal went: if less than a quarter was accepted, the next pause doubles; else pauses end."""
         if not proposed:
             return
         self._pause = 1 if 4 * accepted >= proposed else min(2 * self._pause, 256)

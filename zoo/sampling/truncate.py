@@ -14,13 +14,13 @@ from zoo.sampling.options import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
-TILE, BLOCK = 32, 128  # logits whose largest is found, and whose probabilities are summed, at a time
-CHUNK = 2**18  # logits that are sorted at a time: what is computed of them stays in the cache
-HEADS = (64, 128)  # likeliest tokens that are looked at before a whole row is sorted
+TILE, BLOCK = 32, 128  # logits per maximum, and probabilities per partial sum
+CHUNK = 2**18  # logits that are sorted at a time, so that intermediate results stay in the CPU's cache
+HEADS = (64, 128)  # numbers of likeliest tokens to try before sorting a whole row
 
 
 def find_head(sampling: Sampling, vocab: int) -> int | None:
-    """How many likeliest tokens probably tell what a row keeps; 0 where all must be sorted, None where none need be."""
+    """Return how many likeliest tokens to look at first for a row's truncation; 0 to sort all, None to sort none."""
     top_k = min(sampling.top_k or vocab, vocab)
     if top_k == vocab and sampling.top_p in (None, 1):
         return None if sampling.typical_p in (None, 1) else 0
@@ -30,8 +30,8 @@ def find_head(sampling: Sampling, vocab: int) -> int | None:
 
 @dataclass(frozen=True)
 class Cuts:
-    """The options of draws as tensors with an entry a row [R, 1]. None where no row has the option; a row without it
-    has a value that keeps every token."""
+    """Truncation options as tensors [R, 1]. None where no row has the option; rows without it get a value that keeps
+    every token."""
 
     temperature: Tensor
     top_k: Tensor | None
@@ -42,7 +42,7 @@ class Cuts:
 
     @classmethod
     def of(cls, options: Sequence[Sampling], vocab: int, device: torch.device) -> Cuts:
-        """Lay these rows' options out."""
+        """Lay the options of rows out as tensors."""
 
         def column(values: Sequence[float], neutral: float, dtype: torch.dtype) -> Tensor | None:
             if all(value == neutral for value in values):
@@ -61,16 +61,14 @@ class Cuts:
         )
 
     def take(self, rows: Tensor) -> Cuts:
-        """The options of some of the rows."""
+        """Return the options of some of the rows."""
         columns = (getattr(self, field.name) for field in fields(self))
         return Cuts(*(None if column is None else column[rows] for column in columns))  # pyright: ignore
 
 
 def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logit of each row and the first token that has it: (values [R], tokens [R]); NaN counts as largest.
-
-    torch's argmax takes a CPU three times as long as the largest of each block, and then the place in the one block.
-    """
+    """Return the largest logit of each row and the first token that has it: (values [R], tokens [R]); NaN counts as
+    largest. On a CPU the maximum of each block, then argmax in one block, takes a third of argmax's time."""
     vocab = logits.shape[1]
     if not logits.is_cpu or vocab < 2 * BLOCK:
         tokens = logits.argmax(-1)
@@ -86,10 +84,10 @@ def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor:
-    """One token a row [R] from edited logits [R, V], decided by `points` [R, 1] in [0, 1); −1 for rows without any.
+    """Draw one token a row [R] from edited logits [R, V] by `points` [R, 1] in [0, 1); −1 for rows without a token.
 
-    The cumulative distribution, in the order of token ids, is inverted at the point. `head` is `find_head` of all these
-    rows: of most distributions a few tokens tell what is kept, and only the other rows are sorted whole.
+    The cumulative distribution over token ids is inverted at the point. `head` is the `find_head` that all these rows
+    have: only rows whose `head` likeliest tokens do not determine the truncation are sorted whole.
     """
     scores, tiles, best = _tile(scores)
     if head and scores.is_cpu:
@@ -100,16 +98,16 @@ def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor
 
 
 def find_shares(scores: Tensor, cuts: Cuts, head: int | None) -> Tensor:
-    """The probabilities [R, V] that `draw` draws by, in float64; NaN for rows that have no token."""
+    """Return the probabilities [R, V] by which `draw` draws, in float64; NaN for rows without a token."""
     padded, _, best = _tile(scores)
     weights = _weigh(padded, best, cuts, head)[:, : scores.shape[1]].double()
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits in float32, padded to whole blocks with -inf; the largest of each tile; each row's largest [R, 1].
+    """Return logits in float32, padded to whole blocks with −inf; each tile's maximum; each row's maximum [R, 1].
 
-    Logits of +inf are held at float32's largest number: they share all the probability.
+    Logits of +inf become float32's largest number, so that they share all the probability.
     """
     scores = scores.float()
     if over := -scores.shape[1] % BLOCK:
@@ -123,11 +121,11 @@ def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor:
-    """Each token's probability over the largest one [R, V], 0 for those that are refused.
+    """Return each token's probability ÷ the row's largest one [R, V], 0 for truncated tokens.
 
-    Of tokens that tie at the border of top_p the first are kept.
+    Among tokens that tie at the border of top_p, those of lower id are kept.
     """
-    falls = (scores - best).div_(cuts.temperature)  # below the largest, in the units of the draw
+    falls = (scores - best).div_(cuts.temperature)  # log of (probability ÷ the largest), after temperature
     weights = falls.exp()
     if head is None:
         return weights if cuts.min_p is None else weights.masked_fill_(weights < cuts.min_p, 0)
@@ -145,7 +143,7 @@ def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor
 
 
 def _draw_from_head(scores: Tensor, tiles: Tensor, best: Tensor, cuts: Cuts, points: Tensor, size: int) -> Tensor:
-    """Draw from the likeliest tokens of each row; where more than these may be kept, from the whole row."""
+    """Draw from the `size` likeliest tokens of each row; from the whole row if truncation may keep more of them."""
     values, ids = _find_head(scores, tiles, size)
     falls = (values - best).div_(cuts.temperature)
     weights = falls.double().exp_()
@@ -165,10 +163,10 @@ def _draw_from_head(scores: Tensor, tiles: Tensor, best: Tensor, cuts: Cuts, poi
 
 
 def _find_head(scores: Tensor, tiles: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each row, descending, ties in the order of ids: (values, ids) [R, size].
+    """Find the likeliest tokens of each row, descending, ties in the order of ids: (values, ids) [R, size].
 
-    They stand in the tiles whose largest logits are the largest; a top-k of the whole row takes several times as long.
-    Of tokens that tie with the last of these, any may be missing.
+    They lie in the `size` tiles with the largest maxima; a top-k of the whole row takes several times as long. Tokens
+    that tie with the last one may be missing.
     """
     best = tiles.topk(size, sorted=False).indices
     inside = scores.unflatten(1, (-1, TILE)).gather(1, best[..., None].expand(-1, -1, TILE))
@@ -179,8 +177,8 @@ def _find_head(scores: Tensor, tiles: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts) -> Tensor:
-    """How many of the descending logits top_k, top_p and min_p keep [R, 1]. `whole` is the sum of the row's weights,
-    for rows without top_k."""
+    """Count how many of the descending logits top_k, top_p and min_p keep [R, 1]. `whole` is the sum of a row's
+    weights over all tokens, used for rows without top_k."""
     width = falls.shape[1]
     kept = torch.full_like(falls[:, :1], width, dtype=torch.int64)
     if cuts.top_k is not None:
@@ -191,7 +189,7 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
         else:
             held = (weights * (torch.arange(width, device=weights.device) < kept)).sum(-1, keepdim=True).double()
             total = held if whole is None else torch.where(cuts.bounded, held, whole)
-        likelier = _search(weights, cuts.top_p * total, right=False)  # tokens that do not hold p by themselves
+        likelier = _search(weights, cuts.top_p * total, right=False)  # count of likeliest tokens below p
         kept = torch.minimum(kept, likelier + 1)
     if cuts.min_p is not None:
         kept = torch.minimum(kept, (weights >= cuts.min_p).sum(-1, keepdim=True))
@@ -199,8 +197,8 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
 
 
 def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """Tokens that typical sampling keeps: those nearest to the entropy, up to the mass, and all that tie with the last
-    of them."""
+    """Mask the tokens that typical sampling keeps: negative log-likelihood nearest to the entropy, up to `mass`, and
+    all that tie with the last one."""
     shares = weights.double() / weights.sum(-1, keepdim=True)
     surprisal = -shares.log()
     distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()
@@ -213,7 +211,7 @@ def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
 
 
 def _sort(falls: Tensor) -> Tensor:
-    """Rows in descending order. numpy sorts with vector instructions, in a tenth of torch's time on a CPU."""
+    """Sort rows in descending order. numpy sorts with vector instructions, in a tenth of torch's time on a CPU."""
     if not falls.is_cpu:
         return falls.sort(descending=True).values
     import numpy as np
@@ -222,20 +220,20 @@ def _sort(falls: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, points: Tensor) -> Tensor:
-    """The token [R] at which the cumulative weights pass `points` [R, 1] of their sum."""
+    """Return the token [R] at which the cumulative weights exceed `points` [R, 1] × their sum."""
     sums = _sum_blocks(weights)
     return _search(weights, points * sums.cumsum(-1)[:, -1:], right=True, sums=sums)[:, 0]
 
 
 def _sum_blocks(weights: Tensor) -> Tensor:
-    """The sum of each block, in float64 from there on, so that rare tokens keep their share."""
+    """Sum weights by block; the sums are float64, so that rare tokens keep their probability."""
     size = min(BLOCK, weights.shape[1])
     return weights.unflatten(1, (-1, size)).sum(-1).double()
 
 
 def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None = None) -> Tensor:
-    """The index [R, 1] at which the cumulative weights reach the target; `right`: exceed it. The block first, then in
-    it, as a cumulative sum of the whole row takes ten times as long."""
+    """Find the index [R, 1] at which the cumulative weights reach the target; `right`: exceed it. Searches blocks, then
+    inside one: a cumulative sum of the whole row takes ten times as long."""
     sums = _sum_blocks(weights) if sums is None else sums
     blocks = weights.unflatten(1, (sums.shape[1], -1))
     block, rest = _pick(sums, target, right)
@@ -244,7 +242,8 @@ def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None
 
 
 def _pick(weights: Tensor, target: Tensor, right: bool) -> tuple[Tensor, Tensor]:
-    """The index [R, 1] whose weight covers the target, and how far in; never one of weight 0, whatever the rounding."""
+    """Find the index [R, 1] whose weight covers the target, and the rest of the target inside it. Never an index of
+    weight 0, whatever the rounding."""
     total = weights.cumsum(-1)
     places = torch.arange(weights.shape[1], device=weights.device)
     last = (places * (weights > 0)).amax(-1, keepdim=True)
