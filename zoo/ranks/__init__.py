@@ -1,1 +1,1 @@
-"""The processes of a run that is spread over several: who they are, what they agree on, and what each one holds."""
+"""The processes (ranks) of a distributed run: meshes, collectives, sharded tensors and pipeline schedules."""

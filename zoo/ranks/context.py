@@ -1,10 +1,10 @@
 # B rows, T tokens of a row, C ranks, L tokens of a run
-"""Context parallelism: each rank computes with its own tokens of a row, and attention reads the keys of all.
+"""Context parallelism: each rank computes with its own tokens of a row, and attention reads the keys of all ranks.
 
-Rank r has runs r and 2C − 1 − r of the 2C that a row is cut into: under a causal mask an early run sees few keys and a
-late one many, so that every rank has as much to do (Dubey et al., 2024, Llama 3, §3.3.2). Keys and values are gathered
-before each layer's attention, and their gradients are summed up on the way back; or, in a ring, they stay where they
-are and `zoo.kernels.ring` sends them round.
+A row is cut into 2C runs, and rank r has runs r and 2C − 1 − r. Under a causal mask an early run sees few keys and a
+late one many, so that all ranks have equal work (Dubey et al., 2024, Llama 3, §3.3.2). Keys and values are all-gathered
+before each layer's attention, and their gradients reduce-scattered in the backward pass; or, with a ring,
+`zoo.kernels.ring` sends them from rank to rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SpreadContext(ContextSeam):
-    """The seam between the ranks of a process group that have rows in common."""
+    """The seam between the ranks of a process group that hold tokens of the same rows."""
 
     def __init__(self, group: Any, rings: bool = False) -> None:
         self.group, self.rings = RankGroup(group), rings

@@ -1,6 +1,6 @@
 # M rows, a token once for each of its experts; E experts, R ranks, D width
-"""Expert parallelism: each rank has some of the experts, and rows go to the rank of theirs and back (Lepikhin et al.,
-2020, GShard)."""
+"""Expert parallelism: each rank holds some of the experts; rows are sent to their expert's rank and back by all-to-all
+(Lepikhin et al., 2020, GShard)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Visit:
-    """Rows of all ranks at the rank that has their experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where
-    each expert's end, `experts` [M']; and how they go back. `count` is M: rows behind the last expert's end have no
-    expert, and stay."""
+    """The rows of all ranks that this rank's experts compute: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where
+    each expert's rows end, `experts` [M'] the expert of each; and what sends them back. `count` is M: own rows behind
+    the last expert's end have no expert, and are not sent."""
 
     group: RankGroup
     rows: Tensor
@@ -31,19 +31,18 @@ class Visit:
     count: int
 
     def bring(self, rows: Tensor) -> Tensor:
-        """Send other rows [M, …], without a gradient, the way that the rows came: [M', …]."""
+        """Send other rows [M, …] the same way, without a gradient: [M', …]."""
         return self.group.send_rows(rows[: sum(self.sent)], self.sent, self.received)[self.order]
 
     def go_back(self, y: Tensor) -> Tensor:
-        """Send what the experts made of the rows [M', D] back to where they came from: [M, D], zeros for those that
-        stayed."""
+        """Send the experts' outputs [M', D] back to where their rows came from: [M, D], zeros for rows not sent."""
         found = self.group.exchange(y[self.order.argsort()], self.received, self.sent)
         rest = self.count - found.shape[0]
         return F.pad(found, (0, 0, 0, rest)) if rest else found
 
 
 def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
-    """Send rows [M, D], sorted by expert with their `ends` [E], to the ranks of their experts."""
+    """Send rows [M, D], sorted by expert with their `ends` [E], to the ranks that hold their experts."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
     theirs = group.send_rows(counts, [1] * group.size, [1] * group.size)
     sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()

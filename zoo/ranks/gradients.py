@@ -1,4 +1,4 @@
-"""Gradients of a model that several processes compute parts of: those of what they have in common, and the norm."""
+"""Gradients of a model that several processes compute: sum those of common weights, and compute the norm."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 
 def hold_gradients(model: Any, keeps_weights: bool) -> None:
-    """Let FSDP leave the gradients of the next backward passes alone, until `reduce_held_gradients`. What it gathered
-    it also keeps until then with `keeps_weights`, for backward passes in two halves: in the second one nothing would
-    gather it again."""
+    """Make FSDP accumulate gradients without reducing them, until `reduce_held_gradients`. With `keeps_weights`,
+    weights stay gathered until then, for backward passes in two halves: nothing would gather them for the second."""
     model.set_requires_gradient_sync(False)
     model.set_is_last_backward(False)
     if keeps_weights:
@@ -25,15 +24,15 @@ def hold_gradients(model: Any, keeps_weights: bool) -> None:
 
 
 def reduce_held_gradients(model: Any) -> None:
-    """Sum up what `hold_gradients` held back, as torch's own pipelines do."""
+    """Reduce the gradients that `hold_gradients` held back, as torch's own pipelines do."""
     from torch.distributed.pipelining import PipelineStage
 
     PipelineStage.perform_reduce_grad(SimpleNamespace(submod=model), 1)  # type: ignore[arg-type]
 
 
 def sum_common_gradients(model: Any) -> None:
-    """Sum up the gradients of weights that ranks of tensor parallelism or stages of a pipeline have in common, each of
-    which has a part of them."""
+    """All-reduce the gradients of weights that several tensor-parallel ranks or pipeline stages hold, as each of these
+    computes a part of the gradient."""
     from torch import distributed
 
     sum_over_stages(model)
@@ -53,7 +52,7 @@ def sum_common_gradients(model: Any) -> None:
 
 
 def sum_over_stages(model: Any) -> None:
-    """Sum up the gradients of weights that several stages have."""
+    """All-reduce the gradients of weights that several pipeline stages hold."""
     if model.shares.stages is None:
         return
     for name, each in model.named_parameters():
@@ -64,8 +63,8 @@ def sum_over_stages(model: Any) -> None:
 
 
 def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
-    """List the weights that get a gradient with the number of ranks of tensor parallelism that have the same values;
-    and, where only some of their values are on so many, marks of these."""
+    """List the weights that get a gradient, each with the number of tensor-parallel ranks that hold the same values
+    and, if only some of its values are on several ranks, a mask of these values."""
     for name, each in model.named_parameters():
         if each.requires_grad and model.shares.learns(name):
             yield model.shares.count_copies(name), each, model.shares.mark_common(name, each)
@@ -96,7 +95,7 @@ def measure_gradient(model: Any) -> Tensor:
 
 
 def sum_squares(by_copies: dict[int, list[Tensor]]) -> Tensor:
-    """Sum up the squares of gradients, a rank's share of those that so many ranks have."""
+    """Sum the squares of gradients, given by the number of ranks that hold them; each rank counts its share."""
     return torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
 
 

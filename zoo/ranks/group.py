@@ -1,5 +1,5 @@
 # B rows, T tokens, R ranks
-"""Collectives between the ranks of a process group in a pass, with their gradients."""
+"""Collectives between the ranks of a process group in forward passes, with their gradients."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 
 class Passing(NamedTuple):
-    """Tensors under way between the ranks of a ring."""
+    """Tensors in flight between the ranks of a ring."""
 
     received: list[Tensor]
-    sent: list[Tensor]  # held until they are away
-    work: list[Any]
+    sent: list[Tensor]  # kept alive until they are sent
+    work: list[torch.distributed.Work]
 
     def wait(self) -> list[Tensor]:
-        """Wait until all have come and gone; gives those of the rank before."""
+        """Wait for all sends and receives; return the tensors of the previous rank."""
         for each in self.work:
             each.wait()
         return self.received
 
 
 class RankGroup:
-    """A process group of torch's, and this process' rank in it."""
+    """A torch process group, and this process' rank in it."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: ProcessGroup) -> None:
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self._gathering = _make_function("_gather", "_scatter")
@@ -39,34 +40,33 @@ class RankGroup:
         self._exchanging = _make_exchange()
 
     def sum_up(self, y: Tensor) -> Tensor:
-        """Sum up a tensor over the ranks; without a gradient."""
+        """All-reduce a tensor, without a gradient."""
         total = y.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total, group=self.group)
         return total
 
     def stack(self, x: Tensor) -> Tensor:
-        """Stack the tensors of all ranks [R, …]; without a gradient."""
+        """All-gather the ranks' tensors to [R, …], without a gradient."""
         whole = x.new_empty(self.size * x.numel())
         _call("all_gather_single", "all_gather_into_tensor")(whole, x.flatten(), group=self.group)
         return whole.view(self.size, *x.shape)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
-        """Give the tokens of all ranks [B, R·T, …] of those of each [B, T, …]. The gradient is a reduce-scatter, as
-        each rank has a part of the gradient of all tokens."""
+        """All-gather each rank's tokens [B, T, …] to [B, R·T, …]. The gradient is a reduce-scatter, as each rank has a
+        part of the gradient of all tokens."""
         return self._gathering.apply(x, self)
 
     def scatter_tokens(self, y: Tensor) -> Tensor:
-        """Sum up [B, R·T, …] over the ranks, and keep the rank's own tokens [B, T, …]. The gradient is an
-        all-gather."""
+        """Reduce-scatter [B, R·T, …] to the rank's own tokens [B, T, …]. The gradient is an all-gather."""
         return self._scattering.apply(y, self)
 
     def sum_whole(self, y: Tensor) -> Tensor:
-        """Sum up a tensor over the ranks. So is its gradient, as what each rank goes on to compute is a part."""
+        """All-reduce a tensor. Its gradient is all-reduced too, as each rank goes on to compute a part."""
         return self._summing.apply(y, self)
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Send `sent[r]` of the rows [M, …] to rank r, and get `received[r]` of it, in order of the ranks. The
-        gradients go back the way that the rows came."""
+        """All-to-all: send `sent[r]` of the rows [M, …] to rank r, and receive `received[r]` from it, in order of the
+        ranks. The gradients take the way back."""
         return self._exchanging.apply(rows, self, sent, received)
 
     def send_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
@@ -75,8 +75,8 @@ class RankGroup:
         return found
 
     def pass_on(self, tensors: Sequence[Tensor]) -> Passing:
-        """Begin to send tensors to the next rank of the ring, and to receive those of the rank before, of the same
-        shapes. Without a gradient; what is sent must stay as it is until then."""
+        """Start sending tensors to the next rank of the ring and receiving the previous rank's, of the same shapes.
+        Without a gradient. The tensors sent must not change before `Passing.wait`."""
         next_, before = (
             torch.distributed.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1)
         )
@@ -98,13 +98,13 @@ class RankGroup:
 
 
 def _call(name: str, older: str) -> Any:
-    """A function of torch.distributed by its name from torch 2.13 on, or the one before."""
+    """Return a function of torch.distributed by its name since torch 2.13, or by its older name."""
     return getattr(torch.distributed, name, None) or getattr(torch.distributed, older)
 
 
 @functools.cache
 def _make_function(forward: str, backward: str) -> Any:
-    """An autograd function that calls one method of a RankGroup forward and another one backward."""
+    """Make an autograd function that calls one method of a RankGroup forward and another one backward."""
 
     class Sending(torch.autograd.Function):
         @staticmethod

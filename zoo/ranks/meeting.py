@@ -1,8 +1,8 @@
 """Join the processes of a run, also after torchrun has restarted them.
 
-torchrun's agents keep one key-value store over all restarts, with the keys of processes that are gone: gloo would
-connect to their addresses (pytorch/pytorch#135712). So the processes of each start agree on a prefix of their own. The
-count of restarts would not do: each machine's agent counts for itself.
+torchrun's agents keep one key-value store over all restarts, with the keys of dead processes: gloo would connect to
+their addresses (pytorch/pytorch#135712). So the processes of each start agree on a prefix of their own. The restart
+count would not do: each machine's agent counts for itself.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import os
 import time
 import uuid
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import LostProcess
 from zoo.lazy import torch
 from zoo.ranks.world import TIMEOUT, World
 
-PAUSE = 0.02  # seconds between two looks of the main process
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
+
+PAUSE = 0.02  # seconds between two polls of the main process
 
 
 def join_processes(world: World, device: str) -> None:
-    """Join the other processes, over gloo, and between CUDA devices over NCCL: once in the life of a process, as
-    torchrun's meeting point serves for one. A program that has joined them itself stays as it is."""
+    """Join the other processes over gloo, and CUDA devices over NCCL. Done once in a process' life, as torchrun's
+    rendezvous works only once. Does nothing if the program has initialised torch.distributed itself."""
     if world.size == 1 or torch.distributed.is_initialized():
         return
     own: dict[str, Any] = {}
@@ -39,11 +42,11 @@ def join_processes(world: World, device: str) -> None:
     atexit.register(torch.distributed.destroy_process_group)
 
 
-def agree_on_prefix(store: Any, rank: int, size: int, timeout: timedelta) -> str:
-    """Agree on a name that no earlier start has used, in a store that may hold what earlier starts wrote.
+def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> str:
+    """Agree on a prefix that no earlier start has used, in a store that may hold keys of earlier starts.
 
-    Rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 answers what it finds in zoo/asks/2, be it an
-    older "f9" at first, until every rank has counted itself in under the name that it was told.
+    Rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 answers whatever it finds in zoo/asks/2, which may
+    first be a stale "f9", until every rank has counted itself in under the new name.
     """
     if rank == 0:
         name = uuid.uuid4().hex
@@ -56,7 +59,7 @@ def agree_on_prefix(store: Any, rank: int, size: int, timeout: timedelta) -> str
     return f"zoo/{name}"
 
 
-def _tell_others(store: Any, name: str, size: int, until: float) -> None:
+def _tell_others(store: Store, name: str, size: int, until: float) -> None:
     answered: set[str] = set()
     while store.add(f"zoo/joined/{name}", 0) < size - 1:
         if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""The processes of a run by what they share: how many of each kind of parallelism."""
+"""The mesh of a run: the number of ways of each kind of parallelism."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
-    rows in common, of which each has its own tokens, and whose keys meet by `cp_comm`; and `tp` compute one part
-    together, with rows and tokens in common. Among the former, each run of `ep` divides the experts. Of all these there
-    are as many on each of the `pp` stages of a pipeline, which compute by a `schedule` with `chunks` of layers each."""
+    """The ways in which a run is parallel: `dp` replicas, whose weights are sharded over `shard` processes each (FSDP);
+    `cp` processes that divide the tokens of a row, and exchange keys by `cp_comm`; `tp` processes that divide each
+    layer, for the same tokens. Among the dp·shard·cp processes each run of `ep` divides the experts. A pipeline has
+    `pp` stages of all these; it runs a `schedule`, with `chunks` of layers on each stage."""
 
     dp: int = 1
     shard: int = 1
@@ -30,11 +30,11 @@ class Mesh:
 
     @property
     def pipeline(self) -> Schedule:
-        """The schedule of the stages."""
+        """The schedule of the pipeline."""
         return Schedule(self.schedule, self.pp, self.chunks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the ways; and how the keys of `cp` meet, and stages compute, where that is not as it is by default."""
+        """Return the ways as a dict, with `cp_comm` and the schedule only where they differ from the default."""
         found: dict[str, Any] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
         plain = self.pipeline == Schedule(stages=self.pp)
@@ -42,17 +42,17 @@ class Mesh:
 
     @property
     def rings(self) -> bool:
-        """Whether the keys and values of `cp` travel between its processes."""
+        """Whether keys and values of context parallelism travel round a ring."""
         return self.cp_comm == "ring"
 
     @property
     def rows(self) -> int:
-        """The ways in which the rows of a batch are divided."""
+        """Number of ways in which the rows of a batch are divided."""
         return self.dp * self.shard
 
     @property
     def tokens(self) -> int:
-        """The ways in which the tokens of a batch are divided."""
+        """Number of ways in which the tokens of a batch are divided."""
         return self.rows * self.cp
 
     @property
@@ -61,12 +61,12 @@ class Mesh:
 
     @property
     def weights(self) -> tuple[int, int]:
-        """How many processes hold the same weights, and in how many parts weights lie: those of `cp` add to the parts
-        where there are any, and else to the replicas."""
+        """(replicas, shards) of each weight: how many processes hold the same part, and into how many parts it is cut.
+        `cp` multiplies the shards if weights are sharded, else the replicas."""
         return (self.dp, self.shard * self.cp) if self.shard > 1 else (self.dp * self.cp, 1)
 
     @property
     def experts(self) -> tuple[int, int]:
-        """The same for experts, of which the ranks of `ep` have others."""
+        """(replicas, shards) of an expert's weights, as the ranks of `ep` hold different experts."""
         copies, parts = self.weights
         return (copies, parts // self.ep) if parts % self.ep == 0 else (copies * parts // self.ep, 1)

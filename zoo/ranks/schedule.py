@@ -1,17 +1,17 @@
 # p stages, v chunks of a stage, m microbatches, F forward pass, B backward pass, I and W its halves
-"""Schedules of a pipeline: the order in which its stages compute.
+"""Pipeline schedules: the order in which stages run forward and backward passes.
 
-A chunk is a run of consecutive layers, and a stage has one chunk or several. Chunk c of p stages is on stage c mod p;
-of `zero_bubble_v`, whose chunks go to the last stage and back, chunk c of the second half is on stage 2p − 1 − c.
+A chunk is a run of consecutive layers, and a stage has one chunk or several. Chunk c of p stages is on stage c mod p.
+With `zero_bubble_v` the chunks go to the last stage and back: chunk c of the second half is on stage 2p − 1 − c.
 
 | schedule | chunks of a stage | as in |
 | --- | --- | --- |
 | 1f1b | 1 | Narayanan et al., 2021, Megatron-LM, §2.2 |
 | interleaved | 2 or more | the same: a pass of a chunk is shorter, and so is the bubble |
 | zero_bubble | 1 or more | Qi et al., 2023, Zero Bubble, ZB-H1: the gradients of weights (W) wait for idle time |
-| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: every stage keeps as much, and no more than the first of 1f1b |
+| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: all stages keep equal activations, at most those of 1f1b's first |
 
-The program runs torch's schedules of these names (`zoo.training.pipeline`); the order here is theirs, for prices.
+Training runs torch's schedules of these names (`zoo.training.pipeline`); the equal order stated here is for prices.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import NamedTuple
 SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zero_bubble_v")
 
 WHOLE_BACKWARD = "schedule=1f1b or interleaved"
-"""What would do where the halves of a backward pass cannot be apart."""
+"""The remedy named in errors where a backward pass cannot be split in two halves."""
 
 FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
-"""A pass: forward, backward; or of the backward pass the half for the inputs and the one for the weights."""
+"""Kinds of pass: forward, backward, and the backward's halves for gradients of inputs and of weights."""
 
 ROUNDS = 3
-"""Rounds of microbatches after which nothing new happens in a stage's memory."""
+"""Rounds of microbatches after which a stage's peak memory no longer changes."""
 
 
 class StagePass(NamedTuple):
-    """One pass of a stage: what it is, of which of its own chunks, and of which microbatch."""
+    """One pass of a stage: its kind (F, B, I or W), the number of the stage's chunk, and the microbatch."""
 
     what: str
     chunk: int
@@ -43,7 +43,7 @@ class StagePass(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule of so many `stages`, with so many `chunks` each."""
+    """A pipeline schedule of `stages` stages with `chunks` chunks each."""
 
     kind: str = "1f1b"
     stages: int = 1
@@ -56,7 +56,7 @@ class Schedule:
 
     @property
     def splits_backward(self) -> bool:
-        """Whether the two halves of a backward pass are apart."""
+        """Whether the backward pass is split in two halves (I and W)."""
         return self.kind in ("zero_bubble", "zero_bubble_v")
 
     def find_stage(self, chunk: int) -> int:
@@ -70,7 +70,7 @@ class Schedule:
         return tuple(chunk for chunk in range(self.n_chunks) if self.find_stage(chunk) == stage)
 
     def count_sends(self, stage: int) -> int:
-        """Count how often a stage sends the stream of a microbatch, or its gradient, to another one."""
+        """Count how often a stage sends a microbatch's residual stream, or its gradient, to another stage."""
         found = 0
         for chunk in self.list_chunks(stage):
             beside = (each for each in (chunk - 1, chunk + 1) if 0 <= each < self.n_chunks)
@@ -81,11 +81,11 @@ class Schedule:
 
     @property
     def least(self) -> int:
-        """The fewest microbatches: with fewer some stage would never have work beside the others."""
+        """Minimum number of microbatches: with fewer, the stages would never all work at once."""
         return 2 * self.stages - 1 if self.kind == "zero_bubble_v" else self.stages
 
     def find_chunk_fault(self) -> str | None:
-        """Say why a stage cannot have so many chunks."""
+        """Say why a stage cannot have `chunks` chunks, or None."""
         least, most = {"1f1b": (1, 1), "interleaved": (2, None), "zero_bubble": (1, None)}.get(self.kind, (2, 2))
         if least <= self.chunks <= (most or self.chunks):
             return None
@@ -94,7 +94,7 @@ class Schedule:
         return f"chunks: is {self.chunks}, and schedule={self.kind} does not take it ({would})"
 
     def find_microbatch_fault(self, count: int) -> str | None:
-        """Say why a step cannot have so many microbatches."""
+        """Say why a step cannot have `count` microbatches, or None."""
         if count < self.least:
             found = f"is {count}, and the pp={self.stages} stages"
             if self.kind == "zero_bubble_v":
@@ -106,14 +106,14 @@ class Schedule:
         return None
 
     def find_recompute_fault(self, recompute: str) -> str | None:
-        """Say why a run cannot compute activations again: each half of a backward pass would, once a weight."""
+        """Say why a run cannot recompute activations, or None: each half of a split backward would do so anew."""
         if recompute == "none" or not self.splits_backward:
             return None
         found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
         return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
 
     def find_ring_fault(self, cp_comm: str) -> str | None:
-        """Say why keys cannot travel on a ring: each half of a backward pass would send them, once a weight there."""
+        """Say why keys cannot travel round a ring, or None: each half of a split backward would send them again."""
         if cp_comm != "ring" or not self.splits_backward:
             return None
         found = f"cp_comm: is ring, and schedule={self.kind} goes back in two halves"
@@ -122,14 +122,14 @@ class Schedule:
     # ------------------------------------------------------------ the order
 
     def order(self, stage: int, microbatches: int) -> Iterator[StagePass]:
-        """List the passes of a stage in a step, the first first."""
+        """Yield the passes of a stage in a step, in order."""
         if self.kind == "zero_bubble_v":
             return (each for each in self._order_v(stage, microbatches) if each.microbatch < microbatches)
         return self._order(stage, microbatches)
 
     def _order(self, stage: int, microbatches: int) -> Iterator[StagePass]:
-        """Some forward passes, then one forward and one backward in turn. Microbatches go through a chunk in rounds, of
-        as many as there are stages, say. In zero_bubble W comes as many backward passes later as the stage's number."""
+        """Yield warm-up forward passes, then one forward and one backward pass in turn. Microbatches go through a chunk
+        in rounds of about as many as there are stages. In zero_bubble stage s runs W s backward passes after its I."""
         each_round = microbatches // max(1, microbatches // self.stages)
         total, further = microbatches * self.chunks, self.stages - 1 - stage
         twice = 2 if self.kind == "interleaved" else 1
@@ -152,7 +152,7 @@ class Schedule:
 
     @staticmethod
     def _count_up(what: str, chunk_of: Callable[[int], int]) -> Iterator[StagePass]:
-        """List passes without end, the microbatches of each chunk in order."""
+        """Yield passes of one kind for ever; each chunk's microbatches come in order."""
         counts: dict[int, int] = {}
         for step in itertools.count():
             chunk = chunk_of(step)
@@ -160,7 +160,7 @@ class Schedule:
             yield StagePass(what, chunk, counts[chunk])
 
     def _order_v(self, stage: int, microbatches: int) -> Iterator[StagePass]:
-        """The passes of ZB-V for as many microbatches as fill the pipeline at least."""
+        """Yield the passes of ZB-V, for at least as many microbatches as fill the pipeline."""
         count, further = max(microbatches, self.least), self.stages - stage
         passes = {
             (what, chunk): self._count_up(what, lambda _, chunk=chunk: chunk)
@@ -181,14 +181,14 @@ class Schedule:
         yield from take(*[(WEIGHT, 1)] * stage, *[(WEIGHT, 0)] * stage)
 
     def shorten(self, microbatches: int) -> int:
-        """Give the fewest microbatches, of those that are legal, with which stages keep as much as with so many."""
+        """Return the smallest legal number of microbatches that has the same peak memory as `microbatches`."""
         count = self.least if self.kind == "1f1b" else max(microbatches, self.least)
         rounds = count // self.stages
         return count if rounds <= ROUNDS else ROUNDS * (count // rounds)
 
     def count_kept(self, stage: int, microbatches: int, sizes: Sequence[float]) -> tuple[int, ...]:
-        """Count the microbatches of each chunk whose activations a stage keeps when it keeps most. A pass of a chunk
-        keeps `sizes` until its backward pass is over, W with it."""
+        """Count the microbatches of each chunk whose activations a stage holds at its peak. A chunk's pass holds
+        `sizes[chunk]` until its backward pass, W included, is over."""
         if self.kind == "1f1b":
             return (self.stages - stage,)
         kept, most, found = [0] * self.chunks, 0.0, (0,) * self.chunks

@@ -1,5 +1,6 @@
 # B rows, T tokens, D model width, V vocabulary
-"""Seams: the places of a forward pass where the parts of a model that several processes compute come together."""
+"""Seams: the points of a forward pass that call a collective if several processes share the model, all that a
+component's `forward` knows of parallelism."""
 
 from __future__ import annotations
 
@@ -10,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Seam:
-    """The seam of a model that one process holds whole, where there is nothing to do.
+    """The seam of a model that one process holds whole: identities.
 
-    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) has its own, `zoo.run.tensor.TensorSeam`. There, in a pass
-    with gradients, each rank has the stream of its own tokens only, between the sub-layers that it computes a part of
-    for all tokens (sequence parallelism; Korthikanti et al., 2022).
+    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) overrides it in `zoo.run.tensor.TensorSeam`. There, in a pass
+    with gradients, a rank computes a part of each sub-layer for all tokens, and between sub-layers holds the residual
+    stream of its own tokens only (sequence parallelism; Korthikanti et al., 2022).
     """
 
     rank = 0
     size = 1
 
     def gather(self, x: Tensor, tokens: int) -> Tensor:
-        """Gather the stream of all ranks' tokens: to [B, T, …], `tokens` of them."""
+        """All-gather the residual stream over ranks to [B, T, …], T = `tokens`."""
         return x
 
     def add_up(self, y: Tensor) -> Tensor:
-        """Add up all ranks' parts of what a sub-layer gives [B, T, D], and keep the rank's own tokens."""
+        """Reduce-scatter a sub-layer's output [B, T, D]: sum all ranks' parts, and keep the rank's own tokens."""
         return y
 
     def own(self, each: Tensor | None) -> Tensor | None:
@@ -33,32 +34,32 @@ class Seam:
         return each
 
     def look_up(self, table: Any, ids: Tensor) -> Tensor:
-        """Look up token ids [B, T] in a table, of whose rows a rank has its part: the rank's own tokens."""
+        """Embed token ids [B, T] by a table whose rows are divided among ranks; return the rank's own tokens."""
         return table(ids)
 
     def add_up_whole(self, y: Tensor) -> Tensor:
-        """Add up all ranks' parts of a tensor amid a sub-layer, which all go on with."""
+        """All-reduce a tensor in the middle of a sub-layer."""
         return y
 
     def normalise(self, norm: Any, x: Tensor) -> Tensor:
-        """Apply a norm over channels [..., D] of which each rank has its own."""
+        """Apply a norm over channels [..., D] that are divided among ranks."""
         return norm(x)
 
     def bias(self, scheme: Any, weights: Any, heads: int, *places: Any, **how: Any) -> Any:
-        """Make the bias of a position scheme on the scores of a rank's own heads."""
+        """Make a position scheme's bias on the scores of the rank's own heads."""
         return scheme.bias(weights, heads, *places, **how)
 
     def share(self, loss: Tensor) -> Tensor:
-        """Take a rank's share of the gradient of a loss that every rank computes whole."""
+        """Divide the gradient, not the value, of a loss that every rank computes whole by the number of ranks."""
         return loss
 
     def measure(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the log-likelihood's two parts over the vocabulary of all ranks: log Z [N, 1] and the target's logit
-        [N, 1], in float32, from a rank's logits [N, V/ranks]."""
+        """Compute log Z [N, 1] over the whole vocabulary and the targets' logits [N, 1], in float32, from a rank's
+        logits [N, V/ranks]. Their difference is the negative log-likelihood."""
         raise NotImplementedError
 
     def join_logits(self, logits: Tensor, width: int) -> Tensor:
-        """Join the logits of all ranks' parts of the vocabulary: to [..., V]."""
+        """All-gather logits over the ranks' parts of the vocabulary to [..., V], V = `width`."""
         return logits
 
 
@@ -66,9 +67,9 @@ WHOLE = Seam()
 
 
 class ContextSeam:
-    """The seam of rows whose tokens one process has all of. Context parallelism has its own, `zoo.ranks.context`: each
-    rank has two runs of a row's tokens, and only attention's keys and values come together. Where it `rings` they do so
-    inside attention, and nothing is gathered."""
+    """The seam of context parallelism where one process holds all tokens of a row: identities. `zoo.ranks.context` has
+    the other one: a rank holds two runs of a row's tokens, and only attention's keys and values are exchanged. With
+    `rings` this happens inside attention, and nothing is gathered."""
 
     rank = 0
     size = 1
@@ -76,11 +77,11 @@ class ContextSeam:
 
     @property
     def active(self) -> bool:
-        """Whether a pass that begins now has some of a row's tokens."""
+        """Whether a pass that begins now holds only some of a row's tokens."""
         return False
 
     def spans(self, tokens: int, rank: int | None = None) -> list[tuple[int, int]]:
-        """Where the runs of a rank, of this one unless given, of a row of so many tokens begin and end."""
+        """Return (start, stop) of each run of a rank (default: this one) in a row of `tokens` tokens."""
         return [(0, tokens)]
 
     def own(self, each: Any) -> Any:
@@ -88,11 +89,11 @@ class ContextSeam:
         return each
 
     def share(self, loss: Tensor) -> Tensor:
-        """Take a rank's share of a loss that is a mean over its own tokens."""
+        """Divide a loss that is a mean over the rank's own tokens by the number of ranks."""
         return loss
 
     def gather(self, new: Tensor) -> Tensor:
-        """Gather what attention reads of all ranks' tokens, in order: [B, T, …]."""
+        """All-gather keys or values over ranks, in the order of tokens: [B, T, …]."""
         return new
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them: who they are, and what they agree on."""
+"""The processes of a run as torchrun starts them, and collectives of plain values between them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)
-"""After which a rank gives up waiting for the others."""
+"""Time after which a rank gives up waiting for the others."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: this one is number `rank` of `size`, and `local_rank` on its machine. A process alone
-    agrees with itself. Of a part of all processes `group` is torch's process group."""
+    """The processes of a run: this one is `rank` of `size`, and `local_rank` on its machine. With one process every
+    collective is the identity. `group` is a process group of some processes, None for all."""
 
     rank: int = 0
     size: int = 1
@@ -31,11 +31,11 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and shows."""
+        """Whether this is rank 0, which writes files and output."""
         return self.rank == 0
 
     def sum(self, *values: int) -> list[int]:
-        """Sum up whole numbers over all processes."""
+        """All-reduce integers (sum)."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.int64)
@@ -43,7 +43,7 @@ class World:
         return total.tolist()
 
     def add_up(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sum up scalars by name over all processes, on their device."""
+        """All-reduce scalars by name (sum), on their device."""
         if self.size == 1 or not values:
             return dict(values)
         total = torch.stack([each.detach().double() for each in values.values()])
@@ -51,13 +51,13 @@ class World:
         return dict(zip(values, total.float().unbind(), strict=True))
 
     def add_up_(self, value: Tensor) -> Tensor:
-        """Sum up a tensor over all processes, in place."""
+        """All-reduce a tensor in place (sum)."""
         if self.size > 1:
             torch.distributed.all_reduce(value, group=self.group)
         return value
 
     def tell(self, value: Any) -> Any:
-        """Give every process what the main one has."""
+        """Broadcast a picklable value from the main process."""
         if self.size == 1:
             return value
         told = [value]
@@ -65,7 +65,7 @@ class World:
         return told[0]
 
     def share(self, value: Any) -> list[Any]:
-        """Give every process what each one has, by rank."""
+        """All-gather picklable values: a list by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -73,7 +73,7 @@ class World:
         return found
 
     def gather(self, value: Any) -> list[Any]:
-        """Give the main process what each one has, by rank; the others get nothing."""
+        """Gather picklable values on the main process: a list by rank there, an empty one on the others."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -81,13 +81,13 @@ class World:
         return found if self.main else []
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait at a barrier for all processes."""
         if self.size > 1:
             torch.distributed.barrier(self.group)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the main process do something before the others do it too: they find its files."""
+        """Let the main process run the block before the others, which then find its files."""
         if not self.main:
             self.wait()
         yield
@@ -99,7 +99,7 @@ ALONE = World()
 
 
 def read_world() -> World:
-    """Read from torchrun's variables which process of how many this is."""
+    """Read this process' rank and the number of processes from torchrun's environment variables."""
     found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if None in found:
         return ALONE
@@ -108,5 +108,5 @@ def read_world() -> World:
 
 
 def leave_at_once() -> None:
-    """Let this process end without taking leave of the others, one of which is gone: it would wait for it."""
+    """Let this process exit without destroying the process group, which would wait for a dead process."""
     atexit.unregister(torch.distributed.destroy_process_group)

@@ -1,2 +1,1 @@
-"""Build and run a Spec: its weights as torch modules (layer), on a device (builder), with the fastest threads and dtype
-(threads, dtypes), and with products in float8 (fp8)."""
+"""Build and run a Spec: weights as torch modules (layer) on a device (builder), threads and dtypes, float8 (fp8)."""

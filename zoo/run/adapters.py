@@ -1,8 +1,8 @@
 # R rank, E experts, N tokens
-"""Low-rank adapters (LoRA; Hu et al., 2021) on a built model's products: attach them, tell them apart, merge them.
+"""Low-rank adapters (LoRA; Hu et al., 2021) on a built model's Linears: attach, split off and merge them.
 
-An adapted product computes W·x + (alpha / R)·B·A·dropout(x). A is drawn, B starts at 0, so that a fresh adapter changes
-nothing. The product keeps its own names in `state_dict`; its adapter stands below it as `lora.a` and `lora.b`.
+An adapted Linear computes W·x + (alpha / R)·B·A·dropout(x). A is drawn at random and B starts at 0, so that a fresh
+adapter changes nothing. The Linear keeps its names in `state_dict`; its adapter is `lora.a` and `lora.b` below it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.kernels.grouped import grouped_linear
-from zoo.run.layer import LinearModule, StackedLinear
+from zoo.run.layer import LinearModule, Model, StackedLinear
 
 INSIDE = ".lora."
-"""What the names of an adapter's tensors have, and no other's."""
+"""Part of the names of adapter tensors, and of no others."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of a model: their rank and scale, the share of inputs dropped in training, and the paths of the
-    products that have one. `trained` names the model's own weights that train beside them; `base` is the folder that
-    these weights came from."""
+    """The adapters of a model: rank, alpha, dropout rate of their inputs in training, and the `paths` of the Linears
+    that have one. `trained` names the model's own weights that train too; `base` is the folder of the base model."""
 
     rank: int
     alpha: float
@@ -58,7 +57,7 @@ class Adapter(nn.Module):
             self.a.uniform_(-bound, bound, generator=generator)
 
     def drop(self, x: Tensor) -> Tensor:
-        """Drop some of the inputs while training."""
+        """Apply dropout to the inputs while training."""
         return F.dropout(x, self.dropout, self.training)
 
     def change(self) -> Tensor:
@@ -67,7 +66,7 @@ class Adapter(nn.Module):
 
 
 class AdaptedLinear(LinearModule):
-    """A product with an adapter."""
+    """A Linear with an adapter."""
 
     lora: Adapter
 
@@ -77,7 +76,7 @@ class AdaptedLinear(LinearModule):
 
 
 class AdaptedExperts(StackedLinear):
-    """Stacked experts' products, each with an adapter of its own."""
+    """Stacked experts' Linears, each with its own adapter."""
 
     lora: Adapter
 
@@ -90,11 +89,11 @@ class AdaptedExperts(StackedLinear):
 
 
 ADAPTED: dict[type[nn.Module], type[nn.Module]] = {LinearModule: AdaptedLinear, StackedLinear: AdaptedExperts}
-"""The class that a product becomes when it gets an adapter."""
+"""The class that a Linear module gets when an adapter is attached."""
 
 
-def attach_adapters(model: Any, plan: Adapters, seed: int = 0) -> None:
-    """Give the products at the plan's paths an adapter each, drawn from `seed`, in place."""
+def attach_adapters(model: Model, plan: Adapters, seed: int = 0) -> None:
+    """Attach an adapter to each Linear at the plan's paths, in place, initialised from `seed`."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for path in plan.paths:
         module: Any = model.get_submodule(path)
@@ -102,7 +101,7 @@ def attach_adapters(model: Any, plan: Adapters, seed: int = 0) -> None:
         module.add_module("lora", Adapter(module.weight, plan))
         module.lora.train(module.training)
         module.lora.draw(generator)
-    model.adapters = plan
+    model.adapters = plan  # type: ignore[assignment]
 
 
 def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.costs import DTYPES
 from zoo.costs.params import count_parameters
@@ -13,21 +14,25 @@ from zoo.lazy import torch
 from zoo.run.memory import read_free_memory
 from zoo.spec import Spec, table
 
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
+    from zoo.run.layer import Model
+
 
 def build(
-    config: Any,
+    config: str | Path | Spec,
     overrides: Sequence[str] = (),
     *,
     device: str = "auto",
-    dtype: Any = None,
+    dtype: str | torch.dtype | None = None,
     kernel: str = "auto",
     seed: int = 0,
-) -> Any:
-    """Build the model of a packaged name, a YAML path or a Spec, its weights drawn from `seed` and their names.
+) -> Model:
+    """Build the model of a packaged name, a YAML path or a Spec. Each weight is drawn from `seed` and its name.
 
-    `device` is auto (CUDA where there is one), cuda, cuda:N, cpu or meta (shapes only); `dtype` is fp32 unless given,
-    by our name or torch's.
-    Raises ConfigError for a config at fault and FitError when the weights do not fit the device's free memory.
+    `device` is auto (CUDA if there is a device), cuda, cuda:N, cpu or meta (shapes only); `dtype` is a name (fp32,
+    bf16, fp16, or torch's) or a torch dtype, fp32 by default. Raises ConfigError for a faulty config, and FitError if
+    the weights do not fit the device's free memory.
     """
     from zoo.model.init import initialise
     from zoo.run.layer import Model
@@ -49,7 +54,7 @@ def build(
     return model
 
 
-def load_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
+def load_spec(config: str | Path | Spec, overrides: Sequence[str] = ()) -> Any:
     """Return a Spec as it is, or load that of a packaged name or a YAML path."""
     if isinstance(config, Spec):
         if overrides:
@@ -61,10 +66,10 @@ def load_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
 
 
 ADDRESSED = 2**62
-"""Bytes of weights that torch can count, those of a model on the meta device too."""
+"""Limit in bytes of the weights that torch can address, also on the meta device."""
 
 
-def resolve_dtype(dtype: Any) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """Return torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     if dtype is None:
@@ -80,9 +85,9 @@ def resolve_dtype(dtype: Any) -> torch.dtype:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError for one that is not there.
+    """Return the torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError if it is unknown or missing.
 
-    cuda:N becomes torch's current device as well: kernels, Triton and the random generators of CUDA use that one,
+    cuda:N becomes torch's current device as well: kernels, Triton and CUDA's random generators use the current device,
     wherever the tensors are.
     """
     if device == "auto":
@@ -104,8 +109,8 @@ def pick_device(device: str) -> torch.device:
     return torch.device(kind, int(number))
 
 
-def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise FitError when the weights are larger than the device's free memory."""
+def check_fit(spec: Priced, device: torch.device, dtype: torch.dtype) -> None:
+    """Check that the weights fit the device's free memory. Raises FitError."""
     free = read_free_memory(device)
     total = count_parameters(spec)["total"]
     need = total * dtype.itemsize
@@ -123,8 +128,8 @@ def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
     )
 
 
-def check_built(model: Any) -> None:
-    """Compare the model with its count: every tensor's name and shape, and the total of parameters."""
+def check_built(model: Model) -> None:
+    """Check that the model has exactly the counted tensors, by name and shape, and the counted parameters."""
     from zoo.run.layer import list_shapes
 
     built, counted = list_shapes(model), table(model.spec, model.d_model)
@@ -132,6 +137,6 @@ def check_built(model: Any) -> None:
         odd = sorted(set(built.items()) ^ set(counted.items()))
         raise AssertionError(f"built and counted tensors differ: {odd[:4]}")
     held = sum(parameter.numel() for parameter in model.parameters())
-    total = count_parameters(model.spec)["total"]
+    total = count_parameters(model.spec)["total"]  # type: ignore[arg-type]
     if held != total:
         raise AssertionError(f"built {held:,} parameters, counted {total:,}")

@@ -1,9 +1,9 @@
-"""Record what a function does on a CUDA device as a CUDA graph, and replay it."""
+"""Record a function's kernels on a CUDA device as a CUDA graph, and replay it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
 from zoo.spec import Experts, Linear, walk
@@ -11,26 +11,28 @@ from zoo.spec import Experts, Linear, walk
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.tower import Tower
+
 WARM = 2
-"""Passes before a recording: kernels are compiled and chosen in the first, and their workspaces allocated."""
+"""Warm-up passes before a recording, which compile and choose kernels and allocate their workspaces."""
 
 Replay = tuple[Callable[[], object], "Tensor"]
-"""What runs a recorded function again, and the tensor in which its result then is."""
+"""A function that replays a recording, and the tensor that then holds its result."""
 
 Record = Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], Replay]
-"""What records a function of a tensor, whose numbers may change between replays."""
+"""A recorder: takes a function of a tensor, and the tensor, whose values may change between replays."""
 
 
 class CudaRecorder:
-    """Records functions on a CUDA device. Their recordings share one pool of memory, as only one runs at a time;
-    `nbytes` are what they hold on the device."""
+    """Records functions on a CUDA device. The graphs share one memory pool, as only one runs at a time; `nbytes` is the
+    device memory that they hold."""
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device, self.pool, self.nbytes = device, None, 0
 
     def __call__(self, function: Callable[[Tensor], Tensor], numbers: Tensor) -> Replay:
-        """Record a function of these numbers; before, it is run on a stream of its own. Raises RuntimeError where it
-        does what a graph cannot hold, as waiting for the device."""
+        """Record `function(numbers)`, after warm-up passes on a side stream. Raises RuntimeError if the function does
+        something that a graph cannot hold, such as waiting for the device."""
         with torch.cuda.device(self.device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -40,7 +42,7 @@ class CudaRecorder:
             torch.cuda.current_stream().wait_stream(side)
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            torch.cuda.empty_cache()  # as torch does before it records: what comes to be reserved is the recording's
+            torch.cuda.empty_cache()  # as torch does: memory reserved from here on belongs to the recording
             before = torch.cuda.memory_reserved()
             with torch.cuda.graph(graph, pool=self.pool):
                 result = function(numbers)
@@ -48,8 +50,9 @@ class CudaRecorder:
         return graph.replay, result
 
 
-def find_blocker(writer: Any, dtype: str) -> str | None:
-    """Say which part of a decoder waits for the device in the middle of a step on CUDA, or None."""
+def find_blocker(writer: Tower, dtype: str) -> str | None:
+    """Say which part of a decoder waits for the device in the middle of a step on CUDA, or None: experts whose rows are
+    counted on the host."""
     from zoo.kernels.grouped import refuses
 
     for path, part in walk(writer, writer.d_model):

@@ -1,8 +1,7 @@
-"""Measure which dtype computes fastest on this CPU: a processor without instructions for bfloat16 is many times slower
-in it.
+"""Measure which dtype computes fastest on this CPU.
 
-bfloat16 halves the memory that weights take and is the faster where the CPU multiplies it (AVX-512 BF16, AMX). Where it
-does not (AVX2 alone), torch computes it element by element: 5 to 15 times slower than float32.
+bfloat16 halves the memory of weights, and is faster on a CPU with instructions for it (AVX-512 BF16, AMX). On one
+without (AVX2 alone), torch computes it element by element: 5 to 15 times slower than float32.
 """
 
 from __future__ import annotations
@@ -10,14 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
 from zoo.run.threads import keep_threads, use_fastest_threads
 
-SPEND = 0.1  # seconds that a comparison takes, and at least one lap of each dtype
-ROWS, WIDTH, STEPS = 32, 1024, 4  # a lap: a short prompt through one weight, then tokens one by one
-MARGIN = 1.25  # how many times slower than float32 a dtype must be to be replaced: a probe is this inexact
+if TYPE_CHECKING:
+    from torch import nn
+
+SPEND = 0.1  # seconds per comparison; at least one lap of each dtype
+ROWS, WIDTH, STEPS = 32, 1024, 4  # of a lap: a short prompt times one weight, then single tokens
+MARGIN = 1.25  # a dtype is replaced if it is more than this factor slower than float32; probes are this inexact
 
 
 def spell_dtype(dtype: torch.dtype) -> str:
@@ -26,12 +28,12 @@ def spell_dtype(dtype: torch.dtype) -> str:
 
 @cache
 def measure_slowdown(dtype: torch.dtype, *, training: bool = False) -> float:
-    """Measure how many times longer a model's products take in `dtype` than in float32 on this CPU: those of
-    generation, or of training with its backward pass. Measured once a process."""
+    """Measure how many times longer matrix products take in `dtype` than in float32 on this CPU: those of generation,
+    or with `training` of a training step. Measured once a process."""
     laps = {each: _training_lap(each) if training else _lap(each) for each in (torch.float32, dtype)}
-    best: dict[Any, float] = dict.fromkeys(laps, float("inf"))
+    best: dict[torch.dtype, float] = dict.fromkeys(laps, float("inf"))
     with keep_threads():
-        torch.set_num_threads(1)  # several would measure how long they wait for each other beside another program
+        torch.set_num_threads(1)  # beside another program several threads would measure their waiting
         end = time.perf_counter() + SPEND
         while True:
             for each, lap in laps.items():
@@ -42,7 +44,7 @@ def measure_slowdown(dtype: torch.dtype, *, training: bool = False) -> float:
                 return best[dtype] / best[torch.float32]
 
 
-def _lap(dtype: torch.dtype) -> Any:
+def _lap(dtype: torch.dtype) -> Callable[[], None]:
     from zoo.run.layer import multiply
 
     weight = torch.nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=dtype), requires_grad=False)
@@ -57,7 +59,7 @@ def _lap(dtype: torch.dtype) -> Any:
     return lap
 
 
-def _training_lap(dtype: torch.dtype) -> Any:
+def _training_lap(dtype: torch.dtype) -> Callable[[], None]:
     x, weight = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
 
     def lap() -> None:
@@ -70,25 +72,26 @@ def _training_lap(dtype: torch.dtype) -> Any:
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False) -> bool:
-    """Tell whether 16 bits compute slower than float32 on this device. Only a CPU is measured."""
+    """Tell whether a 16-bit dtype computes slower than float32 on this device. Only a CPU is measured."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return measure_slowdown(dtype, training=training) > MARGIN
 
 
 def describe_slow_dtype(dtype: torch.dtype, device: torch.device, option: str, *, training: bool = False) -> str | None:
-    """Write the line for a user who asked for `dtype` by `option`, where that is slow; else None."""
+    """Return a line that `dtype`, set by `option`, is slow on this device, or None if it is not."""
     if not is_slow(dtype, device, training=training):
         return None
     times = measure_slowdown(dtype, training=training)
     return f"{option} is {times:.1f} times slower than fp32 on this CPU"
 
 
-def use_fastest_dtype(model: Any) -> str | None:
-    """Let a model compute in float32 where its own 16 bits are slower, in place. Gives what was done, in one line.
+def use_fastest_dtype(model: nn.Module) -> str | None:
+    """Convert a 16-bit model to float32 in place where that is faster. Returns a line about it, or None if nothing is
+    slow.
 
-    Each value stays what it was: float32 holds all of bfloat16's and float16's. A model whose float32 weights would not
-    fit in memory stays as it is, and the line says so.
+    No value changes, as float32 holds all of bfloat16's and float16's. If the float32 weights would not fit in memory
+    the model stays as it is, and the line says so.
     """
     from zoo.run.builder import read_free_memory
 
@@ -100,17 +103,18 @@ def use_fastest_dtype(model: Any) -> str | None:
     need, free = sum(4 * each.numel() for each in model.parameters()), read_free_memory(weight.device)
     if free is not None and need > free:
         return f"computes in {name}, {slower}: float32 weights need {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
-    with torch.inference_mode(False):  # inference tensors could not be trained any more
+    with torch.inference_mode(False):  # inference tensors could not be trained
         model.float()
     return f"computes in float32: the weights' {name} is {slower}"
 
 
-def settle_cpu(model: Any, tell: Callable[[str], object], *, dtype: str | None = None, keep: bool = False) -> None:
-    """Let a model on a CPU compute with the number of threads and in the dtype that are fastest here.
+def settle_cpu(
+    model: nn.Module, tell: Callable[[str], object], *, dtype: str | None = None, keep: bool = False
+) -> None:
+    """Set the fastest number of threads, and convert a model on a CPU to its fastest dtype.
 
-    `dtype` names the option that asked for a dtype, if one did: the model keeps that dtype, and `tell` gets a line if
-    it is slow. With `keep` the model keeps its dtype without a line (weights in float8). `tell` also gets a line for
-    each number of threads or dtype that is not torch's or the model's own.
+    If the user chose the dtype, `dtype` is the option's text: the model then keeps it, and `tell` gets a line if it is
+    slow. With `keep` the model keeps its dtype without a line (float8 weights). `tell` gets a line for each change.
     """
     weight = next(model.parameters())
     if choice := use_fastest_threads(weight.device):

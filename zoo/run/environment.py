@@ -1,4 +1,4 @@
-"""Describe where a run computes: versions, machine, device, commit."""
+"""Describe the environment of a run: versions, machine, device, commit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydant
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Describe this process: when and how it was started, versions, machine and device, and the commit of the folder
-    that it works in, where that is in a git repository."""
+    """Describe this process: start time, command, versions, machine and device, and the git commit of the working
+    folder, if it is in a repository."""
     processor = describe_processor()
     found: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -46,7 +46,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def find_version(package: str) -> str | None:
-    """Find the version of an installed package; None where it is not."""
+    """Find the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

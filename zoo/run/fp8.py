@@ -1,5 +1,7 @@
-"""Convert matrix products to float8 with torchao, for training and inference: which ones, by which recipe, on which
-devices."""
+"""Convert matrix products to float8 with torchao, for training and inference.
+
+Which products are converted follows from their Spec: a `Linear` part may be `precise`, or its weight read directly
+(`bare`). No module's name decides."""
 
 from __future__ import annotations
 
@@ -23,17 +25,17 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Machine
 
 RECIPES = {"tensorwise": (8, 9), "rowwise": (9, 0)}
-"""The scaling of operands into float8's range, by one factor a tensor or one for each row and column; and the
-CUDA compute capability from which on torchao tests its products."""
+"""Recipes for scaling operands into float8's range (one factor per tensor, or per row and column), with the lowest CUDA
+compute capability on which torchao tests their products."""
 
 WEIGHT_ONLY = "weight_only"
-"""Weights alone in float8, rowwise, and products as before: for running, on any device."""
+"""Recipe for inference on any device: weights in float8, scaled by row, products in the model's dtype."""
 
 AXES = ("attention", "ffn")
-"""The components whose products are taken in float8. Heads, routers, embeddings and poolers stay as they are."""
+"""The axes whose products are computed in float8. Heads, routers, embeddings and poolers are left out."""
 
 MULTIPLE = 16
-"""torch's scaled product takes multiples of this: both widths of a weight, and the rows a gradient is summed over."""
+"""torch's scaled product takes multiples of this: both widths of a weight, and the rows that a gradient sums over."""
 
 OLDEST = (0, 18)
 
@@ -42,15 +44,15 @@ OLDEST = (0, 18)
 
 
 class Product(NamedTuple):
-    """One matrix product of a model: its module's path, and why it stays out of float8, or None."""
+    """One matrix product of a model: its module's path, and the reason why it is left out of float8, or None."""
 
     path: str
     left_out: str | None
 
 
 def list_products(model: Any, *, running: bool = False) -> list[Product]:
-    """List every matrix product of a built model, in the order of its modules, and whether it is taken in float8.
-    `running` means that weights are quantised once for inference, rather than at each step of training."""
+    """List every matrix product of a built model in module order, and whether it is computed in float8. `running` means
+    that weights are quantised once for inference, rather than at each training step."""
     from zoo.run.layer import Layer
 
     layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer))
@@ -70,11 +72,11 @@ def is_product(part: Part) -> bool:
 
 
 def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
-    """Return the reason why a product stays out of float8, or None. Its component and part state it."""
+    """Return the reason why a product is left out of float8, or None; `owner` is its component."""
     if owner.axis not in AXES:
         return owner.axis
     if not isinstance(part, Linear):
-        return "stacked experts"  # a tied product is a head's
+        return "stacked experts"  # a tied product belongs to a head, returned above
     if part.precise:
         return "precise by design"
     if part.d_in % MULTIPLE or part.d_out % MULTIPLE:
@@ -83,8 +85,7 @@ def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str |
 
 
 def explain_no_effect(spec: Any) -> str | None:
-    """Return the reason why float8 would change nothing in a model, or None where it changes something. Needs no
-    torch."""
+    """Return the reason why no product of a model can be float8, or None if some can. Needs no torch."""
     reasons: list[str | None] = []
     for row, part in walk(spec, spec.d_model):
         if is_product(part):
@@ -93,7 +94,7 @@ def explain_no_effect(spec: Any) -> str | None:
 
 
 def summarize_products(products: Iterable[Product]) -> str:
-    """Say in one line how many products are taken in float8, and why the others are not."""
+    """Say in one line how many products are in float8, and why the others are not."""
     reasons = [product.left_out for product in products]
     others = _counted(reasons)
     return f"{reasons.count(None)} of {len(reasons)} products in float8" + (f", not {others}" if others else "")
@@ -104,7 +105,7 @@ def _counted(reasons: Iterable[str | None]) -> str:
 
 
 def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
-    """Choose the paths of the products to take. Raises ConfigError where there are none."""
+    """Return the paths of the products to convert. Raises ConfigError if there are none."""
     if reason := explain_no_effect(model.spec):
         raise ConfigError(f"{what} {reason} (bf16 would do)")
     return {product.path for product in products if product.left_out is None}
@@ -114,7 +115,7 @@ def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
 
 
 def refuses(recipe: str, machine: Machine) -> str | None:
-    """Return the reason why a machine cannot compute by a recipe, or None. The machine is described, not used."""
+    """Return the reason why a machine cannot run a recipe, or None. The machine need not be present."""
     if recipe == WEIGHT_ONLY:
         return None
     needed, found = RECIPES[recipe], machine.capability
@@ -125,7 +126,7 @@ def refuses(recipe: str, machine: Machine) -> str | None:
 
 
 def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> None:
-    """Raise ConfigError where float8 is not available. `what` names the request, `would` what would do instead."""
+    """Check that a recipe can run on a device. Raises ConfigError; `what` names the request, `would` an alternative."""
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
         raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
     reason = refuses(recipe, machine_of(device))
@@ -138,16 +139,15 @@ def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> Non
 
 @cache
 def can_multiply(recipe: str, device: torch.device) -> bool:
-    """Tell whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
+    """Tell whether torch computes float8 products on this device, by one tiny product, tried once a process.
 
-    The table of `refuses` knows devices, not what torch's libraries have for a processor: oneDNN has no float8 product
-    for one with AVX2 alone.
+    `refuses` knows devices, but not what torch's libraries support: oneDNN has no float8 product for AVX2 alone.
     """
     size = MULTIPLE
     plain = torch.ones(size, size, device=device, dtype=torch.bfloat16)
     eight, one, ones = plain.to(torch.float8_e4m3fn), torch.ones((), device=device), torch.ones(size, 1, device=device)
     scales = {"tensorwise": [(one, one)], "rowwise": [(ones, ones.t()), (one, one)]}  # rowwise needs both: its backward
-    torch.mm(plain, plain)  # before oneDNN's first product torch multiplies float8 by itself, after it no more
+    torch.mm(plain, plain)  # before oneDNN's first product torch uses its own float8 code, afterwards oneDNN's
     try:
         for pair in scales[recipe]:
             torch._scaled_mm(eight, eight.t(), *pair, out_dtype=torch.bfloat16)  # type: ignore[reportPrivateImportUsage]
@@ -174,13 +174,13 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
-    """Make a model train in float8, in place; return its products. Raises ConfigError where that is impossible.
+    """Make a model train in float8, in place; return its products. Raises ConfigError if that is impossible.
 
-    Weights stay what they are, in name, dtype and identity; at each step a product scales and rounds them and its
-    input to e4m3, and in the backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after
-    Micikevicius et al., 2022 ("FP8 formats for deep learning"). Only a compiled model gains by it, as the rounding is
-    then fused with what comes before. `emulate` computes the rounded product in float32, on any device, for
-    experiments. In inference mode products are not rounded: a run's samples equal those of its checkpoint.
+    Weights keep name, dtype and identity. At each step a product scales and rounds weight and input to e4m3, and in the
+    backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after Micikevicius et al., 2022
+    ("FP8 formats for deep learning"). Only a compiled model gets faster, as the rounding is then fused with the
+    preceding operation. `emulate` computes the rounded product in float32 on any device, for experiments. In inference
+    mode products are not rounded: a run's samples equal those of its checkpoint.
     """
     what = f"fp8: {recipe}"
     if recipe not in RECIPES:
@@ -203,8 +203,8 @@ def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Pr
 
 @cache
 def _linear() -> type[nn.Linear]:
-    """Make torchao's float8 Linear use the plain product in inference mode: there torchao's rowwise one raises (0.18).
-    Compiled code does not ask for the mode, since Dynamo would break the graph there."""
+    """Make a subclass of torchao's float8 Linear that uses the plain product in inference mode, where torchao's rowwise
+    one raises (0.18). Compiled code does not check the mode, as Dynamo would break the graph there."""
     with _quiet():
         from torchao.float8.float8_linear import Float8Linear
 
@@ -221,10 +221,10 @@ def _linear() -> type[nn.Linear]:
 
 
 def quantize(model: Any, recipe: str) -> list[Product]:
-    """Convert a model's weights to float8 (e4m3), in place; return its products. Raises ConfigError where that is
+    """Convert a model's weights to float8 (e4m3), in place; return its products. Raises ConfigError if that is
     impossible. The model can then generate, but neither train nor be saved.
 
-    With `tensorwise` and `rowwise` a product rounds its input too, and is computed in float8. With `weight_only` the
+    With `tensorwise` and `rowwise` inputs are rounded too, and products are computed in float8. With `weight_only` the
     weights take half of bfloat16's memory, and each product first converts them to the model's dtype, which costs time.
     """
     what = f"fp8: {recipe}"
@@ -242,8 +242,8 @@ def quantize(model: Any, recipe: str) -> list[Product]:
 
 
 def _config(recipe: str) -> Any:
-    """Make torchao's config, without its changes to torch's global settings: one of them makes all float32 products
-    TF32."""
+    """Make torchao's config for inference, without its changes of torch's global settings, which would make all float32
+    products TF32."""
     with _quiet():
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,
@@ -259,7 +259,7 @@ def _config(recipe: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torchao's warnings at import about compiled kernels for other machines, which are not used here."""
+    """Silence torchao's warnings at import about compiled kernels for other machines, which Zoo does not use."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

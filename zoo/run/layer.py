@@ -18,7 +18,10 @@ from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 from zoo.ranks.shards import ALL
 
 if TYPE_CHECKING:
+    from zoo.model.step import Step
     from zoo.model.tower import Topology, Tower
+    from zoo.ranks.group import RankGroup
+    from zoo.run.recompute import Recompute
 
 lazy.load()
 torch.export.register_dataclass(Output)
@@ -28,20 +31,20 @@ class Layer(nn.Module):
     """The module of one component: it stores exactly the parts that its Spec lists, under their names, and runs the
     Spec's forward.
 
-    `forward` is a property that hands out the Spec's own method, so that torch.compile caches by component rather than
-    under one code object shared by all of them, and a traceback goes straight to the component's file.
+    `forward` is a property that returns the Spec's own method. So torch.compile caches by component, rather than under
+    one code object shared by all, and a traceback goes straight to the component's file.
     """
 
     kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
-    recompute = None  # of a tower that computes activations a second time (`zoo.run.recompute`)
-    dropping: Dropping | None = None  # of a tower: what training drops
-    compiles_loss = False  # of a head: whether its loss is compiled
-    deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
-    goes_back_twice = False  # of a head: whether its loss goes back for inputs and for weights apart
-    seam = WHOLE  # where the parts of several ranks come together
-    context = WHOLE_ROWS  # of a tower: where the tokens of several ranks do
-    expert_group: Any = None  # of a mixture: the ranks that have its experts
-    divided = False  # whether each rank computes a part of it, for all tokens
+    recompute: "Recompute | None" = None  # tower: how activations are recomputed in the backward pass
+    dropping: Dropping | None = None  # tower: dropout in training
+    compiles_loss = False  # head: whether its loss is compiled
+    deposits_gradients = False  # head: whether its loss adds to `.grad` itself (`zoo.model.loss.deposit`)
+    goes_back_twice = False  # head: whether its loss has separate backward passes for inputs and for weights
+    seam = WHOLE  # collectives of tensor parallelism
+    context = WHOLE_ROWS  # tower: collectives of context parallelism
+    expert_group: "RankGroup | None" = None  # mixture: the ranks that its experts are divided among
+    divided = False  # whether each rank computes a part of this sub-layer, for all tokens
 
     def __init__(self, spec: S.Spec, d_model: int, first: "Layer | None" = None) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class Layer(nn.Module):
         self.d_model = d_model
         for name, part in spec.parts(d_model).items():
             if first is not None and isinstance(part, S.Sized) and part.common:
-                self.__dict__[name] = getattr(first, name)  # not registered: it is a part of the kind's first layer
+                self.__dict__[name] = getattr(first, name)  # not registered: the kind's first layer owns it
             elif not isinstance(part, S.Reused):
                 self._store(name, part, d_model)
 
@@ -65,12 +68,12 @@ class Layer(nn.Module):
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]
         return self._run_divided if self.divided else partial(self.spec.forward, self)
 
-    def _run_divided(self, x: torch.Tensor, step: Any) -> torch.Tensor:
-        """A rank's part of a sub-layer: all tokens in, the sum over ranks out."""
+    def _run_divided(self, x: torch.Tensor, step: "Step") -> torch.Tensor:
+        """Compute a rank's part of a sub-layer: gather all tokens of x, and sum the output over ranks."""
         return self.seam.add_up(self.spec.forward(self, self.seam.gather(x, step.mask.n_queries), step))  # type: ignore[attr-defined]
 
     def list_weights(self) -> list[torch.Tensor]:
-        """List the weights that it reads: its own, and those that it borrows."""
+        """List the weights that the layer reads: its own, and those of other modules (`Borrowed`)."""
         borrowed = [module.weight for module in self.modules() if isinstance(module, Borrowed)]
         return [*self.parameters(), *borrowed]
 
@@ -79,15 +82,14 @@ class Layer(nn.Module):
 
 
 FEW_ROWS = 32
-"""Rows up to which a bfloat16 product on a CPU is faster with the weight on the left: 25% at 2 to 16, 7% at 32."""
+"""Rows up to which a bfloat16 product on a CPU is faster as W·xᵀ than as x·Wᵀ: 25% at 2 to 16 rows, 7% at 32."""
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute x·weightᵀ + bias. On a CPU in bfloat16, the few rows of a decoding step use the call that reads weights
-    fastest.
+    """Compute x·weightᵀ + bias. On a CPU in bfloat16, few rows (decoding) use the call that reads weights fastest.
 
-    There a matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than
-    Parameter (quantised, sharded) support `F.linear` alone.
+    A matrix-vector product takes 25% less time there than `F.linear` of one row. Weights of another class than
+    Parameter (quantised, sharded) support only `F.linear`.
     """
     few = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if few and bias is None and type(weight) is nn.Parameter:
@@ -102,7 +104,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 class LinearModule(nn.Linear):
     """torch's Linear, computed by `multiply`."""
 
-    adds_bias = True  # on one rank of those that compute parts of a sum
+    adds_bias = True  # False on all but one of the ranks whose outputs are summed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return multiply(x, self.weight, self.bias if self.adds_bias else None)
@@ -121,15 +123,14 @@ class StackedLinear(nn.Module):
         self.computing = part.computing
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
-        """Multiply x [N, d_in], its rows sorted by expert, to [N, d_out]. `offsets` [E] says where each expert's rows
-        end."""
+        """Multiply x [N, d_in], rows sorted by expert, to [N, d_out]. Expert e's rows end at `offsets[e]` ([E])."""
         bias = self.bias if self.adds_bias else None
         how = {"expert_of_row": expert_of_row, "computing": self.computing}
         return grouped_linear(x, self.weight, offsets, bias=bias, **how)
 
 
 class Borrowed(nn.Module):
-    """A module that uses a weight which another module owns."""
+    """A module that uses the weight of another module, its owner."""
 
     def __init__(self, part: S.Tied) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class Borrowed(nn.Module):
 
 
 class TiedLinear(Borrowed):
-    """A matrix product with another module's weight: a head tied to the token embedding."""
+    """A Linear with another module's weight: a head tied to the token embedding."""
 
     def __init__(self, part: S.Tied) -> None:
         super().__init__(part)
@@ -157,15 +158,14 @@ class TiedLinear(Borrowed):
 
 
 class TiedEmbedding(Borrowed):
-    """A look-up in another module's table: a decoder's in its encoder's."""
+    """An embedding with another module's table: a decoder's tied to its encoder's."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.weight)
 
 
 class ConvModule(nn.Module):
-    """A convolution along the tokens without padding of its own: x [B, T, d_in] to [B, T − (width − 1)·dilation,
-    d_out]."""
+    """A convolution along tokens, without padding: x [B, T, d_in] to [B, T − (width − 1)·dilation, d_out]."""
 
     def __init__(self, part: S.Conv) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class ConvModule(nn.Module):
 
 
 class Layers(nn.ModuleList):
-    """Layers in order, under the numbers that they have in the whole model."""
+    """Layers in order, named by their numbers in the whole model, of which a pipeline stage has some."""
 
     def __init__(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Layers(nn.ModuleList):
 
 
 def make_module(part: Any, d_model: int) -> nn.Module:
-    """Make the module that stores a part; tensors are not initialised."""
+    """Make the module that stores a part; its tensors are not initialised."""
     match part:
         case S.Linear():
             return nn.utils.skip_init(LinearModule, part.d_in, part.d_out, bias=part.bias, device=_device())
@@ -216,7 +216,7 @@ def make_module(part: Any, d_model: int) -> nn.Module:
 
 
 def _make_layers(stack: S.Stack, d_model: int) -> Iterator[tuple[int, Layer]]:
-    """Make the layers of a stack, each with its number. Those of a kind have the first one's common parts."""
+    """Make the layers of a stack, each with its number. Layers of one kind share the first one's common parts."""
     first: dict[str, Layer] = {}
     for number, kind in stack.numbered():
         layer = Layer(stack.kinds[kind], d_model, first.get(kind))
@@ -225,13 +225,13 @@ def _make_layers(stack: S.Stack, d_model: int) -> Iterator[tuple[int, Layer]]:
 
 
 def list_common(layer: nn.Module) -> list[nn.Module]:
-    """List the parts of a layer that others of its kind use as well."""
+    """List the modules of a layer that all layers of its kind share."""
     parts = layer.spec.parts(layer.d_model) if isinstance(layer, Layer) else {}
     return [layer.get_submodule(name) for name in layer._modules if getattr(parts[name], "common", False)]
 
 
 def _device() -> torch.device:
-    return torch.empty(0).device  # that of the surrounding `with torch.device(...)`
+    return torch.empty(0).device  # the device of the surrounding `with torch.device(...)`
 
 
 class Model(Layer):
@@ -272,11 +272,11 @@ class Model(Layer):
                 module.kernel = name
 
     @property
-    def whole(self) -> Any:
-        """The Spec of the whole model, where this is the part that one rank computes."""
+    def whole(self) -> "Topology":
+        """The Spec of the whole model, which differs from `spec` if this model is one rank's part."""
         return self.__dict__.get("_whole", self.spec)
 
-    def set_whole(self, spec: Any) -> None:
+    def set_whole(self, spec: "Topology") -> None:
         self.__dict__["_whole"] = spec
 
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
