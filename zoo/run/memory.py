@@ -15,7 +15,7 @@ from zoo.lazy import torch
 
 
 def read_free_memory(device: torch.device) -> int | None:
-    """Read how many bytes can still be allocated; None where that is unknown or nothing is allocated."""
+    """Read how many bytes can still be allocated on a device; None if unknown (or on meta)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -25,7 +25,7 @@ def read_free_memory(device: torch.device) -> int | None:
 
 
 def read_available_memory() -> int | None:
-    """Read how many bytes programs can still have without swapping; None where the system does not say."""
+    """Read how many bytes can still be allocated without swapping; None if the system does not say."""
     info = Path("/proc/meminfo")
     if info.exists():
         return read_meminfo(info.read_text())
@@ -49,7 +49,7 @@ def read_meminfo(text: str) -> int | None:
 
 
 def read_vm_stat(text: str) -> int | None:
-    """Add up the pages that macOS' vm_stat counts as free, or as given back on demand, in bytes."""
+    """Sum the pages that macOS' vm_stat counts as free or reclaimable, in bytes."""
     size = re.search(r"page size of (\d+) bytes", text)
     pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", text, re.MULTILINE)
     return int(size[1]) * sum(map(int, pages)) if size and pages else None
@@ -79,7 +79,7 @@ class WindowsMemory(ctypes.Structure):
 
 
 def read_cgroup_room() -> int | None:
-    """Read how many bytes a container's memory limit leaves (cgroup v2)."""
+    """Read how many bytes a container's memory limit leaves free (cgroup v2); None without a limit."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
         return None
@@ -87,7 +87,7 @@ def read_cgroup_room() -> int | None:
 
 
 def read_peak_memory(device: torch.device) -> int | None:
-    """Read the peak in bytes so far: of the CUDA device, or of this process; None where the system does not say."""
+    """Read the peak memory so far in bytes: of the CUDA device, or of this process; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -99,8 +99,8 @@ def read_peak_memory(device: torch.device) -> int | None:
 
 
 def read_used_memory(device: torch.device) -> int | None:
-    """Read how many bytes training takes: the peak so far of the CUDA device, or what this process has resident now (on
-    systems that do not say it, its peak)."""
+    """Read how many bytes training takes: the CUDA device's peak so far, or this process' resident memory now (its peak
+    on systems that do not tell)."""
     statm = Path("/proc/self/statm")
     if device.type == "cuda" or not statm.exists():
         return read_peak_memory(device)
@@ -108,8 +108,8 @@ def read_used_memory(device: torch.device) -> int | None:
 
 
 def begin_peak_memory(device: torch.device) -> int | None:
-    """Begin to measure a peak anew. Returns the bytes held now, for `read_peak_since`; None where no peak can be
-    begun: on a CPU that takes Linux (/proc/self/clear_refs, proc(5))."""
+    """Reset the peak. Returns the bytes held now, for `read_peak_since`; None if the peak cannot be reset: on a CPU
+    this takes Linux (/proc/self/clear_refs, proc(5))."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -121,7 +121,7 @@ def begin_peak_memory(device: torch.device) -> int | None:
 
 
 def read_peak_since(device: torch.device, before: int) -> int | None:
-    """Read by how many bytes the peak lies above those that `begin_peak_memory` gave."""
+    """Read the peak since `begin_peak_memory`, less the bytes `before` that it returned."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) - before
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
@@ -129,8 +129,7 @@ def read_peak_since(device: torch.device, before: int) -> int | None:
 
 
 def release_memory() -> None:
-    """Give back what this process has freed, also what `keep_memory` lets it keep: of a run that has ended the next one
-    needs nothing."""
+    """Return freed memory to the system after a run, also what `keep_memory` lets the process keep."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -139,19 +138,17 @@ def release_memory() -> None:
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the rest of its life.
 
-    By default glibc gives each large tensor back to the system when it is freed, and the next one is zeroed page by
-    page: 6 to 17% of a training step on a CPU. So is a prompt's: of a forward pass over 1,024 tokens (12 layers of
-    width 768, float32, one thread) 90,000 page faults and 0.2 of 1.9 s of processor time, of 3,000 tokens through the
-    engine 340,000 and 0.8 of 6.8 s, and with this none. 1,024 tokens through the engine had none either way, as glibc
-    keeps more by itself once a block of some size was freed. The next pass wants the same sizes again, so the peak
-    stays what it was.
+    By default glibc returns each large tensor to the system when it is freed, and the next one is zeroed page by page:
+    6 to 17% of a training step on a CPU. A forward pass over 1,024 tokens (12 layers of width 768, float32, one thread)
+    has 90,000 page faults, which take 0.2 of 1.9 s of processor time; 3,000 tokens through the engine have 340,000,
+    0.8 of 6.8 s. With this there are none. The next pass needs the same sizes again, so the peak does not rise.
 
-    Only verbs call it: it changes the process of whoever imports zoo.
+    Only verbs of the command line call it, as it changes the whole process.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     libc = ctypes.CDLL(None)
-    libc.mallopt(m_mmap_max, 0)  # all from the heap
-    libc.mallopt(m_trim_threshold, -1)  # which never shrinks
-    libc.mallopt(m_top_pad, 64 << 20)  # and grows by so many bytes
+    libc.mallopt(m_mmap_max, 0)  # allocate everything on the heap
+    libc.mallopt(m_trim_threshold, -1)  # never shrink it
+    libc.mallopt(m_top_pad, 64 << 20)  # grow it by 64 MiB at a time

@@ -1,8 +1,8 @@
-"""A model that several processes serve together: each computes its part, and all draw the same tokens."""
+"""Serve a model with tensor parallelism: each process computes its part, and all draw the same tokens."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError
@@ -12,15 +12,18 @@ from zoo.ranks.shards import Division, Shares
 from zoo.ranks.world import World, read_world
 from zoo.spec.cuts import find_cuts
 
+if TYPE_CHECKING:
+    from zoo.run.layer import Model
+
 
 def check_parts(spec: Any, ranks: int) -> None:
-    """Raise ConfigError with a line for each part of a model that so many ranks do not divide."""
+    """Check that `ranks` ranks divide a model. Raises ConfigError with a line for each component that they do not."""
     shard_model(spec, ranks)
 
 
 def find_ranks(asked: int) -> World:
-    """The processes that serve a model together, which torchrun or `zoo generate --tp` has started. Raises ConfigError
-    where they are not as many as asked for."""
+    """Return the processes that torchrun or `zoo generate --tp` has started. Raises ConfigError if they are not
+    `asked`."""
     world = read_world()
     if world.size != asked:
         found = f"{asked} ranks were asked for, torchrun has started {world.size} processes"
@@ -28,8 +31,8 @@ def find_ranks(asked: int) -> World:
     return world
 
 
-def take_part(model: Any, world: World, device: str) -> Any:
-    """Take a rank's part of a loaded model, on its device. All processes must call it."""
+def take_part(model: Model, world: World, device: str) -> Model:
+    """Take this rank's part of a loaded model, on the rank's device. All processes must call it."""
     from zoo.run.builder import build, pick_device
     from zoo.run.tensor import TensorSeam, divide_layers
 
@@ -37,7 +40,7 @@ def take_part(model: Any, world: World, device: str) -> Any:
     if where.type == "cuda":
         where = pick_device(f"cuda:{world.local_rank}")
     join_processes(world, where.type)
-    seam = TensorSeam(torch.distributed.group.WORLD)
+    seam = TensorSeam(torch.distributed.group.WORLD)  # type: ignore[arg-type]
     part = build(shard_model(model.spec, world.size), device="meta")
     part.set_whole(model.spec)
     division = Division(find_cuts(model.spec, part.spec, world.size), seam.group)

@@ -1,13 +1,13 @@
-"""Compute activations a second time in the backward pass instead of keeping them, as `zoo stats --recompute` prices it.
+"""Recompute activations in the backward pass instead of storing them, as `zoo stats --recompute` prices it.
 
-| recompute | kept of a layer | computed again |
+| recompute | stored per layer | recomputed |
 | --- | --- | --- |
-| none | what its backward pass reads | |
-| selective | all but attention's inside: scores, their softmax | attention from q, k and v (Korthikanti et al., 2022) |
+| none | all that its backward pass reads | |
+| selective | all but scores and softmax inside attention | attention from q, k and v (Korthikanti et al., 2022) |
 | full | its input | its whole forward pass (Chen et al., 2016) |
 | every_n | as with full for every n-th layer, as with none for the others | |
 
-Gradients stay the same bit for bit on a CPU: the second computation is the first one over.
+Gradients are bit-identical on a CPU, as the second computation equals the first.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.step import Step
+    from zoo.run.layer import Layer, Model
+
 
 class Recompute:
-    """Runs the layers of a tower in a pass without a cache."""
+    """Run the layers of a tower with recomputation, in passes without a cache."""
 
     def __init__(self, what: str) -> None:
         self.selective = what == "selective"
         self.every = 1 if what == "full" else read_every(what)
 
-    def run(self, index: int, layer: Any, x: Tensor, step: Any) -> Tensor:
-        """Run a layer: x [B, T, D] → [B, T, D]. Nothing is recomputed where no gradient is wanted."""
+    def run(self, index: int, layer: Layer, x: Tensor, step: Step) -> Tensor:
+        """Run layer number `index`: x [B, T, D] → [B, T, D]. Nothing is recomputed without gradients."""
         if self.every and runs_again(index, self.every) and torch.is_grad_enabled():
             from torch.utils.checkpoint import checkpoint
 
@@ -40,8 +43,8 @@ class Recompute:
         return layer(x, step)
 
 
-def set_recompute(model: Any, what: str) -> None:
-    """Let every tower of a built model recompute: "none", "selective", "full" or "every_n"."""
+def set_recompute(model: Model, what: str) -> None:
+    """Set the recomputation of every tower of a built model: "none", "selective", "full" or "every_n" (n a number)."""
     for path, _ in model.towers():
-        tower = model.get_submodule(path) if path else model
+        tower: Any = model.get_submodule(path) if path else model
         tower.recompute = None if what == "none" else Recompute(what)

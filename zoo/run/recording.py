@@ -1,9 +1,9 @@
 """Record the torch calls of a layer, and replay them without the Python around them.
 
-A decoding step of a small model spends more time in Python than in torch: modules, properties, look-ups of weights. In
-every step a layer makes the same calls with the same weights; what differs it asks of its Step. So its calls are
-recorded as they happen (the idea of torch.jit.trace and of CUDA graphs), as a Python function of nothing else (that of
-torch.fx), which later steps call.
+A decoding step of a small model spends more time in Python (modules, properties, look-ups of weights) than in torch. In
+every step a layer makes the same torch calls with the same weights; whatever differs comes from its Step. So the calls
+are recorded as they happen (as torch.jit.trace and CUDA graphs do), and written as a straight-line Python function (as
+torch.fx does), which later steps call. A replay gives the same bits as running the layer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from zoo.model.step import Step
 ASKING = frozenset({"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad", "_version", "is_mkldnn"})
 ASKING |= {"size", "dim", "numel", "stride", "data_ptr", "storage_offset", "is_floating_point", "is_contiguous"}
 ASKING |= {"is_complex", "element_size", "is_sparse", "is_quantized", "is_nested", "is_meta", "is_cpu", "itemsize"}
-ASKING |= {"_set_grad_enabled"}  # a step that is replayed has no gradients either way
-"""What may be asked of a tensor besides tensors: nothing that its values decide."""
+ASKING |= {"_set_grad_enabled"}  # replayed steps have no gradients anyway
+"""Attributes and methods of a tensor that return no tensor and do not depend on its values: they need no replay."""
 
 SHAPING = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"})
-"""Calls that give as many elements as values say."""
+"""Calls whose output's size depends on values: these cannot be replayed."""
 
 WRITING = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"))
-"""Operators that change their first argument."""
+"""Operators that change their first argument in place."""
 
 VIEWS = frozenset({"reshape", "view", "unflatten", "flatten", "expand", "view_as"})
-"""Calls that are left out where they give their input as it is."""
+"""Calls that are not recorded if they return their input in the same shape."""
 
 SMALL = 65536
-"""Numbers up to which what is made of weights alone is kept: not a copy of a matrix for each number of rows."""
+"""Maximum number of values of a constant computed from weights alone: larger results are computed anew in each replay,
+so that no copy of a matrix is kept for each number of rows."""
 
 
 class RecordingStep(Step):
-    """A Step that notes what a layer asks of it, as calls to be made again on the Step of a later pass."""
+    """A Step that records the methods that a layer calls on it, to be called again on the Step of a later pass."""
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
         self.__dict__ |= step.__dict__
@@ -50,7 +51,7 @@ class RecordingStep(Step):
     def _ask(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         recorder = self._recorder
         if recorder.paused:
-            return method(self, *args, **options)  # of a call that is made again as a whole
+            return method(self, *args, **options)  # inside a call that is replayed as a whole
         with recorder.pause():
             result = method(self, *args, **options)
         recorder.note(method, (self, *args), options, result)
@@ -88,12 +89,12 @@ class RecordingStep(Step):
 
 
 def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *queries: Any) -> None:
-    """Step.choose, of a partial function that is taken apart: two such are never equal."""
+    """Call Step.choose with a partial function, taken apart because two partial objects are never equal."""
     Step.choose(step, partial(pick, **how), k, *queries)
 
 
 TELLING = frozenset({Step.hold, Step.state, Step.take_choice, _choose})
-"""What a layer tells its Step, or asks of it in vain: calls that give no tensor, and are made again."""
+"""Calls on a Step that return no tensor, or may not, and are recorded all the same."""
 
 
 def _is_kept(memory: Any) -> Any:
@@ -101,11 +102,11 @@ def _is_kept(memory: Any) -> Any:
 
 
 class Recorder(TorchFunctionMode):
-    """Note every torch call made in the block on tensors that come of `x` and of a Step, in order.
+    """Record every torch call in the block on tensors that come from `x` or from a Step, in order.
 
-    `lines` are the calls as Python, in which `x`, `step` and v0, v1, … are tensors of a pass, and k0, k1, … the
-    `constants`: functions, weights, numbers. `checked` are calls on constants alone, whose results are constants.
-    `refused` says why the calls cannot be replayed, if so: something read a tensor's values.
+    `lines` are the calls as Python: `x`, `step`, v0, v1, … are values of this pass, k0, k1, … the `constants`
+    (functions, weights, numbers). `checked` are calls on constants alone, whose results are constants too. `refused` is
+    the reason why the calls cannot be replayed, or None: for example, something read a tensor's values.
     """
 
     def __init__(self, x: Any, step: Step) -> None:
@@ -116,21 +117,21 @@ class Recorder(TorchFunctionMode):
         self.checked: list[Any] = []
         self.refused: str | None = None
         self.paused, self._count = False, 0
-        self._held: list[Any] = [x]  # so that no id is used twice
+        self._held: list[Any] = [x]  # keeps tensors alive, so that no id is used twice
         self._names: dict[int, str] = {id(x): "x", id(self.step): "step"}
         if self.step.cross is not None:
             self._names[id(self.step.cross)] = "step.cross"
         self._offered = dict(_list_tensors(step))
 
     def let_go(self) -> None:
-        """Free what the layer computed: recorder and Step refer to each other, and would keep it for Python's collector
-        of cycles to find."""
+        """Free the layer's tensors: recorder and Step refer to each other, and would keep them until Python's garbage
+        collector runs."""
         self._held.clear()
         del self.step
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Note nothing in the block. What is compiled there would be compiled anew for this mode, so it is left."""
+        """Record nothing in the block. The torch mode is left, as compiled functions would compile anew under it."""
         self.__exit__(None, None, None)
         self.paused = True
         try:
@@ -140,7 +141,7 @@ class Recorder(TorchFunctionMode):
             self.__enter__()
 
     def refuse(self, reason: str) -> None:
-        """Note why this cannot be replayed."""
+        """Set the reason why the calls cannot be replayed; the first one stays."""
         self.refused = self.refused or reason
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -149,7 +150,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: Any) -> None:
-        """Note one call and its result."""
+        """Record one call and its result."""
         name = _name_function(func)
         if not _holds_tensor(result) and func not in TELLING and name != "__setitem__":
             if name not in ASKING:
@@ -168,12 +169,12 @@ class Recorder(TorchFunctionMode):
             given = [*map(self._write, args), *(f"{key}={self._write(each)}" for key, each in options.items())]
             call = f"{self._keep(func)}({', '.join(given)})"
             self.lines.append(f"{self._name(result)} = {call}")
-        else:  # of constants alone: its result is one
+        else:  # a call on constants alone: its result is a constant
             self.checked.append((func, tuple(args), options))
             self._held.append(result)
 
     def _changes_nothing(self, name: str, args: Sequence[Any], result: Any) -> bool:
-        """Whether a call gives its own input, and does nothing else: a view in the same shape, a cast to its dtype."""
+        """Whether a call just returns its input: a view of the same shape, a cast to the same dtype."""
         first: Any = args[0] if args else None
         if result is first:
             return not _writes(name)
@@ -183,7 +184,7 @@ class Recorder(TorchFunctionMode):
         return same and result.data_ptr() == first.data_ptr()
 
     def _varies(self, value: Any) -> bool:
-        """Whether a value is of this pass: a tensor or Step that has a name, or a container of one."""
+        """Whether a value belongs to this pass: a tensor or Step that has a name, or a container of one."""
         if isinstance(value, tuple | list):
             return any(map(self._varies, value))
         if isinstance(value, dict):
@@ -191,7 +192,7 @@ class Recorder(TorchFunctionMode):
         return id(value) in self._names or (isinstance(value, torch.Tensor) and id(value) in self._offered)
 
     def _write(self, value: Any) -> str:
-        """An argument as Python."""
+        """Return an argument as Python source."""
         if not self._varies(value):
             return self._keep(value)
         if isinstance(value, tuple):
@@ -205,12 +206,12 @@ class Recorder(TorchFunctionMode):
         return self._names[id(value)]
 
     def _keep(self, value: Any) -> str:
-        """The name of a constant."""
+        """Add a constant, and return its name."""
         self.constants.append(value)
         return f"k{len(self.constants) - 1}"
 
     def _name(self, result: Any) -> str:
-        """The name of a call's result, or of its parts."""
+        """Name a call's result, or its parts, and return the assignment's target."""
         if isinstance(result, tuple | list):
             return f"[{', '.join(map(self._name, result))}]"
         self._held.append(result)
@@ -240,7 +241,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _shapes(name: str, args: Sequence[Any]) -> bool:
-    """Whether the values of a tensor decide how many elements come of it."""
+    """Whether a call's output size depends on the values of a tensor."""
     if name == "__getitem__":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(each, torch.Tensor) and each.dtype is torch.bool for each in index)
@@ -258,7 +259,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 
 
 def _list_tensors(step: Step) -> Iterator[tuple[int, str]]:
-    """Tensors that a Step has itself: their ids, and where each is found, as Python."""
+    """Yield the tensors that are attributes of a Step: id, and the Python expression that finds it."""
     own = {f"step.{name}": getattr(step, name) for name in ("tables", "positions", "ids")}
     own |= {
         f"step.{place}[{name!r}]": each for place in ("extra", "taken") for name, each in getattr(step, place).items()
@@ -274,16 +275,15 @@ def _list_tensors(step: Step) -> Iterator[tuple[int, str]]:
 
 
 class Recording:
-    """A layer's calls, ready to be made again: `replay(x, step)` is the layer's output for another input, in another
-    pass."""
+    """A layer's calls, compiled: `replay(x, step)` computes the layer's output for another input in another pass."""
 
     def __init__(self, recorder: Recorder, y: Any) -> None:
         result = recorder._write(y)
         lines = "".join(f" {line}\n" for line in (*recorder.lines, f"return {result}"))
-        self.source = sys.intern(f"def replay(x, step):\n{lines}")  # one string for layers that are alike
+        self.source = sys.intern(f"def replay(x, step):\n{lines}")  # one string for equal layers
         self._constants, self._checked = recorder.constants, recorder.checked
         names = {f"k{number}": each for number, each in enumerate(self._constants)}
-        exec(_compile(self.source), names)  # nothing but names that the recorder made, and keywords
+        exec(_compile(self.source), names)  # source has only the recorder's own names, and keywords
         self.replay: Callable[[Any, Step], Any] = names["replay"]
 
     def __eq__(self, other: object) -> bool:
@@ -295,18 +295,18 @@ class Recording:
 
 @lru_cache(256)
 def _compile(source: str) -> Any:
-    """Compile a recording's source, which is the same for layers that are alike."""
+    """Compile a recording's source. Layers of one kind have the same source, so that it is cached."""
     return compile(source, "<recording>", "exec")
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether arguments are the same: tensors and objects themselves, numbers and names by value."""
+    """Whether arguments are equal: objects by identity, numbers, names and tensors by value."""
     if a is b:
         return True
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):  # made of weights, if it is no weight itself
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):  # computed from weights
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
     return type(a) is type(b) and a == b

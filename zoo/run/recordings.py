@@ -12,12 +12,12 @@ from zoo.model.step import Step
 from zoo.run.recording import Recorder, Recording
 
 MOST = 2048
-"""Recordings kept at most, the oldest go first: 12 layers with 32 numbers of rows are 384."""
+"""Maximum number of recordings, the oldest are dropped first: 12 layers with 32 numbers of rows need 384."""
 
 
 @dataclass
 class _Course:
-    """How far a layer is on its way to a replay: passes seen, and what the last of them made."""
+    """A layer's progress towards a replay: passes seen, and the last recording."""
 
     passes: int = 0
     recording: Recording | None = None
@@ -28,10 +28,10 @@ class _Course:
 class Recordings:
     """The recordings of a model's layers in decoding steps, one for each layer and number of rows.
 
-    A layer first runs as it is, in half as many passes as there are rows: a step of many rows gains less by a replay,
-    and is soon one of fewer. It is recorded in the next two passes, and replayed once both made the same calls with the
-    same constants: a number that counts tokens, say, would differ. What cannot be replayed runs as it is; `refused`
-    counts the reasons. `model` must not change meanwhile.
+    A layer first runs normally, in half as many passes as there are rows: with many rows a replay gains little, and the
+    number of rows soon changes. It is recorded in the next two passes, and replayed if both made the same calls with
+    the same constants (a count of tokens, say, would differ). A layer that cannot be replayed runs normally; `refused`
+    counts the reasons. The model must not change in the meantime.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class Recordings:
 
     @property
     def replayed(self) -> int:
-        """How many recordings there are that steps replay."""
+        """Number of recordings that are replayed."""
         return sum(course.replays for course in self._courses.values())
 
     def run(self, number: int, layer: Any, x: Any, step: Step) -> Any:
-        """The output of layer `number` for x [B, T, D]."""
+        """Compute the output of layer `number` for x [B, T, D], by a replay if there is one and T = 1."""
         if x.shape[1] != 1:
             return layer(x, step)
-        reads = step.cross is not None and step.cross.memory is not None  # an encoder's output, which it has not yet
+        reads = step.cross is not None and step.cross.memory is not None  # an encoder's output comes in this pass
         key = number, x.shape[0], step.first, type(step.keys), step.real is None, reads
         course = self._courses.get(key) or self._begin(key)
         if course.replays:
@@ -81,12 +81,12 @@ class Recordings:
 
 
 def _run(layer: Any, x: Any, step: Step) -> Any:
-    """The output of a layer, as it is written: one that was compiled to train would be compiled anew for one token."""
+    """Run a layer uncompiled: one that was compiled for training would be compiled anew for one token."""
     return (layer if layer._compiled_call_impl is None else layer.forward)(x, step)
 
 
 def _has_hooks(layer: Any) -> bool:
-    """Whether someone is told of the calls of modules, which a replay would pass by."""
+    """Whether a module of the layer has forward hooks, which a replay would skip."""
     own = ("_forward_hooks", "_forward_pre_hooks")
     everywhere = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
     return bool(everywhere) or any(getattr(module, name) for module in layer.modules() for name in own)

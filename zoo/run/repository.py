@@ -1,9 +1,8 @@
-"""Read the commit of a folder's git repository without its config, which may name programs that git would run.
+"""Read the commit of a folder's git repository without running programs that its config may name.
 
-fsmonitor, filters, hooks, diff drivers, pagers and submodules are all programs of a `.git/config`, and a folder that
-was copied from a stranger has the stranger's. So HEAD is read by hand, and git itself, asked whether files have
-changed, works with a folder of ours in place of `.git`: it has the repository's index and objects, and a config that
-says how files lie on this disk.
+fsmonitor, filters, hooks, diff drivers, pagers and submodules in `.git/config` all name programs, and a folder copied
+from a stranger has the stranger's config. So HEAD is read by hand. To find changed files, git runs with a temporary
+folder in place of `.git`, which has the repository's index and objects and only harmless settings.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from pathlib import Path
 from zoo.errors import CheckpointError
 from zoo.untrusted.json_file import read_bytes
 
-TIMEOUT = 5  # seconds that git may take
+TIMEOUT = 5  # seconds for each call of git
 MOST_REFS = 16 << 20  # bytes of packed-refs
 HARMLESS = (
     *("core.filemode", "core.symlinks", "core.ignorecase", "core.autocrlf", "core.eol", "core.precomposeunicode"),
     *("core.sparsecheckout", "core.sparsecheckoutcone", "extensions.objectformat"),
 )
-"""What the repository's config may say: plain words about how its files lie on the disk, and no program."""
+"""Settings taken from the repository's config: how files lie on the disk. None names a program."""
 
 
 def read_commit(folder: Path) -> str | None:
-    """Read the commit of the repository that a folder is in, with `+changes` where tracked files differ from it; None
-    outside of one, without a commit, or without git. No program of the repository's config is run."""
+    """Read the commit of the repository that a folder is in, with `+changes` if tracked files differ from it; None
+    outside a repository, without a commit, or without git. No program of the repository's config is run."""
     found = find_repository(folder)
     if found is None or (commit := read_head(*found[1:])) is None:
         return None
@@ -39,11 +38,11 @@ def read_commit(folder: Path) -> str | None:
 
 
 def find_repository(folder: Path) -> tuple[Path, Path, Path] | None:
-    """Find the working tree that a folder is in, its git folder, and the one that it shares with other working trees
-    of the repository."""
+    """Find the working tree that a folder is in, its git folder, and the git folder that all working trees of the
+    repository share."""
     for tree in (folder.resolve(), *folder.resolve().parents):
         git = tree / ".git"
-        if (stated := _read_line(git)) is not None:  # of a linked working tree, or a submodule
+        if (stated := _read_line(git)) is not None:  # a linked working tree, or a submodule
             if not stated.startswith("gitdir: "):
                 return None
             git = tree / stated.removeprefix("gitdir: ")
@@ -56,9 +55,9 @@ def find_repository(folder: Path) -> tuple[Path, Path, Path] | None:
 
 
 def read_head(git: Path, shared: Path) -> str | None:
-    """Read the commit that HEAD names; None where there is none yet."""
+    """Read the commit that HEAD names; None if there is none yet."""
     said = _read_line(git / "HEAD") or ""
-    for _ in range(5):  # symbolic references, of which git follows as many
+    for _ in range(5):  # symbolic references, as deep as git follows them
         if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", said):
             return said
         name = said.removeprefix("ref: ")
@@ -69,7 +68,7 @@ def read_head(git: Path, shared: Path) -> str | None:
 
 
 def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None:
-    """Ask git which tracked files differ from a commit, a line for each. None where it does not answer."""
+    """Ask git which tracked files differ from a commit, one line each. None if git fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -98,7 +97,7 @@ def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None
 
 
 def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
-    """Write a git folder with a commit as its HEAD and with harmless settings alone."""
+    """Write a git folder whose HEAD is a commit, with only the harmless settings of `said`."""
     (own / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
     for name in ("refs", "objects"):
         (own / name).mkdir()
@@ -109,7 +108,7 @@ def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
             section, _, name = key.partition(".")
             lines += [f"[{section}]", f"\t{name} = {value}"]
     (own / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with suppress(OSError):  # parts of an index that is split
+    with suppress(OSError):  # the parts of a split index
         for part in git.glob("sharedindex.*"):
             (own / part.name).symlink_to(part.absolute())
 
@@ -119,7 +118,7 @@ def _list_harmless() -> str:
 
 
 def _read_line(file: Path) -> str | None:
-    """Read a small text file; None where there is none."""
+    """Read a small text file; None if it cannot be read."""
     try:
         return read_bytes(file, 1 << 16).decode("utf-8").strip() if file.is_file() else None
     except (OSError, ValueError, CheckpointError):
@@ -127,7 +126,7 @@ def _read_line(file: Path) -> str | None:
 
 
 def _find_packed(shared: Path, name: str) -> str:
-    """Find a reference in packed-refs; empty where it is not there."""
+    """Find a reference's commit in packed-refs; empty if it is not there."""
     lines: Iterator[str] = iter(())
     with suppress(OSError, CheckpointError):
         if (shared / "packed-refs").is_file():

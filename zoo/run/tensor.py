@@ -1,9 +1,9 @@
 # B rows, T tokens, R ranks, D model width, V vocabulary
 """Tensor parallelism: each rank computes with its own heads, hidden units and part of the vocabulary.
 
-A model's part is a smaller model of the same kind (`Spec.shard`); what all ranks need of each other passes through the
-seams here. In a pass with gradients the stream between sub-layers is divided by tokens (sequence parallelism). So every
-weight that ranks have in common meets on each of them a part of what it is for: its gradient is the sum of theirs.
+A rank's part is a smaller model of the same kind (`Spec.shard`); collectives between ranks are called by the seams
+here. In a pass with gradients the residual stream between sub-layers is divided by tokens (sequence parallelism). So a
+weight that several ranks hold sees different tokens on each: its gradient is the sum of theirs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from zoo.spec import Experts, Linear, placed_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
 
 
 class TensorSeam(Seam):
-    """The seams between the ranks of a process group."""
+    """The seam between the ranks of a process group; its methods are documented in `Seam`."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: ProcessGroup) -> None:
         self.group = RankGroup(group)
         self.rank, self.size = self.group.rank, self.group.size
 
@@ -44,7 +48,7 @@ class TensorSeam(Seam):
         return self._pad(each)[:, self.rank * part : (self.rank + 1) * part]
 
     def _pad(self, each: Tensor) -> Tensor:
-        """Add tokens at the end, so that every rank has as many."""
+        """Pad tokens [B, T, …] with zeros at the end to a multiple of the number of ranks."""
         missing = -each.shape[1] % self.size
         return F.pad(each, (*(0, 0) * (each.ndim - 2), 0, missing)) if missing else each
 
@@ -65,7 +69,7 @@ class TensorSeam(Seam):
         return (y + norm.bias.float() if norm.spec.bias else y).to(x.dtype)
 
     def bias(self, scheme: Any, weights: Any, heads: int, *places: Any, **how: Any) -> Any:
-        if scheme.bias_heads == heads:  # a scheme that is divided has no other rank's
+        if scheme.bias_heads == heads:  # a divided scheme has this rank's heads only
             return scheme.bias(weights, heads, *places, **how)
         whole = scheme.bias(weights, heads * self.size, *places, **how)
         return whole and OwnHeads(whole, self.rank * heads, heads)
@@ -80,7 +84,8 @@ class TensorSeam(Seam):
         return all_ranks[:, 0].logsumexp(0), all_ranks[:, 1].sum(0)
 
     def _own_tokens(self, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Where token ids are in the rank's part of the vocabulary, `count` of it, and which are in another's."""
+        """Return token ids as indices into the rank's part of the vocabulary (`count` tokens), and a mask of ids that
+        belong to other ranks."""
         places = ids - self.rank * count
         strange = (places < 0) | (places >= count)
         return places.masked_fill(strange, 0), strange
@@ -92,23 +97,23 @@ class TensorSeam(Seam):
 # ---------------------------------------------------------------- a model of a part
 
 
-def divide_layers(model: Any, seam: TensorSeam) -> None:
-    """Put a seam on both sides of every sub-layer of which a built model has a rank's part."""
+def divide_layers(model: Model, seam: TensorSeam) -> None:
+    """Set the seam of every layer of a built part, and mark the sub-layers that are divided among ranks."""
     for module in model.modules():
         if (spec := getattr(module, "spec", None)) is None:
             continue
-        module.seam = seam
+        module.seam = seam  # type: ignore[assignment]
         if spec.axis == "block":
             for name in spec.divided:
                 if (part := getattr(module, name, None)) is not None:
                     part.divided = True
     if seam.rank:
         for name in list_summed_biases(model.spec):
-            model.get_submodule(name).adds_bias = False
+            model.get_submodule(name).adds_bias = False  # type: ignore[assignment]
 
 
-def list_summed_biases(spec: Any) -> Iterator[str]:
-    """List the modules whose bias joins a sum over ranks, so that one of these alone adds it."""
+def list_summed_biases(spec: Topology) -> Iterator[str]:
+    """List the modules whose output is summed over ranks and has a bias, so that only one rank may add it."""
     for where, tower in spec.towers().items():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
             linear = row.part.of if isinstance(row.part, Experts) else row.part

@@ -1,8 +1,8 @@
-"""Choose the number of threads that torch computes with on a CPU: a timed probe chooses it, and a run looks again.
+"""Choose torch's number of threads on a CPU by a timed probe, and again while a run goes on.
 
-OpenMP's threads wait for each other at the end of every parallel loop, spinning. Where another program has one of the
-cores, each loop takes as long as the thread that must share it: two threads beside a busy core are up to five times
-slower than one. How many threads are fastest therefore depends on what else runs, and is measured.
+OpenMP's threads wait for each other at the end of every parallel loop, spinning. If another program occupies a core,
+each loop takes as long as the thread that shares it: two threads, one on a busy core, are up to five times slower than
+one. So the fastest number of threads depends on what else runs, and is measured.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from zoo.lazy import F, torch
 
 STATED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables by which a user sets the number of threads; with either there is nothing to choose."""
+"""Environment variables that set the number of threads; if either is set, nothing is measured or changed."""
 
-SPEND = 0.12  # seconds that a probe takes
-ROUNDS = 4  # turns of each candidate: what else runs comes and goes
-MARGIN = 1.15  # how many times faster another number of threads must be to be taken: a probe is this inexact
-ROWS, WIDTH = 128, 256  # of the products: rows for each thread, as a training step has more of them on more cores
+SPEND = 0.12  # seconds per probe
+ROUNDS = 4  # turns of each candidate, as the load of other programs varies
+MARGIN = 1.15  # another number of threads must be faster by more than this factor: probes are this inexact
+ROWS, WIDTH = 128, 256  # of the probe's products; ROWS for each thread, as more cores mean larger steps
 
-FALLEN = 0.7  # of the best pace seen: below it the cores are probably shared
-WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two probes of a run: the first, and where nothing changes
+FALLEN = 0.7  # fraction of the best pace seen, below which cores are probably shared
+WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two probes of a run: at first, and at most (it doubles if unchanged)
 
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """Threads that were found fastest, of `most` that torch would take; `gain` is their speed over that of `most`."""
+    """The fastest number of `threads`, of `most` that torch would use; `gain` is their speed ÷ that of `most`."""
 
     threads: int
     most: int
@@ -52,8 +52,7 @@ def threads_are_stated() -> bool:
 
 
 def list_candidates(most: int) -> list[int]:
-    """List the numbers of threads to try: all, all but one, and halves down to one. `list_candidates(8)` is [8, 7, 4,
-    2, 1]."""
+    """List the numbers of threads to try: all, all but one, and halves down to one (8 → [8, 7, 4, 2, 1])."""
     halves, threads = [], most // 2
     while threads >= 1:
         halves.append(threads)
@@ -64,14 +63,14 @@ def list_candidates(most: int) -> list[int]:
 def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
     """Measure which number of threads, up to `most`, computes fastest now. Takes about `SPEND` seconds.
 
-    `now` threads, which are `most` unless given, are kept unless others are faster by more than `MARGIN`.
+    The present number `now` (default `most`) is kept unless another is faster by more than `MARGIN`.
     """
     rates = measure_rates(list_candidates(most), make_probe(most))
     return choose_fastest(rates, most, now or most)
 
 
 def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
-    """Choose a number of threads by the rates measured for each."""
+    """Choose a number of threads by measured laps per second; `now` is kept within `MARGIN`."""
     best = max(rates, key=lambda threads: rates[threads])
     if now in rates and rates[best] < MARGIN * rates[now]:
         best = now
@@ -79,9 +78,9 @@ def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadCho
 
 
 def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
-    """Measure laps a second with each number of threads, all taking turns. Leaves torch's number of threads as it was.
+    """Measure laps per second with each number of threads, taking turns. Restores torch's number of threads.
 
-    The mean counts, not the best lap: a lap that waited for a core is what a run would meet.
+    The mean counts, not the best lap, as laps that wait for a core are what a run would meet.
     """
     turn = spend / ROUNDS / len(numbers)
     laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
@@ -89,7 +88,7 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
         for _ in range(ROUNDS):
             for threads in numbers:
                 torch.set_num_threads(threads)
-                lap()  # the first starts or ends OpenMP's threads
+                lap()  # the first lap starts or ends OpenMP's threads
                 start = time.perf_counter()
                 while (passed := time.perf_counter() - start) < turn:
                     lap()
@@ -99,7 +98,7 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
 
 
 def make_probe(most: int) -> Callable[[], object]:
-    """Make a lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
+    """Make a lap like a training step: products, elementwise operations and a sum, each a parallel loop."""
     rows = torch.ones(ROWS * most, WIDTH)
     weight, out, scratch = torch.ones(WIDTH, WIDTH), torch.empty_like(rows), torch.empty_like(rows)
 
@@ -127,20 +126,20 @@ def keep_threads() -> Iterator[None]:
 
 
 _chosen: ThreadChoice | None = None
-"""What `use_fastest_threads` set last in this process."""
+"""The last choice that `use_fastest_threads` set in this process."""
 
 
 def most_threads() -> int:
-    """The number of threads that torch would take: what it has now, or had before `use_fastest_threads` lowered it."""
+    """Return torch's own number of threads: the present one, or the one before `use_fastest_threads` lowered it."""
     now = torch.get_num_threads()
     return _chosen.most if _chosen is not None and _chosen.threads == now else now
 
 
 def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
-    """Set torch's number of threads to the fastest now. Gives the choice where it is another than before, else None.
+    """Set torch's number of threads to the fastest now. Returns the choice if it differs from before, else None.
 
-    A process that asked before, beside a busy program, gets its threads back once that has gone. On other devices, with
-    one core, or where the user has set the number, nothing is measured and nothing set.
+    A later call restores threads that were given up beside a busy program. On other devices, with one core, or if the
+    user has set the number, nothing is measured or set.
     """
     global _chosen
     most, now = most_threads(), torch.get_num_threads()
@@ -155,7 +154,7 @@ def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
 
 
 class ThreadWatch:
-    """Chooses the number of threads for a run, and looks again when its pace falls, or may have recovered."""
+    """Chooses the number of threads for a run, and probes again when the pace falls or may have recovered."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most_threads()
@@ -163,14 +162,14 @@ class ThreadWatch:
         self._clock = clock
         self._wait, self._looked = WAIT, clock()
         self.best = 0.0
-        """The best pace seen, in tokens a second."""
+        """The best pace so far, in tokens per second."""
 
     def begin(self) -> ThreadChoice | None:
-        """Choose before the first step. Gives the choice where it is not torch's own."""
+        """Choose before the first step. Returns the choice if it is not torch's own number."""
         return self._look() if self.watches else None
 
     def follow(self, pace: float) -> ThreadChoice | None:
-        """Note a pace, and choose again where that may help. Gives the choice where it is another than before."""
+        """Note a pace in tokens per second, and probe again if that may help. Returns the choice if it changed."""
         self.best = max(self.best, pace)
         helps = pace < FALLEN * self.best or torch.get_num_threads() < self.most
         if not self.watches or not helps or self._clock() - self._looked < self._wait:
@@ -178,16 +177,16 @@ class ThreadWatch:
         return self._look()
 
     def end(self) -> None:
-        """Give torch back the number of threads that it had."""
+        """Restore torch's own number of threads."""
         if self.watches:
             torch.set_num_threads(self.most)
 
     def state(self) -> dict[str, float]:
-        """Return what a checkpoint keeps, so that a resumed run computes with as many threads."""
+        """Return the state for a checkpoint. Resuming with another number of threads would sum in another order."""
         return {"threads": torch.get_num_threads(), "best_pace": self.best}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Set a checkpoint's number of threads, unless the user has set another or the machine has fewer."""
+        """Set a checkpoint's number of threads, unless the user has set the number; at most this machine's."""
         if self.watches and state:
             torch.set_num_threads(min(int(state["threads"]), self.most))
             self.best = state["best_pace"]

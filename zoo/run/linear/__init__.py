@@ -1,4 +1,4 @@
-"""Ways to multiply on a CPU: a registry, a timed choice, and `prepare`, which makes a model ready to serve by them."""
+"""Matrix products on a CPU: a registry of ways to compute them, a timed choice, and `prepare`, which applies it."""
 
 from zoo.run.linear.ready import Prepared, prepare
 

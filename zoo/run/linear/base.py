@@ -1,5 +1,5 @@
 # N rows of a weight (d_out), K its columns (d_in), R rows of x
-"""The vocabulary of matrix products on a CPU: a Processor, and the Way base class."""
+"""Define the Processor that a product runs on, and the Way base class of ways to compute products on a CPU."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXACT = "exact"
-"""The precision of ways that keep the model's dtype. The others are named by `weights=`."""
+"""The precision of ways that keep the model's dtype. Lower ones are named by `weights=`."""
 
 LOWER = ("fp16", "bf16", "int8", "int4")
-"""What `weights=` names: the precision that the weights of products are stored in."""
+"""Values of `weights=`: the precision in which the weights of products are stored."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """A CPU as ways to multiply see it, with the libraries of this torch. The processor itself need not be present.
+    """A CPU described by what the choice of a way depends on. The CPU itself need not be present.
 
-    `features` are instruction sets that decide whether a way is fast (vnni, avx512_bf16, amx) or right. `libraries` are
-    those that torch was built with (onednn, fbgemm).
+    `features` are instruction sets that decide whether a way is fast or correct (vnni, avx512_bf16, amx). `libraries`
+    are those that torch was built with (onednn, fbgemm).
     """
 
     architecture: str
@@ -44,7 +44,7 @@ class Processor:
 
     @property
     def key(self) -> str:
-        """The key of timings: everything that changes which way is fastest."""
+        """The key under which timings are stored: everything that changes which way is fastest."""
         sets = "+".join((self.isa, *sorted(self.features)))
         return f"{self.name or self.architecture}, {sets}, torch {self.torch}, {self.threads} threads"
 
@@ -54,14 +54,14 @@ FEATURES = {
     "amx": "_is_amx_tile_supported",
     "vnni": "_is_vnni_supported",
 }
-"""Instruction sets by torch's own question for each."""
+"""Instruction sets, each with the function of torch.cpu that tells whether it is there."""
 
 HELD_TO_AVX2 = ("AVX2", "AVX", "SSE41")
-"""Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from every set in FEATURES."""
+"""Values of ONEDNN_MAX_CPU_ISA with which oneDNN uses no instruction set of FEATURES."""
 
 
 def describe_processor() -> Processor:
-    """Describe the CPU of this process: its name, what torch may use of it, and the number of threads now."""
+    """Describe the CPU of this process: name, instruction sets, libraries, and torch's present number of threads."""
     return Processor(
         architecture=platform.machine(),
         name=_read_name(),
@@ -90,7 +90,7 @@ def _find_libraries() -> frozenset[str]:
 
 @cache
 def _read_name() -> str:
-    """The processor's name, with family and model where the name alone says little (virtual machines)."""
+    """Read the processor's name, with family and model, as the name alone may say little (virtual machines)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
@@ -106,24 +106,24 @@ def _read_name() -> str:
 class Way:
     """A way to compute x·Wᵀ + b on a CPU, for inference. Stateless: one instance serves all products.
 
-    `prepare` may copy the weight into a layout of its own (`packs`); `run` reads what it returned. What `prepare` makes
-    depends on the processor, and is never saved.
+    `prepare` may copy the weight to another layout (`packs`), which depends on the processor and is never saved; `run`
+    takes its result.
     """
 
     name: str
     about: str  # one line for `zoo doctor`
     precision: str = EXACT
     packs: bool = True  # whether `prepare` makes a copy of the weight
-    on_request: bool = False  # left out of the timed choice
-    any_shape: bool = False  # whether `run` takes x [..., K] too
+    on_request: bool = False  # used only when named, or for `stable`: not in the timed choice
+    any_shape: bool = False  # whether `run` also takes x [..., K]
 
     def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
-        """Say why this way cannot multiply `dtype` by a weight of this shape (N, K), or None. Pure: the processor is
-        described, not used. `dtype` is torch's name without the prefix."""
+        """Say why this way cannot multiply by a weight of `shape` (N, K) and `dtype` (torch's name without the prefix),
+        or None. A pure function: the processor need not be present."""
         raise NotImplementedError
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Any:
-        """Make what `run` reads of a weight [N, K] and a bias [N]."""
+        """Pack a weight [N, K] and a bias [N] for `run`."""
         raise NotImplementedError
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
@@ -131,9 +131,9 @@ class Way:
         raise NotImplementedError
 
     def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
-        """Count the bytes of what `prepare` makes for a weight (N, K) whose dtype takes `itemsize`."""
+        """Count the bytes of the packed copy of a weight of `shape` (N, K), whose dtype takes `itemsize` bytes."""
         return shape[0] * shape[1] * itemsize if self.packs else 0
 
     def suits(self, weight: Tensor) -> str | None:
-        """Say why this way would spoil the values of a weight, or None."""
+        """Say why this way cannot represent the values of a weight, or None."""
         return None

@@ -1,5 +1,5 @@
 # N rows of a weight (d_out), K its columns (d_in), R rows of x
-"""Ways to multiply that keep the model's dtype: they sum in another order, and nothing else differs."""
+"""Ways to multiply in the model's dtype: they differ only in the order of summation."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def refuse_onednn(dtype: str, processor: Processor) -> str | None:
 
 
 BLOCKED = 8
-"""Rows that oneDNN lays out a weight for. What it makes for one row is read no faster by one (0.60 and 0.64 ms for
-4096 × 768 in float32, AVX-512), and slower by more: 0.98 and 0.76 by 8, 1.35 and 1.17 by 32."""
+"""Number of rows that oneDNN optimises a weight's layout for. A layout for 1 row would be hardly faster for one (0.60
+against 0.64 ms for 4096 × 768, float32, AVX-512), and slower for 8 (0.98, 0.76) and 32 (1.35, 1.17)."""
 
 
 class OneDNN(Way):
@@ -82,8 +82,8 @@ class OneDNN(Way):
 class OneDNNPairs(OneDNN):
     """oneDNN, one row computed as two.
 
-    oneDNN sums one row alone in another order than more rows, and two or more in the same. So here a row has the same
-    bits whatever their number.
+    oneDNN sums a single row in another order than two or more rows. So here a row's bits do not depend on the number of
+    rows.
     """
 
     name = "onednn_pairs"

@@ -1,25 +1,30 @@
-"""Find a model's matrix products, those of one input together, and the precision that each may have."""
+"""Find a model's matrix products, group those of one input, and determine the precision that each may have."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT
 from zoo.run.linear.probe import Shape
 from zoo.spec import CROSS, LOGITS, Experts, Linear, Part, Sized, Spec, Tied
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo.run.layer import Layer
+
 AXES = ("attention", "ffn")
-"""The components whose weights `weights=` lowers, beside the head's product with the vocabulary."""
+"""The axes whose weights `weights=` lowers, in addition to the head's."""
 
 
 @dataclass(eq=False)
 class ProductGroup:
-    """Linears that become one product: their modules, the precision wanted, whether the plain weight must stay, and the
-    way that was chosen."""
+    """Linears of one input that become one product. `pinned`: the plain weight must stay, as something else reads it.
+    `way` is the chosen one."""
 
     modules: list[Any]
     precision: str
@@ -33,13 +38,13 @@ class ProductGroup:
         return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
 
     def joins(self, other: ProductGroup) -> bool:
-        """Whether both can be one product: equal columns, dtype and precision, and no plain weight that must stay."""
+        """Whether two groups can be one product: equal columns, dtype and precision, and neither pinned."""
         alike = self.shape[1:] == other.shape[1:] and self.precision == other.precision
         return alike and not self.pinned | other.pinned
 
 
-def find_groups(model: Any, precision: str) -> tuple[list[ProductGroup], Counter[str]]:
-    """Find the products to make ready, those of one input together; and why others stay exact, counted."""
+def find_groups(model: nn.Module, precision: str) -> tuple[list[ProductGroup], Counter[str]]:
+    """Find the products to prepare, grouped by input, and count the reasons why others stay exact."""
     from zoo.run.layer import Borrowed, Layer
 
     lent = {id(module._owner[0]) for module in model.modules() if isinstance(module, Borrowed)}
@@ -70,8 +75,8 @@ def find_groups(model: Any, precision: str) -> tuple[list[ProductGroup], Counter
     return groups, +left
 
 
-def _list_cross(model: Any) -> Iterator[Any]:
-    """List the layers of cross-attention, whose products do not all read the same tokens."""
+def _list_cross(model: nn.Module) -> Iterator[nn.Module]:
+    """List the layers of cross-attention, whose products read different tokens (decoder and encoder)."""
     from zoo.run.layer import Layer
 
     for layer in model.modules():
@@ -81,8 +86,8 @@ def _list_cross(model: Any) -> Iterator[Any]:
                     yield layer.get_submodule(name)
 
 
-def _list_linears(layer: Any) -> Iterator[tuple[str, Any, Any]]:
-    """List a Layer's own products that are plain: not quantised, sharded, wrapped or parametrised."""
+def _list_linears(layer: Layer) -> Iterator[tuple[str, Any, Any]]:
+    """List a Layer's own plain Linears: not quantised, sharded, wrapped or parametrised, on a CPU."""
     from zoo.run.layer import LinearModule, TiedLinear
 
     for name, part, _ in layer.spec.children(layer.d_model):
@@ -97,7 +102,7 @@ def _list_linears(layer: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _precision_of(owner: Spec, part: Any, wanted: str) -> tuple[str, str | None]:
-    """The precision of one product, and why it is exact where less was wanted."""
+    """Return the precision of one product, and the reason if it is exact although lower was wanted."""
     if wanted == EXACT:
         return EXACT, None
     if LOGITS in (part.role, getattr(getattr(part, "of", None), "role", "")):
@@ -110,7 +115,7 @@ def _precision_of(owner: Spec, part: Any, wanted: str) -> tuple[str, str | None]
 
 
 def _join(members: list[ProductGroup], groups: list[ProductGroup]) -> None:
-    """Make one group of those that have the same columns, dtype and precision as the first."""
+    """Merge the groups that can be one product, in place."""
     while members:
         first, *rest = members
         alike = [each for each in rest if first.joins(each)]

@@ -1,5 +1,5 @@
 # N rows of a weight (d_out), K its columns (d_in), R rows of x, G columns that share a scale
-"""Ways to multiply with weights in fewer bits, used only where `weights=` names the precision."""
+"""Ways to multiply with weights in fewer bits, used only if `weights=` names the precision."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_FP16 = 65504.0
-MOST_COLUMNS = 2**31 // (255 * 127)  # of an int8 product: sums of 255 times 127 stay in int32
+MOST_COLUMNS = 2**31 // (255 * 127)  # of an int8 product, so that K products of 255 × 127 fit int32
 
 
 def _needs_floats(dtype: str) -> str | None:
-    """Refuse inputs whose dtype a way cannot convert and give back."""
+    """Say why an input dtype cannot be converted and back, or None."""
     return None if dtype in ("float32", "bfloat16", "float16") else f"has no product in {dtype}"
 
 
@@ -90,7 +90,7 @@ class BrainPlain(Brain):
 
 
 def quantize_rows(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Round each row of a weight [N, K] to integers from −most to most: int8 [N, K], and the rows' scales [N] in
+    """Quantise each row of a weight [N, K] to integers from −most to most: int8 [N, K], and the rows' scales [N] in
     float32. A row of zeros has scale 1."""
     wide = weight.float()
     scale = wide.abs().amax(1) / most
@@ -124,16 +124,16 @@ class Int8Weights(Way):
 
 
 MIDDLE = 128
-"""The zero point of unsigned inputs: −127 to 127 become 1 to 255."""
+"""Zero point of unsigned inputs: −127 to 127 become 1 to 255."""
 
 
 class Int8Both(Way):
-    """Weights and inputs in int8, each row of either with a scale of its own; sums in int32.
+    """Weights and inputs in int8 with a scale per row; sums in int32.
 
-    torch's operator knows one scale for all of x. So it is told 1, and each row of the result is multiplied by its own
-    scale afterwards: a row's answer does not depend on its neighbours. VNNI multiplies unsigned inputs by signed
-    weights: without AMX oneDNN has for signed inputs its reference code alone, which is hundreds of times slower. So
-    inputs are unsigned there, about a zero point whose share of the sums oneDNN subtracts.
+    torch's operator has one scale for all of x. It gets 1, and each row of the result is multiplied by its own scale
+    afterwards, so that a row does not depend on its neighbours. Without AMX inputs are unsigned, with a zero point that
+    oneDNN subtracts from the sums: VNNI multiplies unsigned inputs by signed weights, and for signed inputs oneDNN has
+    only reference code, which is hundreds of times slower.
     """
 
     name = "int8_both"
@@ -171,12 +171,12 @@ class Int8Both(Way):
 
 
 class Int4(Way):
-    """Weights in 4 bits with a scale and a zero for each group of columns; inputs in bfloat16, sums in float32."""
+    """Weights in 4 bits with a scale and a zero point per group of columns; inputs in bfloat16, sums in float32."""
 
     name = "int4_weights"
     about = "weights in int4 by groups of columns, inputs in bfloat16"
     precision = "int4"
-    groups = (32, 64, 128, 256)  # those that torch's operator has; the smallest loses least
+    groups = (32, 64, 128, 256)  # group sizes of torch's operator; the smallest has the least error
 
     def refuses(self, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
         if shape[1] % self.groups[0]:

@@ -1,6 +1,5 @@
 # N rows of a weight (d_out), K its columns (d_in)
-"""Time the ways to multiply, for a shape and numbers of rows; keep what was found for each processor, and choose by
-it."""
+"""Time the ways to multiply for shapes and numbers of rows, store the timings per processor, and choose by them."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.disk import write_text
@@ -22,26 +22,26 @@ from zoo.run.linear.ways import WAYS, list_able
 from zoo.run.threads import keep_threads
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 128)
-"""Numbers of rows that are timed; the last are a prompt's."""
+"""Numbers of rows that are timed; the last one stands for a prompt."""
 
-ORDER = (1, 8, 128, 32, 2, 16, 4)  # in which they are timed
+ORDER = (1, 8, 128, 32, 2, 16, 4)  # the order in which BUCKETS are timed
 
-GAIN = 1.08  # how many times faster than the plain weight a packed copy must be to be made
-PROMPT = 0.25  # the weight of a prompt's rows beside that of a decoding step's
+GAIN = 1.08  # a packed copy is made only if it is faster than the plain weight by more than this factor
+PROMPT = 0.25  # weight of a prompt's log time relative to the mean of decoding steps'
 
-SPEND = 2.0  # seconds for all the shapes of a model
-LONGEST = 3  # times as long that this may take beside other programs
-SPAN, TOGETHER = 12e6, 48e6  # bytes of weights that a lap reads, and that all shapes' laps of one way read at least:
-# by the time that a lap comes again its weights must have left the caches, as in a model
-WIDEST = 50e6  # bytes of the largest weight: a vocabulary's product is timed by its first rows
-FEW = 8  # rows up to which the whole span is multiplied, as reading it is what takes the time
-FAR = 20  # a way as many times as slow as another for one row is not timed for more: oneDNN has no fast code for some
+SPEND = 2.0  # seconds for all shapes of a model
+LONGEST = 3  # factor by which this may be exceeded beside other programs
+SPAN, TOGETHER = 12e6, 48e6  # bytes of weights that a lap reads, and that the laps of all shapes read at least: before
+# a lap is repeated its weights must have left the CPU's caches, as in a model
+WIDEST = 50e6  # bytes of the largest weight: of a vocabulary's product only the first rows are timed
+FEW = 8  # rows up to which a lap reads its whole span, as reading weights then dominates
+FAR = 20  # a way that is slower for one row by this factor is not timed for more rows: oneDNN has no fast code for some
 # dtypes, and a prompt would take minutes
 
-WATCH, SHARE = 0.03, 0.9  # seconds that a core is watched, and the part of it that a process alone would get
+WATCH, SHARE = 0.03, 0.9  # seconds to watch a core for, and the fraction of it that an undisturbed process gets
 
 IGNORE = "ZOO_LINEAR_TIMES"
-"""A variable that, set to `ignore`, makes a process time anew, and keep nothing."""
+"""Environment variable: set to `ignore`, stored timings are neither read nor written."""
 
 VERSION = 4
 
@@ -50,7 +50,7 @@ Times = Mapping[str, Mapping[int, float]]
 
 
 class Shape(NamedTuple):
-    """One kind of product: N and K of its weight, and torch's name of its dtype."""
+    """The shape of a product: N and K of its weight, and torch's name of its dtype."""
 
     n: int
     k: int
@@ -62,13 +62,13 @@ class Shape(NamedTuple):
 
 
 def time_shapes(shapes: Iterable[Shape], processor: Processor, spend: float = SPEND) -> dict[Shape, Times]:
-    """Find how long each way takes for each shape: as kept on disk, else timed now, in `spend` seconds for all."""
+    """Return the seconds of each way for each shape: from disk, else timed now within about `spend` seconds in all."""
     wanted = list(dict.fromkeys(shapes))
     ignored = os.environ.get(IGNORE, "").lower() == "ignore"
     known = {} if ignored else _read().get(processor.key, {})
     found: dict[Shape, Times] = {}
     for shape in wanted:
-        with suppress(KeyError, TypeError, ValueError, AttributeError):  # not there, or damaged: timed anew
+        with suppress(KeyError, TypeError, ValueError, AttributeError):  # missing or damaged: timed anew
             kept = {way: {int(rows): float(each) for rows, each in of.items()} for way, of in known[shape.key].items()}
             if kept and all(way in WAYS and of for way, of in kept.items()):
                 found[shape] = kept
@@ -87,10 +87,10 @@ def time_shapes(shapes: Iterable[Shape], processor: Processor, spend: float = SP
 
 
 def is_crowded() -> bool:
-    """Tell whether other programs use the cores now: a busy loop then gets less of one than the time that passes.
+    """Tell whether other programs use the cores now: a busy loop then gets less processor time than passes.
 
-    Threads wait for each other, so that timings of several mean nothing there; one thread's are taken by the time that
-    it had a core.
+    Timings of several threads mean nothing then, as threads wait for each other. One thread is timed by its own
+    processor time.
     """
     began, had = time.perf_counter(), time.thread_time()
     while (passed := time.perf_counter() - began) < WATCH:
@@ -99,7 +99,8 @@ def is_crowded() -> bool:
 
 
 def _pick_clock() -> Callable[[], float]:
-    """The clock that counts one thread's own time, where it is fine enough; else, and for several, the wall's."""
+    """Return the clock of one thread's processor time if it is precise enough; else, or with several threads, wall
+    time."""
     fine = time.get_clock_info("thread_time").resolution < 1e-4
     return time.thread_time if torch.get_num_threads() == 1 and fine else time.perf_counter
 
@@ -108,11 +109,11 @@ def _pick_clock() -> Callable[[], float]:
 
 
 def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) -> dict[Shape, Times]:
-    """Time the ways of all shapes, taking turns, until `spend` seconds are over: the least of each.
+    """Time the ways of all shapes in turns until `spend` seconds are over; return the minimum of each.
 
-    The least, not the median: what is kept must not depend on what else ran, nor on a first product, for which oneDNN
-    makes its primitive. The buckets that decide most come first, and every way has a lap of one row, however long that
-    takes; where it takes too long, other buckets are left out.
+    The minimum, not the median, as stored timings must not depend on what else ran, or on the first product, for which
+    oneDNN makes its primitive. The most decisive buckets come first. Every way has a lap of one row, however long it
+    takes; if it is too slow (FAR), its other buckets are skipped.
     """
     span = max(SPAN, TOGETHER / len(shapes))
     ways = {shape: list_able(EXACT, (shape.n, shape.k), shape.dtype, processor) for shape in shapes}
@@ -131,8 +132,7 @@ def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) 
 
 
 class _Lap:
-    """Products of one shape by one way, over as many weights as its span holds. Numbers do not matter: all are one
-    random weight's, copied."""
+    """Products of one shape by one way, over the copies of a random weight that fit into `span` bytes."""
 
     def __init__(self, way: Way, shape: Shape, span: float) -> None:
         self.way, dtype = way, getattr(torch, shape.dtype)
@@ -144,7 +144,7 @@ class _Lap:
         self.x = {rows: torch.randn(rows, shape.k, generator=draw).to(dtype) for rows in BUCKETS}
 
     def run(self, rows: int) -> float:
-        """Multiply, and give the seconds for each weight."""
+        """Multiply `rows` rows, and return the seconds per weight."""
         packed = self.packed if rows <= FEW else self.packed[:1]
         x, multiply, clock = self.x[rows], self.way.run, _pick_clock()
         with torch.inference_mode():
@@ -155,11 +155,11 @@ class _Lap:
 
 
 def choose_way(times: Times, rows: Iterable[int] = BUCKETS[:-1]) -> str:
-    """Choose the way that takes the least time for `rows`, the numbers of rows expected, and for a prompt. One that
-    packs the weight must gain more than a timing errs."""
+    """Choose the fastest way for the expected numbers of rows `rows` and for a prompt. A way that packs the weight must
+    be faster by more than the error of timings (GAIN)."""
 
     def seconds(name: str, count: int) -> float:
-        """Those of the nearest bucket that was timed, as a logarithm."""
+        """Return the log time of the nearest bucket that was timed."""
         of = times[name]
         return math.log(of[min(of, key=lambda each: abs(math.log(each / count)))])
 
@@ -175,13 +175,13 @@ def choose_way(times: Times, rows: Iterable[int] = BUCKETS[:-1]) -> str:
 # ---------------------------------------------------------------- the file
 
 
-def times_file() -> Any:
-    """Find the file of timings, in the folder of caches."""
+def times_file() -> Path:
+    """Return the path of the timings file, in the cache folder."""
     return find_cache_folder() / "linear.json"
 
 
 def _read() -> dict[str, Any]:
-    """Read what is kept; nothing where the file is missing, damaged or another version's."""
+    """Read the stored timings; empty if the file is missing, damaged or of another version."""
     try:
         data = json.loads(times_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -191,7 +191,7 @@ def _read() -> dict[str, Any]:
 
 
 def _keep(key: str, fresh: Mapping[Shape, Times]) -> None:
-    """Add timings to the file. A cache that cannot be written is no error: the next process times anew."""
+    """Add timings to the file. If it cannot be written, the next process times anew."""
     kept = _read()
     kept[key] = {**kept.get(key, {}), **{shape.key: times for shape, times in fresh.items()}}
     with suppress(OSError, ZooError):

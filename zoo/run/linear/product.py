@@ -1,5 +1,5 @@
 # N rows of a weight (d_out), K its columns (d_in), R rows of x
-"""One product made ready to serve: the modules that it stands for, its way, and what is packed."""
+"""One prepared product: the modules that it computes, its way, and the packed weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class ReadyProduct:
-    """The product of one Linear, or of several that read the same input, computed by one way.
+    """The product of one Linear, or of several with the same input, computed by one way.
 
-    What is in memory: the plain weights, which of several Linears lie end to end in one tensor, and the packed copy of
-    a way that makes one. Without `keep` the plain weights go once they are packed.
+    In memory are the plain weights (those of several Linears end to end in one tensor), and a packed copy if the way
+    makes one. Without `keep` the plain weights are dropped once they are packed.
     """
 
     def __init__(self, modules: Sequence[Any], way: str, *, keep: bool) -> None:
@@ -39,7 +39,7 @@ class ReadyProduct:
         self._slices: list[Tensor | None] = []
 
     def _lay_end_to_end(self, weights: list[Tensor]) -> Tensor:
-        """Copy the weights into one tensor, and make each a view of it: no memory is taken twice."""
+        """Copy the weights into one tensor, and make each a view of it, so that none is in memory twice."""
         whole = torch.cat([weight.detach() for weight in weights])
         for weight, part in zip(weights, whole.split(self.widths), strict=True):
             weight.data = part
@@ -63,7 +63,7 @@ class ReadyProduct:
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def take(self, place: int, x: Tensor) -> Tensor:
-        """Compute the product of one of the Linears: for all of them, when the first is called with a tensor."""
+        """Return the output of one Linear. The first one called with a tensor computes the product for all of them."""
         if len(self.widths) == 1:
             return self.compute(x)
         self._held, self._slices = x, list(torch.split_with_sizes(self.compute(x), self.widths, -1))
@@ -72,23 +72,23 @@ class ReadyProduct:
         return mine
 
     def take_held(self, place: int, x: Tensor) -> Tensor | None:
-        """Hand out what was computed for a Linear when another was called with this very tensor, once; else None."""
+        """Return, once, a Linear's output if another was called before with this very tensor; else None."""
         if self._held is not x:
             return None
         mine, self._slices[place] = self._slices[place], None
         if all(each is None for each in self._slices):
-            self._held = None  # the input need not live longer
+            self._held = None  # do not keep the input alive
         return mine
 
     def serves(self, x: Tensor) -> bool:
-        """Tell whether x takes the way: in inference, in the dtype that was prepared, with the weights
-        unchanged since. Anything else is the plain module's."""
+        """Tell whether x is computed by the way: in inference, in the prepared dtype, with unchanged weights. The plain
+        module computes anything else."""
         if x.dtype is not self.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return x.device.type == "cpu" and (self.dropped or _fingerprint(self.modules) == self._seen)
 
     def undo(self) -> None:
-        """Make the modules what they were. Raises ZooError where the plain weights went."""
+        """Restore the modules. Raises ZooError if the plain weights were dropped."""
         if self.dropped:
             raise ZooError("prepare: the plain weights went when they were packed (keep=True keeps them)")
         with torch.inference_mode(False), torch.no_grad():
@@ -99,7 +99,7 @@ class ReadyProduct:
 
 
 class ReadyForward:
-    """The `forward` of a Linear made ready: the product's where it serves, else the module's own."""
+    """The `forward` of a prepared Linear: by the product if it `serves` the input, else the module's own."""
 
     def __init__(self, product: ReadyProduct, place: int) -> None:
         self.product, self.place = product, place
@@ -116,7 +116,8 @@ class ReadyForward:
         return self.plain(self.module, x)
 
     def _serve_anyway(self, x: Tensor) -> Tensor:
-        """Multiply without gradients, as there is no plain weight to fall back on."""
+        """Multiply without gradients where there is no plain weight to fall back on. Raises ZooError where that will
+        not do: on another device, or with gradients."""
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             raise ZooError(
                 "prepare: the plain weights went when they were packed: it generates on the CPU alone (load it anew)"
@@ -126,19 +127,19 @@ class ReadyForward:
 
 
 def _fingerprint(modules: Sequence[Any]) -> list[tuple[int, int]]:
-    """Where the weights lie and how often they were written, to tell that they changed after they were packed."""
+    """Return the version and address of each weight, which tell whether it changed after it was packed."""
     return [(_versioned(module.weight), module.weight.data_ptr()) for module in modules]
 
 
-def _versioned(weight: Any) -> int:
+def _versioned(weight: Tensor) -> int:
     try:
         return weight._version
-    except RuntimeError:  # of a model built in inference mode, where torch counts no writes
+    except RuntimeError:  # an inference tensor, whose writes torch does not count
         return 0
 
 
 def _drop_weight(module: Any) -> None:
-    """Leave a weight its shape and dtype, and no memory: whoever reads it directly is told so by torch."""
+    """Replace a weight by one of the same shape and dtype without memory (meta): reading it directly raises."""
     weight = module.weight
     empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     module.weight = torch.nn.Parameter(empty, requires_grad=False)

@@ -1,10 +1,10 @@
-"""Make a model ready to serve on a CPU: choose the way of each product, join those of one input, pack the weights."""
+"""Prepare a model to serve on a CPU: choose the way of each product, join products of one input, pack the weights."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.lazy import torch
@@ -15,20 +15,24 @@ from zoo.run.linear.product import ReadyForward, ReadyProduct
 from zoo.run.linear.ways import WAYS, is_count_stable, list_able, list_ways, refuse
 from zoo.run.memory import read_free_memory
 
+if TYPE_CHECKING:
+    from torch import nn
+
 SMALL = 65536
-"""Values in a weight up to which ways are not timed: it stays in the cache, and the call costs more than the sums."""
+"""Weights of up to this many values are not timed: they stay in the cache, and the call costs more than the sums."""
 
 
 class Prepared:
-    """A model made ready to serve. As a context manager it undoes itself at the end of the block."""
+    """A prepared model. As a context manager it calls `undo` at the end of the block."""
 
-    def __init__(self, model: Any, products: list[ReadyProduct], plain: int, left: Counter[str], stable: bool) -> None:
+    def __init__(
+        self, model: nn.Module, products: list[ReadyProduct], plain: int, left: Counter[str], stable: bool
+    ) -> None:
         self.model, self.products, self.left = model, products, left
         self.stable = stable
-        """Whether `stable` was asked for and every product gives a row the same bits among any number of rows. Where it
-        is not, a row's bits may depend on it."""
+        """Whether `stable` was requested, and every product gives a row the same bits for any number of rows."""
         self.plain = plain
-        """How many products are left as they were, as nothing is faster."""
+        """Number of products that are left unchanged, as no way is faster."""
 
     def __enter__(self) -> Prepared:
         return self
@@ -37,7 +41,7 @@ class Prepared:
         self.undo()
 
     def undo(self) -> None:
-        """Make the model what it was, to the bit. Raises ZooError where plain weights were not kept."""
+        """Restore the model bit for bit. Raises ZooError if plain weights were not kept."""
         for product in self.products:
             product.undo()
         self.products = []
@@ -49,8 +53,8 @@ class Prepared:
         return sum(product.bytes for product in self.products)
 
     def __str__(self) -> str:
-        """Say in one line what was chosen. For example "84 products in 48 calls: 48× onednn; 1 plain; 302.0 MB of
-        packed weights, 48 of 48 beside the plain ones"."""
+        """Summarise the choice in a line: "84 products in 48 calls: 48× onednn; 1 plain; 302.0 MB of packed weights, 48
+        of 48 beside the plain ones"."""
         ways = Counter(product.way.name for product in self.products)
         packed = [product for product in self.products if product.way.packs]
         kept = sum(not product.dropped for product in packed)
@@ -66,7 +70,7 @@ class Prepared:
 
 
 def prepare(
-    model: Any,
+    model: nn.Module,
     weights: str | None = None,
     *,
     keep: bool = True,
@@ -74,19 +78,19 @@ def prepare(
     stable: bool = False,
     way: str | None = None,
 ) -> Prepared:
-    """Make a model ready to serve on a CPU, in place; `undo()` makes it what it was, to the bit.
+    """Prepare a model to serve on a CPU, in place; `undo()` restores it bit for bit.
 
-    Linears that read the same input become one product. Its way is the fastest here for `rows`, the numbers of rows
-    that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and kept on disk.
-    Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ by rounding
-    alone. With `stable` a row's bits depend neither on its neighbours nor its place nor, where a way is so here
-    (`Prepared.stable`), on the number of rows. `way` names one for all products that it can take (`zoo doctor` lists
-    them), in place of a choice. The model keeps what was made as `model.ready`.
+    Linears that read the same input become one product. Its way is the fastest one here for `rows`, the numbers of rows
+    in decoding, and for a prompt: timed once per processor, in about two seconds, and stored on disk. Unless `weights`
+    names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype and differ only by rounding. With `stable` a
+    row's bits depend neither on other rows nor on its place, nor on the number of rows if `Prepared.stable` is true.
+    `way` names a way (see `zoo doctor`) for all products that it can compute, in place of the timed choice. The result
+    is also kept as `model.ready`.
 
-    Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
-    except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
-    neither be undone, trained nor saved. With `keep`, names, shapes and values in the state_dict stay what they were.
-    Gradients, torch.compile, other dtypes and weights changed afterwards take the plain path. Raises ConfigError.
+    Memory: at most one packed copy in addition to the plain weights. Without `keep` plain weights are dropped once they
+    are packed, except those that something else reads (a tied embedding, MLA's absorbed products); such a model can
+    generate, but not be undone, trained or saved. With `keep` the state_dict does not change. Gradients, torch.compile,
+    other dtypes and weights changed afterwards take the plain path. Raises ConfigError.
     """
     _check(model, weights)
     processor = describe_processor()
@@ -107,7 +111,7 @@ def prepare(
     products, plain = [], 0
     for group in groups:
         if way is None and not stable and group.way == "plain":
-            plain += len(group.modules)  # left as they are: joined without packing they take longer, if anything
+            plain += len(group.modules)  # unchanged: joined without packing they are no faster
             continue
         product = ReadyProduct(group.modules, group.way, keep=keep or group.pinned)
         for place, module in enumerate(group.modules):
@@ -118,21 +122,21 @@ def prepare(
 
 
 WORTH = 32e6
-"""Bytes of products from which a model is made ready unasked: below, a step takes longer around them than in them."""
+"""Bytes of weights from which a model is prepared by default: in a smaller one most time goes to other work."""
 
 
 def make_ready(
-    model: Any,
+    model: nn.Module,
     weights: str | None,
     tell: Callable[[str], object],
     rows: Sequence[int] = BUCKETS[:-1],
     *,
     stable: bool = False,
 ) -> None:
-    """Make a model that will only generate ready to serve, where that pays, or where a row's bits must be `stable`: on
-    a CPU, in place.
+    """Prepare a model on a CPU that will only generate, in place, if it is large (WORTH), `weights` are given or rows
+    must be `stable`.
 
-    Plain weights are not kept, so that packing takes no memory. `tell` gets a line where `weights` are in fewer bits.
+    Plain weights are not kept, so that packing takes no memory. `tell` gets a line if `weights` are in fewer bits.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     wanted = weights is not None or (on_cpu and (stable or count_product_bytes(model) >= WORTH))
@@ -143,14 +147,14 @@ def make_ready(
         tell(f"weights {weights}: {ready}")
 
 
-def count_product_bytes(model: Any) -> int:
-    """Count the bytes of the weights that `prepare` would make ready."""
+def count_product_bytes(model: nn.Module) -> int:
+    """Count the bytes of the weights that `prepare` would take."""
     groups, _ = find_groups(model, EXACT)
     return sum(module.weight.numel() * module.weight.element_size() for group in groups for module in group.modules)
 
 
-def check_weights(weights: str | None, device: Any) -> None:
-    """Raise ConfigError for a precision of weights that there is not, or not on this device."""
+def check_weights(weights: str | None, device: torch.device) -> None:
+    """Check a precision of weights. Raises ConfigError if it is unknown, or cannot be used on this device."""
     if weights is None:
         return
     if weights not in LOWER:
@@ -167,7 +171,7 @@ def check_weights(weights: str | None, device: Any) -> None:
         raise ConfigError(f"weights: {weights} cannot run here: {told} ({' or '.join((*others, 'none'))} would do)")
 
 
-def _check(model: Any, weights: str | None) -> None:
+def _check(model: nn.Module, weights: str | None) -> None:
     weight = next(model.parameters())
     check_weights(weights, weight.device)
     if weight.device.type != "cpu":
@@ -177,8 +181,7 @@ def _check(model: Any, weights: str | None) -> None:
 
 
 def _check_named(way: str, weights: str | None, processor: Processor) -> str | None:
-    """Give the precision of a way that was named. Raises ConfigError where there is none of this name, where it cannot
-    run here, and where `weights` says another."""
+    """Return the precision of a named way. Raises ConfigError if it is unknown, cannot run, or is not `weights`."""
     if way not in WAYS:
         raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
     if reason := refuse(WAYS[way], (512, 512), "float32", processor):
@@ -193,8 +196,8 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
 
 
 def _choose_ways(groups: Sequence[ProductGroup], processor: Processor, rows: Sequence[int], stable: bool) -> bool:
-    """Choose the way of each group: in fewer bits the first that can, else the fastest. With `stable` it is the first
-    in which a row has the same bits among any number of rows. Gives whether there is one for all groups."""
+    """Choose the way of each group: for fewer bits the first that can, else the fastest; with `stable` the first that
+    gives a row the same bits for any number of rows. Returns whether every group has such a stable way."""
     found = stable
     timed: list[ProductGroup] = []
     for group in groups:
@@ -211,13 +214,13 @@ def _choose_ways(groups: Sequence[ProductGroup], processor: Processor, rows: Seq
 
 
 def _find_stable(group: ProductGroup, processor: Processor) -> str | None:
-    """Find a way in which a row has the same bits among any number of rows: the first that is so on trial, or None."""
+    """Find the first way that, on trial, gives a row the same bits for any number of rows, or None."""
     able, shape = _list_able(group, processor, on_request=True), group.shape
     return next((name for name in able if is_count_stable(name, (shape.n, shape.k), shape.dtype)), None)
 
 
 def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
-    """Say why no way of its precision can take a group, or None."""
+    """Say why no way of its precision can compute a group, or None."""
     if group.precision == EXACT:
         return None
     ways, shape = list_ways(group.precision), group.shape
@@ -227,13 +230,13 @@ def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
 
 
 def _list_able(group: ProductGroup, processor: Processor, *, on_request: bool = False) -> list[str]:
-    """List the ways that can take a group; those that are used on request alone only where `on_request`."""
+    """List the ways that can compute a group; with `on_request` also those that are used only on request."""
     shape = group.shape
     return list_able(group.precision, (shape.n, shape.k), shape.dtype, processor, on_request=on_request)
 
 
 def _leave_what_does_not_fit(groups: Sequence[ProductGroup], keep: bool) -> None:
-    """Leave exact weights unpacked where their copies would not fit in free memory."""
+    """Leave exact weights unpacked if their copies would not fit in free memory."""
     copied = [group for group in groups if WAYS[group.way].packs and (keep or group.pinned)]
     extra = 0
     for group in copied:

@@ -1,4 +1,4 @@
-"""The registry of ways to multiply: which there are, which can run here, and whether a row's bits are its own."""
+"""The registry of ways to multiply: list them, try them on this CPU, and test whether a row's bits are stable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ WAYS: dict[str, Way] = {
         *(Half(), Brain(), BrainPlain(), Int8Both(), Int8Weights(), Int4()),
     )
 }
-"""Every way by its name. Of those in fewer bits the first that can run is taken; exact ones are timed."""
+"""Every way by name. For fewer bits the first one that can run is used; exact ways are timed."""
 
-TRIAL = (64, 128)  # (N, K) of the product by which a way is tried
+TRIAL = (64, 128)  # (N, K) of the trial product of a way
 BOUNDS = {EXACT: 1e-5, "fp16": 1e-3, "bf16": 2e-2, "int8": 5e-2, "int4": 0.3}
-"""The largest error of a sound product of random numbers, over the largest value: a trial beyond it is refused."""
+"""Maximum error of a trial product of random numbers, relative to its largest value; beyond it a way is refused."""
 
-COARSE = 2e-2  # that of exact ways in 16 bits
+COARSE = 2e-2  # the bound of exact ways in 16 bits
 
 
 def list_ways(precision: str = EXACT) -> list[Way]:
@@ -34,24 +34,23 @@ def list_ways(precision: str = EXACT) -> list[Way]:
 
 
 def refuse(way: Way, shape: tuple[int, int], dtype: str, processor: Processor) -> str | None:
-    """Say why a way cannot multiply here, or None: its own reason, or what its trial on this processor gave."""
+    """Say why a way cannot multiply here, or None: its own reason, or the failure of its trial on this CPU."""
     return way.refuses(shape, dtype, processor) or try_way(way.name, dtype, processor)
 
 
 def list_able(
     precision: str, shape: tuple[int, int], dtype: str, processor: Processor, *, on_request: bool = False
 ) -> list[str]:
-    """List the ways of a precision that can multiply here; those that are used on request alone only where
-    `on_request`."""
+    """List the ways of a precision that can multiply here; with `on_request` also those used only on request."""
     ways = [way for way in list_ways(precision) if on_request or not way.on_request]
     return [way.name for way in ways if refuse(way, shape, dtype, processor) is None]
 
 
 @cache
 def try_way(name: str, dtype: str, processor: Processor) -> str | None:
-    """Multiply once by a way, in the dtype named. Say what went wrong, or None; tried once a process.
+    """Try one product of a way in a dtype, once a process. Returns the failure, or None.
 
-    Operators come and go between versions of torch, and some are there without a kernel for this processor.
+    Operators differ between versions of torch, and some exist without a kernel for this processor.
     """
     way, kind = WAYS[name], getattr(torch, dtype)
     draw = torch.Generator().manual_seed(0)
@@ -69,8 +68,8 @@ def try_way(name: str, dtype: str, processor: Processor) -> str | None:
 
 
 class Found(NamedTuple):
-    """A way as `zoo doctor` shows it: why it cannot run here, or None, and whether a row has the same bits among
-    any number of rows."""
+    """A way as `zoo doctor` shows it: the reason why it cannot run here, or None, and whether a row has the same bits
+    for any number of rows (None if it cannot run)."""
 
     way: Way
     reason: str | None
@@ -78,7 +77,7 @@ class Found(NamedTuple):
 
 
 def survey_ways(processor: Processor, dtype: str = "float32") -> Iterator[Found]:
-    """Say of each way whether it can run here, in order."""
+    """Yield each way with whether it can run here, in the registry's order."""
     for way in WAYS.values():
         reason = refuse(way, (512, 512), dtype, processor)
         stable = None if reason is not None else is_count_stable(way.name, (512, 512), dtype)
@@ -86,13 +85,12 @@ def survey_ways(processor: Processor, dtype: str = "float32") -> Iterator[Found]
 
 
 COUNTS = (1, 2, 3, 5, 8, 13, 16, 21, 32, 33, 48, 64, 100, 128, 200)
-WIDEST = 8192  # rows of a weight that are tried
+WIDEST = 8192  # maximum rows of the trial weight
 
 
 @cache
 def is_count_stable(name: str, shape: tuple[int, int], dtype: str) -> bool:
-    """Try whether a row's product has the same bits among any number of rows, at any place. Tried once a process for
-    each shape."""
+    """Try whether a row's product has the same bits for any number of rows, at any place. Once a process and shape."""
     way, kind = WAYS[name], getattr(torch, dtype)
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(min(shape[0], WIDEST), shape[1], generator=draw).to(kind)
