@@ -1,4 +1,4 @@
-"""Attention kernels: `attend`, the choice of a kernel, and a file for each kernel. All compute what eager computes."""
+"""Attention kernels: `attend`, the choice of a kernel, and one file per kernel. All compute the same as eager."""
 
 from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.kernels.dispatch import KERNELS, Choice, attend, order, pick, prepare, select

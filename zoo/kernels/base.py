@@ -1,4 +1,7 @@
-"""The vocabulary of attention kernels: an Ask, a Machine, the Scores wanted, and the Kernel base class."""
+"""Define attention kernels: an Ask (one call without tensors), a Machine, Scores (mask, scale, …) and the Kernel base.
+
+Choosing a kernel is a function of plain values: an Ask describes the call, a Machine the device, and neither needs
+tensors or the device. A feature that a kernel lacks is a refusal, never left out."""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """A device as kernels see it: torch's device type, the CUDA compute capability, and the optional packages installed
-    there (see `zoo.kernels.found`). The device itself need not be present. `outdated` lists packages that are installed
-    in a version too old to use, as (package, version)."""
+    """A device described by what kernels depend on: torch's device type, CUDA compute capability, and the optional
+    packages installed (`zoo.kernels.found`). The device itself need not be present. `outdated` lists packages whose
+    installed version is too old, as (package, version)."""
 
     device: str
     capability: tuple[int, int] | None = None
@@ -31,12 +34,11 @@ class Ask:
     """One attention call without its tensors: everything on which the choice of a kernel depends.
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
-    "none". `ahead`: how far a query that sees both ways sees ahead, where that is not as far as its `window`.
-    `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens, an encoder's
-    beside a window). `token_sinks`: each query has sinks of its own. `chosen`: each layer chose the keys that a query
-    sees, so that it has a mask of its own. `lengths`: each row has its own number of keys. `page`: the page size of a
-    paged cache in tokens. `short_q`: fewer queries than keys, T < S. `dropout`: some of the probabilities are dropped,
-    as in training.
+    "none". `ahead`: tokens that a bidirectional query sees ahead, if that is not `window`. `pairs`: pairs are visible
+    beyond causality and window (a prefix, global tokens, an encoder's keys next to a window). `token_sinks`: sinks per
+    query. `chosen`: each layer chooses the keys that a query sees, and so has its own mask. `lengths`: each row has its
+    own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer queries than keys, T < S.
+    `dropout`: probabilities are dropped, as in training.
     """
 
     dtype: str
@@ -64,7 +66,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Call:
-    """The function that a kernel calls, and its arguments other than tensors."""
+    """The function that a kernel calls, and its non-tensor arguments."""
 
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -76,9 +78,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Scores:
-    """How scores are made from q and k and which of them count: all that a kernel takes beside q, k and v.
+    """How scores are computed and masked: all inputs of a kernel but q, k and v.
 
-    `sinks` [H] are gpt-oss's learned sinks, or [B, T, H] those of each query (Inkling 2). `dropout` says which
+    `sinks` [H] are learned sinks (gpt-oss), or [B, T, H] sinks of each query (Inkling 2). `dropout` determines which
     probabilities are dropped. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row b's keys are
     those of pages[b] in order.
     """
@@ -92,8 +94,7 @@ class Scores:
     dropout: DroppedChances | None = None
 
     def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Scores]:
-        """Copy the keys and values of each row out of their pools, [B, P·page, K, C]; without pages, k and v as they
-        are."""
+        """Copy each row's keys and values out of the pools to [B, P·page, K, C]; without pages, return k and v."""
         if self.pages is None:
             return k, v, self
         pages = self.pages.long()
@@ -106,20 +107,20 @@ class Kernel:
     name: str
     about: str  # one line for `zoo doctor`
     fused: bool = True  # never holds all scores in memory
-    on_request: bool = False  # left out by `auto`, used only when named
-    pages_in_place: bool = False  # reads the pages of a cache where they lie; else a row's keys are copied out of them
+    on_request: bool = False  # used only when named, not by `auto`
+    pages_in_place: bool = False  # reads a paged cache in place; else keys are copied out first
 
     def refuses(self, ask: Ask, machine: Machine) -> str | None:
-        """Say why this kernel cannot serve the ask on that machine, or None. Pure and cheap: decoding asks once a
-        layer."""
+        """Say why this kernel cannot serve the ask on that machine, or None. Pure and cheap: decoding calls this once
+        per layer."""
         raise NotImplementedError
 
     def call(self, ask: Ask) -> Call:
-        """Foretell the call made for an ask that is not refused."""
+        """Return the call that the kernel makes for an ask that it does not refuse."""
         raise NotImplementedError
 
     def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
-        """Draw on the mask what `__call__` will read, once for all layers that share the mask."""
+        """Compute the tensors that `__call__` reads, and keep them on the mask, once for all layers that share it."""
         raise NotImplementedError
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:

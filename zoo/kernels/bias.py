@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, R distances
-"""Position biases on the scores, as descriptions. A tensor is drawn from one only for a kernel that reads a tensor."""
+"""Position biases on attention scores, as functions. A tensor is made only for a kernel that needs one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Bias:
-    """A number added to the score of every head, query and key.
+    """A number added to the score of each head, query and key.
 
-    `at` defines it element by element, and flex compiles `at` into its kernel; `dense` is the same for all pairs at
-    once. Both call one function, which a position scheme gives, so that they cannot disagree.
+    `at` defines it element by element, and flex compiles `at` into its kernel; `dense` computes all pairs at once. Both
+    call one function of the position scheme, so that they cannot disagree.
     """
 
-    slopes: Tensor | None = None  # [H], float32: where the bias is −slope·|i − j| and nothing else
+    slopes: Tensor | None = None  # [H] float32, set if the bias is exactly −slope·|i − j| (ALiBi)
 
     def __init__(self, learned: bool = False) -> None:
         self.learned = learned
@@ -27,18 +27,18 @@ class Bias:
 
     @property
     def source(self) -> object:
-        """Identify the tensor described: the same object for two descriptions of one tensor."""
+        """An object that identifies the bias: the same for two Bias objects of one tensor."""
         return self
 
     @property
     def kind(self) -> str:
-        """The value of `Ask.bias` for it."""
+        """The value of `Ask.bias` for this bias."""
         if self.slopes is not None:
             return "alibi"
         return "learned" if self.learned else "fixed"
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Compute the bias at these indices, tensors of any shapes that broadcast."""
+        """Compute the bias at these indices, tensors that broadcast."""
         raise NotImplementedError
 
     def draw(self) -> Tensor:
@@ -46,14 +46,14 @@ class Bias:
         raise NotImplementedError
 
     def dense(self) -> Tensor:
-        """`draw`, computed once and kept."""
+        """Return `draw()`, computed once and kept."""
         if self._dense is None:
             self._dense = self.draw()
         return self._dense
 
     def draw_once(self) -> Tensor:
-        """Give `dense`, kept only where its gradient is wanted: for a mask, which keeps what it makes of it. ALiBi of
-        32 heads and 8,192 tokens would be 8.6 GB that nothing reads again."""
+        """Return the whole bias for a mask, which keeps its own copy; keep it here only if it is learned. ALiBi of 32
+        heads and 8,192 tokens would be 8.6 GB that nothing reads again."""
         return self.dense() if self.learned or self._dense is not None else self.draw()
 
 
@@ -78,15 +78,15 @@ class Given(Bias):
 
 
 class Placed(Bias):
-    """A bias that is a function of a head and of the token indices of a query and a key; `queries` [T] and `keys` [S]
-    are those indices, or [B, T] and [B, S] where rows differ in them."""
+    """A bias that is a function of the head and of the token indices of query and key: `queries` [T] and `keys` [S], or
+    [B, T] and [B, S] if they differ by row."""
 
     def __init__(self, queries: Tensor, keys: Tensor, n_heads: int, learned: bool = False) -> None:
         super().__init__(learned)
         self.queries, self.keys, self.n_heads = queries, keys, n_heads
 
     def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Compute the bias of a head for these token indices of query and key."""
+        """Compute the bias of heads for these token indices of queries and keys, tensors that broadcast."""
         raise NotImplementedError
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ class Placed(Bias):
 
 
 class ByDistance(Placed):
-    """A logit that each query has [B, T, H, R] for the distance i − j, 0 to R − 1, at which a key lies before it; 0 for
-    later keys and for farther ones."""
+    """Each query's own logits [B, T, H, R] for keys at distance i − j = 0 to R − 1 before it; 0 for later or farther
+    keys."""
 
     def __init__(self, logits: Tensor, queries: Tensor, keys: Tensor) -> None:
         super().__init__(queries, keys, logits.shape[2], learned=logits.requires_grad)
@@ -124,8 +124,8 @@ class ByDistance(Placed):
 
 
 def pick_last(x: Tensor, places: Tensor) -> Tensor:
-    """Gather along the last axis. The backward pass keeps the places alone; that of torch's gather keeps x, too, which
-    here may be far wider than what is picked of it."""
+    """Gather along the last axis. For the backward pass only `places` are saved; torch's gather would save x too, which
+    may be far wider."""
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         return _picking().apply(x, places)
     return x.gather(-1, places)
@@ -133,7 +133,7 @@ def pick_last(x: Tensor, places: Tensor) -> Tensor:
 
 @functools.cache
 def _picking() -> Any:
-    """The autograd function, made on first use: torch is not imported to price a model."""
+    """Make the autograd function on first use, as pricing a model must not import torch."""
 
     class Picking(torch.autograd.Function):
         @staticmethod
@@ -152,7 +152,7 @@ def _picking() -> Any:
 
 
 class OwnHeads(Bias):
-    """The bias of `count` heads of a description, from head `first` on: those of one rank."""
+    """The part of a bias for `count` heads from head `first` on, which one rank has."""
 
     def __init__(self, whole: Bias, first: int, count: int) -> None:
         super().__init__(whole.learned)
@@ -168,5 +168,5 @@ class OwnHeads(Bias):
 
 
 def describe_bias(bias: Bias | Tensor | None) -> Bias | None:
-    """Wrap a tensor as a Bias; anything else as it is."""
+    """Wrap a tensor as a Bias; return a Bias or None as it is."""
     return Given(bias) if hasattr(bias, "shape") else bias  # type: ignore[return-value, arg-type]

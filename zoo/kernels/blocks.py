@@ -1,7 +1,7 @@
 """Choose block sizes for flex_attention that fit into a GPU's shared memory.
 
-torch chooses blocks by the generation of the GPU, for its largest member. With wide heads, in float32, or on a consumer
-card such a kernel may fail to start ("out of resource: shared memory"). Then smaller blocks are asked for here.
+torch chooses block sizes for the largest GPU of a generation. With wide heads, in float32, or on a consumer card such a
+kernel may fail to start ("out of resource: shared memory"). In these cases smaller blocks are set here.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ SHARED = {
 Specifications per Compute Capability")."""
 
 LEAST = 99
-"""The same for a GPU that is not in SHARED."""
+"""KiB of shared memory assumed for a GPU that is not in SHARED."""
 
 TUNED = {"float32": 384, "bfloat16": 256, "float16": 256}
-"""Rows, each as long as the widest head, that torch's own blocks hold together at most."""
+"""Maximum number of rows, each as wide as the widest head, that torch's own blocks hold together."""
 
 DECODED = 80
-"""Rows of keys and values that torch's decoding kernel holds, beside those of the query's heads."""
+"""Rows of keys and values that torch's decoding kernel holds, in addition to the rows of the query's heads."""
 
 SPARE = 16 * 1024
-"""Bytes left for biases and masks."""
+"""Bytes reserved for biases and masks."""
 
 EDGES = {"float32": (32, 16), "bfloat16": (64, 32, 16), "float16": (64, 32, 16)}
-"""Rows of a block, largest first. triton multiplies at least 16; larger blocks of float32 take long to compile."""
+"""Block sizes to try in rows, largest first. triton needs at least 16; larger float32 blocks compile slowly."""
 
 FORWARD, BACKWARD = 2, 4
-"""Blocks in shared memory at once: queries and keys (or values); those and their gradients."""
+"""Number of blocks in shared memory at once: queries and keys (or values); in the backward pass also gradients."""
 
 
 def too_large(dtype: str, widths: tuple[int, int], grad: bool, capability: tuple[int, int] | None) -> str | None:
-    """Say why heads of these widths do not fit a GPU of this compute capability, or None."""
+    """Say why heads of these widths do not fit a GPU's shared memory, or None."""
     room = _room(capability)
     if _edge(dtype, widths, BACKWARD if grad else FORWARD, room):
         return None
@@ -47,11 +47,11 @@ def too_large(dtype: str, widths: tuple[int, int], grad: bool, capability: tuple
 def options(
     dtype: str, widths: tuple[int, int], group: int, one: bool, grad: bool, capability: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """flex_attention's `kernel_options` for heads of these widths, `group` query heads to a key head.
+    """Choose flex_attention's `kernel_options` for heads of these widths, `group` query heads per key head.
 
-    torch has a second kernel for few queries, which holds all queries of a group at once. For `one` query of one row it
-    splits the keys over thread blocks, which is what decoding needs. For a hundred queries it takes minutes to compile
-    and too much memory, so it is left out there ("BACKEND": "TRITON").
+    torch has a second kernel for few queries, which holds all queries of a group at once and splits keys over thread
+    blocks. It is used for decoding `one` query of one row. With a hundred queries it takes minutes to compile and too
+    much memory, and is disabled ("BACKEND": "TRITON").
     """
     row, room = _row(dtype, widths), _room(capability)
     few = one and (max(_power(group), 16) + DECODED) * row <= room
@@ -66,13 +66,13 @@ def options(
 
 
 def _edge(dtype: str, widths: tuple[int, int], blocks: int, room: int) -> int:
-    """The most rows that each of so many blocks can have, or 0 where not even the smallest fit."""
+    """Return the largest block size in rows with which `blocks` blocks fit, or 0 if none fits."""
     row = _row(dtype, widths)
     return next((rows for rows in EDGES[dtype] if blocks * rows * row + SPARE <= room), 0)
 
 
 def _row(dtype: str, widths: tuple[int, int]) -> int:
-    """Bytes of a row of the widest head, which triton pads to a power of two."""
+    """Return the bytes of a row of the widest head, which triton pads to a power of two."""
     return _power(max(widths)) * (4 if dtype == "float32" else 2)
 
 

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, C head width
-"""Choose for each query the keys that it attends to, by scores that cost less than attention."""
+"""Sparse attention: choose the keys that each query attends to, by scores that are cheaper than attention."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from zoo.kernels.mask import Mask
 
 AT_ONCE = 1 << 24
-"""Scores of single heads that are held at once."""
+"""Maximum number of per-head scores in memory at once."""
 
 
 def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -> Tensor:
-    """Choose the `top_k` best of the keys that a query sees, by Σ_h w_h·relu(q_h·k): q [B, T, H, C], weights [B, T, H]
-    and k [B, S, C] → True for a key that is chosen [B, T, S]. All are chosen of a query that sees fewer."""
+    """Choose the `top_k` visible keys of each query with the largest Σ_h w_h·relu(q_h·k): q [B, T, H, C], weights
+    [B, T, H] and k [B, S, C] → mask of chosen keys [B, T, S]. A query that sees fewer keys chooses all of them."""
     with torch.no_grad():
         seen = mask.dense(q.device)[:, 0]  # B|1 T S
         if not k.shape[1]:
@@ -28,11 +28,11 @@ def choose_keys(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int) -
 
 
 def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, local: int, n_heads: int) -> Tensor:
-    """Choose the `count` best blocks of `size` keys by the largest q·k in each: q [B, T, G, C] and k [B, S, C] → True
-    for a key of a chosen block [B, H, T, S], for G groups of the `n_heads` heads H. The newest `local` blocks that a
-    query sees are always among them. Blocks are counted from where a query's text begins.
+    """Choose the `count` blocks of `size` keys with the largest q·k in them: q [B, T, G, C] and k [B, S, C] → mask of
+    keys in chosen blocks [B, H, T, S], where G groups share the `n_heads` heads H. A query's newest `local` blocks are
+    always chosen. Blocks are counted from the first token of a query's document.
 
-    With blocks of 4 and a text of 10 keys, a query that sees 7 of them has blocks 0 and 1; 1 is its newest.
+    With blocks of 4 and a document of 10 keys, a query that sees 7 of them has blocks 0 and 1; 1 is its newest.
     """
     with torch.no_grad():
         seen = mask.dense(q.device)[:, 0]  # B|1 T S
@@ -50,13 +50,13 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, lo
 
 
 def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, places: Tensor) -> Tensor:
-    """Choose keys by pools of P consecutive tokens of a row or document, for `places` [P, C]: as `choose_keys`, where k
-    [B, S, 2C] are keys, and gates behind them. → [B, T, S].
+    """Choose keys by pools of P consecutive tokens of a row or document, like `choose_keys`: k [B, S, 2C] holds keys
+    and, behind them, gates; `places` [P, C] is the positional logit of each place → mask of chosen keys [B, T, S].
 
-    A pool has one key, the sum of its tokens' weighted by a softmax over gate + place of each channel. Of the pools
-    that a query sees to their last token the `top_k` // P best are chosen, all of their tokens; besides, every key that
-    it sees of a pool that it does not see to the end. With pools of 4 the 7th token of a row sees the first pool, which
-    is chosen or not, and tokens 4 to 6 in any case.
+    A pool's key is the mean of its tokens' keys, weighted per channel by a softmax over gate + place. Of the pools that
+    a query sees completely, the `top_k` // P best are chosen with all their tokens. The visible tokens of incomplete
+    pools are always chosen. With pools of 4 the 7th token of a row may choose the first pool, and always has tokens 4
+    to 6.
     """
     with torch.no_grad():
         pool = places.shape[0]
@@ -69,8 +69,8 @@ def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, 
 
 
 class Pools:
-    """The pools of consecutive keys that queries choose among: the last token of each, `last` [B|1, E], and what each
-    query sees of them."""
+    """The pools of consecutive keys that queries choose from: the last token of each, `last` [B|1, E], and which pools
+    each query sees completely, `whole` [B|1, T, E]."""
 
     def __init__(self, mask: Mask, n_keys: int, pool: int, device: torch.device) -> None:
         seen = mask.dense(device)[:, 0]  # B|1 T S
@@ -81,8 +81,8 @@ class Pools:
         self.own = number[:, None].expand(rows, seen.shape[1], -1)  # B|1 T S: of each key
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Choose the keys [B, T, S] of the `count` pools of highest scores [B, T, E] that a query sees to the end, and
-        those that it sees of other pools."""
+        """Choose the keys [B, T, S] of the `count` complete pools with the highest scores [B, T, E], and the visible
+        keys of incomplete pools."""
         best = take_best(scores.masked_fill(~self.whole, -math.inf), count) & self.whole
         ended = F.pad(self.whole, (0, 1)).gather(-1, self.own)  # whether a query sees the last token of a key's pool
         taken = F.pad(best, (0, 1)).gather(-1, self.own.expand(best.shape[0], -1, -1))
@@ -90,8 +90,8 @@ class Pools:
 
 
 def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the pools of `n_keys` keys: the last token of each [B|1, E] and whether there is such a pool [B|1, E], for E
-    as many as there can be; and the number of each key's pool [B|1, S], one past the last for none."""
+    """Find the pools of `n_keys` keys, at most E: the last token of each [B|1, E], whether the pool exists [B|1, E],
+    and the number of each key's pool [B|1, S] (one past the last for none)."""
     count, keys = n_keys // pool, torch.arange(n_keys, device=device)[None]
     if mask.documents is None and mask.padding is None:
         last = keys[:, pool - 1 :: pool]
@@ -105,7 +105,7 @@ def find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tupl
 
 
 def take_pools(k: Tensor, last: Tensor, pool: int) -> Tensor:
-    """Take the pools [B, E, P, C] that end with tokens `last` [B|1, E] of k [B, S, C]."""
+    """Gather the pools [B, E, P, C] that end with tokens `last` [B|1, E] of k [B, S, C]."""
     members = last[..., None] + torch.arange(1 - pool, 1, device=k.device)  # B|1 E P
     members = members.clamp(min=0).expand(k.shape[0], -1, -1)
     taken = k.gather(1, members.flatten(1)[..., None].expand(-1, -1, k.shape[-1]))
@@ -113,8 +113,8 @@ def take_pools(k: Tensor, last: Tensor, pool: int) -> Tensor:
 
 
 def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
-    """Compute Σ_h w_h·relu(q_h·k) in float32 [B, T, S], for q [B, T, H, C], weights [B, T, H], 1 unless given, and k
-    [B, S, C]. As many heads are taken at once as AT_ONCE allows."""
+    """Compute Σ_h w_h·relu(q_h·k) in float32 [B, T, S], for q [B, T, H, C], weights [B, T, H] (None: 1) and k
+    [B, S, C], as many heads at a time as AT_ONCE allows."""
     q, k = q.float(), k.float().transpose(1, 2)  # k B C S
     weights = None if weights is None else weights.float()[:, :, None]  # B T 1 H
     run = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[2]))
@@ -130,8 +130,7 @@ def score_keys(q: Tensor, weights: Tensor | None, k: Tensor) -> Tensor:
 
 
 def take_best(scores: Tensor, count: int) -> Tensor:
-    """Take the `count` largest of scores [..., S]; of equal ones the first, whatever there is behind them. Scores of 0
-    are equal often: relu gives them."""
+    """Mask the `count` largest of scores [..., S]; among equal ones the first. Many scores are equal: relu gives 0."""
     if count >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     least = scores.topk(count, -1)[0][..., -1:]

@@ -1,7 +1,7 @@
 # B rows, T tokens, C channels, W width
-"""Depthwise convolutions along the tokens: each channel of x over the last few tokens, by a filter of its own.
+"""Depthwise convolutions along tokens: each channel of x over the last few tokens, with its own filter.
 
-Imported where models are built, not where they are counted, because registering an operator loads torch.
+Imported where models are built, not where they are priced, because registering an operator loads torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def convolve_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int,
     """Convolve x [B, T, d_in] with a weight [d_out, d_in / groups, W] to [B, T − (W − 1)·dilation, d_out], without
     padding.
 
-    On a CPU a depthwise one in float32 is a product for each tap. oneDNN's convolution wants channels before tokens and
-    leaves strided what follows. Forward and backward of [32, 64, 192] and W = 4 took 4.7 ms there and 3.1 here, of
-    [1, 2048, 2048] and W = 3 104 and 40 ms; the first one's forward pass alone 0.9 and 1.2 (one thread, EPYC with
-    AVX-512, torch 2.13, November 2026).
+    On a CPU in float32 a depthwise convolution is one product per tap, as oneDNN's takes channels before tokens, and
+    its output is strided. Forward and backward of [32, 64, 192], W = 4, take 3.1 ms (oneDNN: 4.7), of [1, 2048, 2048],
+    W = 3, 40 ms (104); the forward pass of the first alone 1.2 (0.9). One thread, EPYC with AVX-512, torch 2.13,
+    November 2026.
     """
     if _takes(x, weight):
         return torch.ops.zoo.depthwise_conv(x, weight, bias, dilation)
@@ -32,7 +32,7 @@ def convolve_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int,
 
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the operator computes this convolution as precisely as torch's own would."""
+    """Whether the operator can compute this convolution, as precisely as torch's own."""
     if x.device.type != "cpu" or weight.shape[1] > 1 or torch.is_autocast_enabled("cpu"):
         return False
     return x.shape[2] == weight.shape[0] and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
@@ -46,7 +46,7 @@ torch.library.define(
 
 
 def _taps(x: Tensor, weight: Tensor, dilation: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give what each tap reads, x [B, T, C] from as many tokens on, and its weights [C]."""
+    """Yield for each tap the tokens of x [B, T, C] that it reads, and its weights [C]."""
     width = weight.shape[2]
     tokens = x.shape[1] - (width - 1) * dilation
     for tap in range(width):

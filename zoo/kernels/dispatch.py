@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""`attend`, and the choice of the kernel that computes it: which one runs, and why not the others."""
+"""Compute attention (`attend`), and choose the kernel that does: which one runs, and why not the others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KERNELS: dict[str, Kernel] = {
 
 
 class Choice(NamedTuple):
-    """The kernel chosen, the call that it will make, and why each kernel tried before it refuses."""
+    """The chosen kernel, the call that it will make, and the refusals of the kernels tried before."""
 
     kernel: Kernel
     call: Call
@@ -65,18 +65,18 @@ def attend(
 ) -> Tensor:
     """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
 
-    Scores are scaled, softcapped (c·tanh(s/c)), biased and masked, in this order; the softmax is taken in float32.
-    `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] adds to each head's softmax a logit
-    without a value (gpt-oss), [B, T, H] to that of each query. A query that sees no key gives 0; the output of padding
-    is not specified. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K,
-    C]: row b's keys are those of its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page.
-    `dropout` says which probabilities training drops, without a cache alone. `chosen` holds the kernel that an earlier
-    call with the same arguments but for the tensors chose; an empty list is given it.
-    With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
-    al., 2022). Raises KernelError when the kernel named cannot do it.
+    Scores are scaled, softcapped (c·tanh(s/c)), biased and masked, in this order; the softmax is computed in float32.
+    `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] add a logit without a value to each
+    head's softmax (gpt-oss), [B, T, H] to each query's. A query that sees no key gives 0; the output of padding is
+    undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
+    b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. `dropout` determines which
+    probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
+    choice, which later calls with the same arguments but the tensors reuse. With `again` attention is recomputed in the
+    backward pass, and only q, k and v are saved (Korthikanti et al., 2022). Raises KernelError if the named kernel
+    refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
-    if not k.dtype == v.dtype == q.dtype:  # only the rows' keys are cast, not the pools
+    if not k.dtype == v.dtype == q.dtype:  # so that only the rows' keys are cast, not whole pools
         k, v, how = how.gather_pages(k, v)
     chosen = [] if chosen is None else chosen
     if not chosen:
@@ -88,7 +88,7 @@ def attend(
     if again and torch.is_grad_enabled():
         from torch.utils.checkpoint import checkpoint
 
-        mine = copy(mask)  # keeps what is drawn for this layer's bias until its backward pass
+        mine = copy(mask)  # keeps the tensors of this layer's bias until its backward pass
         chosen[0].prepare(mine, _ask(q, k, v, how), q.device, q.dtype, how.bias)
         how = replace(how, mask=mine)
         return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
@@ -102,7 +102,7 @@ def choose_kernel(q: Tensor, k: Tensor, v: Tensor, how: Scores, kernel: str = "a
 
 @contextmanager
 def replace_kernel(name: str, kernel: Kernel) -> Iterator[None]:
-    """Let another kernel answer to a name while the block runs: one that also notes what it computes."""
+    """Replace the kernel of a name for the block, by one that also records what it computes, say."""
     before = KERNELS[name]
     KERNELS[name] = kernel
     try:
@@ -114,9 +114,9 @@ def replace_kernel(name: str, kernel: Kernel) -> Iterator[None]:
 def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:
     """Yield the kernels in the order in which `auto` tries them.
 
-    On CUDA: the flash-attn packages, newest first, then torch's own. scaled_dot_product_attention comes first where it
-    needs no mask, because it picks among several fused kernels by itself; where it would read a mask, kernels that skip
-    hidden blocks come before it. Without CUDA flex is last: it takes seconds to compile, and eager can do the same.
+    The flash-attn packages come first, then torch's own kernels. On CUDA scaled_dot_product_attention is the first of
+    these if no mask tensor is needed, because it chooses among several fused kernels itself; else kernels that skip
+    hidden blocks come before it. Without CUDA flex is last: it takes seconds to compile, and eager does the same.
     """
     yield from (KERNELS[name] for name in ("flash3", "flash4", "flash2"))
     if machine.device != "cuda" or plain(ask):
@@ -127,16 +127,16 @@ def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:
 
 
 def select(ask: Ask, machine: Machine, kernel: str = "auto") -> Kernel:
-    """Choose the kernel as `pick` does, without collecting the reasons. Decoding calls this once a layer."""
+    """Choose the kernel as `pick` does, without collecting the refusals. Decoding calls this once per layer."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)
     return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None)
 
 
 def pick(ask: Ask, machine: Machine, kernel: str = "auto") -> Choice:
-    """Choose the first kernel that does not refuse, or the one named. Pure: the machine need not be present.
+    """Choose the first kernel that does not refuse, or the named one. Pure: the machine need not be present.
 
-    Raises KernelError with the reason when the kernel named refuses.
+    Raises KernelError with the reason if the named kernel refuses.
     """
     if kernel != "auto":
         forced = _check_named(ask, machine, kernel)
@@ -151,7 +151,7 @@ def pick(ask: Ask, machine: Machine, kernel: str = "auto") -> Choice:
 
 
 def _check_named(ask: Ask, machine: Machine, kernel: str) -> Kernel:
-    """The kernel of this name. Raises KernelError when there is none, or when it refuses."""
+    """Return the kernel of this name. Raises KernelError if it is unknown or refuses."""
     if kernel not in KERNELS:
         known = ", ".join(("auto", *KERNELS))
         raise KernelError(
@@ -175,13 +175,13 @@ def prepare(
     bias: Bias | None = None,
     kernel: str = "auto",
 ) -> None:
-    """Draw on the mask what the kernel for `ask` will read, before the layers that share the mask run. Where each of
-    them chooses keys, that is what the mask shows to choose from.
+    """Compute the tensors that the kernel for `ask` will read, and keep them on the mask, before the layers that share
+    it run. If each layer chooses its own keys (`ask.chosen`), only the mask to choose from is computed.
 
     `dtype` is q's, `bias` the one that the layers will pass.
     """
     chosen = select(ask, machine_of(device), kernel)
-    if ask.chosen and mask.only is None:  # each layer narrows it
+    if ask.chosen and mask.only is None:  # each layer will narrow the mask
         mask.dense(device)
         if bias is not None:
             bias.dense()
@@ -190,7 +190,7 @@ def prepare(
 
 
 def _ask(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Ask:
-    """The Ask of a call."""
+    """Describe a call as an Ask."""
     sinks, bias = how.sinks, how.bias
     wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
     wanted = wanted or (bias is not None and bias.learned)

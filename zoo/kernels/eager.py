@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Eager(Kernel):
-    """softmax(mask(softcap(scale·QKᵀ) + bias))·V with every score held in memory.
+    """softmax(mask(softcap(scale·QKᵀ) + bias))·V with all scores in memory.
 
     The two products are in the inputs' dtype, everything between them in float32 (or float64). torch's FlopCounterMode
-    counts exactly these products: 2·T·S·H·(C + Cv) a row.
+    counts exactly these products: 2·T·S·H·(C + Cv) FLOPs per row.
     """
 
     name = "eager"
@@ -46,7 +46,7 @@ class Eager(Kernel):
         return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
 
     def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
-        """Compute the probabilities [B, H, T, S] with which queries take keys, before any is dropped."""
+        """Compute the attention probabilities [B, H, T, S] before dropout."""
         scores = score(q, k, how.scale, how.softcap)[0]
         if how.bias is not None:
             scores = scores + how.bias.dense()
@@ -55,7 +55,7 @@ class Eager(Kernel):
 
 
 def score(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Compute the scores [B, H, T, S] of queries and keys in float32; and tanh of their share of a softcap, if any."""
+    """Compute the scores [B, H, T, S] in float32, softcapped if wanted; and tanh(score / softcap), or None."""
     n_kv_heads = k.shape[2]
     queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
     scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)
@@ -67,8 +67,8 @@ def score(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> tuple[Te
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
-    """Softmax over the visible keys [B, H, T, S]. `sinks` [H] or [B, T, H] is one more logit, whose share is then
-    dropped."""
+    """Compute the softmax over visible keys [B, H, T, S]. `sinks` [H] or [B, T, H] are one more logit in the
+    denominator."""
     if seen is not None:
         # The lowest finite score, not -inf: a query that sees no key gives no NaN, forward or backward.
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)

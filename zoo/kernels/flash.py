@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""The flash-attn family: which asks become which of its functions, and the call itself."""
+"""The flash-attn family of kernels: what it refuses, which function serves an ask, and the call."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
 
-WIDEST = 256  # head width, of all versions but for special shapes
+WIDEST = 256  # maximum head width of all versions, except for special shapes
 DTYPES = ("float16", "bfloat16")
 
 DENSE, VARLEN, CACHED = "dense", "varlen", "cached"
-"""The three ways to call them: whole rows; a varlen batch, which is rows or documents of unequal length laid end to
-end; and queries that come after keys in a cache, forward only."""
+"""The three kinds of call: whole rows; a varlen batch (cu_seqlens), which is rows or documents of unequal length laid
+end to end; and queries after keys in a cache, forward only."""
 
 
 class Flash(Kernel):
     """Attention without scores in memory (Dao et al., 2022; Dao, 2023; Shah et al., 2024).
 
-    Layout B T H C. Causal masks and windows are aligned at the bottom right and a query that sees nothing gives 0, as
-    `attend` has it. What a version lacks is refused, never left out.
+    Layout B T H C. Causal masks and windows are aligned at the bottom right, and a query that sees no key gives 0, as
+    in `attend`. A feature that a version lacks is refused, never ignored.
     """
 
     package: str = ""  # a key of zoo.kernels.found.PACKAGES; "" for torch's own
     imported: str  # the module that has the functions
-    serves: Callable[[tuple[int, int]], bool]  # whether it runs on a device of a compute capability
-    wants: str  # what it wants of one, in words
-    repository: str = ""  # of the hub, for a kernel that is fetched from it
+    serves: Callable[[tuple[int, int]], bool]  # whether it runs on a compute capability
+    wants: str  # the same in words, for refusals
+    repository: str = ""  # the hub repository of a kernel that is downloaded
     functions: ClassVar[dict[str, str]] = {
         DENSE: "flash_attn_func",
         VARLEN: "flash_attn_varlen_func",
         CACHED: "flash_attn_with_kvcache",
     }
     table: str = "page_table"  # the keyword for the page table
-    lengths: str = "cache_seqlens"  # that for how many keys each row has
+    lengths: str = "cache_seqlens"  # the keyword for each row's number of keys
     pages_in_place = True
-    unlimited: int | None = -1  # how window_size spells a side without limit
+    unlimited: int | None = -1  # the value of window_size for an unlimited side
 
     def __init__(self) -> None:
         self.loaded: Any = None  # the module, once imported
@@ -58,7 +58,7 @@ class Flash(Kernel):
         return self.refuses_machine(machine) or _refuse_ask(ask) or self.lacks(ask, machine)
 
     def refuses_machine(self, machine: Machine) -> str | None:
-        """Say why it cannot run on this machine at all, or None."""
+        """Say why the kernel cannot run on this machine at all, or None."""
         if machine.device != "cuda":
             return f"it runs on CUDA devices, this is {machine.device}"
         missing, found = explain_missing(self.package, machine) if self.package else None, machine.capability
@@ -67,7 +67,7 @@ class Flash(Kernel):
         return f"{self.wants}, this is {found[0]}.{found[1]}"
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
-        """Say which feature of the ask this version does not have, or None."""
+        """Say which feature of the ask this version lacks, or None."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ the call
@@ -76,25 +76,25 @@ class Flash(Kernel):
         return Call(self.function(ask), self.options(ask.causal, ask.window, ask.softcap, ask.ahead))
 
     def function(self, ask: Ask) -> str:
-        """The name of the function for an ask."""
+        """Return the name of the function that serves an ask."""
         return self.functions[way(ask)]
 
     def options(
         self, causal: bool, window: int | None, softcap: float | None, ahead: int | None = None
     ) -> dict[str, Any]:
-        """Spell causality, window and softcap as this version's arguments."""
+        """Return causality, window and softcap as this version's arguments."""
         sides = self.sides(causal, window, ahead)
         return {"causal": causal, "window_size": sides, **({"softcap": softcap} if softcap else {})}
 
     def sides(self, causal: bool, window: int | None, ahead: int | None) -> tuple[int | None, int | None]:
-        """Spell a window as how far a query sees to its left and right, besides itself: a causal window of 4 is
-        (3, 0)."""
+        """Return a window as the tokens that a query sees to its left and right, itself excluded: a causal window of 4
+        is (3, 0)."""
         if window is None:
             return self.unlimited, self.unlimited
         return (window - 1, 0) if causal else (window, window if ahead is None else ahead)
 
     def load(self) -> Any:
-        """Import the module that has the functions, at first use. Raises KernelError where it cannot be loaded."""
+        """Import the module of the functions at first use. Raises KernelError if that fails."""
         if self.loaded is None:
             try:
                 self.loaded = self.module()
@@ -104,7 +104,7 @@ class Flash(Kernel):
         return self.loaded
 
     def module(self) -> Any:
-        """Import the module, or fetch the newest build of its first version from the hub, which downloads it once."""
+        """Import the module, or download the newest build of its version 1 from the hub, once."""
         if not self.repository:
             return importlib.import_module(self.imported)
         from kernels import get_kernel  # type: ignore[import-not-found]
@@ -132,24 +132,24 @@ class Flash(Kernel):
         return y[..., :width]
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
-        """The arguments that are tensors: sinks or ALiBi slopes."""
+        """Return the arguments that are tensors: sinks or ALiBi slopes."""
         return {}
 
     def values(self, q: Tensor, v: Tensor) -> Tensor:
-        """Pad V with zeros to the width of Q and K, where the kernel has one width only; Y's extra columns are 0."""
+        """Pad V with zeros to the width of Q and K, as the kernel has one width only; Y's extra columns are 0."""
         return v if v.shape[3] == q.shape[3] else F.pad(v, (0, q.shape[3] - v.shape[3]))
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
-        """Attend whole rows: q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] → [B, T, H, Cv]."""
+        """Attend in whole rows: q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] → [B, T, H, Cv]."""
         return self.run(DENSE, q, k, v, {}, given)
 
     def varlen(self, q: Tensor, k: Tensor, v: Tensor, batch: VarlenBatch, given: dict[str, Any]) -> Tensor:
-        """Attend a varlen batch (cu_seqlens); gives [B, T, H, Cv] with 0 for padding."""
+        """Attend in a varlen batch (cu_seqlens): → [B, T, H, Cv], 0 for padding."""
         flat = batch.queries.take(q), batch.keys.take(k), batch.keys.take(v)
         return batch.queries.put(self.run(VARLEN, *flat, batch.arguments, given), q.shape[:2])
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        """Attend to a cache, or to its pages, in which the new keys are already stored."""
+        """Attend to a cache, or to its pages, which hold the new keys already."""
         held = {} if how.mask.lengths is None else {self.lengths: how.mask.lengths.int()}
         held |= {} if how.pages is None else {self.table: how.pages}
         return self.run(CACHED, q, k, v, held, given)
@@ -157,20 +157,20 @@ class Flash(Kernel):
     def run(
         self, which: str, q: Tensor, k: Tensor, v: Tensor, lengths: dict[str, Any], given: dict[str, Any]
     ) -> Tensor:
-        """Call one of the functions, which may give the logsumexp beside its output."""
+        """Call one of the functions, and return its output without the logsumexp that some return too."""
         result = getattr(self.load(), self.functions[which])(q, k, v, **lengths, **given)
         return result[0] if isinstance(result, tuple) else result
 
 
 def way(ask: Ask) -> str:
-    """Which of the three functions of the package serves an ask."""
+    """Return which of the three kinds of call serves an ask."""
     if ask.documents or ask.padding:
         return VARLEN
     return CACHED if (ask.short_q or ask.lengths) and not ask.needs_grad else DENSE
 
 
 def _refuse_ask(ask: Ask) -> str | None:
-    """Say what of an ask no flash kernel takes, or None."""
+    """Say which feature of an ask no flash kernel has, or None."""
     if ask.dtype not in DTYPES:
         return f"flash kernels take float16 and bfloat16, not {ask.dtype}"
     if ask.bias in ("fixed", "learned"):
@@ -205,14 +205,14 @@ def _refuse_lengths(ask: Ask) -> str | None:
 
 
 def refuse_width(ask: Ask) -> str | None:
-    """Say why heads do not fit a kernel that has one width for keys and values, or None."""
+    """Say why heads do not fit a kernel with one width for keys and values, or None."""
     if ask.v_head_dim > ask.head_dim:
         return f"values are wider than keys, {ask.v_head_dim} and {ask.head_dim}"
     return f"heads are at most {WIDEST} wide, found {ask.head_dim}" if ask.head_dim > WIDEST else None
 
 
 def refuse_cached_width(ask: Ask) -> str | None:
-    """Say why values narrower than keys will not do: a cache of them would be copied and padded at every step."""
+    """Refuse cached values narrower than keys, as the cache would be copied and padded at every step; or None."""
     if way(ask) != CACHED or ask.v_head_dim == ask.head_dim:
         return None
     return f"values in a cache are as wide as keys, found {ask.v_head_dim} and {ask.head_dim}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from zoo.kernels.bias import Bias
 
-PAGE = 256  # a page holds a multiple of so many tokens
+PAGE = 256  # page sizes are multiples of this, in tokens
 
 
 class Flash2(Flash):
@@ -39,7 +39,7 @@ class Flash2(Flash):
 
 
 class Flash2Hub(Flash2):
-    """The same, built for this torch and fetched by the `kernels` package."""
+    """flash-attn 2, built for this torch and downloaded by the `kernels` package."""
 
     name = "flash2_hub"
     about = "flash-attn 2 from the Hugging Face hub; fetched when it is first used, so only when named"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def own_widths(head_dim: int, v_head_dim: int) -> bool:
     """Whether the kernels take values of this width without padding: as wide as keys, MLA's expanded heads, or wide
-    values beside narrow keys."""
+    values with narrow keys."""
     expanded = 128 < head_dim <= 192 and 96 < v_head_dim <= 128
     return head_dim == v_head_dim or expanded or (head_dim <= 64 and v_head_dim <= 512)
 
@@ -45,7 +45,7 @@ class Flash3(Flash):
 
 
 class Flash3Hub(Flash3):
-    """The same, built for this torch and fetched by the `kernels` package."""
+    """flash-attn 3, built for this torch and downloaded by the `kernels` package."""
 
     name = "flash3_hub"
     about = "flash-attn 3 from the Hugging Face hub; fetched when it is first used, so only when named"

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""flash-attn 4, written in CuTe's Python and compiled when it is first called."""
+"""flash-attn 4, written in CuTe's Python DSL and compiled at the first call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNEQUAL = (192, 128), (128, 64), (64, 128)
 
 class Flash4(Flash):
     """flash-attn 4 (Zadouri et al., 2026): Hopper and Blackwell; windows, softcap and learned sinks, forward and
-    backward; keys and values of different widths. It has no function for a cache: zoo appends the keys itself, and the
+    backward; keys and values of different widths. It has no function for a cache: Zoo writes the keys itself, and the
     varlen function reads them."""
 
     name = "flash4"
@@ -75,8 +75,8 @@ def _refuse_on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
 
 
 def _refuse_gradient(widths: tuple[int, int], ask: Ask) -> str | None:
-    """Say why keys and values of different widths have no gradient, or None. Which have one was found by compiling
-    them (tests/oracle/compile_flash4.py)."""
+    """Say why keys and values of different widths have no gradient, or None; found by compiling all widths
+    (tests/oracle/compile_flash4.py)."""
     if not ask.needs_grad or widths[0] == widths[1]:
         return None
     if ask.n_heads > ask.n_kv_heads:

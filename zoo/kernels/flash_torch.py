@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""torch's own flash-attn 2 kernels, called by the operator behind scaled_dot_product_attention: the operator has
-windows and cu_seqlens, which that function does not pass on."""
+"""torch's own flash-attn 2 kernels, called by the operator behind scaled_dot_product_attention, which has windows and
+cu_seqlens that the function itself does not offer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ OPERATOR = "_flash_attention_forward"
 
 
 class FlashTorch(Flash):
-    """aten::_flash_attention_forward. It has an argument for ALiBi slopes and raises when given any: torch builds its
-    kernels without ALiBi."""
+    """aten::_flash_attention_forward. Its argument for ALiBi slopes raises: torch's kernels are built without them."""
 
     name = "flash_torch"
     about = "torch's own flash-attn 2: windows, documents; no ALiBi, no softcap, no sinks"
@@ -51,7 +50,7 @@ class FlashTorch(Flash):
     def run(
         self, which: str, q: Tensor, k: Tensor, v: Tensor, lengths: dict[str, Any], given: dict[str, Any]
     ) -> Tensor:
-        """Call the operator, whose arguments cum_seq_q, cum_seq_k, max_q and max_k have no names here."""
+        """Call the operator, which takes cum_seq_q, cum_seq_k, max_q and max_k by position."""
         sizes, options = tuple(lengths.values()) or (None, None, q.shape[1], k.shape[1]), dict(given)
         scale, causal = options.pop("softmax_scale"), options.pop("is_causal")
         return getattr(self.load(), OPERATOR)(q, k, v, *sizes, 0.0, causal, False, scale=scale, **options)[0]

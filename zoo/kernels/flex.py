@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, M and N blocks of queries and of keys
-"""torch's flex_attention: a kernel that torch.compile makes for each kind of mask and bias."""
+"""torch's flex_attention: attention that torch.compile compiles for each kind of mask and bias."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-BLOCK = 128  # queries and keys of a block, which is skipped when nothing in it is visible
-WHOLE = 1 << 30  # the block size that means one block for everything: torch's own number where there is no block mask
-AT_ONCE = 1 << 22  # pairs of a query and a key evaluated at once when blocks are drawn
+BLOCK = 128  # queries and keys per block; a block without a visible pair is skipped
+WHOLE = 1 << 30  # block size that means a single block, as torch itself uses without a block mask
+AT_ONCE = 1 << 22  # (query, key) pairs evaluated at once to find the blocks
 OPTIONS = {
     "automatic_dynamic_shapes": False,
     "specialize_float": True,
     "recompile_limit": 256,
     "accumulated_recompile_limit": 4096,
 }
-"""Dynamo's settings: sizes not marked as dynamic are constants, and a model of many kinds of layers may have many
-compiled versions."""
+"""Dynamo's settings: sizes not marked as dynamic are constants, and models of many kinds of layers may compile many
+versions."""
 
 
 class Flex(Kernel):
-    """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel, so masks and biases have
-    one definition for all kernels.
+    """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel, so that masks and biases
+    have one definition for all kernels.
 
-    Lengths are dynamic, so one more token compiles nothing; so is the batch size, unless the mask differs by row.
-    Heads, their widths, the window, the scale and the softcap are constants of the compiled code. It is compiled at
-    first use, and Inductor caches it on disk for the next process. Up to BLOCK queries are one block: decoding draws
-    no blocks.
+    Lengths are dynamic, so that one more token compiles nothing; so is the batch size, unless the mask differs by row.
+    Numbers and widths of heads, window, scale and softcap are constants of the compiled code. It is compiled at first
+    use, and Inductor caches it on disk. Up to BLOCK queries form one block, so that decoding needs no block mask.
 
-    Sinks are applied after the kernel, with each query's logsumexp. On the CPU the kernel does not return it: there an
-    additional key, before the others, has the sink as its score and 0 as its value.
+    Sinks are applied after the kernel, from each query's logsumexp. On a CPU the kernel does not return the logsumexp:
+    there an additional first key has the sink as its score and 0 as its value.
     """
 
     name = "flex"
@@ -86,7 +85,7 @@ class Flex(Kernel):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
         drawn = _drawn(how.mask, how.sinks is not None and not _gives_sums(q.device), q.device)
-        if torch.compiler.is_compiling():  # the code compiled around this call inlines it, with its own lengths
+        if torch.compiler.is_compiling():  # inlined into the surrounding compiled code, with its lengths
             return _attend(q, k, v, drawn, how)
         sinks = _vary_sinks(how.sinks, not _gives_sums(q.device))
         how = replace(how, mask=drawn.mask, bias=_spacious(how.bias, how.mask), sinks=sinks)
@@ -96,7 +95,7 @@ class Flex(Kernel):
 
 
 def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None:
-    """Say which limit of triton, or of torch's kernels for it, the ask exceeds, or None."""
+    """Say which limit of triton, or of torch's triton kernels, the ask exceeds, or None."""
     needed = (8, 0) if ask.dtype == "bfloat16" else (7, 0)
     if capability is not None and capability < needed:
         found = "{}.{}".format(*capability)
@@ -108,8 +107,8 @@ def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None
 
 
 class Drawn(NamedTuple):
-    """A mask drawn for flex, shared by its layers: the mask with its lengths as tensors, and the blocks of `size`
-    queries and keys that are not skipped, as BlockMask takes them [B|1, 1, M, N]."""
+    """A mask prepared for flex, shared by its layers: the mask with its lengths as tensors, and the `blocks` of `size`
+    queries and keys that are not skipped, as the arguments of BlockMask [B|1, 1, M, N]."""
 
     mask: Mask
     blocks: tuple[Any, ...]
@@ -117,7 +116,7 @@ class Drawn(NamedTuple):
 
 
 def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
-    """Draw a mask once and keep it on the mask. `column`: a key for sinks comes before the others."""
+    """Prepare a mask once, and keep the result on it. `column`: a key for sinks comes before the others."""
     kept = mask.kept.get(("flex", column))
     if kept is not None and kept.blocks[0].device == device:
         return kept
@@ -135,8 +134,8 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
 
 
 def _measured(mask: Mask, device: torch.device) -> Mask:
-    """Copy the mask for compiled code: its lengths as tensors, because ints would be constants of the code, and its
-    tensors padded (see `_roomy`)."""
+    """Copy the mask for compiled code: lengths become tensors, as ints would be constants of the code, and tensors are
+    padded (`_roomy`)."""
     like = copy(mask)
     like.kept = {}
     for name in ("n_queries", "n_keys"):
@@ -150,7 +149,7 @@ def _measured(mask: Mask, device: torch.device) -> Mask:
 
 
 def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
-    """Pad the tensors of a bias likewise; kept on the mask for the layers that share both."""
+    """Copy a bias with padded tensors (`_roomy`); kept on the mask for the layers that share both."""
     kept, like = mask.kept.get("flex bias", (None, None))
     if bias is None or kept is bias:
         return like if bias is not None else None
@@ -167,7 +166,7 @@ def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
 
 
 def _vary_sinks(sinks: Tensor | None, column: bool) -> Tensor | None:
-    """Mark the sinks of each query [B, T, H] as those of any number of queries, padded where the kernel reads them."""
+    """Mark per-query sinks [B, T, H] as dynamic in T, padded if the kernel reads them (`column`)."""
     if sinks is None or sinks.ndim == 1:
         return sinks
     sinks = _roomy(sinks.movedim(1, -1), 1).movedim(-1, 1) if column else sinks
@@ -176,11 +175,11 @@ def _vary_sinks(sinks: Tensor | None, column: bool) -> Tensor | None:
 
 
 def _roomy(tensor: Any, axes: int) -> Any:
-    """Pad the last axes of a tensor to one of a few sizes; None stays None. The padding is never read.
+    """Pad the last `axes` axes of a tensor to one of a few sizes; None stays None. The padding is never read.
 
-    The stride by which compiled code indexes a tensor must be a constant: as a variable, Inductor's CPU template may
-    confuse it with another (torch 2.13 replaces the name ks3 inside ks38 too). To compile seldom, sizes are few: powers
-    of 8 for one axis (from 1024), powers of 2 for two (from 128).
+    Strides in compiled code must be constants: Inductor's CPU template may confuse variable ones (torch 2.13 replaces
+    the name ks3 inside ks38 too). To compile seldom, sizes are few: powers of 8 for one axis (from 1024), powers of 2
+    for two (from 128).
     """
     if tensor is None:
         return None
@@ -195,7 +194,7 @@ def _roomy(tensor: Any, axes: int) -> Any:
 
 
 def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
-    """Mark the tensors among these as dynamic along `axes`, or along all: later ones will have other lengths."""
+    """Mark the tensors among `parts` as dynamic along `axes` (default: all), as later ones have other lengths."""
     if torch.compiler.is_compiling():
         return
     for part in parts:
@@ -206,8 +205,7 @@ def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
 
 
 def _once(make: Any, *arguments: Any) -> tuple[Any, ...]:
-    """Call a cached function outside inference mode: a later pass may want gradients, which inference tensors
-    refuse."""
+    """Call a cached function outside inference mode: later passes may need gradients, which inference tensors lack."""
     if torch.compiler.is_compiling():
         return make.__wrapped__(*arguments)
     with torch.inference_mode(False):
@@ -216,7 +214,7 @@ def _once(make: Any, *arguments: Any) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=16)
 def _whole(device: torch.device) -> tuple[Any, ...]:
-    """A block mask of one block, in which every pair is evaluated."""
+    """Make a block mask of a single block, in which every pair is evaluated."""
     count = torch.ones(1, 1, 1, dtype=torch.int32, device=device)
     index = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=device)
     return count, index, None, None, count, index, None, None
@@ -232,13 +230,13 @@ def _blocks_of_numbers(
     column: bool,
     device: torch.device,
 ) -> tuple[Any, ...]:
-    """The blocks of a mask that has no tensors."""
+    """Find the blocks of a mask without tensors; cached by its numbers."""
     return _blocks(Mask(n_queries, n_keys, causal=causal, window=window, ahead=ahead), column, device)
 
 
 def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:
-    """Find the blocks with a visible pair, and among them those with no hidden one. torch's create_block_mask gives the
-    same, but evaluates all pairs of all rows at once, in several int64 tensors of that size."""
+    """Find the blocks with a visible pair, and those without a hidden one. torch's create_block_mask does the same, but
+    evaluates all pairs of all rows at once, in several int64 tensors of that size."""
     from torch.nn.attention.flex_attention import BlockMask
 
     shows, n_keys = _shows(mask, column), mask.n_keys + column
@@ -259,14 +257,14 @@ def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the chosen blocks of keys for each block of queries [B|1, 1, M], and list their numbers first
-    [B|1, 1, M, N]: of [0, 1, 1] two are chosen, listed as [1, 2, 0]."""
+    """Count the chosen key blocks of each query block [B|1, 1, M], and list block numbers, the chosen first
+    [B|1, 1, M, N]: [0, 1, 1] has 2 chosen blocks, listed as [1, 2, 0]."""
     order = chosen.int().argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32).contiguous()
 
 
 def _shows(mask: Mask, column: bool) -> Callable[..., Tensor]:
-    """The mask as flex_attention's mask_mod. Every query sees the `column` of sinks before the keys."""
+    """Return the mask as flex_attention's mask_mod. Every query sees the `column` of sinks before the keys."""
 
     def shows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key == 0) | mask.sees(row, query, (key - 1).clamp(min=0)) if column else mask.sees(row, query, key)
@@ -282,7 +280,7 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tensor:
-    """Call flex_attention with the block mask `drawn`."""
+    """Call flex_attention with the prepared mask `drawn`."""
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
     softcap, sinks, bias = how.softcap, how.sinks, how.bias
@@ -316,7 +314,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tenso
 
 
 def _options(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any] | None:
-    """`kernel_options` for q [B, H, T, C], k [B, K, S, C] and v [B, K, S, Cv] on CUDA; None elsewhere."""
+    """Return `kernel_options` for q [B, H, T, C], k [B, K, S, C] and v [B, K, S, Cv] on CUDA; None elsewhere."""
     machine = machine_of(q.device)
     if machine.device != "cuda":
         return None

@@ -1,4 +1,4 @@
-"""Find the optional packages that kernels need, by their metadata: none is imported for it."""
+"""Find the optional packages that kernels need, by their metadata, without importing them."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ PACKAGES: dict[str, str] = {
     "compiler": "a C++ compiler for torch.compile on a CPU, triton on CUDA",
     "avx2": "an x86-64 CPU with AVX2, which torch's attention for CPUs is compiled for; not macOS",
 }
-"""What a kernel may need besides torch, and where to get it."""
+"""What a kernel may need in addition to torch, and where to get it."""
 
 EVERYTHING = frozenset(PACKAGES)
-"""For a machine that is not present and may have all packages."""
+"""All packages, for describing a machine that is not present."""
 
 OLDEST: dict[str, tuple[str, str, str]] = {
     "flash-attn": ("2.6", "lack a softcap", "pip install -U flash-attn"),
     "flash-attn-3": ("3.0.0b1", "have other signatures", "build it anew from flash-attention's hopper folder"),
     "flash-attn-4": ("4.0.0b26", "drop the gradient of sinks", "pip install -U --pre flash-attn-4"),
 }
-"""The oldest version that is used, what those before it do, and how to get a newer one.
+"""The oldest version that Zoo uses, the fault of earlier ones, and how to get a newer one.
 
 flash-attn 2.6 is of July 2024. flash-attn-4 4.0.0b26, of 12 August 2026, is the first beta with the backward pass of
-learned sinks (pull request 2706); b25 returns no gradient for them and says nothing.
+learned sinks (pull request 2706); b25 silently returns no gradient for them.
 """
 
 EARLIER_NAME = {"flash-attn-3": "flashattn-hopper"}
-"""What a package was called before its oldest version that is used; the module had its name already."""
+"""Names of packages before their oldest version in OLDEST; the module's name is the same."""
 
 MODULES = {"flash-attn-3": "flash_attn_interface"}
-"""The module of a package that may be on the path without metadata, as where it was built in place."""
+"""Modules of packages that may be on the path without metadata, if they were built in place."""
 
 
 def find_machine(device: str) -> Machine:
-    """Describe this machine for one of torch's device types. Asks torch for a CUDA device's compute capability."""
+    """Describe this machine for one of torch's device types, with the compute capability of a CUDA device."""
     known = device == "cuda" and torch.cuda.is_available()
     installed = {package: found for package in (*OLDEST, "kernels") if (found := _find_version(package)) is not None}
     outdated = tuple((package, found) for package, found in installed.items() if is_outdated(package, found))
@@ -57,7 +57,7 @@ def find_machine(device: str) -> Machine:
 
 
 def is_outdated(package: str, version: str) -> bool:
-    """Whether this version, as `_find_version` gives it, is older than the oldest that is used."""
+    """Whether a version, as returned by `_find_version`, is older than OLDEST."""
     from packaging.version import InvalidVersion, Version
 
     if package not in OLDEST or not version:
@@ -69,7 +69,7 @@ def is_outdated(package: str, version: str) -> bool:
 
 
 def explain_missing(package: str, machine: Machine) -> str | None:
-    """Say that a package is missing from a machine, or too old there, and how to get it; None where it is usable."""
+    """Say that a package is missing from a machine or too old, and how to get it; None if it is usable."""
     if package in machine.packages:
         return None
     found = dict(machine.outdated).get(package)
@@ -80,7 +80,7 @@ def explain_missing(package: str, machine: Machine) -> str | None:
 
 
 def _find_version(package: str) -> str | None:
-    """The version installed; "" where there is a module without metadata; None where there is nothing."""
+    """Return the installed version; "" for a module without metadata; None if nothing is installed."""
     for name in (package, EARLIER_NAME.get(package)):
         try:
             if name is not None:
@@ -98,11 +98,11 @@ def _has_compiler() -> bool:
 
 
 MACHINES: dict[str, Machine] = {}
-"""This machine by device type. Filled once, when a model comes to a device."""
+"""This machine by device type, filled when a model is moved to a device."""
 
 
 def machine_of(device: torch.device) -> Machine:
-    """This machine, for tensors on this device."""
+    """Return the Machine for tensors on this device."""
     if device.type not in MACHINES:
         MACHINES[device.type] = find_machine(device.type)
     return MACHINES[device.type]

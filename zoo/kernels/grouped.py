@@ -1,7 +1,7 @@
 # N rows sorted by expert, E experts
-"""Grouped matrix products for mixtures of experts: each row of x times the weight of its own expert.
+"""Grouped matrix products for mixtures of experts: each row of x times the weight of its expert.
 
-Imported where models are built, not where they are counted, because registering an operator loads torch.
+Imported where models are built, not where they are priced, because registering an operator loads torch.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def grouped_linear(
     """Multiply x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], where e is the row's expert.
 
     Rows come sorted by expert: three rows of expert 0, none of 1 and two of 2 have the `offsets` [3, 3, 5] (int32 [E],
-    where each expert's rows end). `expert_of_row` [N], here [0, 0, 0, 2, 2], says the same and saves a search where
-    there is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product for each expert. Under autocast
-    both operands are cast. FlopCounterMode counts 2·N·d_in·d_out either way.
+    where each expert's rows end). `expert_of_row` [N], here [0, 0, 0, 2, 2], says the same, and saves a search if there
+    is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product per expert. Under autocast both
+    operands are cast. FlopCounterMode counts 2·N·d_in·d_out either way.
 
-    Rows behind the last end are those of experts that compute nothing, and give zeros. `computing` says that there may
-    be some: (512, 768) where 512 of 768 experts have a weight. FLOPs are counted in that proportion, their expectation.
+    Rows after the last end belong to experts without weights (zero-computation experts), and give zeros. `computing` is
+    (experts with a weight, all experts), such as (512, 768); FLOPs are counted in that proportion, their expectation.
 
-    `auto` takes grouped_mm where it can. On the CPU the two are as fast: N 4096, E 8, 256 → 512, forward and backward
-    on 1 thread, 21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear under autograd takes
-    22.6 and 5.2 (torch 2.13, November 2026). On CUDA the loop has to wait for the device to read `offsets`.
+    `auto` takes grouped_mm if it can. On a CPU both are equally fast: N 4096, E 8, 256 → 512, forward and backward on 1
+    thread, 21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear under autograd takes 22.6 and
+    5.2 (torch 2.13, November 2026). On CUDA the loop waits for the device to read `offsets`.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast for meta
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -69,7 +69,7 @@ def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
 
 
 def _native(x: Tensor, weight: Tensor, method: str) -> bool:
-    """Whether to use torch's grouped_mm. Raises KernelError when it was named and cannot."""
+    """Whether to use torch's grouped_mm. Raises KernelError if it was named and refuses, or the method is unknown."""
     if method not in METHODS:
         raise KernelError(
             f"grouped: there is no {method!r}{did_you_mean(method, METHODS)} (there are {', '.join(METHODS)})"
@@ -125,8 +125,8 @@ def _backward(
 
 
 def _clear_rest(y: Tensor, offsets: Tensor) -> Tensor:
-    """Set the rows of y [N, …] behind the last end to zero, which no product wrote. Not a slice: its length would have
-    to be read on the host."""
+    """Set the rows of y [N, …] after the last end to zero, which no product wrote. By a mask, as the length of a slice
+    would be read on the host."""
     return y.masked_fill_((torch.arange(y.shape[0], device=y.device) >= offsets[-1])[:, None], 0)
 
 

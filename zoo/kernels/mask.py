@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads
-"""Attention masks, as descriptions. A tensor is drawn from one only for a kernel that reads a tensor."""
+"""Attention masks, as functions of indices. A mask tensor is made only for a kernel that needs one."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, repr=False)
 class Mask:
-    """An attention mask: which of `n_keys` keys each of `n_queries` queries may see, by token index (a token's place in
-    its row, pads included).
+    """An attention mask: which of `n_keys` keys each of `n_queries` queries sees, by token index (a token's place in
+    its row, padding included).
 
-    Keys are consecutive tokens, and the queries are the last T of them, so that a causal mask on a rectangle is aligned
-    at its bottom right. `causal` shows keys at or before the query. A `window` W
-    shows a causal query the W newest of those, itself included; a query that sees both ways, all with |i-j| <= W, or
-    with `ahead` A those of W before it and of A after it.
+    Keys are consecutive tokens, and the queries are the last T of them: a causal mask on a rectangle is aligned at its
+    bottom right. `causal` shows keys at or before the query. A `window` W shows a causal query the W newest of these,
+    itself included, and a bidirectional one keys with |i − j| <= W, or with `ahead` A W keys before and A after it.
     Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
-    `also` [B|1, T, S] names pairs one by one. Three fields hide pairs: `padding` [B, S] is True where a key is a real
-    token, `documents` (of the queries [B|1, T], of the keys [B|1, S]) numbers packed documents, each contiguous in its
-    row, which do not see one another, and `only` [B|1, T, S] is True for the keys that a layer chose for each query,
-    [B|1, H, T, S] where its heads choose apart: such a mask is drawn, and `sees` is not asked.
-    With `lengths` [B] row b has that many keys, whatever is stored behind them, and its queries are the last T of
-    those.
+    `also` [B|1, T, S] lists pairs one by one. Three fields hide pairs. `padding` [B, S] is True for keys that are real
+    tokens. `documents` (of queries [B|1, T], of keys [B|1, S]) numbers packed documents, each contiguous in its row,
+    which do not see one another. `only` [B|1, T, S] is True for the keys that a layer chose for each query,
+    [B|1, H, T, S] if by head: then only `dense` is used, not `sees`.
+    With `lengths` [B] row b has that many keys, and its queries are the last T of them.
 
-    `sees` is the definition; `dense` is drawn from it, and flex compiles it. What is drawn is kept on the object, which
-    serves one forward pass. Draw before the layers run (`kernels.prepare`): they then only read the mask, so that equal
-    layers compile once and a checkpointed layer recomputes the same. A padding that hides nothing still costs a tensor:
-    pass None instead.
+    `sees` is the definition; `dense` evaluates it for all pairs, and flex compiles it. Tensors are kept on the object,
+    which serves one forward pass. They are made before the layers run (`kernels.prepare`): layers then only read the
+    mask, so that equal layers compile once and a checkpointed layer recomputes the same. A padding that hides nothing
+    still costs a tensor: pass None instead.
     """
 
     n_queries: int
@@ -51,21 +49,21 @@ class Mask:
     also: Tensor | None = None
     lengths: Tensor | None = None
     only: Tensor | None = None
-    kept: dict[Any, Any] = field(default_factory=dict, init=False)  # what kernels drew from it
+    kept: dict[Any, Any] = field(default_factory=dict, init=False)  # tensors that kernels made of the mask
     _dense: Tensor | None = field(default=None, init=False)
     _additive: Tensor | None = field(default=None, init=False)
     _source: object = field(default=None, init=False)  # `Bias.source` of the bias in _additive
 
     @classmethod
     def of_pairs(cls, seen: Tensor) -> Mask:
-        """The mask of pairs named one by one [B|1, T, S], as keys that are no tokens need it: of causal queries."""
+        """Make a mask of pairs listed one by one [B|1, T, S], for causal queries over keys that are not tokens."""
         mask = cls(seen.shape[1], seen.shape[2], only=seen)
         mask._dense = seen[:, None]
         return mask
 
     @property
     def sees_all(self) -> bool:
-        """Whether every query sees every key. False where that depends on a tensor's values, which are not read."""
+        """Whether every query sees every key. False if that depends on a tensor's values, which are not read."""
         if not self._by_numbers:
             return False
         if self.causal:
@@ -106,7 +104,7 @@ class Mask:
 
     @property
     def _window_bites(self) -> bool:
-        """Whether the window hides anything of a row that has all of the keys."""
+        """Whether the window hides any key in a full row."""
         if self.window is None:
             return False
         farthest = self.n_keys - 1
@@ -115,20 +113,19 @@ class Mask:
         return (self.window if self.ahead is None else min(self.window, self.ahead)) < farthest
 
     def narrow(self, only: Tensor) -> Mask:
-        """The same mask for queries that see no more than the keys of `only` [B|1, T, S], or [B|1, H, T, S] where heads
-        see other keys. Drawn from this one."""
+        """Return the mask restricted to the keys of `only` [B|1, T, S], or [B|1, H, T, S] by head, as a tensor."""
         mask = replace(self, causal=self.causal and not self.sees_all, only=only)
         mask._dense = self.dense(only.device) & (only if only.ndim == 4 else only[:, None])
         return mask
 
     def by_row(self, rows: int) -> list[Mask]:
-        """Masks for so many rows one by one, of a mask that no packed documents are in."""
+        """Return a mask for each of `rows` rows. Not for packed documents."""
         padding = [None] * rows if self.padding is None else self.padding.split(1)
         return [replace(self, padding=each) for each in padding]
 
     def join(self, memory: Mask, device: torch.device) -> Mask:
-        """The mask over an encoder's keys, of which queries see what `memory` shows, and then these. To a causal query
-        the encoder's tokens come before its own, and a window does not reach so far: it is of its own alone."""
+        """Return the mask over an encoder's keys, visible as `memory` says, followed by these keys. To a causal query
+        the encoder's tokens come before its own; a window counts its own tokens only."""
         apart = (self.documents is None) is not (memory.documents is None)
         if apart or any(each is not None for each in (self.prefix, self.also, self.only, self.lengths, memory.lengths)):
             shown = _join_columns(memory.dense(device)[:, 0], self.dense(device)[:, 0])
@@ -145,13 +142,13 @@ class Mask:
         return Mask(self.n_queries, n_keys, **hides)
 
     def _real(self, device: torch.device) -> Tensor:
-        """True for each key that is no padding [B|1, S]."""
+        """Return True for each key that is no padding [B|1, S]."""
         if self.padding is not None:
             return self.padding.to(device)
         return torch.ones(1, self.n_keys, dtype=torch.bool, device=device)
 
     def place_keys(self, device: torch.device) -> Tensor:
-        """The place of each key in its own text [B|1, S]: padding before it and other documents are not counted."""
+        """Return each key's place in its own document [B|1, S], not counting padding before it."""
         if self.padding is None:
             places = torch.arange(self.n_keys, device=device)[None]
         else:
@@ -163,7 +160,7 @@ class Mask:
         return places - places.gather(-1, first)
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether query i of a row sees key j: indices, tensors of any shapes that broadcast."""
+        """Return whether `query` sees `key` in `row`: indices, tensors that broadcast."""
         device = key.device
         i, j = self._query_token(row, query), key
         seen = self._by_distance(i - j)
@@ -184,7 +181,7 @@ class Mask:
         return seen
 
     def dense(self, device: torch.device) -> Tensor:
-        """Draw the mask: True where a query sees a key [B|1, 1, T, S]."""
+        """Return the mask as a tensor, True where a query sees a key [B|1, 1, T, S]; kept."""
         if self._dense is None or self._dense.device != device:
             rows = max([1, *(each.shape[0] for each in self.row_tensors)])
             row = torch.arange(rows, device=device)[:, None, None]
@@ -194,9 +191,9 @@ class Mask:
         return self._dense
 
     def additive(self, device: torch.device, dtype: torch.dtype, bias: Bias | None = None) -> Tensor:
-        """Draw `bias` (or 0) where a query sees a key and -inf elsewhere: [B|1, H|1, T, S].
+        """Return `bias` (or 0) where a query sees a key and −inf elsewhere: [B|1, H|1, T, S].
 
-        Kept for one bias: another object, even an equal one, is drawn anew.
+        Kept for one bias: for another object, even an equal one, it is computed anew.
         """
         kept, source = self._additive, None if bias is None else bias.source
         if kept is None or kept.device != device or kept.dtype != dtype or self._source is not source:
@@ -216,17 +213,17 @@ class Mask:
         return (distance <= self.window) & (distance >= -self.ahead)
 
     def _query_token(self, row: Tensor, query: Tensor) -> Tensor:
-        """The token index of a query."""
+        """Return the token index of a query."""
         keys = self.n_keys if self.lengths is None else _of(self.lengths, row, query.device)
         return query + (keys - self.n_queries)
 
 
 def _join_columns(first: Tensor, second: Tensor) -> Tensor:
-    """Put two tensors [B|1, …, M] and [B|1, …, S] side by side; one of a single row serves all rows."""
+    """Concatenate [B|1, …, M] and [B|1, …, S] along the last axis; a single row is expanded to all rows."""
     rows = max(len(first), len(second))
     return torch.cat([each.expand(rows, *each.shape[1:]) for each in (first, second)], -1)
 
 
 def _of(tensor: Tensor, row: Tensor, device: torch.device, *indices: Tensor) -> Tensor:
-    """Index a tensor [B|1, …] by row and `indices`; a tensor of one row serves all rows."""
+    """Index a tensor [B|1, …] by row and `indices`; a single row serves all rows."""
     return tensor.to(device)[(torch.zeros_like(row) if tensor.shape[0] == 1 else row, *indices)]

@@ -1,5 +1,5 @@
 # B batch, T tokens
-"""Places and counts within packed documents: runs of equal numbers along a row."""
+"""Find places and counts within packed documents: runs of equal document numbers along a row."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def find_run_starts(numbers: Tensor) -> Tensor:
-    """True at the first place of every run of equal numbers along the last dimension."""
+    """Return True at the first place of each run of equal numbers along the last axis."""
     return F.pad(numbers[..., 1:] != numbers[..., :-1], (1, 0), value=True)
 
 
 def find_run_firsts(numbers: Tensor) -> Tensor:
-    """For each place of the last dimension, the first place of the run of equal numbers it is in."""
+    """Return for each place of the last axis the first place of its run of equal numbers."""
     places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
     return torch.where(find_run_starts(numbers), places, 0).cummax(-1).values
 
 
 def count_in_run(numbers: Tensor, real: Tensor) -> Tensor:
-    """For each place [B, T], how many real tokens the run of equal numbers has that it is in."""
+    """Return for each place [B, T] the number of real tokens in its run of equal numbers."""
     runs = find_run_starts(numbers).long().cumsum(-1)  # B T: 1, 1, 2, 2, 2, 3, …
     last = torch.searchsorted(runs, runs, right=True) - 1  # where each place's run ends
     counted = real.long().cumsum(-1)

@@ -1,8 +1,8 @@
 # B rows, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
-"""Attention over a part of the keys, with its log-sum-exp, and a part's gradients of the softmax over all of them.
+"""Attention over a part of the keys, with its log-sum-exp; and the part's gradients of the softmax over all keys.
 
-The gradients of a part take the output y and the log-sum-exp of all parts together, and no other part: with P =
-exp(s − lse) it is dS = P·(dP − Σ dy·y) (Dao et al., 2022, FlashAttention, appendix B.4).
+The gradients of a part need only the part itself, and output y and log-sum-exp of all parts together: with P =
+exp(s − lse), dS = P·(dP − Σ dy·y) (Dao et al., 2022, FlashAttention, appendix B.4).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ WIDEST = 256  # head width of flash-attn 2
 
 
 class PartScores(NamedTuple):
-    """How the scores of a part are made and which of them count.
+    """How the scores of a part are computed and masked.
 
-    `mask` is that of queries over their own tokens, by token index alone; `seen` [B|1, 1, T, S] says it one by one.
-    Where both are None all keys count. `bias` is [B|1, H, T, S]; only a `learned` one is given a gradient.
+    Visible keys are given by `mask`, for queries over their own tokens by token index alone, or by `seen`
+    [B|1, 1, T, S]; if both are None all keys are visible. `bias` is [B|1, H, T, S]; only a `learned` one gets a
+    gradient.
     """
 
     scale: float
@@ -37,11 +38,11 @@ class PartScores(NamedTuple):
 
     @property
     def only_causal(self) -> bool:
-        """Whether later keys are hidden, and nothing else changes the scores."""
+        """Whether there is a plain causal mask and no bias."""
         return self.bias is None and self.mask is not None and self.mask.plain_causal
 
     def draw_seen(self, device: torch.device) -> Tensor | None:
-        """Draw which keys count [B|1, 1, T, S]; None where all do."""
+        """Return the visible keys [B|1, 1, T, S]; None if all are."""
         return self.seen if self.mask is None else self.mask.dense(device)
 
 
@@ -58,18 +59,18 @@ class PartKernel:
     """A way to compute a part: q [B, T, H, C], k [B, S, K, C] and v [B, S, K, Cv] of one dtype."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
-        """Give the output [B, T, H, Cv] and the log-sum-exp [B, H, T] in float32: -inf for a query that sees no key."""
+        """Compute the output [B, T, H, Cv] and the log-sum-exp [B, H, T] in float32, −inf for a query without keys."""
         raise NotImplementedError
 
     def backward(
         self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
     ) -> PartGradients:
-        """Give the gradients where dy is that of y, which like lse is of all parts together."""
+        """Compute the part's gradients from dy, the gradient of y; y and lse are those of all parts together."""
         raise NotImplementedError
 
 
 class EagerPart(PartKernel):
-    """Plain torch with the part's scores in memory, as `zoo.kernels.eager`: every feature, on any device."""
+    """Plain torch with the part's scores in memory, like `zoo.kernels.eager`: every feature, on any device."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         scores, _ = _score(q, k, how)
@@ -117,8 +118,8 @@ class FusedPart(PartKernel):
 
 
 class FlashPart(PartKernel):
-    """torch's own flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: keys that all count, or
-    a causal mask, with a window or without."""
+    """torch's own flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a causal one
+    with or without a window."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         lengths = (None, None, q.shape[1], k.shape[1])
@@ -145,7 +146,7 @@ EAGER, FUSED, FLASH = EagerPart(), FusedPart(), FlashPart()
 
 
 def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKernel:
-    """Choose the kernel of a part: `kernel` is auto, the first that can, or eager."""
+    """Choose the kernel of a part: the first that can if `kernel` is auto, else eager."""
     width = q.shape[3]
     if kernel == "eager" or how.softcap is not None or how.learned or v.shape[3] > width:
         return EAGER
@@ -156,7 +157,7 @@ def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKerne
 
 
 def _score(q: Tensor, k: Tensor, how: PartScores) -> tuple[Tensor, Tensor | None]:
-    """The scores [B, H, T, S] in float32, and the slope of a softcap there."""
+    """Compute the masked scores [B, H, T, S] in float32, and the derivative of the softcap there, or None."""
     scores, turned = score(q, k, how.scale, how.softcap)
     slope = None if turned is None else 1 - turned.square()
     if how.bias is not None:
@@ -166,12 +167,12 @@ def _score(q: Tensor, k: Tensor, how: PartScores) -> tuple[Tensor, Tensor | None
 
 
 def _exponentiate(scores: Tensor, lse: Tensor) -> Tensor:
-    """exp(s − lse): 0 for what is hidden, also where a query sees nothing."""
+    """Compute exp(s − lse): 0 for hidden keys, also if a query sees none."""
     return (scores - lse.clamp(min=torch.finfo(lse.dtype).min)[..., None]).exp()
 
 
 def _add(q: Tensor, how: PartScores) -> tuple[Tensor | None, Tensor | None]:
-    """The tensor that torch adds to the scores, and the mask; None for either that is not needed."""
+    """Return the tensor that torch adds to the scores, and the mask; None for one that is not needed."""
     seen = None if how.only_causal else how.draw_seen(q.device)
     wide = torch.promote_types(q.dtype, torch.float32)  # a bias is added unrounded
     bias = None if how.bias is None else how.bias.to(wide)
@@ -181,5 +182,5 @@ def _add(q: Tensor, how: PartScores) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _widen(x: Tensor, q: Tensor) -> Tensor:
-    """A tensor [B, S, K, Cv] as wide as q and of its dtype: zeros behind, whose products are 0."""
+    """Pad a tensor [B, S, K, Cv] with zeros to q's width, and cast it to q's dtype."""
     return F.pad(x, (0, q.shape[3] - x.shape[3])).to(q.dtype)

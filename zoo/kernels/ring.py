@@ -1,10 +1,10 @@
 # B rows, T tokens of a rank's own, L tokens of a run, S keys, H heads, K kv heads, C head width, N ranks
-"""Ring attention: keys and values travel from rank to rank, and each rank attends to those that are with it.
+"""Ring attention: keys and values travel from rank to rank, and each rank attends to the ones that it holds.
 
-Liu et al., 2023, "Ring Attention with Blockwise Transformers". The outputs of parts are merged by their log-sum-exps in
-float32, so that the result is that of one softmax. The backward pass sends keys and values round again, and behind them
-their gradients, which end where the keys came from. So no rank ever holds the keys of all. Runs of keys that the mask
-hides from a run of queries are not computed with.
+Liu et al., 2023, "Ring Attention with Blockwise Transformers". Outputs of parts are merged by their log-sum-exps in
+float32, so that the result is that of one softmax. The backward pass sends keys and values round again, followed by
+their gradients, which end at the keys' own rank. So no rank ever holds all keys. A run of keys that is hidden from a
+run of queries is skipped.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from zoo.ranks.context import SpreadContext
 
 PART_KERNELS = ("auto", "eager")
-"""The values of `kernel` that a ring takes: its parts have kernels of their own."""
+"""Values of `kernel` that a ring accepts: its parts have their own kernels (`zoo.kernels.partial`)."""
 
 
 class RingBlock(NamedTuple):
-    """The rank's `run`-th run of queries over a run of keys: where both lie among their ranks' tokens, and the token
-    index of the first key. `mask` and `seen` are those of PartScores."""
+    """The rank's `run`-th run of queries over a run of keys: the slices of both among their rank's tokens, and the
+    token index of the `first` key. `mask` and `seen` are those of PartScores."""
 
     run: int
     queries: slice
@@ -42,7 +42,8 @@ class RingBlock(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """How keys and values are made of the tensors that travel in their place, and the weights that this takes."""
+    """A function that makes keys and values of the tensors that travel in their place (MLA's latents), and the weights
+    that it uses."""
 
     make: Callable[..., tuple[Tensor, Tensor]]
     weights: tuple[Tensor, ...]
@@ -50,9 +51,9 @@ class Expansion(NamedTuple):
 
 @dataclass
 class Ring:
-    """What layers of a kind share in a pass: the ranks, and the blocks that this one computes, by turns. In turn n it
-    has the keys of the rank n places before it. `biases` are those of its runs of queries; of learned ones `learned`
-    are the tensors [1, H, L, L], one for each block."""
+    """The plan of a pass that layers of a kind share: in turn n this rank holds the keys of the rank n places before
+    it, and computes the blocks `turns[n]`. `biases` has one per run of queries. If they are learned, `learned` has
+    their tensors [1, H, L, L], one per block."""
 
     context: SpreadContext
     device: torch.device
@@ -62,9 +63,8 @@ class Ring:
 
     @classmethod
     def plan(cls, context: SpreadContext, tokens: int, masks: Sequence[Mask], device: torch.device) -> Ring:
-        """Plan for rows of so many tokens. `masks` are those of the rank's runs of queries, each over the keys up to
-        its own."""
-        # A run's own tokens come first: there each query sees a key, so that no sum of exponentials is 0 from then on.
+        """Plan for rows of `tokens` tokens. `masks` has one per run of queries, over all keys up to the run's end."""
+        # A run's own tokens come first: there each query sees a key, so that no sum of exponentials is 0 afterwards.
         pairs, turns = ((0, 0), (1, 1), (0, 1), (1, 0)), []
         for turn in range(context.size):
             spans = context.spans(tokens, (context.rank - turn) % context.size)
@@ -73,14 +73,14 @@ class Ring:
         return cls(context, device, turns)
 
     def with_biases(self, biases: Sequence[Any], n_heads: int) -> Ring:
-        """The same ranks and blocks with a bias for each run of queries."""
+        """Return the same plan with a bias for each run of queries."""
         ring = replace(self, biases=[describe_bias(each) for each in biases], learned=[])
         if any(each is not None and each.learned for each in ring.biases):
             ring.learned = [ring.draw_bias(block, n_heads) for turn in ring.turns for block in turn]
         return ring
 
     def draw_bias(self, block: RingBlock, n_heads: int) -> Any:
-        """Draw the bias of a block [1, H, L, L]; None where there is none."""
+        """Compute the bias of a block [1, H, L, L]; None without a bias."""
         bias = self.biases[block.run] if self.biases else None
         if bias is None:
             return None
@@ -90,7 +90,7 @@ class Ring:
         return drawn.expand(n_heads, len(queries), len(queries))[None]
 
     def send_round(self, held: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Give by turns what each rank holds, the own first. The next turn's is under way meanwhile."""
+        """Yield the tensors of each rank by turns, the own first, while the next turn's are being received."""
         for turn in range(self.context.size):
             coming = self.context.group.pass_on(held) if turn + 1 < self.context.size else None
             yield held
@@ -99,7 +99,7 @@ class Ring:
 
 @dataclass
 class RingCall:
-    """One layer's attention over a ring: how scores are made, and of the tensors that it takes, how many travel."""
+    """One layer's attention over a ring. The first `travelling` of its tensors are sent round."""
 
     ring: Ring
     how: PartScores
@@ -114,18 +114,18 @@ class RingCall:
         return tensors[: self.travelling], tensors[self.travelling : weights], tensors[weights:]
 
     def expand(self, held: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of what is here: [B, T, K, C] and [B, T, K, Cv]."""
+        """Return keys [B, T, K, C] and values [B, T, K, Cv] of the tensors held in this turn."""
         k, v = held if self.expansion is None else self.expansion.make(*held)
         return k.to(dtype), v.to(dtype)
 
     def score(self, block: RingBlock, n_heads: int, learned: Iterator[Tensor]) -> PartScores:
-        """How the scores of a block are made; `learned` gives the biases of blocks in order."""
+        """Return the PartScores of a block; `learned` yields the learned biases of blocks in order."""
         if self.ring.learned:
             return self.how._replace(mask=block.mask, seen=block.seen, bias=next(learned), learned=True)
         return self.how._replace(mask=block.mask, seen=block.seen, bias=self.ring.draw_bias(block, n_heads))
 
     def attend(self, q: Tensor, sinks: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Go round once: the output [B, T, H, Cv] and its log-sum-exp [B, H, T], a sink's share included."""
+        """Go round once: compute the output [B, T, H, Cv] and its log-sum-exp [B, H, T], sinks included."""
         held, _, biases = self.split(tensors)
         learned, y = iter(biases), None
         wide, shape = torch.promote_types(q.dtype, torch.float32), (q.shape[0], q.shape[2], q.shape[1])  # B H T
@@ -148,7 +148,7 @@ class RingCall:
 
 
 class RingGradients:
-    """The way back of a call: sums up gradients, in float32, while keys and values come round again."""
+    """The backward pass of a call: sum gradients in float32 while keys and values go round again."""
 
     def __init__(
         self, call: RingCall, dy: Tensor, q: Tensor, y: Tensor, lse: Tensor, weights: Sequence[Tensor], learned: Any
@@ -160,8 +160,8 @@ class RingGradients:
         self.of_biases: list[Tensor] = []
 
     def go_round(self, held: Sequence[Tensor]) -> list[Tensor]:
-        """Go round, and give the gradients of what this rank sent. Those of others' follow it one turn behind, and come
-        home in the last; what a rank adds to its own stays with it."""
+        """Go round, and return the gradients of this rank's own tensors. Gradients follow their tensors one turn later,
+        and arrive at their rank in the last turn; a rank's contribution to its own tensors stays there."""
         ring, coming, own = self.call.ring, None, []
         for turn, theirs in enumerate(ring.send_round(held)):
             found = self._go_back(ring.turns[turn], theirs)
@@ -173,7 +173,8 @@ class RingGradients:
         return own if coming is None else [a + b for a, b in zip(own, coming.wait(), strict=True)]
 
     def _go_back(self, blocks: Sequence[RingBlock], theirs: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients that this rank's queries give to what is here; adds to those of q, weights and biases."""
+        """Return the gradients of the tensors held in this turn by this rank's queries; add those of q, weights and
+        biases."""
         wide, (dtype, enabled) = self.lse.dtype, self.call.autocast
         if not blocks:
             return [torch.zeros_like(each, dtype=wide) for each in theirs]
@@ -216,9 +217,9 @@ def attend_ring(
     kernel: str = "auto",
     expansion: Expansion | None = None,
 ) -> Tensor:
-    """Attend over the keys of all ranks: a rank's own q [B, T, H, C] and k [B, T, K, C], v [B, T, K, Cv] → [B, T, H,
-    Cv]; with an expansion, `held` are the tensors that it makes k and v of. What `attend` means, holds here too; the
-    masks and biases are the ring's. All ranks of the ring must call it together, and go backward together."""
+    """Attend over the keys of all ranks: a rank's own q [B, T, H, C] and `held` k [B, T, K, C], v [B, T, K, Cv] →
+    [B, T, H, Cv]; with an expansion, `held` are its inputs. Arguments are those of `attend`; masks and biases are the
+    ring's. All ranks of the ring must run this, and its backward pass, together."""
     kind = q.device.type
     autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     call = RingCall(ring, PartScores(scale, softcap), kernel, len(held), expansion, autocast)
@@ -227,7 +228,7 @@ def attend_ring(
 
 
 def _find_block(run: int, mask: Mask, place: int, span: tuple[int, int], device: torch.device) -> RingBlock | None:
-    """Find what a run of queries sees of a run of keys; None if nothing."""
+    """Make the block of a run of queries and a run of keys; None if the queries see none of the keys."""
     start, (first, stop), length = mask.n_keys - mask.n_queries, span, mask.n_queries
     if first > start or (mask.window is not None and start - stop + 1 >= mask.window):
         return None
@@ -254,7 +255,7 @@ def _find_block(run: int, mask: Mask, place: int, span: tuple[int, int], device:
 
 
 def _is_one_document(mask: Mask, first: int, stop: int) -> bool:
-    """Whether queries and these keys are of one document in each row."""
+    """Whether all queries and keys `first` to `stop` belong to one document in each row."""
     if mask.documents is None:
         return True
     queries, keys = mask.documents[0], mask.documents[1][:, first:stop]
@@ -262,12 +263,12 @@ def _is_one_document(mask: Mask, first: int, stop: int) -> bool:
 
 
 def _by_query(each: Tensor) -> Tensor:
-    """Numbers of each head and query [B, H, T] as [B, T, H, 1]."""
+    """Transpose [B, H, T] to [B, T, H, 1]."""
     return each.transpose(1, 2)[..., None]
 
 
 def _go_back_to_sinks(sinks: Tensor, dy: Tensor, y: Tensor, lse: Tensor) -> Tensor:
-    """The gradient of sinks [H], which have a share of each query's chances and no value."""
+    """Compute the gradient of sinks [H], which take a share of each query's probability and have no value."""
     spent = (dy.to(lse.dtype) * y).sum(-1).transpose(1, 2)  # B H T
     return -((sinks.to(lse.dtype)[:, None] - lse).exp() * spent).sum((0, 2)).to(sinks.dtype)
 

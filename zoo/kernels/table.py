@@ -1,6 +1,6 @@
-"""The table of `zoo doctor`: which features each attention kernel has, on this machine and on others.
+"""Make the table of `zoo doctor`: which features each attention kernel has, on this machine and on others.
 
-No cell is written by hand: each is the kernel's own answer to an Ask.
+No cell is written by hand: each is the kernel's own answer (`Kernel.refuses`) to an Ask.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from zoo.lazy import torch
 HERE, ELSEWHERE, NEVER = "here", "elsewhere", "never"
 
 CAPABILITIES = ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
-"""Of the CUDA devices that kernels are asked about besides this machine: Ampere, Ada, Hopper and two of Blackwell."""
+"""Compute capabilities of the other CUDA devices in the table: Ampere, Ada, Hopper and two of Blackwell."""
 
 MACHINES = (Machine("cpu", None, EVERYTHING), *(Machine("cuda", each, EVERYTHING) for each in CAPABILITIES))
-"""Machines that have all packages."""
+"""The other machines of the table, with all packages."""
 
 GRADIENT = "gradient with "
 
 PLAIN = Ask("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=False)
-"""Every query sees every key. A kernel that runs at all can do this."""
+"""Attention where every query sees every key. Every kernel that runs at all supports it."""
 
 
 class Feature(NamedTuple):
-    """A feature of attention: an `ask` that has it, without a gradient. `trains`: whether training ever asks for it."""
+    """A feature of attention: an `ask` that has it, without a gradient. `trains`: whether training may use it."""
 
     name: str
     ask: Ask
@@ -61,9 +61,9 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A kernel's answer on a feature. `forward` and `backward` are HERE, ELSEWHERE (on another machine, or with a
-    package that is missing) or NEVER; `backward` is None where training never asks for the feature. `reason` explains
-    the worse of the two."""
+    """A kernel's support of a feature. `forward` and `backward` are HERE, ELSEWHERE (on another machine, or with a
+    missing package) or NEVER; `backward` is None if training never uses the feature. `reason` explains the worse of the
+    two."""
 
     forward: str
     backward: str | None
@@ -76,7 +76,7 @@ class Cell:
         return next((state for state in (NEVER, ELSEWHERE) if state in states), HERE)
 
     def __str__(self) -> str:
-        """Print `f b` for forward and backward, in brackets what runs elsewhere only, `-` for neither."""
+        """Format as `f b` for forward and backward, in brackets if only elsewhere, `-` for neither."""
         marks = [("f", self.forward), ("b", self.backward)]
         able = [(mark, state) for mark, state in marks if state in (HERE, ELSEWHERE)]
         if not able:
@@ -88,8 +88,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A kernel on this machine: the packages it needs, those missing, why it does not run (None where it does), and a
-    Cell for each feature."""
+    """A kernel on this machine: the packages that it `needs`, the missing ones, the reason `against` it (None if it
+    runs), and a Cell for each feature."""
 
     kernel: Kernel
     needs: tuple[str, ...]
@@ -99,13 +99,13 @@ class KernelRow:
 
 
 def tabulate(machine: Machine) -> list[KernelRow]:
-    """Make a row for each kernel, in the order in which `auto` tries them there; those that must be named come last."""
+    """Make a row for each kernel, in the order in which `auto` tries them on the machine; named-only ones come last."""
     tried = list(order(PLAIN, machine))
     return [_row(kernel, machine) for kernel in (*tried, *(each for each in KERNELS.values() if each not in tried))]
 
 
 def order_with_mask(machine: Machine) -> list[str] | None:
-    """The names in the order in which `auto` tries them when a mask must be read; None where the order is the same."""
+    """List the names in the order in which `auto` tries kernels if a mask tensor is needed; None if it is the same."""
     masked = replace(PLAIN, causal=True, padding=True)
     names = [kernel.name for kernel in order(masked, machine)]
     return None if names == [kernel.name for kernel in order(PLAIN, machine)] else names
@@ -131,8 +131,8 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 
 
 def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]:
-    """Say where the kernel can serve the ask, and why not here. A kernel that never runs here gives the reason that it
-    has on its best machine."""
+    """Say where the kernel can serve the ask, and why not here. For a kernel that cannot run here at all, the reason is
+    that of its best machine."""
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None
@@ -142,7 +142,7 @@ def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]
 
 
 def _home(kernel: Kernel) -> Machine:
-    """The machine on which the kernel has most features; of equals, the oldest."""
+    """Return the machine on which the kernel has most features; among equals, the oldest."""
 
     def able(machine: Machine) -> int:
         asks = (ask for feature in FEATURES for ask in (feature.ask, replace(feature.ask, needs_grad=True)))
@@ -152,7 +152,7 @@ def _home(kernel: Kernel) -> Machine:
 
 
 def _needs(kernel: Kernel) -> tuple[str, ...]:
-    """The packages without which the kernel does not run on its best machine."""
+    """List the packages without which the kernel does not run on its best machine."""
     home = _home(kernel)
     if kernel.refuses(PLAIN, home) is not None:
         return ()
@@ -161,8 +161,8 @@ def _needs(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | None:
-    """Say why the kernel does not run on a machine: the machine itself, then each package that is missing or too old,
-    with its source. None where it runs."""
+    """Say why the kernel does not run on a machine: the machine itself, then each missing or outdated package with its
+    source. None if it runs."""
     if kernel.refuses(PLAIN, machine) is None:
         return None
     missing = [package for package in needs if package not in machine.packages]
@@ -176,8 +176,8 @@ def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | No
 
 
 def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str]]:
-    """Collect why features are in a state (NEVER or ELSEWHERE): lines `features: reason`, keyed by the names of the
-    kernels that share them."""
+    """Collect the reasons why features are in a state (NEVER or ELSEWHERE): lines `features: reason`, by the names of
+    the kernels that have them."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for reason, names in _by_reason(row, state).items():
@@ -189,7 +189,7 @@ def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str
 
 
 def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
-    """The names of the features that each reason of this state is about, by reason."""
+    """Group the names of features in this state by reason."""
     grouped: dict[str, list[str]] = {}
     for name, cell in row.cells.items():
         if cell.reason is not None and cell.worse == state:
@@ -200,14 +200,14 @@ def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
 
 
 def describe_here() -> Machine:
-    """Describe this machine, with CUDA where there is a CUDA device."""
+    """Describe this machine: CUDA if there is a CUDA device, else the CPU."""
     from zoo.kernels import machine_of
 
     return machine_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def row_as_data(row: KernelRow) -> dict[str, Any]:
-    """A row as plain data, for JSON."""
+    """Return a row as plain data, for JSON."""
     return {
         "about": row.kernel.about,
         "fused": row.kernel.fused,

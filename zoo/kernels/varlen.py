@@ -1,9 +1,9 @@
 # B batch, T queries, S keys, H heads, C head width, N tokens of all rows together, D sequences
-"""Varlen batches: packed documents or padded rows as sequences laid end to end, told apart by cu_seqlens.
+"""Varlen batches: packed documents or padded rows as sequences laid end to end, delimited by cu_seqlens.
 
-torch.compile traces the layers with the shapes and the Python ints that it meets here, so both follow from the shape of
-the batch and not from its contents: `max_seqlen` is the row's length, an upper bound, and every token stays in the
-batch. The one number read from the contents is how many documents there are, rounded up.
+torch.compile specialises on shapes and Python ints, so both depend on the batch's shape and not on its contents:
+`max_seqlen` is the row's length, an upper bound, and padding stays in the batch. The only number read from the contents
+is that of the documents, rounded up.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from zoo.kernels.mask import Mask
 
 LEAST = 8
-"""Documents to a row for which cu_seqlens always has room. An empty sequence costs a kernel thread blocks that end at
-once, so that room for a document at every token would be slower than attention itself."""
+"""Minimum number of documents per row that cu_seqlens has room for. Every empty sequence costs thread blocks, so that
+room for one document per token would be slower than attention itself."""
 
 
 class Side(NamedTuple):
-    """Queries or keys of a varlen batch: in which `order` [N] tokens of the flattened rows lie, None for as they are;
-    `hidden` [B, T] is True for padding, None where there is none."""
+    """Queries or keys of a varlen batch: `order` [N] is the permutation of the flattened rows' tokens, None for none;
+    `hidden` [B, T] is True for padding, None without padding."""
 
     order: Tensor | None = None
     hidden: Tensor | None = None
@@ -45,7 +45,7 @@ class Side(NamedTuple):
 
 class VarlenBatch(NamedTuple):
     """A varlen batch. `arguments` are the kernels' cu_seqlens_q, cu_seqlens_k (int32 [D + 1]), max_seqlen_q and
-    max_seqlen_k; `rows` is how many rows they describe."""
+    max_seqlen_k; `rows` is the number of rows that they describe."""
 
     queries: Side
     keys: Side
@@ -53,7 +53,7 @@ class VarlenBatch(NamedTuple):
     rows: int
 
     def for_rows(self, rows: int) -> VarlenBatch:
-        """The same for so many rows, where one row was described for all of them (the chunks of Llama 4)."""
+        """Repeat the description of a single row for `rows` equal rows (the chunks of Llama 4)."""
         if rows == self.rows:
             return self
         first = torch.arange(rows, device=self.arguments["cu_seqlens_q"].device, dtype=torch.int32)[:, None]
@@ -63,16 +63,16 @@ class VarlenBatch(NamedTuple):
 
 
 def lay_varlen(mask: Mask, device: torch.device) -> VarlenBatch:
-    """Describe the documents or the padding of a mask as a varlen batch. Made once and kept on the mask."""
+    """Make a varlen batch of a mask's documents or padding, once; it is kept on the mask."""
     if "varlen" not in mask.kept:
         mask.kept["varlen"] = _lay_documents(mask, device) if mask.documents is not None else _lay_padded(mask, device)
     return mask.kept["varlen"]
 
 
 def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
-    """Each document is a sequence: two rows [0, 0, 1, 1] and [2, 2, 2, 2] give cu_seqlens [0, 2, 4, 8, 8, …, 8].
+    """Make each document a sequence: two rows [0, 0, 1, 1] and [2, 2, 2, 2] give cu_seqlens [0, 2, 4, 8, 8, …, 8].
 
-    The end is repeated, which adds empty sequences, up to a power of two: batches of about as many documents then have
+    The end is repeated (empty sequences) up to a power of two, so that batches with similar numbers of documents have
     cu_seqlens of one shape.
     """
     queries, keys = mask.documents  # type: ignore[misc]
@@ -85,14 +85,14 @@ def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
     count = int(which[-1])  # waits for the device: once a pass, before the layers
     room = min(1 << (max(count, LEAST * rows) - 1).bit_length(), total)
     token = torch.arange(total, device=device, dtype=torch.int32)
-    ends = token.new_full((room + 2,), total)  # the last entry takes all that starts nothing
+    ends = token.new_full((room + 2,), total)  # tokens that start no document write to the last entry
     ends = ends.scatter_(0, torch.where(starts, which - 1, room + 1), torch.where(starts, token, total))[:-1]
     return VarlenBatch(Side(), Side(), _arguments(mask, ends, ends), rows)
 
 
 def _lay_two_sides(mask: Mask, device: torch.device) -> VarlenBatch:
-    """The same where queries and keys are rows of their own (cross-attention), numbered from 0 in the order of the row:
-    a document that only one side has is a sequence of no queries, or of no keys.
+    """Make each document a sequence where queries and keys are different rows (cross-attention), numbered from 0 in the
+    order of the row. A document that only one side has is a sequence without queries, or without keys.
 
     Queries [0, 0, 1] and keys [0, 1, 1, 2] give cu_seqlens_q [0, 2, 3, 3, 3] and cu_seqlens_k [0, 1, 3, 4, 4].
     """
@@ -105,11 +105,11 @@ def _lay_two_sides(mask: Mask, device: torch.device) -> VarlenBatch:
 
 
 def _lay_padded(mask: Mask, device: torch.device) -> VarlenBatch:
-    """Each row is two sequences, its tokens and then its padding, which see nothing of each other.
+    """Make each row two sequences, its tokens and then its padding, which do not see each other.
 
-    A row [pad, a, b] has the order [a, b, pad] and adds 2 and 3 to cu_seqlens. To drop the padding would be fewer
-    products, but a shape that depends on the mask's contents. Where queries are other tokens than the keys
-    (cross-attention), the padding of the keys is seen by a sequence of no queries.
+    A row [pad, a, b] has the order [a, b, pad] and adds 2 and 3 to cu_seqlens. Dropping the padding would save FLOPs,
+    but the shape would depend on the mask's contents. In cross-attention the padding of the keys is a sequence without
+    queries.
     """
     hidden = ~mask.padding.to(device)  # type: ignore[union-attr]
     rows, n_keys = hidden.shape
@@ -125,12 +125,12 @@ def _lay_padded(mask: Mask, device: torch.device) -> VarlenBatch:
 
 
 def _ends(ends: Tensor) -> Tensor:
-    """cu_seqlens of where each sequence ends."""
+    """Return cu_seqlens of the ends of sequences."""
     return F.pad(ends.flatten(), (1, 0)).int()
 
 
 def _arguments(mask: Mask, query_ends: Tensor, key_ends: Tensor) -> dict[str, Any]:
-    """The kernels' arguments, in the order of torch's own operator."""
+    """Return the kernels' arguments, in the order of torch's own operator."""
     return {
         "cu_seqlens_q": query_ends,
         "cu_seqlens_k": key_ends,

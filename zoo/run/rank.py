@@ -31,7 +31,7 @@ def find_ranks(asked: int) -> World:
     return world
 
 
-def take_part(model: Model, world: World, device: str) -> Model:
+def take_part(model: Any, world: World, device: str) -> Model:
     """Take this rank's part of a loaded model, on the rank's device. All processes must call it."""
     from zoo.run.builder import build, pick_device
     from zoo.run.tensor import TensorSeam, divide_layers

@@ -1,4 +1,4 @@
-"""Where keys lie: one KeyView for each layout of the keys and values that a layer attends to."""
+"""Layouts of the keys and values that a layer attends to: a KeyView for each (dense, pooled, paged, spread, ring)."""
 
 from zoo.kernels.view.base import KeyView, Run, Segment, count_slots
 from zoo.kernels.view.paged import PagedView

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, N slots of a pool, H heads, K kv heads, C head width
-"""The keys that the queries of a pass see: one interface for all layouts of keys and values."""
+"""The keys that the queries of a pass see: one interface, KeyView, for all layouts of keys and values."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from zoo.kernels.mask import Mask
 
 Run = tuple[int, int]
-"""The first of some consecutive slots of a pool, and one past the last."""
+"""Consecutive slots of a pool: (first, last + 1)."""
 
 
 def count_slots(runs: Sequence[Run]) -> int:
-    """Count the slots of some runs."""
+    """Count the slots of runs."""
     return sum(stop - start for start, stop in runs)
 
 
 @dataclass
 class Segment:
-    """Queries that attend together, under one mask. Where keys lie in a pool, `runs` are the slots of those that they
-    may see, in order. `bias` is added to the scores; `index` are the places of queries and keys that it is made of."""
+    """Queries that attend together, under one mask. If keys lie in a pool, `runs` are the slots of their keys in order.
+    `bias` is added to the scores; it is a function of `index`, the token indices of queries and keys."""
 
     mask: Mask
     runs: list[Run] = field(default_factory=list)
@@ -38,23 +38,24 @@ class Segment:
 
     @property
     def count(self) -> int:
-        """How many queries there are."""
+        """Number of queries."""
         return self.mask.n_queries
 
     def with_bias(self, make: Callable[..., Bias | None], read: Tensor | None) -> Segment:
-        """The same queries with a layer's own bias. The mask is copied: it keeps what is drawn of the bias no longer
-        than the layer runs."""
+        """Return the same queries with a layer's own bias. The mask is copied, so that it keeps tensors of the bias
+        only while the layer runs."""
         if self.index is None:
             return self
         return replace(self, bias=make(*self.index, read=read), mask=copy(self.mask))
 
 
 class KeyView:
-    """The keys that the queries of a pass see, in layers of a kind: where they lie in what a layer holds, and the mask
-    and bias of each segment of queries. Here rows are alike: keys are [B, S, …], and all queries are one segment.
+    """The keys that the queries of a pass see, in layers of one kind: where they lie in a layer's tensors, and mask and
+    bias of each segment of queries. In this class rows have equal lengths: keys are [B, S, …], and all queries are one
+    segment.
 
-    `slots` say where the pass's own tokens are stored, None without a cache. `kernels` are those that the first of the
-    layers chose, for the others; None where each layer chooses for itself.
+    `slots` tell where the pass's own tokens are stored, None without a cache. `kernels` caches the kernels that the
+    first layer chose, for the other layers; None if each layer chooses its own.
     """
 
     pooled = False
@@ -62,7 +63,7 @@ class KeyView:
     travels = False
     """Whether keys and values travel between ranks while they are attended to."""
     joins: tuple[KeyView, KeyView] | None = None
-    """The views of an encoder's keys and of the tokens' own, where keys are both (`zoo.kernels.view.joined`)."""
+    """The views of an encoder's keys and of the tokens' own keys, if both are attended (`zoo.kernels.view.joined`)."""
 
     def __init__(
         self, mask: Mask, index: tuple[Tensor, Tensor] | None = None, bias: Bias | None = None, slots: Any = None
@@ -72,33 +73,33 @@ class KeyView:
 
     @property
     def mask(self) -> Mask:
-        """The mask of all queries; where segments have their own, as many queries as are computed here."""
+        """The mask of all queries; if segments have their own, a mask of the right size only."""
         return self.segments[0].mask
 
     @property
     def bias(self) -> Bias | None:
-        """What is added to the scores, of rows that are alike."""
+        """The bias on the scores, of the first segment."""
         return self.segments[0].bias
 
     @property
     def index(self) -> tuple[Tensor, Tensor] | None:
-        """The places of queries and keys in their rows, of rows that are alike."""
+        """The token indices of queries and keys, of the first segment."""
         return self.segments[0].index
 
     def split(self, x: Tensor, before: int = 0) -> list[Tensor]:
-        """Split x [B, before + T, …] into the queries of each segment, and so many tokens before them."""
+        """Split x [B, before + T, …] into each segment's queries, with `before` tokens before them."""
         return [x]
 
     def join(self, outputs: list[Tensor], tokens: int) -> Tensor:
-        """Join what each segment's queries gave to [B, T, …]."""
+        """Join the segments' outputs to [B, T, …]."""
         return outputs[0]
 
     def read(self, held: Tensor) -> list[Tensor]:
-        """Read each segment's keys [B|1, S, …] of what a layer holds."""
+        """Read each segment's keys [B|1, S, …] from a tensor that a layer holds."""
         return [held]
 
     def gather(self, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Gather new tokens [B, T, …] of all ranks that have some of a row's, where there is no cache."""
+        """Gather new tokens [B, T, …] of all ranks of context parallelism (training only, no cache)."""
         return new
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
@@ -107,25 +108,24 @@ class KeyView:
         return attend(q, k, v, segment.mask, bias=segment.bias, chosen=self.kernels, **how)
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> list[Tensor]:
-        """Choose of each segment's keys those of `pick(*queries, k, mask)`, for `narrow`."""
+        """Choose keys of each segment by `pick(*queries, k, mask)`, for `narrow`."""
         each = zip(self.segments, self.read(k), *map(self.split, queries), strict=True)
         return [pick(*mine, keys, segment.mask) for segment, keys, *mine in each]
 
     def narrow(self, chosen: Sequence[Tensor]) -> KeyView:
-        """The same for queries that see no more than the keys chosen: of each segment True for these [B, T, S], or
-        [B, H, T, S] where heads choose apart."""
+        """Return the view restricted to chosen keys: a mask for each segment, [B, T, S], or [B, H, T, S] by head."""
         each = zip(self.segments, chosen, strict=True)
         return self.replace([replace(segment, mask=segment.mask.narrow(keys)) for segment, keys in each])
 
     def with_bias(self, make: Callable[..., Bias | None], n_heads: int, read: Tensor | None = None) -> KeyView:
-        """The same in a layer whose `n_heads` heads have a bias of their own: `make` gives it for the places of queries
-        and keys, and for the queries' part of `read` [B, T, …] where there is that."""
+        """Return the view with a layer's own bias for its `n_heads` heads: `make` makes it from the token indices of
+        queries and keys, and from the segment's queries of `read` [B, T, …], if given."""
         reads = [None] * len(self.segments) if read is None else self.split(read)
         each = zip(self.segments, reads, strict=True)
         return self.replace([segment.with_bias(make, mine) for segment, mine in each])
 
     def replace(self, segments: list[Segment]) -> KeyView:
-        """The same with other masks and biases."""
+        """Return the view with other masks and biases."""
         view = copy(self)
         view.segments = segments
         return view

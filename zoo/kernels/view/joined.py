@@ -1,5 +1,5 @@
 # B batch, M a memory's keys, S the tokens' own keys, N slots of a pool
-"""Keys of two views in one softmax: an encoder's before the tokens' own."""
+"""Attend to the keys of two views in one softmax: an encoder's keys, then the tokens' own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callable[..., PooledView]) -> KeyView:
-    """Join two views to one of the keys that `join_keys` makes. If rows are not alike in either, those of both lie end
-    to end in a pool; `pool` makes the view of its segments and slots."""
+    """Join two views to a view of the keys that `join_keys` makes. If either view is pooled, the keys of both are laid
+    end to end in a new pool; `pool(segments, slots)` makes its view."""
     if not isinstance(own, PooledView) and not isinstance(memory, PooledView):
         view = KeyView(own.mask.join(memory.mask, device), own.index, own.bias, own.slots)
     else:
@@ -33,13 +33,13 @@ def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callab
 
 
 def _list_masks(view: KeyView, rows: int) -> list[Mask]:
-    """List each row's mask, of rows in one tensor as well."""
+    """List the mask of each row."""
     return [each.mask for each in view.segments] if isinstance(view, PooledView) else view.mask.by_row(rows)
 
 
 def join_keys(step: Any, memory: tuple[Tensor, ...], own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Put a memory's keys and values, [B, M, …] or pools, before those of the tokens, [B, S, …] or pools, for the view
-    of a layer's step. Where rows are not alike, the pool [N, …] that is made has those of each end to end."""
+    """Put a memory's keys and values, [B, M, …] or pools, before the tokens' own, [B, S, …] or pools, for the view
+    `step.keys`. A pooled view gets a new pool [N, …] with each row's keys end to end."""
     view, found = step.keys, []
     for both in zip(memory, own, strict=True):
         theirs, mine = (each.read(held) for each, held in zip(view.joins, both, strict=True))
@@ -52,5 +52,5 @@ def join_keys(step: Any, memory: tuple[Tensor, ...], own: tuple[Tensor, ...]) ->
 
 
 def _list_rows(read: list[Tensor]) -> list[Tensor]:
-    """List what each row has [S, …] of what a view reads."""
+    """List each row's keys [S, …] of what a view reads."""
     return list(read[0]) if len(read) == 1 else [each[0] for each in read]

@@ -1,9 +1,9 @@
 # T queries of a row, Q of all rows, N slots of a pool, P parts of a row, H heads, K kv heads, G = H/K, C head width
-"""Attention over parts of a row's keys, merged by log-sum-exp: what several rows share is read once for all of them.
+"""Attention over parts of a row's keys, merged by log-sum-exp, so that keys which several rows share are read once.
 
 softmax(s)·V over keys in parts p is Σ wₚ·yₚ, where yₚ is attention over part p alone and w the softmax of the parts'
-logsumexps (Dao et al., 2023, Flash-Decoding). A part that rows share takes the queries of all of them in one product
-(Juravsky et al., 2024, Hydragen).
+logsumexps (Dao et al., 2023, Flash-Decoding). A shared part takes the queries of all its rows in one product (Juravsky
+et al., 2024, Hydragen).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from zoo.kernels.view.base import Segment
 
 SHORT = 128
-"""Runs of fewer slots that follow one another are copied together, as calls for each would take longer: for 16 rows of
-two runs of 64, 128 and 256, copied 0.9, 1.6 and 3.1 ms, merged 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1 thread). A
-longer run is not cut for a shorter prefix either."""
+"""Successive runs of fewer slots are copied together, as separate calls would take longer: for 16 rows of two runs of
+64, 128 and 256 copying takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1 thread). Runs
+are not cut into parts shorter than this either."""
 
 LONG = 1024
-"""A row of several queries computes more for each key that it copies: it gains from so many keys on."""
+"""Number of unmasked keys from which a row of several queries gains: it computes more per key that it would copy."""
 
 
 @dataclass
 class KeyPart:
-    """Consecutive keys of these rows, in runs of slots. With `mask`, one row's last keys, which not all of its queries
-    see; the queries of other parts see all of their keys."""
+    """Consecutive keys of `rows`, in runs of slots, all visible to the rows' queries; or with `mask` the last keys of
+    one row, not all visible."""
 
     runs: list[Run]
     rows: list[int]
@@ -42,16 +42,16 @@ class KeyPart:
 
     @property
     def size(self) -> int:
-        """How many keys it has."""
+        """Number of keys."""
         return sum(stop - start for start, stop in self.runs)
 
     def read(self, pool: Tensor) -> Tensor:
-        """The part of a pool [1, K, N, C], without a copy if it is one run: [1, K, S, C]."""
+        """Read the part from a pool [1, K, N, C] → [1, K, S, C], without a copy if it is one run."""
         held = [pool.narrow(2, start, stop - start) for start, stop in self.runs]
         return held[0] if len(held) == 1 else torch.cat(held, 2)
 
     def additive(self, q: Tensor, group: int) -> Tensor | None:
-        """The mask as numbers to add for queries [1, K, T·G, C]: [1, 1, T·G, S]; None where all is seen."""
+        """Return the additive mask [1, 1, T·G, S] for queries [1, K, T·G, C]; None without a mask."""
         if self.mask is None:
             return None
         return self.mask.additive(q.device, q.dtype).repeat_interleave(group, 2)
@@ -59,14 +59,14 @@ class KeyPart:
 
 @dataclass
 class MergePlan:
-    """The rows that `attend` serves, with how many queries each has, and the parts of their keys."""
+    """The rows that `attend` serves, with their numbers of queries (`counts`), and the parts of their keys."""
 
     counts: dict[int, int]
     parts: list[KeyPart]
     _places: Tensor | None = None
 
     def attend(self, q: Sequence[Tensor], k: Tensor, v: Tensor, scale: float) -> dict[int, Tensor]:
-        """Attend: each row's queries [1, count, H, C] over pools k and v [N, K, C] → its output, of the same shape."""
+        """Attend: each row's queries [1, count, H, C] over pools k and v [N, K, C] → its output, of equal shape."""
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # 1 K N C
         queries, group = {row: _by_kv_head(q[row], k.shape[1]) for row in self.counts}, q[0].shape[2] // k.shape[1]
@@ -86,8 +86,8 @@ class MergePlan:
         return {row: _by_query(each, group) for row, each in zip(self.counts, y.split(sizes, 2), strict=True)}
 
     def _place(self, group: int, device: torch.device) -> Tensor:
-        """Where the queries of all rows lie in the parts' outputs laid end to end [Q, P]. A row of fewer parts has the
-        place behind these for the rest."""
+        """Return the index of each row's queries in the parts' concatenated outputs [Q, P]. A row of fewer parts is
+        filled up with the index after the last output."""
         if self._places is None:
             firsts: dict[int, list[int]] = {row: [] for row in self.counts}
             total = 0
@@ -106,28 +106,28 @@ class MergePlan:
 
 
 def _merge(y: Tensor, lse: Tensor, places: Tensor) -> Tensor:
-    """Merge the outputs of parts [K, n, C] by their logsumexps [K, n]: for each query those at `places` [Q, P], where n
-    stands for no part → [K, Q, C]."""
+    """Merge the parts' outputs [K, n, C] by their logsumexps [K, n]: for each query those at `places` [Q, P], where n
+    means no part → [K, Q, C]."""
     weights = F.pad(lse, (0, 1), value=-torch.inf)[:, places].softmax(-1)  # K Q P
     parts = F.pad(y, (0, 0, 0, 1))[:, places]  # K Q P C
     return (parts * weights[..., None]).sum(2).to(y.dtype)
 
 
 def _by_kv_head(q: Tensor, n_kv_heads: int) -> Tensor:
-    """A row's queries [1, T, H, C] as queries of their kv heads [1, K, T·G, C]."""
+    """Reshape a row's queries [1, T, H, C] to queries of their kv heads [1, K, T·G, C]."""
     return q.unflatten(2, (n_kv_heads, -1)).transpose(1, 2).flatten(2, 3)
 
 
 def _by_query(y: Tensor, group: int) -> Tensor:
-    """The reverse, [1, K, T·G, C] → [1, T, H, C]."""
+    """Undo `_by_kv_head`: [1, K, T·G, C] → [1, T, H, C]."""
     if y.shape[2] == group:
         return y.reshape(1, 1, -1, y.shape[3])
     return y.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
 def plan_merge(rows: Sequence[Segment]) -> MergePlan | None:
-    """Plan for those of the rows that gain by it, None if none does: rows of several long runs, and rows that share the
-    start of one. The kernel that they would have must be sdpa."""
+    """Plan merged attention for the rows that gain by it (None if none does): rows of several long runs, and rows that
+    share the start of a run. Their kernel must be sdpa."""
     starts = Counter(start for row in rows for start, _ in row.runs)
     several = (
         number for number, row in enumerate(rows) if len(row.runs) > 1 or any(starts[a] > 1 for a, _ in row.runs)
@@ -151,29 +151,29 @@ def plan_merge(rows: Sequence[Segment]) -> MergePlan | None:
 
 
 def _gains(row: Segment, parts: list[KeyPart]) -> bool:
-    """Whether a row is served faster in these parts than with its keys in one piece."""
+    """Whether a row is faster in these parts than with its keys in one piece."""
     if row.count > 1:
         return len(parts) > 1 and row.mask.n_keys - parts[-1].size >= LONG
     return len(parts) > 1 or len(parts[0].rows) > 1
 
 
 def _eligible(row: Segment) -> bool:
-    """Whether a row's mask is causality alone, or none at all."""
+    """Whether a row has no bias, and a mask that is causal or none."""
     found = row.mask.features
     hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths", "chosen"))
     return row.bias is None and not hidden
 
 
 def _unmasked(row: Segment) -> int:
-    """How many of a row's keys, from the first on, may be read without a mask. Its queries' own keys are left to the
-    last part, so that there too each query sees a key: the kernel has no logsumexp for one that sees none."""
+    """Count a row's leading keys that need no mask. The keys of its own queries are left to the last part, so that each
+    query sees a key there too: the kernel has no logsumexp for a query without keys."""
     held = row.mask.n_keys
     return held if row.count == 1 or not row.mask.causal else held - row.count
 
 
 def _cuts(rows: Iterable[Segment]) -> dict[int, list[int]]:
-    """Where to cut the runs that start at a slot, so that rows with a common prefix have a common part: of rows that
-    have 200, 1000 and 1016 slots from there on, at 200 and at 1000."""
+    """Return where to cut the runs that start at each slot, so that rows with a common prefix have a common part: runs
+    of 200, 1000 and 1016 slots from one start are cut after 200 and 1000."""
     reaches: dict[int, list[int]] = {}
     for row in rows:
         left = _unmasked(row)
@@ -191,7 +191,7 @@ def _cuts(rows: Iterable[Segment]) -> dict[int, list[int]]:
 
 
 def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run]:
-    """Cut a row's runs, within the first `left` of its keys."""
+    """Cut a row's runs within its first `left` keys."""
     pieces = []
     for start, stop in runs:
         first = start
@@ -206,7 +206,8 @@ def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run
 
 
 def _join(row: Segment, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
-    """Make the parts of a row: short runs of the same readers are joined, and so are those that need a mask."""
+    """Make the parts of a row. Successive short runs that the same rows read are joined, and so are runs that need a
+    mask."""
     left = _unmasked(row)
     parts: list[KeyPart] = []
     tail: list[Run] = []

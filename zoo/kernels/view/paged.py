@@ -1,5 +1,5 @@
 # B rows, P pages of a row, N slots of a pool, S = P·page keys
-"""Rows that are read by page: a table of tensors says where their keys lie, so that a pass can be recorded."""
+"""Rows that are read by page table: tensors tell where keys lie, so that a pass can be recorded as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class PagedView(KeyView):
-    """Rows whose keys lie in the pages that the slots' table [B, P] lists: row b has as many as the mask's `lengths`
-    say. Kernels that read pages where they lie copy nothing."""
+    """Rows whose keys lie in the pages of `slots.table` [B, P]; row b has `mask.lengths[b]` keys. Kernels that read
+    pages in place copy nothing."""
 
     pooled = True
 

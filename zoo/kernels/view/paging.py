@@ -1,5 +1,5 @@
 # B rows, T new tokens, P pages of a row
-"""Rows that are read by page table: how large a page is, and the tensors that say where the rows of a pass lie."""
+"""Page tables: choose the page size, and lay out the tensors that tell where the rows of a pass lie."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAGES = (16, 256)
-"""Sizes in tokens: what flash-attn 3 and 4 read, and what flash-attn 2 does."""
+"""Page sizes in tokens: 16 suits flash-attn 3 and 4, 256 flash-attn 2."""
 
 PAGE = PAGES[0]
-"""Tokens of a page of Zoo's own engine, unless a kernel reads larger ones alone."""
+"""Default page size of the engine in tokens."""
 
 
 def choose_page(asks: Iterable[Ask], machine: Machine, kernel: str = "auto") -> int:
-    """The page size at which most of these asks, of decoding with `Ask.lengths`, are read without a copy; the smaller
-    one where that is no different. `kernel` is the one that will be used."""
+    """Choose the page size with which most asks (decoding, with `Ask.lengths`) are read in place; the smaller one if
+    equal. `kernel` is the one that will be used."""
     asks = list(asks)
     return max(PAGES, key=lambda page: sum(reads_pages(replace(ask, page=page), machine, kernel) for ask in asks))
 
 
 def reads_pages(ask: Ask, machine: Machine, kernel: str = "auto") -> bool:
-    """Whether the kernel that serves an ask with a page size reads the pages where they lie. Others copy the keys of
-    each row out of them first."""
+    """Whether the kernel that serves an ask with a page size reads the pages in place. Other kernels copy each row's
+    keys out of the pages first."""
     able = order(ask, machine) if kernel == "auto" else iter([KERNELS[kernel]] if kernel in KERNELS else [])
     found = next((each for each in able if each.refuses(ask, machine) is None), None)
     return found is not None and found.pages_in_place
@@ -41,7 +41,7 @@ def reads_pages(ask: Ask, machine: Machine, kernel: str = "auto") -> bool:
 
 
 class PassShape(NamedTuple):
-    """The shape of a pass: B rows of T new tokens, and for each group P, the width of its page table."""
+    """The shape of a pass: B rows of T new tokens, and the page table's width P for each group."""
 
     rows: int
     new: int
@@ -49,17 +49,16 @@ class PassShape(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many numbers a pass of this shape has."""
+        """Number of integers that describe a pass of this shape."""
         return self.rows * sum((2, *(2 + self.new + pages for pages in self.pages)))
 
 
 class PassTensors:
-    """The numbers of a pass as tensors: `starts` [B], the tokens that rows hold; `slots` [B], those of their states.
-    `groups` say where rows lie in the pools of each group: the slot of each new token [B·T]; the token in the first
-    slot of a row's first page [B]; how many of the table's slots are read, the new tokens' included [B]; and the table
-    of each row's pages [B, P].
+    """The integers of a pass as tensors: `starts` [B], cached tokens of each row; `slots` [B], the rows' state slots.
+    `groups` has for each group: the slot of each new token [B·T]; the token in the first slot of each row's first page
+    [B]; the number of slots to read, new tokens included [B]; and the page table [B, P].
 
-    They are views of one int64 tensor: a pass costs one copy from the host, and a recorded step reads other rows from
+    All are views of one int64 tensor: a pass costs one copy from the host, and a recorded step reads other rows from
     the same memory.
     """
 
@@ -74,5 +73,5 @@ class PassTensors:
 
 
 def as_tensor(numbers: array[int]) -> Tensor:
-    """The numbers of a pass as a tensor on the host, which shares their memory."""
+    """View the integers of a pass as a tensor on the host, without a copy."""
     return torch.frombuffer(numbers, dtype=torch.int64)

@@ -1,5 +1,5 @@
 # B rows, T queries, N slots of a pool, S keys of a row, H heads, K kv heads, C head width
-"""Ragged rows: each row's keys lie somewhere else in a pool, and are as many as the row has tokens."""
+"""Ragged rows: each row has its own number of keys, at its own place in a pool."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class PooledView(KeyView):
-    """Rows whose keys are runs of slots of a pool [N, …], a segment for each. No key is read that a row does not have.
+    """Rows whose keys are runs of slots of a pool [N, …], one segment per row. No padding is read or computed.
 
-    `splits`: keys may be read in parts, those that rows share once for all of them. Faster by far with long prefixes,
-    and equal to rounding; without it a row has the bits that it has alone. `packs` copies what a row reads, so that no
-    bit depends on the pool. If `varlen`, queries are [1, N, H, C], those of all rows end to end.
+    With `splits` keys may be read in parts, and keys that rows share only once: much faster with long prefixes, equal
+    up to rounding. Without it a row's bits are those that it has alone. `packs` copies a row's keys, so that no bit
+    depends on the pool. If `varlen`, queries are [1, N, H, C], those of all rows end to end.
     """
 
     pooled = True
@@ -39,9 +39,9 @@ class PooledView(KeyView):
         self.segments, self.slots = segments, slots
         self.splits, self.packs, self.varlen = splits, packs, varlen
         self._whole = Mask(tokens, tokens)
-        self.kernels = []  # of each row, as the first layer chose them
-        self._plans: list[MergePlan | None] = []  # one, once it is made
-        self._single: list[bool] = []  # whether each row is one query that sees one run of keys
+        self.kernels = []  # each row's, chosen by the first layer
+        self._plans: list[MergePlan | None] = []  # empty until the plan is made
+        self._single: list[bool] = []  # whether each row is one query over one run of keys
 
     @property
     def mask(self) -> Mask:
@@ -55,11 +55,11 @@ class PooledView(KeyView):
     def split(self, x: Tensor, before: int = 0) -> list[Tensor]:
         if self.varlen:
             return list(x.split([row.count for row in self.segments], 1))
-        x = x if x.shape[0] > 1 else x.expand(len(self.segments), *x.shape[1:])  # one that serves all rows
+        x = x if x.shape[0] > 1 else x.expand(len(self.segments), *x.shape[1:])  # one row that serves all
         return [x[place : place + 1, : before + row.count] for place, row in enumerate(self.segments)]
 
     def join(self, outputs: list[Tensor], tokens: int) -> Tensor:
-        """Lay the rows' outputs [1, count, H, C] into one tensor like their queries, 0 behind a row's last one."""
+        """Join the rows' outputs [1, count, H, C] to one tensor like their queries, padded with 0."""
         if self.varlen:
             return torch.cat(outputs, 1)
         if all(row.count == tokens for row in self.segments):
@@ -73,7 +73,7 @@ class PooledView(KeyView):
         return [read_runs(held, row)[None] for row in self.segments]
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor) -> MergePlan | None:
-        """Plan, once for all layers, how to read the keys of the rows that sdpa serves in parts."""
+        """Plan merged attention (`plan_merge`), once for all layers; None if it does not apply."""
         if not self._plans:
             taken = self.splits and q.device.type == "cpu" and k.shape[2] == v.shape[2]
             taken = taken and all(kernel.name == "sdpa" for kernel in self.kernels or ())
@@ -93,11 +93,11 @@ class PooledView(KeyView):
         kernel: str = "auto",
         **_: Any,
     ) -> Tensor:
-        """Attend row by row: q [B, T, H, C] over pools k [N, K, C] and v [N, K, Cv] → [B, T, H, Cv]. Of a pass with a
-        cache nothing is dropped or computed again.
+        """Attend row by row: q [B, T, H, C] over pools k [N, K, C] and v [N, K, Cv] → [B, T, H, Cv]. With a cache there
+        is no dropout and no recomputation.
 
-        On a CPU with 32 rows of 100 to 400 tokens (H 12, K 4, C 64; the least of 40 times, 1 thread): row by row 3.1 ms
-        in float32, as padded rows under a mask 8.0, gathered to padded rows 67; in bfloat16 1.5, 2.0 and 6.2.
+        On a CPU with 32 rows of 100 to 400 tokens (H 12, K 4, C 64; minimum of 40, 1 thread) this takes 3.1 ms in
+        float32, padded rows under a mask 8.0, gathering to padded rows 67; in bfloat16 1.5, 2.0 and 6.2.
         """
         rows, queries = self.segments, self.split(q)
         own = self.split(sinks) if sinks is not None and sinks.ndim > 1 else [sinks] * len(rows)
@@ -118,9 +118,8 @@ class PooledView(KeyView):
         return self.join([done[place] for place in range(len(rows))], q.shape[1])
 
     def _attend_single(self, q: list[Tensor], k: Tensor, v: Tensor, done: dict[int, Tensor], scale: float) -> None:
-        """Add to `done` the rows of one query that sees one run of keys, as sdpa computes it: most rows of a step,
-        whose calls take as long as their sums. 32 rows of 60 to 300 keys take 2.9 ms so, and 4.2 one by one (float32, H
-        12, K 4, C 64, 1 thread)."""
+        """Attend, with less overhead, for rows of one query over one run of keys, if their kernel is sdpa; add them to
+        `done`. 32 rows of 60 to 300 keys take 2.9 ms in place of 4.2 (float32, H 12, K 4, C 64, 1 thread)."""
         if not self._single:
             self._single += [
                 row.count == 1
@@ -141,7 +140,7 @@ class PooledView(KeyView):
 
 
 def read_runs(pool: Tensor, row: Segment) -> Tensor:
-    """Read a row's part of a pool [N, …]: [S, …], without a copy if it is one run."""
+    """Read a row's keys from a pool [N, …] → [S, …], without a copy if they are one run."""
     if len(row.runs) == 1:
         start, stop = row.runs[0]
         return pool[start:stop]

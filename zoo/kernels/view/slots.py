@@ -1,55 +1,59 @@
 # B rows, T new tokens, S keys, N slots
-"""Where the tokens of a pass lie in the pools of a group of layers."""
+"""Map the tokens of a pass to slots in the pools of a group of layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.kernels.view.base import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
 class Where:
-    """Where a pass's tokens lie in the pools of a group.
+    """The slots of a pass's tokens in the pools of a group.
 
-    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these; else `write`
-    [n] are the slots of those that stay, and `taken` [n] which of the B·T tokens they are (None: all). With `joins`
-    keys are those in the pool, then the new ones; of both [B·S] `taken` go into the pool, once they are read.
+    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these. Else `write`
+    [n] are the slots of new tokens that are stored, and `taken` [n] their indices among the B·T tokens (None: all).
+    With `joins` (more new tokens than a window's pages hold) the keys to read are those in the pool followed by the new
+    ones; of these [B·S] the ones at `taken` are then stored.
     """
 
     rows: list[list[Run]]
-    write: Any = None
-    taken: Any = None
+    write: Tensor | None = None
+    taken: Tensor | None = None
     in_place: bool = False
-    kept: int | None = None  # in place: so many of each row's new tokens stay, the first ones; None: all
+    kept: int | None = None  # in place: number of each row's new tokens that are stored, the first ones; None: all
     joins: bool = False
     ragged: bool = False
-    index: Any = None  # [B, S] of the slots to read, where rows have no common stride
-    first: Any = 0  # the index of the first key, of rows that are alike; by page [B]
-    table: Any = None  # [B, P] int32, for rows that are read by page: each row's pages, of `page` slots
-    lengths: Any = None  # [B] int32, how many of these slots are read
+    index: Tensor | None = None  # [B, S] slots to read, if rows have no common stride
+    first: int | Tensor = 0  # token index of the first key; [B] if read by page table
+    table: Tensor | None = None  # [B, P] int32 page table, of pages of `page` slots
+    lengths: Tensor | None = None  # [B] int32, number of these slots to read
     page: int = 0
 
     @property
     def n_keys(self) -> int:
-        """How many slots of each row a table lists."""
-        return self.table.shape[1] * self.page
+        """Number of slots per row that the page table lists."""
+        return self.table.shape[1] * self.page  # type: ignore[union-attr]
 
-    def store(self, pool: Any, new: Any) -> None:
-        """Write new tokens [B, T, …] of rows whose slots have no common stride."""
+    def store(self, pool: Tensor, new: Tensor) -> None:
+        """Write new tokens [B, T, …] to the slots `write` of a pool."""
         if self.write is None:
             return
         flat = new.flatten(0, 1)
         flat = (flat if self.taken is None else flat[self.taken]).to(pool.dtype)
         pool[self.write] = flat
 
-    def whole(self, pool: Any) -> Any:
-        """The pool as ragged rows read it: by page without the slot of padding, which is its last."""
+    def whole(self, pool: Tensor) -> Tensor:
+        """Return the pool for ragged rows; with a page table without the last slot, which is for padding."""
         return pool if self.table is None else pool[:-1]
 
-    def load(self, pool: Any) -> Any:
-        """The rows' keys [B, S, …], of rows that have equally many: a view if their slots have one stride."""
+    def load(self, pool: Tensor) -> Tensor:
+        """Return the keys [B, S, …] of rows of equal length: a view if their slots have one stride."""
         if self.index is not None:
             return pool[self.index]
         if not self.rows[0]:

@@ -1,5 +1,5 @@
 # B batch, T tokens of a rank's own, H heads, K kv heads, C head width
-"""Rows whose tokens several ranks have: each rank's runs of queries see the keys of all up to their own."""
+"""Context parallelism: rows whose tokens are divided among ranks. Each rank's runs of queries see all earlier keys."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.dispatch import attend
 from zoo.kernels.mask import Mask
-from zoo.kernels.ring import Ring, attend_ring
+from zoo.kernels.ring import Expansion, Ring, attend_ring
 from zoo.kernels.view.base import KeyView, Segment
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.kernels.drop import DroppedChances
+    from zoo.ranks.seam import ContextSeam
+
 
 class SpreadView(KeyView):
-    """Keys that are gathered from all ranks: each segment's are the first [B, S, …] of them."""
+    """Keys that are all-gathered from all ranks; each segment (run of queries) sees the first S of them."""
 
-    def __init__(self, segments: list[Segment], context: Any, tokens: int) -> None:
+    def __init__(self, segments: list[Segment], context: ContextSeam, tokens: int) -> None:
         self.segments, self.context, self.slots, self.kernels = segments, context, None, None
         self._whole = Mask(sum(each.count for each in segments), tokens)
 
@@ -39,7 +42,7 @@ class SpreadView(KeyView):
     def gather(self, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(map(self.context.gather, new))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: Any = None, **how: Any) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: DroppedChances | None = None, **how: Any) -> Tensor:
         counts = [each.count for each in self.segments]
         drops = [None] * len(counts) if dropout is None else dropout.split(counts)
         parts = zip(self.segments, self.split(q), self.read(k), self.read(v), drops, strict=True)
@@ -51,13 +54,15 @@ class SpreadView(KeyView):
 
 
 class RingView(SpreadView):
-    """Keys that travel from rank to rank, and are never all in one place."""
+    """Keys that travel from rank to rank (ring attention), and are never all on one rank."""
 
     travels = True
 
-    def __init__(self, segments: list[Segment], context: Any, tokens: int, n_heads: int, device: Any) -> None:
+    def __init__(
+        self, segments: list[Segment], context: ContextSeam, tokens: int, n_heads: int, device: torch.device
+    ) -> None:
         super().__init__(segments, context, tokens)
-        ring = Ring.plan(context, tokens, [each.mask for each in segments], device)
+        ring = Ring.plan(context, tokens, [each.mask for each in segments], device)  # type: ignore[arg-type]
         self.ring = ring.with_biases([each.bias for each in segments], n_heads)
 
     def gather(self, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -68,8 +73,10 @@ class RingView(SpreadView):
         view.ring = self.ring.with_biases([each.bias for each in view.segments], n_heads)  # type: ignore[attr-defined]
         return view
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor | None, *, expansion: Any = None, **how: Any) -> Tensor:  # type: ignore[override]
-        """Attend: q [B, T, H, C] → [B, T, H, Cv]. With an expansion, k is what it makes keys and values of."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor | None, *, expansion: Expansion | None = None, **how: Any
+    ) -> Tensor:  # type: ignore[override]
+        """Attend: q [B, T, H, C] → [B, T, H, Cv]. With an expansion, k is its input."""
         held = (k,) if v is None else (k, v)
         own = {name: how.get(name) for name in ("softcap", "sinks")}
         return attend_ring(q, held, self.ring, scale=how["scale"], kernel=how["kernel"], expansion=expansion, **own)
