@@ -32,8 +32,7 @@ class LayerCache:
         self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
 
     def append(self, where: Where, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Write the new tokens' tensors by name. Return the keys to read, new ones included [B, S, …]; for ragged rows
-        the whole pools [N, …]."""
+        """Write new tokens by name; return the keys to read, new ones included [B, S, …], or whole pools [N, …]."""
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, where: Where, pool: Tensor, new: Tensor) -> Tensor:
@@ -286,8 +285,7 @@ class Cache:
         return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> Where | None:
-        """Map the keys of an encoder's output to slots. `tokens` is the length of a source to be written in this pass;
-        None if it is cached already."""
+        """Map an encoder's keys to slots. `tokens` is the length of a source to write now; None if it is cached."""
         number = self.store.cross_group
         if number is None:
             return None

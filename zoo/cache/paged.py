@@ -69,8 +69,7 @@ class RowsOfPass(NamedTuple):
         return PassShape(len(self.rows), self.new, tuple(pages))
 
     def pack(self, shape: PassShape) -> array[int]:
-        """Pack the pass into the numbers that PassTensors reads, for this shape. Padding rows read one token of page 0,
-        and write to the scratch slot."""
+        """Pack the integers of PassTensors for this shape. Padding rows read a token of page 0, write to scratch."""
         store, spare = self.store, shape.rows - len(self.rows)
         numbers = array("q", [row.length for row in self.rows] + [0] * spare)
         numbers.extend([row.slot for row in self.rows] + [store.slots] * spare)
@@ -88,8 +87,7 @@ class RowsOfPass(NamedTuple):
 
 
 def place_rows(store: Store, rows: Sequence[CachedRow], counts: Sequence[int], new: int) -> RowsOfPass:
-    """Make room for the next `counts` tokens of these rows, and return their places. Raises ConfigError if there is no
-    room."""
+    """Make room for the next `counts` tokens of these rows, and return their places. Raises ConfigError."""
     groups = [
         [place_row(row, number, group, count, new) for row, count in zip(rows, counts, strict=True)]
         for number, group in enumerate(store.groups)

@@ -25,8 +25,7 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """A copy of the state of a row after `tokens` tokens, except full attention's pages: window pages by group, and the
-    slot of its recurrent states."""
+    """A copy of a row after `tokens` tokens, but for full attention: window pages by group, and its state slot."""
 
     tokens: int
     pages: dict[int, list[int]]
@@ -56,8 +55,7 @@ class Prefixes:
         return bool(self.partial) or self.recurrent
 
     def name(self, names: list[bytes], ids: Sequence[int]) -> None:
-        """Append to `names` the names of further whole pages of tokens `ids`. A name is a hash of all tokens up to the
-        page's end."""
+        """Append to `names` those of further whole pages of `ids`. A name hashes all tokens up to the page's end."""
         page = self.store.page
         while (len(names) + 1) * page <= len(ids):
             start = len(names) * page
@@ -66,8 +64,7 @@ class Prefixes:
             names.append(digest.digest())
 
     def next_stop(self, row: CachedRow, end: int, last: int) -> int:
-        """Return where a pass towards token `end` must stop for a checkpoint. `last` is the end of the prompt's last
-        whole page."""
+        """Return where a pass to `end` must stop for a checkpoint. `last` is the end of the last whole prompt page."""
         if not self.checkpoints:
             return end
         stops = [(row.length // self.interval + 1) * self.interval, *([last] if row.length < last else [])]

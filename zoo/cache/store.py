@@ -160,9 +160,7 @@ class Store:
 
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy slots of a group in all of its layers; `targets` may be longer than `sources`, and both may overlap.
-
-        `sources` may be empty: a checkpoint at the start of a chunk, or of a window of one token, keeps no page.
-        """
+        `sources` may be empty: a checkpoint at the start of a chunk, or of a window of one token, keeps no page."""
         if not sources:
             return
         read = torch.tensor(sources, device=self.device)

@@ -55,8 +55,7 @@ class Engine:
     `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With `deterministic`, a request's
     log-probabilities are bit-identical whatever else is in the batch: prompts are computed TILE tokens at a time, and
     rows one by one unless the model was prepared for it (`zoo.prepare(model, stable=True)`). While requests are in
-    flight the model must stay in eval mode (`serving` sets it) and its weights must not change, as layers are replayed
-    (`zoo.run.recordings`).
+    flight the model must stay in eval mode (see `serving`), and its weights unchanged (layers are replayed).
 
     `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
     (default: what the device's kernels read). On CUDA, steps of one token a row are replayed as CUDA graphs unless

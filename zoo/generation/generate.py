@@ -68,8 +68,7 @@ def stream(
     """Yield the tokens that `generate` adds, one step [B] at a time, with the same stops and options.
 
     While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
-    Raises ConfigError as `generate` does, at the call rather than at the first step, and ZooError at a step whose
-    logits are NaN.
+    Raises ConfigError as `generate` does, but at the call, and ZooError at a step whose logits are NaN.
     """
     prompts = _read_prompts(find_reader(model.spec) is not find_writer(model.spec), ids, attention_mask)
     if max_new_tokens < 0:

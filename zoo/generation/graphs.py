@@ -39,8 +39,7 @@ class RecordedStep(NamedTuple):
 
 
 class Graphs:
-    """The recorded decoding steps of a decoder over a store. `record` records a step; `note` is called with a line if
-    recording fails."""
+    """The recorded decoding steps of a decoder over a store. `note` is called with a line if `record` fails."""
 
     def __init__(self, model: Model, store: Store, record: Record, note: Callable[[str], object]) -> None:
         self.model, self.store, self.record, self.note = model, store, record, note
@@ -50,8 +49,7 @@ class Graphs:
         self.refusal: str | None = None  # why nothing is recorded any more
 
     def run(self, rows: Sequence[CachedRow], ids: Sequence[int]) -> Tensor | None:
-        """Compute the logits [B, 1, V] of the next token of each row. None if the step cannot be recorded; then nothing
-        was computed."""
+        """Compute the logits [B, 1, V] of the next tokens. None if the step cannot be recorded, and was not run."""
         if self.refusal is not None:
             return None
         placed = place_rows(self.store, rows, [1] * len(rows), 1)

@@ -37,8 +37,7 @@ def check(engine: Engine) -> list[str]:
 
 
 def _check_pools(engine: Engine) -> Iterator[str]:
-    """Check that every page is free, cached or owned, with as many owners as rows and checkpoints list it, and that
-    each page with a key is owned or cached."""
+    """Check that every page is free, cached or owned by as many as list it, and only the latter two have keys."""
     for number, pool in enumerate(engine.store.pools):
         named = Counter(page for each in list_held(engine) for page in each.row.pages[number])
         named.update(page for kept in list_checkpoints(engine) for page in kept.pages.get(number, ()))
@@ -83,8 +82,7 @@ def _check_rows(engine: Engine) -> Iterator[str]:
 
 
 def _check_row(engine: Engine, sequence: Any, number: int, group: Group) -> Iterator[str]:
-    """Check that a row's pages cover exactly the tokens that its next token sees, and that pages which may be written
-    have no other owner."""
+    """Check that a row's pages cover exactly what its next token sees, and that it alone owns pages it may write."""
     row, page, pool = sequence.row, engine.store.page, engine.store.pools[number]
     pages, dropped, names = row.pages[number], row.dropped[number], pool._keys
     if group.cross:
@@ -136,10 +134,9 @@ def _check_queues(engine: Engine) -> Iterator[str]:
 
 
 def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool = True) -> list[str]:
-    """List the faults of a step's plan, given for each chunk (number of tokens, whether it is part of a prompt).
-
-    Decoding tokens go first. Prompt chunks share the rest of the budget, at least one token. Without `cut`, chunks
-    have fixed sizes (tiles, whole prompts), and a single one may exceed the budget."""
+    """List the faults of a step's plan, given for each chunk (number of tokens, whether it is part of a prompt). Prompt
+    chunks share what decoding tokens leave of the budget, at least one token. Without `cut`, chunks have fixed sizes
+    (tiles, whole prompts), and a single one may exceed the budget."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]

@@ -93,8 +93,7 @@ class Passes:
 
     @cached_property
     def _mixes_rows(self) -> bool:
-        """Whether a layer multiplies rows together outside the Linears that `prepare` makes stable: recurrences, and
-        MLA's absorbed products."""
+        """Whether layers multiply rows together outside prepared Linears: in recurrences and MLA (absorbed)."""
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 

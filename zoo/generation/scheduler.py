@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 class Continuation:
     """One sample of a request: its tokens so far, and its row in the store while it runs.
 
-    `ids` are the decoder's tokens, of which the first `prompt` were given. `source` holds an encoder-decoder's prompt
-    tokens. `names` are the prefix cache's keys of whole pages of `ids` (of `source`, if there is one). `draws` is the
-    sampling state.
+    `ids` are the decoder's tokens, the first `prompt` of them given; `source` is an encoder-decoder's prompt. `names`
+    are the prefix cache's keys of whole pages of `ids` (or of `source`). `draws` is the sampling state.
     """
 
     request: int

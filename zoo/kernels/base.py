@@ -1,7 +1,5 @@
-"""Define attention kernels: an Ask (one call without tensors), a Machine, Scores (mask, scale, …) and the Kernel base.
-
-Choosing a kernel is a function of plain values: an Ask describes the call, a Machine the device, and neither needs
-tensors or the device. A feature that a kernel lacks is a refusal, never left out."""
+"""Define attention kernels: an Ask (a call without tensors), a Machine, Scores (mask, scale, …), and the Kernel base.
+Choosing a kernel is a function of Ask and Machine alone; a feature that a kernel lacks is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -111,8 +109,7 @@ class Kernel:
     pages_in_place: bool = False  # reads a paged cache in place; else keys are copied out first
 
     def refuses(self, ask: Ask, machine: Machine) -> str | None:
-        """Say why this kernel cannot serve the ask on that machine, or None. Pure and cheap: decoding calls this once
-        per layer."""
+        """Say why this kernel cannot serve the ask on that machine, or None. Pure, and cheap enough for each layer."""
         raise NotImplementedError
 
     def call(self, ask: Ask) -> Call:

@@ -102,8 +102,7 @@ class Placed(Bias):
 
 
 class ByDistance(Placed):
-    """Each query's own logits [B, T, H, R] for keys at distance i − j = 0 to R − 1 before it; 0 for later or farther
-    keys."""
+    """Each query's own logits [B, T, H, R] for keys at distance i − j = 0 to R − 1 before it; 0 for other keys."""
 
     def __init__(self, logits: Tensor, queries: Tensor, keys: Tensor) -> None:
         super().__init__(queries, keys, logits.shape[2], learned=logits.requires_grad)
@@ -124,8 +123,7 @@ class ByDistance(Placed):
 
 
 def pick_last(x: Tensor, places: Tensor) -> Tensor:
-    """Gather along the last axis. For the backward pass only `places` are saved; torch's gather would save x too, which
-    may be far wider."""
+    """Gather along the last axis. Only `places` are saved for the backward pass, not x, which may be far wider."""
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         return _picking().apply(x, places)
     return x.gather(-1, places)

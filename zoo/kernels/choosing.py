@@ -54,9 +54,8 @@ def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, 
     and, behind them, gates; `places` [P, C] is the positional logit of each place → mask of chosen keys [B, T, S].
 
     A pool's key is the mean of its tokens' keys, weighted per channel by a softmax over gate + place. Of the pools that
-    a query sees completely, the `top_k` // P best are chosen with all their tokens. The visible tokens of incomplete
-    pools are always chosen. With pools of 4 the 7th token of a row may choose the first pool, and always has tokens 4
-    to 6.
+    a query sees completely, the `top_k` // P best are chosen with all their tokens. Visible tokens of incomplete pools
+    are always chosen. With pools of 4 the 7th token of a row may choose the first pool, and always has tokens 4 to 6.
     """
     with torch.no_grad():
         pool = places.shape[0]
@@ -81,8 +80,7 @@ class Pools:
         self.own = number[:, None].expand(rows, seen.shape[1], -1)  # B|1 T S: of each key
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Choose the keys [B, T, S] of the `count` complete pools with the highest scores [B, T, E], and the visible
-        keys of incomplete pools."""
+        """Choose the keys [B, T, S] of the `count` best complete pools (scores [B, T, E]), and of incomplete ones."""
         best = take_best(scores.masked_fill(~self.whole, -math.inf), count) & self.whole
         ended = F.pad(self.whole, (0, 1)).gather(-1, self.own)  # whether a query sees the last token of a key's pool
         taken = F.pad(best, (0, 1)).gather(-1, self.own.expand(best.shape[0], -1, -1))

@@ -22,9 +22,8 @@ def convolve_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int,
     padding.
 
     On a CPU in float32 a depthwise convolution is one product per tap, as oneDNN's takes channels before tokens, and
-    its output is strided. Forward and backward of [32, 64, 192], W = 4, take 3.1 ms (oneDNN: 4.7), of [1, 2048, 2048],
-    W = 3, 40 ms (104); the forward pass of the first alone 1.2 (0.9). One thread, EPYC with AVX-512, torch 2.13,
-    November 2026.
+    gives a strided output. Forward and backward of [32, 64, 192], W = 4, take 3.1 ms (oneDNN 4.7), of [1, 2048, 2048],
+    W = 3, 40 (104); the forward pass of the first alone 1.2 (0.9). One thread, AVX-512, torch 2.13, November 2026.
     """
     if _takes(x, weight):
         return torch.ops.zoo.depthwise_conv(x, weight, bias, dilation)

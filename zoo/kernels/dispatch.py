@@ -71,9 +71,8 @@ def attend(
     undefined. K and V are cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row
     b's keys are the first `mask.lengths[b]` in its pages, and mask.n_keys is P·page. `dropout` determines which
     probabilities are dropped (training only, without a cache). `chosen` caches the kernel: an empty list receives the
-    choice, which later calls with the same arguments but the tensors reuse. With `again` attention is recomputed in the
-    backward pass, and only q, k and v are saved (Korthikanti et al., 2022). Raises KernelError if the named kernel
-    refuses.
+    choice, which later calls with the same arguments but the tensors reuse. With `again` only q, k and v are saved for
+    the backward pass (Korthikanti et al., 2022). Raises KernelError if the named kernel refuses.
     """
     how = Scores(mask, scale, softcap, sinks, describe_bias(bias), pages, dropout)
     if not k.dtype == v.dtype == q.dtype:  # so that only the rows' keys are cast, not whole pools

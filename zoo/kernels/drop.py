@@ -66,8 +66,7 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DroppedChances:
-    """Dropout of attention probabilities at `rate`, by int64 keys of the queries [B, T], of this rank's heads [H], and
-    of the row's tokens [S]."""
+    """Dropout of attention probabilities, by int64 keys of queries [B, T], of own heads [H] and of tokens [S]."""
 
     rate: float
     queries: Tensor

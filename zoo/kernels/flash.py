@@ -87,8 +87,7 @@ class Flash(Kernel):
         return {"causal": causal, "window_size": sides, **({"softcap": softcap} if softcap else {})}
 
     def sides(self, causal: bool, window: int | None, ahead: int | None) -> tuple[int | None, int | None]:
-        """Return a window as the tokens that a query sees to its left and right, itself excluded: a causal window of 4
-        is (3, 0)."""
+        """Return a window as tokens seen to the left and right of a query: a causal window of 4 is (3, 0)."""
         if window is None:
             return self.unlimited, self.unlimited
         return (window - 1, 0) if causal else (window, window if ahead is None else ahead)

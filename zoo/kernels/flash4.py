@@ -75,8 +75,7 @@ def _refuse_on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
 
 
 def _refuse_gradient(widths: tuple[int, int], ask: Ask) -> str | None:
-    """Say why keys and values of different widths have no gradient, or None; found by compiling all widths
-    (tests/oracle/compile_flash4.py)."""
+    """Say why unequal widths have no gradient, or None; found by compiling all (tests/oracle/compile_flash4.py)."""
     if not ask.needs_grad or widths[0] == widths[1]:
         return None
     if ask.n_heads > ask.n_kv_heads:

@@ -29,8 +29,7 @@ OPTIONS = {
     "recompile_limit": 256,
     "accumulated_recompile_limit": 4096,
 }
-"""Dynamo's settings: sizes not marked as dynamic are constants, and models of many kinds of layers may compile many
-versions."""
+"""Dynamo's settings: sizes not marked as dynamic are constants, and many versions may be compiled."""
 
 
 class Flex(Kernel):
@@ -134,8 +133,7 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
 
 
 def _measured(mask: Mask, device: torch.device) -> Mask:
-    """Copy the mask for compiled code: lengths become tensors, as ints would be constants of the code, and tensors are
-    padded (`_roomy`)."""
+    """Copy the mask for compiled code: lengths as tensors, since ints are constants, and tensors padded (`_roomy`)."""
     like = copy(mask)
     like.kept = {}
     for name in ("n_queries", "n_keys"):
@@ -177,9 +175,8 @@ def _vary_sinks(sinks: Tensor | None, column: bool) -> Tensor | None:
 def _roomy(tensor: Any, axes: int) -> Any:
     """Pad the last `axes` axes of a tensor to one of a few sizes; None stays None. The padding is never read.
 
-    Strides in compiled code must be constants: Inductor's CPU template may confuse variable ones (torch 2.13 replaces
-    the name ks3 inside ks38 too). To compile seldom, sizes are few: powers of 8 for one axis (from 1024), powers of 2
-    for two (from 128).
+    Strides must be constants in compiled code: Inductor's CPU template may confuse variable ones (torch 2.13 replaces
+    ks3 inside ks38). To compile seldom, sizes are powers of 8 for one axis (from 1024), of 2 for two (from 128).
     """
     if tensor is None:
         return None

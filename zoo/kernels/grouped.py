@@ -125,8 +125,7 @@ def _backward(
 
 
 def _clear_rest(y: Tensor, offsets: Tensor) -> Tensor:
-    """Set the rows of y [N, …] after the last end to zero, which no product wrote. By a mask, as the length of a slice
-    would be read on the host."""
+    """Zero the rows of y [N, …] after the last end, which no product wrote, without reading the end on the host."""
     return y.masked_fill_((torch.arange(y.shape[0], device=y.device) >= offsets[-1])[:, None], 0)
 
 

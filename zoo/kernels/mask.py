@@ -88,8 +88,7 @@ class Mask:
 
     @property
     def features(self) -> dict[str, Any]:
-        """The mask's features as `Ask` fields. A window longer than the row, say, is left out because it hides
-        nothing."""
+        """The mask's features as `Ask` fields, without ineffective ones, such as a window longer than the row."""
         return {
             "causal": self.causal and not self.sees_all,
             "window": self.window if self._window_bites or not self._by_numbers else None,

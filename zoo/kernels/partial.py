@@ -24,9 +24,8 @@ WIDEST = 256  # head width of flash-attn 2
 class PartScores(NamedTuple):
     """How the scores of a part are computed and masked.
 
-    Visible keys are given by `mask`, for queries over their own tokens by token index alone, or by `seen`
-    [B|1, 1, T, S]; if both are None all keys are visible. `bias` is [B|1, H, T, S]; only a `learned` one gets a
-    gradient.
+    Visible keys are given by `mask` (queries over their own tokens, by token index) or by `seen` [B|1, 1, T, S]; if
+    both are None all are visible. `bias` is [B|1, H, T, S]; only a `learned` one gets a gradient.
     """
 
     scale: float
@@ -118,8 +117,7 @@ class FusedPart(PartKernel):
 
 
 class FlashPart(PartKernel):
-    """torch's own flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a causal one
-    with or without a window."""
+    """torch's flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: no mask, or a causal one."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
         lengths = (None, None, q.shape[1], k.shape[1])

@@ -42,8 +42,7 @@ class RingBlock(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """A function that makes keys and values of the tensors that travel in their place (MLA's latents), and the weights
-    that it uses."""
+    """A function that makes keys and values of the tensors that travel (MLA's latents), and its weights."""
 
     make: Callable[..., tuple[Tensor, Tensor]]
     weights: tuple[Tensor, ...]
@@ -173,8 +172,7 @@ class RingGradients:
         return own if coming is None else [a + b for a, b in zip(own, coming.wait(), strict=True)]
 
     def _go_back(self, blocks: Sequence[RingBlock], theirs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradients of the tensors held in this turn by this rank's queries; add those of q, weights and
-        biases."""
+        """Return the gradients of the held tensors by this rank's queries; add those of q, weights and biases."""
         wide, (dtype, enabled) = self.lse.dtype, self.call.autocast
         if not blocks:
             return [torch.zeros_like(each, dtype=wide) for each in theirs]

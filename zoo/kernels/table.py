@@ -61,9 +61,8 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A kernel's support of a feature. `forward` and `backward` are HERE, ELSEWHERE (on another machine, or with a
-    missing package) or NEVER; `backward` is None if training never uses the feature. `reason` explains the worse of the
-    two."""
+    """A kernel's support of a feature. `forward` and `backward` are HERE, ELSEWHERE (another machine, or a missing
+    package) or NEVER; `backward` is None if training never uses the feature. `reason` explains the worse one."""
 
     forward: str
     backward: str | None
@@ -131,8 +130,7 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 
 
 def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]:
-    """Say where the kernel can serve the ask, and why not here. For a kernel that cannot run here at all, the reason is
-    that of its best machine."""
+    """Say where the kernel can serve the ask, and why not here (on its best machine, if it never runs here)."""
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None
@@ -161,8 +159,7 @@ def _needs(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | None:
-    """Say why the kernel does not run on a machine: the machine itself, then each missing or outdated package with its
-    source. None if it runs."""
+    """Say why the kernel does not run on a machine, or None: the machine, then missing or old packages with source."""
     if kernel.refuses(PLAIN, machine) is None:
         return None
     missing = [package for package in needs if package not in machine.packages]
@@ -176,8 +173,7 @@ def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | No
 
 
 def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str]]:
-    """Collect the reasons why features are in a state (NEVER or ELSEWHERE): lines `features: reason`, by the names of
-    the kernels that have them."""
+    """Collect the reasons of features in a state (NEVER, ELSEWHERE): lines `features: reason` by kernels' names."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for reason, names in _by_reason(row, state).items():

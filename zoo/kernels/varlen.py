@@ -107,9 +107,8 @@ def _lay_two_sides(mask: Mask, device: torch.device) -> VarlenBatch:
 def _lay_padded(mask: Mask, device: torch.device) -> VarlenBatch:
     """Make each row two sequences, its tokens and then its padding, which do not see each other.
 
-    A row [pad, a, b] has the order [a, b, pad] and adds 2 and 3 to cu_seqlens. Dropping the padding would save FLOPs,
-    but the shape would depend on the mask's contents. In cross-attention the padding of the keys is a sequence without
-    queries.
+    A row [pad, a, b] has the order [a, b, pad] and adds 2 and 3 to cu_seqlens. Without the padding, shapes would depend
+    on the mask's contents. In cross-attention the padding of the keys is a sequence without queries.
     """
     hidden = ~mask.padding.to(device)  # type: ignore[union-attr]
     rows, n_keys = hidden.shape

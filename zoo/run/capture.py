@@ -24,8 +24,7 @@ Record = Callable[[Callable[["Tensor"], "Tensor"], "Tensor"], Replay]
 
 
 class CudaRecorder:
-    """Records functions on a CUDA device. The graphs share one memory pool, as only one runs at a time; `nbytes` is the
-    device memory that they hold."""
+    """Records functions on a CUDA device, in graphs of one memory pool; `nbytes` is the memory that they hold."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool, self.nbytes = device, None, 0
@@ -51,8 +50,7 @@ class CudaRecorder:
 
 
 def find_blocker(writer: Tower, dtype: str) -> str | None:
-    """Say which part of a decoder waits for the device in the middle of a step on CUDA, or None: experts whose rows are
-    counted on the host."""
+    """Say which part of a decoder waits for the device within a step on CUDA (experts counted on the host), or None."""
     from zoo.kernels.grouped import refuses
 
     for path, part in walk(writer, writer.d_model):

@@ -87,12 +87,9 @@ def describe_slow_dtype(dtype: torch.dtype, device: torch.device, option: str, *
 
 
 def use_fastest_dtype(model: nn.Module) -> str | None:
-    """Convert a 16-bit model to float32 in place where that is faster. Returns a line about it, or None if nothing is
-    slow.
-
-    No value changes, as float32 holds all of bfloat16's and float16's. If the float32 weights would not fit in memory
-    the model stays as it is, and the line says so.
-    """
+    """Convert a 16-bit model to float32 in place if that is faster. Returns a line about it, or None if it is not. No
+    value changes, as float32 holds all of bfloat16's and float16's. If float32 weights would not fit in memory the
+    model stays as it is, and the line says so."""
     from zoo.run.builder import read_free_memory
 
     weight = next(model.parameters())

@@ -20,8 +20,7 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydant
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Describe this process: start time, command, versions, machine and device, and the git commit of the working
-    folder, if it is in a repository."""
+    """Describe this process: start time, command, versions, machine, device, and the git commit of its folder."""
     processor = describe_processor()
     found: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -1,7 +1,5 @@
-"""Convert matrix products to float8 with torchao, for training and inference.
-
-Which products are converted follows from their Spec: a `Linear` part may be `precise`, or its weight read directly
-(`bare`). No module's name decides."""
+"""Convert matrix products to float8 with torchao, for training and inference. The Spec says which: a `Linear` part may
+be `precise`, or its weight read directly (`bare`). No module's name decides."""
 
 from __future__ import annotations
 
@@ -242,8 +240,7 @@ def quantize(model: Any, recipe: str) -> list[Product]:
 
 
 def _config(recipe: str) -> Any:
-    """Make torchao's config for inference, without its changes of torch's global settings, which would make all float32
-    products TF32."""
+    """Make torchao's inference config, without its changes of torch's global settings (TF32 in float32 products)."""
     with _quiet():
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,

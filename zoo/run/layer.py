@@ -86,11 +86,9 @@ FEW_ROWS = 32
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute x·weightᵀ + bias. On a CPU in bfloat16, few rows (decoding) use the call that reads weights fastest.
-
-    A matrix-vector product takes 25% less time there than `F.linear` of one row. Weights of another class than
-    Parameter (quantised, sharded) support only `F.linear`.
-    """
+    """Compute x·weightᵀ + bias. On a CPU in bfloat16, few rows (decoding) use the call that reads weights fastest: a
+    matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than Parameter
+    (quantised, sharded) support only `F.linear`."""
     few = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if few and bias is None and type(weight) is nn.Parameter:
         rows = x.numel() // x.shape[-1]

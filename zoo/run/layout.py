@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def choose_layout(
-    tower: Tower,
-    dtype: torch.dtype,
-    device: torch.device,
-    kernel: str,
-    *,
-    paged: bool | None = None,
-    page: int | None = None,
+    tower: Tower, dtype: Any, device: torch.device, kernel: str, *, paged: bool | None = None, page: int | None = None
 ) -> dict[str, Any]:
     """Return Store's `paged` and `page` for a decoder on a device. Defaults: paged on any device but a CPU, with the
     page size that the kernels installed there read."""

@@ -99,8 +99,7 @@ def read_peak_memory(device: torch.device) -> int | None:
 
 
 def read_used_memory(device: torch.device) -> int | None:
-    """Read how many bytes training takes: the CUDA device's peak so far, or this process' resident memory now (its peak
-    on systems that do not tell)."""
+    """Read how many bytes training takes: the CUDA peak so far, or the resident memory now (its peak if unknown)."""
     statm = Path("/proc/self/statm")
     if device.type == "cuda" or not statm.exists():
         return read_peak_memory(device)

@@ -124,8 +124,7 @@ class Recorder(TorchFunctionMode):
         self._offered = dict(_list_tensors(step))
 
     def let_go(self) -> None:
-        """Free the layer's tensors: recorder and Step refer to each other, and would keep them until Python's garbage
-        collector runs."""
+        """Free the tensors, which a reference cycle of recorder and Step would keep until garbage is collected."""
         self._held.clear()
         del self.step
 

@@ -84,8 +84,7 @@ class TensorSeam(Seam):
         return all_ranks[:, 0].logsumexp(0), all_ranks[:, 1].sum(0)
 
     def _own_tokens(self, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return token ids as indices into the rank's part of the vocabulary (`count` tokens), and a mask of ids that
-        belong to other ranks."""
+        """Return ids as indices into the rank's `count` tokens of the vocabulary, and a mask of other ranks' ids."""
         places = ids - self.rank * count
         strange = (places < 0) | (places >= count)
         return places.masked_fill(strange, 0), strange

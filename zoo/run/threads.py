@@ -61,10 +61,8 @@ def list_candidates(most: int) -> list[int]:
 
 
 def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
-    """Measure which number of threads, up to `most`, computes fastest now. Takes about `SPEND` seconds.
-
-    The present number `now` (default `most`) is kept unless another is faster by more than `MARGIN`.
-    """
+    """Measure which number of threads, up to `most`, computes fastest now, in about `SPEND` seconds. The present number
+    `now` (default `most`) is kept unless another is faster by more than `MARGIN`."""
     rates = measure_rates(list_candidates(most), make_probe(most))
     return choose_fastest(rates, most, now or most)
 
@@ -78,10 +76,8 @@ def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadCho
 
 
 def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
-    """Measure laps per second with each number of threads, taking turns. Restores torch's number of threads.
-
-    The mean counts, not the best lap, as laps that wait for a core are what a run would meet.
-    """
+    """Measure laps per second with each number of threads, taking turns; restore torch's number. The mean counts, not
+    the best lap, as laps that wait for a core are what a run would meet."""
     turn = spend / ROUNDS / len(numbers)
     laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
     with keep_threads():
@@ -136,11 +132,9 @@ def most_threads() -> int:
 
 
 def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
-    """Set torch's number of threads to the fastest now. Returns the choice if it differs from before, else None.
-
-    A later call restores threads that were given up beside a busy program. On other devices, with one core, or if the
-    user has set the number, nothing is measured or set.
-    """
+    """Set torch's number of threads to the fastest now. Returns the choice if it differs from before, else None. A
+    later call restores threads given up beside a busy program. On other devices, with one core, or if the user has set
+    the number, nothing is measured or set."""
     global _chosen
     most, now = most_threads(), torch.get_num_threads()
     if device.type != "cpu" or most == 1 or threads_are_stated():

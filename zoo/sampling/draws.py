@@ -18,10 +18,8 @@ BLOCK = 64  # random numbers made at a time
 
 
 def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = "") -> torch.Generator:
-    """Make the random generator of one sequence from the seed, its prompt, and which copy of the prompt it is.
-
-    Its numbers depend on neither the batch, nor other sequences, nor the device. Another `stream` is independent.
-    """
+    """Make the random generator of one sequence from the seed, its prompt, and which copy of the prompt it is, and so
+    independent of batch and device. Another `stream` gives independent numbers."""
     key = f"{seed} {copy} {prompt}{stream}".encode()
     return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
 

@@ -190,10 +190,8 @@ def _take_likeliest(scores: Tensor) -> Tensor:
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Join logits [K, V] to [B, V]: a view if they follow one another in memory, as those of one pass do.
-
-    Copying 32 rows of 32,000 logits takes longer than everything else in a step but the model.
-    """
+    """Join logits [K, V] to [B, V]: a view if they follow one another in memory, as those of one pass do. Copying 32
+    rows of 32,000 logits takes longer than everything else in a step but the model."""
     first = parts[0]
     rows, start = 0, first.storage_offset()
     for part in parts:

@@ -30,8 +30,7 @@ def find_head(sampling: Sampling, vocab: int) -> int | None:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Truncation options as tensors [R, 1]. None where no row has the option; rows without it get a value that keeps
-    every token."""
+    """Truncation options as tensors [R, 1], None if no row has the option; a row without it keeps every token."""
 
     temperature: Tensor
     top_k: Tensor | None
@@ -106,9 +105,7 @@ def find_shares(scores: Tensor, cuts: Cuts, head: int | None) -> Tensor:
 
 def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits in float32, padded to whole blocks with −inf; each tile's maximum; each row's maximum [R, 1].
-
-    Logits of +inf become float32's largest number, so that they share all the probability.
-    """
+    Logits of +inf become float32's largest number, so that they share all the probability."""
     scores = scores.float()
     if over := -scores.shape[1] % BLOCK:
         scores = F.pad(scores, (0, over), value=-math.inf)
@@ -121,10 +118,8 @@ def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor:
-    """Return each token's probability ÷ the row's largest one [R, V], 0 for truncated tokens.
-
-    Among tokens that tie at the border of top_p, those of lower id are kept.
-    """
+    """Return each token's probability ÷ the row's largest one [R, V], 0 for truncated tokens. Among tokens that tie at
+    the border of top_p, those of lower id are kept."""
     falls = (scores - best).div_(cuts.temperature)  # log of (probability ÷ the largest), after temperature
     weights = falls.exp()
     if head is None:
@@ -197,8 +192,7 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
 
 
 def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """Mask the tokens that typical sampling keeps: negative log-likelihood nearest to the entropy, up to `mass`, and
-    all that tie with the last one."""
+    """Mask the tokens whose −log p is nearest to the entropy, up to probability `mass`, and ties with the last."""
     shares = weights.double() / weights.sum(-1, keepdim=True)
     surprisal = -shares.log()
     distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()
@@ -242,8 +236,7 @@ def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None
 
 
 def _pick(weights: Tensor, target: Tensor, right: bool) -> tuple[Tensor, Tensor]:
-    """Find the index [R, 1] whose weight covers the target, and the rest of the target inside it. Never an index of
-    weight 0, whatever the rounding."""
+    """Find the index [R, 1] whose weight (never 0) covers the target, and the rest of the target inside it."""
     total = weights.cumsum(-1)
     places = torch.arange(weights.shape[1], device=weights.device)
     last = (places * (weights > 0)).amax(-1, keepdim=True)

@@ -42,8 +42,7 @@ class Segment:
         return self.mask.n_queries
 
     def with_bias(self, make: Callable[..., Bias | None], read: Tensor | None) -> Segment:
-        """Return the same queries with a layer's own bias. The mask is copied, so that it keeps tensors of the bias
-        only while the layer runs."""
+        """Return the queries with a layer's own bias. The mask is copied: it keeps the bias while the layer runs."""
         if self.index is None:
             return self
         return replace(self, bias=make(*self.index, read=read), mask=copy(self.mask))
@@ -51,8 +50,7 @@ class Segment:
 
 class KeyView:
     """The keys that the queries of a pass see, in layers of one kind: where they lie in a layer's tensors, and mask and
-    bias of each segment of queries. In this class rows have equal lengths: keys are [B, S, …], and all queries are one
-    segment.
+    bias of each segment of queries. Here rows have equal lengths: keys are [B, S, …], and queries are one segment.
 
     `slots` tell where the pass's own tokens are stored, None without a cache. `kernels` caches the kernels that the
     first layer chose, for the other layers; None if each layer chooses its own.

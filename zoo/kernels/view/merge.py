@@ -2,8 +2,7 @@
 """Attention over parts of a row's keys, merged by log-sum-exp, so that keys which several rows share are read once.
 
 softmax(s)·V over keys in parts p is Σ wₚ·yₚ, where yₚ is attention over part p alone and w the softmax of the parts'
-logsumexps (Dao et al., 2023, Flash-Decoding). A shared part takes the queries of all its rows in one product (Juravsky
-et al., 2024, Hydragen).
+logsumexps (Dao et al., 2023, Flash-Decoding). Shared parts take all rows' queries at once (Juravsky et al., 2024).
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ LONG = 1024
 
 @dataclass
 class KeyPart:
-    """Consecutive keys of `rows`, in runs of slots, all visible to the rows' queries; or with `mask` the last keys of
-    one row, not all visible."""
+    """Consecutive keys of `rows`, in runs of slots, all visible; or with `mask` one row's last keys."""
 
     runs: list[Run]
     rows: list[int]
@@ -106,8 +104,7 @@ class MergePlan:
 
 
 def _merge(y: Tensor, lse: Tensor, places: Tensor) -> Tensor:
-    """Merge the parts' outputs [K, n, C] by their logsumexps [K, n]: for each query those at `places` [Q, P], where n
-    means no part → [K, Q, C]."""
+    """Merge outputs [K, n, C] by logsumexps [K, n]: for each query those at `places` [Q, P], n for none → [K, Q, C]."""
     weights = F.pad(lse, (0, 1), value=-torch.inf)[:, places].softmax(-1)  # K Q P
     parts = F.pad(y, (0, 0, 0, 1))[:, places]  # K Q P C
     return (parts * weights[..., None]).sum(2).to(y.dtype)
@@ -206,8 +203,7 @@ def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run
 
 
 def _join(row: Segment, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
-    """Make the parts of a row. Successive short runs that the same rows read are joined, and so are runs that need a
-    mask."""
+    """Make the parts of a row. Runs that need a mask are joined, and successive short runs of the same readers."""
     left = _unmasked(row)
     parts: list[KeyPart] = []
     tail: list[Run] = []

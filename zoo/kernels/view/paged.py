@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 class PagedView(KeyView):
-    """Rows whose keys lie in the pages of `slots.table` [B, P]; row b has `mask.lengths[b]` keys. Kernels that read
-    pages in place copy nothing."""
+    """Rows with keys in the pages of `slots.table` [B, P], `mask.lengths` [B] each; some kernels read them in place."""
 
     pooled = True
 

@@ -30,8 +30,7 @@ def choose_page(asks: Iterable[Ask], machine: Machine, kernel: str = "auto") -> 
 
 
 def reads_pages(ask: Ask, machine: Machine, kernel: str = "auto") -> bool:
-    """Whether the kernel that serves an ask with a page size reads the pages in place. Other kernels copy each row's
-    keys out of the pages first."""
+    """Whether the kernel that serves an ask reads pages in place; others copy each row's keys out of them first."""
     able = order(ask, machine) if kernel == "auto" else iter([KERNELS[kernel]] if kernel in KERNELS else [])
     found = next((each for each in able if each.refuses(ask, machine) is None), None)
     return found is not None and found.pages_in_place

@@ -23,8 +23,7 @@ AXES = ("attention", "ffn")
 
 @dataclass(eq=False)
 class ProductGroup:
-    """Linears of one input that become one product. `pinned`: the plain weight must stay, as something else reads it.
-    `way` is the chosen one."""
+    """Linears of one input that become one product. `pinned`: the plain weight is read elsewhere, and must stay."""
 
     modules: list[Any]
     precision: str

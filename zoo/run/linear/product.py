@@ -81,8 +81,7 @@ class ReadyProduct:
         return mine
 
     def serves(self, x: Tensor) -> bool:
-        """Tell whether x is computed by the way: in inference, in the prepared dtype, with unchanged weights. The plain
-        module computes anything else."""
+        """Tell whether the way computes x: in inference, in the prepared dtype, with unchanged weights."""
         if x.dtype is not self.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return x.device.type == "cpu" and (self.dropped or _fingerprint(self.modules) == self._seen)
