@@ -34,7 +34,8 @@ class Checkpoint(NamedTuple):
 
 class Prefixes:
     """Prefix cache: pages and checkpoints kept from earlier rows. Rows start at multiples of `step` tokens, a common
-    multiple of `align` and of the page of each kind of layer."""
+    multiple of `align` and of the page of each kind of layer. Not for prefix-LMs: their prompt tokens see each other
+    both ways, so that their keys are of use to the same prompt only."""
 
     def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
         self.step = math.lcm(align, *(store.page * group.rate for group in store.groups), store.page)
