@@ -1,2 +1,2 @@
-"""Checkpoints. Ours (store): safetensors with the architecture as YAML and counters as JSON, written atomically.
-Hugging Face's (hf): read, written (mapping for tensors, inverse for config.json), verified by transformers' logits."""
+"""Save and load checkpoints. Our own (store): safetensors, the architecture as YAML and counters as JSON, written
+atomically. Hugging Face's (hf): tensors by mapping.py, config.json by inverse.py, verified by transformers' logits."""

@@ -1,4 +1,4 @@
-"""Save and load low-rank adapters in a checkpoint of ours, beside the weights that they adapt; export them to peft."""
+"""Save and load low-rank adapters (LoRA) in a checkpoint of ours, next to the adapted weights; export them to peft."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device, nn
 
+    from zoo.checkpoint.hf import HFSource
+    from zoo.checkpoint.stored import WholeSpec
     from zoo.run.adapters import Adapters
 
 PLAN, TENSORS = "adapter.json", "adapter.safetensors"
@@ -52,9 +54,9 @@ class PlanFile(JsonShape):
 # ---------------------------------------------------------------- in a checkpoint of ours
 
 
-def write(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write a model's adapters, where it has any, into a folder. Returns the model's own tensors. `weights` stand in
-    for those of the same names."""
+def write(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write a model's adapters, if it has any, into a folder. Returns the tensors that are not adapters, with `weights`
+    in place of the model's tensors of the same names."""
     plan: Adapters | None = getattr(model, "adapters", None)
     tensors = {**model.state_dict(), **weights}
     if plan is None:
@@ -68,7 +70,7 @@ def write(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, 
 
 
 def read_plan(folder: Path) -> Adapters | None:
-    """Read what the adapters of a checkpoint are like; None where it has none. Raises CheckpointError."""
+    """Read the rank, scale and paths of a checkpoint's adapters; None if it has none. Raises CheckpointError."""
     from zoo.run.adapters import Adapters
 
     file = folder / PLAN
@@ -82,15 +84,15 @@ def read_plan(folder: Path) -> Adapters | None:
 
 
 def read(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint's adapters for a model that has the same ones. Raises CheckpointError."""
+    """Read the tensors of a checkpoint's adapters. Raises CheckpointError unless the model has the same adapters."""
     plan, own = read_plan(folder), getattr(model, "adapters", None)
     if plan != own:
         raise CheckpointError(f"{folder / PLAN}: its adapters are not the run's (as they were when the run began)")
     return {} if plan is None else _read_tensors(plan, model.spec, folder, next(model.parameters()).device)
 
 
-def merge(stored: StoredTensors, spec: Any, folder: Path) -> StoredTensors:
-    """Merge a checkpoint's adapters, where it has any, into the weights of its model, each when it is read."""
+def merge(stored: StoredTensors, spec: WholeSpec, folder: Path) -> StoredTensors:
+    """Merge a checkpoint's adapters, if it has any, into its model's weights. A weight is merged when it is read."""
     plan = read_plan(folder)
     if plan is None:
         return stored
@@ -107,7 +109,7 @@ def merge(stored: StoredTensors, spec: Any, folder: Path) -> StoredTensors:
     return StoredTensors(stored.forms, read)
 
 
-def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[str, Tensor]:
+def _read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device | str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -128,10 +130,10 @@ def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[
 
 
 def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
-    """Write a checkpoint's adapters in peft's format, under the names of the Hugging Face model; gives the config.
+    """Write a checkpoint's adapters in peft's format, under the names of the Hugging Face model. Returns the config.
 
-    Products that are fused there (GPT-2's c_attn) get one adapter of the ranks' sum: A's stand below each other, B's on
-    a diagonal. Raises CheckpointError where there are no adapters, and for what peft's format cannot hold.
+    Products that are fused in the Hugging Face model (GPT-2's c_attn) get one adapter whose rank is the sum of theirs:
+    A's are stacked, B's form a block diagonal. Raises CheckpointError for no adapters, and for any that peft lacks.
     """
     plan = read_plan(folder)
     if plan is None:
@@ -160,8 +162,8 @@ def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
     return config
 
 
-def _open_base(plan: Adapters) -> Any:
-    """Open the Hugging Face folder that the adapted weights came from, where it is still there: its names are meant."""
+def _open_base(plan: Adapters) -> HFSource | None:
+    """Open the Hugging Face folder that the adapted weights came from, if it still exists: adapters get its names."""
     if plan.base is None or not (Path(plan.base) / "config.json").is_file():
         return None
     return hf.open_folder(Path(plan.base))[0]
@@ -187,7 +189,7 @@ def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry]) -> None:
 
 
 def fuse_adapters(entry: Entry, held: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Make A [R, d_in] and B [d_out, R] of the product that holds an entry's products, R the sum of their ranks."""
+    """Join the adapters of an entry's products into A [R, d_in] and B [d_out, R], where R is the sum of their ranks."""
     paths = [_path_of(name) for name in entry.ours]
     found = {path: (held[f"{path}.lora.a"], held[f"{path}.lora.b"]) for path in paths if f"{path}.lora.a" in held}
     total, start, columns = sum(len(a) for a, _ in found.values()), 0, []
@@ -204,7 +206,7 @@ def fuse_adapters(entry: Entry, held: Mapping[str, Tensor]) -> tuple[Tensor, Ten
 
 
 def describe_for_peft(plan: Adapters, ranks: Mapping[str, int], transposed: bool) -> dict[str, Any]:
-    """Make the adapter_config.json."""
+    """Make peft's adapter_config.json."""
     larger = {module: rank for module, rank in ranks.items() if rank != plan.rank}
     return {
         "peft_type": "LORA",

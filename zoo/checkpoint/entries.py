@@ -1,4 +1,5 @@
-"""Convert some tensors of a published file to ours and back, in steps: what a row of a map says of one layer."""
+"""Convert tensors of a published file ("theirs") to tensors of our model ("ours") and back: a row of a family's map
+(mapping.py) at one layer."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """Some of our tensors, their tensors that hold the same values, and the steps between: a row at one layer."""
+    """Some of our tensors, the tensors of a file that hold the same values, and the steps from theirs to ours."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -25,7 +26,7 @@ class Entry:
     steps: tuple[TensorStep, ...]
     stacked: bool  # ours is a stack of theirs
     experts: bool  # ours has experts along its first dimension
-    segments: tuple[int, ...] = ()  # the outputs of ours that each of theirs holds, where they are several
+    segments: tuple[int, ...] = ()  # how many outputs of ours each of theirs holds, if theirs are several
 
     def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
         """Convert their tensors to ours."""
@@ -51,34 +52,35 @@ class Entry:
 
     @property
     def axis(self) -> int:
-        """The dimension of a weight's outputs: experts come before it."""
+        """The dimension of a weight's outputs: 1 if experts come before it, else 0."""
         return 1 if self.experts else 0
 
     def shapes_of_theirs(self) -> Iterator[tuple[str, Shape]]:
-        """The names and shapes of their tensors, from converting empty ones of ours."""
+        """Yield name and shape of each of their tensors, found by converting ours on the meta device."""
         made = self.to_theirs([torch.empty(shape, device="meta") for shape in self.shapes])
         yield from ((name, tuple(tensor.shape)) for name, tensor in zip(self.theirs, made, strict=True))
 
 
 @dataclass(frozen=True)
 class TensorStep:
-    """One conversion of tensors and its inverse. One that is `apart` converts each of theirs before they are joined."""
+    """One conversion of tensors and its inverse. If `apart`, it converts each of their tensors before these are
+    stacked or concatenated to ours."""
 
     number: int = 0
     numbers: tuple[int, ...] = ()
     apart: bool = False
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        """Convert from their layout."""
+        """Convert from the file's layout to ours."""
         raise NotImplementedError
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
-        """Convert to their layout."""
+        """Convert from our layout to the file's."""
         raise NotImplementedError
 
 
 class Rows(TensorStep):
-    """`rows`: their tensor holds the outputs of ours one after the other."""
+    """`rows`: their tensor is ours concatenated along the outputs."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return list(tensors[0].split([shape[entry.axis] for shape in entry.shapes], entry.axis))
@@ -88,7 +90,7 @@ class Rows(TensorStep):
 
 
 class Apart(TensorStep):
-    """`apart([n, m])`: the first n rows of ours are one of theirs, the next m another."""
+    """`apart([n, m])`: the first n rows of ours are one tensor of theirs, the next m rows another."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [torch.cat(tensors)]
@@ -98,10 +100,10 @@ class Apart(TensorStep):
 
 
 class Shards(Apart):
-    """`shards(n)`: theirs are n runs of the rows of ours, or fewer, all as long as the first but for the last."""
+    """`shards(n)`: theirs are at most n chunks of our rows, as `torch.chunk` makes them (the last may be shorter)."""
 
     def count(self, rows: int) -> int:
-        """Count the tensors that so many rows are in."""
+        """Count the chunks of `rows` rows."""
         return -(-rows // -(-rows // self.number))
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -109,7 +111,7 @@ class Shards(Apart):
 
 
 class Groups(TensorStep):
-    """`groups(n)`: their outputs form n groups (heads, most often), each with a share of every one of ours in turn."""
+    """`groups(n)`: their outputs form n groups (usually heads), each with an n-th of each of our tensors in turn."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         axis, count = entry.axis, self.number
@@ -143,7 +145,7 @@ class Flat(TensorStep):
 
 
 class Merged(TensorStep):
-    """`merged`: the first two dimensions of ours are one in theirs: the outputs of all experts, one after the other."""
+    """`merged`: the first two dimensions of ours (experts, outputs) are flattened to one in theirs."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.unflatten(0, (shape[0], -1)) for each, shape in zip(tensors, entry.shapes, strict=True)]
@@ -153,10 +155,10 @@ class Merged(TensorStep):
 
 
 class Tiled(TensorStep):
-    """`tiled([k, v, d])`: v heads of d rows, the last rows of theirs, lie in tiles: the first head of each of k groups,
-    then the second. Ours lie group by group.
+    """`tiled([k, v, d])`: the last v·d rows are v heads of d rows in k groups. Ours are ordered group by group; theirs
+    have the first head of each group, then the second of each.
 
-    Of four heads in two groups, theirs are 0, 2, 1, 3 of ours.
+    For four heads in two groups, their order is our heads 0, 2, 1, 3.
     """
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -173,7 +175,7 @@ class Tiled(TensorStep):
 
 
 class Ends(TensorStep):
-    """`ends`: ours are several [4, D], theirs two: the first and the last row of each of ours, then those between."""
+    """`ends`: ours are n tensors [4, D]; theirs are two, [2n, D]: rows 0 and 3 of each of ours, and rows 1 and 2."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         ends, between = (each.unflatten(0, (-1, 2)) for each in tensors)
@@ -186,7 +188,7 @@ class Ends(TensorStep):
 
 @dataclass(frozen=True)
 class EachStep(TensorStep):
-    """A step of EACH, which converts every tensor by itself."""
+    """A step listed in EACH, which converts each tensor independently."""
 
     name: str = ""
 
@@ -200,42 +202,43 @@ class EachStep(TensorStep):
 Conversion = Callable[["Tensor", int], "Tensor"]
 
 EACH: dict[str, tuple[Conversion, Conversion]] = {
-    # Their tensor is a matrix of one row, or of one column, ours a vector.
+    # Theirs is a matrix of one row (or one column), ours a vector.
     "row": (lambda t, n: t.squeeze(0), lambda t, n: t.unsqueeze(0)),
     "column": (lambda t, n: t.squeeze(1), lambda t, n: t.unsqueeze(1)),
-    # Ours is a vector, theirs has it along the third of four dimensions, [1, 1, n, 1].
+    # Ours is a vector [n], theirs [1, 1, n, 1].
     "third": (lambda t, n: t.flatten(), lambda t, n: t[None, None, :, None]),
-    # `ones(n)`: theirs has n more dimensions of 1 behind ours.
+    # `ones(n)`: theirs has n more trailing dimensions of size 1.
     "ones": (lambda t, n: t.flatten(-1 - n), lambda t, n: t[(..., *[None] * n)]),
-    # `folded(n)`: the first dimension of theirs is two: n, and what is left of ours.
+    # `folded(n)`: our first dimension is two in theirs, [n, size / n].
     "folded": (lambda t, n: t.flatten(0, 1), lambda t, n: t.unflatten(0, (n, -1))),
-    # `heads(n)`: the last dimension of ours is two of theirs: n heads, and the channels of each.
+    # `heads(n)`: our last dimension is two in theirs, [n heads, channels of a head].
     "heads": (lambda t, n: t.flatten(-2), lambda t, n: t.unflatten(-1, (n, -1))),
-    # `pairs(n)`: their outputs of each of n heads lie as interleaved rotation pairs them, ours as half-split does. Of a
-    # head of six outputs, theirs are 0, 3, 1, 4, 2, 5 of ours.
+    # `pairs(n)`: in each of n heads, their outputs are ordered for interleaved rotary embedding, ours for half-split.
+    # For a head of six outputs, their order is our outputs 0, 3, 1, 4, 2, 5.
     "pairs": (
         lambda t, n: t.unflatten(0, (n, -1, 2)).transpose(1, 2).flatten(0, 2),
         lambda t, n: t.unflatten(0, (n, 2, -1)).transpose(1, 2).flatten(0, 2),
     ),
     # `plus(n)`: their values are ours plus n.
     "plus": (lambda t, n: t - n, lambda t, n: t + n),
-    # Theirs is the decay A itself, ours the logarithm of -A.
+    # Theirs is the decay A of a state space model, ours ln(-A).
     "decay": (lambda t, n: t.neg().log(), lambda t, n: t.exp().neg()),
-    # Their convolution of each channel by itself is [channels, width], ours [channels, 1, width].
+    # A depthwise convolution is [channels, width] in theirs, [channels, 1, width] in ours.
     "depthwise": (
         lambda t, n: t.unsqueeze(1) if t.ndim > 1 else t,
         lambda t, n: t.squeeze(1) if t.ndim > 1 else t,
     ),
-    # Theirs is [width, channels], with the weight of the token itself first; ours [channels, 1, width], with it last.
+    # A convolution is [width, channels] in theirs, the current token's weight first; ours is [channels, 1, width], with
+    # the current token's weight last.
     "lags": (lambda t, n: t.mT.flip(-1).unsqueeze(1), lambda t, n: t.squeeze(1).flip(-1).mT),
-    # `blocks(n)`: theirs is n blocks, [n, in, out] of a weight and [n, out] of a bias; ours is a convolution of one
-    # token in n groups, [n·out, in, 1] and [n·out].
+    # `blocks(n)`: a block-diagonal product. Theirs has a weight [n, in, out] and a bias [n, out]; ours is a convolution
+    # of width 1 in n groups, [n·out, in, 1] and [n·out].
     "blocks": (
         lambda t, n: t.mT.flatten(0, 1)[..., None] if t.ndim == 3 else t.flatten(),
         lambda t, n: t.unflatten(0, (n, -1)).squeeze(-1).mT if t.ndim == 3 else t.unflatten(0, (n, -1)),
     ),
 }
-"""The steps that convert every tensor by itself and its number: from theirs to ours, and from ours to theirs."""
+"""Steps that convert each tensor independently: (theirs to ours, ours to theirs), functions of tensor and number."""
 
 STEPS: dict[str, Callable[..., TensorStep]] = {
     **{"rows": Rows, "apart": Apart, "shards": Shards, "groups": Groups, "turn": Transpose, "flat": Flat},

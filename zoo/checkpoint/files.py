@@ -22,7 +22,7 @@ from zoo.untrusted.paths import find_inside
 from zoo.untrusted.text import list_first, quote, shorten
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 Shape = tuple[int, ...]
 
@@ -34,14 +34,14 @@ BESIDE = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
     "generation_config.json",
 )
-"""Files beside the weights that are copied with them."""
+"""Tokenizer and generation files, copied along with the weights."""
 
 METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_TENSORS = 65_536
-"""Tensors of one file: published files have thousands, an index of many files 140,000. The names of more take seconds
-to be looked up."""
+"""Maximum number of tensors in one file. Published files have thousands, an index of many files 140,000; with more,
+looking up names takes seconds."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -49,7 +49,7 @@ BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
-"""Bits a value, by safetensors' name of a dtype."""
+"""Bits per value, by safetensors' name of a dtype."""
 
 TYPES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "F16": "float16"},
@@ -57,21 +57,21 @@ TYPES = {
     **{"F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
     **{"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
 }
-"""torch's name of a dtype by safetensors'."""
+"""torch's name of a dtype, by safetensors' name."""
 NAMES = {theirs: ours for ours, theirs in TYPES.items()}
 
 
 def copy_inside(folder: Path, name: str, out: Path) -> None:
     """Copy a file of a folder to the same place in another. Raises CheckpointError for a link that leads out of the
-    folder: what it names may be anyone's, and the copy may be published."""
+    folder: its target may be a private file, and the copy may be published."""
     source = find_inside(folder, name, f"{folder}: file")
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, out / name)
 
 
 def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
-    """Raise CheckpointError when a folder that `what` is to take the place of holds other files than these: they would
-    be deleted. `names` may be glob patterns."""
+    """Raise CheckpointError if a folder that `what` would replace holds files other than `names` (glob patterns), since
+    these files would be deleted."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -86,7 +86,7 @@ def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
 @dataclass(frozen=True)
 class Header:
     """A tensor's entry in a file's header. `start` is the byte of the file where its data begins; `name` is its name in
-    the file, where the model's differs."""
+    the file, if that differs from the model's name."""
 
     file: Path
     dtype: str
@@ -107,18 +107,18 @@ class Header:
 
 
 class Layout(Protocol):
-    """How one quantised weight lies in a file (`zoo.checkpoint.quantised.layout`)."""
+    """The layout of one quantised weight in a file (`zoo.checkpoint.quantised.layout`)."""
 
     shape: Shape
 
-    def decode(self, held: Mapping[str, Tensor], dtype: Any) -> Tensor:
-        """The weight, of its tensors by their roles."""
+    def decode(self, held: Mapping[str, Tensor], dtype: dtype) -> Tensor:
+        """Compute the weight in `dtype` from its tensors, by their roles."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(Header):
-    """A weight that is computed from several tensors when it is read. `dtype` is the one that it gets."""
+    """A weight that is computed from several tensors when it is read. `dtype` is the result's dtype."""
 
     parts: Mapping[str, Header]
     layout: Layout
@@ -179,7 +179,7 @@ def read_header(file: Path) -> dict[str, Header]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Read the texts that a safetensors file has beside its tensors; its header is known to be whole. Raises
+    """Read the `__metadata__` of a safetensors file, a mapping of texts. The header must have been read before. Raises
     CheckpointError."""
     found = file.stat()
     return _read_metadata(file, found.st_mtime_ns, found.st_size)
@@ -191,7 +191,7 @@ def _read_metadata(file: Path, changed: int, size: int) -> dict[str, str]:
 
 
 def _read_node(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON of a file's header, and the byte where its tensors begin. Raises ValueError, OSError and
+    """Read the JSON of a file's header, and the byte where its tensors begin. Raises ValueError, OSError and
     CheckpointError."""
     with file.open("rb") as stream:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
@@ -225,7 +225,7 @@ def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
 
 
 def _are_numbers(given: Any, most: int) -> bool:
-    """Whether this is a list of whole numbers from 0 up, of a pair's length or up to `most`."""
+    """Whether this is a list of nonnegative integers: exactly two if `most` is 2, else at most `most`."""
     fits = isinstance(given, list) and (len(given) == most if most == 2 else len(given) <= most)
     return fits and all(type(each) is int and each >= 0 for each in given)
 
@@ -236,8 +236,8 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:
-    """Write a safetensors file tensor by tensor, in any order, so that no two need be in memory. `forms` has a tensor
-    of the shape and dtype of each (on the meta device, say). Raises OSError."""
+    """Write a safetensors file tensor by tensor, in any order, so that only one is in memory at a time. `forms` has a
+    tensor of each one's shape and dtype (on the meta device, say). Raises OSError."""
     header, starts = lay_out_file(forms)
     with file.open("wb") as stream:
         stream.write(header)
@@ -245,7 +245,7 @@ def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Ten
         for name, tensor in tensors:
             form, start = forms[name], starts.pop(name)
             assert (tensor.shape, tensor.dtype) == (form.shape, form.dtype), f"{name}: is no {form.dtype} {form.shape}"
-            if start != at:  # what cannot be sought, as a pipe, is written in order
+            if start != at:  # a file that cannot seek, such as a pipe, is written in order
                 stream.seek(start)
             at = start + stream.write(_view_bytes(tensor.detach().cpu().contiguous()))
             del tensor  # before the next is read
@@ -253,7 +253,7 @@ def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Ten
 
 
 def lay_out_file(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """Make the header of a safetensors file, and the byte where each tensor begins."""
+    """Make the header of a safetensors file, and find the byte where each tensor begins."""
     node: dict[str, Any] = {METADATA: {"format": "pt"}}
     at, starts = 0, {}
     for name, form in sort_aligned(forms).items():
@@ -267,7 +267,7 @@ def lay_out_file(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
 
 
 def sort_aligned(forms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sort tensors by the width of their values, widest first: so each begins at a multiple of its own."""
+    """Sort tensors by bytes per value, widest first, so that each begins at a multiple of its own width."""
     return dict(sorted(forms.items(), key=lambda each: -each[1].element_size()))
 
 
@@ -276,7 +276,7 @@ def _name_type(tensor: Tensor) -> str:
 
 
 def _view_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """View the memory of a contiguous tensor."""
     import torch
 
     return tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -312,10 +312,10 @@ def read_bin(file: Path) -> dict[str, Tensor]:
 
 
 class Reader:
-    """Read a folder's tensors by name, each when it is asked for; quantised ones are computed.
+    """Read a folder's tensors by name, lazily; quantised weights are dequantised.
 
-    With `mapped` they are mapped into memory, and those used as they are stay so. Otherwise each is read into memory of
-    its own, which goes with it (torch's .bin files are mapped either way).
+    With `mapped`, tensors are memory-mapped (torch's .bin files always are). Otherwise each is read into memory of its
+    own and freed with it, whereas touched pages of a mapped file count as the process' own.
     """
 
     def __init__(self, folder: Path, found: Mapping[str, Header], mapped: bool = True) -> None:

@@ -17,8 +17,8 @@ def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def compare_shapes(file: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of tensors with those expected. Raises CheckpointError, one line for each difference, of
-    each kind the first few. A number may be stored as a tensor of one place."""
+    """Compare names and shapes of tensors with those expected. Raises CheckpointError, one line for each difference
+    (the first few of each sort). A scalar may be stored with shape [1]."""
     unexpected = [name for name in found if name not in expected]
     missing = [name for name in expected if name not in found]
     misshaped = [

@@ -1,4 +1,4 @@
-"""Find the config.json that describes a Spec: a family's rows read backwards, and the result imported as a proof."""
+"""Find the config.json that describes a Spec: invert a family's expressions, then import the result to check it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.likeness import list_spec_differences
 from zoo.checkpoint.rows import FieldRow, find_fields, pair_fields
@@ -25,22 +25,27 @@ from zoo.model.tower import Tower
 from zoo.paths import conf_dir
 from zoo.spec import components, shares_part
 
+if TYPE_CHECKING:
+    from zoo.checkpoint.hf import HFSource
+    from zoo.checkpoint.stored import WholeSpec
+    from zoo.model.tower import Topology
+
 FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", "gptj", "opt")
-"""Families tried first: a Spec that several can describe is written as the best known of them."""
+"""Families tried first: of several that can describe a Spec, the best known is written."""
 
 NEAR = 4
-"""How many families are tried for a Spec that none is likely to describe, so that an error can name the nearest."""
+"""Number of families tried for a Spec that none is likely to describe, so that an error can name the nearest."""
 
 
 WEIGHTS = {"attention": 5, "ffn": 5, "layers": 3}
-"""What another kind of a part weighs in the distance of a family, where a field weighs 1. A block is at `layers`."""
+"""Weight of a part of another kind in a family's distance from a Spec; a field weighs 1. A block is named `layers`."""
 
 
-def find_config(spec: Any, source: Any = None) -> tuple[dict[str, Any], Body]:
-    """Find a config.json that describes a Spec, and the model that it describes.
+def find_config(spec: WholeSpec, source: HFSource | None = None) -> tuple[dict[str, Any], Body]:
+    """Find a config.json that describes a Spec, and the model that this config describes.
 
-    A model that came from a folder keeps the family and class of its `source`; any other takes the first family that
-    describes all of it. Raises ConfigError with the fields that the nearest family cannot describe.
+    A model from a folder (`source`) keeps its family and class. Any other gets the first family that describes all of
+    it. Raises ConfigError with the fields that the nearest family cannot describe.
     """
     if source is not None:
         tried = [(0, source.family, source.body.architecture)]
@@ -63,14 +68,14 @@ def find_config(spec: Any, source: Any = None) -> tuple[dict[str, Any], Body]:
     raise ConfigError(*(f"{fault}; {name}, the nearest family, cannot describe this" for fault in faults[:8]))
 
 
-def _list_mixers(spec: Any) -> set[str]:
+def _list_mixers(spec: Topology) -> set[str]:
     """List the kinds of attention and of recurrent mixers in a Spec's layers."""
     return {block.attention.kind for tower in spec.towers().values() for block in tower.blocks.values()}
 
 
 def _count_lacking(template: Mapping[str, Any], mixers: set[str]) -> int:
-    """Count the mixers that a family's models never have. A family with all of them is nearer than one without,
-    however few fields would differ in what is left."""
+    """Count the mixers (attention or recurrent) that a family's models never have. A family that has all mixers counts
+    as nearer than any other, whatever else differs."""
     return len(mixers - set(_name_mixers(template)))
 
 
@@ -90,8 +95,8 @@ def _name_mixers(body: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weigh(faults: list[str]) -> int:
-    """Weigh what a family cannot describe: another kind of mixer or feed-forward as much as five fields and another
-    kind of block as much as three, because what is inside of them differs too."""
+    """Weigh the faults of a family by WEIGHTS: a part of another kind weighs more than a field, since its own fields
+    differ too."""
     kinds = [re.search(r"(\w+): is kind ", fault) for fault in faults]
     return sum(1 if found is None else WEIGHTS.get(found[1], 1) for found in kinds)
 
@@ -101,8 +106,8 @@ def _list_choices(axis: str) -> frozenset[str]:
     return frozenset(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
-def _candidates(spec: Any) -> Iterator[tuple[int, Family, str]]:
-    """Every class of every family of the Spec's topology, the best known first, with its distance from the Spec."""
+def _candidates(spec: Topology) -> Iterator[tuple[int, Family, str]]:
+    """List the classes of all families with the Spec's topology, best known first: (distance, family, class)."""
     used = {
         (each.axis, each.kind) for tower in spec.towers().values() for _, each, _ in components(tower, tower.d_model)
     }
@@ -117,12 +122,12 @@ def _candidates(spec: Any) -> Iterator[tuple[int, Family, str]]:
 
 
 def _may_be(stated: str, kind: str) -> bool:
-    """Whether a family's models, of a stated kind or of one that an expression chooses, may be of this kind."""
+    """Whether a family's models can be of this kind; `stated` is a kind, or an expression that chooses one."""
     return f'"{kind}"' in stated if is_expression(stated) else stated == kind
 
 
 def _distance(template: Mapping[str, Any], used: set[tuple[str, str]]) -> int:
-    """How many of the choices that a family states without an expression the Spec does not have."""
+    """Count the kinds of component that a family states as constants and the Spec does not have."""
     axes = ("attention", "block", "norm", "ffn")
     entries = [entry for entry in template.get("defaults") or [] if isinstance(entry, Mapping)]
     chosen = {axis.strip("/"): str(name) for entry in entries for axis, name in entry.items()}
@@ -135,13 +140,13 @@ def _distance(template: Mapping[str, Any], used: set[tuple[str, str]]) -> int:
 
 
 def _keeps_kind(patch: Any) -> bool:
-    """Whether a patch over a choice keeps its kind."""
+    """Whether a patch of a component keeps the component's kind."""
     return patch is None or (isinstance(patch, Mapping) and "kind" not in patch)
 
 
 @functools.cache
 def _kind_of_choice(axis: str, choice: str) -> str:
-    """The kind of a packaged choice of an axis."""
+    """Read the kind of a packaged choice, conf/AXIS/CHOICE.yaml."""
     text = (conf_dir() / axis / f"{choice}.yaml").read_text(encoding="utf-8")
     found = re.search(r"^kind: (\w+)", text, re.MULTILINE)
     assert found is not None
@@ -149,10 +154,10 @@ def _kind_of_choice(axis: str, choice: str) -> str:
 
 
 def try_family(
-    family: Family, architecture: str, spec: Any, source: Any = None
+    family: Family, architecture: str, spec: WholeSpec, source: HFSource | None = None
 ) -> tuple[dict[str, Any], Body | None, list[str]]:
     """Find a config.json of one family and class: the config, the model it describes, and the fields that differ from
-    the Spec. The config of a `source` is kept where it still holds."""
+    the Spec. Fields of the config of `source` are kept where they still hold."""
     template = family.template(architecture)
     start = dict(source.config) if source is not None else {}
     if source is not None and source.body.architecture == architecture and _is_same(_compose(source.body), spec):
@@ -196,14 +201,14 @@ def try_family(
 
 
 def _try_towers(
-    family: Family, architecture: str, spec: Any, source: Any
+    family: Family, architecture: str, spec: Any, source: HFSource | None
 ) -> tuple[dict[str, Any], Body | None, list[str]]:
-    """`try_family` for a config.json that holds one for each tower: these are found one by one."""
+    """Do `try_family` for a config.json that contains a config for each tower; these are found one by one."""
     config = {**family.defaults, **(dict(source.config) if source is not None else {})}
     config |= {"architectures": [architecture], "model_type": family.model_types[0]}
     template = family.template(architecture)
     bindings: Bindings = {}
-    head = (template.get("decoder") or {}).get("head")  # of the whole, where it states one
+    head = (template.get("decoder") or {}).get("head")  # the whole family's, if it states one
     for tower, place in family.towers.items():
         inner = None if source is None else _take_tower(source, family, tower)
         alone = _without_joint(spec.towers()[tower], bare=tower == "decoder" and head is not None)
@@ -224,14 +229,15 @@ def _try_towers(
         return config, None, list(error.faults)
 
 
-def _take_tower(source: Any, family: Family, tower: str) -> Any:
-    """The part of a source that is one tower's: its config, and the model that this describes."""
+def _take_tower(source: HFSource, family: Family, tower: str) -> HFSource:
+    """Take one tower's part of a source: the tower's config, and the model that it describes."""
     inner = family.towers[tower].read(source.config, "config.json")
     return dataclasses.replace(source, config=inner, body=source.body.towers[tower])
 
 
-def _without_joint(tower: Any, *, bare: bool) -> Any:
-    """A tower by itself, without what joins it to one of another width; a `bare` one without its head."""
+def _without_joint(tower: Tower, *, bare: bool) -> Tower:
+    """Remove from a tower the fields that join it to the other tower, such as widths; if `bare`, its head too. They
+    follow from both towers, so that importing the found config checks them."""
     blocks = {
         name: block
         if block.cross is None or block.cross.memory.width is None
@@ -240,14 +246,16 @@ def _without_joint(tower: Any, *, bare: bool) -> Any:
     }
     head = NoHead(vocab_size=tower.vocab_size) if bare else tower.head
     embedding = tower.embedding
-    if tower.causal and hasattr(embedding, "apart_id"):  # both are the encoder's
+    if tower.causal and hasattr(embedding, "apart_id"):  # `tied` and `apart_id` refer to the encoder
         embedding = dataclasses.replace(embedding, tied=None, apart_id=None)
     return dataclasses.replace(tower, blocks=blocks, embedding=embedding, head=head, out_width=None, out_bias=False)
 
 
-def _find_tower(family: Family | None, tower: str, spec: Any, source: Any) -> tuple[dict[str, Any] | None, list[str]]:
-    """Find the config of one tower, of a family or of any that can be this tower of a pair; or the faults of the
-    nearest."""
+def _find_tower(
+    family: Family | None, tower: str, spec: Tower, source: HFSource | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Find the config of one tower, within `family` or, if None, within any family that can be this tower of a pair;
+    or else return the faults of the nearest."""
     stated = None if family is None else [(family, name) for name in family.architectures]
     members = stated or _members(tower, spec, source)
     nearest: list[str] | None = None
@@ -259,8 +267,8 @@ def _find_tower(family: Family | None, tower: str, spec: Any, source: Any) -> tu
     return None, nearest or [f"kind: no family has a class that is this {tower}"]
 
 
-def _members(tower: str, spec: Any, source: Any) -> Iterator[tuple[Family, str]]:
-    """The families that can be one tower of a pair, the likely ones first."""
+def _members(tower: str, spec: Tower, source: HFSource | None) -> Iterator[tuple[Family, str]]:
+    """Yield the families, each with a class, that can be one tower of a pair, the likeliest first."""
     if source is not None:
         yield source.body.family, source.body.architecture
         return
@@ -271,13 +279,13 @@ def _members(tower: str, spec: Any, source: Any) -> Iterator[tuple[Family, str]]
             yield member
 
 
-def _is_same(ours: Any, theirs: Any) -> bool:
-    """Whether two Specs compute the same."""
+def _is_same(ours: Topology, theirs: Topology) -> bool:
+    """Whether two Specs have the same forward pass."""
     return ours == theirs or not list_spec_differences(ours, theirs)
 
 
-def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> dict[str, Any] | None:
-    """The change that ties the head as the Spec does: importing a folder takes it from the tensors, not the config."""
+def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Topology) -> dict[str, Any] | None:
+    """Return the change of the model that ties the head as the Spec does; on import the tensors decide that."""
     head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
     tied = getattr(head, "tied", None)
     if tied is None or family.about.get("head") is None:
@@ -285,18 +293,18 @@ def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> 
     return {"head": {"tied": tied}} if can_be_tied(template.get("head") or {}) else None
 
 
-def _index_weights(spec: Any) -> list[int]:
-    """The index of each layer's weights: 0, 1, 2, … unless layers share them."""
+def _index_weights(spec: WholeSpec) -> list[int]:
+    """List the index of each layer's weights: 0, 1, 2, … unless layers share weights."""
     return [*map(spec.stack.index, range(spec.n_layers))] if isinstance(spec, Tower) else []
 
 
-def _index_sources(spec: Any) -> list[int]:
-    """The index of the layer whose keys and values each layer reads: its own, or an earlier one."""
+def _index_sources(spec: WholeSpec) -> list[int]:
+    """List for each layer the index of the layer whose keys and values it reads: itself, or an earlier one."""
     sources = find_sources(spec.blocks, spec.pattern) if isinstance(spec, Tower) else {}
     return [sources.get(layer, layer) for layer in range(spec.n_layers)]
 
 
-def _compose(body: Body) -> Any:
+def _compose(body: Body) -> WholeSpec:
     from zoo.compose import load
 
     return load(body.model)

@@ -1,20 +1,23 @@
-"""Compare two Specs field by field, layer by layer, whatever their kinds of layer are called."""
+"""Compare two Specs field by field and layer by layer, ignoring the names of their kinds of layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.grammar import to_dict
 from zoo.model.lending import find_sources
 from zoo.spec import shares_part
 
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology
+
 IRRELEVANT = ("init", "balance_coef", "z_coef")
-"""Fields that change no forward pass: how fresh weights are drawn, and a router's auxiliary losses."""
+"""Fields that do not change a forward pass: initialisation, and the coefficients of a router's auxiliary losses."""
 
 
-def list_spec_differences(ours: Any, theirs: Any) -> list[str]:
-    """List the fields in which two Specs differ, a line each; layers that differ alike share a line."""
+def list_spec_differences(ours: Topology, theirs: Topology) -> list[str]:
+    """List the fields in which two Specs differ, a line each; layers with the same difference share a line."""
     return list(dict.fromkeys(_differences(write_out_layers(ours), write_out_layers(theirs))))
 
 
@@ -36,12 +39,12 @@ def write_out_layers(spec: Any) -> dict[str, Any]:
 
 
 def _number(block: dict[str, Any], source: int | None) -> dict[str, Any]:
-    """A layer that names the kind whose keys it reads, with that layer's number in its place."""
+    """Replace the kind of layer in `kv_from` by the index of the layer that is read."""
     return block if source is None else {**block, "attention": {**block["attention"], "kv_from": source}}
 
 
 def is_equal(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal; numbers may differ by rounding."""
+    """Whether two plain values are equal; numbers may differ by a relative 1e-12."""
     numbers = all(isinstance(each, float | int) and not isinstance(each, bool) for each in (a, b))
     return abs(a - b) <= 1e-12 * max(abs(a), abs(b)) if numbers else a == b
 
@@ -56,7 +59,7 @@ def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
             yield from _differences(mine, other, path)
     elif not is_equal(ours, theirs):
         yield f"{path}: is {_short(ours)}, would be {_short(theirs)}"
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):  # of two kinds: fields of both may differ too
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):  # kinds differ; fields of both may differ too
             for key in ours:
                 if isinstance(ours[key], Mapping) and isinstance(theirs.get(key), Mapping):
                     yield from _differences(ours[key], theirs[key], f"{path}.{key}")

@@ -1,12 +1,12 @@
-"""Checksums of a checkpoint: a manifest with the bytes and the xxh3 of each file, compared when the checkpoint is read.
+"""Write and verify a checkpoint's checksums: a manifest has the size and xxh3 hash of each file.
 
     step-000400/manifest.json    {"files": {"model.safetensors": {"bytes": 1234, "xxh3": "…"}, …}, "xxh3": "…"}
 
-The last key of the manifest is the hash of all before it: its seal. training.json has a seal of its own and is not
-listed: an evaluation is noted in it later, and a process that is killed between two files must leave both whole. An
-average (`ema`) has a manifest of its own. Checkpoints of older versions have neither, and are read as they are.
+The manifest's last key, its seal, is the hash of all text before it. training.json has its own seal and is not listed,
+because evaluations are added to it later and a process killed between two writes must leave both files valid. An
+average (`ema`) has its own manifest. Checkpoints of older versions have no manifest and are read unverified.
 
-Files are hashed from the system's cache, which reading the weights would fill as well: some 0.1 s a GB.
+Hashing takes about 0.1 s per GB: it reads the files into the system's cache, as loading the weights would anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zoo.untrusted.paths import find_inside
 
 MANIFEST = "manifest.json"
 SKIP = "ZOO_NO_VERIFY"
-"""The variable that turns verification off (`--no-verify`): in the environment, as processes of a run inherit it."""
+"""Environment variable that turns verification off (`--no-verify`); processes that a run starts inherit it."""
 
 SEAL, END = ',\n  "xxh3": "', '"\n}\n'
 BUFFER = 4 << 20  # bytes that are read and hashed at a time
@@ -33,21 +33,21 @@ MOST_FAULTS = 5
 
 
 class ManifestEntry(JsonShape):
-    """A file as it was written."""
+    """A file's size and hash when it was written."""
 
     bytes: int
     xxh3: str
 
 
 class Manifest(JsonShape):
-    """The files of a checkpoint's folder by their paths in it."""
+    """The files of a checkpoint's folder, by their relative paths."""
 
     files: dict[str, ManifestEntry]
 
 
 @contextmanager
 def unverified() -> Iterator[None]:
-    """Leave verification out inside this block, in this process and those that it starts."""
+    """Skip verification inside this block, in this process and in those that it starts."""
     before = os.environ.get(SKIP)
     os.environ[SKIP] = "1"
     try:
@@ -62,7 +62,7 @@ def is_verified() -> bool:
 
 
 def write_manifests(folder: Path) -> None:
-    """Write the manifest of a checkpoint that is not published yet, and those of the averages in it."""
+    """Write the manifest of a checkpoint that is not published yet, and the manifests of the averages in it."""
     averages = [folder / name for name in AVERAGES if (folder / name / ARCHITECTURE).is_file()]
     for each in averages:
         write_manifests(each)
@@ -73,8 +73,8 @@ def write_manifests(folder: Path) -> None:
 
 
 def verify(folder: Path, *, training: bool = False) -> None:
-    """Compare the files of a model with its manifest; with `training` also those that a run resumes from, and the
-    averages. Raises CheckpointError, one line for each file that differs (the first few)."""
+    """Compare a model's files with its manifest; with `training` also the files for resuming a run, and the averages.
+    Raises CheckpointError, one line for each file that differs (the first few)."""
     if not is_verified() or not (folder / MANIFEST).is_file():
         return
     faults = [
@@ -90,12 +90,12 @@ def verify(folder: Path, *, training: bool = False) -> None:
 
 
 def read_manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Read the entries of a manifest. Raises CheckpointError where it is damaged."""
+    """Read the entries of a manifest. Raises CheckpointError if it is damaged."""
     return read_sealed(folder / MANIFEST, Manifest)["files"]
 
 
 def find_fault(file: Path, entry: Mapping[str, Any]) -> str | None:
-    """Say how a file differs from what was written."""
+    """Describe how a file differs from its manifest entry; None if it does not."""
     would = "another copy of it; --no-verify reads it as it is"
     if not file.is_file():
         return f"{file}: is missing, {MANIFEST} lists it ({would})"
@@ -120,11 +120,11 @@ def hash_file(file: Path) -> str:
     return found.hexdigest()
 
 
-# ---------------------------------------------------------------- a JSON file that guards itself
+# ---------------------------------------------------------------- a JSON file with its own hash
 
 
 def seal(node: Mapping[str, Any]) -> str:
-    """Write a mapping as JSON whose last key is the hash of all before it."""
+    """Serialise a mapping as JSON whose last key is the hash of all text before it."""
     from xxhash import xxh3_128_hexdigest
 
     body = json.dumps(node, indent=2).removesuffix("\n}")
@@ -132,8 +132,8 @@ def seal(node: Mapping[str, Any]) -> str:
 
 
 def read_sealed(file: Path, shape: Any) -> dict[str, Any]:
-    """Read a file that `seal` wrote, without the seal; one that never had one as it is. Raises CheckpointError where
-    its text is not what was written, and FileNotFoundError where there is none."""
+    """Read a JSON file and verify its seal, if it has one. Returns the mapping without the seal. Raises CheckpointError
+    if the text was changed since, and FileNotFoundError."""
     from xxhash import xxh3_128_hexdigest
 
     data = read_bytes(file).replace(b"\r\n", b"\n")  # as Windows writes a text

@@ -1,22 +1,22 @@
-"""Map tensors of a published file to tensors of ours, by the rows of a family's `keys`.
+"""Map tensors of a published file ("theirs") to our model's ("ours"), by the rows of a family's `keys`.
 
     blocks.#.attention.o: ~layers.#.self_attn.o_proj           one module: its weight, and its bias where it has one
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
     blocks.#.ffn.{up,down}: ~h.#.mlp.{fc_in,fc_out}            a row for each, written out as the YAML is read (body.py)
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
-    blocks.#.attention.conv: ~layers.#.q_conv + ~layers.#.v_conv   one of ours, its `segments` apart in theirs
-    embedding.tokens: ~base + ~new | apart(sizes)              one of ours, as many of its rows in each of theirs
+    blocks.#.attention.conv: ~layers.#.q_conv + ~layers.#.v_conv   one of ours, split by its part's `segments`
+    embedding.tokens: ~base + ~new | apart(sizes)              one of ours, split by rows into these sizes
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
-    embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None where there is no such row
+    embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None for no such row
     blocks.#.ngrams.table: ~layers.#.table_@ | shards(8)       one of ours whose rows are in several of theirs
-    blocks.*.message_read.query: ~queries | ends               those of all layers in one of theirs, or a few
+    blocks.*.message_read.query: ~queries | ends               ours of all layers, in one or a few of theirs
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
     blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index computed from the layer's
     blocks.#.attention.{k_b,v_b}: ~layers.#.kv_b | groups(heads[layer])   a step whose number is the layer's own
 
-`#` is a layer's index (a second `#`, that of one of several alike in a layer), `@` an expert's (a head's, a
-shard's), `~` the prefix of the model's class. The steps after `|` convert their tensors to ours, from left to right;
-undone from right to left they convert ours to theirs. A tensor of either side without a row is an error.
+`#` is a layer's index (a second `#` the index of one of several equal parts in a layer), `@` an expert's (or a head's,
+or a shard's), `~` the prefix of the model's class. Applied left to right, the steps after `|` convert theirs to ours;
+their inverses, right to left, convert ours to theirs. A tensor of either side without a row is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.entries import STEPS, Entry, Shape, Shards, TensorStep
 from zoo.errors import CheckpointError
@@ -34,8 +34,11 @@ from zoo.families.body import Body
 from zoo.families.expression import Expression, evaluate_tree
 from zoo.spec import Experts, tensors
 
+if TYPE_CHECKING:
+    from zoo.checkpoint.stored import WholeSpec
+
 LARGEST = 2**56
-"""Values of the largest tensor: torch counts bytes in 64 bits."""
+"""Maximum number of values in a tensor: torch counts bytes in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,14 @@ class Rule:
 
 
 def _braces(text: str) -> Iterator[str]:
-    """The names of a row: `a.{b,c}` gives `a.b` and `a.c`; a space separates whole names."""
+    """Expand the names of a row: `a.{b,c}` gives `a.b` and `a.c`; a space separates whole names."""
     for word in text.split():
         match = re.fullmatch(r"(.*)\{(.*)\}(.*)", word)
         yield from (f"{match[1]}{each}{match[3]}" for each in match[2].split(",")) if match else (word,)
 
 
 def _pattern(ours: str) -> re.Pattern[str]:
-    """The names of our tensors that a row covers; its groups are the layer's index and the leaf (.weight, .bias)."""
+    """Make the pattern of a row's names of ours. Its groups are the layer's index and the leaf (.weight, .bias)."""
     text = re.sub(r"#(?:\\\((\w+)\\\))?", r"(\\d+)", re.escape(ours).replace(r"\#", "#").replace(r"\*", r"\d+"))
     return re.compile(rf"{text}((?:\.(?:weight|bias))?)")
 
@@ -82,7 +85,7 @@ def _kind(ours: str) -> str | None:
     return match[1] if match else None
 
 
-def map_tensors(spec: Any, body: Body) -> list[Entry]:
+def map_tensors(spec: WholeSpec, body: Body) -> list[Entry]:
     """Map every tensor of a model to tensors of a file. Raises CheckpointError that lists those without a row."""
     entries, lost = find_entries(spec, body)
     if lost:
@@ -90,7 +93,7 @@ def map_tensors(spec: Any, body: Body) -> list[Entry]:
     return entries
 
 
-def find_entries(spec: Any, body: Body) -> tuple[list[Entry], list[str]]:
+def find_entries(spec: WholeSpec, body: Body) -> tuple[list[Entry], list[str]]:
     """Map the tensors of a model to tensors of a file, and list those without a row."""
     rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.keys.items()}
     rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
@@ -113,8 +116,8 @@ def find_entries(spec: Any, body: Body) -> tuple[list[Entry], list[str]]:
     return list(dict.fromkeys(found.values())), lost
 
 
-def _entries_of_towers(spec: Any, body: Body) -> Iterator[Entry]:
-    """The entries that the family of each tower gives, where towers have families of their own."""
+def _entries_of_towers(spec: WholeSpec, body: Body) -> Iterator[Entry]:
+    """Map the tensors of each tower by the tower's own family, where towers have families of their own."""
     for tower, inner in body.towers.items():
         for entry in find_entries(spec.towers()[tower], inner)[0]:
             theirs = tuple(f"{body.prefix}{tower}.{name}" for name in entry.theirs)
@@ -124,7 +127,7 @@ def _entries_of_towers(spec: Any, body: Body) -> Iterator[Entry]:
 def _entries_for(
     name: str, rules: Sequence[Rule], table: Mapping[str, tuple[Any, Shape]], body: Body
 ) -> Iterator[Entry]:
-    """The entries that the rows give for one of our tensors; the first is taken."""
+    """Yield the entries that the rows give for one of our tensors; callers take the first."""
     for rule in rules:
         for pattern, ours in zip(rule.patterns, rule.ours, strict=True):
             match = pattern.fullmatch(name)
@@ -154,13 +157,13 @@ def _entries_for(
 
 
 def _make_step(step: Callable[..., TensorStep], argument: Expression | None, fields: Mapping[str, Any]) -> TensorStep:
-    """A step with its number, or with its list of numbers."""
+    """Make a step from its class and its argument, a number or a list of numbers."""
     value = 0 if argument is None else argument.value(fields)
     return step(numbers=tuple(map(int, value))) if isinstance(value, list) else step(int(value))
 
 
 def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]], name: str) -> bool:
-    """Whether the layer is of the kind that the row asks for, if it asks for one."""
+    """Whether the layer is of the kind that the row requires, if it requires one."""
     wanted = _kind(ours)
     if wanted is None:
         return True
@@ -177,13 +180,13 @@ def fill_braces(theirs: str, index: Sequence[str], fields: Mapping[str, Any]) ->
 
 
 def _fields_of(index: Sequence[str], fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields that an expression reads for a layer: the config's, and its index."""
+    """Return the fields that an expression may read for a layer: the config's, and `layer`, its index."""
     return {**fields, "layer": int(index[0])} if index else fields
 
 
 def _filled(text: str, index: Sequence[str]) -> str:
-    """The name with the layer's index in place of `#`, and without the kind after it. A second `#` has the second
-    index, where there is one."""
+    """Replace each `#` in a name by its index, and remove the kind of layer after it. The last index fills all `#` that
+    are left."""
     text = re.sub(r"#\(\w+\)", "#", text)
     for each in index[:-1]:
         text = text.replace("#", each, 1)
@@ -191,7 +194,7 @@ def _filled(text: str, index: Sequence[str]) -> str:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor's name matches one of the patterns, in which `*` is any text."""
+    """Whether a tensor's name matches any of the patterns, in which `*` is any text."""
     return bool(patterns) and _compile(tuple(patterns)).fullmatch(name) is not None
 
 

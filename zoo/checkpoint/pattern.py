@@ -1,9 +1,9 @@
-"""Tell whether a regular expression of a tokenizer.json may take very long: by its form alone, no text is tried.
+"""Detect regular expressions in a tokenizer.json that may backtrack for very long, from their form alone.
 
-A search backtracks for very long where a repetition repeats what is itself of several lengths, `(a+)+`, or where
-several repetitions stand before something that may then be missing, `a*a*b` (Weideman et al., 2016, "Analyzing matching
-time behavior of backtracking regular expression matchers"). Oniguruma, which tokenizers has, gives up after 10⁷ steps
-at one place of a text, and a text has many places.
+Backtracking is slow if a repetition repeats a part of variable length, `(a+)+`, or if several repetitions precede a
+part that may fail to match, `a*a*b` (Weideman et al., 2016, "Analyzing matching time behavior of backtracking regular
+expression matchers"). Oniguruma, which the package tokenizers uses, gives up after 10⁷ steps at one position, but a
+text has many positions.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from zoo.errors import ConfigError
 
 SEVERAL, CHOICES = 1, 8
-"""How many repetitions without an end, and how many choices, may stand before something that has to follow. Published
-patterns have one and three."""
+"""Maximum number of unbounded repetitions, and of choices, before a part that must match. Published patterns have one
+and three."""
 LONG = 64
-"""A repetition of more than this is one without an end."""
+"""A repetition of more than this many times counts as unbounded."""
 DEEPEST, LONGEST = 20, 10_000
 
 KNOWN = (r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+", r"(?:\p{L}\p{M}*)+", r"(?:\r?\n)+")
-"""Parts of published patterns that repeat what is of several lengths, and can match a text in one way alone (EXAONE 4,
-say)."""
+"""Parts of published patterns (EXAONE 4, say) that repeat a part of variable length, but can match a text in only one
+way."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What stands in a sequence, and how often: between `least` and `most` times, None for without an end. A group has
-    alternatives, each a sequence; one that only looks ahead or back takes no text."""
+    """A character or group of a pattern, repeated `least` to `most` times (None: unbounded). A group has `branches`,
+    its alternatives, each a sequence of items; a lookahead or lookbehind (`looks`) consumes no text."""
 
     least: int = 1
     most: int | None = 1
@@ -37,20 +37,20 @@ class Item:
 
     @property
     def varies(self) -> bool:
-        """Whether it may match in more than one way: it has a choice in it, or is one."""
+        """Whether the item may match in more than one way: by its own repetition, or by a choice inside it."""
         inside = len(self.branches) > 1 or any(each.varies for branch in self.branches for each in branch)
         return self.least != self.most or inside
 
     @property
     def is_needed(self) -> bool:
-        """Whether a match may fail for want of it."""
+        """Whether a match fails if the item is absent from the text."""
         if not self.branches or self.looks:
             return self.least > 0
         return self.least > 0 and all(any(each.is_needed for each in branch) for branch in self.branches)
 
 
 def find_slow_part(pattern: str) -> str | None:
-    """Say in a few words what may make a pattern slow, or that it is none; None where nothing does."""
+    """Describe in a few words why a pattern may be slow, or why it cannot be parsed; None for a fast pattern."""
     for each in KNOWN:
         pattern = pattern.replace(each, r"\p{L}+")
     if len(pattern) > LONGEST:
@@ -64,8 +64,8 @@ def find_slow_part(pattern: str) -> str | None:
 
 
 def _count(item: Item, needed: bool) -> tuple[int, int]:
-    """Count the endless repetitions and the choices in an item before something that is `needed`. Raises ConfigError
-    where there are too many."""
+    """Count the unbounded repetitions and the choices in an item; `needed` says whether a part that must match follows.
+    Raises ConfigError for too many."""
     repeated = item.most is None or item.most > 1
     inside = [each for branch in item.branches for each in branch]
     if repeated and (len(item.branches) > 1 or any(each.varies for each in inside)):
@@ -89,7 +89,7 @@ def _count(item: Item, needed: bool) -> tuple[int, int]:
 
 @dataclass
 class _Parser:
-    """Read the structure of a pattern: groups, alternatives, how often. All else is one character."""
+    """Parse the structure of a pattern: groups, alternatives and repetitions. Anything else counts as one character."""
 
     text: str
     at: int = 0
@@ -112,7 +112,7 @@ class _Parser:
         return (*branches, tuple(branch))
 
     def parse_item(self) -> Iterator[Item]:
-        """Read one character or group, and how often it stands there."""
+        """Read one character or group, and its repetition."""
         item = self.parse_atom()
         while (found := self.parse_times()) is not None:
             if item.least != 1 or item.most != 1:  # (…)+*
@@ -121,7 +121,7 @@ class _Parser:
         yield item
 
     def parse_times(self) -> tuple[int, int | None] | None:
-        """Read `*`, `+`, `?` or `{n,m}`, and the sign behind it that makes it lazy or possessive."""
+        """Read `*`, `+`, `?` or `{n,m}`, and the sign after it that makes it lazy or possessive."""
         least, most = 1, 1
         if self.take("*"):
             least, most = 0, None
@@ -133,12 +133,12 @@ class _Parser:
             end = self.text.find("}", self.at)
             first, comma, last = self.text[self.at + 1 : max(end, 0)].partition(",")
             if end < 0 or not (first + last).isdecimal() or len(first + last) > 10:
-                return None  # a brace that is a character
+                return None  # a literal brace
             least = int(first or 0)
             most = (int(last) if last else None) if comma else least
             self.at = end + 1
             self.take("?")
-            return least, most  # a + behind it repeats it: only behind the other signs does it make them possessive
+            return least, most  # {n,m}+ is a repetition of a repetition; only after `*`, `+`, `?` is + possessive
         else:
             return None
         _ = self.take("?") or self.take("+")
@@ -176,7 +176,7 @@ class _Parser:
         return Item(branches=branches, looks=looks)
 
     def skip_class(self) -> None:
-        """Skip the rest of `[…]`, in which others may stand."""
+        """Skip the rest of `[…]`, which may contain nested ones."""
         depth, first = 1, True
         while depth:
             if self.at >= len(self.text):
@@ -190,7 +190,7 @@ class _Parser:
             first = first and sign == "^"
 
     def skip_escape(self) -> None:
-        """Skip what a backslash begins. Raises ConfigError for what refers to another part of the pattern."""
+        """Skip an escape sequence. Raises ConfigError for a reference to another part of the pattern."""
         sign = self.text[self.at : self.at + 1]
         if sign in "123456789gk":
             raise ConfigError(f"it refers to another part of itself, \\{sign}")
@@ -199,7 +199,7 @@ class _Parser:
             self.at = max(self.text.find("}", self.at) + 1, self.at)
 
     def take(self, sign: str) -> bool:
-        """Whether this sign comes next, which is then read."""
+        """Read `sign` if it comes next. Returns whether it did."""
         found = self.text.startswith(sign, self.at)
         self.at += found
         return found

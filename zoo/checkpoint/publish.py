@@ -1,14 +1,14 @@
-"""Publish a run's checkpoints. One function owns the whole way of each, and no other code touches their folders.
+"""Publish a run's checkpoints. `publish` takes each through all states, and no other code touches their folders.
 
     draft    written under a name that nobody reads, and locked
-    listed   its manifest has the bytes and the hash of each file (zoo/checkpoint/manifest.py)
-    synced   every file and folder of it is on the disk
-    renamed  it has its own name: whole, or not there
-    pointed  `latest` names it: a run goes on from here
-    retired  what is kept no longer has gone, each by a rename first
+    listed   its manifest has the size and hash of each file (zoo/checkpoint/manifest.py)
+    synced   all its files and folders are flushed to disk
+    renamed  it has its final name: it is complete, or not there
+    pointed  `latest` names it: a run resumes from it
+    retired  checkpoints that are no longer kept are deleted, each after a rename
 
-A process that dies in any state leaves what the state before promised. What a draft or a retired folder left behind
-goes with the next publication.
+A process that is killed in any state leaves the guarantees of the state before. The next publication removes what a
+draft or a retired folder left behind.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from zoo.runs import LATEST, steps
 
 
 def publish(folder: Path, write: Callable[[Path], object], keeps: Callable[[list[Path]], Iterable[Path]]) -> None:
-    """Take a checkpoint from a draft, which `write` fills, to the newest of its run; then retire older ones.
+    """Write a checkpoint by `write` into a draft, publish it as the newest of its run, then retire older ones.
 
-    `keeps` chooses among the checkpoints before this one, oldest first, those that stay. Those of later steps, which a
-    run has when it was set back to an earlier one, stay until the run comes past them.
+    `keeps` gets the checkpoints before this one, oldest first, and returns those to keep. Checkpoints of later steps,
+    which exist if the run was set back to an earlier step, stay until the run has passed them.
     """
     root = folder.parent
     with replace_folder(folder) as draft:
         write(draft)
         write_manifests(draft)
-    flush(root.parent)  # which names `root`, and the files that the checkpoint knows the lengths of
+    flush(root.parent)  # it lists `root`, and the files whose lengths the checkpoint records
     point(root, LATEST, folder)
     retire(folder, keeps)
 
 
 def point(root: Path, pointer: str, folder: Path) -> None:
-    """Let a pointer of a run's checkpoints name one of them."""
+    """Make a pointer file, such as `latest`, name one of a run's checkpoints."""
     write_text(root / pointer, f"{folder.name}\n")
 
 
 def retire(folder: Path, keeps: Callable[[list[Path]], Iterable[Path]]) -> None:
-    """Delete the checkpoints before `folder` that are not kept, and what killed processes left."""
+    """Delete the checkpoints before `folder` that are not kept, and drafts that killed processes left."""
     there = steps(folder.parent)
     earlier = there[: there.index(folder)]
     stay = set(keeps(earlier))

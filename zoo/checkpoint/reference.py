@@ -14,7 +14,7 @@ def main(folder: Path, place: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = _open_model(folder, config, torch.float32).eval()
     asked = load_file(place / "asked.safetensors")
-    if config["architectures"][0].endswith("ForMultipleChoice"):  # a row is the one choice of its question
+    if config["architectures"][0].endswith("ForMultipleChoice"):  # each row is a question with a single choice
         asked = {name: tensor[:, None] for name, tensor in asked.items()}
     with torch.inference_mode():
         out = model(**asked)
@@ -24,8 +24,8 @@ def main(folder: Path, place: Path) -> None:
 
 
 def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
-    """Open the folder's model. transformers has no class of the name where another family's serves the type of config:
-    Llama's reads EXAONE."""
+    """Open the folder's model by its class's name, or by AutoModel where transformers has no such class (it reads
+    EXAONE by Llama's)."""
     import transformers
 
     name = config["architectures"][0]
@@ -36,8 +36,8 @@ def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
 
 
 def restore_buffers(model: Any, folder: Path) -> None:
-    """Give a model's buffers the values that the folder's files have. transformers 5.24 writes initial values over some
-    that it has read: the last of ZAYA1's balancing biases is -1 then, whatever the file says."""
+    """Set a model's buffers to the values in the folder's files. transformers 5.24 overwrites some by initial values
+    after reading them: the last of ZAYA1's balancing biases becomes -1."""
     from safetensors import safe_open
 
     buffers = dict(model.named_buffers())

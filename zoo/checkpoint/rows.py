@@ -1,12 +1,12 @@
-"""Pair a family's `model` with a Spec into two-way rows, and find the fields of a config.json from them.
+"""Pair a family's `model` with a Spec, field by field, and find the fields of a config.json from the pairs.
 
-Every row has an expression over a config's fields and the value of ours in its place:
+Each pair, a FieldRow, has an expression over a config's fields and the Spec's value:
 
     vocab_size                =vocab_size                                   32000
     attention.n_kv_heads      =num_key_value_heads or num_attention_heads   8
     activation                =act(hidden_act)                              {kind: silu}
 
-Import evaluates the expression; `bind` gives the fields by which it has our value.
+Import evaluates the expression; `bind` finds fields with which the expression has our value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.likeness import is_equal
 from zoo.families.binding import bind, try_evaluate
@@ -24,20 +24,23 @@ from zoo.families.expression import Bindings, Expression, is_expression
 from zoo.grammar import to_dict, to_tree
 from zoo.spec import Node, Spec
 
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology, Tower
+
 LENDER = "kv_from"
-"""The field of an attention that names a kind of layer."""
+"""The field of an attention that names the kind of layer whose keys it reads."""
 
 
 @dataclass(frozen=True)
 class FieldRow:
-    """One field of a Spec and the expression or plain value that a family's `model` has for it."""
+    """One field of a Spec: `stated`, the family's expression or constant for it, and `value`, the Spec's."""
 
     stated: Any
     value: Any
 
     def bind_into(self, found: Bindings, known: Mapping[str, Any]) -> bool:
-        """Add the fields that the row needs to `found`, where the first to name a field decides. False where the row
-        cannot have our value."""
+        """Add the fields that give our value to `found`; a field that is there already is kept. Returns False if no
+        fields give our value."""
         if not is_expression(self.stated):
             return is_equal(self.stated, self.value)
         tree, env = Expression(self.stated[1:]).tree, {**known, **_named(found)}
@@ -50,10 +53,10 @@ class FieldRow:
         return bool(bindings) or all(is_equal(given, self.value) for given in try_evaluate(tree, env))
 
 
-def find_fields(template: Mapping[str, Any], spec: Any, stated: Mapping[str, Any]) -> tuple[Bindings, Any]:
-    """Find the fields by which a family's `model` would describe a Spec, and the family's kind of each layer.
+def find_fields(template: Mapping[str, Any], spec: Topology, stated: Mapping[str, Any]) -> tuple[Bindings, Any]:
+    """Find the config fields with which a family's `model` describes a Spec, and the family's kind of each layer.
 
-    The kinds are a list, or a list for each tower of two. `stated` are the fields known beforehand.
+    The kinds are a list, or a list per tower if there are two towers. `stated` are fields known beforehand.
     """
     stated_kind = template.get("kind")
     template = {**template, "kind": spec.kind} if is_expression(stated_kind) else template
@@ -75,8 +78,8 @@ def find_fields(template: Mapping[str, Any], spec: Any, stated: Mapping[str, Any
 
 
 def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
-    """Pair what a composed template has with the value of the same field of a Spec, from the top down."""
-    if isinstance(node, Mapping) and BOX in node:  # a head beside it is completed by the vocabulary
+    """Pair each value of a composed template with the Spec's value of the same field, recursively."""
+    if isinstance(node, Mapping) and BOX in node:  # composing may have added keys next to BOX, as a head's vocab_size
         node = node[BOX]
     if isinstance(value, Node) and value.word and not _spells_out(node, value):
         value = getattr(value, value.word)
@@ -95,14 +98,14 @@ def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
 
 
 def _spells_out(node: Any, value: Node) -> bool:
-    """Tell whether a template has a node's fields, or what stands for its main field alone."""
+    """Whether a template states a node's fields, rather than only the value of its main field."""
     if isinstance(node, Mapping):
         return "kind" not in node
     return isinstance(node, str) and f'"{value.word}":' in node
 
 
-def _bind_tower(tree: Mapping[str, Any], tower: Any, known: Mapping[str, Any], found: Bindings) -> list[str]:
-    """Bind the rows of a tower and of its layers. Gives the family's kind of each layer: the one with fewest misses."""
+def _bind_tower(tree: Mapping[str, Any], tower: Tower, known: Mapping[str, Any], found: Bindings) -> list[str]:
+    """Bind the rows of a tower and its layers. Returns the family's kind of each layer: the one with fewest misses."""
     for row in pair_fields({k: v for k, v in tree.items() if k not in ("blocks", "pattern")}, tower):
         row.bind_into(found, known)
     paired = {
@@ -121,7 +124,7 @@ def _bind_tower(tree: Mapping[str, Any], tower: Any, known: Mapping[str, Any], f
 
 
 def _bind_block(rows: Sequence[FieldRow], env: Mapping[str, Any], found: Bindings) -> tuple[int, Bindings]:
-    """Bind the rows of one layer. Gives the number of rows that miss or contradict `found`, and the fields."""
+    """Bind the rows of one layer. Returns the number of rows that fail or contradict `found`, and the fields."""
     bindings: Bindings = {}
     misses = sum(not row.bind_into(bindings, env) for row in rows)
     return misses + sum(key in found and found[key] != value for key, value in bindings.items()), bindings
@@ -144,7 +147,7 @@ def _bind_pattern(template: Mapping[str, Any], kinds: list[str], known: Mapping[
 
 
 def _named(found: Bindings) -> Bindings:
-    """The bindings of whole fields, without those of entries and of inner fields."""
+    """Keep the bindings of whole fields, and drop those of list entries and inner fields."""
     return {name: value for name, value in found.items() if name.isidentifier()}
 
 
@@ -154,9 +157,9 @@ def _named(found: Bindings) -> Bindings:
 BOX = "expression"
 
 
-def _compose_unevaluated(template: Mapping[str, Any], spec: Any) -> dict[str, Any]:
-    """Compose a family's `model` with its expressions as values: interpolations carry them to every field that they
-    decide. Each kind of layer has one block."""
+def _compose_unevaluated(template: Mapping[str, Any], spec: Topology) -> dict[str, Any]:
+    """Compose a family's `model` with its expressions as values, so that interpolations carry each expression to every
+    field that it determines. Each kind of layer gets one block."""
     from zoo.compose.targets import compose_model
 
     kinds = _list_kinds(template)
@@ -169,7 +172,7 @@ def _compose_unevaluated(template: Mapping[str, Any], spec: Any) -> dict[str, An
 
 
 def _list_kinds(template: Mapping[str, Any]) -> list[str]:
-    """The kinds of layer of a family. "layer", the model without a patch, is one unless the pattern never names it."""
+    """List a family's kinds of layer. "layer", the model without a patch, is one unless the pattern never names it."""
     kinds, pattern = [name for name in template.get("layers") or {} if name != "layer"], template.get("pattern")
     text = pattern if isinstance(pattern, str) else repr(pattern)
     unnamed = kinds and pattern is not None and re.search(r"""(["'])layer\1""", text) is None
@@ -177,7 +180,7 @@ def _list_kinds(template: Mapping[str, Any]) -> list[str]:
 
 
 def _box(node: Any) -> Any:
-    """Wrap each expression that gives a whole node: as a text it would be taken for the name of a choice."""
+    """Wrap each expression that gives a whole node; a bare text would be taken for the name of a choice."""
     if is_expression(node):
         return {BOX: node} if re.match(r"=(\w+\(|\{)", node) else node
     if isinstance(node, Mapping):

@@ -1,5 +1,5 @@
-"""Keep and write what sentence-transformers has beside a model: modules.json, and a folder for each module after the
-model itself (Reimers and Gurevych, 2019)."""
+"""Copy and write the files of sentence-transformers (Reimers and Gurevych, 2019): modules.json, and a folder for each
+module after the model itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES, PROMPTS, LIMITS = "modules.json", "config_sentence_transformers.json", 
 FILES = (MODULES, PROMPTS, LIMITS)
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 FOLDERS = tuple(f"[0-9]_{kind}" for kind in KINDS[1:])
-"""What such a folder holds beside a checkpoint's own files, as glob patterns."""
+"""Folders of the modules after the model, as glob patterns."""
 
 POOLINGS = {
     "cls": "pooling_mode_cls_token",
@@ -33,7 +33,7 @@ POOLINGS = {
     "weighted": "pooling_mode_weightedmean_tokens",
     "last": "pooling_mode_lasttoken",
 }
-"""The poolings, and their flags in 1_Pooling/config.json, in the order in which vectors of several are joined."""
+"""Poolings and their flags in 1_Pooling/config.json, in the order in which vectors of several are concatenated."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class DenseFile(JsonShape):
 
 
 def list_modules(folder: Path) -> list[Module]:
-    """List the modules of a folder; none where it has no modules.json. Raises CheckpointError for one of a kind that is
-    none of KINDS."""
+    """List the modules of a folder; none if it has no modules.json. Raises CheckpointError for a kind not in KINDS."""
     file = folder / MODULES
     if not file.is_file():
         return []
@@ -100,12 +99,12 @@ def list_modules(folder: Path) -> list[Module]:
 
 
 def _find_module(folder: Path, stated: str, place: str) -> Path:
-    """The folder of a module: the model itself may have no folder of its own."""
+    """Find the folder of a module; an empty path is the model's own folder."""
     return find_inside(folder, stated, place) if stated else folder
 
 
 def copy_modules(folder: Path, out: Path) -> None:
-    """Copy what a folder has beside its model, unless `out` has modules of its own."""
+    """Copy a folder's modules, other than the model itself, unless `out` has modules already."""
     if (out / MODULES).exists() or not (folder / MODULES).is_file():
         return
     for module in list_modules(folder)[1:]:
@@ -118,7 +117,8 @@ def copy_modules(folder: Path, out: Path) -> None:
 
 
 def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
-    """Write the modules of a model whose vectors, `width` wide, are pooled so and made of length 1."""
+    """Write the modules of an embedding model: `width`-wide vectors, pooled by `pooling`, scaled to length 1. `limit`
+    is the longest text, in tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -139,5 +139,5 @@ def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
 
 
 def read_settings(file: Path, shape: type[JsonShape]) -> dict[str, Any]:
-    """Read one of the JSON files of a folder or a module; nothing where there is none."""
+    """Read one of the JSON files of a folder or a module; an empty mapping if there is none."""
     return read_json(file, shape) if file.is_file() else {}

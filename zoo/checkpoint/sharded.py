@@ -1,15 +1,15 @@
-"""Tensors of which each process writes its own part: safetensors files, by torch.distributed.checkpoint.
+"""Save and load sharded tensors: each process writes its own part to safetensors, by torch.distributed.checkpoint.
 
     model.shards/shard-00001-model-00001-of-00001.safetensors …
 
-Each file says where its parts lie in the whole tensors. So any number of processes, with parts of any shape, reads
-them, and one process reads tensor by tensor. No file is unpickled.
+Each file records the offsets of its parts in the whole tensors, so that any number of processes with parts of any
+shape can read them, and a single process can read tensor by tensor. DCP's own format is not used: it is unpickled.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,10 +21,11 @@ from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 
 class Piece(NamedTuple):
-    """A part of a tensor, and where it begins in the whole."""
+    """A part of a tensor, and the offset in the whole tensor at which it begins."""
 
     offset: tuple[int, ...]
     tensor: Tensor
@@ -32,26 +33,26 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """The part of a tensor of this shape that a process holds."""
+    """The pieces that a process holds of a tensor. `shape` is the whole tensor's."""
 
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: torch.dtype
     pieces: tuple[Piece, ...]
 
     @classmethod
     def whole(cls, tensor: Tensor) -> HeldTensor:
-        """All of a tensor; a number as one of one place."""
+        """Hold all of a tensor. A scalar is held with shape [1]."""
         tensor = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
         return cls(tuple(tensor.shape), tensor.dtype, (Piece((0,) * tensor.ndim, tensor),))
 
     def copy(self) -> HeldTensor:
-        """A copy in the host's memory, which is written while training goes on."""
+        """Copy to host memory, so that it can be written while training goes on."""
         pieces = (Piece(each.offset, each.tensor.to("cpu", copy=True)) for each in self.pieces)
         return HeldTensor(self.shape, self.dtype, tuple(pieces))
 
 
-def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: Any = None) -> None:
-    """Write what each process of a group holds, by name; all must call it. Parts that several have are written once."""
+def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGroup | None = None) -> None:
+    """Write the tensors that each process of a group holds, by name; all must call it. Equal parts are written once."""
     from torch.distributed import is_initialized
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -63,12 +64,12 @@ def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: Any = None)
 
 
 def load_shards(held: Mapping[str, HeldTensor], folder: Path) -> None:
-    """Fill what a process holds, by name, from a folder of shards; each process for itself. Raises CheckpointError."""
+    """Fill a process' pieces, by name, from a folder of shards. Not a collective call. Raises CheckpointError."""
     ShardedTensors(folder).fill(held)
 
 
 class ShardedTensors(Mapping[str, "Tensor"]):
-    """The whole tensors of a folder of shards by name, each read when it is asked for. Raises CheckpointError."""
+    """The whole tensors of a folder of shards by name, read lazily. Raises CheckpointError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,8 +91,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
 
     @property
     def forms(self) -> dict[str, Tensor]:
-        """A tensor of the shape and dtype of each, on the meta device. Raises CheckpointError where parts of one are
-        missing."""
+        """A meta tensor of each one's shape and dtype. Raises CheckpointError if parts of a tensor are missing."""
         found = {}
         for name, each in self._metadata.state_dict_metadata.items():
             there = sum(chunk.sizes.numel() for chunk in each.chunks)
@@ -114,7 +114,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         return len(self._metadata.state_dict_metadata)
 
     def fill(self, held: Mapping[str, HeldTensor]) -> None:
-        """Fill what a process holds."""
+        """Fill the pieces that a process holds, in place."""
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load
@@ -133,7 +133,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+        warnings.simplefilter("ignore")  # torch's deprecations of its own functions
         yield
 
 
@@ -204,5 +204,5 @@ def _make_loading() -> Any:
     return Loading
 
 
-def _find(held: HeldTensor, offset: Any) -> Tensor:
+def _find(held: HeldTensor, offset: Sequence[int]) -> Tensor:
     return next(each.tensor for each in held.pieces if torch.Size(each.offset) == torch.Size(offset))

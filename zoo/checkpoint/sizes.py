@@ -1,4 +1,4 @@
-"""Measure a model as its files store it, from their headers alone. Needs no torch."""
+"""Measure the size of a model's files from their headers alone. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from zoo.untrusted.text import shorten
 
 
 def measure_stored(path: Path) -> dict[str, Any] | None:
-    """The bytes of a model's tensors in its files, and how they are stored: the method of quantisation, or the type of
-    most values. None where there are no files of tensors, or none whose headers can be read without torch.
+    """Measure the bytes of a model's tensors in its files, and name how they are stored: the method of quantisation, or
+    the dtype of most values. None if there are no tensor files whose headers can be read without torch.
 
-    Raises CheckpointError for a GGUF file that is broken.
+    Raises CheckpointError for a broken GGUF file.
     """
     if is_gguf(path):
         found = read_gguf(path)
@@ -28,7 +28,7 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
     try:
         folder = runs.find(path)
         listed = read_headers(folder) if any(folder.glob("*.safetensors")) else {}
-    except CheckpointError:  # what is wrong is said where headers are compared with the model
+    except CheckpointError:  # reported where headers are compared with the model
         return None
     sizes = {name: _size(each) for name, each in listed.items()}
     if not sizes or None in sizes.values():
@@ -50,6 +50,6 @@ def _kind(listed: dict[str, Header]) -> str:
 
 
 def _size(header: Header) -> int | None:
-    """The bytes of a tensor; None for a dtype that is not known."""
+    """Count the bytes of a tensor; None for an unknown dtype."""
     bits = BITS.get(header.dtype)
     return None if bits is None else -(-prod(header.shape) * bits // 8)

@@ -1,4 +1,4 @@
-"""Save and load a run's checkpoint in shards: each process writes what it holds, and reads what it will hold."""
+"""Save and load a run's checkpoint in shards: each process writes and reads its own part."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from zoo.runs import WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
+    from torch.optim import Optimizer
+
+    from zoo.run.layer import Model
 
 SHARDS, STATE_SHARDS = "model.shards", "training.shards"
-"""Folders that stand in a checkpoint for the files of weights and of states."""
+"""Folders of a sharded checkpoint, in place of the files of weights and of optimizer states."""
 
 
 def is_sharded(folder: Path) -> bool:
@@ -27,8 +31,8 @@ def is_sharded(folder: Path) -> bool:
 
 
 def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
-    """Open the whole tensors of a checkpoint's model; each is read when it is asked for. Those of a file are mapped
-    into memory unless told otherwise. Raises CheckpointError."""
+    """Open the whole tensors of a checkpoint's model, read lazily; with `mapped`, tensors of a single file are
+    memory-mapped. Raises CheckpointError."""
     if is_sharded(folder):
         shards = ShardedTensors(folder / SHARDS)
         return StoredTensors(shards.forms, shards.__getitem__)
@@ -53,8 +57,9 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
 
 
 def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
-    """Say what a process holds of a tensor, or of a state as large as it, and where that lies in the whole. Of one that
-    tensor parallelism cuts into several runs it is all, which every process must ask for."""
+    """Find the piece of a tensor (or of an optimizer state of the same shape) that a process holds, and its offset.
+
+    A tensor that tensor parallelism divides in several segments is gathered whole; all processes must call this."""
     tensor = tensor.detach()
     if shares.tensor is not None and len(shares.tensor.cuts[name].segments) > 1:
         return HeldTensor.whole(shares.make_whole(name, tensor))
@@ -73,23 +78,25 @@ def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
             offset[cut.dim] += segment.start(rank, cut.ranks)
             shape[cut.dim] = segment.whole
             there = max(0, min(local.shape[cut.dim], segment.whole - offset[cut.dim]))
-            local = local.narrow(cut.dim, 0, there)  # without what fills the last part up
+            local = local.narrow(cut.dim, 0, there)  # without the padding of the last part
     pieces = (Piece(tuple(offset), local),) if local.numel() else ()
     return HeldTensor(tuple(shape), tensor.dtype, pieces)
 
 
-def hold_weights(model: Any, instead: Mapping[str, Tensor] | None = None) -> dict[str, HeldTensor]:
-    """List the parts of a model's tensors that a process holds, with others `instead` of some."""
+def hold_weights(model: Model, instead: Mapping[str, Tensor] | None = None) -> dict[str, HeldTensor]:
+    """List the parts of a model's tensors that a process holds; `instead` replaces some of the tensors."""
     tensors = {**model.state_dict(), **(instead or {})}
     return {name: locate(model.shares, name, each) for name, each in tensors.items()}
 
 
-def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, HeldTensor]:
-    """List the parts of an optimizer's states that a process holds, by parameter."""
+def hold_states(
+    model: Model, optimizer: Optimizer, take_apart: Callable[[Any], Mapping[str, Tensor]]
+) -> dict[str, HeldTensor]:
+    """List the parts of an optimizer's states that a process holds, by the parameter's name and the state's key."""
     found: dict[str, HeldTensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            plain = is_shared(value) or not hasattr(value, "__tensor_flatten__")  # and no tensor of 8 bits
+            plain = is_shared(value) or not hasattr(value, "__tensor_flatten__")  # no 8-bit tensor subclass
             if torch.is_tensor(value) and value.shape == parameter.shape and plain:
                 found[f"optimizer.{name}/{key}"] = locate(model.shares, name, value)
                 continue
@@ -101,14 +108,14 @@ def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[
 # ---------------------------------------------------------------- write and read
 
 
-def write_shards(draft: Path, parts: Mapping[str, Mapping[str, HeldTensor]], group: Any) -> None:
-    """Write what each process holds of several sets of tensors, by the folder of each; all processes call it."""
+def write_shards(draft: Path, parts: Mapping[str, Mapping[str, HeldTensor]], group: ProcessGroup | None) -> None:
+    """Write several sets of tensors, by folder, each process its own part; all processes must call it."""
     for name, held in parts.items():
         save_shards(held, draft / name, group)
 
 
-def fill_weights(model: Any, folder: Path) -> None:
-    """Fill a model with its part of a checkpoint's weights. Raises CheckpointError."""
+def fill_weights(model: Model, folder: Path) -> None:
+    """Load a process' part of a checkpoint's weights into its model. Raises CheckpointError."""
     source = ShardedTensors(folder / SHARDS)
     held: dict[str, HeldTensor] = {}
     for name, each in model.state_dict().items():

@@ -1,5 +1,4 @@
-"""The states that a run resumes from beside the model: an optimizer's, and those of random generators, as tensors by
-name."""
+"""Save and restore, as tensors by name, the states that a run resumes from: the optimizer's and random generators'."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ STATES = "training.safetensors"
 
 
 def list_states(state: Resumable) -> dict[str, Tensor]:
-    """List what a run resumes from beside the model: the optimizer's tensors by parameter name, trained weights that
-    are not the model's as it is saved, and the states of every process' random generators."""
+    """List the tensors that a run resumes from in addition to the model: the optimizer's by parameter name, the trained
+    weights where others are saved as the model's, and the random generators' states of all processes."""
     tensors: dict[str, Tensor] = {}
     shares = state.model.shares
     for name, parameter in state.model.named_parameters():
@@ -41,8 +40,7 @@ def list_states(state: Resumable) -> dict[str, Tensor]:
 
 
 def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Read the states of a checkpoint one by one, each when it comes, those whose names begin with `prefix`. Raises
-    CheckpointError."""
+    """Read the states of a checkpoint whose names begin with `prefix`, lazily, one by one. Raises CheckpointError."""
     if (folder / STATE_SHARDS).is_dir():
         tensors: Any = ShardedTensors(folder / STATE_SHARDS)
     else:
@@ -53,12 +51,12 @@ def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def name_random(device: str, rank: int) -> str:
-    """Name the random generator of a device and a process; those of the main one by the device alone."""
+    """Name the random generator of a device and a rank: `cuda:0@3`; rank 0's by the device alone."""
     return f"{device}@{rank}" if rank else device
 
 
 def take_apart(value: Any) -> dict[str, Tensor]:
-    """Give the plain tensors of a state by what to add to its name: itself, or those that one of 8 bits is made of."""
+    """Split an optimizer state into plain tensors, by suffix of its name: itself, or the parts of an 8-bit tensor."""
     if hasattr(value, "__tensor_flatten__"):
         return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
     return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
@@ -67,17 +65,17 @@ def take_apart(value: Any) -> dict[str, Tensor]:
 def restore_optimizer(
     optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor, take: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    """Set one tensor of a parameter's optimizer state to the part that `take` takes of a whole one. A fused optimizer
-    has its step counters on the device, any other on the CPU. A state of 8 bits, which is made of several tensors, must
-    be there already."""
+    """Set one tensor of a parameter's optimizer state; `take` cuts the process' part out of the whole tensor. Scalars
+    (step counters) go to the device for a fused optimizer, else stay on the CPU. An 8-bit state, which consists of
+    several tensors, must exist already."""
     own = optimizer.state[parameter]
     key, _, inner = key.partition(":")
-    if value.shape == (1,) and parameter.shape != (1,):  # a number, which a shard stores as a tensor of one place
+    if value.shape == (1,) and parameter.shape != (1,):  # a scalar: shards store it with shape [1]
         value = value.reshape(())
     if inner:
         getattr(own[key], inner).copy_(value)
         return
-    if (keep := getattr(optimizer, "keep_state", None)) is not None:  # it keeps them in a place of its own
+    if (keep := getattr(optimizer, "keep_state", None)) is not None:  # the optimizer stores its states elsewhere
         own[key] = keep(parameter, value)
         return
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
@@ -85,13 +83,13 @@ def restore_optimizer(
 
 
 def read_random_states() -> dict[str, Tensor]:
-    """Read the states of torch's random generators, by device: dropout and the like draw from them."""
+    """Read the states of torch's random generators, by device; dropout, for one, draws from them."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
 
 
 def restore_random(device: str, state: Tensor) -> None:
-    """Set the state of a device's random generator, where the device is there."""
+    """Set the state of a device's random generator, if the device exists."""
     if device == "cpu":
         torch.set_rng_state(state)
     elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():

@@ -6,11 +6,11 @@ A checkpoint's folder is always whole: it is written under another name, flushed
     RUN/checkpoints/step-000400/
         zoo.yaml  model.safetensors      the model: `load` needs no more
         manifest.json                  bytes and hash of each file (zoo/checkpoint/manifest.py)
-        tokenizer.json …                 its tokenizer, where it has one
-        adapter.json adapter.safetensors  of a run with low-rank adapters: these, beside weights without them
+        tokenizer.json …                 its tokenizer, if it has one
+        adapter.json adapter.safetensors  low-rank adapters of a run; model.safetensors has the weights without them
         training.json                  of a run: its counters
         training.safetensors           of a run: states of the optimizer and of the random generators; trained weights
-                                       where the model is saved with others (schedule-free)
+                                       if others are saved as the model's (schedule-free)
         ema/ lawa/                     of a run: averages of the weights, each a checkpoint of its own
 """
 
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from zoo.checkpoint.stored import WholeSpec
+    from zoo.run.layer import Model
+
 OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
 """The files of a model."""
 
@@ -63,10 +66,10 @@ OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILE
 # ---------------------------------------------------------------- a model
 
 
-def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
+def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
     """Write weights, architecture and tokenizer to `folder`, atomically.
 
-    Replaces an older checkpoint there. Raises CheckpointError when something else is there.
+    Replaces an older checkpoint. Raises CheckpointError if `folder` has any other content.
     """
     folder = Path(folder)
     refuse_to_replace(folder, "a model of ours", OWN)
@@ -77,7 +80,7 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
 
 
 def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
-    """Write a model to `folder` as `save_model` does, a tensor at a time, with the tokenizer's files of `beside`."""
+    """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files of `beside`."""
     from zoo.checkpoint import hf
 
     refuse_to_replace(folder, "a model of ours", OWN)
@@ -88,14 +91,14 @@ def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
         write_manifests(draft)
 
 
-def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
+def write_model(model: Model, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
     write_architecture(model.whole, folder, tokenizer)
     write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
 
 
-def write_architecture(spec: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Write what a checkpoint's folder has beside weights: the architecture, and the tokenizer where there is one."""
+def write_architecture(spec: WholeSpec, folder: Path, tokenizer: Any = None) -> None:
+    """Write the architecture, and the tokenizer if there is one, into a checkpoint's folder."""
     node = {"format": FORMAT, "model": to_dict(spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
@@ -103,23 +106,27 @@ def write_architecture(spec: Any, folder: Path, tokenizer: Any = None) -> None:
         tokenizer.save(folder)
 
 
-def load(path: str | Path, dtype: Any = None, device: str = "cpu", *, verify: bool = True) -> nn.Module:
-    """Load the model of a checkpoint, of a run's newest one, of a Hugging Face folder or a GGUF file, in eval mode.
+def load(
+    path: str | Path, dtype: torch.dtype | str | None = None, device: str = "cpu", *, verify: bool = True
+) -> nn.Module:
+    """Load the model of a checkpoint, a run's newest checkpoint, a Hugging Face folder or a GGUF file, in eval mode.
     Adapters are merged into its weights.
 
-    `dtype` is the file's unless given. With `verify` the files of a checkpoint of ours are first compared with its
+    `dtype` defaults to the file's. With `verify`, the files of a checkpoint of ours are first compared with its
     manifest. Raises CheckpointError with a line for each fault, before any weight is read.
     """
     where = pick_device(device)
     return open_model(path, dtype, checked=verify).build(where)
 
 
-def open_model(path: str | Path, dtype: Any = None, *, mapped: bool = True, checked: bool = True) -> StoredModel:
-    """Open what `load` takes; each tensor is read when it is asked for. With `mapped` tensors of files that need no
-    conversion are mapped into memory, otherwise each is read into memory of its own, which goes with it. With `checked`
-    the files of a checkpoint of ours are compared with its manifest.
+def open_model(
+    path: str | Path, dtype: torch.dtype | str | None = None, *, mapped: bool = True, checked: bool = True
+) -> StoredModel:
+    """Open a model at any `path` that `load` takes; tensors are read lazily.
 
-    Raises CheckpointError with a line for each fault, before any weight is read.
+    With `mapped`, tensors that need no conversion are memory-mapped; otherwise each is read into memory of its own and
+    freed with it. With `checked`, the files of a checkpoint of ours are compared with its manifest. Raises
+    CheckpointError with a line for each fault, before any weight is read.
     """
     from zoo.checkpoint import hf
 
@@ -137,13 +144,13 @@ def open_own(folder: Path, mapped: bool, checked: bool = True) -> StoredModel:
     if checked:
         verify(folder)
     found = spread.open_weights(folder, mapped)
-    forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards have numbers as one place
+    forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards store scalars as [1]
     tensors = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
     return StoredModel(spec, adapters.merge(tensors, spec, folder))
 
 
-def load_spec(path: str | Path) -> Any:
-    """Load the architecture of what `load` takes; no weight is read. Raises CheckpointError."""
+def load_spec(path: str | Path) -> WholeSpec:
+    """Load the Spec of a model at any `path` that `load` takes; reads no weight. Raises CheckpointError."""
     from zoo.checkpoint import hf
 
     folder = find(path)
@@ -157,13 +164,13 @@ def load_spec(path: str | Path) -> Any:
 class Resumable:
     """Everything that a run resumes from. `counters` is plain data, defined by the run.
 
-    `evaluated` are weights that a model is evaluated with in place of those that are trained, by name: they are saved
-    as the model's, and the trained ones beside the optimizer's states. `averages` are other averages of the weights by
-    name; each becomes a checkpoint of its own in the folder (`step-000400/ema`). The processes of `world` may each hold
-    a part of all these. With `sharded` each writes its own part.
+    `evaluated` are weights, by name, that are evaluated in place of the trained ones (schedule-free): they are saved as
+    the model's, and the trained weights with the optimizer's states. `averages` are averages of the weights by their
+    name (`ema`); each becomes a checkpoint in the folder (`step-000400/ema`). Each process of `world` may hold a part
+    of every tensor; with `sharded`, each writes its own part.
     """
 
-    model: Any
+    model: Model
     optimizer: Optimizer
     counters: dict[str, Any]
     evaluated: Mapping[str, Tensor] = field(default_factory=dict)
@@ -180,8 +187,8 @@ def save_run(
     keep: int,
     spared: Callable[[int], bool] = lambda step: False,
 ) -> Path:
-    """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay, and those
-    of the steps that are `spared`. All processes of its world call this; the main one writes."""
+    """Publish the checkpoint of a step (`zoo.checkpoint.publish`), and delete older ones except the `keep` newest and
+    those of steps that are `spared`. All processes of the world must call this; the main one writes."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
     if state.sharded:
         return Sharded(state, tokenizer).save(folder, choose_kept(keep, spared))
@@ -216,8 +223,8 @@ def start_saving(
     spared: Callable[[int], bool],
     world: World,
 ) -> Future[Path]:
-    """Begin to save a checkpoint in shards; it is written and published while training goes on. The processes of
-    `world` have a process group of their own for it."""
+    """Begin to save a checkpoint in shards; it is written and published while training goes on. `world` must have a
+    process group of its own, not that of training."""
     saved = Sharded(replace(state, world=world), tokenizer, copied=True)
     chosen = {read_step(each): spared(read_step(each)) for each in steps(run / CHECKPOINTS)}
     writer = ThreadPoolExecutor(1, thread_name_prefix="zoo-checkpoint")
@@ -228,8 +235,8 @@ def start_saving(
 
 
 class Sharded:
-    """A checkpoint in shards, of which each process writes what it holds. With `copied` that is copied first, so that
-    it can be written while training goes on."""
+    """A checkpoint in shards, of which each process writes its own part. With `copied`, the part is first copied to
+    host memory, so that it can be written while training goes on."""
 
     def __init__(self, state: Resumable, tokenizer: Any, copied: bool = False) -> None:
         model = state.model
@@ -248,7 +255,7 @@ class Sharded:
         self.parts = parts
 
     def save(self, folder: Path, keeps: Callable[[list[Path]], list[Path]]) -> Path:
-        """Write and publish it. All processes call this."""
+        """Write and publish the checkpoint. All processes must call this."""
         world = self.state.world
         if world.main:
             publish(folder, self._write, keeps)
@@ -267,12 +274,12 @@ class Sharded:
 
 
 def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
-    """Gather tensors of which each process may hold a part."""
+    """Gather whole tensors, of each of which a process may hold a part."""
     return shares.collect({name: shares.make_whole(name, each) for name, each in tensors.items()})
 
 
 def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
-    """Make the choice of the checkpoints that stay, among all those of a run before the newest."""
+    """Make the function that chooses which checkpoints before the newest are kept: spared ones, and `keep` - 1 more."""
 
     def choose(earlier: list[Path]) -> list[Path]:
         for_good = [each for each in earlier if spared(read_step(each))]
@@ -283,21 +290,21 @@ def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path
 
 
 def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
-    """Finish what a process began that was killed while it published the newest checkpoint, the last perhaps."""
+    """Retire old checkpoints, in case a process was killed between publishing the newest and doing so."""
     retire(newest, choose_kept(keep, spared))
 
 
 def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
-    """Write a run's counters into a checkpoint, or replace those that are there."""
+    """Write a run's counters into a checkpoint, replacing older ones."""
     write_text(folder / COUNTERS, seal({"format": FORMAT, **counters}))
 
 
 def load_run(
-    folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True, rank: int = 0, checked: bool = False
+    folder: Path, model: Model, optimizer: Optimizer, *, random: bool = True, rank: int = 0, checked: bool = False
 ) -> dict[str, Any]:
-    """Restore weights, optimizer and with `random` the random generators of a process from a checkpoint; return its
-    counters. As many processes may go on as like: each takes its part. A checkpoint that is `checked` has been compared
-    with its manifest. Raises CheckpointError."""
+    """Restore weights, optimizer and, with `random`, the random generators of process `rank` from a checkpoint. Returns
+    its counters. The number of processes may differ from before: each takes its part. `checked` says that the files
+    have been compared with the manifest already. Raises CheckpointError."""
     counters = read_counters(folder)
     spread.check_weights(folder, table(model.whole, model.whole.d_model))
     if not checked:
@@ -330,7 +337,7 @@ def load_run(
 
 
 def read_counters(folder: Path) -> dict[str, Any]:
-    """Read the counters of a run's checkpoint, plain data. Raises CheckpointError."""
+    """Read the counters of a run's checkpoint. Raises CheckpointError."""
     file = folder / COUNTERS
     try:
         counters = read_sealed(file, dict[str, Any])

@@ -1,4 +1,4 @@
-"""A model whose tensors are read one by one, from files or from a built model: what is loaded and what is converted."""
+"""Represent a stored model: a Spec and tensors that are read one by one, from files of any format or a built model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from zoo.spec import Buffer, tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from zoo.checkpoint.hf.opening import HFSource
+    from zoo.model.encoder_decoder import EncoderDecoder
+    from zoo.model.tower import Tower
+
+    WholeSpec = Tower | EncoderDecoder  # the Spec of a whole model
+
 
 @dataclass(frozen=True)
 class StoredTensors(Mapping[str, "Tensor"]):
-    """Tensors by name, each read when it is asked for. `forms` has one of the same shape and dtype for each, on the
-    meta device."""
+    """Tensors by name, read lazily. `forms` has a meta tensor of each one's shape and dtype."""
 
     forms: Mapping[str, Tensor]
     read: Callable[[str], Tensor]
@@ -35,28 +40,28 @@ class StoredTensors(Mapping[str, "Tensor"]):
 class StoredModel:
     """A model by its Spec and its tensors, under our names. `source` is the Hugging Face folder that it came from."""
 
-    spec: Any
+    spec: WholeSpec
     tensors: StoredTensors
-    source: Any = None
+    source: HFSource | None = None
 
     @classmethod
     def of(cls, model: Any) -> StoredModel:
-        """A built model."""
+        """Wrap a built model."""
         held = model.state_dict()
         forms = {name: torch.empty_like(each, device="meta") for name, each in held.items()}
         return cls(model.spec, StoredTensors(forms, held.__getitem__), getattr(model, "source", None))
 
     def list_parameters(self) -> list[str]:
-        """List the names of the tensors that are no buffers."""
+        """List the names of the tensors that are parameters, not buffers."""
         return [name for name, part, _ in tensors(self.spec, self.spec.d_model) if not isinstance(part, Buffer)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of its first parameter."""
+        """The dtype of the first parameter."""
         return self.tensors.forms[self.list_parameters()[0]].dtype
 
     def cast(self, dtype: torch.dtype | None) -> StoredModel:
-        """Give its parameters another dtype, where one is given. Buffers keep theirs."""
+        """Convert parameters to `dtype` as they are read; None leaves them. Buffers keep their dtypes."""
         if dtype is None:
             return self
         parameters, read = {*self.list_parameters()}, self.tensors.read

@@ -17,8 +17,8 @@ from zoo.spec import table
 
 @dataclass(frozen=True)
 class TensorReport:
-    """The result of comparing a folder's headers with its model: the format, the counts of tensors, and a line for
-    each fault."""
+    """The result of comparing a folder's headers with its model: the format (`kind`), the counts of tensors in the
+    files (`theirs`) and in the model (`ours`), and a line for each fault."""
 
     folder: Path
     kind: str
@@ -33,9 +33,9 @@ class TensorReport:
 
 
 def compare_tensors(path: Path) -> TensorReport:
-    """Compare the headers of a checkpoint, of a run's newest one, or of a Hugging Face folder with its model.
+    """Compare the headers of a checkpoint, a run's newest checkpoint, or a Hugging Face folder with its model.
 
-    Reads no weight. Raises CheckpointError for files that are broken or missing.
+    Reads no weight. Raises CheckpointError for broken or missing files.
     """
     folder = find(path)
     if (folder / runs.ARCHITECTURE).is_file():

@@ -1,4 +1,4 @@
-"""Check a tokenizer.json before `tokenizers` reads it: types, and that no text makes it work or grow without end."""
+"""Check a tokenizer.json before the package `tokenizers` reads it: types, and bounds on run time and on output size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from zoo.untrusted.json_file import JsonShape
 from zoo.untrusted.text import quote, shorten
 
 LARGEST = 64 << 20
-"""Bytes of the largest tokenizer.json: one of 34 MB is published."""
+"""Maximum bytes of a tokenizer.json; the largest published one has 34 MB."""
 GROWTH = 256
-"""How many characters a tokenizer may make of one. Published ones make up to 33: T5's of a ligature."""
+"""Maximum number of characters that a tokenizer may turn one into. Published ones make up to 33 (T5, of a ligature)."""
 STEPS = 1_000
-"""Normalisers, say, that follow one another."""
+"""Maximum number of steps in a part, such as normalisers in a row."""
 LARGEST_ID = 2**24
 LONGEST_TOKEN = 10_000
-"""Characters of the longest token."""
+"""Maximum characters of a token."""
 MOST_ADDED = 2**18
-"""Tokens added to a vocabulary: 40,000 are published, for pictures."""
+"""Maximum number of tokens added to a vocabulary; a published tokenizer adds 40,000, for images."""
 
 
 class AddedToken(JsonShape):
@@ -34,7 +34,7 @@ class AddedToken(JsonShape):
 
 
 class TokenizerJson(JsonShape):
-    """tokenizer.json, as far as Zoo reads it itself."""
+    """The keys of tokenizer.json that Zoo itself reads."""
 
     model: dict[str, Any]
     added_tokens: Annotated[list[AddedToken], Field(max_length=MOST_ADDED)] | None = None
@@ -58,7 +58,7 @@ class NamedTemplate(JsonShape):
 
 
 class TokenizerConfig(JsonShape):
-    """tokenizer_config.json, as far as Zoo reads it."""
+    """The keys of tokenizer_config.json that Zoo reads."""
 
     eos_token: str | NamedToken | None = None
     bos_token: str | NamedToken | None = None
@@ -67,11 +67,11 @@ class TokenizerConfig(JsonShape):
 
 
 def check_tokenizer(node: Mapping[str, Any], place: str) -> None:
-    """Check a tokenizer.json, which is of the types of TokenizerJson. Raises CheckpointError with the key at fault."""
+    """Check a tokenizer.json that was validated as TokenizerJson. Raises CheckpointError with the key at fault."""
     _check_ids(node, place)
     growth = 1.0
     for part, children in PARTS.items():
-        growth = 1.0 if part == "decoder" else growth  # which begins with tokens again
+        growth = 1.0 if part == "decoder" else growth  # a decoder starts from tokens again
         for number, (key, step) in enumerate(_list_steps(node.get(part), part, children)):
             if number >= STEPS:
                 raise CheckpointError(f"{place}: {part}: has more than {STEPS:,} steps (fewer)")
@@ -86,11 +86,11 @@ PARTS = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
-"""What a tokenizer does one after the other, and the key by which a Sequence lists its steps."""
+"""The parts of a tokenizer in order of application, and the key under which each part's Sequence lists its steps."""
 
 
 def _list_steps(step: Any, key: str, children: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The steps of a part in their order, those of a Sequence in its place, each with its key."""
+    """Yield the steps of a part in order, each with its key; a Sequence is flattened."""
     if not isinstance(step, Mapping):
         return
     inner = step.get(children)
@@ -102,7 +102,7 @@ def _list_steps(step: Any, key: str, children: str) -> Iterator[tuple[str, Mappi
 
 
 def _measure_growth(step: Mapping[str, Any], place: str) -> float:
-    """How many characters a step may make of one, at most. Raises CheckpointError for a pattern that may be slow."""
+    """Bound the number of characters that a step turns one into. Raises CheckpointError for a slow pattern."""
     pattern = step.get("pattern")
     stated = pattern if isinstance(pattern, Mapping) else {}
     regex, plain = stated.get("Regex"), stated.get("String")
@@ -120,7 +120,7 @@ def _measure_growth(step: Mapping[str, Any], place: str) -> float:
         return 1.0
     if plain == "":
         raise CheckpointError(f"{place}.pattern: is an empty text, which `tokenizers` breaks down at (a text)")
-    return max(1.0, len(content) / len(plain)) if plain else 1.0 + len(content)  # which may match nothing, everywhere
+    return max(1.0, len(content) / len(plain)) if plain else 1.0 + len(content)  # a regex may match empty text anywhere
 
 
 def _measure_prefix(step: Mapping[str, Any]) -> float:
@@ -128,8 +128,8 @@ def _measure_prefix(step: Mapping[str, Any]) -> float:
 
 
 def _measure_table(step: Mapping[str, Any]) -> float:
-    """The longest text that a table of SentencePiece's has in place of a character. Raises ValueError for no table:
-    `tokenizers` would end with a trace of its own."""
+    """Find the longest replacement of a character in SentencePiece's table. Raises ValueError for a malformed table, at
+    which `tokenizers` would panic."""
     whole = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
     start = 4 + int.from_bytes(whole[:4], "little") // 4 * 4
     if len(whole) < max(start, 4):
@@ -139,7 +139,7 @@ def _measure_table(step: Mapping[str, Any]) -> float:
 
 
 def _measure_template(step: Mapping[str, Any]) -> float:
-    """How often a template has the text in it."""
+    """Count how often a template repeats the text."""
     pieces = [each for each in step.get("single") or () if isinstance(each, Mapping) and "Sequence" in each]
     return max(1.0, float(len(pieces)))
 
@@ -151,7 +151,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "Precompiled": _measure_table,
     "TemplateProcessing": _measure_template,
 }
-"""How many characters the other steps that make a text longer make of one."""
+"""Bounds on the growth of the other steps that can lengthen a text, by type."""
 
 
 def _check_ids(node: Mapping[str, Any], place: str) -> None:

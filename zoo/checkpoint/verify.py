@@ -1,6 +1,6 @@
 """Verify a written folder: transformers, in a fresh process, must give the model's own logits.
 
-Both compute in float32, whatever dtype the weights are stored in: the rounding of 16 bits would hide a wrong weight.
+Both compute in float32, whatever the dtype of the stored weights: rounding to 16 bits would hide a wrong weight.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLOSE = 5e-5
-"""Largest difference of logits that float32 rounding explains in up to twelve layers, relative to the largest logit
-where that is above 1. It grows with the square root of the number of layers."""
+"""Largest difference of logits explained by float32 rounding in up to twelve layers, relative to the largest logit if
+that is above 1. The tolerance grows with the square root of the number of layers."""
 
 PROBE = 17
-"""Tokens of the row that is compared. More than a window or chunk of a tiny model, and odd."""
+"""Number of tokens that are compared: odd, and more than a window or chunk of a tiny test model."""
 
 
 def require_transformers() -> None:
-    """Raises ConfigError where transformers is not installed. Called before anything is written."""
+    """Raise ConfigError unless transformers is installed. Called before anything is written."""
     if find_spec("transformers") is None:
         raise ConfigError("verify: transformers is not installed (pip install 'transformer-zoo[hf]', or --no-verify)")
 
 
 def verify_folder(model: Any, folder: Path) -> float:
-    """Compare the model's logits, or hidden states without a head, with transformers' for a folder, in float32.
+    """Compare the model's logits (hidden states if it has no head) with transformers' for a folder, in float32.
 
-    Gives the largest difference. Raises CheckpointError when it is more than rounding explains, and ConfigError where
+    Returns the largest difference. Raises CheckpointError if it is more than rounding explains, and ConfigError if
     transformers is not installed.
     """
     require_transformers()
@@ -47,7 +47,7 @@ def verify_folder(model: Any, folder: Path) -> float:
     inputs = {"input_ids": torch.randint(5, spec.vocab_size, (1, min(PROBE, spec.max_seq_len)), generator=generator)}
     if spec.kind == "encoder_decoder" and spec.decoder.head.reads_text:
         end = read_config(folder / CONFIG).get("eos_token_id", inputs["input_ids"][0, -1])
-        inputs["input_ids"][:, -1] = end  # which the class looks for
+        inputs["input_ids"][:, -1] = end  # the class pools at the end-of-text token
     elif spec.kind == "encoder_decoder":
         inputs["decoder_input_ids"] = inputs["input_ids"].flip(1)[:, :7].contiguous()
     theirs = _run_transformers(folder, inputs)
@@ -58,14 +58,14 @@ def verify_folder(model: Any, folder: Path) -> float:
     if ours.numel() != theirs.numel():
         shapes = f"of shape {list(theirs.shape)}, the model's {list(ours.shape)}"
         raise CheckpointError(f"{folder}: transformers' logits are {shapes}")
-    largest = float((ours - theirs.reshape(ours.shape)).abs().max())  # it drops the last dimension where that is 1
+    largest = float((ours - theirs.reshape(ours.shape)).abs().max())  # transformers drops a last dimension of size 1
     if not largest <= CLOSE * max(1.0, spec.n_layers / 12) ** 0.5 * max(1.0, float(theirs.abs().max())):
         raise CheckpointError(f"{folder}: transformers' logits differ from the model's by {largest:.2g}")
     return largest
 
 
 def _run_transformers(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
-    """Run the folder's model in transformers, in a fresh process. Raises CheckpointError with the last line it said."""
+    """Run the folder's model in transformers, in a fresh process. Raises CheckpointError with its last error line."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as place:
@@ -83,10 +83,10 @@ def _run_transformers(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def computing_in_float32(model: Any) -> Iterator[None]:
-    """Let a model in 16 bits compute in float32 inside the block; afterwards it has its own dtype and values again.
+    """Cast a model's 16-bit parameters to float32 inside the block, and back to their own dtypes and values after it.
 
-    Float64 stays: float32 would round it. The casts are made outside inference mode, or the model could not be trained
-    any more.
+    Float64 is kept, as float32 would round it. Casts are made outside inference mode, after which parameters could not
+    be trained.
     """
     narrow = {each: each.dtype for each in model.parameters() if each.dtype in (torch.bfloat16, torch.float16)}
     try:

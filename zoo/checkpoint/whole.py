@@ -1,4 +1,4 @@
-"""Choose the checkpoint that a run goes on from: the newest whole one, and why newer ones were passed over."""
+"""Choose the checkpoint that a run resumes from: the newest whole one, and say why newer ones were skipped."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from zoo.runs import CHECKPOINTS, LATEST, find_step, follow, is_file, read_step,
 from zoo.spec import table
 
 TRAINED = "weights."
-"""How the names of trained weights begin among a run's states, where others are saved as the model's."""
+"""Prefix of the trained weights' names among a run's states, if other weights are saved as the model's."""
 
 LEFT = "left"
-"""What the name of a checkpoint ends in that a run has left behind by going on from an older one."""
+"""Suffix of the name of a checkpoint that a run left behind by resuming from an older one."""
 
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """A checkpoint that is whole, its counters, and a line for each newer one that is not."""
+    """A whole checkpoint, its counters, and a line for each newer one that is not whole."""
 
     folder: Path
     counters: dict[str, Any]
@@ -39,11 +39,10 @@ class ChosenCheckpoint:
 def choose_checkpoint(
     run: Path, which: str, check: Callable[[Path, dict[str, Any]], object]
 ) -> ChosenCheckpoint | None:
-    """Choose the checkpoint that a run goes on from: that of a step or `best` where `which` names one, else the newest
-    that is whole, from the one that `latest` names on; None where it has none yet. `check` refuses counters that are
-    none.
+    """Choose the checkpoint that a run resumes from: the step or pointer (`best`) that `which` names, else the newest
+    whole one not newer than `latest`; None if the run has none yet. `check` raises for invalid counters.
 
-    Raises CheckpointError where the one that was named, or each, is not whole.
+    Raises CheckpointError if the named checkpoint, or every one, is not whole.
     """
     root = run / CHECKPOINTS
     if which:
@@ -67,8 +66,8 @@ def choose_checkpoint(
 
 
 def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -> dict[str, Any]:
-    """Check that a run can go on from a checkpoint, and return its counters: its files are what was written, and its
-    weights are finite. Raises CheckpointError."""
+    """Check that a run can resume from a checkpoint: its files are unchanged and its weights finite. Returns its
+    counters. Raises CheckpointError."""
     counters = read_counters(folder)
     check(folder, counters)
     spec = read_spec(folder)
@@ -79,8 +78,8 @@ def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -
 
 
 def refuse_nonfinite(folder: Path) -> None:
-    """Raise CheckpointError with the name of the first weight that is not finite, of those that are saved and those
-    that are trained in their place."""
+    """Raise CheckpointError with the name of the first weight that is not finite, among the saved weights and the
+    trained weights among the states."""
     weights = spread.open_weights(folder)
     trained = ((name.removeprefix(TRAINED), each) for name, each in open_states(folder, TRAINED))
     for name, tensor in chain(((name, weights[name]) for name in weights), trained):
@@ -94,8 +93,8 @@ def refuse_nonfinite(folder: Path) -> None:
 
 
 def leave_behind(chosen: Path, say: Callable[[str], object]) -> bool:
-    """Let `latest` name the checkpoint that a run goes on from, and give those of later steps another name: what the
-    run comes to now is not theirs. Where `latest` names it already, those that are later stay, as the run was set back
+    """Point `latest` at the checkpoint that a run resumes from, and rename those of later steps, which belong to the
+    abandoned course of the run. If `latest` names it already, later ones keep their names: the run was set back before,
     or killed before it named them. Returns whether the run goes back."""
     root = chosen.parent
     try:

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file under the names of a model's class, dequantised by the package `gguf`."""
+"""Read the tensors of a GGUF file under the names of a model's class, dequantised by the package `gguf`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AHEAD = ("nextn_predict_layers", "block_count")
 
 
 def require_gguf() -> None:
-    """Raises ConfigError where the package is not installed."""
+    """Raise ConfigError unless the package `gguf` is installed."""
     if find_spec("gguf") is None:
         raise ConfigError("gguf: the package is not installed (pip install 'transformer-zoo[gguf]')")
 
@@ -37,7 +37,7 @@ class GGMLTensor:
         self.tensor, self.shape = tensor, tensor.shape
 
     def decode(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The tensor, rounded to `dtype`."""
+        """Dequantise the tensor, rounded to `dtype`."""
         import numpy as np
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -59,7 +59,7 @@ class GGMLTensor:
 
 
 def lay_keys(body: Body, found: GGUFFile) -> Body:
-    """The model with the rows of its family's map as llama.cpp's converter leaves the tensors."""
+    """Replace rows of the family's map by those of conf/gguf.yaml, which undo what llama.cpp's converter changed."""
     own = find_architecture(found).get("keys") or {}
     changed = {**own, **{ours: theirs for ours, theirs in body.family.keys.items() if ours not in own}}
     keys = {ours: theirs for ours, theirs in changed.items() if theirs is not None}
@@ -67,9 +67,9 @@ def lay_keys(body: Body, found: GGUFFile) -> Body:
 
 
 def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str, Header]:
-    """The headers of a file's tensors under these names of a model's class; of others under their own.
+    """List the headers of a file's tensors: under the name of the model's class where `names` has it, else their own.
 
-    Those in float32 stay so, for the steps that follow; the rest get `dtype`.
+    Tensors in float32 stay float32, for the conversion steps that follow; all others get `dtype`.
     """
     require_gguf()
     own = {name_in_gguf(name, found): name for name in names}
@@ -78,7 +78,7 @@ def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str,
 
 
 def _is_ahead(name: str, found: GGUFFile) -> bool:
-    """Whether a tensor is of the last layers that predict tokens further ahead, which serve no model here."""
+    """Whether a tensor belongs to the layers of multi-token prediction, the last ones, which no model here uses."""
     ahead, layers = (int(found.metadata.get(f"{found.architecture}.{key}") or 0) for key in AHEAD)
     match = re.match(r"blk\.(\d+)\.", name)
     return ahead > 0 and match is not None and int(match[1]) >= layers - ahead
@@ -91,7 +91,7 @@ def _pack(tensor: StoredTensor, name: str, dtype: str) -> Packed:
 
 
 def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
-    """The tensor, where the package knows its type and the file has all of it. Raises CheckpointError."""
+    """Return the tensor. Raises CheckpointError for an unknown type, and for a file that ends before the tensor."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if tensor.kind not in GGMLQuantizationType.__members__:
@@ -109,7 +109,7 @@ def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
 
 
 def name_in_gguf(name: str, found: GGUFFile) -> str:
-    """llama.cpp's name of a tensor of a model's class; itself where it has none, or is one."""
+    """Translate a tensor's name in the model's class to llama.cpp's; a name without one, or in the file, is kept."""
     if name in found.tensors:
         return name
     names = _name_map(found.architecture, int(found.metadata.get(f"{found.architecture}.block_count", 0)))

@@ -1,4 +1,4 @@
-"""Make a tokenizer.json of what a GGUF file says of its vocabulary: byte-level BPE, SentencePiece's, WordPiece."""
+"""Make a tokenizer.json from the metadata of a GGUF file: byte-level BPE, SentencePiece's BPE or WordPiece."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
-"""llama.cpp's types of tokens."""
+"""llama.cpp's numbers for the types of tokens."""
 
 MOST_CUTS = 8 << 20
-"""The most places at which tokens can be cut to find merges: a large vocabulary has 2 million characters."""
+"""Maximum number of characters of all tokens, each a place to split at for merges. A large vocabulary has 2 million."""
 
 SPACE = "\u2581"
 SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token", "cls_token", "seperator_token", "mask_token")
 
 
 def read_vocabulary(found: GGUFFile) -> dict[str, Any]:
-    """The entries `tokenizer.ggml.*` of a file's metadata by the last part of their names."""
+    """Read the entries `tokenizer.ggml.*` of a file's metadata, by the last part of their names."""
     start = "tokenizer.ggml."
     return {name.removeprefix(start): each for name, each in found.metadata.items() if name.startswith(start)}
 
 
 def make_tokenizer(found: GGUFFile) -> Tokenizer:
-    """Make the tokenizer of a GGUF file, whose header was read with its texts. Raises CheckpointError for a kind of
-    vocabulary that is not read."""
+    """Make the tokenizer of a GGUF file whose header was read with `texts=True`. Raises CheckpointError for an
+    unsupported kind of vocabulary."""
     vocabulary = read_vocabulary(found)
     makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")
@@ -54,7 +54,7 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
 
 
 def describe_tokenizer(found: GGUFFile) -> dict[str, Any]:
-    """The tokenizer_config.json: special tokens, and the chat template."""
+    """Make the tokenizer_config.json: special tokens, and the chat template."""
     vocabulary = read_vocabulary(found)
     names = {"unknown_token": "unk_token", "padding_token": "pad_token", "seperator_token": "sep_token"}
     ids = {name: vocabulary.get(f"{name}_id") for name in SPECIAL}
@@ -68,7 +68,7 @@ def describe_tokenizer(found: GGUFFile) -> dict[str, Any]:
 
 
 def _make_byte_level(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
-    """GPT-2's kind: texts are bytes, spelt as characters, split by patterns and merged."""
+    """Make a byte-level BPE tokenizer (GPT-2): bytes are written as characters, split by patterns, then merged."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     row = _find_split(found, vocabulary.get("pre", "default"))
@@ -95,7 +95,7 @@ def _find_split(found: GGUFFile, name: str) -> Mapping[str, Any]:
 
 
 def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
-    """SentencePiece's BPE: spaces are tokens' own characters, and what no token spells becomes bytes."""
+    """Make SentencePiece's BPE tokenizer: a space is U+2581, and an unknown character becomes its bytes' tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens = vocabulary["tokens"]
@@ -120,9 +120,9 @@ def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Token
 
 
 def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Find the merges of a SentencePiece vocabulary, which has scores in their place: the best score first.
+    """Find the merges of a SentencePiece vocabulary, which stores scores instead: best score first.
 
-    Each token of two characters or more may be made of any two tokens that spell it.
+    Each token of at least two characters gives one merge for each pair of tokens that concatenate to it.
     """
     places = {each: number for number, each in enumerate(tokens)}
     if sum(map(len, tokens)) > MOST_CUTS:
@@ -139,8 +139,9 @@ def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[fl
 
 
 def _make_wordpiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
-    """BERT's WordPiece (Devlin et al., 2018): the longest piece first. The file marks pieces that begin a word; here
-    those that go on with one are marked. It does not say whether capitals are kept: they are where a piece has one."""
+    """Make BERT's WordPiece tokenizer (Devlin et al., 2018): greedy, the longest piece first. The file marks pieces
+    that begin a word; the result marks continuations by `##`. The result lower-cases text unless a piece has a capital,
+    since the file does not say."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokens, types = vocabulary["tokens"], vocabulary["token_type"]
@@ -167,7 +168,7 @@ def _mark_piece(token: str) -> str:
 
 
 def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
-    """Take control tokens and those that a user defined as they are, wherever they stand in a text."""
+    """Add control tokens and user-defined tokens, which are matched verbatim anywhere in a text."""
     from tokenizers import AddedToken
 
     types, known = vocabulary.get("token_type") or [], made.get_vocab()
@@ -178,7 +179,7 @@ def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
 
 
 def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], adds_start: bool) -> None:
-    """Put the start and the end of a text around it, where the file says so."""
+    """Add the BOS and EOS tokens around a text, where the file says so."""
     from tokenizers import processors
 
     parts, special = ["$A"], []

@@ -1,5 +1,5 @@
-"""Unpack the small files of a GGUF file, so that it is read as a Hugging Face folder is: config.json, its tokenizer,
-and where the tensors are. They are made again from the file's header and lie in the cache."""
+"""Unpack a GGUF file into a Hugging Face folder, so that it is read as one: config.json, the tokenizer's files, and a
+pointer to the GGUF file for the tensors. The folder is made from the file's header and lies in the cache folder."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from zoo.paths import find_cache_folder
 from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
 
 POINTER = "gguf.json"
-"""The file that names the GGUF file."""
+"""Name of the file in the folder that holds the GGUF file's path."""
 
 VERSION = 1
-"""Of what is unpacked: an older one is unpacked anew."""
+"""Version of the unpacked files: a folder of an older version is made anew."""
 
 
 class Pointer(JsonShape):
-    """What POINTER holds."""
+    """The content of POINTER: the path of the GGUF file."""
 
     file: str
 
 
 def find(path: str | Path) -> Path:
-    """The folder that `runs.find` finds, or that of a GGUF file. Raises CheckpointError."""
+    """Find the folder of a model as `runs.find` does; a GGUF file is unpacked to one. Raises CheckpointError."""
     return (
         unpack(Path(path).expanduser()) if is_gguf(path) and not Path(path).expanduser().is_dir() else runs.find(path)
     )
 
 
 def unpack(file: Path) -> Path:
-    """Unpack a GGUF file, unless it was before. Raises CheckpointError for an architecture that is not read; a
-    vocabulary that is not read is a UserWarning."""
+    """Unpack a GGUF file, unless that is done already, and return the folder. Raises CheckpointError for an unsupported
+    architecture; warns of an unsupported vocabulary."""
     try:
         file = file.resolve()
         seen = file.stat()
@@ -72,11 +72,11 @@ def _find_unpacked() -> Path:
 
 
 def is_unpacked(folder: Path) -> bool:
-    """Whether a folder is that of a GGUF file. Such folders lie in the cache: a file of that name anywhere else names
-    none, as it would be a stranger's word on which file to read."""
+    """Whether a folder is an unpacked GGUF file. Only folders in the cache count: the pointer of a downloaded folder
+    could name any file."""
     return (folder / POINTER).is_file() and folder.resolve().parent == _find_unpacked().resolve()
 
 
 def read_unpacked(folder: Path) -> GGUFFile:
-    """Read the header of the GGUF file of a folder. Raises CheckpointError."""
+    """Read the header of the GGUF file from which a folder was unpacked. Raises CheckpointError."""
     return read_gguf(Path(read_json(folder / POINTER, Pointer, most=SETTINGS)["file"]))

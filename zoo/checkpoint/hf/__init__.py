@@ -1,4 +1,4 @@
-"""Open, read and write Hugging Face folders: config.json and tensors as a model of ours, and a model as both."""
+"""Open, read and write Hugging Face folders: config.json and tensors to a model of ours, and back."""
 
 from zoo.checkpoint.hf.multimodal import is_multimodal as is_multimodal
 from zoo.checkpoint.hf.opening import HFSource as HFSource

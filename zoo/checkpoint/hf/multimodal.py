@@ -1,4 +1,4 @@
-"""Read the text model of a multimodal folder, and write it back in place: all else stays as it is, bit for bit."""
+"""Read the text model of a multimodal folder, and write it back in place: all other tensors stay bit-identical."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""How files of weights end. Those that the folder was not read from are not copied."""
+"""Suffixes of files of weights. Other copies of the weights than the one that was read are not copied."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Whole:
     listed: Mapping[str, Header]
 
     def name_in_file(self, name: str, prefix: str) -> str:
-        """The name in the files of a tensor that the text model's class, which has this prefix, calls `name`."""
+        """Translate a tensor's name in the text model's class, whose prefix is `prefix`, to its name in the files."""
         if name.startswith(prefix):
             return self.layout.base + name.removeprefix(prefix)
         return self.layout.head + name
 
     def describe_rest(self, mapped: Iterable[Entry], prefix: str) -> str:
-        """Say in one line what is not read, with the parameters of each part: "vision_tower (412,442,352), …"."""
+        """List in one line the parts that are not read, each with its parameters: "vision_tower (412,442,352), …"."""
         read = {self.name_in_file(name, prefix) for entry in mapped for name in entry.theirs}
         counts: Counter[str] = Counter()
         for name, header in self.listed.items():
@@ -58,12 +58,13 @@ class Whole:
 
 
 def is_multimodal(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a multimodal model."""
+    """Whether a config.json describes a multimodal model."""
     return find_wrapper(config) is not None
 
 
 def check_wrapper(wrapper: Wrapper, file: Path) -> None:
-    """Raise CheckpointError for a multimodal model whose text model is only priced."""
+    """Raise CheckpointError for a model not listed in conf/multimodal.yaml: it is priced but not loaded, because its
+    wrapper may change how the text model sees text."""
     if not wrapper.is_read:
         known = ", ".join(read_catalogue().models)
         raise CheckpointError(
@@ -75,9 +76,9 @@ def check_wrapper(wrapper: Wrapper, file: Path) -> None:
 def take_text(
     wrapper: Wrapper, family: Family, listed: Mapping[str, Header], folder: Path
 ) -> tuple[Whole, dict[str, Header]]:
-    """Find the text model's tensors among those of a folder, and name them as the family's class with the longest
-    prefix does, or one that has these names inside such a folder alone. Raises CheckpointError where they stand under
-    no known prefix."""
+    """Find the text model's tensors in a folder, and rename them as one of the family's classes does: the one with the
+    longest prefix, or one that exists only inside multimodal folders (`within`). Raises CheckpointError if no known
+    prefix fits."""
     layout, naming = _find_layout(family, listed, folder)
     prefix, roots, heads = naming
     found: dict[str, Header] = {}
@@ -91,8 +92,8 @@ def take_text(
 
 
 class Naming(NamedTuple):
-    """How a class names its tensors: its prefix, and the first parts of the names of its base model's tensors and of
-    its head's."""
+    """How a class names its tensors: its prefix, and the first word of the names of its base model's tensors and of its
+    head's."""
 
     prefix: str
     base: set[str]
@@ -109,7 +110,7 @@ def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> 
 
 
 def _list_namings(family: Family) -> Iterator[Naming]:
-    """List how tensors are named: by the family's classes, and by each that has other names inside such a folder."""
+    """Yield the naming of the family's class with the longest prefix, then of each `within` class with own `keys`."""
     inner = [each for each in family.architectures.values() if each.get("within") and each.get("keys")]
     outer = (each.get("prefix") or "" for each in family.architectures.values() if each not in inner)
     yield _read_naming(max(outer, key=len), family.keys)
@@ -129,8 +130,7 @@ def _read_naming(prefix: str, keys: Mapping[str, str]) -> Naming:
 def write_whole(
     held: StoredTensors, whole: Whole, folder: Path, draft: Path, body: Body, mapped: Sequence[Entry]
 ) -> None:
-    """Write a multimodal folder again, file by file and a tensor at a time, with these tensors of ours as those of its
-    text model."""
+    """Rewrite a multimodal folder with our tensors as its text model's, file by file and tensor by tensor."""
     ours = {whole.name_in_file(name, body.prefix): entry for entry in mapped for name in entry.theirs}
     lost, placed = _lost_heads(whole, body, ours), {}
     files = list(dict.fromkeys(header.file for header in whole.listed.values()))
@@ -156,7 +156,7 @@ def write_whole(
 
 
 def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]:
-    """The name of a head's weight that the files have and this model has not: its head is tied."""
+    """Name the head's weight if the files have one and this model has none, because its head is tied."""
     head = body.family.about.get("head")
     name = "" if head is None else whole.name_in_file(head, body.prefix or "~")
     return {name} if name in whole.listed and name not in ours else set()
@@ -165,14 +165,14 @@ def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]
 def _list_theirs(
     entries: Sequence[Entry], held: Mapping[str, Tensor], whole: Whole, body: Body
 ) -> Iterator[tuple[str, Tensor]]:
-    """Convert our tensors to theirs, those of one entry at a time, under the names of the files."""
+    """Convert our tensors to theirs, one entry at a time, under their names in the files."""
     for entry in entries:
         names = [whole.name_in_file(name, body.prefix) for name in entry.theirs]
         yield from zip(names, entry.to_theirs([held[each] for each in entry.ours]), strict=True)
 
 
 def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:
-    """Copy the index, or write it anew where a tensor came or went."""
+    """Copy the index, or rewrite it if a tensor was added or removed."""
     index = read_json(folder / INDEX, IndexFile, FILE)
     if index["weight_map"] == placed:
         copy_inside(folder, INDEX, draft)
@@ -182,7 +182,7 @@ def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:
 
 
 def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any] | None) -> None:
-    """Write the whole config.json with this config of the text model; copy it where None says that it is as it was."""
+    """Write the whole config.json with `text` as the config of the text model; None copies the file unchanged."""
     if text is None:
         copy_inside(folder, CONFIG, draft)
         return
@@ -191,6 +191,6 @@ def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any
 
 
 def list_beside(folder: Path) -> list[Path]:
-    """The files of a folder beside its weights and config.json: tokenizer, processors, templates."""
+    """List the files of a folder other than weights and config.json: tokenizer, processors, templates."""
     kept = (each for each in sorted(folder.iterdir()) if each.is_file() and each.suffix not in WEIGHTS)
     return [each for each in kept if each.name not in (CONFIG, INDEX) and not each.name.startswith(".")]

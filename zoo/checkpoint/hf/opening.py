@@ -1,4 +1,4 @@
-"""Open a Hugging Face folder: its family and class, its model, and its tensors under the names of that class."""
+"""Open a Hugging Face folder: find its family and class, its model, and its tensors under the class's names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import gguf
 from zoo.checkpoint.entries import Entry
@@ -30,12 +30,16 @@ from zoo.lazy import torch
 from zoo.model.head import can_be_tied
 from zoo.untrusted.text import list_first, shorten
 
+if TYPE_CHECKING:
+    from zoo.checkpoint.stored import WholeSpec
+
 
 @dataclass(frozen=True)
 class HFSource:
-    """A folder that was read: its path, its config.json, and the model that the config describes. Of a multimodal
-    folder these are its text model's, and `whole` has the rest. Of a GGUF file, `laid` is that model with the map of
-    the file's tensors, and `file` the file."""
+    """A folder that was read: its path, its config.json, and the model that the config describes.
+
+    For a multimodal folder these are the text model's, and `whole` has the rest. For a GGUF file, `laid` is the model
+    with the map of that file's tensors, and `file` the file."""
 
     folder: Path
     config: dict[str, Any]
@@ -49,21 +53,21 @@ class HFSource:
         return self.body.family
 
     @functools.cached_property
-    def spec(self) -> Any:
+    def spec(self) -> WholeSpec:
         """The Spec of the model, composed once."""
         return compose_spec(self.body, self.file or self.folder / CONFIG)
 
     @property
     def stored(self) -> Body:
-        """The model by whose map the folder's tensors are read."""
+        """The model whose map is used to read the folder's tensors."""
         return self.laid or self.body
 
 
 def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     """Read a folder's config.json and headers: its model, and its tensors under the names of the model's class.
 
-    The tensors decide where config.json says something else: a head is tied if the file has no weight for it, and a
-    file without the head of its class is read as the family's class without one. Raises CheckpointError.
+    Where config.json and the tensors disagree, the tensors decide: a head is tied if the file has no weight for it, and
+    a file without its class's head is read as the family's class without a head. Raises CheckpointError.
     """
     if gguf.is_unpacked(folder):
         return _open_gguf(folder)
@@ -83,7 +87,7 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
 def _open_by_tensors(
     folder: Path, config: Mapping[str, Any], family: Family, listed: Mapping[str, Header]
 ) -> tuple[HFSource, dict[str, Header]]:
-    """Read a folder as its config says, or as the first class of the family whose tensors these are."""
+    """Read a folder as the class that its config names, or else as the family's first class with these tensors."""
     stated = read_presence(family, config, {name: header.shape for name, header in listed.items()})
     opened = _open_as_stated(folder, listed, stated)
     unplaced = _count_unplaced(*opened)
@@ -103,7 +107,7 @@ def _open_by_tensors(
 
 
 def read_presence(family: Family, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields that a config.json leaves out and that follow from the tensors beside it (`present` of a family)."""
+    """Find fields that a config.json leaves out and that follow from the file's tensors (`present` of a family)."""
     full = {**family.defaults, **config}
     return {
         key: value
@@ -115,8 +119,8 @@ def read_presence(family: Family, config: Mapping[str, Any], shapes: Mapping[str
 
 
 def _is_present(pattern: str, name: str, given: tuple[int, ...], config: Mapping[str, Any]) -> bool:
-    """Whether a tensor is one that a row of a family's `present` names: by its name, and by its shape where the row has
-    one, in expressions over the config: "*.down_proj [_, moe_intermediate_size, _]"."""
+    """Whether a tensor fits a pattern of a family's `present`: a name, and optionally a shape in expressions over the
+    config, as in "*.down_proj [_, moe_intermediate_size, _]"."""
     named, _, shape = pattern.partition(" ")
     wanted = [each.strip() for each in shape.strip("[]").split(",")] if shape else ["_"] * len(given)
     if not matches(name, [named]) or len(wanted) != len(given):
@@ -126,7 +130,7 @@ def _is_present(pattern: str, name: str, given: tuple[int, ...], config: Mapping
 
 
 def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
-    """Read the folder of a GGUF file."""
+    """Read the folder that a GGUF file was unpacked to."""
     config, body = read_body(folder)
     file = gguf.read_unpacked(folder)
     laid = gguf.lay_keys(body, file)
@@ -135,13 +139,13 @@ def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
 
 
 def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
-    """The headers of a folder's tensors, a quantised weight as one of them. Raises CheckpointError."""
+    """List the headers of a folder's tensors; a quantised weight is one tensor. Raises CheckpointError."""
     wrapper = find_wrapper(config)
     settings = {**(wrapper.text if wrapper else {}), **config}  # either may say how weights are quantised
     return unpack_headers(folder, settings, read_headers(folder))
 
 
-def compose_spec(body: Body, file: Path = Path("config.json")) -> Any:
+def compose_spec(body: Body, file: Path = Path("config.json")) -> WholeSpec:
     """Compose the Spec of a model that a config.json describes. Raises ConfigError with faults that name the file."""
     from zoo.compose import load
     from zoo.compose.sources import StatedFile, locating
@@ -151,15 +155,15 @@ def compose_spec(body: Body, file: Path = Path("config.json")) -> Any:
 
 
 def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
-    """Compare a folder's headers with the model of its config.json. Gives a line for each fault; reads no weight."""
+    """Compare a folder's headers with the model of its config.json; reads no weight. The last result is the faults."""
     source, found = open_folder(folder)
     mapped = map_tensors(source.spec, source.stored)
     return source, mapped, find_differences(mapped, found, source)
 
 
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
-    """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each, of
-    each kind the first few."""
+    """List the tensors that a folder lacks, that no row of the map names, and whose shapes are not the model's: a line
+    each, the first few of each sort."""
     body, folder = source.body, source.file or source.folder
     wanted, missing, strange = _compare_names(mapped, found, source)
     misshaped = [name for name, shape in wanted.items() if name in found and found[name].shape != shape]
@@ -182,8 +186,8 @@ def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], sourc
 def _compare_names(
     mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource
 ) -> tuple[dict[str, tuple[int, ...]], list[str], list[str]]:
-    """Give the shapes of the tensors that a model's file has by name, those that this one lacks, and those that no row
-    names."""
+    """Return the shapes that the model's tensors must have, by name; the names that the file lacks; and the names in
+    the file that no row of the map covers."""
     body = source.body
     wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
     extra = body.full_names(lambda each: (*each.family.same, *each.family.unread))
@@ -194,8 +198,8 @@ def _compare_names(
 
 
 def read_end_ids(folder: Path) -> list[int]:
-    """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json; there a
-    multimodal model may state them for its text model."""
+    """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json (including
+    the config of a multimodal model's text model)."""
     for name, shape in (("generation_config.json", GenerationFile), (CONFIG, ConfigFile)):
         node = read_json(folder / name, shape) if (folder / name).is_file() else {}
         wrapper = find_wrapper(node)
@@ -207,7 +211,7 @@ def read_end_ids(folder: Path) -> list[int]:
 
 
 def describe_unread(model: Any) -> str:
-    """Say in one line what of the multimodal folder that a model came from was not read; empty for any other model."""
+    """Say in one line which parts of a model's multimodal folder were not read; empty for any other model."""
     source = getattr(model, "source", None)
     if source is None:
         return ""
@@ -217,7 +221,7 @@ def describe_unread(model: Any) -> str:
 
 
 def _describe_beside_towers(source: HFSource) -> str:
-    """Say in one line what stands in a folder beside text towers whose configs are within a multimodal one's."""
+    """Say in one line what was not read of a folder whose text towers' configs lie within a multimodal config."""
     listed = name_tensors(list_tensors(source.folder, source.config), source.body)
     counts = {
         pattern.removeprefix(source.body.prefix).removesuffix(".*"): sum(
@@ -232,7 +236,7 @@ def _describe_beside_towers(source: HFSource) -> str:
 def _open_as_stated(
     folder: Path, listed: Mapping[str, Header], stated: Mapping[str, Any]
 ) -> tuple[HFSource, dict[str, Header]]:
-    """Read a folder with some fields of its config.json replaced by `stated`, its class among them."""
+    """Read a folder with some fields of its config.json, such as its class, replaced by `stated`."""
     config, body = read_body(folder, stated=stated)
     found = name_tensors(listed, body)
     changes = None if _has_copied_head(folder, body, found) else _find_tying(body, found)
@@ -243,11 +247,11 @@ def _open_as_stated(
 
 
 MOST_OF_CLASS = 1_000
-"""Tensors by which two classes of a family differ, at most: their heads."""
+"""Maximum number of tensors by which two classes of a family differ, which are those of their heads."""
 
 
 def _count_unplaced(source: HFSource, found: Mapping[str, Header]) -> int:
-    """Count the tensors that a folder lacks of the model, and those that are none of its."""
+    """Count the model's tensors that a folder lacks, plus the folder's tensors that the model lacks."""
     _, missing, strange = _compare_names(map_tensors(source.spec, source.body), found, source)
     return len(missing) + len(strange)
 
@@ -256,7 +260,7 @@ def _count_unplaced(source: HFSource, found: Mapping[str, Header]) -> int:
 
 
 def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> bool:
-    """Whether the file stores a tied head as a second copy of its weight (`same` of the family names the first)."""
+    """Whether the file stores a tied head as an equal copy of the weight that `same` of the family names."""
     head = str(body.head)
     original = body.copies.get(head, "")
     if head not in found or original not in found or found[head].shape != found[original].shape:
@@ -266,7 +270,7 @@ def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> b
 
 
 def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:
-    """The change that ties or unties the head as the file has it; None where config.json agrees with the file."""
+    """Return the change of the model that ties or unties the head as in the file; None if config.json agrees."""
     head = body.model.get("decoder", {}).get("head") or body.model.get("head") or {}
     own = body.head
     if own is None or not can_be_tied(head):
@@ -276,7 +280,7 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
 
 
 def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
-    """The headers of copies under the names of their originals, for files that store the copy alone."""
+    """List the headers of copies under the names of their originals, for files that store only the copy."""
     pairs = body.copies.items()
     return {name: _keep_file_name(found[copy], copy) for copy, name in pairs if copy in found and copy != body.head}
 
@@ -285,10 +289,10 @@ def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header
 
 
 def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
-    """The headers under the names of the model's class, without those that the family ignores.
+    """Rename headers as the model's class does, and leave out those that the family ignores.
 
-    As in transformers, a file of the class with a head serves the class without one, and the other way round: the
-    prefix is added or removed. Files without it may have other names (`unprefixed` of the family).
+    As in transformers, a file of the class with a head can be read as the class without one, and vice versa: the prefix
+    is added or removed. Files without the prefix may have other names (`unprefixed` of the family).
     """
     family, prefix = body.family, body.prefix
     ignored = body.full_names(lambda each: each.family.ignore)
@@ -309,7 +313,7 @@ def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
 
 
 def _rename_unprefixed(name: str, family: Family) -> str:
-    """The class's name, without its prefix, of a tensor in a file without it. `#` is a layer's index in both."""
+    """Translate a name in a file without the prefix to the class's name. In `unprefixed`, `#` is a layer's index."""
     place = re.search(r"\.(\d+)\.", name) if family.unprefixed else None
     number = place[1] if place else ""
     other = family.unprefixed.get(name.replace(f".{number}.", ".#.", 1) if place else name)
@@ -317,12 +321,12 @@ def _rename_unprefixed(name: str, family: Family) -> str:
 
 
 def _keep_file_name(header: Header, name: str) -> Header:
-    """The header with the tensor's name in the file, by which it is read."""
+    """Store the tensor's name in the file in its header, by which it is read after being renamed."""
     return header if header.name else dataclasses.replace(header, name=name)
 
 
 def _replace_old_names(name: str) -> str:
-    """Replace TensorFlow's names for the tensors of a norm, which old BERT files have."""
+    """Replace TensorFlow's names (gamma, beta) for the tensors of a norm, as in old BERT files."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import NAMES, Header, Packed, Reader
@@ -19,15 +19,17 @@ from zoo.spec import Buffer, tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.stored import WholeSpec
+
 
 def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = None) -> StoredModel:
-    """Open the model of a Hugging Face folder; its tensors are read and converted when they are asked for.
+    """Open the model of a Hugging Face folder; tensors are read and converted lazily.
 
-    With `mapped` those that need no conversion stay memory-mapped. Quantised ones are dequantised to `dtype`, or to the
-    dtype that config.json states. Raises CheckpointError, a line for each fault, before any weight is read.
+    With `mapped`, tensors that need no conversion stay memory-mapped. Quantised weights are dequantised to `dtype`, or
+    to config.json's dtype. Raises CheckpointError, a line for each fault, before any weight is read.
     """
     source, found = open_folder(folder)
-    of_gguf = source.laid is not None  # which has norms in float32 among weights in fewer bits
+    of_gguf = source.laid is not None  # a GGUF file has norms in float32 among weights of fewer bits
     dtype = getattr(torch, source.config["dtype"]) if of_gguf and dtype is None else dtype
     found, spec = {name: _round_to(each, dtype) for name, each in found.items()}, source.spec
     entries = map_tensors(spec, source.stored)
@@ -45,20 +47,20 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
 
 
 def _round_to(header: Header, dtype: torch.dtype | None) -> Header:
-    """The header of a tensor that is rounded to a dtype when it is computed; one in float32 is cast afterwards."""
+    """Let a dequantised tensor be rounded to `dtype` as it is computed. Float32 is cast later, after its conversion."""
     if dtype is None or not isinstance(header, Packed) or header.dtype == "F32":
         return header
     return replace(header, dtype=NAMES[str(dtype).removeprefix("torch.")])
 
 
 def _list_forms(entry: Entry, found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
-    """Give our tensors on the meta device."""
+    """Yield name and form (a tensor on the meta device) of each of an entry's tensors of ours."""
     yield from zip(entry.ours, entry.to_ours([found[name].make_empty("meta") for name in entry.theirs]), strict=True)
 
 
 class _OursReader:
-    """Reads our tensors by name. Others of the same tensors of theirs are kept until they are asked for, or the next
-    entry is."""
+    """Reads our tensors by name. Reading one converts its whole entry; the entry's other tensors are kept until they
+    are read, or until another entry is."""
 
     def __init__(self, entries: Sequence[Entry], reader: Reader, fresh: Mapping[str, Tensor]) -> None:
         self.entries = {name: entry for entry in entries for name in entry.ours}
@@ -69,7 +71,7 @@ class _OursReader:
         if name in self.fresh:
             return self.fresh[name]
         if name not in self._made:
-            self._made = {}  # before others are read
+            self._made = {}  # frees the last entry's tensors before more are read
             entry = self.entries[name]
             ours = entry.to_ours([self.reader[each] for each in entry.theirs])
             self._made = dict(zip(entry.ours, ours, strict=True))
@@ -77,7 +79,7 @@ class _OursReader:
 
 
 def _check_copies(mapped: Sequence[Entry], reader: Reader, source: HFSource) -> None:
-    """Raises CheckpointError where a tensor that the family knows as a copy differs from its original."""
+    """Raise CheckpointError if a tensor that the family declares a copy differs from its original."""
     body = source.body
     wanted = {name for entry in mapped for name in entry.theirs}
     for copy, original in body.copies.items():
@@ -89,8 +91,10 @@ def _check_copies(mapped: Sequence[Entry], reader: Reader, source: HFSource) -> 
             )
 
 
-def _initial_values(spec: Any, mapped: Sequence[Entry], found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
-    """The initial values of buffers whose tensors the file may lack and does."""
+def _initial_values(
+    spec: WholeSpec, mapped: Sequence[Entry], found: Mapping[str, Header]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the initial values of buffers that the file lacks, as the family permits."""
     lost = {name for entry in mapped if not all(each in found for each in entry.theirs) for name in entry.ours}
     for name, part, _ in tensors(spec, spec.d_model):
         if name in lost:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OTHERS = (*sentence.FILES, *sentence.FOLDERS)
 SHARD = 5_000_000_000
-"""Most bytes of weights in one file; more are written to several."""
+"""Maximum bytes of weights in one file; larger models are written to several."""
 
 
 def save(
@@ -39,16 +39,16 @@ def save(
     into: Path | None = None,
     pooling: str | None = None,
 ) -> dict[str, Any]:
-    """Write config.json, safetensors, and the tokenizer's files found in `beside` or where the model came from.
+    """Write a Hugging Face folder: config.json, safetensors, and the tokenizer's files. Returns the config.
 
-    A model that came from a multimodal folder is written as that folder: the tensors of its text model replaced, and
-    all other tensors, files and fields as they are. `into` names such a folder for a model that came from elsewhere.
-    With a `pooling` the folder is one of sentence-transformers, whose vectors are pooled so and scaled to length 1.
+    The tokenizer's files are copied from `beside`, or from the folder that the model came from. A model from a
+    multimodal folder is written as that folder, with its text model's tensors replaced and everything else unchanged;
+    `into` names such a folder for any other model. With `pooling`, the folder is one for sentence-transformers, whose
+    embeddings are pooled that way and scaled to length 1.
 
-    Gives the config. That of a model that came from no Hugging Face folder states the start and end tokens of the
-    tokenizer in `beside`: transformers and serving engines would otherwise take the defaults of the class (Llama: 2
-    ends a text). The folder appears whole or not at all. Raises ConfigError for an architecture that no family can
-    describe, CheckpointError where `out` holds something else.
+    The config of a model that came from no Hugging Face folder gets the BOS and EOS ids of the tokenizer in `beside`;
+    otherwise transformers would use the class's defaults (Llama: EOS is 2). The folder appears whole or not at all.
+    Raises ConfigError for an architecture that no family can describe, CheckpointError if `out` has other files.
     """
     from zoo.disk import replace_folder
 
@@ -86,7 +86,7 @@ def _open_multimodal(folder: Path) -> HFSource:
 def _save_whole(
     model: StoredModel, source: HFSource, whole: Whole, config: Mapping[str, Any], body: Body, out: Path
 ) -> dict[str, Any]:
-    """Write a multimodal folder with this model as its text model. Gives the whole config."""
+    """Write a multimodal folder with this model as its text model. Returns the whole config."""
     from zoo.disk import replace_folder
 
     files = list_beside(source.folder)
@@ -103,7 +103,7 @@ def _save_whole(
 
 
 def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
-    """The config without the fields that say how a file holds its tensors (`present` of a family): begun with _."""
+    """Remove the fields beginning with _, which describe a file's layout of tensors (`present` of a family)."""
     own = {key for fields in body.family.present.values() for key in fields if key.startswith("_")}
     left = {key: value for key, value in config.items() if key not in own}
     for tower, inner in body.towers.items():
@@ -113,7 +113,7 @@ def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
 
 
 def _read_special_ids(folder: Path) -> dict[str, int]:
-    """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, as far as it states them."""
+    """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, where it states them."""
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return {}
     tokenizer = read_json(folder / "tokenizer.json", TokenizerJson, LARGEST)
@@ -129,7 +129,7 @@ def _read_special_ids(folder: Path) -> dict[str, int]:
 
 
 def copy_beside(folder: Path, out: Path) -> None:
-    """Copy the tokenizer, generation and sentence-transformers files of a folder, without those that `out` has."""
+    """Copy the tokenizer, generation and sentence-transformers files of a folder that `out` does not have yet."""
     for name in BESIDE:
         if (folder / name).is_file() and not (out / name).exists():
             copy_inside(folder, name, out)
@@ -137,9 +137,9 @@ def copy_beside(folder: Path, out: Path) -> None:
 
 
 def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> StoredTensors:
-    """Find the tensors that files of the family have and the model does not read.
+    """Find the tensors that files of the family have but the model does not read (`unread` of the family).
 
-    Taken from the folder that the model came from; without one, copied from the tensor that the family names.
+    They come from the model's own folder; without one, they are copies of the tensors that the family names.
     """
     holders = {name: entry for entry in mapped for name in entry.theirs}
     rows = body.pair_names(lambda each: evaluate_tree(each.family.unread, each.fields))
@@ -157,7 +157,7 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
 
 
 def _write_shards(held: StoredTensors, mapped: Sequence[Entry], folder: Path, shard: int, spare: StoredTensors) -> None:
-    """Write the tensors in files of at most `shard` bytes, `spare` ones into the last, and an index of several."""
+    """Write the tensors in files of at most `shard` bytes, and an index for several. `spare` go into the last file."""
     groups = list(_fill_shards(mapped, held.forms, shard))
     listed: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
@@ -173,13 +173,13 @@ def _write_shards(held: StoredTensors, mapped: Sequence[Entry], folder: Path, sh
 
 
 def _list_theirs(group: Sequence[Entry], held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Convert our tensors to theirs, those of one entry at a time."""
+    """Convert our tensors to theirs, one entry at a time."""
     for entry in group:
         yield from zip(entry.theirs, entry.to_theirs([held[each] for each in entry.ours]), strict=True)
 
 
 def _fill_shards(mapped: Sequence[Entry], forms: Mapping[str, Tensor], shard: int) -> Iterator[list[Entry]]:
-    """Split the entries, in order, into groups of at most `shard` bytes; a larger entry has a group of its own."""
+    """Split the entries, in order, into groups of at most `shard` bytes; a larger entry is a group of its own."""
     group: list[Entry] = []
     room = shard
     for entry in mapped:

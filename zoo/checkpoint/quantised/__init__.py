@@ -1,4 +1,4 @@
-"""Quantised checkpoints: which method a config.json names, how its weights lie in files, and their values."""
+"""Dequantise checkpoints as they are read: the methods that a config.json names, and their layouts in files."""
 
 from zoo.checkpoint.quantised.methods import FIELD as FIELD
 from zoo.checkpoint.quantised.methods import METHODS as METHODS

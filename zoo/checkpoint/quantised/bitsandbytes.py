@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit (NF4, FP4) and 8-bit (LLM.int8) weights."""
+"""Read bitsandbytes' 4-bit (NF4, FP4) and 8-bit (LLM.int8) weights."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from zoo.untrusted.json_file import JsonShape, parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.quantised.layout import ReadTensor
+
 STATE = ".quant_state.bitsandbytes__"
 LONGEST = 2**16
-"""Bytes of the longest state."""
+"""Maximum bytes of a weight's state."""
 
 Size = Annotated[int, Field(ge=1)]
 
 
 class State(JsonShape):
-    """What bitsandbytes says of a weight."""
+    """bitsandbytes' JSON state of a weight."""
 
     shape: Annotated[list[Size], Field(min_length=1, max_length=8)]
     blocksize: Size
 
 
 class NestedState(State):
-    """What it says of one with double quantisation."""
+    """The state of a weight with double quantisation."""
 
     nested_blocksize: Size
     nested_offset: float
 
 
 class FourBit(Layout):
-    """QLoRA's NF4, or FP4 (Dettmers et al., 2023): codes in flat blocks, two a byte, the higher one first.
+    """QLoRA's NF4, or FP4 (Dettmers et al., 2023): 4-bit codes in blocks of the flat weight, two a byte, high first.
 
-    A weight is its code's value in `quant_map`, times the absmax of its block. With double quantisation an absmax is a
-    code of 8 bits in blocks of its own, to which `nested_offset` is added. Sizes are in a JSON text, stored as bytes.
+    A weight is `quant_map[code]` times the absmax of its block. With double quantisation, absmax is itself coded in 8
+    bits in blocks of its own, and `nested_offset` is added. The state with all sizes is JSON, as a tensor of bytes.
     """
 
     marks = (f"{STATE}nf4", f"{STATE}fp4")
@@ -58,7 +60,7 @@ class FourBit(Layout):
     target = ""
     grain = 2
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         header, nested = parts.get("nf4") or parts["fp4"], "nested" in parts
         text = bytes(read(header).reshape(-1).view(torch.uint8)[:LONGEST].tolist())
         state = parse_json(text, f"{header.file}: {header.name}", NestedState if nested else State)
@@ -98,14 +100,14 @@ class FourBit(Layout):
 
 
 class EightBit(Layout):
-    """LLM.int8 (Dettmers et al., 2022): a row's int8 over 127, times its absmax (`SCB`). Outlier columns are int8 as
-    well: they are only multiplied in 16 bits."""
+    """LLM.int8 (Dettmers et al., 2022): int8 / 127 times the row's absmax (`SCB`). Outlier columns are stored as int8,
+    too; bitsandbytes multiplies them in 16 bits."""
 
     marks = (".SCB",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "absmax": ".SCB", "form": ".weight_format"}
     optional = frozenset({"form"})
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         self.shape = parts["weight"].shape
         if "form" in parts and int(read(parts["form"])) != 0:
             raise refuse(

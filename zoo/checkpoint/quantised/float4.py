@@ -1,4 +1,4 @@
-"""Weights in float4 (E2M1), two a byte, with a scale for 32 (MXFP4) or 16 (NVFP4) of them."""
+"""Read weights in float4 (E2M1), two a byte, with a scale for each 32 (MXFP4) or 16 (NVFP4) of them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.quantised.layout import ReadTensor
+
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 = (*POSITIVE, *(-each for each in POSITIVE))
 """The values of the sixteen codes (OCP Microscaling Formats, 2023, 5.3.3)."""
 
 
 GROUP = 16
-"""Values that share a scale of NVFP4 (NVIDIA, 2025)."""
+"""Number of values that share a scale in NVFP4 (NVIDIA, 2025)."""
 
 
 class MXFP4(Layout):
-    """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, exponents of two [E, d_out, G].
+    """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, scales 2^e with e of [E, d_out, G].
 
-    The weight is what the model's class has, [E, d_in, d_out].
+    The dequantised weight is [E, d_in, d_out], as in the model's class.
     """
 
     marks = ("_blocks",)
     ends: ClassVar[Mapping[str, str]] = {"blocks": "_blocks", "scales": "_scales"}
     target = ""
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         blocks, scales = parts["blocks"], parts["scales"]
         if len(blocks.shape) != 4 or blocks.shape[-1] != 16 or scales.shape != blocks.shape[:-1]:
             found = f"has shape {list(blocks.shape)} beside scales {list(scales.shape)}"
@@ -49,7 +51,7 @@ class MXFP4(Layout):
 class PackedFloat4(Layout):
     """NVFP4 and MXFP4 as compressed-tensors stores them: codes [d_out, d_in / 2], scales [d_out, d_in / group].
 
-    NVFP4's scales are float8 and are divided by one more for the tensor (NVIDIA, 2025).
+    NVFP4's scales are float8, and are divided by a scale of the whole tensor (NVIDIA, 2025).
     """
 
     marks = (".weight_packed",)
@@ -62,7 +64,7 @@ class PackedFloat4(Layout):
     optional = frozenset({"whole", "input"})
     stored: ClassVar[str] = "U8"  # the dtype of two codes
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         height, packed = parts["weight"].shape
         self.shape, self.exponents = (height, 2 * packed), parts["scale"].dtype in ("U8", "F8_E8M0")
         groups = parts["scale"].shape[-1]
@@ -82,12 +84,12 @@ class PackedFloat4(Layout):
         return values * scales.repeat_interleave(self.group, -1)
 
     def scale_whole(self, scales: Tensor, whole: Tensor) -> Tensor:
-        """Scales of groups, by that of the tensor."""
+        """Combine the scales of groups with the scale of the tensor."""
         return scales / whole
 
 
 class Float4Beside(PackedFloat4):
-    """MXFP4 as DeepSeek-V4's (2026) experts are published: bytes of two codes each, and a tensor `scale` beside."""
+    """MXFP4 as in DeepSeek-V4's (2026) experts: two codes a byte in `weight`, and a tensor `scale`."""
 
     marks = (".scale",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
@@ -96,8 +98,8 @@ class Float4Beside(PackedFloat4):
 
 
 class Float4Experts(Layout):
-    """NVFP4 of stacked experts as Inkling 2 (2026) is published: codes [E, d_out, d_in / 2], float8 scales
-    [E, d_out, d_in / 16], and for each expert its largest value over a denominator, which is a scale for all of it."""
+    """NVFP4 of stacked experts, as in Inkling 2 (2026): codes [E, d_out, d_in / 2], float8 scales
+    [E, d_out, d_in / 16], and a scale for each expert, its largest value divided by a stored denominator."""
 
     marks = ("_amax",)
     ends: ClassVar[Mapping[str, str]] = {
@@ -108,7 +110,7 @@ class Float4Experts(Layout):
     }
     target = ""
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         weight, scale = parts["weight"], parts["scale"]
         self.shape = (*weight.shape[:-1], 2 * weight.shape[-1])
         if len(weight.shape) != 3 or scale.shape != (*weight.shape[:2], self.shape[-1] // GROUP):
@@ -123,7 +125,7 @@ class Float4Experts(Layout):
 
 
 class ModelOptFloat4(PackedFloat4):
-    """NVFP4 as NVIDIA's Model Optimizer stores it: the tensor's scale is multiplied."""
+    """NVFP4 as NVIDIA's Model Optimizer stores it: scales are multiplied by the tensor's scale."""
 
     marks = (".weight_scale_2",)
     ends: ClassVar[Mapping[str, str]] = {

@@ -1,7 +1,7 @@
-"""The base of a layout: how one quantised weight lies in a file, and its values as floats.
+"""Define the base class of layouts: how one quantised weight is stored in a file, and how it is dequantised.
 
-A layout is what a registry of methods (`methods`) combines: GPTQ has one, compressed-tensors several. It reads a few
-rows at a time, so that a stack of experts is never whole in float32.
+A method (`methods`) has one layout (GPTQ) or several (compressed-tensors). A layout dequantises a few rows at a time,
+so that a stack of experts is never whole in float32.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    ReadTensor = Callable[[Header], Tensor]
+
 ROOM = 2**22
-"""Most values that are in float32 at once, unless a single row has more."""
+"""Maximum number of values in float32 at once, unless a single row has more."""
 
 
 class Layout:
-    """One quantised weight. `marks` are the ends of a tensor's name by which such a weight is known; before it stands
-    the stem, to which `ends` adds the names of all its tensors, and `target` that of the weight.
+    """One quantised weight. It is recognised by a tensor whose name is a stem plus one of `marks`; its tensors are
+    named stem plus each of `ends` (by role), and the weight stem plus `target`.
 
-    The initialiser sets `shape`, that of the weight, from headers; and `grain`, a number of rows that may be read apart
-    from others. `rows` gives values in float32.
+    The initialiser sets `shape`, the weight's, from headers, and may set `grain`: rows are read in multiples of it.
+    `rows` gives values in float32.
     """
 
     marks: ClassVar[tuple[str, ...]]
@@ -36,27 +38,25 @@ class Layout:
     shape: Shape
     grain: int = 1
 
-    def __init__(
-        self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Callable[[Header], Tensor]
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         raise NotImplementedError
 
     @classmethod
     def fits(cls, parts: Mapping[str, Header]) -> bool:
-        """Whether the tensors around a mark are of this layout, as far as names and dtypes tell."""
+        """Whether the tensors of a stem, by role, have this layout, judged by names and dtypes."""
         return all(role in parts for role in cls.ends if role not in cls.optional)
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
-        """The rows from `start` to before `stop` of the weight, in float32."""
+        """Dequantise rows `start` to `stop` - 1 of the weight to float32."""
         raise NotImplementedError
 
     def decode(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The weight, rounded to `dtype` once."""
+        """Dequantise the weight, rounded once from float32 to `dtype`."""
         return fill_rows(self.shape, self.grain, dtype, partial(self.rows, held))
 
 
 def fill_rows(shape: Shape, grain: int, dtype: torch.dtype, rows: Callable[[int, int], Tensor]) -> Tensor:
-    """Make a tensor of what `rows` gives in float32, as many at a time as there is room for: `grain` or a multiple."""
+    """Fill a tensor from `rows(start, stop)`, in float32: a multiple of `grain` rows, about ROOM values, at a time."""
     made = torch.empty(shape, dtype=dtype)
     width = max(1, made[:1].numel())
     step = max(grain, ROOM // width // grain * grain)
@@ -67,7 +67,7 @@ def fill_rows(shape: Shape, grain: int, dtype: torch.dtype, rows: Callable[[int,
 
 
 def refuse(header: Header, fault: str, hint: str) -> CheckpointError:
-    """The error of a tensor that cannot be read as its layout has it."""
+    """Make the error for a tensor that does not fit its layout."""
     return CheckpointError(f"{header.file}: {header.name}: {fault} ({hint})")
 
 
@@ -77,16 +77,17 @@ def refuse(header: Header, fault: str, hint: str) -> CheckpointError:
 def spread_blocks(scales: Tensor, shape: Shape, block: tuple[int, int]) -> Tensor:
     """Repeat the scale of each block over its values: [.., R, C] to [.., rows, columns] of `shape`.
 
-    A matrix of 4 × 6 in blocks of 2 × 4 has 2 × 2 scales; its scale at (3, 5) is the last. The blocks at the end may be
-    cut off.
+    A matrix of 4 × 6 in blocks of 2 × 4 has 2 × 2 scales; the value at (3, 5) has the last scale. Blocks at the end may
+    be partial.
     """
     rows = scales.repeat_interleave(block[0], -2)[..., : shape[-2], :]
     return rows.repeat_interleave(block[1], -1)[..., : shape[-1]]
 
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
-    """Unpack `count` numbers of `bits` bits from the int32 words of the last dimension: a stream that begins with the
-    lowest bit of the first word. A number may lie in two words. [.., W] to int32 [.., count], from 0 on."""
+    """Unpack `count` unsigned numbers of `bits` bits from a stream of int32 words, [.., W] to int32 [.., count].
+
+    The stream begins with the lowest bit of the first word; a number may straddle two words."""
     mask = (1 << bits) - 1
     if 32 % bits == 0:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32)
@@ -99,6 +100,6 @@ def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
-    """Split bytes into two numbers of 4 bits each, the lower one first: [.., B] to int64 [.., 2 B]."""
+    """Split bytes into two numbers of 4 bits each, low bits first: [.., B] to int64 [.., 2 B]."""
     whole = packed.view(torch.uint8).to(torch.int64)
     return torch.stack([whole & 15, whole >> 4], -1).flatten(-2)

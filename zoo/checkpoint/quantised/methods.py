@@ -1,6 +1,7 @@
-"""The methods of quantisation that a config.json names, and the tensors of a folder with its weights dequantised.
+"""List the quantisation methods that a config.json may name, and find a folder's quantised weights.
 
-Which weights are quantised is read off the tensors, not off the lists of modules in a config.
+Which weights are quantised is decided by the tensors in the files, not by the config's lists of modules. Weights are
+dequantised as they are read and run in the model's dtype; no other file knows of quantisation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FIELD = "quantization_config"
 
 ACTIVATIONS = ("*.input_scale", "*.output_scale", "*.activation_scale", "*.input_zero_point", "*.input_global_scale")
 ACTIVATIONS += ("*.k_scale", "*.v_scale", "*.q_scale", "*.input_scale_ub", "*_activation_scale")
-"""Scales for activations and caches, which stay in the model's dtype here."""
+"""Scales of activations and KV caches. They are not read: activations and caches stay in the model's dtype."""
 
 
 class GroupNode(JsonShape):
@@ -37,7 +38,7 @@ class GroupNode(JsonShape):
 
 
 class SettingsNode(JsonShape):
-    """A quantization_config, as far as it is read."""
+    """The keys of a quantization_config that are read."""
 
     quant_method: str | None = None
     bits: int | None = None
@@ -47,7 +48,7 @@ class SettingsNode(JsonShape):
 
 @dataclass(frozen=True)
 class Method:
-    """A method's layouts; tensors that are not read; and the settings that must have one of these values."""
+    """A method's layouts, the tensors that are not read, and the settings that must have one of the listed values."""
 
     layouts: tuple[type[Layout], ...]
     dropped: tuple[str, ...] = ()
@@ -73,16 +74,16 @@ METHODS: dict[str, Method] = {
     "torchao": Method((TorchAO,)),
     "bitnet": Method((Ternary,), (), {"quantization_mode": ("offline", None), "use_rms_norm": (False, None)}),
 }
-"""Names of `quant_method` in a config.json."""
+"""The supported methods by their `quant_method` in a config.json."""
 
 SCALES = ("_scale", "_amax")
 UNSTATED = Method((Scaled, Float4Experts), ACTIVATIONS)
-"""What weights with scales beside them are where a config.json does not say that they are quantised (Inkling 2)."""
+"""The method of weights that have scales although config.json names no method (Inkling 2)."""
 
 
 def find_method(config: Mapping[str, Any], where: str) -> Method | None:
-    """Find the method of a config's quantization_config; None where it has none. Raises CheckpointError for one that is
-    not read, and for a setting that would change the numbers in a way that is not known."""
+    """Find the method of a config's quantization_config; None if it has none. Raises CheckpointError for an unsupported
+    method or setting."""
     settings = config.get(FIELD)
     if not settings:
         return None
@@ -106,13 +107,13 @@ def find_method(config: Mapping[str, Any], where: str) -> Method | None:
 
 
 def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))  # files of before quant_method
+    return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))  # files older than quant_method
 
 
 def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
-    """The tensors of a folder, those that make up a quantised weight as one `Packed` of its name and shape.
+    """Replace the tensors of each quantised weight by one `Packed` header with the weight's name and shape.
 
-    Weights get the dtype that `_read_dtype` reads. Raises CheckpointError.
+    Weights get the dtype of `_read_dtype`. Raises CheckpointError.
     """
     where = str(folder / "config.json")
     method = find_method(config, where)
@@ -138,8 +139,8 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
 
 
 def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: str) -> str:
-    """The dtype that a config states for its weights, else that of the embeddings, which products read, else bfloat16.
-    Raises CheckpointError for one that is none."""
+    """Read the dtype of dequantised weights: the config's, else the embeddings', else bfloat16. Raises CheckpointError
+    for an unknown dtype."""
     stated = config.get("dtype") or config.get("torch_dtype")
     if not isinstance(stated, str) or stated == "auto":
         own = (each.dtype for name, each in found.items() if "embed" in name)
@@ -153,7 +154,7 @@ def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: s
 def _make_layout(
     layout: type[Layout], settings: Mapping[str, Any], parts: Mapping[str, Header], reader: Reader
 ) -> Layout:
-    """Make the layout of a weight. Raises CheckpointError where tensors or settings are not as the method has them."""
+    """Make the layout of a weight. Raises CheckpointError if tensors or settings do not fit the method."""
     try:
         return layout(settings, parts, reader.read)
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
@@ -163,7 +164,7 @@ def _make_layout(
 
 
 def _find_layouts(method: Method, found: Mapping[str, Header]) -> Iterator[tuple[str, type[Layout], dict[str, Header]]]:
-    """The stem of each quantised weight, its layout, and its tensors by their roles."""
+    """Yield the stem of each quantised weight's name, its layout, and its tensors by role."""
     for name in found:
         for layout in method.layouts:
             for mark in layout.marks:
@@ -176,7 +177,7 @@ def _find_layouts(method: Method, found: Mapping[str, Header]) -> Iterator[tuple
 
 
 def _refuse_bare(found: Mapping[str, Header]) -> None:
-    """Raises CheckpointError for weights in few bits that no layout has taken."""
+    """Raise CheckpointError for float8 or int8 weights that no layout covers."""
     bare = [each for name, each in found.items() if not isinstance(each, Packed) and each.dtype in STORED]
     bare = [each for each in bare if each.name and each.name.endswith("weight")]
     if bare:

@@ -1,4 +1,4 @@
-"""Integers of 2 to 8 bits packed into int32 words, with a scale and a zero point for each group of inputs."""
+"""Read integers of 2 to 8 bits packed into int32 words, with a scale and a zero point for each group of inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.quantised.layout import ReadTensor
+
 
 class PackedIntegers(Layout):
-    """compressed-tensors' `pack-quantized`: words [d_out, d_in · bits / 32], along the inputs.
+    """compressed-tensors' `pack-quantized`: words [d_out, d_in · bits / 32], packed along the inputs.
 
-    Stored is the number plus half of the range. Zero points are packed along the outputs.
+    A number n is stored as n + 2^(bits − 1). Zero points are packed along the outputs.
     """
 
     marks = (".weight_packed",)
@@ -30,7 +32,7 @@ class PackedIntegers(Layout):
     optional = frozenset({"zero", "groups"})
     grain = 32
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         height, width = (int(each) for each in read(parts["shape"]))
         words, groups = parts["weight"].shape[-1], parts["scale"].shape[-1]
         stated = dict.fromkeys(
@@ -58,10 +60,10 @@ class PackedIntegers(Layout):
 
 
 class GPTQ(Layout):
-    """GPTQ's files (Frantar et al., 2022; AutoGPTQ, GPTQModel): words [d_in · bits / 32, d_out], along the inputs;
-    scales [G, d_out]; zero points packed along the outputs; `g_idx` the group of each input.
+    """GPTQ's files (Frantar et al., 2022; AutoGPTQ, GPTQModel): words [d_in · bits / 32, d_out], packed along the
+    inputs; scales [G, d_out]; zero points packed along the outputs; `g_idx`, the group of each input.
 
-    The first version of the format stores zero points less one, `gptq_v2` as they are.
+    The first version of the format stores zero points minus 1, `gptq_v2` stores them unchanged.
     """
 
     marks = (".qweight",)
@@ -74,7 +76,7 @@ class GPTQ(Layout):
     optional = frozenset({"groups"})
     grain = 32
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         words, height = parts["weight"].shape
         inputs = parts["groups"].shape[0] if "groups" in parts else words * 32 // int(settings["bits"])
         self.shape, self.bits = (height, inputs), words * 32 // max(1, inputs)
@@ -94,7 +96,7 @@ class GPTQ(Layout):
 
 
 class AWQ(Layout):
-    """AWQ's `gemm` files (Lin et al., 2023): words [d_in, d_out / 8] of 4 bits, along the outputs.
+    """AWQ's `gemm` files (Lin et al., 2023): words [d_in, d_out / 8] of 4-bit numbers, packed along the outputs.
 
     The order of outputs in a word is 0, 2, 4, 6, 1, 3, 5, 7. Zero points are packed likewise, [G, d_out / 8]; scales
     are [G, d_out].
@@ -104,7 +106,7 @@ class AWQ(Layout):
     ends: ClassVar[Mapping[str, str]] = {"weight": ".qweight", "zero": ".qzeros", "scale": ".scales"}
     grain = 8
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         inputs, words = parts["weight"].shape
         groups = parts["scale"].shape[0]
         self.shape, self.group = (words * 8, inputs), inputs // max(1, groups)

@@ -1,4 +1,4 @@
-"""Weights in float8 or int8 with scales: one a tensor, a row, a group of columns or a block."""
+"""Read weights in float8 or int8 with one scale per tensor, row, group of columns or block."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.quantised.layout import ReadTensor
+
 STORED = ("F8_E4M3", "F8_E5M2", "I8")
 
 
 class Scaled(Layout):
-    """A weight times scales; where there are zero points, they are subtracted before.
+    """(stored weight − zero point) · scale; zero points are optional.
 
-    Block scales are DeepSeek-V3's (2024, 3.3.2): one for 128 × 128 weights. `scale_inv` there is what weights are
-    multiplied by, though its name says the inverse. Scales in one byte are exponents of two, with 127 for 1 (E8M0).
+    DeepSeek-V3 (2024, 3.3.2) has one scale for each block of 128 × 128 weights, called `scale_inv`, though weights are
+    multiplied by it. One-byte scales are exponents e of 2^(e − 127) (E8M0).
     """
 
     marks = ("_scale_inv", "_scale")
@@ -32,7 +34,7 @@ class Scaled(Layout):
     optional = frozenset({"inverse", "scale", "zero"})
     target = ""
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         self.shape = parts["weight"].shape
         scale = parts.get("inverse") or parts["scale"]
         self.block = find_block(self.shape, scale, settings)
@@ -51,7 +53,7 @@ class Scaled(Layout):
         return values * self._spread(read_scales(scales, self.exponents), start, stop)
 
     def _spread(self, scales: Tensor, start: int, stop: int) -> Tensor:
-        """The scale of each value of some rows, or what broadcasts to that."""
+        """Expand the scales to the values of rows `start` to `stop` - 1, or to a shape that broadcasts to theirs."""
         if scales.numel() == 1:
             return scales.reshape(())
         shape = (stop - start, *self.shape[1:])
@@ -64,7 +66,7 @@ class Scaled(Layout):
 
 
 class ScaledBeside(Scaled):
-    """float8 with block scales as DeepSeek-V4 (2026) is published: a tensor `scale` beside the `weight`."""
+    """float8 with block scales as in DeepSeek-V4 (2026): a tensor `scale` next to `weight`."""
 
     marks = (".scale",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
@@ -77,15 +79,14 @@ class ScaledBeside(Scaled):
 
 
 def read_scales(scales: Tensor, exponents: bool) -> Tensor:
-    """Scales in float32, also where they are stored as exponents of two."""
+    """Convert scales to float32, from exponents of two (E8M0) or from floats."""
     if exponents:
         return torch.exp2(scales.view(torch.uint8).float() - 127)
     return scales.float()
 
 
 def find_block(shape: tuple[int, ...], scale: Header, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """The rows and columns that share a scale. Raises CheckpointError where scales of this shape cover no weight of
-    that shape.
+    """Find how many rows and columns share a scale. Raises CheckpointError if scales and weight do not fit.
 
     [256, 512] with scales [256], [256, 1] has blocks of 1 × 512; with [256, 16] of 1 × 32; with [2, 4] of 128 × 128.
     """
@@ -101,7 +102,7 @@ def find_block(shape: tuple[int, ...], scale: Header, settings: Mapping[str, Any
 
 
 def _stated_blocks(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The sizes of blocks that a quantization_config states: only they tell 100 rows in blocks of 64 from 50."""
+    """List the block sizes that a quantization_config states: two scales for 100 rows may mean blocks of 64 or 50."""
     groups = (settings.get("config_groups") or {}).values()
     stated = [
         settings.get("weight_block_size"),

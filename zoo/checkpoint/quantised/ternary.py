@@ -1,4 +1,4 @@
-"""BitNet's ternary weights: −1, 0 and 1 in two bits, and one scale a tensor (Ma et al., 2024, b1.58)."""
+"""Read BitNet's ternary weights: −1, 0 and 1 in two bits, and one scale per tensor (Ma et al., 2024, b1.58)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.checkpoint.quantised.layout import ReadTensor
+
 IN_A_BYTE = 4
 
 
 class Ternary(Layout):
-    """Four weights a byte, the first in the lowest bits: of R rows of bytes, row r of the weight is in row r mod R, at
-    bits 2·(r div R). What is stored is 0, 1 or 2, one more than the weight.
+    """Four weights a byte: with R rows of bytes, row r of the weight is in row r mod R, at bits 2·(r div R). The stored
+    number is the weight plus 1.
 
-    Where `linear_class` is autobitlinear the scale multiplies them (the mean of what was rounded), else it divides
-    them. What a product reads is rounded to 8 bits in the published model, and stays in the model's dtype here.
+    If `linear_class` is autobitlinear, weights are multiplied by the scale, else divided by it. The published model
+    rounds the inputs of products to 8 bits; here they stay in the model's dtype.
     """
 
     marks = (".weight_scale",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".weight_scale"}
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         packed = parts["weight"]
         if packed.dtype != "U8":
             raise refuse(

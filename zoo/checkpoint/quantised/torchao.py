@@ -1,9 +1,9 @@
-"""torchao's weights in safetensors: int8 and float8, by torchao's name of the tensor's class in the file's metadata."""
+"""Read torchao's int8 and float8 weights in safetensors, whose metadata names torchao's class of each tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header, read_metadata
 from zoo.checkpoint.quantised.layout import refuse
@@ -11,13 +11,16 @@ from zoo.checkpoint.quantised.scaled import Scaled
 from zoo.untrusted.json_file import parse_json
 from zoo.untrusted.text import shorten
 
+if TYPE_CHECKING:
+    from zoo.checkpoint.quantised.layout import ReadTensor
+
 CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
-"""Classes whose data is a plain integer or float a weight, scales and zero points. The layouts of others (Int4Tensor
-and its kin) follow the kernels of a device."""
+"""Classes that store one plain integer or float per weight, scales and zero points. Other classes (Int4Tensor and the
+like) have layouts for the kernels of a particular device."""
 
 
 class TorchAO(Scaled):
-    """A weight times scales, after its zero points: those of a row, a group or the tensor."""
+    """(stored weight − zero point) · scale, one scale per row, group or tensor."""
 
     marks = ("._weight_qdata",)
     ends: ClassVar[Mapping[str, str]] = {
@@ -30,7 +33,7 @@ class TorchAO(Scaled):
     optional = frozenset({"zero", "input_scale", "input_zero"})
     target = ".weight"
 
-    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         stem = (parts["weight"].name or "").removesuffix(self.marks[0])
         file, key = parts["weight"].file, f"{stem}.weight"
         said = read_metadata(file).get(key) or "{}"
