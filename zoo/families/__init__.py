@@ -1,1 +1,1 @@
-"""Published models: from a config.json to a model in our grammar, and back (binding). Needs no torch."""
+"""Translate published models: a config.json to a model in our grammar, and back (binding.py). Needs no torch."""

@@ -1,11 +1,11 @@
-"""Find the fields of a config.json by which an expression gives a value: the inverse of `evaluate`.
+"""Find fields of a config.json with which an expression has a given value: the inverse of `evaluate`.
 
     =num_key_value_heads or num_attention_heads     8      num_key_value_heads: 8
     =hidden_size // num_attention_heads             64     hidden_size: 512, where num_attention_heads is known to be 8
     ="lm" if has_head else "none"                   "lm"   has_head: true
 
-An inverse is a guess: where several fields would do, the first is bound, and what has no inverse binds nothing. So the
-caller imports the config that was found, and compares what it describes.
+An inverse is a guess: if several fields could give the value, the first is bound; an expression without an inverse
+binds nothing. Callers therefore import the config that was found, and compare the model that it describes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ UNDO: dict[type, Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.mul,
     ast.Pow: lambda value, power: _round_if_whole(value ** (1 / power)),
 }
-"""The left operand, from the value and the right operand."""
+"""For each operator, the function that gives the left operand from the value and the right operand."""
 
 UNSAID = object()
-"""What the inverse of a function gives for an argument that the value does not determine."""
+"""Marks an argument that the inverse of a function cannot determine from the value."""
 
 
 class TwoWay(Codec):
-    """A function and its inverse. `read(*arguments)` gives the value; `write(value)` gives what each argument must be,
-    or None for a value that the function never gives."""
+    """A function and its inverse: `read(*arguments)` returns the value; `write(value)` returns the arguments, or None
+    for a value that the function never has."""
 
     def __init__(self, read: Callable[..., Any], write: Callable[[Any], Sequence[Any] | None]) -> None:
         self.read, self.write = read, write
@@ -53,7 +53,7 @@ class TwoWay(Codec):
 
 
 def try_evaluate(node: ast.expr, env: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the value of a tree, or nothing where the fields in `env` do not give one."""
+    """Yield the value of an expression's tree, or nothing if it cannot be evaluated over the fields in `env`."""
     try:
         yield evaluate(node, env)
     except (ConfigError, *FAULTS):
@@ -61,11 +61,11 @@ def try_evaluate(node: ast.expr, env: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
-    """Find the fields by which a tree gives `value`, where those in `env` are known."""
+    """Find fields with which an expression's tree has this `value`, given the fields known in `env`."""
     match node:
         case ast.Name() | ast.Attribute():
             return {ast.unparse(node): value}
-        case ast.Subscript() if not isinstance(node.value, ast.Call):  # what a function lists is no field
+        case ast.Subscript() if not isinstance(node.value, ast.Call):  # an entry of a function's list is no field
             return {f"{ast.unparse(node.value)}[{index}]": value for index in try_evaluate(node.slice, env)}
         case ast.Dict() if isinstance(value, Mapping):
             pairs = [(evaluate(key, env), item) for key, item in dict_items(node)]
@@ -86,7 +86,7 @@ def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
 
 
 def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Bindings:
-    """Take the branch that is a constant equal to the value, or else the first other one that can give such a value."""
+    """Bind the branch that is a constant equal to the value, or else the first other branch that may give the value."""
     branches = ((node.body, True), (node.orelse, False))
     for branch, truth in branches:
         if isinstance(branch, ast.Constant) and branch.value == value and type(branch.value) is type(value):
@@ -94,11 +94,11 @@ def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Binding
     others = [each for each in branches if not isinstance(each[0], ast.Constant)]
     fitting = [each for each in others if _may_give(each[0], value, env)]
     branch, truth = next(iter([*fitting, *others, branches[0]]))
-    return {**_bind_truth(node.test, truth, env), **bind(branch, value, env)}  # a number says more than that it holds
+    return {**_bind_truth(node.test, truth, env), **bind(branch, value, env)}  # a field's value wins over its truth
 
 
 def _may_give(node: ast.expr, value: Any, env: Mapping[str, Any]) -> bool:
-    """Whether a branch may give this value: a mapping must be of the same kind, and a function must bind it."""
+    """Whether a branch may have this value: a mapping must have the same `kind`, and a function must bind it."""
     if isinstance(node, ast.Dict):
         stated = {ast.unparse(key): item for key, item in dict_items(node)}.get("'kind'")
         kind = stated.value if isinstance(stated, ast.Constant) else None
@@ -107,7 +107,7 @@ def _may_give(node: ast.expr, value: Any, env: Mapping[str, Any]) -> bool:
 
 
 def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings:
-    """Find the fields by which a condition holds, or does not. `a or b` that holds does not say which one does."""
+    """Find fields with which a condition has this truth. Nothing follows from a true `a or b`, or a false `a and b`."""
     match node:
         case ast.Name() | ast.Attribute():
             return {ast.unparse(node): truth}
@@ -124,20 +124,20 @@ def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings
 
 
 def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
-    """Bind both parts of a text, "sparse" + "_sliding", where it is cut so that the right one is the longest. Entries
-    of lists alone: a whole field has a row that says more of it than that it holds."""
+    """Bind both operands of a sum of texts, as "sparse" + "_sliding"; the right part is as long as possible. Only list
+    entries are bound: whole fields have rows of their own, which determine more than their truth."""
     cut = next(_list_cuts(node, text), None)
     found = {} if cut is None else {**bind(node.left, text[:cut], env), **bind(node.right, text[cut:], env)}
     return {name: value for name, value in found.items() if name.endswith("]")}
 
 
 def _list_cuts(node: ast.BinOp, text: str) -> Iterator[int]:
-    """Where a text may be cut into those of the two sides of a sum, the longest right one first."""
+    """Yield the positions at which a text can be split into the two operands of a sum, the longest right part first."""
     return (cut for cut in range(len(text) + 1) if _may_say(node.left, text[:cut]) and _may_say(node.right, text[cut:]))
 
 
 def _may_say(node: ast.expr, text: str) -> bool:
-    """Whether a tree may give this text: a constant, a choice among several, or the sum of two; a field gives any."""
+    """Whether a tree may have this text as its value: constants, choices and sums are checked; a field may have any."""
     match node:
         case ast.Constant():
             return node.value == text
@@ -151,7 +151,7 @@ def _may_say(node: ast.expr, text: str) -> bool:
 
 
 def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bindings:
-    """Bind one operand where the other is known."""
+    """Bind one operand if the other is known."""
     if value is None or isinstance(value, bool | str):
         return {}
     back = UNDO.get(type(node.op))
@@ -173,12 +173,12 @@ def _reads_fields(node: ast.expr) -> bool:
 
 
 def _round_if_whole(value: float) -> float | int:
-    """The nearest integer, if rounding errors alone are between it and the value."""
+    """Round to the nearest integer if the value differs from it by at most a relative 1e-12."""
     return round(value) if abs(value - round(value)) <= 1e-12 * abs(value) else value
 
 
 def assemble_fields(bindings: Bindings) -> dict[str, Any]:
-    """The fields of a config.json: `a.b` becomes a mapping, `a.b.c` a mapping in it, `a[3]` a list."""
+    """Make the fields of a config.json from bindings: `a.b` is a key of a mapping, `a[3]` an entry of a list."""
     fields: dict[str, Any] = {}
     for name, value in bindings.items():
         if name.endswith("]"):

@@ -1,4 +1,4 @@
-"""The model that a config.json describes, with the rows of the map of its tensors."""
+"""Represent the model that a config.json describes, with the map of its tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Body:
-    """A model that a config.json describes: in our grammar, with the family's name for the kind of each layer."""
+    """A model that a config.json describes: `model` in our grammar, `kinds` the family's kind of each layer by tower,
+    `fields` the completed config, `towers` the bodies of towers with configs of their own."""
 
     family: Family
     architecture: str
@@ -24,7 +25,7 @@ class Body:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """The rows of the map: those of the class come first, in place of the family's."""
+        """The rows of the map: the class's own first, which replace the family's of the same names."""
         own = self.family.architectures[self.architecture].get("keys") or {}
         return {**own, **{ours: theirs for ours, theirs in self.family.keys.items() if ours not in own}}
 
@@ -34,16 +35,16 @@ class Body:
         return self.family.architectures[self.architecture].get("prefix") or ""
 
     def full_name(self, name: str) -> str:
-        """A tensor's name in a file of this class, from a name in which `~` is the prefix."""
+        """Replace `~` in a tensor's name by the class's prefix."""
         return name.replace("~", self.prefix)
 
     def full_names(self, read: Callable[[Body], Iterable[str]]) -> list[str]:
-        """The full names of what `read` lists of this model, and of each tower with a config of its own."""
+        """List the full names of the tensors that `read` lists for this model and for each tower with a config."""
         inner = [f"{self.prefix}{name}.{each}" for name, body in self.towers.items() for each in body.full_names(read)]
         return [*map(self.full_name, read(self)), *inner]
 
     def pair_names(self, read: Callable[[Body], Mapping[str, str | None]]) -> dict[str, str | None]:
-        """The full names of pairs of tensors, as `full_names` has them."""
+        """Do as `full_names` for pairs of tensors."""
         pairs = {self.full_name(one): other and self.full_name(other) for one, other in read(self).items()}
         for tower, body in self.towers.items():
             before = f"{self.prefix}{tower}."
@@ -53,28 +54,28 @@ class Body:
 
     @property
     def copies(self) -> dict[str, str]:
-        """The tensors that files may hold twice, and their originals: `same` of the family."""
+        """The tensors that files may store as copies, with their originals: `same` of the family."""
         return {one: str(other) for one, other in self.pair_names(lambda body: body.family.same).items()}
 
     @property
     def head(self) -> str | None:
-        """The weight of the head, where it is one of its own."""
+        """The name of the head's weight, if the class has one."""
         inner = self.towers.get("decoder")
         own = self.family.about.get("head")
         return own if own or inner is None or inner.head is None else f"{self.prefix}decoder.{inner.head}"
 
 
 def lay_over(base: Any, patch: Any) -> Any:
-    """Lay `patch` over `base`, mapping by mapping. A mapping that names its kind replaces the other."""
+    """Merge `patch` into `base` recursively. A mapping that states its `kind` replaces the base's mapping."""
     if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
         return patch
     return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
 
 
 def write_out_keys(node: Any, base: Mapping[str, Any] | None = None) -> Any:
-    """Write out the rows of each map in a family's YAML that stand for several: `{q,k}: ~{q,k}_proj` are two rows;
-    `{q,k}: ~qk` is one, of two tensors fused in one. `{q,k}: null` leaves out that row of the `base`, or both; without
-    a `base`, that row."""
+    """Expand rows with braces on both sides in the maps of a family's YAML: `{q,k}: ~{q,k}_proj` becomes two rows.
+    `{q,k}: ~qk` stays one row, of two tensors fused in one. `{q,k}: null` removes the row `{q,k}` of the `base` if it
+    has one, else the rows `q` and `k`."""
     if not isinstance(node, dict):
         return node
     return {
@@ -96,14 +97,14 @@ def _write_out_rows(rows: Mapping[str, str | None], base: Mapping[str, Any] | No
 
 
 def _list_names(text: str) -> list[str]:
-    """List the names that braces stand for: `a.{b,c}` for `a.b` and `a.c`. `{layer - 1}` is an expression."""
+    """Expand braces in a name: `a.{b,c}` to `a.b` and `a.c`. `{layer - 1}` is an expression, and stays."""
     found = re.search(r"\{([\w.]+(?:,[\w.]+)+)\}", text) if "{" in text else None
     return [text] if found is None else [text.replace(found[0], name, 1) for name in found[1].split(",")]
 
 
 def lay_rows(base: Mapping[str, str], own: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Lay a family's rows over those of another. A row takes the place of those that are of one of its tensors too; a
-    row that asks for a tensor beside it (`?`) stands by itself."""
+    """Merge a family's rows into those of its `base`. A row replaces the base's rows for any of its tensors, unless it
+    is conditional on another tensor (`?`)."""
     placed = {name for ours in own if "?" not in ours for name in _list_names(ours)}
     kept = {ours: theirs for ours, theirs in base.items() if ours in own or placed.isdisjoint(_list_names(ours))}
     return {**kept, **own}

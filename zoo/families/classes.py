@@ -1,5 +1,5 @@
-"""Name the classes that many families have alike: the base model, without a head, and those with a head for a task,
-which a family's own file states or conf/tasks.yaml."""
+"""Add the classes that many families have in common: the base model, without a head, and classes with a head for a
+task, stated in a family's file or in conf/tasks.yaml."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from zoo.families.body import lay_over
 Classes = dict[str, dict[str, Any]]
 
 BARE = {"prefix": "", "model": {"head": {"kind": "none"}}}
-"""What the base model's class changes of a family."""
+"""The base model's changes of its family."""
 
 
 def name_classes(
     family: str, stated: Mapping[str, Any], bare: Mapping[str, Any] | None, tasks: Mapping[str, Any]
 ) -> Classes:
-    """Name every class of a family, and what it changes of the family's `model`: those that its file states, and those
-    that are named as the first of them, BertModel and BertForTokenClassification beside BertForMaskedLM. `bare` is what
-    the class without a head changes besides, None where there is no such class; `tasks` are the file's own."""
+    """List every class of a family with its changes of the family: those in `stated`, and those named after the first
+    one (BertModel and BertForTokenClassification after BertForMaskedLM). `bare` are further changes of the class
+    without a head, None if there is no such class; `tasks` are the classes with a head for a task in the family's file.
+    """
     first, *others = stated
     stem, prefix = re.sub(r"(For[A-Z]\w*|(With)?LMHeadModel)$", "", first), stated[first].get("prefix")
     made: Classes = {first: stated[first]}

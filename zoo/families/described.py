@@ -1,4 +1,4 @@
-"""Read a config.json, or that of a folder, as a model in our grammar. Needs no torch and reads no weight."""
+"""Read a config.json as a model in our grammar. Needs no torch and reads no weight."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def is_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def is_config(path: Any) -> bool:
-    """Whether a target is a config.json, a folder with one, or a GGUF file."""
+def is_config(path: str | Path) -> bool:
+    """Whether a path names a config.json, a folder with one, or a GGUF file."""
     path = Path(path)
     return path.suffix == ".json" or is_gguf(path) or (path.is_dir() and is_folder(path))
 
@@ -34,8 +34,8 @@ def is_config(path: Any) -> bool:
 def read_body(
     path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Body]:
-    """Read a config.json, or that of a folder, and the model it describes; of a multimodal one, its text model's.
-    `stated` fields replace the config's, `changes` the model's. Raises CheckpointError."""
+    """Read a config.json (or a folder's) and the model it describes; for a multimodal model, its text model's. `stated`
+    replaces fields of the config, `changes` those of the model. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
     config = read_config(file)
     wrapper = find_wrapper(config)
@@ -44,10 +44,10 @@ def read_body(
 
 
 def describe_config(path: Path) -> tuple[Body, list[str]]:
-    """Read the model that a config.json describes, to be priced, and notes on what is left out.
+    """Read the model that a config.json describes, for pricing, and notes on parts that are left out.
 
-    Of a multimodal model the text model is read; of a class whose head is not known here, the model below the head.
-    Quantised weights are priced as they run, dequantised. Raises CheckpointError.
+    For a multimodal model the text model is read; for a class with an unknown head, the model below the head. Quantised
+    weights are priced as they run, dequantised. Raises CheckpointError.
     """
     if is_gguf(path):
         config = describe_gguf(read_gguf(path))
@@ -105,6 +105,6 @@ def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTIN
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config.json. Raises CheckpointError."""
-    from zoo.families.shapes import ConfigFile  # makes classes of pydantic's, in milliseconds that few verbs need
+    from zoo.families.shapes import ConfigFile  # creates pydantic classes, which takes milliseconds
 
     return read_json(file, ConfigFile)

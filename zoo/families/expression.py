@@ -1,9 +1,9 @@
-"""Evaluate the expressions in which a family's YAML says what a config.json means.
+"""Evaluate the expressions in a family's YAML that say what a config.json means.
 
-`=num_key_value_heads or num_attention_heads` is evaluated over the fields of a config (import). The inverse, which
-fields a value would need (export), is in binding.py. The language: names, numbers, arithmetic, comparisons,
-`a if b else c`, `x[layer]`, nodes such as `{"kind": "alibi"}` and a few functions. It has Python's syntax; a syntax
-tree is walked, nothing is executed.
+On import, `=num_key_value_heads or num_attention_heads` is evaluated over the fields of a config. The inverse, finding
+fields that give a value (export), is in binding.py. The language is a subset of Python's syntax: names, numbers,
+arithmetic, comparisons, `a if b else c`, `x[layer]`, nodes such as `{"kind": "alibi"}`, and the functions in FUNCTIONS.
+The syntax tree is interpreted; no code is executed.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class Misfit(ValueError):
-    """Values that an expression does not take; says what would do."""
+    """Values that an expression cannot take. The message says which values would do."""
 
 
 LARGEST_POWER = 64
 MOST_BITS = 1024
-"""Bits of the largest whole number in arithmetic; those of a config.json have 64."""
+"""Maximum bits of an integer in arithmetic; integers of a config.json have 64."""
 MANY = 100_000
-"""Most entries of a list, and characters of a text: a config with more is refused as faulty."""
+"""Maximum entries of a list, and characters of a text."""
 LONGEST, DEEPEST = 10_000, 50
-"""Characters of the longest expression, and levels of its syntax tree."""
+"""Maximum characters of an expression, and levels of its syntax tree."""
 
 
 def _numbers(*values: Any) -> tuple[Any, ...]:
-    """Give back the values. Raises Misfit unless all are numbers: a text times a number would be a long text, and
-    the product of products a number of any size."""
+    """Return the values. Raises Misfit unless all are numbers of limited size: a text times a number could be a text of
+    any length, and repeated products a number of any size."""
     for value in values:
         if not isinstance(value, int | float):
             raise Misfit(f"numbers, and {quote(value)} is none")
@@ -73,7 +73,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 def _join(a: Any, b: Any) -> Any:
-    """Join two texts or two lists. Raises Misfit for others, and for a whole that is too long."""
+    """Concatenate two texts or two lists. Raises Misfit for other types, and for a result of more than MANY entries."""
     if type(a) is not type(b):
         raise Misfit(f"two texts or two lists, and {quote(b)} is to be joined to {quote(a)}")
     if len(a) + len(b) > MANY:
@@ -89,11 +89,11 @@ def _range(*ends: int) -> list[int]:
 
 
 Bindings = dict[str, Any]
-"""What fields of a config.json must be: by name, `a.b` within another, or `a[3]` in a list."""
+"""Values of fields of a config.json: by name, `a.b` for a nested field, or `a[3]` for a list's entry."""
 
 
 class Codec:
-    """A function of the language. A `lazy` one takes its arguments as unevaluated trees."""
+    """A function of the language. A `lazy` function takes its arguments as unevaluated syntax trees."""
 
     lazy = False
 
@@ -102,12 +102,12 @@ class Codec:
         raise NotImplementedError
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        """Find fields by which the function gives `value`; `args` are the unevaluated arguments."""
+        """Find fields with which the function has this `value`; `args` are the unevaluated arguments."""
         return {}
 
 
 class Plain(Codec):
-    """A function of its arguments alone, without an inverse."""
+    """A function that reads only its arguments, not other fields, and has no inverse."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -129,7 +129,7 @@ FUNCTIONS: dict[str, Codec] = {
 
 @functools.lru_cache(4096)
 def _parsed(text: str) -> ast.expr:
-    """Parse an expression. Raises ConfigError, with the column, for what the language does not have."""
+    """Parse an expression. Raises ConfigError, with the column, for syntax outside the language."""
     if len(text) > LONGEST:
         raise ConfigError(f"{quote(text)}: is an expression of {len(text):,} characters (at most {LONGEST:,})")
     try:
@@ -144,7 +144,7 @@ def _parsed(text: str) -> ast.expr:
 
 
 def _check_depth(tree: ast.AST, text: str) -> None:
-    """Raise ConfigError for a tree that is too deep to be walked."""
+    """Raise ConfigError for a tree of more than DEEPEST levels."""
     level, depth = [tree], 0
     while level := [child for node in level for child in ast.iter_child_nodes(node)]:
         depth += 1
@@ -153,7 +153,7 @@ def _check_depth(tree: ast.AST, text: str) -> None:
 
 
 def _fault(node: ast.expr) -> str | None:
-    """Why this node is not in the language, or None if it is."""
+    """Say why this node is not in the language; None if it is."""
     match node:
         case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
             return None
@@ -181,27 +181,27 @@ def _fault(node: ast.expr) -> str | None:
 
 
 class Expression:
-    """A parsed expression. Raises ConfigError for what the language does not have."""
+    """A parsed expression. Raises ConfigError for syntax outside the language."""
 
     def __init__(self, text: str) -> None:
         self.text = text.strip()
         self.tree = _parsed(self.text)
 
     def names(self) -> set[str]:
-        """The fields that it reads."""
+        """List the fields that the expression reads."""
         functions = {node.func.id for node in ast.walk(self.tree) if isinstance(node, ast.Call)}  # type: ignore[attr-defined]
         return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)} - functions
 
     def value(self, env: Mapping[str, Any]) -> Any:
-        """Evaluate it over the fields in `env`. Raises ConfigError for a field that is not there, and for values that
-        it cannot take: here a family's expressions meet a config that may state anything."""
+        """Evaluate the expression over the fields in `env`, which may have any types and values. Raises ConfigError for
+        a missing field, and for values that the expression cannot take."""
         try:
             return evaluate(self.tree, env)
         except FAULTS as error:
             read = _Recorder(env)
             with suppress(ConfigError, *FAULTS):
                 evaluate(self.tree, read)
-            names = [name for name in read.asked if name in env][-4:]  # the last one asked for is most often at fault
+            names = [name for name in read.asked if name in env][-4:]  # the last field read is usually at fault
             found = ", ".join(quote(env[name]) for name in names) or "no field"
             would = str(error) if isinstance(error, Misfit) else "values as transformers writes them"
             fields = ", ".join(names) or shorten(self.text)
@@ -209,7 +209,7 @@ class Expression:
 
 
 class _Recorder(dict[str, Any]):
-    """Fields that remember which of them were asked for, in this order."""
+    """Fields that record which of them were read, in order."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
@@ -225,7 +225,7 @@ class _Recorder(dict[str, Any]):
 
 
 FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What an expression raises over values of other types or sizes than it expects."""
+"""Errors that an expression raises for values of unexpected types or sizes."""
 
 
 def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
@@ -278,7 +278,7 @@ def _field(env: Mapping[str, Any], name: str) -> Any:
 
 
 def get_item(items: Any, index: Any, text: str) -> Any:
-    """An entry of a list. Raises ConfigError, with the expression's text, where the list is too short."""
+    """Return an entry of a list. Raises ConfigError, with the expression's text, if the list is too short."""
     if isinstance(items, list) and not -len(items) <= index < len(items):
         raise ConfigError(f"{text.partition('[')[0]}: has {len(items)} entries, and entry {index} is asked for")
     return items[index]
@@ -294,7 +294,7 @@ def _either(node: ast.BoolOp, env: Mapping[str, Any]) -> Any:
 
 
 def dict_items(node: ast.Dict) -> list[tuple[ast.expr, ast.expr]]:
-    """The keys and values of a mapping, as trees."""
+    """List the keys and values of a mapping, as syntax trees."""
     return [(key, item) for key, item in zip(node.keys, node.values, strict=True) if key is not None]
 
 
@@ -316,8 +316,8 @@ def evaluate_tree(node: Any, env: Mapping[str, Any]) -> Any:
 
 
 def _refuse_interpolations(value: Any, text: str) -> Any:
-    """Give back a value. Raises ConfigError where a text in it would be resolved when the model is composed, as
-    `${oc.env:HOME}` is: a config.json could read the environment so."""
+    """Return a value. Raises ConfigError if a text in it would be interpolated when the model is composed: by
+    `${oc.env:HOME}`, a config.json could read the environment."""
     if isinstance(value, str) and "${" in value:
         raise ConfigError(f"{shorten(text)}: gives {quote(value)} (a text without ${{)")
     if isinstance(value, dict | list):

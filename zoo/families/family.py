@@ -1,45 +1,47 @@
-"""Read a family of published models: what its config.json means, and where its tensors are. conf/family/ has a YAML
-for each.
+"""Read a family of published models: the meaning of its config.json, and the map of its tensors. conf/family/ has a
+YAML for each.
 
-    model_type: llama                    # as config.json has it; the name of the file where it is not stated
-    architectures:                       # the classes, and what each changes of `model`; the first is the default
+    model_type: llama                    # as in config.json; by default the name of the file
+    architectures:                       # the classes, each with its changes; the first is the default
       LlamaForCausalLM: {prefix: model.}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
-      XVLForConditionalGeneration: {prefix: model., within: true}  # has this head inside a multimodal folder alone
-    bare: {model: {pooler: {…}}}         # what the class without a head changes besides: LlamaModel,
-                                         # named as the first; null where there is none
-    tasks:                               # classes named as the first, with a head for a task, and their changes
+      XVLForConditionalGeneration: {prefix: model., within: true}  # its head exists only inside a multimodal folder
+    bare: {model: {pooler: {…}}}         # further changes of the class without a head (LlamaModel, named after the
+                                         # first class); null if there is no such class
+    tasks:                               # classes with a head for a task, named after the first, and their changes
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
-                                         # (those that many families have alike are in conf/tasks.yaml)
+                                         # (those that many families have in common are in conf/tasks.yaml)
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
-    requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
-    harmless: [use_cache]                # fields that change no number
+    requires: {pretraining_tp: 1}        # fields that must have this value, else the config is refused
+    harmless: [use_cache]                # fields that do not change the model's outputs
     model:                               # in the model grammar; `=…` is evaluated over the fields (expression.py)
       n_heads: =num_attention_heads
       layers: {moe: {ffn: …}}            # may read `layer`, the layer's index
       pattern: ="dense" if layer < first_k_dense_replace else "moe"
-    present: {"*.gate": {legacy: false}} # values of fields that config.json leaves out, where the file has this tensor;
-                                         # "*.gate [_, hidden_size]" asks for its shape too. `_own` fields are not
-                                         # config.json's: they say how this file holds its tensors
+    present: {"*.gate": {legacy: false}} # values of fields that config.json leaves out, if the file has this tensor
+                                         # (of this shape: "*.gate [_, hidden_size]"). A field beginning with _ is never
+                                         # written to config.json: it records how this file stores its tensors
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
-    optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
-    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, where not the class's own
-    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy;
-                                         # with "" they are kept where the folder has them ("*.x_min": "")
-    towers: {encoder: {}, decoder: {}}   # a config for each tower within config.json, of the family that it names, or
-                                         # of one that stands here (towers.py)
-    crossed: {keys: {…}}                 # as the decoder of such a pair: the cross-attention that its classes can have
+    optional: [final_logits_bias]        # tensors that a file may lack: initial values are used
+    unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, if not the class's own
+    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and the tensor to
+                                         # copy when writing; "" keeps the folder's tensor ("*.x_min": "")
+    towers: {encoder: {}, decoder: {}}   # towers with configs of their own within config.json, of the family that the
+                                         # inner config names, or of one that is stated here (towers.py)
+    crossed: {keys: {…}}                 # cross-attention of the family's causal model as the decoder of such a pair
     keys:                                # ours: theirs (mapping.py); ~ is the prefix of the class
       norm: ~norm
       blocks.#.ffn.{gate,up}: ~layers.#.mlp.{gate,up}_proj  # two rows
-    like: llama                          # what is not stated here is that family's; a row of `keys` takes the place of
-                                         # those of the same tensors, and null leaves out what it has
+    like: llama                          # inherits from that family; a row of `keys` replaces inherited rows of the
+                                         # same tensors, and null removes what is inherited
 
-A class may have `requires`, `keys` and `defaults` of its own.
+A class may have `requires`, `keys` and `defaults` of its own. A `model_type` has a family of its own even if another
+family's class in transformers loads it (EXAONE, InternLM3: Llama's), unless nothing differs: its defaults and names
+differ, and serving engines choose their code by its published class.
 
-Both directions are read from these. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec, finds
-the fields by which each expression gives the Spec's value, and imports the result again: only a config that gives the
-same Spec is written.
+Both directions use this one description. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec,
+finds fields with which each expression has the Spec's value, and imports the result: only a config that gives the same
+Spec is written.
 """
 
 from __future__ import annotations
@@ -78,16 +80,16 @@ attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version se
 sbert_ce_default_activation_function
 """
 MOST_LAYERS = 2_000
-"""Most layers of a published model: each is mapped to tensors of its own."""
+"""Maximum number of layers of a published model, each of which is mapped to tensors."""
 MOST_KINDS = 1_000
-"""Most kinds of layer: each is compared with the others."""
+"""Maximum number of kinds of layer, each of which is compared with all others."""
 HARMLESS = frozenset(_HARMLESS.split())
-"""Fields of any config.json that change no number of a forward pass, unless a family reads them by name."""
+"""Fields of any config.json that do not change a forward pass, unless a family reads them by name."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family's YAML, as data."""
+    """A family's YAML as data; its keys are explained at the top of this file."""
 
     name: str
     model_types: tuple[str, ...]
@@ -115,7 +117,7 @@ class Family:
     inherited: frozenset[str] = frozenset()
 
     def fields(self, config: Mapping[str, Any], where: str, architecture: str) -> dict[str, Any]:
-        """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
+        """Complete a config's fields by the family's defaults. Raises CheckpointError with the names of fields that no
         model of this class implements here."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
         self._refuse_contradictions(config, where)
@@ -130,7 +132,7 @@ class Family:
         return full
 
     def _refuse_contradictions(self, config: Mapping[str, Any], where: str) -> None:
-        """Raises CheckpointError for a field that stands there under two names with two values."""
+        """Raise CheckpointError for a field that the config states under two names with different values."""
         for name, other in self.aliases.items():
             both = config.get(name), config.get(other)
             if None not in both and both[0] != both[1]:
@@ -138,10 +140,10 @@ class Family:
                 raise CheckpointError(f"{where}: {name}: {said}")
 
     def unmet(self, config: Mapping[str, Any], architecture: str) -> list[str]:
-        """A line for each field that has not the value which this class requires."""
+        """List a line for each field that does not have the value required by this class."""
         full, faults = {**self.defaults, **config}, []
         of_class = self.architectures.get(architecture, {}).get("requires") or {}
-        # A field of any config: without it transformers lets the tokens of a decoder see later ones.
+        # Any config may have is_causal: if it is false, transformers lets a decoder's tokens see later ones.
         always = {} if self.model.get("kind") == "encoder" else {"is_causal": True}
         for name, wanted in {**always, **self.requires, **of_class}.items():
             options = wanted if isinstance(wanted, list) else [wanted]
@@ -151,8 +153,8 @@ class Family:
         return faults
 
     def _unknown_fields(self, full: Mapping[str, Any]) -> list[str]:
-        """A line for each field that nothing reads. One that is false, null or empty, or that begins with an
-        underscore, changes no model."""
+        """List a line for each field that nothing reads, except fields that are false, null or empty or begin with an
+        underscore, which change no model."""
         known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
         unread = [
             name
@@ -168,7 +170,7 @@ class Family:
 
     @functools.cached_property
     def reads(self) -> set[str]:
-        """All fields that the family reads."""
+        """The names of all fields that the family reads."""
         rope = {
             "rope_parameters",
             "rope_scaling",
@@ -184,28 +186,28 @@ class Family:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The defaults that a config.json states: not those of another family for fields that nothing here reads."""
+        """The defaults to write into a config.json: not inherited ones for fields that this family does not read."""
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
-        """The changes that a class makes to the family. Raises CheckpointError for a class of another family."""
+        """Return a class's changes of the family. Raises CheckpointError for a class of another family."""
         if architecture not in self.architectures:
             known = ", ".join(self.architectures)
             raise CheckpointError(f"{where}: architectures: {quote(architecture)} is not read (one of: {known})")
         return self.architectures[architecture]
 
     def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
-        """`model` with the changes of a class, its expressions unevaluated. A key that the class sets to null is left
-        out."""
+        """Merge a class's changes into `model`, leaving expressions unevaluated. A key that the class sets to null is
+        removed."""
         patch = self.patch(architecture, where).get("model") or {}
         changed = {key: lay_over(self.model.get(key), value) for key, value in patch.items()}
         return {key: value for key, value in {**self.model, **changed}.items() if patch.get(key, 0) is not None}
 
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
-        """Turn a config.json into a model in our grammar. `changes` are laid over it last: the file's tensors may say,
-        for instance, that the head is not tied. Raises CheckpointError."""
+        """Translate a config.json to a model in our grammar. `changes` are merged into the model last; they come from
+        the file's tensors, for instance that the head is not tied. Raises CheckpointError."""
         named = config.get("architectures") or [next(iter(self.architectures))]
         named = [self.architectures.get(named[0], {}).get("as", named[0])]
         template = lay_over(self.template(named[0], where), changes or {})
@@ -234,14 +236,14 @@ class Family:
     def _join(
         self, template: Mapping[str, Any], fields: Mapping[str, Any], architecture: str, towers: dict[str, Body]
     ) -> Body:
-        """The model of two towers. Expressions read the fields of each by its name, and its width as `d_model`."""
+        """Join the models of two towers. Expressions read a tower's fields by its name, and its width as `d_model`."""
         env = {name: {**each.fields, "d_model": each.model["d_model"]} for name, each in towers.items()}
         model = join_models(evaluate_tree(template, {**fields, **env}), towers)
         return Body(self, architecture, model, {}, dict(fields), towers)
 
 
 def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate `layers` and `pattern` for each layer; layers with equal patches are of one kind."""
+    """Evaluate `layers` and `pattern` for each layer; layers with equal patches become one kind."""
     kinds, pattern = template.get("layers") or {}, template.get("pattern")
     count = evaluate_tree(template.get("n_layers"), fields)
     if isinstance(count, int) and count > MOST_LAYERS:
@@ -263,7 +265,7 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
 
 
 class _PatternReader:
-    """Evaluates `layers` and `pattern` for single layers; what does not read `layer` once for all of them."""
+    """Evaluates `layers` and `pattern` for single layers; expressions that do not read `layer` only once."""
 
     def __init__(self, kinds: Mapping[str, Any], pattern: Any, fields: Mapping[str, Any]) -> None:
         self.kinds, self.pattern, self.fields = kinds, pattern, fields
@@ -272,7 +274,7 @@ class _PatternReader:
         self.patches: dict[str, Any] = {}
 
     def read(self, index: int) -> tuple[str, Any]:
-        """Read the kind of a layer and its patch."""
+        """Evaluate the kind of a layer and its patch."""
         env = {**self.fields, "layer": index}
         kind = evaluate_tree(self.pattern, env) if self.apart else self.stated
         kind = get_item(kind, index, str(self.pattern).removeprefix("=")) if isinstance(kind, list) else kind
@@ -290,7 +292,7 @@ class _PatternReader:
 
 
 def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
-    """Name a kind of layer with this patch: by the family's name, numbered where its layers differ."""
+    """Name the kind of layer with this patch by the family's name for it, numbered if its layers' patches differ."""
     if kind == "layer" and not patch:
         return "layer"
     if len(layers) > MOST_KINDS:
@@ -306,7 +308,7 @@ def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
 
 
 def family_folder() -> Path:
-    """The folder of the families' YAMLs."""
+    """Find the folder of the families' YAMLs."""
     from zoo.paths import conf_dir
 
     return conf_dir() / "family"
@@ -322,7 +324,7 @@ def read_family(name: str) -> Family:
 
 
 def parse_family(name: str, node: dict[str, Any]) -> Family:
-    """Make the family that a YAML describes. The node is used up."""
+    """Make the family that a YAML describes. Modifies the node."""
     base = read_family(node.pop("like")) if "like" in node else None
     node = write_out_keys(node, base.keys if base else {})
     node = _like(base, node) if base else node
@@ -335,8 +337,8 @@ def parse_family(name: str, node: dict[str, Any]) -> Family:
 
 
 def _parse_tower(name: str, tower: str, node: Mapping[str, Any]) -> TowerConfig:
-    """Parse where the config of a tower stands, and its family where that is stated with it."""
-    inner = copy.deepcopy(dict(node))  # families that YAML's anchors make one are parsed apart
+    """Parse the place of a tower's config, and the tower's family if that is stated with it."""
+    inner = copy.deepcopy(dict(node))  # a YAML alias shares one node, which parse_family modifies
     where = {"field": inner.pop("field", tower), **{key: tuple(inner.pop(key, ())) for key in ("shared", "beside")}}
     return TowerConfig(family=parse_family(name, inner) if inner else None, **where)
 
@@ -349,7 +351,7 @@ MAPS = (
 
 
 def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
-    """Complete a family that states only how it differs from `base`. A key that it sets to null is left out."""
+    """Complete a family that states only its differences from `base`. A key that it sets to null is removed."""
     node["inherited"] = frozenset(base.defaults) - frozenset(node.get("defaults", {}))
     for name in LISTS:
         node[name] = [*getattr(base, name), *node.get(name, ())]
@@ -360,7 +362,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     node["crossed"] = lay_over(base.crossed, node.get("crossed", {})) or {}
     node.setdefault("bare", base.bare)
     patch = node.get("model", {})
-    kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the whole model: its other keys are kept
+    kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # a `kind` would replace all other keys
     laid = lay_over(base.model, patch)
     model = {key: value for key, value in laid.items() if patch.get(key, 0) is not None} | kind
     if "layers" in model:
@@ -370,22 +372,22 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def family_names() -> tuple[str, ...]:
-    """The names of all families."""
+    """List the names of all families."""
     return tuple(sorted(path.stem for path in family_folder().glob("*.yaml")))
 
 
 @functools.cache
 def by_model_type() -> dict[str, str]:
-    """The family of each `model_type`."""
+    """Map each `model_type` to its family's name."""
     return {each: name for name in family_names() for each in read_family(name).model_types}
 
 
 def family_of_config(config: Mapping[str, Any], where: str) -> Family:
-    """Find the family of a config.json by its model_type. Raises CheckpointError when there is none."""
+    """Find the family of a config.json by its model_type. Raises CheckpointError if there is none."""
     kind = config.get("model_type")
     if kind is None:
         raise CheckpointError(f"{where}: has no model_type, so its family is not known (transformers writes one)")
-    if kind in family_names() and kind in read_family(kind).model_types:  # the quick way: others are not read
+    if kind in family_names() and kind in read_family(kind).model_types:  # fast: reads only this family's file
         return read_family(kind)
     known = by_model_type()
     if not isinstance(kind, str) or kind not in known:

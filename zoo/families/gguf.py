@@ -1,4 +1,4 @@
-"""Read the metadata of a GGUF file (llama.cpp's) as a config.json. Needs no torch and reads no weight."""
+"""Translate the metadata of a GGUF file (llama.cpp's) to a config.json. Needs no torch and reads no weight."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from zoo.families.gguf_header import read_gguf as read_gguf
 from zoo.untrusted.text import quote, shorten
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types that are dtypes of torch."""
+"""torch's dtype of a ggml type that is not quantised."""
 
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Factors of rotary frequencies, which a config.json states as numbers."""
+"""Tensors of factors of rotary frequencies, which a config.json states as numbers."""
 
 MOST_FACTORS = 65_536
-"""The largest of these tensors: half of a head's width."""
+"""Maximum number of these factors, each of which is for two channels of a head."""
 
 FAULTS_SHOWN = 8
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""The scaling of Llama 3.1 to 3.3 (Grattafiori et al., 2024), all files of which have these."""
+"""The rotary scaling of all files of Llama 3.1 to 3.3 (Grattafiori et al., 2024), except for its factor."""
 
 
 # ---------------------------------------------------------------- the config
@@ -41,7 +41,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 
 @functools.cache
 def read_catalogue() -> dict[str, Any]:
-    """Read conf/gguf.yaml: what architectures of llama.cpp are here."""
+    """Read conf/gguf.yaml, the supported architectures of llama.cpp."""
     import yaml
 
     from zoo.paths import conf_dir
@@ -50,7 +50,7 @@ def read_catalogue() -> dict[str, Any]:
 
 
 def find_architecture(found: GGUFFile) -> Mapping[str, Any]:
-    """Find the row of a file's architecture. Raises CheckpointError when there is none."""
+    """Find the catalogue's row of a file's architecture. Raises CheckpointError if there is none."""
     known = read_catalogue()["architectures"]
     if found.architecture not in known:
         hint = did_you_mean(found.architecture, known) or f" (one of: {', '.join(known)})"
@@ -59,7 +59,8 @@ def find_architecture(found: GGUFFile) -> Mapping[str, Any]:
 
 
 def describe_gguf(found: GGUFFile) -> dict[str, Any]:
-    """The config.json of the model in a GGUF file. Raises CheckpointError."""
+    """Make the config.json of the model in a GGUF file. Its dtype is the type of most weights, or bfloat16 if they are
+    quantised. Raises CheckpointError."""
     row = find_architecture(found)
     with _faults_of(found):
         fields = Reads(_gather_fields(found))
@@ -76,7 +77,7 @@ def describe_gguf(found: GGUFFile) -> dict[str, Any]:
 
 @contextmanager
 def _faults_of(found: GGUFFile) -> Iterator[None]:
-    """Say of which file metadata cannot be reckoned with."""
+    """Raise errors in evaluating metadata as CheckpointError with the file's name."""
     try:
         yield
     except CheckpointError:
@@ -88,7 +89,7 @@ def _faults_of(found: GGUFFile) -> Iterator[None]:
 
 
 def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate the rows that make a config.json of metadata."""
+    """Evaluate the catalogue's expressions for the fields of a config.json over the metadata."""
     own = row.get("config") or {}
     common = {name: value for name, value in read_catalogue()["config"].items() if name.removesuffix("?") not in own}
     config = {"model_type": _evaluate(row.get("model_type", found.architecture), fields)}
@@ -102,7 +103,7 @@ SPECIAL = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
 
 
 class Reads(dict[str, Any]):
-    """Nested metadata that remembers the dotted paths that were read."""
+    """Nested metadata that records the dotted paths that were read."""
 
     def __init__(self, node: Mapping[str, Any], path: str = "", seen: set[str] | None = None) -> None:
         super().__init__(node)
@@ -115,7 +116,7 @@ class Reads(dict[str, Any]):
 
 
 def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> None:
-    """Raises CheckpointError with a line for each entry of the architecture's metadata that nothing here reads."""
+    """Raise CheckpointError with a line for each entry of the architecture's metadata that no expression reads."""
     catalogue, faults = read_catalogue(), []
     requires = {**catalogue["requires"], **(row.get("requires") or {})}
     harmless = [*catalogue["harmless"], *(row.get("harmless") or ())]
@@ -137,13 +138,13 @@ def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> No
 
 
 def _gather_fields(found: GGUFFile) -> dict[str, Any]:
-    """The metadata of the architecture as nested mappings, and what its tensors tell."""
+    """Nest the metadata of the architecture, and add the fields in DERIVED, which follow from the tensors."""
     fields = _nest_metadata(found)
     embedding = found.tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{found.file}: token_embd.weight is missing (a file with a language model)")
     for name in ("block_count", "decoder_block_count"):
-        if fields.get(name, 0) > len(found.tensors):  # what follows makes a list of them
+        if fields.get(name, 0) > len(found.tensors):  # lists of this length are made later
             fault = f"{found.architecture}.{name}: is {fields[name]:,}, the file has {len(found.tensors):,} tensors"
             raise CheckpointError(f"{found.file}: {fault} (no more blocks than these)")
     fields |= {"vocab_size": embedding.shape[0], "tied": "output.weight" not in found.tensors}
@@ -159,17 +160,17 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
 
 
 DERIVED = ("vocab_size", "tied", "tensors", "head_dim", "rope_scaling", "untruncated", "tempered")
-"""What `_gather_fields` adds, under names that metadata cannot take."""
+"""Fields that `_gather_fields` adds; metadata of these names is ignored."""
 
 LONGEST = 80
-"""Characters of a text among the architecture's metadata: such are words, as "linear"."""
+"""Maximum characters of a text among the architecture's metadata; these are words such as "linear"."""
 
 GROUPS = ("attention", "rope", "rope.scaling", "ssm", "shortconv")
 
 
 def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
-    """The metadata of the architecture as nested mappings. Raises CheckpointError where an entry lies within one that
-    is a value."""
+    """Nest the metadata of the architecture by its dotted names. Raises CheckpointError if a name is both a value and a
+    prefix of others."""
     fields: dict[str, Any] = copy.deepcopy(read_catalogue()["absent"])
     start = f"{found.architecture}."
     for name, value in found.metadata.items():
@@ -195,7 +196,7 @@ def _evaluate(value: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _has_fields(value: str, fields: Mapping[str, Any]) -> bool:
-    """Whether the file states what an expression reads."""
+    """Whether the file has all fields that an expression reads."""
     for path in re.findall(r"[a-z_]\w*(?:\.[a-z_]\w*)*", re.sub(r"\"[^\"]*\"", "", value)):
         node: Any = fields
         names = path.split(".")
@@ -212,7 +213,8 @@ def _has_fields(value: str, fields: Mapping[str, Any]) -> bool:
 
 
 def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `rope_scaling` of a config.json, from metadata and from tensors of factors. Raises CheckpointError."""
+    """Make the `rope_scaling` of a config.json from metadata and tensors of factors; None for no scaling. Raises
+    CheckpointError."""
     rope = fields.get("rope") or {}
     stated = rope.get("scaling") or {}
     original = {"original_max_position_embeddings": stated.get("original_context_length")}
@@ -244,7 +246,7 @@ def _longrope() -> Iterator[tuple[str, str]]:
 
 
 def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dict[str, Any] | None:
-    """The scaling of Llama 3 that has these factors: the file has no other trace of it."""
+    """Find Llama 3's scaling from its factors, the file's only trace of it. Raises CheckpointError if they differ."""
     largest = max(factors)
     if largest == min(factors) == 1.0:
         return None
@@ -266,7 +268,7 @@ def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dic
 
 
 def read_floats(tensor: StoredTensor) -> list[float]:
-    """Read a small tensor of float32. Raises CheckpointError for another, and for what are no factors."""
+    """Read a float32 tensor of factors of rotary frequencies. Raises CheckpointError unless all are positive."""
     if tensor.kind != "F32":
         raise CheckpointError(f"{tensor.file}: factors of rotary frequencies are {tensor.kind} (F32)")
     count = math.prod(tensor.shape)

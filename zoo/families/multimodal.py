@@ -19,8 +19,8 @@ TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Layout:
-    """The prefixes of a text model's tensors in a multimodal file: `base` in place of its class's own prefix, `head`
-    before the names of its head."""
+    """The prefixes of a text model's tensors in a multimodal file: `base` replaces its class's own prefix, `head` is
+    put before the names of its head."""
 
     base: str
     head: str
@@ -28,7 +28,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """conf/multimodal.yaml, as data."""
+    """conf/multimodal.yaml as data: `models` whose text model is loaded, `flat` with text fields at the top level (and
+    the text model's type), and the possible `layouts` of names."""
 
     models: tuple[str, ...]
     flat: Mapping[str, str]
@@ -37,8 +38,8 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A multimodal config.json: the field with the config of its text model, or None where the text model's fields
-    stand beside all others, and that config completed."""
+    """A multimodal config.json: `field` has the config of its text model (None: the text model's fields are at the top
+    level), and `text` is that config, completed."""
 
     config: Mapping[str, Any]
     field: str | None
@@ -51,7 +52,7 @@ class Wrapper:
 
     @property
     def is_read(self) -> bool:
-        """Whether its text model is loaded, and not priced alone."""
+        """Whether its text model can be loaded, rather than only priced."""
         return self.kind in read_catalogue().models
 
     def __str__(self) -> str:
@@ -60,7 +61,7 @@ class Wrapper:
         return f"{self.kind}: its text model alone{where}, without {rest or 'what is beside it'}"
 
     def put_back(self, text: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole config with `text` as the config of its text model."""
+        """Return the whole config with `text` as the config of its text model."""
         own = {key: value for key, value in text.items() if key != "architectures"}
         if self.field is None:
             return {**self.config, **own, "model_type": self.kind}
@@ -79,7 +80,7 @@ def read_catalogue() -> Catalogue:
 
 
 def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
-    """Find the text model of a multimodal config: one of a family here. None for any other config."""
+    """Find the text model of a multimodal config, if it is of a known family. None for any other config."""
     kind = str(config.get("model_type"))
     flat = read_catalogue().flat.get(kind)
     if flat is None and kind in families.by_model_type():
@@ -97,7 +98,7 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
 
 
 def _complete(inner: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text model's config with what the whole states for it. Token ids of images and sounds change no text."""
+    """Complete the text model's config by the whole's tying of weights, and drop token ids of images and sounds."""
     plain = {key: value for key, value in inner.items() if not _names_token(key) and key != "architectures"}
     shared = {TIED: config[TIED]} if TIED in config else {}  # where both state it, transformers reads the whole's
     return {**plain, **shared}

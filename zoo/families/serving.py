@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from zoo.paths import conf_dir
 
 WAYS = ("text", "transformers", "pooling")
-"""How an engine runs an architecture, as the keys of its lists. The first that has an architecture counts."""
+"""Ways in which an engine runs an architecture: the keys of its lists. If several have it, the first counts."""
 
 REMARKS = {"text": "", "transformers": " (through transformers)", "pooling": " (pooling)"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingEngine:
-    """An engine at one version. `ways` gives the way, one of WAYS, of each architecture that it lists."""
+    """A serving engine at one version. `ways` maps each architecture that it lists to one of WAYS."""
 
     title: str
     version: str

@@ -1,4 +1,4 @@
-"""The types of what config.json and the files beside it may say, for `zoo.untrusted`. Unknown keys are let through."""
+"""Define the types of config.json and the JSON files next to it, for `zoo.untrusted`. Unknown keys are accepted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mappings = dict[str, Any]
 MOST_NEW_TOKENS = 2**20
 
 TokenId = Annotated[int, Field(ge=-1, le=LARGEST_VOCABULARY)]
-"""An id of a token; -1 is none's."""
+"""A token's id; -1 for no token."""
 
 
 class InnerConfig(JsonShape):
@@ -42,8 +42,8 @@ class InnerConfig(JsonShape):
 
 
 class GenerationFile(JsonShape):
-    """generation_config.json: token ids and the length, for which memory is kept free; `zoo.text.defaults` checks the
-    options of sampling."""
+    """generation_config.json: token ids, and the number of new tokens, for which memory is reserved. The options of
+    sampling are checked by `zoo.text.defaults`."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None

@@ -1,4 +1,7 @@
-"""Read config.json files that hold a config for each tower: an encoder and a decoder, each of a family of its own."""
+"""Read config.json files that contain a config for each tower: an encoder and a decoder, each of its own family.
+
+Each tower is imported, mapped and exported by its own family over its own fields. The outer family states only what
+joins them: the start token, a head, the widths."""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ if TYPE_CHECKING:
 TOWERS = ("encoder", "decoder")
 
 BARE, HEADED = ("none",), ("lm", "mlm")
-"""The kinds of head of a family's class that is the encoder of a pair, and of one that is the decoder."""
+"""The kinds of head of the class of a pair's encoder, and of its decoder."""
 
 LACKING = {
     "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
     "decoder": ("with cross-attention that is read here", "'bert', 'roberta' or 'gpt2'"),
 }
-"""What a family lacks that cannot be this tower of a pair, and one that can."""
+"""By tower: the class that a family lacks if it cannot be this tower of a pair, and families that can."""
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """The config of one tower: the field of config.json in which it stands (`a.b` for one within another), and the
-    family that it is of; None where the inner config names it. Fields that are `shared` stand in the whole config, and
-    those of the inner one do not count. Those `beside` it stand in the config that the inner one is within."""
+    """The place of one tower's config: the `field` of config.json (`a.b` for a nested one, as in T5Gemma 2's multimodal
+    encoder), and its family; None if the inner config names it. `shared` fields are read from the whole config instead
+    of the inner one; fields `beside` are read from the config that contains the inner one."""
 
     field: str
     family: Family | None = None
@@ -39,11 +42,11 @@ class TowerConfig:
 
     @property
     def outer(self) -> str:
-        """The field with the config that this one is within, of a multimodal encoder; empty where it is within none."""
+        """The field with the multimodal encoder's config that contains this one; empty if there is none."""
         return self.field.rpartition(".")[0]
 
     def read(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Read the tower's config, completed by what the whole one states for it. Raises CheckpointError."""
+        """Read the tower's config, completed by its fields in the whole config. Raises CheckpointError."""
         inner: Any = config
         around: Mapping[str, Any] = config
         for name in self.field.split("."):
@@ -55,7 +58,7 @@ class TowerConfig:
         return {**inner, **stated, **{name: around[name] for name in self.beside if name in around}}
 
     def write(self, config: dict[str, Any], inner: Mapping[str, Any]) -> None:
-        """Put the tower's config into the whole one."""
+        """Write the tower's config into the whole config."""
         config |= {name: inner[name] for name in self.shared if name in inner}
         *outer, last = self.field.split(".")
         for name in outer:
@@ -67,11 +70,11 @@ class TowerConfig:
 
 
 def find_class(family: Family, tower: str) -> str | None:
-    """Find the class of a family that is this tower of a pair: its base model as the encoder, its causal language model
-    as the decoder. None where it has none."""
+    """Find the class of a family that can be this tower of a pair: its base model as the encoder, its causal language
+    model as the decoder. None if there is none."""
     heads = BARE if tower == "encoder" else HEADED
     if tower == "encoder" and family.model.get("kind") != "encoder":
-        return None  # an encoder-decoder has a class that is its encoder alone, which transformers takes for no pair
+        return None  # the encoder-only class of an encoder-decoder: transformers does not accept it in a pair
     for name in family.architectures:
         template = family.template(name)
         head = template.get("head")
@@ -82,8 +85,8 @@ def find_class(family: Family, tower: str) -> str | None:
 
 
 def find_member(family: Family, tower: str) -> tuple[Family, str] | None:
-    """Find what a family gives as one tower of a pair: itself and its class. As the decoder it has the cross-attention
-    that its `crossed` states; None where it states none."""
+    """Find a family and its class as one tower of a pair. A decoder gets the cross-attention that the family's
+    `crossed` states; None if it states none."""
     name = find_class(family, tower)
     if name is None or (tower == "decoder" and not family.crossed):
         return None
@@ -91,7 +94,7 @@ def find_member(family: Family, tower: str) -> tuple[Family, str] | None:
 
 
 def add_cross_attention(family: Family) -> Family:
-    """The family with the layers that its classes have where config.json says `add_cross_attention`."""
+    """Add to a family the cross-attention that its classes have if config.json says `add_cross_attention`."""
     crossed = family.crossed
     model = lay_over(family.model, crossed.get("model") or {})
     model = {**model, "defaults": [*family.model["defaults"], {"/cross": "mha"}]}
@@ -106,8 +109,8 @@ def read_towers(
     changes: Mapping[str, Any],
     find_family: Callable[[Mapping[str, Any], str], Family],
 ) -> dict[str, Body]:
-    """Read the model of each tower; `find_family` finds a family by a config. `changes` are laid over the decoder's.
-    Raises CheckpointError."""
+    """Read the model of each tower; `find_family` finds the family of a config. `changes` are merged into the decoder's
+    model. Raises CheckpointError."""
     made = {}
     for tower, stated in family.towers.items():
         inner = stated.read(config, where)
@@ -125,8 +128,8 @@ def read_towers(
 
 
 def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, Any]:
-    """Join the models of two towers into one in our grammar; `own` are the keys of the whole, which may hold patches of
-    each tower."""
+    """Join the models of two towers into one in our grammar. `own` are the keys of the whole model, which may include
+    patches of each tower."""
     joined = {"kind": "encoder_decoder", **own, "defaults": []}
     for tower, body in towers.items():
         model = _name_outward(body.model)
@@ -140,7 +143,7 @@ def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, An
 
 
 def _name_outward(node: Any) -> Any:
-    """Copy a model, its interpolations from the root turned to ones that look outward: it is to be part of another."""
+    """Copy a model, replacing `${x}`, which looks from the root, by `${up:x}`, so that it can be part of another."""
     if isinstance(node, Mapping):
         return {key: _name_outward(value) for key, value in node.items()}
     if isinstance(node, list):

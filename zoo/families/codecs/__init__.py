@@ -1,3 +1,3 @@
-"""Functions of the families' language (expression.py), a file for each topic. Importing this registers them."""
+"""Register the functions of the families' language (expression.py), one file per topic."""
 
 from zoo.families.codecs import encoder, layers, loops, rope, sharing, tasks, words  # noqa: F401

@@ -1,4 +1,4 @@
-"""Fields that configs of encoders alone have: DeBERTa's position types, ALBERT's groups of layers."""
+"""Read and write fields that only configs of encoders have: DeBERTa's position types, ALBERT's groups of layers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def _parse_types(stated: Any) -> list[str]:
 
 
 def read_types(is_relative: bool, stated: Any) -> list[str]:
-    """`pos_types(relative_attention, pos_att_type)`: the position types that attention compares, none unless it is
-    relative."""
+    """`pos_types(relative_attention, pos_att_type)`: the kinds of relative-position scores (c2p, p2c) of DeBERTa's
+    attention; none unless it is relative."""
     return _parse_types(stated) if is_relative else []
 
 
-def write_types(types: Any) -> tuple[Any, ...]:
-    """The arguments of `pos_types` for these position types."""
+def write_types(types: list[str] | None) -> tuple[Any, ...]:
+    """Invert `pos_types`."""
     return bool(types), list(types) if types else UNSAID
 
 
 class PosScale(Codec):
-    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of plain attention in a DeBERTa, which counts
-    position types even where none is compared. None for attention's own scale."""
+    """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of DeBERTa's attention if it is not relative:
+    1 / √(head_dim · (1 + number of position types)), though none is used. None for attention's default scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_relative, stated, head_dim = args
@@ -53,12 +53,18 @@ class PosScale(Codec):
 
 
 def read_positions(
-    types: Any, farthest: int, length: int, biased: bool, buckets: int = -1, norm: str = "none", eps: Any = None
+    types: list[str],
+    farthest: int,
+    length: int,
+    biased: bool,
+    buckets: int = -1,
+    norm: str = "none",
+    eps: float | None = None,
 ) -> dict[str, Any]:
-    """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: a DeBERTa's positions.
+    """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: DeBERTa's positions.
 
-    They are relative where types are compared, and learned ones are added where the input is biased. Version 2 has
-    three more arguments: `position_buckets`, `norm_rel_ebd` and `layer_norm_eps`.
+    They are relative if there are position types, plus learned embeddings if the input is biased. Version 2 has three
+    more arguments: `position_buckets`, `norm_rel_ebd` and `layer_norm_eps`.
     """
     learned = {"kind": "learned", "max_seq_len": length} if biased else None
     if not types:
@@ -74,7 +80,7 @@ def read_positions(
 
 
 def write_positions(position: Any) -> tuple[Any, ...] | None:
-    """The arguments of `relative` for a position node."""
+    """Invert `relative`."""
     kind = position.get("kind") if isinstance(position, Mapping) else None
     if kind in ("learned", "none"):
         return UNSAID, UNSAID, UNSAID, kind == "learned"
@@ -85,12 +91,12 @@ def write_positions(position: Any) -> tuple[Any, ...] | None:
 
 
 def count_inner(weights: list[int], stated: int) -> int:
-    """How many layers a group of an ALBERT has, by the index of each layer's weights: `stated`, if that fits."""
+    """Find ALBERT's number of layers per group from the index of each layer's weights; `stated` is tried first."""
     return next((count for count in (stated, *range(1, len(weights) + 1)) if _groups(weights, count) is not None), 1)
 
 
 def count_groups(weights: list[int], inner: int) -> int:
-    """How many groups of `inner` layers an ALBERT has, from the index of each layer's weights."""
+    """Count ALBERT's groups of `inner` layers from the index of each layer's weights."""
     return _groups(weights, inner) or 1
 
 

@@ -1,4 +1,4 @@
-"""Fields that differ by layer: lists and periods. Also fields of nested configs."""
+"""Read and write fields that differ by layer (lists, periods), and fields of nested configs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.untrusted.text import quote
 
 
 class Each(Codec):
-    """`each(num_hidden_layers, x)`: a list with the value of x for each `layer`, counted from 0."""
+    """`each(num_hidden_layers, x)`: the list of x evaluated for each `layer`, counted from 0."""
 
     lazy = True
 
@@ -32,9 +32,9 @@ class Each(Codec):
 
 
 class Choose(Codec):
-    """`case(layer_types[layer], "full_attention", None, "sliding_attention", sliding_window)`: choose the result that
-    follows the first argument's value. The inverse takes the constant that equals the value, or the first result that
-    is no constant."""
+    """`case(layer_types[layer], "full_attention", None, "sliding_attention", sliding_window)`: choose a result by the
+    first argument; cases and results alternate. The inverse takes a constant result equal to the value, or else the
+    first result that is no constant."""
 
     lazy = True
 
@@ -59,8 +59,8 @@ class Choose(Codec):
 
 
 class Inner(Codec):
-    """`inner(attn_config, "clip_qkv")`: a field of a nested config, None where either is missing. More names lead
-    further in: `inner(ffn_config, "ffn_act_fn", "name")`."""
+    """`inner(attn_config, "clip_qkv")`: a field of a nested config, None if either is missing. Further names go deeper:
+    `inner(ffn_config, "ffn_act_fn", "name")`."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         found = args[0]
@@ -73,8 +73,8 @@ class Inner(Codec):
 
 
 class InnerOr(Inner):
-    """`inner_or(ffn_config, "moe_normalize_expert_weights", 1.0)`: a field of a nested config, null where it says so,
-    and the third argument where it does not say."""
+    """`inner_or(ffn_config, "moe_normalize_expert_weights", 1.0)`: a field of a nested config, or the third argument if
+    the field is missing (a stated null is kept)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return (args[0] or {}).get(args[1], args[2])
@@ -84,7 +84,7 @@ class InnerOr(Inner):
 
 
 class At(Codec):
-    """`at(attention_window, layer)`: a layer's entry of a list, or the one value that holds for every layer."""
+    """`at(attention_window, layer)`: a layer's entry of a list, or the value itself if it is no list."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         items, layer = args
@@ -95,7 +95,7 @@ class At(Codec):
 
 
 class First(Codec):
-    """`first(eos_token_id)`: the first entry of a list, or the one value there is."""
+    """`first(eos_token_id)`: the first entry of a list, or the value itself if it is no list."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return get_item(args[0], 0, "the list") if isinstance(args[0], list) else args[0]
@@ -106,8 +106,8 @@ class First(Codec):
 
 
 class HalvedIf(Codec):
-    """`halved_if(use_bidirectional_attention, sliding_window)`: the number, or half of it rounded down where the first
-    argument holds: a window to either side, of a config that states both sides together."""
+    """`halved_if(use_bidirectional_attention, sliding_window)`: the number, or half of it, rounded down, if the first
+    argument is true: the window to one side, where a config states the width of both sides together."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_halved, number = args
@@ -120,17 +120,17 @@ class HalvedIf(Codec):
 
 
 def repeat_groups(groups: list[Any]) -> list[Any]:
-    """`spread`: repeat each group of kinds; `[[["global", "local"], 12]]` gives a list of 24 (GPT-Neo)."""
+    """`spread`: repeat each group of kinds; `[[["global", "local"], 12]]` gives a list of 24 kinds (GPT-Neo)."""
     return [kind for kinds, count in groups for kind in list(kinds) * count]
 
 
-def find_places(items: list[Any], name: Any) -> list[int]:
-    """`places`: the indices at which a name is in a list."""
+def find_places(items: list[Any], name: object) -> list[int]:
+    """`places`: the indices of a name in a list."""
     return [index for index, each in enumerate(items) if each == name]
 
 
 def count_earlier(items: list[Any]) -> list[int]:
-    """`earlier`: for each entry of a list how many equal ones stand before it; `["a", "b", "a"]` gives [0, 0, 1]."""
+    """`earlier`: for each entry of a list, the number of equal entries before it; `["a", "b", "a"]` gives [0, 0, 1]."""
     seen: dict[Any, int] = {}
     found = []
     for each in items:
@@ -139,14 +139,14 @@ def count_earlier(items: list[Any]) -> list[int]:
     return found
 
 
-def find_run(items: list[Any], name: Any) -> list[int]:
-    """`run`: the step, the first and the last index at which a name is in a list (ERNIE 4.5)."""
+def find_run(items: list[Any], name: object) -> list[int]:
+    """`run`: the step, the first and the last of a name's indices in a list (ERNIE 4.5)."""
     found = find_places(items, name) or [len(items)]
     return [found[1] - found[0] if len(found) > 1 else found[0] + 1, found[0], found[-1]]
 
 
-def find_cycle(items: list[Any], name: Any) -> list[int]:
-    """`cycle`: the period and offset at which a name is in a list; both beyond its end if it is not there (Jamba)."""
+def find_cycle(items: list[Any], name: object) -> list[int]:
+    """`cycle`: the period and offset of a name's indices in a list; both past its end if there are none (Jamba)."""
     found, count = find_places(items, name), len(items)
     if not found:
         return [count + 1, count]
@@ -154,8 +154,8 @@ def find_cycle(items: list[Any], name: Any) -> list[int]:
     return [next(periods, count + 1), found[0]]
 
 
-def find_stride(items: list[Any], name: Any) -> int:
-    """`stride`: the step at which a name is in a list from entry 1 on; 1 if everywhere, 0 if nowhere (Switch)."""
+def find_stride(items: list[Any], name: object) -> int:
+    """`stride`: the step of a name's indices in a list, from index 1 on; 1 if everywhere, 0 if nowhere (Switch)."""
     found = find_places(items, name)
     steps = (
         step
@@ -166,12 +166,12 @@ def find_stride(items: list[Any], name: Any) -> int:
 
 
 def is_marked(every: int | list[int], layer: int) -> bool:
-    """`marked(moe_layer_freq, layer)`: whether a layer is one of every so many, or one that a list marks."""
+    """`marked(moe_layer_freq, layer)`: whether the layer is a multiple of a number, or its entry of a list is true."""
     return bool(get_item(every, layer, "moe_layer_freq")) if isinstance(every, list) else layer % every == 0
 
 
-def take_tower(pattern: Any, tower: str) -> list[Any]:
-    """`of_tower`: a tower's part of `pattern`; all of it in a model of one tower."""
+def take_tower(pattern: list[Any] | Mapping[str, list[Any]], tower: str) -> list[Any]:
+    """`of_tower`: a tower's part of `pattern`; all of it for a model with one tower."""
     return pattern[tower] if isinstance(pattern, Mapping) else pattern
 
 

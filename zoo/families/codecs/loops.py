@@ -1,4 +1,4 @@
-"""Fields of configs in which some layers are run several times (Inkling 2 with a loop)."""
+"""Read fields of configs in which some layers are run several times (Inkling 2 with a loop)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from zoo.families.expression import FUNCTIONS, Plain
 
 
 def find_looped(layer: int, start: int, end: int, passes: int) -> int:
-    """`looped(layer, start, end, passes)`: the number of the weights that a layer runs with, where the layers `start`
-    to `end` - 1 are run so many times: of seven layers with two passes from 1 to 3 they are 0, 1, 2, 1, 2, 3, 4."""
+    """`looped(layer, start, end, passes)`: the index of a layer's weights, where layers `start` to `end` - 1 are run
+    `passes` times. With start 1, end 3 and 2 passes, seven layers have the indices 0, 1, 2, 1, 2, 3, 4."""
     again = (passes - 1) * (end - start)
     if layer < end:
         return layer
@@ -15,7 +15,7 @@ def find_looped(layer: int, start: int, end: int, passes: int) -> int:
 
 
 def find_pass(layer: int, start: int, end: int, passes: int) -> int | None:
-    """`pass_of(layer, start, end, passes)`: the pass that a layer of a loop is in, counted from 0; None outside it."""
+    """`pass_of(layer, start, end, passes)`: the pass of the loop to which a layer belongs, from 0; None outside it."""
     inside = start <= layer < start + passes * (end - start)
     return (layer - start) // (end - start) if inside else None
 

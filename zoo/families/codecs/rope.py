@@ -1,5 +1,5 @@
-"""Rotary position embedding in config.json: the new style (`rope_parameters`), the hub's (`rope_theta` with
-`rope_scaling`), and the fields of single families."""
+"""Read and write rotary position embedding in config.json: transformers 5's `rope_parameters`, the older `rope_theta`
+with `rope_scaling`, and fields of single families."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from zoo.model.position.rotary import Scaling
 from zoo.untrusted.text import quote
 
 OTHER_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic", "deepseek_yarn": "yarn"}
-"""transformers' name of a `rope_type`, by another that files have. The positions of M-RoPE (Qwen2-VL) and of xdrope
-(HunyuanOCR) have several axes, which are equal for text."""
+"""transformers' name of a `rope_type`, by other names in files. M-RoPE (Qwen2-VL) and xdrope (HunyuanOCR) have
+positions on several axes, which are equal for text."""
 
 AXES = ("mrope_section", "mrope_interleaved", "xdrope_section")
-"""Parameters that say which channels images rotate along which axis: for text they change nothing, and are kept."""
+"""Parameters that assign channels to the axes of an image. They change nothing for text, and are kept in the config."""
 
 
 def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = None) -> dict[str, Any]:
-    """Read a config's rotary parameters, in either style, as the new style has them."""
+    """Read a config's rotary parameters, of either style, in the style of `rope_parameters`."""
     stated = config.get("rope_parameters")
     if isinstance(stated, Mapping) and (layer_type or not config.get("rope_scaling")):
         inner = stated.get(layer_type) if layer_type else None
@@ -48,9 +48,9 @@ def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = Non
 class Rope(Codec):
     """`rope(head_dim)`: rotary positions for heads of this width.
 
-    `rope(head_dim, "full_attention")` takes the parameters of one kind of layer, where the config has such.
-    `rope(head_dim, "sliding_attention", 1e4)` ignores the parameters at the config's top level: unless the kind has
-    its own, it is unscaled with this theta.
+    `rope(head_dim, "full_attention")` takes the parameters of one kind of layer, if the config has them.
+    `rope(head_dim, "sliding_attention", 1e4)` ignores the parameters at the config's top level: unless the kind of
+    layer has its own, it is unscaled with this theta.
     """
 
     interleaved = False
@@ -62,14 +62,12 @@ class Rope(Codec):
         if len(args) > 2:
             stated = env.get("rope_parameters") or {}
             found = {"rope_theta": args[2], **(stated.get(layer_type) or {})}
-            if (
-                found.get("rope_type", "default") == "default"
-            ):  # the reference's scaled kinds have a default of their own
+            if found.get("rope_type", "default") == "default":  # transformers' scaled types have a default of their own
                 found = {"partial_rotary_factor": env.get("default_partial"), **found}
-        if layer_type:  # the reference reads this field beside the kinds of layer, not inside them
+        if layer_type:  # transformers reads this field next to the kinds of layer, not inside them
             found = {**found, "truncate": (env.get("rope_parameters") or {}).get("truncate")}
         found = self.convert_parameters(found, int(head_dim))
-        proportional = found.get("rope_type") == "proportional"  # where a share is of the pairs of whole heads
+        proportional = found.get("rope_type") == "proportional"  # its partial factor is a share of whole heads' pairs
         partial = 1.0 if proportional else found.get("partial_rotary_factor") or 1.0
         width = int(head_dim * partial)
         if "rope_theta" not in found and "default_theta" not in env:
@@ -85,7 +83,7 @@ class Rope(Codec):
         }
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
-        """Convert the parameters of a family with names of its own to transformers' usual ones."""
+        """Convert a family's own names of parameters to transformers' usual ones."""
         return found
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
@@ -117,7 +115,7 @@ class Rope(Codec):
 
 
 def _share(width: int, head_dim: int) -> float:
-    """The partial_rotary_factor that gives this many channels of a head after rounding down."""
+    """Find the partial_rotary_factor with which `width` channels of a head are rotated, after rounding down."""
     share = width / head_dim
     return share if int(head_dim * share) == width else math.nextafter(share, 1.0)
 
@@ -129,7 +127,7 @@ class RopeInterleaved(Rope):
 
 
 class RopeReverse(Rope):
-    """`rope_reverse(head_dim)`: rotary positions that turn by the negative angle (nanochat)."""
+    """`rope_reverse(head_dim)`: rotary positions that rotate by the negative angle (nanochat)."""
 
     reverse = True
 
@@ -157,8 +155,8 @@ class RopeMscale(Rope):
 
 
 class RopeAlpha(Rope):
-    """`rope_alpha(head_dim)`: rotary positions whose `alpha` enlarges theta, though the config says "dynamic"
-    (Hunyuan)."""
+    """`rope_alpha(head_dim)`: rotary positions whose theta is multiplied by alpha^(head_dim / (head_dim − 2)), though
+    the config says "dynamic" (Hunyuan)."""
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         alpha = found.get("alpha")
@@ -169,7 +167,7 @@ class RopeAlpha(Rope):
 
 
 class RopeLearned(RopeInterleaved):
-    """`rope_learned(head_dim)`: rotary positions of whole heads whose frequencies have learned factors (Mistral
+    """`rope_learned(head_dim)`: rotary positions of whole heads, with learned factors of the frequencies (Mistral
     Large 4)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
@@ -181,8 +179,8 @@ class RopeLearned(RopeInterleaved):
 
 
 class RopeOfLayer(Rope):
-    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a theta of the layer's own, and none
-    where that is 0; the config's theta where it is None. Whole heads are rotated (Granite with windows)."""
+    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions of whole heads with the layer's own theta;
+    None means the config's theta, 0 no positions (Granite with windows)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, theta = args
@@ -199,7 +197,7 @@ class RopeOfLayer(Rope):
 
 
 class Unscaled(Codec):
-    """`unscaled(rope(head_dim))`: rotary positions of the same theta without the scaling (Molmo 2)."""
+    """`unscaled(rope(head_dim))`: the same rotary positions without scaling (Molmo 2)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return {**args[0], "scaling": None}
@@ -210,8 +208,8 @@ class Unscaled(Codec):
 
 
 class RopeOrNone(Rope):
-    """`rope_or_none(head_dim, "full_attention")`: rotary positions where the config has parameters for this kind of
-    layer, and none where it has null (Cohere)."""
+    """`rope_or_none(head_dim, "full_attention")`: rotary positions, or none if the config's parameters for this kind of
+    layer are null (Cohere)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_null = (env.get("rope_parameters") or {}).get(args[1], 0) is None
@@ -224,9 +222,10 @@ class RopeOrNone(Rope):
 
 
 class RopeLabelled(RopeInterleaved):
-    """`rope_labelled(head_dim, "compress", compress_rope_theta)`: rotary positions of the parameters under this label.
-    Where the config has none by label, those at its top level are the ones of "compress", with this theta and no
-    factor of cosines but one that is stated, and all others are unscaled (DeepSeek-V4)."""
+    """`rope_labelled(head_dim, "compress", compress_rope_theta)`: rotary positions with the parameters of this label.
+
+    If the config has no labels, the parameters at its top level are those of "compress", with this theta and an
+    attention factor of 1 unless one is stated; other labels are unscaled with this theta (DeepSeek-V4)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, label, theta = args
@@ -244,7 +243,7 @@ class RopeLabelled(RopeInterleaved):
 
 
 class RopeField(Codec):
-    """`rope_field("llama_4_scaling_beta")`: one of the rotary parameters, which has to be there."""
+    """`rope_field("llama_4_scaling_beta")`: one of the rotary parameters. Raises ConfigError if it is missing."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         found = read_rope_parameters(env).get(args[0])
@@ -257,8 +256,8 @@ class RopeField(Codec):
 
 
 class YarnScale(Codec):
-    """`yarn_scale(qk_head_dim)`: the scale of the scores where YaRN has an `mscale_all_dim` a (DeepSeek):
-    (0.1·a·ln(factor) + 1)² / √width. None for attention's own scale."""
+    """`yarn_scale(qk_head_dim)`: the scale of attention scores with YaRN's `mscale_all_dim` a (DeepSeek):
+    (0.1·a·ln(factor) + 1)² / √width. None for attention's default scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         found = read_rope_parameters(env)
@@ -279,8 +278,8 @@ class YarnScale(Codec):
 
 
 class Even(Codec):
-    """`even(rope(head_dim), head_dim)`: refuse an odd number of rotated channels, which the family's classes cannot
-    compute."""
+    """`even(rope(head_dim), head_dim)`: raise ConfigError for an odd number of rotated channels, which the family's
+    classes cannot compute."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         position, head_dim = args
@@ -295,7 +294,7 @@ class Even(Codec):
 
 
 def require_whole(position: dict[str, Any]) -> dict[str, Any]:
-    """`whole(rope(head_dim))`: refuse a partial rotary factor, which the family's classes do not read."""
+    """`whole(rope(head_dim))`: raise ConfigError for a partial rotary factor, which the family's classes ignore."""
     if position.get("rotary_dim") is not None:
         raise ConfigError("partial_rotary_factor: is not 1, and these models rotate whole heads (1.0 would do)")
     return position
@@ -307,7 +306,7 @@ LONG = ("short_factor", "long_factor", "attention_factor", "long_attention_facto
 
 
 def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The scaling node that rotary parameters describe, or None."""
+    """Make the scaling node that rotary parameters describe; None for no scaling."""
     kind = found.get("rope_type") or "default"
     if kind == "default":
         return None
@@ -329,7 +328,7 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
             "share": 1.0 if share is None else float(share),
             "factor": float(found.get("factor", 1.0)),
         }
-    if kind == "dynamic":  # the reference takes the length that the config states, whatever the parameters say
+    if kind == "dynamic":  # transformers uses the config's length, whatever the parameters say
         return {"kind": kind, "factor": float(found["factor"]), "original_max_seq_len": longest}
     if kind == "longrope":
         chosen = {name: found[name] for name in LONG if found.get(name) is not None}
@@ -343,7 +342,7 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _complete(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The scaling node with every default written out: laid over that of other layers, it must inherit nothing."""
+    """Write out all defaults of a scaling node, so that it inherits nothing when merged into another layer's."""
     if scaling is None:
         return None
     own = Scaling.kinds[scaling["kind"]].fields()
@@ -351,7 +350,7 @@ def _complete(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _longest(found: Mapping[str, Any], longest: int, trained: int) -> dict[str, Any]:
-    """The length that longrope reaches, from its factor or the config. A factor that gives no whole length is kept as
+    """Find longrope's maximum length from its factor or from the config. A factor that gives no whole length is kept as
     an attention factor."""
     factor = found.get("factor")
     if factor is None:
@@ -364,7 +363,7 @@ def _longest(found: Mapping[str, Any], longest: int, trained: int) -> dict[str, 
 
 
 def _written(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary parameters of a scaling node, in the new style."""
+    """Make the `rope_parameters` of a scaling node."""
     fields: dict[str, Any] = {"rope_type": scaling["kind"]}
     for name in ("factor", *YARN, *LLAMA3, *LONG):
         value = scaling.get(name)

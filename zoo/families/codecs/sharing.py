@@ -1,5 +1,5 @@
-"""Fields of configs in which layers read the keys and values of earlier ones (Gemma 3n, Gemma 4, Mistral Large 4), and
-in which layers of one type have sizes of their own (the full ones of Gemma, the sliding ones of dots3 note)."""
+"""Read and write fields of configs in which layers reuse the keys and values of earlier layers (Gemma 3n, Gemma 4,
+Mistral Large 4), or layers of one type have their own sizes (full layers of Gemma, sliding layers of dots3 note)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SLIDING_SIZES: tuple[str, ...] = (
     *("num_attention_heads", "num_key_value_heads", "q_lora_rank", "kv_lora_rank", "head_dim"),
     *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
 )
-"""The fields that sliding layers of dots3 note may have apart."""
+"""The fields of which sliding layers of dots3 note may have their own values."""
 
 
 def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
-    """`kv_part(layer_types, num_kv_shared_layers, layer)`: what a layer does with keys and values. The last `n_shared`
-    layers read those of the last layer of their type before them, which lends; "" for any other."""
+    """`kv_part(layer_types, num_kv_shared_layers, layer)`: READS for the last `n_shared` layers, LENDS for layers whose
+    keys and values they read, else "". A layer reads from the last layer of its own type before the `n_shared`."""
     first = len(layer_types) - n_shared
     own = layer_types[layer]
     if layer >= first:
@@ -39,15 +39,15 @@ def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
 
 
 def count_readers(pattern: Sequence[str]) -> int:
-    """`count_readers(pattern)`: how many layers read keys and values of earlier ones."""
+    """`count_readers(pattern)`: the number of layers that read keys and values of earlier layers."""
     return sum(READS in kind for kind in pattern)
 
 
 class OfType(Codec):
-    """`of_full("head_dim", global_head_dim, 512)`: a field of the layers of one type, which transformers writes into
-    `per_layer_config` and published configs state apart; the third argument where neither says it. What is stated apart
-    counts only where a fourth argument holds, if there is one. `sizes` are the fields that these layers may have apart.
-    """
+    """`of_full("head_dim", global_head_dim, 512)`: a field's value in the layers of one type. It is read from
+    `per_layer_config` (as transformers writes it), else from the field in the second argument (as in published
+    configs), else it is the third argument. If there is a fourth argument and it is false, the second is ignored.
+    `sizes` are the fields of which these layers may have their own values."""
 
     def __init__(self, layer_type: str, sizes: Sequence[str]) -> None:
         self.layer_type, self.sizes = layer_type, sizes
@@ -76,15 +76,15 @@ class OfType(Codec):
 
 
 class RopeOfType(RopeInterleaved):
-    """`rope_of_type(qk_rope_head_dim, "sliding_attention")`: rotary positions of the layers of one type, which rotate
-    so many channels, whatever share of a head the config says they are (dots3 note)."""
+    """`rope_of_type(qk_rope_head_dim, "sliding_attention")`: rotary positions of the layers of one type. All
+    `qk_rope_head_dim` channels are rotated, whatever the config's partial rotary factor (dots3 note)."""
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         return {name: value for name, value in found.items() if name != "partial_rotary_factor"}
 
 
 class DoubledIf(Codec):
-    """`doubled_if(use_double_wide_mlp, intermediate_size)`: a number, or twice it where the first argument holds."""
+    """`doubled_if(use_double_wide_mlp, intermediate_size)`: the number, doubled if the first argument is true."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return 2 * args[1] if args[0] else args[1]
@@ -97,22 +97,21 @@ class DoubledIf(Codec):
 
 
 def write_own_sizes(pattern: Sequence[str], head_dim: int, n_kv_heads: int) -> dict[str, dict[str, int]]:
-    """`full_sizes(pattern, global_head_dim, kv_heads)`: the `per_layer_config` in which full layers have these."""
+    """`full_sizes(pattern, global_head_dim, kv_heads)`: the `per_layer_config` with these sizes for full layers."""
     sizes = {"head_dim": head_dim, "num_key_value_heads": n_kv_heads}
     return {str(layer): sizes for layer, kind in enumerate(pattern) if kind.startswith("full")}
 
 
 def write_sliding_sizes(pattern: Sequence[str], *sizes: int) -> dict[str, dict[str, int]]:
-    """`sliding_sizes(pattern, …)`: the `per_layer_config` in which sliding layers have these, in the order of
-    SLIDING_SIZES."""
+    """`sliding_sizes(pattern, …)`: the `per_layer_config` with these SLIDING_SIZES for sliding layers."""
     own = dict(zip(SLIDING_SIZES, sizes, strict=True))
     return {str(layer): own for layer, kind in enumerate(pattern) if "sliding" in kind}
 
 
 def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], layer: int) -> str:
-    """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: what a layer does with latents, as `kv_part` says it,
-    where each layer names the one whose latents it reads: itself, or the last lender of its group before it, which is
-    the one that the reference reads."""
+    """`kv_source_part(kv_source_layers, no_rope_layers, layer)`: LENDS, READS or "" as for `kv_part`, for configs that
+    name the layer whose latents each layer reads: itself, or the last lender of its group (with or without positions)
+    before it. Raises ConfigError for any other layer, since the reference always reads the last lender."""
     source = kv_source_layers[layer]
     if source == layer:
         return LENDS if layer in kv_source_layers[layer + 1 :] else ""

@@ -1,4 +1,4 @@
-"""Heads for a task: their labels in config.json (`id2label`, `num_labels`, `problem_type`)."""
+"""Read and write heads for a task: their labels in config.json (`id2label`, `num_labels`, `problem_type`)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec
 from zoo.untrusted.text import quote
 
 DEFAULT_LABELS = 2
-"""How many labels a config has that states none."""
+"""Number of labels of a config that states none."""
 
 COMMON = ("activation", "pooling", "bias", "norm", "transform_bias", "skip_id")
 """The fields of a head that reads rows, in the order of `row_head`'s arguments."""
 
 
 def read_labels(config: Mapping[str, Any]) -> list[str]:
-    """Read the names of a config's labels in their order, "LABEL_0" and so on where it states a number at most."""
+    """Read the names of a config's labels in order: "LABEL_0", "LABEL_1" … if it states only a number or nothing."""
     stated, count = config.get("id2label"), config.get("num_labels")
     if isinstance(stated, Mapping) and count in (None, len(stated)):
         try:
@@ -36,7 +36,7 @@ def read_labels(config: Mapping[str, Any]) -> list[str]:
 
 
 def write_labels(names: list[str]) -> Bindings:
-    """The fields of a config with these labels."""
+    """Make the fields of a config with these labels."""
     found = {str(index): name for index, name in enumerate(names)}
     return {"id2label": found, "label2id": {name: index for index, name in enumerate(names)}}
 
@@ -52,9 +52,11 @@ class Labels(Codec):
 
 
 class RowHead(Codec):
-    """`row_head({"kind": "tanh"})`: a head that reads a row as a whole, with this activation between its two products,
-    or None for one product. It gives numbers where the config says regression or has one label, classes elsewhere.
-    Further arguments are those of COMMON; an id below 0 (Llama 1's padding) is no token's."""
+    """`row_head({"kind": "tanh"})`: a head for whole rows, with this activation between its two products (None: one
+    product): regression if the config says so or has one label, else classification. Further arguments are COMMON's.
+
+    With `skip_id` (the padding's id) a decoder's row is read at its last token with another id, as in transformers: a
+    reward model that pads with its end of text reads the token before it. A negative id (Llama 1's padding) is none."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         names, common = read_labels(env), dict(zip(COMMON, args, strict=False))

@@ -1,4 +1,4 @@
-"""Activations by transformers' names, feed-forwards that are named after them, and numbers as a dtype rounds them."""
+"""Read and write activations by transformers' names, T5's feed-forwards, biases and rounded numbers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACTIVATIONS = {
     "sqrtsoftplus": "sqrtsoftplus",
     "xielu": "xielu",
 }
-"""transformers' name of an activation, and ours. The first name of several is the one that is written."""
+"""Our name of an activation by transformers'. Of several of transformers' names for one, the first is written."""
 
 
 def read_activation(name: Any) -> dict[str, Any]:
@@ -49,55 +49,55 @@ def read_activation(name: Any) -> dict[str, Any]:
 
 
 def write_activation(node: Any) -> tuple[str] | None:
-    """The argument of `act` for an activation node."""
+    """Invert `act`."""
     kind = node.get("kind") if isinstance(node, Mapping) else None
     return next(((theirs,) for theirs, ours in ACTIVATIONS.items() if ours == kind), None)
 
 
 def read_t5_ffn(is_gated: bool, activation: str, d_ff: int) -> dict[str, Any]:
-    """`dense_or_gated(is_gated, activation, d_ff)`: T5's feed-forward, gated where a flag says so."""
+    """`dense_or_gated(is_gated, activation, d_ff)`: T5's feed-forward, gated or not."""
     kind = "gated" if is_gated else "mlp"
     return {"kind": kind, "d_ff": d_ff, "activation": read_activation(activation), "bias": False}
 
 
 def write_t5_ffn(node: Any) -> tuple[Any, ...] | None:
-    """The arguments of `dense_or_gated` for a feed-forward node."""
+    """Invert `dense_or_gated`."""
     if not isinstance(node, Mapping) or node.get("kind") not in ("gated", "mlp"):
         return None
     return node["kind"] == "gated", *(write_activation(node["activation"]) or (UNSAID,)), node["d_ff"]
 
 
 def read_t5_activation(projection: str) -> str:
-    """The activation in T5's `feed_forward_proj`; a gate's "gelu" means the tanh approximation."""
+    """Read the activation from T5's `feed_forward_proj`; "gated-gelu" means the tanh approximation."""
     return "gelu_new" if projection == "gated-gelu" else projection.split("-")[-1]
 
 
 def write_t5_projection(is_gated: bool, activation: str) -> str:
-    """T5's `feed_forward_proj` for this activation."""
+    """Write T5's `feed_forward_proj`."""
     if not is_gated:
         return activation
     return "gated-gelu" if activation in ("gelu_new", "gelu_pytorch_tanh") else f"gated-{activation}"
 
 
 def round_to_bf16(value: float) -> float:
-    """`bf16`: round a number above 0 to the nearest bfloat16, which keeps 8 bits."""
+    """`bf16`: round a positive number to the nearest bfloat16, which has 8 significant bits."""
     fraction, exponent = math.frexp(value)
     return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 def round_up(number: float, multiple: int) -> int:
-    """`round_up(width, multiple)`: the multiple at or next above a number."""
+    """`round_up(width, multiple)`: the smallest multiple that is not below a number."""
     return int((number + multiple - 1) // multiple) * multiple
 
 
 def write_round_up(value: int) -> tuple[int, int]:
-    """The arguments of `round_up` for a width: a multiple of itself, whatever the rounding error of the number."""
+    """Invert `round_up`: a width is a multiple of itself, whatever the rounding error of the number."""
     return value, value
 
 
 def read_bias(inputs: bool, output: bool | None = None) -> bool | str:
-    """`bias_of(attention_bias, attention_out_bias)`: which products of attention have a bias, where a config says so of
-    queries, keys and values together, and of the output; `bias_of(attention_bias)` where one field says both."""
+    """`bias_of(attention_bias, attention_out_bias)`: which products of attention have a bias, from one field for
+    queries, keys and values and one for the output; `bias_of(attention_bias)` from a single field for all."""
     output = inputs if output is None else output
     return bool(inputs) if bool(inputs) == bool(output) else "qkv" if inputs else "o"
 
