@@ -1,2 +1,2 @@
-"""Port an architecture of transformers: draft the YAML of a family beside a tiny random reference model, and hold the
-two models against each other. Both are built, so torch is loaded."""
+"""Port an architecture of transformers: draft the YAML of a family by search, comparing the described model with a tiny
+random reference model of transformers at each step (`zoo family new`). Loads torch."""

@@ -1,4 +1,4 @@
-"""The draft of a family's YAML: `like` the nearest family, and what differs."""
+"""Represent the draft of a family's YAML: `like` the nearest family, plus the differences."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from zoo.families.family import HARMLESS, Family, parse_family, read_family
 from zoo.porting.reference import Maker, Reference
 
 LOCAL = frozenset({"layer", "pattern", "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"})
-"""Names in expressions that are no fields of their own, or that may always be left out."""
+"""Names in expressions that are no fields of config.json, or fields that may always be left out."""
 
 
 END = "...\n"
-"""What PyYAML writes after a lone scalar."""
+"""The end-of-document marker that PyYAML writes after a bare scalar."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft of a family's YAML. `assumed` are fields of config.json that nothing reads yet."""
+    """A draft of a family's YAML. `assumed` are fields of config.json that it accepts though nothing reads them yet."""
 
     base: str
     model_type: str
@@ -44,7 +44,7 @@ class Draft:
         return read_family(self.base)
 
     def to_node(self) -> dict[str, Any]:
-        """The draft as plain data, empty keys left out."""
+        """Convert the draft to plain data, without empty keys."""
         about = {
             "title": self.model_type,
             "source": "not known to the draft",
@@ -68,13 +68,13 @@ class Draft:
         return node
 
     def to_family(self) -> Family:
-        """The family that this is, with the fields that nothing reads yet let through."""
+        """Make the family that the draft describes; it accepts the `assumed` fields."""
         node = self.to_node()
         node["harmless"] = [*self.harmless, *self.assumed]
         return parse_family(self.model_type, node)
 
     def to_yaml(self) -> str:
-        """The text of the file in conf/family/."""
+        """Write the text of the file in conf/family/."""
         import yaml
 
         lines = []
@@ -87,17 +87,15 @@ class Draft:
         return "".join(lines)
 
     def with_model(self, patch: Mapping[str, Any]) -> Draft:
-        """The draft with a patch laid over its model. Choices of its defaults list take the place of others."""
-        patch = dict(patch)
-        laid = lay_over(self.model, patch)
-        return replace(self, model={key: value for key, value in laid.items()})
+        """Merge a patch into the draft's model. A defaults list in the patch replaces the draft's."""
+        return replace(self, model=dict(lay_over(self.model, dict(patch))))
 
     def with_keys(self, rows: Mapping[str, Any]) -> Draft:
         return replace(self, keys={**self.keys, **rows})
 
 
 def start_draft(base: str, maker: Maker, reference: Reference) -> Draft:
-    """Begin a draft from a family: its classes, the names of its fields and their defaults."""
+    """Begin a draft from a family: add the type's classes, its names of fields, and their defaults."""
     parent = read_family(base)
     prefix, bare = reference.prefix, type(getattr(reference.model, "base_model", None)).__name__
     head = {"model": {"head": {"kind": "none"}}}
@@ -109,7 +107,7 @@ def start_draft(base: str, maker: Maker, reference: Reference) -> Draft:
 
 
 def _find_head(reference: Reference, parent: Family) -> str | None:
-    """The name of the output projection's weight, where the file has it or would have it untied."""
+    """Find the name that the output projection's weight has in a file, or would have if it were untied."""
     module = reference.model.get_output_embeddings()
     named = {id(each): name for name, each in reference.model.named_modules()}
     name = named.get(id(module))
@@ -117,8 +115,8 @@ def _find_head(reference: Reference, parent: Family) -> str | None:
 
 
 def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of this type that the family has under other names: those which transformers itself calls by
-    both, and those that are named alike."""
+    """Find the fields of this type that the family has under other names: those in transformers' attribute_map, and
+    those with similar names."""
     known = parent.reads | set(parent.defaults) | set(parent.aliases.values())
     pairs = {
         name: other
@@ -135,12 +133,12 @@ def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dic
 
 
 LIKE = 0.7
-"""Likeness of two names of fields from which they are taken for one field."""
+"""Minimum similarity of two names of fields to be taken for one field."""
 
 
 def _guess_aliases(parent: Family, config: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
-    """Pair fields that only the family has with fields that only the type has, where name and type are alike:
-    n_routed_experts with num_experts. Whether they mean the same is for the logits to say."""
+    """Pair fields that only the family has with fields that only the type has, by similar names and equal types:
+    n_routed_experts with num_experts. Comparing logits later shows whether they mean the same."""
     own = {parent.aliases.get(name, name) for name in config} | set(named.values())
     wanted = [name for name in sorted(parent.reads) if name not in own | LOCAL | set(parent.aliases)]
     left = [name for name in config if name not in parent.reads | set(parent.defaults) | HARMLESS | set(named)]
@@ -161,8 +159,8 @@ def _guess_aliases(parent: Family, config: Mapping[str, Any], named: Mapping[str
 
 
 def find_defaults(draft: Draft, maker: Maker) -> dict[str, Any]:
-    """The values of fields that a config.json of this type may leave out, where the family's own are others. Those that
-    the type does not have are null, as the code of transformers has it."""
+    """List the defaults of this type's fields that differ from the family's. Fields that the type does not have are
+    null, as in transformers' code."""
     parent = draft.parent
     aliases = {**parent.aliases, **draft.aliases}
     known = parent.reads | set(parent.defaults)

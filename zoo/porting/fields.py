@@ -1,4 +1,4 @@
-"""Find out what each field of a config does: in the reference, and as a draft reads it."""
+"""Find which fields of a config change the reference's outputs, by setting each to other values."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.families.family import HARMLESS
 from zoo.porting.reference import NO_FIELDS, Illegal, Maker, Reference
 from zoo.porting.trial import measure_gap
 from zoo.porting.values import list_other_values
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 NOTHING = 1e-6
-"""Largest difference between outputs of a reference that a field has not changed."""
+"""Largest difference of outputs that counts as unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """Another value of a field, and the reference that has it. `changes` says whether it computes something else."""
+    """Another value of a field, and the reference with this value; `changes` if its outputs or shapes change."""
 
     name: str
     value: Any
@@ -28,17 +31,17 @@ class Effect:
 
 
 def list_effects(maker: Maker, reference: Reference, names: Iterable[str], most: int = 1) -> dict[str, list[Effect]]:
-    """Set each of these fields to a few other values. One that the reference refuses is left out."""
+    """Set each of these fields to at most `most` other values, leaving out values that the reference refuses."""
     return {name: list(_try_values(maker, reference, name, most)) for name in names}
 
 
 def list_fields(reference: Reference) -> list[str]:
-    """The fields of a config that are not known to change no number."""
+    """List the fields of a config except those known not to change any output."""
     return sorted(name for name in reference.config if name not in HARMLESS | NO_FIELDS)
 
 
 @functools.cache
-def _types(config_class: Any) -> dict[str, str]:
+def _types(config_class: type[PreTrainedConfig]) -> dict[str, str]:
     return {each.name: str(each.type) for each in dataclasses.fields(config_class)}
 
 

@@ -1,4 +1,4 @@
-"""State what fields are that a config.json leaves out: defaults, and values that follow from other fields."""
+"""Find the values of fields that a config.json leaves out: defaults, and rules that derive them from other fields."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from zoo.porting.nearest import list_others
 from zoo.porting.reference import Maker
 
 DEPTHS = (3, 4, 6, 7, 12, 13)
-"""Numbers of layers at which a rule for a list by layer is held against the config class."""
+"""Numbers of layers at which a rule for a list with an entry per layer is compared with the config class."""
 
 PERIODS = range(2, 13)
 
 
 def complete(draft: Draft, maker: Maker) -> Draft:
-    """Give a draft the defaults of the fields that its own expressions read, and rules for those that follow from
+    """Add to a draft the defaults of the fields that its own expressions read, and rules for fields that follow from
     others."""
     parent = draft.parent
     own = (read_names(draft.model) | read_names(draft.derive)) - parent.reads - LOCAL
@@ -37,7 +37,7 @@ def complete(draft: Draft, maker: Maker) -> Draft:
 
 
 def _derive_rope(maker: Maker) -> dict[str, str]:
-    """The rotary parameters that the class takes where a config.json has none, if they are scaled."""
+    """Make the rule for the class's default rotary parameters, if these are scaled."""
     stated = maker.defaults.get("rope_parameters")
     if not isinstance(stated, Mapping) or any(isinstance(each, Mapping) for each in stated.values()):
         return {}
@@ -47,7 +47,7 @@ def _derive_rope(maker: Maker) -> dict[str, str]:
 
 
 def _list_by_layer(family: Family, maker: Maker) -> list[str]:
-    """The fields that the draft reads, that may be left out, and that are then a list with an entry a layer."""
+    """List the fields that the draft reads and whose default is a list with an entry per layer."""
     count = maker.defaults.get(maker.config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
     return [
         name
@@ -57,8 +57,8 @@ def _list_by_layer(family: Family, maker: Maker) -> list[str]:
 
 
 def _find_rule(draft: Draft, maker: Maker, name: str) -> str | None:
-    """Find the expression by which a list follows from other fields, at every depth: the family's own, one of another
-    family's, or a period."""
+    """Find an expression that derives a list from other fields at every depth: the family's own, another family's, or a
+    period."""
     family = draft.to_family()
     samples = list(_list_samples(family, maker, name))
     known = [family.derive.get(name), *(read_family(each).derive.get(name) for each in list_others(draft.model_type))]
@@ -70,7 +70,7 @@ def _find_rule(draft: Draft, maker: Maker, name: str) -> str | None:
 
 
 def _list_samples(family: Family, maker: Maker, name: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-    """Configs of several depths, with the list that the class makes for each."""
+    """Yield configs of several depths, each with the list that the class makes for it."""
     layers = maker.config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for depth in DEPTHS:
         sizes = {key: value for key, value in maker.sizes.items() if key != name}
@@ -90,7 +90,7 @@ def _gives(text: str, env: Mapping[str, Any], wanted: list[Any]) -> bool:
 
 
 def _make_periods(found: list[Any]) -> Iterator[str]:
-    """Rules by which every p-th layer is of another kind, the first few are, or all are one."""
+    """Yield rules by which all entries are equal, every p-th layer differs, or the first few layers differ."""
     words = list(dict.fromkeys(found))
     if len(words) == 1:
         yield f"=each(num_hidden_layers, {words[0]!r})"

@@ -1,5 +1,5 @@
-"""List changes to a draft's model that may bring it nearer to the reference: a field of a component set otherwise,
-another choice of an axis, or what another family does with the fields that the draft does not read."""
+"""List changes to a draft's model that may bring it nearer to the reference: another value of a component's field,
+another choice of an axis, or another family's use of the fields that the draft does not read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from zoo.porting.trial import Outcome
 from zoo.spec import Spec
 
 CHOOSES = ("norm", "block", "ffn")
-"""Axes whose other choices are tried; those of the others come from other families, with what they read."""
+"""Axes whose other choices are tried directly. Other axes are tried as other families state them."""
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A component of a model: where the YAML sets its fields, and where the Spec, as plain data, has it (several kinds
-    of layer may share the place in the YAML)."""
+    """A component of a model: `path`, the place in the YAML that sets its fields, and `owners`, its places in the Spec
+    as plain data (several kinds of layer may share one place in the YAML)."""
 
     path: tuple[str, ...]
     component: Spec
@@ -34,8 +34,8 @@ class Spot:
 
 @dataclass(frozen=True)
 class Move:
-    """A change of a draft, in words. One of a single field names it (`spot`, `value`), so that it can be tried without
-    composing the model anew."""
+    """A change of a draft, described by `text`. A change of a single field names it (`spot`, `value`), so that it can
+    be tried on the Spec itself: composing a model takes ten times as long."""
 
     text: str
     patch: Mapping[str, Any]
@@ -48,8 +48,8 @@ class Move:
         made = draft.with_model(self.patch).with_keys(self.keys)
         return replace(made, derive={**made.derive, **self.derive})
 
-    def edit(self, outcome: Outcome) -> Any:
-        """The Spec of an outcome with the one field set. Raises ConfigError."""
+    def edit(self, outcome: Outcome) -> Spec:
+        """Set the single field in an outcome's Spec. Raises ConfigError."""
         assert self.spot is not None
         node = to_dict(outcome.spec)
         name, value = self.value
@@ -63,7 +63,7 @@ class Move:
 
 
 def list_spots(draft: Draft, outcome: Outcome) -> list[Spot]:
-    """The components of a model whose fields the YAML can set."""
+    """List the components of a model whose fields the YAML can set."""
     spec, kinds = outcome.spec, outcome.body.kinds.get("") or []
     layers = draft.to_family().template(outcome.body.architecture).get("layers") or {}
     found: dict[tuple[str, ...], Spot] = {}
@@ -100,14 +100,14 @@ def _descend(
 
 
 def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """`("attention", "bias")`, true → {attention: {bias: true}}."""
+    """Nest a value under a path: `("attention", "bias")`, true → {attention: {bias: true}}."""
     for key in reversed(path):
         value = {key: value}
     return value
 
 
 def list_flips(draft: Draft, outcome: Outcome) -> Iterator[Move]:
-    """Every field that has few values, set to another one."""
+    """Yield changes of each field with few possible values to another value."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             for other in _others(str(each.type), getattr(spot.component, each.name)):
@@ -139,7 +139,7 @@ def _others(hint: str, now: Any) -> Iterable[Any]:
 
 
 def list_choices(draft: Draft) -> Iterator[Move]:
-    """Other choices of the axes whose parts every model has."""
+    """Yield other choices of the axes in CHOOSES."""
     stated = draft.to_family().model.get("defaults") or []
     for axis in CHOOSES:
         now = next((entry[f"/{axis}"] for entry in stated if f"/{axis}" in entry), None)
@@ -152,8 +152,8 @@ def list_choices(draft: Draft) -> Iterator[Move]:
 def list_borrowed(
     draft: Draft, fields: Iterable[str], families: Iterable[str], unread: set[str] | None = None
 ) -> list[Move]:
-    """List what other families state for a part of the model, if the config has all the fields that it reads. With
-    `unread` only what reads one of these fields."""
+    """List parts of other families' `model`, such as position or layers, whose expressions read only fields that the
+    config has. With `unread`, only parts that read at least one of these fields."""
     own = draft.to_family()
     known = {own.aliases.get(name, name) for name in fields} | set(own.defaults) | set(own.derive) | LOCAL
     found: dict[str, Move] = {}
@@ -184,7 +184,7 @@ def _list_parts(model: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _list_positions(model_type: str) -> tuple[tuple[str, Any], ...]:
-    """Every position scheme that a family has, by the first family that has it."""
+    """List the different position schemes of all families, each with the first family that has it."""
     found: dict[str, tuple[str, Any]] = {}
     for name in list_others(model_type):
         value = read_family(name).model.get("position")
@@ -194,7 +194,7 @@ def _list_positions(model_type: str) -> tuple[tuple[str, Any], ...]:
 
 
 def list_positions(draft: Draft) -> Iterator[Move]:
-    """The position schemes of all families."""
+    """Yield changes to the position schemes of other families."""
     own = draft.to_family().model.get("position")
     for name, value in _list_positions(draft.model_type):
         if value != own:
@@ -202,11 +202,11 @@ def list_positions(draft: Draft) -> Iterator[Move]:
 
 
 FORMS = ("={}", "=1 / {}", "={} ** -0.5", "={} ** 0.5")
-"""What a number in a component may be of a number in a config."""
+"""Forms in which a component's number may follow from a config's number."""
 
 
 def list_placements(draft: Draft, outcome: Outcome, name: str, value: Any) -> Iterator[Move]:
-    """A field of the config as the value of each field of a component that takes its type."""
+    """Yield changes that set a component's field of a fitting type to a field of the config, `=name`."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
             hint = str(each.type)
@@ -241,11 +241,11 @@ RELEVANT = {
     "norm": {"norm", "norm_eps", "final_norm", "block", "defaults"},
     "logits": {"head", "norm"},
 }
-"""Which keys of a model may mend a stage that is the first to depart."""
+"""The keys of a model that may affect each stage, and so mend the first stage that differs."""
 
 
 def is_relevant(move: Move, departure: str | None) -> bool:
-    """Whether a change may mend the first stage that departs. All are where tensors are not placed yet."""
+    """Whether a change may mend the first stage that differs. Any change may while tensors are not all placed."""
     if departure is None or move.keys:
         return True
     stage = departure.split(" ")[-1] if " " in departure and not departure[-1].isdigit() else departure.split(" ")[0]
@@ -253,7 +253,7 @@ def is_relevant(move: Move, departure: str | None) -> bool:
 
 
 def _list_keys(patch: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that a patch touches, in the model or in a kind of layer."""
+    """Yield the keys that a patch changes, in the model or in a kind of layer."""
     for key, value in patch.items():
         if key == "layers" and "pattern" not in patch:
             yield from (inner for node in value.values() for inner in node)

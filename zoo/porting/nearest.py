@@ -1,4 +1,4 @@
-"""Rank the families by how much of a reference they know: the names of its tensors and of its config's fields."""
+"""Rank the families by similarity to a reference: shared names of tensors and of config fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.porting.reference import Maker, Reference
 
 @dataclass(frozen=True)
 class Likeness:
-    """How near a family is to a reference: the share of tensors' names, and of fields, that both have."""
+    """Similarity of a family to a reference: the Jaccard index of names of tensors, and of fields (0 to 1 each)."""
 
     family: str
     tensors: float
@@ -27,8 +27,7 @@ class Likeness:
 
 
 def rank_families(maker: Maker, reference: Reference) -> list[Likeness]:
-    """Every family of the reference's topology, the nearest first. The type's own is left out, with those that are like
-    it."""
+    """Rank the families of the reference's topology, nearest first, without the type's own and its descendants."""
     names, fields = name_patterns(reference), _list_fields(reference)
     found = []
     for name in list_others(maker.model_type):
@@ -45,12 +44,12 @@ def rank_families(maker: Maker, reference: Reference) -> list[Likeness]:
 
 @functools.cache
 def list_others(model_type: str) -> tuple[str, ...]:
-    """Every family but that of the type, and those that are like it: a draft takes nothing from them."""
+    """List the families except the type's own and its descendants (`like`), from which a draft must take nothing."""
     return tuple(name for name in family_names() if not _comes_from(name, model_type))
 
 
 def _comes_from(name: str | None, model_type: str) -> bool:
-    """Whether a family is that of the type, or is like it."""
+    """Whether a family is the type's own, or inherits from it."""
     while name is not None:
         if model_type in read_family(name).model_types:
             return True
@@ -59,19 +58,19 @@ def _comes_from(name: str | None, model_type: str) -> bool:
 
 
 def read_base(name: str) -> str | None:
-    """The family that another is `like`."""
+    """Read the family that another is `like`; None if there is none."""
     text = (family_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     match = re.search(r"^like: *(\S+)", text, re.MULTILINE)
     return match[1] if match else None
 
 
 def name_patterns(reference: Reference) -> set[str]:
-    """The names of a reference's modules, with # for a layer's index and @ for an expert's, ~ for the prefix."""
+    """List the names of a reference's modules, with # for a layer's index, @ for an expert's, ~ for the prefix."""
     return {name_pattern(name, reference.prefix) for name in reference.tensors}
 
 
 def name_pattern(name: str, prefix: str) -> str:
-    """`model.layers.3.mlp.experts.0.w1.weight` → `~layers.#.mlp.experts.@.w1`."""
+    """Replace indices and prefix: `model.layers.3.mlp.experts.0.w1.weight` → `~layers.#.mlp.experts.@.w1`."""
     text = re.sub(r"\.(weight|bias)$", "", name)
     text = f"~{text.removeprefix(prefix)}" if prefix and text.startswith(prefix) else text
     text = re.sub(r"\.\d+(?=\.|$)", ".#", text, count=1)

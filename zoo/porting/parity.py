@@ -1,11 +1,11 @@
-"""Hold a draft against its reference: logits, padded rows, cached generation, the way back to a config.json, and every
-field of the config set to another value."""
+"""Compare a draft with its reference: logits, padded rows, cached generation, the export to config.json, and every
+field of the config set to other values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,18 +14,21 @@ from zoo.checkpoint.likeness import list_spec_differences
 from zoo.errors import ConfigError
 from zoo.porting.draft import Draft
 from zoo.porting.fields import Effect, list_effects, list_fields
-from zoo.porting.moves import list_borrowed, list_placements
+from zoo.porting.moves import Move, list_borrowed, list_placements
 from zoo.porting.nearest import list_others
 from zoo.porting.reference import Illegal, Maker, Reference
 from zoo.porting.trial import CLOSE, Outcome, measure_gap, try_draft
+
+if TYPE_CHECKING:
+    from zoo.run.layer import Model
 
 NEW_TOKENS = 14
 
 
 @dataclass
 class Parity:
-    """How a draft stands beside its reference. `checks` has a line for each comparison and whether it holds; `fields`
-    what became of each field of the config: read, harmless, refused or WRONG."""
+    """The result of comparing a draft with its reference. `checks` has for each comparison whether it holds, and a
+    line; `fields` has a verdict for each field of the config: read, harmless, refused or WRONG."""
 
     checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
@@ -36,7 +39,7 @@ class Parity:
 
 
 def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: Outcome) -> Parity:
-    """Compare the draft with its reference in all ways but the fields."""
+    """Compare the draft with its reference in all ways except the fields."""
     found = Parity()
     gap = outcome.gaps.get("logits")
     said = f"largest difference {gap:.0e}" if gap is not None else "were not computed"
@@ -59,8 +62,8 @@ def _compare_gap(gap: float) -> tuple[bool, str]:
     return gap <= CLOSE, f"largest difference {gap:.0e}"
 
 
-def _pad_gap(model: Any, reference: Reference) -> float:
-    """The largest difference between rows that are padded on either side and the same rows alone, in the reference."""
+def _pad_gap(model: Model, reference: Reference) -> float:
+    """Measure the largest difference of rows padded on either side from the same rows alone in the reference."""
     ids = reference.draw_ids(2, seed=1)
     mask = torch.ones_like(ids)
     mask[0, -7:], mask[1, :5] = 0, 0
@@ -70,8 +73,8 @@ def _pad_gap(model: Any, reference: Reference) -> float:
     return max(measure_gap(whole[row][mask[row].bool()], alone[row]) for row in range(2))
 
 
-def _compare_generation(model: Any, reference: Reference) -> tuple[bool, str]:
-    """Compare greedy continuations, ours with a cache and the reference's with its own."""
+def _compare_generation(model: Model, reference: Reference) -> tuple[bool, str]:
+    """Compare greedy continuations of both models, each with its own cache."""
     from zoo.generation.generate import generate
 
     ids = reference.draw_ids(2, 10)
@@ -79,7 +82,7 @@ def _compare_generation(model: Any, reference: Reference) -> tuple[bool, str]:
     try:
         with torch.no_grad():
             theirs = reference.model.generate(ids, attention_mask=torch.ones_like(ids), **options).tolist()
-    except Exception as error:  # whatever a foreign class ends in
+    except Exception as error:  # transformers' code may raise anything
         return False, f"the reference's own fails ({type(error).__name__})"
     ours = generate(model, ids, NEW_TOKENS).tolist()
     if ours == theirs:
@@ -92,14 +95,14 @@ def _compare_generation(model: Any, reference: Reference) -> tuple[bool, str]:
 
 
 def _write_back(draft: Draft, reference: Reference, outcome: Outcome) -> tuple[bool, str]:
-    """Find a config.json from the Spec alone."""
+    """Find a config.json from the Spec alone, and check that it describes the same model."""
     _, body, faults = try_family(draft.to_family(), reference.architecture, outcome.spec)
     holds = body is not None and not faults
     return holds, "describes the same model" if holds else f"{faults[0] if faults else 'is not found'}"
 
 
 def _try_brief(draft: Draft, maker: Maker) -> tuple[bool, str]:
-    """Read a config.json that states the sizes alone: what it leaves out must be as the reference completes it."""
+    """Compare the models of a config.json with sizes alone, which tests the defaults of all other fields."""
     named = {"model_type": maker.model_type, "architectures": [maker.model_class.__name__]}
     try:
         brief = maker.make({**maker.sizes, **named})
@@ -120,10 +123,10 @@ def _try_brief(draft: Draft, maker: Maker) -> tuple[bool, str]:
 def place_fields(
     draft: Draft, maker: Maker, reference: Reference, near: list[str], say: Callable[[str], None]
 ) -> tuple[Draft, dict[str, str]]:
-    """Try each field of the config, and place those that the draft reads otherwise than the reference does.
+    """Set each field of the config to other values, and find a place for fields whose values the draft misreads.
 
-    What cannot be placed must have the value that the tiny model has: `requires` says so, so that no other is let
-    through. Gives the draft and what became of each field.
+    A field that cannot be placed is added to `requires` with the tiny model's value, so that any other value is
+    refused. Returns the draft and a verdict for each field.
     """
     said: dict[str, str] = {}
     effects = list_effects(maker, reference, list_fields(reference))
@@ -145,7 +148,7 @@ def place_fields(
 
 
 def _judge(draft: Draft, tried: list[Effect]) -> str:
-    """Say what a draft makes of other values of a field."""
+    """Judge how a draft reads other values of a field."""
     if not tried:
         return "not tried: the reference takes no other value"
     family = draft.to_family()
@@ -168,7 +171,7 @@ def _judge(draft: Draft, tried: list[Effect]) -> str:
 def _place(
     draft: Draft, reference: Reference, name: str, tried: list[Effect], near: list[str]
 ) -> tuple[Draft, str] | None:
-    """Find a change by which the draft reads other values of a field as the reference does, and the first one too."""
+    """Find a change with which the draft reads all tried values of a field, and the first, as the reference does."""
     now = try_draft(draft, reference)
     if not now.is_equal:
         return None
@@ -187,14 +190,14 @@ def _place(
 
 
 UNPLACED = "refused for tensors without a place"
-"""What becomes of a value with which the model has tensors that the draft does not know."""
+"""The verdict on a field if another value gives the reference tensors that the draft does not know."""
 
 BORROWED = 12
-"""What other families do with a field, at most."""
+"""Maximum number of other families' uses of a field that are tried."""
 
 
-def _fits(move: Any, now: Outcome, reference: Reference, tried: list[Effect]) -> bool:
-    """Whether a change of one field leaves the reference's own model as it is: what changes that is not tried."""
+def _fits(move: Move, now: Outcome, reference: Reference, tried: list[Effect]) -> bool:
+    """Whether a change of one field keeps the tiny model's own Spec; a change that does not is not tried."""
     try:
         return move.edit(now) == now.spec
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -202,7 +205,7 @@ def _fits(move: Any, now: Outcome, reference: Reference, tried: list[Effect]) ->
 
 
 def count_fields(fields: Mapping[str, str]) -> dict[str, list[str]]:
-    """The fields by what became of them."""
+    """Group the fields by verdict."""
     found: dict[str, list[str]] = {}
     for name, verdict in fields.items():
         label = next((word for word in ("WRONG", "unread") if verdict.startswith(word)), verdict)

@@ -1,4 +1,4 @@
-"""Draft a family from a `model_type` alone: reference, search, fields, parity."""
+"""Draft a family from a `model_type` alone: make a reference, search, place fields, compare."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from zoo.porting.search import Attempt, describe_rank, search
 from zoo.porting.trial import Outcome, try_draft
 
 SHOWN = 6
-"""Names that a line of the report lists."""
+"""Maximum number of names in a line of the report."""
 
 
 @dataclass
 class Ported:
-    """A draft with what was found on the way."""
+    """A draft with its outcome on the reference, the comparisons, the changes taken, and the families tried first."""
 
     draft: Draft
     outcome: Outcome
@@ -29,7 +29,7 @@ class Ported:
 
 
 def draft_family(model_type: str, changes: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> Ported:
-    """Draft the family of a `model_type`. Raises ConfigError where transformers has no such type, is not installed, or
+    """Draft the family of a `model_type`. Raises ConfigError if transformers is not installed, has no such type, or
     cannot build its tiny model."""
     with quieten_transformers():
         maker = Maker(model_type, changes)
@@ -46,7 +46,7 @@ def draft_family(model_type: str, changes: Mapping[str, Any], say: Callable[[str
 
 
 def describe(found: Ported) -> Iterator[str]:
-    """Report what was found, a line each."""
+    """Report the result, line by line."""
     yield f"{found.draft.model_type}: like {found.draft.base}"
     near = (f"{each.draft.base} ({describe_rank(each.outcome)})" for each in found.starts[:SHOWN])
     yield f"nearest families: {', '.join(near)}"
@@ -68,7 +68,7 @@ def _describe_gaps(outcome: Outcome) -> Iterator[str]:
 
 
 def _describe_unplaced(outcome: Outcome) -> Iterator[str]:
-    """The tensors of either side that have no place, and why a config cannot be read."""
+    """List the tensors of either side without a place, and the faults of a config that cannot be read."""
     yield from (f"cannot be read: {fault}" for fault in outcome.faults)
     groups = {
         "tensors of the file without a place": outcome.strange,

@@ -1,4 +1,4 @@
-"""Make a tiny random reference model of a `model_type` of transformers, and record what it computes, layer by layer."""
+"""Make a tiny random reference model of a `model_type` of transformers, and record its outputs layer by layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from zoo.checkpoint.verify import require_transformers
 from zoo.errors import ConfigError, did_you_mean, short
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SIZES = {
     **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 4, "head_dim": 12},
@@ -35,10 +38,10 @@ SIZES = {
     **{"type_vocab_size": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8},
     **{"linear_value_head_dim": 10, "attention_chunk_size": 6},
 }
-"""What the sizes of a tiny model are, by transformers' names for them; no two that are multiplied are equal."""
+"""Sizes of a tiny model by transformers' names. Dimensions of one product are never equal."""
 
 AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
-"""Which class of a type is taken: the first that it has. Its lists of classes say which other types have one."""
+"""transformers' mappings from a config class to a model class; the first that has the type decides its class."""
 
 NO_FIELDS = frozenset(
     {
@@ -46,16 +49,16 @@ NO_FIELDS = frozenset(
         *("quantization_config", "use_return_dict", "base_config_key", "sub_configs", "attribute_map"),
     }
 )
-"""Entries of a config.json that name its class or its files."""
+"""Entries of a config.json that are not fields of the model, such as the name of its class."""
 
 
 class Illegal(Exception):
-    """The reference itself refuses a config, or cannot compute what it describes."""
+    """The reference itself refuses a config, or fails to run the model that it describes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A tiny random model of transformers: its config.json, its tensors under the names of files, and itself."""
+    """A tiny random model of transformers, with its config.json, and its tensors by their names in files."""
 
     model_type: str
     config: dict[str, Any]
@@ -85,20 +88,20 @@ class Reference:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def draw_ids(self, rows: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
-        """Draw token ids, none of them special."""
+        """Draw token ids [rows, length] from 5 up, to avoid special tokens."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(5, self.model.config.vocab_size, (rows, length), generator=generator)
 
     @functools.cached_property
     def stages(self) -> dict[str, torch.Tensor]:
-        """Run the reference on `draw_ids()`, by stage: the embeddings, each layer with its attention and feed-forward,
-        the final norm, the logits. Raises Illegal."""
+        """Outputs of the reference on `draw_ids()`, by stage: embedding, each layer's attention, feed-forward and
+        output, final norm, logits. Raises Illegal."""
         return run_in_stages(self.model, self.draw_ids())
 
 
 @dataclass
 class Maker:
-    """Makes reference models of a `model_type`, equal names and shapes with equal values in each of them."""
+    """Makes reference models of a `model_type`. Tensors of equal name and shape have equal values in all of them."""
 
     model_type: str
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -121,18 +124,17 @@ class Maker:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """transformers' usual names of fields by this type's own."""
+        """transformers' usual names of fields, by this type's own names."""
         return {own: usual for usual, own in self.config_class.attribute_map.items()}
 
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:
-        """The config of the class as it is without any field set."""
+        """The class's config with no field set."""
         return _to_json(self.config_class())
 
     @functools.cached_property
     def left_out(self) -> dict[str, Any]:
-        """The class's default for a field that is left out, before it completes it: null where the value follows from
-        others."""
+        """The class's declared default of each field: null if the class derives the value from other fields."""
         return {
             **self.defaults,
             **{name: None for name in self.defaults if getattr(self.config_class, name, 0) is None},
@@ -140,7 +142,7 @@ class Maker:
 
     @functools.cached_property
     def sizes(self) -> dict[str, Any]:
-        """The fields of the tiny config: sizes by their names, and what the user changes."""
+        """The fields of the tiny config: sizes by name, and the user's changes."""
         strange = [name for name in self.changes if name not in {**self.defaults, **self.config_class.attribute_map}]
         if strange:
             lines = (
@@ -154,7 +156,7 @@ class Maker:
             if (usual := name if name in SIZES else self.renamed.get(name)) in SIZES and _is_size(name, value)
         }
         heads = self.defaults.get("num_key_value_heads")
-        if isinstance(heads, int):  # as many as queries, one, or fewer
+        if isinstance(heads, int):  # keep the class's form: multi-head, multi-query or grouped-query
             same = heads == self.defaults.get("num_attention_heads") or "kv_lora_rank" in self.defaults
             small["num_key_value_heads"] = 4 if same else min(heads, 2)
         special = {name: 0 for name, value in self.defaults.items() if name.endswith("_token_id") and value}
@@ -164,7 +166,7 @@ class Maker:
         """Make the config.json of the tiny model, with every field. Raises ConfigError."""
         try:
             made = _to_json(self.config_class(**copy.deepcopy(self.sizes)))
-        except Exception as error:  # whatever a foreign class ends in
+        except Exception as error:  # transformers' code may raise anything
             raise ConfigError(
                 f"{self.model_type}: refuses the tiny config, {short(error)} (NAME=VALUE changes it)"
             ) from error
@@ -182,12 +184,12 @@ class Maker:
                 _draw_values(model)
                 model.save_pretrained(place)
                 tensors = _read_tensors(Path(place))
-        except Exception as error:  # whatever a foreign class ends in
+        except Exception as error:  # transformers' code may raise anything
             raise Illegal(short(error)) from error
         return Reference(self.model_type, dict(config), tensors, model)
 
     def make_first(self) -> Reference:
-        """Make the reference of the tiny config. Raises ConfigError where it cannot be built or run."""
+        """Make the reference of the tiny config. Raises ConfigError if it cannot be built or run."""
         try:
             made = self.make(self.make_config())
             made.stages  # noqa: B018  (runs it)
@@ -200,8 +202,8 @@ class Maker:
 
 @contextmanager
 def quieten_transformers() -> Iterator[None]:
-    """Keep transformers from showing progress, and from warning of configs that are tiny on purpose. Raises ConfigError
-    where it is not installed."""
+    """Silence transformers' progress bars, and its warnings about tiny configs. Raises ConfigError if it is not
+    installed."""
     require_transformers()
     from transformers.utils import logging
 
@@ -220,7 +222,7 @@ def _is_size(name: str, value: Any) -> bool:
     return (isinstance(value, int) and not isinstance(value, bool)) or (value is None and name == "head_dim")
 
 
-def _to_json(config: Any) -> dict[str, Any]:
+def _to_json(config: PreTrainedConfig) -> dict[str, Any]:
     node = json.loads(config.to_json_string(use_diff=False), object_hook=_read_infinity)
     return {name: value for name, value in node.items() if name not in NO_FIELDS and not name.startswith("_")}
 
@@ -229,8 +231,8 @@ def _read_infinity(node: dict[str, Any]) -> Any:
     return float(node["__float__"]) if set(node) == {"__float__"} else node
 
 
-def _draw_values(model: Any) -> None:
-    """Give every weight random values that follow from its name, so large that a wrong one shows."""
+def _draw_values(model: torch.nn.Module) -> None:
+    """Draw every weight from a generator seeded by its name, with a scale large enough to reveal a wrong weight."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
@@ -252,8 +254,8 @@ FEED_FORWARD = re.compile(r"mlp|feed_forward|ffn|moe|experts|intermediate")
 NO_PART = re.compile(r"norm|ln|layernorm|dropout|gate$")
 
 
-def run_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run a reference and record each stage's output in the order of the pass. Raises Illegal."""
+def run_in_stages(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Run a reference and record each stage's output, in the order of the forward pass. Raises Illegal."""
     found: dict[str, torch.Tensor] = {}
     hooks = [
         module.register_forward_hook(functools.partial(_note, found, stage)) for stage, module in _list_parts(model)
@@ -264,7 +266,7 @@ def run_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         states = out.hidden_states
         logits = out.get("prediction_logits", out.get("logits"))
         assert logits is not None
-    except Exception as error:  # whatever a foreign class ends in
+    except Exception as error:  # transformers' code may raise anything
         raise Illegal(short(error)) from error
     finally:
         for hook in hooks:
@@ -274,14 +276,14 @@ def run_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(_in_order(found, states, logits))
 
 
-def _note(found: dict[str, torch.Tensor], stage: str, module: Any, args: Any, out: Any) -> None:
+def _note(found: dict[str, torch.Tensor], stage: str, module: torch.nn.Module, args: object, out: Any) -> None:
     first = out[0] if isinstance(out, tuple) else out
     if isinstance(first, torch.Tensor):
         found[stage] = first
 
 
-def _list_parts(model: Any) -> Iterator[tuple[str, Any]]:
-    """The attention and the feed-forward of each layer, with the names of their stages, as far as names tell."""
+def _list_parts(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield each layer's attention and feed-forward modules, recognised by name, with the names of their stages."""
     count = model.config.num_hidden_layers
     lists = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == count)
     for index, layer in enumerate(next(lists, ())):

@@ -1,5 +1,5 @@
-"""Place tensors: find the rows `ours: theirs | steps` for tensors whose names no row of the draft has, by their shapes,
-by the layers that have them, and by what other families call them."""
+"""Find rows `ours: theirs | steps` for tensors that no row of the draft covers, by their shapes, by the layers that
+have them, and by their names in other families."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
 
 from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.mapping import Rule
@@ -18,17 +17,17 @@ from zoo.porting.draft import Draft
 from zoo.porting.nearest import list_others, name_pattern
 from zoo.porting.reference import Reference
 from zoo.porting.trial import Outcome
-from zoo.spec import Experts, tensors
+from zoo.spec import Experts, Part, tensors
 
 LEAF = re.compile(r"\.(weight|bias)$")
 ENOUGH = 0.4
-"""Likeness of names from which a row is placed, where the shapes agree too."""
+"""Minimum similarity of names for a row, if the shapes agree, too."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of one name but for the index of the layer and of the expert: its pattern, and a shape by layer and
-    leaf."""
+    """Tensors whose names differ only in the indices of layer and expert: their pattern, and a shape for each (layer,
+    leaf), such as ("3", ".weight")."""
 
     pattern: str
     shapes: Mapping[tuple[str, str], tuple[int, ...]]
@@ -39,7 +38,7 @@ class Group:
 
 
 def place_tensors(draft: Draft, outcome: Outcome, reference: Reference) -> dict[str, str]:
-    """Find rows for the tensors that an outcome has not placed, the likeliest names first."""
+    """Find rows for the tensors that an outcome has not placed, greedily by similarity of names."""
     ours, theirs = _group_ours(outcome), _group_theirs(outcome, reference)
     scored = sorted(
         (
@@ -60,7 +59,7 @@ def place_tensors(draft: Draft, outcome: Outcome, reference: Reference) -> dict[
 
 
 def _group_ours(outcome: Outcome) -> dict[str, Group]:
-    """Our tensors that have no row, or a row that asks for a tensor which is not there."""
+    """Group our tensors that have no row, or a row for a tensor that the file lacks."""
     wanted = {*outcome.lost, *(name for names in outcome.missing.values() for name in names)}
     shapes = {name: part.shapes()[leaf] for name, part, leaf in tensors(outcome.spec, outcome.spec.d_model)}
     return _group({name: shapes[name] for name in wanted if name in shapes}, "")
@@ -81,7 +80,7 @@ def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Grou
 
 
 def _list_forms(model_type: str, ours: Mapping[str, Group]) -> Iterator[tuple[str, str, list[str]]]:
-    """Rows that could hold these tensors of ours: each alone, and as the families fuse, turn and stack them."""
+    """Yield candidate rows for tensors of ours: each alone, and with other families' steps (fused, transposed, …)."""
     yield from ((name, "", [name]) for name in ours)
     for row, steps in _known_forms(model_type):
         names = [each for each in Rule.parse(row, "").ours]
@@ -101,7 +100,7 @@ def _known_forms(model_type: str) -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def _known_rows(model_type: str) -> tuple[tuple[str, str, str], ...]:
-    """Every row of every other family: ours, theirs, steps."""
+    """List every row of every other family: (ours, theirs, steps)."""
     return tuple(
         (ours, theirs.partition("|")[0].strip(), theirs.partition("|")[2].strip())
         for name in list_others(model_type)
@@ -111,7 +110,7 @@ def _known_rows(model_type: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def _fits(outcome: Outcome, steps: str, ours: list[Group], theirs: Group) -> bool:
-    """Whether tensors of theirs can hold these of ours: they are in the same layers, and the shapes agree."""
+    """Whether tensors of theirs can be converted to these of ours: the layers and the converted shapes agree."""
     if any(group.places != theirs.places for group in ours):
         return False
     stacked = "@" in theirs.pattern
@@ -127,12 +126,12 @@ def _fits(outcome: Outcome, steps: str, ours: list[Group], theirs: Group) -> boo
             entry = Entry(tuple(group.pattern for group in ours), names, shapes, made, stacked, experts)
             if next(each for _, each in entry.shapes_of_theirs()) != shape:
                 return False
-        except Exception:  # a step that these shapes do not allow
+        except Exception:  # the step does not fit these shapes
             return False
     return True
 
 
-def _first(outcome: Outcome, group: Group) -> Iterator[tuple[str, Any, str]]:
+def _first(outcome: Outcome, group: Group) -> Iterator[tuple[str, Part, str]]:
     layer, leaf = next(iter(group.shapes))
     name = group.pattern.replace("#", layer) + leaf
     yield from (each for each in tensors(outcome.spec, outcome.spec.d_model) if each[0] == name)
@@ -140,20 +139,20 @@ def _first(outcome: Outcome, group: Group) -> Iterator[tuple[str, Any, str]]:
 
 @functools.cache
 def _names_of(model_type: str, ours: str) -> tuple[str, ...]:
-    """The names that families give to a tensor of ours."""
+    """List the names that families give to a tensor of ours."""
     plain = re.sub(r"\(\w+\)", "", ours)
     return tuple({theirs for row, theirs, _ in _known_rows(model_type) if re.sub(r"\(\w+\)", "", row) == plain})
 
 
 @functools.cache
 def _liken(model_type: str, ours: str, theirs: str) -> float:
-    """How like a name is to those that the families have for a tensor of ours: 1 for one of them."""
+    """Measure a name's similarity to the families' names for a tensor of ours: 1 if equal to one of them."""
     known = [*_names_of(model_type, ours), ours]
     return max(_compare(each, theirs) for each in known)
 
 
 def _compare(a: str, b: str) -> float:
-    """Likeness of two names; the last word counts most."""
+    """Measure the similarity of two names, 0 to 1; the last word counts most."""
     if a == b:
         return 1.0
     last, other = (each.rpartition(".")[2].lstrip("~") for each in (a, b))

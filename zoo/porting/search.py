@@ -1,4 +1,4 @@
-"""Search for the draft that computes what a reference computes: the nearest family first, then one change at a time."""
+"""Search for a draft whose outputs equal a reference's: begin at the nearest family, then make one change at a time."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from zoo.porting.rows import place_tensors
 from zoo.porting.trial import Outcome, try_draft, try_spec
 
 TRIED = 8
-"""Families that are read with the reference's tensors, of those that are nearest by names."""
+"""Number of families, nearest by names, that are tried on the reference."""
 
 FINALISTS = 3
-"""Families from which a search begins, until one reaches equal logits."""
+"""Maximum number of families from which a search begins; it ends at the first equal logits."""
 
 STEPS = 6
-"""Most changes that one search takes."""
+"""Maximum number of changes in one search."""
 
 
 @dataclass
 class Attempt:
-    """A draft, what it makes of the reference, and the changes that led to it."""
+    """A draft, its outcome on the reference, and the changes that led to it."""
 
     draft: Draft
     outcome: Outcome
@@ -45,7 +45,7 @@ class Attempt:
 
     @property
     def size(self) -> int:
-        """How much the draft states beside its base."""
+        """The number of entries that the draft states in addition to its base."""
         draft = self.draft
         return sum(len(each) for each in (draft.aliases, draft.defaults, draft.model, draft.keys, draft.derive))
 
@@ -55,7 +55,7 @@ def search(
     reference: Reference,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Attempt, list[Attempt]]:
-    """Find the draft that is nearest to a reference. Gives it, and where the nearest families begin."""
+    """Find the draft nearest to a reference. Returns it, and the unchanged attempts of the nearest families."""
     ranked = rank_families(maker, reference)[:TRIED]
     if not ranked:
         raise ConfigError(f"{maker.model_type}: no family here is of kind '{reference.topology}'")
@@ -93,7 +93,7 @@ def _begin(likeness: Likeness, maker: Maker, reference: Reference) -> Attempt:
 
 
 def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, Outcome, list[str]]:
-    """Try a draft, and once more with rows for the tensors that it has not placed."""
+    """Try a draft; if tensors have no place, try it again with rows found for them. Returns the better draft."""
     outcome = try_draft(draft, reference)
     if outcome.spec is None or not outcome.strange or not (outcome.lost or outcome.missing):
         return draft, outcome, []
@@ -108,7 +108,8 @@ def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, Outcome, l
 def _improve(
     start: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any], say: Callable[[str], None]
 ) -> Attempt:
-    """Take the change that helps most, until none helps."""
+    """Repeatedly take the change that helps most, until none helps (greedy search). The best change is the one after
+    which the first stage that differs comes latest in the pass (`Outcome.rank`)."""
     at = start
     for _ in range(STEPS):
         if at.outcome.is_equal:
@@ -132,8 +133,8 @@ def _improve(
 
 
 def _helps(move: Move, best: Outcome, now: Outcome, reference: Reference) -> bool:
-    """Whether a change of one field brings the Spec nearer than the best so far. Composing the whole model takes ten
-    times as long, so only such a change is."""
+    """Whether a change of one field, made in the Spec, is better than the best so far. Only then is the whole model
+    composed, which takes ten times as long."""
     try:
         spec = move.edit(now)
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -143,7 +144,7 @@ def _helps(move: Move, best: Outcome, now: Outcome, reference: Reference) -> boo
 
 
 def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any]) -> Iterator[Move]:
-    """The changes to try: single fields, other choices, fields that nothing reads, what other families do."""
+    """Yield the changes to try: single fields, other choices, places for unread fields, parts of other families."""
     if at.outcome.spec is None:
         return
     yield from list_flips(at.draft, at.outcome)
@@ -161,7 +162,7 @@ def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapp
 
 
 def _swaps(at: Attempt) -> Iterator[Move]:
-    """Two rows of the draft's own exchanged, where names told them apart badly: the gate and the other half."""
+    """Yield swaps of two rows of the draft's own, whose names may have been confused, as a gate and its other half."""
     rows = [(ours, theirs) for ours, theirs in at.draft.keys.items() if theirs is not None]
     for index, (ours, theirs) in enumerate(rows):
         for other, name in rows[index + 1 :]:
@@ -170,7 +171,7 @@ def _swaps(at: Attempt) -> Iterator[Move]:
 
 
 def describe_rank(outcome: Outcome) -> str:
-    """Say in some words how far an outcome is."""
+    """Describe in a few words how far an outcome is from its reference."""
     if outcome.spec is None:
         return f"cannot be read ({outcome.faults[0]})" if outcome.faults else "cannot be read"
     if not outcome.gaps:

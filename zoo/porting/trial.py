@@ -1,4 +1,4 @@
-"""Read a reference's config.json and tensors by a draft, and say how far the two models agree."""
+"""Read a reference's config.json and tensors by a draft, and compare the two models stage by stage."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from zoo.porting.reference import Reference
 from zoo.spec import Buffer, tensors
 
 CLOSE = 5e-5
-"""Largest difference that float32 rounding explains in a tiny model, as a share of the largest number above 1."""
+"""Largest difference explained by float32 rounding in a tiny model, relative to the largest value above 1."""
 
 
 GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, AssertionError)
-"""What another family's expressions and rows may end in, on a config that is not theirs."""
+"""Errors that a family's expressions and rows may raise on a config of another type."""
 
 
 @dataclass
 class Outcome:
-    """The result of trying a draft on a reference. `faults` say why it cannot be read; `lost` are tensors of ours
-    without a row, `missing` and `misshapen` ones of theirs that the draft wants, `strange` ones that it does not know.
-    Without any of these both models have run, and `gaps` has the difference of each stage."""
+    """The result of trying a draft on a reference. `faults` say why it cannot be read. `lost` are tensors of ours
+    without a row; of theirs, `missing` and `misshapen` are required by the draft, and `strange` are unknown to it. If
+    there are none of these, both models were run, and `gaps` has the largest difference at each stage."""
 
     body: Any = None  # a Body, once the config is read
     spec: Any = None
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def unplaced(self) -> int:
-        """How many tensors of either side are not placed."""
+        """The number of tensors of either side that are not placed."""
         return len(self.lost) + len(self.missing) + len(self.misshapen) + len(self.strange)
 
     @property
@@ -53,12 +53,13 @@ class Outcome:
 
     @property
     def departure(self) -> str | None:
-        """The first stage whose outputs are not equal."""
+        """The first stage whose outputs differ."""
         return next((stage for stage, gap in self.gaps.items() if not gap <= CLOSE), None)
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """How far the draft is from its reference: lower is nearer."""
+        """The draft's distance from its reference, lower is nearer: unplaced tensors, then how early the first stage
+        differs, then by how much."""
         if self.spec is None:
             return (math.inf, 0.0, 0.0)
         if not self.gaps:
@@ -69,7 +70,7 @@ class Outcome:
         return (0.0, -float(list(self.gaps).index(first)), self.gaps[first] + self.gaps["logits"])
 
     def is_better(self, other: Outcome) -> bool:
-        """Whether this is nearer than another by more than chance."""
+        """Whether this is nearer than another; at the same stage, the difference must be below 0.7 of the other's."""
         mine, theirs = self.rank, other.rank
         if mine[:2] != theirs[:2]:
             return mine < theirs
@@ -77,7 +78,7 @@ class Outcome:
 
 
 def try_draft(draft: Draft, reference: Reference) -> Outcome:
-    """Read a reference by a draft. Where all tensors have their place, both models run."""
+    """Read a reference's config and tensors by a draft. If all tensors are placed, both models are run."""
     outcome = Outcome()
     try:
         family = draft.to_family()
@@ -94,7 +95,7 @@ def try_draft(draft: Draft, reference: Reference) -> Outcome:
 
 
 def try_spec(outcome: Outcome, reference: Reference) -> Outcome:
-    """Compare a Spec that a draft describes with the reference: the tensors, and where these are placed the outputs."""
+    """Compare a draft's Spec with the reference: the tensors and, if all are placed, the outputs."""
     try:
         entries, outcome.lost = find_entries(outcome.spec, outcome.body)
         _compare_names(outcome, entries, reference)
@@ -106,7 +107,7 @@ def try_spec(outcome: Outcome, reference: Reference) -> Outcome:
 
 
 def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
-    """The head is tied where the file has no weight of its own for it."""
+    """Tie the head if the file has no weight for it."""
     kind = (draft.to_family().template(reference.architecture).get("head") or {}).get("kind")
     if kind != "lm" or draft.head is None:
         return None
@@ -114,7 +115,7 @@ def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
 
 
 def _compare_names(outcome: Outcome, entries: list[Entry], reference: Reference) -> None:
-    """Compare the tensors that the draft wants with those that are there."""
+    """Compare the tensors that the draft requires with the reference's."""
     body, shapes = outcome.body, reference.shapes
     family = body.family
     wanted: dict[str, Entry] = {}
@@ -150,7 +151,7 @@ def _run(outcome: Outcome, entries: list[Entry], reference: Reference) -> None:
 
 
 def run_ours_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run a model of ours and record the outputs that `Reference.stages` has."""
+    """Run a model of ours and record the outputs of the stages in `Reference.stages`."""
     found: dict[str, torch.Tensor] = {}
     hooks = []
 
@@ -177,7 +178,7 @@ def run_ours_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def measure_gap(ours: Any, theirs: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest number where that is above 1. Infinite for other shapes."""
+    """Measure the largest difference, relative to the largest value if that is above 1. Infinite if shapes differ."""
     if not isinstance(ours, torch.Tensor) or ours.shape != theirs.shape:
         return math.inf
     gap = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))

@@ -1,4 +1,4 @@
-"""Other legal values of a config's fields, to see what a field changes."""
+"""List other legal values of a config's fields, to find out what each field changes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ WORDS: dict[str, list[Any]] = {
     "time_step_limit": [[0.6, 0.8]],
     "problem_type": ["regression"],
 }
-"""Other values of fields whose name, rather than their type, says which are legal."""
+"""Other values of fields whose legal values depend on the field's name rather than its type."""
 
 ACTIVATIONS_TRIED = 4
-"""Activations tried for a field; which ones follows from its name, so that families try others."""
+"""Number of activations tried for a field. They are chosen by a hash of its name and value."""
 
 
 def list_other_values(name: str, now: Any, hint: str) -> list[Any]:
-    """List other values of a field, from its name, its value, or its type where it has no value."""
+    """List other values of a field, by its name, its present value, or its type `hint` if it has no value."""
     from transformers.activations import ACT2FN
 
     if isinstance(now, str) and now in ACT2FN:
@@ -76,7 +76,7 @@ def _lists(now: list[Any]) -> list[Any]:
 
 
 def _mappings(now: dict[str, Any]) -> list[Any]:
-    """A mapping with each of its entries changed in turn; and for rotary parameters other kinds of scaling."""
+    """List mappings with one entry changed each and, for rotary parameters, other kinds of scaling."""
     kept = [key for key in now if key != "rope_type"]
     found = [{**now, key: other} for key in kept for other in list_other_values(key, now[key], "")]
     if "rope_theta" in now:
