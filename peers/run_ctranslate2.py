@@ -1,6 +1,6 @@
-"""Run CTranslate2's Generator on the folder as its own converter writes it. Only converting needs torch.
+"""Run CTranslate2's Generator on the folder, converted by its own converter. Only converting needs torch.
 
-Its bfloat16 and float16 on a CPU are float32 in the end, so that it runs in float32 and in int8 alone.
+On a CPU it computes bfloat16 and float16 in float32, so only float32 and int8 are raced.
 """
 
 import sys
@@ -19,7 +19,7 @@ COMPUTE_TYPES = {"": "float32", "int8": "int8_float32"}
 
 
 def convert_folder(job: dict[str, Any]) -> Path:
-    """Convert the folder once; a token's word is its number."""
+    """Convert the folder once. Each token's text is its id, as there is no tokenizer."""
     target = Path(job["folder"]) / "ctranslate2"
     if (target / "model.bin").is_file():
         return target
@@ -54,7 +54,7 @@ def open_generator(job: dict[str, Any]) -> ctranslate2.Generator:
 
 
 def generate(generator: ctranslate2.Generator, requests: list[timing.Request]) -> timing.Rows:
-    """Generate greedily; each row ends at its own number of tokens."""
+    """Generate greedily; each row ends after its own number of tokens."""
     words = [[str(token) for token in ids] for ids, _ in requests]
     most = max(new for _, new in requests)
     made = generator.generate_batch(
@@ -69,8 +69,8 @@ def generate(generator: ctranslate2.Generator, requests: list[timing.Request]) -
 
 
 def make_stop(requests: list[timing.Request]) -> Callable[[Any], bool] | None:
-    """Make the callback that ends each row; None where all ask for as many tokens. Steps count from the end of the
-    shortest prompt: what a longer one has beyond it is forwarded token by token, as steps of its own."""
+    """Make the callback that ends each row; None if all rows have equally many new tokens. Steps are counted from the
+    end of the shortest prompt; the rest of a longer prompt is forwarded token by token, one step each."""
     shortest = min(len(ids) for ids, _ in requests)
     last = [len(ids) - shortest + new - 1 for ids, new in requests]
     if len({new for _, new in requests}) == 1:
@@ -87,7 +87,7 @@ def sample_logits(generator: ctranslate2.Generator, job: dict[str, Any]) -> list
 
 
 def load_folder(job: dict[str, Any]) -> dict[str, Any]:
-    """Open the converted folder and write one token. Converted before, as its users do once."""
+    """Open the converted folder and generate one token. It was converted before the timed runs."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(job["folder"]) / "tokenizer.json"))
@@ -110,7 +110,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         found = timing.time_generation(lambda count: generate(generator, [(ids, count) for ids in rows]), job)
     else:
         raise timing.Absent("it does not train")
-    return found | logits | {"busy": None}  # its own threads compute, this one waits
+    return found | logits | {"busy": None}  # its own threads compute, and this one waits
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss. BERT by its own loss.
+"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss; and BERT's own loss.
 
-Compiled, it is `generate` with a static cache and transformers' own switch. Ragged prompts are padded to one batch.
+Compiled means `generate` with a static cache and transformers' own option. Ragged prompts are padded to one batch.
 """
 
 import sys
@@ -65,7 +65,7 @@ def serve(model: LlamaForCausalLM, requests: list[timing.Request], job: dict[str
 
 
 def load_folder(job: dict[str, Any]) -> dict[str, Any]:
-    """Open a folder and write one token, as a script of a user would."""
+    """Open a folder and generate one token, as a user's script would."""
     tokenizer = AutoTokenizer.from_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto")
     found = tokenizer(job["prompt"], return_tensors="pt")
@@ -76,7 +76,7 @@ def load_folder(job: dict[str, Any]) -> dict[str, Any]:
 def loss(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if not isinstance(model, LlamaForCausalLM):
         return model(ids, labels=targets).loss
-    # shift_labels: the targets are already the next tokens, so that every contender scores the same positions.
+    # shift_labels: the targets are the next tokens already, and every contender must score the same positions.
     return model(ids, labels=targets, shift_labels=targets, use_cache=False).loss
 
 
@@ -92,7 +92,7 @@ LLAMA = harness.make_peer(
 
 
 def load(job: dict[str, Any], dtype: torch.dtype) -> Any:
-    """Load the race's Llama, or its BERT without dropout, which would give each contender another loss."""
+    """Load the race's Llama or BERT; without dropout, since the contenders' losses must be equal."""
     if job["model"] != "bert-base":
         return LLAMA.load(job, dtype)
     rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)

@@ -1,6 +1,6 @@
-"""Run transformers' continuous batching: one manager, the requests added together, as its `generate_batch` does.
+"""Run transformers' continuous batching: one manager, all requests added at once, as its `generate_batch` does.
 
-The cache has as many blocks as the requests can fill. Left alone, transformers takes most of the memory that is free.
+The cache has as many blocks as the requests can fill; by default transformers would take most of the free memory.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import torch
 PAGE = 64  # tokens of a block
 WAIT = 60.0  # seconds without an answer after which the manager counts as stuck
 MANAGERS: list[Any] = []
-"""Those that run. Their threads would keep the process alive."""
+"""Running managers, to be stopped at the end: their threads would keep the process alive."""
 
 
 def load(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
@@ -31,7 +31,7 @@ def load(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 
 
 def start_manager(model: Any, job: dict[str, Any]) -> Any:
-    """Start the manager of a model, once."""
+    """Start the manager of a model, or return the running one."""
     if not hasattr(model, "bench_manager"):
         blocks = job["batch"] * (-(-(job["length"] + job["new_tokens"]) // PAGE) + 1)
         settings = ContinuousBatchingConfig(page_size=PAGE, num_blocks=blocks, max_requests_per_batch=job["batch"])
@@ -64,7 +64,7 @@ def generate(model: Any, ids: torch.Tensor, new: int, job: dict[str, Any]) -> to
     return torch.tensor(serve(model, [(row, new) for row in ids.tolist()], job))
 
 
-# The logits are those of transformers' own forward: the manager gives none.
+# The logits come from transformers' own forward, since the manager returns none.
 CONTENDER = dataclasses.replace(run_hf.CONTENDER, load=load, generate=generate, serve=serve, threaded=True)
 
 if __name__ == "__main__":

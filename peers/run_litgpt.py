@@ -1,6 +1,6 @@
 """Run LitGPT's GPT as its own scripts do: `generate_fn`, and the chunked cross-entropy of its pretraining.
 
-Compiled, the function that makes the next token is, as `litgpt generate --compile` does.
+With compile, the function that generates the next token is compiled, as by `litgpt generate --compile`.
 """
 
 import sys
@@ -56,8 +56,8 @@ def make_config(shape: dict[str, Any]) -> Config:
 
 
 def rename_tensor(name: str, shape: dict[str, Any]) -> tuple[str, int]:
-    """Rename a tensor of Hugging Face's Llama to LitGPT's, and give its first row: LitGPT stacks q, k and v in one
-    matrix."""
+    """Rename a tensor of Hugging Face's Llama to LitGPT's, and find its first row there: LitGPT stacks q, k and v in
+    one matrix."""
     if name in OUTSIDE:
         return OUTSIDE[name], 0
     _, _, layer, *part, leaf = name.split(".")
@@ -84,7 +84,7 @@ def generate(model: GPT, ids: torch.Tensor, new: int, job: dict[str, Any]) -> to
 
 @cache
 def compile_steps() -> None:
-    """Compile the functions that make the next token, once a process, with the settings of LitGPT's own script."""
+    """Compile the functions that generate the next token, once per process, with the settings of LitGPT's script."""
     torch._dynamo.config.automatic_dynamic_shapes = True
     torch._inductor.config.coordinate_descent_tuning = True
     base.next_token = torch.compile(base.next_token, mode="reduce-overhead")

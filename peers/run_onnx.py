@@ -1,4 +1,4 @@
-"""Run onnxruntime-genai on the folder as its own model builder writes it. Only converting needs torch."""
+"""Run onnxruntime-genai on the folder, converted by its own model builder. Only converting needs torch."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ PRECISIONS = {"": "fp32", "int4": "int4"}
 
 
 def convert_folder(job: dict[str, Any]) -> Path:
-    """Convert the folder once for each precision. No token ends a text: the file's own ends are taken out."""
+    """Convert the folder once for each precision, and remove its end-of-text ids, so that no row ends early."""
     kind = PRECISIONS[job["weights"]]
     target = Path(job["folder"]) / f"onnx-{kind}"
     settings = target / "genai_config.json"
@@ -51,7 +51,7 @@ def open_model(job: dict[str, Any]) -> og.Model:
 
 
 def begin(model: og.Model, rows: timing.Rows, new: int) -> og.Generator:
-    """Read the prompts."""
+    """Prefill the prompts [B, T], and return a generator for `new` more tokens."""
     options = og.GeneratorParams(model)
     options.set_search_options(max_length=len(rows[0]) + new, batch_size=len(rows), do_sample=False)
     generator = og.Generator(model, options)
@@ -73,7 +73,7 @@ def sample_logits(model: og.Model, job: dict[str, Any]) -> list[float]:
 
 
 def load_folder(job: dict[str, Any]) -> dict[str, Any]:
-    """Open the converted folder and write one token. Converted before, as its users do once."""
+    """Open the converted folder and generate one token. It was converted before the timed runs."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(job["folder"]) / "tokenizer.json"))
@@ -90,7 +90,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         return logits
     rows = timing.make_rows(job["batch"], job["length"], job["shape"]["vocab_size"])
     found = timing.time_generation(lambda count: generate(model, rows, count), job)
-    return found | logits | {"busy": None}  # its own threads compute beside this one
+    return found | logits | {"busy": None}  # its own threads compute
 
 
 if __name__ == "__main__":

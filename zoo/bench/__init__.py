@@ -1,1 +1,1 @@
-"""`zoo bench`: this implementation beside others and beside the machine's own limits, measured in one run."""
+"""Measure speed (`zoo bench`): zoo against other implementations and against the machine's limits, in one run."""

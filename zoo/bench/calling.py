@@ -21,7 +21,7 @@ PEERS = CHECKOUT / "peers"
 
 
 class MissingPeer(ConfigError):
-    """The Python of a peer that does not have the peer's package."""
+    """A peer's Python lacks the peer's package."""
 
 
 def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
 
 
 def find_worker(name: str) -> Path:
-    """Find the script of a worker. Raises ConfigError for that of a peer where zoo is no checkout."""
+    """Find the script of a worker. Raises ConfigError for a peer's if zoo is not run from a checkout."""
     file = (WORKERS if name in (OURS, MACHINE) else PEERS) / f"run_{name}.py"
     if not file.is_file():
         found = f"found none at {CHECKOUT}"
@@ -57,11 +57,11 @@ def find_worker(name: str) -> Path:
 
 
 def make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
-    """Make the variables of a worker: its threads, the instruction set it is held to, and where zoo is."""
+    """Make a worker's environment variables: number of threads, limit of the instruction set, and PYTHONPATH."""
     env = os.environ | HELD.get(job["isa"], {})
     if threads := job["threads"]:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    # A script run by path finds only its own folder: this is how ours finds a checkout that is not installed, and
-    # a peer's what all workers share.
+    # A script run by path imports only from its own folder. PYTHONPATH lets our worker import a checkout that is not
+    # installed, and a peer's worker the modules that all workers share.
     also = CHECKOUT if name in (OURS, MACHINE) else WORKERS
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, [str(also), os.environ.get("PYTHONPATH", "")]))}

@@ -34,8 +34,8 @@ def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Measure each one's difference from the first. Raises ZooError above `tolerance`, because the ratio would compare
-    two different functions."""
+    """Measure each contender's difference from the first. Raises ZooError above `tolerance`, because a ratio would
+    compare two different functions."""
     (_, ours), *others = values.items()
     gaps = {name: measure_difference(ours, theirs) for name, theirs in others}
     for name, gap in gaps.items():
@@ -46,7 +46,7 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
 
 
 class Field:
-    """The racers that are in the race. One that is missing, fails or cannot do what is asked leaves it, with a line."""
+    """The racers that are in the race. A racer that is missing, fails or cannot do a job leaves it, with a line why."""
 
     def __init__(self, plan: Race, racers: Sequence[Racer], folder: str, tell: Tell) -> None:
         self.plan, self.folder, self.tell = plan, folder, tell
@@ -55,7 +55,7 @@ class Field:
         self._missing: dict[str, MissingPeer] = {}  # by worker, which may have several rows
 
     def ask(self, racer: Racer, **changes: Any) -> Answer | None:
-        """Let a racer do a job; None if it leaves the race. Raises ZooError where zoo itself fails."""
+        """Run a job with a racer; None if the racer leaves the race. Raises ZooError if zoo itself fails."""
         try:
             if racer.worker in self._missing:
                 raise self._missing[racer.worker]
@@ -75,8 +75,8 @@ class Field:
         return answer
 
     def _leave(self, racer: Racer, reason: ZooError | str) -> None:
-        """Take a racer out. A missing package is told once, with the Python that lacks it, which the report leaves
-        out: reports are shown to others."""
+        """Take a racer out of the race. A missing package is told once, with the path of the Python that lacks it; the
+        report omits the path, since reports are published."""
         self.racers.remove(racer)
         missing = isinstance(reason, MissingPeer)
         self.absent[racer.name] = f"not installed ({INSTALL[racer.worker]})" if missing else str(reason)
@@ -87,7 +87,7 @@ class Field:
             self._missing[racer.worker] = reason
 
     def require_peers(self) -> None:
-        """Raise ConfigError where peers were asked for and none of them is left."""
+        """Raise ConfigError if peers were requested and none of them is left."""
         gone = {name: reason for name, reason in self.absent.items() if not name.startswith(OURS)}
         if gone and all(racer.worker == OURS for racer in self.racers):
             missing = [fault for error in self._missing.values() for fault in error.faults]
@@ -124,8 +124,8 @@ def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: N
 
 
 def settle_machine(plan: Race, python: str, tell: Tell) -> tuple[Race, Answer]:
-    """Describe the processor, and set the number of threads: the one given, or the one that a probe finds fastest
-    now. Raises ConfigError for an instruction set that the processor does not have."""
+    """Describe the processor, and set the number of threads: the given one, or the fastest by a probe. Raises
+    ConfigError for an instruction set that the processor does not have."""
     found = run_worker(MACHINE, python, plan.job("", workload="threads"))
     processor = {key: found[key] for key in ("name", "cores", "memory_bytes", "isa")}
     if plan.isa and processor["isa"] != plan.isa:
@@ -141,10 +141,10 @@ def settle_machine(plan: Race, python: str, tell: Tell) -> tuple[Race, Answer]:
 
 
 def _check_logits(field: Field) -> Answer:
-    """Let every racer compute float32 logits, and compare them. The first job of a racer: those missing leave here."""
+    """Compute float32 logits with every racer, and compare them. This is the first job, so missing peers leave here."""
     if field.plan.workload == "load":
         for racer in list(field.racers):
-            field.ask(racer)  # the files are then in memory, for all alike
+            field.ask(racer)  # afterwards the files are in the page cache for all racers
         field.require_peers()
         return {}
     checks = {racer.name: field.ask(racer, workload="check") for racer in list(field.racers)}
@@ -162,7 +162,8 @@ def _pick_values(answers: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, list[Answer]]) -> Answer:
-    """Compare what the timed runs computed. Racers with other weights may differ; by how much is reported."""
+    """Compare the results of the timed runs. Racers with weights of another precision may differ; the difference is
+    reported."""
     if plan.workload == "load":
         return {}
     computed = "losses" if plan.workload in ("train", "mlm") else "logits"
@@ -175,14 +176,14 @@ def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, lis
 
 
 def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Cut each contender's values to the length that all have, because a slow one takes fewer steps in its time."""
+    """Cut the contenders' values to the shortest length, because a slow one takes fewer steps in its time."""
     length = min(map(len, values.values()))
     return {name: each[:length] for name, each in values.items()}
 
 
 def goes_on(plan: Race, rounds: Sequence[float]) -> bool:
-    """Tell whether another round begins after rounds of these seconds: one at least, then as many as were asked for or
-    as end in time."""
+    """Whether to begin another round, after rounds that took these seconds: at least one, then the requested number or
+    as many as end within `plan.seconds`."""
     if plan.rounds is not None:
         return len(rounds) < plan.rounds
     return not rounds or sum(rounds) + max(rounds) <= plan.seconds

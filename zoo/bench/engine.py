@@ -1,6 +1,6 @@
-"""Measure the engine against itself: what batching, constraining, speculating and determinism cost or bring.
+"""Measure the costs and gains of the engine's features: batching, guided decoding, speculation, determinism.
 
-Each scenario times two ways of serving the same model, in turn, in the same process. Ratios are of the same round.
+Each scenario times two ways of serving the same model, alternately, in one process. Ratios compare the same round.
 """
 
 from __future__ import annotations
@@ -11,28 +11,33 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.bench.shape import Shape
 from zoo.lazy import torch
 
+if TYPE_CHECKING:
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.generation.request import Request
+    from zoo.run.layer import Model
+
 Tell = Callable[[str], object]
 NEW = 64
-"""Tokens that follow each prompt."""
+"""New tokens per prompt."""
 LONG = 8192
-"""Tokens of the prompt that comes while others wait for their next token."""
+"""Tokens of the prompt that is prefilled while other rows decode."""
 BESIDE = 32
-"""Tokens of it in each step."""
+"""Tokens of that prompt per step (chunked prefill)."""
 SCHEMA = {"type": "array", "items": {"type": "object", "properties": {"id": {"type": "integer"}}}, "minItems": 1000}
-"""Of text that does not end within NEW tokens."""
+"""A JSON schema whose shortest text is longer than NEW tokens."""
 
 Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Two ways of serving. `measure` gives a figure of each in `unit`: of what it is held `against`, and its own. The
-    goal is a bound on own ÷ against, from below if `least`."""
+    """Two ways of serving. `measure` returns a figure in `unit` for each: first the baseline's (`against`), then its
+    own. `goal` bounds own ÷ baseline, from below if `least`, else from above."""
 
     name: str
     unit: str
@@ -43,7 +48,7 @@ class Scenario:
 
 
 def run_scenarios(shape: Shape, seconds: float, tell: Tell) -> list[dict[str, Any]]:
-    """Run every scenario with a random model of this shape, `seconds` in all, though one round of each at least."""
+    """Run every scenario with a random model of this shape, at least one round each, for about `seconds` in total."""
     found = []
     for make in SCENARIOS:
         scenario = make(shape)
@@ -67,7 +72,9 @@ def describe_row(row: Mapping[str, Any]) -> str:
     return f"{row['ratio']:.2f}x {row['against']} ({bound} {row['goal']:.2f} wanted{missed})"
 
 
-def make_report(rows: Sequence[Mapping[str, Any]], processor: Mapping[str, Any], threads: int, shape: Shape) -> Any:
+def make_report(
+    rows: Sequence[Mapping[str, Any]], processor: Mapping[str, Any], threads: int, shape: Shape
+) -> dict[str, Any]:
     """Make the report as plain data, for `--json` and `--out`."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     race = {"workload": "engine", "dtype": "fp32", "batch": 32, "weights": "", "compile": False, "threads": threads}
@@ -84,14 +91,14 @@ def make_report(rows: Sequence[Mapping[str, Any]], processor: Mapping[str, Any],
 # ---------------------------------------------------------------- models and requests
 
 
-def _build(shape: Shape, **changes: Any) -> Any:
+def _build(shape: Shape, **changes: object) -> Model:
     from zoo.run.builder import build, load_spec
 
     overrides = [*shape.overrides(), *(f"{name}={value}" for name, value in changes.items())]
     return build(load_spec("llama3-8b", overrides), device="cpu", dtype="fp32", seed=0).eval()
 
 
-def _make_ready(model: Any, **options: Any) -> Any:
+def _make_ready(model: Model, **options: Any) -> Model:
     from zoo.run.linear import prepare
 
     prepare(model, keep=False, **options)
@@ -102,8 +109,8 @@ def _ids(count: int, vocab: int, first: int = 0) -> list[int]:
     return [(first + index) * 7919 % vocab for index in range(count)]
 
 
-def _serve(model: Any, requests: Sequence[Any], **options: Any) -> float:
-    """Serve requests together; the seconds from the first token of the last one that starts to the end, a token."""
+def _serve(model: Model, requests: Sequence[Request], **options: Any) -> float:
+    """Serve requests together. Returns seconds per token, measured from when all requests have their first token."""
     from zoo.generation.engine import Engine
 
     rows = options.pop("rows", len(requests))
@@ -119,7 +126,7 @@ def _serve(model: Any, requests: Sequence[Any], **options: Any) -> float:
     return (time.perf_counter() - (begun or start)) / max(tokens, 1)
 
 
-def _requests(count: int, vocab: int, *, length: int = 32, new: int = NEW, **options: Any) -> list[Any]:
+def _requests(count: int, vocab: int, *, length: int = 32, new: int = NEW, **options: Any) -> list[Request]:
     from zoo.generation.request import Request
 
     return [Request(ids=_ids(length, vocab, 31 * row), max_new_tokens=new, **options) for row in range(count)]
@@ -129,7 +136,7 @@ def _requests(count: int, vocab: int, *, length: int = 32, new: int = NEW, **opt
 
 
 def _batch(shape: Shape) -> Scenario:
-    """32 ragged requests together, and one after the other."""
+    """Compare 32 ragged requests in a batch with one after the other."""
     from zoo.generation.engine import Engine
     from zoo.generation.request import Request
 
@@ -150,7 +157,7 @@ def _batch(shape: Shape) -> Scenario:
 
 
 def _guided(shape: Shape) -> Scenario:
-    """Eight texts held to a JSON schema, and eight free ones."""
+    """Compare eight texts guided by a JSON schema with eight free ones."""
     from zoo.sampling.guide import GuideCompiler
 
     model = _make_ready(_build(shape))
@@ -162,8 +169,8 @@ def _guided(shape: Shape) -> Scenario:
     return Scenario("JSON by a schema, 8 requests", "tok/s", "free text", 0.90, True, lambda: (run(None), run(guide)))
 
 
-def _make_tokenizer() -> Any:
-    """A tokenizer of English and code, from text that comes with Python."""
+def _make_tokenizer() -> Tokenizer:
+    """Train a tokenizer of English and code on text that comes with Python."""
     from pydoc_data.topics import topics
 
     from zoo.data.tokenizer import train_bpe
@@ -171,9 +178,9 @@ def _make_tokenizer() -> Any:
     return train_bpe(topics.values(), 8000)
 
 
-def _chained(shape: Shape) -> tuple[Any, list[int]]:
-    """A model whose next token depends on the last one alone, and a chain of its tokens that has none twice: sub-layers
-    add nothing to the stream, and cost what they cost."""
+def _chained(shape: Shape) -> tuple[Model, list[int]]:
+    """Make a model whose next token depends only on the last one, and a chain of its tokens without repetition. Its
+    sub-layers add zeros to the residual stream, at their full cost."""
     model = _build(shape)
     for name, weight in model.named_parameters():
         if name.endswith(("attention.o.weight", "ffn.down.weight")):
@@ -208,18 +215,18 @@ def _speculating(shape: Shape, name: str, goal: float, prompt: Callable[[list[in
 
 
 def _copying(shape: Shape) -> Scenario:
-    """N-gram speculation on text that stands in the prompt."""
+    """Measure n-gram speculation on text that occurs in the prompt."""
     return _speculating(shape, "n-grams, text of the prompt", 1.5, lambda chain: [*chain, chain[0]])
 
 
 def _novel(shape: Shape) -> Scenario:
-    """N-gram speculation on text that has no token twice."""
+    """Measure n-gram speculation on text without any repetition."""
     return _speculating(shape, "n-grams, new text", 0.97, lambda chain: chain[:1])
 
 
 def _waiting(shape: Shape) -> Scenario:
-    """Milliseconds between the tokens of four texts: the 99th percentile while a long prompt comes in, and the median
-    at rest."""
+    """Compare the time between tokens of four rows, in ms: the 99th percentile during the prefill of a long prompt, and
+    the median without it."""
     model = _make_ready(_build(shape, max_seq_len=2 * LONG))
 
     def run() -> Pair:
@@ -229,8 +236,8 @@ def _waiting(shape: Shape) -> Scenario:
     return Scenario(f"a token's wait (p99) while {LONG:,} tokens come in", "ms", "the wait at rest", 3.0, False, run)
 
 
-def _wait(model: Any, vocab: int) -> tuple[list[float], list[float]]:
-    """Seconds between tokens before a long prompt comes, and until it is read."""
+def _wait(model: Model, vocab: int) -> tuple[list[float], list[float]]:
+    """Measure the seconds between tokens, before a long prompt is added, and during its prefill."""
     from zoo.generation.engine import Engine
     from zoo.generation.passes import serving
     from zoo.generation.request import Request
@@ -254,10 +261,11 @@ def _wait(model: Any, vocab: int) -> tuple[list[float], list[float]]:
 
 
 def _stable(shape: Shape) -> Scenario:
-    """Eight requests whose results are the same to the bit whatever runs beside them, and eight ordinary ones."""
+    """Compare eight requests with batch-invariant results (bit-identical whatever else is in the batch) with eight
+    ordinary ones."""
     plain, stable = _make_ready(_build(shape)), _make_ready(_build(shape), stable=True)
 
-    def run(model: Any, deterministic: bool) -> float:
+    def run(model: Model, deterministic: bool) -> float:
         return 1e3 * 8 * _serve(model, _requests(8, shape.vocab_size), tokens=256, deterministic=deterministic)
 
     return Scenario(
@@ -271,7 +279,7 @@ def _stable(shape: Shape) -> Scenario:
 
 
 def _shared(shape: Shape) -> Scenario:
-    """Sixteen requests after one prefix: its keys read once for all, and by each by itself."""
+    """Compare sixteen requests with a common prefix whose keys are read once for all, with reading them for each."""
     from zoo.generation.request import Request
     from zoo.kernels.view import PooledView
 

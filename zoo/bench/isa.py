@@ -1,4 +1,4 @@
-"""Hold every contender to an older instruction set by the variables of the libraries that choose one."""
+"""Limit every contender to an older instruction set, by the environment variables of the libraries that choose one."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,11 @@ HELD: dict[str, Mapping[str, str]] = {
         "CT2_FORCE_CPU_ISA": "AVX512",
     },
 }
-"""torch's own kernels, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. "avx512" is without AMX."""
+"""Variables by instruction set, for torch's own kernels, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. "avx512"
+excludes AMX."""
 NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 with AMX"}
 
 
 def name_isa(isa: str) -> str:
-    """Name an instruction set as its makers do."""
+    """Write the usual name of an instruction set."""
     return NAMES.get(isa, isa.upper())

@@ -1,4 +1,4 @@
-"""Time from the shell to the first token: a whole process that opens a Hugging Face folder and writes one token."""
+"""Time loading: a whole process that opens a Hugging Face folder and generates one token."""
 
 import json
 import os
@@ -19,8 +19,7 @@ SPARE = 2**30  # bytes left free on the disk
 
 
 def require_room(plan: Race, place: str) -> None:
-    """Raise ConfigError where the disk lacks room for the folder and for a peer's conversion of it, which may be in
-    float32."""
+    """Raise ConfigError if the disk lacks room for the folder and a peer's conversion of it, possibly in float32."""
     needed = plan.shape.count_params() * (BYTES[plan.dtype] + 4) + SPARE
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -29,7 +28,7 @@ def require_room(plan: Race, place: str) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of single characters: the smallest that zoo, transformers and `tokenizers` all read."""
+    """Write a tokenizer of single characters, the smallest that zoo, transformers and `tokenizers` all read."""
     words = {chr(code): code for code in range(32, 127)} | {"<unk>": 0, "<eos>": 1}
     special = [
         {"id": words[word], "content": word, "special": True}

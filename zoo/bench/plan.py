@@ -36,20 +36,20 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 GENERATES = ("decode", "batch")
 WEIGHTS = ("fp16", "bf16", "int8", "int4")
 LOWER = {OURS: WEIGHTS, "ctranslate2": ("int8",), "onnx": ("int4",)}
-"""Which of them each can be raced with."""
+"""The precisions of WEIGHTS that each racer supports."""
 SECONDS = 300.0
 BILLION = {"d_model": 2048, "n_layers": 22, "n_heads": 32, "d_ff": 5632}
-"""What `load` changes in the shape: 1,100,048,384 parameters."""
+"""Changes of the shape for `load`: 1,100,048,384 parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """The plan of a race. `length` is the tokens of a prompt or of a training row, at most, `spend` the seconds of
-    measuring in one process.
+    """The plan of a race. `length` is the maximum number of tokens of a prompt or a training row, `spend` the seconds
+    of measuring in one process.
 
-    Rounds begin as long as they end within `seconds`, as far as the longest tells; `rounds` sets their number instead.
-    With `threads` None, a probe chooses the fastest number when the race begins. `weights` adds a row of zoo, and of
-    each peer that can, with weights of that precision.
+    Rounds begin while another one as long as the longest would end within `seconds`; `rounds` sets their number
+    instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights` adds a row of zoo,
+    and of each peer that supports it, with weights of that precision.
     """
 
     workload: str
@@ -69,11 +69,11 @@ class Race:
 
     @property
     def precisions(self) -> list[str]:
-        """The precisions whose bare linears stand beside decoding."""
+        """The precisions whose bare linears are timed for comparison with decoding."""
         return list(dict.fromkeys(filter(None, (self.dtype, self.weights)))) if self.workload == "decode" else []
 
     def job(self, folder: str, **changes: Any) -> dict[str, Any]:
-        """Make the job that a worker gets, ready for JSON. `weights` there is of the worker's own row."""
+        """Make the job that a worker gets, ready for JSON. Its `weights` is the precision of the worker's own row."""
         own = {"weights": "", "alone": False, "folder": folder, "precisions": self.precisions}
         own["model"] = self.shape.model
         return dataclasses.asdict(self) | own | changes
@@ -81,7 +81,7 @@ class Race:
 
 @dataclasses.dataclass(frozen=True)
 class Racer:
-    """One row of a race: a worker, its Python, and what its job has beyond the race's own."""
+    """One row of a race: a worker, its Python, and the changes of the race's job for it."""
 
     name: str
     worker: str
@@ -90,7 +90,7 @@ class Racer:
 
     @property
     def exact(self) -> bool:
-        """Its weights are the race's own, so that it must compute the same function."""
+        """Whether its weights are the race's own, so that it must compute the same function."""
         return not self.changes.get("weights")
 
 
@@ -109,7 +109,7 @@ def plan_race(workload: str, given: Mapping[str, Any], shape: Sequence[str], **o
 
 
 def _refuse_options(workload: str, sizes: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options that would change nothing."""
+    """Raise ConfigError for options without an effect on this workload."""
     faults = []
     if "new_tokens" in sizes and workload not in GENERATES:
         faults.append(f"--new-tokens: {workload} has none ({' and '.join(GENERATES)} have)")
@@ -149,8 +149,8 @@ def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str,
 
 
 def list_racers(race: Race, pythons: Mapping[str, str]) -> list[Racer]:
-    """List the rows of a race: zoo and the peers; those that have other weights once more; for `batch`, zoo with one
-    request after the other."""
+    """List the rows of a race: zoo and the peers; for `batch`, also zoo with one request after the other; with
+    `weights`, also each racer that supports that precision."""
     racers = [Racer(name, name, python) for name, python in pythons.items()]
     if race.workload == "batch":
         racers.insert(1, Racer("zoo, one by one", OURS, pythons[OURS], {"alone": True}))

@@ -26,28 +26,28 @@ ACCOUNTING = {
 
 
 def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights: str = "") -> float | None:
-    """Compute the achieved fraction of the machine's limit from tokens per second; ACCOUNTING says what is counted.
-    None where no limit is counted."""
+    """Compute the achieved fraction of the machine's limit from tokens per second, as ACCOUNTING describes. None for
+    workloads without a limit."""
     if plan.workload in ("batch", "load", "mlm"):
         return None
     n, head = plan.shape.matrix_params, plan.shape.head_params
     if plan.workload == "decode":
         return n * BYTES[weights or plan.dtype] * rate / plan.batch / (machine["read_gb_s"] * 1e9)
-    peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be the slower
+    peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be slower
     if plan.workload == "train":
         return 6 * n * rate / peak
     return 2 * (n - head + head / plan.length) * rate / peak
 
 
 def compute_linears_share(plan: Race, rate: float, machine: Mapping[str, Any], weights: str = "") -> float | None:
-    """Compute the achieved fraction of the steps a second that the bare linears give in the fastest way of that
-    precision: 40 tok/s beside linears of 20 ms a step are 0.8. None where none were measured."""
+    """Compute the achieved fraction of the step rate of the bare linears, multiplied in that precision's fastest way:
+    40 tok/s with linears of 20 ms a step are 0.8. None if none were measured."""
     ways = machine.get("linears", {}).get(weights or plan.dtype) if plan.workload == "decode" else None
     return rate / plan.batch * min(ways.values()) / 1e3 if ways else None
 
 
 def count_same(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that are the same up to the first that differs, in all rows together."""
+    """Count the equal tokens before the first difference in each row, summed over rows."""
     return sum(_count_prefix(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -59,8 +59,8 @@ def _count_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
 def make_report(
     plan: Race, racers: Sequence[Racer], runs: Mapping[str, Answers], rounds: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Make the report as plain data. `ratios` are our rate ÷ theirs, of each round; `ratios_weights` that of our row
-    with other weights."""
+    """Make the report as plain data. `ratios` are our rate ÷ theirs in each round; `ratios_weights` the same for our
+    row with weights of another precision."""
     rows = {racer.name: _make_row(plan, racer, runs, rounds) for racer in racers}
     accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -69,7 +69,7 @@ def make_report(
 
 
 def take_medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Take the median of each figure over rounds, in nested mappings too: keys that all rounds have."""
+    """Take the median of each figure over rounds, recursively in nested mappings."""
     found: dict[str, Any] = {}
     for key, first in rounds[0].items() if rounds else ():
         values = [one[key] for one in rounds if key in one]
@@ -111,14 +111,14 @@ def _find_median(answers: Answers, key: str) -> float | None:
 
 
 def _compare_rates(rates: Sequence[float], ours: Answers | None, name: str) -> dict[str, Any]:
-    """Compare with our rates of the same rounds."""
+    """Compare with our rates in the same rounds."""
     ratios = [mine["rate"] / theirs for mine, theirs in zip(ours or [], rates, strict=False)]
     plural = name.replace("ratio", "ratios")
     return {name: statistics.median(ratios) if ratios else None, plural: ratios}
 
 
 def _compare_made(answers: Answers, ours: Answers) -> dict[str, Any]:
-    """Compare what was generated with the first row's: how many of the tokens are the same; for `load` its text."""
+    """Compare generated tokens with the first row's: count the equal ones; for `load`, compare the text."""
     if "text" in answers[0]:
         return {"same_tokens": int(answers[0]["text"] == ours[0]["text"]), "tokens": 1}
     if "tokens" not in answers[0]:
@@ -128,7 +128,7 @@ def _compare_made(answers: Answers, ours: Answers) -> dict[str, Any]:
 
 
 def check_place(out: str) -> Path:
-    """Check the path of --out: a file, or a folder. Raises ConfigError where its folder is missing."""
+    """Check the path of --out: a file, or a folder. Raises ConfigError if its folder is missing."""
     path = Path(out).expanduser()
     if not (path.is_dir() or path.parent.is_dir()):
         raise ConfigError(f"--out {out}: there is no folder {path.parent} (one that is there)")

@@ -1,4 +1,4 @@
-"""The model that every contender runs: one Llama-like shape, small enough for two CPU cores; and BERT base."""
+"""Define the model that every contender runs: a Llama-like shape, small enough for two CPU cores, or BERT base."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ class Shape:
     """Pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head: 124,668,672 parameters."""
 
     model: ClassVar[str] = "llama3-8b"
-    """The packaged model that it is a shape of."""
+    """Name of the packaged model with this architecture."""
 
     d_model: int = 768
     n_layers: int = 12
@@ -31,7 +31,7 @@ class Shape:
 
     @property
     def matrix_params(self) -> int:
-        """Count N: the weights in a matrix product for every token (not the input embedding)."""
+        """N, the number of weights in matrix products for every token (without the input embedding)."""
         attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.head_params
 

@@ -10,7 +10,7 @@ from zoo.bench.plan import OURS
 if TYPE_CHECKING:
     from rich.table import Table
 
-CROWDED = 0.97  # below this share of a core for the measuring thread, something else was running
+CROWDED = 0.97  # if the measuring thread had less of a core than this, other programs were running
 Row = Mapping[str, Any]
 
 
@@ -32,7 +32,7 @@ def make_table(report: Mapping[str, Any]) -> "Table":
 
 
 def make_scenario_table(report: Mapping[str, Any]) -> "Table":
-    """Make a table of what the engine's scenarios gave, one row for each."""
+    """Make a table of the engine's scenarios, one row for each."""
     from rich.table import Table
 
     grid = Table(title=f"engine, {_describe_terms(report)}", title_justify="left")
@@ -44,7 +44,7 @@ def make_scenario_table(report: Mapping[str, Any]) -> "Table":
 
 
 def list_scenario_cells(report: Mapping[str, Any]) -> Iterator[list[str]]:
-    """List the cells of the engine's scenarios: what, its figure, that of the other way, the ratio, the goal."""
+    """Yield the cells of each scenario: its name, its figure, the baseline's, the ratio, the goal."""
     for row in report["scenarios"]:
         own, base = (f"{row[key]:,.1f} {row['unit']}" for key in ("own", "base"))
         goal = f"{'≥' if row['least'] else '≤'} {row['goal']:.2f}{'' if row['met'] else ' missed'}"
@@ -52,7 +52,7 @@ def list_scenario_cells(report: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def name_race(race: Mapping[str, Any]) -> str:
-    """Name a race by what is run: `decode fp32, 1 x 32 + 128 tokens`."""
+    """Name a race by workload, dtype and sizes: `decode fp32, 1 x 32 + 128 tokens`."""
     if race["workload"] == "load":
         return f"load {race['dtype']}"
     least = "up to " if race["workload"] == "batch" else ""
@@ -68,7 +68,7 @@ def _describe_terms(report: Mapping[str, Any]) -> str:
 
 
 def list_columns(report: Mapping[str, Any]) -> dict[str, Callable[[str, Row], str]]:
-    """List the columns that have anything to say in this report, each with the function that writes its cell."""
+    """List the columns that have data in this report, each with the function that formats its cells."""
     rows, race = report["contenders"].values(), report["race"]
 
     def some(key: str) -> bool:
@@ -113,8 +113,8 @@ def format_ratio(ratios: Sequence[float]) -> str:
 
 
 def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """List the lines below the table: the processor and its limits, what a share counts, whether the tokens are equal,
-    the bare linears, who was absent and why, and whether other programs ran."""
+    """Yield the lines below the table: the processor and its limits, the definition of shares, the bare linears,
+    versions, whether tokens are equal, absent contenders with reasons, and whether other programs ran."""
     machine, rows, processor = report["machine"], report["contenders"], report["processor"]
     held = f", held to {name_isa(report['race']['isa'])}" if report["race"]["isa"] else ""
     yield f"processor: {processor['name']}; {_count(processor['cores'], 'core')}, {name_isa(processor['isa'])}{held}"
@@ -140,7 +140,7 @@ def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_crowd(rows: Mapping[str, Row]) -> str:
-    """Describe whether other programs ran: rows whose measuring thread had less than its core."""
+    """Describe whether other programs ran: list the rows whose measuring thread had less than a whole core."""
     busy = {name: row["busy"] for name, row in rows.items() if row["busy"] is not None}
     crowded = [f"{name} {share:.0%}" for name, share in busy.items() if share < CROWDED]
     return (
@@ -153,8 +153,8 @@ def _name_versions(name: str, row: Row) -> str:
 
 
 def describe_linears(report: Mapping[str, Any]) -> str:
-    """Describe what the bare linears take in each way, the floor of a decoding step. The fastest of each precision has
-    a star: rows are held to it."""
+    """Describe the times of the bare linears in each way, a lower bound of a decoding step. The fastest way of each
+    precision, with which rows are compared, has a star."""
     times = []
     for ways in report["machine"].get("linears", {}).values():
         best = min(ways.values(), default=0)
@@ -163,7 +163,7 @@ def describe_linears(report: Mapping[str, Any]) -> str:
 
 
 def describe_tokens(rows: Mapping[str, Row]) -> str:
-    """Describe whether the others generated the tokens of the first row."""
+    """Describe whether the other rows generated the same tokens as the first."""
     (first, own), *others = rows.items()
     if "tokens" not in own or not others:
         return ""
@@ -173,7 +173,7 @@ def describe_tokens(rows: Mapping[str, Row]) -> str:
 
 
 def format_tokens(row: Row) -> str:
-    """Format how many tokens are the same: `equal`, or `310 of 1024 before the first that differs`."""
+    """Format the number of equal tokens: `equal`, or `310 of 1024 before the first that differs`."""
     if row["same_tokens"] == row["tokens"]:
         return "equal"
     return f"{row['same_tokens']} of {row['tokens']} before the first that differs"

@@ -1,1 +1,1 @@
-"""`zoo bench kernels`, or `make gpu-check`: what each kernel gets wrong and how fast it is, on the device at hand."""
+"""Measure every kernel's errors and speed on the present device (`zoo bench kernels`, or `make gpu-check`)."""

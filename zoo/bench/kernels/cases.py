@@ -1,7 +1,8 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, P pages of a row, R buckets
-"""Attention cases for testing kernels: each feature as data, and its random tensors, drawn from a seed.
+"""Define attention cases for testing kernels: each feature as data, with random tensors drawn from a seed.
 
-Scores are spread so widely that every feature changes the result: a test sees a feature that a kernel ignores.
+The check on a GPU, the tests and the page of errors use the same grid. Scores are spread so widely that every feature
+changes the result: a test detects a kernel that ignores one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class AttentionCase:
     bias: str = "none"  # or alibi, t5
     hides: tuple[str, ...] = ()
     page: int | None = None
-    trains: bool = True  # whether a gradient is ever wanted
+    trains: bool = True  # whether the case occurs in training, with gradients
 
 
 # ---------------------------------------------------------------- the grid
@@ -155,8 +156,7 @@ def _cached(size: Size) -> list[AttentionCase]:
 
 
 def _wide(size: Size) -> list[AttentionCase]:
-    """List the cases of head widths, the same in both sizes. The last are DeepSeek's latent attention, expanded and
-    absorbed."""
+    """List the cases of head widths, equal in both sizes. The last three are DeepSeek's MLA, expanded and absorbed."""
     n = size.length
     absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
     return [
@@ -169,7 +169,7 @@ def _wide(size: Size) -> list[AttentionCase]:
     ]
 
 
-# ---------------------------------------------------------------- what differs from row to row
+# ---------------------------------------------------------------- fields that differ between rows
 
 
 def _left(case: AttentionCase, generator: Generator) -> dict[str, Any]:
@@ -231,9 +231,9 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
 class Inputs:
     """The tensors of one attention call.
 
-    `tensors` are those that may require a gradient: q [B, T, H, C], k and v [B, S, K, …], sinks [H], and the table
-    [R, H] of a learned bias. With `pages` [B, P], k and v are pools of pages [N, page, K, …]. `output_gradient` is the
-    gradient of the output [B, T, H, Cv]. `real` [B, T, 1, 1] is False for padding, whose output is not specified.
+    `tensors` may require gradients: q [B, T, H, C], k and v [B, S, K, …], sinks [H], and the table [R, H] of a learned
+    bias. With `pages` [B, P], k and v are pools of pages [N, page, K, …]. `output_gradient` is the gradient of the
+    output [B, T, H, Cv]. `real` [B, T, 1, 1] is False for padding, whose output is not specified.
     """
 
     case: AttentionCase
@@ -309,7 +309,7 @@ class BiasTable(NamedTuple):
 
 
 def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
-    """Draw a case's tensors. The numbers depend on the seed alone, not on the device; they are rounded to the dtype."""
+    """Draw a case's tensors, rounded to the dtype. They depend only on the seed, not on the device."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, times: float = 1.0, plus: float = 0.0) -> Tensor:
@@ -322,7 +322,7 @@ def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dt
         "k": draw(*rows, case.kv_heads, case.head_dim),
         "v": draw(*rows, case.kv_heads, case.v_head_dim),
     }
-    if case.sinks:  # as heavy as all keys together: log Σ exp of that many scores
+    if case.sinks:  # about as large as the log-sum-exp of all scores
         tensors["sinks"] = draw(case.heads, plus=math.log(case.window or case.keys) + SPREAD**2 / 2)
     if case.bias == "t5":
         tensors["table"] = draw(BUCKETS, case.heads)
@@ -375,7 +375,7 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
 
 
 def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
-    """Mark the queries that are not padding; None for all, as in cross-attention, where the memory is padded."""
+    """Mark the queries that are not padding [B, T, 1, 1]; None if none is, as in cross-attention to padded keys."""
     if "padding" not in hidden or "memory" in case.hides:
         return None
     return hidden["padding"][:, case.keys - case.queries :, None, None]

@@ -1,4 +1,4 @@
-"""Run `zoo bench kernels`: all its parts, one after another within a time limit. Give the report as plain data."""
+"""Run all parts of `zoo bench kernels`, one after another within a time limit, and return the report as plain data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALLOWED = {
 """Time limit in seconds by a part's name, or else by its kind."""
 
 BESIDE = 6
-"""Processes that share the check of a kernel whose compilation takes most of the time."""
+"""Number of processes that share the check of a kernel whose compilation takes most of the time."""
 
 
 def check_kernels(

@@ -1,13 +1,13 @@
 # B rows
-"""Measure the fraction of memory bandwidth that decoding achieves, with the engine of `zoo generate`: one row and many,
-with CUDA graphs and without; and check its tokens against a CPU's."""
+"""Measure the fraction of memory bandwidth that decoding achieves with the engine of `zoo generate`, for one row and
+many, with CUDA graphs and without; and compare its tokens with a CPU's."""
 
 from __future__ import annotations
 
 import random
 import time
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import synchronize
@@ -22,6 +22,11 @@ from zoo.lazy import torch
 from zoo.run.builder import build
 from zoo.run.memory import read_free_memory
 
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
+    from zoo.model.tower import Tower
+    from zoo.run.layer import Model
+
 ACCOUNTING = (
     "decoding: random weights in bf16, greedy; a step is the engine's, from tokens to tokens; bytes per step are all "
     "weights in a product once and every row's cached keys and values (zoo.costs); share = bytes per step ÷ seconds of "
@@ -30,11 +35,11 @@ ACCOUNTING = (
     "making, prompts and lengths; its step is the difference of two runs that differ in new tokens alone"
 )
 WIDTH = 2  # bytes of a bfloat16
-SLACK = 1.1  # times weights and cache: what is alive at once beside them
+SLACK = 1.1  # memory in use, including activations, as a multiple of weights and cache
 
 
 class DecodedModel(NamedTuple):
-    """A model by its packaged name, and the share of copy bandwidth that is its goal for one row."""
+    """A model by its packaged name, and its goal for one row, a fraction of copy bandwidth."""
 
     name: str
     of: str
@@ -43,7 +48,7 @@ class DecodedModel(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """Tokens of a prompt, then steps that are not timed and steps that are."""
+    """Tokens of a prompt, then the numbers of untimed and of timed steps."""
 
     prompt: int
     warm: int
@@ -67,7 +72,7 @@ def list_jobs(settings: Settings) -> list[Job]:
 
 
 def count_rows(rows: int) -> str:
-    """`1 row`, `32 rows`."""
+    """Format a number of rows: `1 row`, `32 rows`."""
     return f"{rows} row" + "s" * (rows > 1)
 
 
@@ -108,30 +113,30 @@ def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportR
     }
 
 
-def refuse_size(spec: Any, rows: int, lengths: Lengths, device: str) -> str | None:
-    """Say that a model and its cache do not fit the free memory, or None."""
+def refuse_size(spec: Priced, rows: int, lengths: Lengths, device: str) -> str | None:
+    """Say why a model and its cache do not fit the free memory; None if they fit."""
     setup = Setup(dtype="bf16", context=sum(lengths), batch=rows, engine="zoo")
     priced = price(spec, setup)
     needed = SLACK * (priced["memory"]["weights"] + priced["kv_cache"]["bytes"])
     free = read_free_memory(torch.device(device)) or 0
-    free += torch.cuda.memory_reserved() if device == "cuda" else 0  # the same model's, when it is built already
+    free += torch.cuda.memory_reserved() if device == "cuda" else 0  # if the model is built already, this is its own
     return f"it needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free" if needed > free else None
 
 
 @lru_cache(maxsize=1)
-def _build(model: DecodedModel, device: str, seed: int) -> Any:
-    """A model with random weights, for all numbers of rows."""
+def _build(model: DecodedModel, device: str, seed: int) -> Model:
+    """Build a model with random weights, cached for all numbers of rows."""
     return build(load(model.of, model.overrides), device=device, dtype="bf16", seed=seed)
 
 
-def make_engine(model: Any, rows: int, lengths: Lengths, graphs: bool | None) -> Engine:
-    """An engine that reads all prompts in its first step."""
+def make_engine(model: Model, rows: int, lengths: Lengths, graphs: bool | None) -> Engine:
+    """Make an engine that prefills all prompts in its first step."""
     sizes: dict[str, Any] = {"rows": rows, "tokens": sum(lengths) + 2, "budget": rows * (lengths.prompt + 1)}
     return Engine(model, **sizes, reuse=False, graphs=graphs, note=lambda line: None)
 
 
 def time_steps(engine: Engine, rows: int, lengths: Lengths, settings: Settings) -> float:
-    """Seconds of a decoding step of rows that are equally long."""
+    """Time a decoding step of rows of equal length, in seconds."""
     for ids in draw_prompts(engine.writer.vocab_size, [lengths.prompt] * rows, settings.seed):
         engine.add(Request(ids=ids, max_new_tokens=sum(lengths[1:]) + 2))
     with serving(engine.model):
@@ -146,21 +151,21 @@ def time_steps(engine: Engine, rows: int, lengths: Lengths, settings: Settings) 
 
 
 def draw_prompts(vocab: int, lengths: list[int], seed: int) -> list[list[int]]:
-    """Random tokens, for each prompt as many as it is long."""
+    """Draw random prompts of these lengths."""
     rng = random.Random(seed)
     return [[rng.randrange(vocab) for _ in range(length)] for length in lengths]
 
 
 def describe_graphs(engine: Engine) -> dict[str, Any]:
-    """How many steps an engine recorded as graphs, the bytes that they hold, and why it records none, if so."""
+    """Count the steps that an engine recorded as CUDA graphs and their bytes, with the reason if it records none."""
     graphs = engine.passes.graphs
     if graphs is None:
         return {"steps": 0, "bytes": 0, "refusal": None}
     return {"steps": len(graphs.steps), "bytes": getattr(graphs.record, "nbytes", 0), "refusal": graphs.refusal}
 
 
-def name_kernel(spec: Any, engine: Engine) -> str:
-    """Name the kernel that attends in an engine's decoding steps, in the first kind of layer."""
+def name_kernel(spec: Tower, engine: Engine) -> str:
+    """Name the attention kernel of an engine's decoding steps, in the first kind of layer."""
     by_page = {"lengths": True, "page": engine.store.page} if engine.store.paged else {}
     attention = next(iter(spec.blocks.values())).attention
     ask = attention.decode_ask("bfloat16", 1, short_q=True, causal=engine.store.paged, **by_page)
@@ -172,12 +177,12 @@ def name_kernel(spec: Any, engine: Engine) -> str:
 
 CHECKED = ("n_layers=4", "d_model=128", "n_heads=8", "n_kv_heads=2", "head_dim=16", "d_ff=256", "vocab_size=512")
 PROMPTS, NEW = (3, 1, 40, 17, 300), 48
-LOUD = 2.0  # times 1/√d_in, the spread of weights
+LOUD = 2.0  # standard deviation of weights, as a multiple of 1/√d_in
 
 
 def check_tokens(settings: Settings) -> ReportRow:
-    """Compare the tokens of rows of other lengths, in float32, with those of the engine on a CPU: on CUDA with graphs
-    and without, on a CPU read by page table."""
+    """Compare tokens generated in float32 for rows of different lengths with those of the engine on a CPU: on CUDA with
+    and without graphs; on a CPU with keys read by page table."""
     spec = load("llama-tiny", (*CHECKED, "max_seq_len=512"))
     prompts = draw_prompts(spec.vocab_size, list(PROMPTS), settings.seed)
     model = build_loud(spec, settings.seed)
@@ -196,8 +201,8 @@ def check_tokens(settings: Settings) -> ReportRow:
     return row | ({"fault": "; ".join(wrong)} if wrong else {})
 
 
-def build_loud(spec: Any, seed: int) -> Any:
-    """A model on the CPU whose matrices are large enough that a key too many or too few changes what is chosen."""
+def build_loud(spec: Tower, seed: int) -> Model:
+    """Build a model on the CPU with weights so large that one key too many or too few changes the chosen tokens."""
     model, generator = build(spec, device="cpu", dtype="fp32", seed=seed), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for each in model.parameters():
@@ -206,8 +211,8 @@ def build_loud(spec: Any, seed: int) -> Any:
     return model
 
 
-def generate_tokens(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    """Greedy tokens of all prompts, which an engine continues together."""
+def generate_tokens(model: Model, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    """Generate greedy tokens for all prompts in one batch of the engine."""
     engine = Engine(model.eval(), rows=len(prompts), tokens=max(PROMPTS) + NEW, reuse=False, **options)
     tokens: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=NEW)): [] for ids in prompts}
     for event in engine.run():

@@ -24,7 +24,7 @@ SLACK = {"float32": 2e-6, "bfloat16": 1e-3, "float16": 1.25e-4}
 """Error allowed even if eager happens to be exact: 16 × epsilon of float32, 1/8 × epsilon of a 16-bit dtype."""
 
 COMPILED = ("flex", "flash4")
-"""Kernels that compile for seconds for each new kind of attention, so they are checked in bfloat16 only."""
+"""Kernels that compile for seconds for each new attention case, so they are checked in bfloat16 only."""
 
 TRACED = ("flex",)
 """Kernels that compile again for the pass without gradients. If the case has gradients, its forward result is taken
@@ -88,7 +88,7 @@ def run_kernel(inputs: Inputs, kernel: str, way: str) -> dict[str, Tensor]:
 def compare_errors(
     got: dict[str, Tensor], exact: dict[str, Tensor], eager: dict[str, Tensor], dtype: str
 ) -> dict[str, Any]:
-    """The errors of each tensor, those of eager, and `excess`: the worst of them over what the rule allows."""
+    """Compute each tensor's errors, eager's, and `excess`: the largest ratio of an error to the limit of RULE."""
     tensors = {}
     for name, wanted in exact.items():
         ours, theirs = measure_errors(got[name], wanted), measure_errors(eager[name], wanted)

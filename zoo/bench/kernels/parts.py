@@ -28,7 +28,7 @@ LEAST = 2.0
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of all measurements. `quick` uses sizes for a CPU; `limits` are the device's, once measured."""
+    """The settings of all measurements. `quick` uses sizes for a CPU; `limits` are the device's, after measuring."""
 
     device: str
     quick: bool = False
@@ -37,15 +37,15 @@ class Settings:
 
 
 class Job(NamedTuple):
-    """One measurement, which gives a row of the report."""
+    """One measurement, which makes a row of the report."""
 
     name: str
     run: Callable[[], ReportRow]
 
 
 class CheckPart(NamedTuple):
-    """Measurements that share a process, and its time limit in `seconds`. `beside` says that parts of the same name run
-    at the same time; those measure no speed."""
+    """Measurements that share a process, and its time limit in `seconds`. With `beside`, parts of the same name run at
+    the same time; such parts measure no speed."""
 
     name: str
     jobs: Callable[[Settings], list[Job]]
@@ -54,14 +54,14 @@ class CheckPart(NamedTuple):
 
 
 def run_together(parts: Sequence[CheckPart], settings: Settings, until: float) -> list[ReportRow]:
-    """Run parts at the same time, each in its own process, and give their rows."""
+    """Run parts at the same time, each in its own process, and return their rows."""
     with ThreadPoolExecutor(len(parts)) as pool:
         found = pool.map(lambda part: run_apart(part, settings, until), parts)
         return [row for rows in found for row in rows]
 
 
 def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
-    """Run a part in its own process until time.monotonic() reaches `until`, and give a row for each of its jobs."""
+    """Run a part in its own process until time.monotonic() reaches `until`, and return a row for each of its jobs."""
     if until - time.monotonic() < LEAST:
         return [{"name": part.name, "left_out": "the check's time was over"}]
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -120,12 +120,12 @@ def serve_jobs(pipe: Connection, part: CheckPart, settings: Settings) -> None:
 
 
 def attempt_job(run: Callable[[], ReportRow], device: str) -> ReportRow:
-    """Run a job and give its row, or the exception that it raised; "lost" says that the device no longer answers."""
+    """Run a job and return its row, or the exception that it raised; "lost" means that the device does not answer."""
     try:
         found = run()
         synchronize(device)
         return found
-    except Exception as error:  # a kernel may raise anything: that is a finding, and must not lose the others
+    except Exception as error:  # a kernel may raise anything: this is a result, and must not lose the other rows
         row: ReportRow = {"raised": format_error(error)}
     try:
         synchronize(device)

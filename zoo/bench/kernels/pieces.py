@@ -1,15 +1,15 @@
 # B batch, T tokens, N = B·T, D model width, F feed-forward width, V vocabulary, H heads, C head width, E experts
 """Time the operations between matrix products: norms, RoPE, SwiGLU and cross-entropy.
 
-Each is timed as zoo has it, compiled, and from libraries, so that a dependency is added only for a measured gain. Also
-timed: the grouped products of experts, and a layer with its products in float8.
+Each is timed as implemented in zoo, compiled, and from libraries, so that a dependency is added only for a measured
+gain. Also timed: the grouped products of experts, and a layer with its products in float8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import find_version, time_call, time_passes
@@ -24,6 +24,9 @@ from zoo.model.norm import LayerNorm, Norm, RMSNorm
 from zoo.model.position.rotary import RoPE
 from zoo.run import fp8
 from zoo.run.builder import build
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACCOUNTING = (
     "pieces: activations in bf16, weights in float32; share = fewest possible bytes (inputs and gradients read once, "
@@ -139,7 +142,7 @@ def _layernorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
-    """Make a norm as models have it, and its inputs and weights."""
+    """Make a norm as in models, with its inputs and weights."""
     from zoo.run.layer import Layer
 
     with torch.device(device):
@@ -151,7 +154,7 @@ def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[...
 
 
 def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """Make RoPE of the queries and of a quarter as many key heads."""
+    """Make RoPE of q and k, with a quarter as many heads for k."""
     spec, length = RoPE(), sizes.tokens
     q, k = (
         _draw_activations(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1))
@@ -161,7 +164,7 @@ def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
     if way == "liger":
         from liger_kernel.transformers.functional import liger_rope  # type: ignore[import-not-found]
 
-        cos, sin = (torch.cat((each, each), -1)[:, :, 0] for each in tables)  # 1 T C, as Hugging Face has them
+        cos, sin = (torch.cat((each, each), -1)[:, :, 0] for each in tables)  # 1 T C, as in Hugging Face
         ways[way] = lambda q, k: liger_rope(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
     size = q.nbytes + k.nbytes
     return TimedPiece([q, k], ways, (2 * size, 4 * size))
@@ -195,7 +198,7 @@ def _cross_entropy(sizes: Sizes, device: str, way: str) -> TimedPiece:
     return TimedPiece([], ways, (0, 2 * logits.nbytes))
 
 
-def _take_gradient(loss: Callable[[], Any], logits: Any) -> None:
+def _take_gradient(loss: Callable[[], Tensor], logits: Tensor) -> None:
     logits.requires_grad_()
     torch.autograd.grad(loss().mean(), logits)
 
@@ -209,7 +212,7 @@ PIECES: dict[str, Callable[[Sizes, str, str], TimedPiece]] = {
 }
 
 
-def _draw_activations(device: str, *shape: int) -> Any:
+def _draw_activations(device: str, *shape: int) -> Tensor:
     return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
 

@@ -23,7 +23,7 @@ KEPT = ("docs", "gpu")
 """The folder of published results. Only complete runs on a GPU may be written there."""
 
 MOST = 12
-"""The number of failures that the text lists by name."""
+"""Maximum number of failures that the text lists by name."""
 
 WIDTH = 120
 
@@ -32,8 +32,8 @@ WIDTH = 120
 
 
 def check_place(out: str | None, device: str, quick: bool) -> Path | None:
-    """Check the path of --out: a file, or a folder, in which the file gets its name from date and device. Raises
-    ConfigError for a missing folder, and for a quick run in the folder of published results."""
+    """Check the path of --out: a file, or a folder, in which the file is named by date and device. Raises ConfigError
+    for a missing folder, and for a quick run in the folder of published results."""
     if out is None:
         return None
     path = find_place(out)
@@ -97,7 +97,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
-    """List one line per kernel: cases by state, and the largest error of each pass as a multiple of what is allowed."""
+    """List one line per kernel: cases by state, and each pass' largest error as a multiple of the allowed error."""
     by_kernel: dict[str, list[ReportRow]] = {}
     for row in report["errors"]:
         by_kernel.setdefault(row.get("kernel", row["name"].partition(":")[0].removeprefix("errors ")), []).append(row)
@@ -115,7 +115,7 @@ WAYS = ("forward", "backward")
 
 
 def _worst(rows: list[ReportRow], way: str) -> str:
-    """Format the largest error as a multiple of what is allowed: `0.71 q, bfloat16, long rows`."""
+    """Format the largest error as a multiple of the allowed error: `0.71 q, bfloat16, long rows`."""
     found = [row for row in rows if "excess" in row.get(way, {})]
     if not found:
         return "-"
@@ -170,7 +170,7 @@ def _models(report: Mapping[str, Any]) -> list[str]:
 
 
 def _decoding(row: ReportRow, rows: list[ReportRow]) -> Iterator[str]:
-    """Format one row of decoding: tokens that are equal, a model that was timed, or vLLM beside it."""
+    """Format one row of decoding: the check of equal tokens, a timed model, or vLLM's row."""
     if "ways" in row and row["passed"]:
         yield f"decode in float32, {' and '.join(row['ways'])}: the tokens are those of a CPU"
     if "tokens_per_second" not in row:

@@ -29,7 +29,7 @@ WINDOW = (8192, 1024)
 """Tokens per row, and keys per window, for the measurement of windows."""
 
 LEAST_GAIN = 1.5
-"""The least speedup by a window: the best kernel against SDPA with a dense mask."""
+"""Minimum speedup by a window: the best kernel against SDPA with a dense mask."""
 
 QUICK = {"lengths": (32, 64), "widths": (16,), "channels": 64, "tokens": 128, "window": (128, 16)}
 
@@ -109,7 +109,7 @@ def time_passes(
 
 
 def _free_for_scores(device: str) -> float:
-    """Give the bytes that a score matrix may take: half of the free memory."""
+    """Return the bytes that a score matrix may take: half of the free memory."""
     return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
 
 

@@ -20,12 +20,12 @@ PACKAGES = (
     *("liger-kernel", "quack-kernels", "torchao", "vllm"),
 )
 
-WARM = 3  # calls that are not timed
-LEAST, MOST = 5, 200  # calls that are
-STRETCH = 5  # LEAST calls may take this many times the time to spend; slower calls are fewer
+WARM = 3  # untimed calls
+LEAST, MOST = 5, 200  # timed calls
+STRETCH = 5  # LEAST calls may take up to STRETCH times the seconds to spend; slower calls are fewer
 
 QUICK_SIDES, SIDES = (64, 128, 256, 512), (4096, 8192)
-"""Sides of the timed square products. Libraries choose an algorithm by size, so one size does not show the limit."""
+"""Sides of the timed square products. Libraries choose an algorithm by size, so a single size may miss the limit."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Limits:
 
 def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
     """Time a call: the median of as many calls as take `spend` seconds. On CUDA the time is between two events on the
-    stream, so it is the device's time; where launches are slower than kernels, it is theirs."""
+    stream: the device's time or, if launching takes longer than the kernels, that of launching."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()
@@ -60,8 +60,8 @@ def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> flo
 def time_passes(
     run: Callable[..., Any], inputs: Sequence[Any], slopes: Sequence[Any], device: str, *, quick: bool
 ) -> dict[str, float]:
-    """Time a function of tensors in seconds: `forward` without gradients, and, where there are gradients of its outputs
-    (`slopes`), `both` passes. The inputs require gradients from then on."""
+    """Time a function of tensors in seconds: `forward` without gradients and, if gradients of its outputs are given
+    (`slopes`), `both` passes. The inputs then require gradients afterwards, too."""
     spend = 0.01 if quick else 0.1
 
     def forward() -> None:
@@ -117,7 +117,7 @@ def measure_limits(device: str, *, quick: bool = False) -> Limits:
     return Limits(flops, 2 * size / time_call(lambda: b.copy_(a), device))
 
 
-def _product_rate(side: int, dtype: Any, device: str) -> float:
+def _product_rate(side: int, dtype: torch.dtype, device: str) -> float:
     """Measure FLOP/s of a square product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)

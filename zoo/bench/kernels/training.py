@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import name_device, synchronize
@@ -26,6 +26,10 @@ from zoo.training.compiling import compile_model
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
+
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
+    from zoo.model.tower import Tower
 
 ACCOUNTING = (
     "MFU = tok/s × FLOPs per token ÷ the datasheet's bf16 FLOP/s; exact: products and visible pairs, backward = 2 × "
@@ -94,11 +98,11 @@ def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
     }
 
 
-def compute_mfu(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
+def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> dict[str, Any]:
     """Compute FLOPs per token and MFU by convention, relative to the datasheet's FLOP/s (if known) and to the measured
     FLOP/s.
 
-    The measured peak is that of the fastest dtype. A peak that training exceeded is left out: it was measured wrongly.
+    The measured peak is the fastest dtype's. A peak that training exceeds must be wrong, and is left out.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(name_device(settings.device))
@@ -110,7 +114,7 @@ def compute_mfu(spec: Any, length: int, rate: float, settings: Settings) -> dict
     return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
 
 
-def fit_rows(spec: Any, length: int, free: int | None) -> int:
+def fit_rows(spec: Priced, length: int, free: int | None) -> int:
     """Choose the rows of a batch: the largest power of two that fits by zoo.costs, at least 1."""
     setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
@@ -151,7 +155,7 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
             return passed / steps
 
 
-def name_kernel(spec: Any, length: int, device: Any, *, grad: bool = True) -> str:
+def name_kernel(spec: Tower, length: int, device: torch.device, *, grad: bool = True) -> str:
     """Name the kernel that `auto` chooses for the model's attention in a causal pass."""
     attention = next(iter(spec.blocks.values())).attention
     ask: Ask | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})

@@ -1,4 +1,4 @@
-"""Time vLLM's decoding beside ours, where it is installed: the same shape, random weights, prompts and lengths."""
+"""Time vLLM's decoding for comparison, if it is installed: the same shape, prompts and lengths, random weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST = 0.8
 """The goal: our tokens/s over vLLM's for a batch."""
 
 TIMES = 2
-"""Runs of each length, of which the fastest counts."""
+"""Runs of each length; the fastest counts."""
 
 
 def list_jobs(settings: Settings) -> list[Job]:
@@ -35,7 +35,7 @@ def list_jobs(settings: Settings) -> list[Job]:
 
 
 def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
-    """Measure vLLM's tokens/s: what `timed` more tokens a row cost."""
+    """Measure vLLM's tokens/s from the difference of two runs, one with `timed` more tokens per row."""
     if (version := find_version("vllm")) is None:
         return {"left_out": MISSING}
     if settings.device != "cuda" or settings.quick:
@@ -51,7 +51,7 @@ def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
 
 @lru_cache(maxsize=1)
 def _start(model: DecodedModel, seed: int) -> Any:
-    """vLLM with a model of this shape, in this process: it makes up the weights from a config.json alone."""
+    """Start vLLM in this process with a model of this shape, and random weights from a config.json alone."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
     from vllm import LLM  # type: ignore[import-not-found]
 
@@ -63,7 +63,7 @@ def _start(model: DecodedModel, seed: int) -> Any:
 
 
 def _run(llm: Any, prompts: list[list[int]], new: int) -> float:
-    """Seconds in which vLLM continues all prompts by `new` tokens."""
+    """Time vLLM generating `new` tokens for each prompt, in seconds."""
     from vllm import SamplingParams  # type: ignore[import-not-found]
 
     asked = SamplingParams(temperature=0.0, max_tokens=new, ignore_eos=True, detokenize=False)

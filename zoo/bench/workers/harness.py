@@ -26,11 +26,11 @@ PROBED_LOGITS = 256  # values of the last position's logits that go into the com
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation, as functions; those that are None it does not have.
+    """One implementation, as functions; None for an unsupported one.
 
-    `load` gets the job and the dtype of the weights, `generate` and `serve` the job last. `backward` gets ids, targets
-    [B, T] and a context manager for its forward pass. It adds the gradient of the mean loss to the parameters' `.grad`
-    and returns that loss.
+    `load` gets the job and the dtype of the weights; `generate` and `serve` get the job last. `backward` gets ids,
+    targets [B, T] and a context manager for its forward pass, adds the gradient of the mean loss to the parameters'
+    `.grad`, and returns that loss.
     """
 
     version: str
@@ -41,7 +41,7 @@ class Contender:
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
     serve: Callable[[Any, list[timing.Request], dict[str, Any]], timing.Rows] | None = None
     threaded: bool = False
-    """The work is done in another thread than the one that asks for it."""
+    """Whether the work is done in another thread than the calling one."""
     describe: Callable[[], str] | None = None
     """Say how the products are computed, once the model is loaded."""
     compile: Callable[[Any], object] = torch.nn.Module.compile
@@ -65,7 +65,7 @@ def read_tensors(folder: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def fill_model(model: torch.nn.Module, folder: str, rename: Callable[[str], tuple[str, int]]) -> torch.nn.Module:
-    """Copy a folder's weights into `model`. `rename(name)` gives the name in the model, and the first row to write.
+    """Copy a folder's weights into `model`. `rename(name)` returns the name in the model, and the first row to write.
 
     Raises KeyError for a weight that the model lacks, and ValueError if a weight of the model stays unwritten.
     """
@@ -112,8 +112,8 @@ def make_peer(
     loss: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor],
     **more: Any,
 ) -> Contender:
-    """Make a peer's Contender. `build` gets the shape. `rename` gets a tensor's name in the weights file and the shape;
-    it gives the name in the model and the first row. Training uses autograd and fused AdamW."""
+    """Make a peer's Contender. `build` gets the shape. `rename` gets a tensor's name in the weights file and the shape,
+    and returns the name in the model and the first row. Training uses autograd and fused AdamW."""
 
     def load(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
         model = build_as(dtype, lambda: build(job["shape"]))
@@ -128,7 +128,7 @@ def make_adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def make_targets(job: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make ids and targets [B, T]: the next tokens; or for `mlm` 15 in 100, which the ids lack, and -100 elsewhere."""
+    """Make ids and targets [B, T]: the next tokens; for `mlm`, 15% of ids are masked, and other targets are -100."""
     vocab_size = job["shape"]["vocab_size"]
     tokens = make_token_ids(job["batch"], job["length"] + 1, vocab_size)
     if job["workload"] == "train":
@@ -147,7 +147,7 @@ def sample_logits(contender: Contender, model: Any, job: dict[str, Any]) -> list
 
 def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
     """Time training steps: forward, backward and optimizer on float32 weights; bf16 means autocast. `startup` is the
-    seconds of the steps before, in which a compiled model is compiled."""
+    seconds of the untimed first steps, which include compilation."""
     if contender.backward is None or contender.optimizer is None:
         raise timing.Absent("it does not train")
     model, backward = contender.load(job, torch.float32).train(), contender.backward
@@ -191,13 +191,13 @@ def time_batch(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(contender: Contender, found: dict[str, Any]) -> dict[str, Any]:
-    """Add how the products were computed; where another thread works, this one's time says nothing."""
+    """Add how the products were computed, and drop `busy` if another thread does the work."""
     told = {} if contender.describe is None else {"ways": contender.describe()}
     return found | told | ({"busy": None} if contender.threaded else {})
 
 
 def compute_logits(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
-    """Compute float32 logits, by which the contenders are compared before any of them is timed."""
+    """Compute float32 logits, which are compared between contenders before any is timed."""
     return {"logits": sample_logits(contender, contender.load(job, torch.float32).eval(), job)}
 
 

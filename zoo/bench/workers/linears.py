@@ -1,8 +1,8 @@
-"""Time a model's bare linears: every matrix product of one decoding step in turn, and nothing else, in each way to
-multiply. What a model decodes at best with that way.
+"""Time a model's bare linears: only the matrix products of one decoding step, by each way to multiply. This is a lower
+bound on the time of a decoding step.
 
-The weights are a whole model's, so that they come from memory as they do in a model. This stands apart from what zoo
-itself uses, so that the two can be compared.
+The weights are a whole model's, so that they are read from memory rather than caches, as in a model. The code is
+independent of zoo's own products, so that the two can be compared.
 """
 
 import functools
@@ -71,8 +71,8 @@ def use_int8(weight: torch.Tensor, rows: int) -> Product:
 
 
 def use_int8_both(weight: torch.Tensor, rows: int) -> Product:
-    """Round the rows of x too. The operator has one scale for all of x: it gets 1, and rows are scaled afterwards.
-    Without AMX oneDNN is fast for unsigned inputs alone, so 128 is added to them as a zero point."""
+    """Round the rows of x, too. The operator has one scale for all of x, which is set to 1; rows are scaled afterwards.
+    Without AMX, oneDNN is fast only for unsigned inputs, so 128 is added as a zero point."""
     whole, scale = round_rows(weight)
     zero, kind = (0, torch.int8) if torch.cpu._is_amx_tile_supported() else (128, torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
@@ -91,7 +91,7 @@ def use_int8_both(weight: torch.Tensor, rows: int) -> Product:
 
 @functools.cache
 def sums_saturate() -> bool:
-    """Try whether int8 products are summed in fewer bits than they take."""
+    """Test whether sums of int8 products overflow (they saturate at 16 bits without VNNI)."""
     largest = torch.full((64, 64), 127, dtype=torch.int8)
     packed, scale = torch.ops.onednn.qlinear_prepack(largest, [1, 64]), torch.ones(64)
     rest = (None, 1.0, 0, torch.float32, "none", [], "")
@@ -101,7 +101,7 @@ def sums_saturate() -> bool:
 
 
 def round_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round each row to int8; the integers and the rows' scales."""
+    """Round each row to int8. Returns the integers and the rows' scales."""
     scale = matrix.abs().amax(1) / 127
     return (matrix / scale[:, None]).round().to(torch.int8), scale
 
@@ -125,11 +125,11 @@ WAYS: dict[str, dict[str, tuple[torch.dtype, Prepare]]] = {
     },
     "int4": {},
 }
-"""Of each precision: the ways, with the dtype of what is multiplied by the weights."""
+"""By precision: the ways to multiply, each with the dtype of its inputs."""
 
 
 def time_linears(job: dict[str, Any], precisions: list[str]) -> dict[str, dict[str, float]]:
-    """Time the ways of these precisions: of each precision, the milliseconds a step of each way that runs here."""
+    """Time the ways of these precisions. Returns, by precision, the ms per step of each way that runs here."""
     torch.manual_seed(0)
     weights = [torch.randn(shape) / shape[1] ** 0.5 for shape in list_shapes(job["shape"])]
     found: dict[str, dict[str, float]] = {}
@@ -141,7 +141,7 @@ def time_linears(job: dict[str, Any], precisions: list[str]) -> dict[str, dict[s
 
 
 def _time_way(weights: list[torch.Tensor], rows: int, dtype: torch.dtype, prepare: Prepare) -> float | None:
-    """Time one way in milliseconds a step; None where this build of torch, or this processor, does not have it."""
+    """Time one way in milliseconds a step; None if this build of torch, or this processor, does not support it."""
     inputs = {weight.shape[1]: torch.randn(rows, weight.shape[1], dtype=dtype) for weight in weights}
     try:
         steps = [(prepare(weight, rows), inputs[weight.shape[1]]) for weight in weights]

@@ -1,9 +1,9 @@
 """Measure this machine: FLOP/s of matrix products, memory read bandwidth, a model's bare linears, and the fastest
-number of threads; and say which processor and instructions they were measured with.
+number of threads; and describe the processor and its instruction set.
 
 FLOP/s are the best over several shapes, in float32 and in bfloat16. Bandwidth is the median of a float32 matrix-vector
-product over 400 MB, which is what decoding does and reads faster than a plain sum. Each takes a fraction of a second on
-any machine. Runs under zoo's own Python.
+product over 400 MB, as in decoding; it reads faster than a plain sum. Each takes a fraction of a second on any machine.
+Runs under zoo's own Python.
 """
 
 import json
@@ -58,8 +58,8 @@ def choose_threads() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe the processor, and the instructions that torch uses on it: `isa` is "amx", "avx512", "avx2" or torch's
-    own word. oneDNN held below AMX by its variable counts as without."""
+    """Describe the processor, and the instruction set that torch uses: `isa` is "amx", "avx512", "avx2" or torch's own
+    word. AMX does not count if oneDNN's variable forbids it."""
     isa = torch.backends.cpu.get_cpu_capability().lower()
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     if isa == "avx512" and has_amx and "AMX" in os.environ.get("ONEDNN_MAX_CPU_ISA", "AMX"):
@@ -68,7 +68,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def read_processor() -> str:
-    """Read the processor's name and family; where the system does not tell, its architecture."""
+    """Read the processor's name and family, or its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

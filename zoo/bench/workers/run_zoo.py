@@ -1,4 +1,4 @@
-"""Run zoo through its public names, and write the folder that every contender starts from."""
+"""Run zoo through its public interface, and write the folder that every contender loads."""
 
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import MLM, NextToken
 from zoo.training.optim import AdamW
 
-# Our names -> those of Hugging Face's Llama, the format that every peer has a reader for.
+# Our names -> those of Hugging Face's Llama, the format that every peer can read.
 PARTS = {
     "attention.q": "self_attn.q_proj",
     "attention.k": "self_attn.k_proj",
@@ -41,7 +41,7 @@ OUTSIDE = {
 BERT = BertShape.model
 
 WAYS: list[str] = []
-"""How the products of the model are computed, once it is ready."""
+"""Descriptions of how the model's products are computed, once it is ready."""
 
 
 def rename_tensor(name: str) -> str:
@@ -67,7 +67,7 @@ def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 
 
 def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
-    """Make a model ready to serve, as `zoo generate` does, with weights of the job's precision; and note how."""
+    """Prepare a model to serve, as `zoo generate` does, with weights of the job's precision; add to WAYS how."""
     found = importlib.util.find_spec("zoo.run.linear")
     if found is None and job["weights"]:
         raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")
@@ -92,14 +92,14 @@ def generate(model: torch.nn.Module, ids: torch.Tensor, new: int, job: dict[str,
 
 
 def serve(model: torch.nn.Module, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
-    """Give the requests to the engine together, or to `zoo.generate` one after the other."""
+    """Serve the requests with the engine in a batch, or one after the other with `zoo.generate`."""
     if job["alone"]:
         return [generate(model, torch.tensor([ids]), new, job)[0].tolist() for ids, new in requests]
     return serve_together(model, requests, job)
 
 
 def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
-    """Give all requests to one engine, and step until it has answered them."""
+    """Add all requests to one engine, and step until all are finished."""
     from zoo.generation import engine
     from zoo.generation.request import Request
 

@@ -1,4 +1,4 @@
-"""Time a contender's work: what needs neither torch nor a model, so that a peer without torch can use it too.
+"""Time a contender's work. Needs neither torch nor a model, so that a peer without torch can use it, too.
 
 Every measurement is bounded by seconds, not by a count: a fast contender is measured more often.
 """
@@ -13,12 +13,12 @@ from typing import Any
 Rows = list[list[int]]
 """New tokens, a list for each row."""
 Request = tuple[list[int], int]
-"""A prompt's token ids, and how many new tokens are to follow."""
+"""A prompt's token ids, and the number of new tokens."""
 LEAST, MOST = 1, 50  # calls of a measurement
 
 
 class Absent(Exception):
-    """Raised by a contender for what this version of it cannot do; the race goes on without that row."""
+    """Raised by a contender for an unsupported job; the race goes on without that row."""
 
 
 def make_ids(count: int, vocab_size: int) -> list[int]:
@@ -35,7 +35,7 @@ def make_rows(batch: int, length: int, vocab_size: int) -> Rows:
 def make_requests(job: dict[str, Any]) -> list[Request]:
     """Make ragged requests: prompts of 1/8 to 8/8 of `length` tokens, each with 1/8 to 8/8 of `new_tokens` to follow.
 
-    Both go through all eighths, in other orders: each length meets other numbers of new tokens in each group of eight.
+    In each group of eight requests both take all eight values, in orders such that they are paired differently.
     """
     requests = []
     for index in range(job["batch"]):
@@ -53,7 +53,7 @@ def time_call(run: Callable[[], object]) -> float:
 
 
 def time_calls(run: Callable[[], object], spend: float) -> list[float]:
-    """Time as many calls as end within `spend` seconds, as far as the longest tells, and one at least."""
+    """Time calls, at least one, while another as long as the longest would end within `spend` seconds."""
     times: list[float] = []
     while len(times) < LEAST or (len(times) < MOST and sum(times) + max(times) <= spend):
         times.append(time_call(run))
@@ -61,7 +61,7 @@ def time_calls(run: Callable[[], object], spend: float) -> list[float]:
 
 
 class Busy:
-    """Measure this thread's CPU time ÷ wall time. Well below 1, something else was running."""
+    """Measure this thread's CPU time ÷ wall time; well below 1, other programs were running."""
 
     def __enter__(self) -> "Busy":
         self.wall, self.cpu = time.perf_counter(), time.thread_time()
@@ -75,7 +75,7 @@ def time_generation(generate: Callable[[int], Rows], job: dict[str, Any]) -> dic
     """Time greedy generation: `first` is the seconds to one new token (the prefill), `full` to all new tokens.
 
     The rate is of the tokens after the first, or of the prompt's tokens if only one new token is made. `startup` is the
-    seconds of the calls before, in which a compiled model is compiled.
+    seconds of the untimed first calls, which include compilation.
     """
     batch, new = job["batch"], job["new_tokens"]
     made: Rows = []
@@ -117,7 +117,7 @@ def time_requests(serve: Callable[[list[Request]], Rows], job: dict[str, Any]) -
 
 
 def measure_peak() -> int | None:
-    """Give this process's peak resident memory in bytes; None where the system does not tell (Windows)."""
+    """Read this process's peak resident memory in bytes; None where the system does not tell (Windows)."""
     try:
         import resource
     except ImportError:
