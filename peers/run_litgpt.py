@@ -56,8 +56,7 @@ def make_config(shape: dict[str, Any]) -> Config:
 
 
 def rename_tensor(name: str, shape: dict[str, Any]) -> tuple[str, int]:
-    """Rename a tensor of Hugging Face's Llama to LitGPT's, and find its first row there: LitGPT stacks q, k and v in
-    one matrix."""
+    """Rename a tensor of Hugging Face's Llama to LitGPT's, and find its first row: LitGPT stacks q, k and v."""
     if name in OUTSIDE:
         return OUTSIDE[name], 0
     _, _, layer, *part, leaf = name.split(".")

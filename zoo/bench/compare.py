@@ -34,8 +34,7 @@ def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Measure each contender's difference from the first. Raises ZooError above `tolerance`, because a ratio would
-    compare two different functions."""
+    """Measure each contender's difference from the first. Raises ZooError above `tolerance`: the functions differ."""
     (_, ours), *others = values.items()
     gaps = {name: measure_difference(ours, theirs) for name, theirs in others}
     for name, gap in gaps.items():
@@ -162,8 +161,7 @@ def _pick_values(answers: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, list[Answer]]) -> Answer:
-    """Compare the results of the timed runs. Racers with weights of another precision may differ; the difference is
-    reported."""
+    """Compare the results of the timed runs. For racers with weights of another precision the gap is reported."""
     if plan.workload == "load":
         return {}
     computed = "losses" if plan.workload in ("train", "mlm") else "logits"

@@ -225,8 +225,7 @@ def _novel(shape: Shape) -> Scenario:
 
 
 def _waiting(shape: Shape) -> Scenario:
-    """Compare the time between tokens of four rows, in ms: the 99th percentile during the prefill of a long prompt, and
-    the median without it."""
+    """Compare the ms between tokens of four rows: the 99th percentile during a long prefill, and the median at rest."""
     model = _make_ready(_build(shape, max_seq_len=2 * LONG))
 
     def run() -> Pair:
@@ -261,8 +260,7 @@ def _wait(model: Model, vocab: int) -> tuple[list[float], list[float]]:
 
 
 def _stable(shape: Shape) -> Scenario:
-    """Compare eight requests with batch-invariant results (bit-identical whatever else is in the batch) with eight
-    ordinary ones."""
+    """Compare eight requests with batch-invariant (bit-identical) results with eight ordinary ones."""
     plain, stable = _make_ready(_build(shape)), _make_ready(_build(shape), stable=True)
 
     def run(model: Model, deterministic: bool) -> float:

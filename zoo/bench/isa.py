@@ -18,8 +18,7 @@ HELD: dict[str, Mapping[str, str]] = {
         "CT2_FORCE_CPU_ISA": "AVX512",
     },
 }
-"""Variables by instruction set, for torch's own kernels, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. "avx512"
-excludes AMX."""
+"""Variables by instruction set, for torch, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. avx512 excludes AMX."""
 NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 with AMX"}
 
 

@@ -134,8 +134,7 @@ def parse_peers(text: str) -> list[str]:
 
 
 def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """Choose the Python of zoo and of each peer. `given` holds `NAME=PATH`, or a PATH for all peers; the default is the
-    running Python."""
+    """Choose the Python of zoo and of each peer: the running one, unless `given` as `NAME=PATH` or a PATH for all."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")

@@ -26,8 +26,7 @@ ACCOUNTING = {
 
 
 def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights: str = "") -> float | None:
-    """Compute the achieved fraction of the machine's limit from tokens per second, as ACCOUNTING describes. None for
-    workloads without a limit."""
+    """Compute the achieved fraction of the machine's limit (see ACCOUNTING) from tokens per second, if there is one."""
     if plan.workload in ("batch", "load", "mlm"):
         return None
     n, head = plan.shape.matrix_params, plan.shape.head_params
@@ -136,8 +135,7 @@ def check_place(out: str) -> Path:
 
 
 def name_file(report: Mapping[str, Any]) -> str:
-    """Name a report's file by instruction set and race, so that a repeated race replaces it: `avx2-decode-fp32-1.json`
-    (the number is the batch)."""
+    """Name a report's file by instruction set, race and batch, as a repetition replaces it: `amx-mlm-fp32-8.json`."""
     race = report["race"]
     parts = [report["processor"]["isa"], race["workload"], race["dtype"], str(race["batch"]), race["weights"]]
     parts += ["compiled"] if race["compile"] else []

@@ -45,8 +45,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertShape(Shape):
-    """Post-norm, learned positions, LayerNorm, GELU, biases, tied head with a layer of its own: 109,514,298
-    parameters."""
+    """Post-norm, learned positions, LayerNorm, GELU, biases, tied head with its own layer: 109,514,298 parameters."""
 
     model: ClassVar[str] = "bert-base"
 
@@ -69,8 +68,7 @@ class BertShape(Shape):
 
 
 def parse_shape(pairs: Iterable[str], over: type[Shape] = Shape) -> Shape:
-    """Parse pairs such as `["n_layers=2", "d_model=64"]` over a default shape. Raises ConfigError listing every wrong
-    pair."""
+    """Parse pairs such as `["n_layers=2", "d_model=64"]` over a default shape. Raises ConfigError with all faults."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(over)}
     values, faults = {}, []
     for pair in pairs:

@@ -29,7 +29,6 @@ from zoo.untrusted.text import quote, shorten
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
-    from zoo.checkpoint.hf import HFSource
     from zoo.checkpoint.stored import WholeSpec
     from zoo.run.adapters import Adapters
 
@@ -162,7 +161,7 @@ def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
     return config
 
 
-def _open_base(plan: Adapters) -> HFSource | None:
+def _open_base(plan: Adapters) -> hf.HFSource | None:
     """Open the Hugging Face folder that the adapted weights came from, if it still exists: adapters get its names."""
     if plan.base is None or not (Path(plan.base) / "config.json").is_file():
         return None

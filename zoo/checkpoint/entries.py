@@ -1,5 +1,4 @@
-"""Convert tensors of a published file ("theirs") to tensors of our model ("ours") and back: a row of a family's map
-(mapping.py) at one layer."""
+"""Convert tensors of a published file ("theirs") to our model's ("ours") and back: a row of mapping.py at one layer."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorStep:
-    """One conversion of tensors and its inverse. If `apart`, it converts each of their tensors before these are
-    stacked or concatenated to ours."""
+    """One conversion of tensors and its inverse. If `apart`, it converts each of theirs before they are joined."""
 
     number: int = 0
     numbers: tuple[int, ...] = ()
@@ -224,10 +222,7 @@ EACH: dict[str, tuple[Conversion, Conversion]] = {
     # Theirs is the decay A of a state space model, ours ln(-A).
     "decay": (lambda t, n: t.neg().log(), lambda t, n: t.exp().neg()),
     # A depthwise convolution is [channels, width] in theirs, [channels, 1, width] in ours.
-    "depthwise": (
-        lambda t, n: t.unsqueeze(1) if t.ndim > 1 else t,
-        lambda t, n: t.squeeze(1) if t.ndim > 1 else t,
-    ),
+    "depthwise": (lambda t, n: t.unsqueeze(1) if t.ndim > 1 else t, lambda t, n: t.squeeze(1) if t.ndim > 1 else t),
     # A convolution is [width, channels] in theirs, the current token's weight first; ours is [channels, 1, width], with
     # the current token's weight last.
     "lags": (lambda t, n: t.mT.flip(-1).unsqueeze(1), lambda t, n: t.squeeze(1).flip(-1).mT),

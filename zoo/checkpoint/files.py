@@ -40,8 +40,7 @@ METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_TENSORS = 65_536
-"""Maximum number of tensors in one file. Published files have thousands, an index of many files 140,000; with more,
-looking up names takes seconds."""
+"""Maximum tensors in one file, as looking up names takes time. Published files have thousands, an index 140,000."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -70,8 +69,7 @@ def copy_inside(folder: Path, name: str, out: Path) -> None:
 
 
 def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
-    """Raise CheckpointError if a folder that `what` would replace holds files other than `names` (glob patterns), since
-    these files would be deleted."""
+    """Raise CheckpointError if a folder that `what` would replace holds other files than `names` (glob patterns)."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -179,8 +177,7 @@ def read_header(file: Path) -> dict[str, Header]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Read the `__metadata__` of a safetensors file, a mapping of texts. The header must have been read before. Raises
-    CheckpointError."""
+    """Read the texts in a safetensors file's `__metadata__`, whose header was read before. Raises CheckpointError."""
     found = file.stat()
     return _read_metadata(file, found.st_mtime_ns, found.st_size)
 
@@ -191,8 +188,7 @@ def _read_metadata(file: Path, changed: int, size: int) -> dict[str, str]:
 
 
 def _read_node(file: Path) -> tuple[dict[str, Any], int]:
-    """Read the JSON of a file's header, and the byte where its tensors begin. Raises ValueError, OSError and
-    CheckpointError."""
+    """Read a header's JSON, and the byte where tensors begin. Raises ValueError, OSError and CheckpointError."""
     with file.open("rb") as stream:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
         if length > min(size - 8, LONGEST_HEADER):
@@ -290,8 +286,7 @@ def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 def read_bin(file: Path) -> dict[str, Tensor]:
-    """Map the tensors of one of torch's own files into memory. Only tensors are unpickled (weights_only). Raises
-    CheckpointError."""
+    """Map one of torch's own files into memory. Only tensors are unpickled (weights_only). Raises CheckpointError."""
     import torch
 
     try:

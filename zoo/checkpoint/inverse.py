@@ -95,8 +95,7 @@ def _name_mixers(body: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weigh(faults: list[str]) -> int:
-    """Weigh the faults of a family by WEIGHTS: a part of another kind weighs more than a field, since its own fields
-    differ too."""
+    """Weigh a family's faults by WEIGHTS: another kind of part weighs more than a field, as its fields differ too."""
     kinds = [re.search(r"(\w+): is kind ", fault) for fault in faults]
     return sum(1 if found is None else WEIGHTS.get(found[1], 1) for found in kinds)
 

@@ -185,8 +185,7 @@ def _fields_of(index: Sequence[str], fields: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _filled(text: str, index: Sequence[str]) -> str:
-    """Replace each `#` in a name by its index, and remove the kind of layer after it. The last index fills all `#` that
-    are left."""
+    """Replace each `#` in a name by its index (the last index fills the rest), and drop the kind of layer after it."""
     text = re.sub(r"#\(\w+\)", "#", text)
     for each in index[:-1]:
         text = text.replace("#", each, 1)

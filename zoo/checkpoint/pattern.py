@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from zoo.errors import ConfigError
 
 SEVERAL, CHOICES = 1, 8
-"""Maximum number of unbounded repetitions, and of choices, before a part that must match. Published patterns have one
-and three."""
+"""Maximum unbounded repetitions, and choices, before a part that must match. Published patterns have 1 and 3."""
 LONG = 64
 """A repetition of more than this many times counts as unbounded."""
 DEEPEST, LONGEST = 20, 10_000
 
 KNOWN = (r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+", r"(?:\p{L}\p{M}*)+", r"(?:\r?\n)+")
-"""Parts of published patterns (EXAONE 4, say) that repeat a part of variable length, but can match a text in only one
-way."""
+"""Published parts (EXAONE 4, say) that repeat a part of variable length, but match a text in only one way."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,7 @@ def find_slow_part(pattern: str) -> str | None:
 
 
 def _count(item: Item, needed: bool) -> tuple[int, int]:
-    """Count the unbounded repetitions and the choices in an item; `needed` says whether a part that must match follows.
-    Raises ConfigError for too many."""
+    """Count unbounded repetitions and choices before a part that must match (`needed`). Raises ConfigError."""
     repeated = item.most is None or item.most > 1
     inside = [each for branch in item.branches for each in branch]
     if repeated and (len(item.branches) > 1 or any(each.varies for each in inside)):

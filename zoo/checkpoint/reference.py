@@ -24,8 +24,7 @@ def main(folder: Path, place: Path) -> None:
 
 
 def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
-    """Open the folder's model by its class's name, or by AutoModel where transformers has no such class (it reads
-    EXAONE by Llama's)."""
+    """Open the folder's model by its class, or by AutoModel if transformers has no such class (EXAONE is Llama's)."""
     import transformers
 
     name = config["architectures"][0]

@@ -39,8 +39,7 @@ class FieldRow:
     value: Any
 
     def bind_into(self, found: Bindings, known: Mapping[str, Any]) -> bool:
-        """Add the fields that give our value to `found`; a field that is there already is kept. Returns False if no
-        fields give our value."""
+        """Add fields that give our value to `found`, which keeps known ones. Returns False if no fields give it."""
         if not is_expression(self.stated):
             return is_equal(self.stated, self.value)
         tree, env = Expression(self.stated[1:]).tree, {**known, **_named(found)}
@@ -158,8 +157,8 @@ BOX = "expression"
 
 
 def _compose_unevaluated(template: Mapping[str, Any], spec: Topology) -> dict[str, Any]:
-    """Compose a family's `model` with its expressions as values, so that interpolations carry each expression to every
-    field that it determines. Each kind of layer gets one block."""
+    """Compose a family's `model`, in which interpolations carry each expression to every field that it determines. Each
+    kind of layer gets one block."""
     from zoo.compose.targets import compose_model
 
     kinds = _list_kinds(template)

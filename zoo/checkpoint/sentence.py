@@ -117,8 +117,7 @@ def copy_modules(folder: Path, out: Path) -> None:
 
 
 def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
-    """Write the modules of an embedding model: `width`-wide vectors, pooled by `pooling`, scaled to length 1. `limit`
-    is the longest text, in tokens."""
+    """Write the modules of a model with `width`-wide vectors, scaled to length 1, of texts of up to `limit` tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}

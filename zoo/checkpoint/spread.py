@@ -42,8 +42,7 @@ def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of a checkpoint's tensors with those of its model. Raises CheckpointError, one line for
-    each difference."""
+    """Compare a checkpoint's names and shapes with its model's. Raises CheckpointError, one line per difference."""
     from zoo.checkpoint.headers import check_tensors
 
     if is_sharded(folder):
@@ -57,9 +56,8 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
 
 
 def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
-    """Find the piece of a tensor (or of an optimizer state of the same shape) that a process holds, and its offset.
-
-    A tensor that tensor parallelism divides in several segments is gathered whole; all processes must call this."""
+    """Find the piece of a tensor (or of an optimizer state of the same shape) that a process holds, and its offset. A
+    tensor that tensor parallelism divides in several segments is gathered whole; all processes must call this."""
     tensor = tensor.detach()
     if shares.tensor is not None and len(shares.tensor.cuts[name].segments) > 1:
         return HeldTensor.whole(shares.make_whole(name, tensor))

@@ -215,13 +215,7 @@ def save_run(
 
 
 def start_saving(
-    run: Path,
-    step: int,
-    state: Resumable,
-    tokenizer: Any,
-    keep: int,
-    spared: Callable[[int], bool],
-    world: World,
+    run: Path, step: int, state: Resumable, tokenizer: Any, keep: int, spared: Callable[[int], bool], world: World
 ) -> Future[Path]:
     """Begin to save a checkpoint in shards; it is written and published while training goes on. `world` must have a
     process group of its own, not that of training."""

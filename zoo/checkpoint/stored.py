@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.model.encoder_decoder import EncoderDecoder
     from zoo.model.tower import Tower
 
-    WholeSpec = Tower | EncoderDecoder  # the Spec of a whole model
+    WholeSpec = Tower | EncoderDecoder  # Spec of a whole model
 
 
 @dataclass(frozen=True)

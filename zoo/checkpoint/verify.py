@@ -85,8 +85,7 @@ def _run_transformers(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
 def computing_in_float32(model: Any) -> Iterator[None]:
     """Cast a model's 16-bit parameters to float32 inside the block, and back to their own dtypes and values after it.
 
-    Float64 is kept, as float32 would round it. Casts are made outside inference mode, after which parameters could not
-    be trained.
+    Float64 is kept. Casts are made outside inference mode, in which parameters would become untrainable.
     """
     narrow = {each: each.dtype for each in model.parameters() if each.dtype in (torch.bfloat16, torch.float16)}
     try:

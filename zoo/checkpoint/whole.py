@@ -66,8 +66,7 @@ def choose_checkpoint(
 
 
 def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -> dict[str, Any]:
-    """Check that a run can resume from a checkpoint: its files are unchanged and its weights finite. Returns its
-    counters. Raises CheckpointError."""
+    """Return a checkpoint's counters. Raises CheckpointError unless its files are unchanged and its weights finite."""
     counters = read_counters(folder)
     check(folder, counters)
     spec = read_spec(folder)
@@ -78,8 +77,7 @@ def check_whole(folder: Path, check: Callable[[Path, dict[str, Any]], object]) -
 
 
 def refuse_nonfinite(folder: Path) -> None:
-    """Raise CheckpointError with the name of the first weight that is not finite, among the saved weights and the
-    trained weights among the states."""
+    """Raise CheckpointError naming the first weight, saved as the model's or among the states, that is not finite."""
     weights = spread.open_weights(folder)
     trained = ((name.removeprefix(TRAINED), each) for name, each in open_states(folder, TRAINED))
     for name, tensor in chain(((name, weights[name]) for name in weights), trained):

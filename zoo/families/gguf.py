@@ -169,8 +169,7 @@ GROUPS = ("attention", "rope", "rope.scaling", "ssm", "shortconv")
 
 
 def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
-    """Nest the metadata of the architecture by its dotted names. Raises CheckpointError if a name is both a value and a
-    prefix of others."""
+    """Nest the architecture's metadata by dotted names. Raises CheckpointError for a name that is value and prefix."""
     fields: dict[str, Any] = copy.deepcopy(read_catalogue()["absent"])
     start = f"{found.architecture}."
     for name, value in found.metadata.items():
@@ -213,8 +212,7 @@ def _has_fields(value: str, fields: Mapping[str, Any]) -> bool:
 
 
 def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Make the `rope_scaling` of a config.json from metadata and tensors of factors; None for no scaling. Raises
-    CheckpointError."""
+    """Make a config's `rope_scaling` from metadata and factors; None for no scaling. Raises CheckpointError."""
     rope = fields.get("rope") or {}
     stated = rope.get("scaling") or {}
     original = {"original_max_position_embeddings": stated.get("original_context_length")}

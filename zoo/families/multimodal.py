@@ -19,8 +19,7 @@ TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Layout:
-    """The prefixes of a text model's tensors in a multimodal file: `base` replaces its class's own prefix, `head` is
-    put before the names of its head."""
+    """Prefixes of a text model's tensors in a multimodal file: `base` replaces its class's, `head` is its head's."""
 
     base: str
     head: str

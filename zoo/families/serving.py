@@ -40,8 +40,7 @@ def read_engines() -> tuple[ServingEngine, ...]:
 
 
 def describe_serving(architecture: str) -> str:
-    """Say in one line which engines serve an architecture: "vLLM and SGLang serve GPT2LMHeadModel; TensorRT-LLM does
-    not list it"."""
+    """Say which engines serve an architecture: "vLLM serves GPT2LMHeadModel; TensorRT-LLM does not list it"."""
     engines = read_engines()
     serving = [each.title + REMARKS[each.ways[architecture]] for each in engines if architecture in each.ways]
     others = [each.title for each in engines if architecture not in each.ways]

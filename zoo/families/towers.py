@@ -1,7 +1,5 @@
-"""Read config.json files that contain a config for each tower: an encoder and a decoder, each of its own family.
-
-Each tower is imported, mapped and exported by its own family over its own fields. The outer family states only what
-joins them: the start token, a head, the widths."""
+"""Read config.json files that contain a config for each tower, an encoder and a decoder. Each tower is imported, mapped
+and exported by its own family; the outer family states only what joins them: the start token, a head, the widths."""
 
 from __future__ import annotations
 
@@ -109,8 +107,7 @@ def read_towers(
     changes: Mapping[str, Any],
     find_family: Callable[[Mapping[str, Any], str], Family],
 ) -> dict[str, Body]:
-    """Read the model of each tower; `find_family` finds the family of a config. `changes` are merged into the decoder's
-    model. Raises CheckpointError."""
+    """Read each tower's model by its family (`find_family`), the decoder's with `changes`. Raises CheckpointError."""
     made = {}
     for tower, stated in family.towers.items():
         inner = stated.read(config, where)
@@ -128,8 +125,7 @@ def read_towers(
 
 
 def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, Any]:
-    """Join the models of two towers into one in our grammar. `own` are the keys of the whole model, which may include
-    patches of each tower."""
+    """Join the models of two towers into one. `own` are the whole model's keys, which may include patches of towers."""
     joined = {"kind": "encoder_decoder", **own, "defaults": []}
     for tower, body in towers.items():
         model = _name_outward(body.model)

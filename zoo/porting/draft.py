@@ -115,8 +115,7 @@ def _find_head(reference: Reference, parent: Family) -> str | None:
 
 
 def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dict[str, str]:
-    """Find the fields of this type that the family has under other names: those in transformers' attribute_map, and
-    those with similar names."""
+    """Find this type's fields that the family calls otherwise: by transformers' attribute_map and by similar names."""
     known = parent.reads | set(parent.defaults) | set(parent.aliases.values())
     pairs = {
         name: other
@@ -159,8 +158,7 @@ def _guess_aliases(parent: Family, config: Mapping[str, Any], named: Mapping[str
 
 
 def find_defaults(draft: Draft, maker: Maker) -> dict[str, Any]:
-    """List the defaults of this type's fields that differ from the family's. Fields that the type does not have are
-    null, as in transformers' code."""
+    """List this type's defaults that differ from the family's; null for fields that the type lacks."""
     parent = draft.parent
     aliases = {**parent.aliases, **draft.aliases}
     known = parent.reads | set(parent.defaults)

@@ -21,8 +21,7 @@ PERIODS = range(2, 13)
 
 
 def complete(draft: Draft, maker: Maker) -> Draft:
-    """Add to a draft the defaults of the fields that its own expressions read, and rules for fields that follow from
-    others."""
+    """Add to a draft the defaults of fields that its own expressions read, and rules for derived fields."""
     parent = draft.parent
     own = (read_names(draft.model) | read_names(draft.derive)) - parent.reads - LOCAL
     stated = {name: maker.left_out[name] for name in sorted(own) if name in maker.left_out}
@@ -57,8 +56,7 @@ def _list_by_layer(family: Family, maker: Maker) -> list[str]:
 
 
 def _find_rule(draft: Draft, maker: Maker, name: str) -> str | None:
-    """Find an expression that derives a list from other fields at every depth: the family's own, another family's, or a
-    period."""
+    """Find an expression that derives a list from other fields at every depth: a family's own, or a period."""
     family = draft.to_family()
     samples = list(_list_samples(family, maker, name))
     known = [family.derive.get(name), *(read_family(each).derive.get(name) for each in list_others(draft.model_type))]

@@ -202,8 +202,7 @@ class Maker:
 
 @contextmanager
 def quieten_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars, and its warnings about tiny configs. Raises ConfigError if it is not
-    installed."""
+    """Silence transformers' progress bars and warnings of tiny configs. Raises ConfigError if it is not installed."""
     require_transformers()
     from transformers.utils import logging
 

@@ -26,8 +26,7 @@ ENOUGH = 0.4
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors whose names differ only in the indices of layer and expert: their pattern, and a shape for each (layer,
-    leaf), such as ("3", ".weight")."""
+    """Tensors whose names differ only in the indices of layer and expert, with a shape for each ("3", ".weight")."""
 
     pattern: str
     shapes: Mapping[tuple[str, str], tuple[int, ...]]

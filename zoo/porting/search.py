@@ -51,9 +51,7 @@ class Attempt:
 
 
 def search(
-    maker: Maker,
-    reference: Reference,
-    say: Callable[[str], None] = lambda line: None,
+    maker: Maker, reference: Reference, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Attempt, list[Attempt]]:
     """Find the draft nearest to a reference. Returns it, and the unchanged attempts of the nearest families."""
     ranked = rank_families(maker, reference)[:TRIED]

@@ -58,8 +58,7 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """The draft's distance from its reference, lower is nearer: unplaced tensors, then how early the first stage
-        differs, then by how much."""
+        """The draft's distance from its reference: unplaced tensors, how early the first stage differs, by how much."""
         if self.spec is None:
             return (math.inf, 0.0, 0.0)
         if not self.gaps:

@@ -220,8 +220,7 @@ def _draw_activations(device: str, *shape: int) -> Tensor:
 
 
 def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
-    """Measure FLOP/s of the experts' grouped product, forward and with the backward pass. Tokens choose experts at
-    random."""
+    """Measure FLOP/s of the experts' grouped product, forward and with backward. Tokens choose experts randomly."""
     x = _draw_activations(settings.device, sizes.tokens, sizes.d_model)
     weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model)
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
@@ -242,8 +241,7 @@ def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
 
 
 def time_layer(way: str, settings: Settings) -> ReportRow:
-    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or with its products in
-    float8 by a recipe."""
+    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or a float8 recipe."""
     row: ReportRow = {"piece": "layer", "way": way}
     if way in fp8.RECIPES and not find_version("torchao"):
         return {**row, "left_out": "torchao is not installed"}

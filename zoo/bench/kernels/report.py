@@ -32,8 +32,8 @@ WIDTH = 120
 
 
 def check_place(out: str | None, device: str, quick: bool) -> Path | None:
-    """Check the path of --out: a file, or a folder, in which the file is named by date and device. Raises ConfigError
-    for a missing folder, and for a quick run in the folder of published results."""
+    """Check the path of --out: a file, or a folder. Raises ConfigError for a missing folder, and for a quick run in the
+    folder of published results."""
     if out is None:
         return None
     path = find_place(out)

@@ -114,15 +114,9 @@ WAYS: dict[str, dict[str, tuple[torch.dtype, Prepare]]] = {
         "MKL packed": (torch.float32, use_mkl),
         "oneDNN packed": (torch.float32, use_onednn),
     },
-    "bf16": {
-        "bf16 F.linear": (torch.bfloat16, use_bf16),
-        "bf16 oneDNN packed": (torch.bfloat16, use_bf16_packed),
-    },
+    "bf16": {"bf16 F.linear": (torch.bfloat16, use_bf16), "bf16 oneDNN packed": (torch.bfloat16, use_bf16_packed)},
     "fp16": {"fp16 weights": (torch.float32, use_fp16)},
-    "int8": {
-        "int8 weight-only": (torch.bfloat16, use_int8),
-        "int8 both": (torch.float32, use_int8_both),
-    },
+    "int8": {"int8 weight-only": (torch.bfloat16, use_int8), "int8 both": (torch.float32, use_int8_both)},
     "int4": {},
 }
 """By precision: the ways to multiply, each with the dtype of its inputs."""

@@ -29,8 +29,7 @@ def read_vocabulary(found: GGUFFile) -> dict[str, Any]:
 
 
 def make_tokenizer(found: GGUFFile) -> Tokenizer:
-    """Make the tokenizer of a GGUF file whose header was read with `texts=True`. Raises CheckpointError for an
-    unsupported kind of vocabulary."""
+    """Make the tokenizer of a GGUF file that was read with `texts=True`. Raises CheckpointError if unsupported."""
     vocabulary = read_vocabulary(found)
     makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")

@@ -72,8 +72,7 @@ def _find_unpacked() -> Path:
 
 
 def is_unpacked(folder: Path) -> bool:
-    """Whether a folder is an unpacked GGUF file. Only folders in the cache count: the pointer of a downloaded folder
-    could name any file."""
+    """Whether a folder is an unpacked GGUF file. It must lie in the cache: a downloaded POINTER could name any file."""
     return (folder / POINTER).is_file() and folder.resolve().parent == _find_unpacked().resolve()
 
 

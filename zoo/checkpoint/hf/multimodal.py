@@ -63,8 +63,7 @@ def is_multimodal(config: Mapping[str, Any]) -> bool:
 
 
 def check_wrapper(wrapper: Wrapper, file: Path) -> None:
-    """Raise CheckpointError for a model not listed in conf/multimodal.yaml: it is priced but not loaded, because its
-    wrapper may change how the text model sees text."""
+    """Raise CheckpointError for a model not in conf/multimodal.yaml: its wrapper may change how its text is seen."""
     if not wrapper.is_read:
         known = ", ".join(read_catalogue().models)
         raise CheckpointError(
@@ -92,8 +91,7 @@ def take_text(
 
 
 class Naming(NamedTuple):
-    """How a class names its tensors: its prefix, and the first word of the names of its base model's tensors and of its
-    head's."""
+    """A class's names of tensors: its prefix, and the first words of the names in its base model and its head."""
 
     prefix: str
     base: set[str]

@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HFSource:
-    """A folder that was read: its path, its config.json, and the model that the config describes.
-
-    For a multimodal folder these are the text model's, and `whole` has the rest. For a GGUF file, `laid` is the model
-    with the map of that file's tensors, and `file` the file."""
+    """A folder that was read: its path, its config.json, and the model that the config describes. For a multimodal
+    folder these are the text model's, and `whole` has the rest. For a GGUF file, `laid` is the model with the map of
+    that file's tensors, and `file` the file."""
 
     folder: Path
     config: dict[str, Any]
@@ -162,8 +161,7 @@ def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
 
 
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
-    """List the tensors that a folder lacks, that no row of the map names, and whose shapes are not the model's: a line
-    each, the first few of each sort."""
+    """List tensors that are missing, that no row of the map names, or of wrong shapes: a line each, the first few."""
     body, folder = source.body, source.file or source.folder
     wanted, missing, strange = _compare_names(mapped, found, source)
     misshaped = [name for name, shape in wanted.items() if name in found and found[name].shape != shape]

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from zoo.checkpoint.files import BITS, Header
-from zoo.checkpoint.quantised.layout import Layout, refuse
+from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse
 from zoo.lazy import torch
 from zoo.untrusted.json_file import JsonShape, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from zoo.checkpoint.quantised.layout import ReadTensor
 
 STATE = ".quant_state.bitsandbytes__"
 LONGEST = 2**16
@@ -100,8 +98,7 @@ class FourBit(Layout):
 
 
 class EightBit(Layout):
-    """LLM.int8 (Dettmers et al., 2022): int8 / 127 times the row's absmax (`SCB`). Outlier columns are stored as int8,
-    too; bitsandbytes multiplies them in 16 bits."""
+    """LLM.int8 (Dettmers et al., 2022): int8 / 127 times the row's absmax (`SCB`), also in outlier columns."""
 
     marks = (".SCB",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "absmax": ".SCB", "form": ".weight_format"}

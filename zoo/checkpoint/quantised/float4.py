@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import Layout, refuse, unpack_nibbles
+from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse, unpack_nibbles
 from zoo.checkpoint.quantised.scaled import read_scales
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from zoo.checkpoint.quantised.layout import ReadTensor
 
 POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 = (*POSITIVE, *(-each for each in POSITIVE))

@@ -17,7 +17,7 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    ReadTensor = Callable[[Header], Tensor]
+ReadTensor = Callable[[Header], "Tensor"]
 
 ROOM = 2**22
 """Maximum number of values in float32 at once, unless a single row has more."""
@@ -77,17 +77,15 @@ def refuse(header: Header, fault: str, hint: str) -> CheckpointError:
 def spread_blocks(scales: Tensor, shape: Shape, block: tuple[int, int]) -> Tensor:
     """Repeat the scale of each block over its values: [.., R, C] to [.., rows, columns] of `shape`.
 
-    A matrix of 4 × 6 in blocks of 2 × 4 has 2 × 2 scales; the value at (3, 5) has the last scale. Blocks at the end may
-    be partial.
+    A matrix of 4 × 6 in blocks of 2 × 4 has 2 × 2 scales; the value at (3, 5) has the last, of a partial block.
     """
     rows = scales.repeat_interleave(block[0], -2)[..., : shape[-2], :]
     return rows.repeat_interleave(block[1], -1)[..., : shape[-1]]
 
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
-    """Unpack `count` unsigned numbers of `bits` bits from a stream of int32 words, [.., W] to int32 [.., count].
-
-    The stream begins with the lowest bit of the first word; a number may straddle two words."""
+    """Unpack `count` unsigned numbers of `bits` bits from a stream of int32 words, [.., W] to int32 [.., count]. The
+    stream begins with the lowest bit of the first word; a number may straddle two words."""
     mask = (1 << bits) - 1
     if 32 % bits == 0:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32)

@@ -82,8 +82,7 @@ UNSTATED = Method((Scaled, Float4Experts), ACTIVATIONS)
 
 
 def find_method(config: Mapping[str, Any], where: str) -> Method | None:
-    """Find the method of a config's quantization_config; None if it has none. Raises CheckpointError for an unsupported
-    method or setting."""
+    """Find the method of a config's quantization_config, if any. Raises CheckpointError for an unsupported one."""
     settings = config.get(FIELD)
     if not settings:
         return None
@@ -139,8 +138,7 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
 
 
 def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: str) -> str:
-    """Read the dtype of dequantised weights: the config's, else the embeddings', else bfloat16. Raises CheckpointError
-    for an unknown dtype."""
+    """Find the dtype of dequantised weights: config's, else the embeddings', else bfloat16. Raises CheckpointError."""
     stated = config.get("dtype") or config.get("torch_dtype")
     if not isinstance(stated, str) or stated == "auto":
         own = (each.dtype for name, each in found.items() if "embed" in name)

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import Layout, refuse
+from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from zoo.checkpoint.quantised.layout import ReadTensor
 
 IN_A_BYTE = 4
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from zoo.checkpoint.files import Header, read_metadata
-from zoo.checkpoint.quantised.layout import refuse
+from zoo.checkpoint.quantised.layout import ReadTensor, refuse
 from zoo.checkpoint.quantised.scaled import Scaled
 from zoo.untrusted.json_file import parse_json
 from zoo.untrusted.text import shorten
-
-if TYPE_CHECKING:
-    from zoo.checkpoint.quantised.layout import ReadTensor
 
 CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 """Classes that store one plain integer or float per weight, scales and zero points. Other classes (Int4Tensor and the

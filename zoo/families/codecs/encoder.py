@@ -53,13 +53,7 @@ class PosScale(Codec):
 
 
 def read_positions(
-    types: list[str],
-    farthest: int,
-    length: int,
-    biased: bool,
-    buckets: int = -1,
-    norm: str = "none",
-    eps: float | None = None,
+    types: list[str], farthest: int, length: int, biased: bool, buckets: int = -1, norm: str = "none", eps: Any = None
 ) -> dict[str, Any]:
     """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: DeBERTa's positions.
 

@@ -133,8 +133,7 @@ class RopeReverse(Rope):
 
 
 class RopeMscale(Rope):
-    """`rope_mscale(head_dim)`: rotary positions whose longrope factors are called `short_mscale` and `long_mscale`
-    (Phi-3.5-MoE)."""
+    """`rope_mscale(head_dim)`: longrope with factors called `short_mscale` and `long_mscale` (Phi-3.5-MoE)."""
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         if found.get("rope_type") != "longrope":
@@ -167,8 +166,7 @@ class RopeAlpha(Rope):
 
 
 class RopeLearned(RopeInterleaved):
-    """`rope_learned(head_dim)`: rotary positions of whole heads, with learned factors of the frequencies (Mistral
-    Large 4)."""
+    """`rope_learned(head_dim)`: rotary positions of whole heads, with learned frequency factors (Mistral Large 4)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return {**require_whole(super().value(env, *args)), "rotary_dim": args[0], "learned": True}
@@ -208,8 +206,7 @@ class Unscaled(Codec):
 
 
 class RopeOrNone(Rope):
-    """`rope_or_none(head_dim, "full_attention")`: rotary positions, or none if the config's parameters for this kind of
-    layer are null (Cohere)."""
+    """`rope_or_none(head_dim, "full_attention")`: rotary positions; none if the kind's parameters are null (Cohere)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         is_null = (env.get("rope_parameters") or {}).get(args[1], 0) is None
@@ -223,7 +220,6 @@ class RopeOrNone(Rope):
 
 class RopeLabelled(RopeInterleaved):
     """`rope_labelled(head_dim, "compress", compress_rope_theta)`: rotary positions with the parameters of this label.
-
     If the config has no labels, the parameters at its top level are those of "compress", with this theta and an
     attention factor of 1 unless one is stated; other labels are unscaled with this theta (DeepSeek-V4)."""
 
@@ -278,8 +274,7 @@ class YarnScale(Codec):
 
 
 class Even(Codec):
-    """`even(rope(head_dim), head_dim)`: raise ConfigError for an odd number of rotated channels, which the family's
-    classes cannot compute."""
+    """`even(rope(head_dim), head_dim)`: refuse an odd number of rotated channels, at which transformers fails."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         position, head_dim = args
