@@ -199,7 +199,7 @@ class Family:
         return self.architectures[architecture]
 
     def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
-        """Merge a class's changes into `model`, expressions unevaluated. Keys that the class sets to null go."""
+        """Merge a class's changes into `model`, with expressions unevaluated. A null in the changes removes a key."""
         patch = self.patch(architecture, where).get("model") or {}
         changed = {key: lay_over(self.model.get(key), value) for key, value in patch.items()}
         return {key: value for key, value in {**self.model, **changed}.items() if patch.get(key, 0) is not None}

@@ -19,7 +19,7 @@ TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Layout:
-    """Prefixes of a text model's tensors in a multimodal file: `base` replaces its class's, `head` is its head's."""
+    """A text model's prefixes of tensors in a multimodal file: `base` replaces its class's, `head` begins its head."""
 
     base: str
     head: str

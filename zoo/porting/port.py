@@ -29,7 +29,7 @@ class Ported:
 
 
 def draft_family(model_type: str, changes: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> Ported:
-    """Draft the family of a `model_type`. Raises ConfigError if transformers is missing or fails to build a model."""
+    """Draft the family of a type. Raises ConfigError if transformers is missing, lacks the type, or cannot build it."""
     with quieten_transformers():
         maker = Maker(model_type, changes)
         reference = maker.make_first()

@@ -63,7 +63,7 @@ def is_multimodal(config: Mapping[str, Any]) -> bool:
 
 
 def check_wrapper(wrapper: Wrapper, file: Path) -> None:
-    """Raise CheckpointError for a model not in conf/multimodal.yaml: its wrapper may change how its text is seen."""
+    """Raise CheckpointError for models not in conf/multimodal.yaml: a wrapper may change how text is attended to."""
     if not wrapper.is_read:
         known = ", ".join(read_catalogue().models)
         raise CheckpointError(
