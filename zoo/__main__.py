@@ -1,4 +1,4 @@
-"""`python -m zoo` is `zoo`."""
+"""Run the command line: `python -m zoo` is `zoo`."""
 
 from zoo.cli import main
 

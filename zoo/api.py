@@ -1,4 +1,5 @@
-"""Offer what the verbs do as functions: they return plain data, and raise ConfigError for input that is at fault."""
+"""Offer the verbs of the command line as Python functions, which return plain data and raise ConfigError for faulty
+input."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
-    """Price a model: what `zoo stats --json` prints, for a packaged name, a YAML path or a Spec. Imports no torch.
+    """Price a model, given by a packaged name, a YAML path or a Spec: the figures of `zoo stats --json`. No torch.
 
-    `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. Of a folder with weights,
-    or a GGUF file, `stored` says what its files hold.
+    `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. For a folder with weights
+    or a GGUF file, `stored` has the sizes of the stored tensors.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -24,7 +25,7 @@ def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str,
 
 
 def add_stored(config: Any, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
-    """Add to a model's figures what its files hold, where it has such and no override changes it."""
+    """Add the sizes of the stored tensors to a model's figures, if the model has weight files and no overrides."""
     from zoo.compose.targets import is_file
 
     if overrides or not (isinstance(config, str | Path) and is_file(config)):
@@ -39,8 +40,8 @@ def add_stored(config: Any, overrides: Sequence[str], priced: dict[str, Any]) ->
 
 
 def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
-    """Compare two models: what `zoo diff --json` prints. `architecture` holds the fields that differ by dotted path,
-    `figures` each figure's value in `a` and in `b`, their `delta` and the `relative` difference."""
+    """Compare two models: the data of `zoo diff --json`. `architecture` has the fields that differ, by dotted path;
+    `figures` has each figure's value in `a` and in `b`, their `delta` and the `relative` difference."""
     from zoo.analysis import compare
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -51,7 +52,7 @@ def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[st
 
 
 def _setup(fields: Mapping[str, Any]) -> Any:
-    """Make a Setup from these fields. Raises ConfigError for one that it does not have, and for a set-up at fault."""
+    """Make a Setup from its fields. Raises ConfigError for an unknown field or a faulty value."""
     from zoo.costs.setup import NAMES, Setup
     from zoo.errors import ConfigError, did_you_mean
 
@@ -72,11 +73,11 @@ def train(
     """Train one run, as `zoo train model=CONFIG OVERRIDES` does; return its outcome, history and model.
 
     `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`), and
-    `resume` the folder of a run that goes on, or RUN@STEP (`--resume`). With `trust` the recipe may set Hydra's own
-    keys, by which it may run any program. `callbacks` have methods of `zoo.Callback`.
+    `resume` the folder of a run to continue, or RUN@STEP (`--resume`). With `trust` the recipe may set Hydra's own
+    keys, and so may run any program. `callbacks` have methods of `zoo.Callback`.
 
-    The program's own state stays as it is: Hydra's globals, logging, signal handlers, torch's random numbers on the
-    CPU and its number of threads, and how the process gives memory back (`zoo train` keeps what it frees).
+    The calling program's state is left as it was: Hydra's globals, logging, signal handlers, torch's CPU random state
+    and thread count, and the allocator's settings (`zoo train` itself keeps freed memory in the process).
 
     Raises ConfigError before anything is written, ZooError when the training or a callback fails, and
     KeyboardInterrupt, after a checkpoint, at Ctrl-C.
@@ -129,15 +130,14 @@ def evaluate(
     retrieval: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a model, as `zoo eval` does: what it prints with `--json`. `model` is a folder, or a model with its
-    `tokenizer`.
+    """Evaluate a model: the data of `zoo eval --json`. `model` is a folder, or a model with its `tokenizer`.
 
-    - `texts`, `overrides=["data=jsonl", "data.path=…"]` or neither, which is the run's own validation split: loss,
-      perplexity and bits per byte (`zoo.training.evaluate.evaluate` has the options, of which `context`, `stride`,
-      `weights` and `fp8` are some).
-    - `tasks`: of lm-evaluation-harness, by name or YAML file, with `limit` and `num_fewshot` (`zoo.text.tasks`).
-    - `similarity`: a file of judged pairs; `retrieval`: one of queries and their documents; with `pooling` and
-      `batch_size` (`zoo.text.similarity`).
+    - Loss, perplexity and bits per byte of `texts`, of `overrides=["data=jsonl", "data.path=…"]`, or by default of the
+      run's own validation split; more options, such as `context`, `stride`, `weights` and `fp8`, are those of
+      `zoo.training.evaluate.evaluate`.
+    - `tasks`: lm-evaluation-harness tasks, by name or YAML file, with `limit` and `num_fewshot` (`zoo.text.tasks`).
+    - `similarity`: a file of text pairs with scores; `retrieval`: a file of queries and their documents; both with
+      `pooling` and `batch_size` (`zoo.text.similarity`).
 
     Raises ConfigError.
     """
@@ -169,12 +169,12 @@ def export(
 ) -> Path:
     """Write a model as a Hugging Face folder that transformers loads; return the folder.
 
-    A model that came from a multimodal folder is written as that folder with these weights of its text model; `into`
-    names the folder for one that came from elsewhere (a run that began with its weights, say).
+    A model loaded from a multimodal folder is written as that folder with the text model's weights replaced; `into`
+    names the multimodal folder for a model from elsewhere (a run that began with its weights, say).
 
-    With `verify` it is done only when transformers, in a fresh process, gives the model's own logits for it. Raises
-    ConfigError for an architecture that no family is, with the fields that stand in the way, and CheckpointError when
-    the two differ. `shard` is how many bytes a file of weights holds at most.
+    With `verify` the folder must give the model's own logits in transformers, run in a fresh process. Raises
+    ConfigError for an architecture that fits no family, with the fields that prevent it, and CheckpointError when the
+    logits differ. `shard` is the maximum bytes of a weight file.
     """
     from zoo.checkpoint import hf
     from zoo.checkpoint import verify as verification

@@ -1,7 +1,7 @@
-"""Write files and folders atomically: a reader, and a crash, find the old content or the new, each of them whole.
+"""Write files and folders atomically: after a crash at any time, a reader finds the whole old content or the whole new.
 
-A draft is written beside its target, flushed to the disk and put in the target's place. Each draft is locked while it
-is written, so the next writer tells drafts of killed processes from those of running ones and removes the former.
+A draft is written next to its target, flushed to the disk and renamed to the target. A draft is locked while it is
+written, so that the next writer removes the drafts of killed processes and leaves those of running ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OLD = ".zoo-old"
 DRAFT = r"\..+\.([0-9a-f]{32}|zoo-old)"
 PARTIAL = ".zoo-partial"
 A_WEEK = 7 * 86400  # seconds
-A_DAY = 86400  # seconds: the age of a draft that no process writes any more, where no locks tell
+A_DAY = 86400  # seconds: on a file system without locks, an older draft counts as abandoned
 NO_LOCKS = {
     errno.ENOLCK,
     errno.ENOSYS,
@@ -37,11 +37,11 @@ NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @contextmanager
 def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Yield an empty draft folder that takes the place of `folder` when the block ends, and goes when it raises.
+    """Yield an empty draft folder, which replaces `folder` when the block ends and is deleted when the block raises.
 
-    With `keep` a folder that another process has finished in the meantime stays, and the draft goes. A link's target is
-    replaced, not the link. Raises ConfigError for the working folder, and for one that holds it: the shell would stay
-    in the deleted one.
+    With `keep`, a folder that another process has finished in the meantime is kept and the draft deleted. A link's
+    target is replaced, not the link. Raises ConfigError if `folder` is or contains the working folder: the shell would
+    stay in the deleted one.
     """
     stated, folder = folder, _real(folder)
     if Path.cwd().is_relative_to(folder):
@@ -66,17 +66,17 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """Yield a draft of `folder` that survives a kill: the next call yields it with what is in it, to be completed.
+    """Yield a draft of `folder` that survives a kill: the next call yields the same draft with its files, to complete.
 
-    It gets the folder's name when the block ends, unless another process was faster. An error of ours (ZooError) says
-    that what was written is of no use, and the draft goes; it stays after any other. Where another process holds the
-    draft, one of its own is yielded (`replace_folder`). Abandoned drafts of other folders go after A_WEEK.
+    The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError
+    means that the written files are of no use and deletes the draft; any other error keeps it. If another process
+    holds the draft, a separate draft is yielded (`replace_folder`). Abandoned drafts are deleted after A_WEEK.
     """
     folder = _real(folder)
     draft = folder.with_name(f".{folder.name}{PARTIAL}")
     draft.mkdir(parents=True, exist_ok=True)
     with _lock_on(draft) as free:
-        if free and draft.exists():  # it is gone where its writer has just given it the folder's name
+        if free and draft.exists():  # gone if its writer has just renamed it to the folder
             _remove_abandoned(folder.parent)
             try:
                 yield draft
@@ -88,14 +88,14 @@ def complete_folder(folder: Path) -> Iterator[Path]:
             flush(draft)
             _put_in_place(draft, folder, keep=True)
             flush(folder.parent)
-            shutil.rmtree(draft, ignore_errors=True)  # where another process was faster
+            shutil.rmtree(draft, ignore_errors=True)  # left if another process made the folder first
             return
     with replace_folder(folder, keep=True) as own:
         yield own
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Delete the drafts of `complete_folder` that nobody went on with for a week."""
+    """Delete the unlocked drafts of `complete_folder` that were last changed more than a week ago."""
     for draft in parent.glob(f".*{PARTIAL}"):
         with suppress(OSError), _lock_on(draft) as free:
             if free and time.time() - draft.stat().st_mtime > A_WEEK:
@@ -104,10 +104,9 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty draft file that takes the place of `file` when the block ends, and goes when it
-    raises.
+    """Yield the path of an empty draft file, which replaces `file` when the block ends and is deleted when it raises.
 
-    A link's target is replaced, not the link. What is no ordinary file, as /dev/null or a pipe, is written to directly.
+    A link's target is replaced, not the link. A device or pipe, such as /dev/null, is written to directly.
     """
     if file.exists() and not file.is_file():
         yield file
@@ -132,26 +131,26 @@ def write_text(file: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder so that no half of it is ever seen under its name."""
+    """Delete a folder atomically: it is renamed first, so that its name never shows a partly deleted folder."""
     draft = _draft_of(folder)
     os.rename(folder, draft)
     shutil.rmtree(draft)
 
 
 def remove_drafts(parent: Path, name: str = "*") -> None:
-    """Delete the drafts that killed processes left of the targets whose name matches a glob pattern."""
+    """Delete the drafts that killed processes left, for the targets whose names match a glob pattern."""
     for draft in parent.glob(f".{name}.*"):
         if not re.fullmatch(DRAFT, draft.name) or not draft.exists():
             continue
         if draft.suffix == OLD and not draft.with_name(draft.name[1 : -len(OLD)]).exists():
-            continue  # the only copy there is: `recover` puts it back
-        with suppress(PermissionError), _lock_on(draft) as free:  # another user's stays
+            continue  # the only copy of the folder: `recover` renames it back
+        with suppress(PermissionError), _lock_on(draft) as free:  # another user's draft is left
             if free or (free is None and time.time() - draft.stat().st_mtime > A_DAY):
                 shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk. Without it a power cut could leave a name and no content."""
+    """Wait until a file or folder is on the disk (fsync). Otherwise a power cut could leave a name without content."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -165,7 +164,7 @@ def flush(path: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Put a folder back whose replacement was cut off between two renames, on systems that cannot exchange folders."""
+    """Restore a folder whose replacement was killed between its two renames, on systems without an atomic exchange."""
     folder = _real(folder)
     if not folder.name:  # the root of the file system
         return
@@ -174,19 +173,19 @@ def recover(folder: Path) -> None:
         try:
             os.rename(old, folder)
         except OSError:
-            if not folder.exists():  # it is there where its writer, or another reader, was faster
+            if not folder.exists():  # it exists if its writer or another reader restored it first
                 raise
 
 
 def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
-    """Give the draft the folder's name, unless `keep` and there is one. What had the name has the draft's afterwards,
-    or is deleted."""
+    """Rename the draft to the folder, unless `keep` and the folder exists. The old folder then has the draft's name, or
+    is deleted."""
     if not folder.exists():
         try:
             os.rename(draft, folder)
             return
         except OSError:
-            if not folder.exists():  # it is there when another process was faster
+            if not folder.exists():  # it exists if another process was faster
                 raise
     if not keep and not exchange(draft, folder):
         old = _old_of(folder)
@@ -200,7 +199,7 @@ def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one atomic step, where the operating system has such a call."""
+    """Swap the names of two folders in one atomic step. False where the operating system has no such call."""
     import ctypes
 
     at, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
@@ -222,7 +221,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """The absolute path behind links: unlike `.` it has a name."""
+    """Resolve links to an absolute path, which unlike `.` has a name."""
     return Path(os.path.realpath(path))
 
 
@@ -239,7 +238,7 @@ def _draft_of(target: Path) -> Path:
 
 @contextmanager
 def _claimed(draft: Path, make: Callable[[], object]) -> Iterator[None]:
-    """Make a draft and hold its lock. Made again where another process took it for a leftover before it was locked."""
+    """Make a draft and hold its lock. Repeated if another process deleted the draft before it was locked."""
     while True:
         make()
         with _lock_on(draft) as free:
@@ -250,9 +249,9 @@ def _claimed(draft: Path, make: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def _lock_on(path: Path) -> Iterator[bool | None]:
-    """Try to lock a file or folder for the block: as `try_lock`; False when it is gone.
+    """Try to lock a file or folder for the block; yield the result of `try_lock`, or False if the path is gone.
 
-    Windows locks no folder and renames no open file, so it has no locks on drafts.
+    Windows cannot lock a folder or rename an open file, so drafts are not locked there (None).
     """
     if os.name == "nt":
         yield None
@@ -279,7 +278,7 @@ def try_lock(handle: int) -> bool | None:
         if os.name == "nt":
             import msvcrt
 
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # far behind the text: others may not read what is locked
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # far behind the text: locked bytes cannot be read by others
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:
             import fcntl

@@ -1,5 +1,4 @@
-"""Exceptions, by who has to act: the user, whose input is wrong (exit code 2), or nobody, as the work itself failed
-(1)."""
+"""Define the exceptions. Exit code 2: the user's input is wrong. Exit code 1: the work itself failed."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,22 +12,22 @@ class ZooError(Exception):
 
 
 class LostProcess(ZooError):
-    """Another process of the run is gone: it, or what started it, says why."""
+    """Another process of the run has ended. The cause is printed by that process or by the launcher."""
 
 
 class Terminated(KeyboardInterrupt):
-    """A run ended after a checkpoint because SIGTERM asked it to, as a scheduler does: nothing failed (exit code 0)."""
+    """A run saved a checkpoint and ended on SIGTERM, which a scheduler sends: nothing failed (exit code 0)."""
 
 
 class Pruned(KeyboardInterrupt):
-    """A run of a search was ended early, as its loss was poor beside those of the others: nothing failed."""
+    """A run of a hyperparameter search was ended early for its high loss: nothing failed."""
 
     status = "pruned"
 
 
 class ConfigError(ZooError):
-    """The user's input is wrong. Holds every fault found, one line each: `path: what is wrong, what was found (what
-    would do)`."""
+    """The user's input is wrong. `faults` has one line for each fault: `path: what is wrong, what was found (a
+    cure)`."""
 
     exit_code = 2
 
@@ -38,11 +37,11 @@ class ConfigError(ZooError):
 
 
 class FinishedRun(ConfigError):
-    """No step is left of the run that was to go on."""
+    """The run to resume has no steps left."""
 
 
 class KernelError(ConfigError):
-    """A kernel was forced that cannot do what the architecture asks."""
+    """A kernel was named that cannot compute this architecture's attention."""
 
 
 class CheckpointError(ConfigError):
@@ -50,16 +49,16 @@ class CheckpointError(ConfigError):
 
 
 class FitError(ConfigError):
-    """The model does not fit where it was to go."""
+    """The model does not fit into the memory, or under the limit, that was given."""
 
 
 COMPARED, LONGEST_WORD = 2_000, 200
-"""How many options a word is compared with, and the characters of the longest word: a comparison takes 10 µs."""
+"""The most options that a word is compared with (10 µs each), and the characters of the longest word."""
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest option, or nothing when none is close. Of very many options the first ones
-    of nearly the same length are compared."""
+    """Write ` (did you mean 'x'?)` for the closest option, or "" when none is close. At most COMPARED options of
+    similar length are compared."""
     if len(word) > LONGEST_WORD:
         return ""
     alike = (each for each in options if len(each) <= 3 * len(word) and len(word) <= 3 * len(each))  # no other is close
@@ -68,5 +67,5 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def short(error: BaseException) -> str:
-    """A foreign error on one line: its type and the start of what it says."""
+    """Describe another library's error on one line: its type and the first 200 characters of its message."""
     return " ".join(f"{type(error).__name__} {error}".split())[:200]

@@ -1,7 +1,7 @@
-"""torch on first use, so that counting an architecture never imports it.
+"""Import torch on first use, so that pricing an architecture never imports it.
 
-A component file says `from zoo.lazy import torch` and uses it inside `forward`. The first attribute asked for loads the
-module and copies its names here, so that later look-ups cost what an ordinary module's cost and torch.compile meets
+A component file has `from zoo.lazy import torch` and uses it inside `forward`. The first attribute access imports the
+module and copies its names here, so that later accesses are as fast as an ordinary module's and torch.compile sees
 plain attributes. Python 3.15's `lazy import` (PEP 810) will replace this file.
 """
 
@@ -31,6 +31,6 @@ else:
 
 
 def load() -> None:
-    """Loads both now: what torch.compile traces must not import."""
+    """Import both now: code that torch.compile traces must not import."""
     for module in (torch, F):
         _Lazy._fill(module)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Where the files that ship with Zoo lie, and where it keeps what it can make again."""
+"""Find the files that ship with Zoo, and the folder of its cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def conf_dir() -> Path:
-    """The configuration tree."""
+    """Find the configuration tree (conf/)."""
     return _find_shipped("conf")
 
 
@@ -16,7 +16,7 @@ def read_conf(place: str) -> Any:
     """Read a file of the configuration tree, such as "attention/mha"."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it: ten times as fast
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if PyYAML was built with it: ten times as fast
     return yaml.load((conf_dir() / f"{place}.yaml").read_text(encoding="utf-8"), loader)
 
 
@@ -26,19 +26,19 @@ def list_conf(folder: str) -> list[str]:
 
 
 def recipes_dir() -> Path:
-    """The recipes."""
+    """Find the folder of recipes."""
     return _find_shipped("recipes")
 
 
 def _find_shipped(name: str) -> Path:
-    """Find a folder that ships with Zoo: inside the package of an installed wheel, else beside that of a checkout."""
+    """Find a folder that ships with Zoo: inside the package in a wheel, next to the package in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / name
     return installed if installed.is_dir() else package.parent / name
 
 
 def find_cache_folder() -> Path:
-    """Find the cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
+    """Find the cache folder: `$ZOO_CACHE`, or the platform's place for caches."""
     if stated := os.environ.get("ZOO_CACHE"):
         return Path(stated).expanduser()
     if os.name == "nt":

@@ -1,18 +1,18 @@
-"""Find what runs left behind: the names of their files, the newest checkpoint, the last run of this folder.
+"""Find the files of runs: their names, the newest checkpoint, the last run of the working folder.
 
-RUN/lock                             held by the process that trains, with its id and its machine
+RUN/lock                             locked by the process that trains; has its id and its machine
 RUN/checkpoints/latest               the name of the newest checkpoint
-RUN/checkpoints/best                 the name of that with the best evaluation, where such are kept
+RUN/checkpoints/best                 the name of the checkpoint with the best evaluation (keep_best)
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
-RUN/metrics.jsonl                    a line for each step that was recorded, and for each evaluation
-RUN/metrics.csv, samples.txt         the same as a table, and what the model wrote at each evaluation
-RUN/loss.png, index.html             a picture of the losses, and the run's page
-RUN/environment.json                 where the run computed, each time that it was started or resumed
+RUN/metrics.jsonl                    a line for each recorded step and for each evaluation
+RUN/metrics.csv, samples.txt         the same as a table, and the samples written at each evaluation
+RUN/loss.png, index.html             a plot of the losses, and the run's page
+RUN/environment.json                 the machine and versions of each start and resumption
 RUN/config.yaml, model.yaml          the training config, and the model's Spec
-RUN/tokenizer/                       the files of a tokenizer that the config names by its path, as they were
+RUN/tokenizer/                       a copy of the tokenizer files that the config names by path
 runs/last                            the folder of the last run, for `zoo generate`
-SWEEP/sweep.json                     the jobs of a sweep, each by the name of its folder (zoo/jobs/sweep.py)
+SWEEP/sweep.json                     the jobs of a sweep, by the names of their folders (zoo/jobs/sweep.py)
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from zoo.untrusted.text import quote, shorten
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
-COUNTERS = "training.json"  # of a checkpoint that a run goes on from
+COUNTERS = "training.json"  # in a checkpoint from which training can resume
 RESULT, METRICS = "result.json", "metrics.jsonl"
 TABLE, SAMPLES = "metrics.csv", "samples.txt"
 PICTURE, PAGE, ENVIRONMENT = "loss.png", "index.html", "environment.json"
-MEASURED = "measured.json"  # what was measured of a run after its training
+MEASURED = "measured.json"  # measurements made after the run's training
 CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
 LOCK = "lock"
 SWEEP = "sweep.json"
 LAST_RUN = Path("runs", "last")
-MOST_POINTER = 1 << 16  # bytes of a file that holds a name
-MOST_METRICS = 1 << 30  # bytes of the largest file of metrics: a line for each of some million steps
+MOST_POINTER = 1 << 16  # maximum bytes of a file that holds a name
+MOST_METRICS = 1 << 30  # maximum bytes of a file of metrics: a line for each of some million steps
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, the newest of a run, the best (`RUN@best`) or that of a step
-    (`RUN@400`), or an average in it (`RUN/ema`). Raises CheckpointError."""
+    """Find the checkpoint folder that a path means: the path itself, a run's newest checkpoint (`RUN`), its best
+    (`RUN@best`) or a step's (`RUN@400`), or an average of the weights (`RUN/ema`). Raises CheckpointError."""
     path, which = split_choice(path)
     disk.recover(path)
     if path.name in AVERAGES and not path.exists() and path.parent.exists():
@@ -68,11 +68,11 @@ def find(path: str | Path) -> Path:
 
 
 def follow(root: Path, name: str) -> Path:
-    """The checkpoint that a pointer of a run names, `latest` or `best`. Raises CheckpointError."""
+    """Find the checkpoint that a run's pointer file names, `latest` or `best`. Raises CheckpointError."""
     if not (pointer := find_inside(root, name, str(root))).is_file():
         raise CheckpointError(f"{root.parent}@{name}: the run has kept none (zoo train keep_best=1 does)")
     found = read_bytes(pointer, MOST_POINTER).decode("utf-8", "replace").strip()
-    known = re.fullmatch(r"step-[0-9]+", found) is not None  # else it may be a path to elsewhere
+    known = re.fullmatch(r"step-[0-9]+", found) is not None  # anything else may be a path out of the run
     folder = find_inside(root, found, str(pointer)) if known else root
     if known:
         disk.recover(folder)
@@ -85,8 +85,8 @@ def follow(root: Path, name: str) -> Path:
 
 
 def split_choice(path: str | Path) -> tuple[Path, str]:
-    """Split `RUN@best` and `RUN@400`; nothing is chosen where a folder has that very name. Raises CheckpointError for
-    what is no path."""
+    """Split `RUN@best` or `RUN@400` into the run and the choice, which is "" if there is none or if a folder has the
+    whole name. Raises CheckpointError for an invalid path."""
     if "\0" in str(path):
         raise CheckpointError(f"{quote(str(path))}: is no path (a checkpoint, or the folder of a run)")
     try:
@@ -100,7 +100,7 @@ def split_choice(path: str | Path) -> tuple[Path, str]:
 
 
 def find_step(root: Path, step: int) -> Path:
-    """The checkpoint of a step. Raises CheckpointError with those that are there."""
+    """Find the checkpoint of a step. Raises CheckpointError, which lists the run's checkpoints."""
     for folder in (there := steps(root)):
         if read_step(folder) == step:
             return folder
@@ -109,7 +109,7 @@ def find_step(root: Path, step: int) -> Path:
 
 
 def _find_average(path: Path) -> Path:
-    """The average of the weights, named last in `path`, of the checkpoint or run before it."""
+    """Find an average of the weights: `path` is RUN/ema, RUN/lawa, or the same of a checkpoint."""
     folder = find(path.parent) / path.name
     if not folder.is_dir():
         asked = "ema=0.999" if path.name == "ema" else "lawa=5"
@@ -118,24 +118,24 @@ def _find_average(path: Path) -> Path:
 
 
 def steps(root: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Other folders, such as a copy that the user named step-400-best, are not
-    among them."""
+    """List the checkpoints of a run, oldest first. Other folders, such as a user's copy named step-400-best, are left
+    out."""
     numbers = {each: each.name.removeprefix("step-") for each in root.glob("step-*")}
     ours = [each for each, number in numbers.items() if number.isascii() and number.isdigit()]
     return sorted(ours, key=lambda each: int(numbers[each]))
 
 
 def read_step(folder: Path) -> int:
-    """The step of a checkpoint that `steps` lists."""
+    """Read the step of a checkpoint from its folder's name, `step-000400`."""
     return int(folder.name.removeprefix("step-"))
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Keep a second process from training in a run's folder. Raises CheckpointError with the id of the first.
+    """Lock a run's folder against a second training process. Raises CheckpointError with the id of the first.
 
-    The operating system drops the lock of a process that ends, however it ends. `say` is told of a file system that
-    has no locks.
+    The operating system releases the lock when the process ends, also when it is killed. If the file system has no
+    locks, `say` is called with a line about it.
     """
     import platform
 
@@ -160,12 +160,12 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 
 _launched: set[Path] = set()
-"""Folders whose lock this process took before it handed the run to Hydra."""
+"""Folders that this process has locked in `locked_for_launch`."""
 
 
 @contextmanager
 def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Take a run's lock before Hydra writes its first file. The run in this process then finds it taken for it."""
+    """Lock a run's folder before Hydra writes its first file. `locked` in this process then locks it no second time."""
     with locked(folder, say):
         _launched.add(folder.resolve())
         try:
@@ -175,7 +175,7 @@ def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[No
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is training in a run's folder, as far as its file system and its permissions tell."""
+    """Tell whether a process is training in a run's folder. False where locks or permissions do not tell."""
     try:
         with (folder / LOCK).open("rb") as file:  # a folder may be another user's
             return (folder / LOCK).is_file() and disk.try_lock(file.fileno()) is False
@@ -184,19 +184,19 @@ def is_locked(folder: Path) -> bool:
 
 
 def remember(folder: Path) -> None:
-    """Note a run as the last one, if it has a checkpoint."""
+    """Write a run's folder into `runs/last`, if the run has a checkpoint."""
     if (folder / CHECKPOINTS / LATEST).exists():
         inside = folder.is_relative_to(Path.cwd())
         try:
             LAST_RUN.parent.mkdir(exist_ok=True)
             disk.write_text(LAST_RUN, f"{folder.relative_to(Path.cwd()) if inside else folder}\n")
-        except OSError as error:  # the run is whole, wherever it is
+        except OSError as error:  # the run itself is complete
             found = f"cannot be written, found {error.strerror}"
             print(f"{LAST_RUN}: {found} (--checkpoint {folder} names this run)", file=sys.stderr)
 
 
 def last_run() -> Path:
-    """The folder of the last run that was started here and has a checkpoint. Raises ConfigError when there is none."""
+    """Find the folder of the last run here that has a checkpoint (`runs/last`). Raises ConfigError if there is none."""
     if not LAST_RUN.exists():
         raise ConfigError(
             f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
@@ -210,15 +210,14 @@ def last_run() -> Path:
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """The outcome in a result.json, or the measurements in a measured.json; empty where there is none. Raises
-    CheckpointError."""
+    """Read a result.json or a measured.json; empty if there is none. Raises CheckpointError if it is unreadable."""
     from zoo.untrusted.shapes import Result
 
     return _read_if_there(file, Result)
 
 
 def read_whole_result(file: Path) -> dict[str, Any]:
-    """The outcome in a result.json; empty where there is none that can be read: a job that left none runs again."""
+    """Read a result.json; empty if it is missing or unreadable, so that a sweep runs the job again."""
     try:
         return read_result(file)
     except CheckpointError:
@@ -226,7 +225,7 @@ def read_whole_result(file: Path) -> dict[str, Any]:
 
 
 def read_sweep_record(folder: Path) -> dict[str, Any]:
-    """What a sweep's sweep.json holds; empty where there is none. Raises CheckpointError."""
+    """Read a sweep's sweep.json; empty if there is none. Raises CheckpointError."""
     from zoo.untrusted.shapes import SweepRecord
 
     found = _read_if_there(folder / SWEEP, SweepRecord)
@@ -237,8 +236,8 @@ def read_sweep_record(folder: Path) -> dict[str, Any]:
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
-    """The jobs of the sweep in a folder, in order, by the names of their own folders; none where it is no sweep's.
-    Raises CheckpointError."""
+    """Read the jobs of a sweep, in order, by the names of their folders; empty if `folder` is no sweep's. Raises
+    CheckpointError."""
     return read_sweep_record(folder).get("jobs", {})
 
 
@@ -278,7 +277,7 @@ def _read_if_there(file: Path, shape: Any) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is a file that this user may see."""
+    """Tell whether a path is a file; False if this user may not see it."""
     try:
         return path.is_file()
     except OSError:
@@ -286,6 +285,6 @@ def is_file(path: Path) -> bool:
 
 
 def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
-    """The outcome of each job of a sweep, by the name of its folder. A job that was cut off has left none."""
+    """Read the outcomes of a sweep's jobs, given by the names of their folders. A job without one was cut off."""
     missing = {"overrides": [], "status": "cut off"}
     return [missing | read_whole_result(folder / name / RESULT) for name in names]

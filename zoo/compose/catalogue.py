@@ -1,4 +1,4 @@
-"""Read what the packaged models say about themselves."""
+"""Read the catalogue of packaged models: names, titles, parameters, sources, parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.paths import conf_dir, list_conf, read_conf
 def read_models() -> list[dict[str, Any]]:
     """Read name, kind, title, published parameters, source, note and `parts` of every packaged model, smallest first.
 
-    The parts are the choices and the fields of choices that its file names, wherever in it they stand.
+    `parts` are the names of all choices, and of all fields of choices, in the model's file.
     """
     files = _read_files()
     models = [_about(name, files) | {"parts": sorted(_list_parts(_read_whole(name, files)))} for name in files]
@@ -25,8 +25,8 @@ def read_models() -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which models are asked for: those of a kind, in which every word stands (in name, title, note, source or parts),
-    that have every part, and whose parameters are from `least` to `most`."""
+    """A filter of models: of a kind, with every word somewhere in name, title, note, source or parts, with every part,
+    and with `least` to `most` parameters."""
 
     words: Sequence[str] = ()
     kind: str | None = None
@@ -44,7 +44,7 @@ class Selection:
         return [word.casefold() for word in self.words]
 
     def describe(self) -> str:
-        """Say what is asked for, for the message that there is no such model."""
+        """Describe the filter, for the message that no model passes it."""
         whose = "" if self.kind is None else f" of kind {self.kind}"
         size = f" of {self.least:,.0f} to {self.most:,.0f} parameters" if self.least or self.most < math.inf else ""
         words = f" has {' and '.join(map(repr, self.folded))} in its name, title, note, source or parts"
@@ -54,8 +54,7 @@ class Selection:
 
 
 def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[dict[str, Any]]:
-    """Pick the models that are asked for. Raises ConfigError for a kind or a part that none has, and where no model is
-    left."""
+    """Pick the models that pass the filter. Raises ConfigError for an unknown kind or part, and if no model is left."""
     kinds = sorted({model["kind"] for model in models})
     if asked.kind is not None and asked.kind not in kinds:
         hint = did_you_mean(asked.kind, kinds)
@@ -72,7 +71,7 @@ def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[di
 
 
 def _list_parts(node: Any, key: str = "") -> set[str]:
-    """List the choices that a model's body names, and the fields of components that it sets."""
+    """List the names of the choices in a model's body, and of the fields of components that it sets."""
     if isinstance(node, Mapping):
         inner = {
             str(name).rpartition("@")[2].rpartition(".")[2].rpartition("/")[2]: each for name, each in node.items()
@@ -87,7 +86,7 @@ def _list_parts(node: Any, key: str = "") -> set[str]:
 
 
 def read_bodies() -> dict[str, dict[str, Any]]:
-    """Read the YAML of every packaged model. One that starts from another has its own keys laid over that one's."""
+    """Read the YAML of every packaged model, its keys laid over those of the model that it starts from."""
     files = _read_files()
     return {name: _read_whole(name, files) for name in files}
 
@@ -114,7 +113,7 @@ def _text(model: Mapping[str, Any]) -> str:
 
 
 def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:
-    """Read a file's `about`. A file without one is another name for the model that its defaults list starts from."""
+    """Read a file's `about`. A file without `about` is another name for the first model in its defaults list."""
     if (about := files[name].get("about")) is None:
         base = files[name]["defaults"][0]
         return {**_about(base, files), "name": name, "note": f"another name for {base}"}

@@ -15,7 +15,7 @@ from zoo.grammar import AXES, DIMS
 
 
 def complete_target(word: str) -> list[str]:
-    """List the packaged models that begin with the word. None for a path: the shell completes those."""
+    """List the packaged models that begin with the word; empty for a path, which the shell completes."""
     return [] if "/" in word else [name for name in list_packaged() if name.startswith(word)]
 
 
@@ -70,7 +70,7 @@ class _Completer:
         return sorted(found)
 
     def _values(self, key: str) -> Iterable[str]:
-        """List the options of a group; for another key true and false, or its present value."""
+        """List the options of a group; for any other key true and false, or its present value."""
         if key in self.groups:
             return self.repo.get_group_options(self.groups[key])
         parent, _, name = key.rpartition(".")

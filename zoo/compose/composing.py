@@ -1,4 +1,4 @@
-"""Compose one config from a body and overrides, and list every fault of the overrides at once."""
+"""Compose one config from a body and overrides, and collect all faults of the overrides."""
 
 from __future__ import annotations
 
@@ -38,30 +38,31 @@ from zoo.errors import ConfigError
 from zoo.grammar.interpolation import split_interpolation
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
-"""The body of a training config that says nothing of its own."""
+"""The body of a training config without keys of its own."""
 
 
 @dataclasses.dataclass
 class Composed:
-    """A composed config and how it came about."""
+    """A composed config, with its faults, overrides, choices and notes."""
 
     cfg: DictConfig
     faults: list[str]
     overrides: list[str]
-    """The overrides in the form that Hydra itself takes: `attention@model.attention=mqa` for `attention=mqa`."""
+    """The overrides in the form that Hydra itself accepts: `attention@model.attention=mqa` for `attention=mqa`."""
     touched: list[str]
-    """The dotted keys that the user set, counted from the model."""
+    """The dotted keys that the user set, as paths from the model."""
     choices: dict[str, str | None]
     typed: list[str]
-    """The overrides as the user has them."""
+    """The overrides as the user typed them."""
     notes: list[str]
-    """What may be a mistake but is legal, such as a key given twice."""
+    """Legal but possible mistakes, such as a key given twice."""
     left_out: list[str] = dataclasses.field(default_factory=list)
-    """Lines about what a swapped axis has left without a place; notes too."""
+    """Lines about fields that a swapped choice does not have and that were dropped; also among the notes."""
     inherited: tuple[str, ...] = ()
-    """Keys of `about` that are those of a model which this one changes: its title and its count are not this one's."""
+    """Keys of `about` that describe the base model and not this one, which changes it: its title and parameters, say.
+    """
     sources: tuple[StatedFile, ...] = ()
-    """The user's files that the body is of, whose lines faults name."""
+    """The user's files that the body comes from, for file and line in messages."""
 
     def refuse_faults(self) -> None:
         if self.faults:
@@ -76,7 +77,7 @@ class Base:
     choices: dict[str, str | None]
     groups: list[Override]
     rest: frozenset[str]
-    """Overrides that could have been a choice (`key=word`) and set a value."""
+    """Overrides that looked like a choice (`key=word`) but set a value."""
     reads: set[str]
     faults: list[str]
 
@@ -85,7 +86,7 @@ class Base:
 class Composition:
     """A body with its defaults list, to be composed under overrides, once or many times.
 
-    What was composed before is kept: bases and defaults lists by the choices in them, parsed overrides by their text.
+    Caches bases and defaults lists by the choices in them, and parsed overrides by their text.
     """
 
     repo: CachingConfigRepository
@@ -93,7 +94,7 @@ class Composition:
     label: str
     """The body's name in messages."""
     root: str = ""
-    """The model's place in it; "" for a model alone."""
+    """The model's key in the body; "" for a model alone."""
     with_hydra: bool = False
     trusted: bool = False
     """Whether the body need not pass the gate (`zoo.compose.gate`)."""
@@ -103,8 +104,8 @@ class Composition:
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """Compose the body under Hydra overrides. Faulty ones are left out and listed; a faulty body raises
-        ConfigError, as nothing can be composed from it."""
+        """Compose the body under Hydra overrides. Faulty overrides are left out and listed in `faults`. Raises
+        ConfigError for a faulty body, as nothing can be composed from it."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
@@ -130,8 +131,7 @@ class Composition:
         )
 
     def find_model(self, cfg: DictConfig) -> dict[Any, Any] | None:
-        """Find the model's body as plain data. Raises ConfigError where an interpolation that leads nowhere stands in
-        its place."""
+        """Find the model's body as plain data. Raises ConfigError if it is an interpolation that cannot be resolved."""
         try:
             model = cfg.get(self.root) if self.root else cfg
         except FAULTS as error:
@@ -140,7 +140,7 @@ class Composition:
         return found if isinstance(found, dict) else None
 
     def _parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
-        """Parse each override that Hydra's grammar can read and that is no sweep; the others go to `faults`."""
+        """Parse overrides. Those that Hydra's grammar cannot read, and sweeps, are added to `faults`."""
         parsed = []
         for typed in overrides:
             if typed not in self.read:
@@ -151,7 +151,7 @@ class Composition:
         return parsed
 
     def _make_base(self, choosing: Sequence[Override]) -> Base:
-        """Compose the body under the choices alone. Raises ConfigError when that is impossible."""
+        """Compose the body under the choices alone. Raises ConfigError."""
         faults: list[str] = []
         with store_primary(self.body, self.name, trusted=self.trusted) as name:
             try:
@@ -160,7 +160,7 @@ class Composition:
                 cfg = merge_defaults(found, self.repo, self.label)
             except FAULTS as error:
                 raise ConfigError(f"{self.label}: {shorten_error(error, {name: self.label})}") from error
-        self.find_model(cfg)  # or say why not
+        self.find_model(cfg)  # raises if there is none
         for node in (cfg, cfg.get(self.root) if self.root else None):
             late = node.pop(LATE, None) if isinstance(node, DictConfig) else None
             for key, value in (late or {}).items():
@@ -174,7 +174,7 @@ class Composition:
     def _drop_leftovers(
         self, cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override]
     ) -> tuple[DictConfig, list[str]]:
-        """Leave out what no choice reads any more, where the user swapped one, with a line about it."""
+        """Drop the fields that no choice reads any more after the user swapped one; also returns a line about them."""
         places = [each.package or each.key_or_group for each in groups if not each.is_delete()]
         chosen, inner = {each.removeprefix(f"{self.root}.") for each in places}, _inside(values, self.root)
         placed = [each.removesuffix(".kind") for each in inner]
@@ -201,7 +201,7 @@ class Composition:
 
 
 def _note_router(body: dict[Any, Any] | None) -> list[str]:
-    """Say which router a mixture of experts takes where its model states none, and how many experts."""
+    """Write notes on the router and the numbers of experts that a mixture of experts gets without stating them."""
     whole = grammar.expand(body or {})
     router = whole.get("router")
     if body is None or not isinstance(router, Mapping) or "${up:router}" not in str(whole):  # no mixture reads it
@@ -214,14 +214,14 @@ def _note_router(body: dict[Any, Any] | None) -> list[str]:
 
 
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
-    """Tell whether an override may be a choice from a group, under the group's name or under the key that holds it."""
+    """Tell whether an override may be a choice from a group, by the group's name or by the key of its option."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
 
 def _apply(
     cfg: DictConfig, overrides: Sequence[Override], root: str, extra: Sequence[str], faults: list[str]
 ) -> list[Override]:
-    """Set the values in the config. Gives the overrides that were taken, in the form that Hydra itself takes."""
+    """Set the values in the config. Gives the applied overrides, in the form that Hydra itself accepts."""
     applied = []
     for typed in overrides:
         override = typed
@@ -260,11 +260,11 @@ def _apply(
 
 
 def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
-    """Make room for an override of a choice, or below one.
+    """Prepare the config for an override of a choice, or of a field of one; return the override to apply.
 
-    A word that stands there becomes a mapping when a field of it is set. A list goes when a mapping takes its place,
-    and the other way round. A word over a mapping changes its kind alone, so that what else is set there stays, or is
-    left out with a line (`grammar.drop_leftovers`).
+    A choice that is a word becomes a mapping when a field of it is set. A list is cleared when a mapping replaces it,
+    and vice versa. A word over a mapping changes only its kind: its other fields stay, or are dropped with a line
+    (`grammar.drop_leftovers`) if the new choice does not have them.
     """
     key, value = override.key_or_group, override.value()
     if root and not key.startswith(f"{root}."):
@@ -288,9 +288,9 @@ def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
 
 
 def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
-    """Tell whether the model may hold a key that its YAML does not state: a dim that is read, or a component's field.
+    """Tell whether the model may have a key that its YAML does not state: a dimension, or a component's field.
 
-    The fields of components have defaults that their YAML leaves out; the Spec refuses those that it does not have.
+    Any field of a component is allowed here, as YAML leaves out fields with defaults; the Spec refuses unknown ones.
     """
     if key in extra or any(key.startswith(f"{name}.") and name not in cfg for name in extra):
         return True
@@ -300,13 +300,13 @@ def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
 
 
 def _stateable(root: str, reads: set[str]) -> list[str]:
-    """List the keys that a model may state: the grammar's own, and those that its components look up."""
+    """List the keys that a model may state: the grammar's own and those that its components look up."""
     names = reads | grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
     return [f"{root}.{name}" if root else name for name in sorted(names)]
 
 
 def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]:
-    """List the axes that the user chose and no component looks up, such as a router in a model without experts."""
+    """List the axes that the user chose but no component looks up, such as a router in a model without experts."""
     used = reads | grammar.OWN | {"block"}
     places = {f"{root}.{axis}" if root else axis: axis for axis in grammar.AXES if axis not in used}
     chosen = [o for o in groups if (o.package or o.key_or_group) in places and not o.is_delete()]
@@ -317,8 +317,8 @@ def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]
 
 
 def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
-    """Describe the fault of setting something below an interpolation: it would be lost, or change every other reader of
-    it. One that nothing fills makes room."""
+    """Describe the fault of setting a field below an interpolation: the value would be lost, or would change every
+    other reader. An `${or:…}` whose names are not stated is replaced by an empty mapping, which is no fault."""
     parts = key.split(".")
     node: DictConfig | None = cfg
     for depth, part in enumerate(parts[:-1], 1):

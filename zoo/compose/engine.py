@@ -1,11 +1,11 @@
 # ruff: noqa: TID253
-"""Drive Hydra's engine. Every name that is private to Hydra 1.3 is used here alone.
+"""Drive Hydra's engine. All uses of names private to Hydra 1.3 are in this file.
 
-`tests/test_private_names.py` fails by name when Hydra drops one, and when another file of zoo uses one.
+`tests/test_private_names.py` names each one that Hydra drops, and each use in another file of zoo.
 
-There are two ways to start it. `open_repository` is the light one: the groups and files of conf/, without the `hydra`
-node and without a search for plugins; `zoo stats` composes with it in some 20 ms. `open_session` is all of Hydra, for
-runs, sweeps and launchers.
+There are two ways to start Hydra. `open_repository` is the light one: the groups and files of conf/, without the
+`hydra` node and without a search for plugins; `zoo stats` composes with it in some 20 ms. `open_session` is all of
+Hydra, for runs, sweeps and launchers.
 """
 
 from __future__ import annotations
@@ -87,17 +87,17 @@ METHODS: dict[str, type] = {
 """The private attributes of Hydra's classes that the functions below use."""
 
 PRIMARY = "_zoo_"
-"""How the names of primary configs begin."""
+"""The prefix of the names of primary configs."""
 
 TRUSTED = "trusted"
-"""Hydra's provider of what a file says that the person trusts."""
+"""The provider, in Hydra's records, of a config whose file the user trusts (`--trust`)."""
 
 _numbers = itertools.count()
 
 
 def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label: str) -> DictConfig:
-    """Merge the configs of a defaults list, first to last. `label` names the first one's file in messages. Raises
-    ConfigError where a file that nobody trusts names code (`zoo.compose.gate`)."""
+    """Merge the configs of a defaults list, first to last. `label` names the primary config's file in messages. Raises
+    ConfigError if an untrusted file names code (`zoo.compose.gate`)."""
     for default in defaults.defaults:
         path = default.config_path or ""
         loaded = repo.load_config(path)
@@ -109,22 +109,23 @@ def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label:
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
-    """Return what a job raised. Hydra's public `return_value` would raise it."""
+    """Return the exception of a failed job. Hydra's public `return_value` would raise it."""
     return job_return._return_value
 
 
 def apply_override(override: Override, cfg: DictConfig) -> None:
-    """Set, add or delete one value. Raises HydraException or OmegaConfBaseException where that cannot be."""
+    """Set, add or delete one value. Raises HydraException or OmegaConfBaseException."""
     ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
 
 
 def format_value(override: Override, value: Any) -> str:
-    """Write a part of an override's value as it is typed."""
+    """Write a part of an override's value in Hydra's syntax."""
     return dataclasses.replace(override, _value=value).get_value_element_as_str()
 
 
 class UserFolder(FileConfigSource):
-    """A user's folder: its files may use the shorthand, and may choose from the packaged groups and from its own."""
+    """A user's folder as a source of configs. Its files may use the shorthand (`zoo.compose.shorthand`), and options of
+    the packaged groups and of the folder's own. Each file passes the gate, unless the folder is trusted."""
 
     @staticmethod
     def scheme() -> str:
@@ -133,7 +134,7 @@ class UserFolder(FileConfigSource):
     def load_config(self, config_path: str) -> Any:
         name = config_path if config_path.endswith(".yaml") else f"{config_path}.yaml"
         file = find_inside(Path(self.path), name, f"{self.path}: defaults")
-        if file.is_file():  # else Hydra says which is missing
+        if file.is_file():  # otherwise Hydra reports the missing file
             read_yaml_text(file)
         result = super().load_config(config_path)
         body: Any = OmegaConf.to_container(result.config, resolve=False)
@@ -145,13 +146,13 @@ class UserFolder(FileConfigSource):
         return result
 
     def offers(self, group: str) -> bool:
-        """Tell whether there is a group of that name with options in it."""
+        """Tell whether a group of that name exists and has options."""
         return any(any((Path(folder) / group).glob("*.yaml")) for folder in (conf_dir(), self.path))
 
 
 def open_repository(*folders: Path) -> CachingConfigRepository:
-    """Open the groups and files of conf/, then those of the user's folders: a packaged file wins over one of the same
-    name."""
+    """Open the groups and files of conf/, then of the user's folders. A packaged file takes precedence over a user's
+    file of the same name."""
     version.setbase("1.3")
     registry = SourcesRegistry.instance()
     for source in (FileConfigSource, StructuredConfigSource, UserFolder):
@@ -165,12 +166,13 @@ def open_repository(*folders: Path) -> CachingConfigRepository:
 
 
 class Listed(CachingConfigRepository):
-    """A repository that reads each file once and sees what is stored later. Hydra's own would work on a deep copy."""
+    """A repository that reads each file once and sees configs that are stored later. Hydra's own class deep-copies the
+    sources, and would not see them."""
 
     def __init__(self, delegate: ConfigRepository) -> None:
         for source in delegate.get_sources():
-            # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not
-            # by its class: Hydra's search for plugins imports the class a second time.
+            # In a launcher's worker the source was unpickled with a copy of the store. The test is for the scheme, not
+            # the class, as Hydra's search for plugins imports the class a second time.
             if source.scheme() == "structured":
                 source.store = ConfigStore.instance()  # type: ignore[attr-defined]
         self.delegate, self.cache = delegate, {}
@@ -180,13 +182,13 @@ class Listed(CachingConfigRepository):
 def open_session(
     *folders: Path, trusted: Sequence[Path] = (), loader: type[ConfigLoaderImpl] = ConfigLoaderImpl
 ) -> Iterator[Hydra]:
-    """Open Hydra itself, with its plugins, and a config loader of its own or of ours. One at a time in a process: Hydra
-    keeps it in a global. Files of `folders` pass the gate (`zoo.compose.gate`), those of `trusted` ones need not."""
+    """Open Hydra itself, with its plugins and a config loader. Only one session can be open in a process, as Hydra
+    keeps it in a global. Files of `folders` must pass the gate (`zoo.compose.gate`), files of `trusted` need not."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
     SourcesRegistry.instance().register(UserFolder)
     for folder in (*trusted, *(each for each in folders if each not in trusted)):
-        anchor = SearchPathQuery(provider="schema", path=None)  # the schema source, which Hydra wants last
+        anchor = SearchPathQuery(provider="schema", path=None)  # before the schema source, which Hydra requires last
         path.prepend(provider=TRUSTED if folder in trusted else STATED, path=f"zoo://{folder}", anchor=anchor)
     before, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
@@ -194,15 +196,16 @@ def open_session(
         hydra = Hydra("train", config_loader=loader(path))
         GlobalHydra.instance().initialize(hydra)
         yield hydra
-    finally:  # a program that uses Hydra itself has its own back
+    finally:  # restore the state of a program that itself uses Hydra
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config
 
 
 def launch_jobs(
     hydra: Hydra, config_name: str, task: TaskFunction, overrides: list[str], jobs: Sequence[Sequence[str]]
 ) -> None:
-    """Run jobs, each by its overrides, with the launcher that the config names: what `Hydra.multirun` does with those
-    that a sweeper makes of all combinations. Batches are those of `hydra.sweeper.max_batch_size`."""
+    """Run jobs, each given by its overrides, with the config's launcher. `Hydra.multirun` does the same with the jobs
+    of a sweeper; Hydra's basic sweeper can only make all combinations of values, while Zoo's list leaves out equal and
+    finished jobs. Batches are of `hydra.sweeper.max_batch_size` jobs."""
     cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
     callbacks = Callbacks(cfg)
     callbacks.on_multirun_start(config=cfg, config_name=config_name)
@@ -222,8 +225,8 @@ def fill_hydra_node(
     repo: CachingConfigRepository,
     config_name: str | None,
 ) -> None:
-    """Write into a composed config's `hydra` node what Hydra's own loader records there: overrides, choices, versions,
-    sources and the job's name. Raises ConfigError for a variable of `hydra.job.env_copy` that is not set."""
+    """Fill a composed config's `hydra` node as Hydra's own loader does: overrides, choices, versions, sources and the
+    job's name. Raises ConfigError for an unset environment variable in `hydra.job.env_copy`."""
     node, job = cfg.hydra, cfg.hydra.job
     OmegaConf.set_readonly(node, False)
     task = [each for each in overrides if not each.is_hydra_override()]
@@ -248,16 +251,14 @@ def fill_hydra_node(
 
 
 def name_primary() -> str:
-    """Make a name for a primary config.
-
-    One of its own, not the file's: a user's `config.yaml` that says `defaults: [/config]` would include itself.
-    """
+    """Make a new name for a primary config. Under its file's name, a user's `config.yaml` with `defaults: [/config]`
+    would include itself."""
     return f"{PRIMARY}{next(_numbers)}"
 
 
 @contextmanager
 def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) -> Iterator[str]:
-    """Store `body` as a primary config of Hydra for the duration of a block. Gives its name: a new one unless given."""
+    """Store `body` as a primary config of Hydra for the duration of a block. Yields its name, by default a new one."""
     name = name or name_primary()
     store = ConfigStore.instance()
     store.store(name, node=OmegaConf.create(body), provider=TRUSTED if trusted else STATED)
@@ -268,5 +269,5 @@ def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) 
 
 
 def store_model(name: str, body: Any) -> None:
-    """Make a user's file an option of the group `model`. Launchers send the store to their workers."""
+    """Add a user's model to the options of the group `model`. Launchers send the store to their workers."""
     ConfigStore.instance().store(name, node=OmegaConf.create(body), group="model", provider=STATED)

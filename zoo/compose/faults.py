@@ -1,4 +1,4 @@
-"""Word the faults of composing, one line each: the YAML path, what was found, what would do."""
+"""Describe the faults of composing, one line each: the YAML path, what was found, a cure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from zoo.compose.engine import HydraException
 from zoo.spec.foreign import FOREIGN, hint_choice, translate_name
 
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
-"""What Hydra raises while it composes files that are at fault."""
+"""The exceptions that Hydra raises while it composes faulty files."""
 
 MANY = 30
-"""Options above which a message does not list them."""
+"""The most options that a message lists."""
 
 
 def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> str:
-    """Put the message of Hydra or OmegaConf on one line, without search path and links. `names` maps names that zoo
-    made up to those that the user knows."""
+    """Put a message of Hydra or OmegaConf on one line, without search path and links. `names` maps Zoo's internal names
+    to those that the user knows."""
     if isinstance(error, RecursionError):
         return "defaults: leads back to where it starts (a file cannot include itself)"
     text = str(error) or str(error.__cause__ or type(error).__name__)
@@ -38,8 +38,8 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
 
 
 def describe_missing_option(group: str, value: str, options: Iterable[str], place: str = "") -> str:
-    """Describe a choice that its group does not have, with the nearest option, and all of them if they are few. `place`
-    is the key that states it, where that is not the group's own."""
+    """Describe an unknown option of a group, with the nearest option, and all options if they are few. `place` is the
+    key that states it, if that is not the group's name."""
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `{shown}` shows them"
@@ -48,9 +48,9 @@ def describe_missing_option(group: str, value: str, options: Iterable[str], plac
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
-    """Find the deepest mapping on the way to a dotted key, and the segments below it that do not exist.
+    """Find the deepest existing node on the way to a dotted key, and the segments of the key that do not exist in it.
 
-    Interpolations are not followed: None stands for "no mapping there".
+    The node is None if it is a value or an interpolation, not a mapping. Interpolations are not followed.
     """
     node: DictConfig | None = cfg
     parts = key.split(".")
@@ -68,7 +68,7 @@ def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
 
 
 def find_mapping(cfg: DictConfig, name: str) -> DictConfig | None:
-    """Find the mapping under a key that a mapping has; None for a value, an interpolation or what is missing."""
+    """Return the mapping under an existing key; None for a value, an interpolation or a missing value (`???`)."""
     child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[name]
     return child if isinstance(child, DictConfig) else None
 
@@ -83,8 +83,8 @@ def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """Describe a key that the config does not have, with the nearest that it has. `extra` are dotted keys that would be
-    accepted too."""
+    """Describe a key that the config does not have, with the nearest existing one. `extra` are dotted keys that would
+    be accepted in addition."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]
     options = list(dict.fromkeys([*list_keys(cfg), *extra]))
@@ -92,7 +92,7 @@ def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -
     near = [".".join([parent + name, *missing[1:]]) for name in difflib.get_close_matches(missing[0], here, n=3)]
     same = sorted((o for o in options if o.split(".")[-1] == key.split(".")[-1]), key=lambda o: o.count("."))
     there = [option for option in near if option in options]
-    ranked = [*there, *same] if "." in key else [*same, *there]  # a bare name is rather a key without its prefix
+    ranked = [*there, *same] if "." in key else [*same, *there]  # a bare name probably lacks its prefix
     best = [*ranked, *near, *difflib.get_close_matches(key, options, n=1)]
     if len(missing) == 1 and (ours := translate_name(missing[0])) and best[:1] != [FOREIGN.get(missing[0])]:
         return f"{key}: unknown key ({ours})"

@@ -1,12 +1,13 @@
-"""The gate that every file passes before Hydra sees what it says: data cannot name code.
+"""Refuse files that name code, before Hydra sees their content.
 
 Hydra instantiates Python objects from its own node (callbacks, launcher, sweeper, logging), and a training config can
-hold lines for a shell. A person may type these. A file may be a stranger's: a model, a training config (`-c`), a
-recipe, and the files that these include, may state none of them, unless the person trusts the file (`--trust`).
+hold lines for a shell. The user may type these on the command line. A file may come from someone else: a model, a
+training config (`-c`), a recipe, and the files that these include, may state none of them, unless the user trusts the
+file (`--trust`).
 
-Two functions look. `check_body` checks a file as it is read. `check_merged` checks what a defaults list makes of all
-files, where a package such as `@_global_.hydra.callbacks.e` has been resolved. tests/test_trust.py lists every place at
-which Hydra and OmegaConf run what a config names.
+`check_body` checks a file as it is read. `check_merged` checks it again at the place in the config that a defaults list
+gives it, such as `@_global_.hydra.callbacks.e`. tests/test_trust.py lists every place at which Hydra and OmegaConf run
+code that a config names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from zoo.grammar.interpolation import find_foreign
 from zoo.untrusted.text import quote
 
 STATED = "zoo-file"
-"""Hydra's provider of what a file that nobody trusts says."""
+"""The provider, in Hydra's records, of a config from an untrusted file."""
 
 TRUST = "only the command line may, and a file of -c with --trust"
 
@@ -35,10 +36,10 @@ TYPED_ALONE = {
     "logger.space": "where to send what is logged",
     "logger.entity": "where to send what is logged",
 }
-"""Keys of a training config that name code, or another machine."""
+"""Keys of a training config that name code or another machine, so that only the command line may set them."""
 
 FETCHED = "_hub"
-"""How the names of attention kernels end that are downloaded when they are used."""
+"""The suffix of the names of attention kernels that are downloaded at their first use."""
 
 
 def check_body(body: Mapping[str, Any], label: str) -> None:
@@ -48,7 +49,7 @@ def check_body(body: Mapping[str, Any], label: str) -> None:
 
 
 def check_merged(loaded: Any, package: str, label: str) -> None:
-    """Check a file's content at the place that a defaults list gives it. Raises ConfigError."""
+    """Check a file's content at the place (`package`) that a defaults list gives it. Raises ConfigError."""
     content: Any = OmegaConf.to_container(loaded, resolve=False)
     for part in reversed(package.split(".") if package else []):
         content = {part: content}
@@ -91,7 +92,7 @@ def _find_typed_alone(place: str, value: str) -> str | None:
 
 
 def _find_faults(node: Any, path: str) -> Iterator[str]:
-    """Yield what names code in a body, at any depth."""
+    """Yield a line for each key or text in a body that names code, at any depth."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = f"{path}.{key}" if path else str(key)
@@ -117,7 +118,7 @@ def _find_faults(node: Any, path: str) -> Iterator[str]:
 
 
 def _find_faulty_entries(entries: Any) -> Iterator[str]:
-    """Yield what leads out of Zoo's groups and the file's own folder in a defaults list."""
+    """Yield a line for each entry of a defaults list that leads out of Zoo's groups and the file's own folder."""
     for entry in entries if isinstance(entries, list) else []:
         pairs = entry.items() if isinstance(entry, Mapping) else [(entry, None)]
         for key, value in pairs:
@@ -136,6 +137,6 @@ def _find_faulty_entries(entries: Any) -> Iterator[str]:
 
 
 def _find_resolvers(text: str) -> Iterator[str]:
-    """Yield the interpolations of a text that call another resolver than the grammar's own."""
+    """Yield a line for each interpolation in a text that calls a resolver other than the grammar's."""
     for name in find_foreign(text):
         yield f"asks {quote('${' + name + ':…}')} (a value, or ${{up:…}} and ${{or:…}}; {TRUST})"

@@ -1,4 +1,4 @@
-"""Parse overrides with Hydra's grammar, and find the key of the defaults list that each choice stands for."""
+"""Parse overrides with Hydra's grammar, and find the key of each choice in the defaults list."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from zoo.grammar.dialect import is_choice
 from zoo.untrusted.text import shorten
 
 LONGEST = 16_384
-"""Characters of an override: Hydra's parser takes a second and a half for as many, and far longer for more."""
+"""Maximum characters of an override: Hydra's parser takes 1.5 s for as many, and far longer for more."""
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
-    """Parse the overrides that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a
-    `loader`."""
+    """Parse overrides with Hydra's grammar; unreadable ones are added to `faults`. `glob(*)` sweeps need a `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:
@@ -39,7 +38,7 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
             continue
         try:
             parsed += parser.parse_overrides([text])
-        except ValueError:  # Python's own limit
+        except ValueError:  # Python's limit on the digits of an int
             faults.append(f"{shorten(text, 60)}: holds a number of thousands of digits (fewer)")
         except HydraException as error:
             if "=" not in text and not text.startswith("~"):
@@ -51,7 +50,7 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
 
 
 def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Override]:
-    """Keep the overrides that hold one value each; without `-m` a sweep is a fault."""
+    """Return the overrides with a single value, and add the sweeps, which need `-m`, to `faults`."""
     single = []
     for override in parsed:
         if override.is_sweep_override():
@@ -65,7 +64,7 @@ def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Overrid
 
 
 def note_repeated(parsed: Sequence[Override]) -> list[str]:
-    """Write a note for each key that stands more than once."""
+    """Write a note for each key that is given more than once."""
     lines: dict[str, list[str]] = {}
     for override in parsed:
         lines.setdefault(override.get_key_element(), []).append(format_override(override))
@@ -73,14 +72,14 @@ def note_repeated(parsed: Sequence[Override]) -> list[str]:
 
 
 def format_override(override: Override) -> str:
-    """Write the override as it is typed."""
+    """Write the override as it was typed."""
     line = override.input_line or ""
     return override.get_key_element() + (line[line.index("=") :] if "=" in line else "")
 
 
 def list_alternatives(override: Override) -> list[str]:
-    """List one override for each value of a sweep. Of an interval, which a sampling sweeper draws from, the start
-    stands for all."""
+    """List one override for each value of a sweep. An interval, from which a sampling sweeper draws, gives its start
+    alone."""
     if not override.is_sweep_override():
         return [format_override(override)]
     key = override.get_key_element()
@@ -105,8 +104,8 @@ def rename_override(override: Override, **changes: Any) -> Override:
 
 
 def split_choice(override: Override, root: str) -> list[Override]:
-    """Split a choice that is given with fields, `attention={kind: mha, softcap: 50}`, into the choice and its fields,
-    each an override: merged as one mapping it would keep fields of the choice before. Any other stays whole."""
+    """Split a choice with fields, `attention={kind: mha, softcap: 50}`, into one override for the choice and one for
+    each field: merged as one mapping, it would keep fields of the previous choice. Others are returned unchanged."""
     value, key = override.value(), override.key_or_group
     axis = key.removeprefix(f"{root}.") if root else key
     if not isinstance(value, dict) or not isinstance(kind := value.get("kind"), str) or not is_choice(axis, kind):
@@ -118,9 +117,9 @@ def split_choice(override: Override, root: str) -> list[Override]:
 
 @dataclasses.dataclass
 class Choices:
-    """The choices of one defaults list: what may be swapped, under which key, and what is chosen.
+    """The choices of one defaults list: which groups may be swapped, under which keys, and their options.
 
-    `root` is where the model lives in the config: "" for a model alone, "model" in a training config.
+    `root` is the model's key in the config: "" for a model alone, "model" in a training config.
     """
 
     repo: CachingConfigRepository
@@ -129,15 +128,15 @@ class Choices:
     with_hydra: bool
     faults: list[str]
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
-    """Defaults lists made before, by the choices in them."""
+    """A cache of defaults lists, by the choices in them."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
-        """Find the defaults list, the choices under the keys that they have in it, and the other overrides, in the
-        user's order.
+        """Split the overrides: returns the defaults list, the choices under their keys in it, and the other overrides,
+        each in the user's order.
 
-        Choosing one group may bring others into the list (`model=mixtral-tiny` brings a router), so this goes on until
-        nothing more is found; an axis that is still not in the list is added to it.
+        A choice may bring other groups into the list (`model=mixtral-tiny` brings a router), so the search is repeated
+        until it finds no more choices; an axis that is still not in the list is added.
         """
         settled: list[Override] = []
         found = self._read(settled)
@@ -180,7 +179,7 @@ class Choices:
         return folder and not isinstance(override.value(), dict)
 
     def _find(self, override: Override) -> Override | None:
-        """Return the override under the key that the defaults list has for it, or None."""
+        """Return the override under its key in the defaults list, or None if it is no choice there."""
         if isinstance(override.value(), dict) or override.type is OverrideType.ADD:
             return None
         key, package = override.key_or_group, override.package
@@ -214,8 +213,8 @@ class Choices:
         return not missing
 
     def _added(self, override: Override) -> Override | None:
-        """Add a group that the defaults list does not have: an axis of the model by itself, another only with an
-        explicit `+`."""
+        """Add a group that the defaults list does not have: an axis of the model always, any other group only with an
+        explicit `+`; otherwise adds a fault and returns None."""
         group, package = override.key_or_group, override.package
         place = f"{group}@{package}" if package else group
         if group not in AXES and not self.root:

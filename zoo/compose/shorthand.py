@@ -1,5 +1,4 @@
-"""Expand the shorthand of users' files: `attention: gqa` in the body stands for `- /attention: gqa` in the defaults
-list."""
+"""Expand the shorthand of users' files: `attention: gqa` in the body means `- /attention: gqa` in the defaults list."""
 
 from __future__ import annotations
 
@@ -11,21 +10,21 @@ from zoo.grammar import AXES, TOWERS
 from zoo.grammar.dialect import is_choice
 
 LATE = "_late_"
-"""A key of a body: components that are set after Hydra has merged all files, by their dotted keys. It would merge them
-into the components that the choice's own file has there."""
+"""A key of a body: components, by dotted key, that are set after Hydra has merged all files. Hydra would merge their
+fields with those in the choice's own file."""
 
 Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
 def find_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True) -> dict[str, tuple[str, str]]:
-    """Find the choices written in a body and in its patches (`layers.local.attention: sliding`): the key that each has
-    in a defaults list, with its group and option. Where there is a choice to change, a mapping with a `kind` makes one
-    too; with `whole` unset, in a body that spells out every field, it does not."""
+    """Find the choices in a body and in its patches (`layers.local.attention: sliding`): map the key of each in a
+    defaults list to its group and option. In a body that starts from another model, a mapping with a `kind` is a choice
+    too, unless `whole` is False: then the body states every field of its components."""
     whole = whole and ("defaults" in body or "model" in body)
     found = {key: (key, word) for key, value in body.items() if (word := _read_word(key, value, is_group, whole))}
     for path, patch in _patches(body):
-        laid = path.rpartition(".")[0].endswith("layers")  # over the model's own choice by the grammar, not by Hydra
+        laid = path.rpartition(".")[0].endswith("layers")  # the grammar, not Hydra, lays these over the model's choice
         for key, value in patch.items():
             if word := _read_word(key, value, is_group, whole and not laid):
                 found[f"{key}@{path}.{key}"] = (key, word)
@@ -33,8 +32,8 @@ def find_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True
 
 
 def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """Yield the path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer; in a
-    training config, of the model and of its patches."""
+    """Yield the path and body of each patch: of the kinds of layer, the towers and the towers' kinds of layer; in a
+    training config, of the model and its patches."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
         if isinstance(patch, dict):
@@ -48,8 +47,8 @@ def _patches(body: Body) -> Iterator[tuple[str, Body]]:
 
 
 def _read_word(key: Any, value: Any, is_group: Callable[[str], bool], merged: bool) -> str | None:
-    """Read the choice that a value makes: a word, or with `merged` the `kind` of a mapping that Hydra would else merge
-    into the fields of the choice before. None for anything else."""
+    """Read the choice in a value: a word, or with `merged` the `kind` of a mapping, which Hydra would otherwise merge
+    with the fields of the previous choice. None for anything else."""
     if merged and isinstance(value, dict) and key in AXES:
         kind = value.get("kind")
         return kind if isinstance(kind, str) and is_choice(str(key), kind) else None
@@ -67,8 +66,8 @@ def expand_shorthand(
 ) -> Body:
     """Move the choices of a body into its defaults list, in front of its own keys.
 
-    A choice that the file's own defaults list already brings (`known`) is overridden instead. `base` is what a body
-    without a defaults list starts from.
+    A choice that the file's own defaults list already has (`known`) is overridden instead. `base` is the default first
+    entry for a body without a defaults list.
     """
     entries = list_entries(body, base)
     chosen = find_choices(body, is_group, whole)
@@ -79,7 +78,7 @@ def expand_shorthand(
 
 
 def list_entries(body: Body, base: str | None = None) -> list[Any]:
-    """List the body's defaults. Where the file does not place `_self_`, it stands last, but before overrides."""
+    """List the body's defaults. If the file does not place `_self_`, it is put last, but before overrides."""
     entries = list(body.get("defaults", [base] if base else []))
     if "_self_" not in entries:
         overrides = (
@@ -90,7 +89,7 @@ def list_entries(body: Body, base: str | None = None) -> list[Any]:
 
 
 def drop_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True) -> Body:
-    """Copy the body's own keys, without its defaults list and its choices. Of a choice with fields these stay."""
+    """Copy the body's keys without its defaults list and its choices. The fields of a choice stay."""
     rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
     late: dict[str, Any] = {}
     for place, (key, word) in find_choices(body, is_group, whole).items():
@@ -111,7 +110,7 @@ def _is_component(value: Any) -> bool:
 
 
 def anchor_defaults(body: Body) -> Body:
-    """Count the body's defaults list from the tree's root, for a file that is read as an option of a group."""
+    """Make the entries of the body's defaults list absolute, for a file that is stored as an option of a group."""
 
     def entry(each: Any) -> Any:
         if isinstance(each, str):

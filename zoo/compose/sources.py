@@ -1,4 +1,4 @@
-"""Name the file and the line at which a faulty key is stated. The user's files are looked at again only then."""
+"""Add the file and the line of a faulty key to messages. The user's files are read again for it, only after a fault."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ITEM = re.compile(r"\[(\d+)\]")
 
 @dataclass(frozen=True)
 class StatedFile:
-    """A file that the user named: its name in messages, and the place in the config at which its keys stand."""
+    """A file that the user named: its name in messages (`label`), and the config's key that it fills (`root`)."""
 
     file: Path
     label: str
@@ -33,7 +33,7 @@ class StatedFile:
 
 @contextmanager
 def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> Iterator[None]:
-    """Add file and line to the faults that come out of a block."""
+    """Add file and line to the faults of a ConfigError that the block raises."""
     try:
         yield
     except ConfigError as error:
@@ -43,8 +43,8 @@ def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> It
 
 
 def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> list[str]:
-    """Write `mine.yaml:12: ` before each fault at a key that a file states, or that is a part of one; of a file without
-    lines, such as a config.json, its name. A key that was typed among the `overrides` stands as it is."""
+    """Write `mine.yaml:12: ` before each fault whose key, or a key above it, a file states; the name alone for a file
+    without lines, such as a config.json. Faults of keys in `overrides` are left unchanged."""
     sources = [each for source in sources for each in _follow_defaults(source)]
     lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
     parts = (text.lstrip("+~").partition("=") for text in overrides)
@@ -55,8 +55,8 @@ def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], override
 
 @functools.lru_cache(8)
 def _read_lines(source: StatedFile, changed: int) -> dict[str, int]:
-    """Read the keys of a source as the config has them, and the line of each; none where it is no YAML any more. The
-    points of a sweep have faults by the thousand: a file that has not `changed` is read once."""
+    """Map the keys of a source, as paths in the config, to their lines; empty if the file is not readable as YAML.
+    Cached by the time of the file's last change, as the points of a sweep have faults by the thousand."""
     if source.file.suffix not in YAML:
         return {}
     try:
@@ -67,7 +67,7 @@ def _read_lines(source: StatedFile, changed: int) -> dict[str, int]:
 
 
 def _follow_defaults(source: StatedFile, above: tuple[Path, ...] = ()) -> Iterator[StatedFile]:
-    """Yield a file, and the files beside it that its defaults list includes."""
+    """Yield a file, and the files in its folder that its defaults list includes."""
     yield source
     if source.file.suffix not in YAML or source.file in above:
         return
@@ -119,8 +119,8 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Ma
 def _find_typed(
     key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
-    """Find the override that a fault's key is of: one of that key, or of what it is a part of; or, where no file states
-    the key, of a part of it."""
+    """Find the override that caused a fault: of the fault's key, of a key above it, or, if no file states the key, of a
+    key below it."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
     for each, value in typed.items():
@@ -132,25 +132,25 @@ def _find_typed(
 
 
 def _strip_root(text: str, key: str, roots: Collection[str]) -> str:
-    """Write a fault without the place at which a file stands in the config: `d_ff` of a file at `model`."""
+    """Remove the config's key that a file fills from the start of a fault: `model.d_ff: …` becomes `d_ff: …`."""
     root = next((root for root in roots if root and key.startswith(f"{root}.")), None)
     return text if root is None else text[len(root) + 1 :]
 
 
 def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
-    """List the keys at which a fault may have been stated, the likeliest first: its own; those whose values it tells,
-    as in `attention: n_heads=7 is …`, where attention is the packaged model's; and what it is a part of."""
+    """List the keys that may have caused a fault, the likeliest first: its own key; keys whose values the text names,
+    as n_heads in `attention: n_heads=7 is …`; and the keys above its own."""
     parts = _ITEM.sub(r".\1", key).split(".")
     yield ".".join(parts)
     top = parts[:1] if parts[0] in roots else []
     yield from (".".join([*top, name]) for name in re.findall(r"\b(\w+)=", text))
-    if key == "model":  # a fault of the whole, which only its kind can have
+    if key == "model":  # only the model's kind can cause a fault of the whole model
         yield ".".join([*top, "kind"])
     yield from (".".join(parts[:depth]) for depth in range(len(parts) - 1, len(top), -1))
 
 
 def _name_fields(source: StatedFile, text: str) -> str:
-    """Name the fields of a config.json that a fault, in Zoo's words, is about: `num_key_value_heads` of n_kv_heads."""
+    """Name the fields of a config.json for the Zoo fields in a fault's text: num_key_value_heads for n_kv_heads."""
     if source.file.suffix != ".json":
         return ""
     try:

@@ -1,7 +1,7 @@
-"""Read the Spec of every point of a sweep: each combination of the values that the overrides of one model sweep over.
+"""Read the Spec of every point of a sweep: one for each combination of the swept values of one model.
 
-Composing takes most of the time of a point, and what a number changes there is the key that has it. So points that
-differ in numbers alone are composed once.
+Composing takes most of the time of a point, and a number in an override usually changes only the value at its key. So
+points that differ only in numbers are composed once, and the numbers are put in place.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from zoo.compose.targets import Composer, spec_of_composed
 from zoo.errors import ConfigError
 
 DIGITS = 20
-"""Characters of a number that is put in place; a longer one is left to Hydra's grammar."""
+"""Maximum characters of a number that is put in place; longer ones are composed by Hydra."""
 
 
 @dataclasses.dataclass
 class Point:
-    """One combination: its overrides, the values of those that vary, and the Spec or why there is none."""
+    """One combination: its overrides, the swept values by key, and the Spec or the faults."""
 
     overrides: list[str]
     swept: dict[str, str]
@@ -39,8 +39,8 @@ class Point:
 def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
     """Read every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
 
-    Raises ConfigError for a target at fault and for overrides that cannot be read; a point that makes no sense is
-    given with its faults.
+    Raises ConfigError for a faulty target and for overrides that cannot be read; an invalid point is yielded with its
+    faults.
     """
     composer = Composer(target)
     lines, keys = _lines(overrides, composer)
@@ -55,7 +55,7 @@ def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str, ...]], dict[int, str]]:
-    """List the overrides of each point, and the swept keys by their place among them."""
+    """List the overrides of each point, and map the indices of the swept overrides to their keys."""
     faults: list[str] = []
     parsed = parse_overrides(overrides, faults, composer.repo)
     choices = [_values(each, faults) for each in parsed]
@@ -66,7 +66,7 @@ def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str
 
 
 def _values(override: Override, faults: list[str]) -> list[str]:
-    """List the alternatives of one override; an interval has none that could be listed."""
+    """List the alternatives of one override. An interval, which has none to list, is added to `faults`."""
     if isinstance(override.value(), IntervalSweep):
         faults.append(
             f"{format_override(override)}: an interval is for a sampler (name values, or range(start,stop,step))"
@@ -78,14 +78,14 @@ def _values(override: Override, faults: list[str]) -> list[str]:
 
 
 class _Reader:
-    """Reads the Specs of points. The first of those that differ in numbers alone is composed; the others put theirs in
-    what it is composed of."""
+    """Read the Specs of points. Of the points that differ only in numbers, the first is composed, and the others put
+    their numbers into its config."""
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
         self.alike: dict[tuple[str, ...], Composed | None] = {}
-        """What points are composed of, by their overrides without numbers; None where a number decides more than its
-        own key, so that each point is composed."""
+        """Composed configs by the overrides without their numbers; None if a number changes more than its own key, so
+        that each point must be composed."""
 
     def spec(self, line: Sequence[str]) -> Any:
         """Read the Spec of a point. Raises ConfigError with its faults."""
@@ -104,7 +104,7 @@ class _Reader:
 
 
 def _split(override: str) -> tuple[str, str, str]:
-    """Split an override into its key, all of it, and its value."""
+    """Split an override into its key, the whole text, and its value."""
     key, _, value = override.partition("=")
     return key.lstrip("+"), override, value
 
@@ -118,7 +118,7 @@ def _number(value: str) -> int | float | None:
 
 
 def _put(node: Any, place: tuple[str, Any]) -> Any:
-    """Copy a mapping with a number at a dotted key, which must be there."""
+    """Copy a mapping with a number put at a dotted key, which must exist."""
     key, _, rest = place[0].partition(".")
     if not isinstance(node, dict) or key not in node:
         return None

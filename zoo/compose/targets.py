@@ -1,5 +1,5 @@
-"""Find what the user named, a packaged model, a YAML file, a config.json, a checkpoint or a mapping, and read its
-Spec."""
+"""Find the model that the user named and read its Spec: a packaged model, a YAML file, a config.json, a checkpoint or a
+mapping."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A target that the user named: its name in messages, its body, the folder whose groups it may use, and its name as
-    an option of the group `model`."""
+    """A model that the user named: its name in messages (`label`), its body, the folder whose groups it may use, and
+    its name as an option of the group `model`."""
 
     label: str
     body: Body
     folder: Path | None = None
     option: str = ""
     spelled: bool = False
-    """Whether the body spells out every field of its choices, as one that is read from a config.json does."""
+    """Whether the body states every field of its choices, as that of a config.json does."""
     notes: tuple[str, ...] = ()
     sources: tuple[StatedFile, ...] = ()
-    """The file whose lines faults name, if it is one that the user wrote."""
+    """The user's file, for file and line in messages; empty for a packaged model or a mapping."""
 
 
 def list_packaged() -> list[str]:
@@ -55,8 +55,8 @@ def list_packaged() -> list[str]:
 
 
 def is_file(target: str | Path) -> bool:
-    """Tell whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a
-    folder here, and no packaged model has its name."""
+    """Tell whether a target is a file or a folder, not a name: it looks like a path, has the suffix of a model's file,
+    or is a folder here without the name of a packaged model."""
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
@@ -74,8 +74,7 @@ def names_checkpoint(path: Path) -> bool:
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
-    """Find the body that a target names. Raises ConfigError when there is no such model or file, or when the file is
-    not YAML."""
+    """Find the body of a target. Raises ConfigError for an unknown model, and for a missing or unreadable file."""
     if isinstance(target, Mapping):
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
@@ -95,10 +94,11 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """Read the model body of a config.json, of a folder with one, of a GGUF file, or of a checkpoint or run of ours.
-    Returns notes on what it leaves out too.
+    """Read the model body of a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo. Also returns
+    notes on fields that the body leaves out.
 
-    A run's is as it was composed, for overrides to change. Raises ConfigError.
+    The body of a run is the composed one, interpolations unresolved, so that overrides can change it. Raises
+    ConfigError.
     """
     from zoo import runs
     from zoo.families import described
@@ -118,8 +118,7 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
 
 
 def name_packaged(name: str) -> Body:
-    """Make a body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that
-    name."""
+    """Make a body that starts from a packaged model, its keys at the root. Raises ConfigError for an unknown name."""
     if name not in list_packaged():
         if said := describe_unpublished(name):
             raise ConfigError(f"{name}: {said}")
@@ -131,12 +130,12 @@ def name_packaged(name: str) -> Body:
 
 @functools.cache
 def read_unpublished() -> dict[str, dict[str, Any]]:
-    """Read which models were never published: their makers, and what stands nearest here."""
+    """Read the models whose architectures were never published, with their makers and the nearest models here."""
     return read_conf("unpublished")
 
 
 def describe_unpublished(name: str) -> str:
-    """Say that a model's architecture was never published, and what stands nearest; nothing for any other name."""
+    """Describe a model whose architecture was never published, with the nearest model here; "" for any other name."""
     text = re.sub(r"[^a-z0-9.]", "", name.casefold())
     for start, found in read_unpublished().items():
         own = start.replace("-", "")
@@ -154,9 +153,9 @@ def read_yaml(path: Path) -> Body:
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
-    except AssertionError:  # OmegaConf's word for a text that is YAML of one value again
+    except AssertionError:  # from OmegaConf, for a file that holds a text
         raise ConfigError(f"{path}: holds a text, not a mapping of keys to values") from None
-    except (OSError, ValueError) as error:  # OSError: OmegaConf's word for a file that holds one value
+    except (OSError, ValueError) as error:  # OmegaConf raises OSError for a file that holds another single value
         raise ConfigError(f"{path}: cannot be read, {shorten(str(error))}") from error
     except yaml.YAMLError as error:  # a key given twice, or a tag that names code
         raise ConfigError(describe_yaml_error(str(path), error)) from error
@@ -181,8 +180,8 @@ def list_defaults(
     trusted: bool = False,
     spelled: bool = False,
 ) -> Body:
-    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist, and for a
-    body that names code, unless it is trusted."""
+    """Move the body's shorthand into its defaults list. Raises ConfigError for unknown options, and for a body that
+    names code, unless it is trusted."""
     if not trusted:
         check_body(body, label)
 
@@ -217,9 +216,9 @@ def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
 
 
 def drop_swapped(body: Body, overrides: Iterable[str]) -> tuple[Body, list[str]]:
-    """Drop from the body what was meant for a choice that the user swaps: nodes that it spells out, `kind` and all; of
-    others the fields that the new choice is made of, such as the one head of keys of `mqa`. Gives lines about the
-    nodes."""
+    """Drop from the body the fields of choices that the user swaps: whole nodes that state their `kind`, and in other
+    nodes the fields that the new choice fixes, such as `n_kv_heads: 1` of `mqa`. Gives lines about the dropped nodes.
+    """
     swapped = {key: value for key, _, value in (text.partition("=") for text in overrides) if value[:1] != "{"}
     spelled = [k for k, v in body.items() if k in swapped and isinstance(v, Mapping) and "kind" in v]
     kept = {key: value for key, value in body.items() if key not in spelled}
@@ -241,7 +240,8 @@ def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[st
 
 
 class Composer:
-    """Compose one model under many sets of overrides: its files are read once, each set of choices is composed once."""
+    """Compose one model under many sets of overrides. Its files are read once, and each set of choices is composed
+    once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
@@ -251,10 +251,10 @@ class Composer:
         self.compositions: dict[tuple[Any, ...], Composition] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
-        """Compose the config under overrides, the model's body at the root."""
+        """Compose the config under overrides, with the model's body at the root."""
         body, lines = drop_swapped(self.body, overrides)
         left = tuple((key, *node) if isinstance(node, Mapping) else key for key, node in body.items())
-        if left not in self.compositions:  # which keys and fields are left is all that overrides change in the body
+        if left not in self.compositions:  # overrides change the body only by the keys and fields that are dropped
             self.compositions[left] = Composition(self.repo, body, self.found.label)
         with locating(self.found.sources):
             made = self.compositions[left].compose(overrides)
@@ -266,10 +266,10 @@ class Composer:
         return made
 
     def _list_inherited(self, made: Composed) -> tuple[str, ...]:
-        """List the keys of `about` that the body or an override does not state, where either changes the model that it
-        starts from. A count is kept under no override."""
+        """List the keys of `about` that come from the base model although the body or an override changes that model:
+        its title and parameters do not describe this one. Under any override `params` is listed even if stated."""
         body, about = self.found.body, made.cfg.get("about")
-        if not isinstance(about, Mapping):  # a fault that the grammar tells, if anything reads it
+        if not isinstance(about, Mapping):  # a fault that the grammar reports, if it is read
             return ()
         stated = body.get("about")
         own = set(map(str, stated if isinstance(stated, Mapping) else ())) - ({"params"} if made.touched else set())
@@ -280,7 +280,7 @@ class Composer:
 
 
 def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
-    """Write the config as YAML. Raises ConfigError when an interpolation leads nowhere."""
+    """Write the config as YAML. Raises ConfigError for an interpolation that cannot be resolved."""
     from zoo import grammar
 
     body: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -288,8 +288,8 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
 
 
 def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:
-    """Write a model's config as a person would: words for choices, and no interpolations. `left` are keys of `about`
-    that are left out."""
+    """Write a model's config as a person would: choices as words, and no interpolations. The keys of `about` in `left`
+    are left out."""
     from zoo import grammar
 
     body: Any = OmegaConf.to_container(cfg, resolve=False)

@@ -1,5 +1,5 @@
-"""Write a model's body in the plain dialect: the inverse of `expand`. Words in place of nodes that are as a choice's
-file has them, and of others the fields that differ."""
+"""Write a model's body in the plain dialect: the inverse of `expand`. A node equal to a choice's file becomes that
+choice's word, any other becomes the word with the fields that differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write a composed body as a person would: `expand` of what this gives is `expand` of the body."""
+    """Write a composed body as a person would. Guarantee: `expand(contract(body))` equals `expand(body)`."""
     root = expand(body)
     found = _contract_keys(root, {})
     for tower in TOWERS:
@@ -46,7 +46,7 @@ def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[A
 
 
 def _find_rest(fields: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """List the fields that differ from those of a choice; of a mapping of the same kind, those in it that differ."""
+    """List the fields that differ from a choice's, recursively in mappings of the same kind."""
     rest = {}
     for key, value in fields.items():
         usual = whole.get(key)
@@ -59,7 +59,7 @@ def _find_rest(fields: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str,
 
 
 def _contract_node(node: Any, base: type[Node], around: Any) -> Any:
-    """Write a node that gathers fields shorter: as its main field where it states no other."""
+    """Shorten a `Node`: to the value of its main field if it has no other field."""
     slots = list_fields(base)
     main = slots.get(base.word)
     if main is not None and (not isinstance(node, Mapping) or "kind" in node):
@@ -75,7 +75,7 @@ def _contract_node(node: Any, base: type[Node], around: Any) -> Any:
 
 
 def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
-    """Write one node shorter: as a word, or as a word with the fields that differ."""
+    """Shorten one component: to a word, or to a word with the fields that differ."""
     if issubclass(base, Node):
         return _contract_node(node, base, around)
     if isinstance(node, str) and node == find_usual(base):
@@ -88,7 +88,7 @@ def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
     slots = list_fields(base.kinds[kind])
     fields = {key: _contract(value, slots[key]) if key in slots else value for key, value in node.items()}
     if "kind" not in node or (isinstance(around, Mapping) and around.get("kind") == kind):
-        return fields  # laid over what is there: a word would bring all of its choice's fields
+        return fields  # a patch over the node around: a word would bring all fields of its choice
     found: list[tuple[int, Any]] = [(len(fields), fields)]
     for word in sorted(list_files(base.axis) | {kind}):
         choice = read_choice(base, word)

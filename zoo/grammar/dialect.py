@@ -1,13 +1,13 @@
 """Expand the plain dialect: wherever a component may stand, a choice is a word, a mapping, or only the fields that
 differ.
 
-    qk_norm: rmsnorm                    the choice of that name, with its dimensions from around it
-    qk_norm: {kind: rmsnorm, eps: 1e-5}  the same with a field set
-    qk_norm: {eps: 1e-5}                the usual one (here the model's own norm) with a field set
-    qk_norm: true                       the usual one; false: none
+    qk_norm: rmsnorm                    the choice `rmsnorm`, with its dimensions from the enclosing keys
+    qk_norm: {kind: rmsnorm, eps: 1e-5}  the same with one field set
+    qk_norm: {eps: 1e-5}                the usual choice (here the model's own norm) with one field set
+    qk_norm: true                       the usual choice; false: none
 
-A word is the name of a file in conf/AXIS (`mha`, `rope_yarn`), or of a kind. What it stands for is that file's content,
-whose interpolations take dimensions from the scopes around. This runs on plain data before interpolations are resolved
+A word is the name of a file in conf/AXIS (`mha`, `rope_yarn`), or of a kind. It stands for that file's content, whose
+interpolations take dimensions from the enclosing keys. Expanding works on plain data before interpolations are resolved
 (`zoo.grammar.reading`), so that files, overrides, layer patches, towers and mappings in Python all mean the same.
 """
 
@@ -29,21 +29,22 @@ from zoo.spec import Node, Spec
 from zoo.spec.foreign import write_value
 
 MOST_LIKE = 50
-"""Kinds of layer that are like one another in a chain."""
+"""Maximum length of a chain of layer kinds, each `like` the next."""
 
 INNER = {"ffn": "gated", "attention": "gqa"}
-"""The usual choice of an axis within another component: the model's own may be the one around it."""
+"""The usual choice of an axis inside another component. The model's own choice would not do: it may be that component.
+"""
 
 USUAL_ROUTER = "softmax_topk"
-"""How tokens choose experts in a model that states no router."""
+"""The router of a mixture of experts whose model states none."""
 
 SHARED: dict[str, type[Spec]] = {"shared_expert": SharedExpert, "expert_latent": ExpertLatent}
-"""Keys of a model that hold a component for a choice which reads them: `shared_expert` is `ffn.shared`."""
+"""Top-level keys of a model that fill a component's field: `shared_expert` fills `ffn.shared`."""
 
 
 def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write every choice of a model's body in full: as a mapping with its kind. A mixture of experts whose model states
-    no router gets the usual one."""
+    """Write every choice of a model's body in full, as a mapping with its kind. A mixture of experts whose model states
+    no router gets USUAL_ROUTER."""
     found = _expand_keys(root, root, root)
     for tower in TOWERS:
         if isinstance(patch := root.get(tower), Mapping) and root.get("kind") == EncoderDecoder.kind:
@@ -54,15 +55,15 @@ def expand(root: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _lacks_router(node: Mapping[Any, Any]) -> bool:
-    """Tell whether a mixture of experts in an expanded body looks for a router that nothing around it states."""
+    """Tell whether an expanded body has a mixture of experts and states no router."""
     if "router" in node:
         return node["router"] == "${up:router}"
     return any(_lacks_router(value) for value in node.values() if isinstance(value, Mapping))
 
 
 def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Expand the model's keys in a body or in a patch of one. `around` has the choices that a patch changes, `scope`
-    those that are the usual ones."""
+    """Expand the keys of a body or of a patch. `around` has the choices that the patch changes, `scope` the model's
+    choices, which `true` and a mapping without a kind stand for."""
     slots = list_slots()
     found = {
         key: _expand(_name_cross(key, value), slots[key], around.get(key), scope) if key in slots else value
@@ -77,7 +78,7 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
 
 
 def _name_cross(key: Any, value: Any) -> Any:
-    """Write what a choice of `cross` stands for: a file of its own, though its kinds are those of attention."""
+    """Replace a choice of `cross` by the content of its file in conf/cross; its kinds are those of attention."""
     word = value.get("kind") if isinstance(value, Mapping) else value
     if key != "cross" or not isinstance(word, str) or word not in list_files("cross"):
         return value
@@ -86,8 +87,8 @@ def _name_cross(key: Any, value: Any) -> Any:
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Lay each kind of layer that is `like` another over that one's patch. Raises ConfigError for a name that is not
-    there, and for kinds that are like one another in a circle."""
+    """Lay each kind of layer that is `like` another over the other's patch. Raises ConfigError for an unknown name and
+    for a cycle."""
 
     def whole(name: Any, above: tuple[Any, ...]) -> Any:
         patch = layers[name]
@@ -110,7 +111,7 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
-    """Expand one node at a place that takes components of an axis. `around` is what stands there without it."""
+    """Expand one node at a place for components of an axis. `around` is the node there that a patch would change."""
     if issubclass(base, Node):
         return _expand_node(node, base, around, scope)
     if isinstance(node, bool):
@@ -121,7 +122,7 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
         return node
     kind = node.get("kind")
     if kind is None:
-        if isinstance(around, Mapping) or base.default:  # laid over it later; or of the kind that is meant without one
+        if isinstance(around, Mapping) or base.default:  # its kind is that of `around`, or the axis' default
             return _expand_fields(node, base, around, scope)
         usual = find_usual(base)
         stated = scope.get(base.axis) if usual == f"${{up:{base.axis}}}" else {"kind": usual}
@@ -137,8 +138,8 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
 
 
 def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, Any]) -> Any:
-    """Expand a node, which gathers fields of its owner. What is none of its fields is the component that its main field
-    holds, or fields of that: `qk_norm: rmsnorm`, `qk_norm: {eps: 1e-5, over: heads}`."""
+    """Expand a `Node`, a group of fields of its owner. A word, or keys that are not its own fields, belong to the
+    component in its main field: `qk_norm: rmsnorm`, `qk_norm: {eps: 1e-5, over: heads}`."""
     main, names = list_fields(base).get(base.word), {field.name for field in base.fields()}
     around = None if around is node else around
     if node is None or node is False:
@@ -150,7 +151,7 @@ def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, A
         return _expand(node, main, None, scope)
     fields = {key: value for key, value in node.items() if key in names}
     rest = {key: value for key, value in node.items() if key not in names}
-    laid = isinstance(around, Mapping) and "kind" not in around  # over a node that is spelled out
+    laid = isinstance(around, Mapping) and "kind" not in around  # a patch over a node in full
     if not fields and not laid:
         return _expand(rest, main, around, scope) if rest else _expand(True, main, None, scope)
     if rest:
@@ -161,33 +162,33 @@ def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, A
 
 
 def _add_fields(component: Any, fields: dict[Any, Any]) -> dict[Any, Any]:
-    """Add fields to a component: a mapping, a word, or the usual one."""
+    """Add fields to a component that is given as a mapping, as a word, or as `true`."""
     word = {"kind": component} if isinstance(component, str) and "${" not in component else {}
     return {**(component if isinstance(component, Mapping) else word), **fields}
 
 
 def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> dict[Any, Any]:
     """Expand the components among a node's fields."""
-    if not any(map(_may_be_choice, node.items())):  # the class is not asked: completing one takes a millisecond
+    if not any(map(_may_be_choice, node.items())):  # skips `list_fields`: completing a class takes a millisecond
         return dict(node)
     old = around if isinstance(around, Mapping) else {}
     kind = base.kind if issubclass(base, Node) else node.get("kind", old.get("kind", base.default))
     choice = base.kinds.get(kind) if isinstance(kind, str) else None
     slots = {} if choice is None else list_fields(choice)
-    inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's is this one, perhaps
+    inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's norm may be this one
     return {
         key: _expand(value, slots[key], old.get(key), inner) if key in slots else value for key, value in node.items()
     }
 
 
 def _may_be_choice(field: tuple[Any, Any]) -> bool:
-    """Tell whether a field's value, by itself, may be a choice: not a number, an interpolation, a null or a kind."""
+    """Tell whether a field may hold a choice: its value is no number, interpolation or null, its name is not kind."""
     name, value = field
     return isinstance(value, Mapping | bool) or (isinstance(value, str) and "${" not in value and name != "kind")
 
 
 def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
-    """Say of which choice in a model a key of its top level is a field, if of any, and how it is written there."""
+    """Describe a top-level key that is a field of one of the model's choices, and how to write it; None for others."""
     moved = []
     for axis, base in BASES.items():
         node = root.get(axis)
@@ -204,7 +205,7 @@ def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
 
 
 def find_usual(base: type[Spec]) -> str:
-    """Return the usual choice of an axis: the model's own as an interpolation, or the name of one."""
+    """Return the usual choice of an axis: an interpolation of the model's own choice, or a name."""
     if base.axis in INNER:
         return INNER[base.axis]
     if base.axis in BASES and BASES[base.axis] is base:
@@ -213,7 +214,7 @@ def find_usual(base: type[Spec]) -> str:
 
 
 def _expand_usual(base: type[Spec], scope: Mapping[Any, Any]) -> Any:
-    """Write what `true` stands for."""
+    """Expand `true`: the usual choice of the axis."""
     usual = find_usual(base)
     return usual if "${" in usual else _expand({"kind": usual}, base, None, scope)
 
@@ -229,17 +230,17 @@ def _list_inner() -> frozenset[str]:
 
 
 def is_choice(axis: str, word: str) -> bool:
-    """Tell whether an axis of a model has a choice of this name."""
+    """Tell whether an axis of a model has a file of this name in conf/."""
     return word in list_files(axis)
 
 
 def knows(base: type[Spec], word: str) -> bool:
-    """Tell whether an axis has a choice of this name."""
+    """Tell whether an axis has a choice of this name: a file or a kind."""
     return word in list_files(base.axis) or word in base.kinds
 
 
 def read_choice(base: type[Spec], word: str) -> dict[str, Any]:
-    """Read what a choice's name stands for: its file, or the bare kind."""
+    """Read the content of a choice's file, or make a node of the bare kind."""
     return dict(read_file(base.axis, word)) if word in list_files(base.axis) else {"kind": word}
 
 

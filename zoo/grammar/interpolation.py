@@ -4,8 +4,8 @@
     ${or:a,literal}  the nearest enclosing `a`, else the literal
     ${a.b}           the value at that place
 
-OmegaConf composes them as texts and follows none. Resolvers of its own would get no argument to record lookups in, and
-take ten times as long: it parses each text with ANTLR at each visit.
+OmegaConf composes the interpolations as texts and resolves none of them. Its custom resolvers could not record which
+names are looked up, and would take ten times as long: it parses each text with ANTLR at each visit.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ RESOLVERS = ("up", "or")
 """The names of the grammar's interpolations."""
 
 MISSING = "???"
-"""OmegaConf's mark of a value that is still to be given: a key that has it is not there."""
+"""OmegaConf's mark of a missing value; a key with it counts as absent."""
 
 MOST = 100_000
-"""Interpolations that reading a model follows at most; packaged ones have hundreds. Two that name the next two, and so
-on, double at each step."""
+"""Maximum interpolations followed while reading one model; packaged models have hundreds. A chain in which each value
+has two interpolations of the next would double at each step."""
 
 _INNERMOST = re.compile(r"(?<!\\)\$\{((?:[^${}]|\{[^${}]*\})*)\}")
 _SIMPLE = re.compile(r"\$\{(up|or):([^{}]*)\}")
 
 
 def split_interpolation(text: Any) -> tuple[list[str], str | None]:
-    """Split `${up:a,b}` into the names that it looks up, and `${or:a,literal}` into its name and the literal. Gives no
-    names for anything else."""
+    """Split `${up:a,b}` into the names [a, b], and `${or:a,literal}` into [a] and the literal. No names for anything
+    else."""
     found = _SIMPLE.fullmatch(text) if isinstance(text, str) else None
     names = [name.strip() for name in found[2].split(",")] if found else []
     return (names[:-1], names[-1]) if found and found[1] == "or" else (names, None)
 
 
 def find_foreign(text: str) -> Iterator[str]:
-    """Yield the names of the resolvers that a text calls beside the grammar's. Hydra's and OmegaConf's own read the
-    environment, so that no file of a stranger's may call them."""
-    opened: list[int | None] = []  # where each interpolation's name begins; None once its resolver is known
+    """Yield the names of the resolvers that a text calls other than the grammar's. Hydra's and OmegaConf's resolvers
+    read environment variables, so an untrusted file may not call them."""
+    opened: list[int | None] = []  # where each open interpolation's name starts; None once its resolver is known
     at = 0
     while at < len(text):
         if text.startswith("${", at):
@@ -64,12 +64,12 @@ def find_foreign(text: str) -> Iterator[str]:
 
 @functools.lru_cache(4096)
 def read_literal(text: str) -> Any:
-    """Read the literal of `${or:a,literal}`, as YAML that reads 1e-3 as a number."""
+    """Read the literal of `${or:a,literal}` as OmegaConf reads YAML: 1e-3 is a number."""
     return OmegaConf.to_container(OmegaConf.create(f"- {text}"))[0]  # type: ignore[index]
 
 
 class Unresolvable(ConfigError):
-    """An interpolation leads nowhere. `place` is the key that holds it."""
+    """An interpolation cannot be resolved. `place` is the key that holds it."""
 
     def __init__(self, reason: str, place: str) -> None:
         super().__init__(f"{place}: {reason}")
@@ -77,8 +77,8 @@ class Unresolvable(ConfigError):
 
 
 class MissingName(Unresolvable):
-    """No scope around `place` has a name that it reads. Of several that would do the last is the usual one:
-    `${up:n_kv_heads,n_heads}`."""
+    """No scope around `place` has the names that it looks up. Of several, the last is reported, the general one:
+    n_heads of `${up:n_kv_heads,n_heads}`."""
 
     def __init__(self, name: str, place: str) -> None:
         super().__init__("", place)
@@ -86,7 +86,7 @@ class MissingName(Unresolvable):
 
 
 def describe_missing_name(name: str, places: Sequence[str]) -> str:
-    """Write one line for a name that is missing, whatever number of places read it."""
+    """Write one line for a missing name, however many places look it up."""
     places = list(dict.fromkeys(places))
     shown = places if len(places) <= 3 else [*places[:2], f"{len(places) - 2} more"]
     who = f"{', '.join(shown[:-1])} and {shown[-1]} read" if len(shown) > 1 else f"{shown[0]} reads"
@@ -94,17 +94,17 @@ def describe_missing_name(name: str, places: Sequence[str]) -> str:
 
 
 class Scope:
-    """A mapping or a list of a model's plain data, and what is around it. Reading a value follows interpolations."""
+    """A mapping or a list of a model's plain data, with its outer scopes. Reading a value follows interpolations."""
 
     def __init__(self, node: Any, above: Scope | None = None, key: Any = None) -> None:
         self.node, self.above, self.key = node, above, key
         self.root: Scope = above.root if above else self
         self.reads: set[str] = set()
-        """Of a root: the names that interpolations have looked up since `take_reads`."""
+        """The names that interpolations have looked up since `take_reads`. Used in the root alone, as the next two."""
         self.following: list[tuple[int, Any]] = []
-        """Of a root: the places whose interpolations are being followed."""
+        """The places whose interpolations are being followed, to find cycles."""
         self.followed = 0
-        """Of a root: how many were."""
+        """The number of interpolations followed."""
 
     @property
     def is_mapping(self) -> bool:
@@ -122,12 +122,12 @@ class Scope:
         return f"{path}[{key}]" if not self.is_mapping else f"{path}.{key}" if path else str(key)
 
     def take_reads(self) -> set[str]:
-        """Return the names that were looked up since this was asked last."""
+        """Return the names that were looked up since the last call."""
         reads, self.root.reads = self.root.reads, set()
         return reads
 
     def get(self, key: Any) -> Any:
-        """Read the value of a key: a Scope for a mapping or a list, None for what is not there. Raises Unresolvable."""
+        """Read the value of a key: a Scope for a mapping or a list, None for a missing key. Raises Unresolvable."""
         value = self.node.get(key) if self.is_mapping else self.node[key]
         return None if value == MISSING else self._open(key, value)
 
@@ -136,7 +136,7 @@ class Scope:
         return to_plain(self.get(key))
 
     def to_plain(self) -> Any:
-        """Convert to plain data, interpolations followed. Raises Unresolvable."""
+        """Convert to plain data, with interpolations followed. Raises Unresolvable."""
         if self.is_mapping:
             return {key: to_plain(self._open(key, value)) for key, value in self.node.items()}
         return [to_plain(self._open(key, value)) for key, value in enumerate(self.node)]
@@ -147,7 +147,8 @@ class Scope:
         return self._follow(key, value) if isinstance(value, str) and "${" in value else value
 
     def _follow(self, key: Any, text: str) -> Any:
-        """Follow the interpolations of a text, inner ones first. What is one as a whole may be any value."""
+        """Follow the interpolations of a text, inner ones first. A text that is one whole interpolation gives its
+        value, of any type; in any other text the values are inserted as texts."""
         place = (id(self.node), key)
         if place in self.root.following:
             raise Unresolvable("Recursive interpolation detected", self.locate(key))
@@ -169,7 +170,7 @@ class Scope:
         return rest.replace("\\${", "${")
 
     def _evaluate(self, key: Any, text: str) -> Any:
-        """Evaluate what stands between the braces."""
+        """Evaluate the text between an interpolation's braces."""
         resolver, colon, asked = (each.strip() for each in text.partition(":"))
         if not colon:
             return self._find_path(key, text)
@@ -191,8 +192,8 @@ class Scope:
             raise Unresolvable(f"${{{text}}} has a value that is no YAML", self.locate(key)) from None
 
     def find_nearest(self, names: Sequence[str]) -> tuple[bool, Any]:
-        """Look for keys outwards, one after another, starting beside the component that asks. Gives whether one is
-        there, and its value. What the component is itself a part of does not count."""
+        """Look up names outwards, one after another, from the scope around this component. Gives whether one was found,
+        and its value. A key that this component is inside of does not count: `norm` within `norm`, say."""
         for name in names:
             self.root.reads.add(name)
             inner, scope = self, self.above
@@ -203,7 +204,7 @@ class Scope:
         return False, None
 
     def _find_path(self, key: Any, path: str) -> Any:
-        """Find a value by its path from the root, or from around where it begins with dots."""
+        """Find a value by its dotted path from the root, or relative to this scope if it starts with dots."""
         names = path.lstrip(".")
         node: Any = self if names != path else self.root
         for _ in range(len(path) - len(names) - 1):
@@ -217,18 +218,18 @@ class Scope:
 
 
 def to_plain(value: Any) -> Any:
-    """Convert a value that was read to plain data."""
+    """Convert a value from `Scope.get` to plain data."""
     return value.to_plain() if isinstance(value, Scope) else value
 
 
 def resolve(body: dict[Any, Any]) -> dict[Any, Any]:
-    """Copy a model's plain data with its interpolations followed. Raises Unresolvable where one leads nowhere."""
+    """Copy a model's plain data with its interpolations followed. Raises Unresolvable."""
     return Scope(body).to_plain()
 
 
 def settle(scope: Scope) -> Any:
-    """Convert to plain data with the interpolations that stand for a number or a word followed. Those of components
-    stay, and those that lead nowhere."""
+    """Convert to plain data, with interpolations of numbers and words followed. Interpolations of components, and
+    unresolvable ones, stay as texts."""
     found = {key: _settle(scope, key) for key in scope.keys}
     return found if scope.is_mapping else [*found.values()]
 
@@ -245,7 +246,7 @@ def _settle(scope: Scope, key: Any) -> Any:
 
 
 def find_unresolvable(root: Scope) -> list[str]:
-    """Write one line for each interpolation that leads nowhere, and one for each name that is missing."""
+    """Write one line for each missing name and for each interpolation that cannot be resolved."""
     missing: dict[str, list[str]] = {}
     found: dict[str, None] = {}
     for scope, key in _list_texts(root):
@@ -259,8 +260,8 @@ def find_unresolvable(root: Scope) -> list[str]:
 
 
 def _list_texts(scope: Scope) -> Iterator[tuple[Scope, Any]]:
-    """Yield the place of every interpolation below a node, those of lists included. `layers` is left out: the named
-    kinds of layer are resolved in scopes of their own."""
+    """Yield the place of every interpolation below a node, lists included. `layers` is left out: the kinds of layer are
+    resolved in scopes of their own."""
     for key in scope.keys:
         value = scope.node[key]
         if isinstance(value, dict | list) and key != "layers":

@@ -19,10 +19,10 @@ BASES: dict[str, type[Spec]] = {
     **{"attention": Attention, "position": Position, "norm": Norm, "block": Block},
     **{"ffn": FFN, "router": Router, "activation": Activation, "cross": Attention},
 }
-"""The class whose kinds each axis chooses from."""
+"""Each axis of a model, and the base class of its kinds."""
 
 AXES = tuple(BASES)
-"""Axes that a model states at its top level; other nodes reach them by interpolation."""
+"""Axes, which a model states at its top level; other nodes refer to them by interpolation."""
 
 STRUCTURE = {
     "about": "Title, source, note and published parameters of the model.",
@@ -31,7 +31,7 @@ STRUCTURE = {
     "layers": "Kinds of layer by name: the keys of the model that differ in them.",
     "pattern": "Kind of each layer, first to last, repeated; `layer` is the model as it stands.",
 }
-"""Top-level keys that the grammar reads itself, and what each is; they are no field of a Spec."""
+"""Top-level keys that the grammar reads itself, with their descriptions; they are not fields of a Spec."""
 
 TOWERS = ("encoder", "decoder")
 """Keys of an encoder-decoder: patches of the model's own keys, one for each of its two towers."""
@@ -46,8 +46,8 @@ TOWER_DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "encoder", "head": {"kind": "none"}, "cross": None, "prefix_lm": None},
     "decoder": {"kind": "decoder", "embedding": {"tied": "encoder.embedding.tokens"}, "pooler": None},
 }
-"""How the towers of an encoder-decoder differ from the model's own keys before their patches are laid: one shared
-table of tokens, and a head on the decoder alone. A null drops the key."""
+"""How the towers of an encoder-decoder differ from the model's own keys by default, before their own patches: the
+decoder reads the encoder's token table, and the encoder has no head. A null drops the key."""
 
 _DIMS = """
 n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias rope_theta rope_factor rotary_dim original_max_seq_len
@@ -61,7 +61,7 @@ conv_groups global_block_size block_size random_blocks relative_width relative_e
 ngram_table_size
 """
 DIMS = frozenset(_DIMS.split())
-"""Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
+"""Dimensions that a model may state even if its present choices do not read them, so that axes can be swapped."""
 
 KNOWN = OWN | set(AXES) | set(STRUCTURE) | DIMS
-"""Keys that every model, tower and layer patch may state."""
+"""Keys that any model, tower or layer patch may state."""

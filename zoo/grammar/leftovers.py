@@ -1,7 +1,7 @@
-"""Leave out what the choice before had and the one that was swapped in has not, and say so.
+"""Drop the fields that a swapped-in choice does not have, and list them.
 
 A packaged model sets fields for its own choices: `attention: {o_bias: false}`, rotary positions, a `rope_theta` of its
-local layers. Under `attention=gated_delta` nothing reads them. What the user set by hand stays, and is refused."""
+local layers. Under `attention=gated_delta` nothing reads them. Fields that the user set stay, and are refused later."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from zoo.spec import Spec
 def drop_leftovers(
     body: Mapping[Any, Any], swapped: Collection[str], touched: Collection[str]
 ) -> tuple[Any, list[str]]:
-    """Leave out of a model's body what no choice reads any more, where axes were `swapped`. Gives the body and the keys
-    that were left out. `touched` are the keys that the user set."""
+    """Drop from a model's body the fields that no choice reads any more after axes were `swapped`. Gives the body and
+    the dropped keys. `touched` are the keys that the user set."""
     root = expand(body)
     gone = [key for place, node, around in _list_scopes(root) for key in _trim(place, node, around, swapped, touched)]
     gone += _drop_unread(root, touched)
@@ -32,7 +32,7 @@ def drop_leftovers(
 
 
 def _list_scopes(root: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], Mapping[Any, Any]]]:
-    """List the body and its patches: each one's place, itself, and the body around it."""
+    """List the body and its patches, each with the prefix of its keys and the body around it."""
     yield "", root, {}
     towers = [(f"{name}.", root[name]) for name in TOWERS if isinstance(root.get(name), dict)]
     yield from ((prefix, node, root) for prefix, node in towers)
@@ -46,7 +46,7 @@ def _list_scopes(root: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], Ma
 def _trim(
     place: str, scope: dict[Any, Any], around: Mapping[Any, Any], swapped: Collection[str], touched: Collection[str]
 ) -> Iterator[str]:
-    """Take the fields out of swapped components that their choice does not have."""
+    """Delete the fields of swapped components that their new choice does not have, and yield their keys."""
     for axis in swapped:
         node, before = scope.get(axis), around.get(axis)
         if not isinstance(node, dict):
@@ -64,7 +64,7 @@ def _trim(
 
 
 def _refuses(choice: type[Spec], name: str, value: Any) -> bool:
-    """Tell whether a field of the choice takes no such word, and no null: `bias: qkv` where it is true or false."""
+    """Tell whether a field of the choice refuses this word or null: `bias: qkv` for a field that is true or false."""
     if name == "kind" or not (value is None or isinstance(value, str)) or "${" in str(value):
         return False
     hint = typing.get_type_hints(choice, include_extras=True)[name]
@@ -78,12 +78,12 @@ def _refuses(choice: type[Spec], name: str, value: Any) -> bool:
 
 
 def _drop_unread(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
-    """Leave out positions that act inside attention, where no attention takes any, and the keys of layer patches that
-    no layer of that kind reads."""
+    """Drop positions that act inside attention if no attention reads them, and keys of layer patches that no layer of
+    that kind reads. Yields the dropped keys."""
     try:
         towers = split_towers(Scope(root), [])
         reads = [tower.read_blocks()[1] for tower in towers]
-    except ConfigError:  # what is missing is told when the Spec is read
+    except ConfigError:  # reported when the Spec is read
         return
     node = root.get("position")
     kind = node.get("kind") if isinstance(node, dict) else None

@@ -1,4 +1,4 @@
-"""Read the named kinds of layer, and which layer is of which kind."""
+"""Read the kinds of layer (`layers`) and the kind of each layer (`pattern`)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ PLAIN = "layer"
 """The kind of a layer that no patch changes."""
 
 MOST_LAYERS = 100_000
-"""Layers of a tower at most. A pattern is a list with the name of each layer, so a typing error could fill memory."""
+"""Maximum layers of a tower. A pattern is expanded to a name for each layer, so a typing error could fill memory."""
 
 
 RULE = ("every", "is", "else")
-"""Keys of a pattern that is a rule."""
+"""Keys of a pattern given as a rule, `{every: 4, is: full}`."""
 
 MOST_NAMES = 10_000
-"""Entries of a pattern's list at most: OmegaConf, which composes it, takes 0.3 ms for each."""
+"""Maximum entries of a pattern's list: OmegaConf, which composes it, takes 0.3 ms for each."""
 
 
 def get_kinds(root: Scope) -> dict[Any, Any]:
-    """Return the patches of the named kinds of layer; none where `layers` is no mapping, which `read_pattern`
+    """Return the patches of the kinds of layer, by name; empty if `layers` is no mapping, which `read_pattern`
     reports."""
     layers = root.get("layers")
     return layers.node if isinstance(layers, Scope) and layers.is_mapping else {}
 
 
 def read_pattern(root: Scope) -> tuple[list[str], list[str]]:
-    """List the kind of each layer, first to last, and the faults found. `name*3` stands for three layers; the list
-    repeats up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local. The rule
-    `{every: 4, is: full}` is [layer*3, full]."""
+    """List the kind of each layer, first to last, and the faults found. `name*3` means three layers, and the list is
+    repeated up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local. The rule
+    `{every: 4, is: full}` means [layer*3, full]."""
     n_layers, kinds, layers = root.read("n_layers"), [str(name) for name in get_kinds(root)], root.get("layers")
     if layers is not None and not (isinstance(layers, Scope) and layers.is_mapping):
         return [PLAIN], [f"layers: is {to_plain(layers)!r}, not a mapping of names to patches of the model's keys"]
@@ -95,7 +95,7 @@ def _read_rule(rule: dict[Any, Any], problems: list[str]) -> list[str]:
 
 
 def lay_kind(root: Scope, name: str, problems: list[str]) -> Scope:
-    """Lay a kind's patch over the model's keys: the result is what layers of that kind see."""
+    """Lay a kind's patch over the model's keys: the result is the scope in which layers of that kind are resolved."""
     layers = root.get("layers")
     patch = layers.get(name) if isinstance(layers, Scope) and name in layers.keys else None
     if patch is None:

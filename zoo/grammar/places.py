@@ -1,4 +1,4 @@
-"""Locate the faults of a Spec: the key of the YAML at which the faulty value was stated."""
+"""Locate the faults of a Spec: find the YAML key that states the faulty value, by following interpolations back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from zoo.grammar.towers import TowerNode
 
 
 def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
-    """Write one line for each fault, at the key where the user can mend it."""
+    """Write one line for each fault, at the key that the user has to change."""
     return [f"{locate_key(item['loc'], towers)}: {item['msg']}" for item in error.errors(include_url=False)]
 
 
 def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
-    """Yield the path of each true or false that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
+    """Yield the path of each boolean that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
     if isinstance(tree, bool) and not isinstance(spec, bool):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -32,14 +32,14 @@ def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[
 
 
 def locate_key(loc: Iterable[Any], towers: Mapping[str, TowerNode]) -> str:
-    """Find the key of the YAML at which a value of the model's plain data was stated."""
+    """Find the YAML key that states a value of the model's plain data."""
     path = [str(step) for step in loc]
     tower = towers.get("") or towers.get(path.pop(0) if path[:1] and path[0] in towers else "")
     return ".".join(path) or "model" if tower is None else _locate(path, tower)
 
 
 def _locate(path: list[str], tower: TowerNode) -> str:
-    """Find the key, counted from the model, at which a value of a tower's plain data was stated."""
+    """Find the key, as a path from the model, that states a value of a tower's plain data."""
     where = ".".join(path) or tower.name
     if path[:1] == ["blocks"] and len(path) > 1:
         where = _follow(tower.scopes[path[1]], ["block", *path[2:]])
@@ -59,7 +59,7 @@ def _states(node: Any, place: str) -> bool:
 
 
 def _follow(scope: Scope, path: list[str]) -> str:
-    """Follow the interpolations of a path: `block.attention.n_heads` is `n_heads` where it says `${up:n_heads}`."""
+    """Follow the interpolations of a path: `block.attention.n_heads` is `n_heads` if its value is `${up:n_heads}`."""
     node: Any = scope.node
     for index, step in enumerate(path):
         node = node.get(step) if isinstance(node, Mapping) else None

@@ -29,9 +29,10 @@ def _name_kind(spec: Spec) -> dict[str, Any]:
 
 
 def to_essentials(spec: Any) -> Any:
-    """Write a Spec as `to_dict` does, without the fields that are off as they are by default: None, False, 0, 1 or
-    empty. Specs that differ are written differently, and a Spec is written the same after its class gains a field that
-    is off. This is what hashes are of."""
+    """Write a Spec as `to_dict` does, without the fields whose value is a default of None, False, 0, 1 or empty.
+
+    Hashes are made of this: different Specs give different data, and a Spec's data stays the same when its class gains
+    a field that is off by default."""
     if isinstance(spec, Spec):
         told = (field for field in spec.fields() if not _is_off(getattr(spec, field.name), field.default))
         return _name_kind(spec) | {field.name: to_essentials(getattr(spec, field.name)) for field in told}
@@ -43,13 +44,13 @@ def to_essentials(spec: Any) -> Any:
 
 
 def _is_off(value: Any, default: Any) -> bool:
-    """Whether a field has its default, and this default changes nothing: a factor of 1, a window of None …"""
+    """Tell whether a field has its default and that default changes nothing: a factor of 1, a window of None …"""
     off = isinstance(value, Node) or value is None or value in (False, 0, 1, (), {})
     return value is not True and value == default and off
 
 
 def to_body(spec: Any) -> dict[str, Any]:
-    """Write a Spec as the body of a model's file, with each kind of layer spelled out. `to_spec` gives the same Spec
+    """Write a Spec as the body of a model's file, with each kind of layer in full. `to_spec` gives the same Spec
     back."""
     return _to_body(to_dict(spec))
 
@@ -63,7 +64,7 @@ def _to_body(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(node: Mapping[str, Any]) -> Any:
-    """Read the Spec that `to_dict` wrote. Raises ConfigError with every fault, its path counted from `model`."""
+    """Read the Spec that `to_dict` wrote. Raises ConfigError with every fault, its path starting with `model`."""
     try:
         return Topology.parse(_to_tuples(node))
     except ValidationError as error:
@@ -73,7 +74,7 @@ def from_dict(node: Mapping[str, Any]) -> Any:
 
 
 def _to_tuples(node: Any) -> Any:
-    """Copy the data with tuples, which Specs hold, in place of lists."""
+    """Copy the data with lists replaced by tuples, which Specs hold."""
     if isinstance(node, Mapping):
         return {key: _to_tuples(value) for key, value in node.items()}
     return tuple(_to_tuples(value) for value in node) if isinstance(node, list | tuple) else node

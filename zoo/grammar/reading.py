@@ -22,15 +22,14 @@ from zoo.model.tower import Topology
 def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> Any:
     """Read the Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
 
-    `touched` are the keys that the user overrode: one that nothing reads is refused, so that no wish is dropped
-    silently.
+    `touched` are the keys that the user overrode. One that no component reads is refused, as it would have no effect.
     """
     problems: list[str] = []
     root = to_root(node)
-    asked = root.take_reads()  # whatever any interpolation names
+    asked = root.take_reads()  # names in any interpolation
     towers = split_towers(root, problems)
     asked |= set().union(*(tower.asked for tower in towers))
-    read: set[str] = set()  # what the components at work name
+    read: set[str] = set()  # names that the components of the model's layers look up
     trees = {}
     for tower in towers:
         trees[tower.name], names = tower.read(problems, asked)
@@ -50,26 +49,25 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
 
 
 def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
-    """Read the plain data from which `to_spec` makes a Spec, unchecked: a value of the model's file stands at every
-    place that asks for it."""
+    """Read the plain data from which `to_spec` makes a Spec, unchecked, with all interpolations replaced by values."""
     root = to_root(node)
     return _join(root, {tower.name: tower.read([], set())[0] for tower in split_towers(root, [])})
 
 
 def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
-    """Copy the node as a root of its own. Raises ConfigError where an interpolation leads nowhere."""
+    """Expand a copy of the node and make it a root Scope. Raises ConfigError if an interpolation cannot be resolved."""
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     root = Scope(expand(raw))
-    if faults := find_unresolvable(root):  # a key that is spelt wrongly may be why
+    if faults := find_unresolvable(root):  # perhaps because a key is misspelled, so unknown keys come first
         raise ConfigError(*find_strangers(root, root.take_reads(), ()), *drop_translated(faults, root))
     return root
 
 
 def _join(root: Scope, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Join the data of the whole model: that of its only tower, or its own fields and those of its two."""
+    """Join the data of the whole model: of its only tower, or of both towers and the encoder-decoder's own fields."""
     return trees.get("") or {**read_fields(root, BOTH), **trees}
 
 
 def _idle(key: str, asked: set[str], read: set[str]) -> bool:
-    """Tell whether a key is a dimension that no component at work in this model has read."""
+    """Tell whether a key is a dimension that no component in the model's layers has read."""
     return key in DIMS | asked and key not in OWN | set(AXES) | set(STRUCTURE) | read

@@ -1,4 +1,4 @@
-"""Read what a run's folder says of its model: the architecture of a checkpoint (zoo.yaml), and the training config."""
+"""Read the model in a run's folder: a checkpoint's architecture (zoo.yaml) and the training config (config.yaml)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 class Architecture(JsonShape):
-    """What a zoo.yaml holds."""
+    """The keys of a zoo.yaml."""
 
     format: Any
     model: dict[str, Any]
@@ -41,7 +41,7 @@ def read_spec(folder: Path) -> Any:
 
 
 def read_model(file: Path, node: Any) -> Any:
-    """Read the Spec that a file of ours states as plain data. Raises CheckpointError."""
+    """Read a Spec from the plain data that `to_dict` wrote into a file. Raises CheckpointError."""
     try:
         return from_dict(check_shape(node, dict[str, Any], str(file)))
     except ConfigError as error:
@@ -49,7 +49,7 @@ def read_model(file: Path, node: Any) -> Any:
 
 
 def check_format(file: Path, stated: Any) -> None:
-    """Raise CheckpointError when another version of zoo wrote the file in another layout."""
+    """Raise CheckpointError if another version of zoo wrote the file in another format."""
     if stated != FORMAT:
         found = f"is of format {quote(stated)}, this zoo reads {FORMAT}"
         raise CheckpointError(f"{file}: {found} (the version that wrote it)")
@@ -59,20 +59,20 @@ def check_format(file: Path, stated: Any) -> None:
 
 
 class SavedConfig(JsonShape):
-    """What a run's config.yaml holds, as far as it is read before the training settings are checked."""
+    """The keys of a run's config.yaml that are read before the training settings are checked."""
 
     model: dict[str, Any]
     data: dict[str, Any] | None = None
 
 
 def read_config(file: Path) -> DictConfig:
-    """Read the training config of a run as data: of interpolations only the grammar's are followed, so that none reads
-    an environment variable, say. Raises CheckpointError, and FileNotFoundError where there is no such file."""
+    """Read the training config of a run, interpolations unresolved. Raises CheckpointError, also for an interpolation
+    other than the grammar's, such as one of an environment variable, and FileNotFoundError for a missing file."""
     plain = check_shape(parse_yaml(file), dict[str, Any], str(file))
     if "model" not in plain:
         raise CheckpointError(f"{file}: is no config of a run, it has no model (the file that zoo train wrote)")
     try:
-        config = OmegaConf.create(read_yaml_text(file))  # which reads 1e-3 as a number
+        config = OmegaConf.create(read_yaml_text(file))  # OmegaConf's loader reads 1e-3 as a number
         node = OmegaConf.to_container(config, resolve=False)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         found = shorten(str(error))
@@ -85,7 +85,7 @@ def read_config(file: Path) -> DictConfig:
 
 
 def _find_foreign(node: Any, place: str, key: str) -> Iterator[str]:
-    """Yield a line for each text with an interpolation that is none of the grammar's."""
+    """Yield a line for each text with an interpolation other than the grammar's."""
     if isinstance(node, dict):
         for name, each in node.items():
             yield from _find_foreign(name, place, f"{key}{name}")

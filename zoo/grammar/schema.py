@@ -1,4 +1,4 @@
-"""Write the JSON Schema of a model's file in the plain dialect, by which editors complete, check and explain it."""
+"""Write the JSON Schema of model files in the plain dialect, for completion, checks and explanations in editors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from zoo.spec.types import name_reference
 Schema = dict[str, Any]
 
 NEEDED = ("vocab_size", "d_model", "n_layers", "max_seq_len")
-"""Keys that every model states, its own or those of the model that it starts from."""
+"""Keys that every model states itself or inherits from the model in its `defaults`."""
 
 TEXTS: dict[str, Schema] = {
     "about": {"type": "object"},
     "kind": {"enum": list(Topology.kinds)},
     "n_layers": {"type": "integer", "minimum": 1},
 }
-"""What the keys hold that the grammar reads itself; `layers` and `pattern` are further down."""
+"""Schemas of keys that the grammar reads itself; those of `layers` and `pattern` are in `_list_structure`."""
 
 
 def make_schema() -> Schema:
@@ -55,7 +55,7 @@ def make_schema() -> Schema:
 
 
 def _let_interpolate(node: Any) -> Any:
-    """Let every key but `kind` hold an interpolation too, as the packaged files do."""
+    """Allow an interpolation as the value of every key but `kind`, as the packaged files use them."""
     if isinstance(node, list):
         return [_let_interpolate(each) for each in node]
     if not isinstance(node, dict):
@@ -84,7 +84,7 @@ def _make_mapping(properties: Mapping[str, Any], description: str) -> Schema:
 
 
 def _list_structure() -> dict[str, Schema]:
-    """The keys that the grammar reads itself."""
+    """List the keys that the grammar reads itself."""
     texts = {"type": "string"}
     rule = {"every": {"type": "integer", "minimum": 2}, "is": texts, "else": texts}
     assert set(rule) == set(RULE)
@@ -103,7 +103,7 @@ def _list_structure() -> dict[str, Schema]:
 
 
 def _list_dimensions() -> dict[str, Schema]:
-    """The numbers that a model states, each as the fields that it fills or as the model's own."""
+    """List the dimensions of a model, each with the schema of the fields that it fills or of the model's own field."""
     found = {}
     for key, fills in list_filled().items():
         schemas = [field.schema for _, field in fills]
@@ -116,7 +116,7 @@ def _list_dimensions() -> dict[str, Schema]:
 
 
 def _list_slots() -> dict[str, Schema]:
-    """The keys of a model that hold a component: those of an axis are always there, others may be true or false."""
+    """List the keys of a model that hold a component. An axis cannot be true or false, other keys can."""
     found = {}
     for key, base in list_slots().items():
         if key not in TOWERS:
@@ -127,7 +127,7 @@ def _list_slots() -> dict[str, Schema]:
 
 
 def _join(schemas: Iterable[Schema]) -> Schema:
-    """Join the schemas of several fields to one that takes what any of them does."""
+    """Join the schemas of several fields to one that accepts any of their values."""
     parts: list[Schema] = []
     for schema in map(_widen, schemas):
         parts += [each for each in schema.get("anyOf", [schema]) if each not in parts]
@@ -135,7 +135,7 @@ def _join(schemas: Iterable[Schema]) -> Schema:
 
 
 def _widen(schema: Schema) -> Schema:
-    """Let a field that holds a component be true or false too: the usual one, or none."""
+    """Allow true (the usual choice) and false (none) for a field that holds a component."""
     parts = schema.get("anyOf", [schema])
     return {"anyOf": [*parts, {"type": "boolean"}]} if any("$ref" in each for each in parts) else schema
 
@@ -145,7 +145,7 @@ def _describe(schema: Schema, text: str) -> Schema:
 
 
 def _define_axis(axis: str) -> Iterable[tuple[str, Schema]]:
-    """Define what may stand for a component of an axis: a word, or a mapping whose fields are those of its kind."""
+    """Define the values for a component of an axis: a word, or a mapping with the fields of its kind."""
     base, choices = list_axes()[axis], dict(read_choices(axis))
     if axis == "cross":
         choices = {**read_choices("attention"), **choices}
@@ -162,7 +162,7 @@ def _define_axis(axis: str) -> Iterable[tuple[str, Schema]]:
     mapping = {"type": "object", "properties": {"kind": {"enum": list(choices)}}, "allOf": [*cases, plain]}
     yield axis, _describe({"anyOf": [{"oneOf": words}, mapping]}, describe_axis(axis))
     if axis == "cross":
-        return  # whose kinds are attention's
+        return  # its kinds are attention's
     for kind in by_kind:
         choice = AxisChoice(axis, kind.kind, kind, {}, "")
         yield name[kind], _define_kind(_list_fields([choice]), choice.what)
@@ -170,7 +170,7 @@ def _define_axis(axis: str) -> Iterable[tuple[str, Schema]]:
 
 
 def _define_node(base: type[Node]) -> Schema:
-    """Define a node: a mapping of its fields, or what its main field takes, whose own fields may stand among them."""
+    """Define a node: a value of its main field, or a mapping of its fields and of those of the component there."""
     node = AxisChoice("", base.axis, base, {}, "")
     fields = _list_fields([node])
     main = list_fields(base).get(base.word)
@@ -187,7 +187,7 @@ def _define_kind(fields: Mapping[str, Schema], text: str) -> Schema:
 
 
 def _list_fields(choices: Iterable[AxisChoice]) -> dict[str, Schema]:
-    """List the fields of several choices; one that several have takes what any of them does."""
+    """List the fields of several choices. A field that several of them have accepts the values of any."""
     schemas: dict[str, list[Schema]] = {}
     texts: dict[str, str] = {}
     for choice in choices:

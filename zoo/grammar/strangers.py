@@ -1,4 +1,4 @@
-"""Find the keys of a model that it has no place for, other libraries' names among them."""
+"""Find the unknown keys of a model, such as other libraries' names for ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.spec.foreign import FOREIGN, translate_name
 
 
 def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
-    """List the keys that are no field and no axis, and that no interpolation names."""
+    """List the keys that are neither a field nor an axis, and that no interpolation names."""
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
     strange = [str(key) for key in root.node if key not in whole]
@@ -27,13 +27,13 @@ def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) ->
 
 
 def describe_stranger(key: str, node: Mapping[Any, Any], known: Collection[str]) -> str:
-    """Say that there is no such key, and what was meant: another library's name for one of ours, or a slip."""
-    value = node.get(key)  # as it is stated
+    """Describe an unknown key, with our name if it is another library's, else with the closest spelling."""
+    value = node.get(key)
     ours = translate_name(key, None if isinstance(value, Mapping | list) or "${" in str(value) else value)
     return f"no such key{f' ({ours})' if ours else did_you_mean(key, known)}"
 
 
 def drop_translated(faults: Iterable[str], root: Scope) -> list[str]:
-    """Leave out that a key is missing, where it is there under another library's name, which has a line."""
+    """Leave out "KEY: is missing" where the key is stated under another library's name, which has a fault already."""
     there = {FOREIGN[str(key)] for key in root.node if key not in KNOWN and str(key) in FOREIGN}
     return [fault for fault in faults if not any(fault.startswith(f"{key}: is missing") for key in there)]

@@ -1,4 +1,4 @@
-"""Read one tower of a model from its YAML: its keys, its layer pattern, and the keys that each kind of layer sees."""
+"""Read one tower of a model from its YAML: its keys, its layer pattern, and the scope of each kind of layer."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class TowerNode:
         self.names, found = read_pattern(root)
         self.scopes = {kind: lay_kind(root, kind, found) for kind in dict.fromkeys(self.names)}
         unresolvable = self._find_unresolvable()
-        if name:  # a key that is null is none of a tower's, so that what reads it finds nothing
+        if name:  # a null in the tower's patch has removed its key, so that interpolations of it fail
             unresolvable += find_unresolvable(root)
         problems += [self.prefix + fault for fault in found]
         if unresolvable:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
         self.asked = set().union(*(scope.take_reads() for scope in (root, *self.scopes.values())))
-        """Whatever any interpolation names."""
+        """Names in any interpolation of the tower."""
 
     def _find_unresolvable(self) -> list[str]:
-        """List what leads nowhere in the kinds of layer: a line for each fault, that of several kinds at the first."""
+        """List the interpolations in kinds of layer that cannot be resolved, one line for a fault that several have."""
         kinds, found = get_kinds(self.root), {}
         for kind, scope in self.scopes.items():
             for fault in find_unresolvable(scope) if kind in kinds else ():
@@ -44,8 +44,8 @@ class TowerNode:
         return [f"{places[0]}: {fault}{more[fault]}" for fault, places in found.items()]
 
     def read(self, problems: list[str], asked: set[str]) -> tuple[dict[str, Any], set[str]]:
-        """Read the tower as plain data, and the names that its components look up. Adds to `problems` the axes whose
-        kind does not exist, and the keys of layer patches that nothing reads."""
+        """Read the tower as plain data, and the names that its components look up. Adds to `problems` the axes with an
+        unknown kind, and the keys of layer patches that their layers do not read."""
         problems += self._find_unknown_kinds()
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
@@ -60,7 +60,7 @@ class TowerNode:
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}, own.union(*read.values())
 
     def read_blocks(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
-        """Read each kind of layer as plain data, and the names of the keys that it looked up."""
+        """Read each kind of layer as plain data, and the names that it looks up."""
         blocks, read = {}, {}
         for kind, scope in self.scopes.items():
             blocks[kind], read[kind] = scope.read("block"), scope.take_reads()
@@ -77,8 +77,8 @@ class TowerNode:
         ]
 
     def _find_unknown_kinds(self) -> list[str]:
-        """List the axes whose kind does not exist. An axis that no layer reads may be stated, so that it can be swapped
-        in, and nothing else would look at it."""
+        """List the axes with an unknown kind. An axis that no layer reads may be stated, so that it can be swapped in;
+        only this check looks at it."""
         faults = []
         for axis, base in BASES.items():
             node, fault = self.root.get(axis), None
@@ -105,7 +105,7 @@ class TowerNode:
 
 
 def is_task_head(part: str, node: Mapping[str, Any]) -> bool:
-    """Whether a part of a tower is a head that knows no vocabulary."""
+    """Tell whether a part of a tower is a head without a vocabulary, such as a classifier."""
     kind = node.get("kind", Head.default)
     choice = Head.kinds.get(kind) if part == "head" and isinstance(kind, str) else None
     return choice is not None and not issubclass(choice, VocabularyHead)
@@ -126,5 +126,5 @@ def split_towers(root: Scope, problems: list[str]) -> list[TowerNode]:
 
 
 def read_fields(root: Scope, fields: set[str]) -> dict[str, Any]:
-    """Read the model's kind and those of its keys that are `fields`, as plain data."""
+    """Read the model's kind and its `fields` as plain data."""
     return {str(key): root.read(key) for key in root.node if key in fields or key == "kind"}

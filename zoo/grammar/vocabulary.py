@@ -1,4 +1,4 @@
-"""List what a model's file may say: every axis with its choices, and the fields that each key of the model fills."""
+"""List the vocabulary of model files: every axis with its choices, and the fields that each key of a model fills."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ ROLES = {
     "embedding": "How token ids become vectors.",
     "head": "What reads the last vectors: a language model's logits, or a task.",
 }
-"""What the keys of a model that hold components decide. Other axes are described by their class."""
+"""Descriptions of the keys of a model that hold components. Other axes are described by the docstring of their class.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisChoice:
-    """A choice as a model names it: `attention`, `sliding`. `body` is what its file in conf/ says, which for a bare
-    kind is that kind alone. A node is the field of its `owner`: `attention.gqa`, `gate`."""
+    """A choice by its axis and its name in a model: `attention`, `sliding`. `body` is the content of its file in conf/,
+    or the kind alone if it has no file. A node is a field of its `owner`: axis `attention.gqa`, word `gate`."""
 
     axis: str
     word: str
     spec: type[Spec]
     body: Mapping[str, Any]
     comment: str
-    """What its file says above that, on one line."""
+    """The comment at the top of its file, on one line."""
     owner: AxisChoice | None = None
 
     @property
@@ -54,16 +55,16 @@ class AxisChoice:
 
     @property
     def what(self) -> str:
-        """What it is, in a sentence: of its file, or of its class."""
+        """Its description: the first sentence of the file's comment, or of the class docstring."""
         return first_sentence(self.comment or inspect.getdoc(self.spec) or "")
 
     @property
     def paper(self) -> str:
-        """Its paper and year, by its file or its class."""
+        """Its paper and year, from the file's comment or the class docstring."""
         return find_paper(self.comment) or find_paper(inspect.getdoc(self.spec) or "")
 
     def open_node(self, name: str) -> AxisChoice | None:
-        """Open a field that is a node; None for another."""
+        """Make an AxisChoice of a field that holds a node; None for other fields."""
         base = list_fields(self.spec).get(name)
         if base is None or not issubclass(base, Node):
             return None
@@ -72,7 +73,7 @@ class AxisChoice:
         return AxisChoice(f"{self.axis}.{self.word}", name, base, stated, "", self)
 
     def describe_default(self, name: str) -> str:
-        """Say what a field has where a model does not set it: "the model's n_kv_heads, or n_heads"."""
+        """Describe a field's value in a model that does not set it: "the model's n_kv_heads, or n_heads"."""
         if name in self.body:
             return _describe_value(self.body[name])
         field = self.fields[name]
@@ -82,8 +83,8 @@ class AxisChoice:
         return "must be given" if main is None else _describe_value(find_usual(main))  # as the dialect fills it in
 
     def describe_filling(self, name: str, key: str) -> str:
-        """Say what a field has where a model does not state the key that fills it: the next key that is looked up, a
-        value, or that it must be stated."""
+        """Describe a field's value in a model without the key that fills it: the next key looked up, a default, or that
+        the key must be stated."""
         names, literal = split_interpolation(self.body.get(name))
         if not names:
             return self.describe_default(name)
@@ -123,7 +124,7 @@ def write_value(value: Any) -> str:
 
 @functools.cache
 def list_axes() -> dict[str, type[Spec]]:
-    """List every axis by the name that a model or a component has for it, the model's own first."""
+    """List every axis by its name in a model or a component, those of the model first."""
     found: dict[str, type[Spec]] = {**BASES, **list_slots()}
     for base in [*found.values(), Topology]:
         _add_axes(base, found)
@@ -150,13 +151,13 @@ def list_nodes() -> dict[str, type[Node]]:
 
 
 def describe_axis(key: str) -> str:
-    """Say in a sentence what an axis, or a key of the model that holds a component, decides."""
+    """Describe in a sentence an axis, or a key of a model that holds a component."""
     base = list_axes().get(key) or list_slots()[key]
     return ROLES.get(key) or first_sentence(inspect.getdoc(base) or "")
 
 
 def list_words(axis: str) -> list[str]:
-    """List the choices of an axis: its files in conf/, then the kinds that have none."""
+    """List the choices of an axis: its files in conf/, then the kinds without a file."""
     files = sorted(list_files(axis))
     return [*files, *(kind for kind in list_kinds(list_axes()[axis]) if kind not in files and axis != "cross")]
 
@@ -178,7 +179,7 @@ def _read_choice(axis: str, word: str) -> AxisChoice:
 
 @functools.cache
 def list_filled() -> dict[str, list[tuple[AxisChoice, SpecField]]]:
-    """List for each key that the choices of conf/ read the fields that it fills, those of its own name first."""
+    """Map each key that the choices of conf/ look up to the fields that it fills, those of the same name first."""
     found: dict[str, list[tuple[AxisChoice, SpecField]]] = {}
     for axis in BASES:
         for choice in read_choices(axis).values():
@@ -190,7 +191,7 @@ def list_filled() -> dict[str, list[tuple[AxisChoice, SpecField]]]:
 
 
 def _find_filled(spec: type[Spec], body: Mapping[str, Any]) -> Iterator[tuple[int, str, SpecField]]:
-    """Yield the keys that a node reads: whether first or in their absence, and the field."""
+    """Yield the keys that a node looks up: each key's rank (0 is looked up first), its name, and the field it fills."""
     slots = list_fields(spec)
     for name, value in body.items():
         if isinstance(value, Mapping) and name in slots and "${" not in str(value.get("kind")):

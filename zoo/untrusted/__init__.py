@@ -1,3 +1,3 @@
-"""Read what strangers may have written: JSON and YAML within budgets, paths within their folder, text for a terminal.
+"""Read untrusted files: JSON and YAML within size budgets, paths within their folder, text made safe for a terminal.
 
-Every loader of a model, a run, a recipe or a data set reads its files through this room (docs/security.md)."""
+Every loader of a model, a run, a recipe or a data set reads its files through this package (docs/security.md)."""

@@ -1,4 +1,4 @@
-"""Read JSON that a stranger may have written: bytes, depth and numbers within budgets, keys of the expected types."""
+"""Read untrusted JSON: bytes, depth and numbers within budgets, keys of the expected types."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from zoo.errors import CheckpointError
 from zoo.untrusted.text import quote, shorten
 
 FILE = 128 << 20
-"""Bytes of the largest file: a tokenizer of 34 MB and an index of 140,000 tensors (14 MB) are published."""
+"""Maximum bytes of a file: published ones include a tokenizer of 34 MB and an index of 140,000 tensors (14 MB)."""
 SETTINGS = 16 << 20
-"""Bytes of the largest file of settings, such as a config.json."""
+"""Maximum bytes of a file of settings, such as a config.json."""
 NESTED = 64
-"""Levels of lists and mappings. More would end the walks of such trees in RecursionError."""
+"""Maximum depth of lists and mappings. Recursive functions over deeper data would raise RecursionError."""
 LARGEST = 2**63
-"""Whole numbers lie below: what torch and safetensors can hold."""
+"""Whole numbers must be below: the limit of torch and safetensors."""
 COUNTED = 2**100
-"""Whole numbers that a run counts lie below: the FLOPs of a training pass 2⁶³."""
+"""The limit for the counters of runs: the FLOPs of a training can exceed 2⁶³."""
 UNLIMITED = "model_max_length"
-"""The key of a tokenizer whose number may be larger: transformers writes 10^30 where there is no limit."""
+"""The tokenizer key whose number may be larger: transformers writes 10^30 for no limit."""
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-"""What may be half of a surrogate pair, which is no text that could be written or tokenized."""
+"""A possible half of a surrogate pair, which can be neither written as UTF-8 nor tokenized."""
 
 
 class JsonShape(BaseModel):
-    """The types of the keys that Zoo reads in a file. Unknown keys are let through."""
+    """Base of the expected types of a file's keys. Unknown keys are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
 
 
 READ = 40
-"""Faults of a file that are looked at: a list of a million texts has as many."""
+"""Maximum faults of a file that are described: a list of a million wrong entries has a million."""
 
 WORDS = {
     "string_type": "a text",
@@ -52,11 +52,11 @@ WORDS = {
     "model_type": "a mapping",
     "missing": "to be there",
 }
-"""What would do in place of a value of the wrong type, by pydantic's name of the fault."""
+"""The expected value, for messages, by pydantic's name of the fault."""
 
 
 def read_bytes(file: Path, most: int = FILE) -> bytes:
-    """Read a file of at most `most` bytes. Raises CheckpointError; FileNotFoundError where there is none."""
+    """Read a file of at most `most` bytes. Raises CheckpointError, and FileNotFoundError for a missing file."""
     try:
         if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
             raise CheckpointError(f"{file}: is a pipe or a device (a file)")  # it might never end, or never begin
@@ -82,8 +82,8 @@ def read_json(
 ) -> Any:
     """Read a JSON file as plain data, after checking it against `shape` (a JsonShape, or any type that pydantic knows).
 
-    `hook` replaces mappings as they are read. Whole numbers lie below `largest`. Raises CheckpointError, one line for
-    each key at fault, and FileNotFoundError where there is no such file.
+    `hook` replaces mappings as they are read. Whole numbers must be below `largest`. Raises CheckpointError, one line
+    for each key at fault, and FileNotFoundError for a missing file.
     """
     return parse_json(read_bytes(file, most), str(file), shape, hook=hook, largest=largest)
 
@@ -116,7 +116,7 @@ def parse_json(
 
 
 def check_budget(node: Any, place: str, largest: int = LARGEST) -> None:
-    """Check depth and numbers of plain data. Raises CheckpointError."""
+    """Check the depth and the numbers of plain data. Raises CheckpointError."""
     level, depth = [node], 0
     while level:
         depth += 1
@@ -124,7 +124,7 @@ def check_budget(node: Any, place: str, largest: int = LARGEST) -> None:
             raise CheckpointError(f"{place}: is nested more than {NESTED} deep (a flatter file)")
         below: list[Any] = []
         for each in level:
-            kind = type(each)  # a comparison takes a third of isinstance: files have millions of texts
+            kind = type(each)  # comparing types takes a third of isinstance's time: files have millions of texts
             if kind is str:
                 continue
             if kind is dict:
@@ -141,8 +141,8 @@ def _leave_out_limit(node: Mapping[str, Any]) -> list[Any]:
 
 
 def check_shape(node: Any, shape: Any, place: str) -> Any:
-    """Check plain data against the types that are expected, and return it as it is. Raises CheckpointError, one line
-    for each key at fault (the first few)."""
+    """Check plain data against the expected types, and return the data unchanged. Raises CheckpointError, one line for
+    each key at fault (the first few)."""
     try:
         _adapter(shape).validate_python(node)
     except ValidationError as error:
@@ -158,8 +158,8 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 
 def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write the first faults that pydantic found: file, key, what was found, what would do. Members of a union have a
-    fault each, and one line; that a list is no number is left out where an entry of it is at fault."""
+    """Describe pydantic's first faults: file, key, value found, value expected. The faults of a union's members are
+    joined to one line; a container's own fault is left out if an entry of it has one."""
     lines: dict[str, tuple[str, list[str]]] = {}
     for fault in faults[:READ]:
         names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
@@ -177,7 +177,7 @@ def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _is_type(name: str) -> bool:
-    """Tell whether part of a place is pydantic's own name of a member of a union."""
+    """Tell whether a step of pydantic's `loc` is its name for a member of a union, not a key of the file."""
     return name in ("str", "int", "float", "bool", "none", "nullable", "[key]") or name.startswith(
         ("list[", "dict[", "function-", "literal[", "constrained-")
     )

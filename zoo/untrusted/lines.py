@@ -1,4 +1,4 @@
-"""Read a file line by line, within a budget: no line is held whole that is longer."""
+"""Read a file line by line, within a budget: a longer line is never held whole in memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from zoo.errors import CheckpointError
 
 LINE = 128 << 20
-"""Bytes (or characters) of the longest line: a record with a book of a million pages would have less."""
+"""Maximum bytes (or characters) of a line."""
 
 
 def read_lines(stream: Any, place: str, most: int = LINE) -> Iterator[Any]:
-    """Yield the lines of a stream of bytes or text with their ends, as iterating over it does. Raises CheckpointError
-    for one of more than `most`; what a packed file unpacks to is not held beyond that."""
+    """Yield the lines of a stream of bytes or text, line ends included. Raises CheckpointError for a line longer than
+    `most`; no more than that of a compressed file's content is held in memory."""
     number = 0
     while line := stream.readline(most + 1):
         number += 1

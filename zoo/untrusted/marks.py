@@ -1,4 +1,4 @@
-"""Find the lines of a YAML text at which its keys stand. It is within the budgets of `zoo.untrusted.yaml_file`."""
+"""Find the lines of the keys in a YAML text that `zoo.untrusted.yaml_file` has checked against its budgets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def list_lines(text: str) -> dict[str, int]:
-    """List the dotted keys of a text, and the line of each, from 1. A place in a list is a number: `pattern.0`."""
+    """Map the dotted keys of a text to their lines, from 1. An entry of a list has its index: `pattern.0`."""
     return {".".join(path): stated.start_mark.line + 1 for path, stated, _ in _walk(yaml.compose(text, LOADER), ())}
 
 
 def find_key(text: str, index: int) -> str:
-    """Find the dotted key that begins, or whose value begins, at a character of the text."""
+    """Find the dotted key that starts, or whose value starts, at character `index` of the text."""
     found = (path for path, *nodes in _walk(yaml.compose(text, LOADER), ()) if index in _begin(nodes))
     return ".".join(next(found, ()))
 
@@ -33,8 +33,8 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], A
 
 
 def _list_items(node: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, the node that states it, and the value of each item of a mapping or a list. What `<<` merges in
-    are items of the mapping."""
+    """Yield the name, the node that states it, and the value of each item of a mapping or a list. Items merged by `<<`
+    are included."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.value == "<<":

@@ -1,4 +1,4 @@
-"""Resolve the paths that a file states: each stays inside the folder that the file describes."""
+"""Resolve the paths stated in a file: each must stay inside the folder that the file describes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from zoo.untrusted.text import quote
 def find_inside(folder: Path, stated: Any, place: str) -> Path:
     """Resolve a path that a file states, relative to `folder`. `place` names the file and the key in messages.
 
-    A symbolic link is followed, and has to lead to somewhere in the folder, or beside the file that the folder's own
-    links lead to (a hub's cache links every file of a snapshot to its store of blobs). Raises CheckpointError for what
-    is no path, is absolute, or leads out.
+    A symbolic link must lead into the folder, or into the blob store of a Hugging Face cache, which links every file
+    of a snapshot there. Raises CheckpointError for a value that is no path, is absolute, or leads out of the folder.
     """
     if not isinstance(stated, str) or not stated or "\0" in stated:
         raise CheckpointError(f"{place}: is {quote(stated)}, no path (a name inside {folder})")
@@ -31,8 +30,8 @@ def find_inside(folder: Path, stated: Any, place: str) -> Path:
 
 
 def check_settings(folder: Path) -> Path:
-    """Give a model's folder back whose JSON files, read by names that it need not state, are none of them a link to a
-    file of the user's own: what is wrong in it would be shown. Raises CheckpointError."""
+    """Return a model's folder after checking that no JSON file in it is a link out of the folder: messages about a
+    faulty file quote it, and could show a private one. Raises CheckpointError."""
     for file in sorted(folder.glob("*.json")):
         if file.is_symlink():
             find_inside(folder, file.name, str(folder))
@@ -40,7 +39,7 @@ def check_settings(folder: Path) -> Path:
 
 
 def _in_store(root: Path, real: Path) -> bool:
-    """Tell whether a file lies in the store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
+    """Tell whether a file is in the blob store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
     if root.parent.name != "snapshots":
         return False
     return real.is_relative_to(root.parent.parent / "blobs")

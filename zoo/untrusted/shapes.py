@@ -1,4 +1,4 @@
-"""The types of what Zoo reads in the files of runs and sweeps. Apart from the readers: pricing never makes these."""
+"""Declare the types of the files of runs and sweeps. A module of its own, as pricing never needs these classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.untrusted.json_file import COUNTED, JsonShape
 Count = Annotated[int, Field(ge=0, lt=COUNTED)]
 Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
 Work = Annotated[int, Field(ge=0, lt=COUNTED)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""What is added up: never infinite, as a loss may be."""
+"""A figure that reports sum, such as FLOPs: never infinite, whereas a loss may be."""
 Words = list[str]
 
 # ---------------------------------------------------------------- a run
@@ -27,7 +27,7 @@ class ByClass(JsonShape):
 
 
 class Result(JsonShape):
-    """The outcome of a run (result.json), or what was measured of it later (measured.json)."""
+    """The outcome of a run (result.json), or later measurements of it (measured.json)."""
 
     status: str | None = None
     error: str | None = None
@@ -52,7 +52,7 @@ class Result(JsonShape):
 
 
 class MetricsLine(JsonShape):
-    """A line of metrics. A metric that Zoo does not know is a number too."""
+    """A line of metrics.jsonl. Unknown metrics are numbers, texts or null."""
 
     __pydantic_extra__: dict[str, Number | str | None]
 
@@ -67,7 +67,7 @@ class MetricsLine(JsonShape):
 
 
 class RunConfig(JsonShape):
-    """What reports read of a run's config.yaml."""
+    """The keys of a run's config.yaml that reports read."""
 
     seed: Count | None = None
     seq_len: Annotated[int, Field(gt=0, lt=2**40)] | None = None
@@ -86,7 +86,7 @@ class LoggerNote(JsonShape):
 
 
 class TrialRecord(JsonShape):
-    """The trial of a search that a job is."""
+    """A job's place in a search by optuna: its study, its number there, the steps of a whole run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -119,7 +119,7 @@ class SearchRecord(JsonShape):
 
 
 class MatchRecord(JsonShape):
-    """What the arms of a sweep were matched in."""
+    """How the arms of a sweep were matched: the budget, the dimension solved, the arms."""
 
     budget: str
     by: str

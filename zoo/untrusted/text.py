@@ -1,4 +1,4 @@
-"""Make a stranger's text safe to show: its control characters are escaped, and it is shortened."""
+"""Make untrusted text safe to print: escape its control characters and shorten it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from zoo.errors import ConfigError
 
 FIRST = 10
-"""Faults of one kind that are listed; the others are counted."""
+"""Maximum faults of one kind that are listed; the rest are counted."""
 LONGEST = 120
-"""Characters of a stranger's text that a message quotes."""
+"""Maximum characters of an untrusted text that a message quotes."""
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
-"""C0 without tab and newline, DEL, C1, what reorders text in sight (Boucher and Anderson, 2021), lone surrogates."""
+"""C0 without tab and newline, DEL, C1, characters that reorder text (Boucher and Anderson, 2021), lone surrogates."""
 
 
 def check_text(text: str, place: str) -> str:
-    r"""Return a text that UTF-8 can hold. Raises ConfigError for one with half of a surrogate pair: JSON can write one
-    (`"\ud83d"`), and so can a command line whose bytes are not UTF-8. No tokenizer takes it."""
+    r"""Return a text after checking that UTF-8 can encode it. Raises ConfigError for half of a surrogate pair, which
+    JSON (`"\ud83d"`) or a command line with invalid UTF-8 may contain; tokenizers refuse it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -29,18 +29,18 @@ def check_text(text: str, place: str) -> str:
 
 
 def escape_controls(text: str) -> str:
-    r"""Write control characters as escapes, `\x1b` for ESC: a terminal that met them raw would obey them."""
+    r"""Write control characters as escapes, `\x1b` for ESC: a terminal would obey the raw ones."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:
-    """Put a text on one line without control characters, and cut it."""
+    """Put a text on one line without control characters, cut after `longest` characters."""
     line = " ".join(escape_controls(text[: 4 * longest]).split())
     return line if len(line) <= longest and len(text) <= 4 * longest else f"{line[:longest]}…"
 
 
 def quote(value: Any, longest: int = 60) -> str:
-    """Quote a stranger's value for a message: a container by its kind and size, a text or a number shortened."""
+    """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened."""
     if isinstance(value, dict | list | tuple | set):
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind} of {len(value):,}"
@@ -50,7 +50,7 @@ def quote(value: Any, longest: int = 60) -> str:
 
 
 def list_first(names: Sequence[str], describe: Callable[[str], str], place: Any) -> list[str]:
-    """Describe the first of some names that are at fault, a line each, and count the others in one more."""
+    """Describe the first faulty names, one line each, and count the rest in one more line."""
     lines = [describe(name) for name in names[:FIRST]]
     more = len(names) - FIRST
     return [*lines, f"{place}: … and {more:,} more like {shorten(names[FIRST - 1])}"] if more > 0 else lines

@@ -1,7 +1,7 @@
-"""Read YAML that a stranger may have written: bytes, depth, digits and what its aliases expand to stay within budgets.
+"""Read untrusted YAML: bytes, depth, digits and the number of values, aliases expanded, stay within budgets.
 
-The text is checked event by event before any loader builds a tree of it. Loaders are PyYAML's safe ones, or
-OmegaConf's, which is one of them: no tag names a Python class.
+The text is checked event by event before a loader builds a tree from it. Only PyYAML's safe loaders are used, or
+OmegaConf's, which derives from one: no tag names a Python class.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from zoo.untrusted.marks import LOADER, find_key
 from zoo.untrusted.text import quote, shorten
 
 LARGEST = 4 << 20
-"""Bytes of the largest YAML file."""
+"""Maximum bytes of a YAML file."""
 NODES = 20_000
-"""Values of a file that OmegaConf reads, those counted that an alias repeats: it takes seconds for as many. A model's
-YAML has hundreds."""
+"""Maximum values of a file that OmegaConf reads, aliases expanded: it takes seconds for as many. A model's YAML has
+hundreds."""
 PLAIN_NODES = 400_000
-"""Values of a file that is read as plain data, such as the pattern of a model of 100,000 layers."""
+"""Maximum values of a file that is read as plain data, such as the pattern of a model of 100,000 layers."""
 DIGITS = 40
-"""Characters of the longest number."""
+"""Maximum characters of a number."""
 
 _TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
-"""Tags whose constructors raise errors of any kind for a text that is none: what is plain needs no tag."""
+"""Refused tags: their constructors raise errors of many kinds for an invalid text, and plain values need no tag."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 
 
 def read_yaml_text(file: Path, most: int = NODES) -> str:
-    """Read the text of a YAML file that is within the budgets, of `most` values among them.
+    """Read the text of a YAML file after checking it against the budgets, `most` values among them.
 
-    Raises CheckpointError, and FileNotFoundError where there is no such file.
+    Raises CheckpointError, and FileNotFoundError for a missing file.
     """
     data = read_bytes(file, LARGEST)
     try:
@@ -47,7 +47,7 @@ def read_yaml_text(file: Path, most: int = NODES) -> str:
 
 
 def parse_yaml(file: Path) -> Any:
-    """Read a YAML file as plain data. Raises CheckpointError, and FileNotFoundError where there is no such file."""
+    """Read a YAML file as plain data. Raises CheckpointError, and FileNotFoundError for a missing file."""
     try:
         return yaml.load(read_yaml_text(file, PLAIN_NODES), LOADER)
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold
@@ -57,15 +57,15 @@ def parse_yaml(file: Path) -> Any:
 
 
 def check_yaml(text: str, place: str, most: int = NODES) -> None:
-    """Check that a YAML text parses, and that it stays within the budgets. Raises CheckpointError with the line."""
-    sizes: dict[str, int] = {}  # of anchored nodes, their aliases expanded
-    open_nodes: list[list[Any]] = [[None, 0]]  # each container's anchor, and the nodes in it so far
+    """Check that a YAML text parses and stays within the budgets. Raises CheckpointError with the line."""
+    sizes: dict[str, int] = {}  # the values in each anchored node, aliases expanded
+    open_nodes: list[list[Any]] = [[None, 0]]  # each open container's anchor, and the values in it so far
     nul = None
     try:
         for event in yaml.parse(text, LOADER):
             line = f"{place}:{event.start_mark.line + 1}"
             if isinstance(event, yaml.AliasEvent):
-                size = sizes.get(event.anchor, most)  # one inside of what it names never ends
+                size = sizes.get(event.anchor, most)  # an alias inside its own anchor would expand without end
             elif isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append([event.anchor, 1])
                 if len(open_nodes) > NESTED:
@@ -88,14 +88,14 @@ def check_yaml(text: str, place: str, most: int = NODES) -> None:
                 raise CheckpointError(f"{line}: holds more than {most:,} values, aliases expanded (fewer)")
     except yaml.YAMLError as error:
         raise CheckpointError(describe_yaml_error(place, _explain(text, error))) from error
-    if nul is not None:  # told now: the tree is built of what is within the budgets
+    if nul is not None:  # reported last: `find_key` builds a tree, which is safe only within the budgets
         key = shorten(find_key(text, nul.start_mark.index), 60)
         raise CheckpointError(f"{place}:{nul.start_mark.line + 1}: {key}: {quote(nul.value)} holds a NUL (a text)")
 
 
 def _explain(text: str, error: yaml.YAMLError) -> yaml.YAMLError:
-    """Ask PyYAML's own parser for the same fault: it says what stands where something else should, libyaml does not.
-    Nesting is left out, in which that parser takes time with the square of the depth."""
+    """Find the same fault with PyYAML's own parser, whose message names what was found and expected; libyaml's does
+    not. Nesting faults are left as they are: PyYAML takes time with the square of the depth."""
     if "nesting" in str(error):
         return error
     try:
@@ -107,7 +107,7 @@ def _explain(text: str, error: yaml.YAMLError) -> yaml.YAMLError:
 
 
 def describe_yaml_error(place: str, error: yaml.YAMLError) -> str:
-    """Write an error of PyYAML's on one line, with the line and column where it stands."""
+    """Describe a PyYAML error on one line, with its line and column in the file."""
     mark = getattr(error, "problem_mark", None)
     where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     return f"{place}{where}: not YAML, {shorten(str(getattr(error, 'problem', None) or error))}"
