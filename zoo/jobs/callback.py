@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Write down how each job ends. Hydra creates the callback, in a launcher's workers too, and calls it."""
+"""Write the outcome of each job. Hydra creates and calls the callback, also in a launcher's workers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from zoo.runs import RESULT, read_whole_result
 class Record(Callback):
     """Write each job's outcome to its result.json.
 
-    A failed job is made to return its error as a value. Hydra would raise the first failure of a sweep and drop the
-    results of all its other jobs.
+    A failed job is changed to return its error as a value: Hydra would raise the first failure of a sweep and drop the
+    results of all other jobs.
     """
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -44,9 +44,9 @@ class Record(Callback):
         elif isinstance(job_return.return_value, Mapping):
             outcome |= job_return.return_value
         file = Path(config.hydra.runtime.output_dir) / RESULT
-        if not file.parent.is_dir():  # deleted while the job ran, which has failed for it
+        if not file.parent.is_dir():  # deleted while the job ran, which failed because of it
             return
-        said = read_whole_result(file)  # training writes one of its own
+        said = read_whole_result(file)  # training writes a result.json too
         disk.write_text(file, json.dumps({**said, **outcome}, indent=2, default=str) + "\n")
 
     def _log_failure(self, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""The command of a run, as another process is to be given it."""
+"""Describe the command line of a run, for other processes that train it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Command:
     overrides: Sequence[str]
 
     def place(self, folder: Path) -> Command:
-        """The same run in a folder of this name. One that is resumed has its own."""
+        """Return the command of the same run in this folder. A resumed run keeps its own folder."""
         if "--resume" in self.options:
             return self
         rest = [each for each in self.overrides if not each.startswith("hydra.run.dir=")]

@@ -1,4 +1,4 @@
-"""Forecast the cost of a job before it runs: priced from its config, and timed by a few steps of its own."""
+"""Forecast the cost of a job before it runs: price its config, and time a few of its training steps."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from zoo.training.flops import price_step
 from zoo.training.planning import TrainingPlan
 
 STEPS = 3
-"""Steps that are timed, after one that is not: the first calls cost more."""
+"""Timed steps, after one untimed step: the first calls take longer."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a run, from its config. `flops` are of training: three forward passes and a teacher's, None where no
-    config tells; `optimizer_flops` are those of the updates. `cache_bytes` is the cache of a row of the training length
-    in generation. `peak_memory` is None where the price of a pass is unknown."""
+    """The price of a run, from its config. `flops` are those of forward and backward passes (three forward passes, and
+    a teacher's), None if the config does not determine them; `optimizer_flops` those of the updates. `cache_bytes` is
+    the KV cache of one row of the training length. `peak_memory`, in bytes, is None if activations are unknown."""
 
     params: int
     active: int
@@ -39,12 +39,13 @@ class Price:
 
     @property
     def all_flops(self) -> int | None:
-        """FLOPs of training and of the updates."""
+        """FLOPs of the passes and of the updates."""
         return None if self.flops is None else self.flops + self.optimizer_flops
 
 
 def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
-    """Price a run. `cuda` says whose kernels take memory; without `memory` no pass is traced for it."""
+    """Price a run. With `cuda` the memory is that of CUDA kernels; without `memory` the peak is left None, which saves
+    tracing a pass."""
     from zoo.training.fitting import price_training, take_share
 
     settings, spec = planned.settings, planned.spec
@@ -65,23 +66,22 @@ def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True)
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured seconds on this machine: a step, the evaluation of one batch, and the start-up until the second step."""
+    """Measured seconds on this machine: of a step, of evaluating one batch, and of the start-up with the first step."""
 
     step: float
     evaluation: float
     start: float
     batches: int
-    """Batches of an evaluation."""
+    """The number of batches of an evaluation."""
     flops: float | None
-    """Of a step, where they are counted."""
+    """FLOPs of a step, if counted."""
 
     def predict_training(self, planned: TrainingPlan) -> float:
-        """Predict the seconds of a run's steps: those that its result.json has as `seconds`."""
+        """Predict the seconds of a run's steps, `seconds` in its result.json."""
         return planned.settings.steps * self.step
 
     def predict_whole(self, planned: TrainingPlan) -> float:
-        """Predict the seconds of a run with its start and its evaluations; checkpoints, samples and pictures are left
-        out."""
+        """Predict the seconds of a run with its start and its evaluations, without checkpoints, samples and plots."""
         steps, every = planned.settings.steps, planned.settings.eval_every
         evaluated = {
             steps,
@@ -92,8 +92,8 @@ class Timing:
 
 
 def time_steps(planned: TrainingPlan) -> Timing:
-    """Time a few training steps and the evaluation of a batch, in a folder that is removed again. Raises ZooError where
-    the run could not begin, or its loss is not finite."""
+    """Time a few training steps and the evaluation of a batch, in a temporary folder. Raises ZooError if the run cannot
+    start, or its loss is not finite."""
     from zoo.ranks.world import ALONE
     from zoo.report.progress import Show
     from zoo.run.memory import release_memory
@@ -134,7 +134,7 @@ def _time(run: Any, began: float) -> Timing:
     step = statistics.median(seconds[1:])
     batches = sum(len(held.batches) for held in run.held_out)
     lap = 0.0
-    for _ in range(2):  # the first call costs more
+    for _ in range(2):  # the first call takes longer
         began = time.perf_counter()
         measure_validation_loss(run, run.held_out[0].batches[:1], run.settings.objective.open_metrics())
         lap = time.perf_counter() - began
@@ -144,8 +144,8 @@ def _time(run: Any, began: float) -> Timing:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of a job; without a timing its seconds are unknown. `fault` says why it cannot begin, or why its
-    steps were not timed."""
+    """The forecast of a job; without a timing its seconds are unknown. `fault` is the reason why the job cannot start,
+    or why its steps were not timed."""
 
     price: Price
     timing: Timing | None = None
@@ -153,7 +153,7 @@ class Forecast:
     refused: bool = False
 
     def to_dict(self, planned: TrainingPlan) -> dict[str, Any]:
-        """The figures of a job as plain data, by the names that they have in its result.json."""
+        """Write the figures of a job as plain data, by their names in its result.json."""
         price, timing = self.price, self.timing
         flops = price.flops
         if flops is None and timing is not None and timing.flops is not None:
@@ -167,7 +167,7 @@ class Forecast:
 
 
 class Forecaster:
-    """Forecasts jobs; those whose steps are alike are priced and timed once."""
+    """Forecast jobs. Jobs with equal steps (`hash_pace`) are timed once."""
 
     def __init__(self, *, measure: bool) -> None:
         self.measure = measure
@@ -175,7 +175,7 @@ class Forecaster:
         self.timed: dict[str, Timing | str] = {}
 
     def forecast(self, planned: TrainingPlan) -> Forecast:
-        """Forecast a job: priced, then timed where that is asked for and it fits into memory."""
+        """Forecast a job: price it, then time it if `measure` is set and it fits into memory."""
         key = hash_pace(planned), planned.settings.steps
         if key not in self.known:
             self.known[key] = self._forecast(planned, key[0])

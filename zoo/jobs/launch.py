@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def start_processes(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int | None:
-    """Start the processes of a run whose config has a launcher, and return the exit code; None where there is nothing
-    to start. `make_folder` gives the run's folder, where it must be known before."""
+    """Start the processes of a run whose config has a launcher, and return the exit code; None if there is nothing to
+    start. `make_folder` makes the run's folder, if it must be known before the start."""
     launcher, count = settings.launcher, settings.nproc
     if launcher.kind == "none" or count is None or is_launched():
         return None
@@ -34,15 +34,14 @@ def start_processes(settings: Training, command: Command, make_folder: Callable[
 
 
 def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
-    """Run `zoo` with these arguments in so many processes, and return its exit code: 0, or that of the first process
-    that failed, which has said why. Raises ZooError with the process that was killed, where it was the last of so many
-    restarts."""
+    """Run `zoo` with these arguments in several processes, and return the exit code: 0, or that of the first process
+    that failed, which prints its own error. Raises ZooError if a process was killed and no restart is left."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     threads = max(len(os.sched_getaffinity(0)) // processes, 1) if hasattr(os, "sched_getaffinity") else 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # as torchrun does: each has its share of the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # each process gets its share of the cores, unless set
     _silence_elastic(restarts)
     meeting: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, **meeting)
@@ -50,13 +49,13 @@ def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
         elastic_launch(config, sys.executable)("-m", "zoo", *args)
     except ChildFailedError as error:
         return _explain(error)
-    except SignalException as error:  # each process has saved before it ended
+    except SignalException as error:  # each process has saved a checkpoint
         return 0 if error.sigval == signal.SIGTERM else 130
     return 0
 
 
 class RestartLines(logging.Handler):
-    """Print a line for each process that torch says was lost, while all are to be started again."""
+    """Print a line for each lost process in torch's log, as long as restarts are left."""
 
     def __init__(self, restarts: int) -> None:
         super().__init__(logging.ERROR)
@@ -72,7 +71,7 @@ class RestartLines(logging.Handler):
 
 
 def _silence_elastic(restarts: int) -> None:
-    """Keep torch's launcher from logging. What became of a process is said in one line."""
+    """Silence the log of torch's launcher. Lost processes are reported by `RestartLines` and `_explain`."""
     logger = logging.getLogger("torch.distributed.elastic")
     logger.setLevel(logging.ERROR if restarts else logging.CRITICAL)
     if restarts:

@@ -1,4 +1,4 @@
-"""Load configs for Hydra by our own composing: sweepers and launchers get finished jobs."""
+"""Load configs for Hydra with Zoo's composing, so that sweepers and launchers get complete, checked jobs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from zoo.jobs.sweep import hash_config
 from zoo.training.planning import plan_training
 
 ROOT = "model"
-"""Where the model stands in a training config."""
+"""The model's key in a training config."""
 
 BY_NUMBER = "${hydra.job.num}"
-"""How Hydra names the folder of a sweep's job, unless it is told otherwise."""
+"""Hydra's default name of the folder of a sweep's job."""
 
 
 def task_config(composed: Composed) -> DictConfig:
-    """Copy the config without Hydra's own node, as the task takes it."""
+    """Copy the config without Hydra's own node, for the task."""
     return OmegaConf.masked_copy(composed.cfg, [str(key) for key in composed.cfg if key != "hydra"])
 
 
 def states_subdir(cfg: DictConfig) -> bool:
-    """Tell whether a config names the folders of a sweep's jobs itself."""
+    """Tell whether a config sets `hydra.sweep.subdir`, the names of the folders of a sweep's jobs."""
     node = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
     return isinstance(node, dict) and node.get("subdir") != BY_NUMBER
 
 
 class JobLoader(ConfigLoaderImpl):
-    """Compose every config that Hydra asks for: of a run, of a sweep, and of each job that a sweeper proposes.
+    """Compose every config for Hydra: of a run, of a sweep, and of each job that a sweeper proposes.
 
-    Hydra's engine, its sweepers and its launchers get all their configs from `load_configuration` (that of a job by
-    way of `load_sweep_config`). So overrides stay as the user typed them, a job is composed in one way, whoever asks,
-    and Hydra need not be told that a key is there. A launcher's workers get the loader pickled.
+    Hydra's engine, sweepers and launchers get all configs from `load_configuration` (those of jobs through
+    `load_sweep_config`). So a job is composed and checked in one way, whether the command line, BasicSweeper or a
+    sampling plugin proposes it, and overrides stay as the user typed them; the run's records have them in the form that
+    Hydra itself accepts. A launcher's workers get the loader pickled.
     """
 
     body: Mapping[str, Any] = TRAINING
@@ -49,10 +50,10 @@ class JobLoader(ConfigLoaderImpl):
     trusted = False
     """Whether the body may name code."""
     folder: str | None = None
-    """The folder of the run or sweep, once it is made."""
+    """The folder of the run or sweep, after it is made."""
     sweeps = False
     resolves = False
-    """Whether the interpolations of the model are followed, for a config that is printed so."""
+    """Whether the model's interpolations are replaced by their values, for a config that is printed."""
 
     @functools.cached_property
     def repo(self) -> Listed:
@@ -77,10 +78,10 @@ class JobLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """Compose the config of a job; or, for RunMode.MULTIRUN, of the sweep that launches jobs.
+        """Compose the config of a job, or for RunMode.MULTIRUN that of the sweep.
 
-        A sweep's config holds the overrides that have one value. Those that the default model has no place for are
-        left out of it: every job is composed, and refused, with all of its own. Raises ConfigError for a faulty job.
+        A sweep's config has the overrides with a single value, without those that do not fit the default model: each
+        job is composed, and checked, with all its own overrides. Raises ConfigError for a faulty job.
         """
         typed = parse_overrides(overrides, [])
         composed = self.compose_job([each.input_line or "" for each in typed if not each.is_sweep_override()])
@@ -98,8 +99,8 @@ class JobLoader(ConfigLoaderImpl):
         return composed.cfg
 
     def _name_folder(self, composed: Composed) -> None:
-        """Name the folder of a sweep's job by the hash of its config. One that cannot be trained, which a sampler may
-        propose, keeps Hydra's name, its number, and says there what is wrong."""
+        """Name the folder of a sweep's job by the hash of its config. An invalid job, which a sampler may propose,
+        keeps Hydra's default name, its number; its result.json there has the error."""
         if states_subdir(composed.cfg):
             return
         try:
@@ -109,7 +110,7 @@ class JobLoader(ConfigLoaderImpl):
         OmegaConf.update(composed.cfg, "hydra.sweep.subdir", name)
 
     def _place(self, cfg: DictConfig) -> None:
-        """Write into the `hydra` node the mode, the folder, and the callback that records how a job ends."""
+        """Write the mode, the folder, and the callback that records a job's outcome into the `hydra` node."""
         with open_dict(cfg):
             cfg.hydra.mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
             cfg.hydra.callbacks.zoo = {"_target_": f"{Record.__module__}.{Record.__qualname__}"}

@@ -1,7 +1,7 @@
-"""Match the arms of a sweep in one currency: solve one dimension of each for the baseline's figure.
+"""Match the arms of a sweep in one budget: solve one dimension of each arm for the baseline's figure.
 
-Arms of equal parameters, equal FLOPs or equal cache answer different questions (Narang et al., 2021), so the currencies
-that are *not* matched are part of the answer.
+Arms of equal parameters, equal FLOPs or equal KV cache answer different questions (Narang et al., 2021), so the figures
+that are *not* matched are reported too.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from zoo.jobs.sweep import Job, find_key, group_by_arm
 from zoo.training.planning import TrainingPlan
 
 TOLERANCE = 0.01
-"""The share of the baseline's figure within which an arm is matched."""
+"""An arm is matched if its figure differs from the baseline's by at most this fraction."""
 
 BUDGETS = {"params": "d_ff", "flops": "d_ff", "kv": "n_layers", "data": "steps", "time": "steps"}
-"""What arms can be matched in, and the dimension that is solved unless another is named."""
+"""The budgets, and the dimension that is solved for each by default."""
 
 FIGURES = {"params": "params", "flops": "all_flops", "kv": "cache_bytes", "data": "tokens"}
-"""The field of a run's price that each budget is about; of `time` it is measured."""
+"""The field of a run's price for each budget; `time` is measured instead."""
 
 CURRENCIES = ("params", "active", "all_flops", "cache_bytes", "tokens")
-"""Fields of a run's price that arms are held against each other in."""
+"""The fields of a run's price in which arms are compared after matching."""
 
 MOST = 1 << 26
-"""The largest value that is tried."""
+"""The largest value of a dimension that is tried."""
 
 
 @dataclass(frozen=True)
 class MatchedArm:
-    """An arm as it was solved: its name before and after, its jobs, the value of the dimension, and its price."""
+    """A solved arm: its name before and after, its jobs, the value of the dimension, and its price."""
 
     was: str
     name: str
     jobs: Sequence[Job]
     value: int
     figures: Mapping[str, float]
-    """By currency, those that are known."""
+    """The known figures, by currency."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Arms matched in a budget by a dimension, the baseline first."""
+    """The arms matched in a budget by solving the dimension `by`, the baseline first."""
 
     budget: str
     by: str
@@ -63,14 +63,14 @@ class Match:
         return [job for arm in self.arms for job in arm.jobs]
 
     def ratios(self, arm: MatchedArm) -> dict[str, float]:
-        """How many times the baseline's figure an arm has, of the currencies in which they differ by more than 1 %."""
+        """Divide an arm's figures by the baseline's, for the currencies in which they differ by more than 1 %."""
         base = self.arms[0].figures
         found = {name: value / base[name] for name, value in arm.figures.items() if base.get(name)}
         return {name: ratio for name, ratio in found.items() if abs(ratio - 1) > TOLERANCE}
 
     @property
     def unmatched(self) -> list[str]:
-        """The currencies in which some arm differs from the baseline."""
+        """The currencies in which some arm differs from the baseline by more than 1 %."""
         return [name for name in CURRENCIES if any(name in self.ratios(arm) for arm in self.arms)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Matching:
-    """A request to match arms: the budget, the dimension that is solved, and the arm that the others are matched to."""
+    """A request to match arms: the budget, the dimension to solve, and the baseline, by default the first arm."""
 
     budget: str
     by: str
@@ -93,8 +93,8 @@ class Matching:
     def match(
         self, plan: LaunchPlan, jobs: Sequence[Job], forecaster: Forecaster, known: Mapping[str, int] | None = None
     ) -> Match:
-        """Solve each arm for the baseline's figure. The value is an override of all the arm's jobs; `known` ones, by
-        the arm's name, are taken as they are. Raises ConfigError with every arm that cannot be matched."""
+        """Solve each arm for the baseline's figure, and set the value in all jobs of the arm. `known` values, by arm,
+        are not solved again. Raises ConfigError with every arm that cannot be matched."""
         arms = group_by_arm(jobs)
         first = self.baseline or next(iter(arms))
         if faults := find_faults(arms, self.budget, self.by, first):
@@ -121,7 +121,7 @@ class Matching:
 
 
 def find_faults(arms: Mapping[str, Sequence[Job]], budget: str, by: str, baseline: str) -> list[str]:
-    """List what cannot be matched whatever the figures are."""
+    """List the faults of a request that do not depend on the figures."""
     if baseline not in arms:
         return [f"baseline: there is no arm {baseline!r}, found: {', '.join(arms)}"]
     faults = []
@@ -138,18 +138,18 @@ def find_faults(arms: Mapping[str, Sequence[Job]], budget: str, by: str, baselin
 
 
 def find_place(by: str) -> str:
-    """The key of a dimension in a training config."""
+    """Return the key of a dimension in a training config."""
     return by if by == "steps" or by.startswith("model.") else f"model.{by}"
 
 
 def change(typed: Sequence[str], by: str, value: int) -> list[str]:
-    """Set a dimension among a job's overrides, in place of what they say of it."""
+    """Set a dimension in a job's overrides, replacing any other value."""
     place = find_place(by)
     return [*(each for each in typed if find_key(each) != place), f"{place}={value}"]
 
 
 def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -> float:
-    """The figure of a run that a budget is about. Raises ConfigError where it is not known before the run."""
+    """Find the figure of a run for a budget. Raises ConfigError if it is not known before the run."""
     if budget == "time":
         timed = forecaster.forecast(planned)
         if timed.timing is None:
@@ -164,8 +164,8 @@ def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -
 def solve_arm(
     plan: LaunchPlan, job: Job, by: str, figure: Callable[[TrainingPlan], float], target: float
 ) -> int | None:
-    """Find the value of a dimension that brings an arm's figure nearest to the target; None where it is there already.
-    Multiples of 8 are preferred for widths. Raises ConfigError with the nearest figure where that is too far off."""
+    """Find the value of a dimension that brings an arm's figure within 1 % of the target; None if it is already.
+    Multiples of 8 are preferred for widths. Raises ConfigError with the nearest figure if none is within 1 %."""
     if abs(figure(job.planned) / target - 1) <= TOLERANCE:
         return None
     start = read_dimension(plan, job, by)
@@ -188,7 +188,7 @@ def solve_arm(
 
 
 def search(share: Callable[[int], float], start: int) -> int:
-    """Find the integer whose share is nearest to 1, from a start upwards and downwards."""
+    """Find the integer whose share of the target is nearest to 1: double or halve from a start, then bisect."""
     low = high = start
     while share(low) > 1 and low > 1:
         low = max(1, low // 2)
@@ -199,8 +199,8 @@ def search(share: Callable[[int], float], start: int) -> int:
 
 
 def list_grains(plan: LaunchPlan, job: Job, by: str) -> tuple[int, ...]:
-    """The numbers that a dimension is a multiple of, those preferred first. A width from which that of heads follows is
-    one of heads of even width."""
+    """List the grains of a dimension, the preferred first: its values are multiples of a grain. If the head width
+    follows from d_model, the grains make it an even number."""
     if by.rpartition(".")[2] == "d_ff":
         return 8, 1
     if by.removeprefix("model.") != "d_model":
@@ -211,7 +211,7 @@ def list_grains(plan: LaunchPlan, job: Job, by: str) -> tuple[int, ...]:
 
 
 def read_dimension(plan: LaunchPlan, job: Job, by: str) -> int:
-    """The value of a dimension in a job's config. Raises ConfigError where it is no whole number."""
+    """Read the value of a dimension in a job's config. Raises ConfigError if it is no positive whole number."""
     node: Any = OmegaConf.to_container(plan.loader.compose_job(job.typed).cfg, resolve=False)
     value: Any = {**node, "model": resolve(node["model"])}
     for key in find_place(by).split("."):
@@ -222,7 +222,7 @@ def read_dimension(plan: LaunchPlan, job: Job, by: str) -> int:
 
 
 def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[Job], by: str) -> MatchedArm:
-    """Describe an arm after it was solved."""
+    """Price a solved arm; its name is set by the caller."""
     price = price_run(jobs[0].planned, memory=False)
     figures = {each: value for each in CURRENCIES if (value := getattr(price, each)) is not None}
     return MatchedArm(was, was, jobs, read_dimension(plan, jobs[0], by), figures)

@@ -19,8 +19,8 @@ from zoo.report.history import collect_runs
 
 @dataclass(frozen=True)
 class Outlook:
-    """A sweep before it runs. `refused` are points that cannot be trained, by their overrides; `dropped` those that are
-    the same as another; `done` the jobs that have ended already."""
+    """A sweep before it runs. `refused` has the faults of invalid points by their overrides, `dropped` each duplicate
+    point with the job that it equals, `done` the names of the jobs that are finished."""
 
     jobs: Sequence[Job]
     forecaster: Forecaster
@@ -28,10 +28,10 @@ class Outlook:
     refused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     done: frozenset[str] = frozenset()
     sigma: float | None = None
-    """The deviation of a pair's difference in loss, where it is known."""
+    """The standard deviation of the loss difference between two arms at the same seed, if known."""
     match: Match | None = None
     search_runs: tuple[int, int] | None = None
-    """The fewest and the most runs of each arm that a search of its learning rate adds; None without one."""
+    """The minimum and maximum runs per arm that a learning-rate search adds; None without a search."""
 
     @property
     def arms(self) -> dict[str, list[Job]]:
@@ -39,17 +39,17 @@ class Outlook:
 
     @property
     def left(self) -> list[Job]:
-        """The jobs that are still to run."""
+        """The jobs that are not done."""
         return [each for each in self.jobs if each.name not in self.done]
 
     @property
     def seconds(self) -> float | None:
-        """The seconds of all jobs that are still to run, one after another; None where some are unknown."""
+        """The sum of the seconds of all jobs that are not done; None if some are unknown."""
         return self._add_up(self.left)
 
     @property
     def search_seconds(self) -> float | None:
-        """The seconds of a run of each arm."""
+        """The sum of the seconds of one run of each arm; None if some are unknown."""
         return self._add_up([jobs[0] for jobs in self.arms.values()])
 
     def _add_up(self, jobs: Sequence[Job]) -> float | None:
@@ -60,17 +60,17 @@ class Outlook:
         return self.forecaster.forecast(job.planned)
 
     def predict(self, job: Job) -> dict[str, Any]:
-        """The figures of a job that are predicted, by the names that they have in its result.json."""
+        """Predict the figures of a job, by their names in its result.json."""
         return self.forecast(job).to_dict(job.planned)
 
     @property
     def seeds(self) -> int:
-        """The seeds that all arms have."""
+        """The number of seeds that all arms have."""
         return len(set.intersection(*({each.seed for each in jobs} for jobs in self.arms.values())))
 
     def smallest_effect(self, *, corrected: bool = False) -> float | None:
-        """The smallest difference from the baseline that these seeds tell, in deviations of a pair's; where
-        `corrected`, at the level that Holm holds the first of all arms to."""
+        """Find the smallest difference from the baseline that this number of seeds can detect, in standard deviations
+        of a pair's difference; with `corrected` at Holm's strictest level, LEVEL / (arms - 1)."""
         others = max(len(self.arms) - 1, 1)
         return find_smallest_effect(self.seeds, LEVEL / others if corrected else LEVEL)
 
@@ -103,8 +103,9 @@ class Outlook:
 
 
 def estimate_sigma(folder: Any) -> float:
-    """Estimate the deviation of a pair's difference in validation loss from a finished sweep: over all arms against the
-    first, each by its degrees of freedom. Raises ConfigError where no arm has two seeds."""
+    """Estimate the standard deviation of the validation-loss difference of a pair (two arms, same seed) from a finished
+    sweep: pooled over the arms, each against the first. Raises ConfigError if no arm shares two seeds with the first.
+    """
     arms, _ = group_arms(collect_runs([folder]))
     values = [each.values("val_loss") for each in arms]
     squares, freedom = 0.0, 0

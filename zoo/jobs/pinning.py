@@ -1,8 +1,8 @@
-"""Give each worker of a sweep cores of its own, and a GPU where there are several.
+"""Pin each worker of a sweep to its own cores, and to one GPU if there are several.
 
-joblib gives a worker as many threads as there are cores for each; the system still moves them all over all cores, away
-from what their caches hold and, on a machine of several sockets, from their memory. Of GPUs every worker sees all, and
-all would train on the first.
+joblib gives each worker its share of the threads, but the system still moves these threads between all cores, away from
+their caches and, on a machine with several sockets, from their memory. Every worker sees all GPUs, and all workers
+would train on the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import IO, Any
 from zoo import disk
 
 SLOTS = ".slots"
-"""The folder of a sweep with a file for each worker that runs at once, which it has locked while it lives."""
+"""The subfolder of a sweep with one file per concurrent worker, locked by the worker while it lives."""
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -23,7 +23,7 @@ _held: list[IO[bytes]] = []
 
 
 def count_workers(launcher: Any) -> int | None:
-    """Count the workers of joblib's launcher, by its settings; None for another launcher."""
+    """Count the workers of joblib's launcher from its settings; None for another launcher."""
     if not str(launcher.get("_target_", "")).endswith(".JoblibLauncher"):
         return None
     cores, jobs = count_cores(), int(launcher["n_jobs"] or 1)
@@ -35,18 +35,18 @@ def count_cores() -> int:
 
 
 def pin_worker(folder: Path, workers: int) -> tuple[set[int] | None, str | None]:
-    """Hold this process to its share of the cores and to one GPU, for the rest of its life; returns both. It must not
-    have used a GPU yet.
+    """Pin this process to its share of the cores and to one GPU, permanently; returns both. The process must not have
+    used a GPU yet.
 
-    None in place of cores where there are fewer than workers, and on systems that hold no process to cores; in place of
-    a GPU where there are not several; of both where all slots are taken, and for one worker.
+    The cores are None if there are fewer than workers, or if the system cannot pin; the GPU is None if there are fewer
+    than two; both are None if all slots are taken, or for a single worker.
     """
     slot = None if _held or workers < 2 else _take_slot(folder, workers)
     return (None, None) if slot is None else (_pin_cores(slot, workers), _pin_device(slot))
 
 
 def _take_slot(folder: Path, workers: int) -> int | None:
-    """Lock the first slot that no other worker has."""
+    """Lock the first free slot and return its number; None if all are taken."""
     (folder / SLOTS).mkdir(exist_ok=True)
     for slot in range(workers):
         file = (folder / SLOTS / str(slot)).open("ab")
@@ -68,7 +68,7 @@ def _pin_cores(slot: int, workers: int) -> set[int] | None:
 
 
 def _pin_device(slot: int) -> str | None:
-    """Show this process one GPU of those that it sees: `cuda` is that one then. Workers in excess share them."""
+    """Make one of the visible GPUs the only one that this process sees. If workers outnumber the GPUs, they share."""
     visible = list_devices()
     if len(visible) < 2:
         return None
@@ -77,7 +77,7 @@ def _pin_device(slot: int) -> str | None:
 
 
 def list_devices() -> list[str]:
-    """The GPUs that this process sees, as the environment names them. Asking starts no CUDA."""
+    """List the GPUs that this process sees, by their names in CUDA_VISIBLE_DEVICES. Does not initialise CUDA."""
     if (said := os.environ.get(DEVICES)) is not None:
         return [each.strip() for each in said.split(",") if each.strip()]
     from zoo.lazy import torch

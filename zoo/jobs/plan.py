@@ -1,4 +1,4 @@
-"""Plan what `zoo train` runs on Hydra's engine: every job is composed and checked before the first one starts."""
+"""Plan the jobs of `zoo train`: all are composed and checked before the first one starts on Hydra's engine."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ from zoo.training.planning import TrainingPlan, plan_training
 
 @dataclasses.dataclass
 class LaunchPlan:
-    """A run or a sweep that is ready to start: Hydra, its primary config and overrides, and the jobs they make."""
+    """A run or a sweep that is ready to start: Hydra, the primary config, the overrides, and the jobs made of them."""
 
     hydra: Hydra
     loader: JobLoader
     config_name: str
     overrides: list[str]
-    """As the user typed them, sweeps among them."""
+    """The overrides as the user typed them, sweeps included."""
     jobs: list[Composed]
     sweeps: bool
     planned: list[TrainingPlan | None] = dataclasses.field(default_factory=list)
-    """What each job trains; None of one that has faults, or that was not checked."""
+    """The training plan of each job; None for a job that has faults or was not checked."""
     varied: set[str] | None = None
     """The keys of the model that a sweep varies."""
     samples: bool = False
-    """Whether a sweeper draws the jobs, so that they are not known before."""
+    """Whether a sampling sweeper draws the jobs, so that they are not known in advance."""
     made: list[Path] = dataclasses.field(default_factory=list)
-    """The folders that were not there before, inner ones first."""
+    """The folders that `make_folder` has created, inner ones first."""
 
     def find_folder(self) -> Path:
-        """Find the folder that the config asks for."""
+        """Find the folder that the config names: `hydra.run.dir`, or `hydra.sweep.dir` for a sweep."""
         cfg, key = self._compose_hydra(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
         try:
             return Path(str(OmegaConf.select(cfg, key)))
@@ -71,7 +71,7 @@ class LaunchPlan:
             raise ConfigError(f"{key}: {shorten_error(error)}") from error
 
     def make_folder(self) -> Path:
-        """Make a folder for this run or sweep alone. Two that start in the same second get two."""
+        """Make a new folder for this run or sweep; a number is added if another run started in the same second."""
         wanted, key = self.find_folder(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
         try:
             self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -91,8 +91,8 @@ class LaunchPlan:
         return cfg
 
     def _find_own(self) -> Path | None:
-        """Find the run that this launch began before torchrun restarted its processes. Raises ConfigError where it
-        could not be found again, as its folder is named by the time."""
+        """Find the folder of the run that this launch started before torchrun restarted its processes. Raises
+        ConfigError if restarts are allowed and the folder is named by the time, as it could not be found again."""
         launch = restarts.read_launch()
         if launch is None:
             return None
@@ -105,7 +105,7 @@ class LaunchPlan:
 
     @staticmethod
     def _make_new(wanted: Path) -> Path:
-        """Make the folder, or one with a number where there is one of that name."""
+        """Make the folder, with a number added to its name if it exists."""
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -118,15 +118,15 @@ class LaunchPlan:
 
     @contextmanager
     def hold_folder(self) -> Iterator[Path]:
-        """Make the folder and lock it, before Hydra writes into it: two processes may have been given the same one in
-        the same second."""
+        """Make the folder and lock it before Hydra writes into it: another process may have been given the same
+        folder."""
         folder = self.make_folder()
         with runs.locked_for_launch(folder, lambda line: print(line, file=sys.stderr)):
-            _refuse_used(folder, self.sweeps)  # another process may have had it meanwhile
+            _refuse_used(folder, self.sweeps)  # another process may have used it before the lock
             yield folder
 
     def run(self) -> Any:
-        """Run the one job. Gives what the task returned, or raises what it raised."""
+        """Run the single job. Returns the task's result, or raises its error."""
         if not read_world().main:
             return self._follow()
         if (own := self._find_own()) is not None:
@@ -144,7 +144,7 @@ class LaunchPlan:
         return result
 
     def _rejoin(self, folder: Path) -> Any:
-        """Go on with the run in a folder after a restart, as `--resume` does."""
+        """Resume the run in a folder after a restart, as `--resume` does."""
         from zoo.jobs.train import rejoin_run
 
         try:
@@ -153,22 +153,22 @@ class LaunchPlan:
             runs.remember(folder)
 
     def _follow(self) -> Any:
-        """Run the one job as another process than the main one: without a folder of its own, and without Hydra."""
+        """Run the single job in a process other than the main one: without a folder of its own, and without Hydra."""
         from zoo.jobs.train import start_run
 
         return start_run(task_config(self.jobs[0]))
 
     def launch(self, folder: Path, jobs: Sequence[Job]) -> None:
-        """Run jobs of a sweep. Each that ends, failed or not, leaves a `result.json` in its own folder below."""
+        """Run jobs of a sweep. Each job that ends, failed or not, leaves a `result.json` in its folder in `folder`."""
         self.loader.folder = str(folder)
         launch_jobs(self.hydra, self.config_name, run_one_job, self.overrides, [each.typed for each in jobs])
 
     def list_points(self) -> list[Job]:
-        """List the jobs of a sweep that can be trained, in order."""
+        """List the valid jobs of a sweep, in order."""
         return [Job.of(each, planned) for each, planned in zip(self.jobs, self.planned, strict=True) if planned]
 
     def list_refused(self) -> dict[str, list[str]]:
-        """List the faults of the points that cannot be trained, by their overrides."""
+        """List the faults of the invalid points, by their overrides."""
         names = list_varied([each.typed for each in self.jobs])
         listed = zip(names, self.jobs, self.planned, strict=True)
         return {name: each.faults for name, each, planned in listed if planned is None}
@@ -179,7 +179,7 @@ class LaunchPlan:
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
     def compose_point(self, overrides: Sequence[str]) -> Job:
-        """Compose a job of the sweep from overrides of its own. Raises ConfigError with its faults."""
+        """Compose a job of the sweep from its overrides. Raises ConfigError with its faults."""
         composed = self.loader.compose_job(overrides)
         planned = _check(composed, self.varied)
         composed.refuse_faults()
@@ -187,11 +187,10 @@ class LaunchPlan:
         return Job.of(composed, planned)
 
     def _discard(self, folder: Path) -> None:
-        """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
-        it."""
+        """Remove the folder of a run that refused its input at the start, and the parent folders made for it."""
         of_a_start = {".hydra", "train.log", runs.RESULT, runs.LOCK, restarts.FILE}
         nothing_done = {path.name for path in folder.iterdir()} <= of_a_start
-        if nothing_done and not runs.is_locked(folder):  # by the process that refuses this one
+        if nothing_done and not runs.is_locked(folder):  # a lock is another process', whose run this one met
             shutil.rmtree(folder)
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):
@@ -199,8 +198,8 @@ class LaunchPlan:
 
 
 def _unused(folder: Path, sweeps: bool) -> Path:
-    """Return the folder that the user named. Raises ConfigError when a run is in it already, also one that has no
-    checkpoint yet: Hydra would write over its files before the run's own lock is asked. A sweep goes on in its own."""
+    """Return the folder that the user named. Raises ConfigError if it has a run, also one without a checkpoint yet:
+    Hydra would overwrite its files before the run takes its lock. A sweep may continue in its own folder."""
     if runs.is_locked(folder):
         raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
     _refuse_used(folder, sweeps)
@@ -208,7 +207,7 @@ def _unused(folder: Path, sweeps: bool) -> Path:
 
 
 def _refuse_used(folder: Path, sweeps: bool) -> None:
-    """Raise ConfigError when a folder has a run in it, or a sweep whose jobs are not known."""
+    """Raise ConfigError if a folder has a run in it, or a sweep without a sweep.json."""
     if sweeps and (folder / runs.SWEEP).is_file():
         return
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
@@ -225,11 +224,11 @@ def plan_launch(
     keep_faulty: bool = False,
     trust: bool = False,
 ) -> Iterator[LaunchPlan]:
-    """Open Hydra with a plan to run. Raises ConfigError with the faults of all jobs.
+    """Open Hydra and yield the plan of a run or a sweep. Raises ConfigError with the faults of all jobs.
 
-    With `check` every job is held against what training needs; without, the overrides alone have to fit the config.
-    With `keep_faulty` jobs keep their faults, unless all have some. With `trust` the file `config`, and those of its
-    folder, may name code (`zoo.compose.gate`).
+    With `check` every job is checked as training would check it; without, only the overrides must fit the config. With
+    `keep_faulty` faulty jobs stay in the plan with their faults, unless all are faulty. With `trust` the file `config`,
+    and the files of its folder, may name code (`zoo.compose.gate`).
     """
     faults: list[str] = []
     parsed = imply_by_weights(parse_overrides(overrides, faults), read_yaml(config) if config else {})
@@ -250,7 +249,7 @@ def plan_launch(
         if config:
             loader.label, loader.trusted = str(config), trust
             loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config", trusted=trust)
-            # for `--info`, which asks Hydra itself
+            # for `--info`, which composes by Hydra itself
             name = stack.enter_context(store_primary(loader.body, trusted=trust))
         if options := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
             raise ConfigError(*options)
@@ -281,10 +280,10 @@ def plan_launch(
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
-    """Add what `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and its tokenizer, unless
-    others are named.
+    """Add the overrides that `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and its
+    tokenizer, unless others are named.
 
-    Raises ConfigError where the folder has no tokenizer and none is named.
+    Raises ConfigError if the folder has no tokenizer and none is named.
     """
     typed = {each.get_key_element(): each for each in parsed}
     chosen = list_values(typed["weights"]) if "weights" in typed else [str(body.get("weights") or "null")]
@@ -307,7 +306,7 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
 
 
 OPTIONS = ("match", "match_by", "baseline")
-"""Options of a sweep that might be taken for keys of the config."""
+"""Options of `zoo train -m` that users may mistake for keys of the config."""
 
 
 def _no_key(override: Override) -> str:
@@ -320,10 +319,10 @@ def _no_sweep(override: Override) -> str:
 
 
 def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
-    """Plan what a job trains, or add to its faults those that training itself would find.
+    """Plan the training of a job, or add the faults that training would find to the job's and return None.
 
-    A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
-    do not.
+    A key that the user set and nothing reads is a fault. In a sweep, where some jobs may read it, it is one only for
+    the `varied` keys.
     """
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:
@@ -335,7 +334,7 @@ def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
 
 
 def _faults(jobs: Sequence[Composed]) -> list[str]:
-    """List the faults of all jobs. A fault that only some jobs have names the first of them."""
+    """List the faults of all jobs. A fault that only some jobs have is followed by the overrides of the first one."""
     where: dict[str, list[str]] = {}
     for each, overrides in zip(jobs, list_varied([each.typed for each in jobs]), strict=True):
         for fault in dict.fromkeys(each.faults):
@@ -347,7 +346,7 @@ def _faults(jobs: Sequence[Composed]) -> list[str]:
 
 
 def _model_files(parsed: Sequence[Override]) -> list[str]:
-    """List the files that `model=` names."""
+    """List the files given as values of `model=`."""
     chosen = [each for each in parsed if each.get_key_element() == ROOT]
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 
@@ -355,8 +354,8 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
 def _as_option(
     value: str, target: Target, repo: CachingConfigRepository, overrides: Sequence[str], left_out: list[str]
 ) -> str:
-    """Make a user's file an option of the group `model` in this process, and return its name. The run folder has that
-    name too. Axes that the overrides swap are left out of it; lines about them are added to `left_out`."""
+    """Add a user's file to the options of the group `model` in this process, and return the option's name, which also
+    names the run folder. Choices that the overrides swap are dropped from it, with lines added to `left_out`."""
     if target.option not in list_packaged():
         body, lines = drop_swapped(list_defaults(target.body, repo, value, spelled=target.spelled), overrides)
         left_out += [] if target.spelled else lines
@@ -372,7 +371,7 @@ def _with_options(override: Override, options: Mapping[str, str]) -> Override:
 
 
 def _of_loader(override: Override, loader: Any) -> Override:
-    override.config_loader = loader  # what `glob(*)` looks its options up in
+    override.config_loader = loader  # in which `glob(*)` looks up the options
     return override
 
 
@@ -382,8 +381,8 @@ def is_basic(cfg: DictConfig) -> bool:
 
 
 def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
-    """Take over the sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that
-    the user typed, so that it is checked like a typed one."""
+    """Convert the config's own sweep (`hydra.sweeper.params` of Hydra's basic sweeper) into overrides, so that it is
+    checked like a typed sweep. Keys that the user typed are left out."""
     sweeper = cfg.hydra.sweeper
     if not is_basic(cfg) or not sweeper.params:
         return []

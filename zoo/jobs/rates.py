@@ -1,8 +1,9 @@
-"""Search the learning rate of each arm, the same way for all: equal rates are not fair, equal searches are.
+"""Search the learning rate of each arm in the same way. Arms are compared fairly at equally searched rates, not at
+equal rates.
 
-Half decades around the config's rate, then a quarter decade to either side of the best, on the first seed, by held-out
-loss. How wide the window is in which a rate does well is a result of its own: claims that an architecture cannot do
-something often come from one that is narrow (arXiv 2508.19029).
+The grid has half decades around the config's rate, then a quarter decade to either side of the best, on the first seed,
+by validation loss. The window of rates that do well is a result too: claims that an architecture cannot do something
+often come from a narrow window (arXiv 2508.19029).
 """
 
 from __future__ import annotations
@@ -24,30 +25,32 @@ if TYPE_CHECKING:
 KEY = "optim.lr"
 
 GRID = (-4, -2, 0, 2, 4)
-"""Quarter decades from the config's rate that are tried first."""
+"""The rates that are tried first, in quarter decades from the config's rate."""
 
 FURTHER = (2, 4)
-"""Quarter decades beyond an edge that is the best, tried once."""
+"""The rates that are tried once beyond the grid if its lowest or highest rate is the best, in quarter decades."""
 
 TOLERANCE = 0.01
-"""The share above the best loss within which a rate is in the window."""
+"""A rate is in the window if its loss exceeds the best loss by at most this fraction."""
 
 FEWEST, MOST = len(GRID) + 1, len(GRID) + len(FURTHER) + 1
-"""Runs of an arm beside those of its seeds: two around the best, less the best, which is the first seed's own."""
+"""Runs of an arm's search in addition to its seeds' runs: the grid and two around the best, without the best itself,
+which is the first seed's run."""
 
 
 @dataclass
 class Search:
-    """The search of one arm, by ask and tell. Rates are quarter decades from the first one's."""
+    """The search of one arm: `ask` gives rates to try, `tell` takes their losses. Rates are in quarter decades from
+    `start`."""
 
     start: float
     losses: dict[float, float] = field(default_factory=dict)
-    """By quarter decade; infinite where a run failed."""
+    """Losses by quarter decade; infinite for a failed run."""
     extended: bool = False
     refined: bool = False
 
     def ask(self) -> Sequence[float]:
-        """The quarter decades to try next; none where the search is over."""
+        """List the quarter decades to try next; empty when the search is over."""
         if not self.losses:
             return list(GRID)
         best = self.best
@@ -61,31 +64,31 @@ class Search:
         return [each for each in (best - 1, best + 1) if each not in self.losses]
 
     def tell(self, quarter: float, loss: float | None, status: str | None = None) -> None:
-        """Note the loss of a rate; None where its run has none, as it ended so."""
+        """Note the loss of a rate; None if its run ended without one, with this `status`."""
         self.losses[quarter] = loss if loss is not None and math.isfinite(loss) else math.inf
 
     def note(self, quarter: float) -> dict[str, Any]:
-        """The fields of a learning rate's job in the sweep's record, beside the mark that it is part of a search."""
+        """Make the fields of a rate's job in sweep.json, in addition to the mark that it is part of a search."""
         return {}
 
     def rate(self, quarter: float) -> str:
-        """The rate so many quarter decades from the start, as an override has it."""
+        """Write the rate `quarter` quarter decades from the start, for an override."""
         return f"{self.start * 10 ** (quarter / 4):.3g}"
 
     @property
     def best(self) -> float | None:
-        """The quarter decade of the lowest loss; None where every run failed."""
+        """The quarter decade of the lowest loss; None if every run failed."""
         best = min(self.losses, key=lambda each: self.losses[each])
         return None if self.losses[best] == math.inf else best
 
     @property
     def on_edge(self) -> bool:
-        """Whether the best rate is the lowest or the highest that was tried: a better one may lie beyond."""
+        """Whether the best rate is the lowest or the highest tried, so that a better one may lie beyond."""
         return self.best in (min(self.losses), max(self.losses))
 
     def window(self) -> tuple[float, float]:
-        """The quarter decades around the best between which the loss stays within 1 % of the best, by straight lines
-        between the rates that were tried."""
+        """Find the interval around the best, in quarter decades, in which the loss stays within 1 % of the best, by
+        linear interpolation between the rates tried."""
         assert self.best is not None
         limit = self.losses[self.best] * (1 + TOLERANCE)
         tried = sorted(self.losses)
@@ -93,7 +96,7 @@ class Search:
         return self._reach(tried[at::-1], limit), self._reach(tried[at:], limit)
 
     def _reach(self, tried: Sequence[float], limit: float) -> float:
-        """Follow rates away from the best, to where the loss passes the limit."""
+        """Follow the rates away from the best and interpolate where the loss passes the limit."""
         for near, far in itertools.pairwise(tried):
             low, high = self.losses[near], self.losses[far]
             if high > limit:
@@ -101,8 +104,8 @@ class Search:
         return tried[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain data. `window` are the decades between the rates within 1 % of the best loss, at least
-        so many where it is `open`: it reaches the lowest or the highest rate tried."""
+        """Write the result as plain data. `window` is the width, in decades, of the rates within 1 % of the best loss;
+        it is a lower bound if `open`: the window reaches the lowest or the highest rate tried."""
         low, high = self.window()
         assert self.best is not None
         return {
@@ -133,10 +136,10 @@ def search_rates(
     launch: Callable[[Sequence[Job], Mapping[str, Any]], None],
     begin: Callable[[Job], Search] | None = None,
 ) -> tuple[list[Job], dict[str, Search]]:
-    """Search the rate of every arm, all arms' runs of a round together: by the grid, or as `begin` makes a search from
-    the job of an arm's first seed. `launch` gets the jobs, and what the sweep's record says of each by name. Returns
-    the jobs of all seeds at the best rates, and the searches by arm. Raises ZooError for an arm all of whose runs
-    failed."""
+    """Search the rate of every arm, running all arms' jobs of a round together: by the grid, or by the search that
+    `begin` makes from the job of an arm's first seed. `launch` gets the jobs, and by name each job's fields in
+    sweep.json. Returns the jobs of all seeds at the best rates, and the searches by arm. Raises ZooError if all runs of
+    an arm failed."""
     if faults := find_faults(jobs):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
@@ -154,12 +157,12 @@ def search_rates(
 
 
 def at_rate(plan: LaunchPlan, job: Job, rate: str) -> Job:
-    """The job with another learning rate."""
+    """Compose the job with another learning rate."""
     return plan.compose_point([*(each for each in job.typed if find_key(each) != KEY), f"{KEY}={rate}"])
 
 
 def read_outcome(folder: Path, job: Job) -> tuple[float | None, str | None]:
-    """The validation loss of a job that is done, and how a job ended."""
+    """Read a job's validation loss, None unless it is done, and its status."""
     result: Mapping[str, Any] = runs.read_result(folder / job.name / runs.RESULT)
     status = result.get("status")
     return result.get("val_loss") if status == "done" else None, status

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def run_one_job(cfg: DictConfig) -> Any:
-    """Run Hydra's task function. It stands at the top of a module, as launchers pickle it by name."""
+    """Train one job and return its outcome: Hydra's task function. Launchers pickle it by name, so it must be a
+    module's top-level function."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -27,7 +28,9 @@ def run_one_job(cfg: DictConfig) -> Any:
     try:
         if (workers := count_workers(hydra.launcher)) is not None:
             pin_worker(folder.parent, workers)
-        if hydra.mode == RunMode.MULTIRUN:  # the folder is named by the config's hash: what is in it is this very run
+        if (
+            hydra.mode == RunMode.MULTIRUN
+        ):  # the folder is named by the config's hash, so its files are of this very run
             if (found := runs.read_whole_result(folder / runs.RESULT)).get("status") == "done":
                 return found  # a sampler has proposed it before
             trial = runs.read_sweep(folder.parent).get(folder.name, {}).get("trial")

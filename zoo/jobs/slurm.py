@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from zoo.training.settings import Training
 
 SCRIPT = "launch.sbatch"
-WARNING = 120  # seconds before the job's limit at which its processes get SIGTERM, and save
-PATIENCE = 60  # seconds that sbatch may take
+WARNING = 120  # seconds before the job's time limit at which its processes get SIGTERM and save a checkpoint
+PATIENCE = 60  # seconds after which sbatch counts as failed
 
 
 def submit(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int:
-    """Write the job into the run's folder, and submit it unless `launcher.submit` is false. Returns the exit code."""
+    """Write the job script into the run's folder, and submit it unless `launcher.submit` is false. Returns the exit
+    code."""
     launcher = settings.launcher
     assert isinstance(launcher, SlurmLauncher)
     if launcher.submit and shutil.which("sbatch") is None:
@@ -45,8 +46,9 @@ def submit(settings: Training, command: Command, make_folder: Callable[[], Path]
 
 
 def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], folder: Path) -> Iterator[str]:
-    """Yield the lines of the job. All its submissions are one launch of torchrun by its id, so that a job that SLURM
-    requeues, or that is submitted again, goes on with its run. Raises ConfigError for what is no line."""
+    """Yield the lines of the job script. All its submissions have the same torchrun id, so that a job that SLURM
+    requeues, or that is submitted again, resumes its run. Raises ConfigError for an option that is not one printable
+    line."""
     options = list(list_options(settings, launcher, folder))
     if broken := next(
         (each for each in (*options, *launcher.lines) if not each.replace("\t", " ").isprintable()), None
@@ -71,7 +73,7 @@ def list_options(settings: Training, launcher: SlurmLauncher, folder: Path) -> I
     gpus = launcher.gpus if launcher.gpus != "auto" else 0 if on_cpu else settings.nproc
     yield f"job-name={shlex.quote(f'zoo-{folder.name}')}"
     yield f"nodes={settings.nodes}"
-    yield "ntasks-per-node=1"  # torchrun, which starts the processes of its node
+    yield "ntasks-per-node=1"  # one torchrun, which starts all processes of its node
     if gpus:
         yield f"gpus-per-node={gpus}"
     for name in ("partition", "account", "time"):

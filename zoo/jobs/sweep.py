@@ -1,11 +1,11 @@
-"""The jobs of a sweep, each named by the hash of its config, and the record of them in the sweep's folder.
+"""Name the jobs of a sweep by the hashes of their configs, and keep a record of them in the sweep's folder.
 
 SWEEP/sweep.json    {"launches": [{"when": "…", "overrides": […]}],
                      "jobs": {"3f9a2c1104": {"arm": "attention=mqa", "seed": 0, "overrides": […]}, …}}
 SWEEP/3f9a2c1104/   the run of that job
 
-A job's folder tells what became of it, so a sweep that was interrupted, or that is started again with more values,
-runs only what is missing.
+A job's state is read from its folder. So a sweep that was interrupted, or that is started again with more values, runs
+only the missing jobs, however their overrides are spelled or ordered.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ NO_RESULT = (
     "keep_best",
     "sample",
 )
-"""Settings that do not change what is trained: two configs that differ in them alone are one job."""
+"""Settings that do not change the training's result: two configs that differ only in these are one job."""
 
 DIGEST = 5
-"""Bytes of a job's hash: of 1,000 jobs, two have the same one with a chance of 5e-7."""
+"""Bytes of a job's hash: among 1,000 jobs, two share a hash with probability 5e-7."""
 
 FEW = 3
-"""Points that a line names."""
+"""Maximum points named in a line."""
 
 NO_TIME = ("seed", "steps", "schedule", "clip", "eval_every", "save_every", "skip_nonfinite", "parametrisation")
-"""Settings beside these that do not change how long a step takes; of the optimizer only its kind does."""
+"""Further settings that do not change the seconds of a step; of the optimizer only its kind does."""
 
 
 def hash_config(planned: TrainingPlan) -> str:
-    """Hash what a run's result follows from: its settings, its data and its model, all resolved."""
+    """Hash everything that determines a run's result: its settings, its data and its model, all resolved."""
     settings = grammar.to_essentials(planned.settings)
     return _hash(planned, {name: value for name, value in settings.items() if name not in NO_RESULT})
 
 
 def hash_pace(planned: TrainingPlan) -> str:
-    """Hash what the seconds of a step follow from."""
+    """Hash everything that determines the seconds of a step."""
     settings = {**grammar.to_essentials(planned.settings), "optim": planned.settings.optim.kind}
     return _hash(planned, {name: value for name, value in settings.items() if name not in (*NO_RESULT, *NO_TIME)})
 
@@ -72,12 +72,12 @@ def _hash(planned: TrainingPlan, settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A point of a sweep that training can run."""
+    """A valid point of a sweep."""
 
     name: str
     """The hash of its config, and the name of its folder."""
     typed: Sequence[str]
-    """Its overrides as typed, without those of Hydra's own settings; of a key that is given twice the last."""
+    """Its overrides as typed, without those of Hydra's own settings; the last one of each key."""
     planned: TrainingPlan
 
     @classmethod
@@ -91,23 +91,23 @@ class Job:
 
 
 def is_hydras(override: str) -> bool:
-    """Tell whether an override is of Hydra's own settings."""
+    """Tell whether an override sets one of Hydra's own settings."""
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def find_key(override: str) -> str:
-    """The key that an override sets."""
+    """Return the key that an override sets."""
     return override.lstrip("+").partition("=")[0]
 
 
 def list_varied(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """List for each job, given by its overrides, those that not all jobs share."""
+    """List for each job the overrides that not all jobs share. Jobs are given by their overrides."""
     shared = set.intersection(*map(set, jobs))
     return [" ".join(override for override in each if override not in shared) for each in jobs]
 
 
 def group_by_arm(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    """Group jobs that differ in nothing but their seed, under the names that `zoo report` gives their arms."""
+    """Group jobs into arms, which differ only in their seeds, under the names that `zoo report` uses."""
     found: dict[str, list[Job]] = {}
     for name, job in zip(name_arms([each.typed for each in jobs]), jobs, strict=True):
         found.setdefault(name, []).append(job)
@@ -115,7 +115,7 @@ def group_by_arm(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 
 
 def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
-    """Keep the first of the jobs with one config. Returns them, and each other one with that first."""
+    """Drop jobs with equal configs. Returns the first job of each config, and each duplicate with its first job."""
     kept: dict[str, Job] = {}
     dropped = []
     for each in jobs:
@@ -126,7 +126,7 @@ def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job
 
 
 def describe_dropped(jobs: Sequence[Job], dropped: Sequence[tuple[Job, Job]]) -> str | None:
-    """Say in one line which points are the same run as another."""
+    """Describe the duplicate points in one line; None if there are none."""
     if not dropped:
         return None
     names = list_varied([*(each.typed for each, _ in dropped), *(each.typed for each in jobs)])[: len(dropped)]
@@ -144,11 +144,11 @@ class Sweep:
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
-        """Read a sweep's folder, or a new one. Raises CheckpointError."""
+        """Read a sweep's folder, which may be new and empty. Raises CheckpointError."""
         return cls(folder, {"launches": [], "jobs": {}, **runs.read_sweep_record(folder)})
 
     def begin(self, overrides: Sequence[str]) -> None:
-        """Note that the sweep is started, once more or for the first time."""
+        """Add a launch of the sweep to the record."""
         self.content["launches"].append({"when": time.strftime("%Y-%m-%dT%H:%M:%S"), "overrides": list(overrides)})
 
     def add(
@@ -157,9 +157,9 @@ class Sweep:
         predicted: Mapping[str, Mapping[str, Any]],
         search: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Note jobs, and what is predicted of each by its name; what was predicted before and is not now stays. Arms
-        are named over all jobs of the folder. Jobs of a `search`, which says more of each, are no arm's runs, unless
-        they were or become so."""
+        """Add jobs to the record, with predicted figures by job name; earlier figures stay if not predicted again. Arms
+        are named over all jobs of the folder. `search` has further fields for jobs of a learning-rate search, which do
+        not count as an arm's runs unless they are also added without `search`."""
         known = self.content["jobs"]
         for each in jobs:
             new = {"arm": "", "seed": each.seed, "overrides": list(each.typed), "search": True}
@@ -175,14 +175,14 @@ class Sweep:
         self.write()
 
     def read_solved(self, budget: str, by: str) -> dict[str, int]:
-        """Read the steps that arms were matched with in `time`, by the names that they had before."""
+        """Read the steps of arms that were matched in `time` before, by the arms' names before matching."""
         match = self.content.get("match") or {}
         if budget != "time" or (match.get("budget"), match.get("by")) != (budget, by):
             return {}
         return {arm["was"]: arm[by] for arm in match["arms"] if "was" in arm and isinstance(arm.get(by), int)}
 
     def name_arms(self) -> None:
-        """Name the arm of each job as `zoo report` does."""
+        """Set the name of each job's arm as `zoo report` does."""
         known = self.content["jobs"]
         for job, name in zip(known.values(), name_arms([job["overrides"] for job in known.values()]), strict=True):
             job["arm"] = name
@@ -192,8 +192,8 @@ class Sweep:
         disk.write_text(self.folder / runs.SWEEP, json.dumps(self.content, indent=2) + "\n")
 
     def find_missing(self, jobs: Iterable[Job], search: Mapping[str, Mapping[str, Any]] | None = None) -> list[Job]:
-        """List the jobs that are not done; trials of a `search` that were ended early are. Raises ConfigError where
-        another process runs one of them."""
+        """List the jobs that are not done. Pruned trials of a `search` count as done. Raises ConfigError if another
+        process runs a missing job."""
         trials = {name for name, said in (search or {}).items() if "trial" in said}
         statuses = ((each, self.read_status(each.name)) for each in jobs)
         missing = [
@@ -208,11 +208,11 @@ class Sweep:
         return missing
 
     def read_status(self, name: str) -> str | None:
-        """How a job ended, by its result.json; None where nothing says it."""
+        """Read a job's status from its result.json; None if there is none."""
         return runs.read_whole_result(self.folder / name / runs.RESULT).get("status")
 
     def describe(self, jobs: Sequence[Job], missing: Sequence[Job]) -> str | None:
-        """Say in one line what is there already; None where all jobs start."""
+        """Describe in one line the jobs that are done or resumed; None if all jobs start anew."""
         resumed = sum(has_checkpoint(self.folder / each.name) for each in missing)
         parts = [f"{len(jobs) - len(missing)} done"] if len(missing) < len(jobs) else []
         parts += [f"{resumed} to resume"] if resumed else []

@@ -1,10 +1,10 @@
-"""Draw an arm's learning rates one after another by optuna, and end the poor ones early.
+"""Search an arm's learning rate with optuna: draw rates one after another, and end poor runs early.
 
 TPE (Bergstra et al., 2011) draws the rates. Asynchronous successive halving (Li et al., 2020, ASHA) ends a run that, at
-a ninth or a third of its steps, is not among the best third of its arm's runs so far: runs of one arm alone are
-compared, and at equal shares of one schedule. A run whose loss is within the window of the best goes on all the same.
+a ninth or a third of its steps, is not among the best third of its arm's runs so far. Only runs of one arm are
+compared, at the same step of the same schedule. A run whose loss is within 1 % of the best is not ended.
 
-The sweep's folder has a journal of all trials. Workers share it, and a search that was interrupted goes on from it.
+The sweep's folder has a journal of all trials. Workers share it, and an interrupted search resumes from it.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ JOURNAL = "search.journal"
 """optuna's record of all trials, in the sweep's folder."""
 
 DECADES = 1.0
-"""How far rates are drawn to either side of the config's."""
+"""Rates are drawn up to this many decades below and above the config's."""
 
 THIRD = 3
-"""Of so many runs one goes on at each rung, and each rung has so many times the steps of the one before."""
+"""ASHA's reduction factor: one of THIRD runs continues at each rung, and each rung has THIRD times the steps of the
+rung before."""
 
 AT_START = 5
-"""Trials that are drawn at random before TPE has enough to go by."""
+"""The number of trials that are drawn at random before TPE starts."""
 
 KEY = "quarter"
-"""What a trial varies: quarter decades from the first rate."""
+"""The name of a trial's parameter: quarter decades from the config's rate."""
 
 
 def require_optuna() -> Any:
-    """Import optuna, with its notes silenced. Raises ConfigError where it is not installed."""
+    """Import optuna, with its notes silenced. Raises ConfigError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -55,7 +56,7 @@ def require_optuna() -> Any:
 
 
 def check_trials(jobs: Sequence[Job]) -> None:
-    """Raise ConfigError where optuna is not installed, or runs are not evaluated early enough to be ended."""
+    """Raise ConfigError if optuna is not installed, or if a job's first evaluation comes too late to end it early."""
     require_optuna()
     for settings in (each.planned.settings for each in jobs):
         every, latest = settings.eval_every, settings.steps // THIRD
@@ -67,22 +68,22 @@ def check_trials(jobs: Sequence[Job]) -> None:
 
 @dataclass
 class Trials(Search):
-    """The search of one arm by `count` trials, `at_once` of them in a round."""
+    """The search of one arm by `count` trials, `at_once` per round."""
 
     study: Any = None
     steps: int = 0
     count: int = 0
     at_once: int = 1
     numbers: dict[float, int] = field(default_factory=dict)
-    """The trial of each quarter decade that was asked for."""
+    """The trial number of each quarter decade of this round."""
 
     @classmethod
     def open(cls, folder: Path, job: Job, count: int, at_once: int) -> Trials:
-        """Open an arm's search, by the job of its first seed, where the journal says that it stands."""
+        """Open an arm's search, named by the job of its first seed, in the state of the journal."""
         optuna, settings = require_optuna(), job.planned.settings
         study = open_study(folder, job.name, settings.steps, create=True)
         if not study.trials:
-            study.enqueue_trial({KEY: 0.0})  # the config's own rate, which the arm's first seed has anyway
+            study.enqueue_trial({KEY: 0.0})  # the config's own rate, which the arm's first seed runs in any case
         made = cls(settings.optim.lr, study=study, steps=settings.steps, count=count, at_once=at_once)
         for each in study.trials:
             if each.state.is_finished():
@@ -94,7 +95,7 @@ class Trials(Search):
         optuna = require_optuna()
         self.numbers = {}
         left = min(self.count - sum(each.state.is_finished() for each in self.study.trials), self.at_once)
-        running = optuna.trial.TrialState.RUNNING  # an interrupted search has left them so
+        running = optuna.trial.TrialState.RUNNING  # left by an interrupted search
         for each in self.study.get_trials(states=(running,))[: max(left, 0)]:
             self.numbers[each.params[KEY]] = each.number
         for _ in range(left - len(self.numbers)):
@@ -115,8 +116,8 @@ class Trials(Search):
         return {"trial": {"study": self.study.study_name, "number": self.numbers[quarter], "steps": self.steps}}
 
     def to_dict(self) -> dict[str, Any]:
-        """As the dict of a grid, with the number of `pruned` runs. The window is open on the side of a pruned run: what
-        its loss would have been is not known."""
+        """Write the result as `Search.to_dict` does, with the number of `pruned` runs. The window is open on the side
+        of a pruned run, whose final loss is unknown."""
         states, found, tried = require_optuna().trial.TrialState, super().to_dict(), sorted(self.losses)
         pruned = {each.params[KEY] for each in self.study.get_trials(states=(states.PRUNED,))}
         low, high = (tried.index(each) if each in tried else None for each in self.window())
@@ -134,11 +135,11 @@ def open_study(folder: Path, name: str, steps: int, *, create: bool = False) -> 
 
 
 def make_pruner(steps: int) -> Any:
-    """Make the rule by which a run of so many steps is ended."""
+    """Make the rule that ends runs of `steps` steps early."""
     optuna = require_optuna()
 
     class Halving(optuna.pruners.SuccessiveHalvingPruner):
-        """ASHA, which spares a run that is within the window of the best at its step."""
+        """ASHA that never ends a run whose loss is within TOLERANCE of the best at the same step."""
 
         def prune(self, study: Any, trial: Any) -> bool:
             if not super().prune(study, trial):
@@ -151,7 +152,7 @@ def make_pruner(steps: int) -> Any:
 
 
 class PruningCallback:
-    """The callback that reports a run's evaluations to its trial, and ends the run where that is said to be poor."""
+    """Report a run's evaluations to its optuna trial, and end the run if the trial is to be pruned."""
 
     def __init__(self, folder: Path, study: str, number: int, steps: int) -> None:
         optuna = require_optuna()
@@ -164,7 +165,7 @@ class PruningCallback:
         loss = state.metrics.get("val_loss")
         if loss is None or state.step >= self.steps:
             return
-        if state.step not in self.reported:  # a run that goes on from a checkpoint comes by again
+        if state.step not in self.reported:  # a resumed run repeats evaluations
             self.trial.report(loss, state.step)
         if self.trial.should_prune():
             raise Pruned(f"ended after step {state.step}, where its loss {loss:.4f} is not among its arm's best third")
@@ -172,7 +173,7 @@ class PruningCallback:
 
 @contextmanager
 def pruned_as_trial(folder: Path, trial: dict[str, Any] | None) -> Iterator[None]:
-    """Train as the trial that a sweep's record says the job is; as it says of no trial, to the end."""
+    """Report to, and be pruned by, the job's trial in sweep.json while the block runs; without a trial do nothing."""
     if trial is None:
         yield
         return
