@@ -1,5 +1,5 @@
-"""Run the command line. A verb composes a config, calls one function and shows the result; its file is imported only
-when it is called."""
+"""Run the command line. A verb composes a config, calls one function and prints the result; its module is imported only
+when the verb is called."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 MOST_FAULTS, LONGEST_FAULT = 50, 1900
-"""Faults that are printed, and characters of each: a stranger's file may have as many as it has lines."""
+"""Maximum faults that are printed, and characters of each: an untrusted file may have a fault on every line."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `zoo` and exit: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
-        gc.disable()  # over before there is anything to collect: 20 of 350 ms
+        gc.disable()  # these end before anything needs collecting: saves 20 of 350 ms
     from zoo.cli.output import settle_output
 
     settle_output()
@@ -28,9 +28,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace.
 
-    `--no-verify` reads checkpoints without comparing their checksums. Whatever is raised ends in a line. This is the
-    one place that catches every exception: what is none of ours is a mistake of Zoo's, and its user can do nothing with
-    the trace but send it in.
+    `--no-verify` reads checkpoints without comparing their checksums. This is the only place that catches every
+    exception: an unforeseen one is a bug of Zoo, printed as one line with a file that has the trace to report.
     """
     import typer
 
@@ -41,14 +40,14 @@ def run(args: Sequence[str]) -> int:
     if faults := _find_unreadable(args):
         return _refuse(faults, ConfigError.exit_code, debug)
     rest, hasty = _without(args, "--no-verify")
-    args = args if args[:1] == ["convert"] else rest  # which has such an option too
-    usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
+    args = args if args[:1] == ["convert"] else rest  # `convert` has a --no-verify of its own
+    usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's UsageError, which Typer keeps private
     try:
         with _unverified(hasty):
             return make_command().main(args, prog_name="zoo", standalone_mode=False, obj=args) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
+    except BrokenPipeError:  # `zoo list | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ZooError as error:
@@ -60,7 +59,7 @@ def run(args: Sequence[str]) -> int:
         from zoo.cli.failing import choose_exit_code, describe_os_error
 
         return _refuse([describe_os_error(error)], choose_exit_code(error), debug)
-    except Exception as error:  # the last net
+    except Exception as error:
         from zoo.cli.failing import describe_bug
 
         fault, code = describe_bug(error, args)
@@ -68,7 +67,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _describe_usage_error(error: Any) -> str:
-    """Return click's message; for an argument that is missing, say what it takes."""
+    """Return click's message; for a missing argument, its name and help."""
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:
         return error.format_message()
@@ -77,16 +76,16 @@ def _describe_usage_error(error: Any) -> str:
 
 
 def _without(args: list[str], option: str) -> tuple[list[str], bool]:
-    """Take an option of all verbs out of the arguments before the verbs see them: it may stand anywhere. Returns the
-    others, and whether it was there."""
+    """Remove an option of all verbs, which may stand anywhere, from the arguments. Returns the other arguments, and
+    whether the option was given."""
     end = args.index("--") if "--" in args else len(args)
     kept = [arg for arg in args[:end] if arg != option] + args[end:]
     return kept, len(kept) < len(args)
 
 
 def _find_unreadable(args: Sequence[str]) -> list[str]:
-    """List the arguments that are no text: those with a NUL, and those that are not UTF-8 (whose bytes Python hands on
-    as lone surrogates) unless they name a file that is there."""
+    """List faults of arguments with a NUL, and of arguments that are not UTF-8 (Python decodes such bytes as lone
+    surrogates), unless they name an existing file."""
     faults = []
     for number, arg in enumerate(args, 1):
         if "\0" in arg:
@@ -121,7 +120,7 @@ def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
 
         traceback.print_exc()
     world = read_world()
-    if not world.main:  # the main process refuses the same input, and loses the same connection
+    if not world.main:  # the main process reports the same faulty input and the same lost connection
         if code == ConfigError.exit_code or isinstance(sys.exc_info()[1], LostProcess):
             return code
         faults = [f"rank {world.rank}: {fault}" for fault in faults]

@@ -1,4 +1,4 @@
-"""List the verbs, with one line each, so that `zoo --help` imports none of their files."""
+"""List the verbs with one line each, so that `zoo --help` imports none of their modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.untrusted.text import quote
 
 LARGEST = 2**63
-"""Whole numbers lie below, and from its negative on."""
+"""Whole numbers must be from -LARGEST to LARGEST - 1."""
 
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
@@ -56,11 +56,11 @@ EPILOG = (
 )
 
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
-"""Plain help takes half the time of rich's. What goes wrong ends in lines (`zoo.cli.run`)."""
+"""Typer's settings: plain help takes half the time of rich's; errors are printed by `zoo.cli.run`."""
 
 
 class Verbs(TyperGroup):
-    """Imports a verb's file when it is called. A file either has an `app` (a Typer) or a function `run`."""
+    """Import a verb's module when the verb is called. A module has either an `app` (a Typer) or a function `run`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -87,7 +87,7 @@ class Verbs(TyperGroup):
 
 
 def _check_numbers_of(command: Any) -> None:
-    """Let a command, and those below it, refuse numbers that no figure can hold before it begins."""
+    """Make a command, and its subcommands, refuse numbers that are not finite or exceed 64 bits before they run."""
     for each in getattr(command, "commands", {}).values():
         _check_numbers_of(each)
     run = command.callback
@@ -104,7 +104,7 @@ def _check_numbers_of(command: Any) -> None:
 
 
 def _find_number_faults(value: Any) -> Iterator[str]:
-    """Find what is wrong with the numbers of an option, of each if it takes several."""
+    """Yield the faults of an option's number, or of each of its numbers."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, float) and not math.isfinite(each):
             yield f"is {each} (a finite number)"
@@ -113,7 +113,7 @@ def _find_number_faults(value: Any) -> Iterator[str]:
 
 
 class Paneled(TyperCommand):
-    """Shows the options that have a panel (`rich_help_panel`) under its name; Typer does so in rich's help alone."""
+    """Show options with a panel (`rich_help_panel`) under its name in plain help; Typer does so only in rich's help."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}

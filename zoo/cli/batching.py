@@ -1,4 +1,4 @@
-"""Serve the prompts of `zoo generate` together: a progress bar, texts in order on the screen, or lines in a file."""
+"""Serve the prompts of `zoo generate` as a batch: a progress bar, texts in order on the screen, or lines in a file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run(
     note: Callable[[str], object],
     writes: bool = True,
 ) -> None:
-    """Write all texts: to `results`, or to standard output in the order of the prompts. A process that `writes` not
-    computes them with one that does."""
+    """Generate all texts, and write them to `results`, or to standard output in the order of the prompts. With `writes`
+    False, as in all processes of tensor parallelism but the main one, this process only computes."""
     from zoo.generation.engine import serving as serve
     from zoo.text import chat
     from zoo.text.follow import describe_cache, follow, make_engine, measure, write
@@ -60,13 +60,13 @@ def run(
             return
         texts = follow(engine, jobs, loaded.tokenizer)
         if results is not None:
-            results.begin()  # once nothing is refused any more
+            results.begin()  # after all checks that may refuse
         bar = _make_bar(shown=writes and (results is not None or not sys.stdout.isatty()))
         _serve(texts, sum(job.request.n for job in jobs), bar, lambda text: keep(text, loaded.tokenizer), note)
 
 
 def _stream(pieces: Iterable[str], writes: bool) -> None:
-    """Print the one text that the command line asks for, as it comes, where this process writes."""
+    """Print a single text piece by piece as it is generated, if this process writes."""
     for piece in pieces:
         if writes:
             print_generated(piece, "")
@@ -75,7 +75,7 @@ def _stream(pieces: Iterable[str], writes: bool) -> None:
 
 
 def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:
-    """Follow the texts to their end; each that is done is kept at once, so that Ctrl-C loses none of them."""
+    """Generate the texts to their ends, and keep each finished text at once, so that Ctrl-C loses none of them."""
     failed: list[Sample] = []
     done = tokens = 0
     begun = shown = time.monotonic()
@@ -87,7 +87,7 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
                 if sample.reason:
                     failed, done = [*failed, *([sample] if sample.reason == "failed" else [])], done + 1
                     keep(sample)
-                if (now := time.monotonic()) - shown > 0.1:  # a bar costs more than a token of a fast model
+                if (now := time.monotonic()) - shown > 0.1:  # updating the bar costs more than a fast model's token
                     bar.update(task, completed=done, speed=f"{tokens / (now - begun):,.0f} tokens/s")
                     shown = now
     finally:
@@ -111,7 +111,7 @@ def _make_bar(*, shown: bool) -> Any:
 
 
 class _Printed:
-    """Print texts in the order of their prompts: each as soon as those before it are done."""
+    """Print texts in the order of their prompts, each as soon as all texts before it are printed."""
 
     def __init__(self, prompts: int) -> None:
         self.prompts = prompts
@@ -127,7 +127,7 @@ class _Printed:
             self._next = (index, number + 1) if number + 1 < found.job.request.n else (index + 1, 0)
 
     def _print(self, sample: Sample) -> None:
-        """A line that names the prompt, then the text."""
+        """Print a line that names the prompt, then the text."""
         prompt = sample.job.prompt
         assert prompt is not None
         several = f", text {sample.number + 1} of {sample.job.request.n}" if sample.job.request.n > 1 else ""

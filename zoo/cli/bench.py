@@ -1,4 +1,4 @@
-"""`zoo bench`: race this implementation against others on the same shape, weights and threads; or check the errors and
+"""`zoo bench`: time this implementation against others on the same shape, weights and threads; or check the errors and
 the speed of the kernels on this device."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RACED = "races have it (train, decode, prefill, batch or load)"
 
 @options()
 class Race:
-    """What is raced, on which shape, and how long."""
+    """Options for the contenders, the shape and the length of a race."""
 
     against: str = option(
         "Peers to race, comma-separated: hf, hf_cb, litgpt, ctranslate2, onnx. Without it zoo runs alone.", default=""
@@ -48,20 +48,20 @@ class Race:
         return rest | {"weights": self.weights or "", "isa": self.isa or ""}
 
     def refuse(self, *names: str, why: str) -> None:
-        """Raise ConfigError where one of these options is given."""
+        """Raise ConfigError if one of these options is given."""
         refuse({name.replace("_", "-"): getattr(self, name) for name in names}, why)
 
 
 @options()
 class Checked:
-    """The kernels that are checked, and where."""
+    """Options for checking kernels."""
 
     device: Literal["cuda", "cpu"] = option("kernels only: a GPU, or with --quick a CPU.", default="cuda")
     quick: bool = flag("kernels only: tiny sizes, whose timings mean nothing.")
     hub: bool = flag("kernels only: also those downloaded from the hub.")
 
     def refuse_any(self, why: str) -> None:
-        """Raise ConfigError where one is given."""
+        """Raise ConfigError if one of the options is given."""
         refuse({"device": self.device != "cuda", "quick": self.quick, "hub": self.hub}, why)
 
 
@@ -100,7 +100,7 @@ def run(
 
 
 def _finish(measure: Callable[[Race, Any], tuple[Any, Any, list[str]]], race: Race, out: str, as_json: bool) -> None:
-    """Measure; print the report, or its table and notes; and write it where --out says."""
+    """Measure; print the report, or its table and notes; and write the report to --out."""
     from zoo.bench import report
     from zoo.report.console import make_console
 
@@ -118,7 +118,7 @@ def _finish(measure: Callable[[Race, Any], tuple[Any, Any, list[str]]], race: Ra
 
 
 def _race(workload: str, race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
-    """Run a race; give its report, table and notes."""
+    """Run a race; return its report, table and notes."""
     from zoo.bench import compare, plan, show
 
     planned = plan.plan_race(workload, race.given, race.shape.split(",") if race.shape else [])
@@ -128,7 +128,7 @@ def _race(workload: str, race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
 
 
 def _measure_engine(race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
-    """Run the engine's scenarios; give the report and its table."""
+    """Run the engine's scenarios; return the report, its table, and no notes."""
     from zoo.bench import compare, engine, plan, show
     from zoo.bench.shape import parse_shape
     from zoo.lazy import torch
@@ -143,7 +143,7 @@ def _measure_engine(race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
 
 
 def refuse(options: Mapping[str, Any], why: str) -> None:
-    """Raise ConfigError for options that the workload does not have."""
+    """Raise ConfigError for the given options, which the workload does not have."""
     from zoo.errors import ConfigError
 
     if faults := [f"--{name}: {why}" for name, value in options.items() if value]:
@@ -151,7 +151,7 @@ def refuse(options: Mapping[str, Any], why: str) -> None:
 
 
 def _check(asked: Checked, out: str, as_json: bool) -> None:
-    """Check the kernels, and show and write the report. Raises ZooError when a kernel failed its check."""
+    """Check the kernels, and print and write the report. Raises ZooError if a kernel fails its check."""
     from zoo.bench.kernels import checking, report
     from zoo.errors import ZooError
 

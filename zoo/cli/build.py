@@ -1,4 +1,4 @@
-"""`zoo build`: build the model on a device, compare it with its count, and show it."""
+"""`zoo build`: build a model on a device, compare its parameters with the count, and show its modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.cli.common import Overrides, Target, compose_target, say
 from zoo.cli.options import option
 
 WAIT = 20
-"""Seconds from which building says beforehand how long it takes."""
+"""If building takes at least this many seconds, a line says so beforehand."""
 
 
 def run(
@@ -52,9 +52,9 @@ def run(
 
 
 def describe_wait(spec: Any) -> str | None:
-    """Say how long the modules of a deep model take to make, at least; None where it is no wait.
+    """Describe the minimum time of making a deep model's modules; None if it is below WAIT.
 
-    One layer of each kind is made on meta and timed, on a heap that is still small.
+    One layer of each kind is made on the meta device and timed. A lower bound, as the heap is still small.
     """
     layers, seconds = 0, 0.0
     for tower in spec.towers().values():
@@ -69,7 +69,7 @@ def describe_wait(spec: Any) -> str | None:
 
 
 def _time_layer(block: Any, d_model: int) -> float:
-    """Time the making of a layer's modules, the fastest of a few."""
+    """Time the making of a layer's modules, the minimum of four runs."""
     import torch
 
     from zoo.run.layer import Layer
@@ -113,7 +113,7 @@ def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[st
 
 
 def _refused(refusals: Mapping[str, str]) -> list[str]:
-    """Write a line for each reason, with the kernels that share it."""
+    """Write a line for each reason, with the kernels that it refuses."""
     shared: dict[str, list[str]] = {}
     for name, reason in refusals.items():
         shared.setdefault(reason, []).append(name)
@@ -121,7 +121,7 @@ def _refused(refusals: Mapping[str, str]) -> list[str]:
 
 
 def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
-    """Yield each kind of layer: a description (empty where there is one kind only), its tower and its name."""
+    """Yield each kind of layer: a description (empty if there is only one kind), its tower and its name."""
     towers = spec.towers()
     several = sum(len(tower.blocks) for tower in towers.values()) > 1
     for name, tower in towers.items():
@@ -132,7 +132,7 @@ def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
-    """List what the weights take, and the estimated peaks of generating and of training."""
+    """List the memory of the weights, and the estimated peaks of generating and of training."""
     from zoo import costs, report
     from zoo.run.memory import read_peak_memory
 

@@ -34,12 +34,12 @@ COMMANDS = {
     "/exit": "end (so does Ctrl-D)",
 }
 LONGEST_ANSWER = 1024
-"""Tokens of an answer, where neither the command line nor the checkpoint says how many."""
+"""Maximum tokens of an answer if neither the command line nor the checkpoint states them."""
 
 
 @options()
 class Talk:
-    """Who answers, and how."""
+    """Options for the model and its messages."""
 
     checkpoint: Checkpoint = None
     system: str | None = option("The system message: how the model is to answer.")
@@ -65,7 +65,7 @@ def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "a
     folder = find_folder(talk.checkpoint)
     options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
-    keep_memory_on(device)  # from here on: the weights that packing dropped were given back
+    keep_memory_on(device)  # only now, so that the memory of weights dropped by packing has been freed
     encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, talk.template))
     limit = loaded.model.spec.max_seq_len
     engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
@@ -89,7 +89,7 @@ def _pipe(conversation: Conversation) -> None:
 
 
 def _talk(conversation: Conversation, name: str) -> None:
-    """Read messages from the terminal until /exit or Ctrl-D. A fault is said, and the conversation goes on."""
+    """Read messages from the terminal until /exit or Ctrl-D. Errors are printed, and the conversation continues."""
     from zoo.errors import ConfigError, ZooError
     from zoo.report.console import make_console
 
@@ -114,7 +114,7 @@ def _talk(conversation: Conversation, name: str) -> None:
 
 
 def _edit_lines() -> None:
-    """Let the arrow keys edit the line and bring back earlier ones, where Python has readline."""
+    """Let the arrow keys edit the line and recall earlier ones, if Python has readline."""
     try:
         import readline
     except ImportError:
@@ -127,7 +127,7 @@ def _is_command(text: str) -> bool:
 
 
 def _obey(conversation: Conversation, text: str, tell: Callable[[str], object]) -> bool:
-    """Carry out a command, if the text is one; False for the one that ends."""
+    """Run a command, if the text is one. Returns False for the command that ends the conversation."""
     from zoo.errors import ConfigError, did_you_mean
 
     if not _is_command(text):
@@ -166,7 +166,7 @@ def _save(conversation: Conversation, name: str) -> None:
 
 
 def _print_answer(conversation: Conversation, text: str, show: Callable[[str], Any]) -> None:
-    """Show an answer as it comes, up to Ctrl-C."""
+    """Print an answer while it is generated, until its end or Ctrl-C."""
     with _interruptible(conversation):
         for piece in conversation.answer(text.removeprefix("/") if text.startswith("//") else text):
             show(piece)
@@ -176,8 +176,8 @@ def _print_answer(conversation: Conversation, text: str, show: Callable[[str], A
 
 @contextmanager
 def _interruptible(conversation: Conversation) -> Iterator[None]:
-    """Let Ctrl-C end the answer between two tokens. A second one, during the same answer, ends the program: in the
-    middle of a step the engine cannot go on with another request."""
+    """Let Ctrl-C end the answer between two tokens. A second Ctrl-C during the same answer ends the program, as the
+    engine cannot continue after a step that was broken off."""
 
     def interrupt(signum: int, frame: Any) -> None:
         if conversation.interrupted:

@@ -55,8 +55,8 @@ def read_widths(text: str) -> list[int]:
 
 
 def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[int] | None) -> None:
-    """Print the change of each component at each width, and its slope; the same by depth where the kind has a rule for
-    it. Raises ZooError where a slope is not near 0."""
+    """Print the change of each component's output at each width, and its slope; for completep also at each depth.
+    Raises ZooError if a slope is not near 0."""
     from zoo.errors import ConfigError, ZooError, did_you_mean
     from zoo.training.coordinates import FLAT, check_coordinates, check_depths, list_sizes
     from zoo.training.parametrisation import Parametrisation

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.compose.composing import Composed
 
 ConfigPart = Literal["job", "plain"]
-"""The form in which `--cfg` shows a model: as it was composed, or as a person would write it."""
+"""The form in which `--cfg` prints a model: as composed, or as a person would write it."""
 
 Fp8 = Literal["tensorwise", "rowwise", "weight_only"]
 """How values are scaled into float8's range (`zoo.run.fp8`)."""
@@ -28,7 +28,7 @@ Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weighted"]
 """How a text's token vectors become one vector."""
 
 TEMPERATURE = 0.8
-"""What text is drawn at where neither the command line nor the checkpoint says it."""
+"""The sampling temperature if neither the command line nor the checkpoint states one."""
 
 Target = Annotated[
     str,
@@ -62,7 +62,7 @@ Kernel = Annotated[
 
 @options()
 class Sampled:
-    """How tokens are drawn, as far as every verb that writes text says it."""
+    """Sampling options that all generating verbs share."""
 
     temperature: float | None = option(
         f"Sampling temperature; 0 is greedy decoding. [default: the checkpoint's, else {TEMPERATURE}]"
@@ -79,12 +79,12 @@ def say(line: object) -> None:
 
 
 def print_note(line: str) -> None:
-    """Say something on standard error that is no fault."""
+    """Print a note, which is no error, to standard error."""
     say(f"zoo: note: {line}")
 
 
 def keep_memory_on(device: str) -> None:
-    """Let this process keep the memory that it frees, where it computes on a CPU (`zoo.run.memory`)."""
+    """Let the allocator keep freed memory in this process if it computes on a CPU (`zoo.run.memory`)."""
     from zoo.run.builder import pick_device
     from zoo.run.memory import keep_memory
 
@@ -93,9 +93,9 @@ def keep_memory_on(device: str) -> None:
 
 
 def read_folder_options(folder: Path, given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Read the options that a checkpoint's folder states for its model, and say which hold beside those `given`.
+    """Read the generation options in a checkpoint's folder, and print those that apply in addition to the `given` ones.
 
-    Returns what completes the options of a request: with the folder's, and with a temperature.
+    Returns a function that completes a request's options with the folder's, and with a temperature.
     """
     from zoo.text.defaults import read_defaults
 
@@ -113,7 +113,7 @@ def read_folder_options(folder: Path, given: Mapping[str, Any]) -> Callable[[Map
 
 
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
-    """Compose the model, and print on stderr what may be a mistake but is legal."""
+    """Compose the model, and print notes on legal but possible mistakes to stderr."""
     from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())
@@ -123,11 +123,11 @@ def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
 
 
 def show_config(config: Composed, resolve: bool, part: ConfigPart | None = None) -> None:
-    """Print a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
+    """Print a composed config as YAML. Raises ConfigError for faulty overrides and unresolvable interpolations."""
     from zoo.compose.targets import spec_of_composed, to_plain_yaml, to_yaml
 
     config.refuse_faults()
     plain = part == "plain"
     if plain:
-        spec_of_composed(config)  # what is shown as Zoo reads it is a model that it does read
+        spec_of_composed(config)  # raises for an invalid model, which has no plain form
     print(to_plain_yaml(config.cfg, config.inherited) if plain else to_yaml(config.cfg, resolve=resolve), end="")

@@ -1,7 +1,7 @@
-"""Complete words of the command line when the shell's Tab key asks, through Typer.
+"""Complete words of the command line for the shell's Tab key, through Typer.
 
-bash splits words at `=` and `@`, so that `attention=m` arrives as three of them, and wants an answer to the last alone;
-zsh hands over whole words.
+bash splits words at `=` and `@`, so that `attention=m` arrives as three words, and expects completions of the last word
+alone; zsh passes whole words.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def complete_training(ctx: Any, incomplete: str) -> list[str]:
 
 
 def complete_evaluation(ctx: Any, incomplete: str) -> list[str]:
-    """Complete an override of what is evaluated: the data and the objective of a training config."""
+    """Complete an override of `zoo eval`: of the data and the objective in a training config."""
     return [each for each in _overrides(None, incomplete) if each.startswith(("data", "objective")) or "=" not in each]
 
 
@@ -49,8 +49,8 @@ def _overrides(target: str | None, incomplete: str) -> list[str]:
 
 
 def _line(incomplete: str) -> tuple[list[str], str, str]:
-    """Read the line being completed: the whole words before, the whole word being typed, and the end of it that the
-    shell wants completed."""
+    """Read the line being completed: the whole words before, the whole word being typed, and the part of that word that
+    the shell expects completed."""
     if "COMP_WORDS" not in os.environ:
         return os.environ.get("_TYPER_COMPLETE_ARGS", "").split(), incomplete, incomplete
     pieces = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]

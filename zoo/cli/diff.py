@@ -1,4 +1,4 @@
-"""`zoo diff`: compare two models, or two runs: what differs, then the figures."""
+"""`zoo diff`: compare two models or two runs: the fields that differ, then the figures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(
 
 
 def compare_if_runs(targets: list[str]) -> dict[str, Any]:
-    """Compare the training of two runs; nothing where one of the targets is no run's folder."""
+    """Compare the training of two runs; empty if a target is not a run's folder."""
     from zoo.report.history import RunRecord, compare_runs
     from zoo.runs import CONFIG, METRICS
 
@@ -72,7 +72,7 @@ def compare_if_runs(targets: list[str]) -> dict[str, Any]:
 
 
 def make_run_tables(labels: list[str], found: dict[str, Any], everything: bool) -> list[Any]:
-    """Make a table of the keys of two training configs that differ, and one of their results."""
+    """Make a table of the keys in which two training configs differ, and one of their results."""
     from zoo import report
 
     tables = []

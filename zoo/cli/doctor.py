@@ -1,4 +1,4 @@
-"""`zoo doctor`: show what this machine has and which kernels it can run."""
+"""`zoo doctor`: show this machine's versions and devices, and the kernels that it can run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(as_json: Json = False) -> None:
 
 
 def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
-    """Write the table of kernels, what is missing here, and the reasons for each `-`."""
+    """Write the table of kernels, what each lacks on this machine, and the reasons for each `-`."""
     from zoo import report
     from zoo.kernels.table import ELSEWHERE, NEVER, PLAIN, collect_reasons, order_with_mask
 
@@ -80,7 +80,7 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
 
 
 def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
-    """Say in which order `auto` tries them."""
+    """Describe the order in which `auto` tries the kernels."""
     from zoo import report
 
     named = [row.kernel.name for row in rows if row.kernel.on_request]
@@ -110,7 +110,7 @@ def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
 
 
 def _products() -> Iterator[tuple[str, bool, str]]:
-    """Yield the ways to multiply on this CPU: name, whether it can run here, and what it is, or why not."""
+    """Yield the ways to multiply on this CPU: name, whether it can run here, and its description or the reason."""
     from zoo.run.linear.base import EXACT, describe_processor
     from zoo.run.linear.ways import survey_ways
 

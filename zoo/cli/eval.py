@@ -1,4 +1,4 @@
-"""`zoo eval`: how likely a model finds a text or any data, what fewer bits for its weights cost; tasks, and vectors."""
+"""`zoo eval`: evaluate the loss of a model on text or data, also at lower precision; tasks; vectors of texts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TAKEN = {
     "similarity": ("pooling",),
     "retrieval": ("pooling",),
 }
-"""The options that have an effect, by what is evaluated."""
+"""The options that have an effect in each mode; None is the mode of a text or data."""
 
 
 @options()
 class Scored:
-    """What a text is scored with."""
+    """Options for scoring texts."""
 
     file: list[Path] | None = option(
         "A text to score by next-token prediction; - reads standard input. May be given several times."
@@ -38,7 +38,7 @@ class Scored:
 
 @options("Tasks of lm-evaluation-harness")
 class Tasks:
-    """The tasks that are run, and how."""
+    """Options for tasks of lm-evaluation-harness."""
 
     tasks: list[str] | None = option("A task, by name or YAML file. May be given several times.")
     limit: int | None = option("Examples per task. [default: all]", min=1)
@@ -48,7 +48,7 @@ class Tasks:
 
 @options("Embedding benchmarks")
 class Vectors:
-    """The files that vectors of texts are judged by."""
+    """Options for benchmarks of text vectors."""
 
     similarity: Path | None = option("Pairs scored by people: .jsonl, .csv or .tsv with sentence1, sentence2, score.")
     retrieval: Path | None = option("Queries and their documents: .jsonl, .csv or .tsv with query, positive.")

@@ -1,4 +1,4 @@
-"""Read and check the options of `zoo eval`, and show its figures."""
+"""Read and check the options of `zoo eval`, and show its progress."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def tell_apart(folder: Path | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
-    """Tell a folder from an override that stands where a folder would: `zoo eval data=text`."""
+    """Move an override that stands in the folder's place to the overrides: `zoo eval data=text`."""
     if folder is not None and "=" in str(folder) and not folder.exists():
         return None, [str(folder), *overrides]
     return folder, overrides
 
 
 def choose_mode(asked: Mapping[str, Any]) -> str | None:
-    """Choose what else than a text is evaluated. Raises ConfigError for two of them."""
+    """Choose the mode that is given (tasks, similarity or retrieval); None for a text. Raises ConfigError for two."""
     from zoo.errors import ConfigError
 
     chosen = [name for name, value in asked.items() if value]
@@ -41,8 +41,7 @@ def refuse_idle(given: Mapping[str, Any], taken: Collection[str], mode: str | No
 
 
 def read_texts(files: list[Path]) -> list[Text]:
-    """Read files as they are, line ends included, as their bytes are counted. Raises ConfigError for all faults at
-    once."""
+    """Read files unchanged, line ends included, since all bytes are counted. Raises ConfigError with all faults."""
     from zoo.errors import ConfigError
     from zoo.training.evaluate import Text
 
@@ -59,7 +58,7 @@ def read_texts(files: list[Path]) -> list[Text]:
 
 @contextmanager
 def showing_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error, if that is a terminal."""
+    """Yield a function that updates a progress bar on standard error, if that is a terminal."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from zoo.report.console import make_bar

@@ -1,4 +1,4 @@
-"""`zoo explain`: what a name of the YAML grammar means, which values it takes, who sets it and what it costs."""
+"""`zoo explain`: explain a name of the YAML grammar: its meaning, values, users and cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say how a command failed that no code of ours foresaw: a file was refused, memory was short, or Zoo is wrong."""
+"""Describe unforeseen failures of a command: the system refused a file, memory ran out, or Zoo has a bug."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from zoo.errors import ConfigError, ZooError, short
 WRONG_NAMES = frozenset(
     getattr(errno, name) for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EINVAL", "ENXIO")
 )
-"""What is wrong with the name of a file rather than with the machine. A full disk (ENOSPC, EDQUOT, EFBIG), a broken or
-read-only one (EIO, EROFS) and lost connections are not the user's input."""
+"""Errors of a file's name, which is user input. A full disk (ENOSPC, EDQUOT, EFBIG), a broken or read-only one (EIO,
+EROFS) and lost connections are errors of the machine."""
 
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 LOOP, NO_HOME = "Symlink loop from ", "Could not determine home directory."
-"""How the RuntimeErrors begin that `Path.resolve` raises for a loop of links, before Python 3.13, and `expanduser` for
-a `~name` that is no user's."""
+"""The first words of the RuntimeErrors of `Path.resolve` for a loop of links (before Python 3.13), and of `expanduser`
+for a `~name` of no user."""
 
 SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")
-"""Words of the errors by which torch says so; Python has MemoryError."""
+"""Words in torch's errors when memory runs out; Python raises MemoryError."""
 
 
 def choose_exit_code(error: OSError) -> int:
-    """Choose between 2, where the user named a file that cannot be read, and 1, where the work failed."""
+    """Choose exit code 2 if the user named a file that cannot be read, and 1 if the work failed."""
     if error.filename is None:
         return ZooError.exit_code
     named = error.errno in WRONG_NAMES or (error.errno in FORBIDDEN and not _may_be_read(Path(error.filename)))
@@ -38,22 +38,21 @@ def choose_exit_code(error: OSError) -> int:
 
 
 def _may_be_read(file: Path) -> bool:
-    """Tell whether a file that was refused may be read, or is only to be made in a folder that may: then it was to be
-    written."""
+    """Tell whether a refused file may be read, or, if it does not exist, its folder may: then writing was refused, not
+    reading."""
     there = os.path.lexists(file)
     return os.access(file, os.R_OK) if there else os.access(file.absolute().parent, os.R_OK | os.X_OK)
 
 
 def describe_os_error(error: OSError) -> str:
-    """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
+    """Describe which file could not be read or written, and why. An OSError that Zoo raised keeps its own text."""
     if error.strerror is None:
         return str(error) or type(error).__name__
     return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
 
 
 def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
-    """Describe an error that is none of ours in one line, and choose the exit code. Writes its trace to a file, and
-    never fails itself."""
+    """Describe an unforeseen error in one line, and choose the exit code. Writes the trace to a file; never raises."""
     if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
         return f"{str(error).removeprefix(LOOP)}: is a symbolic link that leads to itself", ConfigError.exit_code
     if isinstance(error, RuntimeError) and str(error).startswith(NO_HOME):
@@ -71,8 +70,8 @@ def _is_short_of_memory(error: BaseException) -> bool:
 
 
 def write_trace(error: BaseException, args: Sequence[str]) -> Path | None:
-    """Write the trace of an error, with the command and the versions, into the cache folder, or the one for temporary
-    files where that cannot be; None where neither can."""
+    """Write the trace of an error, with the command and the versions, into the cache folder, or else into the folder
+    for temporary files. Returns the file; None if neither can be written."""
     import tempfile
 
     from zoo.paths import find_cache_folder

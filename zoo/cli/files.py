@@ -1,4 +1,4 @@
-"""Read what the command line names: a file of text, or standard input."""
+"""Read a text file that the command line names, or standard input."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def read_text(file: Path, where: str) -> str:
-    """Read a UTF-8 file, or standard input for `-`. Raises ConfigError, under the name `where`, for one that cannot be
-    read, is larger than the budget, or has NUL bytes: that is no text."""
+    """Read a UTF-8 file, or standard input for `-`. Raises ConfigError, under the name `where`, for a file that cannot
+    be read, is larger than the budget, or has NUL bytes and so is no text."""
     from zoo.errors import ConfigError
     from zoo.untrusted.json_file import FILE
 
     try:
         if str(file) == "-":
-            stream = getattr(sys.stdin, "buffer", None)  # a stream of text alone has none
+            stream = getattr(sys.stdin, "buffer", None)  # a text-only stream, such as StringIO, has none
             data = sys.stdin.read().encode() if stream is None else stream.read(FILE + 1)
         else:
             with file.expanduser().open("rb") as opened:

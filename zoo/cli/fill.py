@@ -1,4 +1,4 @@
-"""`zoo fill`: what a masked model expects in place of the masks of a text."""
+"""`zoo fill`: predict the masked tokens of texts with a masked language model."""
 
 from __future__ import annotations
 

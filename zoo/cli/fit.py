@@ -67,7 +67,7 @@ def run(
 
 
 def fit_parabolas(points: Points, bootstrap: int, seed: int, as_json: bool) -> None:
-    """Fit by approach 2, and print the minima with their bias."""
+    """Fit isoFLOP parabolas (approach 2), and print the minima with their bias."""
     from zoo import report
     from zoo.analysis.scaling import fit_isoflop
     from zoo.report.scaling import describe_isoflop, find_bias, format_isoflop
@@ -81,7 +81,7 @@ def fit_parabolas(points: Points, bootstrap: int, seed: int, as_json: bool) -> N
 
 
 def read_columns(text: str) -> dict[str, str]:
-    """Read `N,D,L` as the names of a file's columns. Raises ConfigError."""
+    """Read `N,D,L` as the names of a file's columns of parameters, tokens and loss. Raises ConfigError."""
     from zoo.analysis.scaling.points import COLUMNS
 
     names = [each.strip() for each in text.split(",")]
@@ -100,8 +100,8 @@ def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> Point
 
 
 def read_runs(folders: Sequence[Path]) -> list[tuple[float, float, float]]:
-    """Parameters, tokens and validation loss of the runs that folders have: of a run with several decays, of each of
-    them. Raises ConfigError for those without."""
+    """Read parameters, tokens and validation loss of the runs in folders; a run with several decays gives one row per
+    decay. Raises ConfigError for runs without a validation loss."""
     from zoo.report.history import collect_runs
 
     rows, faults = [], []

@@ -1,4 +1,4 @@
-"""`zoo generate`: write text with the last run, or with a checkpoint; one text, or one for each line of a file."""
+"""`zoo generate`: generate text with the last run or a checkpoint: for one prompt, or for each line of a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_GUESSES = 64
 
 @options()
 class Texts:
-    """Which texts are written, and how many."""
+    """Options for the prompt, the model and the number of texts."""
 
     prompt: str | None = option("The text to continue; - reads standard input.")
     checkpoint: Path | None = option("A checkpoint, run folder or GGUF file. [default: the last run]")
@@ -32,7 +32,7 @@ class Texts:
 
 @options("Batches of prompts")
 class Batch:
-    """A file of prompts, and one of results."""
+    """Options for files of prompts and of results."""
 
     prompt_file: Path | None = option("A file with one prompt per line; - reads standard input.")
     form: Literal["lines", "jsonl"] | None = option(
@@ -45,7 +45,7 @@ class Batch:
     logprobs: int | None = option("With --out: log-probabilities of each token and of the K most likely.")
 
     def check(self, template: str | None) -> None:
-        """Raise ConfigError for options without that on which they act."""
+        """Raise ConfigError for options without the file that they need, and for options that exclude each other."""
         from zoo.errors import ConfigError
 
         without = [name for name in ("resume", "force") if getattr(self, name) and self.out is None]
@@ -62,7 +62,7 @@ class Batch:
 
 @options("Sampling")
 class Drawing(Sampled):
-    """How tokens are drawn."""
+    """Sampling options of `zoo generate`."""
 
     typical_p: float | None = option("Locally typical sampling: tokens of typical surprisal, with total probability p.")
     repetition_penalty: float | None = option("Above 1 makes tokens that are already in the text less likely.")
@@ -74,7 +74,7 @@ class Drawing(Sampled):
 
 @options("Stopping")
 class Ending:
-    """Where a text ends."""
+    """Options for the end of a text."""
 
     stop: list[str] | None = option("Stop before this string. May be given several times.")
     stop_id: list[int] | None = option("Stop at this token id. May be given several times.")
@@ -84,14 +84,14 @@ class Ending:
 
 @options("Constrained decoding")
 class Grammar:
-    """The language that a text is of."""
+    """Options for constrained decoding."""
 
     json_schema: str | None = option("Generate JSON that is valid under this schema: a file, or the schema itself.")
     regex: str | None = option("Generate text that matches this regular expression.")
     grammar: Path | None = option("Generate text of this Lark grammar: a file.")
 
     def read(self) -> dict[str, str | None]:
-        """Read the files that are named. Raises ConfigError."""
+        """Read the named files, and return the texts by option. Raises ConfigError."""
         schema, grammar = self.json_schema, self.grammar
         if schema is not None and not schema.lstrip().startswith("{"):
             schema = read_text(Path(schema), "json_schema")
@@ -101,7 +101,7 @@ class Grammar:
 
 @options("Model")
 class Serving:
-    """How the model computes."""
+    """Options for running the model."""
 
     template: str | None = option("Chat template for messages: chatml, or a file.")
     ngram: int = option("Speculative decoding by n-grams of the text so far: tokens proposed at once.", default=0)
@@ -118,11 +118,11 @@ class Serving:
 
     @property
     def lower(self) -> dict[str, Any]:
-        """The precisions that are asked for."""
+        """The options of lower precision."""
         return {"fp8": self.fp8, "weights": self.weights}
 
     def count_guesses(self) -> int:
-        """Count the tokens that are guessed at once. Raises ConfigError."""
+        """Return the number of tokens proposed at once by speculative decoding. Raises ConfigError."""
         from zoo.errors import ConfigError
 
         for name, count, least in (("ngram", self.ngram, 0), ("draft_tokens", self.draft_tokens, 1)):
@@ -166,7 +166,7 @@ def run(
     how = {"device": model.device, "dtype": model.dtype, **model.lower, "rows": rows, "stable": model.deterministic}
     loaded = load(folder, **how, world=world, note=note)
     draft = None if model.draft is None else load(model.draft, device=model.device).model
-    keep_memory_on(model.device)  # from here on: the weights that packing dropped were given back
+    keep_memory_on(model.device)  # only now, so that the memory of weights dropped by packing has been freed
     serving = {"speculate": speculate, "draft": draft, "deterministic": model.deterministic}
     serving |= {"graphs": model.graphs if world.size == 1 else False, "note": note}
     how = {"template": model.template, "kernel": model.kernel, "serving": serving}
@@ -174,7 +174,7 @@ def run(
 
 
 def read_given(texts: Texts, batch: Batch, drawing: Drawing, ending: Ending, grammar: Grammar) -> dict[str, Any]:
-    """Read and check the options of a request, by the names that files of prompts have for them. Raises ConfigError."""
+    """Read and check the options of a request, by their names in files of prompts. Raises ConfigError."""
     from zoo.text.prompts import Options, parse_logit_bias
 
     given = {**vars(drawing), **vars(ending), **grammar.read(), **vars(texts), "logprobs": batch.logprobs}
@@ -186,8 +186,8 @@ def read_given(texts: Texts, batch: Batch, drawing: Drawing, ending: Ending, gra
 
 
 def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **lower: Any) -> World:
-    """The processes that compute a part of the model each; where none are started yet, start them, and exit with their
-    code. Raises ConfigError."""
+    """Return the tensor-parallel processes. If --tp asks for several and they are not started, start them and exit with
+    their code. Raises ConfigError."""
     from zoo.checkpoint import store
     from zoo.errors import ConfigError
     from zoo.ranks.world import ALONE, read_world
@@ -210,7 +210,7 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
 
 
 def _read_prompts(prompt: str | None, batch: Batch, given: dict[str, Any], complete: Complete) -> list[Prompt]:
-    """The prompts that the command line names, each with its options. Raises ConfigError for all faults together."""
+    """Read the prompts of the command line, each with its options. Raises ConfigError with all faults."""
     from zoo.errors import ConfigError
     from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines
 

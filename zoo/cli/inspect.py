@@ -1,4 +1,4 @@
-"""`zoo inspect`: what a trained model does inside, as pictures and figures."""
+"""`zoo inspect`: show the attention maps, activations, routing and gradient noise of a trained model."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def run(
 
 
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
-    """Train a ladder and print what came of it. After a SIGTERM and its checkpoint it ends with 0, as a run does."""
+    """Train a ladder and print its results. Exits with 0 after a SIGTERM and its checkpoint, as a single run does."""
     from zoo import report
     from zoo.analysis.scaling import Fit
     from zoo.errors import Terminated

@@ -1,4 +1,4 @@
-"""`zoo list`: list the packaged models, all or those that match, from the `about` of each file. Nothing is composed."""
+"""`zoo list`: list the packaged models, all or the matching ones, from the `about` of each file, without composing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_range(text: str) -> tuple[float, float]:
 
 
 def _list_axis(axis: str, choice: str | None = None, *, as_json: bool) -> None:
-    """Print the choices of an axis, or the page of one."""
+    """Print the choices of an axis, or the page of one choice."""
     from zoo import report
     from zoo.analysis.axes import describe_axis, find_axis
     from zoo.analysis.pages import describe_named

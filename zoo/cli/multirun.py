@@ -1,4 +1,4 @@
-"""`zoo train -m`: plan a sweep, run the jobs of it that are missing, and print one table of them all."""
+"""`zoo train -m`: plan a sweep, run its missing jobs, and print one table of all jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @options()
 class SweepOptions:
-    """Options of a sweep on the command line. Without `plan` it runs; `measure` is None where neither is asked for."""
+    """Options of a sweep on the command line. `measure` is None if neither --measure nor --no-measure is given."""
 
     plan: bool = flag("With -m: print the jobs, their costs, and the smallest difference that the seeds can detect.")
     measure: bool | None = option("With -m: time three steps per arm first. [default: with --plan]", show_default=False)
@@ -37,12 +37,12 @@ class SweepOptions:
     json: bool = flag("With --plan: print JSON.")
 
     def refuse_any(self) -> None:
-        """Raise ConfigError where an option is given to a single run."""
+        """Raise ConfigError if an option of a sweep is given to a single run."""
         given = (name for name, value in vars(self).items() if value != getattr(SweepOptions, name))
         refuse(f"{name}: is an option of a sweep (-m)" for name in given)
 
     def refuse_idle(self) -> None:
-        """Raise ConfigError where an option of a plan is given without one."""
+        """Raise ConfigError for options without the option that they belong to."""
         if self.trials and not self.search_lr:
             refuse(["trials: are those of a search of learning rates (--search-lr)"])
         if not self.match:
@@ -54,7 +54,7 @@ class SweepOptions:
 
 
 def refuse(faults: Iterable[str]) -> None:
-    """Raise ConfigError where there are faults."""
+    """Raise ConfigError if there are faults."""
     from zoo.errors import ConfigError
 
     if found := list(faults):
@@ -62,8 +62,8 @@ def refuse(faults: Iterable[str]) -> None:
 
 
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
-    """Run every job that is not done, and print one table at the end; exits with 1 when one failed. With `--plan` print
-    what would run."""
+    """Run every job that is not done, and print one table at the end; exits with 1 if a job failed. With `--plan` print
+    the plan instead."""
     from zoo.cli.outlook import print_plan
     from zoo.errors import ConfigError
     from zoo.jobs.sweep import Sweep
@@ -87,7 +87,7 @@ def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
 
 
 def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outlook:
-    """Compose, deduplicate and price all points, and time their steps where that is asked for."""
+    """Compose, deduplicate and price all points, and time their steps if the options ask for it."""
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.sweep import drop_duplicates, list_varied
@@ -110,8 +110,8 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outloo
 
 
 def _count_searched(options: SweepOptions, jobs: Sequence[Job]) -> tuple[int, int] | None:
-    """The fewest and the most runs of an arm that a search adds; None without one. The run at the best rate is that of
-    the first seed."""
+    """Count the minimum and maximum runs per arm that a learning-rate search adds; None without a search. The run at
+    the best rate is not counted, as it is that of the first seed."""
     from zoo.jobs.rates import FEWEST, MOST
     from zoo.jobs.trials import check_trials
 
@@ -122,8 +122,8 @@ def _count_searched(options: SweepOptions, jobs: Sequence[Job]) -> tuple[int, in
 
 
 def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[Job], sweep: Sweep) -> Match:
-    """Match the arms in the budget that is asked for. What was solved by measured seconds stays when a sweep goes on:
-    they are never quite the same."""
+    """Match the arms in the budget of the options. Values that were solved by measured seconds are kept when a sweep is
+    resumed, as a new measurement would differ."""
     from zoo.errors import ConfigError, did_you_mean
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.matching import BUDGETS, Matching
@@ -143,7 +143,7 @@ def _refuse_all(refused: Mapping[str, Sequence[str]]) -> Exception:
 
 
 def _read_sigma(text: str | None) -> float | None:
-    """Read a deviation, or estimate it from the runs in a folder."""
+    """Read a standard deviation, or estimate it from the runs in a folder. Raises ConfigError."""
     from zoo.errors import ConfigError
     from zoo.jobs.outlook import estimate_sigma
 
@@ -193,7 +193,7 @@ def _launch(
     outlook: Outlook,
     search: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Note jobs in sweep.json, those of a `search` with what it says of them, and run those that are not done."""
+    """Add jobs to sweep.json, with the fields of their `search` if any, and run the jobs that are not done."""
     from zoo.cli.watching import watch_jobs
 
     missing = sweep.find_missing(jobs, search)
@@ -206,8 +206,8 @@ def _launch(
 
 
 def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None) -> list[Job]:
-    """Search the learning rate of each arm, by the grid or by so many trials, note and print what was found, and return
-    the jobs at the best rates."""
+    """Search the learning rate of each arm, by the grid or by a number of trials; record and print the results, and
+    return the jobs at the best rates."""
     from zoo import report
     from zoo.jobs.pinning import count_workers
     from zoo.jobs.rates import search_rates
@@ -230,7 +230,7 @@ def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int 
 
 
 def _run_sampled(plan: LaunchPlan, folder: Path) -> None:
-    """Run what a sampling sweeper proposes, and list the runs that are there at the end."""
+    """Run the jobs that a sampling sweeper proposes, and list all runs of the folder at the end."""
     from zoo.report.history import find_runs
 
     try:
@@ -246,11 +246,11 @@ def _run_sampled(plan: LaunchPlan, folder: Path) -> None:
 
 HEADER = ("job", "overrides", "val loss", "params", "seconds", "peak memory", "status")
 EXPENDABLE = ("params", "peak memory", "seconds")
-"""Columns that a narrow screen goes without, the first first."""
+"""Columns that are left out on a narrow screen, in this order."""
 
 
 def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
-    """Print as many columns as fit the screen, and return the rows as they stand there."""
+    """Print as many columns as fit the screen, and return the printed rows."""
     from zoo import report
 
     header, rows = report.fit_columns(HEADER, rows, EXPENDABLE)
@@ -262,7 +262,8 @@ def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
 def _print_results(
     folder: Path, jobs: Sequence[Job], found: Sequence[dict[str, Any]], noted: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Print a row for each job, with what was measured over what was predicted, and below why some failed."""
+    """Print a row for each job, with measured figures and their ratios to the predicted ones, then the errors of failed
+    jobs."""
     from zoo.jobs.sweep import list_varied
 
     named = zip(jobs, list_varied([each.typed for each in jobs]), found, strict=True)

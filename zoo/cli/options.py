@@ -1,5 +1,5 @@
-"""Define the options of a verb once: Typer's parameters, their panel in the help and the object that the verb gets all
-follow from the fields of a dataclass. A verb with few options states them as the defaults of its own parameters."""
+"""Define the options of a verb once, as the fields of a dataclass: Typer's parameters, their panel in the help and the
+object passed to the verb follow from them. A verb with few options states them as defaults of its own parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Describe = Callable[["Field[Any]", Any], Any]
 
 
 def option(text: str, *flags: str, default: Any = None, **settings: Any) -> Any:
-    """State an option with this help. Without `flags` it is called as the field is; `...` as its default makes it
+    """Define an option with this help. Without `flags` it is named after the field; the default `...` makes it
     required. `settings` are Typer's."""
     info = typer.Option(help=text, **settings)
     info.param_decls = flags
@@ -26,12 +26,12 @@ def option(text: str, *flags: str, default: Any = None, **settings: Any) -> Any:
 
 
 def flag(text: str, *flags: str) -> Any:
-    """State an option that is false unless it is given."""
+    """Define an option that is false unless it is given."""
     return option(text, *flags, default=False)
 
 
 def argument(text: str, *, default: Any = None, **settings: Any) -> Any:
-    """State an argument with this help; `...` as its default makes it required. `settings` are Typer's."""
+    """Define an argument with this help; the default `...` makes it required. `settings` are Typer's."""
     return _state(typer.Argument(help=text, **settings), default)
 
 
@@ -41,8 +41,8 @@ def _state(info: Any, default: Any) -> Any:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def options(panel: str | None = None) -> Callable[[type[T]], type[T]]:
-    """Make a class a group of options, which the help shows under the name of a panel. A field is an `option`, an
-    `argument`, or of a type that is annotated for Typer."""
+    """Make a class a group of options, shown under the name `panel` in the help. A field is an `option`, an `argument`,
+    or has a type annotated for Typer."""
 
     def make(cls: type[T]) -> type[T]:
         made = dataclass(frozen=True, kw_only=True)(cls)
@@ -53,10 +53,11 @@ def options(panel: str | None = None) -> Callable[[type[T]], type[T]]:
 
 
 def read_options(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Show Typer the fields of a verb's groups in place of the groups, and call the verb with the groups made of them.
+    """Wrap a verb for Typer: the wrapper's parameters are the fields of the verb's groups, and it calls the verb with
+    the groups made from them.
 
-    A group is a parameter whose type is a dataclass; `Annotated[Group, describe]` says how its fields become options.
-    Raises ConfigError where a group does, when the verb is called.
+    A group is a parameter whose type is a dataclass; `describe` of `Annotated[Group, describe]` makes its fields'
+    options. Calling the wrapper raises ConfigError if making a group does.
     """
     own: list[Parameter] = []
     groups: dict[str, tuple[Any, list[str]]] = {}
@@ -83,7 +84,7 @@ def read_options(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _split_hint(hint: Any) -> tuple[Any, Any]:
-    """Split `Annotated[type, what]`; `what` is None for any other type."""
+    """Split `Annotated[type, what]` into both; `what` is None for any other type."""
     return get_args(hint) if get_origin(hint) is Annotated else (hint, None)
 
 
@@ -104,7 +105,7 @@ def _make_parameter(each: Field[Any], hint: Any, info: Any) -> Parameter:
 
 
 def _describe(each: Field[Any], hint: Any) -> Any:
-    """Take a field's own option. A `bool` that is false by default has no `--no-` form."""
+    """Return a field's own Typer option. A `bool` that is false by default gets no `--no-` form."""
     info = each.metadata["typer"]
     if hint is bool and each.default is False and not info.param_decls:
         info.param_decls = ("--" + each.name.replace("_", "-"),)

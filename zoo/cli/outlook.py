@@ -1,4 +1,4 @@
-"""Print what a sweep will cost and tell, before it runs."""
+"""Print the cost and the statistical power of a sweep before it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLANNED = ("arm", "seeds", "params", "FLOPs", "peak memory", "a step", "a run", 
 
 
 def print_plan(outlook: Outlook) -> None:
-    """Print the arms with what they cost, then what the table does not say."""
+    """Print a table of the arms with their costs, then lines on duplicates, refusals, seconds and power."""
     from zoo import report
 
     if outlook.match is not None:
@@ -28,7 +28,7 @@ def print_plan(outlook: Outlook) -> None:
 
 
 def print_match(match: Match) -> None:
-    """Print the solved value of each arm and what it costs, in every currency."""
+    """Print the solved value of each arm and its cost in every currency."""
     from zoo import report
     from zoo.report.units import format_count, format_si
 
@@ -68,7 +68,7 @@ def _plan_row(outlook: Outlook, name: str, jobs: Sequence[Job]) -> list[str]:
 
 
 def _plan_lines(outlook: Outlook) -> list[str]:
-    """Say what the table does not: points that are dropped or refused, the seconds of all, and what they tell."""
+    """Write lines on dropped and refused points, the total seconds, and the statistical power."""
     from zoo.jobs.sweep import describe_dropped
     from zoo.report.units import format_seconds
 
@@ -94,7 +94,7 @@ def _plan_lines(outlook: Outlook) -> list[str]:
 
 
 def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
-    """Say how many runs the search of learning rates adds."""
+    """Describe how many runs, and how many seconds, the learning-rate search adds."""
     from zoo.report.units import format_seconds
 
     runs = (
@@ -110,7 +110,7 @@ def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
 
 
 def _power_lines(outlook: Outlook) -> list[str]:
-    """Say what difference the seeds tell."""
+    """Describe the smallest difference that the seeds can detect."""
     alone, corrected = outlook.smallest_effect(), outlook.smallest_effect(corrected=True)
     others, seeds = len(outlook.arms) - 1, outlook.seeds
     if not others:

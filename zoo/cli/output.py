@@ -1,7 +1,7 @@
-r"""Write to the terminal only text: control characters of strangers' texts are shown as escapes, `\x1b` for ESC.
+r"""Escape the control characters in everything that a command prints, such as `\x1b` for ESC.
 
-Everything that a command prints passes here: a title, a tensor's name, a template's error, a generated text. Rich's
-consoles (`zoo.report.console`) clean their texts themselves, and write their own codes to the stream below.
+Titles, tensor names, templates' errors and generated texts come from untrusted files. Rich's consoles
+(`zoo.report.console`) escape texts themselves, and write their own control codes to the unescaped stream.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from zoo.untrusted.text import escape_controls
 
 BOLD = ("\ufdd0", "\ufdd1")
-"""Marks that stand for the codes of bold and of plain in what `zoo.report.make_bold` gives: noncharacters of Unicode,
-which are for a program's own use. A stranger's text that holds them becomes bold, and nothing worse."""
+"""Marks of `zoo.report.make_bold` for the codes that start and end bold text: noncharacters of Unicode, which are for a
+program's internal use. An untrusted text that holds them becomes bold, and nothing worse."""
 
 
 class SafeStream:
-    """A text stream that escapes control characters. Whatever else is asked of it, the stream below answers.
+    """A text stream that escapes control characters in `write`. Other attributes are those of the wrapped stream.
 
-    A carriage return that begins a write passes: progress bars of other packages (tqdm) return so to their line.
+    A carriage return at the start of a write passes, as progress bars of other packages (tqdm) need it.
     """
 
     bold = BOLD
@@ -47,8 +47,8 @@ class SafeStream:
 
 
 def settle_output() -> None:
-    """Let any text be printed: escaped where the terminal would obey it, or where its encoding lacks it (× in ASCII, √
-    on a Windows code page); and to nowhere where the stream was closed (`zoo list >&-`)."""
+    """Make stdout and stderr accept any text: control characters, and characters that the encoding lacks (× in ASCII),
+    are escaped; a closed stream (`zoo list >&-`) is replaced by os.devnull."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -59,8 +59,7 @@ def settle_output() -> None:
 
 
 def print_generated(text: str, end: str = "\n") -> None:
-    """Print a generated text to standard output: exactly into a file or a pipe, as it is what was asked for, and
-    escaped on a terminal."""
+    """Print a generated text to standard output: unchanged into a file or a pipe, escaped on a terminal."""
     stream = sys.stdout
     exact = stream if stream.isatty() else getattr(stream, "unescaped", stream)
     exact.write(text + end)

@@ -1,4 +1,4 @@
-"""`zoo predict`: predict by a fitted scaling law."""
+"""`zoo predict`: predict losses and compute-optimal sizes by a fitted scaling law."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def run(
 def predict(
     fit: Fit, params: float | None, tokens: float | None, loss: float | None, flops: float | None
 ) -> dict[str, Any]:
-    """Complete what is given to parameters, tokens and loss. Raises ConfigError for what the fit cannot say."""
+    """Compute parameters, tokens and loss from the given ones. Raises ConfigError for points beyond the fit's reach and
+    for figures that are not finite."""
     try:
         found = _complete(fit, params, tokens, loss, flops)
     except (OverflowError, ZeroDivisionError):
@@ -80,7 +81,7 @@ def _complete(
 
 
 def read_fit(file: Path) -> Fit:
-    """Read what `zoo fit --out` has written. Raises ConfigError."""
+    """Read the file that `zoo fit --out` has written. Raises ConfigError."""
     from zoo.analysis.scaling import Fit
 
     try:

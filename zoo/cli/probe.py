@@ -1,4 +1,4 @@
-"""`zoo probe`: what an architecture can do on synthetic tasks, and how far: its capability card."""
+"""`zoo probe`: train an architecture on synthetic tasks and report the levels it reaches: its capability card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 MOST_JOBS = 8
-"""Trainings at once where no number is given: more than a probe has to do at a time would stand idle."""
+"""The maximum default number of parallel trainings: a probe seldom has more to run at a time."""
 
 
 def run(
@@ -65,8 +65,8 @@ def run(
 def run_battery(
     targets: list[str], overrides: list[str], names: list[str], jobs: int, out: Path, how: dict[str, Any]
 ) -> list[Outcome]:
-    """Run the probes on every model, after each of them was brought to the size of every probe. `how` are the options
-    of `run_probe`. Raises ConfigError."""
+    """Run the probes on every model. Every model is first scaled to every probe, so that faults are found before any
+    training. `how` are the options of `run_probe`. Raises ConfigError."""
     from zoo.probes.battery import load_small, open_pool, run_probe
     from zoo.probes.catalogue import make_probe
     from zoo.probes.store import name_folder

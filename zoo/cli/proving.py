@@ -1,4 +1,4 @@
-"""`zoo stats --explain` and `--verify`: show where the figures come from, and whether the built model has them."""
+"""`zoo stats --explain` and `--verify`: print the formulas of the figures, and compare them with the built model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prove(
     explain: bool,
     verify: bool,
 ) -> None:
-    """Print what was asked for, for every model. Exits with 1 when the built model differs from the count."""
+    """Print explanations or verifications of all models. Exits with 1 if a built model differs from its count."""
     from zoo import report
 
     found = [_proved(spec, figures, setup, explain, verify) for spec, figures in zip(specs, priced, strict=True)]
@@ -77,7 +77,7 @@ def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
 
 
 def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:
-    """List the textbook's approximations: what each gives, its error beside the exact figure, and when it holds."""
+    """List the textbook approximations: the value of each, its error from the exact figure, and when it holds."""
     from zoo import report
 
     lines = ["", report.make_bold("Rules of thumb")]

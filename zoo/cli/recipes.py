@@ -1,4 +1,4 @@
-"""`zoo recipes`: experiments whose expectation was written before they ran, and what came of them."""
+"""`zoo recipes`: list and run experiments with preregistered expectations, and show their verdicts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def run(
 
 
 def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> Outcome:
-    """Run a recipe and judge it; the verdict and a picture stand beside its runs, and a page where they trained."""
+    """Run a recipe and judge it. Writes the verdict and a plot next to its runs, and a page for a recipe of training
+    arms."""
     from zoo.experiments.judging import find_file, judge
     from zoo.experiments.laddering import climb_recipe
     from zoo.experiments.probing import probe_recipe
@@ -80,7 +81,7 @@ def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) 
 
 
 def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> None:
-    """Draw the arms of training, and write their page beside the picture of the runs."""
+    """Draw the trained arms, and write their page next to the plot of the runs."""
     from zoo.report.verdict_page import write_report_page
     from zoo.report.verdict_plot import draw_report
     from zoo.report.verdicts import Report
@@ -92,7 +93,7 @@ def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> Non
 
 
 def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file: Path) -> None:
-    """Draw the first metric that was measured, a bar for each arm; of the levels reached a card, which names them."""
+    """Draw the first measured metric, a bar per arm; for `reach` draw a capability card, which names the levels."""
     from dataclasses import replace
 
     from zoo.report.probes import draw_card, draw_values
@@ -105,7 +106,7 @@ def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file:
 
 
 def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
-    """Draw the losses of the first ladder over its tokens, and those that were predicted of the largest size."""
+    """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
     from zoo.disk import write_text
     from zoo.ladder.climbing import read_points
     from zoo.report.ladder import draw_ladder
@@ -129,7 +130,7 @@ def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[Outcome], as_json
 
 
 def _show(recipes: dict[str, Recipe], whole: bool, as_json: bool) -> None:
-    """List recipes in one table, or those that were named each with its figures."""
+    """Print all recipes in one table, or with `whole` each recipe with its figures."""
     from dataclasses import asdict
 
     from zoo import report

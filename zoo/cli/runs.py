@@ -51,9 +51,9 @@ def run(
 HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "score", "status", "when")
 NUMBERS = HEADER[2:8]
 SCORES = ("val_f1", "val_pearson")
-"""The metrics of labelled rows that the column `score` shows, where a run has one."""
+"""The metrics of labelled rows that the column `score` shows; a run's first one is taken."""
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
-"""Columns that a narrow screen goes without, the first first."""
+"""Columns that are left out on a narrow screen, in this order."""
 
 
 def _cells(row: Any) -> list[str]:

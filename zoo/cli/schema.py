@@ -1,4 +1,4 @@
-"""`zoo schema`: the JSON Schema of a model's YAML, which editors complete, check and explain it by."""
+"""`zoo schema`: write the JSON Schema of a model's YAML, for completion, checks and explanations in editors."""
 
 from __future__ import annotations
 

@@ -58,21 +58,22 @@ def run(
 
 
 LINE = "\n"
-"""The field of a text that is a line of a plain file, until the record's own name for it is known."""
+"""The provisional field name of a line of a plain file, until the field that the model reads is known."""
 
 PAIRS = (("query", "document"), ("text", "text_pair"), ("prompt", "response"))
-"""Fields of records with two texts, as rerankers, classifiers and reward models are given them."""
+"""Usual field names of two texts: of rerankers, classifiers and reward models."""
 
 
 class Fields(NamedTuple):
-    """The fields of a record that are read. Of a `chat` the two are what a user and the model say."""
+    """The names of the fields that are read from a record. With `chat` the two texts are the user's message and the
+    model's answer."""
 
     text: str
     second: str | None = None
     chat: bool = False
 
     def pick(self, record: Mapping[str, Any]) -> Any:
-        """Give what a record has in them."""
+        """Return a record's text, pair of texts, or conversation."""
         if self.second is None:
             return record[self.text]
         if self.chat:
@@ -82,8 +83,8 @@ class Fields(NamedTuple):
 
 
 def find_fields(checkpoint: Path, text: str | None, second: str | None, first: Mapping[str, Any]) -> Fields:
-    """Find the fields: those that are named, else those that the run of a checkpoint was trained with, else those of
-    PAIRS that the `first` record has."""
+    """Find the fields to read: the named ones, else those of the checkpoint's training run, else the pair of PAIRS in
+    the `first` record."""
     from zoo import runs
     from zoo.report.history import RunRecord
 
@@ -101,12 +102,12 @@ def find_fields(checkpoint: Path, text: str | None, second: str | None, first: M
 
 
 def rename(record: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
-    """Name the line of a plain file as the field is named that is read."""
+    """Rename the provisional field LINE to the field that is read."""
     return {fields.text if name == LINE else name: each for name, each in record.items()}
 
 
 def pick_texts(records: Sequence[tuple[str, Mapping[str, Any]]], fields: Fields) -> list[Any]:
-    """Pick what is read of each record. Raises ConfigError, with the place of each, for records that lack a field."""
+    """Pick the texts of each record. Raises ConfigError for records that lack a field, with the place of each."""
     from zoo.data.records import Faults, has_fields
 
     faults, wanted = Faults("file"), [each for each in fields[:2] if each is not None]
@@ -116,7 +117,7 @@ def pick_texts(records: Sequence[tuple[str, Mapping[str, Any]]], fields: Fields)
 
 
 def read_records(file: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """Read the records of a file, each with its place. Raises ConfigError with all faults."""
+    """Read the records of a file, each with its place (`FILE, line 3`). Raises ConfigError with all faults."""
     from zoo.data.records import JSONL, PACKED_JSONL, Faults, read_json_lines
 
     if file is None:

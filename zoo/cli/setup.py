@@ -1,4 +1,4 @@
-"""Make the fields of a `Setup` options of every verb that prices."""
+"""Define the command-line options of the verbs that price, one for each field of a `Setup`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ HELP = {
     "train_tokens": "Training tokens: 1e12, 300B, 15T.",
     "mfu": "MFU of training: the fraction of the GPU's peak that it reaches.",
 }
-"""What each option is for."""
+"""The help of each option."""
 
 SPELLED = {"train_tokens": "--tokens"}
-"""Options that are not called as their field is."""
+"""Options whose names differ from their fields'."""
 
 SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -60,7 +60,7 @@ def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12
 
 
 def check_amount(amount: float, text: str | float, setting: str, example: str) -> float:
-    """Check that an amount is one that figures can be computed of. Raises ConfigError."""
+    """Check that an amount is from 1 to MOST_AMOUNT. Raises ConfigError."""
     if not 1 <= amount <= MOST_AMOUNT:
         raise ConfigError(f"{setting}: must be from 1 to {MOST_AMOUNT:g}, found {quote(str(text))} ({example})")
     return amount
@@ -71,7 +71,7 @@ def describe_field(field: Any, hint: Any) -> Any:
     name = field.name
     flag = SPELLED.get(name, "--" + name.replace("_", "-"))
     settings: dict[str, Any] = {"help": HELP.get(name, "")}
-    if name in CHOICES:  # Setup itself refuses others, with the nearest one
+    if name in CHOICES:  # Setup itself refuses others, with the nearest choice
         settings |= {"metavar": "|".join(CHOICES[name]), "autocompletion": _beginning(CHOICES[name])}
     elif name == "train_tokens":
         settings |= {"parser": _tokens, "metavar": "NUMBER"}
@@ -83,7 +83,7 @@ def describe_field(field: Any, hint: Any) -> Any:
 
 
 Priced = Annotated[Setup, describe_field]
-"""The set-up of a verb that prices: an option for each field."""
+"""The type of a verb's parameter for a Setup: read_options makes an option for each field."""
 
 
 def _tokens(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Share what the verbs that price need: output options, telling models from overrides, and printing figures."""
+"""Define what the pricing verbs share: output options, splitting models from overrides, and printing figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.cli.options import options
 from zoo.errors import ConfigError
 
 FEW = 3
-"""How many differences between a folder's files and its architecture are shown beside a price."""
+"""Maximum differences between a folder's tensors and its architecture that are printed after a price."""
 
 
 class Shown(StrEnum):
@@ -35,7 +35,7 @@ Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or
 
 @options()
 class Output:
-    """The formats of figures, one of which may be asked for."""
+    """Options for the format of figures, at most one of which may be given."""
 
     as_json: Json = False
     as_csv: Csv = False
@@ -43,12 +43,12 @@ class Output:
 
     @property
     def shown(self) -> Shown:
-        """The format that was asked for. Raises ConfigError for two of them."""
+        """The chosen format. Raises ConfigError for two formats."""
         return choose_format(self.as_json, self.as_csv, self.as_md)
 
 
 def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
-    """Choose the output format that was asked for. Raises ConfigError for two of them."""
+    """Choose the output format, text by default. Raises ConfigError for two formats."""
     asked = [shown for wanted, shown in ((as_json, Shown.json), (as_csv, Shown.csv), (as_md, Shown.md)) if wanted]
     if len(asked) > 1:
         raise ConfigError(f"output: {' and '.join(f'--{each}' for each in asked)} are two formats (leave one out)")
@@ -56,9 +56,9 @@ def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the arguments into models and overrides. An override has an `=`, or begins with `~` or `+`.
+    """Split the arguments into models and overrides. An override has an `=`, or starts with `~` or `+`.
 
-    The path of an existing file may hold an `=` too. Raises ConfigError when no model is named.
+    An existing path with an `=` is a model. Raises ConfigError if no model is named.
     """
     overrides = [word for word in words if is_override(word)]
     targets = [word for word in words if not is_override(word)]
@@ -70,13 +70,13 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_override(word: str) -> bool:
-    """Whether an argument is an override rather than a model."""
+    """Tell whether an argument is an override rather than a model."""
     path = os.sep in word.partition("=")[0] and os.path.exists(word)
     return word.startswith(("~", "+")) or ("=" in word and not path)
 
 
 def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
-    """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
+    """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all models."""
     from zoo.compose.targets import spec_of_composed
 
     found, faults = [], []
@@ -92,7 +92,7 @@ def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
 
 
 def shorten_labels(labels: Sequence[str]) -> list[str]:
-    """Shorten labels, all different: a path's last name where that is enough, a number for what comes twice."""
+    """Shorten labels and keep them unique: a path to its last name if that is unique, equal labels by a number."""
     short = [Path(label).name if os.sep in label else label for label in labels]
     short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]
     return [
@@ -107,7 +107,7 @@ def print_prices(
     shown: Shown,
     first: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Print the figures of one model or of several; those of one begin with its `first` ones, labels and sentences."""
+    """Print the figures of one model or of several. `first` has labels and sentences to print before a single one's."""
     from zoo import report
 
     labels = shorten_labels(targets)
@@ -142,7 +142,7 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]], first:
 
 
 def compare_headers(targets: Sequence[str]) -> None:
-    """Say for each folder with weights whether the tensors in its files are those that were priced."""
+    """Print for each folder with weights whether the tensors in its files are those of the priced architecture."""
     from zoo.compose.targets import is_file
 
     for target in targets:

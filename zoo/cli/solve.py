@@ -1,4 +1,4 @@
-"""`zoo solve`: search for what fits a GPU or a budget, on the exact price."""
+"""`zoo solve`: search for the batch, context, GPUs or shape that fits a GPU or a budget, on exact prices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
 BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
 SHAPED = "llama"
-"""The model that `zoo solve shape` takes where none is named."""
+"""The default model of `zoo solve shape`."""
 
 SIZES, RATES = "24GB, 22.5GiB or 24e9", "400Gb or 50GB"
 
@@ -47,7 +47,7 @@ def read_pair(text: str) -> tuple[float, float]:
 
 
 def read_bandwidth(text: str) -> float:
-    """Read `400Gb` (bits) or `50GB` (bytes) as bytes a second. Raises ConfigError."""
+    """Read `400Gb` (bits) or `50GB` (bytes) as bytes per second. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])([bB])(?:/s|ps)?", str(text).strip())
     if match is None:
         raise ConfigError(f"network: cannot read {quote(str(text))} as bits or bytes a second ({RATES})")
@@ -66,20 +66,20 @@ CacheOnly = Annotated[
 
 @options()
 class Usable:
-    """How much of a GPU's memory may be used."""
+    """Options for the usable memory of a GPU."""
 
     usable: float = option("Fraction of the memory that may be used.", default=0.9)
     runtime: float | None = option("Memory taken by CUDA itself. [default: 1.5GB]", **BYTES_OPTION)
 
     def of(self, gpu: str) -> Any:
-        """Work out the usable memory of a GPU. Raises ConfigError."""
+        """Compute the usable memory of a GPU. Raises ConfigError for an unknown GPU."""
         from zoo.costs.hardware import hardware
 
         found = hardware(gpu)
         return self.of_memory(found.memory, gpu=found.name)
 
     def of_memory(self, memory: float, **named: Any) -> Any:
-        """Work out how much of this memory is usable."""
+        """Compute the usable part of `memory` bytes."""
         from zoo.analysis.solve import Room
         from zoo.costs.hardware import RUNTIME
 
@@ -89,12 +89,12 @@ class Usable:
 
 @options()
 class Within(Usable):
-    """What a model must fit on."""
+    """Options for the memory that a model must fit in."""
 
     memory: float | None = option("Memory of the GPU, in place of --gpu: 24GB, 22.5GiB.", **BYTES_OPTION)
 
     def choose(self, gpu: str | None) -> Any:
-        """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
+        """Compute the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
         if (gpu is None) == (self.memory is None):
             found = "neither" if gpu is None else "both"
             raise ConfigError(
@@ -214,7 +214,7 @@ def cache(
 
 @options()
 class Most:
-    """The most that a shape may cost."""
+    """Options for the budgets of a shape."""
 
     params: float | None = option("Parameters: 1.5B.", **NUMBER_OPTION)
     active_params: float | None = option("Active parameters per token.", **NUMBER_OPTION)
@@ -262,7 +262,7 @@ def shape(
 
 @options()
 class Searched:
-    """The meshes that are searched."""
+    """Options for the meshes to search."""
 
     count: int = option("GPUs, of the kind that --gpu names.", default=..., min=1)
     global_batch: int | None = option("Sequences per step.", min=1)
@@ -274,7 +274,7 @@ class Searched:
     fp8: bool = flag("Compute linear layers in float8.")
 
     def search(self, spec: Any, setup: Any, recompute: str | None) -> Any:
-        """Make the search, with one way to recompute or all. Raises ConfigError."""
+        """Make the search over one kind of recomputation, or over all (None). Raises ConfigError."""
         from zoo.analysis.solve.mesh import MeshSearch, round_sequences
         from zoo.costs.again import RECOMPUTE
         from zoo.costs.cluster import NETWORK, Cluster
@@ -337,7 +337,7 @@ def mesh(
 
 
 def refuse_solved(setup: Any, *names: str) -> None:
-    """Refuse options of what is solved for. Raises ConfigError."""
+    """Raise ConfigError for an option that sets a value that is solved for."""
     from zoo.costs.setup import Setup
 
     for name in names:

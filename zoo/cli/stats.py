@@ -1,4 +1,4 @@
-"""`zoo stats`: price models from their Specs alone: one, several side by side, or the points of a sweep."""
+"""`zoo stats`: price models from their Specs alone: one, several in one table, or the points of a sweep."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _price(
 
 
 def _first_figures(spec: Any, setup: Any, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """List the lines that one model's tables begin with."""
+    """List the first lines of a model's output, labels and sentences."""
     from zoo.analysis.holding import find_holders
     from zoo.report.glance import list_first_figures
 
@@ -102,7 +102,7 @@ def _first_figures(spec: Any, setup: Any, figures: dict[str, Any]) -> list[tuple
 
 
 def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:
-    """Print the attention kernels of each model; as JSON, beside its figures."""
+    """Print the attention kernels of each model; as JSON, together with its figures."""
     from zoo import costs
     from zoo.cli import showing
     from zoo.costs.kernels import kernels

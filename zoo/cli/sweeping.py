@@ -1,4 +1,4 @@
-"""`zoo stats -m`: price each combination of the values that the overrides sweep over, a row each."""
+"""`zoo stats -m`: price each combination of swept values, one row per combination."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def sweep(
     shown: Shown,
     plot: Path | None,
 ) -> None:
-    """Price every point and print one table. Raises ConfigError when every point is refused."""
+    """Price every point and print one table. Raises ConfigError if every point is refused."""
     from zoo.analysis.compare import choose_columns, flatten
 
-    gc.enable()  # a thousand composed configs are worth collecting
+    gc.enable()  # `main` has disabled it; a thousand composed configs need collecting
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
     made = _points(targets, overrides)
     whole = [figures for point in (made, made[::-1]) if (figures := _first(point, setup))]
@@ -68,12 +68,12 @@ def _first(points: Sequence[Any], setup: Any) -> dict[str, Any] | None:
 
 
 def _priced(point: Any, setup: Any, parts: Collection[str] | None = None) -> dict[str, Any] | None:
-    """Price a point, or only those `parts` of its figures. None where the point is refused."""
+    """Price a point, or only the `parts` of its figures; None if the point is refused."""
     from zoo.costs import price
 
     try:
         return None if point.spec is None else price(point.spec, setup, parts)
-    except ConfigError as error:  # a set-up that this architecture has no use for, such as too many ranks
+    except ConfigError as error:  # a set-up that does not fit this architecture, such as too many ranks
         point.faults = error.faults
         return None
 

@@ -1,4 +1,4 @@
-"""`zoo train`: start one run, resume one, or sweep, on Hydra's own engine."""
+"""`zoo train`: start a run, resume a run, or sweep over many, on Hydra's own engine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from zoo.training.settings import Training
 
 ConfigPart = Literal["job", "hydra", "all"]
-"""The part of the composed config to print."""
+"""The part of the composed config that --cfg prints."""
 
 Info = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
-"""The parts of the config, or of Hydra itself, that Hydra can describe."""
+"""Hydra's reports about the config or about itself."""
 
 
 def run(
@@ -78,20 +78,20 @@ def run(
 
 
 def _tell_left_out(launch: LaunchPlan) -> None:
-    """Say what swapped axes leave without a place, each line once."""
+    """Print which fields swapped axes have dropped, each line once."""
     for note in dict.fromkeys(note for job in launch.jobs for note in job.left_out):
         print_note(note)
 
 
 def _name_model(overrides: list[str]) -> list[str]:
-    """Write a model that stands first, without a key, as the override that it is."""
+    """Write a first argument without a key as the override `model=…`."""
     if overrides and "=" not in overrides[0] and not overrides[0].startswith("~"):
         return [f"model='{overrides[0]}'", *overrides[1:]]
     return overrides
 
 
 def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
-    """Run one job, in the processes that its launcher starts where it has one."""
+    """Run one job, in processes of its launcher if it has one."""
     from zoo.errors import FinishedRun
     from zoo.jobs.plan import task_config
     from zoo.ranks.world import read_world
@@ -106,7 +106,7 @@ def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
 
 
 def _refuse_processes() -> None:
-    """Raise ConfigError where torchrun has started several processes, each of which would run the whole sweep."""
+    """Raise ConfigError if torchrun has started several processes, as each would run the whole sweep."""
     from zoo.errors import ConfigError
     from zoo.ranks.world import read_world
 
@@ -119,7 +119,7 @@ def _refuse_processes() -> None:
 def _start_processes(
     settings: Training, options: list[str], overrides: list[str], make_folder: Callable[[], Path]
 ) -> None:
-    """Start the processes of a run whose config has a launcher, and exit with their code."""
+    """If the run's config has a launcher, start its processes and exit with their code."""
     from zoo.jobs.launch import Command, start_processes
 
     code = start_processes(settings, Command(options, overrides), make_folder)
@@ -129,7 +129,7 @@ def _start_processes(
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Exit with 0 where a scheduler's SIGTERM ended a run after its checkpoint: else it would count as failed."""
+    """Exit with 0 if a SIGTERM ended the run after a checkpoint, so that a scheduler does not count it as failed."""
     from zoo.errors import Terminated
 
     try:
@@ -153,8 +153,8 @@ def _resume(folder: Path, overrides: list[str]) -> None:
 
 
 def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | None) -> None:
-    """Print Hydra's own report of the config; for a sweep, that of its first job. Raises ConfigError for interpolations
-    that lead nowhere."""
+    """Print Hydra's own report of the config, for a sweep that of its first job. Raises ConfigError for interpolations
+    that cannot be resolved."""
     from omegaconf.errors import OmegaConfBaseException
 
     from zoo.compose.faults import shorten_error

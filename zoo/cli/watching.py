@@ -1,4 +1,4 @@
-"""Show the jobs of a sweep while they run, on a terminal: arms × seeds, each as far as its folder says."""
+"""Show the jobs of a sweep while they run, on a terminal: a table of arms × seeds with the progress of each job."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from zoo.jobs.sweep import Job
 
 TAIL = 4096
-"""Bytes at the end of a run's metrics that have its last line."""
+"""Bytes read from the end of a run's metrics to find the last line."""
 
 
 @contextmanager
 def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None) -> Iterator[None]:
-    """Show the jobs until the block ends. Their own bars are left out meanwhile; elsewhere than on a terminal nothing
-    is shown, and they print their lines."""
+    """Show the jobs until the block ends, in place of the jobs' own progress bars. If the console is no terminal,
+    nothing is shown, and the jobs print their own lines."""
     from rich.live import Live
 
     from zoo.report.console import make_console
@@ -32,7 +32,7 @@ def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None
         yield
         return
     table = JobTable(folder, jobs)
-    os.environ[WATCHED] = "1"  # workers that a launcher starts have it too
+    os.environ[WATCHED] = "1"  # inherited by a launcher's workers
     try:
         with Live(get_renderable=table.render, console=console, refresh_per_second=1):
             yield
@@ -41,7 +41,7 @@ def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None
 
 
 class JobTable:
-    """A row for each arm, a column for each seed, and in it what the job of both has come to."""
+    """A live table: a row per arm, a column per seed, and in each cell the progress or outcome of the job."""
 
     def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
         from zoo.jobs.sweep import group_by_arm
@@ -50,10 +50,10 @@ class JobTable:
         self.arms = group_by_arm(jobs)
         self.seeds = sorted({each.seed for each in jobs})
         self.ended: dict[str, str] = {}
-        """What is said of jobs that ended: their folders are not read again."""
+        """The cells of finished jobs, whose folders are not read again."""
 
     def render(self) -> Any:
-        """Make the table as of now."""
+        """Make the table with the present state of all jobs."""
         from zoo import report
 
         rows = []
@@ -64,9 +64,9 @@ class JobTable:
         return report.make_table("", header, rows, right=range(1, len(header)))
 
     def describe(self, job: Job) -> str:
-        """Say how far a job is: its validation loss, its step and loss, or how it ended.
+        """Describe a job: its validation loss if done, its progress and loss, or its status.
 
-        No lock is asked: a job that begins in that moment would find it taken.
+        The run's lock is not tested, since a job that starts at that moment would find it taken.
         """
         from zoo import runs
 
@@ -92,7 +92,7 @@ class JobTable:
 
 
 def is_newer(file: Path, other: Path) -> bool:
-    """Tell whether a file was written after another: a run that failed has begun again."""
+    """Tell whether a file is newer than another: metrics newer than the result mean that a failed run has restarted."""
     try:
         return file.stat().st_mtime_ns > other.stat().st_mtime_ns
     except OSError:
@@ -100,7 +100,7 @@ def is_newer(file: Path, other: Path) -> bool:
 
 
 def read_last_line(folder: Path) -> dict[str, Any] | None:
-    """Read the last whole line of a run's metrics; None where there is none yet."""
+    """Read the last complete line of a run's metrics; None if there is none yet."""
     from zoo import runs
 
     try:
