@@ -1,4 +1,4 @@
-"""The arms of an experiment: runs that differ in nothing but their seed."""
+"""Group the runs of an experiment into arms: runs that differ only in their seeds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from zoo.report.history import RunRecord
 
 SEED = "seed"
 ASIDE = (SEED, "hydra.")
-"""Overrides that make no other arm."""
+"""Prefixes of overrides that do not distinguish arms."""
 
 CURRENCIES = ("params", "tokens", "flops", "cache_bytes", "seconds")
-"""What arms may cost: parameters, tokens and FLOPs of training, the bytes that a row as long as the trained ones keeps
-while generating (KV cache and recurrent states), seconds of training."""
+"""The costs of arms: parameters, tokens and FLOPs of training, bytes of KV cache and recurrent states of a row of the
+training length, seconds of training."""
 
 ALIKE = 0.01
-"""The difference of a cost within which arms are matched in it."""
+"""Arms are matched in a cost if their values differ by at most this fraction."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Arm:
     runs: Mapping[int, RunRecord]
 
     def values(self, metric: str) -> dict[int, float]:
-        """The metric of each run, by seed. Raises ConfigError for a run without it."""
+        """Read the metric of each run, by seed. Raises ConfigError for a run without it."""
         found = {seed: _find(run, metric) for seed, run in self.runs.items()}
         missing = [self.runs[seed].folder for seed, value in found.items() if value is None]
         if missing:
@@ -58,9 +58,9 @@ def _find(run: RunRecord, metric: str) -> float | None:
 
 
 def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
-    """Group done runs by their overrides, seeds left out; an arm is named by those that not all runs share. Gives the
-    arms in order, and a line for each run that is not done, or that cannot be read. Runs that a sweep found a learning
-    rate by are left out. Raises ConfigError for two runs of one arm and seed."""
+    """Group done runs into arms by their overrides without seeds; `name_arms` names the arms. Returns the arms in
+    order, and a line for each run that is not done or not readable. Runs of learning-rate searches are left out. Raises
+    ConfigError for two runs of one arm and seed."""
     done, unfinished = [], []
     for each in records:
         try:
@@ -86,21 +86,21 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
 
 
 def name_arms(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Name the arm of each run by those of its overrides, seeds left out, that not all runs share."""
+    """Name the arm of each run by its overrides, without seeds, that not all runs share."""
     words = [[_shorten(word) for word in each if not word.startswith(ASIDE)] for each in overrides]
     shared = set.intersection(*map(set, words)) if words else set()
     return [" ".join(word for word in own if word not in shared) or "all runs" for own in words]
 
 
 def _shorten(word: str) -> str:
-    """`attention@model.attention=mqa` as `attention=mqa`, `++model.n_layers=2` as `n_layers=2`, `optim.lr=1e-3` as
-    `optim.lr=0.001`."""
+    """Shorten an override: `attention@model.attention=mqa` to `attention=mqa`, `++model.n_layers=2` to `n_layers=2`,
+    `optim.lr=1e-3` to `optim.lr=0.001`."""
     key, _, value = word.lstrip("+").partition("=")
     return f"{key.partition('@')[0].removeprefix('model.')}={_write_number(value)}"
 
 
 def _write_number(value: str) -> str:
-    """Write a float in one way, so that a sweep is widened under another spelling."""
+    """Write a float in one form, so that a sweep that is continued with another spelling has the same arms."""
     try:
         return value if value.isdecimal() else f"{float(value):g}"
     except ValueError:

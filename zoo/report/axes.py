@@ -1,4 +1,4 @@
-"""The choices of an axis as a table: in a terminal, and in docs/axes.md."""
+"""Format the choices of an axis as a table, for a terminal and for docs/axes.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.report.text import align_columns, make_bold
 HEAD = ("choice", "paper", "time", "a token", "cache", "models", "families")
 LEGEND = "Time of T tokens, time of one more, and what is kept for generating: how a choice itself grows with T."
 SHOWN = 3
-"""Names that a cell lists."""
+"""Maximum names in a cell."""
 
 
 def format_axis(found: Iterable[Mapping[str, Any]]) -> str:
@@ -20,7 +20,7 @@ def format_axis(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def list_rows(found: Iterable[Mapping[str, Any]], shown: int = SHOWN) -> list[tuple[str, ...]]:
-    """A row for each choice."""
+    """List a row per choice."""
     return [
         (
             *(each["choice"], each["source"], each["time"], each["token"], each["cache"]),

@@ -1,4 +1,4 @@
-"""Make rich's consoles: texts are shown as they are, without markup, and their control characters as escapes."""
+"""Make rich consoles that print texts literally: without markup, and with control characters escaped."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class SafeConsole(Console):
-    """A console that escapes the control characters of texts. Its own codes, which are segments of another kind, pass,
-    and so does an end of line that only returns to its begin."""
+    """A console that escapes the control characters of texts. Rich's own codes, which are control segments, pass, and
+    so does a carriage return alone."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control or text == "\r" else escape_controls(text), style, control)
 
     def _stream(self) -> Any:
-        """The stream below the one that would escape rich's own codes too (`zoo.cli.output`)."""
+        """Return the unescaped stream: `zoo.cli.output.SafeStream` would escape rich's own codes too."""
         stream = Console.file.fget(self)  # type: ignore[attr-defined]
         return getattr(stream, "unescaped", stream)
 
@@ -31,7 +31,7 @@ class SafeConsole(Console):
 
 
 def make_console(**settings: Any) -> Console:
-    """Make a console with rich's settings. A stranger's text is no markup of rich's."""
+    """Make a console with rich's `settings`, but without markup, so that an untrusted text cannot contain any."""
     return SafeConsole(**{"highlight": False, "markup": False, "emoji": False, **settings})
 
 

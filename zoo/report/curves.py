@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
-SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average
+SMOOTHED_OVER = 0.04  # the window of the training curve's moving average, as a fraction of the run
 
 
 def read_curve(lines: Iterable[Mapping[str, Any]], name: str, x: str = "tokens") -> tuple[list[float], list[float]]:
-    """Read the points of a metric's curve: the values of `x` (tokens seen, unless named), and its own. A line without
-    either, or with null, has no point."""
+    """Read a metric's curve: the values of `x` (by default tokens seen), and of the metric. Lines in which either is
+    missing or null are left out."""
     points = [(line[x], line[name]) for line in lines if line.get(name) is not None and line.get(x) is not None]
     return [at for at, _ in points], [value for _, value in points]
 
 
 def smooth(values: list[float], share: float = SMOOTHED_OVER) -> list[float]:
-    """Compute the moving average over a share of the points. Its window is symmetric at the start too, where it is
-    shorter: there the loss falls fast."""
+    """Compute the moving average over a fraction of the points. At the start, where the loss falls fast, the window is
+    shorter so that it stays symmetric."""
     half, sums = int(share * len(values) / 2), [0.0, *accumulate(values)]
     edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in edges]

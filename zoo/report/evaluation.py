@@ -1,4 +1,4 @@
-"""Show what an evaluation found: losses, scores of tasks, similarities."""
+"""Format the results of `zoo.evaluate`: losses, scores of tasks, similarities."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from zoo.report.text import align_columns
 
 
 def format_evaluation(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
-    """Format what `zoo.evaluate` returned; `files` are what was read, by the names that the user gave."""
+    """Format the results of `zoo.evaluate`; `files` are the evaluated files, as the user named them."""
     if "tasks" in found:
         return format_tasks(found)
     return format_losses(found, files) if "results" in found else format_vectors(found, files[0])
 
 
 def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
-    """Format what `zoo.evaluate` found of a text: what was scored, how, and a row for each precision and source."""
+    """Format the losses on a text: the data, how it was scored, and a row for each precision and source."""
     text = ", ".join(map(str, files)) or found["data"]
     amount = f"{found['tokens']:,} {found['targets']}"
     amount += "" if found["bytes"] is None else f", {found['bytes']:,} bytes"
@@ -38,7 +38,7 @@ def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
 
 
 def _describe_reading(found: Mapping[str, Any]) -> str:
-    """Say what each target is predicted from."""
+    """Describe the context from which each target is predicted."""
     context, stride = found["context"], found["stride"]
     if stride is None and "measures" in found["results"][0]:
         return f"loss per label of {found['objective']}, in rows of at most {context:,} tokens"
@@ -52,7 +52,7 @@ def _describe_reading(found: Mapping[str, Any]) -> str:
 
 
 def _list_rows(row: Mapping[str, Any], measures: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The lines of one precision: the figures of all sources, and those of each where there are several."""
+    """Yield the lines of one precision: of all sources together, then of each source if there are several."""
     more = f"{row['loss_difference']:+.4f}" if "loss_difference" in row else ""
     sources = row.get("sources", {})
     own = row.get("measures", {})

@@ -70,7 +70,7 @@ SAID = frozenset(
         *("kv_cache.tokens", "kv_cache.batch", "kv_cache.dtype", "kv_cache.engine", "kv_cache.bytes"),
     }
 )
-"""Figures without a line of their own, because the section's title or another line shows them."""
+"""Figures without a line of their own, as the section's title or another line shows them."""
 
 WORDS = {
     "memory.peak_at": {
@@ -82,7 +82,7 @@ WORDS = {
     },
     "memory.bottleneck": PARTS,
 }
-"""What words that are a figure's value say, by the figure's path."""
+"""Texts for figures whose value is a word, by the figure's path."""
 
 UNITS = {"params": "params", "flops": "FLOP", "memory": "B"}
 HOLDING = (
@@ -97,7 +97,7 @@ HOLDING = (
     ("mfu", "share"),
     ("flops", "FLOP"),
 )
-"""Units by a part of the figure's name; the first match counts."""
+"""Units by a substring of the figure's name; the first match counts."""
 
 COUNTS = ("layers", "context", "batch", "tokens", "experts", "gpus", "ranks", "stored", "used", "ratio", "per_token")
 
@@ -133,7 +133,7 @@ class Figure(NamedTuple):
 
 
 def find_unit(path: str) -> str:
-    """Give a figure's unit, from its dotted path."""
+    """Return a figure's unit, from its dotted path."""
     section, _, rest = path.partition(".")
     leaf = rest.rpartition(".")[2]
     if rest.startswith("by_component."):
@@ -147,18 +147,18 @@ def find_unit(path: str) -> str:
 
 
 def list_figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
-    """List all figures in order. A breakdown begins with a figure that has a label and no value."""
+    """List all figures in order. A breakdown starts with a figure that has a label and no value."""
     for section, node in priced.items():
         if isinstance(node, Mapping):
             yield from _below(section, node, 0)
 
 
 LEFT_OUT = frozenset({"operators", "sum_of_operators"})
-"""Breakdowns that are too long for a line each; `--json` has them."""
+"""Breakdowns that are too long to print; `--json` has them."""
 
 
 def is_hidden(figure: Figure) -> bool:
-    """Whether a figure needs no line: it is shown elsewhere, or it is in ZEROS and zero."""
+    """Tell whether a figure needs no line: it is shown elsewhere, or it is in ZEROS and zero."""
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
 
@@ -184,7 +184,7 @@ def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
 
 
 def format_heading(section: str, priced: Mapping[str, Any]) -> str:
-    """Format a section's title, with the setting that its figures share: `FLOPs (context 8,192 tokens)`."""
+    """Format a section's title with the settings that its figures share: `FLOPs (context 8,192 tokens)`."""
     cache, flops = priced.get("kv_cache", {}), priced.get("flops", {})
     engine = cache.get("engine", "ideal")
     on = priced.get("memory", {}).get("on")
@@ -208,7 +208,7 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
     sections: list[tuple[str, list[TextRow]]] = []
     for section, node in priced.items():
         if section == "kv_cache" and not node["bytes"]:
-            continue  # a model that generates nothing has no cache
+            continue  # a model that does not generate has no cache
         if section == "rules_of_thumb":
             continue  # `--explain` shows them
         if section == "memory":
@@ -219,12 +219,12 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
 
 
 HELD = ("kv_cache", "generate_activations", "generate_peak")
-"""What generating takes beside weights, and its peak."""
+"""The parts of generating's memory other than weights, and the peak."""
 GENERATING = (*HELD, "generate_note")
 
 
 def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
-    """Divide the memory in what training takes, and what generating does."""
+    """Split the memory section into one of training and one of generating."""
     memory, heading = priced["memory"], format_heading("memory", priced)
     training = {name: value for name, value in memory.items() if name not in GENERATING}
     yield heading.replace("Memory", "Memory to train", 1), _rows("memory", {**priced, "memory": training})
@@ -257,14 +257,14 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _changed(found: Mapping[str, Any]) -> TextRow:
-    """Format how much an option would save of the training peak."""
+    """Format how much an option would reduce the training peak."""
     saved = format_figure(found["saves"], "B", short=True)
     return (f"    with {found['change']}", f"saves {saved}", format_figure(found["train_peak"], "B"))
 
 
 def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
-    """Whether a figure repeats another one of the same model: the active parameters of a dense model, hardware FLOPs
-    without recomputation, or a breakdown by kind of layer when there is one kind."""
+    """Tell whether a figure repeats another of the same model: active parameters of a dense model, hardware FLOPs
+    without recomputation, or a breakdown by kind of layer if there is one kind."""
     counted, flops = priced["params"], priced.get("flops", {})
     if figure.path.startswith("params.active"):
         return counted["active"] == counted["total"]
@@ -295,12 +295,12 @@ def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _wrapped(text: str) -> list[TextRow]:
-    """Wrap a long text into rows of their own."""
+    """Wrap a long text into rows with one cell each."""
     return [(line, "", "") for line in wrap_text(text, 0, 4, WIDTH - 2).splitlines()]
 
 
 def format_cost_table(priced: Mapping[str, Any], title: str, first: Sequence[tuple[str, str]] = ()) -> str:
-    """Format the figures of `zoo.costs.price` as text: the `first` ones as sentences, then all of them in sections."""
+    """Format the figures of `zoo.costs.price` as text: the sentences of `first`, then all figures in sections."""
     rows: list[TextRow] = []
     for name, lines in list_cost_rows(priced):
         rows += [("", "", ""), (name, "", ""), *((f"  {label}", exact, short) for label, exact, short in lines)]

@@ -1,4 +1,4 @@
-"""Format a model's first figures: the few lines that `zoo stats` opens with."""
+"""Format a model's summary: the first few lines of `zoo stats`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = {
 """Names of the parts of memory in sentences."""
 
 PRECISIONS = {"mixed": "mixed precision", "amp": "autocast", "megatron": "Megatron's precision", "pure": "pure bf16"}
-"""What training keeps of a parameter. `fp32` is its own name."""
+"""Names of training precisions in sentences; `fp32` is used as it is."""
 
 USES = {"generate": ("to generate", "generating"), "run": ("to run", "running"), "train": ("to train", "training")}
 LABEL = 12
@@ -31,8 +31,8 @@ LABEL = 12
 def list_first_figures(
     figures: Mapping[str, Any], setup: Any, holders: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, and the GPUs that
-    hold it (`zoo.analysis.holding`)."""
+    """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, and the GPUs on
+    which the model fits (`holders`, from `zoo.analysis.holding`)."""
     found = [("parameters", _parameters(figures["params"]))]
     if cached := _cache(figures["kv_cache"]):
         found.append(cached)
@@ -46,7 +46,7 @@ def list_first_figures(
 
 
 def format_first_figures(lines: Sequence[tuple[str, str]]) -> str:
-    """Format them as text of 80 columns."""
+    """Format labels and sentences as text of 80 columns."""
     return "\n".join(wrap_text(f"{label:<{LABEL}}{told}", 2, 2 + LABEL) for label, told in lines)
 
 
@@ -57,7 +57,7 @@ def _parameters(counted: Mapping[str, Any]) -> str:
 
 
 def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Say what generating keeps of earlier tokens; None for a model that generates nothing."""
+    """Describe the KV cache and recurrent states; None for a model that does not generate."""
     if not cache["bytes"]:
         return None
     size, states = format_si(cache["bytes"], "B"), cache["state_bytes"]
@@ -70,7 +70,7 @@ def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def format_sequences(cache: Mapping[str, Any]) -> str:
-    """Format what a cache holds: `4 × 8,192 tokens`."""
+    """Format a cache's batch and tokens: `4 × 8,192 tokens`."""
     tokens = f"{cache.get('tokens', 0):,} tokens"
     return f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
 
@@ -91,7 +91,7 @@ def _generating(memory: Mapping[str, Any]) -> str:
 
 
 def _peak(memory: Mapping[str, Any], name: str, part: str, size: int) -> str:
-    """Say how much it takes, and its largest part with its share: `162 GB, 60 % of it optimizer states`."""
+    """Format a peak, and its largest part with its share: `162 GB, 60 % of it optimizer states`."""
     where = f" on {memory['on']}" if "on" in memory else ""
     return f"{format_si(memory[name], 'B')}{where}, {size / memory[name]:.0%} of it {PARTS[part]}".replace("%", " %")
 
@@ -103,7 +103,7 @@ def _flops(flops: Mapping[str, Any]) -> str:
 
 
 def _assumed(cache: Mapping[str, Any], setup: Any) -> str:
-    """Say the set-up in which the figures are counted."""
+    """Describe the set-up of the figures: batch, context, dtypes, optimizer."""
     precision = PRECISIONS.get(setup.precision, setup.precision)
     kept = f", cache in {cache['dtype']}" if cache["bytes"] and cache["dtype"] != setup.dtype else ""
     batch = f"batch {cache['batch']:,} of {cache['tokens']:,} tokens"
@@ -111,7 +111,8 @@ def _assumed(cache: Mapping[str, Any], setup: Any) -> str:
 
 
 def _held(holders: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say what holds each use: `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`; then what is too large."""
+    """Describe the GPUs for each use: `1 × L4 (24 GB) to generate, 1 × B200 (180 GB) to train`; then uses that do not
+    fit."""
     uses: dict[str, list[str]] = {}
     for use, holder in holders.items():
         if holder["fits"]:

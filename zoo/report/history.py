@@ -1,4 +1,4 @@
-"""Read what runs left in their folders: config, metrics and outcome, also of a run that is still going."""
+"""Read config, metrics and outcome from the folders of runs, also of running ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.untrusted.text import shorten
 from zoo.untrusted.yaml_file import parse_yaml
 
 MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson", "val_spearman": "Spearman"}
-"""What evaluations of labelled rows measure, and how it is called."""
+"""The metrics of evaluations of labelled rows, and their names for people."""
 
 RESULTS = (
     "steps",
@@ -33,7 +33,7 @@ RESULTS = (
     "tokens_per_second",
     "mfu",
 )
-"""The figures of a run's outcome that two runs are compared by."""
+"""The figures of an outcome in which two runs are compared."""
 
 SHOWN = (
     "status",
@@ -51,7 +51,7 @@ UNREADABLE = "unreadable"
 """The status of a run whose files cannot be read."""
 
 COLUMNS = ("name", *SHOWN, "when", "path")
-"""What `zoo runs` tells of a run."""
+"""The keys of a run in `zoo runs`."""
 
 AXES = {
     "tokens": "tokens seen",
@@ -59,23 +59,23 @@ AXES = {
     "seconds": "training time (s), without evaluations",
     "flops": "training FLOPs",
 }
-"""What curves may be drawn over, with the axis' label."""
+"""The x-axes of curves, with their labels."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder has it. Metrics are in the order in which they were written."""
+    """A run, read from its folder when a property is first used. The run may still be training."""
 
     folder: Path
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The outcome (result.json); empty while the run goes on."""
+        """The outcome (result.json); empty while the run is training."""
         return runs.read_result(self.folder / runs.RESULT)
 
     @cached_property
     def predicted(self) -> dict[str, Any]:
-        """The predictions of the run's sweep, by the names of its outcome; empty for a single run."""
+        """The figures that the run's sweep predicted, by their names in the outcome; empty for a single run."""
         return runs.read_sweep(self.folder.parent).get(self.folder.name, {}).get("predicted", {})
 
     @cached_property
@@ -98,30 +98,29 @@ class RunRecord:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of metrics. Raises CheckpointError for one that is no JSON, but for the last: it may be half
-        written."""
+        """The lines of metrics. Raises CheckpointError if one but the last (perhaps half written) is not JSON."""
         return runs.read_lines(self.folder / runs.METRICS)
 
     def read(self) -> None:
-        """Read what reports of a done run read. Raises CheckpointError where a file of it cannot be read."""
+        """Read all files that reports on a done run need. Raises CheckpointError for an unreadable file."""
         _ = self.result, self.predicted, self.measured, self.config, self.spec
 
     @property
     def of_search(self) -> bool:
-        """Whether a sweep ran it to find a learning rate: it is no run of an arm."""
+        """Whether the run belongs to a sweep's learning-rate search, and so to no arm."""
         file = self.folder.parent / runs.SWEEP
         return file.is_file() and self.folder.name in _read_searched(self.folder.parent, file.stat().st_mtime_ns)
 
     @property
     def status(self) -> str:
-        """done, failed or stopped; running while a process holds the folder; cut off where none said how it ended."""
+        """The status: running while a process has the folder's lock, else the result's, or cut off without a result."""
         if runs.is_locked(self.folder):
             return "running"
         return shorten(self.result.get("status") or "cut off", 40)
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """The figures that `SHOWN` lists, of a run that is not done those it has come to."""
+        """The figures of `SHOWN` and `RESULTS`; of a run that is not done, the latest ones of its metrics."""
         found = {key: self.result.get(key) for key in (*SHOWN, *RESULTS)}
         status = self.status
         if status != "done":
@@ -150,15 +149,15 @@ class RunRecord:
         return figures
 
     def decayed(self) -> list[dict[str, Any]]:
-        """The evaluations at the ends of decays, of a run that has several (`schedule=wsd_s`), of weights that were
-        trained on `trained_tokens`."""
+        """List the evaluations at the ends of decays, for a run with several (`schedule=wsd_s`); `trained_tokens` is
+        the number of tokens behind each."""
         return [line for line in self.lines if "trained_tokens" in line and line.get("val_loss") is not None]
 
     def points(self) -> list[dict[str, Any]]:
-        """Each line of metrics with its place on every axis: `steps`, `tokens`, `seconds` and, where they were counted,
+        """List the lines of metrics with their x-values on all axes: `steps`, `tokens`, `seconds` and, if counted,
         `flops`.
 
-        Seconds are those of training steps: the tokens between two lines over the tokens a second that were measured.
+        Seconds count training steps only: the tokens between two lines divided by the measured tokens per second.
         """
         made, seconds, tokens = [], 0.0, 0
         for line in self.lines:
@@ -171,7 +170,7 @@ class RunRecord:
 
 @lru_cache(maxsize=8)
 def _read_searched(folder: Path, written: int) -> frozenset[str]:
-    """The jobs of a sweep's search, as of the time when its sweep.json was written: every run of the sweep asks."""
+    """Read the names of a sweep's search jobs. Cached by the time when sweep.json was written, as each run needs it."""
     return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
 
 
@@ -183,20 +182,20 @@ def _read_mapping(file: Path, shape: Any = None) -> dict[str, Any]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has metrics, or the outcome of one that failed before its first step."""
+    """Tell whether a folder is a run's: it has metrics, or the outcome of a run that failed before its first step."""
     return any(runs.is_file(folder / name) for name in (runs.METRICS, runs.RESULT))
 
 
 def find_runs(folder: Path) -> Iterator[RunRecord]:
-    """Find the runs in a folder and below it, by path, those of a sweep in its order. What is inside of a run is not
-    looked at."""
+    """Find the runs in a folder and below it, sorted by path, those of a sweep in the order of its jobs. Folders inside
+    a run are not searched."""
     if is_run(folder):
         yield RunRecord(folder)
         return
     for parent, names, _ in os.walk(folder):
         try:
             place = {name: at for at, name in enumerate(runs.read_sweep(Path(parent)))}
-        except CheckpointError:  # its runs are there all the same; what needs the record says what is wrong
+        except CheckpointError:  # only the order is lost; readers of the record report the fault
             place = {}
         names.sort(key=lambda name: (place.get(name, len(place)), name))
         for name in list(names):
@@ -206,7 +205,7 @@ def find_runs(folder: Path) -> Iterator[RunRecord]:
 
 
 def collect_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Find the runs that paths name: runs, or folders with runs below. Raises ConfigError with all faults."""
+    """Collect runs from paths, each a run or a folder with runs below. Raises ConfigError with all faults."""
     found: dict[Path, RunRecord] = {}
     faults = []
     for path in paths:
@@ -221,8 +220,8 @@ def collect_runs(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Make a row of plain data for each run, with the keys of `COLUMNS`. Gives the rows, and the faults of the runs
-    that cannot be read, whose rows have no figures."""
+    """Make a row of plain data for each run, with the keys of `COLUMNS`. Also returns the faults of unreadable runs,
+    whose rows have no figures."""
     rows, faults = [], []
     for each in records:
         name = each.folder.relative_to(root) if root and each.folder.is_relative_to(root) else each.folder
@@ -238,7 +237,7 @@ def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> tuple[l
 
 
 def _find_time(folder: Path) -> str:
-    """The time of the newest line of metrics, or of the outcome."""
+    """Return the time of the newest line of metrics, or else of the outcome."""
     file = next(file for name in (runs.METRICS, runs.RESULT) if runs.is_file(file := folder / name))
     return datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
 
@@ -255,8 +254,8 @@ def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False)
 def compare_runs(first: RunRecord, second: RunRecord) -> dict[str, Any]:
     """Compare the training configs of two runs and their results.
 
-    `config` has the keys that differ, the model's apart, each with both values; `results` each figure, with `delta`
-    and `relative`. `val_loss_at_equal_tokens` is that of the last evaluation that both made after as many tokens.
+    `config` has the keys that differ, except the model's, with both values; `results` has each figure, with `delta`
+    and `relative`. `val_loss_at_equal_tokens` is from the last evaluation that both runs made at the same token count.
     """
     from zoo.analysis.compare import compare_values, flatten, merge_orders
 

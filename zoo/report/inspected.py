@@ -1,4 +1,4 @@
-"""Show the results of `zoo inspect`: tables, pictures, and a page that opens without a network."""
+"""Format the results of `zoo inspect`: tables, plots, and a page that opens without a network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from zoo.report.tables import make_table
 FIGURES, PAGE, MAPS = "inspect.json", "index.html", "maps.safetensors"
 
 ACROSS = 8
-"""Heads beside each other in a picture."""
+"""Maximum heads in a row of a plot."""
 
 MOST_NAMED = len(COLORS)
-"""Curves that a panel's legend names."""
+"""Maximum curves that a panel's legend names."""
 
 
 # ---------------------------------------------------------------- text
 
 
 def make_tables(figures: Mapping[str, Any]) -> list[Any]:
-    """Tables of activations, heads and routers."""
+    """Make the tables of activations, heads and routers."""
     tables = [_list_activations(figures["activations"])]
     if figures["attentions"]:
         tables.append(_list_heads(figures["attentions"]))
@@ -79,7 +79,7 @@ def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def format_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Lines on what has no table: attentions without a map, and the gradient noise scale."""
+    """Write lines on attentions without a map and on the gradient noise scale, which have no table."""
     lines = []
     kinds: dict[str, int] = {}
     for each in figures["without_maps"]:
@@ -103,12 +103,12 @@ def _say_noise(noise: Mapping[str, Any]) -> str:
 
 
 def name_call(each: Mapping[str, Any]) -> str:
-    """Name a module, and which of its calls in a pass, where it has several."""
+    """Name a module, with the number of its call if it is called several times in a pass."""
     return each["path"] + (f", call {each['call'] + 1}" if each["call"] else "")
 
 
 def divide(part: float, whole: float) -> float:
-    """part / whole; 0 of nothing."""
+    """Divide part by whole; 0 if the whole is 0."""
     return part / whole if whole else 0.0
 
 
@@ -116,7 +116,8 @@ def divide(part: float, whole: float) -> float:
 
 
 def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the RMS of outputs over the layers as an SVG panel: the stream after a layer, and what sub-layers add."""
+    """Draw the RMS of outputs by layer as an SVG panel: of the residual stream after a layer, and of the outputs of
+    attention and feed-forward."""
     names = {"block": "stream after the layer", "attention": "attention adds", "ffn": "feed-forward adds"}
     curves = []
     for color, (axis, name) in enumerate(names.items()):
@@ -127,7 +128,7 @@ def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Draw entropy and effective rank over the layers, a mark for each head, as SVG panels."""
+    """Draw entropy and effective rank by layer, a marker per head, as SVG panels."""
     shares = [[divide(head["entropy"], head["uniform"]) for head in each["heads"]] for each in attentions]
     ranks = [[head["rank"] for head in each["heads"]] for each in attentions]
     titles = (("entropy of heads, of equal shares", shares), ("effective rank of maps", ranks))
@@ -135,7 +136,7 @@ def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _spread(values: Sequence[Sequence[float]]) -> list[Curve]:
-    """A mark for each head, and a line through the means."""
+    """Make a marker for each head, and a line through the means."""
     means = [sum(each) / len(each) for each in values]
     dots = [Curve([at], [value], color=7, marks=True) for at, each in enumerate(values, 1) for value in each]
     return [*dots, Curve([*range(1, len(means) + 1)], means, "mean", 0, marks=len(means) == 1)]
@@ -160,7 +161,7 @@ def draw_maps(maps: Any, title: str, file: Path) -> None:
 
 
 def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw each expert's share, in mean shares, a line for each router, into a PNG file; dead experts are crossed."""
+    """Draw each expert's load relative to the mean into a PNG file, a row per router; dead experts have a cross."""
     from matplotlib.figure import Figure
 
     most = max(len(each["shares"]) for each in routers)
@@ -182,7 +183,7 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write figures, maps, pictures and the page into a folder; return the files. Raises ConfigError and OSError."""
+    """Write figures, maps, plots and the page into a folder; return the files. Raises ConfigError and OSError."""
     from zoo.checkpoint.files import write_tensors
     from zoo.disk import replace_file
 
@@ -211,7 +212,7 @@ def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Any], folder
 
 
 def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Sequence[Path]) -> str:
-    """Make the page's HTML, its pictures inside."""
+    """Make the page's HTML, with its plots embedded."""
     images = [(each.stem, base64.b64encode(each.read_bytes()).decode()) for each in pictures]
     names = ("model", "data", "objective", "rows", "context")
     return render_page(

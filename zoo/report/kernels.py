@@ -1,4 +1,4 @@
-"""Print `zoo stats --kernels`: each kind of layer with its uses and their calls; then why other kernels refuse."""
+"""Format `zoo stats --kernels`: the kernel call for each kind of layer and use, then why other kernels refuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSTALLED = {"torch": "With torch alone", "everything": "With flash-attn 2, 3 an
 
 
 def format_kernels(found: Mapping[str, Any], title: str) -> str:
-    """Format what `zoo.costs.kernels` found."""
+    """Format the result of `zoo.costs.kernels.kernels`."""
     capability = found["capability"]
     where = found["title"] + (f", compute capability {capability[0]}.{capability[1]}" if capability else "")
     lines = [make_bold(f"{title}: attention kernels on {where}")]
@@ -33,7 +33,7 @@ def format_kernels(found: Mapping[str, Any], title: str) -> str:
 
 
 def _layers(lines: Sequence[Line], installed: str) -> list[str]:
-    """List each kind of layer with its uses, those with the same call on one line. Kinds with the same lines share a
+    """List each kind of layer with its uses; uses with the same call share a line, kinds with the same lines a
     heading."""
     served: dict[str, dict[str, list[str]]] = {}
     for line in lines:
@@ -50,14 +50,14 @@ def _layers(lines: Sequence[Line], installed: str) -> list[str]:
 
 
 def _place(line: Line) -> str:
-    """Name a kind of layer, how many layers are of it, and whether this is its cross-attention."""
+    """Write a kind of layer, its number of layers, and whether the line is of its cross-attention."""
     tower = f"{line['tower']} " if line["tower"] else ""
     cross = " (cross-attention)" if line["part"] == "cross" else ""
     return f"{tower}{line['kind']} × {line['layers']}{cross}"
 
 
 def _refused(lines: Sequence[Line]) -> list[str]:
-    """List each reason once, with the kernels that share it, and the layers and uses it is limited to."""
+    """List each reason once, with the kernels that it refuses, and the layers and uses to which it is limited."""
     held: dict[str, dict[str, list[Line]]] = {}
     for line in lines:
         for kernel, reason in line["refusals"].items():
@@ -72,7 +72,7 @@ def _refused(lines: Sequence[Line]) -> list[str]:
 
 
 def _scope(where: Sequence[Line], lines: Sequence[Line]) -> str:
-    """Say to which uses or kinds of layer a reason is limited; "" where it holds for all lines."""
+    """Describe to which uses or kinds of layer a reason is limited; "" if it holds for all lines."""
     if len(where) == len(lines):
         return ""
     common = dict.fromkeys(line["use"] for line in where)

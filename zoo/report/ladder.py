@@ -1,4 +1,4 @@
-"""A ladder as tables: its plan, and what came of it."""
+"""Format a ladder's plan and its results as tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ N counts all parameters."""
 
 
 def make_plan_table(ladder: Mapping[str, Any]) -> Any:
-    """A ladder's plan as a table."""
+    """Make the table of a ladder's plan."""
     rungs = ladder["rungs"]
     header = ("N", "width × layers", "heads", "d_ff", "batch", "lr", "updates", "decays end at", "FLOPs", "seconds")
     return make_table("", header, [_list_cells(each) for each in rungs], right=(0, 3, 4, 5, 6, 8, 9))
 
 
 def format_plan(ladder: Mapping[str, Any]) -> str:
-    """The lines below the table: what all of it costs, and the rule."""
+    """Write the lines below the table: the total cost, and the scaling rule."""
     rungs = ladder["rungs"]
     multiples = ", ".join(f"{tokens / rungs[-1]['params']:.3g}" for tokens in rungs[-1]["tokens"])
     total = [f"{len(rungs)} runs, {sum(len(each['tokens']) for each in rungs)} points, {multiples} tokens a parameter"]
@@ -62,7 +62,7 @@ def _shorten(count: float) -> str:
 
 
 def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
-    """Describe the results of a ladder: the held-out losses, and the runs' seconds beside the predicted ones."""
+    """Make the tables of a ladder's results: predicted and measured losses of the held-out size, and run times."""
     rows = [
         [
             *(format_count(each[name]) for name in ("params", "tokens")),
@@ -81,8 +81,8 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
 
 
 def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]]) -> str:
-    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve for each size, and beside the largest what was
-    predicted of it."""
+    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve for each size, and one of the predicted losses
+    of the largest."""
     sizes = sorted({params for params, _, _ in rows})
     curves = []
     for color, size in enumerate(sizes):

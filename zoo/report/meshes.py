@@ -1,4 +1,4 @@
-"""Format the meshes that `zoo solve mesh` ranks, as text that fits 80 columns."""
+"""Format the ranked meshes of `zoo solve mesh` as text that fits 80 columns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NOTE = (
 
 
 def format_meshes(answer: Mapping[str, Any], title: str) -> str:
-    """Format one row for each mesh, the fastest first, and the settings of `zoo train` that make the first.
+    """Format one row per mesh, the fastest first, and the settings of `zoo train` for the first.
 
-    Times of compute, exposed communication and the pipeline's bubble are per cent of a step.
+    Compute, exposed communication and the pipeline's bubble are given in per cent of a step's time.
     """
     ways = [name for name in WAYS if any(each["mesh"][name] > 1 for each in answer["meshes"])]
     shown = ("batch", "recompute", "GB", "tok/s", "MFU %", "comp/comm/bub")
@@ -56,7 +56,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def format_no_mesh(answer: Mapping[str, Any]) -> str:
-    """Say which mesh comes nearest to fitting, and what to try."""
+    """Describe the mesh that comes nearest to fitting, and what to try."""
     near, room = answer["nearest"], answer["room"]["bytes"]
     mesh = " ".join(f"{name}={size}" for name, size in near["mesh"].items() if name in WAYS and size > 1) or "one GPU"
     return (

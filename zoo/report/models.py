@@ -12,13 +12,13 @@ from zoo.report.tables import make_table
 from zoo.report.text import measure_screen
 from zoo.report.units import format_change, format_figure
 
-LABEL, PATH = 34, 44  # widths of a figure's label and of a dotted path, at most
-LEAST, CELL = 9, 14  # widths of a model's column, least and most
+LABEL, PATH = 34, 44  # maximum widths of a figure's label and of a dotted path
+LEAST, CELL = 9, 14  # minimum and maximum width of a model's column
 
 
 def make_model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Make tables with a row per figure and a column per model. Two models also get a column of differences. Models
-    that do not fit the screen go into further tables."""
+    """Make tables with a row per figure and a column per model; two models also get a column of differences. Models
+    that do not fit the screen are put into further tables."""
     room = max(2, (measure_screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
     parts = [slice(at, at + room) for at in range(0, len(labels), room)]
     tables = [_table(*list_model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
@@ -26,8 +26,8 @@ def make_model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]
 
 
 def format_setting(priced: Sequence[Mapping[str, Any]]) -> str:
-    """Format the setting of all figures as one line: context, batch and the cache's dtype. Without a shared context,
-    each model's is its max_seq_len."""
+    """Format the settings of all figures as one line: context, batch and the cache's dtype. Models without a shared
+    context are priced at their max_seq_len."""
     tokens = {figures["kv_cache"]["tokens"] for figures in priced}
     cache = priced[0]["kv_cache"]
     context = f"{tokens.pop():,} tokens" if len(tokens) == 1 else "each model's max_seq_len"
@@ -64,7 +64,7 @@ def list_model_rows(
 def _lines(
     section: str, all_of: Sequence[Mapping[str, Any]], priced: Sequence[Mapping[str, Any]]
 ) -> list[tuple[Figure, list[Any]]]:
-    """List a section's figures that any model has, each with the values of `priced`."""
+    """List the figures of a section that any of `all_of` has, each with its values in `priced`."""
     every = [{figure.path: figure for figure in list_figures({section: each.get(section)})} for each in all_of]
     shown = [{figure.path: figure.value for figure in list_figures({section: each.get(section)})} for each in priced]
     lines = []
@@ -137,7 +137,7 @@ def _field(value: Any) -> str:
 
 
 def _fold(path: str, width: int) -> str:
-    """Fold a long dotted path before a dot; what goes on in the next line is indented."""
+    """Fold a long dotted path before a dot; continued lines are indented."""
     lines = [""]
     for part in re.split(r"(?=\.)", path):
         if len(lines[-1]) + len(part) > width and lines[-1].strip():
@@ -152,10 +152,10 @@ def _fold(path: str, width: int) -> str:
 def make_sweep_table(
     header: Sequence[str], keys: int, rows: Sequence[Sequence[Any]], units: Sequence[str], reasons: Sequence[str | None]
 ) -> tuple[Any, list[str]]:
-    """Make a sweep's table, a row per point: the first `keys` cells are the swept values, the others figures. Return
-    also the reasons of refused points, each with the mark that its rows show.
+    """Make a sweep's table, a row per point: the first `keys` cells are the swept values, the rest figures. Also
+    returns the reasons of refused points, each after the mark that its rows show.
 
-    On a narrow screen, units are only in the header.
+    On a narrow screen, units are in the header only.
     """
     marks = {reason: f"({number})" for number, reason in enumerate(dict.fromkeys(filter(None, reasons)), 1)}
     shown = []
@@ -172,7 +172,7 @@ def make_sweep_table(
 
 
 def _bare(cell: str, unit: str) -> str:
-    """Cut the unit off a readable figure, because the header has it: `4.81 G`."""
+    """Cut the unit off a formatted figure, as the header has it: `4.81 GB` becomes `4.81 G`."""
     return cell.removesuffix(unit).rstrip() if unit else cell
 
 

@@ -16,8 +16,8 @@ from zoo.report.units import format_count, format_figure, format_seconds, format
 from zoo.untrusted.json_file import read_bytes
 from zoo.untrusted.text import escape_controls
 
-MOST_POINTS = 1500  # of a curve: more than a screen has columns, and the page stays small
-MOST_SAMPLES = 20  # the newest
+MOST_POINTS = 1500  # maximum points of a curve: about the columns of a screen, and the page stays small
+MOST_SAMPLES = 20  # maximum samples shown, the newest
 
 FORMS = {
     "params": format_count,
@@ -31,8 +31,8 @@ NAMES = {"mfu": "MFU", "flops": "training FLOPs", "params": "parameters", "gpu":
 
 
 def write_page(record: RunRecord, status: str | None = None) -> Path:
-    """Write a run's page from what its folder has, and return the file. `status` is as of now, where the folder does
-    not say it yet. Raises OSError, and CheckpointError for files that are no run's."""
+    """Write a run's page from the files in its folder, and return the page's file. `status` is the present status, if
+    the folder does not have it yet. Raises OSError, and CheckpointError for unreadable files."""
     file = record.folder / runs.PAGE
     write_text(file, make_page(record, status))
     return file
@@ -61,8 +61,8 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
 
 
 def render_page(body: str, **values: Any) -> str:
-    """Fill in a page: HTML around a template, which may call `table(rows, header)` and has a `title`. Every value is
-    escaped, its control characters too, save SVG elements of ours."""
+    """Fill a page: HTML around the template `body`, which may call `table(rows, header)`; `values` has a `title`. All
+    values are escaped, including control characters, except SVG that is marked safe."""
     import jinja2
 
     settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _clean_value}
@@ -70,12 +70,12 @@ def render_page(body: str, **values: Any) -> str:
 
 
 def _clean_value(value: Any) -> Any:
-    """Escape the control characters of a text. What is marked safe is SVG, whose texts are escaped already."""
+    """Escape the control characters of a text. Texts marked safe are SVG, already escaped."""
     return escape_controls(value) if type(value) is str else value
 
 
 def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Give names and values for people; what is not known is left out."""
+    """Format names and values for people; unknown values (None) are left out."""
     known = {name: value for name, value in values.items() if value is not None}
     return [(NAMES.get(name, name.replace("_", " ")), _format(name, value)) for name, value in known.items()]
 
@@ -87,7 +87,7 @@ def _format(name: str, value: Any) -> str:
 
 
 def list_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """List the figures of the last evaluation by class, where it has some, below a header."""
+    """List a header and the figures of the last evaluation by class; empty if there are none."""
     rows = [
         (name, *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), f"{row['count']:,}")
         for name, row in by_class.items()
@@ -100,7 +100,7 @@ def _read(file: Path) -> str:
 
 
 def read_samples(file: Path) -> list[tuple[str, str]]:
-    """Read the samples that a run wrote, oldest first: the step of each, and its text."""
+    """Read the samples of a run, oldest first: the step of each, and its text."""
     parts = re.split(r"^──── step (\d+) ────\n", _read(file), flags=re.MULTILINE)
     return [(step, text.removesuffix("\n\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
 
@@ -125,7 +125,8 @@ TITLES = {
 def draw_curves(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Draw the losses, then every other metric, as SVG panels.
 
-    Metrics of one name before a slash (`val_loss/code`) share a panel. Skipped updates have one where there are some.
+    Metrics with the same name before a slash (`val_loss/code`) share a panel. Skipped updates have a panel if there are
+    any.
     """
     panels = group_metrics(points)
     if not any(line.get("skipped") for line in points):
@@ -135,7 +136,7 @@ def draw_curves(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def group_metrics(points: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Group the metrics that have a value into panels, in the order in which they came up."""
+    """Group the metrics that have a number into panels, in order of first appearance."""
     panels: dict[str, list[str]] = {}
     for line in points:
         for name, value in line.items():
@@ -149,7 +150,7 @@ def group_metrics(points: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def thin(at: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """Keep so many points of a curve as can be seen, evenly spread, the last among them."""
+    """Thin a curve to at most MOST_POINTS points, evenly spaced and including the last."""
     every = max(1, -(-len(at) // MOST_POINTS))
     first = (len(at) - 1) % every if at else 0
     return at[first::every], values[first::every]
@@ -206,7 +207,7 @@ summary { cursor: pointer; } img, svg { max-width: 100%; height: auto; } img { d
 </head>
 <body>
 """
-"""How all pages begin."""
+"""The start of all pages."""
 
 TAIL = """
 </body>

@@ -1,4 +1,4 @@
-"""Write the pages of an axis, a choice, a field or a key of the grammar (`zoo.analysis.pages`): for a terminal, and in
+"""Format the page of an axis, a choice, a field or a key of the grammar (`zoo.analysis.pages`), for a terminal and in
 Markdown for docs/choices/."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from zoo.report.text import make_bold, measure_screen
 from zoo.report.units import format_change
 
 SHOWN, VALUES = 6, 5
-"""Names of models that a line has, and values that are listed."""
+"""Maximum names of models in a line, and maximum values listed."""
 
 
 def format_page(page: Mapping[str, Any]) -> str:
@@ -57,7 +57,7 @@ def _list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _join_field(row: Mapping[str, str]) -> str:
-    """What a field is, then its type and default in brackets."""
+    """Write a field's description, then its type and default in brackets."""
     default = row["default"] if row["default"] == "must be given" else f"default {row['default']}"
     return f"{row['what']} [{row['type']}; {default}]".strip()
 
@@ -97,7 +97,7 @@ def _list_nature(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _list_setters(label: str, values: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """Say which models have which value; of many numbers, from which to which."""
+    """Yield a line for each of the first values, with the models that have it."""
     if not values:
         yield label, "no packaged model"
         return
@@ -140,7 +140,7 @@ def _wrap(text: str) -> Iterator[str]:
 
 
 def _fill(text: str, indent: int, below: int) -> str:
-    """Wrap a text at the screen's width, names of models whole."""
+    """Wrap a text at the screen's width, without breaking names at hyphens."""
     first, rest = " " * indent, " " * below
     return textwrap.fill(text, _width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 

@@ -1,4 +1,4 @@
-"""Draw the picture of `--plot`: parameters by component, memory by context length, and the roofline of a GPU."""
+"""Draw the figure of `--plot`: parameters by component, memory by context length, and the roofline of a GPU."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from zoo.untrusted.text import escape_controls
 
 FORMATS = (".png", ".svg")
 MOST = 12
-"""The most models in one picture."""
+"""Maximum models in one figure."""
 
 TALL = 4.4
-"""The least height of a picture, in inches."""
+"""Minimum height of a figure, in inches."""
 
 POINTS = 25
 """The number of context lengths at which memory is priced."""
@@ -29,10 +29,10 @@ BATCHES = (1, 8, 64, 512)
 """Batch sizes of the roofline's points."""
 
 MARKERS = "os^Dvxp*P<>h"
-"""A mark for each model, so that curves near each other are told apart without their colours."""
+"""A marker for each model, so that curves near each other can be distinguished without their colours."""
 
 PHASES = {"decode": "o", "prefill": "^"}
-"""Marks of the roofline's points."""
+"""Markers of the roofline's points."""
 
 
 def check_picture(file: Path, count: int) -> None:
@@ -66,12 +66,12 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
 
 
 def as_label(name: str) -> str:
-    """Give a name as the label of a legend, which leaves out those that begin with an underscore."""
+    """Make a name a label for a legend. matplotlib leaves out labels with a leading underscore; a space avoids it."""
     return f" {name}" if name.startswith("_") else name
 
 
 def join_equal(curves: Mapping[str, Any]) -> dict[str, Any]:
-    """Join curves that are equal under one name, `A = B`, because one would hide the other."""
+    """Join equal curves under one name, `A = B`, as one would hide the other."""
     joined: list[tuple[list[str], Any]] = []
     for name, curve in curves.items():
         names = next((names for names, each in joined if each == curve), None)
@@ -83,8 +83,8 @@ def join_equal(curves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put_legend_below(axes: Any) -> None:
-    """Put the legend below the axes, where it covers no curve, in as many columns as its names leave room for. The
-    figure grows by its rows."""
+    """Put the legend below the axes, where it covers no curve, in as many columns as fit. The figure's height grows by
+    the legend's rows."""
     from matplotlib.transforms import ScaledTranslation
 
     names, figure = axes.get_legend_handles_labels()[1], axes.figure
@@ -96,14 +96,14 @@ def put_legend_below(axes: Any) -> None:
 
 
 def draw_literally(figure: Any) -> None:
-    """Let the texts of a figure be drawn as they are: a `$` in a stranger's title begins no formula, and control
-    characters are escaped. Where an axis is logarithmic, matplotlib's own ticks are formulas, and stay."""
+    """Draw the texts of a figure literally: a `$` in an untrusted title starts no formula, and control characters are
+    escaped. matplotlib's own tick labels of logarithmic axes are formulas, and stay."""
     from matplotlib.text import Text
     from matplotlib.ticker import FuncFormatter, LogFormatter
 
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     for axis in axes:
-        if isinstance(named := axis.get_major_formatter(), FuncFormatter):  # which names ticks, when they are drawn
+        if isinstance(named := axis.get_major_formatter(), FuncFormatter):  # it makes tick labels at drawing time
             named.func = partial(_name_tick, named.func)
     powers = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
     formulas = {id(text) for axis in powers for text in axis.findobj(Text) if text is not axis.label}
@@ -118,7 +118,7 @@ def _name_tick(name: Callable[..., Any], value: float, place: int | None = None)
 
 
 def write_figure(figure: Any, file: Path) -> None:
-    """Write a matplotlib figure as its file's name ends. Raises ConfigError where the file cannot be written."""
+    """Write a matplotlib figure in the format of the file's suffix. Raises ConfigError if it cannot be written."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -149,14 +149,14 @@ def format_svg(figure: Any) -> str:
 
 
 def list_colors(count: int) -> list[Any]:
-    """Give a colour to each of so many things, all different."""
+    """List `count` different colours, up to 20."""
     from matplotlib import colormaps
 
     return [colormaps["tab10" if count <= 10 else "tab20"](index) for index in range(count)]
 
 
 def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw a bar per model, stacked by component. A mark shows the active parameters of a mixture of experts."""
+    """Draw a bar per model, stacked by component. A black line marks the active parameters of a mixture of experts."""
     from zoo.analysis.compare import merge_orders
     from zoo.report.units import format_count
 
@@ -190,7 +190,7 @@ def list_contexts(longest: int) -> list[int]:
 
 
 def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
-    """Draw weights and KV cache by context length. For several models: their sum, and weights as a dotted line."""
+    """Draw weights and KV cache by context length; for several models their sum, with the weights as a dotted line."""
     longest = max(setup.tokens(spec) for spec in specs.values())
     curves = {label: _price_contexts(spec, setup) for label, spec in specs.items()}
     if len(curves) == 1:
@@ -219,7 +219,7 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
 
 
 def _price_contexts(spec: Any, setup: Setup) -> tuple[int, list[int], list[int]]:
-    """Give the bytes of weights, context lengths, and the bytes of weights and cache at each."""
+    """Return the bytes of weights, the context lengths, and the bytes of weights and cache at each length."""
     lengths = list_contexts(setup.tokens(spec))
     weights = price(spec, setup, ("memory.weights",))["memory"]["weights"]
     return weights, lengths, [weights + kv_cache(spec, replace(setup, context=each))["bytes"] for each in lengths]
@@ -257,7 +257,7 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
             seen += intensities
             if len(specs) == 1 and phase == "decode":
                 for place, each in enumerate(zip(batches, intensities, rates, strict=True)):
-                    aside = (5, -8) if place % 2 else (-14, 4)  # points lie close: names stand to either side
+                    aside = (5, -8) if place % 2 else (-14, 4)  # points are close: labels alternate sides
                     axes.annotate(f"{each[0]}", each[1:], xytext=aside, textcoords="offset points", fontsize=7)
     first = roofline(next(iter(specs.values())), setup)
     peak, bandwidth = first["peak_flops_per_second"], first["bandwidth_bytes_per_second"]
@@ -277,7 +277,7 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
 
 
 def _bound_batches(spec: Any, setup: Setup) -> dict[str, tuple[list[int], list[float], list[float]]]:
-    """Give of each phase the batches, and the intensity and FLOP/s of each."""
+    """Return for each phase the batch sizes, and their arithmetic intensities and FLOP/s."""
     from zoo.costs.roofline import roofline
 
     bounds = [roofline(spec, replace(setup, batch=batch)) for batch in BATCHES]

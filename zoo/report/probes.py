@@ -1,4 +1,4 @@
-"""Capability cards: how far models get on probes, beside what they cost, as tables and as one picture of bars."""
+"""Format capability cards: the levels that models reach on probes, and their costs, as tables and a bar plot."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from zoo.probes.outcome import Outcome
 
 FOUND = ("probe", "reaches", "accuracy (chance)", "lr", "lr window")
-"""Columns of what was found: the hardest level at 90 %, and the accuracy at the hardest that was trained."""
+"""Columns of results: the hardest level with 90 % accuracy, and the accuracy at the hardest trained level."""
 
 COSTS = ("state", "params", "FLOPs")
-"""Columns of what stands beside it."""
+"""Columns of costs."""
 
 
 def list_found(outcome: Outcome) -> list[str]:
@@ -29,7 +29,7 @@ def list_costs(outcome: Outcome) -> list[str]:
 
 
 def group_by_model(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Group outcomes by the name of their model, in the order in which the models come."""
+    """Group outcomes by the names of their models, in order of first appearance."""
     found: dict[str, list[Outcome]] = {}
     for each in outcomes:
         found.setdefault(name_model(each), []).append(each)
@@ -41,7 +41,7 @@ def name_model(outcome: Outcome) -> str:
 
 
 def format_reach(outcome: Outcome) -> str:
-    """Format the median of what the seeds reached, the range where they differ, and bits where these are counted."""
+    """Format the median level reached over seeds, the range if they differ, and bits per parameter if counted."""
     low, high = min(outcome.reaches), max(outcome.reaches)
     text = f"{outcome.reach}" if low == high else f"{outcome.reach} ({low} to {high})"
     text = f"{text} of {max(outcome.chances)} {outcome.level_is}"
@@ -52,7 +52,7 @@ def format_reach(outcome: Outcome) -> str:
 
 
 def format_accuracy(outcome: Outcome) -> str:
-    """Format the accuracy at the hardest level that was trained, ± over seeds, and what a guess would have."""
+    """Format the accuracy at the hardest trained level, ± the deviation over seeds, and the accuracy of guessing."""
     level = max(outcome.trained)
     middle, deviation = outcome.accuracy(level)
     spread = "" if deviation is None else f" ± {deviation:.3f}"
@@ -60,7 +60,7 @@ def format_accuracy(outcome: Outcome) -> str:
 
 
 def format_window(outcome: Outcome) -> str:
-    """Format the width of the window of learning rates: `≥` where an end was not met."""
+    """Format the width of the window of learning rates, with `≥` if an end was not reached."""
     window = outcome.window
     if window is None:
         return "-"
@@ -68,7 +68,7 @@ def format_window(outcome: Outcome) -> str:
 
 
 def list_notes(outcomes: Sequence[Outcome]) -> list[str]:
-    """Explain the columns, and say what a reader should know of single outcomes."""
+    """List explanations of the columns, and notes on single outcomes."""
     notes = [
         "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
         "accuracy: at the hardest level of training, ± one deviation over seeds.",
@@ -80,7 +80,7 @@ def list_notes(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def format_card_markdown(outcomes: Sequence[Outcome]) -> str:
-    """Format a card as Markdown: a line for each probe and model, the models of a probe together, and notes."""
+    """Format a card as Markdown: a line for each probe and model, grouped by probe, and notes."""
     from zoo.report.tables import format_markdown
 
     probes = list(dict.fromkeys(each.probe for each in outcomes))
@@ -93,7 +93,7 @@ def format_card_markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def print_card(outcomes: Sequence[Outcome]) -> None:
-    """Print two tables for each model, what it reached and what it costs, and notes."""
+    """Print two tables for each model, of results and of costs, and notes."""
     from zoo.report.tables import make_table, print_tables
 
     for model, own in group_by_model(outcomes).items():
@@ -106,8 +106,8 @@ def print_card(outcomes: Sequence[Outcome]) -> None:
 def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
     """Draw a card into a .png or .svg file: a group of bars for each probe, a bar for each model.
 
-    A bar is the share of levels reached, its mark the range over seeds, and its text the level. Raises ConfigError if
-    the file cannot be written.
+    A bar is the fraction of levels reached, its black line the range over seeds, its text the level. Raises ConfigError
+    if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -142,8 +142,8 @@ def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
 
 
 def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:
-    """Draw a metric of some arms into a .png or .svg file: a bar for the mean of each, a point for each seed. Raises
-    ConfigError if the file cannot be written."""
+    """Draw a metric of arms into a .png or .svg file: a bar for each arm's mean, a point for each seed. `values` maps
+    arms to values by seed. Raises ConfigError if the file cannot be written."""
     from matplotlib.figure import Figure
 
     from zoo.report.plot import list_colors, write_figure
@@ -165,10 +165,10 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
 
 
 def share_reached(outcome: Outcome, reach: int) -> float:
-    """The share of a probe's levels up to one that was reached."""
+    """Return the fraction of a probe's levels that are at most `reach`."""
     return sum(level <= reach for level in outcome.chances) / len(outcome.chances)
 
 
 def describe_card(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The outcomes as plain data."""
+    """Write the outcomes as plain data."""
     return [each.to_dict() for each in outcomes]

@@ -1,4 +1,4 @@
-"""Show the results of a sweep's searches of the learning rate, arm by arm."""
+"""Format the results of a sweep's learning-rate searches, by arm."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NOTE = "window: decades of rates whose loss is within 1 % of the best"
 
 
 def read_searches(sweeps: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Read the searches of sweeps by arm; none where no rate was searched."""
+    """Read the learning-rate searches of sweeps, by arm; empty if there are none."""
     return {
         name: found for folder in sweeps for name, found in runs.read_sweep_record(folder).get("search", {}).items()
     }
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row for each arm: its best rate, the loss there, how wide the window is, and what was tried."""
+    """List a row per arm: the best rate, its loss, the width of the window, and the number of rates tried."""
     return [
         [name, f"{each['best']:g}", f"{each['val_loss']:.4f}", _describe_window(each), _describe_edge(each)]
         for name, each in searches.items()
@@ -32,7 +32,7 @@ def _describe_window(found: Mapping[str, Any]) -> str:
 
 
 def _describe_edge(found: Mapping[str, Any]) -> str:
-    """Say where the best rate lies among those tried."""
+    """Describe the rates tried, and whether the best is on their edge."""
     tried = f"{len(found['losses'])} rates{', extended' if found['extended'] else ''}"
     tried += f", {found['pruned']} ended early" if found.get("pruned") else ""
     return f"{tried}; the best is on the edge" if found["edge"] else tried

@@ -1,4 +1,4 @@
-"""Draw the losses of a run while it trains, and the curves of several runs over one another."""
+"""Draw the losses of a run while it trains, and the curves of several runs in one figure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from zoo.report.plot import as_label, check_picture, draw_literally, join_equal,
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
 LINE = 100
-"""Characters of labels that stand beside each other below a picture."""
+"""Maximum characters of a row of labels in the legend."""
 
 NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
 
 
 def check_curves(records: Mapping[str, RunRecord], x: str, metric: str, share: float, file: Path) -> None:
-    """Raise ConfigError for a picture that cannot be drawn: its file, the share that is smoothed, the metric, the axis
-    that it is drawn over."""
+    """Raise ConfigError for a figure that cannot be drawn: for its file, the smoothed fraction, the metric or the
+    x-axis."""
     check_picture(file, len(records))
     if not 0 <= share < 1:
         raise ConfigError(f"smooth: is {share}, not a share of a run (0 draws every point; 0.04 is usual)")
@@ -45,10 +45,10 @@ def draw_runs(
     share: float = SMOOTHED_OVER,
     log: bool = False,
 ) -> None:
-    """Draw a metric of runs, by label, over `x` (one of `AXES`) into a .png or .svg file.
+    """Draw a metric of runs, given by label, over `x` (one of `AXES`) into a .png or .svg file.
 
-    The training loss is drawn smoothed over a share of each run, every point faint behind it, and the validation loss
-    beside it with marks. Raises ConfigError as `check_curves` does.
+    Training metrics are smoothed over the fraction `share` of each run, with all points faint in the background. For
+    `loss` the validation loss is drawn too, with markers. Raises ConfigError as `check_curves` does.
     """
     check_curves(records, x, metric, share, file)
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def draw_runs(
 
 
 def _drawn_points(record: RunRecord, x: str, metric: str) -> list[dict[str, Any]]:
-    """List a run's points with what is drawn of them alone: two runs are equal in it, whatever their speed was."""
+    """List a run's points with only the values that are drawn, so that runs of different speeds can be equal."""
     drawn = (x, metric, *(("val_loss",) if metric == "loss" else ()))
     return [{name: each[name] for name in drawn if name in each} for each in record.points()]
 
@@ -100,7 +100,7 @@ def _dress(axes: Any, records: Mapping[str, RunRecord], x: str, metric: str, log
     axes.spines[["top", "right"]].set_visible(False)
     longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
     columns = max(LINE // (longest + 5), 1)
-    # below the axes: it covers no curve, and the best place within takes seconds to find in long runs
+    # below the axes, where it covers no curve; finding the best place inside takes seconds for long runs
     axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
 
 

@@ -1,4 +1,4 @@
-"""A scaling law as text and as plain data."""
+"""Format a fitted scaling law as text and as plain data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "exponent": "a = β/(α + β)"}
 BEYOND = 100
-"""How many times the FLOPs of the largest point are listed at most."""
+"""Optima are listed up to this many times the FLOPs of the largest point."""
 
 
 def describe_fit(fit: Fit) -> dict[str, Any]:
-    """A fit as plain data: the law, its errors and intervals, what it was fitted to, and the best use of FLOPs."""
+    """Write a fit as plain data: the law, its errors and intervals, the number of points, and the optima."""
     numbers = {
         name: {"value": getattr(fit.law, name), "error": fit.error(name), "interval": fit.interval(name)}
         for name in SYMBOLS
@@ -33,7 +33,7 @@ def describe_fit(fit: Fit) -> dict[str, Any]:
 
 
 def list_optima(fit: Fit) -> list[dict[str, float]]:
-    """The best use of powers of ten of FLOPs, among the points and beyond them as far as may be told."""
+    """List the compute-optimal parameters and tokens for powers of ten of FLOPs, as far as the fit may extrapolate."""
     from zoo.errors import ConfigError
 
     if fit.list_open():
@@ -52,7 +52,7 @@ def list_optima(fit: Fit) -> list[dict[str, float]]:
 
 
 def compare_held(fit: Fit, held: Points) -> list[dict[str, Any]]:
-    """Compare the law's predictions with measurements, at points that it was not fitted to."""
+    """Compare the law's predictions with the measured losses at held-out points."""
     return [
         {
             "params": params,
@@ -66,7 +66,7 @@ def compare_held(fit: Fit, held: Points) -> list[dict[str, Any]]:
 
 
 def make_fit_tables(fit: Fit, held: Sequence[dict[str, Any]]) -> list[Any]:
-    """Tables of the law, of held-out points and of the best use of FLOPs."""
+    """Make the tables of the law, of held-out points and of the compute optima."""
     numbers = []
     for name, symbol in SYMBOLS.items():
         value, error, interval = getattr(fit.law, name), fit.error(name), fit.interval(name)
@@ -101,7 +101,7 @@ def make_fit_tables(fit: Fit, held: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def format_head(fit: Fit) -> str:
-    """The first lines: the points, the law, and Huber's loss."""
+    """Write the first lines: the range of the points, the law, and the Huber loss."""
     params, tokens = fit.points.params, fit.points.tokens
     return (
         f"{len(fit.points)} points: {format_count(min(params))} to {format_count(max(params))} parameters, "
@@ -115,7 +115,7 @@ def format_head(fit: Fit) -> str:
 
 
 def find_bias(points: Points, fit: IsoFlop) -> tuple[Law, Bias] | str:
-    """Fit approach 3 to all points, and measure what approach 2 is off by for that law; or say why that cannot be."""
+    """Fit approach 3 to all points, and measure the bias of approach 2 for that law; returns a reason if impossible."""
     from zoo.analysis.scaling import fit_law, measure_bias
     from zoo.errors import ConfigError
 
@@ -129,7 +129,7 @@ def find_bias(points: Points, fit: IsoFlop) -> tuple[Law, Bias] | str:
 
 
 def describe_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> dict[str, Any]:
-    """A fit by approach 2 as plain data: each budget's minimum, the exponents, and the bias."""
+    """Write a fit by approach 2 as plain data: each budget's minimum, the exponents, and the bias."""
     from dataclasses import asdict
 
     low_high = fit.interval()
@@ -155,7 +155,7 @@ def describe_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> dict[str, A
 
 
 def format_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> list[Any]:
-    """The lines and the table of a fit by approach 2."""
+    """Make the lines and the table of a fit by approach 2."""
     interval = fit.interval()
     between = "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
     bias = None if isinstance(found, str) else found[1]

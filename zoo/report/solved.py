@@ -21,7 +21,7 @@ FIGURES = {
 
 
 def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
-    """Format the largest batch or context, the memory it takes by part, and the memory that one more would add."""
+    """Format the largest batch or context, its memory by part, and the memory that one more would add."""
     room, now, more = answer["room"], answer["needed"], answer.get("one_more")
     other = f"{answer['context']:,} tokens" if name == "batch" else f"a batch of {answer['batch']:,}"
     doing = "training" if answer["mode"] == "train" else "generating"
@@ -53,7 +53,7 @@ def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
 
 
 def _phases(found: Mapping[str, int], name: str) -> list[str]:
-    """Say which phase of generating is the limit, with what each has room for."""
+    """Describe which phase of generating sets the limit, and the largest value of each phase."""
     if "prefill" not in found:
         return []
     read, decode = found["prefill"], found["decode"]
@@ -68,7 +68,7 @@ def _phases(found: Mapping[str, int], name: str) -> list[str]:
 
 
 def format_shortage(answer: Mapping[str, Any]) -> str:
-    """Say how much memory is missing, which part takes most of it, and what to try."""
+    """Describe how much memory is missing, which part takes most, and what to try."""
     needed, room = answer["needed"], answer["room"]
     most = max((part for part in needed if part != "total"), key=lambda part: needed[part])
     return (
@@ -79,7 +79,7 @@ def format_shortage(answer: Mapping[str, Any]) -> str:
 
 
 def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
-    """Format one row per GPU, the least total memory first."""
+    """Format one row per GPU, in the order given."""
     how = "ZeRO stage" if train else "tensor parallel"
     cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "in all", "on each", "of usable")]
     for row in rows:
@@ -99,7 +99,7 @@ def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> s
 
 
 def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
-    """Format the cache of the unchanged model, and of each change that brings it under the budget."""
+    """Format the KV cache of the model, and with each change that brings it under the budget."""
     rows = [("KV cache", f"at most {format_size(most)}", "")]
     for each in found:
         rows.append(
@@ -113,7 +113,7 @@ def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) 
 
 
 def format_shapes(found: Sequence[Mapping[str, Any]], model: str) -> str:
-    """Format one row per shape, the nearest to the budget first, and the command that prices the first."""
+    """Format one row per shape, and the command that prices the first."""
     dims = [name for name in ("d_model", "n_layers", "d_ff") if name in found[0]]
     figures = list(found[0]["figures"])
     kv = "n_kv_heads" in found[0]

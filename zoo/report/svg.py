@@ -1,6 +1,6 @@
 """Draw curves as small SVG panels for a page.
 
-A page is written at every evaluation of a run. Matplotlib takes most of a second for one; this takes milliseconds.
+A run's page is written at every evaluation. Matplotlib would take most of a second for it; this takes milliseconds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e3
 
 
 def escape_text(text: str) -> str:
-    """Escape a text for HTML and SVG, its control characters too: XML has none."""
+    """Escape a text for HTML and SVG, including control characters, which XML does not allow."""
     return escape(escape_controls(text))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one curve, how it is drawn, and its name in the legend (none: no entry)."""
+    """Points of one curve, its style, and its name in the legend ("" for no entry)."""
 
     at: Sequence[float]
     values: Sequence[float]
@@ -35,8 +35,8 @@ class Curve:
 
 
 def draw_panel(title: str, curves: Sequence[Curve], label: str, width: int = 480, height: int = 220) -> str:
-    """Draw curves over shared axes as an SVG element. `label` names the horizontal axis. Points that are not finite are
-    left out."""
+    """Draw curves on shared axes as an SVG element; "" without points. `label` names the horizontal axis. Points that
+    are not finite are left out."""
     points = [
         (x, y)
         for curve in curves
@@ -79,7 +79,7 @@ class _Scale:
 
 
 def format_tick(value: float) -> str:
-    """Format a tick's value shortly: 0.001 as `0.001`, 1500000 as `1.5M`, 2e-7 as `2e-07`."""
+    """Format a tick's value in short: 0.001 as `0.001`, 1500000 as `1.5M`, 2e-7 as `2e-07`."""
     size = abs(value)
     for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size >= unit:
@@ -105,14 +105,14 @@ def _axes(xs: _Scale, ys: _Scale, width: int, height: int, label: str) -> list[s
 
 
 def _draw(curve: Curve, xs: _Scale, ys: _Scale) -> str:
-    """Draw a curve as one path, broken where a value is not finite, and its marks as another."""
+    """Draw a curve as one path, broken where a value is not finite, and its markers as another path."""
     color, path, dots, pen_down = COLORS[curve.color % len(COLORS)], [], [], False
     for x, y in zip(curve.at, curve.values, strict=True):
         if not (math.isfinite(x) and math.isfinite(y)):
             pen_down = False
             continue
         path.append(f"{'L' if pen_down else 'M'}{xs(x):.1f} {ys(y):.1f}")
-        dots.append(f"M{xs(x):.1f} {ys(y):.1f}h0")  # a line of no length has round ends: a dot
+        dots.append(f"M{xs(x):.1f} {ys(y):.1f}h0")  # a line of length zero with round caps is a dot
         pen_down = True
     width = 'stroke-width="0.7" opacity="0.35"' if curve.faint else 'stroke-width="1.6"'
     line = f'<path d="{"".join(path)}" stroke="{color}" {width}/>'

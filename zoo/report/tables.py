@@ -9,7 +9,7 @@ from zoo.report.text import measure_screen
 
 
 def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
-    """Make a rich table; `right` are the columns to align right. A cell that is too wide continues on the next line."""
+    """Make a rich table; `right` are the columns to align right. A cell that is too wide is folded."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -25,8 +25,8 @@ def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 def fit_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], idle: Sequence[str] = ()
 ) -> tuple[list[str], list[list[str]]]:
-    """Leave out the columns `idle`, and then `expendable` ones, the first first, until the table fits the screen.
-    Returns the header and the rows."""
+    """Leave out the `idle` columns, then `expendable` ones in their order until the table fits the screen. Returns the
+    header and the rows."""
     kept = [name for name in header if name not in idle]
     widths = dict(zip(header, (max(map(len, column)) for column in zip(header, *rows, strict=True)), strict=True))
     for name in expendable:
@@ -37,7 +37,7 @@ def fit_columns(
 
 
 def print_tables(*things: Any) -> None:
-    """Print rich objects to stdout: at the terminal's width, or 80 columns wide into a pipe."""
+    """Print rich objects to stdout, at the terminal's width, or 80 columns into a pipe."""
     from zoo.report.console import make_console
 
     console = make_console()

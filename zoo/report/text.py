@@ -1,4 +1,4 @@
-"""Align text in columns without rich, whose import would take a tenth of the time of `zoo stats`."""
+"""Align and wrap text without rich, whose import would take a tenth of the time of `zoo stats`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def format_json(figures: Any) -> str:
 def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Align rows in columns. On a terminal, lines are cut at the screen's width.
 
-    A row whose other cells are empty is a heading; its width does not count.
+    A row with text in its first cell only is a heading, whose width does not count.
     """
     full = [row for row in rows if any(row[1:])]
     widths = [max((len(row[i]) for row in full), default=0) for i in range(len(rows[0]) if rows else 0)]
@@ -38,13 +38,13 @@ def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> s
 
 
 def measure_screen() -> int:
-    """Give the terminal's width in columns: COLUMNS if it is set, 80 for a pipe."""
+    """Return the terminal's width in columns: COLUMNS if it is set, 80 for a pipe."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def make_bold(text: str) -> str:
-    """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR. The marks are those that the command
-    line's output turns into codes (`zoo.cli.output`): it would escape the codes themselves."""
+    """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR. Uses marks that `zoo.cli.output` turns
+    into terminal codes, as it would escape the codes themselves."""
     marks = getattr(sys.stdout, "bold", None)
     if marks is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
@@ -52,7 +52,7 @@ def make_bold(text: str) -> str:
 
 
 def wrap_text(text: str, indent: int, below: int | None = None, width: int = 80) -> str:
-    """Wrap a text into lines of at most `width`, the first indented by `indent` and the others by `below`."""
+    """Wrap a text into lines of at most `width` characters, the first indented by `indent`, the rest by `below`."""
     import textwrap
 
     rest = " " * (indent if below is None else below)

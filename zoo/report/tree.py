@@ -8,7 +8,7 @@ from zoo.report.text import TextRow
 
 
 def list_module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
-    """List a module tree as rows of name, kind, shapes and parameters. Equal neighbours share a row: `0-31`."""
+    """List a module tree as rows of name, kind, shapes and parameters. Equal adjacent layers share a row: `0-31`."""
     shapes = [list(p.shape) for _, p in module.named_parameters(recurse=False)]
     held = sum(p.numel() for p in module.parameters())
     kind = module.spec.kind if hasattr(module, "spec") else type(module).__name__.removesuffix("Module")
@@ -27,7 +27,7 @@ def list_module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
 
 
 def _runs(children: list[tuple[str, list[TextRow]]]) -> list[list[tuple[str, list[TextRow]]]]:
-    """Group numbered children that are equal and adjacent; every other child is a group of its own."""
+    """Group equal adjacent children with numbers for names; every other child is its own group."""
     runs: list[list[tuple[str, list[TextRow]]]] = []
     for child in children:
         if runs and child[0].isdigit() and runs[-1][-1][1] == child[1]:

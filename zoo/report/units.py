@@ -15,13 +15,13 @@ def format_si(value: float, unit: str = "") -> str:
 
 
 def _digits(value: float) -> str:
-    if 999.5 <= abs(value) < 1024:  # of a power of 1024
+    if 999.5 <= abs(value) < 1024:  # only in units of 1024
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
 
 
 def format_count(count: float) -> str:
-    """Format a parameter count with the letters of the literature, M, B and T: 8030261248 as `8.03 B`."""
+    """Format a count with the literature's suffixes M, B and T: 8030261248 as `8.03 B`."""
     return format_si(count).replace("G", "B")
 
 
@@ -40,7 +40,7 @@ def format_share(part: float, whole: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """Format a duration: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
+    """Format seconds: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if abs(value) >= 2 * length:
             return f"{value / length:,.0f} {unit}" if value >= 1000 * length else f"{_digits(value / length)} {unit}"
@@ -51,7 +51,7 @@ def format_seconds(value: float) -> str:
 
 
 def format_figure(value: Any, unit: str, *, short: bool = False) -> str:
-    """Format a figure in its unit; `short` gives bytes only in powers of 1000."""
+    """Format a figure in its unit; with `short`, bytes are given in powers of 1000 only."""
     if value is None:
         return "-"
     if isinstance(value, bool):

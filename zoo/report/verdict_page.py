@@ -1,4 +1,4 @@
-"""Write the page of an experiment: one HTML file with its verdicts, costs, pictures and runs. It needs no network."""
+"""Write the page of an experiment: one HTML file with its verdicts, costs, plots and runs. It needs no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.report.verdicts import NAMES, Report
 
 
 def write_report_page(report: Report, title: str, file: Path) -> None:
-    """Write a report's page. Raises ConfigError where the file cannot be written."""
+    """Write a report's page. Raises ConfigError if the file cannot be written."""
     try:
         write_text(file, make_report_page(report, title))
     except OSError as error:
@@ -42,7 +42,7 @@ def make_report_page(report: Report, title: str) -> str:
 
 
 def describe_verdict(report: Report, arm: Arm) -> str:
-    """A verdict with its figures, and the currencies in which the arm is not matched."""
+    """Write a verdict with its figures, and the currencies in which the arm is not matched."""
     each, unmatched = report.found[arm.name], report.unmatched(arm)
     between = "" if each.interval is None else " (95 %: {:+.4f} to {:+.4f})".format(*each.interval)
     said = f"{report.sentence(arm)}: {each.difference:+.4f} {report.metric}{between}."

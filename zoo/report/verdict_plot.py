@@ -23,11 +23,11 @@ DASHES = ("-", (0, (5, 3)), (0, (2, 2)))
 """Line styles of curves, in turn."""
 
 Curve = tuple[list[float], list[float], list[float], list[float]]
-"""Tokens, and the lowest, mean and highest value at each."""
+"""Tokens, and the minimum, mean and maximum value over seeds at each."""
 
 
 def draw_report(report: Report, file: Path) -> None:
-    """Draw a report into a .png or .svg file. Raises ConfigError for other endings, and too many arms."""
+    """Draw a report into a .png or .svg file. Raises ConfigError for other suffixes and for too many arms."""
     check_picture(file, len(report.arms))
     figure = make_figure(report)
     write_figure(figure, file)
@@ -84,10 +84,10 @@ def _draw_differences(axes: Any, report: Report) -> None:
 
 
 def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
-    """Draw each arm's mean curve of the metric over its seeds, and the band between the lowest and the highest."""
+    """Draw the mean of the metric over each arm's seeds by tokens, and the band from minimum to maximum."""
     for place, (name, curve) in enumerate(curves.items()):
-        at, low, middle, high = ([float(each) for each in line] for line in curve)  # a number may be a long integer
-        dashes = DASHES[place % len(DASHES)]  # the gaps of a later curve show an equal one below it
+        at, low, middle, high = ([float(each) for each in line] for line in curve)  # matplotlib refuses huge integers
+        dashes = DASHES[place % len(DASHES)]  # an equal curve below shows through the gaps
         axes.plot(at, middle, marker=".", linestyle=dashes, color=colors[name], linewidth=1.2, markersize=4)
         axes.fill_between(at, low, high, color=colors[name], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
@@ -97,7 +97,7 @@ def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Ma
 
 
 def collect_curve(arm: Arm, metric: str) -> Curve:
-    """The tokens at which all runs of an arm measured, with the lowest, mean and highest value there."""
+    """Collect the minimum, mean and maximum of a metric at the tokens for which all runs of an arm have a value."""
     curves = [dict(zip(*read_curve(run.points(), metric), strict=True)) for run in arm.runs.values()]
     at = sorted(set.intersection(*(set(each) for each in curves)))
     values = [[each[tokens] for each in curves] for tokens in at]
@@ -105,7 +105,7 @@ def collect_curve(arm: Arm, metric: str) -> Curve:
 
 
 def _draw_front(axes: Any, report: Report, cost: str, front: list[str], colors: Mapping[str, Any]) -> None:
-    """Draw the arms' mean metric with its 95 % interval against a cost; those on the Pareto front are ringed."""
+    """Draw the arms' mean metric with its 95 % interval against a cost; arms on the Pareto front are ringed."""
     for arm in report.arms:
         values = list(arm.values(report.metric).values())
         color, x, y = colors[arm.name], arm.costs[cost], mean(values)

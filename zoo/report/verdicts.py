@@ -1,4 +1,4 @@
-"""The verdicts on the arms of an experiment: each held against a baseline in one metric, beside what it costs."""
+"""Compare the arms of an experiment with a baseline in one metric, with their costs: the verdicts of `zoo report`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FORMS: dict[str, Any] = {
 }
 
 SPENT = ("tokens", "flops", "seconds")
-"""The currencies that training spends: a speedup is told in each."""
+"""The currencies that training spends, in which speedups are given."""
 
 FORECAST = ("seconds", "peak_memory")
-"""What a sweep predicts of a run that only running it shows."""
+"""Figures that a sweep predicts and that only running measures."""
 
 FORECASTS = ("arm", *(word for name in ("seconds", "peak memory") for word in (name, "predicted", "ratio")))
 HEADER = ("arm", "seeds", "{metric} ± σ", "difference, 95 %", "p", "verdict")
@@ -51,18 +51,18 @@ SPEEDUPS = ("arm", *(f"speedup in {NAMES.get(name, name)}" for name in SPENT))
 
 @dataclass(frozen=True)
 class Report:
-    """Arms held against a baseline in one metric, of which less is better."""
+    """Arms compared with a baseline in one metric, of which lower is better."""
 
     arms: Sequence[Arm]
     baseline: Arm
     metric: str
     found: Mapping[str, Comparison]
     decays: Sequence[Decay] = ()
-    """The baseline's law of its loss against its budget, and those of resampled points; empty where none was given."""
+    """The baseline's scaling law of loss by budget, first, then those of bootstrap resamples; empty without a law."""
 
     @classmethod
     def make(cls, arms: Sequence[Arm], baseline: str | None, metric: str) -> Report:
-        """Compare arms with the one of this name, or the first. Raises ConfigError where nothing can be compared."""
+        """Compare arms with the arm named `baseline`, or with the first. Raises ConfigError for fewer than two arms."""
         names = [each.name for each in arms]
         if len(arms) < 2:
             raise ConfigError(f"arms: there are {len(arms)}, found {', '.join(names) or 'no run that is done'} (two)")
@@ -74,27 +74,27 @@ class Report:
         return cls(order, first, metric, found)
 
     def with_decays(self, decays: Sequence[Decay]) -> Report:
-        """The same report, with effective speedups by the baseline's law."""
+        """Copy the report, with effective speedups by the baseline's law."""
         return replace(self, decays=decays)
 
     @property
     def others(self) -> Sequence[Arm]:
-        """The arms that are held against the baseline."""
+        """The arms other than the baseline."""
         return self.arms[1:]
 
     def seconds(self) -> float:
-        """Mean seconds of a run."""
+        """Return the mean seconds of a run."""
         return mean(float(run.outcome["seconds"] or 0) for each in self.arms for run in each.runs.values())
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
-        """How many times the baseline's cost an arm has, of the currencies in which they differ by more than 1 %."""
+        """Divide an arm's costs by the baseline's, for the currencies in which they differ by more than 1 %."""
         theirs = self.baseline.costs
         ratios = {name: own / theirs[name] for name, own in arm.costs.items() if theirs.get(name)}
         return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
 
     def speedups(self, arm: Arm) -> dict[str, Speedup]:
-        """How many times an arm's tokens, FLOPs and seconds the baseline would need to reach the arm's loss; empty
-        without a law of the baseline."""
+        """Compute the effective speedup in tokens, FLOPs and seconds: how many times the arm's budget the baseline
+        would need to reach the arm's loss. Empty without a law of the baseline."""
         if not self.decays:
             return {}
         own, theirs = arm.values(self.metric), self.baseline.values(self.metric)
@@ -106,7 +106,7 @@ class Report:
         return {name: longer.times(ratio) for name, ratio in ratios.items()}
 
     def fronts(self) -> dict[str, list[str]]:
-        """The arms on the Pareto front of loss and each cost in which arms differ."""
+        """Find the arms on the Pareto front of loss and each cost in which arms differ."""
         losses = {each.name: each.values(self.metric) for each in self.arms}
         found = {}
         for name in CURRENCIES:
@@ -116,7 +116,7 @@ class Report:
         return found
 
     def sentence(self, arm: Arm) -> str:
-        """The verdict on an arm, in one of three sentences."""
+        """Write the verdict on an arm: better, worse, or no significant difference (with the seeds that would do)."""
         each = self.found[arm.name]
         if each.verdict != "no significant difference":
             return each.verdict
@@ -129,7 +129,7 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Write the report as plain data."""
         arms = []
         for each in self.arms:
             own = {"arm": each.name, self.metric: each.values(self.metric), "costs": each.costs}
@@ -150,7 +150,7 @@ class Report:
         }
 
     def values(self) -> list[list[Any]]:
-        """A row of exact values for each arm, the baseline first: those of `VALUES`."""
+        """List a row of exact values per arm, the baseline first, with the columns of `VALUES`."""
         found = []
         for arm in self.arms:
             losses = list(arm.values(self.metric).values())
@@ -166,7 +166,7 @@ class Report:
         return [each.difference, low, high, each.p, each.adjusted, each.verdict, each.needed]
 
     def rows(self) -> list[list[str]]:
-        """A row for each arm, the baseline first."""
+        """List a row of texts per arm, the baseline first, with the columns of `HEADER`."""
         return [self._row(each) for each in self.arms]
 
     def _row(self, arm: Arm) -> list[str]:
@@ -179,7 +179,7 @@ class Report:
         return [*row, format_spread(each.difference, half, "+"), format_p(each.adjusted), each.verdict]
 
     def tables(self) -> list[tuple[str, Sequence[str], list[list[str]], Sequence[int]]]:
-        """The tables that have rows: title, header, rows, and the columns of numbers."""
+        """List the tables that have rows: title, header, rows, and the columns to align right."""
         header = [each.format(metric=self.metric) for each in HEADER]
         made: list[Any] = [
             ("Verdicts", header, self.rows(), range(1, 5)),
@@ -191,11 +191,11 @@ class Report:
         return [table for table in made if table[2]]
 
     def hints(self) -> list[str]:
-        """A line for each arm without a significant difference: what would show one."""
+        """Write a line for each arm without a significant difference: the number of seeds that would show one."""
         return [f"{each.name}: {said}" for each in self.others if "(" in (said := self.sentence(each))]
 
     def cost_rows(self) -> list[list[str]]:
-        """The costs of each arm, in every currency; beside it the ratio to the baseline's, where that is not 1."""
+        """List a row per arm with its cost in every currency, and the ratio to the baseline's if they differ."""
         found = []
         for arm in self.arms:
             apart = {} if arm is self.baseline else self.unmatched(arm)
@@ -204,7 +204,7 @@ class Report:
         return found
 
     def forecasts(self, arm: Arm) -> dict[str, tuple[float, float]]:
-        """Measurements of an arm beside its sweep's predictions, each the mean over runs that have both."""
+        """Average an arm's measured and predicted figures over the runs that have both: (measured, predicted)."""
         found = {}
         for name in FORECAST:
             pairs = [(run.result.get(name), run.predicted.get(name)) for run in arm.runs.values()]
@@ -214,7 +214,7 @@ class Report:
         return found
 
     def forecast_rows(self) -> list[list[str]]:
-        """A row for each arm: each figure as measured, as predicted, and their ratio; none where nothing was."""
+        """List a row per arm: each figure measured, predicted, and their ratio; empty without predictions."""
         rows = []
         for arm in self.arms:
             own = self.forecasts(arm)
@@ -223,11 +223,11 @@ class Report:
         return rows if any(any(row[1:]) for row in rows) else []
 
     def searches(self) -> dict[str, dict[str, Any]]:
-        """The results of the searches of the learning rate, by arm, where a sweep made some."""
+        """Read the results of the sweeps' learning-rate searches, by arm."""
         return rates.read_searches(dict.fromkeys(run.folder.parent for arm in self.arms for run in arm.runs.values()))
 
     def speedup_rows(self) -> list[list[str]]:
-        """The effective speedup of each arm, in every currency that training spends; none without a law."""
+        """List a row per arm with its effective speedup in every currency of training; empty without a law."""
         if not self.decays:
             return []
         return [[each.name, *_format_speedups(self.speedups(each))] for each in self.others]
@@ -246,7 +246,7 @@ def _format_speedups(found: Mapping[str, Speedup]) -> Iterable[str]:
 
 
 def format_cost(name: str, value: float | None, ratio: float | None = None) -> str:
-    """A cost in its unit, and how many times another it is, where that is given."""
+    """Format a cost in its unit, followed by `(×ratio)` if a ratio is given."""
     if value is None:
         return ""
     shown = FORMS.get(name, format_count)(value)
@@ -259,7 +259,7 @@ def _format_forecast(name: str, measured: float, predicted: float) -> list[str]:
 
 
 def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
-    """A value and its spread to two digits of the spread: `3.214 ± 0.013`; four digits where there is no spread."""
+    """Format a value ± its spread, to two digits of the spread: `3.214 ± 0.013`; four decimals without a spread."""
     if not spread:
         return f"{value:{sign}.4f}"
     digits = min(max(1 - math.floor(math.log10(spread)), 2), 6)
@@ -267,7 +267,7 @@ def format_spread(value: float, spread: float | None, sign: str = "-") -> str:
 
 
 def format_p(p: float | None) -> str:
-    """A chance with three digits."""
+    """Format a p-value with three digits."""
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
