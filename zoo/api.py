@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zoo.costs.setup import Setup
+    from zoo.spec import Spec
     from zoo.training.result import TrainingResult
 
+    Named = str | Path | Mapping[str, Any] | Spec
+    """A model: a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec."""
 
-def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
+
+def stats(config: Named, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
     """Price a model, given by a packaged name, a YAML path or a Spec: the figures of `zoo stats --json`. No torch.
 
     `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. For a folder with weights
@@ -24,7 +29,7 @@ def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str,
     return add_stored(config, overrides, price(load_spec(config, overrides), _setup(setup)))
 
 
-def add_stored(config: Any, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
+def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
     """Add the sizes of the stored tensors to a model's figures, if the model has weight files and no overrides."""
     from zoo.compose.targets import is_file
 
@@ -39,7 +44,7 @@ def add_stored(config: Any, overrides: Sequence[str], priced: dict[str, Any]) ->
     return {"params": priced["params"], "stored": found, **priced}
 
 
-def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
+def diff(a: Named, b: Named, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
     """Compare two models: the data of `zoo diff --json`. `architecture` has the fields that differ, by dotted path;
     `figures` has each figure's value in `a` and in `b`, their `delta` and the `relative` difference."""
     from zoo.analysis import compare
@@ -51,7 +56,7 @@ def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[st
     return compare.compare_specs(first, second, compare.pair_figures(first, second, priced))
 
 
-def _setup(fields: Mapping[str, Any]) -> Any:
+def _setup(fields: Mapping[str, Any]) -> Setup:
     """Make a Setup from its fields. Raises ConfigError for an unknown field or a faulty value."""
     from zoo.costs.setup import NAMES, Setup
     from zoo.errors import ConfigError, did_you_mean
@@ -68,7 +73,7 @@ def train(
     recipe: str | Path | None = None,
     trust: bool = False,
     resume: str | Path | None = None,
-    callbacks: Iterable[Any] = (),
+    callbacks: Iterable[object] = (),
 ) -> TrainingResult:
     """Train one run, as `zoo train model=CONFIG OVERRIDES` does; return its outcome, history and model.
 

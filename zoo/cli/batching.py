@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import print_generated
 from zoo.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from zoo.data.tokenizer import Tokenizer
     from zoo.text.follow import Sample
     from zoo.text.loading import Loaded
     from zoo.text.prompts import Prompt
@@ -74,7 +77,13 @@ def _stream(pieces: Iterable[str], writes: bool) -> None:
         print_generated("")
 
 
-def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:
+def _serve(
+    texts: Generator[tuple[Sample, str]],
+    count: int,
+    bar: Progress,
+    keep: Callable[[Sample], Any],
+    note: Callable[[str], object],
+) -> None:
     """Generate the texts to their ends, and keep each finished text at once, so that Ctrl-C loses none of them."""
     failed: list[Sample] = []
     done = tokens = 0
@@ -101,7 +110,7 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
         raise ZooError(f"generate: {where}{failed[0].describe_fault()}{more}")
 
 
-def _make_bar(*, shown: bool) -> Any:
+def _make_bar(*, shown: bool) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from zoo.report.console import make_bar
@@ -118,7 +127,7 @@ class _Printed:
         self._ready: dict[tuple[int, int], Sample] = {}
         self._next = (0, 0)
 
-    def add(self, sample: Sample, tokenizer: Any) -> None:
+    def add(self, sample: Sample, tokenizer: Tokenizer) -> None:
         assert sample.job.prompt is not None
         self._ready[sample.job.prompt.index, sample.number] = sample
         while (found := self._ready.pop(self._next, None)) is not None:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.cli.common import Weights, say
 from zoo.cli.options import argument, flag, option, options
+
+if TYPE_CHECKING:
+    from zoo.bench.compare import Tell
 
 Workload = Literal["train", "mlm", "decode", "prefill", "batch", "load", "engine", "kernels"]
 RACED = "races have it (train, decode, prefill, batch or load)"
@@ -99,7 +102,7 @@ def run(
         _finish(lambda race, tell: _race(workload, race, tell), race, out, as_json)
 
 
-def _finish(measure: Callable[[Race, Any], tuple[Any, Any, list[str]]], race: Race, out: str, as_json: bool) -> None:
+def _finish(measure: Callable[[Race, Tell], tuple[Any, Any, list[str]]], race: Race, out: str, as_json: bool) -> None:
     """Measure; print the report, or its table and notes; and write the report to --out."""
     from zoo.bench import report
     from zoo.report.console import make_console
@@ -117,7 +120,7 @@ def _finish(measure: Callable[[Race, Any], tuple[Any, Any, list[str]]], race: Ra
         say(report.write_report(found, place))
 
 
-def _race(workload: str, race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
+def _race(workload: str, race: Race, tell: Tell) -> tuple[Any, Any, list[str]]:
     """Run a race; return its report, table and notes."""
     from zoo.bench import compare, plan, show
 
@@ -127,7 +130,7 @@ def _race(workload: str, race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
     return found, show.make_table(found), list(show.list_notes(found))
 
 
-def _measure_engine(race: Race, tell: Any) -> tuple[Any, Any, list[str]]:
+def _measure_engine(race: Race, tell: Tell) -> tuple[Any, Any, list[str]]:
     """Run the engine's scenarios; return the report, its table, and no notes."""
     from zoo.bench import compare, engine, plan, show
     from zoo.bench.shape import parse_shape

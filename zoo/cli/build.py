@@ -5,10 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.cli.common import Overrides, Target, compose_target, say
 from zoo.cli.options import option
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoo.costs.rows import Priced
+    from zoo.model.block import Block
 
 WAIT = 20
 """If building takes at least this many seconds, a line says so beforehand."""
@@ -51,7 +58,7 @@ def run(
         print(f"written: {out}")
 
 
-def describe_wait(spec: Any) -> str | None:
+def describe_wait(spec: Priced) -> str | None:
     """Describe the minimum time of making a deep model's modules; None if it is below WAIT.
 
     One layer of each kind is made on the meta device and timed. A lower bound, as the heap is still small.
@@ -68,7 +75,7 @@ def describe_wait(spec: Any) -> str | None:
     return f"building {layers:,} layers, with a module for each weight: takes {took} at least"
 
 
-def _time_layer(block: Any, d_model: int) -> float:
+def _time_layer(block: Block, d_model: int) -> float:
     """Time the making of a layer's modules, the minimum of four runs."""
     import torch
 
@@ -83,7 +90,7 @@ def _time_layer(block: Any, d_model: int) -> float:
     return min(found)
 
 
-def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
+def describe_kernels(spec: Priced, device: torch.device, dtype: str, kernel: str) -> list[str]:
     """List, for each kind of layer, the attention kernel that would run there, its call, and why the kernels before it
     were refused.
 
@@ -120,7 +127,7 @@ def _refused(refusals: Mapping[str, str]) -> list[str]:
     return [f"  not {', '.join(names)}: {reason}" for reason, names in shared.items()]
 
 
-def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
+def _places(spec: Priced) -> Iterator[tuple[str, Any, str]]:
     """Yield each kind of layer: a description (empty if there is only one kind), its tower and its name."""
     towers = spec.towers()
     several = sum(len(tower.blocks) for tower in towers.values()) > 1
@@ -131,7 +138,7 @@ def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
             yield place if several else "", tower, kind
 
 
-def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
+def describe_memory(model: nn.Module, spec: Priced, dtype: str) -> list[str]:
     """List the memory of the weights, and the estimated peaks of generating and of training."""
     from zoo import costs, report
     from zoo.run.memory import read_peak_memory

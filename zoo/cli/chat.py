@@ -25,6 +25,8 @@ from zoo.cli.options import option, options
 from zoo.cli.output import print_generated
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from zoo.text.conversation import Conversation
 
 COMMANDS = {
@@ -179,7 +181,7 @@ def _interruptible(conversation: Conversation) -> Iterator[None]:
     """Let Ctrl-C end the answer between two tokens. A second Ctrl-C during the same answer ends the program, as the
     engine cannot continue after a step that was broken off."""
 
-    def interrupt(signum: int, frame: Any) -> None:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
         if conversation.interrupted:
             sys.exit(130)
         conversation.interrupted = True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zoo.cli.options import argument, option
+
+if TYPE_CHECKING:
+    from zoo.training.coordinates import Coordinates
+    from zoo.training.parametrisation import Parametrisation
 
 
 def run(
@@ -78,13 +82,13 @@ def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[
     print(f"changes do not depend on {' and '.join(found)}: every slope is within ±{FLAT}")
 
 
-def _parse(kind: str, base: dict[str, int]) -> Any:
+def _parse(kind: str, base: dict[str, int]) -> Parametrisation:
     from zoo.training.parametrisation import Parametrisation
 
     return Parametrisation.parse({"kind": kind, **({} if kind == "standard" else base)})
 
 
-def _format(name: str, found: Any) -> str:
+def _format(name: str, found: Coordinates) -> str:
     from zoo import report
 
     head = (f"change by {name}", *map(str, found.sizes), "slope")

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.cli.common import Overrides, Target
 from zoo.cli.options import flag
-from zoo.cli.setup import Priced
+from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import Output, Plot, Shown, load_specs, shorten_labels, split_words
 
 
@@ -19,7 +19,7 @@ def run(
     plot: Plot = None,
     *,
     output: Output,
-    setup: Priced,
+    setup: SetupOptions,
 ) -> None:
     """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
 

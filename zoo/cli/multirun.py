@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,7 +284,7 @@ def _figures(result: dict[str, Any], predicted: Mapping[str, Any]) -> list[str]:
 
     loss, params = result.get("val_loss"), result.get("params")
 
-    def over(name: str, form: Any) -> str:
+    def over(name: str, form: Callable[[Any], str]) -> str:
         value, expected = result.get(name), predicted.get(name)
         return "" if value is None else form(value) if not expected else f"{form(value)} ×{value / expected:.2f}"
 

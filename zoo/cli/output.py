@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from zoo.untrusted.text import escape_controls
 
@@ -26,7 +26,7 @@ class SafeStream:
 
     bold = BOLD
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.unescaped = stream
 
     def __getattr__(self, name: str) -> Any:

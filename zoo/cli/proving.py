@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from zoo.cli.showing import Shown, shorten_labels
+
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
+    from zoo.costs.setup import Setup
 
 EXPLAINED = ("name", "formula", "values", "result", "unit", "source")
 VERIFIED = ("name", "counted", "found", "equal", "note")
@@ -15,9 +19,9 @@ VERIFIED = ("name", "counted", "found", "equal", "note")
 
 def prove(
     targets: Sequence[str],
-    specs: Sequence[Any],
+    specs: Sequence[Priced],
     priced: Sequence[Mapping[str, Any]],
-    setup: Any,
+    setup: Setup,
     shown: Shown,
     *,
     explain: bool,
@@ -39,7 +43,7 @@ def prove(
         raise typer.Exit(1)
 
 
-def _proved(spec: Any, figures: Mapping[str, Any], setup: Any, explain: bool, verify: bool) -> dict[str, Any]:
+def _proved(spec: Priced, figures: Mapping[str, Any], setup: Setup, explain: bool, verify: bool) -> dict[str, Any]:
     proved: dict[str, Any] = dict(figures)
     if explain:
         from zoo.analysis.explain import explain as explained

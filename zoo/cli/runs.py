@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 """Columns that are left out on a narrow screen, in this order."""
 
 
-def _cells(row: Any) -> list[str]:
+def _cells(row: Mapping[str, Any]) -> list[str]:
     from zoo import report
     from zoo.report.history import MEASURES
     from zoo.untrusted.text import escape_controls, shorten
 
-    def show(name: str, form: Any) -> str:
+    def show(name: str, form: Callable[[Any], str]) -> str:
         value = row[name]
         if isinstance(value, float) and not math.isfinite(value):
             return "diverged"

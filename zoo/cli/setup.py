@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import Field
 from typing import Annotated, Any
 
 import typer
@@ -66,7 +67,7 @@ def check_amount(amount: float, text: str | float, setting: str, example: str) -
     return amount
 
 
-def describe_field(field: Any, hint: Any) -> Any:
+def describe_field(field: Field[Any], hint: Any) -> Any:
     """Make a Typer option of one field of a Setup."""
     name = field.name
     flag = SPELLED.get(name, "--" + name.replace("_", "-"))
@@ -82,7 +83,7 @@ def describe_field(field: Any, hint: Any) -> Any:
     return typer.Option(flag, show_default=field.default not in (None, False), **settings)
 
 
-Priced = Annotated[Setup, describe_field]
+SetupOptions = Annotated[Setup, describe_field]
 """The type of a verb's parameter for a Setup: read_options makes an option for each field."""
 
 

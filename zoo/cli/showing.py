@@ -6,13 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli.common import compose_target, print_note
 from zoo.cli.options import options
 from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Decoder
 
 FEW = 3
 """Maximum differences between a folder's tensors and its architecture that are printed after a price."""
@@ -75,7 +78,7 @@ def is_override(word: str) -> bool:
     return word.startswith(("~", "+")) or ("=" in word and not path)
 
 
-def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
+def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Decoder]:
     """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all models."""
     from zoo.compose.targets import spec_of_composed
 

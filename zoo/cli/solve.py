@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,10 +11,16 @@ from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option, options, read_options
-from zoo.cli.setup import Priced, check_amount, read_amount
+from zoo.cli.setup import SetupOptions, check_amount, read_amount
 from zoo.cli.showing import Json, is_override
 from zoo.errors import ConfigError, ZooError
 from zoo.untrusted.text import quote
+
+if TYPE_CHECKING:
+    from zoo.analysis.solve import Room
+    from zoo.analysis.solve.mesh import MeshSearch
+    from zoo.costs.rows import Priced
+    from zoo.costs.setup import Setup
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
@@ -71,14 +77,14 @@ class Usable:
     usable: float = option("Fraction of the memory that may be used.", default=0.9)
     runtime: float | None = option("Memory taken by CUDA itself. [default: 1.5GB]", **BYTES_OPTION)
 
-    def of(self, gpu: str) -> Any:
+    def of(self, gpu: str) -> Room:
         """Compute the usable memory of a GPU. Raises ConfigError for an unknown GPU."""
         from zoo.costs.hardware import hardware
 
         found = hardware(gpu)
         return self.of_memory(found.memory, gpu=found.name)
 
-    def of_memory(self, memory: float, **named: Any) -> Any:
+    def of_memory(self, memory: float, **named: str) -> Room:
         """Compute the usable part of `memory` bytes."""
         from zoo.analysis.solve import Room
         from zoo.costs.hardware import RUNTIME
@@ -93,7 +99,7 @@ class Within(Usable):
 
     memory: float | None = option("Memory of the GPU, in place of --gpu: 24GB, 22.5GiB.", **BYTES_OPTION)
 
-    def choose(self, gpu: str | None) -> Any:
+    def choose(self, gpu: str | None) -> Room:
         """Compute the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
         if (gpu is None) == (self.memory is None):
             found = "neither" if gpu is None else "both"
@@ -122,7 +128,7 @@ def _most(name: str, short: str, text: str) -> None:
         within: Within,
         limit: int | None = option("The largest value to try. [default: 16777216]", min=1),
         as_json: Json = False,
-        setup: Priced,
+        setup: SetupOptions,
     ) -> None:
         from zoo.analysis import solve
         from zoo.compose.targets import spec_of_composed
@@ -165,7 +171,7 @@ def gpu(
     cache_only: CacheOnly = False,
     usable: Usable,
     as_json: Json = False,
-    setup: Priced,
+    setup: SetupOptions,
 ) -> None:
     """Find the smallest number of each GPU that holds the model: --tp for generation, ZeRO ranks for training.
 
@@ -195,7 +201,7 @@ def cache(
     *,
     most: float = option("The budget: 2GB, 512MiB.", "--bytes", default=..., **BYTES_OPTION),
     as_json: Json = False,
-    setup: Priced,
+    setup: SetupOptions,
 ) -> None:
     """Find a number of KV heads, or a window, that brings the KV cache of --batch sequences of --context tokens to a
     budget."""
@@ -238,7 +244,7 @@ def shape(
     count: int = option("Shapes to show.", default=6, min=1, max=8),
     train: Train = False,
     as_json: Json = False,
-    setup: Priced,
+    setup: SetupOptions,
 ) -> None:
     """Find width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
 
@@ -273,7 +279,7 @@ class Searched:
     )
     fp8: bool = flag("Compute linear layers in float8.")
 
-    def search(self, spec: Any, setup: Any, recompute: str | None) -> Any:
+    def search(self, spec: Priced, setup: Setup, recompute: str | None) -> MeshSearch:
         """Make the search over one kind of recomputation, or over all (None). Raises ConfigError."""
         from zoo.analysis.solve.mesh import MeshSearch, round_sequences
         from zoo.costs.again import RECOMPUTE
@@ -310,7 +316,7 @@ def mesh(
     usable: Usable,
     top: int = option("Meshes to show.", default=10, min=1),
     as_json: Json = False,
-    setup: Priced,
+    setup: SetupOptions,
 ) -> None:
     """Rank the meshes of --count GPUs that fit a training step, by predicted time: every legal mesh, microbatch size
     and kind of recomputation (unless --recompute names one)."""
@@ -336,7 +342,7 @@ def mesh(
         raise ZooError(f"{target}: {answers.format_no_mesh(answer)}")
 
 
-def refuse_solved(setup: Any, *names: str) -> None:
+def refuse_solved(setup: Setup, *names: str) -> None:
     """Raise ConfigError for an option that sets a value that is solved for."""
     from zoo.costs.setup import Setup
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, show_config
 from zoo.cli.options import flag, option
-from zoo.cli.setup import Priced
+from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import Output, Plot, Shown, split_words
+
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
+    from zoo.costs.setup import Setup
 
 
 def run(
@@ -24,7 +28,7 @@ def run(
     resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
     *,
     output: Output,
-    setup: Priced,
+    setup: SetupOptions,
 ) -> None:
     """Price a model without building it: parameters, FLOPs, KV cache and memory.
 
@@ -60,7 +64,7 @@ def run(
 def _price(
     targets: list[str],
     overrides: list[str],
-    setup: Any,
+    setup: Setup,
     shown: Shown,
     plot: Path | None,
     *,
@@ -93,7 +97,7 @@ def _price(
         draw_models(dict(zip(showing.shorten_labels(targets), specs, strict=True)), setup, plot)
 
 
-def _first_figures(spec: Any, setup: Any, figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _first_figures(spec: Priced, setup: Setup, figures: dict[str, Any]) -> list[tuple[str, str]]:
     """List the first lines of a model's output, labels and sentences."""
     from zoo.analysis.holding import find_holders
     from zoo.report.glance import list_first_figures
@@ -101,7 +105,7 @@ def _first_figures(spec: Any, setup: Any, figures: dict[str, Any]) -> list[tuple
     return list_first_figures(figures, setup, find_holders(spec, setup, figures))
 
 
-def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:
+def _kernels(targets: list[str], overrides: list[str], setup: Setup, shown: Shown) -> None:
     """Print the attention kernels of each model; as JSON, together with its figures."""
     from zoo import costs
     from zoo.cli import showing

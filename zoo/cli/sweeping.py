@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.cli.showing import Shown, shorten_labels
 from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.compose.sweep import Point
+    from zoo.costs.setup import Setup
 
 REFUSED = "refused"
 
@@ -16,7 +20,7 @@ REFUSED = "refused"
 def sweep(
     targets: Sequence[str],
     overrides: Sequence[str],
-    setup: Any,
+    setup: Setup,
     columns: str | None,
     shown: Shown,
     plot: Path | None,
@@ -48,7 +52,7 @@ def sweep(
         draw_models(specs, setup, plot)
 
 
-def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
+def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Point]:
     """List every point of every model."""
     from zoo.compose.sweep import read_points
 
@@ -62,12 +66,12 @@ def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     return found
 
 
-def _first(points: Sequence[Any], setup: Any) -> dict[str, Any] | None:
+def _first(points: Sequence[Point], setup: Setup) -> dict[str, Any] | None:
     """Price the first point that is not refused, with all figures."""
     return next((figures for point in points if (figures := _priced(point, setup)) is not None), None)
 
 
-def _priced(point: Any, setup: Any, parts: Collection[str] | None = None) -> dict[str, Any] | None:
+def _priced(point: Point, setup: Setup, parts: Collection[str] | None = None) -> dict[str, Any] | None:
     """Price a point, or only the `parts` of its figures; None if the point is refused."""
     from zoo.costs import price
 
@@ -78,11 +82,11 @@ def _priced(point: Any, setup: Any, parts: Collection[str] | None = None) -> dic
         return None
 
 
-def _values(point: Any) -> list[str]:
+def _values(point: Point) -> list[str]:
     return [str(value) for value in point.swept.values()]
 
 
-def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Shown) -> None:
+def _print(points: Sequence[tuple[Point, dict[str, Any] | None]], columns: dict[str, str], shown: Shown) -> None:
     from zoo import report
     from zoo.analysis.compare import flatten
     from zoo.report.figures import find_unit
@@ -118,6 +122,6 @@ def _short(value: Any, unit: str) -> str:
     return report.format_figure(value, unit, short=True)
 
 
-def _as_data(point: Any, figures: Any) -> dict[str, Any]:
+def _as_data(point: Point, figures: dict[str, Any] | None) -> dict[str, Any]:
     at = {"model": point.target, "overrides": point.overrides}
     return {**at, "refused": point.faults} if figures is None else {**at, **figures}

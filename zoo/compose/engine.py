@@ -268,6 +268,6 @@ def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) 
         del store.repo[f"{name}.yaml"]
 
 
-def store_model(name: str, body: Any) -> None:
+def store_model(name: str, body: dict[str, Any]) -> None:
     """Add a user's model to the options of the group `model`. Launchers send the store to their workers."""
     ConfigStore.instance().store(name, node=OmegaConf.create(body), group="model", provider=STATED)

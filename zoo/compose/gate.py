@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
 
 from zoo.errors import ConfigError
 from zoo.grammar.interpolation import find_foreign
@@ -48,7 +48,7 @@ def check_body(body: Mapping[str, Any], label: str) -> None:
         raise ConfigError(*(f"{label}: {fault}" for fault in faults))
 
 
-def check_merged(loaded: Any, package: str, label: str) -> None:
+def check_merged(loaded: Container, package: str, label: str) -> None:
     """Check a file's content at the place (`package`) that a defaults list gives it. Raises ConfigError."""
     content: Any = OmegaConf.to_container(loaded, resolve=False)
     for part in reversed(package.split(".") if package else []):

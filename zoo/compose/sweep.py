@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -20,6 +20,9 @@ from zoo.compose.engine import IntervalSweep, Override
 from zoo.compose.overrides import format_override, list_alternatives, parse_overrides
 from zoo.compose.targets import Composer, spec_of_composed
 from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Decoder
 
 DIGITS = 20
 """Maximum characters of a number that is put in place; longer ones are composed by Hydra."""
@@ -32,7 +35,7 @@ class Point:
     overrides: list[str]
     swept: dict[str, str]
     target: str = ""
-    spec: Any = None
+    spec: Decoder | None = None
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -87,7 +90,7 @@ class _Reader:
         """Composed configs by the overrides without their numbers; None if a number changes more than its own key, so
         that each point must be composed."""
 
-    def spec(self, line: Sequence[str]) -> Any:
+    def spec(self, line: Sequence[str]) -> Decoder:
         """Read the Spec of a point. Raises ConfigError with its faults."""
         numbers = {key: number for key, _, value in map(_split, line) if (number := _number(value)) is not None}
         shape = tuple(key if key in numbers else text for key, text, _ in map(_split, line))

@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import optimizer_flops
@@ -17,6 +17,9 @@ from zoo.errors import ConfigError, ZooError, short
 from zoo.jobs.sweep import hash_pace
 from zoo.training.flops import price_step
 from zoo.training.planning import TrainingPlan
+
+if TYPE_CHECKING:
+    from zoo.training.loop import Run
 
 STEPS = 3
 """Timed steps, after one untimed step: the first calls take longer."""
@@ -114,7 +117,7 @@ def time_steps(planned: TrainingPlan) -> Timing:
             release_memory()
 
 
-def _time(run: Any, began: float) -> Timing:
+def _time(run: Run, began: float) -> Timing:
     from zoo.training.compiling import compile_if_stated
     from zoo.training.loop import record
     from zoo.training.update import update

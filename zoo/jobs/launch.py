@@ -17,6 +17,8 @@ from zoo.jobs.slurm import submit
 from zoo.training.restarts import is_launched
 
 if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     from zoo.training.settings import Training
 
 
@@ -78,7 +80,7 @@ def _silence_elastic(restarts: int) -> None:
         logger.handlers, logger.propagate = [RestartLines(restarts)], False
 
 
-def _explain(error: Any) -> int:
+def _explain(error: ChildFailedError) -> int:
     rank, failure = error.get_first_failure()
     if failure.exitcode >= 0:
         return failure.exitcode
@@ -86,7 +88,7 @@ def _explain(error: Any) -> int:
     raise ZooError(f"rank {rank}: {ended} (`zoo train --resume RUN` goes on from a checkpoint)")
 
 
-def _describe_end(code: int, process: Any) -> str:
+def _describe_end(code: int, process: object) -> str:
     if code >= 0:
         return f"process {process} failed with exit code {code}"
     return f"process {process} was killed by {signal.Signals(-code).name}"

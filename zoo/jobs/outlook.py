@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -102,7 +103,7 @@ class Outlook:
         }
 
 
-def estimate_sigma(folder: Any) -> float:
+def estimate_sigma(folder: Path) -> float:
     """Estimate the standard deviation of the validation-loss difference of a pair (two arms, same seed) from a finished
     sweep: pooled over the arms, each against the first. Raises ConfigError if no arm shares two seeds with the first.
     """

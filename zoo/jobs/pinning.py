@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from zoo import disk
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 SLOTS = ".slots"
 """The subfolder of a sweep with one file per concurrent worker, locked by the worker while it lives."""
@@ -22,7 +25,7 @@ _held: list[IO[bytes]] = []
 """The lock of this process."""
 
 
-def count_workers(launcher: Any) -> int | None:
+def count_workers(launcher: DictConfig) -> int | None:
     """Count the workers of joblib's launcher from its settings; None for another launcher."""
     if not str(launcher.get("_target_", "")).endswith(".JoblibLauncher"):
         return None

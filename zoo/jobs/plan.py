@@ -370,7 +370,7 @@ def _with_options(override: Override, options: Mapping[str, str]) -> Override:
     return parse_overrides([f"{ROOT}={chosen}"], [])[0]
 
 
-def _of_loader(override: Override, loader: Any) -> Override:
+def _of_loader(override: Override, loader: JobLoader) -> Override:
     override.config_loader = loader  # in which `glob(*)` looks up the options
     return override
 

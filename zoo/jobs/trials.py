@@ -141,7 +141,7 @@ def make_pruner(steps: int) -> Any:
     class Halving(optuna.pruners.SuccessiveHalvingPruner):
         """ASHA that never ends a run whose loss is within TOLERANCE of the best at the same step."""
 
-        def prune(self, study: Any, trial: Any) -> bool:
+        def prune(self, study: Study, trial: Any) -> bool:
             if not super().prune(study, trial):
                 return False
             at = trial.last_step

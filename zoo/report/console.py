@@ -11,7 +11,7 @@ from rich.segment import Segment
 from zoo.untrusted.text import escape_controls
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 
 class SafeConsole(Console):
@@ -35,7 +35,7 @@ def make_console(**settings: Any) -> Console:
     return SafeConsole(**{"highlight": False, "markup": False, "emoji": False, **settings})
 
 
-def make_bar(*columns: Any, shown: bool = True) -> Progress:
+def make_bar(*columns: ProgressColumn, shown: bool = True) -> Progress:
     """Make a progress bar on standard error, if that is a terminal."""
     from rich.progress import Progress
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zoo.report.text import align_columns
 
 
-def format_evaluation(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
+def format_evaluation(found: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
     """Format the results of `zoo.evaluate`; `files` are the evaluated files, as the user named them."""
     if "tasks" in found:
         return format_tasks(found)
     return format_losses(found, files) if "results" in found else format_vectors(found, files[0])
 
 
-def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
+def format_losses(found: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
     """Format the losses on a text: the data, how it was scored, and a row for each precision and source."""
     text = ", ".join(map(str, files)) or found["data"]
     amount = f"{found['tokens']:,} {found['targets']}"
@@ -68,7 +69,7 @@ def _list_figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{row['loss']:.4f}", shown, "" if bits is None else f"{bits:.4f}"
 
 
-def format_vectors(found: Mapping[str, Any], file: Any) -> str:
+def format_vectors(found: Mapping[str, Any], file: Path) -> str:
     """Format the figures of a similarity or retrieval file."""
     amounts = [f"{found[name]:,} {name}" for name in ("pairs", "queries", "documents") if name in found]
     figures = [(name, f"{value:.4f}") for name, value in found.items() if isinstance(value, float)]

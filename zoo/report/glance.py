@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.report.text import wrap_text
 from zoo.report.units import format_count, format_si
+
+if TYPE_CHECKING:
+    from zoo.costs.setup import Setup
 
 PARTS = {
     "weights": "weights",
@@ -29,7 +32,7 @@ LABEL = 12
 
 
 def list_first_figures(
-    figures: Mapping[str, Any], setup: Any, holders: Mapping[str, Mapping[str, Any]]
+    figures: Mapping[str, Any], setup: Setup, holders: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
     """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, and the GPUs on
     which the model fits (`holders`, from `zoo.analysis.holding`)."""
@@ -102,7 +105,7 @@ def _flops(flops: Mapping[str, Any]) -> str:
     return found if convention == "exact" else f"{found} ({convention})"
 
 
-def _assumed(cache: Mapping[str, Any], setup: Any) -> str:
+def _assumed(cache: Mapping[str, Any], setup: Setup) -> str:
     """Describe the set-up of the figures: batch, context, dtypes, optimizer."""
     precision = PRECISIONS.get(setup.precision, setup.precision)
     kept = f", cache in {cache['dtype']}" if cache["bytes"] and cache["dtype"] != setup.dtype else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo import runs
 from zoo.costs.price import price
@@ -17,6 +17,9 @@ from zoo.grammar.saved import read_model
 from zoo.untrusted.json_file import check_shape
 from zoo.untrusted.text import shorten
 from zoo.untrusted.yaml_file import parse_yaml
+
+if TYPE_CHECKING:
+    from zoo.untrusted.json_file import JsonShape
 
 MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson", "val_spearman": "Spearman"}
 """The metrics of evaluations of labelled rows, and their names for people."""
@@ -174,7 +177,7 @@ def _read_searched(folder: Path, written: int) -> frozenset[str]:
     return frozenset(name for name, job in runs.read_sweep(folder).items() if "search" in job)
 
 
-def _read_mapping(file: Path, shape: Any = None) -> dict[str, Any]:
+def _read_mapping(file: Path, shape: type[JsonShape] | None = None) -> dict[str, Any]:
     try:
         return check_shape(parse_yaml(file), shape or dict[str, Any], str(file))
     except FileNotFoundError:

@@ -7,13 +7,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.disk import write_text
 from zoo.report.page import render_page
 from zoo.report.plot import write_figure
 from zoo.report.svg import COLORS, Curve, draw_panel
 from zoo.report.tables import make_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
 
 FIGURES, PAGE, MAPS = "inspect.json", "index.html", "maps.safetensors"
 
@@ -27,7 +31,7 @@ MOST_NAMED = len(COLORS)
 # ---------------------------------------------------------------- text
 
 
-def make_tables(figures: Mapping[str, Any]) -> list[Any]:
+def make_tables(figures: Mapping[str, Any]) -> list[Table]:
     """Make the tables of activations, heads and routers."""
     tables = [_list_activations(figures["activations"])]
     if figures["attentions"]:
@@ -37,12 +41,12 @@ def make_tables(figures: Mapping[str, Any]) -> list[Any]:
     return tables
 
 
-def _list_activations(found: Sequence[Mapping[str, Any]]) -> Any:
+def _list_activations(found: Sequence[Mapping[str, Any]]) -> Table:
     rows = [[name_call(each), each["kind"], f"{each['rms']:.4g}", f"{each['largest']:.4g}"] for each in found]
     return make_table("Activations", ("output of", "kind", "RMS", "largest"), rows, right=(2, 3))
 
 
-def _list_heads(attentions: Sequence[Mapping[str, Any]]) -> Any:
+def _list_heads(attentions: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for each in attentions:
         shares = [divide(head["entropy"], head["uniform"]) for head in each["heads"]]
@@ -62,7 +66,7 @@ def _list_heads(attentions: Sequence[Mapping[str, Any]]) -> Any:
     return make_table("Heads: entropy of equal shares, and effective rank of the map", header, rows, right=range(2, 8))
 
 
-def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Any:
+def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [
             name_call(each),
@@ -142,7 +146,7 @@ def _spread(values: Sequence[Sequence[float]]) -> list[Curve]:
     return [*dots, Curve([*range(1, len(means) + 1)], means, "mean", 0, marks=len(means) == 1)]
 
 
-def draw_maps(maps: Any, title: str, file: Path) -> None:
+def draw_maps(maps: Tensor, title: str, file: Path) -> None:
     """Draw the mean maps [H, T, S] of one attention's heads into a PNG file."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -182,7 +186,7 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 # ---------------------------------------------------------------- files
 
 
-def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Tensor], folder: Path) -> list[Path]:
     """Write figures, maps, plots and the page into a folder; return the files. Raises ConfigError and OSError."""
     from zoo.checkpoint.files import write_tensors
     from zoo.disk import replace_file
@@ -226,7 +230,7 @@ def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Seque
     )
 
 
-def _read_table(table: Any) -> tuple[str, list[str], list[tuple[str, ...]]]:
+def _read_table(table: Table) -> tuple[str, list[str], list[tuple[str, ...]]]:
     """Read title, header and cells of a rich table."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     header = [str(column.header) for column in table.columns]

@@ -74,7 +74,9 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
         for each in outcome["held_out"]
     ]
     header = ("parameters", "tokens", "predicted", "95 %, of the law", "measured", "error")
-    made = [make_table("The largest size, predicted from the others before its run", header, rows, right=range(6))]
+    made: list[Any] = [
+        make_table("The largest size, predicted from the others before its run", header, rows, right=range(6))
+    ]
     if outcome["doubt"]:
         made.append(f"In doubt: {outcome['doubt']}")
     return [*made, _compare_seconds(outcome["runs"])]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.price import price
@@ -14,6 +14,12 @@ from zoo.costs.setup import Setup
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
 from zoo.untrusted.text import escape_controls
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from zoo.costs.rows import Priced
 
 FORMATS = (".png", ".svg")
 MOST = 12
@@ -45,7 +51,7 @@ def check_picture(file: Path, count: int) -> None:
         raise ConfigError(f"plot: {count} models are too many for one picture (at most {MOST})")
 
 
-def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
+def draw_models(specs: Mapping[str, Priced], setup: Setup, file: Path) -> None:
     """Draw models into a .png or .svg file: parameters, memory and, with a `gpu`, the roofline.
 
     Raises ConfigError as `check_picture` does, and if the file cannot be written.
@@ -95,7 +101,7 @@ def put_legend_below(axes: Any) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=columns, **anchor)
 
 
-def draw_literally(figure: Any) -> None:
+def draw_literally(figure: Figure) -> None:
     """Draw the texts of a figure literally: a `$` in an untrusted title starts no formula, and control characters are
     escaped. matplotlib's own tick labels of logarithmic axes are formulas, and stay."""
     from matplotlib.text import Text
@@ -117,7 +123,7 @@ def _name_tick(name: Callable[..., Any], value: float, place: int | None = None)
     return escape_controls(str(name(value, place)))
 
 
-def write_figure(figure: Any, file: Path) -> None:
+def write_figure(figure: Figure, file: Path) -> None:
     """Write a matplotlib figure in the format of the file's suffix. Raises ConfigError if it cannot be written."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -134,7 +140,7 @@ def write_figure(figure: Any, file: Path) -> None:
         raise ConfigError(f"plot: {file} cannot be written, {error.strerror or error}") from error
 
 
-def format_svg(figure: Any) -> str:
+def format_svg(figure: Figure) -> str:
     """Format a matplotlib figure as an SVG element for an HTML page. Text stays text."""
     from io import StringIO
 
@@ -155,7 +161,7 @@ def list_colors(count: int) -> list[Any]:
     return [colormaps["tab10" if count <= 10 else "tab20"](index) for index in range(count)]
 
 
-def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
+def _parameters(axes: Axes, counted: Mapping[str, Mapping[str, Any]]) -> None:
     """Draw a bar per model, stacked by component. A black line marks the active parameters of a mixture of experts."""
     from zoo.analysis.compare import merge_orders
     from zoo.report.units import format_count
@@ -189,7 +195,7 @@ def list_contexts(longest: int) -> list[int]:
     return sorted({round(step) for step in steps})
 
 
-def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
+def _memory(axes: Axes, specs: Mapping[str, Priced], setup: Setup) -> None:
     """Draw weights and KV cache by context length; for several models their sum, with the weights as a dotted line."""
     longest = max(setup.tokens(spec) for spec in specs.values())
     curves = {label: _price_contexts(spec, setup) for label, spec in specs.items()}
@@ -218,20 +224,20 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     put_legend_below(axes)
 
 
-def _price_contexts(spec: Any, setup: Setup) -> tuple[int, list[int], list[int]]:
+def _price_contexts(spec: Priced, setup: Setup) -> tuple[int, list[int], list[int]]:
     """Return the bytes of weights, the context lengths, and the bytes of weights and cache at each length."""
     lengths = list_contexts(setup.tokens(spec))
     weights = price(spec, setup, ("memory.weights",))["memory"]["weights"]
     return weights, lengths, [weights + kv_cache(spec, replace(setup, context=each))["bytes"] for each in lengths]
 
 
-def _ticks(axes: Any) -> None:
+def _ticks(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
     axes.grid(alpha=0.25)
 
 
-def _capacity(axes: Any, setup: Setup) -> None:
+def _capacity(axes: Axes, setup: Setup) -> None:
     """Draw the GPU's memory as a line."""
     if setup.gpu is None:
         return
@@ -241,7 +247,7 @@ def _capacity(axes: Any, setup: Setup) -> None:
     axes.axhline(device.memory, color="tab:red", linewidth=1, linestyle="--", label=f"memory of {device.title}")
 
 
-def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
+def _roofline(axes: Axes, specs: Mapping[str, Priced], setup: Setup) -> None:
     """Draw a GPU's roofline, with points of decoding and prefill at several batch sizes (Williams et al., 2009)."""
     from zoo.costs.roofline import roofline
     from zoo.report.units import format_si
@@ -276,7 +282,7 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     put_legend_below(axes)
 
 
-def _bound_batches(spec: Any, setup: Setup) -> dict[str, tuple[list[int], list[float], list[float]]]:
+def _bound_batches(spec: Priced, setup: Setup) -> dict[str, tuple[list[int], list[float], list[float]]]:
     """Return for each phase the batch sizes, and their arithmetic intensities and FLOP/s."""
     from zoo.costs.roofline import roofline
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.disk import replace_file
 from zoo.errors import ConfigError, did_you_mean
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
 from zoo.report.plot import as_label, check_picture, draw_literally, join_equal, list_colors, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
 LINE = 100
@@ -69,7 +72,7 @@ def _drawn_points(record: RunRecord, x: str, metric: str) -> list[dict[str, Any]
 
 
 def _draw_run(
-    axes: Any, points: list[dict[str, Any]], label: str, color: Any, x: str, metric: str, share: float
+    axes: Axes, points: list[dict[str, Any]], label: str, color: Any, x: str, metric: str, share: float
 ) -> None:
     at, values = read_curve(points, metric, x)
     evaluated = metric.startswith(("val_", "bits_per_byte"))
@@ -86,7 +89,7 @@ def _draw_run(
             axes.annotate(f"{values[-1]:.3f}", (at[-1], values[-1]), color=color, **where)
 
 
-def _dress(axes: Any, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
+def _dress(axes: Axes, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
     from matplotlib.ticker import EngFormatter
 
     if metric == "loss" and any("val_loss" in line for each in records.values() for line in each.lines):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.report.text import measure_screen
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
-def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
+
+def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
     """Make a rich table; `right` are the columns to align right. A cell that is too wide is folded."""
     from rich import box
     from rich.table import Table
@@ -36,7 +40,7 @@ def fit_columns(
     return kept, [[row[header.index(name)] for name in kept] for row in rows]
 
 
-def print_tables(*things: Any) -> None:
+def print_tables(*things: RenderableType) -> None:
     """Print rich objects to stdout, at the terminal's width, or 80 columns into a pipe."""
     from zoo.report.console import make_console
 

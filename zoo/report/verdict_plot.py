@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.verdict import LEVEL, Sample
 from zoo.report.arms import Arm
@@ -14,6 +14,10 @@ from zoo.report.curves import read_curve
 from zoo.report.plot import check_picture, list_colors, write_figure
 from zoo.report.units import format_count, format_si
 from zoo.report.verdicts import NAMES, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 VERDICT_COLORS = {"better": "tab:green", "worse": "tab:red", "no significant difference": "tab:gray"}
 TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
@@ -33,11 +37,11 @@ def draw_report(report: Report, file: Path) -> None:
     write_figure(figure, file)
 
 
-def make_figure(report: Report) -> Any:
+def make_figure(report: Report) -> Figure:
     """Make one figure: the differences, the curves, and a panel for each cost in which the arms differ."""
     from matplotlib.figure import Figure
 
-    draws: list[Callable[[Any], None]] = [partial(_draw_differences, report=report)]
+    draws: list[Callable[[Axes], None]] = [partial(_draw_differences, report=report)]
     colors = dict(zip((each.name for each in report.arms), list_colors(len(report.arms)), strict=True))
     curves = {arm.name: collect_curve(arm, report.metric) for arm in report.arms}
     if any(len(at) > 1 for at, *_ in curves.values()):
@@ -64,7 +68,7 @@ def make_figure(report: Report) -> Any:
     return figure
 
 
-def _draw_differences(axes: Any, report: Report) -> None:
+def _draw_differences(axes: Axes, report: Report) -> None:
     """Draw each arm's difference from the baseline with its 95 % interval, coloured by its verdict."""
     for at, arm in enumerate(report.others):
         each = report.found[arm.name]
@@ -83,7 +87,7 @@ def _draw_differences(axes: Any, report: Report) -> None:
     )
 
 
-def _draw_curves(axes: Any, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
+def _draw_curves(axes: Axes, metric: str, curves: Mapping[str, Curve], colors: Mapping[str, Any]) -> None:
     """Draw the mean of the metric over each arm's seeds by tokens, and the band from minimum to maximum."""
     for place, (name, curve) in enumerate(curves.items()):
         at, low, middle, high = ([float(each) for each in line] for line in curve)  # matplotlib refuses huge integers
@@ -104,7 +108,7 @@ def collect_curve(arm: Arm, metric: str) -> Curve:
     return at, [min(each) for each in values], [mean(each) for each in values], [max(each) for each in values]
 
 
-def _draw_front(axes: Any, report: Report, cost: str, front: list[str], colors: Mapping[str, Any]) -> None:
+def _draw_front(axes: Axes, report: Report, cost: str, front: list[str], colors: Mapping[str, Any]) -> None:
     """Draw the arms' mean metric with its 95 % interval against a cost; arms on the Pareto front are ringed."""
     for arm in report.arms:
         values = list(arm.values(report.metric).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from zoo.errors import CheckpointError
 
@@ -11,7 +11,7 @@ LINE = 128 << 20
 """Maximum bytes (or characters) of a line."""
 
 
-def read_lines(stream: Any, place: str, most: int = LINE) -> Iterator[Any]:
+def read_lines(stream: IO[Any], place: str, most: int = LINE) -> Iterator[Any]:
     """Yield the lines of a stream of bytes or text, line ends included. Raises CheckpointError for a line longer than
     `most`; no more than that of a compressed file's content is held in memory."""
     number = 0

@@ -21,18 +21,18 @@ def find_key(text: str, index: int) -> str:
     return ".".join(next(found, ()))
 
 
-def _begin(nodes: list[Any]) -> list[int]:
+def _begin(nodes: list[yaml.Node]) -> list[int]:
     return [node.start_mark.index for node in nodes]
 
 
-def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+def _walk(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """Yield the path of each item of a node, the node that states it, and its value."""
     for name, stated, value in _list_items(node):
         yield (*path, name), stated, value
         yield from _walk(value, (*path, name))
 
 
-def _list_items(node: Any) -> Iterator[tuple[str, Any, Any]]:
+def _list_items(node: yaml.Node | None) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name, the node that states it, and the value of each item of a mapping or a list. Items merged by `<<`
     are included."""
     if isinstance(node, yaml.MappingNode):

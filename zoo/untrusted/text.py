@@ -49,7 +49,7 @@ def quote(value: Any, longest: int = 60) -> str:
     return shorten(repr(value[: 2 * longest] if isinstance(value, str | bytes) else value), longest)
 
 
-def list_first(names: Sequence[str], describe: Callable[[str], str], place: Any) -> list[str]:
+def list_first(names: Sequence[str], describe: Callable[[str], str], place: object) -> list[str]:
     """Describe the first faulty names, one line each, and count the rest in one more line."""
     lines = [describe(name) for name in names[:FIRST]]
     more = len(names) - FIRST
