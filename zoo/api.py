@@ -1,5 +1,4 @@
-"""Offer the verbs of the command line as Python functions, which return plain data and raise ConfigError for faulty
-input."""
+"""Offer the verbs as Python functions, which return plain data and raise ConfigError for faulty input."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ class Pruned(KeyboardInterrupt):
 
 
 class ConfigError(ZooError):
-    """The user's input is wrong. `faults` has one line for each fault: `path: what is wrong, what was found (a
-    cure)`."""
+    """The user's input is wrong. `faults` has a line for each fault: `path: what is wrong, what was found (a cure)`."""
 
     exit_code = 2
 

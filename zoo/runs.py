@@ -118,8 +118,7 @@ def _find_average(path: Path) -> Path:
 
 
 def steps(root: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first. Other folders, such as a user's copy named step-400-best, are left
-    out."""
+    """List the checkpoints of a run, oldest first, without other folders such as a user's copy step-400-best."""
     numbers = {each: each.name.removeprefix("step-") for each in root.glob("step-*")}
     ours = [each for each, number in numbers.items() if number.isascii() and number.isdigit()]
     return sorted(ours, key=lambda each: int(numbers[each]))
@@ -236,8 +235,7 @@ def read_sweep_record(folder: Path) -> dict[str, Any]:
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the jobs of a sweep, in order, by the names of their folders; empty if `folder` is no sweep's. Raises
-    CheckpointError."""
+    """Read the jobs of a sweep, in order, by their folders' names; empty if it is no sweep. Raises CheckpointError."""
     return read_sweep_record(folder).get("jobs", {})
 
 

@@ -62,8 +62,7 @@ def refuse(faults: Iterable[str]) -> None:
 
 
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
-    """Run every job that is not done, and print one table at the end; exits with 1 if a job failed. With `--plan` print
-    the plan instead."""
+    """Run all jobs that are not done, then print one table; exits with 1 if a job failed. `--plan` prints the plan."""
     from zoo.cli.outlook import print_plan
     from zoo.errors import ConfigError
     from zoo.jobs.sweep import Sweep
@@ -262,8 +261,7 @@ def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
 def _print_results(
     folder: Path, jobs: Sequence[Job], found: Sequence[dict[str, Any]], noted: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Print a row for each job, with measured figures and their ratios to the predicted ones, then the errors of failed
-    jobs."""
+    """Print a row for each job, with measured figures and their ratios to the predicted ones, then errors of jobs."""
     from zoo.jobs.sweep import list_varied
 
     named = zip(jobs, list_varied([each.typed for each in jobs]), found, strict=True)

@@ -56,8 +56,7 @@ def run(
 
 
 def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> Outcome:
-    """Run a recipe and judge it. Writes the verdict and a plot next to its runs, and a page for a recipe of training
-    arms."""
+    """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs."""
     from zoo.experiments.judging import find_file, judge
     from zoo.experiments.laddering import climb_recipe
     from zoo.experiments.probing import probe_recipe

@@ -1,5 +1,4 @@
-"""`zoo report`: which arms of an experiment are better than its baseline, worse, or not significantly
-different."""
+"""`zoo report`: tell which arms of an experiment are better, worse or not significantly different."""
 
 from __future__ import annotations
 

@@ -65,8 +65,7 @@ PAIRS = (("query", "document"), ("text", "text_pair"), ("prompt", "response"))
 
 
 class Fields(NamedTuple):
-    """The names of the fields that are read from a record. With `chat` the two texts are the user's message and the
-    model's answer."""
+    """The fields to read from a record. With `chat` the two are the user's message and the model's answer."""
 
     text: str
     second: str | None = None
@@ -83,8 +82,7 @@ class Fields(NamedTuple):
 
 
 def find_fields(checkpoint: Path, text: str | None, second: str | None, first: Mapping[str, Any]) -> Fields:
-    """Find the fields to read: the named ones, else those of the checkpoint's training run, else the pair of PAIRS in
-    the `first` record."""
+    """Find the fields to read: the named ones, else those of the training run, else a pair of PAIRS in `first`."""
     from zoo import runs
     from zoo.report.history import RunRecord
 

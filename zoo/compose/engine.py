@@ -151,8 +151,7 @@ class UserFolder(FileConfigSource):
 
 
 def open_repository(*folders: Path) -> CachingConfigRepository:
-    """Open the groups and files of conf/, then of the user's folders. A packaged file takes precedence over a user's
-    file of the same name."""
+    """Open the groups and files of conf/, then of the user's folders. Packaged files win over the user's."""
     version.setbase("1.3")
     registry = SourcesRegistry.instance()
     for source in (FileConfigSource, StructuredConfigSource, UserFolder):
@@ -251,8 +250,7 @@ def fill_hydra_node(
 
 
 def name_primary() -> str:
-    """Make a new name for a primary config. Under its file's name, a user's `config.yaml` with `defaults: [/config]`
-    would include itself."""
+    """Make a new name for a primary config. By its own, a `config.yaml` with `defaults: [/config]` includes itself."""
     return f"{PRIMARY}{next(_numbers)}"
 
 

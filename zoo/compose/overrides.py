@@ -78,8 +78,7 @@ def format_override(override: Override) -> str:
 
 
 def list_alternatives(override: Override) -> list[str]:
-    """List one override for each value of a sweep. An interval, from which a sampling sweeper draws, gives its start
-    alone."""
+    """List one override for each value of a sweep; of an interval, for sampling sweepers, the start alone."""
     if not override.is_sweep_override():
         return [format_override(override)]
     key = override.get_key_element()

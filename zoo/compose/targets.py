@@ -1,5 +1,4 @@
-"""Find the model that the user named and read its Spec: a packaged model, a YAML file, a config.json, a checkpoint or a
-mapping."""
+"""Find the model that the user named, a packaged one, a file, a checkpoint or a mapping, and read its Spec."""
 
 from __future__ import annotations
 
@@ -146,8 +145,7 @@ def describe_unpublished(name: str) -> str:
 
 
 def read_yaml(path: Path) -> Body:
-    """Read a user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML
-    mapping."""
+    """Read a user's YAML file as a mapping. Raises ConfigError if it is missing, unreadable or not a mapping."""
     try:
         return _plain(OmegaConf.load(io.StringIO(read_yaml_text(path))), str(path))
     except FileNotFoundError:
@@ -240,8 +238,7 @@ def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[st
 
 
 class Composer:
-    """Compose one model under many sets of overrides. Its files are read once, and each set of choices is composed
-    once."""
+    """Compose one model under many sets of overrides: its files are read once, each set of choices is composed once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
@@ -288,8 +285,7 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
 
 
 def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:
-    """Write a model's config as a person would: choices as words, and no interpolations. The keys of `about` in `left`
-    are left out."""
+    """Write a model's config as a person would: choices as words, no interpolations, `about` without `left`."""
     from zoo import grammar
 
     body: Any = OmegaConf.to_container(cfg, resolve=False)

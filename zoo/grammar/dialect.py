@@ -87,8 +87,7 @@ def _name_cross(key: Any, value: Any) -> Any:
 
 
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Lay each kind of layer that is `like` another over the other's patch. Raises ConfigError for an unknown name and
-    for a cycle."""
+    """Lay each kind of layer that is `like` another over the other's patch. ConfigError for unknown names, cycles."""
 
     def whole(name: Any, above: tuple[Any, ...]) -> Any:
         patch = layers[name]

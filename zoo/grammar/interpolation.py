@@ -4,6 +4,9 @@
     ${or:a,literal}  the nearest enclosing `a`, else the literal
     ${a.b}           the value at that place
 
+`up` looks outwards from the component, so one component file works at a model's root (`zoo stats`), under `model`
+(`zoo train`) and inside a kind of layer; an absolute or a relative path would break in one of these places.
+
 OmegaConf composes the interpolations as texts and resolves none of them. Its custom resolvers could not record which
 names are looked up, and would take ten times as long: it parses each text with ANTLR at each visit.
 """
@@ -35,8 +38,7 @@ _SIMPLE = re.compile(r"\$\{(up|or):([^{}]*)\}")
 
 
 def split_interpolation(text: Any) -> tuple[list[str], str | None]:
-    """Split `${up:a,b}` into the names [a, b], and `${or:a,literal}` into [a] and the literal. No names for anything
-    else."""
+    """Split `${up:a,b}` into the names [a, b], and `${or:a,literal}` into [a] and the literal; [] for anything else."""
     found = _SIMPLE.fullmatch(text) if isinstance(text, str) else None
     names = [name.strip() for name in found[2].split(",")] if found else []
     return (names[:-1], names[-1]) if found and found[1] == "or" else (names, None)

@@ -24,8 +24,7 @@ MOST_NAMES = 10_000
 
 
 def get_kinds(root: Scope) -> dict[Any, Any]:
-    """Return the patches of the kinds of layer, by name; empty if `layers` is no mapping, which `read_pattern`
-    reports."""
+    """Return the patches of the kinds of layer; empty if `layers` is no mapping (which `read_pattern` reports)."""
     layers = root.get("layers")
     return layers.node if isinstance(layers, Scope) and layers.is_mapping else {}
 

@@ -50,8 +50,7 @@ def _is_off(value: Any, default: Any) -> bool:
 
 
 def to_body(spec: Any) -> dict[str, Any]:
-    """Write a Spec as the body of a model's file, with each kind of layer in full. `to_spec` gives the same Spec
-    back."""
+    """Write a Spec as the body of a model's file, each kind of layer in full. `to_spec` gives the same Spec back."""
     return _to_body(to_dict(spec))
 
 

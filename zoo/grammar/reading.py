@@ -1,5 +1,4 @@
-"""Read a model's YAML node into its Spec: resolve interpolations, expand the kinds of layer, report every fault at
-once."""
+"""Read a model's YAML node into its Spec: resolve interpolations, expand kinds of layer, report all faults at once."""
 
 from __future__ import annotations
 

@@ -1,2 +1,1 @@
-"""Plan and run jobs on Hydra: every job is checked before the first one starts (plan), and writes its outcome
-(callback, record)."""
+"""Plan and run jobs on Hydra: all jobs are checked before the first starts; each writes its outcome (callback)."""

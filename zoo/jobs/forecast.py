@@ -47,8 +47,7 @@ class Price:
 
 
 def price_run(planned: TrainingPlan, *, cuda: bool = False, memory: bool = True) -> Price:
-    """Price a run. With `cuda` the memory is that of CUDA kernels; without `memory` the peak is left None, which saves
-    tracing a pass."""
+    """Price a run. With `cuda` its memory is that of CUDA kernels; without `memory` no pass is traced for the peak."""
     from zoo.training.fitting import price_training, take_share
 
     settings, spec = planned.settings, planned.spec

@@ -118,8 +118,7 @@ class LaunchPlan:
 
     @contextmanager
     def hold_folder(self) -> Iterator[Path]:
-        """Make the folder and lock it before Hydra writes into it: another process may have been given the same
-        folder."""
+        """Make the folder and lock it before Hydra writes into it, as another process may have been given it too."""
         folder = self.make_folder()
         with runs.locked_for_launch(folder, lambda line: print(line, file=sys.stderr)):
             _refuse_used(folder, self.sweeps)  # another process may have used it before the lock
@@ -280,8 +279,8 @@ def plan_launch(
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
-    """Add the overrides that `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and its
-    tokenizer, unless others are named.
+    """Add what `weights=FOLDER`, typed or in the file `body`, implies as overrides, so that the run's records show it:
+    the folder's model and its tokenizer, unless others are named.
 
     Raises ConfigError if the folder has no tokenizer and none is named.
     """

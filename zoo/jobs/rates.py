@@ -40,8 +40,7 @@ which is the first seed's run."""
 
 @dataclass
 class Search:
-    """The search of one arm: `ask` gives rates to try, `tell` takes their losses. Rates are in quarter decades from
-    `start`."""
+    """The search of one arm: `ask` gives rates to try, `tell` takes losses. Rates are quarter decades from `start`."""
 
     start: float
     losses: dict[float, float] = field(default_factory=dict)
@@ -138,8 +137,7 @@ def search_rates(
 ) -> tuple[list[Job], dict[str, Search]]:
     """Search the rate of every arm, running all arms' jobs of a round together: by the grid, or by the search that
     `begin` makes from the job of an arm's first seed. `launch` gets the jobs, and by name each job's fields in
-    sweep.json. Returns the jobs of all seeds at the best rates, and the searches by arm. Raises ZooError if all runs of
-    an arm failed."""
+    sweep.json. Returns the jobs of all seeds at the best rates, and the searches. Raises ZooError if an arm failed."""
     if faults := find_faults(jobs):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)

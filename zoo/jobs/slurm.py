@@ -26,8 +26,7 @@ PATIENCE = 60  # seconds after which sbatch counts as failed
 
 
 def submit(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int:
-    """Write the job script into the run's folder, and submit it unless `launcher.submit` is false. Returns the exit
-    code."""
+    """Write the job script into the run's folder; submit it unless `launcher.submit` is false. Returns an exit code."""
     launcher = settings.launcher
     assert isinstance(launcher, SlurmLauncher)
     if launcher.submit and shutil.which("sbatch") is None:
@@ -47,8 +46,7 @@ def submit(settings: Training, command: Command, make_folder: Callable[[], Path]
 
 def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], folder: Path) -> Iterator[str]:
     """Yield the lines of the job script. All its submissions have the same torchrun id, so that a job that SLURM
-    requeues, or that is submitted again, resumes its run. Raises ConfigError for an option that is not one printable
-    line."""
+    requeues, or that is submitted again, resumes its run. Raises ConfigError for an option of several lines."""
     options = list(list_options(settings, launcher, folder))
     if broken := next(
         (each for each in (*options, *launcher.lines) if not each.replace("\t", " ").isprintable()), None

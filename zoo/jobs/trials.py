@@ -32,8 +32,7 @@ DECADES = 1.0
 """Rates are drawn up to this many decades below and above the config's."""
 
 THIRD = 3
-"""ASHA's reduction factor: one of THIRD runs continues at each rung, and each rung has THIRD times the steps of the
-rung before."""
+"""ASHA's reduction factor: one of THIRD runs continues at each rung, whose steps are THIRD times the last rung's."""
 
 AT_START = 5
 """The number of trials that are drawn at random before TPE starts."""

@@ -83,8 +83,7 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[Any]:
 
 
 def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]]) -> str:
-    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve for each size, and one of the predicted losses
-    of the largest."""
+    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, and the largest's predicted one."""
     sizes = sorted({params for params, _, _ in rows})
     curves = []
     for color, size in enumerate(sizes):

@@ -23,8 +23,7 @@ NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
 
 
 def check_curves(records: Mapping[str, RunRecord], x: str, metric: str, share: float, file: Path) -> None:
-    """Raise ConfigError for a figure that cannot be drawn: for its file, the smoothed fraction, the metric or the
-    x-axis."""
+    """Raise ConfigError for a file, smoothed fraction, metric or x-axis with which no figure can be drawn."""
     check_picture(file, len(records))
     if not 0 <= share < 1:
         raise ConfigError(f"smooth: is {share}, not a share of a run (0 draws every point; 0.04 is usual)")

@@ -29,8 +29,7 @@ def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 def fit_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], idle: Sequence[str] = ()
 ) -> tuple[list[str], list[list[str]]]:
-    """Leave out the `idle` columns, then `expendable` ones in their order until the table fits the screen. Returns the
-    header and the rows."""
+    """Drop the `idle` columns, then `expendable` ones in order until the table fits; return header and rows."""
     kept = [name for name in header if name not in idle]
     widths = dict(zip(header, (max(map(len, column)) for column in zip(header, *rows, strict=True)), strict=True))
     for name in expendable:

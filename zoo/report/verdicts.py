@@ -1,4 +1,8 @@
-"""Compare the arms of an experiment with a baseline in one metric, with their costs: the verdicts of `zoo report`."""
+"""Compare the arms of an experiment with a baseline in one metric, with their costs: the verdicts of `zoo report`.
+
+Runs of one seed start from equal weights where names and shapes are equal, and read the same rows in the same order.
+So losses are compared in pairs, seed by seed.
+"""
 
 from __future__ import annotations
 

@@ -96,8 +96,7 @@ def parse_json(
     hook: Callable[[dict], Any] | None = None,
     largest: int = LARGEST,
 ) -> Any:
-    """Parse JSON as plain data, after checking it against `shape`. `place` names it in messages. Raises
-    CheckpointError."""
+    """Parse JSON as plain data and check it against `shape`; `place` names it in messages. Raises CheckpointError."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
         node = json.loads(text, object_hook=hook)

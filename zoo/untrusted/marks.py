@@ -33,8 +33,7 @@ def _walk(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def _list_items(node: yaml.Node | None) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, the node that states it, and the value of each item of a mapping or a list. Items merged by `<<`
-    are included."""
+    """Yield name, stating node and value of each item of a mapping or a list, including items merged by `<<`."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.value == "<<":

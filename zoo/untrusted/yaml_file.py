@@ -20,8 +20,7 @@ from zoo.untrusted.text import quote, shorten
 LARGEST = 4 << 20
 """Maximum bytes of a YAML file."""
 NODES = 20_000
-"""Maximum values of a file that OmegaConf reads, aliases expanded: it takes seconds for as many. A model's YAML has
-hundreds."""
+"""Maximum values of a file for OmegaConf, aliases expanded, for which it takes seconds. A model's YAML has hundreds."""
 PLAIN_NODES = 400_000
 """Maximum values of a file that is read as plain data, such as the pattern of a model of 100,000 layers."""
 DIGITS = 40
