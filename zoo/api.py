@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoo.costs.setup import Setup
     from zoo.spec import Spec
     from zoo.training.result import TrainingResult
@@ -126,7 +128,7 @@ def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
 
 
 def evaluate(
-    model: Any,
+    model: str | Path | nn.Module,
     texts: Sequence[Any] | None = None,
     *,
     tasks: Sequence[str | Path] | None = None,
@@ -169,7 +171,7 @@ def evaluate(
 
 
 def export(
-    model: Any, path: str | Path, *, verify: bool = True, shard: int | None = None, into: str | Path | None = None
+    model: nn.Module, path: str | Path, *, verify: bool = True, shard: int | None = None, into: str | Path | None = None
 ) -> Path:
     """Write a model as a Hugging Face folder that transformers loads; return the folder.
 

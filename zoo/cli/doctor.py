@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli.showing import Json
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from zoo.kernels.base import Machine
     from zoo.kernels.table import KernelRow
 
@@ -152,7 +154,7 @@ def _devices() -> list[tuple[str, str]]:
     return rows + [(f"cuda:{index}", _cuda(torch, index)) for index in range(torch.cuda.device_count())]
 
 
-def _cuda(torch: Any, index: int) -> str:
+def _cuda(torch: ModuleType, index: int) -> str:
     from zoo import report
 
     device = torch.cuda.get_device_properties(index)

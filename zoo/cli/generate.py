@@ -117,7 +117,7 @@ class Serving:
     weights: Weights | None = option("Store linear layers' weights in this format, on a CPU. [default: as they are]")
 
     @property
-    def lower(self) -> dict[str, Any]:
+    def lower(self) -> dict[str, str | None]:
         """The options of lower precision."""
         return {"fp8": self.fp8, "weights": self.weights}
 
@@ -185,7 +185,7 @@ def read_given(texts: Texts, batch: Batch, drawing: Drawing, ending: Ending, gra
     return given
 
 
-def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **lower: Any) -> World:
+def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **lower: str | None) -> World:
     """Return the tensor-parallel processes. If --tp asks for several and they are not started, start them and exit with
     their code. Raises ConfigError."""
     from zoo.checkpoint import store

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
     """Load the Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
 
-    What a config.json says and the Spec leaves out (`zoo.families.described`), and what a swapped axis leaves without a
-    place, is a UserWarning. Raises ConfigError that holds every fault of the target and of the overrides.
+    Warns (UserWarning) of fields of a config.json that the Spec leaves out (`zoo.families.described`), and of fields
+    that a swapped choice does not have. Raises ConfigError with all faults of the target and of the overrides.
     """
     from zoo.compose.targets import Composer, spec_of_composed
 

@@ -49,7 +49,7 @@ def _is_off(value: Any, default: Any) -> bool:
     return value is not True and value == default and off
 
 
-def to_body(spec: Any) -> dict[str, Any]:
+def to_body(spec: Topology) -> dict[str, Any]:
     """Write a Spec as the body of a model's file, each kind of layer in full. `to_spec` gives the same Spec back."""
     return _to_body(to_dict(spec))
 

@@ -48,7 +48,7 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
 
 
 def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
-    """Read the plain data from which `to_spec` makes a Spec, unchecked, with all interpolations replaced by values."""
+    """Read the plain data from which `to_spec` makes a Spec, unchecked, its interpolations replaced by values."""
     root = to_root(node)
     return _join(root, {tower.name: tower.read([], set())[0] for tower in split_towers(root, [])})
 

@@ -189,7 +189,7 @@ class LaunchPlan:
         """Remove the folder of a run that refused its input at the start, and the parent folders made for it."""
         of_a_start = {".hydra", "train.log", runs.RESULT, runs.LOCK, restarts.FILE}
         nothing_done = {path.name for path in folder.iterdir()} <= of_a_start
-        if nothing_done and not runs.is_locked(folder):  # a lock is another process', whose run this one met
+        if nothing_done and not runs.is_locked(folder):  # locked: another process trains in it
             shutil.rmtree(folder)
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):

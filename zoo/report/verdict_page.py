@@ -53,7 +53,7 @@ def describe_verdict(report: Report, arm: Arm) -> str:
 
 
 def list_runs(report: Report) -> list[tuple[str, ...]]:
-    """A row for each run: arm, seed, metric, seconds, folder and overrides."""
+    """List a row per run: arm, seed, metric, seconds, folder and overrides."""
     rows = [("arm", "seed", report.metric, "time", "folder", "overrides")]
     for arm in report.arms:
         values = arm.values(report.metric)
@@ -65,7 +65,7 @@ def list_runs(report: Report) -> list[tuple[str, ...]]:
 
 
 def list_machines(report: Report) -> list[str]:
-    """Where the runs computed, each machine once."""
+    """Describe the machines of the runs, each once."""
     found: dict[str, None] = {}
     for arm in report.arms:
         for run in arm.runs.values():
@@ -75,7 +75,7 @@ def list_machines(report: Report) -> list[str]:
 
 
 MACHINE: tuple[str, ...] = ("zoo", "torch", "python", "device", "processor", "cores", "threads", "gpu")
-"""What tells one machine from another, of a run's environment."""
+"""The keys of a run's environment by which machines are distinguished."""
 
 TEMPLATE = """<h1>{{ name }}</h1>
 <p class="folder">{{ metric }}, held against {{ baseline }}; less is better</p>

@@ -55,7 +55,7 @@ SPEEDUPS = ("arm", *(f"speedup in {NAMES.get(name, name)}" for name in SPENT))
 
 @dataclass(frozen=True)
 class Report:
-    """Arms compared with a baseline in one metric, of which lower is better."""
+    """Arms compared with a baseline in one metric; lower is better."""
 
     arms: Sequence[Arm]
     baseline: Arm
