@@ -1,5 +1,4 @@
-"""Run the command line. A verb composes a config, calls one function and prints the result; its module is imported only
-when the verb is called."""
+"""Run the command line. A verb's module, which calls one function and prints its result, is imported when it is run."""
 
 from __future__ import annotations
 
@@ -76,8 +75,7 @@ def _describe_usage_error(error: Any) -> str:
 
 
 def _without(args: list[str], option: str) -> tuple[list[str], bool]:
-    """Remove an option of all verbs, which may stand anywhere, from the arguments. Returns the other arguments, and
-    whether the option was given."""
+    """Remove an option of all verbs from the arguments. Returns the other arguments, and whether it was given."""
     end = args.index("--") if "--" in args else len(args)
     kept = [arg for arg in args[:end] if arg != option] + args[end:]
     return kept, len(kept) < len(args)

@@ -49,8 +49,7 @@ def _overrides(target: str | None, incomplete: str) -> list[str]:
 
 
 def _line(incomplete: str) -> tuple[list[str], str, str]:
-    """Read the line being completed: the whole words before, the whole word being typed, and the part of that word that
-    the shell expects completed."""
+    """Read the line being completed: the words before, the word being typed, and its part that the shell completes."""
     if "COMP_WORDS" not in os.environ:
         return os.environ.get("_TYPER_COMPLETE_ARGS", "").split(), incomplete, incomplete
     pieces = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]

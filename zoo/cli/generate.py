@@ -186,8 +186,8 @@ def read_given(texts: Texts, batch: Batch, drawing: Drawing, ending: Ending, gra
 
 
 def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **lower: str | None) -> World:
-    """Return the tensor-parallel processes. If --tp asks for several and they are not started, start them and exit with
-    their code. Raises ConfigError."""
+    """Return the tensor-parallel processes; if they are not started, start them and exit with their code. Raises
+    ConfigError."""
     from zoo.checkpoint import store
     from zoo.errors import ConfigError
     from zoo.ranks.world import ALONE, read_world

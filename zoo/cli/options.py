@@ -18,8 +18,7 @@ Describe = Callable[["Field[Any]", Any], Any]
 
 
 def option(text: str, *flags: str, default: Any = None, **settings: Any) -> Any:
-    """Define an option with this help. Without `flags` it is named after the field; the default `...` makes it
-    required. `settings` are Typer's."""
+    """Define an option with a help text, by default named after its field. The default `...` makes it required."""
     info = typer.Option(help=text, **settings)
     info.param_decls = flags
     return _state(info, default)

@@ -153,8 +153,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
 
 
 def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | None) -> None:
-    """Print Hydra's own report of the config, for a sweep that of its first job. Raises ConfigError for interpolations
-    that cannot be resolved."""
+    """Print Hydra's own report of the config (of a sweep's first job). Raises ConfigError for faulty interpolations."""
     from omegaconf.errors import OmegaConfBaseException
 
     from zoo.compose.faults import shorten_error

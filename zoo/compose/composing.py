@@ -59,8 +59,7 @@ class Composed:
     left_out: list[str] = dataclasses.field(default_factory=list)
     """Lines about fields that a swapped choice does not have and that were dropped; also among the notes."""
     inherited: tuple[str, ...] = ()
-    """Keys of `about` that describe the base model and not this one, which changes it: its title and parameters, say.
-    """
+    """Keys of `about` that describe the base model and not this one, which changes it: its title, say."""
     sources: tuple[StatedFile, ...] = ()
     """The user's files that the body comes from, for file and line in messages."""
 

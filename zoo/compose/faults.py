@@ -83,8 +83,7 @@ def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """Describe a key that the config does not have, with the nearest existing one. `extra` are dotted keys that would
-    be accepted in addition."""
+    """Describe an unknown key of a config, with the nearest existing one. `extra` are further keys to suggest."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]
     options = list(dict.fromkeys([*list_keys(cfg), *extra]))

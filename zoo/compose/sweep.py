@@ -81,8 +81,7 @@ def _values(override: Override, faults: list[str]) -> list[str]:
 
 
 class _Reader:
-    """Read the Specs of points. Of the points that differ only in numbers, the first is composed, and the others put
-    their numbers into its config."""
+    """Read the Specs of points. The first of points that differ only in numbers is composed, and its config reused."""
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer

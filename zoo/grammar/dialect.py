@@ -32,8 +32,7 @@ MOST_LIKE = 50
 """Maximum length of a chain of layer kinds, each `like` the next."""
 
 INNER = {"ffn": "gated", "attention": "gqa"}
-"""The usual choice of an axis inside another component. The model's own choice would not do: it may be that component.
-"""
+"""The usual choice of an axis inside another component, where the model's own choice may be that component itself."""
 
 USUAL_ROUTER = "softmax_topk"
 """The router of a mixture of experts whose model states none."""

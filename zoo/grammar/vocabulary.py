@@ -32,8 +32,7 @@ ROLES = {
     "embedding": "How token ids become vectors.",
     "head": "What reads the last vectors: a language model's logits, or a task.",
 }
-"""Descriptions of the keys of a model that hold components. Other axes are described by the docstring of their class.
-"""
+"""Descriptions of the keys of a model that hold components. Other axes are described by the docstrings of classes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,8 +146,7 @@ def _time(run: Run, began: float) -> Timing:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of a job; without a timing its seconds are unknown. `fault` is the reason why the job cannot start,
-    or why its steps were not timed."""
+    """The forecast of a job. Without a timing its seconds are unknown, and `fault` may have the reason."""
 
     price: Price
     timing: Timing | None = None

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def run_one_job(cfg: DictConfig) -> Any:
-    """Train one job and return its outcome: Hydra's task function. Launchers pickle it by name, so it must be a
-    module's top-level function."""
+    """Train one job and return its outcome: Hydra's task function. At top level, as launchers pickle it by name."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

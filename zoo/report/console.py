@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 class SafeConsole(Console):
-    """A console that escapes the control characters of texts. Rich's own codes, which are control segments, pass, and
-    so does a carriage return alone."""
+    """A console that escapes the control characters of texts, except rich's own codes and a lone carriage return."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):

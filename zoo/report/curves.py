@@ -10,8 +10,7 @@ SMOOTHED_OVER = 0.04  # the window of the training curve's moving average, as a 
 
 
 def read_curve(lines: Iterable[Mapping[str, Any]], name: str, x: str = "tokens") -> tuple[list[float], list[float]]:
-    """Read a metric's curve: the values of `x` (by default tokens seen), and of the metric. Lines in which either is
-    missing or null are left out."""
+    """Read a metric's curve: the values of `x` and of the metric. Lines in which either is missing are left out."""
     points = [(line[x], line[name]) for line in lines if line.get(name) is not None and line.get(x) is not None]
     return [at for at, _ in points], [value for _, value in points]
 

@@ -223,8 +223,7 @@ def collect_runs(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Make a row of plain data for each run, with the keys of `COLUMNS`. Also returns the faults of unreadable runs,
-    whose rows have no figures."""
+    """Make a row of plain data per run, with the keys of `COLUMNS`. Also returns the faults of unreadable runs."""
     rows, faults = [], []
     for each in records:
         name = each.folder.relative_to(root) if root and each.folder.is_relative_to(root) else each.folder

@@ -120,8 +120,7 @@ def divide(part: float, whole: float) -> float:
 
 
 def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the RMS of outputs by layer as an SVG panel: of the residual stream after a layer, and of the outputs of
-    attention and feed-forward."""
+    """Draw the RMS by layer of the residual stream and of attention's and feed-forward's outputs, as an SVG panel."""
     names = {"block": "stream after the layer", "attention": "attention adds", "ffn": "feed-forward adds"}
     curves = []
     for color, (axis, name) in enumerate(names.items()):

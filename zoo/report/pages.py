@@ -1,5 +1,4 @@
-"""Format the page of an axis, a choice, a field or a key of the grammar (`zoo.analysis.pages`), for a terminal and in
-Markdown for docs/choices/."""
+"""Format the pages of `zoo.analysis.pages` on names of the grammar, for a terminal and in Markdown (docs/choices/)."""
 
 from __future__ import annotations
 

@@ -35,8 +35,7 @@ class Curve:
 
 
 def draw_panel(title: str, curves: Sequence[Curve], label: str, width: int = 480, height: int = 220) -> str:
-    """Draw curves on shared axes as an SVG element; "" without points. `label` names the horizontal axis. Points that
-    are not finite are left out."""
+    """Draw curves, without points that are not finite, as an SVG element; "" without points. `label` is the x-axis'."""
     points = [
         (x, y)
         for curve in curves

@@ -140,8 +140,7 @@ def _leave_out_limit(node: Mapping[str, Any]) -> list[Any]:
 
 
 def check_shape(node: Any, shape: Any, place: str) -> Any:
-    """Check plain data against the expected types, and return the data unchanged. Raises CheckpointError, one line for
-    each key at fault (the first few)."""
+    """Check plain data against `shape`, and return it unchanged. Raises CheckpointError with the first few faults."""
     try:
         _adapter(shape).validate_python(node)
     except ValidationError as error:
