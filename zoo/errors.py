@@ -48,7 +48,7 @@ class CheckpointError(ConfigError):
 
 
 class FitError(ConfigError):
-    """The model does not fit into the memory, or under the limit, that was given."""
+    """The model does not fit into the memory of its device."""
 
 
 COMPARED, LONGEST_WORD = 2_000, 200

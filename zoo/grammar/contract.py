@@ -14,7 +14,7 @@ from zoo.spec import Node, Spec
 
 
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Write a composed body as a person would. Guarantee: `expand(contract(body))` equals `expand(body)`."""
+    """Write a composed body as a person would, such that expanding the result gives the same model."""
     root = expand(body)
     found = _contract_keys(root, {})
     for tower in TOWERS:
