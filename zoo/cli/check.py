@@ -48,7 +48,7 @@ def run(
 
 
 def read_widths(text: str) -> list[int]:
-    """Read two or more widths. Raises ConfigError."""
+    """Read two or more widths, `64,128,256`. Raises ConfigError."""
     from zoo.errors import ConfigError
     from zoo.untrusted.text import quote
 

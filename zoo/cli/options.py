@@ -14,7 +14,7 @@ import typer
 
 T = TypeVar("T")
 Describe = Callable[["Field[Any]", Any], Any]
-"""Makes the Typer option of a field from the field and its type."""
+"""A function that makes the Typer option of a field, from the field and its type."""
 
 
 def option(text: str, *flags: str, default: Any = None, **settings: Any) -> Any:

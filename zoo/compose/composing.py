@@ -70,7 +70,7 @@ class Composed:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A body composed with the choices among the overrides, before any value is set in it."""
+    """A body composed with the overrides that are choices, before the values of other overrides are set."""
 
     cfg: DictConfig
     choices: dict[str, str | None]

@@ -28,7 +28,7 @@ STATED = "zoo-file"
 TRUST = "only the command line may, and a file of -c with --trust"
 
 SPECIAL = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})
-"""Keys by which Hydra instantiates."""
+"""Keys by which Hydra instantiates Python objects."""
 
 TYPED_ALONE = {
     "launcher.lines": "lines for a shell",

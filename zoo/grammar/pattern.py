@@ -10,7 +10,7 @@ from zoo.grammar.interpolation import Scope, to_plain
 from zoo.grammar.patches import lay_patch
 
 PLAIN = "layer"
-"""The kind of a layer that no patch changes."""
+"""The name, in a pattern, of layers that are the model as it stands, without a patch."""
 
 MOST_LAYERS = 100_000
 """Maximum layers of a tower. A pattern is expanded to a name for each layer, so a typing error could fill memory."""

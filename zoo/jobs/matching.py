@@ -74,7 +74,7 @@ class Match:
         return [name for name in CURRENCIES if any(name in self.ratios(arm) for arm in self.arms)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Write the match as plain data."""
         arms = [
             {"arm": each.name, "was": each.was, self.by: each.value, **each.figures, "ratios": self.ratios(each)}
             for each in self.arms

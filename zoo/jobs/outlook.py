@@ -76,7 +76,7 @@ class Outlook:
         return find_smallest_effect(self.seeds, LEVEL / others if corrected else LEVEL)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Write the outlook as plain data."""
         return {
             "arms": [
                 {

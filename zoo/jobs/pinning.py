@@ -22,7 +22,7 @@ SLOTS = ".slots"
 DEVICES = "CUDA_VISIBLE_DEVICES"
 
 _held: list[IO[bytes]] = []
-"""The lock of this process."""
+"""The locked slot file of this process, kept open to hold the lock."""
 
 
 def count_workers(launcher: DictConfig) -> int | None:

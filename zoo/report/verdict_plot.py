@@ -24,7 +24,7 @@ TICKS = {"cache_bytes": lambda value: format_si(value, "B"), "flops": format_si}
 
 
 DASHES = ("-", (0, (5, 3)), (0, (2, 2)))
-"""Line styles of curves, in turn."""
+"""Line styles of curves, used in turn."""
 
 Curve = tuple[list[float], list[float], list[float], list[float]]
 """Tokens, and the minimum, mean and maximum value over seeds at each."""

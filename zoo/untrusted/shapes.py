@@ -76,7 +76,7 @@ class RunConfig(JsonShape):
 
 
 class LoggerNote(JsonShape):
-    """A logger.json."""
+    """The keys of a logger.json, which names the run of an experiment tracker."""
 
     kind: str
     key: str | None = None
@@ -127,7 +127,7 @@ class MatchRecord(JsonShape):
 
 
 class SweepRecord(JsonShape):
-    """A sweep.json."""
+    """The keys of a sweep.json (`zoo.jobs.sweep`)."""
 
     launches: list[dict[str, Any]] = Field(default_factory=list)
     jobs: dict[str, SweepJob] = Field(default_factory=dict)
