@@ -240,8 +240,7 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of metrics; none where there is no file. The last line may be half written, and is left out. Raises
-    CheckpointError."""
+    """Read a file of metrics; empty if there is none. A half-written last line is left out. Raises CheckpointError."""
     from zoo.untrusted.shapes import MetricsLine
 
     if not is_file(file):
@@ -258,15 +257,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read_environments(folder: Path) -> list[dict[str, Any]]:
-    """Read where a run computed: one mapping for each time that it was started or resumed, oldest first. Raises
-    CheckpointError."""
+    """Read a run's environments: one mapping per start or resumption, oldest first. Raises CheckpointError."""
     file = folder / ENVIRONMENT
     shape = list[dict[str, str | int | float | None]]
     return read_json(file, shape, most=SETTINGS, largest=COUNTED) if is_file(file) else []
 
 
 def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
-    """Note where a run computes from now on."""
+    """Append the environment of a run that starts or resumes."""
     disk.write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.costs.rows import Priced
-    from zoo.model.block import Block
+    from zoo.model.block.base import Block
 
 WAIT = 20
 """If building takes at least this many seconds, a line says so beforehand."""

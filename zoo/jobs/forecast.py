@@ -19,7 +19,7 @@ from zoo.training.flops import price_step
 from zoo.training.planning import TrainingPlan
 
 if TYPE_CHECKING:
-    from zoo.training.loop import Run
+    from zoo.training.run import Run
 
 STEPS = 3
 """Timed steps, after one untimed step: the first calls take longer."""

@@ -1,4 +1,4 @@
-"""Start and resume training runs: check the config, prepare the data, build and train the run, write how it ended."""
+"""Start and resume training runs: check the config, prepare the data, build and train the run, write its outcome."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ from zoo.untrusted.paths import find_inside
 
 
 def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
-    """Train from a composed config in Hydra's output folder, or in another one. Returns what result.json holds.
+    """Train from a composed config in Hydra's output folder, or in `folder`. Returns the data of result.json.
 
-    Raises ConfigError with every fault found, before anything is written; ZooError when the training fails.
+    Raises ConfigError with every fault found, before anything is written, and ZooError if the training fails.
     """
     planned, world = plan_training(cfg), read_world()
     show = Show(planned.settings.steps, quiet=not world.main)
     join_processes(world, pick_device(planned.settings.device).type)
     with ExitStack() as held:
         told, begins = world.tell((str(folder or find_output_folder()), True) if world.main else None)
-        if not begins:  # the main process has found its own run there (`rejoin_run`)
+        if not begins:  # the main process has found this launch's own run in the folder (`rejoin_run`)
             return resume_run(told, typed=cfg)
         where = Path(told)
         held.enter_context(failures_in_one_line(where))
@@ -72,7 +72,7 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     planned, device, data = prepare_device_and_data(planned, show, world)
     if world.main:
         held.enter_context(runs.locked(folder, show.say))
-        refuse_second_run(folder)  # another process may have had the folder meanwhile
+        refuse_second_run(folder)  # another process may have used the folder before the lock
     if again := describe_restart():
         show.say(f"{again}starts anew, as there is no checkpoint yet")
     run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
@@ -84,14 +84,13 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
 
 
 def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictConfig | None = None) -> dict[str, Any]:
-    """Resume a run from its newest whole checkpoint, or from that of a step (`RUN@400`, `RUN@best`). On a CPU the
-    losses are bit-identical to those of an unstopped run. A run without a checkpoint starts from its beginning.
+    """Resume a run from its newest whole checkpoint, or from a chosen one (`RUN@400`, `RUN@best`). A run without a
+    checkpoint starts from the beginning.
 
-    That holds while the number of threads stays: a run goes on with its checkpoint's, and says when it takes another
-    (`zoo.run.threads`); OMP_NUM_THREADS holds it. What starts programs comes from the `overrides`, or from the config
-    that this process has composed (`typed`), never from the folder.
-
-    Raises ConfigError when no step is left, or when the data has changed.
+    On a CPU, losses are bit-identical to those of an uninterrupted run if the number of threads is the same. A resumed
+    run takes its checkpoint's number, and prints a line if it must take another (`zoo.run.threads`); OMP_NUM_THREADS
+    fixes it. Settings that start programs are read from the `overrides`, or from the config that this process has
+    composed (`typed`), never from the folder. Raises ConfigError if no step is left or the data has changed.
     """
     (folder, which), world = runs.split_choice(folder), read_world()
     planned = plan_resumption(folder, overrides, typed)
@@ -131,8 +130,8 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictCon
 
 
 def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
-    """Go on with this launch's own run after a restart, which has `typed` its config. The main process alone knows that
-    it is one, and tells the others, which have come to `start_run`. Raises FinishedRun where no step is left."""
+    """Resume this launch's own run after a restart; `typed` is its config. Called by the main process, which tells the
+    other processes, as they wait in `start_run`. Raises FinishedRun if no step is left."""
     planned, world = plan_resumption(folder, [], typed), read_world()
     join_processes(world, pick_device(planned.settings.device).type)
     world.tell((str(folder), False))
@@ -140,7 +139,7 @@ def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
 
 
 def refuse_second_run(folder: Path) -> None:
-    """Raise ConfigError when a folder has a run in it already."""
+    """Raise ConfigError if a folder has a run with a checkpoint."""
     if has_checkpoint(folder):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
 
@@ -149,8 +148,8 @@ def refuse_second_run(folder: Path) -> None:
 
 
 def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint | None:
-    """Choose the checkpoint that a run goes on from (`choose_checkpoint`). The main process reads it, and tells the
-    others. Raises CheckpointError in each."""
+    """Choose the checkpoint from which to resume (`choose_checkpoint`). The main process reads the checkpoint and
+    broadcasts the choice. Raises CheckpointError in every process."""
     found: Any = None
     if world.main:
         try:
@@ -165,8 +164,8 @@ def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint 
 
 
 def refuse_faulty_files(folder: Path) -> None:
-    """Raise CheckpointError where a run's folder has files that cannot be read, or links that lead out of it: what is
-    written there would replace what they lead to."""
+    """Raise CheckpointError if a run's folder has unreadable files, or links that lead out of it, whose targets the run
+    would overwrite."""
     for parent, names, files in os.walk(folder):
         for each in (Path(parent, name) for name in (*names, *files)):
             if each.is_symlink():
@@ -180,7 +179,7 @@ def refuse_faulty_files(folder: Path) -> None:
 
 
 def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, counters: Mapping[str, Any]) -> None:
-    """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
+    """Raise ConfigError if the checkpoint's model is not the config's, and FinishedRun if the run has no steps left."""
     if read_spec(checkpoint) != planned.spec:
         raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
     step, due = counters["step"], counters.get("evaluation_due")
@@ -193,7 +192,7 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 
 
 def complete_run(run: Run) -> dict[str, Any]:
-    """Train to the end and write the outcome, also when it is a failure."""
+    """Train to the end and write the outcome, also of a failure."""
     describe_run(run)
     if not run.world.main:
         return fit(run)
@@ -219,7 +218,7 @@ def complete_run(run: Run) -> dict[str, Any]:
 
 
 def describe_run(run: Run) -> None:
-    """Say what trains, and what of the config the model or the device has decided."""
+    """Print the run's size and device, and the settings that the model or the device has decided."""
     planned, settings, say = run.planned, run.settings, run.show.say
     params, _ = count_parameters_of(run.model, settings)
     spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
@@ -239,18 +238,18 @@ def describe_run(run: Run) -> None:
 
 
 def note_failure(run: Run, status: str, error: BaseException) -> None:
-    """Write how a run ended into its folder, where that is still there."""
-    if not run.folder.is_dir():  # it was deleted, as the error says
+    """Write the status and error of a run that failed or stopped into its folder, if that still exists."""
+    if not run.folder.is_dir():  # deleted, which caused the error
         return
     try:
         write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
         draw_last_page(run, status)
-    except OSError as second:  # the disk that is full is often the reason for the first
+    except OSError as second:  # a full disk is often the cause of both
         run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
 
 
 def describe_sample_of_rows(run: Run) -> str | None:
-    """Say how many labelled rows evaluations take, where that is not all."""
+    """Describe how many labelled rows evaluations take; None if they take all."""
     taken = sum(len(batch.input_ids) for held in run.held_out for batch in held.batches)
     there = sum(source.tokens.n_documents for source in run.data.held_out)
     return None if taken == there else f"evaluates on {taken:,} of {there:,} rows (eval_batches=null: on all)"
@@ -260,12 +259,12 @@ def describe_sample_of_rows(run: Run) -> str | None:
 
 
 def list_drawings() -> dict[str, Callable[[Run], object]]:
-    """List what a run draws after each evaluation, by its name in messages."""
+    """List the functions that draw after each evaluation, by their names in messages."""
     return {"picture": draw_picture, "page": draw_page}
 
 
 def draw_picture(run: Run) -> None:
-    """Draw the losses so far."""
+    """Plot the losses so far."""
     draw_losses(run.records.lines, run.name, run.folder / runs.PICTURE)
 
 
@@ -275,7 +274,7 @@ def draw_page(run: Run) -> None:
 
 
 def draw_last_page(run: Run, status: str) -> None:
-    """Write the page of a run that ended. What fails is told, as the run itself is whole."""
+    """Write the page of a run that ended. A failure is only printed, as the run itself is complete."""
     try:
         write_page(RunRecord(run.folder), status)
     except FORESEEN as error:
@@ -295,12 +294,12 @@ def find_output_folder() -> Path:
 
 
 def write_yaml(file: Path, node: Any) -> None:
-    """Write plain data, short nodes on one line."""
+    """Write plain data as YAML, short nodes on one line."""
     write_text(file, yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120))
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Update result.json. Keys of the one that is there stay, such as the overrides that the run was started with."""
+    """Update result.json. Other keys of an existing file stay, such as the overrides with which the run was started."""
     file = folder / runs.RESULT
     before = runs.read_whole_result(file)
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}

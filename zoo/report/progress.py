@@ -19,10 +19,10 @@ from zoo.report.history import MEASURES
 
 LINE_EVERY = 10.0  # seconds between plain lines
 WATCHED = "ZOO_WATCHED"
-"""A variable that is set while something else shows on this terminal how far runs are (`zoo train -m`)."""
+"""An environment variable, set while another process shows the progress of runs on this terminal (`zoo train -m`)."""
 
-EXCERPT = 160  # characters of a sample that are shown
-ACROSS = 4  # figures in a row of the live view
+EXCERPT = 160  # maximum characters of a sample that are shown
+ACROSS = 4  # figures per row of the live view
 
 FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "loss": ("loss", "{:.3f}".format),
@@ -34,7 +34,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "load_max": ("busiest expert", "{:.2f} loads".format),
     "load_min": ("idlest", "{:.2f}".format),
 }
-"""The metrics that are shown: each one's label, and how it is formatted."""
+"""The metrics that are shown, with their labels and formats."""
 
 
 def format_duration(seconds: float) -> str:
@@ -45,7 +45,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Show:
-    """Prints progress to standard error, which leaves standard output to results."""
+    """Print progress to standard error; standard output is for results."""
 
     def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or make_console(stderr=True, soft_wrap=True, quiet=quiet)
@@ -72,7 +72,7 @@ class Show:
             self._live = None
 
     def _view(self) -> Any:
-        """The bar, and below it the newest figures in columns."""
+        """Make the live view: the bar, and below it the newest figures in columns."""
         table = Table.grid(padding=(0, 3))
         rows = list(self._figures.items())
         for row in (rows[at : at + ACROSS] for at in range(0, len(rows), ACROSS)):
@@ -88,8 +88,8 @@ class Show:
         self.console.print(text, markup=False, **style)
 
     def step(self, step: int, metrics: Mapping[str, Any], seconds_left: float) -> None:
-        """Show a training step: the metrics of its line, and the time left. What is None has no yardstick, and is left
-        out."""
+        """Show a training step: its metrics, and the time left. Unknown metrics (None), such as MFU without a known
+        peak, are left out."""
         known = {name: value for name, value in metrics.items() if value is not None}
         figures = {label: form(known[name]) for name, (label, form) in FIGURES.items() if name in known}
         left = f"ETA {format_duration(seconds_left)}"
@@ -101,7 +101,7 @@ class Show:
         elif step in (1, self.steps) or time.monotonic() - self._shown >= LINE_EVERY:
             self._shown = time.monotonic()
             share = f"  MFU {figures['MFU']}" if "MFU" in figures else ""
-            loss = figures.get("loss", "no number")  # where each update was skipped
+            loss = figures.get("loss", "no number")  # if every update was skipped
             self.say(f"step {step}/{self.steps}  loss {loss}  {figures['tok/s']} tok/s{share}  {left}")
 
     def evaluation(
@@ -117,14 +117,14 @@ class Show:
         self.say(f"step {step}/{self.steps}  validation loss {val_loss:.4f}{bits}{more}", style="bold")
 
     def sample(self, text: str) -> None:
-        """Show the beginning of a sample."""
+        """Show the start of a sample."""
         if self.watched:
             return
         flat = " ".join(text.split())
         self.say(f"  {flat[:EXCERPT]}{'…' if len(flat) > EXCERPT else ''}", style="dim")
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Show how far the preparation of the data is (see `zoo.data.prepare`)."""
+        """Show the progress of preparing the data (`zoo.data.prepare`)."""
         if self.watched:
             return
         if self.console.is_terminal:

@@ -107,7 +107,7 @@ def _dress(axes: Axes, records: Mapping[str, RunRecord], x: str, metric: str, lo
 
 
 def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
-    """Draw training and validation loss over the tokens seen, as a PNG."""
+    """Draw training and validation loss by tokens seen into a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -131,7 +131,7 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")  # the best place takes seconds to find in a long run
+    axes.legend(frameon=False, loc="upper right")  # finding the best place takes seconds for long runs
     draw_literally(figure)
     with replace_file(file) as draft:
         FigureCanvasAgg(figure).print_png(draft)
