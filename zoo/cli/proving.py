@@ -10,8 +10,9 @@ import typer
 from zoo.cli.showing import Shown, shorten_labels
 
 if TYPE_CHECKING:
-    from zoo.costs.rows import Priced
     from zoo.costs.setup import Setup
+    from zoo.model.encoder_decoder import EncoderDecoder
+    from zoo.model.tower import Tower
 
 EXPLAINED = ("name", "formula", "values", "result", "unit", "source")
 VERIFIED = ("name", "counted", "found", "equal", "note")
@@ -19,7 +20,7 @@ VERIFIED = ("name", "counted", "found", "equal", "note")
 
 def prove(
     targets: Sequence[str],
-    specs: Sequence[Priced],
+    specs: Sequence[Tower | EncoderDecoder],
     priced: Sequence[Mapping[str, Any]],
     setup: Setup,
     shown: Shown,
@@ -43,7 +44,9 @@ def prove(
         raise typer.Exit(1)
 
 
-def _proved(spec: Priced, figures: Mapping[str, Any], setup: Setup, explain: bool, verify: bool) -> dict[str, Any]:
+def _proved(
+    spec: Tower | EncoderDecoder, figures: Mapping[str, Any], setup: Setup, explain: bool, verify: bool
+) -> dict[str, Any]:
     proved: dict[str, Any] = dict(figures)
     if explain:
         from zoo.analysis.explain import explain as explained
