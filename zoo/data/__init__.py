@@ -58,14 +58,14 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both parts of each source as tokens. Equal keys mean equal tokens: a resumed run compares the two keys."""
+    """The training and validation tokens of each source. Equal `key`s mean equal tokens."""
 
     tokenizer: Tokenizer
     sources: tuple[Source, ...]
     held_out: tuple[Source, ...]
     key: str
     folder: Path | None
-    """The folder of the cache that it was read from, where it was."""
+    """The cache folder that holds the tokens; None for labelled sets, which stay in memory."""
 
     @property
     def train(self) -> TokenFile:
@@ -81,11 +81,11 @@ class Prepared:
 
 
 def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: bool = False) -> Prepared:
-    """Read and split a corpus, train a tokenizer and encode; or find all that in the cache. Raises ConfigError.
+    """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError.
 
-    With `whole` nothing is split: all documents are held out, repeated ones too, and the tokenizer must be a file.
-    The text is read once to find the key, and once more where nothing is cached under it (`zoo.data.survey` says why).
-    `progress(what, done, total)` is called with bytes of text.
+    With `whole` nothing is split: all documents are held out, duplicates too, and the tokenizer must not be a BPE to
+    train. The text is read once to find the key, and once more where nothing is cached under it (`zoo.data.survey` says
+    why). `progress(what, done, total)` is called with bytes of text.
     """
     progress = progress or (lambda what, done, total: None)
     surveys = {}
@@ -102,11 +102,11 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
 
 
 def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
-    """Return the folder `name` of the cache. Where there is none, `build` fills a draft that gets the name when
-    complete.
+    """Return the cache folder `name`. If it is missing, `build` fills a draft folder, which gets the name when
+        complete.
 
-    A draft that a killed process left is filled further: `build` finds in it what that one wrote. Of two processes that
-    build at once, the second fills a draft of its own and drops it if the first was faster: both hold the same.
+        `build` continues in the draft that a killed process left. Two processes that build at once use separate drafts, and
+    the slower one drops its draft: both hold the same.
     """
     folder = find_cache_folder() / "data" / name
     if folder.is_dir():
@@ -114,7 +114,7 @@ def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(folder.parent)
-        tempfile.TemporaryFile(dir=folder.parent).close()  # raises where nothing may be written
+        tempfile.TemporaryFile(dir=folder.parent).close()  # raises if the folder is not writable
     except OSError as error:
         what = f"cannot write to {folder.parent}, found {error.strerror}"
         raise ConfigError(f"ZOO_CACHE: {what} (set ZOO_CACHE to a folder of yours)") from error
@@ -125,7 +125,7 @@ def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def faults_of_source(name: str) -> Iterator[None]:
-    """Word faults of a source of a mix at its own place in the config: `data.of.NAME.path` for `data.path`."""
+    """Report faults of one source of a mix at its own config key: `data.of.NAME.path` in place of `data.path`."""
     try:
         yield
     except ConfigError as error:
@@ -135,7 +135,7 @@ def faults_of_source(name: str) -> Iterator[None]:
 
 
 def survey_source(source: Weighted, settings: DataSettings, progress: Progress) -> Survey:
-    """Read a source for the first time."""
+    """Make the first of two passes over a source: hash its documents, and sample text for a BPE."""
     documents = source.settings.open()
     total = documents.n_bytes
     room = BPE_SAMPLE if settings.tokenizer.kind == "bpe" else 0
@@ -158,7 +158,7 @@ def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = 
 
 
 def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole: bool = False) -> str:
-    """Hash everything that the tokens depend on. `documents` and weights are left out: they are about batches."""
+    """Hash everything that the tokens depend on. `documents` and weights are left out: they affect batches only."""
     import tokenizers
 
     tokenizer = settings.tokenizer
@@ -176,15 +176,14 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
 
 
 def find_tokenizer_files(path: str) -> dict[str, Path]:
-    """Find the files that a tokenizer is read from, by the names that they have in a folder. Raises ConfigError."""
+    """Find the files of a tokenizer, keyed by their standard names. Raises ConfigError."""
     file = find_tokenizer_file(path, "data.tokenizer")
     files = dict(zip(TOKENIZER, (file, file.with_name(TOKENIZER[1])), strict=True))
     return {name: file for name, file in files.items() if file.is_file()}
 
 
 def copy_tokenizer(settings: DataSettings, folder: Path) -> None:
-    """Copy the files of a tokenizer that has a path, byte for byte: equal bytes are an equal key. Raises
-    ConfigError."""
+    """Copy a tokenizer's files byte for byte, which keeps the data's key, if it has a path. Raises ConfigError."""
     if settings.tokenizer.path is not None:
         with replace_folder(folder) as draft:
             for name, file in find_tokenizer_files(settings.tokenizer.path).items():
@@ -194,7 +193,7 @@ def copy_tokenizer(settings: DataSettings, folder: Path) -> None:
 def write_prepared(
     folder: Path, settings: DataSettings, surveys: Mapping[str, Survey], progress: Progress, whole: bool = False
 ) -> None:
-    """Write the tokenizer and the tokens of all sources into a folder, or what a killed process had yet to write."""
+    """Write the tokenizer and the tokens of all sources into a folder. Sources finished before a kill are kept."""
     assert not (whole and settings.tokenizer.kind == "bpe"), "a BPE learns from a training split"
     parts = {}
     for name, source in settings.sources.items():
@@ -212,7 +211,7 @@ def write_prepared(
 def read_samples(
     surveys: Mapping[str, Survey], parts: Mapping[str, list[Part | None]], progress: Progress
 ) -> Iterator[str]:
-    """Yield the training texts of all samples. Raises ConfigError where there is none."""
+    """Yield the training texts of all samples. Raises ConfigError if there are none."""
     total, done = sum(found.sample.size for found in surveys.values()), 0
     progress("learning the vocabulary", 0, total)
     for name, found in surveys.items():
@@ -233,7 +232,7 @@ def write_source(
     tokenizer: Tokenizer,
     progress: Progress,
 ) -> None:
-    """Read a source for the second time, and write its tokens. Raises ZooError when it is not what it was."""
+    """Make the second pass over a source: encode it to shards. Raises ZooError if it changed since the first."""
     total = sum(unit.size for unit, part in zip(found.units, parts, strict=True) if part is not None)
     fingerprint = Fingerprint()
     folder.mkdir(exist_ok=True)

@@ -1,8 +1,9 @@
 """Checksums of cached files: xxh3 of each block, compared when a file is first read in a process.
 
-A checksum is kept for each MiB, so that an error says where a file is damaged. No mark on the disk says that a file was
-checked: it would hide what rots later. So each process reads a file once more before it uses it, at the speed of the
-disk; xxh3 itself takes about 0.1 s a GB. Pages that the system has cached are what is checked then, and what is read.
+A checksum is kept for each MiB, so that an error says where a file is damaged. Nothing on disk marks a file as checked:
+the mark would hide later corruption. So each process reads a file once before it uses it, at the speed of the disk;
+xxh3 itself takes about 0.1 s a GB. If the system has cached the file's pages, the cached pages are checked, and they
+are also what is used.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class FileRecord(TypedDict):
 
 
 class FileShape(JsonShape):
-    """The types of a FileRecord that was read from a file."""
+    """The schema that a FileRecord read from disk must fit."""
 
     bytes: Annotated[int, Field(ge=0)]
     xxh3: list[str]
 
 
 def hash_blocks(data: bytes | memoryview) -> list[str]:
-    """Hash each block of some bytes."""
+    """Hash each block of BLOCK bytes."""
     from xxhash import xxh3_64_hexdigest
 
     return [xxh3_64_hexdigest(data[start : start + BLOCK]) for start in range(0, len(data), BLOCK)]
@@ -52,7 +53,7 @@ def write_checked(file: Path, data: bytes | memoryview) -> FileRecord:
 
 
 def record_file(file: Path) -> FileRecord:
-    """Make the record of a file that is there."""
+    """Make the record of an existing file."""
     data = file.read_bytes()
     return {"bytes": len(data), "xxh3": hash_blocks(data)}
 
@@ -93,7 +94,7 @@ def verify_file(file: Path, record: FileRecord) -> None:
 
 
 def write_sealed(file: Path, node: Mapping[str, Any]) -> None:
-    """Write an object as JSON whose last key is the xxh3 of all before it."""
+    """Write an object as JSON; its last key is the xxh3 of all keys before."""
     from xxhash import xxh3_64_hexdigest
 
     body = json.dumps(node, indent=1).removesuffix("\n}")
@@ -102,7 +103,7 @@ def write_sealed(file: Path, node: Mapping[str, Any]) -> None:
 
 
 def read_sealed(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, of the types of `shape`. Raises ZooError when a byte of it differs."""
+    """Read a file of `write_sealed` and check it against `shape`. Raises ZooError when a byte of it differs."""
     from xxhash import xxh3_64_hexdigest
 
     try:
@@ -115,5 +116,5 @@ def read_sealed(file: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
         raise ZooError(f"{file}: is damaged, found another checksum in {place} ({remedy(file)})")
     try:
         return parse_json(data, str(file), shape)
-    except CheckpointError as error:  # sealed, and yet not what this version writes
+    except CheckpointError as error:  # the checksum is right, but another version wrote the file
         raise ZooError(f"{error} ({remedy(file)})") from error

@@ -1,5 +1,5 @@
 # B rows, T tokens, S tokens of an encoder
-"""Make batches of corrupted rows. A row's corruption follows from the seed, its number and the epoch."""
+"""Make batches of corrupted rows. A row's corruption is a function of (seed, epoch, row number)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.data.labelled import LabelledRow
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]
-"""What a model reads of a run of tokens, and what it is to write."""
+"""Makes a model's inputs and targets of a run of tokens."""
 
 
 def make_generator(seed: int, key: tuple[int, int]) -> np.random.Generator:
@@ -45,7 +45,7 @@ def to_tensor(values: np.ndarray, dtype: Any = np.int64) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class InPlace:
-    """Batches for one tower: each token is read, or its corruption, and predicted where it stands."""
+    """Makes batches for one tower: each target stands at the position of its token, as in masked language modelling."""
 
     corrupt: Corrupt
     seed: int
@@ -62,8 +62,8 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Runs:
-    """Corrupts the runs of a row. A run is the first `length` tokens of a row, or with `documents` each document in
-    them: then several stand in a row, and one that does not fit it any more is left out."""
+    """Corrupts a row run by run. Without `documents` its first `length` tokens are one run; with `documents` each
+    document in them is a run, several are packed in a row, and a document that no longer fits is left out."""
 
     corrupt: Corrupt
     seed: int
@@ -79,9 +79,9 @@ class Runs:
 
 @dataclass(frozen=True)
 class Continued(Runs):
-    """Batches for a decoder: it reads corrupted runs, and behind each it writes what it was, in one row.
+    """Makes batches for a decoder: each corrupted run is followed by its targets, in one row.
 
-    Rows have `width` tokens. With `prefixed` the tokens of a run that are read see one another.
+    Rows have `width` tokens. With `prefixed` a run's corrupted tokens see one another in both directions (prefix LM).
     """
 
     width: int
@@ -94,14 +94,13 @@ class Continued(Runs):
         return Batch(ids, targets, numbers if self.documents else None, prefix=prefix)
 
     def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """A row's ids, its targets, the numbers of its documents, and how many tokens are read before the first
-        target."""
+        """Lay out a row: its ids, targets and document numbers, and the number of tokens before its first target."""
         at, read = 0, 0
         ids, targets = np.full(self.width, self.eos_id, np.int64), np.full(self.width, IGNORED, np.int64)
         numbers = np.zeros(self.width, np.int64)
         for number, part in enumerate(self.corrupt_row(row, key)):
             whole = np.append(part.inputs, part.targets)
-            behind = at + len(whole) - 1  # the last is predicted only
+            behind = at + len(whole) - 1  # the last token is a target only
             if behind > self.width:
                 continue
             ids[at:behind] = whole[:-1]
@@ -113,10 +112,10 @@ class Continued(Runs):
 
 @dataclass(frozen=True)
 class Rewritten(Runs):
-    """Batches for an encoder-decoder: the encoder reads corrupted runs, the decoder writes what they were.
+    """Makes batches for an encoder-decoder: the encoder reads corrupted runs, the decoder predicts their targets.
 
-    The documents stand in both towers' rows. `widths` are those of the encoder's and the decoder's rows; all batches
-    have one shape. `padded` says that a run may be shorter than they are.
+    A packed document has the same number in both towers' rows. `widths` are the lengths of the encoder's and the
+    decoder's rows, equal for all batches. `padded` says that runs may be shorter, so that rows need an attention mask.
     """
 
     start_id: int
@@ -131,8 +130,8 @@ class Rewritten(Runs):
         return Batch(read, targets, None, written, None, real if self.padded else None)
 
     def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """The encoder's ids, the targets, the decoder's ids, the numbers of both towers' documents, and which of the
-        encoder's tokens are real."""
+        """Lay out a row: the encoder's ids, targets, the decoder's ids, document numbers of both towers, and which of
+        the encoder's tokens are not padding."""
         s, t = 0, 0
         read, source = np.full(self.widths[0], self.eos_id, np.int64), np.zeros(self.widths[0], np.int64)
         written, target = np.full(self.widths[1], self.eos_id, np.int64), np.zeros(self.widths[1], np.int64)
@@ -143,8 +142,8 @@ class Rewritten(Runs):
                 continue
             read[s:behind], source[s:behind], targets[t:after] = part.inputs, number, part.targets
             written[t:after] = np.append(self.start_id, part.targets[:-1])
-            target[t:] = number  # padding too: it reads that document's source, and nothing reads it
-            source[behind:] = number + 1  # padding, which no target reads
+            target[t:] = number  # padding too, so that it sees some source; no token sees it
+            source[behind:] = number + 1  # padding, which no target sees
             s, t = behind, after
         return read, targets, written, source, target, np.arange(self.widths[0]) < s
 
@@ -157,11 +156,11 @@ def pad_pairs(
     start_id: int | None,
     widths: tuple[int, int],
 ) -> Batch:
-    """Make a batch of pairs: an answer to each source, which ends in `eos_id`. The loss is on the answers alone.
+    """Make a batch of sources with an answer to each; `eos_id` ends an answer. The loss is on the answers alone.
 
-    An encoder reads the sources [B, S] and a decoder writes the answers [B, T] from `start_id` on. Where that is None,
-    one decoder reads a source with its answer behind it, in rows of S + T tokens. Rows are padded at their end to the
-    `widths` (S, T). Longer sources lose their beginning, longer answers their end.
+    An encoder reads the sources [B, S], and a decoder that starts from `start_id` predicts the answers [B, T]. If
+    `start_id` is None, one decoder reads each source followed by its answer, in rows of S + T tokens. Rows are padded
+    at their end to the `widths` (S, T). Longer sources lose their beginning, longer answers their end.
     """
     s, t = widths
     asked = [np.asarray(source[-s:], np.int64) for source in sources]
@@ -172,7 +171,7 @@ def pad_pairs(
         targets = to_tensor(_pad(told, t, IGNORED))
         return Batch(to_tensor(read), targets, None, to_tensor(written), None, to_tensor(real))
     rows = [np.concatenate(pair) for pair in zip(asked, told, strict=True)]
-    unasked = [np.full(max(len(each) - 1, 0), IGNORED) for each in asked]  # the last of a source predicts the answer
+    unasked = [np.full(max(len(each) - 1, 0), IGNORED) for each in asked]  # a source's last token predicts the answer
     targets = [np.concatenate([quiet, row[len(quiet) + 1 :]]) for quiet, row in zip(unasked, rows, strict=True)]
     return Batch(
         to_tensor(_pad([row[:-1] for row in rows], s + t - 1, eos_id)), to_tensor(_pad(targets, s + t - 1, IGNORED))
@@ -180,7 +179,7 @@ def pad_pairs(
 
 
 STEP = 8
-"""Rows of one batch are padded to a multiple of so many tokens, so that few shapes come up."""
+"""Rows of a batch are padded to a multiple of 8 tokens, to keep the number of shapes small."""
 
 
 def pad_labelled(
@@ -193,9 +192,9 @@ def pad_labelled(
     typed: bool,
     by_token: bool,
 ) -> Batch:
-    """Make a batch of labelled rows: nothing in it is random. They are padded at their end to the longest of them, or
-    with `one_shape` to `seq_len`. `typed` models are told which text a token is of; targets are `by_token` [B, T], or
-    a row's [B, 1] and [B, 1, C]."""
+    """Make a batch of labelled rows: nothing in it is random. Rows are padded at their end to the longest row, or with
+    `one_shape` to `seq_len`. `typed` adds token_type_ids [B, T]. Targets are [B, T] if `by_token`, else a class [B, 1]
+    or numbers [B, 1, C] for each row."""
     longest = max(len(row.ids) for row in rows)
     width = seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)
     there = [np.ones(len(row.ids), np.int64) for row in rows]

@@ -12,25 +12,25 @@ from typing import NamedTuple, Protocol
 
 from zoo.errors import ConfigError
 
-# Folders below the standard library that are left out: other people's packages, tests, and the tables of `encodings`,
-# which are made by a program and near copies of one another, so that they would stand on both sides of the split.
+# Folders of the standard library that are left out: third-party packages, tests, and the tables of `encodings`, which
+# are generated and nearly equal, so that copies would be in both training and validation.
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".json", ".yaml", ".xml"}
-# Records with the text in one of their fields: training on such a file would be training on its syntax.
+# Files of records, with the text in one of their fields: training on the raw file would be training on its syntax.
 RECORDS = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".avro", ".orc"}
 PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 # A file of more than 1/20 of a corpus is cut into pieces of about 1/200 of it, so that some of them can validate.
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
-LARGE_FILE, BEGINNING = 1 << 26, 1 << 16  # bytes in which a file that is not text shows it, as git looks for it
+LARGE_FILE, BEGINNING = 1 << 26, 1 << 16  # bytes in which a NUL is looked for, as git does
 WOULD = "data=jsonl and data=parquet read records; or move it away"
 
 
 class Document(NamedTuple):
     """The unit of the split: a file, a piece of a large one (pieces count from 0), or a record.
 
-    A pair has a `target`, of which `text` is the source.
+    A pair has a `target`; its `text` is the source.
     """
 
     path: str
@@ -45,11 +45,11 @@ class Document(NamedTuple):
 
 
 class Documents(Protocol):
-    """A source of text: it can be read again and again, each time the same documents in the same order."""
+    """A source of text. Each iteration yields the same documents in the same order."""
 
     @property
     def n_bytes(self) -> int:
-        """Tell about how much there is to read, in bytes; 0 where that is not known."""
+        """Estimate the bytes to read; 0 if unknown."""
         ...
 
     def __iter__(self) -> Iterator[Document]: ...
@@ -57,10 +57,10 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in the order of their paths, without the empty ones.
+    """Text files as documents, in the order of their paths, without the empty ones.
 
-    Binary files (with a NUL byte, which is git's rule) are skipped, unless their suffix promises text. Any other file
-    that is not UTF-8 is a fault when `strict`, and skipped otherwise. So is a file of records, such as JSON Lines.
+    Binary files (git's rule: they have a NUL byte) are skipped, unless their suffix is that of a text file. Any other
+    file that is not UTF-8, and a file of records such as JSON Lines, is a fault if `strict`, and is skipped otherwise.
     """
 
     root: Path
@@ -68,8 +68,8 @@ class Corpus:
     strict: bool = True
 
     def __iter__(self) -> Iterator[Document]:
-        """Read every file. Raises ConfigError at the end, with a line for each that cannot be read as text, and where
-        there is no text at all."""
+        """Read every file. Raises ConfigError at the end, with a line for each unreadable file, or if there is no
+        text."""
         total, empty = self.n_bytes, True
         faults = []
         for file in self.files:
@@ -122,7 +122,7 @@ def open_stdlib_corpus() -> Corpus:
 
 
 def open_text_corpus(path: str | Path) -> Corpus:
-    """Open a file, or every text file below a folder, without hidden ones. Raises ConfigError where there is none."""
+    """Open a file, or every text file below a folder but hidden ones. Raises ConfigError if `path` is missing."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list_files(root, set(), lambda file: not file.name.startswith("."))
@@ -148,7 +148,7 @@ def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> t
 
 
 def describe_records_fault(file: Path) -> str | None:
-    """Write the line for a file of records, or for packed text, recognised by its suffixes; None for any other file."""
+    """Word the fault of a file whose suffixes say that it holds records or packed text; None for any other file."""
     *before, last = ["", *(suffix.lower() for suffix in file.suffixes)]
     packed = last in PACKED
     kind = before[-1] if packed and before else last
@@ -167,7 +167,7 @@ def is_json_records(text: str) -> bool:
 
 
 def read_text_bytes(file: Path) -> bytes:
-    """Read a file, of a large one that is not text the beginning alone: it may be as long as a disk."""
+    """Read a file; of a large binary file, only the first BEGINNING bytes."""
     if file.stat().st_size > LARGE_FILE:
         with open(file, "rb") as stream:
             if b"\0" in (head := stream.read(BEGINNING)):
@@ -176,7 +176,7 @@ def read_text_bytes(file: Path) -> bytes:
 
 
 def decode_text(data: bytes, suffix: str, *, alone: bool) -> str:
-    """Decode UTF-8 without its byte order mark; "" for a binary file among others. Raises UnicodeDecodeError."""
+    """Decode UTF-8 without its byte order mark; "" for a binary file, unless `alone`. Raises UnicodeDecodeError."""
     if b"\0" in data:
         utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         if alone or utf16 or suffix.lower() in TEXT_SUFFIXES:
@@ -186,7 +186,7 @@ def decode_text(data: bytes, suffix: str, *, alone: bool) -> str:
 
 
 def cut_document(path: str, text: str, total: int) -> Iterator[Document]:
-    """Yield the text as one document, or as pieces when it is a large part of a corpus of `total` bytes."""
+    """Yield the text as one document, or in pieces if it is more than 1/20 of a corpus of `total` bytes."""
     pieces: Iterable[str] = [text]
     if len(text) * LARGE > total:
         pieces = cut_paragraphs(text, min(max(len(text) // PIECES, SMALLEST_PIECE), LARGEST_PIECE))
@@ -198,7 +198,7 @@ def cut_document(path: str, text: str, total: int) -> Iterator[Document]:
 def cut_paragraphs(text: str, size: int) -> Iterator[str]:
     """Cut a text into pieces of `size` to 2 × `size` characters (the last may be shorter).
 
-    A piece ends after a blank line; where none comes in time, after a line; where no line ends either, anywhere.
+    A piece ends after a blank line; without one in that range, after a line; without a line end either, at 2 × `size`.
     """
     start = 0
     while len(text) - start > size:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 PARTS: tuple[Part, ...] = ("train", "validation")
 INDEX = "index.json"
 GROUP = 2 << 20
-"""Characters of text encoded at once: enough for all cores, little to hold."""
+"""Characters of text encoded at once: enough to occupy all cores, few enough for memory."""
 
 
 class Index(JsonShape):
-    """What the index of a folder of tokens holds."""
+    """The schema of the index of a folder of tokens."""
 
     dtype: Literal["uint16", "int32"]
     eos_id: Count
@@ -39,7 +39,7 @@ class Index(JsonShape):
 
 
 class Encoded(NamedTuple):
-    """A document of a part: its texts, what the tokenizer made of each, and for validation the bytes of each token."""
+    """An encoded document of a part: its texts, the encoding of each, and for validation the bytes of each token."""
 
     part: Part
     texts: Texts
@@ -58,9 +58,9 @@ def write_tokens(
 ) -> None:
     """Encode the documents of both parts into `folder`: shards (`zoo.data.shards`), then the index of all of them.
 
-    A document has so many `sequences`: one, or a source and its target. Whole shards that a killed process left are
-    kept: their documents are read and not encoded. `report` is called with the bytes of text done so far. Raises
-    ZooError when the texts are not `unchanged` at their end; the index is then not written.
+    A document has one sequence, or two (source and target). Whole shards that a killed process left are kept: their
+    documents are read but not encoded. `report` is called with the bytes of text done so far. If `unchanged()` is false
+    after the last text, ZooError is raised and no index is written.
     """
     dtype = choose_dtype(tokenizer.vocab_size)
     writers: dict[Part, SplitWriter] = {
@@ -95,7 +95,7 @@ def count_bytes(texts: Texts) -> int:
 
 
 def pack_ids(ids: Sequence[int], eos_id: int, dtype: str) -> np.ndarray:
-    """Make an array of ids with the end of text after them. `array` reads a list in half of numpy's time."""
+    """Make an array of ids followed by the end of text. `array` reads a list in half of numpy's time."""
     import numpy as np
 
     packed = array("H" if dtype == "uint16" else "i", ids)
@@ -104,10 +104,10 @@ def pack_ids(ids: Sequence[int], eos_id: int, dtype: str) -> np.ndarray:
 
 
 def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Encode groups of documents in a thread: the next group while the one before is written.
+    """Encode groups of documents in a thread: a group is encoded while the one before it is written.
 
-    The thread waits in the tokenizer's own threads, one a core (RAYON_NUM_THREADS sets how many), without Python's
-    lock. The ids do not depend on how many there are. Nothing else may use the tokenizer meanwhile.
+    The tokenizer has threads of its own, one a core (or RAYON_NUM_THREADS), which run without Python's lock. Their
+    number does not change the ids. Nothing else may use the tokenizer meanwhile.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[list[Encoded]] | None = None
@@ -121,7 +121,7 @@ def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenize
 
 
 def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Encode the documents of a group, and measure the tokens of those that validate."""
+    """Encode the documents of a group. Validation documents also get the bytes of each token."""
     rest = iter(tokenizer.encode_many([text for _, texts in group for text in texts]))
     found = []
     for part, texts in group:
@@ -133,7 +133,7 @@ def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[
 def measure(
     texts: Texts, encodings: Sequence[tokenizers.Encoding], tokenizer: Tokenizer, part: Part
 ) -> np.ndarray | None:
-    """Measure the tokens of a validation document; None for another."""
+    """Measure the bytes of each token of a validation document; None for a training document."""
     import numpy as np
 
     if part != "validation":
@@ -157,7 +157,7 @@ def group_texts(texts: Iterable[tuple[Part, Texts]]) -> Iterator[list[tuple[Part
 
 
 def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: Tokenizer, dtype: str) -> None:
-    """Write the last shards, and the index of all with their checksums."""
+    """Write the last shards, and the index of all shards with their checksums."""
     splits = {}
     for part, writer in writers.items():
         writer.flush()
@@ -172,14 +172,14 @@ def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: To
 
 
 def open_tokens(folder: Path, parts: Sequence[Part] = PARTS) -> dict[Part, TokenFile]:
-    """Open these parts of what `write_tokens` wrote. Raises ZooError when the index is damaged or a file has another
-    length than then; what files hold is compared with their checksums when they are first read."""
+    """Open these parts of a folder of `write_tokens`. Raises ZooError if the index is damaged or a file's length has
+    changed. Contents are compared with their checksums when first read."""
     index = read_sealed(folder / INDEX, Index)
     return {part: open_split(folder, part, index) for part in parts}
 
 
 def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
-    """Open the shards of one split as one array: the end of text first, as what comes before the first document."""
+    """Open the shards of one split as one array, with an end of text before the first document."""
     import numpy as np
 
     records = index["splits"].get(part) or []

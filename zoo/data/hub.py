@@ -1,4 +1,4 @@
-"""Read a data set of Hugging Face's `datasets`: a folder on disk, or a name on the hub, streamed if asked."""
+"""Read a data set of Hugging Face's `datasets`: a folder on disk, or a name on the hub, which can be streamed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Rows(RecordSource):
         return int(getattr(self.rows, "dataset_size", None) or 0)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Read every row as it is, and say where it stands; null is an empty text. Raises ConfigError where the network
+        """Yield each row with its place, for messages; null becomes an empty text. Raises ConfigError if the network
         fails."""
         number = 0
         try:
@@ -47,14 +47,14 @@ class Rows(RecordSource):
             raise ConfigError(f"data.path: {line} (a network, or streaming=false)") from error
 
     def refuse_nothing(self, found: bool) -> None:
-        """Raise ConfigError where no row was of use."""
+        """Raise ConfigError if no row could be used."""
         if not found:
             raise ConfigError(f"data.path: {self.name}: nothing to read, found no row with a text (rows with texts)")
 
 
 def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> Rows:
-    """Open the data set that the settings name, for the `columns` that `keys` of the config name. Raises ConfigError in
-    one line, also without a network."""
+    """Open the data set that the settings name, to read `columns`; messages name the config's `keys` that chose them.
+    Raises ConfigError in one line, also without a network."""
     path = str(settings.path)
     datasets = import_package("datasets", "'transformer-zoo[hf]'", f"{path} is read by Hugging Face's datasets")
     folder = Path(path).expanduser()
@@ -77,7 +77,7 @@ def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> Rows:
 
 
 def refuse_idle_fields(settings: HF) -> None:
-    """Raise ConfigError for what would change nothing in a folder that `save_to_disk` wrote."""
+    """Raise ConfigError for settings that have no effect on a folder of `save_to_disk`."""
     if settings.name is not None:
         raise ConfigError(f"data.name: {settings.path} is a saved data set, found name {settings.name!r} (null)")
     if settings.streaming:
@@ -85,7 +85,8 @@ def refuse_idle_fields(settings: HF) -> None:
 
 
 def pick_split(saved: Any, settings: HF) -> Any:
-    """Return the split that the settings name; a folder may hold one alone. Raises ConfigError with those there are."""
+    """Return the split that the settings name; a folder may hold a single one. Raises ConfigError that lists the
+    splits."""
     wanted = settings.split or DEFAULT_SPLIT
     if not isinstance(saved, dict):
         own = str(saved.split) if saved.split is not None else None

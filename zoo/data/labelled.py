@@ -1,6 +1,6 @@
 # C numbers of a label
-"""Read labelled records: a text, or two, with a class or with numbers; or words with a tag each. Such sets are small,
-and are kept in memory.
+"""Read labelled records: one text or two, with a class or numbers; or words with a tag each. The sets are small and
+kept in memory.
 
 A record that cannot be read is named by its file and line.
 """
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 
 LABELS_SHOWN = 8
 LARGEST = 3.4e38
-"""The largest number of a label: what float32 holds."""
+"""The largest number of a label, which must fit float32."""
 
 
 class Example(NamedTuple):
-    """A labelled record: where it stands, its text or texts (or its words), and its label: the classes that it names,
-    or its numbers."""
+    """A labelled record: its place for messages, its texts (or words), and its label: class names or numbers."""
 
     where: str
     texts: tuple[str, ...]
@@ -44,7 +43,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """How examples are read off records. `texts` and `label` are the names of fields."""
+    """Reads examples from records. `texts` and `label` are names of fields."""
 
     texts: tuple[str, ...]
     label: str
@@ -56,7 +55,7 @@ class Task:
         return (*self.texts, self.label)
 
     def read(self, record: Mapping[str, Any], where: str, faults: Faults) -> Example | None:
-        """Read an example; None for a record without text, and for one that is at fault."""
+        """Read an example; None for a record without text or with a fault, which goes to `faults`."""
         if not has_fields(record, self.columns, self.keys, where, faults):
             return None
         texts = self.read_texts(record, where, faults)
@@ -64,14 +63,14 @@ class Task:
         return None if texts is None or label is None else Example(where, texts, label)
 
     def read_texts(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Read the texts; None where one is empty or at fault."""
+        """Read the texts; None if one is empty or faulty."""
         texts = tuple(record[column] for column in self.texts)
         if not all(is_text(text, column, where, faults) for text, column in zip(texts, self.texts, strict=True)):
             return None
         return None if any(not text or text.isspace() for text in texts) else texts
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
-        """Read the label; None for one that is at fault."""
+        """Read the label; None for a faulty one."""
         raise NotImplementedError
 
     def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[Row]:
@@ -79,7 +78,7 @@ class Task:
         return encoder.encode([example.texts for example in examples])
 
     def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
-        """Make what a row is to be predicted as."""
+        """Make the target of a row."""
         raise NotImplementedError
 
 
@@ -101,7 +100,7 @@ class ClassTask(Task):
 
 
 class NumberTask(Task):
-    """A number for each record, or a list of as many as any other has."""
+    """A number for each record, or a list of numbers, of equal length in all records."""
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
         given = value if isinstance(value, list) else [value]
@@ -122,7 +121,7 @@ class NumberTask(Task):
 
 
 def is_in_range(number: float) -> bool:
-    """Whether a number is one of float32, which targets are."""
+    """Whether a number is in the range of float32, the dtype of targets."""
     return abs(number) <= LARGEST
 
 
@@ -175,8 +174,8 @@ def _show(value: Any) -> str:
 
 
 class LabelledRow(NamedTuple):
-    """A row of a labelled set: ids [T], the number of each token's text [T], and its target: the number of a class [1]
-    or of each token's [T], or numbers [1, C]."""
+    """A row of a labelled set: ids [T], the number of each token's text [T], and the target: a class [1], a class for
+    each token [T], or numbers [1, C]."""
 
     ids: np.ndarray
     types: np.ndarray
@@ -193,14 +192,14 @@ class LabelledFile(TokenFile):
         return len(self.rows)
 
     def read_row(self, number: int, seq_len: int) -> LabelledRow:  # type: ignore[override]
-        """Read a row, which was cut to the length of rows when it was encoded."""
+        """Read a row. It was truncated when it was encoded."""
         return self.rows[number]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedLabels(Prepared):
-    """A labelled set, prepared. `labels` are the classes, in the order of the head's logits; none of numbers.
-    `n_outputs` is how many numbers a label has."""
+    """A prepared labelled set. `labels` are the classes in the order of the head's logits, empty for numbers.
+    `n_outputs` counts the head's outputs: classes, or numbers of a label."""
 
     labels: tuple[str, ...]
     n_outputs: int
@@ -216,8 +215,8 @@ def prepare_labelled(
     say: Callable[[str], object],
     progress: Progress,
 ) -> PreparedLabels:
-    """Read a labelled set, split it, find its classes or how many numbers a label has, unless those are `known`, and
-    encode rows of at most `limit` tokens (`RowEncoder` says what `opens` does). Raises ConfigError."""
+    """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). Its
+    classes, or the count of numbers in a label, are found in the data unless `known`. Raises ConfigError."""
     parts = read_parts(settings, task, progress)
     for line in describe_copies(parts):
         say(line)
@@ -247,7 +246,7 @@ def read_parts(settings: DataSettings, task: Task, progress: Progress) -> dict[P
     of_text: dict[bytes, Part] = {unit.key: part for unit, part in zip(units, chosen, strict=True) if part is not None}
     parts: dict[Part, list[Example]] = {"train": [], "validation": []}
     for unit, example in zip(units, read, strict=True):
-        parts[of_text[unit.key]].append(example)  # a copy stands in the part of the text's first record
+        parts[of_text[unit.key]].append(example)  # duplicates go to the part of the text's first record
     return parts
 
 
@@ -265,7 +264,7 @@ def read_examples(settings: Any, task: Task, validation: bool, progress: Progres
 
 
 def describe_copies(parts: Mapping[Part, Sequence[Example]]) -> Iterator[str]:
-    """Say how many texts that validate are trained on too, as they may where files say which validate."""
+    """Report how many validation texts are in training too, which `validation` files of their own may cause."""
     known = {example.texts for example in parts["train"]}
     copies = sum(example.texts in known for example in parts["validation"])
     if copies:
@@ -273,8 +272,8 @@ def describe_copies(parts: Mapping[Part, Sequence[Example]]) -> Iterator[str]:
 
 
 def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str] | None, task: Task) -> dict[str, int]:
-    """Number the classes: those of `labels`, or those that the training part has, sorted. Raises ConfigError for a
-    record of another class, and where there is one class alone."""
+    """Number the classes: `labels`, or the sorted classes of the training part. Raises ConfigError for a record of any
+    other class, and if there are fewer than two."""
     found = {name for example in parts["train"] for name in example.label}
     names = list(labels) if labels is not None else sorted(found, key=_order)
     if len(names) < 2:
@@ -299,14 +298,13 @@ def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str
 
 
 def _order(name: str) -> tuple[bool, int, str]:
-    """Numbers by their value, before all other names."""
+    """Sort key of class names: numbers by value, before all other names."""
     number = len(name) < 20 and name.removeprefix("-").isdecimal()
     return (not number, int(name) if number else 0, name)
 
 
 def count_numbers(parts: Mapping[Part, Sequence[Example]], known: Any = None) -> int:
-    """Count the numbers of a label. Raises ConfigError for a record that has another count than is `known`, or than the
-    first has."""
+    """Count the numbers of a label. Raises ConfigError for a record that differs from `known`, or from the first."""
     every = [example for examples in parts.values() for example in examples]
     wanted, whose = (known, "the head") if known is not None else (len(every[0].label), every[0].where)
     for each in every:
@@ -324,7 +322,7 @@ def encode_part(
     say: Callable[[str], object],
     part: str,
 ) -> LabelledFile:
-    """Encode the examples of a part; `say` is told what does not fit its row."""
+    """Encode the examples of a part. `say` gets a line on texts that are truncated or left out."""
     import numpy as np
 
     encoded = task.encode(examples, encoder)
@@ -346,7 +344,7 @@ def encode_part(
 
 
 def fingerprint(parts: Mapping[Part, Iterable[Example]], task: Task, limit: int, opens: bool) -> str:
-    """Hash what the rows are made of, names and places of files left out."""
+    """Hash the texts and labels of all rows, without file names or line numbers."""
     whole = hashlib.blake2b(f"{type(task).__name__} {limit} {opens}".encode(), digest_size=16)
     for part, examples in parts.items():
         for each in examples:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEAST_ROUNDS = 24
-ROUNDS_A_BIT = 6  # rounds for each bit of n: what the paper's proof asks for
+ROUNDS_A_BIT = 6  # rounds for each bit of n, as the paper's proof requires
 LONGEST_PERIOD = 100_000  # rows after which the weights of a mix repeat
 
 
@@ -40,7 +40,7 @@ class Permutation:
         self._shifts, self._keys = material[:, 0] % np.uint64(n), material[:, 1]
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
-        """Return where the elements at `places` go, int64. All of 0 … n − 1 go to different ones."""
+        """Return the places, int64, to which the elements at `places` go. No two of 0 … n − 1 go to the same place."""
         import numpy as np
 
         x, n, top = places.astype(np.uint64), np.uint64(self.n), np.uint64(63)
@@ -61,13 +61,13 @@ def scramble(values: np.ndarray) -> np.ndarray:
 
 
 class Interleaving:
-    """The sources of rows by weight: after n rows, source i has given n·wᵢ rows, less or more by under one.
+    """Interleaves sources by weight: after n rows, source i has given n·wᵢ rows, off by less than one.
 
-    The weights are brought to whole numbers aᵢ with the sum P. Then P rows hold exactly aᵢ of source i, and the order
-    repeats. Row j of source i belongs between rows ⌊j·P/aᵢ⌋ and ⌈(j + 1)·P/aᵢ⌉; of the rows that may come, the one with
-    the earliest end does, which meets them all (Pfair scheduling; Baruah et al., 1996).
+    The weights are scaled to whole numbers aᵢ with sum P. The order repeats after P rows, which hold exactly aᵢ of
+    source i. Row j of source i must come between rows ⌊j·P/aᵢ⌋ and ⌈(j + 1)·P/aᵢ⌉. Of the rows that may come next, the
+    one with the earliest deadline does, so that all deadlines are met (Pfair scheduling; Baruah et al., 1996).
 
-    Example: weights 2 and 1 give the sources 0, 1, 0, and again.
+    Example: weights 2 and 1 give sources 0, 1, 0, 0, 1, 0, …
     """
 
     def __init__(self, weights: Sequence[Fraction]) -> None:
@@ -84,14 +84,14 @@ class Interleaving:
         self._order, self._index, self._shares = order, index, np.array(shares)
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source of each row, and which of that source's rows it is."""
+        """Return each row's source, and its number among the rows of that source."""
         repeats, place = rows // self.period, rows % self.period
         source = self._order[place]
         return source, repeats * self._shares[source] + self._index[place]
 
 
 def count_shares(weights: Sequence[Fraction]) -> tuple[list[int], int]:
-    """Bring weights to whole numbers without a common divisor; return them and their sum. Raises ConfigError."""
+    """Scale weights to whole numbers without a common divisor. Returns these and their sum. Raises ConfigError."""
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = [int(weight * scale) for weight in weights]
     shares = [each // math.gcd(*whole) for each in whole]

@@ -1,7 +1,7 @@
 """Read the rows of Parquet files, within a budget of bytes.
 
-A column that is encoded by a dictionary states a text once, however many rows have it: a file of kilobytes can hold a
-hundred gigabytes. So such columns are read as dictionaries, and rows are made texts a few mebibytes at a time.
+A dictionary-encoded column stores a text once, however many rows have it: a file of kilobytes can unpack to a hundred
+gigabytes. So these columns are read as dictionaries, and rows become Python strings a few MiB at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from zoo.untrusted.text import shorten
 
 READ_AT_ONCE = 1024  # records: a few MiB of ordinary text
 PIECE = 16 << 20
-"""Bytes of the rows that are made Python's texts at once, where there is more than one row."""
+"""Bytes of rows converted to Python strings at once. A larger single row is converted alone."""
 
 
 class Parquet(RecordFiles):
-    """The rows of Parquet files. Null is no text."""
+    """The rows of Parquet files. Null is read as an empty text."""
 
     suffixes = (".parquet",)
 
@@ -60,11 +60,11 @@ class Parquet(RecordFiles):
                         values = {name: "" if value is None else value for name, value in record.items()}
                         yield f"{file}, row {number:,}", values
         except (OSError, ValueError, ArithmeticError, LookupError, NotImplementedError, TypeError) as error:
-            # what pyarrow raises is of these classes
+            # pyarrow raises these classes
             faults.add(f"{file} is damaged after row {number:,}, found {short(error)} (a whole file)")
 
     def _find_fault(self, table: Any, file: Path) -> str | None:
-        """Describe what is wrong with a file's columns, if anything is, by its schema and its metadata alone."""
+        """Describe a fault of a file's columns, judged from its schema and metadata alone; None if there is none."""
         names = table.schema_arrow.names
         if twice := [column for column in self.columns if names.count(column) > 1]:
             return f"{file} has the field '{twice[0]}' {names.count(twice[0])} times (once)"
@@ -81,13 +81,13 @@ class Parquet(RecordFiles):
 
 
 def _list_texts(table: Any) -> list[str]:
-    """List the columns that hold bytes, which can be read as dictionaries; those in lists and records too."""
+    """List the byte-array columns, which can be read as dictionaries; nested ones too."""
     columns = map(table.schema.column, range(len(table.schema)))
     return [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.logical_type.type != "DECIMAL"]
 
 
 def _split(rows: Any) -> Iterator[tuple[Any, int]]:
-    """Split a batch into pieces of about PIECE bytes or of one row. Gives each with its bytes, dictionaries
+    """Split a batch into pieces of at most PIECE bytes, or of one row. Yields each with its size in bytes, dictionaries
     expanded."""
     size = sum(map(_measure, rows.columns))
     if size <= PIECE or len(rows) <= 1:
@@ -99,7 +99,7 @@ def _split(rows: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _measure(array: Any) -> int:
-    """Count the bytes of an array's values, as often as each is there."""
+    """Count the bytes of an array's values, dictionaries expanded."""
     import pyarrow
     from pyarrow import compute
 

@@ -1,5 +1,5 @@
 # V vocabulary, L tokens
-"""Read off a vocabulary which ids are ordinary tokens, where words begin and where sentences end."""
+"""Classify the tokens of a vocabulary: ordinary or special, whether a word begins or a sentence ends there."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from zoo.data.tokenizer import Tokenizer
 
 SPACES = ("Ġ", "Ċ", "ĉ", "▁", " ", "\n", "\t")
-"""How vocabularies spell the space, line end or tab that a word begins after: byte-level BPE, sentencepiece, itself."""
+"""Spellings of the space, line end or tab before a word: in byte-level BPE, in sentencepiece, and as themselves."""
 
 CONTINUES = "##"
-"""What WordPiece puts before a piece that does not begin a word."""
+"""WordPiece's prefix of a piece that continues a word."""
 
 LINE_ENDS = ("Ċ", "\n", "<0x0A>")
 STOPS = (".", "!", "?")
 CLOSING = "\"')]»”\u2019"
-"""What may stand between a full stop and the end of its sentence."""
+"""Characters that may follow a full stop within its sentence."""
 
 
 SPACE, LETTER, OTHER = range(3)
@@ -29,16 +29,16 @@ class Pieces(NamedTuple):
     """Facts about each id of a vocabulary [V]."""
 
     ordinary: np.ndarray
-    """The ids that are no special tokens, in order; not [V]."""
+    """The ids of all but special tokens, sorted; not [V]."""
     begins: np.ndarray
-    """Whether a word begins with this token, whatever stands before it."""
+    """Whether a word begins with this token, whichever token precedes it."""
     first: np.ndarray
-    """What its first character is: LETTER, OTHER, or SPACE where it is all of space. Where this changes, a word begins
-    as well, unless behind a space."""
+    """Kind of its first character: LETTER, OTHER, or SPACE if the token is white space alone. A word also begins where
+    this differs from the `last` of the token before, unless that is SPACE."""
     last: np.ndarray
-    """The same of its last character."""
+    """Kind of its last character."""
     ends: np.ndarray
-    """Whether a sentence ends with it: at a full stop, a line end or the end of a text."""
+    """Whether a sentence ends with this token: at `.`, `!`, `?`, a line end or the end of a text."""
 
 
 def read_pieces(tokenizer: Tokenizer) -> Pieces:
@@ -59,7 +59,7 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
 
 
 def number_words(ids: np.ndarray, pieces: Pieces) -> np.ndarray:
-    """Number the words of a row [L]: each token has the number of its word."""
+    """Return the number of each token's word [L]."""
     before, after = pieces.last[ids[:-1]], pieces.first[ids[1:]]
     changes = np.concatenate(([True], (before != after) & (before != SPACE)))
     return np.cumsum(pieces.begins[ids] | changes)

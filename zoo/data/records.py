@@ -1,5 +1,5 @@
-"""Read records as documents: JSON Lines here, Parquet in `zoo.data.parquet`. Each record is a document; or a pair, a
-source and its target. Labelled records are read as they are (`zoo.data.labelled`).
+"""Read records as documents: JSON Lines here, Parquet in `zoo.data.parquet`. Each record is a text, or a pair of source
+and target. `zoo.data.labelled` reads labelled records.
 
 A record that cannot be read is named by its file and line. Reading stops after a few of them.
 """
@@ -29,14 +29,14 @@ JSONL = (".jsonl", ".ndjson")
 PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))
 FIELDS_SHOWN = 8
 RATIO, SMALL = 100, 1 << 28
-"""A packed file that unpacks to more than SMALL bytes, and to more than RATIO times its own, is no text: text packs to
-a tenth."""
+"""A compressed file is refused if it unpacks to more than SMALL bytes and more than RATIO times its size: text
+compresses to about a tenth."""
 
 
 def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tuple[Path, ...]:
-    """List the files that `key` means: a file, those below a folder by their suffix, or those of a pattern.
+    """List the files of `path`: itself, the files below a folder with one of the suffixes, or the matches of a pattern.
 
-    Raises ConfigError where there are none.
+    Raises ConfigError, which names the setting `key`, if there are none.
     """
     root = Path(path).expanduser()
     wanted = ", ".join(suffixes)
@@ -56,8 +56,8 @@ def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tu
 
 
 def match_pattern(pattern: Path) -> Iterator[Path]:
-    """List what a pattern matches, as `glob` does, but that `**` follows no links: two that lead round would give it
-    paths without end."""
+    """List the matches of a pattern as `glob` does, except that `**` follows no links: circular links would never
+    end."""
     parts = pattern.parts
     if "**" not in parts:
         yield from map(Path, glob.glob(str(pattern)))
@@ -71,7 +71,7 @@ def match_pattern(pattern: Path) -> Iterator[Path]:
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Tell whether the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
+    """Whether the parts of a path match those of a pattern, in which `**` stands for any number of folders."""
     if not pattern or not parts:
         return not pattern and not parts
     if pattern[0] == "**":
@@ -80,8 +80,8 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 class Faults:
-    """The faults that were found so far, with the `key` that named the records. Raises ConfigError with all of them
-    when there are FAULTS_SHOWN."""
+    """Collects faults of records, reported under the setting `key`. Raises ConfigError with all of them once there are
+    FAULTS_SHOWN."""
 
     def __init__(self, key: str = "data.path") -> None:
         self.key = key
@@ -93,18 +93,18 @@ class Faults:
             raise ConfigError(*self.lines, f"{self.key}: reading stopped here, there may be more")
 
     def settle(self) -> None:
-        """Raise ConfigError where there are any."""
+        """Raise ConfigError if there are any."""
         if self.lines:
             raise ConfigError(*self.lines)
 
 
 def name_keys(columns: Sequence[str]) -> str:
-    """Name the keys of a config that choose these columns."""
+    """Name the config keys that choose these columns."""
     return "data.field=NAME" if len(columns) == 1 else "data.source=NAME data.target=NAME"
 
 
 def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, where: str, faults: Faults) -> bool:
-    """Whether a record has all of these fields, which the `keys` of the config name. One that it lacks is a fault."""
+    """Whether a record has all of these fields, which the config's `keys` name. A missing one is a fault."""
     for column in columns:
         if column not in record:
             fields = ", ".join(shorten(str(each), 40) for each in list(record)[:FIELDS_SHOWN]) or "none"
@@ -114,7 +114,7 @@ def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, whe
 
 
 def is_text(text: Any, column: str, where: str, faults: Faults) -> bool:
-    """Whether the value of a field is a text that UTF-8 can hold. Another value is a fault."""
+    """Whether a field's value is a text that UTF-8 can encode. Any other value is added to `faults`."""
     if not isinstance(text, str):
         faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")
         return False
@@ -128,7 +128,7 @@ def is_text(text: Any, column: str, where: str, faults: Faults) -> bool:
 
 
 def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> Document | None:
-    """Make a document of a record; None for one without text, and for one that is at fault."""
+    """Make a document of a record; None for a record without text, or with a fault, which goes to `faults`."""
     texts = []
     for column in columns:
         if not has_fields(record, [column], name_keys(columns), where, faults):
@@ -142,18 +142,17 @@ def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str,
 
 
 class RecordSource:
-    """Records, which can be read again and again: as documents of their `columns`, or as they are."""
+    """A source of records that can be read repeatedly: as documents made of `columns`, or as mappings."""
 
     columns: tuple[str, ...]
 
     @property
     def n_bytes(self) -> int:
-        """Tell about how much there is to read, in bytes; 0 where that is not known."""
+        """Estimate the bytes to read; 0 if unknown."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Document]:
-        """Read every record as a document. Raises ConfigError with a line for each that cannot be read, and where there
-        is none."""
+        """Read every record as a document. Raises ConfigError with a line for each bad record, or if none has text."""
         faults, found = Faults(), False
         for where, record in self.read(faults):
             document = make_document(record, self.columns, where, faults)
@@ -164,23 +163,23 @@ class RecordSource:
         self.refuse_nothing(found)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Read every record as it is, and say where it stands; one that cannot be read is a fault."""
+        """Yield each record with its place, for messages. Unreadable records are added to `faults`."""
         raise NotImplementedError
 
     def refuse_nothing(self, found: bool) -> None:
-        """Raise ConfigError where no record was of use."""
+        """Raise ConfigError unless a record was `found`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class RecordFiles(RecordSource):
-    """Files of records as documents, in the order of files and records. Those without text are left out.
+    """Files of records, read in the order of files and lines. Records without text give no document.
 
-    `keys` are those of the config that choose the columns, as messages name them.
+    `keys` names the config keys that choose the columns, for messages.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
-    """How the names of such files end."""
+    """The endings of these files' names."""
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
@@ -188,7 +187,7 @@ class RecordFiles(RecordSource):
 
     @property
     def n_bytes(self) -> int:
-        """Add up the files' sizes, as they are packed."""
+        """Add up the files' sizes on disk, compressed or not."""
         return sum(file.stat().st_size for file in self.files)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -200,7 +199,7 @@ class RecordFiles(RecordSource):
         raise NotImplementedError
 
     def refuse_nothing(self, found: bool) -> None:
-        """Raise ConfigError where no record was of use, with the reason if all files are empty."""
+        """Raise ConfigError unless a record was `found`; it says so if all files are empty."""
         if not found:
             empty = all(file.stat().st_size == 0 for file in self.files)
             what = "an empty file" if empty else "no record with a text"
@@ -210,7 +209,7 @@ class RecordFiles(RecordSource):
 
 
 class JsonLines(RecordFiles):
-    """JSON Lines. Blank lines are left out."""
+    """JSON Lines. Blank lines are skipped."""
 
     suffixes = (*JSONL, *PACKED_JSONL)
 
@@ -219,7 +218,7 @@ class JsonLines(RecordFiles):
 
 
 def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a file with the numbers of their lines, from 1. What is no object in UTF-8 is a fault."""
+    """Yield the objects of a file with their line numbers, from 1. A line that is no JSON object is a fault."""
     offset, number = 0, 0
     try:
         most = max(SMALL, RATIO * file.stat().st_size)
@@ -234,7 +233,7 @@ def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str,
                 offset += len(line)
                 if record is not None:
                     yield number, record
-    except CheckpointError as error:  # a line without end
+    except CheckpointError as error:  # a line beyond the limit of length
         faults.add(str(error))
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -244,7 +243,7 @@ def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str,
 
 
 def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str, Any] | None:
-    """Read one line as an object; None for a blank one, and for one at fault. `offset` is its first byte's."""
+    """Parse one line as an object; None for a blank or faulty line. `offset` is that of its first byte in the file."""
     line = line.rstrip()
     if offset == 0:
         line = line.removeprefix(codecs.BOM_UTF8)
@@ -260,7 +259,7 @@ def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str
         faults.add(f"{where} is not JSON, found {found} (an object in each line)")
     except RecursionError:
         faults.add(f"{where} is not read as JSON, found too many brackets within one another (fewer)")
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         faults.add(f"{where} is not read as JSON, found {shorten(str(error))} (a shorter number)")
     else:
         if isinstance(record, dict):
@@ -271,7 +270,7 @@ def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str
 
 @contextmanager
 def open_packed(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file of bytes, unpacked where its suffix says gzip or zstd. Raises ConfigError where a package lacks."""
+    """Open a file, decompressed if its suffix says gzip or zstd. Raises ConfigError if a package is missing."""
     suffix = file.suffix.lower()
     if suffix == ".gz":
         with gzip.open(file, "rb") as lines:
@@ -289,14 +288,14 @@ def open_packed(file: Path) -> Iterator[IO[bytes]]:
 
 
 def import_zstd(file: Path) -> Any:
-    """Import Python's own zstd (3.14), or its backport. Unlike `zstandard` both notice a file that is cut off."""
+    """Import Python's own zstd (3.14), or its backport. Unlike `zstandard`, both detect a truncated file."""
     if sys.version_info >= (3, 14):
         return import_package("compression.zstd", "a Python with zstd", f"{file} is packed by zstd")
     return import_package("backports.zstd", "'transformer-zoo[zstd]'", f"{file} is packed by zstd")
 
 
 def import_package(name: str, install: str, what: str) -> Any:
-    """Import a package of an extra. Raises ConfigError with how to install it."""
+    """Import a package of an optional extra. Raises ConfigError that says how to install it."""
     import importlib
 
     try:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """A text's tokens: ids [T], the number of each token's text [T] (0, of a second text 1), for words the place of
-    each one's first piece (None for a word that has none, or that was cut off), and whether something was cut off."""
+    """A row's tokens: ids [T]; `types` [T], 1 for tokens of a second text, else 0; `places`, the index of each word's
+    first token (None for a word without a token, or truncated); and whether anything was truncated."""
 
     ids: list[int]
     types: list[int]
@@ -28,11 +28,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """Encode texts as rows of at most `limit` tokens, with the special tokens that the tokenizer's file puts around
-    them. Longer ones lose their end; of two texts the longer one.
+    """Encodes texts as rows of at most `limit` tokens, with the special tokens of the tokenizer's file. Longer texts
+    lose their end; of two texts, the longer one is truncated first.
 
-    A tokenizer whose file puts none around them gives the plain tokens; then two texts are parted by its end of text,
-    and with `opens` a row begins with that: a token of its own for a head that reads the first one.
+    If the file adds no special tokens, an end of text separates two texts, and with `opens` a row begins with one, for
+    a head that reads the first token.
     """
 
     tokenizer: Tokenizer
@@ -55,7 +55,7 @@ class RowEncoder:
         return [Row(each.ids, each.type_ids, [], bool(each.overflowing)) for each in found]
 
     def encode_words(self, rows: Sequence[Sequence[str]]) -> list[Row]:
-        """Encode rows of words, with a space between two. A word's first piece is the first token that begins in it."""
+        """Encode rows of words joined by spaces. `Row.places` has the first token that begins in each word."""
         texts = [" ".join(words) for words in rows]
         with self._cutting(0 if not self.plain else int(self.opens)) as backend:
             found = backend.encode_batch(texts)
@@ -63,9 +63,10 @@ class RowEncoder:
 
     @contextmanager
     def _cutting(self, less: int = 0) -> Iterator[tokenizers.Tokenizer]:
-        """Let the tokenizer cut rows off, and not afterwards: it is saved with a run, and encodes other texts too."""
+        """Enable the tokenizer's truncation, and disable it again: the tokenizer is saved with a run, and encodes other
+        texts too."""
         backend = self.tokenizer.backend
-        backend.encode_special_tokens = True  # what a text spells is text
+        backend.encode_special_tokens = True  # a special token spelled in a text is text
         backend.enable_truncation(self.limit - less)
         try:
             yield backend
@@ -73,7 +74,7 @@ class RowEncoder:
             backend.no_truncation()
 
     def _join(self, parts: list[list[int]]) -> Row:
-        """Put the ids of one text or two into a row, where the tokenizer does not."""
+        """Join the ids of one text or two to a row, for tokenizers without special tokens."""
         eos = [self.tokenizer.eos_id]
         room = self.limit - int(self.opens) - (len(parts) - 1)
         kept = [part[:size] for part, size in zip(parts, share_room([*map(len, parts)], room), strict=True)]
@@ -84,7 +85,7 @@ class RowEncoder:
         return Row(ids, types, [], kept != parts)
 
     def _place(self, words: Sequence[str], text: str, found: tokenizers.Encoding) -> Row:
-        """Find the first piece of each word."""
+        """Make a row of encoded words, with the index of each word's first token."""
         starts, at = [], 0
         for word in words:
             starts.append(at)
@@ -103,7 +104,7 @@ class RowEncoder:
 
 
 def share_room(lengths: Sequence[int], room: int) -> list[int]:
-    """Share `room` tokens among one text or two: the longer loses first.
+    """Share `room` tokens among one text or two: the longer is truncated first.
 
     Example: of 10 and 3 tokens in a room of 8, the first keeps 5; of 10 and 9, both keep 4.
     """

@@ -19,14 +19,13 @@ from zoo.spec import Spec
 from zoo.spec.faults import make_refusals
 
 Default = Field(validate_default=True)
-"""A field whose default is refused where the kind needs another value."""
+"""A field whose default is validated too: some kinds refuse it."""
 
 TEXT_FIELD = "text"
 
 
 def parse_node(kind: Any, node: Any, where: str = "") -> Any:
-    """Validate a resolved node, which lies at the path `where`, as a component. Raises ConfigError with every fault in
-    it."""
+    """Validate a resolved node as a component. Raises ConfigError with all of its faults, at paths below `where`."""
     try:
         return kind.parse(node)
     except ValidationError as error:
@@ -87,17 +86,17 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @classmethod
     def read(cls, node: Mapping[Any, Any], where: str = "data") -> DataSettings:
-        """Validate a resolved node at the path `where`. Raises ConfigError with every fault in it."""
+        """Validate a resolved node. Raises ConfigError with all of its faults, at paths below `where`."""
         return parse_node(cls, node, where)
 
     @property
     def sources(self) -> dict[str, Weighted]:
-        """The sources that are read, by name. All kinds but a mix have one, without a name."""
+        """The sources by name. All kinds but a mix have one, named ""."""
         return {"": Weighted(Fraction(1), self)}
 
     @property
     def reads_pairs(self) -> bool:
-        """Whether a document is a source and its target."""
+        """Whether documents are pairs of source and target."""
         return False
 
     def open(self) -> Documents:
@@ -106,7 +105,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
 
 class Weighted(NamedTuple):
-    """A source of a mix, and its weight: its share of the rows, relative to the others."""
+    """A source of a mix and its weight: its share of the rows relative to the other sources."""
 
     weight: Fraction
     settings: DataSettings
@@ -151,7 +150,7 @@ class Records(DataSettings):
     split (null: `validation_fraction` of all)."""
 
     reader: ClassVar[type[RecordFiles]]
-    """What reads the files of this kind."""
+    """The reader of this kind's files."""
 
     path: Annotated[str | None, Default] = None
     field: str | None = None
@@ -192,14 +191,14 @@ class Records(DataSettings):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The fields that are read: the text's, or the source's and the target's."""
+        """The fields to read: the text's, or the source's and the target's."""
         if self.source is not None and self.target is not None:
             return (self.source, self.target)
         return (self.field or TEXT_FIELD,)
 
     def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> RecordSource:
-        """Open the records with these columns, which `keys` of the config name: all of them, or those of
-        `validation`. Raises ConfigError."""
+        """Open the records to read `columns`, which the config's `keys` name: all records, or those of the `validation`
+        setting. Raises ConfigError."""
         name = "validation" if validation else "path"
         files = find_files(str(getattr(self, name)), self.reader.suffixes, f"data.{name}")
         return self.reader(files, columns, keys)
@@ -240,11 +239,11 @@ class HF(Records, kind="hf"):
 
 
 SHARED = ("tokenizer", "validation_fraction", "documents")
-"""Settings that a mix has once for all of its sources."""
+"""Settings that a mix states once for all of its sources."""
 
 
 def read_weighted(node: Any) -> Weighted:
-    """Read one source of a mix; one that was read stays. Raises ValidationError with its faults."""
+    """Read one source of a mix, unless it is one already. Raises ValidationError with its faults."""
     if isinstance(node, Weighted):
         return node
     if not isinstance(node, Mapping):
@@ -301,7 +300,7 @@ class Mix(DataSettings, kind="mix"):
 def make_paths_absolute(node: Any) -> None:
     """Make the paths of a `data` node absolute, in place: a run may go on from another folder.
 
-    A name on the hub stays as it is: there is no such file.
+    A name on the hub is left unchanged.
     """
     if not isinstance(node, dict):
         return

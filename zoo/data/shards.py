@@ -33,14 +33,14 @@ MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 CODES = {"uint16": 8, "int32": 4}
 HEADER = len(MAGIC) + 8 + 1 + 8 + 8
 SHARD = 1 << 24
-"""Tokens that fill a shard. One is held in memory while it is made, and made anew after a kill."""
+"""Tokens of a full shard. A shard is held in memory until complete, and a killed process loses an incomplete one."""
 
 
 Count = Annotated[int, Field(ge=0)]
 
 
 class ShardRecord(JsonShape):
-    """What the record of a shard holds. Its name is that of files beside it, and no path."""
+    """The schema of a shard's record. Its name is a file name without a path: the files are in the record's folder."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]{1,16}-[0-9]{5,9}$")]
     n_tokens: Count
@@ -50,7 +50,7 @@ class ShardRecord(JsonShape):
 
 
 def choose_dtype(vocab_size: int) -> str:
-    """Choose the dtype of ids: the smaller that holds them all."""
+    """Choose the smallest dtype for the ids of a vocabulary."""
     return "uint16" if vocab_size <= 1 << 16 else "int32"
 
 
@@ -69,10 +69,10 @@ def pack_index(lengths: Sequence[int], sequences: int, dtype: str) -> bytes:
 
 
 class SplitWriter:
-    """Write one split as shards NAME-00000, NAME-00001 … in a folder; a document that fills a shard ends it.
+    """Writes one split as shards NAME-00000, NAME-00001 … in a folder. The document that fills a shard is its last.
 
-    Where the cuts come depends on the documents alone. What a killed process wrote as whole shards stays: `n_documents`
-    says how many documents these hold, and `add` goes on after them.
+    Where shards end depends on the documents alone. Whole shards that a killed process left are kept: `n_documents`
+    counts their documents, and `add` continues after them.
     """
 
     def __init__(self, folder: Path, name: str, dtype: str, *, sequences: int = 1, keep_lengths: bool = False) -> None:
@@ -92,7 +92,7 @@ class SplitWriter:
         return sum(shard["n_documents"] for shard in self.shards)
 
     def add(self, sequences: Sequence[np.ndarray], n_bytes: int, lengths: np.ndarray | None = None) -> None:
-        """Add a document: its sequences, the bytes of its text, and those of each token for a validation split."""
+        """Add a document: its sequences, the bytes of its text, and for a validation split the bytes of each token."""
         self._ids += sequences
         self._sizes += [len(sequence) for sequence in sequences]
         self._tokens += sum(len(sequence) for sequence in sequences)
@@ -104,7 +104,7 @@ class SplitWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the shard that has been filled so far, if any; its record comes last and makes it whole."""
+        """Write the shard filled so far, if any. Its record is written last: a shard with a record is whole."""
         import numpy as np
 
         if not self._documents:
@@ -128,7 +128,7 @@ class SplitWriter:
 
 
 def find_whole_shards(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the records of the shards that a killed process left whole, up to the first that is not."""
+    """Yield the records of the whole shards that a killed process left, up to the first shard that is not whole."""
     number = 0
     while (file := folder / f"{name}-{number:05}.json").is_file():
         try:
@@ -160,24 +160,24 @@ class Shard:
 
     @cached_property
     def whole(self) -> bool:
-        """Compare its files with their checksums, once a process. Raises ZooError."""
+        """Compare the shard's files with their checksums, once in a process. Raises ZooError."""
         for suffix, record in self.files.items():
             verify_file(self.path.with_suffix(f".{suffix}"), record)
         return True
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Map the ids into memory, after they were checked."""
+        """Map the ids into memory, checked first."""
         return self._map("bin", self.dtype)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Map the bytes of text of each token into memory, after they were checked."""
+        """Map the bytes of text of each token into memory, checked first."""
         return self._map("len", "<u4")
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Read the length of each sequence from the `.idx`, after it was checked. Raises ZooError."""
+        """Read the length of each sequence from the `.idx`, checked first. Raises ZooError."""
         import numpy as np
 
         index = self._map("idx", "u1")
@@ -192,7 +192,7 @@ class Shard:
 
 
 class Joined:
-    """Arrays that are read as one, each of them loaded when it is first touched."""
+    """Several arrays read as one. Each is loaded when first accessed."""
 
     def __init__(self, parts: Sequence[tuple[int, Callable[[], np.ndarray]]]) -> None:
         import numpy as np

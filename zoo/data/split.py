@@ -1,4 +1,4 @@
-"""Split documents into training and validation by their content, and join the pieces of each part again."""
+"""Split documents into training and validation by a hash of their content, and rejoin the pieces of each part."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Texts = tuple[str, ...]
 
 MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
 LONGEST = 1 << 20
-"""Characters of a text that is encoded whole: a tokenizer takes about 120 bytes of memory for each, and one core."""
+"""Texts of more characters are cut: a tokenizer takes about 120 bytes of memory a character, and one core."""
 PIECES_PER_BLOCK = 2  # at least, where a file has more than one block
 
 
 def hash_text(text: str) -> bytes:
-    """Hash a text without its white space: a copy with other line ends is a copy."""
+    """Hash a text regardless of its white space, so that a copy with other line ends is a duplicate."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
 def split_corpus(
     documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None
 ) -> list[Part | None]:
-    """Choose the part of each document; None for a repeated one and for those left out by `max_bytes`.
+    """Choose the part of each document; None for duplicates and for documents left out by `max_bytes`.
 
-    Validation gets its fraction of the bytes, in contiguous blocks. A large file (one in pieces) gives blocks of its
-    own, at the end of each of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of the hash of
-    their content until there are bytes enough. So neither names nor order matter, no copy stands in both parts, and a
-    file that is added moves about as much text as it has itself. Raises ConfigError unless both parts get a document.
+    Validation gets its fraction of the bytes. A large file (one in pieces) gives contiguous blocks, at the end of each
+    of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of their content's hash, until the
+    fraction is reached. So names and order do not matter, no duplicate is in both parts, and adding a file moves about
+    as much text as the file has. Raises ConfigError unless both parts get a document.
 
     Example: of a book of 1,000,000 bytes and a fraction of 0.05, validation has the bytes from 190,000 to 200,000, from
     390,000 to 400,000 and so on, cut where paragraphs end.
@@ -42,7 +42,7 @@ def split_corpus(
 
 
 def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
-    """Choose the part of each document from what the split sees of it; see `split_corpus`."""
+    """Choose the part of each document from its Unit, as `split_corpus` describes."""
     first: dict[bytes, int] = {}
     for number, unit in enumerate(units):
         first.setdefault(unit.key, number)
@@ -63,8 +63,8 @@ def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | 
 
 
 def keep_whole(units: list[Unit], max_bytes: int | None = None) -> list[Part | None]:
-    """Take all documents for validation, repeated ones too; or with `max_bytes` an even sample, as a split does.
-    Raises ConfigError where there is none."""
+    """Put all documents into validation, duplicates too; or with `max_bytes` an even sample. Raises ConfigError if
+    there are none."""
     everything = list(range(len(units)))
     chosen = set(everything if max_bytes is None else sample_within(units, everything, max_bytes))
     if not chosen:
@@ -74,8 +74,7 @@ def keep_whole(units: list[Unit], max_bytes: int | None = None) -> list[Part | N
 
 
 def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: int | None) -> str:
-    """Word why there is no text for one of the two parts: so many pieces, so many of them different, so many
-    chosen."""
+    """Word why one of the two parts is empty, given the numbers of pieces, of different pieces and of chosen ones."""
     if different == 1 and pieces > 1:
         found = f"found {pieces:,} pieces of text that are all the same, of which one is kept"
         return f"data: training and validation need different text, {found} (a text that repeats itself less)"
@@ -98,8 +97,8 @@ def measure_unit(document: Document) -> Unit:
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """Choose the documents that validate, of those `kept`, which are in the order of their hashes. Neither part is
-    empty."""
+    """Choose the validation documents among `kept`, which are sorted by hash. Neither part is left empty if `kept` has
+    two."""
     files: dict[str, list[int]] = {}
     for number, unit in enumerate(units):
         files.setdefault(unit.path, []).append(number)
@@ -117,8 +116,7 @@ def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> se
 
 
 def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
-    """Choose the validation pieces of one file: it is divided into sections of equally many bytes, and each gives the
-    pieces at its end."""
+    """Choose the validation pieces of one file: those at the end of each of its sections of equal bytes."""
     total = sum(units[number].size for number in numbers)
     sections = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
     length, start, chosen = total / sections, 0, set()
@@ -131,8 +129,8 @@ def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set
 
 
 def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 0) -> list[int]:
-    """Sample documents of `room` bytes evenly: they are taken while they fit, in the order of the half of the hash that
-    the split does not use. Where none fits, the smallest is taken if it has at most `most` bytes."""
+    """Sample documents of at most `room` bytes in all: each that still fits, in the order of the half of the hash that
+    the split does not use. If none fits, the smallest is taken if it has at most `most` bytes."""
     chosen = []
     for number in sorted(numbers, key=lambda number: units[number].key[8:]):
         if units[number].size <= room:
@@ -145,8 +143,8 @@ def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 
 
 
 def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> Iterator[tuple[Part, Texts]]:
-    """Yield the texts of each part. Pieces that follow one another in a file and share a part are joined again; a text
-    of more than LONGEST characters is cut where a paragraph ends.
+    """Yield texts with their part. Consecutive pieces of a file in one part are joined; a text of more than LONGEST
+    characters is cut where a paragraph ends.
 
     Raises ZooError when the corpus no longer has as many documents as there are parts.
     """
@@ -161,14 +159,14 @@ def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> 
                 held = []
             held.append(document.texts)
             held_part, expected = part, (document.path, document.piece + 1)
-    except ValueError as error:  # of the zip
+    except ValueError as error:  # from zip: the lengths differ
         raise ZooError("data: the corpus changed while it was read (start again)") from error
     if held_part is not None:
         yield from cut_long(held_part, held)
 
 
 def cut_long(part: Part, pieces: list[Texts]) -> Iterator[tuple[Part, Texts]]:
-    """Join the pieces of one text, and cut it to texts of LONGEST to 2 × LONGEST characters. A pair stays as it is."""
+    """Join the pieces of one text, and cut it into texts of LONGEST to 2 × LONGEST characters. A pair is never cut."""
     if len(pieces[0]) > 1:
         yield part, pieces[0]
         return

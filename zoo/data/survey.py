@@ -1,8 +1,8 @@
-"""Read a source once: hash it, measure its documents for the split, and keep a sample to learn a vocabulary from.
+"""Read a source once: hash it, measure its documents for the split, and keep a sample to train a BPE on.
 
-Text is read twice in all. No document's part is known before every document was hashed, and a BPE must see text before
-any is encoded. So the first pass keeps a few bytes a document and a bounded sample; the second, which encodes, hashes
-again and so notices a source that has changed meanwhile.
+Text is read in two passes. The split needs the hashes of all documents, and a BPE must be trained before any text is
+encoded. So the first pass keeps a few bytes a document and a bounded sample. The second pass encodes, and hashes again
+to detect a source that has changed meanwhile.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Fingerprint:
 class Sample:
     """The documents with the lowest hashes, of about `room` bytes together, however many there are.
 
-    The hash is the half that `max_bytes` samples by, so that the documents kept here are among those it takes.
+    `max_bytes` samples by the same half of the hash, so that it keeps the documents of this sample first.
     """
 
     def __init__(self, room: int) -> None:
         self.room, self.size = room, 0
-        self._heap: list[tuple[int, int, int, Document]] = []  # the highest hash first
+        self._heap: list[tuple[int, int, int, Document]] = []  # a heap, highest hash on top
 
     def add(self, number: int, unit: Unit, document: Document) -> None:
-        """Keep a document, and drop those with the highest hashes while the others fill the room."""
+        """Keep a document, then drop documents of the highest hashes as long as the rest fill the room."""
         if not self.room:
             return
         heapq.heappush(self._heap, (-int.from_bytes(unit.key[8:]), number, unit.size, document))
@@ -55,7 +55,7 @@ class Sample:
             self.size -= heapq.heappop(self._heap)[2]
 
     def texts(self, parts: list[Part | None]) -> Iterator[str]:
-        """Yield the training texts in the order of the source; pieces that follow one another are joined."""
+        """Yield the training texts in the order of the source, with consecutive pieces joined."""
         kept = sorted((number, document) for _, number, _, document in self._heap)
         chosen: list[Part | None] = [parts[number] for number, _ in kept]
         for part, texts in join_pieces((document for _, document in kept), chosen):

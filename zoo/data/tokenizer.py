@@ -24,7 +24,7 @@ EOS = "<|endoftext|>"
 BYTE_LEVEL = "ByteLevel"
 MASKS = ("[MASK]", "<mask>")
 """The mask token of published tokenizers."""
-# The end of a text in published tokenizers, for those without a file beside them that names it.
+# The end of text in published tokenizers, for a tokenizer without a tokenizer_config.json that names it.
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 
 
@@ -42,11 +42,11 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Count the rows that an embedding needs: the largest id plus one, since some vocabularies have gaps."""
+        """The number of rows an embedding needs: the largest id plus one, since some vocabularies have gaps."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def add_special(self, names: Sequence[str]) -> None:
-        """Add special tokens behind the vocabulary, those that it lacks."""
+        """Append the special tokens that the vocabulary lacks."""
         self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None])
         self.__dict__.pop("vocab_size", None)
 
@@ -57,10 +57,10 @@ class Tokenizer:
         return found  # type: ignore[return-value]
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Encode text. `<|endoftext|>` in it is thirteen characters, so that no text can end a document.
+        """Encode text. Special tokens spelled in it are plain characters, so that no text can end a document.
 
-        With `special` the text may spell special tokens, and those that the tokenizer's file asks for (a start token,
-        say) are added, which is Hugging Face's default.
+        With `special`, which is Hugging Face's default, they are special tokens, and the tokens that the tokenizer's
+        file adds (a start token, say) are added.
         """
         self.backend.encode_special_tokens = not special
         check_text(text, "text")
@@ -68,7 +68,7 @@ class Tokenizer:
             return self.backend.encode(text, add_special_tokens=special).ids
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Encode what a chat template has rendered: the special tokens are those that the text spells."""
+        """Encode the output of a chat template: special tokens spelled in the text are special, and none are added."""
         self.backend.encode_special_tokens = False
         check_text(text, "text")
         with naming_panics():
@@ -79,14 +79,14 @@ class Tokenizer:
         return [found.ids for found in self.encode_many(texts)]
 
     def encode_many(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Encode many texts on all cores, without their offsets and without making lists of the ids: in a thread of
-        its own this leaves Python free meanwhile."""
+        """Encode many texts on all cores, without offsets and without Python lists of ids, so that a thread can do it
+        while Python goes on."""
         self.backend.encode_special_tokens = True
         with naming_panics():
             return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def find_offsets(self, text: str) -> list[tuple[int, int]]:
-        """Find where each token of a text begins and ends in it, in characters."""
+        """Find the start and end of each token of a text, in characters."""
         self.backend.encode_special_tokens = True
         with naming_panics():
             return self.backend.encode(text, add_special_tokens=False).offsets
@@ -130,8 +130,8 @@ class Tokenizer:
 
 @contextmanager
 def naming_panics() -> Iterator[None]:
-    """Raise CheckpointError where `tokenizers` fails on what a tokenizer.json says: it raises the bare Exception, and
-    a class without a name of its own where its Rust code gives up."""
+    """Raise CheckpointError where `tokenizers` fails on a tokenizer.json: it raises the bare Exception, or
+    PanicException, which it does not export, if its Rust code panics."""
     try:
         yield
     except BaseException as error:
@@ -157,8 +157,8 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
 
 
 def open_backend(given: Any, where: str) -> tokenizers.Tokenizer:
-    """Read a tokenizer.json, or one in a folder, or take a tokenizer that was read; it neither pads nor cuts, as some
-    files ask for. Raises ConfigError."""
+    """Read a tokenizer.json or a folder that has one, or take a `tokenizers.Tokenizer`. Padding and truncation, which
+    some files switch on, are switched off. Raises ConfigError."""
     backend = read_backend(find_tokenizer_file(given, where), where) if isinstance(given, str | Path) else given
     backend.no_truncation()
     backend.no_padding()
@@ -175,7 +175,7 @@ def find_tokenizer_file(path: str | Path, where: str) -> Path:
 
 
 def _read_checked(file: Path, where: str, shape: Any, most: int = SETTINGS) -> dict[str, Any]:
-    """Read a JSON object of a tokenizer. Raises ConfigError with the setting that names the file."""
+    """Read a JSON object of a tokenizer and check it against `shape`. Raises ConfigError under the setting `where`."""
     try:
         return read_json(file, shape, most)
     except CheckpointError as error:
@@ -203,7 +203,8 @@ def make_byte_tokenizer() -> Tokenizer:
 
 
 def spell_bytes() -> list[str]:
-    """List the character for each byte in a vocabulary (GPT-2, 2019): its own if that prints, else one from 256 on."""
+    """List the character that spells each byte in a byte-level vocabulary (GPT-2, 2019): itself if printable, else one
+    from code point 256 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -212,7 +213,7 @@ def spell_bytes() -> list[str]:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with GPT-2's word pattern; `vocab_size` counts the 256 bytes and the end of a text.
 
-    A short corpus gives fewer tokens, as only pairs seen twice are merged. The result depends on the texts alone.
+    A short corpus gives fewer tokens, as only pairs that occur twice are merged. The result depends on the texts alone.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -233,17 +234,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 # ---------------------------------------------------------------- bytes of text
 
-# Over a text they add up to its length in UTF-8, for any tokenizer: bits per byte divide by them. Decoding a token
-# alone does not tell: a piece of a character decodes to U+FFFD, which has three bytes, and a tokenizer may strip, lower
-# or normalise its text.
+# Bits per byte divide by the bytes of tokens, which add up to the text's length in UTF-8 for any tokenizer. Decoding a
+# single token does not give its bytes: a part of a character decodes to U+FFFD, which has three, and a tokenizer may
+# strip, lower-case or normalise its text.
 
 
 def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarray:
-    """Return the bytes of text of each token of `ids`, which encode the text, and of the end of text after them.
+    """Return the bytes of text of each token of `ids`, the encoding of `text`, and of the end of text after them [L +
+    1].
 
-    A byte-level vocabulary says how many bytes a token has. Where it is not one, or where these numbers do not add up
-    to the text (a normaliser changed it), each token has what lies between its start in the text and the next one's.
-    The end of text has no bytes, unless it is the only token: of a text that the tokenizer encodes as nothing.
+    In a byte-level vocabulary a token's spelling gives its bytes. In any other, or if these do not add up to the text
+    (a normaliser changed it), a token has the bytes from its start in the text to the next token's start. The end of
+    text has none, unless it is the only token: then the tokenizer encodes the text as nothing.
     """
     import numpy as np
 
@@ -257,10 +259,10 @@ def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarr
 
 
 def measure_by_offsets(tokenizer: Tokenizer, text: str, count: int) -> np.ndarray:
-    """Divide the bytes of a text among its `count` tokens by the places where they start in it.
+    """Divide the bytes of a text among its `count` tokens by the tokens' starts in it.
 
-    What lies before the first token is the first's; what lies after a token, such as white space, is that token's. Of
-    several tokens with one start, such as the bytes of a character, the last has it.
+    Text before the first token counts for the first; text after a token, such as white space, counts for that token. If
+    several tokens have one start, such as the bytes of a character, the last gets its bytes.
     """
     import numpy as np
 
@@ -283,8 +285,8 @@ def measure_characters(text: str) -> np.ndarray:
 def tabulate_byte_level(tokenizer: Tokenizer) -> np.ndarray | None:
     """List the bytes of each token of a byte-level vocabulary, by id; None for another kind of vocabulary.
 
-    Such a vocabulary spells each byte as one character (GPT-2, 2019). Added tokens are spelled as they are: of one that
-    is not ASCII the number is wrong, so that a text with it does not add up.
+    A byte-level vocabulary spells each byte as one character (GPT-2, 2019). Added tokens are spelled in plain text, so
+    the count of a non-ASCII one is wrong, and a text that contains it does not add up.
     """
     import numpy as np
 

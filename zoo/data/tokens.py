@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from zoo.data.shards import Joined
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes of text done, and the bytes in all."""
+"""Called with the name of the work, the bytes of text done, and the bytes in all."""
 
 EVALUATION = 1 << 32
-"""The epoch of rows that evaluate: what is random in them is the same every time, and unlike that of any other."""
+"""The epoch number of evaluation rows: their random draws are the same every time, and differ from training's."""
 
-AHEAD = 1024  # rows whose places are computed together, which takes hardly longer than for one
+AHEAD = 1024  # rows whose places are computed together, in hardly more time than one
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """One part of a corpus as token ids: the end of text, then each document followed by it.
+    """One part of a corpus as token ids: an end of text, then each document followed by an end of text.
 
     The end of text between two documents is the last target of one and the first input of the other. A row is a window
-    of T + 1 ids; windows share their ends.
+    of T + 1 ids; the last id of a window is the first of the next.
     """
 
     ids: np.ndarray | Joined = field(compare=False, repr=False)
     eos_id: int
     n_documents: int
     n_bytes: int
-    """Bytes of the text in UTF-8: bits per byte compare models with different tokenizers."""
+    """Bytes of the text in UTF-8, the unit of bits per byte."""
     lengths: np.ndarray | Joined | None = field(default=None, compare=False, repr=False)
-    """The bytes of text that each token stands for (`zoo.data.tokenizer`), of a validation part."""
+    """The bytes of text of each token (`zoo.data.tokenizer`); for validation only."""
     path: Path | None = None
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class TokenFile:
         return self.ids[start : start + seq_len + 1].astype(np.int64)
 
     def count_bytes(self, numbers: Iterable[int], seq_len: int) -> int:
-        """Count the bytes of text that the targets of rows stand for.
+        """Count the bytes of text of the targets in these rows.
 
         An end of text is a target too, and has no bytes.
         """
@@ -76,11 +76,11 @@ class PairFile(TokenFile):
     """One part of a corpus of pairs. A row is a pair: the ids of a source and of its target."""
 
     sizes: Callable[[], np.ndarray] = field(compare=False, repr=False)
-    """Reads the tokens of each sequence, sources and targets by turns; each ends with the end of text."""
+    """Reads the number of tokens of each sequence, its end of text included. Sources and targets alternate."""
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """The place in `ids` behind each sequence. The first id is before them all."""
+        """The index in `ids` just after each sequence. The first id, an end of text, belongs to none."""
         import numpy as np
 
         return 1 + np.cumsum(self.sizes())
@@ -99,7 +99,7 @@ class PairFile(TokenFile):
 
 
 class Batch(NamedTuple):
-    """A batch, of which an objective fills the fields that it needs. Tensors are int64, but targets that are numbers.
+    """A batch; an objective fills the fields it needs. Tensors are int64, except targets that are numbers.
 
     - `input_ids` [B, T]: what the model reads; of an encoder-decoder, what its encoder reads [B, S].
     - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. Of an encoder-decoder they are
@@ -123,13 +123,13 @@ class Batch(NamedTuple):
 
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
-"""Makes a batch of rows of ids [B, T + 1], or of a list of B pairs of ids, given the epoch and the number of each row:
-what is random follows from these and a seed."""
+"""Makes a batch of rows of ids [B, T + 1], or of B pairs of ids, given each row's epoch and number. Random draws are a
+function of these and a seed."""
 
 
 def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]] = (), *, eos_id: int, documents: bool) -> Batch:
-    """Make a batch of rows of T + 1 ids whose targets are the next tokens: nothing in it is random. An EOS belongs to
-    the document it opens: as an input it sees nothing of the one before."""
+    """Make a batch of rows of T + 1 ids for next-token prediction; nothing in it is random. An EOS belongs to the
+    document that it opens: as an input it does not see the document before."""
     import torch
 
     ids = torch.from_numpy(rows)
@@ -148,7 +148,7 @@ def gather(rows: Sequence[Any]) -> Any:
 
 
 class Source(NamedTuple):
-    """A source of rows: its name (none where it is the only one), its weight in a mix, and its tokens."""
+    """A source of rows: its name ("" if it is the only one), its weight in a mix, and its tokens."""
 
     name: str
     weight: Fraction
@@ -156,7 +156,7 @@ class Source(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a row lies: the number of its source, which of its windows, and how often that source was read before."""
+    """A row's place: the number of its source, the number of its window there, and the source's epoch, from 0."""
 
     source: int
     window: int
@@ -164,11 +164,11 @@ class Place(NamedTuple):
 
 
 class Batches:
-    """Endless shuffled batches. Each epoch is another permutation of the same windows, which share no input.
+    """Endless shuffled batches. Each epoch is another permutation of the same windows, whose inputs do not overlap.
 
     Row n is a function of (seed, n) alone: sources take turns by weight (`Interleaving`), and each gives its windows in
-    an order of its own. So the position is one count, `consumed`, and the stream of rows stays the same when the
-    batch size changes. Where an epoch ends within a batch, the next one fills it up, so all batches have one shape.
+    an order of its own. So the position is one count, `consumed`, and the stream of rows stays the same when the batch
+    size changes. A batch in which an epoch ends is filled from the next, so all batches have one shape.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Batches:
         self.collate = collate or partial(to_next_tokens, eos_id=eos_id, documents=documents)
         self.consumed = 0
         self.share: tuple[int, int] = (0, 1)
-        """Which part of each batch this process reads, of how many."""
+        """(index, count): the part of each batch that this process reads."""
         self._places: tuple[int, list[Place]] = (-1, [])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -205,11 +205,11 @@ class Batches:
         return batch
 
     def batch(self, step: int) -> Batch:
-        """Make the batch of a step, where all batches before have the same size."""
+        """Make the batch of a step, if all steps before had the present batch size."""
         return self.read(step * self.batch_size, self.batch_size)
 
     def read(self, first: int, count: int) -> Batch:
-        """Make the batch of `count` rows from row `first` on, whatever was read before."""
+        """Make the batch of `count` rows from row `first` on. The position does not change."""
         import torch
 
         numbers = range(first, first + count)
@@ -219,14 +219,14 @@ class Batches:
         return self.collate(gather(rows), keys)._replace(row_numbers=torch.tensor(numbers))
 
     def place(self, number: int) -> Place:
-        """Find where a row lies."""
+        """Find the place of row `number`."""
         block, within = divmod(number, AHEAD)
         if self._places[0] != block:
             self._places = block, self._find_places(block * AHEAD)
         return self._places[1][within]
 
     def _find_places(self, first: int) -> list[Place]:
-        """Find the places of AHEAD rows from row `first` on."""
+        """Compute the places of AHEAD rows from row `first` on."""
         import numpy as np
 
         sources, turns = self.interleave(np.arange(first, first + AHEAD))
@@ -241,11 +241,11 @@ class Batches:
         return [Place(*each) for each in zip(sources.tolist(), windows.tolist(), epochs.tolist(), strict=True)]
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` needs: the rows consumed, and the settings that their order depends on."""
+        """Return the state for `restore`: the rows consumed, and the settings that their order depends on."""
         return {"consumed": self.consumed, **self._order_settings()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Set the position from a state. Raises ConfigError when data or settings differ: the order of rows would."""
+        """Set the position from a state. Raises ConfigError if they would change the order of rows."""
         refuse_old_position(state)
         faults = [
             f"data: to resume, {name} must be as before, found {now} (was {state.get(name)})"
@@ -264,7 +264,7 @@ class Batches:
 
 
 def count_windows(source: Source, seq_len: int) -> int:
-    """Count the rows of a source. Raises ConfigError where it fills none."""
+    """Count the rows of a source. Raises ConfigError if its tokens do not fill one."""
     if not (count := source.tokens.count_rows(seq_len)):
         where = f"data.of.{source.name}" if source.name else "data"
         found = f"found {len(source.tokens)} (a longer text, or shorter rows)"
@@ -273,9 +273,9 @@ def count_windows(source: Source, seq_len: int) -> int:
 
 
 def refuse_old_position(state: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the position of a run of an earlier version, which counted steps in another order of rows.
+    """Raise ConfigError for a position saved by an earlier version, which counted steps in another order of rows.
 
-    To go on from it would read some rows twice and others never.
+    Resuming from it would read some rows twice and others never.
     """
     if "consumed" not in state:
         found = "found a count of steps" if "step" in state else "found no count of rows"
@@ -291,10 +291,10 @@ def read_evaluation_batches(
     limit: int | None = None,
     collate: Collate | None = None,
 ) -> Iterator[Batch]:
-    """Yield the split in order, so that each id after the first is a target once; or its first `limit` batches.
+    """Yield the split in order, or its first `limit` batches: each id after the first is a target once.
 
-    The last full batch may have fewer rows, and the ids left over form a batch of one shorter row: weight batches by
-    their numbers of targets. With `collate` there are whole rows alone.
+    The last batch of whole rows may have fewer of them, and the remaining ids form a batch of one shorter row, so
+    batches must be weighted by their numbers of targets. With `collate`, only whole rows are read.
     """
     n_rows = tokens.count_rows(seq_len)
     groups: list[Sequence[int]] = [
@@ -316,7 +316,7 @@ def read_groups(
 
 
 class Held(NamedTuple):
-    """Rows of a source that are held out, and the bytes of text of their targets: None where `collate` chose these."""
+    """Held-out batches of a source, and the bytes of text of their targets; None if `collate` chose the targets."""
 
     name: str
     batches: list[Batch]
@@ -332,10 +332,10 @@ def hold_out(
     documents: bool,
     collate: Collate | None = None,
 ) -> list[Held]:
-    """Take the validation splits of all sources as batches, or about `wanted` rows spread evenly over them: the first
-    rows alone would be a few documents. Each source gives rows by its length, one at least.
+    """Take the validation splits of all sources as batches: whole, or about `wanted` rows, spread evenly since the
+    first rows would be a few documents. Each source gives rows in proportion to its length, at least one.
 
-    With `collate` what fills no row is left out. Raises ZooError where a split fills none.
+    With `collate`, ids that fill no row are left out. Raises ZooError if a split then has no row.
     """
     there = [source.tokens.count_rows(seq_len) for source in sources]
     held = []

@@ -1,4 +1,4 @@
-"""Turn conversations into prompts by the chat template that comes with a checkpoint."""
+"""Render conversations to prompts with a checkpoint's chat template."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 NAMED = {"chatml": CHATML}
-"""Templates of zoo's own, for models that come without one."""
+"""Built-in templates, for models without one."""
 
 FILE = "chat_template.jinja"
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names under which a message's reasoning is passed; templates read the first, some the second."""
+"""Keys under which a message's reasoning is passed: most templates read the first, some the second."""
 MARK = "zoo-marks-an-answer"
 
 
@@ -35,8 +35,8 @@ MARK = "zoo-marks-an-answer"
 class ChatTemplate:
     """A chat template: messages → the text that the model continues.
 
-    `tool_use` is the template for conversations with tools, where it is another. `special` are the special tokens that
-    a template may name (`bos_token`, …).
+    `tool_use` is the template for conversations with tools, if there is a separate one. `special` are the special
+    tokens that templates refer to (`bos_token`, …).
     """
 
     default: str
@@ -53,9 +53,9 @@ class ChatTemplate:
         **values: Any,
     ) -> str:
         """Render the text of a conversation, as transformers' `apply_chat_template` does; with `add_generation_prompt`
-        up to where the answer begins. Further `values` are for the template (`enable_thinking=False`).
+        it ends where the answer begins. Further `values` are passed to the template (`enable_thinking=False`).
 
-        Raises ConfigError for messages that are none, and for what the template refuses or does not manage in time.
+        Raises ConfigError for malformed messages, and if the template refuses them or exceeds its time.
         """
         if faults := list_faults(messages):
             raise ConfigError(*faults)
@@ -65,16 +65,15 @@ class ChatTemplate:
         return RENDERER.render(template, given)
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation; options as of `render`. The template spells the start token itself, so that the
-        tokenizer adds none."""
+        """Encode a conversation to token ids; `options` are those of `render`. The template spells the start token."""
         return tokenizer.encode_rendered(self.render(messages, **options))
 
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-        """Find what ends an answer: the special token that the template puts behind one, or the line of text."""
+        """Find what ends an answer: ids of the special token that the template puts after one, or the stop string."""
         asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
         try:
             _, found, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)
-        except ConfigError:  # a template for other conversations than this: the tokenizer's own end has to do
+        except ConfigError:  # the template refuses this conversation: the tokenizer's EOS must do
             return [], []
         if not found:
             return [], []
@@ -85,7 +84,7 @@ class ChatTemplate:
 
 
 def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
-    """Load the template of a checkpoint, or the `chosen` one: a name of zoo's own, or a file.
+    """Load the template of a checkpoint, or the `chosen` one: the name of a built-in template, or a file.
 
     Raises ConfigError for a checkpoint without one.
     """
@@ -128,7 +127,7 @@ def _read_text(file: Path) -> str:
 
 
 def _read_special(folder: Path) -> dict[str, Any]:
-    """The special tokens that the folder's files name, as text."""
+    """Read the special tokens that the folder's files name, as text."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         stated = read_json(folder / name) if (folder / name).is_file() else {}
@@ -140,7 +139,7 @@ def _read_special(folder: Path) -> dict[str, Any]:
 
 
 def list_faults(messages: Any) -> list[str]:
-    """List the faults in the form of a conversation, one line each."""
+    """List the faults in a conversation's structure, one line each."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return ["messages: not a list of messages (one at least, each with role and content)"]
     faults = []
@@ -155,7 +154,7 @@ def list_faults(messages: Any) -> list[str]:
 
 
 def _complete(message: Message) -> dict[str, Any]:
-    """A message without what is None, and with its reasoning under the names that templates read."""
+    """Copy a message without None values, its reasoning under every key that templates read."""
     message = {key: value for key, value in message.items() if value is not None}
     reasoning = next((message[key] for key in REASONING if key in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}

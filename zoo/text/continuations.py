@@ -1,8 +1,8 @@
 # B rows, T tokens, N tokens of continuations or of a pass end to end, D model width
-"""Score continuations: how likely a model finds some tokens after others, for many of them together.
+"""Score continuations: the log-likelihood of tokens after a context, for many continuations together.
 
-A context of several is read once: each of them is a row of a cache whose first tokens are the context's own slots, so
-that one pass writes the context and reads it many times.
+A context of several continuations is computed once. Each continuation is a row of the KV cache that begins with the
+context's own slots, so that one pass writes the context's keys and values and reads them many times.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST = 32
-"""Tokens that must be saved for a context to be read by itself: rows of a cache are attended one by one."""
+"""Fewest tokens saved for which a context is shared, as attention runs over the rows of a cache one by one."""
 
 
 class Continuation(NamedTuple):
-    """Tokens after a context, of one token at least. Where both are longer than a model reads, the context loses its
+    """At least one token after a context. If both together are longer than the model reads, the context loses its
     beginning."""
 
     context: Sequence[int]
@@ -37,7 +37,7 @@ class Continuation(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """The log-probability of a continuation in nats, and whether each of its tokens is the likeliest at its place."""
+    """The log-probability of a continuation in nats, and whether greedy decoding would give exactly its tokens."""
 
     logprob: float
     greedy: bool
@@ -45,8 +45,8 @@ class Likelihood(NamedTuple):
 
 @dataclass
 class Row:
-    """A row of tokens that the model reads once, and the continuations at its end: their numbers and lengths. Where a
-    model sees a prefix whole, that is their context, of `prefix` tokens."""
+    """A row of tokens to read once, and the continuations at its end: their numbers and lengths. For a prefix LM the
+    first `prefix` tokens, the context, see one another in both directions."""
 
     ids: Sequence[int]
     prefix: int | None = None
@@ -56,11 +56,11 @@ class Row:
 def score_continuations(
     model: Any, asked: Sequence[Continuation], limit: int, advance: Callable[[int], object] | None = None
 ) -> list[Likelihood]:
-    """Score continuations of a decoder, which reads at most `limit` tokens. Equal rows are read once, and so is a
-    context of several continuations where the model's layers can share it (`shares_contexts`).
+    """Score continuations with a decoder that reads at most `limit` tokens. Equal rows are read once, and so is a
+    context of several continuations if the model's layers can share it (`shares_contexts`).
 
-    The longest come first. `advance` is called with the number of continuations scored since. Raises ConfigError for a
-    continuation that is longer than the model reads or has no token, ZooError where a likelihood is no number.
+    The longest are read first. `advance` is called with the number of continuations scored since the last call. Raises
+    ConfigError for a continuation without a token or longer than `limit`, ZooError for a likelihood that is NaN.
     """
     check_lengths(asked, limit)
     device = find_weight(model).device
@@ -90,15 +90,15 @@ def score_continuations(
 
 
 def check_lengths(asked: Sequence[Continuation], limit: int) -> None:
-    """Raise ConfigError for a continuation that has no token, or more than the model reads."""
+    """Raise ConfigError for a continuation that has no token, or more than `limit`."""
     for _, tokens in asked:
         if not 0 < len(tokens) <= limit:
             raise ConfigError(f"tasks: a continuation has {len(tokens)} tokens, the model reads 1 to {limit}")
 
 
 def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
-    """Find the contexts that it pays to read by themselves, the longest first. One that loses its beginning does so in
-    another place for each continuation."""
+    """Find the contexts worth sharing, the longest first. A context that must lose its beginning is not shared: where
+    it is cut depends on the continuation."""
     branches: dict[tuple[int, ...], Branch] = {}
     for number, (context, tokens) in enumerate(asked):
         if len(context) + len(tokens) - 1 <= limit:
@@ -110,19 +110,18 @@ def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
 def make_rows(
     asked: Sequence[Continuation], limit: int, numbers: Sequence[int], *, prefixed: bool = False
 ) -> list[Row]:
-    """Make the rows that the model reads for the continuations of these numbers, the longest first; equal ones are
-    one."""
+    """Make the rows to read for the continuations of these `numbers`, the longest first. Equal rows are merged."""
     rows: dict[tuple[Any, ...], Row] = {}
     for number in numbers:
         context, tokens = asked[number]
-        ids = tuple([*context, *tokens][-(limit + 1) : -1])  # the last is predicted only
+        ids = tuple([*context, *tokens][-(limit + 1) : -1])  # the last token is a target only
         prefix = len(ids) + 1 - len(tokens) if prefixed else None
         rows.setdefault((ids, prefix), Row(ids, prefix)).asked.append((number, len(tokens)))
     return sorted(rows.values(), key=lambda row: -len(row.ids))
 
 
 def group_rows(rows: Sequence[Row], tokens: int) -> Iterator[Sequence[Row]]:
-    """Groups of rows that have about so many tokens together with their padding."""
+    """Yield groups of rows with about `tokens` tokens each, padding included."""
     start = 0
     while start < len(rows):
         count = max(tokens // max(len(rows[start].ids), 1), 1)
@@ -131,7 +130,8 @@ def group_rows(rows: Sequence[Row], tokens: int) -> Iterator[Sequence[Row]]:
 
 
 def _read_rows(model: Any, rows: Sequence[Row], device: Any) -> tuple[Tensor, list[tuple[int, list[int]]]]:
-    """Read rows: the last hidden states [N, D], and the places that each continuation's tokens are predicted at."""
+    """Run the model on rows. Gives hidden states [N, D], and for each continuation the indices that predict its
+    tokens."""
     ids, there = pad_rows([row.ids for row in rows], 0, device)
     padded = any(len(row.ids) < ids.shape[1] for row in rows)
     prefix = None if rows[0].prefix is None else torch.tensor([row.prefix for row in rows], device=device)
@@ -147,7 +147,7 @@ def _read_rows(model: Any, rows: Sequence[Row], device: Any) -> tuple[Tensor, li
 def _score(
     model: Any, hidden: Tensor, places: Sequence[tuple[int, list[int]]], asked: Sequence[Continuation]
 ) -> dict[int, Likelihood]:
-    """Score the continuations whose tokens are predicted at these places of the hidden states [N, D]."""
+    """Score continuations from hidden states [N, D], given the indices that predict each one's tokens."""
     at = torch.tensor([place for _, own in places for place in own], device=hidden.device)
     targets = torch.tensor([token for number, _ in places for token in asked[number].tokens], device=hidden.device)
     logprobs, likeliest = (each.tolist() for each in score_targets(model, hidden[at], targets, CHUNK))
@@ -155,7 +155,7 @@ def _score(
     for number, own in places:
         stop = start + len(own)
         total = math.fsum(logprobs[start:stop])
-        if math.isnan(total):  # a token that the model excludes has -inf
+        if math.isnan(total):  # not -inf, which is the score of a token that the model excludes
             raise ZooError(f"eval: a log-likelihood is {total} (sound weights, or dtype=fp32)")
         found[number] = Likelihood(total, all(likeliest[start:stop]))
         start = stop
@@ -166,26 +166,27 @@ def _score(
 
 
 class Branch(NamedTuple):
-    """A context, and its continuations with their numbers."""
+    """A shared context, and its continuations with their numbers."""
 
     context: Sequence[int]
     asked: list[tuple[int, Sequence[int]]]
 
     @property
     def size(self) -> int:
-        """The tokens that are read: of a continuation all but the last."""
+        """The number of tokens to read: the context's, and all but the last of each continuation."""
         return len(self.context) + sum(len(tokens) - 1 for _, tokens in self.asked)
 
     @property
     def saved(self) -> int:
-        """The tokens that are not read again, as against rows of their own; equal rows would be read once."""
+        """The number of tokens saved by sharing, compared with one row for each different continuation."""
         rows = {tuple(tokens[:-1]) for _, tokens in self.asked}
         return (len(rows) - 1) * len(self.context)
 
 
 def shares_contexts(spec: Any, device: Any) -> bool:
-    """Whether a decoder's rows can lie end to end in one pass and share slots: where every layer sees all that came
-    before, and nothing depends on a row's length. A GPU reads rows of a cache by page, which such a pass does not."""
+    """Whether a decoder's rows can lie end to end in one pass and share slots of the KV cache: every layer sees all
+    earlier tokens, and nothing depends on a row's length. CPU only: on a GPU rows of a cache are read by page, which
+    such a pass cannot do."""
     blocks = spec.blocks.values()
     passes = [block.attention.passes for block in blocks]
     ragged = all(each.varlen and each.ragged for each in passes) and not any(block.state() for block in blocks)
@@ -196,7 +197,7 @@ def shares_contexts(spec: Any, device: Any) -> bool:
 
 
 def group_branches(branches: Sequence[Branch], tokens: int) -> Iterator[list[Branch]]:
-    """Groups of branches that read at most so many tokens together; one at least."""
+    """Yield groups of branches that read at most `tokens` tokens each, or of one branch."""
     held: list[Branch] = []
     for branch in branches:
         if held and sum(each.size for each in held) + branch.size > tokens:
@@ -208,8 +209,7 @@ def group_branches(branches: Sequence[Branch], tokens: int) -> Iterator[list[Bra
 
 
 def make_store(model: Any, groups: Sequence[Sequence[Branch]]) -> Store:
-    """Make a store with room for the largest of these groups. A page is one token, so that a row shares all of its
-    context."""
+    """Make a KV cache for the largest of these groups. Pages hold one token, so that all of a context is shared."""
     weight = find_weight(model)
     most = max(sum(branch.size for branch in group) for group in groups)
     rows = max(sum(1 + len(branch.asked) for branch in group) for group in groups)
@@ -218,8 +218,8 @@ def make_store(model: Any, groups: Sequence[Sequence[Branch]]) -> Store:
 
 
 def read_branches(model: Any, store: Store, group: Sequence[Branch]) -> tuple[Tensor, list[tuple[int, list[int]]]]:
-    """Read a group of branches in one pass: the last hidden states [N, D], and for each continuation, by its number,
-    the places in it that its tokens are predicted at."""
+    """Run the model on a group of branches in one pass. Gives the last hidden states [N, D], and for each continuation,
+    by number, the indices that predict its tokens."""
     rows: list[CachedRow] = []
     counts: list[int] = []
     ids: list[int] = []
@@ -245,7 +245,7 @@ def read_branches(model: Any, store: Store, group: Sequence[Branch]) -> tuple[Te
 
 
 def reserve(row: CachedRow, tokens: int) -> None:
-    """Own slots for so many tokens in every group."""
+    """Reserve slots for `tokens` tokens in every group of layers."""
     for group in range(len(row.store.groups)):
         row.reserve(group, tokens)
 

@@ -1,4 +1,4 @@
-"""Hold a conversation with a model: its messages so far, and the next answer as it comes."""
+"""Hold a conversation with a model: keep its messages, and stream each answer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from zoo.untrusted.text import check_text
 class Conversation:
     """Messages of a user and a model in turn, after a system message if there is one.
 
-    Each answer is asked for with the whole conversation; that its beginning was computed before is for the engine to
-    know.
+    Each request contains the whole conversation; the engine's prefix cache spares computing its beginning again.
     """
 
     def __init__(self, encoder: Encoder, engine: Engine, options: Options, limit: int) -> None:
@@ -42,10 +41,11 @@ class Conversation:
         self.messages = [] if self.system is None else self.messages[:1]
 
     def answer(self, text: str) -> Iterator[str]:
-        """Say something and stream the answer. Once `interrupted` is set it ends where it is, and is kept so.
+        """Add a user message and stream the answer. Setting `interrupted` ends the answer; what was written of it is
+        kept.
 
-        Raises ConfigError, at the call, when the template refuses the conversation or the model has no room left for an
-        answer; the conversation is then as before.
+        Raises ConfigError, at the call, if the template refuses the conversation or the model has no room left for an
+        answer; the conversation is then unchanged.
         """
         self.interrupted = False
         check_text(text, "chat")

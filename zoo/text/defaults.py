@@ -1,4 +1,4 @@
-"""Read the options of sampling that a Hugging Face folder states for its model, in generation_config.json."""
+"""Read the generation options of a Hugging Face folder's generation_config.json."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ NAMES = {
 
 NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1, "min_new_tokens": 0}
 NEUTRAL |= {"num_beams": 1, "length_penalty": 1}
-"""Values that change nothing."""
+"""Values without effect."""
 
 DRAWS = ("top_k", "top_p", "min_p", "typical_p")
-"""Options that do nothing where the likeliest token is taken."""
+"""Options without effect in greedy decoding."""
 
 SEARCHES = ("max_new_tokens", "n_beams", "length_penalty")
-"""Options that a beam search has; transformers draws beams too, which we do not."""
+"""Options of beam search. transformers can also sample beams, which zoo cannot."""
 
 PLAIN = ("max_new_tokens", "n", "n_beams", "length_penalty", "stop", "stop_ids", "ignore_eos", "seed")
-"""Options that may be given beside a beam search."""
+"""Options that the user may combine with beam search."""
 
 UNKNOWN = {
     **{"num_beam_groups": 1, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
@@ -42,19 +42,19 @@ UNKNOWN = {
     **{"forced_bos_token_id": None, "forced_eos_token_id": None},
     **{"suppress_tokens": None, "begin_suppress_tokens": None},
 }
-"""Options of transformers that change the text and that we do not have, with the value that changes nothing."""
+"""Options of transformers that change the text and that zoo lacks, each with its value without effect."""
 
 
 @dataclass(frozen=True)
 class FolderDefaults:
-    """Options that a folder states, by our names; and the names of those that it states and we do not have."""
+    """Options that a folder states, by zoo's names, and the names of options that it states and zoo lacks."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
     def beside(self, given: Mapping[str, Any]) -> FolderDefaults:
-        """What is left of them beside the options `given`. What is given acts: a folder whose text is greedy, or is
-        searched for with beams, does not keep an option that draws from that, nor a folder that draws a beam search."""
+        """Drop the options that conflict with the user's options `given`: greedy decoding or beam search of the folder
+        if sampling is given, and sampling of the folder if beam search is given."""
         options = dict(self.options)
         asked = {name for name, value in given.items() if (name, value) not in (("temperature", 0), ("n_beams", 1))}
         if "n_beams" in asked or ("n_beams" in options and not asked <= {*PLAIN}):
@@ -65,7 +65,7 @@ class FolderDefaults:
         return FolderDefaults({name: options[name] for name in options if name not in given}, self.missing)
 
     def describe(self) -> str | None:
-        """One line about the options that are taken, and about what is missing."""
+        """Describe in one line the options taken, and the missing ones."""
         taken = [f"{name} {_show(value)}" for name, value in self.options.items()]
         parts = [f"takes {', '.join(taken)} (an option that is given goes before it)"] if taken else []
         parts += [f"cannot take {', '.join(self.missing)}"] if self.missing else []
@@ -73,9 +73,9 @@ class FolderDefaults:
 
 
 def read_defaults(folder: Path) -> FolderDefaults:
-    """Read the options that a Hugging Face folder states; none if it is not one, or states none.
+    """Read the options of a Hugging Face folder; none if it is another folder, or states none.
 
-    `do_sample: false` is temperature 0, and so is a beam search. Raises ConfigError for values that will not do.
+    `do_sample: false` and beam search are temperature 0. Raises ConfigError for invalid values.
     """
     from zoo import runs
     from zoo.families.described import read_json
@@ -107,8 +107,8 @@ def read_defaults(folder: Path) -> FolderDefaults:
 
 
 def _take_search(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The options of a beam search, which is greedy; and the names of those that it does not have. transformers leaves
-    out those of a draw as well."""
+    """Keep the options that beam search has, at temperature 0; also give the names of those it lacks. Sampling options
+    are dropped silently, as in transformers."""
     without = [name for name in found if name not in (*SEARCHES, *DRAWS, "temperature")]
     return {**{name: value for name, value in found.items() if name in SEARCHES}, "temperature": 0}, without
 

@@ -1,5 +1,5 @@
 # N texts, T tokens, V vocabulary
-"""Fill masked tokens: what an encoder with a head for masked language modelling expects in their place."""
+"""Fill masked tokens with the predictions of an encoder that has a head for masked language modelling."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def fill(
     device: str = "cpu",
     note: Callable[[str], object] | None = None,
 ) -> list[list[list[dict[str, Any]]]]:
-    """Fill the masks of texts: for each text and each of its masks the `top_k` likeliest tokens, as `id`, `token` and
-    `probability`. `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder).
+    """Predict the `top_k` most likely tokens for each mask of each text, as `id`, `token` and `probability`. `model` is
+    a folder, or a model with its `tokenizer` (a tokenizer.json or its folder).
 
-    Masks are filled each for itself, the others staying masked. Raises ConfigError for a model without such a head,
-    a tokenizer without a mask token, and a text without one.
+    Each mask is predicted with all other masks in place. Raises ConfigError for a model without a head for masked
+    language modelling, a tokenizer without a mask token, and a text without one.
     """
     if top_k < 1:
         raise ConfigError(f"top_k: is {top_k}, not 1 or more")
@@ -52,7 +52,7 @@ def _check_model(spec: Any) -> None:
 
 
 def _read_tokenizer(given: Any) -> tuple[Any, int]:
-    """The tokenizer, and the id of its mask token."""
+    """Read the tokenizer and the id of its mask token."""
     backend, stated = open_backend(given, "tokenizer"), None
     if isinstance(given, str | Path):
         stated = read_special_token(find_tokenizer_file(given, "tokenizer"), "mask_token", "tokenizer")
@@ -65,7 +65,7 @@ def _read_tokenizer(given: Any) -> tuple[Any, int]:
 
 
 def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[list[int]]:
-    """Token ids of each text. Raises ConfigError with a line for each that has no mask, or is too long."""
+    """Encode each text to token ids. Raises ConfigError with a line for each text that has no mask, or is too long."""
     given = [check_text(text, f"texts: number {number}") for number, text in enumerate(texts, 1)]
     rows = [each.ids for each in backend.encode_batch(given)]
     word = backend.id_to_token(mask)
@@ -79,7 +79,7 @@ def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[l
 
 
 def _guess(model: Any, rows: list[list[int]], mask: int, top_k: int) -> list[list[tuple[list[int], list[float]]]]:
-    """The likeliest tokens and their probabilities, for each mask of each row."""
+    """Predict the most likely tokens and their probabilities, for each mask of each row."""
     ids, there = pad_rows(rows, model.spec.position.padding_id or 0, next(model.parameters()).device)
     with torch.inference_mode():
         logits = model(ids, there).logits  # N T V

@@ -1,4 +1,4 @@
-"""Put jobs to an engine, and turn its events back to text: each text as it grows."""
+"""Submit jobs to the engine, and decode its events to text as the texts grow."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sample:
-    """One text that is being written for a job: its tokens so far, with the token that ended it, and its text without
-    what ended it."""
+    """One of a job's texts in progress. Its tokens include the one that ended it; its text excludes the end."""
 
     job: Job
     number: int
@@ -39,16 +38,16 @@ class Sample:
         return "".join(self.parts)
 
     def describe_fault(self) -> str:
-        """Why a sample that failed has no next token: "token 4 has logits that are NaN …"."""
+        """Say why a failed sample has no next token: "token 4 has logits that are NaN …"."""
         return f"token {len(self.tokens) + 1} {self.fault}"
 
     def take(self, event: Event) -> str:
-        """Take an event of the engine's and return the text that is certain now."""
+        """Add an event of the engine and return the text that is final now."""
         piece = ""
         if event.token is not None:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
-            if event.token not in self.job.request.stop_ids:  # a grammar may end a text with a token of its own
+            if event.token not in self.job.request.stop_ids:  # not so if a grammar ends the text with another token
                 piece = self.stream.push(event.token)
         self.reason, self.fault = "stop" if self.stream.stopped else event.finished, event.fault
         if self.reason:
@@ -58,10 +57,10 @@ class Sample:
 
 
 def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **serving: Any) -> Engine:
-    """Make an engine with room for these jobs. `serving` are Engine's `draft`, `speculate`, `deterministic`, `graphs`
-    and `note`.
+    """Make an engine with room for these jobs. `serving` are the Engine's options `draft`, `speculate`,
+    `deterministic`, `graphs` and `note`.
 
-    A prompt that is alone goes through the model in one piece: there is nobody else to wait for it.
+    A single prompt is computed in one pass, as no other row would wait for it.
     """
     tokens, source = measure(jobs)
     rows = count_rows(job.request for job in jobs)
@@ -70,7 +69,7 @@ def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **se
 
 
 def describe_cache(engine: Engine) -> str:
-    """Say what an engine that reads by page has allocated, and what comes to it as steps are recorded."""
+    """Describe the memory that a paged engine has allocated, and what CUDA graphs will add."""
     size = f"{engine.store.nbytes / 1e9:,.2f} GB in pages of {engine.store.page} tokens"
     graphs = engine.passes.graphs
     later = "" if graphs is None or graphs.refusal else ", and memory for each step that is recorded as a CUDA graph"
@@ -78,14 +77,14 @@ def describe_cache(engine: Engine) -> str:
 
 
 def count_rows(asked: Iterable[Request | Options]) -> int:
-    """How many rows serve these: one for each sample or beam, up to the engine's own number, or the beams of one."""
+    """Count the rows for these requests: one a sample or beam, at most ROWS unless one request needs more beams."""
     wanted = [(max(each.n, each.n_beams), each.n_beams) for each in asked]
     most = max((beams for _, beams in wanted), default=1)
     return max(most, min(ROWS, sum(rows for rows, _ in wanted)))
 
 
 def measure(jobs: Sequence[Job]) -> tuple[int, int]:
-    """The longest sequence and the longest prompt of some jobs, in tokens."""
+    """Return the lengths in tokens of the longest sequence and of the longest prompt."""
     longest = max((len(job.before or [0]) + job.request.max_new_tokens for job in jobs), default=1)
     return longest, max((len(job.request.ids) for job in jobs), default=1)
 
@@ -99,11 +98,11 @@ def complete(
     ends: Sequence[int] = (),
     kernel: str | None = None,
 ) -> Iterator[str]:
-    """Stream what the model writes after `prompt`, up to an end-of-text token (the tokenizer's, or one of `ends`) or a
-    stop string, neither of which is part of the text.
+    """Stream the model's continuation of `prompt`. It ends before an end-of-text token (the tokenizer's, or one of
+    `ends`) or a stop string.
 
-    While the iterator is at work the model is in eval mode and uses `kernel`. Raises ConfigError, at the call, for
-    everything that will not do.
+    During iteration the model is in eval mode and uses the attention `kernel`. Raises ConfigError, at the call, for
+    invalid arguments.
     """
     job = Encoder(model, tokenizer, ends).make_job({"prompt": prompt}, options, "")
     engine = make_engine(model, [job], kernel)
@@ -116,7 +115,7 @@ def _serve(engine: Engine, pieces: Generator[str]) -> Iterator[str]:
 
 
 def write(engine: Engine, job: Job, tokenizer: Tokenizer) -> Generator[str]:
-    """Follow one text: its pieces. Raises ConfigError as `follow` does, and ZooError where there is no next token."""
+    """Stream one text in pieces. Raises ConfigError as `follow` does, and ZooError if there is no next token."""
     return _write(follow(engine, [job], tokenizer))
 
 
@@ -130,11 +129,10 @@ def _write(texts: Generator[tuple[Sample, str]]) -> Generator[str]:
 
 
 def follow(engine: Engine, jobs: Sequence[Job], tokenizer: Tokenizer) -> Generator[tuple[Sample, str]]:
-    """Put all jobs to an engine, and give each text as it grows: the sample, and its new piece. `reason` of a sample
-    says that it is done.
+    """Submit all jobs to the engine and stream their texts as (sample, new piece). A sample with a `reason` is done.
 
-    Raises ConfigError with the faults of all jobs that cannot be served, at the call. Jobs that are not done when the
-    iterator is closed are dropped.
+    Raises ConfigError, at the call, with the faults of all jobs that cannot be served. Closing the iterator cancels the
+    jobs that are not done.
     """
     return _follow(engine, _add_all(engine, jobs, tokenizer))
 
@@ -146,12 +144,12 @@ def _follow(engine: Engine, live: dict[int, list[Sample]]) -> Generator[tuple[Sa
                 samples = live.get(event.request)
                 if samples is None or samples[event.sample].reason:
                     continue
-                if event.prompt is not None:  # said once, of all samples
+                if event.prompt is not None:  # sent once, for all samples
                     for each in samples:
                         each.prompt_logprobs = event.prompt
                 sample = samples[event.sample]
                 piece = sample.take(event)
-                if sample.reason and event.finished is None:  # by a stop string, of which the engine does not know
+                if sample.reason and event.finished is None:  # by a stop string, which the engine does not know
                     engine.abort(event.request, event.sample)
                 if all(each.reason for each in samples):
                     del live[event.request]

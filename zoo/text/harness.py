@@ -1,6 +1,6 @@
-"""Answer lm-evaluation-harness: a model of its class `LM`, whose texts the engine writes; and run its tasks.
+"""Run tasks of lm-evaluation-harness on a decoder, through a subclass of its `LM` that generates with the engine.
 
-Importing this imports lm_eval, so nothing does before tasks are asked for.
+Importing this module imports lm_eval, so it is imported only to run tasks.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from zoo.text.prompts import Options
 from zoo.text.task_files import is_task_file
 
 SEEDS = {"random": 0, "other": 1234}
-"""The harness's own: of Python's generator, and of numpy's and of the choice of solved examples."""
+"""The harness's default seeds: of Python's generator; of numpy's, and of the choice of few-shot examples."""
 
 NEW_TOKENS = 256
-"""The longest answer where a task states none, as of the harness's `hf` models."""
+"""Maximum number of new tokens if a task states none, as for the harness's `hf` models."""
 
 Progress = Callable[[str, int, int], None]
 
 
 class Harness(TemplateLM):
-    """A decoder and its tokenizer, as lm-evaluation-harness asks for one.
+    """A decoder and its tokenizer as a model of lm-evaluation-harness.
 
-    The base class splits contexts from continuations, and says what stands before an empty context. Texts are encoded
-    as its `hf` models do: special tokens that the tokenizer's file asks for are added, but for a text that spells the
-    opening one itself. A context that is too long loses its beginning.
+    The base class splits contexts from continuations, and chooses the token before an empty context. Texts are encoded
+    as the harness's `hf` models do, so that scores are comparable: the tokenizer's file adds special tokens, unless the
+    text itself spells the first. A context that is too long loses its beginning.
     """
 
     def __init__(self, loaded: Loaded, limit: int, *, kernel: str | None, progress: Progress | None) -> None:
@@ -83,7 +83,7 @@ class Harness(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihoods of whole texts, in windows that each predict as much as the model reads."""
+        """Compute the log-likelihoods of whole texts, in windows as long as the model reads."""
         asked, owners = [], []
         for number, (text,) in enumerate(request.args for request in requests):
             windows = utils.get_rolling_token_windows(self.tok_encode(text), self.opening, self.max_length, 1)
@@ -105,13 +105,13 @@ class Harness(TemplateLM):
     # ---------------------------------------------------------------- texts
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Write what follows each context, up to one of its stop strings. The engine serves all together."""
+        """Generate the continuation of each context, up to a stop string. The engine serves all of them together."""
         jobs, copies = [], Counter[tuple[str, str]]()
         encoder = Encoder(self.model, self.texts, self.ends)
         for number, (context, how) in enumerate(request.args for request in requests):
             copy, copies[context, repr(how)] = copies[context, repr(how)], copies[context, repr(how)] + 1
             jobs.append((number, self._make_job(encoder, context, how, copy)))
-        jobs.sort(key=lambda each: (-len(each[1].request.ids), each[1].request.ids))  # alike ones beside each other
+        jobs.sort(key=lambda each: (-len(each[1].request.ids), each[1].request.ids))  # equal prefixes adjacent
         texts = self._write([job for _, job in jobs])
         found = {number: text for (number, _), text in zip(jobs, texts, strict=True)}
         answers = [found[number] for number in range(len(requests))]
@@ -120,7 +120,7 @@ class Harness(TemplateLM):
         return answers
 
     def _make_job(self, encoder: Encoder, context: str, how: Mapping[str, Any], copy: int) -> Job:
-        """Make the request of a context. Raises ConfigError for options that will not do."""
+        """Make the job of a context. Raises ConfigError for invalid options."""
         options = read_options(how, self.texts.eos)
         room = self.max_length - options.max_new_tokens
         if room < 1:
@@ -128,11 +128,11 @@ class Harness(TemplateLM):
             raise ConfigError(f"tasks: {found} (fewer, in the task's generation_kwargs)")
         ids = self.tok_encode(context)[-room:] or [self.opening]
         job = encoder.make_job({"ids": ids}, options, "tasks")
-        # `hf` models decode an answer by itself: some tokenizers then drop the space that it begins with
+        # `hf` models decode an answer without its context: some tokenizers then drop its leading space
         return replace(job, before=(), request=replace(job.request, copy=copy))
 
     def _write(self, jobs: Sequence[Job]) -> list[str]:
-        """Write the texts of jobs. Raises ZooError where there is no next token."""
+        """Generate the texts of jobs. Raises ZooError if there is no next token."""
         advance = self._count("writing answers", len(jobs))
         tokens = max(len(job.request.ids) + job.request.max_new_tokens for job in jobs)
         engine = Engine(self.model, rows=min(ROWS, len(jobs)), tokens=tokens, kernel=self.kernel)
@@ -158,7 +158,7 @@ class Harness(TemplateLM):
 
 
 def read_options(how: Mapping[str, Any], eos: str) -> Options:
-    """Read a task's generation_kwargs. Raises ConfigError for what the engine does not have."""
+    """Read a task's generation_kwargs. Raises ConfigError for options that the engine lacks."""
     given = dict(normalize_gen_kwargs(dict(how), NEW_TOKENS))
     stop = [word for word in (*given.pop("until"), eos) if word]
     own = {"stop": list(dict.fromkeys(stop)), "max_new_tokens": given.pop("max_gen_toks")}
@@ -176,7 +176,7 @@ def read_options(how: Mapping[str, Any], eos: str) -> Options:
 
 
 def run_tasks(lm: Harness, names: Sequence[str], *, limit: int | None, num_fewshot: int | None) -> dict[str, Any]:
-    """Run tasks, named or in YAML files. Raises ConfigError for those that cannot be loaded."""
+    """Run tasks, named or in YAML files. Raises ConfigError for tasks that cannot be loaded."""
     import lm_eval  # pyright: ignore[reportMissingImports]
 
     if not names:
@@ -190,7 +190,7 @@ def run_tasks(lm: Harness, names: Sequence[str], *, limit: int | None, num_fewsh
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """Load tasks with their data. The names that the harness has are read only where one is asked for."""
+    """Load tasks with their data. The harness's own index of tasks is read only if a task is given by name."""
     files = {name: Path(name).expanduser() for name in names if is_task_file(name)}
     if missing := [name for name, file in files.items() if not file.is_file()]:
         raise ConfigError(*(f"tasks: {name} is no file (a task's YAML)" for name in missing))
@@ -206,8 +206,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def settle_fewshot(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
-    """Set how many solved examples stand before each one. Raises ConfigError for tasks that are asked without any by
-    their own word."""
+    """Set the number of few-shot examples of each task. Raises ConfigError for tasks that themselves fix it at 0."""
     fixed = [name for name, task in tasks.items() if num_fewshot and task.get_config("num_fewshot") == 0]
     if fixed:
         raise ConfigError(*(f"num_fewshot: the task {name} itself says 0 (leave it out)" for name in fixed))
@@ -241,13 +240,13 @@ def describe_task(found: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> float | None:
-    """A number that JSON has, or None."""
+    """Return a finite number, which JSON can hold, or None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Seed what tasks may draw from, as the harness does; the program's own random numbers go on where they were."""
+    """Seed Python's and numpy's generators, as the harness does, and restore their states at the end."""
     import numpy as np
 
     before = random.getstate(), np.random.get_state()
@@ -262,7 +261,7 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the progress bars of `datasets`, which would stand among our own."""
+    """Hide the progress bars of `datasets`, which would mix with zoo's own."""
     import datasets
 
     hidden = datasets.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""Make jobs of prompts: the request that the engine is asked, and what makes text of its answer."""
+"""Make jobs of prompts: the request to the engine, and what is needed to decode its answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A request and what makes text of it. `before` are the tokens that its text follows."""
+    """A request, and what is needed to decode its answer. `before` are the tokens that the text continues."""
 
     request: Request
     where: str
@@ -33,9 +33,9 @@ class Job:
 
 
 class Encoder:
-    """Make jobs of prompts, for one model and its tokenizer.
+    """Makes jobs of prompts, for one model and its tokenizer.
 
-    `ends` are the tokens that end a text besides the tokenizer's own. `template` is for conversations.
+    `ends` are end-of-text tokens in addition to the tokenizer's. `template` is the chat template.
     """
 
     def __init__(
@@ -43,22 +43,22 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.ends = {tokenizer.eos_id, *ends}
-        self.continues = find_writer(model.spec) is model.spec  # else a decoder of its own begins a text of its own
+        self.continues = find_writer(model.spec) is model.spec  # false for encoder-decoders
         self._vocab_size: int = find_writer(model.spec).output_vocab_size
         self._compilers: dict[frozenset[int], GuideCompiler] = {}
         self._guides: dict[tuple[str, str, frozenset[int]], Guide] = {}
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}
 
     def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> Job:
-        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages without a template, and for
-        those that it refuses."""
+        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages if there is no template, or it
+        refuses them."""
         ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
         if not options.ignore_eos:
             ends |= self.ends
             if "messages" in given:
                 found, words = self._answer_end
                 stop, ends = [*stop, *words], ends | {*found}
-        # A special token is no text, so a stop string that spells one could not be found in the text.
+        # Special tokens are not decoded, so a stop string that spells one is made a stop token.
         ends |= {self._special[word] for word in stop if word in self._special}
         request = Request(
             ids=ids,
@@ -75,7 +75,7 @@ class Encoder:
         return Job(request, where, tuple(stop), ids if self.continues else (), prompt)
 
     def _settle_sampling(self, options: Options) -> Sampling:
-        """The sampling parameters, with the words that were given as text."""
+        """Return the sampling parameters, with `bad_words` encoded. Raises ConfigError for unknown tokens."""
         sampling = options.sampling
         if options.bad_words:
             words = encode_words(self.tokenizer, options.bad_words)
@@ -87,7 +87,7 @@ class Encoder:
         return sampling
 
     def _compile(self, kind: Kind, source: Any, ends: frozenset[int]) -> Guide:
-        """Compile a grammar, once for all requests that have it."""
+        """Compile a grammar, once for all requests that use it."""
         if ends not in self._compilers:
             self._compilers[ends] = GuideCompiler(self.tokenizer, self._vocab_size, ends)
         key = (kind, json.dumps(source), ends)
@@ -124,9 +124,9 @@ class Encoder:
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The token sequences that spell these words, at the start of a text and after a space.
+    """Encode these words to token sequences, at the start of a text and after a space.
 
-    A word can be spelled by other tokens too: `bad_words` bars the spellings that the tokenizer itself gives.
+    Other tokens may spell a word too: `bad_words` bars only the tokenizer's own encodings.
     """
     if "" in words:
         raise ConfigError("bad_words: an empty word bars nothing (leave it out)")

@@ -1,6 +1,6 @@
 # N texts, T tokens, C classes or numbers
-"""Predict the labels of texts with a model that has a head for a task: a class or numbers for each text, pair or
-conversation, or a tag for each word."""
+"""Predict labels with a model that has a task head: a class or numbers for each text, pair or conversation, or a tag
+for each word."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zoo.text.chat import ChatTemplate
 
 Texts = str | tuple[str, str] | list[str] | list[dict[str, Any]]
-"""A text, a pair of texts, the words of one that are tagged, or the messages of a conversation."""
+"""A text, a pair of texts, a list of words to tag, or the messages of a conversation."""
 
 Activation = Literal["sigmoid", "softmax", "none"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "none")
@@ -44,17 +44,17 @@ def score(
     note: Callable[[str], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Predict the label of each text. `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its
-    folder); a text is a string, a pair of strings, or a conversation (messages with role and content), which the
-    tokenizer's chat template writes out, or the one that `template` names. A head that tags words reads lists of them,
-    and of a string what white space parts.
+    folder). A text is a string, a pair of strings, or a conversation (messages with role and content), rendered with
+    the tokenizer's chat template or the one that `template` names. A head that tags words reads lists of words, or a
+    string split at white space.
 
-    Gives for each text what is `predicted`: a class with its `probability`, and with `every` the `probabilities` of
-    all; a number, or a list of them; or a list with the tag of each word, None for one that was cut off.
+    Each result has `predicted`: a class, with its `probability` and with `every` the `probabilities` of all classes; a
+    number or a list of numbers; or a list with the tag of each word, None for a truncated word.
 
-    `activation` is what logits go through: unless given what the folder's config.json says (sentence-transformers'
-    CrossEncoder, or `problem_type`: with multi_label_classification what is predicted are all classes above one half),
-    else softmax for classes and none for numbers. `places` are the names of the texts in messages. `note` is told of
-    texts longer than the model's positions. Raises ConfigError, and ZooError for logits that are not finite.
+    `activation` is applied to the logits. Its default is what the folder's config.json says (sentence-transformers'
+    CrossEncoder, or `problem_type`: multi_label_classification predicts all classes above one half), else softmax for
+    classes and none for numbers. `places` name the texts in messages. `note` gets a line on texts longer than the
+    model's positions. Raises ConfigError, and ZooError for logits that are not finite.
     """
     from zoo.checkpoint import store
     from zoo.data.rowcode import RowEncoder
@@ -73,7 +73,7 @@ def score(
     rows = encode(encoder, texts, places, chat)
     if (cut := sum(row.cut for row in rows)) and note is not None:
         note(f"{cut} of {len(rows)} texts are cut at {limit} tokens, which is what the model reads")
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))  # alike lengths together: less padding
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))  # sorted by length: less padding
     found: dict[int, dict[str, Any]] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -86,7 +86,7 @@ def score(
 
 
 def find_task_head(spec: Any) -> Any:
-    """Find the head for a task of a model. Raises ConfigError where it has none."""
+    """Find a model's task head. Raises ConfigError if it has none."""
     heads = [tower.head for tower in spec.towers().values() if tower.head.n_logits]
     if not heads or not heads[-1].reads_text:
         kind = heads[-1].kind if heads else "none"
@@ -99,8 +99,8 @@ def find_task_head(spec: Any) -> Any:
 
 
 def settle_activation(head: Any, chosen: str | None, folder: Path | None) -> Activation:
-    """Settle what the head's logits go through: what is chosen, else what the folder's files say, else softmax for
-    classes and nothing for numbers. Raises ConfigError for one that the head cannot have."""
+    """Choose the activation of the head's logits: the `chosen` one, else the folder's, else softmax for classes and
+    none for numbers. Raises ConfigError for one that the head cannot have."""
     usual: Activation = "softmax" if hasattr(head, "labels") else "none"
     if chosen is None:
         said = None if folder is None else read_activation(folder, classes=usual == "softmax")
@@ -114,8 +114,8 @@ def settle_activation(head: Any, chosen: str | None, folder: Path | None) -> Act
 
 
 def read_activation(folder: Path, *, classes: bool) -> Activation | None:
-    """Read what a published folder says that its logits go through: a CrossEncoder's function, or that its classes do
-    not exclude one another. None where it says nothing. Raises ConfigError for a function that is none of ours."""
+    """Read the activation of a published folder: a CrossEncoder's function, or sigmoid for multi-label classes. None if
+    it states none. Raises ConfigError for a function that zoo lacks."""
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     beside = read_settings(folder / PROMPTS, PromptsFile)
     own = config.get("sentence_transformers")
@@ -141,7 +141,7 @@ def is_conversation(text: Texts) -> bool:
 
 
 def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool) -> None:
-    """Raises ConfigError, with all faults, for texts that the head does not read."""
+    """Raise ConfigError, with all faults, for texts of a form that the head does not read."""
     faults = []
     for text, place in zip(texts, places, strict=True):
         parts = text if isinstance(text, tuple | list) else (text,)
@@ -172,8 +172,8 @@ def _load_template(tokenizer: Any, chosen: str | None) -> ChatTemplate:
 
 
 def encode(encoder: Any, texts: Sequence[Any], places: Sequence[str], chat: ChatTemplate | None = None) -> list[Row]:
-    """Encode texts as in training, conversations as the chat template writes them. Raises ConfigError for one that has
-    no token, and for messages that the template refuses."""
+    """Encode texts as in training, conversations rendered with the chat template. Raises ConfigError for a text without
+    a token, and for messages that the template refuses."""
     if texts and isinstance(texts[0], list) and not is_conversation(texts[0]):
         rows = encoder.encode_words(texts)
     else:
@@ -204,7 +204,7 @@ def _encode_conversation(encoder: Any, chat: ChatTemplate, messages: Any, place:
 
 
 def compute_logits(model: Any, rows: Sequence[Row]) -> list[Tensor]:
-    """Compute the logits of some rows, float32 on the CPU: [C] each, or [T, C] of a head that reads tokens."""
+    """Compute the logits of rows, float32 on the CPU: [C] each, or [T, C] for a head that reads tokens."""
     tower = next(iter(model.spec.towers().values()))
     device, typed = next(model.parameters()).device, tower.takes_types
     ids, mask = pad_rows([row.ids for row in rows], tower.position.padding_id or 0, device)
@@ -215,7 +215,7 @@ def compute_logits(model: Any, rows: Sequence[Row]) -> list[Tensor]:
 
 
 def read_result(head: Any, row: Row, logits: Tensor, activation: Activation, every: bool) -> dict[str, Any]:
-    """Read what is predicted off the logits of a row."""
+    """Make the result of a row from its logits."""
     if not hasattr(head, "labels"):
         numbers = logits.sigmoid() if activation == "sigmoid" else logits
         return {"predicted": numbers.item() if head.n_logits == 1 else numbers.tolist()}

@@ -1,4 +1,4 @@
-"""Load what writes text: a model, its tokenizer, and what its folder says about ending a text."""
+"""Load a model for generating: its weights, its tokenizer, and the end-of-text tokens that its folder states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that writes, its tokenizer, the token ids that end a text besides the tokenizer's own, and its folder."""
+    """A model for generating, its tokenizer, the end-of-text ids in addition to the tokenizer's, and its folder."""
 
     model: Any
     tokenizer: Tokenizer
@@ -30,7 +30,7 @@ class Loaded:
 
 
 def find_folder(checkpoint: str | Path | None) -> Path:
-    """Find a checkpoint or a run folder; None finds the last run started from here."""
+    """Find a checkpoint or a run folder; None finds the last run started from the working directory."""
     from zoo import runs
     from zoo.checkpoint.gguf import find
 
@@ -51,12 +51,12 @@ def load(
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
 
-    `checkpoint` as of `find_folder`. `dtype` None is the file's, or float32 where a CPU computes that faster. `fp8`
-    puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says otherwise. On a CPU
-    the model is made ready to serve (`zoo.run.linear.prepare`) up to `rows` rows at once; `weights` names the bits that
-    its products' weights are kept in. `note` is given a line each about what of a multimodal folder is not read, what
-    is in float8 or in fewer bits, a dtype that is not the file's, and a number of threads that is not torch's own. The
-    processes of `world` have a part of the model each (tensor parallelism). Raises ConfigError.
+    `checkpoint` is as in `find_folder`. `dtype` None is the file's dtype, or float32 where a CPU computes that faster.
+    `fp8` converts weights to float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` is given. On a
+    CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once; `weights` names the bits of
+    its quantised weights. `note` gets a line each on the unread parts of a multimodal folder, on weights in float8 or
+    fewer bits, on a dtype other than the file's, and on a number of threads other than torch's default. Each process of
+    `world` holds a part of the model (tensor parallelism). Raises ConfigError.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -82,8 +82,8 @@ def load(
 
 
 def check_serving(folder: Path, speculate: int, draft: Path | None, deterministic: bool) -> None:
-    """Raises ConfigError for what a folder's model cannot be served with, before any weight is read: another model that
-    cannot guess for it, or a deterministic mode that it does not have."""
+    """Raise ConfigError, before any weight is read, for serving options that the folder's model cannot have: an
+    incompatible draft model, or a deterministic mode that it lacks."""
     from zoo.checkpoint import store
     from zoo.generation.passes import check_deterministic
     from zoo.generation.proposals import check_draft
@@ -99,7 +99,7 @@ def check_serving(folder: Path, speculate: int, draft: Path | None, deterministi
 
 
 def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
-    """Raises ConfigError for a precision that this device does not have, before anything is read."""
+    """Raise ConfigError, before anything is read, for a precision that this device does not have."""
     from zoo.run.fp8 import WEIGHT_ONLY, require_fp8
 
     check_weights(weights, pick_device(device))

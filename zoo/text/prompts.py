@@ -1,4 +1,4 @@
-"""Read what a request asks for: options, and files of prompts, a line each."""
+"""Read and check the options of requests, and files with a prompt on each line."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from zoo.untrusted.json_file import NESTED
 from zoo.untrusted.text import quote, shorten
 
 SOURCES = ("prompt", "ids", "messages")
-"""What a request continues: one of these. `messages` are a conversation, for models with a chat template."""
+"""A request has exactly one of these keys. `messages` are a conversation, for models with a chat template."""
 
 GUIDES: tuple[Kind, ...] = get_args(Kind)
-"""Kinds of grammars: a request follows at most one."""
+"""Kinds of grammars: at most one constrains a request."""
 
 FAULTS_SHOWN = 20
 MOST_SAMPLES, MOST_LOGPROBS = 128, 20
 MOST_TOKENS = 1 << 24
-"""Tokens of the longest text: room for them is kept from its beginning."""
+"""The largest `max_new_tokens`: room for all of them is reserved when a text begins."""
 LARGEST = 1e30
-"""Beyond any number that an option needs."""
+"""Bound of numbers: far more than any option needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a request asks for besides its prompt. `stop_ids` end a text besides the tokens that the model ends one
-    with, which `ignore_eos` takes for tokens like others. `bad_words` are those given as text, and `guide` is the
-    kind of a grammar and its source: both are made tokens of when the tokenizer is at hand."""
+    """The options of a request. `stop_ids` end a text in addition to the model's end-of-text tokens, which `ignore_eos`
+    treats as ordinary tokens. `bad_words` are given as text; `guide` is a grammar's kind and source. Both are compiled
+    to tokens later, with the tokenizer."""
 
     max_new_tokens: int = 256
     n: int = 1
@@ -50,15 +50,15 @@ class Options:
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Options:
-        """Options that a user gave, by the names that `option_names` lists; those that are None are left out.
+        """Make options of a user's values, by the names of `option_names`. Values that are None are left out.
 
-        Raises ConfigError with one line for each that will not do.
+        Raises ConfigError with one line for each invalid value.
         """
         given = {name: value for name, value in given.items() if value is not None}
         faults = [f"{name}: no such option{_hint(name)}" for name in given if name not in option_names()]
         own = {name: value for name, value in given.items() if name in CHECKS}
         if not any(isinstance(word, str) for word in _as_tuple(own.get("bad_words", ()))):
-            own.pop("bad_words", None)  # token ids, which are for the sampling
+            own.pop("bad_words", None)  # given as token ids: goes to `sampling`
         wrong = {name: value for name, value in own.items() if not CHECKS[name][0](value)}
         faults += [f"{name}: is {_show(value)}, not {CHECKS[name][1]}" for name, value in wrong.items()]
         sampling = Sampling()
@@ -130,7 +130,7 @@ def _hint(name: str) -> str:
 
 @cache
 def sampling_names() -> tuple[str, ...]:
-    """The sampling parameters that can be written down: all but functions of the caller's."""
+    """Name the sampling parameters that a file can state: all but the caller's functions."""
     return tuple(each.name for each in fields(Sampling) if each.name != "process")  # type: ignore[arg-type]
 
 
@@ -140,7 +140,7 @@ def option_names() -> tuple[str, ...]:
 
 
 def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
-    """Read `TOKEN=BIAS` pairs of the command line. Raises ConfigError for one that is none."""
+    """Parse `TOKEN=BIAS` pairs of the command line. Raises ConfigError for a malformed pair."""
     bias: dict[int, float] = {}
     for pair in pairs:
         token, _, value = pair.partition("=")
@@ -153,7 +153,7 @@ def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a file of prompts. `given` is what it continues, and its `id` if it has one; `where` its place."""
+    """One line of a file of prompts. `given` has its prompt, ids or messages, and any `id`; `where` names it."""
 
     index: int
     where: str
@@ -162,11 +162,11 @@ class Prompt:
 
 
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Adds to the options that a request states those that it leaves to others."""
+"""Adds defaults to the options that a request states."""
 
 
 def read_lines(text: str, where: str, given: Mapping[str, Any], complete: Complete = dict) -> list[Prompt]:
-    """Read prompts, one a line; empty lines are none. Every one has the options `given`, completed."""
+    """Read prompts, one a line, without empty lines. All have the options `given`, plus defaults from `complete`."""
     options = Options.checked(complete(given))
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     kept = [(number, line) for number, line in lines if line.strip()]
@@ -175,7 +175,7 @@ def read_lines(text: str, where: str, given: Mapping[str, Any], complete: Comple
 
 def read_jsonl(text: str, where: str, given: Mapping[str, Any], complete: Complete = dict) -> list[Prompt]:
     """Read prompts from lines of JSON: `prompt`, `ids` or `messages` (with `tools`), an `id`, and any option, which
-    goes before those `given`; both are completed. Raises ConfigError with all of the file's faults."""
+    overrides those `given`. `complete` adds defaults. Raises ConfigError with all of the file's faults."""
     Options.checked(complete(given))
     found: list[Prompt] = []
     faults: list[str] = []
@@ -221,8 +221,7 @@ def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], comp
 
 
 def check_depth(row: Any) -> None:
-    """Raise ConfigError for what is nested deeper than a conversation or a schema is: templates and compilers walk
-    down."""
+    """Raise ConfigError for JSON nested too deep: templates and compilers of grammars recurse into it."""
     level, depth = [row], 0
     while level:
         depth += 1
@@ -237,7 +236,7 @@ def _is_id(value: Any) -> bool:
 
 
 def check_source(given: Mapping[str, Any]) -> list[str]:
-    """List the faults of the source that a request continues, one line each."""
+    """List the faults of a request's prompt, ids or messages, one line each."""
     stated = [name for name in SOURCES if name in given]
     if len(stated) != 1:
         return [f"has {' and '.join(stated) or 'nothing to continue'} (one of: {', '.join(SOURCES)})"]

@@ -1,5 +1,5 @@
 # N texts, T tokens
-"""Prepare what reads whole texts at once, to fill masks or to embed: the model, its limit, and padded batches."""
+"""Load a model that fills masks or embeds texts, find its maximum length, and pad batches for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reader:
-    """A model that reads texts; its tokenizer, or the place of its tokenizer.json; and its folder, if it has one."""
+    """A model that reads texts; its tokenizer, or the path of its tokenizer.json; and its folder, if it has one."""
 
     model: Any
     tokenizer: Any
@@ -26,7 +26,7 @@ class Reader:
 
 
 def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
-    """Load the model of a folder, or take the one that is given. Raises ConfigError for a model without a tokenizer."""
+    """Load the model of a folder, or wrap a given model. Raises ConfigError for a given model without a tokenizer."""
     from zoo.checkpoint import hf, store
     from zoo.checkpoint.gguf import find
 
@@ -43,14 +43,14 @@ def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], o
 
 
 def longest_text(spec: Any) -> int:
-    """The largest number of tokens that the model reads."""
+    """Return the largest number of tokens that the model reads."""
     tower = next(iter(spec.towers().values()))
     limit = tower.position.limit
     return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids of rows of unequal length, padded on the right, and the mask of what is there [N, T] each."""
+    """Pad rows of token ids on the right. Gives ids and the attention mask, [N, T] each."""
     length = max(map(len, rows))
     ids = [[*row, *[pad] * (length - len(row))] for row in rows]
     there = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
@@ -58,5 +58,5 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
 
 
 def find_weight(model: Any) -> Tensor:
-    """Find a weight that is there: those that were packed are on no device."""
+    """Find a weight that tells the device: packed weights are on none."""
     return next(each for each in model.parameters() if each.device.type != "meta")

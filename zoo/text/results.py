@@ -1,4 +1,4 @@
-"""Keep the texts of a file of prompts as lines of JSON, each as it is done, and go on where a file was left."""
+"""Write the results of a file of prompts as lines of JSON, each as soon as it is done, and resume such a file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class ResultRow(JsonShape):
-    """What a line of results holds, beside what its prompt was given."""
+    """The schema of a line of results, which also has its prompt's keys."""
 
     index: int
 
 
 class Results:
-    """A file with a line for each text, in the order in which they are done.
+    """A file with a line for each text, in order of completion.
 
-    A file that is there already is refused, unless `force` replaces it or `resume` keeps its lines; `missing` are the
-    prompts that have none yet. Raises ConfigError for a file to resume that belongs to other prompts.
+    An existing file is refused, unless `force` replaces it or `resume` keeps its lines. `missing` are the prompts
+    without results. Raises ConfigError for a file to resume that belongs to other prompts.
     """
 
     def __init__(self, file: Path, prompts: Sequence[Prompt], *, force: bool = False, resume: bool = False) -> None:
@@ -42,16 +42,16 @@ class Results:
         self.missing = [prompt for prompt in prompts if prompt.index not in self._kept]
 
     def begin(self) -> None:
-        """Make the file hold what is kept, and nothing else. One that cannot be written fails now."""
+        """Rewrite the file with the lines that are kept, so that a file that cannot be written fails at once."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(self.file) as draft:
             draft.write_text("".join(self._kept.values()), encoding="utf-8")
 
     def _read(self, prompts: Sequence[Prompt]) -> dict[int, str]:
-        """The lines of each prompt that is done. What was cut off is left out."""
+        """Read the lines of each prompt that is done. A truncated last line is left out."""
         text = self.file.read_text(encoding="utf-8", errors="replace")
         lines: dict[int, list[str]] = {}
-        for number, line in enumerate(text.split("\n")[:-1], 1):  # what follows the last is a line that was cut off
+        for number, line in enumerate(text.split("\n")[:-1], 1):  # the part after the last newline is a truncated line
             try:
                 row = parse_json(line, f"{self.file}:{number}", ResultRow)
             except CheckpointError as error:
@@ -63,7 +63,7 @@ class Results:
         return {index: "".join(kept) for index, kept in lines.items() if len(kept) == prompts[index].options.n}
 
     def add(self, sample: Sample, tokenizer: Tokenizer) -> None:
-        """Take a text that is done; all of a prompt's samples are written together, unless one of them failed."""
+        """Add a finished text. A prompt's samples are written together, and not if one of them failed."""
         prompt = sample.job.prompt
         assert prompt is not None
         samples = self._waiting.setdefault(prompt.index, [])
@@ -83,7 +83,7 @@ def _differs(row: dict[str, Any], prompt: Prompt) -> bool:
 
 
 def dump(sample: Sample, prompt: Prompt, tokenizer: Tokenizer) -> str:
-    """One line of results."""
+    """Make one line of results."""
     request = sample.job.request
     row: dict[str, Any] = {"index": prompt.index, **prompt.given, "sample": sample.number, "text": sample.text}
     row |= {"tokens": sample.tokens, "finish_reason": sample.reason}
@@ -97,7 +97,7 @@ def dump(sample: Sample, prompt: Prompt, tokenizer: Tokenizer) -> str:
 
 
 def _describe(tokens: Sequence[int], logprobs: Sequence[Logprob | None], tokenizer: Tokenizer) -> list[Any]:
-    """Each token with its log-probability and the likeliest ones there; null for what has none."""
+    """Describe each token with its log-probability and the most likely alternatives; null for a token without."""
     rows: list[Any] = []
     for token, found in zip(tokens, logprobs, strict=True):
         if found is None:

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
 
 CHUNK = 64 << 20
-"""Bytes of logits that are there at once."""
+"""Most bytes of logits held at once."""
 
 TOGETHER = {"cpu": 2048}
-"""Tokens of the windows that go through the model together: enough for its products to be fast."""
+"""Tokens in a batch of windows: enough for fast matrix products."""
 
 MANY_TOGETHER = 32768  # elsewhere
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Tokens to score: ids, the first `given` of which are only read, and the bytes of their text in UTF-8.
+    """Token ids to score, except the first `given`, which are context only; and the bytes of their text in UTF-8.
 
-    With `documents`, an `eos_id` opens a document, whose tokens see nothing of the one before, as in training.
+    With `documents`, an `eos_id` opens a document, whose tokens do not see the document before, as in training.
     """
 
     ids: np.ndarray | Joined
@@ -53,8 +53,7 @@ class Stream:
 
 
 class Window(NamedTuple):
-    """A piece of a stream: the model reads `length` tokens from `start`; what follows the last `scored` of them is
-    scored."""
+    """A window of a stream: the model reads `length` tokens from `start`; the last `scored` predictions count."""
 
     start: int
     length: int
@@ -63,8 +62,9 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """The negative log-likelihood of all tokens in nats, their number, and the bytes of their text; None where the
-    tokens that were scored are not all of a text. With `measures`, by name, it is another loss, of labels."""
+    """The total negative log-likelihood in nats, the number of tokens scored, and the bytes of their text (None if only
+    a part of a text's tokens was scored). For labelled data `nll` is the objective's loss, and `measures` its
+    metrics."""
 
     nll: float
     tokens: int
@@ -73,7 +73,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """The mean negative log-likelihood, in nats a token."""
         return self.nll / self.tokens
 
     @property
@@ -87,7 +87,7 @@ class Score:
 
 
 def add_scores(scores: Sequence[Score]) -> Score:
-    """Add scores up."""
+    """Sum the scores of several streams."""
     sizes = [each.n_bytes for each in scores if each.n_bytes is not None]
     n_bytes = sum(sizes) if len(sizes) == len(scores) else None
     measures = scores[0].measures if len(scores) == 1 else {}
@@ -98,11 +98,11 @@ def add_scores(scores: Sequence[Score]) -> Score:
 
 
 def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iterator[Window]:
-    """List the windows of a stream of so many tokens: each reads `context` of them, starts `stride` after the one
-    before, and scores what that did not (Radford et al., 2019).
+    """List the windows of a stream of `tokens` tokens. Each reads `context` tokens, starts `stride` after the one
+    before, and scores the tokens not scored yet (Radford et al., 2019).
 
-    Example: 10 tokens, context 4, stride 2 are read from 0, 2, 4 and 6 on. The first window scores tokens 1 to 4, the
-    others tokens 5 and 6, 7 and 8, and 9, which the last predicts from 6 to 8.
+    Example: for 10 tokens, context 4 and stride 2 the windows start at 0, 2, 4 and 6. The first scores tokens 1 to 4,
+    the others tokens 5 and 6, 7 and 8, and 9, which the last predicts from 6 to 8.
     """
     start, done = 0, given - 1
     while done < tokens - 1:
@@ -115,8 +115,8 @@ def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iter
 def settle_windows(
     spec: Any, context: int | None, stride: int | None, note: Callable[[str], object]
 ) -> tuple[int, int]:
-    """Settle the context, which is the model's length unless given, and the stride: half the context, so that each
-    token has at least half a window before it. Raises ConfigError for those that will not do."""
+    """Choose the context (default: the model's length) and the stride (default: half the context, so that each token
+    has at least half a window before it). Raises ConfigError for invalid values."""
     limit: int | None = find_limit(spec)
     if context is None:
         context = longest_text(spec)
@@ -135,8 +135,7 @@ def settle_windows(
 
 
 def encode(text: str, tokenizer: Tokenizer, where: str, start: Sequence[int]) -> Stream:
-    """Encode one text as a document of its own, after the tokens `start`. Raises ConfigError for a text without
-    tokens."""
+    """Encode one text as a document, after the tokens `start`. Raises ConfigError for a text without tokens."""
     import numpy as np
 
     ids = tokenizer.encode(check_text(text, where))
@@ -147,8 +146,8 @@ def encode(text: str, tokenizer: Tokenizer, where: str, start: Sequence[int]) ->
 
 
 def find_start(tokenizer: Tokenizer, place: Path) -> list[int]:
-    """Find the tokens that open a text: those that the tokenizer's file puts before one, else the start token named
-    beside it, else the one that ends the text before."""
+    """Find the tokens that open a text: those that the tokenizer's file puts before a text, else the start token of its
+    tokenizer_config.json, else the end of text."""
     from zoo.data.tokenizer import find_tokenizer_file, read_special_token
 
     backend = tokenizer.backend
@@ -166,7 +165,7 @@ def find_start(tokenizer: Tokenizer, place: Path) -> list[int]:
 
 
 def check_model(spec: Any) -> None:
-    """Raise ConfigError for a model that gives a text no likelihood, with what would do."""
+    """Raise ConfigError for a model that defines no likelihood of a text; the message says what to use instead."""
     if spec.kind == "encoder":
         raise ConfigError("eval: an encoder predicts no next token (data=text data.path=FILE scores masked ones)")
     if spec.kind == "encoder_decoder" or spec.reads_memory:
@@ -177,7 +176,7 @@ def check_model(spec: Any) -> None:
 
 
 def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:
-    """Raises ConfigError for a token that the model has no number for."""
+    """Raise ConfigError for a token id beyond the model's vocabulary."""
     largest = max(int(stream.ids.max()) for stream in streams)
     if largest >= spec.output_vocab_size:
         found = f"gives token {largest}, the model's vocabulary is 0 to {spec.output_vocab_size - 1}"
@@ -187,10 +186,10 @@ def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:
 def score(
     model: Any, streams: Sequence[Stream], context: int, stride: int, advance: Callable[[int], object] | None = None
 ) -> Score:
-    """Score streams, each by itself, in windows of `context` tokens; each token once, except those that are given.
+    """Score each stream in windows of `context` tokens. Each token is scored once, except the first `given`.
 
-    A window reads nothing of what lies before it. `advance` is called with the number of tokens scored since. Raises
-    ZooError where a likelihood is no number.
+    A window does not see the tokens before it. `advance` is called with the number of tokens scored since the last
+    call. Raises ZooError for a likelihood that is NaN.
     """
     device = next(model.parameters()).device
     rows = max(TOGETHER.get(device.type, MANY_TOGETHER) // context, 1)
@@ -210,20 +209,20 @@ def score(
 
 
 def _group(windows: Iterator[Window], rows: int) -> Iterator[list[Window]]:
-    """Groups of at most `rows` windows that are equally long."""
+    """Yield groups of at most `rows` windows of equal length."""
     for _, alike in groupby(windows, lambda window: window.length):
         held = list(alike)
         yield from (held[first : first + rows] for first in range(0, len(held), rows))
 
 
 def _make_batch(stream: Stream, group: Sequence[Window]) -> Batch:
-    """The tokens of equally long windows, with targets where they are scored [B, T]."""
+    """Make a batch of windows of equal length, with targets only where they are scored [B, T]."""
     import numpy as np
 
     length = group[0].length
     rows = np.stack([stream.ids[window.start : window.start + length + 1] for window in group]).astype(np.int64)
     batch = to_next_tokens(rows, eos_id=stream.eos_id, documents=stream.documents)
-    targets = batch.targets.clone()  # of one row they are a view of the tokens that are read
+    targets = batch.targets.clone()  # for one row they are a view of the stream
     for row, window in zip(targets, group, strict=True):
         row[: length - window.scored] = IGNORED
     return batch._replace(targets=targets)

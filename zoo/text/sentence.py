@@ -1,6 +1,6 @@
 # N texts, T tokens, D width of a vector
-"""Read a sentence-transformers folder: how hidden states become vectors (Reimers and Gurevych, 2019). Modules follow
-one another: a pooling, dense layers, norms, and the scaling to length 1."""
+"""Read from a sentence-transformers folder how hidden states become vectors (Reimers and Gurevych, 2019): a sequence of
+modules, which are a pooling, dense layers, norms, and scaling to length 1."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 LEGACY = "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
 NAMES = {**{name: name for name in POOLINGS}, **dict(zip(LEGACY, ("last", "weighted", "mean_sqrt_len"), strict=True))}
-"""Our names of poolings by ours and by sentence-transformers'."""
+"""Zoo's names of poolings, by zoo's names and by sentence-transformers'."""
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 """The activation functions of a Dense, as torch.nn names them."""
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """How vectors are pooled: by several poolings the parts are joined. Without `with_prompt` the tokens of a prompt
+    """Pools token vectors; the results of several poolings are concatenated. Without `with_prompt` a prompt's tokens
     are left out."""
 
     names: tuple[str, ...]
     with_prompt: bool = True
 
     def __call__(self, hidden: Tensor, real: Tensor, n_prompt: int) -> Tensor:
-        """Vectors [N, D·parts] of hidden states [N, T, D]; `real` is False for padding, which stands on the right."""
+        """Pool hidden states [N, T, D] to vectors [N, D·poolings]; `real` [N, T] is False for padding, on the right."""
         read = real
         if n_prompt and not self.with_prompt:
             read = real & (torch.arange(real.shape[1], device=real.device) >= n_prompt)
@@ -64,7 +64,7 @@ class Layer:
     folder: Path = Path()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Raises CheckpointError for vectors of another width than it reads."""
+        """Apply the module to vectors [N, D]. Raises CheckpointError for another width than it reads."""
         own = self.weights
         width = own[next(iter(own))].shape[-1]
         if x.shape[-1] != width:
@@ -79,7 +79,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How a folder makes vectors of hidden states, and what it says of texts: prompts by name, the most tokens."""
+    """How a folder makes vectors of hidden states, and its settings for texts: prompts by name, maximum length,
+    case."""
 
     model: Path | None = None
     pooled: Pooled = Pooled(("mean",))
@@ -91,8 +92,7 @@ class Pipeline:
     lower: bool = False
 
     def choose(self, pooling: str | None, normalize: bool | None) -> Pipeline:
-        """The same with another pooling, and scaled to length 1 at the end or not. Raises ConfigError for a pooling
-        that is none."""
+        """Return a copy with another pooling or scaling to length 1. Raises ConfigError for an unknown pooling."""
         if pooling is not None and pooling not in POOLINGS:
             would = did_you_mean(pooling, POOLINGS) or f" (one of: {', '.join(POOLINGS)})"
             raise ConfigError(f"pooling: {pooling!r} is none{would}")
@@ -100,8 +100,8 @@ class Pipeline:
         return replace(self, pooled=pooled, normalize=self.normalize if normalize is None else normalize)
 
     def find_prompt(self, name: str | None) -> str:
-        """The text that is put before every text: the prompt of this name, or the folder's default one. Raises
-        ConfigError for a name that it has not."""
+        """Find the text to put before every text: the prompt of this name, or the folder's default. Raises ConfigError
+        for an unknown name."""
         name = self.default_prompt if name is None else name
         if name is None:
             return ""
@@ -113,8 +113,8 @@ class Pipeline:
         return self.prompts[name]
 
     def apply(self, hidden: Tensor, real: Tensor, n_prompt: int, dim: int | None) -> Tensor:
-        """Vectors of hidden states [N, T, D], float32: the first `dim` numbers of each where that is given (Kusupati et
-        al., 2022, Matryoshka). Raises ConfigError for more than there are."""
+        """Make vectors of hidden states [N, T, D], float32; with `dim` the first `dim` numbers of each (Matryoshka;
+        Kusupati et al., 2022). Raises ConfigError if there are fewer."""
         x = self.pooled(hidden, real, n_prompt)
         for layer in self.layers:
             x = F.normalize(x, dim=-1) if layer is None else layer(x)
@@ -125,8 +125,8 @@ class Pipeline:
 
 
 def read_pipeline(folder: Path | None) -> Pipeline:
-    """Read how a folder makes vectors: by its modules.json, by the pooling beside a model that has none, or else by the
-    mean, scaled to length 1. Raises CheckpointError."""
+    """Read how a folder makes vectors: from its modules.json, else from its folder 1_Pooling and scaled to length 1,
+    else the mean, scaled too. Raises CheckpointError."""
     modules = [] if folder is None else list_modules(folder)
     if folder is None or not modules:
         file = None if folder is None else folder / "1_Pooling" / CONFIG
@@ -149,7 +149,7 @@ def read_pipeline(folder: Path | None) -> Pipeline:
 
 
 def read_pooled(file: Path) -> Pooled:
-    """Read a Pooling's config.json, of either form. Raises CheckpointError for a pooling that is none of ours."""
+    """Read a Pooling's config.json, of the old or the new form. Raises CheckpointError for a pooling that zoo lacks."""
     node = read_settings(file, PoolingFile)
     stated = node.get("pooling_mode")
     if stated is None:
@@ -169,7 +169,7 @@ def read_pooled(file: Path) -> Pooled:
 
 
 def _read_layer(module: Module) -> Layer | None:
-    """Read a Dense, a LayerNorm, or a Normalize amid others."""
+    """Read a Dense or a LayerNorm; None for a Normalize between others."""
     if module.kind == "Normalize":
         return None
     config, file = read_settings(module.folder / CONFIG, DenseFile), module.folder / SINGLE
@@ -205,8 +205,8 @@ def _read_layer(module: Module) -> Layer | None:
 def _pick_weights(
     weights: Mapping[str, Tensor], folder: Path, needed: Sequence[str], vectors: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Give a module's weights, `needed` ones of one shape first. Raises CheckpointError for those that are missing or
-    do not fit the first, whose rows the `vectors` are as long as."""
+    """Return a module's weights, the `needed` ones first. Raises CheckpointError for missing weights, and for `vectors`
+    whose length is not the number of rows of the first weight."""
     for name in (*needed, *vectors):
         shape = list(weights[name].shape) if name in weights else None
         first = list(weights[needed[0]].shape) if needed[0] in weights else []
@@ -218,10 +218,10 @@ def _pick_weights(
 
 
 def pool_tokens(hidden: Tensor, read: Tensor, name: str) -> Tensor:
-    """Pool the hidden states [N, T, D] of the tokens that are `read` [N, T] to a vector each [N, D].
+    """Pool the hidden states [N, T, D] of each text's `read` tokens [N, T] to a vector [N, D].
 
-    Example: of a, b and c, `max` is the largest of each number, `mean_sqrt_len` (a + b + c) / √3, and `weighted`
-    (a + 2b + 3c) / 6, where the weights count the tokens of a prompt too.
+    Example: of a, b and c, `max` is the maximum of each channel, `mean_sqrt_len` (a + b + c) / √3, and `weighted` (a +
+    2b + 3c) / 6, where the weights count a prompt's tokens too.
     """
     if name in ("cls", "mean", "last"):
         return pool(hidden, read, name)  # type: ignore[arg-type]

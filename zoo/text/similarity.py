@@ -1,5 +1,5 @@
 # N pairs, Q queries, M documents, D vector width
-"""Evaluate a model's vectors of texts: similarity that people judged, and retrieval, each from a local file."""
+"""Evaluate text embeddings from a local file: agreement with human similarity scores (STS), and retrieval."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ KINDS = (".jsonl", ".ndjson", ".csv", ".tsv")
 FAULTS_SHOWN = 10
 FIELDS_SHOWN = 8
 LARGEST = 1e30
-"""Beyond any score: its square is to be finite."""
+"""Bound of scores, so that their squares are finite."""
 CUTS = (1, 5, 10)
-"""How many of the nearest documents recall looks at."""
+"""Values of k in recall@k."""
 
 NEAREST = 10
-"""How many of them MRR and nDCG look at, as MTEB's do."""
+"""Number of nearest documents in MRR and nDCG, as in MTEB."""
 
 
 class Judged(NamedTuple):
-    """Two sentences, and how alike people found them."""
+    """Two sentences, and their similarity as scored by people."""
 
     first: str
     second: str
@@ -47,11 +47,11 @@ class Sought(NamedTuple):
 
 
 def evaluate_similarity(model: Any, file: str | Path, **options: Any) -> dict[str, Any]:
-    """Correlate the cosine of two sentences with the score that people gave them: `spearman`, of the ranks, and
-    `pearson`, over so many `pairs`. That is the STS of MTEB (Muennighoff et al., 2022), whose main figure is the first.
+    """Correlate the cosine similarity of sentence pairs with human scores: `spearman` (of ranks) and `pearson`, over
+    `pairs` pairs. This is STS of MTEB (Muennighoff et al., 2022), whose main metric is `spearman`.
 
     `file` has the fields sentence1, sentence2 and score: JSON Lines, or CSV or TSV with a header. `options` are those
-    of `zoo.embed`. Raises ConfigError for a file at fault, ZooError where nothing can correlate.
+    of `zoo.embed`. Raises ConfigError for a faulty file, ZooError if the correlation is undefined.
     """
     pairs = read_pairs(file)
     scores = [pair.score for pair in pairs]
@@ -70,12 +70,12 @@ def evaluate_similarity(model: Any, file: str | Path, **options: Any) -> dict[st
 
 
 def evaluate_retrieval(model: Any, file: str | Path, **options: Any) -> dict[str, Any]:
-    """Find each query's documents among those of all queries, by cosine: `recall@k` (the share of them among the k
-    nearest), `mrr@10` (one over the rank of the first) and `ndcg@10`, means over `queries`. Equal cosines count against
-    the document.
+    """Retrieve each query's documents among those of all queries, by cosine: `recall@k` (the share of them among the k
+    nearest), `mrr@10` (one over the rank of the first) and `ndcg@10`, means over `queries`. Ties count against the
+    right document.
 
     `file` has the fields query and positive: a query on several lines has several documents. `options` are those of
-    `zoo.embed`. Raises ConfigError for a file at fault.
+    `zoo.embed`. Raises ConfigError for a faulty file.
     """
     sought = read_sought(file)
     wanted: dict[str, set[str]] = {}
@@ -90,7 +90,7 @@ def evaluate_retrieval(model: Any, file: str | Path, **options: Any) -> dict[str
 
 
 def name_model(model: Any) -> str:
-    """Name a model that is a folder; one that is given has no name."""
+    """Name a model's folder; "" for a model in memory."""
     return str(find(model)) if isinstance(model, str | Path) else ""
 
 
@@ -107,7 +107,7 @@ def embed_once(model: Any, texts: Iterable[str], **options: Any) -> dict[str, np
 
 
 def rank(values: Any) -> np.ndarray:
-    """Rank values from 1; equal ones share the mean of their ranks.
+    """Rank values from 1; equal values share the mean of their ranks.
 
     Example: 3, 1, 3, 2 have the ranks 3.5, 1, 3.5, 2.
     """
@@ -127,8 +127,8 @@ def correlate(a: Any, b: Any) -> float:
 def place_documents(
     vectors: Mapping[str, np.ndarray], query: str, documents: Sequence[str], wanted: set[str]
 ) -> list[int]:
-    """Find the places, from 1, of the wanted documents among all by their cosine with the query. Of equal cosines those
-    that are not wanted come first."""
+    """Find the ranks, from 1, of the wanted documents by cosine with the query. At equal cosines unwanted documents
+    come first."""
     import numpy as np
 
     cosines = np.stack([vectors[each] for each in documents]) @ vectors[query]
@@ -138,7 +138,7 @@ def place_documents(
 
 
 def summarize_places(found: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Summarize the places of each query's documents, nearest first."""
+    """Compute recall, MRR and nDCG from the ranks of each query's documents, nearest first."""
 
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(found)
@@ -150,7 +150,8 @@ def summarize_places(found: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def discount(places: Iterable[int]) -> float:
-    """Sum the gains of documents at these places (Järvelin and Kekäläinen, 2002): 1/log2(1 + place) up to NEAREST."""
+    """Compute the discounted cumulative gain of documents at these ranks (Järvelin and Kekäläinen, 2002): the sum of
+    1/log2(1 + rank) up to NEAREST."""
     return sum(1 / math.log2(1 + place) for place in places if place <= NEAREST)
 
 
@@ -179,7 +180,7 @@ def read_sought(file: str | Path) -> list[Sought]:
 
 
 def read_rows(file: str | Path, read: Callable[..., Any], name: str, what: str) -> list[Any]:
-    """Read what each record of a file says. Raises ConfigError with the first faults, and where there is nothing."""
+    """Read each record of a file with `read`. Raises ConfigError with the first faults, or if there are no records."""
     found: list[Any] = []
     faults: list[str] = []
     for where, record in read_records(Path(file), name):
@@ -224,12 +225,12 @@ def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> floa
 
 
 def _show(value: Any) -> str:
-    """Quote what a field holds, numbers as texts."""
+    """Quote a field's value; numbers as text."""
     return quote(value) if isinstance(value, list | dict) else quote(str(value)[:80], 40)
 
 
 def read_records(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Read the records of a file, each with the name of its line. Raises ConfigError."""
+    """Yield the records of a file, each with its place for messages. Raises ConfigError."""
     if file.suffix not in KINDS:
         raise ConfigError(f"{name}: {file} ends in {file.suffix or 'nothing'} (one of: {', '.join(KINDS)})")
     try:
@@ -259,7 +260,7 @@ def _read_json(stream: Iterable[str], place: str) -> Iterator[tuple[str, Mapping
 
 
 def _read_table(stream: Iterable[str], place: str, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a table with a header. TSV has no quotes, as sentences have theirs."""
+    """Yield the rows of a table with a header. In TSV, quotes are part of the text."""
     how: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
     table = csv.DictReader(stream, **how)
     try:

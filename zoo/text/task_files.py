@@ -1,4 +1,4 @@
-"""Tell tasks that are YAML files from those that have a name: such a file is a program."""
+"""Distinguish tasks in YAML files from named ones: a task's YAML file can run code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from zoo.errors import ConfigError
 
 
 def is_task_file(name: str) -> bool:
-    """Tell whether a task is meant as a YAML file."""
+    """Whether a task is given as a YAML file."""
     return name.endswith((".yaml", ".yml")) or "/" in name
 
 
 def refuse_files(names: Sequence[str], trust: bool) -> None:
-    """Raise ConfigError for YAML files that nobody trusts. The harness imports what `!function` names in them, and its
+    """Raise ConfigError for YAML files without `trust`: the harness imports what `!function` names in them, and its
     templates have no sandbox."""
     if files := [] if trust else [name for name in names if is_task_file(name)]:
         raise ConfigError(

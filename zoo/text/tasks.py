@@ -21,10 +21,10 @@ from zoo.text.task_files import refuse_files
 
 Tell = Callable[[str], object]
 
-OLDEST = "0.4.13"  # whose TaskManager loads tasks by name and by file
+OLDEST = "0.4.13"  # the first whose TaskManager loads tasks by name and by file
 
 ROWS = 32
-"""Rows that are served at once."""
+"""Number of rows the engine serves at once."""
 
 
 def evaluate_tasks(
@@ -44,16 +44,16 @@ def evaluate_tasks(
     note: Tell | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Score a decoder on tasks: `tasks` has the metrics of each with their standard errors, its version, and how many
-    examples and solved ones it had.
+    """Score a decoder on tasks. In the result, `tasks` has for each its metrics with standard errors, its version, and
+    the numbers of examples and of few-shot examples.
 
-    `model` is a folder, or a model with its `tokenizer`. A task is a name that lm-evaluation-harness knows, or a YAML
-    file in its format; such a file may run any program, so it needs `trust`. `limit` takes the first examples alone,
-    `num_fewshot` puts so many solved ones before each, and `context` is the most tokens that the model reads (its own
-    length unless given). Tokens, where they are cut and what opens a text are as the harness's `hf` models have them.
-    `weights` and `fp8` put products in fewer bits.
+    `model` is a folder, or a model with its `tokenizer`. A task is a name of lm-evaluation-harness, or a YAML file in
+    its format; such a file can run any code, so it needs `trust`. `limit` takes only the first examples, `num_fewshot`
+    is the number of few-shot examples, and `context` the maximum of tokens the model reads (default: its own length).
+    Encoding, truncation and start tokens equal those of the harness's `hf` models. `weights` and `fp8` quantise the
+    weights of products.
 
-    Raises ConfigError, also where the package lm_eval is missing.
+    Raises ConfigError, also if the package lm_eval is missing.
     """
     refuse_files([str(task) for task in tasks], trust)
     require_harness()
@@ -71,7 +71,7 @@ def evaluate_tasks(
 
 
 def require_harness() -> None:
-    """Raise ConfigError where lm-evaluation-harness is not installed, or too old."""
+    """Raise ConfigError if lm-evaluation-harness is not installed, or too old."""
     try:
         found = metadata.version("lm_eval")
     except metadata.PackageNotFoundError:
@@ -82,7 +82,7 @@ def require_harness() -> None:
 
 
 def load(model: Any, tokenizer: Any, how: dict[str, Any], note: Tell) -> Loaded:
-    """Load the model of a folder, or take the one that is given. Raises ConfigError for one that writes no text."""
+    """Load the model of a folder, or wrap a given model. Raises ConfigError for a model that does not generate text."""
     if isinstance(model, str | Path):
         check_model(store.load_spec(model))
         return loading.load(model, rows=ROWS, note=note, **how)
@@ -95,7 +95,7 @@ def load(model: Any, tokenizer: Any, how: dict[str, Any], note: Tell) -> Loaded:
 
 
 def settle_context(spec: Any, context: int | None) -> int:
-    """Settle the most tokens that the model reads at once. Raises ConfigError for more than it has."""
+    """Choose the maximum of tokens that the model reads at once. Raises ConfigError for more than its length."""
     most = longest_text(spec)
     if context is not None and not 2 <= context <= most:
         raise ConfigError(f"context: is {context}, not a whole number from 2 to {most}, the model's length")

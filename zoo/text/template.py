@@ -17,14 +17,14 @@ from zoo.errors import ConfigError, ZooError
 from zoo.untrusted.text import shorten
 
 WORKER = Path(__file__).with_name("template_worker.py")
-START = 60.0  # seconds that the process may take to begin on a busy machine
-PATIENCE = 5.0  # seconds by the clock for one text; the process itself stops after half a second of its own time
+START = 60.0  # seconds that the process may take to start, on a busy machine
+PATIENCE = 5.0  # seconds of wall-clock time for one text; the process itself stops after 0.5 s of processor time
 
 
 class Renderer:
-    """A process that renders templates, started with the first one and anew after one that had to be stopped.
+    """A process that renders templates, started for the first template and again after one that had to be stopped.
 
-    It ends with `close`, and with this process, however that ends: its standard input is then closed.
+    It ends with `close`, and when this process ends in any way, as its standard input is then closed.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class Renderer:
         self._owner = 0
 
     def render(self, template: str, values: Mapping[str, Any], where: str = "chat template") -> str:
-        """Render a template of jinja2 with these values, plain data alone. Raises ConfigError where it fails, and where
-        it takes more time, memory or text than a template may."""
+        """Render a jinja2 template with these values, which are plain data. Raises ConfigError if it fails, or exceeds
+        the limits of time, memory or length."""
         job = json.dumps({"template": template, "values": dict(values)}) + "\n"
         with self._lock:
             process = self._started()
@@ -56,7 +56,7 @@ class Renderer:
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return self._process
         self._end()
-        # -P: the folder of the script is not searched, so that none of zoo's own files hides a module of another's.
+        # -P: the script's folder is not searched, so that no file of zoo hides another package's module.
         command = [sys.executable, "-P", str(WORKER)]
         pipe, none = subprocess.PIPE, subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=none, text=True, encoding="utf-8")
@@ -71,7 +71,7 @@ class Renderer:
     def _end(self) -> None:
         atexit.unregister(self.close)
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():  # after a fork it is the parent's
+        if process is None or self._owner != os.getpid():  # after a fork the process is the parent's
             return
         process.kill()
         process.wait()
@@ -81,7 +81,7 @@ class Renderer:
 
 
 def _ask(process: subprocess.Popen[str], job: str, seconds: float) -> str:
-    """Send a job and return the line that answers it; nothing once `seconds` are over or the process has ended."""
+    """Send a job and return the line that answers it; "" if `seconds` have passed or the process has ended."""
     assert process.stdin is not None and process.stdout is not None
     alarm = threading.Timer(seconds, process.kill)
     alarm.start()

@@ -1,7 +1,8 @@
-"""Render chat templates in a process of their own: a template is a program, written by whoever wrote the checkpoint.
+"""Render chat templates in a process of their own: a template is a program by the checkpoint's author, and limits
+within one interpreter leak (a string that doubles sixty times is one call of C).
 
-Run as a script by `zoo.text.template`: each line of standard input is one job, each line of standard output its
-answer. A job that takes too much time ends this process, one that takes too much memory ends in an error.
+Run as a script by `zoo.text.template`: each line of standard input is one job, each line of standard output its answer.
+A job that takes too much time ends this process; a job that takes too much memory ends in an error.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox, utils
 
-SECONDS = 0.5  # of processor time for one text; what is real takes a few milliseconds
+SECONDS = 0.5  # of processor time for one text; real templates take a few milliseconds
 MEMORY = 2**29  # bytes of this process
 LENGTH = 2**24  # characters of a text
 
 
 class Generation(ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote, for training; here it changes nothing."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text, for training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
 
@@ -36,7 +37,7 @@ class Generation(ext.Extension):
 
 
 class Namespace(utils.Namespace):
-    """A `namespace` whose attributes have no private names, which would lead out of the sandbox."""
+    """A `namespace` that refuses private attribute names, which would lead out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportSelfClsParameterName]
         values = dict(*args[1:], **kwargs)
@@ -71,12 +72,12 @@ def raise_exception(message: Any) -> NoReturn:
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON as it is; jinja2's own filter escapes what HTML would read."""
+    """Dump as plain JSON; jinja2's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def make_environment() -> sandbox.ImmutableSandboxedEnvironment:
-    """Make the environment that published templates are written for, which is transformers'."""
+    """Make the jinja2 environment of transformers, which published templates are written for."""
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
@@ -95,7 +96,7 @@ compiled = lru_cache(ENVIRONMENT.from_string)
 
 
 def answer(job: dict[str, Any]) -> dict[str, str]:
-    """Render one job: its text, or the error that the template ended in."""
+    """Render one job. Gives its text, or the template's error."""
     try:
         text = compiled(job["template"]).render(**job["values"])
         if len(text) > LENGTH:
@@ -109,14 +110,12 @@ def answer(job: dict[str, Any]) -> dict[str, str]:
         return {"error": f"line {error.lineno}: {error.message}"}
     except jinja2.exceptions.TemplateError as error:
         return {"error": f"{error.message or error}"}
-    except (
-        Exception
-    ) as error:  # what a template does wrong can be any error of Python's: it is the template's all the same
+    except Exception as error:  # a template can raise any error of Python
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def limit_memory() -> None:
-    """Bound this process's memory, where the system can."""
+    """Limit this process's memory, if the system can."""
     try:
         import resource
 
@@ -130,11 +129,11 @@ def main() -> None:
     """Answer jobs until standard input ends, which it does when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may go on
     limit_memory()
-    timer = getattr(signal, "setitimer", None)  # absent on Windows, where the parent's own limit has to do
+    timer = getattr(signal, "setitimer", None)  # absent on Windows, where only the parent's limit holds
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         if timer is not None:
-            timer(signal.ITIMER_PROF, SECONDS)  # its signal ends this process, whatever it is doing
+            timer(signal.ITIMER_PROF, SECONDS)  # its signal ends this process at once
         text = json.dumps(answer(json.loads(line)))
         if timer is not None:
             timer(signal.ITIMER_PROF, 0)

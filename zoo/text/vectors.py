@@ -33,15 +33,15 @@ def embed(
     device: str = "cpu",
     note: Callable[[str], object] | None = None,
 ) -> Tensor:
-    """Embed texts: the vector of each [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer`
-    (a tokenizer.json or its folder).
+    """Embed texts as vectors [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer` (a
+    tokenizer.json or its folder).
 
-    A sentence-transformers folder says how (modules.json): its pooling, its dense layers, its limit of tokens, and
-    whether vectors are scaled to length 1. Elsewhere the mean of a text's tokens is taken and scaled (Reimers and
-    Gurevych, 2019). `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` say otherwise. `dim`
-    keeps the first numbers of each vector, which are scaled again (Kusupati et al., 2022, Matryoshka). `prompt` names
-    one of the folder's prompts, which is put before every text. A text longer than the limit is cut there, and `note`
-    is told. Raises ConfigError, and ZooError for a vector that is not finite.
+    A sentence-transformers folder states in modules.json its pooling, dense layers, maximum of tokens, and whether
+    vectors are scaled to length 1. The default is the mean over a text's tokens, scaled (Reimers and Gurevych, 2019).
+    `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` override both. `dim` keeps the first
+    numbers of each vector, which are scaled again (Matryoshka; Kusupati et al., 2022). `prompt` names one of the
+    folder's prompts, which is put before every text. Longer texts are truncated, and `note` gets a line on it. Raises
+    ConfigError, and ZooError for a vector that is not finite.
     """
     pipeline = read_pipeline(find(model) if isinstance(model, str | Path) else None).choose(pooling, normalize)
     before = pipeline.find_prompt(prompt)
@@ -51,7 +51,7 @@ def embed(
     given = [before + (text.lower() if pipeline.lower else text) for text in texts]
     rows = _encode(reader.tokenizer, given, limit, note)
     n_prompt = _count_prompt(reader.tokenizer, before)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # alike lengths together: less padding
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # sorted by length: less padding
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -66,7 +66,7 @@ def embed(
 
 
 def _count_prompt(tokenizer: Any, prompt: str) -> int:
-    """Count the tokens that a prompt takes at the beginning of a text, without a special token at its end."""
+    """Count a prompt's tokens at the beginning of a text, without a special token at its end."""
     if not prompt:
         return 0
     found = open_backend(tokenizer, "tokenizer").encode(prompt)
@@ -74,7 +74,7 @@ def _count_prompt(tokenizer: Any, prompt: str) -> int:
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
-    """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
+    """Encode each text to token ids, with the special tokens of the tokenizer's file."""
     tokenizer = open_backend(tokenizer, "tokenizer")
     long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))
     if long and note is not None:
@@ -88,8 +88,8 @@ def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[st
 
 
 def _run(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """The hidden states [N, T, D] of some texts, padded to one length, float32 on the CPU; and where their tokens are
-    [N, T]."""
+    """Run the model on texts padded to one length. Gives hidden states [N, T, D], float32 on the CPU, and the mask of
+    real tokens [N, T]."""
     pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
     ids, mask = pad_rows(rows, pad or 0, next(model.parameters()).device)
     reader = model.get_submodule("encoder") if "encoder" in model.spec.towers() else model
@@ -97,6 +97,6 @@ def _run(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def cosines(vectors: Tensor) -> Tensor:
-    """Cosine similarities of all pairs of vectors [N, N]."""
+    """Compute the cosine similarities of all pairs of vectors [N, N]."""
     unit = F.normalize(vectors, dim=-1)
     return unit @ unit.T
