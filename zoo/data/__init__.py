@@ -102,11 +102,10 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
 
 
 def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
-    """Return the cache folder `name`. If it is missing, `build` fills a draft folder, which gets the name when
-        complete.
+    """Return the cache folder `name`; if it is missing, `build` fills a draft folder, renamed when complete.
 
-        `build` continues in the draft that a killed process left. Two processes that build at once use separate drafts, and
-    the slower one drops its draft: both hold the same.
+    `build` continues in the draft that a killed process left. Two processes that build at once use separate drafts, and
+    the slower one drops its own: both hold the same.
     """
     folder = find_cache_folder() / "data" / name
     if folder.is_dir():

@@ -68,8 +68,7 @@ class Corpus:
     strict: bool = True
 
     def __iter__(self) -> Iterator[Document]:
-        """Read every file. Raises ConfigError at the end, with a line for each unreadable file, or if there is no
-        text."""
+        """Read every file. At the end raises ConfigError with a line for each unreadable file, or for no text."""
         total, empty = self.n_bytes, True
         faults = []
         for file in self.files:

@@ -31,8 +31,7 @@ def count_noise(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def draw_spans(length: int, rate: float, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which tokens of a row are noise [L] (T5): all divisions into spans are equally likely. The first token is
-    not noise."""
+    """Draw which tokens of a row are noise [L] (T5): all divisions are equally likely. The first token is not noise."""
     noise, spans = count_noise(length, rate, mean)
     lengths = np.stack([_segment(length - noise, spans, rng), _segment(noise, spans, rng)], 1).ravel()
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
@@ -65,7 +64,7 @@ def count_infilled(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 def infill(ids: np.ndarray, rate: float, mean: float, mask_id: int, rng: np.random.Generator) -> np.ndarray:
     """Replace spans of tokens by one mask each (BART's text infilling; Lewis et al., 2019). Span lengths are Poisson
-    draws given their sum, which makes them multinomial and the row's length known. A span of length 0 inserts a
+    draws given their sum, which makes them multinomial and the row's length known. A span of length 0 only adds a
     mask."""
     noise, spans = count_infilled(len(ids), rate, mean)
     lengths = rng.multinomial(noise, np.full(spans, 1 / spans))
@@ -82,8 +81,8 @@ def infill(ids: np.ndarray, rate: float, mean: float, mask_id: int, rng: np.rand
 
 
 def permute_sentences(ids: np.ndarray, ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Permute the sentences of a row (BART). `ends` [V] says which tokens end a sentence; tokens after the last end are
-    a sentence too."""
+    """Permute the sentences of a row (BART). `ends` [V] says which tokens end a sentence; the rest is a sentence
+    too."""
     cuts = np.flatnonzero(ends[ids[:-1]]) + 1
     parts = np.split(ids, cuts)
     return np.concatenate([parts[place] for place in rng.permutation(len(parts))])
@@ -118,8 +117,7 @@ def mask_tokens(
 
 
 def _choose_words(places: np.ndarray, words: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose random whole words of at most `count` tokens in all. A word longer than what is left of `count` is
-    skipped."""
+    """Choose random whole words of at most `count` tokens in all. Words longer than what is left are skipped."""
     _, numbers = np.unique(words, return_inverse=True)
     sizes = np.bincount(numbers)
     chosen = np.zeros(len(sizes), bool)

@@ -35,8 +35,7 @@ class Rows(RecordSource):
         return int(getattr(self.rows, "dataset_size", None) or 0)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield each row with its place, for messages; null becomes an empty text. Raises ConfigError if the network
-        fails."""
+        """Yield each row with its place for messages; null becomes "". Raises ConfigError if the network fails."""
         number = 0
         try:
             for number, record in enumerate(islice(iter(self.rows), self.max_rows), 1):
@@ -85,8 +84,7 @@ def refuse_idle_fields(settings: HF) -> None:
 
 
 def pick_split(saved: Any, settings: HF) -> Any:
-    """Return the split that the settings name; a folder may hold a single one. Raises ConfigError that lists the
-    splits."""
+    """Return the split that the settings name; a folder may hold a single one. Raises ConfigError with all names."""
     wanted = settings.split or DEFAULT_SPLIT
     if not isinstance(saved, dict):
         own = str(saved.split) if saved.split is not None else None

@@ -87,8 +87,7 @@ def _list_texts(table: Any) -> list[str]:
 
 
 def _split(rows: Any) -> Iterator[tuple[Any, int]]:
-    """Split a batch into pieces of at most PIECE bytes, or of one row. Yields each with its size in bytes, dictionaries
-    expanded."""
+    """Split a batch into pieces of at most PIECE bytes, or of one row. Yields each with its unpacked size."""
     size = sum(map(_measure, rows.columns))
     if size <= PIECE or len(rows) <= 1:
         yield rows, size

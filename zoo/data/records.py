@@ -56,8 +56,7 @@ def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tu
 
 
 def match_pattern(pattern: Path) -> Iterator[Path]:
-    """List the matches of a pattern as `glob` does, except that `**` follows no links: circular links would never
-    end."""
+    """List the matches of a pattern as `glob` does, but `**` follows no links, which may be circular."""
     parts = pattern.parts
     if "**" not in parts:
         yield from map(Path, glob.glob(str(pattern)))

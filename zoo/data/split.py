@@ -97,8 +97,7 @@ def measure_unit(document: Document) -> Unit:
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """Choose the validation documents among `kept`, which are sorted by hash. Neither part is left empty if `kept` has
-    two."""
+    """Choose the validation documents among `kept`, which are sorted by hash. Two documents suffice for both parts."""
     files: dict[str, list[int]] = {}
     for number, unit in enumerate(units):
         files.setdefault(unit.path, []).append(number)

@@ -29,8 +29,7 @@ LEAST = 32
 
 
 class Continuation(NamedTuple):
-    """At least one token after a context. If both together are longer than the model reads, the context loses its
-    beginning."""
+    """At least one token after a context, which loses its beginning if both are longer than the model reads."""
 
     context: Sequence[int]
     tokens: Sequence[int]

@@ -50,8 +50,8 @@ class Encoder:
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}
 
     def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> Job:
-        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages if there is no template, or it
-        refuses them."""
+        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages without a template, or refused
+        by it."""
         ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
         if not options.ignore_eos:
             ends |= self.ends

@@ -40,8 +40,7 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 @dataclass(frozen=True)
 class Pooled:
-    """Pools token vectors; the results of several poolings are concatenated. Without `with_prompt` a prompt's tokens
-    are left out."""
+    """Pools token vectors; the results of several poolings are concatenated. `with_prompt` includes a prompt's."""
 
     names: tuple[str, ...]
     with_prompt: bool = True

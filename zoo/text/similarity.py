@@ -127,8 +127,7 @@ def correlate(a: Any, b: Any) -> float:
 def place_documents(
     vectors: Mapping[str, np.ndarray], query: str, documents: Sequence[str], wanted: set[str]
 ) -> list[int]:
-    """Find the ranks, from 1, of the wanted documents by cosine with the query. At equal cosines unwanted documents
-    come first."""
+    """Find the ranks, from 1, of the wanted documents by cosine with the query. Unwanted ones win ties."""
     import numpy as np
 
     cosines = np.stack([vectors[each] for each in documents]) @ vectors[query]

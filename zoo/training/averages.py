@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 class EMA(Spec, axis="ema", kind="ema", default="ema"):
     """An exponential moving average of the weights: e ← d·e + (1 − d)·w after each update, with d = `decay`.
 
-    With `warmup` d is at most (1 + t) / (10 + t) at update t, so that the first weights are soon forgotten (the rule of
-    TensorFlow's ExponentialMovingAverage).
+    With `warmup` d is at most (1 + t) / (10 + t) at update t, so that the initial weights are soon forgotten (the rule
+    of TensorFlow's ExponentialMovingAverage).
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)]
     warmup: bool = False
 
     def decay_at(self, step: int) -> float:
-        """The decay at an update, counted from 1."""
+        """Return the decay at an update, counted from 1."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
 
@@ -53,25 +53,25 @@ class MovingAverage:
         self.weights = {name: copy_wide(each) for name, each in model.named_parameters()}
 
     def update(self, model: Any, step: int) -> None:
-        """Take in the weights after update `step`, counted from 1."""
+        """Update the average with the weights after update `step`, counted from 1."""
         now = [own_part(each.detach()) for each in model.parameters()]
         mine = [own_part(each) for each in self.weights.values()]
         take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))
         if all(each.dtype is own.dtype for each, own in zip(now, mine, strict=True)):
             take_in(mine, now, step)
             return
-        for each, own in zip(now, mine, strict=True):  # one by one: wide copies of all would stand at once
+        for each, own in zip(now, mine, strict=True):  # one by one, or float32 copies of all would exist at once
             take_in([own], [each.to(own.dtype)], step)
 
     def restore(self, folder: Path, shares: Shares = ALL) -> None:
-        """Read what a process holds of the average from its folder in a checkpoint. Raises CheckpointError."""
+        """Read this process's part of the average from its folder in a checkpoint. Raises CheckpointError."""
         found = read_weights(folder)
         for name, each in self.weights.items():
             each.copy_(shares.take_part(name, found[name], each))
 
 
 def copy_wide(weight: Tensor) -> Tensor:
-    """Copy a weight, 16 bits to float32: an average in 16 bits would not move."""
+    """Copy a weight, in float32 if it has 16 bits: rounding to 16 bits would keep an average from moving."""
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
@@ -83,8 +83,8 @@ def read_weights(folder: Path) -> Tensors:
 
 
 def average_checkpoints(folders: Iterable[Path], model: Any) -> Tensors:
-    """Compute the mean of a model's parameters and of those in earlier checkpoints (Kaddour, 2022, LAWA), in float64.
-    Raises CheckpointError."""
+    """Average a model's parameters with those of earlier checkpoints (LAWA; Kaddour, 2022), in float64. Raises
+    CheckpointError."""
     sums = {name: each.detach().double() for name, each in model.named_parameters()}
     count = 1
     for folder in folders:
@@ -101,7 +101,7 @@ def _dtypes(model: Any) -> list[torch.dtype]:
 
 @contextmanager
 def use_weights(model: Any, weights: Tensors) -> Iterator[None]:
-    """Let a model have other weights while the block runs. Then it has its own again, to the bit."""
+    """Give a model other weights inside the block, and afterwards its own again, bit for bit."""
     parameters = dict(model.named_parameters())
     held = {name: parameters[name].detach().clone() for name in weights if name in parameters}
     with torch.no_grad():

@@ -42,8 +42,8 @@ from zoo.training.validation import writes
 
 
 def prepare_device_and_data(planned: TrainingPlan, show: Progress, world: World) -> tuple[TrainingPlan, Any, Prepared]:
-    """Pick the device, prepare the data, and check the model against both. Returns the plan with what the data decides,
-    the device and the data. Raises ConfigError."""
+    """Choose the device, prepare the data, and check the model against both. Returns the plan, completed from the data
+    (`TrainingPlan.learn`), the device and the data. Raises ConfigError."""
     device = pick_run_device(planned, world, show.say)
     with world.main_first():
         data = prepare_data(planned, show)
@@ -62,7 +62,7 @@ def prepare_device_and_data(planned: TrainingPlan, show: Progress, world: World)
 
 
 def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Any:
-    """Pick the device, and say what a run will meet there. Raises ConfigError for what it does not have."""
+    """Choose the device, and report limits such as memory. Raises ConfigError for settings that it cannot do."""
     settings = planned.settings
     if settings.launcher.kind != "none" and not is_launched():
         found = f"is {settings.launcher.kind}, and neither a sweep nor a program starts processes"
@@ -85,8 +85,8 @@ def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], ob
 
 
 def choose_kernels(planned: TrainingPlan, device: Any) -> set[str]:
-    """Name the kernels that train the kinds of layers. Raises KernelError when the one that the user named cannot train
-    or evaluate one of them."""
+    """Name the attention kernels that train the kinds of layers. Raises KernelError if the kernel that the user named
+    cannot train or evaluate one of them."""
     trains: set[str] = set()
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for tower in planned.spec.towers().values():
@@ -102,8 +102,7 @@ def choose_kernels(planned: TrainingPlan, device: Any) -> set[str]:
 
 
 def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -> str | None:
-    """Say where several processes drop other probabilities of attention than one would: those that a fused kernel draws
-    by itself."""
+    """Warn that several processes drop other attention probabilities than one would: sdpa draws its own mask."""
     drops = planned.settings.dropout is not None and planned.settings.dropout.attention > 0
     if not drops or world.size == 1 or "sdpa" not in kernels:
         return None
@@ -112,7 +111,7 @@ def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -
 
 
 def prepare_data(planned: TrainingPlan, show: Progress) -> Prepared:
-    """Prepare text, pairs or labelled records, as the objective reads them."""
+    """Prepare text, pairs or labelled records, whichever the objective reads."""
     objective = planned.settings.objective
     if not isinstance(objective, Labelled):
         return prepare(planned.data, show.preparing)
@@ -136,8 +135,8 @@ def build_run(
     counters: Mapping[str, Any] | None = None,
     drawings: Mapping[str, Callable[[Run], object]] | None = None,
 ) -> Run:
-    """Build a run before its first step. Everything random is drawn from the seed. `counters` are those of the
-    checkpoint that a run goes on from; `drawings` are drawn after each evaluation, by the main process."""
+    """Build a run before its first step. All random draws follow from the seed. `counters` come from the checkpoint to
+    resume from; the main process draws the `drawings` (pictures, by name) after each evaluation."""
     settings, counters = planned.settings, counters or {}
     watch = choose_computing(settings, device, show.say, counters)
     batches = open_batches(planned, data)
@@ -170,8 +169,8 @@ def build_run(
 
 
 def settle_process(settings: Training, device: Any, rank: int) -> tuple[int | None, int | None]:
-    """Seed what a process draws, and choose how it gives memory back. Returns the bytes that are free, and those that
-    are held, before the model is built."""
+    """Seed torch's generator, and choose how the process gives memory back. Returns the free bytes and the held bytes
+    before the model is built."""
     torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
     if device.type == "cpu" and not is_hosted():
         keep_memory()
@@ -179,7 +178,7 @@ def settle_process(settings: Training, device: Any, rank: int) -> tuple[int | No
 
 
 def open_batches(planned: TrainingPlan, data: Prepared) -> Batches:
-    """Make the batches of a run, as its objective has them."""
+    """Open a run's stream of batches, collated by its objective."""
     settings, documents = planned.settings, planned.data.documents
     one_shape = settings.compile is True or settings.recipe is not None
     context = Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
@@ -190,11 +189,11 @@ def open_batches(planned: TrainingPlan, data: Prepared) -> Batches:
 def build_model(
     planned: TrainingPlan, layout: Layout, device: Any, say: Callable[[str], object], *, fresh: bool
 ) -> Any:
-    """Build what this process has of the model, spread over the others. With `fresh` it has its first weights; else a
-    checkpoint gives it some."""
+    """Build this process's part of the model, spread over the mesh. With `fresh` it gets its initial weights; else a
+    checkpoint is read later."""
     settings, mesh = planned.settings, layout.mesh
     divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
-    apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever has the whole model
+    apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever holds the whole model
     part, where = layout.take_part(planned.spec), "meta" if apart else str(device)
     model = build(part, device=where, kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
@@ -212,7 +211,7 @@ def build_model(
 
 
 def settle_weights(model: Any, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
-    """Read a model's first weights where it is `fresh`, choose which train, and set what drops and rounds."""
+    """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16."""
     start = Start.of(settings)
     if fresh:
         start.read(model, say)
@@ -229,22 +228,23 @@ def settle_weights(model: Any, settings: Training, say: Callable[[str], object],
 
 
 def open_whole(model: Any, settings: Training, device: Any, world: World) -> WholeModel:
-    """Make what computes the gradients of a model that is no pipeline's."""
+    """Set up gradient computation for a model without pipeline stages."""
     copies = ComputingCopies(model.train()) if settings.precision == MASTER and world.size == 1 else None
     autocast = choose_autocast(device, "fp32" if settings.pure else settings.arithmetic)
     return WholeModel(model, settings.objective, settings.accumulate, autocast, copies)
 
 
 def deposit_tied_gradients(model: Any) -> None:
-    """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
+    """Let the loss of a tied head add its gradient to the table's `.grad` at once, which saves a copy of the table.
+    Right only if gradients are taken by `backward()`, as a run does."""
     for path, tower in model.towers():
         if getattr(tower.head, "tied", False):
             model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
 
 
 def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
-    """Build the optimizer over the weights that train: one that rounds them where they are bfloat16, and keeps its
-    states where they belong."""
+    """Build the optimizer over the trained weights. With bf16_pure it rounds stochastically; with `offload=states` it
+    keeps its states in the host's memory."""
     settings = planned.settings
     made = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
     if not settings.pure and settings.offload == "none":
@@ -258,9 +258,9 @@ def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
 def choose_computing(
     settings: Training, device: Any, say: Callable[[str], object], counters: Mapping[str, Any]
 ) -> ThreadWatch:
-    """Choose the number of threads, before anything is timed, and say where the precision asked for is slow.
+    """Choose the number of threads, before anything is timed, and warn if the precision is slow on this device.
 
-    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
+    A resumed run uses its checkpoint's number of threads: with another number, sums would be rounded differently.
     """
     watch = ThreadWatch(device)
     if counters:

@@ -1,4 +1,4 @@
-"""Call functions of the user's while a run trains, and note that it trains inside another program."""
+"""Call the user's callbacks while a run trains, and note that the run is inside another program."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MOMENTS = ("after_update", "after_eval", "on_save")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The state of a run, as callbacks get it. The model and the optimizer are the run's own, not copies."""
+    """The state of a run that callbacks get. The model and the optimizer are the run's own, not copies."""
 
     step: int
     """Updates taken so far."""
     tokens: int
     """Tokens seen so far."""
     metrics: Mapping[str, float]
-    """The newest value of each metric: of training as of the last line of metrics (`log_every`), `val_loss` and the
-    like as of the last evaluation."""
+    """The newest value of each metric: training metrics as of the last line (`log_every`), `val_loss` and others of
+    evaluation as of the last evaluation."""
     model: Any
     optimizer: Optimizer
     folder: Path
@@ -37,15 +37,15 @@ class TrainingState:
 
 
 class Callback:
-    """Methods that a run calls. Any object that has one of these will do; a subclass gets those that do nothing.
+    """Methods that a run calls. Any object with one of them is a callback; a subclass inherits empty ones.
 
-    They are called between steps, where the clock of `tokens_per_second` stands still, and may read all and change the
-    weights. Random numbers that they draw are training's too. Afterwards the model is put back into training mode. An
-    exception ends the run as a failed one, with a ZooError that names the callback, the method and the step.
+    They are called between steps, while the clock of `tokens_per_second` is stopped, and may change the weights. They
+    share training's random generators. Afterwards the model is put back into training mode. An exception ends the run
+    as failed, with a ZooError that names the callback, the method and the step.
     """
 
     def after_update(self, state: TrainingState) -> None:
-        """Called after each optimizer step, and after its line of metrics where it has one."""
+        """Called after each optimizer step, and after its line of metrics if there is one."""
 
     def after_eval(self, state: TrainingState) -> None:
         """Called after each evaluation, its sample and picture."""
@@ -56,12 +56,13 @@ class Callback:
 
 @dataclass
 class Host:
-    """The program that a run trains in: its callbacks, and the run once there is one."""
+    """The program that a run trains in: its callbacks, and the run once it has begun."""
 
     callbacks: tuple[Any, ...] = ()
     runs: list[Run] = field(default_factory=list)
     foreign: bool = True
-    """Whether the process is that of another program, and not ours to settle."""
+    """Whether the process belongs to another program: then settings of the process, such as malloc's, are left
+    alone."""
 
 
 _host: ContextVar[Host | None] = ContextVar("host", default=None)
@@ -69,7 +70,7 @@ _host: ContextVar[Host | None] = ContextVar("host", default=None)
 
 @contextmanager
 def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
-    """Train inside another program, with these callbacks. Raises ConfigError for one without any of the methods."""
+    """Train inside another program, with these callbacks. Raises ConfigError for a callback without any method."""
     faults = [
         f"callbacks[{number}]: {type(each).__name__} has none of the methods of a callback ({', '.join(MOMENTS)})"
         for number, each in enumerate(callbacks)
@@ -83,7 +84,7 @@ def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
 
 @contextmanager
 def followed(callbacks: Sequence[Any], foreign: bool = False) -> Iterator[Host]:
-    """Train in a process of ours, or of a `foreign` program, with these callbacks."""
+    """Train with these callbacks, in Zoo's own process or in a `foreign` program."""
     host = Host(tuple(callbacks), foreign=foreign)
     token = _host.set(host)
     try:
@@ -93,7 +94,7 @@ def followed(callbacks: Sequence[Any], foreign: bool = False) -> Iterator[Host]:
 
 
 def is_hosted() -> bool:
-    """Whether the run trains inside another program, whose process is not ours to settle."""
+    """Whether the run trains inside another program (`Host.foreign`)."""
     return (host := _host.get()) is not None and host.foreign
 
 
@@ -104,7 +105,7 @@ def introduce(run: Run) -> None:
 
 
 def tell(run: Run, moment: str, *more: Any) -> None:
-    """Call a method of all callbacks that have it. Raises ZooError with the callback whose method failed."""
+    """Call the method `moment` of all callbacks that have it. Raises ZooError that names a callback that failed."""
     host = _host.get()
     if host is None or not host.callbacks:
         return
@@ -115,7 +116,7 @@ def tell(run: Run, moment: str, *more: Any) -> None:
             continue
         try:
             call(state, *more)
-        except Exception as error:  # the code is not ours: it may raise anything
+        except Exception as error:  # the user's code may raise anything
             what = f"{type(each).__name__}.{moment}"
             raise ZooError(f"callback {what}, after step {run.step}: {short(error)}") from error
     run.model.train()

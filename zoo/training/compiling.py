@@ -1,8 +1,8 @@
-"""Compile a run's layers: where the config says so, or, with `compile=auto`, where a trial shows that it pays.
+"""Compile a run's layers: if the config says so, or with `compile=auto` if a trial shows that it is faster.
 
-Compiling takes seconds for each kind of layer, and what it gains depends on the processor, the width and the precision:
-small models gain most, as more of their time goes to elementwise operations, which Inductor joins. So a run that would
-take minutes measures it, once, after its first steps.
+Compiling takes seconds for each kind of layer, and its gain depends on the processor, the width and the precision:
+small models gain most, as more of their time goes to elementwise operations, which Inductor fuses. So a run that would
+take minutes measures the gain once, after its first steps.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from zoo.training.callbacks import is_hosted
 from zoo.training.gradient import WholeModel
 from zoo.training.run import Run
 
-AFTER = 3  # steps: what the first calls alone cost is over
-LEAST = 300.0  # seconds that the steps left would take: compiling and the trial take about 15, and gain 5 to 25 %
-GAIN = 1.05  # times as fast as without: a trial is this inexact
-FEWEST = 50  # microbatches left, below which none is timed
+AFTER = 3  # steps: the one-off costs of first calls are over
+LEAST = 300.0  # seconds that the steps left must take: compiling and the trial take about 15 and gain 5 to 25 %
+GAIN = 1.05  # least speed-up: a trial is this inexact
+FEWEST = 50  # microbatches that must be left for a trial
 LAPS = 5  # microbatches timed each way
 
 
 def compile_if_stated(run: Run) -> None:
-    """Compile the layers of a run whose config says so, or whose checkpoint found that it pays."""
+    """Compile the layers of a run if its config says so, or if its checkpoint says that a trial was faster."""
     if run.settings.compile is not True and not run.compiled:
         return
     run.compiled = True
@@ -35,10 +35,10 @@ def compile_if_stated(run: Run) -> None:
 
 
 def compile_if_it_pays(run: Run) -> None:
-    """Try compiled layers once, after the first steps of a run with `compile=auto`; keep them where they are faster.
+    """Try compiled layers once, after the first steps of a run with `compile=auto`; keep them if they are faster.
 
-    The choice is kept in checkpoints: compiled layers round otherwise, and a run that resumes has the same bits. Draws
-    no random numbers, and leaves no gradients.
+    The choice is saved in checkpoints: compiled layers round differently, and a resumed run must give the same bits.
+    Draws no random numbers, and leaves no gradients.
     """
     if run.compiled is not None or run.step < AFTER:
         return
@@ -48,7 +48,7 @@ def compile_if_it_pays(run: Run) -> None:
 
 
 def may_pay(run: Run) -> bool:
-    """Whether a trial is worth its time: on a CPU, for steps of one shape, where those left would take minutes."""
+    """Whether a trial is worth its time: on a CPU, if steps have one shape and those left would take minutes."""
     settings = run.settings
     fits = settings.objective.every_token and not run.batches.documents and settings.recompute != "selective"
     fits = fits and settings.recipe is None and not is_hosted() and run.world.size == 1
@@ -56,18 +56,18 @@ def may_pay(run: Run) -> bool:
         return False
     held = run.held_out[0].batches
     if not held or len(held[0].input_ids) != settings.batch_size // settings.accumulate:
-        return False  # another shape than training's: it would be compiled for the trial alone
+        return False  # held-out rows of another shape would be compiled for the trial alone
     microbatches = (settings.steps - run.step) * settings.accumulate
     return microbatches >= FEWEST and microbatches * Trial(run).lap() > LEAST
 
 
 def try_compiled(run: Run) -> bool:
-    """Compile the layers and time them beside those that are not. Undoes it where they are not faster."""
+    """Compile the layers and time them against plain ones. Undoes it if they are not faster."""
     began, trial, model = time.perf_counter(), Trial(run), run.computing.model
     compile_model(model)
     try:
         trial.lap()
-    except RuntimeError as error:  # what Dynamo and Inductor raise
+    except RuntimeError as error:  # raised by Dynamo and Inductor
         undo_compilation(model)
         run.show.say(f"compile: the layers cannot be compiled here, found {short(error)} (compile=false)")
         return False
@@ -86,11 +86,11 @@ class Trial:
     """Times one microbatch of held-out text, forward and backward, as a run computes it."""
 
     def __init__(self, run: Run) -> None:
-        assert isinstance(run.computing, WholeModel)  # one process, as `may_pay` has it
+        assert isinstance(run.computing, WholeModel)  # one process: `may_pay` has checked it
         self.run, self.computing, self.batch = run, run.computing, run.held_out[0].batches[0]
 
     def lap(self) -> float:
-        """Compute a gradient, and drop it. Returns its seconds."""
+        """Compute a gradient and discard it. Returns the seconds it took."""
         start = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             self.computing.accumulate(self.batch, parts=1)
@@ -100,7 +100,7 @@ class Trial:
         return seconds
 
     def compare(self) -> float:
-        """Time laps with compiled layers and without, in turn. Returns how many times as fast the compiled ones are."""
+        """Time laps with and without compiled layers, alternating. Returns the speed-up of compiled layers."""
         ratios = []
         for _ in range(LAPS):
             with run_eagerly(True):
@@ -110,23 +110,23 @@ class Trial:
 
 
 def run_eagerly(compiled: bool) -> AbstractContextManager[Any]:
-    """Leave what is compiled aside inside the block."""
+    """Run plain layers inside the block, if `compiled`."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def compile_model(model: Any) -> None:
-    """Compile each layer by itself, as equal layers share one compilation and its time does not grow with depth; and
-    the loss behind each head."""
+    """Compile each layer by itself, and the loss of each head. Equal layers share one compilation, so that its time
+    does not grow with depth."""
     for path, _ in model.towers():
         tower = model.get_submodule(path)
-        if hasattr(tower, "head"):  # of a pipeline's stages, the last has one
+        if hasattr(tower, "head"):  # of a pipeline's stages, only the last has a head
             tower.head.compiles_loss = True
         for block in tower.blocks:
             block.compile(dynamic=False)
 
 
 def undo_compilation(model: Any) -> None:
-    """Let a model's layers run as they are again."""
+    """Make a model's layers run uncompiled again."""
     for path, _ in model.towers():
         tower = model.get_submodule(path)
         if hasattr(tower, "head"):

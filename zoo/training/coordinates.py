@@ -1,8 +1,8 @@
-"""Check a parametrisation's coordinates: how much activations change in a few updates, against width or depth.
+"""Run a coordinate check of a parametrisation: how activations' change in a few updates scales with width or depth.
 
-Under muP a change does not depend on the width; under the standard parametrisation it grows (Yang et al., 2022, section
-D.1). Under CompleteP it does not depend on the depth either (Dey et al., 2025). So the slope of log change over log
-size tells whether a parametrisation is right for an architecture, before anything long is trained.
+Under muP the change does not depend on the width; under the standard parametrisation it grows (Yang et al., 2022,
+section D.1). Under CompleteP it does not depend on the depth either (Dey et al., 2025). So the slope of log change over
+log size shows whether a parametrisation suits an architecture, before any long training.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ SCALED = ("d_model", "n_heads", "n_kv_heads", "d_ff", "kv_lora_rank", "q_lora_ra
 
 UPDATES, SEEDS = 4, 4
 ROWS, TOKENS = 1, 8
-"""Few tokens: their gradients do not cancel, so that what a step changes is not hidden by noise at small widths."""
+"""Few tokens, so that their gradients do not cancel and noise does not hide a step's change at small widths."""
 
 RATE = 0.3
-"""Adam's rate times the least width: a step changes what a matrix gives by about so much."""
+"""Adam's learning rate times the smallest width: about the change of a matrix's output in a step."""
 
 FLAT = 0.4
-"""Slopes up to here, up or down, are of changes that do not depend on the width (measured: within 0.1, and to −0.3 for
-the logits of a head of its own, whose start counts less at larger widths). A fault's are 0.6 and more."""
+"""The largest absolute slope of a change taken as independent of width (measured: within 0.1, and down to −0.3 for the
+logits of an untied head, whose initial values count less at larger widths). Faulty ones have 0.6 and more."""
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The changes at each size (widths or depths), by the component whose output changes, and their slopes."""
+    """The change of each component's output at each size (widths or depths), and the slopes."""
 
     sizes: tuple[int, ...]
     changes: dict[str, tuple[float, ...]]
@@ -62,11 +62,11 @@ def check_coordinates(
     *,
     optim: Optim | None = None,
 ) -> Coordinates:
-    """Train a model at several widths on one batch of random tokens, and measure how much the outputs of its components
-    change: the mean of |after − before|, its geometric mean over seeds.
+    """Train a model at several widths on one batch of random tokens, and measure the change of its components' outputs:
+    the mean of |after − before|, averaged geometrically over seeds.
 
-    Heads and d_ff grow with the width. Raises ConfigError where a width does not fit, or for what the parametrisation
-    has no rule for.
+    Heads and d_ff grow with the width. Raises ConfigError for a width that does not fit, and for parts of the model
+    that the parametrisation has no rule for.
     """
     recipe = Recipe(model, [*overrides])
     specs = [scale_model(recipe, width) for width in widths]
@@ -81,7 +81,7 @@ def check_depths(
     *,
     optim: Optim | None = None,
 ) -> Coordinates:
-    """The same at several depths (n_layers), of the last layer's components."""
+    """Do as `check_coordinates` at several depths (n_layers), for the last layer's components."""
     recipe = Recipe(model, [*overrides])
     recipe.solved = ["n_layers"]
     specs = [recipe.spec({"n_layers": depth}) for depth in depths]
@@ -103,14 +103,14 @@ def _compare(
 
 
 def list_sizes(model: Any, overrides: Iterable[str], name: str) -> list[int]:
-    """List the sizes of a check, of d_model or n_layers: 1, 2 and 4 times the model's own."""
+    """List the sizes of d_model or n_layers to check: 1, 2 and 4 times the model's own."""
     own = Recipe(model, [*overrides]).dims[name]
     return [own, 2 * own, 4 * own]
 
 
 def scale_model(recipe: Recipe, width: int) -> Any:
-    """Make the Spec of a recipe at another width: heads, d_ff and MLA's ranks grow with it, as muP has it. Raises
-    ConfigError where that gives no whole numbers."""
+    """Make the Spec of a recipe at another width; heads, d_ff and MLA's ranks grow in proportion, as muP requires.
+    Raises ConfigError if they would not be whole numbers."""
     factor = Fraction(width, recipe.dims["d_model"])
     recipe.solved = [key for key in recipe.dims if key.split(".")[-1] in SCALED and key not in recipe.unread]
     dims = {key: recipe.dims[key] * factor for key in recipe.solved}
@@ -139,7 +139,7 @@ def _measure(spec: Any, parametrisation: Parametrisation, optim: Optim, seed: in
 
 
 def _outputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Outputs of the last layer's attention, feed-forward and block, and the logits."""
+    """Compute the outputs of the last layer's attention, feed-forward and block, and the logits."""
     found: dict[str, Tensor] = {}
     last = model.blocks[len(model.blocks) - 1]
     inner = {name: module for name, module in last.named_children() if name in ("attention", "ffn")}

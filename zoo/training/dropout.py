@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 BRANCHES = ("attention", "ffn")
-"""Axes of the components whose outputs join the residual stream."""
+"""Axes of the components whose outputs are added to the residual stream."""
 RATES = ("attention", "residual", "embedding", "ffn", "layers")
 
 
 class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
-    """The shares that training drops; what is left is scaled up, so that means stay.
+    """Dropout rates of a run; kept values are scaled by 1 / (1 − rate), so that means stay.
 
-    `attention` drops probabilities after the softmax, `residual` channels of what attention and feed-forward add to
-    the stream, `embedding` channels of the first layer's input, `ffn` hidden units. `layers` is the rate of stochastic
-    depth: in row b, what attention or feed-forward l of L adds is left out whole with probability layers·l/L.
+    `attention` drops probabilities after the softmax, `residual` channels of the outputs of attention and feed-forward,
+    `embedding` channels of the first layer's input, `ffn` hidden units. `layers` is the rate of stochastic depth: for
+    each row, the output of attention or feed-forward in layer l of L is dropped whole with probability layers·l/L.
     """
 
     attention: Rate = 0.0
@@ -39,7 +39,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
     layers: Rate = 0.0
 
     def find_faults(self, spec: Any, fp8: bool) -> list[str]:
-        """List the rates that would do nothing in this model, and what they do not go together with."""
+        """List the rates without effect in this model, and the settings that conflict with dropout."""
         if not any(getattr(self, name) for name in RATES):
             return ["dropout: drops nothing, all its rates are 0 (null)"]
         faults: list[str] = []
@@ -56,8 +56,8 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
         return faults
 
     def apply(self, model: Any, seed: int = 0) -> None:
-        """Let a built model drop these shares whenever it is in training mode. What it drops of a row follows from the
-        seed and the row's number (`zoo.model.drops`)."""
+        """Make a built model drop values in training mode. Dropped values are a hash of the seed, the row's number and
+        their place (`zoo.model.drops`), so that recomputation, resuming and any mesh drop the same."""
         rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
         units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
         width = max(whole.d_model, count_draws(whole), *units)
@@ -71,17 +71,17 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
 
 
 def count_draws(spec: Any) -> int:
-    """Count the random numbers that the router of a layer draws for a token in training: the most of any layer."""
+    """Count the random numbers that a layer's router draws for a token in training: the maximum over layers."""
     return max((getattr(each, "draws", 0) for _, each, _ in components(spec, spec.d_model)), default=0)
 
 
 def _list_downs(spec: Any) -> Iterator[Any]:
-    """List the products that read the hidden units of a feed-forward."""
+    """List the down projections of feed-forwards, which read their hidden units."""
     parts = (part for row, part in walk(spec, spec.d_model) if row.path.split(".")[-1] == "down")
     return (part for part in parts if isinstance(part, Linear | Experts))
 
 
 def _drop_branch(name: str, module: Any, args: Any, output: Tensor) -> Tensor:
-    """Drop some of what a branch gives: output [B, T, D]."""
+    """Apply residual dropout and stochastic depth to a branch's output [B, T, D]."""
     drops = args[1].drops
     return output if drops is None else drops.drop_branch(output, name, whole=not module.divided)

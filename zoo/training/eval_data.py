@@ -1,4 +1,4 @@
-"""Settle what a model is evaluated on: the data of its run or of overrides, and the objective that is scored."""
+"""Choose the data and the objective of an evaluation: those of the model's run, or those that overrides name."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from zoo.training.objective import Distil, Objective
 from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption
 
 DEFAULTS = {"data": "stdlib", "objective": "auto"}
-"""What overrides may change, and what they change where there is no run."""
+"""The nodes that overrides may change, with the packaged choice used without a run."""
 
 ELSEWHERE = {
     "seq_len": "--context has the tokens of a row",
     "batch_size": "rows are read together as many as are fast",
     "eval_batches": "all rows are read; data.max_bytes takes a sample of a text",
 }
-"""Settings of training that an evaluation has otherwise."""
+"""Settings of training that an evaluation takes in another way."""
 
 SPLIT = ("validation_fraction", "max_bytes")
-"""Settings that decide which text validates."""
+"""Settings that decide which text is the validation split."""
 
 BATCHES = ("tokenizer", "documents")
-"""Settings that do not decide which text there is."""
+"""Settings that do not change the text."""
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """The data that a model is evaluated on: the validation split that its `run` has not trained on, or with `whole`
-    all of the data. Rows have `seq_len` tokens in the run, and `seed` draws what is random in them."""
+    """The data that a model is evaluated on: the validation split of its `run`, or with `whole` all of the data.
+    `seq_len` is the run's number of tokens in a row, and `seed` seeds random draws such as masks."""
 
     data: DataSettings
     objective: Objective
@@ -59,7 +59,7 @@ class EvaluationPlan:
 
 
 def find_run(place: Path, folder: Path) -> Path | None:
-    """Find the run that a checkpoint's `folder` is of, of which the user named `place`; None for any other folder."""
+    """Find the run that a checkpoint's `folder` belongs to; `place` is what the user named."""
     checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
     run = place if (place / CONFIG).is_file() else checkpoint.parent.parent
     return run if checkpoint.parent.name == runs.CHECKPOINTS and (run / CONFIG).is_file() else None
@@ -68,10 +68,10 @@ def find_run(place: Path, folder: Path) -> Path | None:
 def plan_evaluation(
     spec: Any, run: Path | None, tokenizer: str | Path, overrides: Sequence[str], name: str
 ) -> EvaluationPlan:
-    """Plan an evaluation of a model on the data of its `run`, or on what overrides name (`data=…`, `objective=…`).
+    """Plan an evaluation of a model on the data of its `run`, or on data that overrides name (`data=…`, `objective=…`).
 
-    Text that the run was trained on is scored by its validation split, other data whole, in the ids of the model's
-    `tokenizer`. `name` is what messages call the model. Raises ConfigError.
+    The run's own data is scored on its validation split. Other data is scored whole, encoded with the model's
+    `tokenizer`. `name` names the model in messages. Raises ConfigError.
     """
     typed = list_typed(overrides)
     own = None if run is None else plan_resumption(run, ())
@@ -83,7 +83,7 @@ def plan_evaluation(
     objective = choose_objective(own, node["objective"], typed, spec)
     if data is None:
         apart = own is not None and own.data.documents
-        if objective.reads_labels and "validation" in node["data"]:  # the records that validate: all of these
+        if objective.reads_labels and "validation" in node["data"]:  # all records that `validation` names
             records = node["data"]
             validating = (records.get("split") or "train") if records.get("kind") == "hf" else records.get("path")
             node["data"] = {**records, "validation": validating}
@@ -98,7 +98,7 @@ def plan_evaluation(
 
 
 def list_typed(overrides: Sequence[str]) -> set[str]:
-    """List the dotted keys that overrides set. Raises ConfigError for those that an evaluation does not take."""
+    """List the dotted keys that overrides set. Raises ConfigError for keys that an evaluation does not take."""
     faults: list[str] = []
     typed: set[str] = set()
     for override in parse_overrides(overrides, faults):
@@ -115,7 +115,7 @@ def list_typed(overrides: Sequence[str]) -> set[str]:
 
 
 def _flatten(key: str, override: Override) -> Iterator[str]:
-    """The key of an override, and those in a mapping that is its value."""
+    """Yield the key of an override, and the keys within its value if that is a mapping."""
     nodes = [(key, override.value())]
     while nodes:
         path, value = nodes.pop()
@@ -143,9 +143,9 @@ def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str
 
 
 def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -> DataSettings | None:
-    """Read a `data` node that names what the run was trained on; None for one that names something else.
+    """Read a `data` node that names the run's own data; None if it names other data.
 
-    Raises ConfigError where it splits the run's text in another way: what was trained on might validate.
+    Raises ConfigError if it splits the run's text in another way, as validation might then contain training text.
     """
     found = DataSettings.read({**node, "tokenizer": own.data.tokenizer})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
@@ -161,8 +161,8 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
 
 
 def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str], apart: bool) -> DataSettings:
-    """Read a `data` node all of which is scored, in the ids of the model's tokenizer; documents stay `apart` where the
-    run's did, unless the overrides say otherwise. Raises ConfigError."""
+    """Read a `data` node to score whole, encoded with the model's tokenizer. Documents are kept `apart` as in the run,
+    unless overrides say otherwise. Raises ConfigError."""
     own = [key for key in typed if key.startswith("data.tokenizer.") and key != "data.tokenizer.eos"]
     faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]
     if "data.validation_fraction" in typed:
@@ -177,7 +177,7 @@ def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[s
 
 
 def list_fields(data: DataSettings, without: Sequence[str]) -> dict[str, Any]:
-    """List the kind and the fields of a source, but for some."""
+    """List the kind and the fields of a source, except those in `without`."""
     fields = {field.name: getattr(data, field.name) for field in data.fields() if field.name not in without}
     return {"kind": data.kind, **fields}
 
@@ -186,8 +186,7 @@ def list_fields(data: DataSettings, without: Sequence[str]) -> dict[str, Any]:
 
 
 def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: set[str], spec: Any) -> Objective:
-    """Choose the objective that is scored: the run's, unless overrides name one. Of a distillation it is the one that
-    has targets of its own."""
+    """Choose the objective to score: the run's, unless overrides name one. For a distillation, its base."""
     if own is not None and not any(key.split(".")[0] == "objective" for key in typed):
         objective = own.settings.objective
     else:
@@ -198,7 +197,7 @@ def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: s
 
 
 def refuse_misfits(objective: Objective, data: DataSettings, spec: Any) -> None:
-    """Raise ConfigError where objective, data and model do not go together."""
+    """Raise ConfigError if objective, data and model do not go together."""
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")
     if objective.reads_labels:

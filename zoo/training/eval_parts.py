@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Score the parts of an evaluation: texts in sliding windows, or the rows that a training objective makes of them."""
+"""Score the parts of an evaluation: texts in sliding windows, or rows collated by a training objective."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], object]
 Advance = Callable[[int], object]
-"""Called with how much more was scored, in a part's own unit."""
+"""Called with the amount scored since the last call, in the part's own unit."""
 
 
 class Part(Protocol):
-    """A source of what is scored. `size` counts what its progress is told in."""
+    """A source to score. `size` is its amount in the unit of its progress (tokens or rows)."""
 
     @property
     def name(self) -> str: ...
@@ -41,7 +41,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Windowed:
-    """Streams of tokens in sliding windows: each token is scored once, given those before it in its window."""
+    """Streams of tokens in sliding windows: each token is scored once, given the tokens before it in its window."""
 
     name: str
     streams: Sequence[Stream]
@@ -58,7 +58,7 @@ class Windowed:
 
 @dataclass(frozen=True)
 class Collated:
-    """Rows of a source as an objective makes them: its targets are scored, whose bytes of text are not known."""
+    """Rows of a source collated by an objective. Its targets are scored; their bytes of text are unknown."""
 
     name: str
     tokens: TokenFile
@@ -72,7 +72,7 @@ class Collated:
         return self.tokens.count_rows(self.context)
 
     def score(self, model: Any, advance: Advance) -> Score:
-        """Score all rows. Raises ZooError where a loss is no number, and where no row has a target."""
+        """Score all rows. Raises ZooError if a loss is not finite, or no row has a target."""
         device = next(model.parameters()).device
         together = max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
         rows = read_evaluation_batches(
@@ -95,8 +95,8 @@ class Collated:
 
 @dataclass(frozen=True)
 class Material:
-    """The parts that are scored, and their description for readers of the figures: `data` in words, the kind of the
-    `objective`, its `targets` in words, and the windows or rows. Rows do not overlap, so they have no stride."""
+    """The parts to score, and their description: `data` in words, the kind of the `objective`, its `targets` in words,
+    and the sizes of windows or rows. Rows do not overlap, so they have no stride."""
 
     parts: Sequence[Part]
     data: str
@@ -116,8 +116,8 @@ def cut_windows(
     spec: Any,
     windows: tuple[int, int],
 ) -> Material:
-    """Cut the streams of each source into windows (context, stride). Raises ConfigError for a token that the model has
-    no number for."""
+    """Cut the streams of each source into windows (context, stride). Raises ConfigError for a token id beyond the
+    model's vocabulary."""
     check_vocabulary(spec, [each for _, of in streams for each in of])
     parts = [Windowed(name, of, *windows) for name, of in streams]
     return Material(parts, data, "next_token", "tokens", *windows)
@@ -126,7 +126,7 @@ def cut_windows(
 def make_parts(
     plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
-    """Make windows or rows of prepared data, as the objective has it. Raises ConfigError."""
+    """Make windows of prepared data if the objective predicts every token, else rows. Raises ConfigError."""
     if plan.objective.every_token:
         windows = settle_windows(spec, context, stride, tell)
         streams = [(each.name, [make_stream(each.tokens, plan.data.documents)]) for each in data.held_out]
@@ -142,7 +142,7 @@ def make_stream(tokens: TokenFile, documents: bool) -> Stream:
 def make_rows(
     plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
-    """Make rows of an objective: of its run's length, else of the model's, unless `context` says another."""
+    """Make rows for an objective, of `context` tokens; by default the run's length, else the model's."""
     objective, documents, labelled = plan.objective, plan.data.documents, plan.objective.reads_labels
     if stride is not None:
         raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
@@ -162,19 +162,20 @@ def make_rows(
 def prepare_records(
     plan: EvaluationPlan, spec: Any, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
 ) -> Prepared:
-    """Prepare the records that validate: those of the run, or all that overrides name. Raises ConfigError."""
+    """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises
+    ConfigError."""
     objective = plan.objective
     assert isinstance(objective, Labelled)
     if context is not None and plan.seq_len not in (None, context) and not plan.whole:
         raise ConfigError(f"context: is {context}, the run's rows have {plan.seq_len} tokens (leave it out)")
     known = getattr(objective, objective.shared[0])
     how = {"limit": settle_length(plan, spec, context), "opens": objective.pools_first}
-    say = (lambda line: None) if plan.whole else tell  # there the same records stand in both parts
+    say = (lambda line: None) if plan.whole else tell  # then both parts have the same records
     return prepare_labelled(plan.data, objective.make_task(), known, **how, say=say, progress=progress)
 
 
 def settle_length(plan: EvaluationPlan, spec: Any, context: int | None) -> int:
-    """Settle the most tokens of a row. Raises ConfigError for more than the model reads."""
+    """Choose the maximum of tokens in a row. Raises ConfigError for more than the model reads."""
     most = longest_text(spec)
     if context is not None and not 1 <= context <= most:
         raise ConfigError(f"context: is {context}, not a whole number from 1 to {most}, the model's length")
@@ -194,7 +195,7 @@ def check_rows(objective: Objective, spec: Any, context: int, documents: bool) -
 
 
 def check_ids(data: Prepared, spec: Any, added: int) -> None:
-    """Raise ConfigError for a token that the model has no number for: of the text, or of those that were `added`."""
+    """Raise ConfigError for a token id beyond the model's vocabulary: of the text, or of the `added` special tokens."""
     largest = max(int(each.tokens.ids.max()) for each in data.held_out)
     largest = max(largest, data.tokenizer.vocab_size - 1 if added else 0)
     if largest >= spec.output_vocab_size:
@@ -204,7 +205,7 @@ def check_ids(data: Prepared, spec: Any, added: int) -> None:
 
 
 def tell_of_rest(part: Collated, spec: Any, tell: Tell) -> None:
-    """Say what of a source is not scored. Raises ConfigError where it fills no row."""
+    """Report the tokens of a source that are not scored. Raises ConfigError if it fills no row."""
     tokens, of = part.tokens, f" of {part.name}" if part.name else ""
     if not part.size:
         found = f"fills no row of {part.context} tokens, found {len(tokens)}"
@@ -217,8 +218,8 @@ def tell_of_rest(part: Collated, spec: Any, tell: Tell) -> None:
 
 
 def tell_of_cuts(pairs: PairFile, of: str, most: tuple[int, int], tell: Tell) -> None:
-    """Say how many sources lose their beginning, and answers their end, at `most` so many tokens."""
-    sizes = pairs.sizes()  # each with an end of text, which an answer's last target is
+    """Report how many sources lose their beginning, and answers their end, at lengths of `most` tokens each."""
+    sizes = pairs.sizes()  # each includes an end of text, an answer's last target
     sources, answers = int((sizes[::2] - 1 > most[0]).sum()), int((sizes[1::2] > most[1]).sum())
     for count, what, lost, length in ((sources, "sources", "beginning", most[0]), (answers, "answers", "end", most[1])):
         if count:

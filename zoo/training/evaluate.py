@@ -1,5 +1,4 @@
-"""Evaluate a model on texts, on its run's validation split or on other data; and what fewer bits for its weights
-cost."""
+"""Evaluate a model on texts, on its run's validation split or on other data; also with its weights quantised."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ from zoo.training.saving import Counters
 from zoo.untrusted.json_file import check_shape
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is: bytes of text, tokens or rows
-scored."""
+"""Called with the name of the work, the amount done and the total: bytes of text, tokens or rows scored."""
 
 
 class Text(NamedTuple):
@@ -53,7 +51,8 @@ def evaluate(
     note: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model: `loss` (nats a target), `perplexity` and `bits_per_byte` of so many `tokens` and `bytes`.
+    """Evaluate a model: `loss` (nats a target), `perplexity` and `bits_per_byte`, over `tokens` tokens and `bytes`
+    bytes.
 
     `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). What is scored:
 
@@ -62,15 +61,16 @@ def evaluate(
       objective of the run or that of the model's topology.
     - else the validation split of the run that the folder belongs to, by its own objective.
 
-    The next token is scored in windows of `context` tokens (the model's length unless given) that begin `stride` apart
-    (half of that), each token once; in data the ends of text are among them, and have no bytes. Other objectives are
-    scored in rows of `context` tokens (the run's unless given), corrupted the same way every time; their loss is the
-    mean over targets, and bits per byte are None, as targets are not all of the text. Of a mix `sources` has each
-    source's figures.
+    Next-token prediction is scored in windows of `context` tokens (default: the model's length) that begin `stride`
+    apart (default: half of that), each token once. In data, ends of text are scored too, and have no bytes. Other
+    objectives are scored in rows of `context` tokens (default: the run's), corrupted the same way every time. Their
+    loss is the mean over targets, and bits per byte are None, as targets are not all of the text. For a mix, `sources`
+    has each source's figures.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
-    precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`. They
-    round as they do when a token is decoded alone. Raises ConfigError.
+    precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`.
+    Products are rounded as in decoding one row: for a whole prompt, a product may unpack the weights and round less.
+    Raises ConfigError.
     """
     tell, report = note or (lambda line: None), progress or (lambda what, done, total: None)
     subject = Subject(model, tokenizer, dtype=dtype, device=device, note=tell)
@@ -97,8 +97,7 @@ def evaluate(
 
 
 class Scorer:
-    """The data that every precision is scored on, with a callback for progress. `total` is the newest score of all
-    parts."""
+    """Scores models on the same data, with a callback for progress. `total` is the newest score over all parts."""
 
     def __init__(self, material: Material, kernel: str | None, progress: Progress) -> None:
         self.parts, self.kernel, self.progress = material.parts, kernel, progress
@@ -106,7 +105,7 @@ class Scorer:
         self.total = Score(0.0, 0, None)
 
     def measure(self, model: Any, name: str) -> dict[str, Any]:
-        """Score all parts: a row of results, with those of each part where there are several."""
+        """Score all parts. Gives a row of results, with those of each part if there are several."""
         done = 0
 
         def advance(count: int) -> None:
@@ -125,8 +124,8 @@ class Scorer:
 
 
 def describe_score(score: Score) -> dict[str, Any]:
-    """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity; labels
-    have none, but measures of their own."""
+    """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity.
+    Labelled data has metrics in place of a perplexity."""
     finite = not score.measures and math.isfinite(score.perplexity)
     perplexity = score.perplexity if finite else None
     measures = {"measures": dict(score.measures)} if score.measures else {}
@@ -134,7 +133,7 @@ def describe_score(score: Score) -> dict[str, Any]:
 
 
 class Subject:
-    """The model to evaluate: that of a folder, or one that was given with its tokenizer. `spec` is the model's."""
+    """The model to evaluate: that of a folder, or a given one with its tokenizer. `spec` is the model's."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, dtype: str | None, device: str, note: Callable[[str], object]
@@ -148,7 +147,7 @@ class Subject:
         self.spec: Any = model.spec if self.folder is None else store.load_spec(self.folder)
 
     def check_precision(self, weights: str | None, fp8: str | None) -> None:
-        """Raises ConfigError for a precision that will not do, before anything is read."""
+        """Raise ConfigError for an unsuitable precision, before anything is read."""
         if self.model is not None:
             if fp8 is not None or self.dtype is not None:
                 name = "dtype" if fp8 is None else "fp8"
@@ -157,7 +156,7 @@ class Subject:
         loading.check_precision(self.device, fp8, weights)
 
     def load(self) -> Any:
-        """The model with its own weights. On a CPU it computes in the dtype and with the threads that are fastest."""
+        """Load the model with its own weights. On a CPU it computes in the fastest dtype and number of threads."""
         if self.model is None:
             assert self.folder is not None
             self.model = store.load(self.folder, self.dtype, self.device)
@@ -166,9 +165,9 @@ class Subject:
 
     @contextmanager
     def lowered(self, weights: str | None, fp8: str | None) -> Iterator[tuple[Any, str]]:
-        """The model in fewer bits, and how its products are made. A model that was given is itself again afterwards."""
+        """Give the quantised model inside the block, and how its products are made. A given model is restored."""
         if fp8 is not None:
-            self.model = None  # both need not be in memory
+            self.model = None  # so that not both are in memory
             lines: list[str] = []
             loaded = loading.load(self.folder, device=self.device, dtype=self.dtype, fp8=fp8, note=lines.append)
             yield loaded.model, "; ".join(lines)
@@ -181,13 +180,13 @@ class Subject:
                 ready.undo()
 
     def read_texts(self, texts: Sequence[str | Text], context: int | None, stride: int | None) -> Material:
-        """The windows of texts, each a document of its own. Raises ConfigError for all faults together."""
+        """Make windows of texts, each a document of its own. Raises ConfigError with all faults."""
         check_model(self.spec)
         windows = settle_windows(self.spec, context, stride, self.note)
         return cut_windows([("", self.encode(texts))], "texts", self.spec, windows)
 
     def encode(self, texts: Sequence[str | Text]) -> list[Stream]:
-        """The texts as tokens. Raises ConfigError for all faults together."""
+        """Encode the texts. Raises ConfigError with all faults."""
         if not texts:
             raise ConfigError("texts: there are none (one at least)")
         tokenizer = Tokenizer.load(self.tokenizer)
@@ -205,7 +204,7 @@ class Subject:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer.json or its folder. Raises ConfigError where there is none."""
+        """Find the tokenizer.json or its folder. Raises ConfigError if there is none."""
         if self._tokenizer is None:
             raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
         return self._tokenizer
@@ -213,15 +212,15 @@ class Subject:
     def read_data(
         self, overrides: Sequence[str], context: int | None, stride: int | None, progress: Progress
     ) -> Material:
-        """The data that overrides name, or the validation split of the run that the folder is of, or lies in. Raises
-        ConfigError where there is none, and where the run's text has changed since."""
+        """Read the data that overrides name, or the validation split of the run that the folder belongs to. Raises
+        ConfigError if there is none, or the run's text has changed since."""
         plan, data = self.open_data(overrides, context, progress)
         return make_parts(plan, data, self.spec, context, stride, self.note)
 
     def open_data(
         self, overrides: Sequence[str], context: int | None, progress: Progress
     ) -> tuple[EvaluationPlan, Prepared]:
-        """Plan what is scored, and prepare its data. Raises ConfigError as `read_data` does."""
+        """Plan the evaluation, and prepare its data. Raises ConfigError as `read_data` does."""
         if self.folder is None and not overrides:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
         run = None if self.place is None or self.folder is None else find_run(self.place, self.folder)
@@ -236,7 +235,7 @@ class Subject:
         return plan, data
 
     def check_key(self, run: Path, key: str) -> None:
-        """Raises ConfigError where the run's data is not what it was."""
+        """Raise ConfigError if the run's data has changed."""
         assert self.folder is not None
         checkpoint = self.folder.parent if self.folder.name in runs.AVERAGES else self.folder
         counters = check_shape(store.read_counters(checkpoint), Counters, str(checkpoint / runs.COUNTERS))

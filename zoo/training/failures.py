@@ -1,4 +1,4 @@
-"""Turn a full disk or memory that ran out into one line: failures for which no other code has a message."""
+"""Turn a full disk or exhausted memory into an error of one line, where no other code has a message for it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from zoo.ranks.world import leave_at_once, read_world
 from zoo.training.restarts import has_checkpoint
 
 FORESEEN = (ZooError, OSError, MemoryError, RuntimeError, ValueError, ImportError)
-"""Errors of an evaluation, a sample or a picture that a run survives. Any other is a bug, and shows its trace."""
+"""Errors of an evaluation, a sample or a picture that a run survives. Any other is a bug, and shows its traceback."""
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""Phrases by which torch's allocators and libraries say it in a plain RuntimeError."""
+"""Phrases of a plain RuntimeError by which torch's allocators and libraries report exhausted memory."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out", "timed out")
-"""Phrases by which gloo and NCCL say that another process is gone."""
+"""Phrases by which gloo and NCCL report that another process is gone."""
 
 
 @contextmanager
 def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) -> Iterator[None]:
-    """Raise ZooError, in one line, in place of an error of the file system or of memory that ran out.
+    """Raise a ZooError of one line in place of an error of the file system or of exhausted memory.
 
     `advice` says what would fit into memory.
     """
     try:
         yield
-    except BrokenPipeError:  # nobody reads our output any more: the command line deals with that
+    except BrokenPipeError:  # the reader of standard output is gone: the command line handles it
         raise
     except OSError as error:
         where = error.filename or folder
@@ -50,12 +50,12 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
 
 
 def lost_another(error: BaseException) -> bool:
-    """Tell whether an error says that another process of the run does not answer any more."""
+    """Whether an error says that another process of the run no longer answers."""
     return read_world().size > 1 and any(words in str(error) for words in LOST)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the device, or this process, has no memory left."""
+    """Whether an error says that the device, or this process, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

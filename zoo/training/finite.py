@@ -1,4 +1,4 @@
-"""Refuse a loss, a gradient or a weight that is no number."""
+"""Refuse a loss, a gradient or a weight that is not finite."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def refuse_nonfinite_weights(run: Run) -> None:
     """Raise ZooError with the name of the first tensor to be saved that is not finite. Waits for the device once."""
     state = {name: each for name, each in run.model.state_dict().items() if each.is_floating_point()}
     parts = {name: own_part(each) for name, each in state.items() if each.numel()}
-    nothing = torch.zeros(2, device=next(iter(parts.values())).device)  # of what other processes hold
+    nothing = torch.zeros(2, device=next(iter(parts.values())).device)  # no values on this rank
     extremes = [torch.stack(torch.aminmax(each)).float() if each.numel() else nothing for each in parts.values()]
-    broken = (~torch.stack(extremes).isfinite().all(1)).long()  # NaN gives NaN
+    broken = (~torch.stack(extremes).isfinite().all(1)).long()  # aminmax of a NaN is NaN
     if not run.world.sum(int(broken.any()))[0]:
         return
     here = [name for name, is_broken in zip(parts, broken.tolist(), strict=True) if is_broken]
@@ -39,6 +39,6 @@ def refuse_nonfinite_weights(run: Run) -> None:
 
 
 def describe_what_stays(run: Run) -> str:
-    """Say what a run that diverged still has, and what would keep it from diverging."""
+    """Say which checkpoint a diverged run still has, and what may keep it from diverging."""
     kept = f"the checkpoint of step {run.saves.step} is whole" if run.saves.step else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"

@@ -1,4 +1,4 @@
-"""Tell whether a run fits into memory before it starts, by its own price, and what would fit where it does not."""
+"""Predict from its price whether a run fits into memory, and propose changes that would make it fit."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from zoo.training.settings import Training
 from zoo.training.start.begin import Start
 
 EVERY = (4, 3, 2)
-"""Layers of which one is computed again, in the order in which they are proposed: least work first."""
+"""The n of `recompute=every_n` (one layer in n is recomputed), in the order proposed: least work first."""
 
 Changes = Mapping[str, str]
-"""Settings by name, as they are typed."""
+"""Settings by name, as typed on the command line."""
 
 
 def take_share(settings: Training) -> Training:
-    """The settings of one process of a run: its rows of a batch are all that it computes."""
+    """Return the settings of one process, whose batch is its own rows."""
     size = settings.parallel.settle(find_world(settings)).rows
     return dataclasses.replace(settings, batch_size=settings.batch_size // size) if size > 1 else settings  # type: ignore[type-var]
 
 
 def check_memory(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str | None:
-    """Compare the price of a step with the bytes that are free. Returns a line where it is more, with what would fit.
+    """Compare the priced memory of a step with the free bytes. Returns a line with changes that would fit if it is
+    more.
 
-    Raises ConfigError where not even weights, gradients and the optimizer's states fit, which are counted exactly. What
-    a pass takes may be some percent off, so that is no reason to refuse. `cuda` says whose kernels are priced.
+    Raises ConfigError if weights, gradients and the optimizer's states, which are counted exactly, do not fit.
+    Activations may be some percent off, so they only give a warning. `cuda` says whether CUDA's kernels are priced.
     """
     if free is None:
         return None
@@ -52,7 +53,7 @@ def check_memory(settings: Training, spec: Any, free: int | None, *, cuda: bool 
 
 
 def advise_states(settings: Training, spec: Any, free: int, cuda: bool) -> str:
-    """Name what would make weights, gradients and states fit."""
+    """Name changes that would make weights, gradients and states fit."""
     ways = list_lighter_states(settings, cuda)
     for changes in [*ways, {name: value for each in ways for name, value in each.items()}]:
         if changes and (found := price_training(settings, spec, 1, cuda=cuda, **changes)["states"]) <= free:
@@ -61,9 +62,9 @@ def advise_states(settings: Training, spec: Any, free: int, cuda: bool) -> str:
 
 
 def advise(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str:
-    """Name what would fit into the memory that was free before the model was built: rows in more parts, activations
-    that are computed again, states elsewhere or in 16 bits; some of these together where none is enough alone. Without
-    a price, name what takes less."""
+    """Name changes that would fit into the memory that was free before the model was built: more microbatches,
+    recomputation of activations, optimizer states in the host's memory or in 16 bits, or several together if none is
+    enough alone. Without a price, name settings that take less."""
     size, now = settings.batch_size, settings.batch_size // settings.accumulate
     finer = list_finer(settings)
     if free is None or price_training(settings, spec, 1, cuda=cuda)["peak"] is None:
@@ -83,7 +84,7 @@ def advise(settings: Training, spec: Any, free: int | None, *, cuda: bool = True
 
 
 class Fit(NamedTuple):
-    """Changes that make a run fit, the rows that are then computed at a time, and the peak."""
+    """Changes that make a run fit, the rows in a microbatch then, and the peak in bytes."""
 
     changes: str
     rows: int
@@ -91,8 +92,8 @@ class Fit(NamedTuple):
 
 
 def find_fitting(settings: Training, spec: Any, free: int, *, cuda: bool) -> Iterator[Fit]:
-    """Yield what fits: the fewest parts, which cost next to no time; the least that is computed again; lighter states;
-    and only where none of these does alone, the first that do together."""
+    """Yield changes that fit: the fewest microbatches, which cost hardly any time; the least recomputation; lighter
+    states; and only if none of these fits alone, the first that fit together."""
     now, found = settings.batch_size // settings.accumulate, False
     again, lighter = list_recomputation(settings, spec), list_lighter_states(settings, cuda)
     parts = [{"accumulate": str(count)} for count in list_finer(settings)]
@@ -114,7 +115,7 @@ def find_fitting(settings: Training, spec: Any, free: int, *, cuda: bool) -> Ite
 
 
 def try_changes(settings: Training, spec: Any, free: int, cuda: bool, changes: Changes) -> Fit | None:
-    """Price a run with some settings changed; None where it does not fit."""
+    """Price a run with some settings changed; None if it does not fit."""
     others = dict(changes)
     parts = int(others.pop("accumulate", settings.accumulate))
     rows = settings.batch_size // parts
@@ -124,19 +125,19 @@ def try_changes(settings: Training, spec: Any, free: int, cuda: bool, changes: C
 
 
 def spell(changes: Changes) -> str:
-    """Write changes as they are typed."""
+    """Write changes as typed on the command line."""
     return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
 def list_finer(settings: Training) -> list[int]:
-    """List the numbers of parts above the present one that a batch can be split into."""
+    """List the numbers of microbatches above the present one that a batch can be split into."""
     size = settings.batch_size
     found = [parts for parts in range(settings.accumulate + 1, size + 1) if size % parts == 0]
     return [parts for parts in found if not settings.recipe or size // parts * settings.seq_len % MULTIPLE == 0]
 
 
 def list_recomputation(settings: Training, spec: Any) -> list[Changes]:
-    """List what computes more activations again than the run does, least work first."""
+    """List settings that recompute more activations than the run does, least work first."""
     names = ["none", "selective", *(f"every_{each}" for each in EVERY), "full"]
     every = read_every(settings.recompute)
     after = names.index(settings.recompute) if settings.recompute in RECOMPUTE else 1
@@ -147,7 +148,7 @@ def list_recomputation(settings: Training, spec: Any) -> list[Changes]:
 
 
 def has_layers_for(recompute: str, spec: Any) -> bool:
-    """Whether a model has as many layers as `every_n` counts to."""
+    """Whether a model has at least the n layers of `every_n`."""
     try:
         mark_layers(spec, recompute)
     except ConfigError:
@@ -156,8 +157,8 @@ def has_layers_for(recompute: str, spec: Any) -> bool:
 
 
 def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
-    """List what makes the optimizer's states lighter: in the host's memory, which changes no result; then in 16 bits
-    with the weights, which rounds."""
+    """List settings that make the optimizer's states lighter: in the host's memory, which changes no result; then in 16
+    bits with the weights, which rounds."""
     if settings.optim.whole_step is not None:
         return []
     found: list[Changes] = [{"offload": "states"}] if cuda and settings.offload == "none" else []
@@ -168,12 +169,12 @@ def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
 
 
 def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = True, **changes: str) -> dict[str, Any]:
-    """Price a step with so many rows at a time, in bytes: its `peak`, None where the model's activations are unknown,
-    and `states`, what is held whatever the rows are. A moving average of the weights stands beside it.
+    """Price the memory of a step with `rows` rows in a microbatch, in bytes: its `peak`, None if the model's
+    activations are unknown, and `states`, which do not depend on the rows. Both include a moving average of the
+    weights.
 
-    Counts what this run holds: no gradients nor states of frozen weights, adapters, what dropout keeps, gradients that
-    are accumulated; of weights that several processes share, its part. `changes` are settings in place of the run's:
-    recompute, offload, precision.
+    Counts adapters, dropout's masks and accumulated gradients, but no gradients or states of frozen weights; of sharded
+    weights, this process's part. `changes` replace settings of the run: recompute, offload, precision.
     """
     mesh = settings.parallel.settle(find_world(settings))
     setup = Setup(
@@ -189,14 +190,14 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     ).on_mesh(mesh)
     tuning = describe_tuning(settings, spec)
     found = training(spec, setup, fused=cuda, tuning=tuning)
-    average = 0 if settings.ema is None else 4 * found["weights"] // widths(setup)[0]  # a value of float32 for each
+    average = 0 if settings.ema is None else 4 * found["weights"] // widths(setup)[0]  # a float32 value for each
     peak = found.get("train_peak")
     states = sum(found[name] for name in ("weights", "gradients", "optimizer"))
     return {"peak": None if peak is None else peak + average, "states": states + average}
 
 
 def describe_tuning(settings: Training, spec: Any) -> Tuning:
-    """Say what trains in a run, and what it adds to a pass, for the price."""
+    """Describe for the price which weights train, and what adapters and dropout add to a pass."""
     start, dropout, lora = Start.of(settings), settings.dropout, settings.lora
     return Tuning(
         trained=frozenset(start.choose_trained(spec)) if start.partly else None,
@@ -208,5 +209,5 @@ def describe_tuning(settings: Training, spec: Any) -> Tuning:
 
 
 def gigabytes(size: int) -> str:
-    """Write bytes as GB, with as many digits as tell small ones apart."""
+    """Write bytes as GB, or as MB below 0.1 GB."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

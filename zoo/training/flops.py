@@ -1,4 +1,4 @@
-"""Count a run's parameters, and the FLOPs that it trains with, batch by batch."""
+"""Count a run's parameters, and its training FLOPs batch by batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 class TrainingFlops:
-    """Counts the FLOPs of training on batches: three times a forward pass in which the head runs on the targets alone,
-    without gradients that nothing needs (an indexer's), and a forward pass of the model that teaches, where one does.
-    What recomputation makes again is no part of them.
+    """Counts the FLOPs of training on batches: three times a forward pass, plus a teacher's forward pass. The head
+    counts for targets only, gradients that nothing needs (an indexer's) are left out, and so is recomputation.
 
-    Only a model all of which trains has them: frozen weights have no gradient, and not all activations have one.
+    Undefined with frozen weights: they have no gradient, and not all activations have one.
     """
 
     def __init__(self, spec: Any, objective: Objective) -> None:
@@ -29,14 +28,14 @@ class TrainingFlops:
         self.teachers = [RowFlops(each) for each in objective.list_teachers()]
 
     def count(self, batch: Batch, targets: int) -> int:
-        """Count the FLOPs of a batch with so many targets."""
+        """Count the FLOPs of a batch with `targets` targets."""
         own = 3 * sum_forward(self.student, batch, targets) - sum_skipped(self.student, batch)
         return own + sum(sum_forward(each, batch, targets) for each in self.teachers)
 
 
 def price_step(settings: Training, spec: Any) -> int | None:
-    """Count the training FLOPs of a step from its config alone; None where they depend on the rows, as each batch of
-    labelled records has its own, and where not all weights train."""
+    """Count the training FLOPs of a step from its config alone; None if they depend on the rows, as with labelled
+    records, or if weights are frozen."""
     if not settings.objective.every_token or Start.of(settings).partly:
         return None
 
@@ -49,26 +48,26 @@ def price_step(settings: Training, spec: Any) -> int | None:
 
 
 def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
-    """Sum up the forward FLOPs of a batch's rows."""
+    """Sum the forward FLOPs of a batch's rows."""
     body = len(batch.input_ids) * rows.body(*_measure(batch))
     shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[0] for prefix in batch.prefix.tolist())
     return body + shown + targets * rows.target
 
 
 def sum_skipped(rows: RowFlops, batch: Batch) -> int:
-    """Sum up the FLOPs of gradients of a batch's rows that nothing needs."""
+    """Sum the FLOPs of gradients that nothing needs, over a batch's rows."""
     shown = 0 if batch.prefix is None else sum(rows.shown(prefix)[1] for prefix in batch.prefix.tolist())
     return len(batch.input_ids) * rows.skipped(*_measure(batch)) + shown
 
 
 def _measure(batch: Batch) -> tuple[int, int | None]:
-    """The tokens of a row, and those that a decoder writes."""
+    """Return the tokens of a row, and of a decoder's row in an encoder-decoder."""
     written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
     return batch.input_ids.shape[1], written
 
 
 def count_parameters_of(model: Any, settings: Training) -> tuple[int, int]:
-    """Count the parameters of the whole of a run's model, adapters among them, and those that train."""
+    """Count the parameters of a run's whole model, adapters included, and those that train."""
     if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
         whole, trained = model.whole, Start.of(settings).choose_trained(model.whole)
         return count_parameters(whole)["total"], sum(numel(table(whole, whole.d_model)[name]) for name in trained)

@@ -26,8 +26,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Gradient(NamedTuple):
-    """Statistics of an accumulated gradient: the terms of the batch's mean loss by name, for each mixture of experts
-    the tokens [E] that chose each, and the number of targets."""
+    """Statistics of an accumulated gradient: the terms of the batch's mean loss by name, the token counts [E] of each
+    mixture's experts, and the number of targets."""
 
     terms: dict[str, Any]
     loads: list[Any]
@@ -36,8 +36,8 @@ class Gradient(NamedTuple):
 
 @dataclass(frozen=True)
 class WholeModel:
-    """Computes gradients of a model that this process has whole, in `parts` microbatches: where the precision has them,
-    by `copies` of its weights in bfloat16."""
+    """Computes gradients of a model without pipeline stages, in `parts` microbatches. With bf16_master, `copies` of its
+    weights in bfloat16 compute them."""
 
     weights: Any
     objective: Objective
@@ -47,7 +47,7 @@ class WholeModel:
 
     @property
     def model(self) -> Any:
-        """The model whose passes compute gradients."""
+        """The model that computes gradients."""
         return self.weights if self.copies is None else self.copies.model
 
     def accumulate(self, batch: Batch, whole: int | None = None, parts: int | None = None) -> Gradient:
@@ -66,9 +66,9 @@ def accumulate_gradient(
 ) -> Gradient:
     """Accumulate the gradient of the batch's mean loss, one microbatch at a time.
 
-    Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
-    model's own losses are means: they are weighted by the microbatch's share of the targets. Where the batch is a part
-    of one that several processes share, `whole` are the targets of all of it.
+    Each microbatch's summed loss is divided by the targets of the whole batch, so that a microbatch with fewer targets
+    weighs less. A model's own losses are means, weighted by the microbatch's share of the targets. If several processes
+    share the batch, `whole` counts the targets of all of it.
     """
     device = next(model.parameters()).device
     targets = objective.targets(batch)
@@ -93,8 +93,8 @@ def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
-    """Take this process' rows of a batch, and whether they count (1). Of fewer rows than processes each takes all, as
-    their passes must be equally many, and the main one's count."""
+    """Take this process' rows of a batch, and whether they count (1 or 0). If there are fewer rows than processes, each
+    takes all rows, since all must run equally many passes, and only the main process's count."""
     rows = len(batch.input_ids)
     if rows < world.size:
         return batch, int(world.main)
@@ -115,8 +115,8 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def clip_gradient(parameters: list[Any], most: float | None, norm: Tensor) -> None:
-    """Scale a gradient of this norm down to the norm `most` where it is larger."""
-    looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
+    """Clip a gradient of norm `norm` to the norm `most`."""
+    looks = norm.device.type == "cpu"  # reading the norm on another device would synchronise with it
     if most is not None and not (looks and norm <= most):
         for group in group_by_mesh(parameters):
             torch.nn.utils.clip_grads_with_norm_(group, most, norm)

@@ -1,4 +1,4 @@
-"""Start the processes of a run: not at all, with torchrun on this machine, or as a job of SLURM."""
+"""Settings of how a run's processes start: not by Zoo, with torchrun on this machine, or as a job of SLURM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Launcher(Spec, axis="launcher", default="none"):
 
 
 class NoLauncher(Launcher, kind="none"):
-    """Nothing: torchrun has started the processes, or there is one."""
+    """Starts nothing: torchrun has started the processes, or there is one."""
 
 
 class TorchrunLauncher(Launcher, kind="torchrun"):
@@ -24,7 +24,7 @@ class TorchrunLauncher(Launcher, kind="torchrun"):
 
 
 def _check_time(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):  # YAML reads 12:00:00 as 43200
+    if isinstance(value, int) and not isinstance(value, bool):  # YAML reads 12:00:00 as the integer 43200
         raise ValueError(f"is the number {value} (a text, with its seconds: \"launcher.time='00:30:00'\")")
     if isinstance(value, str) and not re.fullmatch(r"\d+(:\d\d){1,2}|\d+-\d+(:\d\d){0,2}", value):
         raise ValueError(f"is {value!r}, which is no time of SLURM's ('00:30:00', '12:00:00' or '2-00:00:00')")

@@ -1,4 +1,4 @@
-"""Lay a model out on the processes of a mesh: replicas, their parts, and the parts of each layer's computation."""
+"""Lay a model out on the processes of a mesh: replicas, shards, and parts of each layer's computation."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
     from zoo.training.settings import Training
 
 PP, DP, SHARD, EP, TP = "pp", "dp", "shard", "ep", "tp"
-"""The dimensions of a mesh, by torch's names for them here; the ranks of the last are next to each other."""
+"""Names of the mesh's dimensions in torch's DeviceMesh. Ranks along the last one are adjacent."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes of a mesh as torch has them.
+    """The process groups of a mesh.
 
-    `world` has all of them, `rows` those that train on rows of their own, `tokens` those on tokens of their own.
-    `ranks` is the device mesh of those that hold the same part of the same layers, `context` those with rows in common
-    and tokens of their own. `groups` are the ranks of tensor parallelism that have the same values, by how many they
-    are; `of_experts` is the device mesh of the processes that hold the same experts, and `experts` those that have
-    others. `stages` are the ranks of a pipeline, `ends` those with the first and the last layer where these are two;
-    layers are cut for rows of `row_tokens`.
+    `world` has all processes, `rows` those with different rows (dp, shard), `tokens` those with different tokens (dp,
+    shard, cp). `ranks` is the device mesh that FSDP spreads weights over, `context` the group of cp. `groups` are
+    tensor-parallel groups by size, down from tp. `of_experts` is the device mesh of processes that hold the same
+    experts, `experts` the group of ep. `stages` is the group of pp, `ends` the stages of the first and the last layer
+    if these are two. The pipeline's layers are cut for rows of `row_tokens` tokens.
     """
 
     mesh: Mesh
@@ -53,7 +52,7 @@ class Layout:
 
     @classmethod
     def open(cls, mesh: Mesh, world: World, device: Any, row_tokens: int = 0) -> Layout:
-        """Make the process groups of a mesh, which all processes must do together."""
+        """Create the process groups of a mesh. All processes must call this together."""
         if mesh.size == 1:
             return cls(mesh, world, world, world)
         from torch.distributed.device_mesh import init_device_mesh
@@ -86,11 +85,11 @@ class Layout:
         return 0 if self.stages is None else distributed.get_rank(self.stages)
 
     def take_part(self, whole: Any) -> Any:
-        """Give the Spec of what a rank computes of a model."""
+        """Return the Spec of this rank's part of a model."""
         return shard_model(spread_experts(self.take_section(whole), self.mesh.ep), self.mesh.tp)
 
     def take_section(self, whole: Any) -> Any:
-        """Give the Spec of the layers that a rank's stage has of a model."""
+        """Return the Spec of the layers in this rank's pipeline stage."""
         if self.mesh.pp == 1:
             return whole
         schedule = self.mesh.pipeline
@@ -98,8 +97,7 @@ class Layout:
         return take_chunks(whole, [cut[each] for each in schedule.list_chunks(self.stage)])
 
     def divide(self, model: Any, whole: Any) -> None:
-        """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
-        at the seams."""
+        """Connect a model of `take_part` with other ranks: cp's context, ep's groups, tp's seams, pp's stages."""
         from zoo.ranks.context import SpreadContext
         from zoo.run.layer import Layer
         from zoo.run.tensor import TensorSeam, divide_layers
@@ -124,7 +122,7 @@ class Layout:
         model.shares = Shares(experts, tensor, self.groups, stages)
 
     def _find_stages(self, whole: Any, section: Any) -> Stages:
-        """Find which weights of this stage are on others, too: a table that the head reads, and positions."""
+        """Find the weights of this stage that other stages hold too: a table tied to the head, and positions."""
         group, common = RankGroup(self.stages), {}
         for name in table(section, section.d_model):
             if name.startswith("position.") and whole.position.inside:
@@ -134,7 +132,7 @@ class Layout:
         return Stages(group, common)
 
     def open_pipeline(self, model: Any, settings: Training, device: Any) -> Pipeline | None:
-        """Make the pipeline of a laid-out model's stages; None where it is whole."""
+        """Make the pipeline of a laid-out model; None without stages."""
         if self.stages is None:
             return None
         from zoo.training.pipeline import Pipeline
@@ -153,8 +151,8 @@ class Layout:
         )
 
     def lay_out(self, model: Any, precision: str) -> None:
-        """Spread a model over the processes that have rows of their own, in place: each layer's weights by themselves,
-        and the others together. Gradients are summed up over all of them, not averaged."""
+        """Apply FSDP2 to a model in place, over the processes with different tokens: each layer is a unit, and the
+        other weights are one. Gradients are summed, not averaged."""
         if self.tokens.size == 1:
             return
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -170,20 +168,19 @@ class Layout:
             self._lay_out_experts(model, how)
         for path, tower in model.towers():
             stack = model.get_submodule(path) if path else model
-            if len(stack.blocks) == len(tower.pattern):  # one that is used several times stays with the others
+            if len(stack.blocks) == len(tower.pattern):  # a layer used several times stays in the common unit
                 for layer in stack.blocks:
-                    for part in list_common(layer):  # which other layers run, too
+                    for part in list_common(layer):  # modules that other layers use too
                         fully_shard(part, **how)
                     fully_shard(layer, **how)
         fully_shard(model, **how)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+                module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
     def _lay_out_experts(self, model: Any, how: dict[str, Any]) -> None:
-        """Spread each mixture's experts over the processes that hold the same; where there is one, they stay as they
-        are."""
+        """Apply FSDP2 to each mixture's experts over the processes that hold the same ones, if there are several."""
         from torch.distributed.fsdp import fully_shard
 
         from zoo.run.layer import Layer
@@ -199,8 +196,7 @@ class Layout:
 
 
 class Grid:
-    """The ranks of all processes by their place in a mesh: stages outermost, those of tensor parallelism next to each
-    other."""
+    """The ranks of all processes by their coordinates in a mesh: pp outermost, tp innermost."""
 
     def __init__(self, mesh: Mesh, world: World) -> None:
         self.world = world
@@ -208,14 +204,14 @@ class Grid:
         self.ranks = torch.arange(mesh.size).view([getattr(mesh, name) for name in self.dims])
 
     def list_runs(self, *along: str) -> list[list[int]]:
-        """List the ranks that differ in their places along some dimensions alone."""
+        """List the groups of ranks whose coordinates differ only along the dimensions `along`."""
         others = [self.dims.index(name) for name in self.dims if name not in along]
         moved = self.ranks.permute(*others, *(self.dims.index(name) for name in along))
         return moved.flatten(len(others)).flatten(0, len(others) - 1).tolist()
 
     def open(self, along: str, size: int | None = None, only: tuple[int, ...] | None = None) -> Any:
-        """Make the process groups along a dimension, `size` next to each other in each, or of `only` some places;
-        returns the one that this process is in, None where it is in none."""
+        """Create the process groups along a dimension: of `size` adjacent ranks each, or of `only` some coordinates.
+        Returns this process's group, or None."""
         runs = self.list_runs(along)
         if only is not None:
             runs = [[run[place] for place in dict.fromkeys(only)] for run in runs]
@@ -224,7 +220,7 @@ class Grid:
         return self._open(runs)
 
     def open_world(self, *along: str) -> World:
-        """Make the worlds along some dimensions; returns the one that this process is in."""
+        """Create the worlds along some dimensions. Returns this process's world."""
         runs = self.list_runs(*along)
         run = next(run for run in runs if self.world.rank in run)
         if len(run) == self.world.size:
@@ -239,8 +235,8 @@ class Grid:
 
 
 def place_experts(model: Any, ways: int) -> Any:
-    """Make the choice of the dimension that a parameter is cut along: the first, and of a stack of fewer experts than
-    ways its second, as `zoo stats` prices it."""
+    """Make FSDP's choice of the dimension to shard: the first, or the second for a stack of fewer than `ways` experts,
+    as `zoo stats` prices it."""
     from torch.distributed.tensor import Shard
 
     from zoo.run.layer import StackedLinear

@@ -1,4 +1,4 @@
-"""Average what steps measure, and write a run's files of lines: metrics and samples."""
+"""Average the measurements of steps, and write a run's files of metrics and samples, a line at a time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from zoo.untrusted.paths import find_inside
 from zoo.untrusted.text import quote
 
 APPENDED = (METRICS, TABLE, SAMPLES)
-NONFINITE = "nonfinite.jsonl"  # a line for each skipped update; there once there was one
+NONFINITE = "nonfinite.jsonl"  # a line for each skipped update, if any
 EVALUATION = ("val_loss", "bits_per_byte")
 
 LATEST = ("lr",)
-"""What has the value of the last step instead."""
+"""Terms that are not averaged: the last step's value counts."""
 
 
 class Means:
-    """The mean of each term of the loss, of the gradient's norm and of the experts' loads since the last line, over the
-    steps in which it is a number.
+    """Means since the last line of metrics: of each term of the loss, the gradient's norm and the experts' loads, over
+    the steps in which each is finite.
 
-    Sums are float64 and stay on the device, so that adding does not wait for it. Losses of 4.0, 3.0 and 2.0 at a
-    `log_every` of 3 make a line with 3.0; with 1, each line has its step's own.
+    Sums are float64 and stay on the device, so that adding does not wait for it. Example: losses of 4.0, 3.0 and 2.0
+    with `log_every=3` give a line with 3.0.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Any, Any]] = {}  # and how many steps each is of
+        self._sums: dict[str, tuple[Any, Any]] = {}  # (sum, number of steps)
 
     def add(self, terms: Mapping[str, Any]) -> None:
         """Add a step's terms: tensors of one element, or numbers."""
@@ -47,31 +47,31 @@ class Means:
             self._sums[name] = total + value.where(finite, 0.0), count + finite
 
     def take(self) -> dict[str, float]:
-        """Give the means, and begin anew. Waits for the device."""
+        """Return the means, and reset them. Waits for the device."""
         means = {name: total / count for name, (total, count) in self.state().items() if count}
         self._sums = {}
         return means
 
     def state(self) -> dict[str, tuple[float, int]]:
-        """Give what a checkpoint between two lines keeps, so that a resumed run writes the same next line."""
+        """Return the sums for a checkpoint between two lines, so that a resumed run writes the same next line."""
         return {name: (float(total), int(count)) for name, (total, count) in self._sums.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Continue from the sums of a checkpoint."""
         self._sums = {name: (total, count) for name, (total, count) in state.items()}
 
 
 class Records:
     """The files that a run appends to. Each line is flushed before the next step, so a killed run loses none.
 
-    `lengths` are the files' lengths at the checkpoint that the run resumes from: what was written later is cut off.
-    `measures` are the metrics of an evaluation that the table has columns for beside the usual ones.
+    `lengths` are the files' lengths at the checkpoint to resume from: later lines are cut off. `measures` are an
+    objective's own metrics of evaluation, which get columns in the table.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None, measures: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.evaluation = (*EVALUATION, *measures)
-        self.failed = False  # a line could not be written, so the files lack it
+        self.failed = False  # a line could not be written and is missing
         for name, length in (lengths or {}).items():
             cut_file(find_record(folder, name), length)
         self.lines: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ class Records:
         if NONFINITE in (lengths or {}):
             self._files[NONFINITE] = self._open(NONFINITE, mode)
         else:
-            (folder / NONFINITE).unlink(missing_ok=True)  # of steps that are repeated, or of a run that left nothing
+            (folder / NONFINITE).unlink(missing_ok=True)  # of steps to be repeated, or of an earlier run
 
     def write_line(self, **line: Any) -> None:
         """Append a line of metrics. The first one sets the columns of the table."""
@@ -97,18 +97,17 @@ class Records:
             self.relay.write_line(line)
 
     def write_sample(self, step: int, text: str) -> None:
-        """Append what the model wrote after a step."""
+        """Append a sample of the model's text after a step."""
         self._append(SAMPLES, f"──── step {step} ────\n{text}\n\n")
         if self.relay is not None:
             self.relay.write_sample(step, text)
 
     def write_nonfinite(self, line: str) -> None:
-        """Append a line about an update that was skipped."""
+        """Append a line about a skipped update."""
         self._append(NONFINITE, line + "\n")
 
     def lengths(self) -> dict[str, int]:
-        """Flush the files to the disk and return their lengths in bytes: what `Records` resumes from. Raises ZooError
-        where they are gone."""
+        """Flush the files to disk and return their lengths in bytes, for resuming. Raises ZooError if one is gone."""
         for name in self._files:
             self._refuse_gone(name)
         for file in self._files.values():
@@ -117,11 +116,11 @@ class Records:
         return {name: file.tell() for name, file in self._files.items()}
 
     def close(self, status: str = "done") -> None:
-        """Close the files, and the tracker with how the run ended: done, failed or stopped."""
+        """Close the files, and the tracker with the run's final status: done, failed or stopped."""
         if self.relay is not None:
             self.relay.close(status)
         for file in self._files.values():
-            with suppress(OSError):  # of a full disk, which has been told
+            with suppress(OSError):  # the disk is full, which was reported already
                 file.close()
 
     def _open(self, name: str, mode: str) -> TextIO:
@@ -133,7 +132,7 @@ class Records:
         self._append(TABLE, row.getvalue())
 
     def _refuse_gone(self, name: str) -> None:
-        """Raise ZooError where a file was deleted: what is written into one that has no name is lost."""
+        """Raise ZooError if a file was deleted, as lines written to it would be lost."""
         if not (self.folder / name).exists():
             self.failed = True
             what = "is gone" if not self.folder.exists() else f"its {name} is gone"
@@ -152,7 +151,7 @@ class Records:
 
 
 class Unwritten(Records):
-    """The records of a process that leaves writing to the main one."""
+    """The records of a process other than the main one: writes nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.failed, self.relay, self.evaluation = folder, False, None, ()
@@ -172,7 +171,7 @@ def find_record(folder: Path, name: str) -> Path:
 
 
 def cut_file(file: Path, length: int) -> None:
-    """Cut a file back to a length that it once had. Raises CheckpointError when it is shorter than that."""
+    """Truncate a file to an earlier length. Raises CheckpointError if it is shorter than that."""
     found = file.stat().st_size if file.is_file() else 0
     if found < length:
         raise CheckpointError(f"{file}: has lost lines, found {found} bytes of {length} (as the run left it)")

@@ -14,7 +14,7 @@ from zoo.errors import ConfigError, short
 from zoo.spec import Spec
 from zoo.untrusted.json_file import SETTINGS, read_json
 
-LOGGER = "logger.json"  # in a run's folder: which of the tracker's runs it is
+LOGGER = "logger.json"  # in a run's folder: the tracker's id of the run
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Start:
     config: Mapping[str, Any]
     """The training config, by dotted path."""
     step: int = 0
-    """The last step before it: 0, or that of the checkpoint from which the run goes on."""
+    """The last step before the start: 0, or that of the checkpoint resumed from."""
     key: str | None = None
-    """The tracker's name for the run that goes on."""
+    """The tracker's id of the resumed run."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Sink(Protocol):
 
     @property
     def key(self) -> str | None:
-        """The tracker's name for the run, by which it goes on."""
+        """The tracker's id of the run, needed to resume it."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
@@ -48,17 +48,17 @@ class Sink(Protocol):
         """Send a sample of text."""
 
     def close(self, status: str) -> None:
-        """Send what is left. `status` is done, failed or stopped."""
+        """Send the rest and close. `status` is done, failed or stopped."""
 
 
 class Logger(Spec, axis="logger", default="none"):
-    """A tracker that gets each line of metrics and each sample, beside the run's own files."""
+    """An experiment tracker that gets each line of metrics and each sample, in addition to the run's own files."""
 
     package: ClassVar[str | None] = None
-    """What it imports."""
+    """The package that it imports."""
 
     def refuses(self) -> str | None:
-        """Say what is missing, or None."""
+        """Name a missing package, or None."""
         if self.package is None or importlib.util.find_spec(self.package) is not None:
             return None
         return f"{self.kind} needs {self.package}, which is not installed (pip install 'transformer-zoo[{self.kind}]')"
@@ -69,11 +69,11 @@ class Logger(Spec, axis="logger", default="none"):
 
 
 class NoLogger(Logger, kind="none"):
-    """The run's own files alone."""
+    """No tracker: only the run's own files are written."""
 
 
 class TensorBoard(Logger, kind="tensorboard"):
-    """Event files for TensorBoard. A run that goes on hides what was written after its checkpoint."""
+    """Event files for TensorBoard. A resumed run hides the events after its checkpoint."""
 
     package = "tensorboardX"
     folder: str | None = None
@@ -87,7 +87,8 @@ class _TensorBoardSink:
         from tensorboardX import SummaryWriter
 
         self.key = str(folder)
-        # Files are read in the order of their names, which begin with the second: the step tells those of one apart.
+        # Files are read in the order of their names, which begin with the time in seconds: the step orders files of one
+        # second.
         purge, suffix = start.step + 1 if start.key else None, f".{start.step:08}"
         self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=suffix)
         if not start.key:
@@ -107,7 +108,7 @@ class _TensorBoardSink:
 
 
 class WandB(Logger, kind="wandb"):
-    """Weights & Biases. Offline, a run that goes on is a further part of the same run, joined when it is synced."""
+    """Weights & Biases. Offline, a resumed run is a further part of the same run, joined when it is synced."""
 
     package = "wandb"
     project: str = "zoo"
@@ -149,7 +150,7 @@ class _WandBSink:
 
 
 class MLflow(Logger, kind="mlflow"):
-    """MLflow, by its client, so that the active run of a program around it stays as it is."""
+    """MLflow, through its client, so that the active run of a surrounding program is not changed."""
 
     package = "mlflow"
     experiment: str = "zoo"
@@ -187,7 +188,7 @@ class _MLflowSink:
 
 
 class Trackio(Logger, kind="trackio"):
-    """Trackio: wandb's interface over a local database."""
+    """Trackio: wandb's interface on a local database."""
 
     package = "trackio"
     project: str = "zoo"
@@ -219,13 +220,14 @@ class _TrackioSink(_WandBSink):
 
 
 class Relay:
-    """Pass a run's lines on to a tracker. One that fails is told once and gets no more; training goes on."""
+    """Passes a run's lines on to a tracker. If the tracker fails, one line reports it, nothing more is sent, and
+    training continues."""
 
     def __init__(self, sink: Sink | None, kind: str, say: Callable[[str], object]) -> None:
         self._sink, self._kind, self._say = sink, kind, say
 
     def write_line(self, line: Mapping[str, Any]) -> None:
-        """Send a line of metrics; what is null or no number is left out."""
+        """Send a line of metrics, without values that are null or not numbers."""
         values = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
         step = int(values.pop("step"))
         self._pass(lambda sink: sink.write(step, values))
@@ -250,7 +252,7 @@ class Relay:
 def open_relay(
     logger: Logger, folder: Path, config: Mapping[str, Any], step: int, say: Callable[[str], object]
 ) -> Relay:
-    """Open the tracker for a run that starts, or that goes on after `step` with the same run of the tracker.
+    """Open the tracker for a run that starts, or resumes after `step` as the same run of the tracker.
 
     Raises ConfigError when the tracker cannot be started.
     """

@@ -1,4 +1,4 @@
-"""Run the training loop, the only one: update, record, save, evaluate; and stop when asked to."""
+"""Run the training loop, the only one. Each step updates, writes metrics, saves and evaluates."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from zoo.training.validation import measure
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 SETTLED = 3
-"""Steps after which memory has reached its peak. Evaluations, samples and pictures take some of their own later."""
+"""Steps after which memory has reached training's peak, before evaluations, samples and pictures take more."""
 
 
 def fit(run: Run) -> dict[str, Any]:
     """Train to the last step and return the outcome.
 
-    Raises ZooError when the loss, a gradient or a weight is not finite; when asked to stop, after a checkpoint,
-    KeyboardInterrupt, or Terminated where SIGTERM asked.
+    Raises ZooError when the loss, a gradient or a weight is not finite. After Ctrl-C it saves and raises
+    KeyboardInterrupt, after SIGTERM Terminated.
     """
     introduce(run)
     run.model.train()
     compile_if_stated(run)
     with run.show, stop_on_signals(run):
-        if run.evaluation_due:  # of the step that the run resumes from
+        if run.evaluation_due:  # after the step that the run resumes from
             measure(run)
         run.gauges.clock.start(run.tokens)
         settled = min(run.step + SETTLED, run.settings.steps)
@@ -55,16 +55,15 @@ def fit(run: Run) -> dict[str, Any]:
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
                     measure(run)
-                stop_if_asked(run, terms)  # it may have been asked meanwhile
+                stop_if_asked(run, terms)  # a signal may have come meanwhile
         finish_saving(run)
     return describe_outcome(run)
 
 
 @contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """Stop the run after the present step, or the present batch of an evaluation, at Ctrl-C or a scheduler's SIGTERM;
-    at once at the second."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    """On Ctrl-C or SIGTERM, stop the run after the present step, or batch of an evaluation; at the second, at once."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
 
@@ -72,7 +71,7 @@ def stop_on_signals(run: Run) -> Iterator[None]:
         if run.asked:
             raise KeyboardInterrupt
         run.asked = signal.Signals(number)
-        with suppress(RuntimeError):  # where the signal came while a line was printed
+        with suppress(RuntimeError):  # if the signal came while a line was printed
             run.show.say("stopping after this step (once more: at once, without a checkpoint)")
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
@@ -84,8 +83,8 @@ def stop_on_signals(run: Run) -> Iterator[None]:
 
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
-    """Save and raise KeyboardInterrupt or Terminated when any process of the run was asked to stop, and the run is not
-    at its end."""
+    """Save and raise KeyboardInterrupt or Terminated if any process of the run got a signal, unless the run is at its
+    end. All processes stop after the same step."""
     counts = run.world.sum(*(int(run.asked is each) for each in SIGNALS))
     asked = next((each for each, count in zip(SIGNALS, counts, strict=True) if count), None)
     if asked and (run.step < run.settings.steps or run.evaluation_due):
@@ -96,7 +95,7 @@ def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
 
 
 def record(run: Run, terms: dict[str, Any]) -> None:
-    """Write a line of metrics, means over the steps since the line before. Waits for the device."""
+    """Write a line of metrics: means over the steps since the last line. Waits for the device."""
     refuse_nonfinite(run, terms)
     values, clock = run.means.take(), run.gauges.clock
     speed = clock.lap(run.tokens)
@@ -116,7 +115,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 
 def describe_outcome(run: Run) -> dict[str, Any]:
-    """Describe a finished run as plain data. Figures of an evaluation that failed are None."""
+    """Describe a finished run as plain data. Figures of a failed evaluation are None."""
     params, trained = count_parameters_of(run.model, run.settings)
     gauges, speed = run.gauges, run.tokens / run.gauges.clock.seconds
     return {

@@ -1,5 +1,5 @@
 # B rows, T tokens, N scored places, C classes or numbers
-"""Metrics of labelled rows, gathered batch by batch: accuracy and F1, F1 of entities, correlations."""
+"""Metrics of labelled rows, accumulated over batches: accuracy and F1, F1 of entities, correlations."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ OUTSIDE = "O"
 """The tag of a word that is in no entity."""
 
 PREFIXES = "BIES"
-"""How the tags of entities begin: of its first, inner and last word, and of one that is an entity alone."""
+"""First letters of entity tags: of its first (B), inner (I) and last (E) word, and of an entity of one word (S)."""
 
 MOST_CLASSES = 64
-"""A confusion matrix of more classes is not written: nobody reads it."""
+"""Most classes for which a confusion matrix is written."""
 
 
 class Metrics:
-    """Figures over all batches that were added since it was made."""
+    """Metrics over all batches added since creation."""
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: logits [B, C] or [B, T, C], and its targets as in a Batch."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
-        """Compute the figures. One that is not defined is left out."""
+        """Compute the metrics. Undefined ones are left out."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Describe the result by class, as plain data."""
+        """Describe the metrics by class, as plain data."""
         return {}
 
 
 class ClassMetrics(Metrics):
-    """Accuracy, and the mean over classes of F1 = 2tp / (2tp + fp + fn): the macro F1, in which each class that a row
-    has or is taken for counts as much (Lewis et al., 1996; scikit-learn's)."""
+    """Accuracy, and macro F1: the mean over classes of F1 = 2tp / (2tp + fp + fn), without classes that are neither
+    true nor predicted in any row (Lewis et al., 1996; as in scikit-learn)."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         import numpy as np
 
         self.labels = tuple(labels)
-        self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)  # of a true class, taken for another
+        self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)  # [true class, predicted class]
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         import numpy as np
@@ -62,7 +62,7 @@ class ClassMetrics(Metrics):
         return {"accuracy": float(self.counts.trace() / self.counts.sum()), "f1": sum(f1) / len(f1)}
 
     def rows(self) -> Iterator[ClassRow]:
-        """Each class' own counts."""
+        """Yield the counts of each class."""
         counted = zip(self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0), strict=True)
         for label, counts in zip(self.labels, counted, strict=True):
             yield ClassRow(label, *map(int, counts))
@@ -73,7 +73,7 @@ class ClassMetrics(Metrics):
 
 
 class ClassRow(NamedTuple):
-    """How often a class was found `right`, is `true`, and was `taken` for true."""
+    """Counts of a class: `right` (true and predicted), `true`, and `taken` (predicted)."""
 
     label: str
     right: int
@@ -94,15 +94,15 @@ class ClassRow(NamedTuple):
 
 
 class TagMetrics(Metrics):
-    """Accuracy of words, and F1 = 2·right / (true + found) of entities where tags are spelled B-PER, I-PER, O (as
-    conlleval and seqeval count them: Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018), or with E- and S-. Else F1
+    """Accuracy of words, and F1 = 2·right / (true + found) of entities if tags are spelled B-PER, I-PER, O, or with E-
+    and S- too; counted as in conlleval and seqeval (Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018). Otherwise F1
     of the words whose tag is not O."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
         self.of_entities = spell_entities(self.labels)
         self.words = ClassMetrics(self.labels)
-        self.counts: dict[str, list[int]] = {}  # of a kind of entity: right, true, found
+        self.counts: dict[str, list[int]] = {}  # kind of entity → right, true, found
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         self.words.add(logits, targets)
@@ -129,8 +129,7 @@ class TagMetrics(Metrics):
 
 
 def spell_entities(labels: Sequence[str]) -> bool:
-    """Whether tags name entities: each is O, or one of B, I, E and S, or that and a dash before a kind; some are B or
-    I."""
+    """Whether tags spell entities: each is O, or B, I, E or S, alone or with a dash and a kind; some are B or I."""
     inside = [label for label in labels if label != OUTSIDE]
     spelled = all(label[:1] in PREFIXES and label[1:2] in ("", "-") for label in inside)
     return spelled and any(label[0] in "BI" for label in inside)
@@ -145,14 +144,14 @@ class Entity(NamedTuple):
 
 
 def list_words(tags: Sequence[str]) -> Iterator[Entity]:
-    """List the words that have another tag than O, each as an entity."""
+    """List the words whose tag is not O, each as an entity."""
     return (Entity(tag, at, at) for at, tag in enumerate(tags) if tag != OUTSIDE)
 
 
 def list_entities(tags: Sequence[str]) -> Iterator[Entity]:
-    """List the entities of a row of tags. An I- without its B- begins one, as in conlleval.
+    """List the entities of a row of tags. An I- without a B- before it begins an entity, as in conlleval.
 
-    Example: B-PER I-PER O I-LOC B-LOC has PER from 0 to 1, LOC from 3 to 3 and LOC from 4 to 4.
+    Example: B-PER I-PER O I-LOC B-LOC gives PER from 0 to 1, LOC from 3 to 3 and LOC from 4 to 4.
     """
     kind, first, before = "", 0, OUTSIDE
     for at, tag in enumerate([*tags, OUTSIDE]):
@@ -167,8 +166,8 @@ def list_entities(tags: Sequence[str]) -> Iterator[Entity]:
 
 class NumberMetrics(Metrics):
     """Pearson's correlation of outputs and targets, and Spearman's, which is Pearson's of their ranks (equal numbers
-    share the mean of their ranks). Of several numbers, the mean over them. Not defined where a number is the same in
-    all rows."""
+    share the mean of their ranks). For several numbers a row, the mean over them. Undefined for a number that is equal
+    in all rows."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -188,7 +187,7 @@ class NumberMetrics(Metrics):
 
 
 def correlate(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation of two arrays [B]; NaN where one of them is constant."""
+    """Compute Pearson's correlation of two arrays [B]; NaN if one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = float((a @ a) * (b @ b)) ** 0.5
     return float(a @ b) / scale if scale else float("nan")

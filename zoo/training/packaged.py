@@ -1,4 +1,4 @@
-"""Read fields of a training config whose value may be a name: a packaged choice (`parallel=fsdp`), or `auto`."""
+"""Read fields of a training config that may be the name of a packaged choice (`parallel=fsdp`), or `auto`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.paths import conf_dir
 
 
 def read_packaged(axis: str, value: Any) -> Any:
-    """Read the fields of a packaged choice of an axis by its name; give back any other value."""
+    """Replace the name of an axis's packaged choice by its fields; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     from yaml import safe_load
@@ -22,7 +22,7 @@ def read_packaged(axis: str, value: Any) -> Any:
 
 
 def make_count_check(least: int) -> Callable[[Any], Any]:
-    """Make the check of a number from `least` up, or `auto`."""
+    """Make a validator of a whole number of at least `least`, or `auto`."""
 
     def check(value: Any) -> Any:
         if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < least):

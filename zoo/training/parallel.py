@@ -1,4 +1,4 @@
-"""How a run is spread over processes: its mesh, read from the config."""
+"""Read from the config how a run is spread over processes: its mesh."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))]
 
 
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
-    """The processes of a run by what they share.
+    """The mesh of a run's processes: the number of processes along each dimension of parallelism.
 
-    `dp` replicas of the model train on rows of their own and sum up their gradients (Li et al., 2020, DDP). The `shard`
-    processes of a replica train on rows of their own too, and each holds a part of every weight, gradient and optimizer
-    state (Rajbhandari et al., 2020, ZeRO-3; torch's FSDP2): a layer's weights are gathered where they compute. `tp`
-    processes have their rows in common, and each computes with its own heads, hidden units and part of the vocabulary
-    (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022). `cp` processes
-    have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama 3); `cp_comm`
-    says how their keys meet: an `all_gather` before each layer's attention, or a `ring` on which they travel while it
-    computes (Liu et al., 2023). The `pp` stages of a pipeline have some of the layers each (Narayanan et al., 2021), in
-    so many `chunks`, and take `accumulate` microbatches in the order of a `schedule` (`zoo.ranks.schedule`). One of the
-    five may be `auto`: as many as torchrun started. Among those of dp, shard and cp each run of `ep` divides the
-    experts of a mixture, and sends tokens to theirs (Lepikhin et al., 2020, GShard); `auto` is all of them.
+    `dp`: replicas of the model, each with its own rows; gradients are summed (DDP; Li et al., 2020). `shard`: processes
+    of a replica, each with its own rows and a part of every weight, gradient and optimizer state; a layer's weights are
+    gathered when it computes (ZeRO-3; Rajbhandari et al., 2020; torch's FSDP2). `tp`: tensor parallelism; each process
+    has its own heads, hidden units and part of the vocabulary (Megatron-LM; Shoeybi et al., 2019), with sequence
+    parallelism between sub-layers (Korthikanti et al., 2022). `cp`: context parallelism; each process has its own
+    tokens of the same rows (Llama 3; Dubey et al., 2024), and `cp_comm` exchanges keys and values by an `all_gather`
+    before each layer's attention, or around a `ring` during it (Liu et al., 2023). `pp`: pipeline stages, each with
+    some of the layers in `chunks` chunks (Narayanan et al., 2021); `accumulate` microbatches pass in the order of
+    `schedule` (`zoo.ranks.schedule`). One of these five may be `auto`: what torchrun's processes allow. `ep`: groups
+    among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard; Lepikhin et
+    al., 2020); `auto` is one group of all.
     """
 
     dp: Ways = 1
@@ -67,7 +67,8 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
         return {"dp": self.dp, "shard": self.shard, "cp": self.cp, "tp": self.tp, "pp": self.pp}
 
     def settle(self, world: World) -> Mesh:
-        """Give the mesh of so many processes. Raises ConfigError where they do not come out even."""
+        """Make the mesh of a world's processes. Raises ConfigError if its dimensions do not multiply to their
+        number."""
         stated = math.prod(each for each in self.ways.values() if isinstance(each, int))
         left, rest = divmod(world.size, stated)
         open_ = "auto" in self.ways.values()
@@ -92,13 +93,13 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
 
 
 def find_world(settings: Training) -> World:
-    """The processes that there are, or that a launcher is to start."""
+    """Return the processes that exist, or that a launcher will start."""
     world = read_world()
     return World(size=settings.nproc * settings.nodes) if settings.nproc and world.size == 1 else world
 
 
 def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[str]:
-    """List what does not go with a run that is spread over the processes that there are."""
+    """List the settings that conflict with running over these processes."""
     try:
         mesh = settings.parallel.settle(world)
     except ConfigError as error:
@@ -138,7 +139,8 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
 
 
 def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
-    """List what a pipeline does not go together with."""
+    """List the settings that conflict with a pipeline. A schedule with backward passes in halves goes through each
+    microbatch's graph twice, which recomputation, a ring's exchange of keys and FSDP's sharded weights do not allow."""
     faults = []
     if settings.objective.kind != "next_token":
         faults.append(f"objective: is {settings.objective.kind}, and a pipeline takes rows of text (next_token)")
@@ -165,7 +167,7 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
 
 
 def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
-    """List what context parallelism does not go together with."""
+    """List the settings that conflict with context parallelism."""
     faults = []
     if settings.objective.kind != "next_token":
         faults.append(f"objective: is {settings.objective.kind}, and cp={mesh.cp} cuts rows of text (next_token)")
@@ -175,7 +177,7 @@ def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
 
 
 def find_ring_faults(settings: Training) -> list[str]:
-    """List what a ring of keys does not go together with."""
+    """List the settings that conflict with a ring of keys."""
     instead, drops = "or parallel.cp_comm=all_gather", settings.dropout is not None and settings.dropout.attention > 0
     return [
         f"{name}: {found}, found parallel.cp_comm=ring ({would}, {instead})"
@@ -189,7 +191,7 @@ def find_ring_faults(settings: Training) -> list[str]:
 
 
 def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
-    """List what tensor parallelism does not go together with."""
+    """List the settings that conflict with tensor parallelism."""
     try:
         faults = list(find_cut_faults(find_cuts(spec, shard_model(spec, mesh.tp), mesh.tp)))
     except ConfigError as error:
@@ -202,7 +204,7 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
 
 
 def find_wide_norms(spec: Any) -> Iterator[str]:
-    """List norms over the channels of several ranks that are no RMS norms, whose mean is not only of squares."""
+    """List norms over channels of several ranks that are not RMS norms: they need another mean than that of squares."""
     for tower in spec.towers().values():
         for block in tower.blocks.values():
             for name in ("qk_norm", "out_norm"):

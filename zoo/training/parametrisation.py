@@ -1,7 +1,8 @@
 """Parametrise a model so that its best learning rate stays the same at another width (muP) and depth (CompleteP).
 
 A parametrisation changes the Spec (initial values, multipliers of logits, scores and residual branches) and scales the
-learning rate, weight decay and epsilon of each tensor. It reads what a tensor is from its row: part, roles, layer.
+learning rate, weight decay and epsilon of each tensor. It reads a tensor's part, roles and layer from its row of the
+Spec, not from its name.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from zoo.training.optim import Factors, Optim, unscaled
 from zoo.training.optim.base import Scale
 
 ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
-"""Optimizers whose steps do not grow with the gradient, element by element: the rules here are theirs."""
+"""Optimizers whose steps do not grow with the gradient, element by element: the rules here hold for them alone."""
 
 
 class Parametrisation(Spec, axis="parametrisation", default="standard"):
     """Parametrisation: how initialisation and learning rates change with a model's width and depth."""
 
     def refuses(self, spec: Any, optim: Optim) -> list[str]:
-        """List what of a model or an optimizer this parametrisation has no rule for."""
+        """List the parts of a model, and optimizers, that this parametrisation has no rule for."""
         return []
 
     def adapt(self, spec: Any) -> Any:
-        """Give the Spec with this parametrisation's initial values and multipliers."""
+        """Return the Spec with this parametrisation's initial values and multipliers."""
         return spec
 
     def scale(self, spec: Any) -> Scale:
-        """Give the factors of each tensor's learning rate, weight decay and epsilon."""
+        """Return the factors of each tensor's learning rate, weight decay and epsilon."""
         return unscaled
 
 
 class Standard(Parametrisation, kind="standard"):
-    """Standard parametrisation: as the model's YAML has it, at any width."""
+    """Standard parametrisation: initial values as in the model's YAML and equal learning rates, at any width."""
 
 
 class MuP(Parametrisation, kind="mup"):
@@ -74,11 +75,11 @@ class MuP(Parametrisation, kind="mup"):
         return list(dict.fromkeys(faults))
 
     def wider(self, spec: Any) -> float:
-        """m, how many times wider a model is than the base."""
+        """Return m, the ratio of a model's width to the base width."""
         return spec.d_model / self.base_width
 
     def deeper(self, spec: Any) -> float:
-        """How many times deeper a model is than the base; 1 where depth changes nothing."""
+        """Return the ratio of a model's depth to the base depth; 1 for muP, which ignores depth."""
         return 1.0
 
     def adapt(self, spec: Any) -> Any:
@@ -125,8 +126,8 @@ class MuP(Parametrisation, kind="mup"):
 
 
 class CompleteP(MuP, kind="completep"):
-    """muP, and depth with α = 1 (Dey et al., 2025): what a sub-layer adds to the stream is multiplied by
-    `base_depth` / n_layers; epsilon inside layers is divided by as much again. Rates do not change with depth."""
+    """muP, and depth with α = 1 (Dey et al., 2025): a sub-layer's output is multiplied by `base_depth` / n_layers
+    before it is added to the stream, and so is epsilon inside layers. Rates do not change with depth."""
 
     base_depth: PositiveInt
 

@@ -1,6 +1,6 @@
 # B rows of a microbatch, T tokens, D model width
-"""Train over the stages of a pipeline: microbatches pass through its chunks of layers in the order of a schedule
-(`zoo.ranks.schedule`), by torch.distributed.pipelining."""
+"""Train over the stages of a pipeline with torch.distributed.pipelining: microbatches pass through chunks of layers in
+the order of a schedule (`zoo.ranks.schedule`)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class ChunkModule(nn.Module):
-    """A chunk of a stage's layers as torch's pipeline calls it: ids [B, T] or the stream [B, T, D] of the chunk before
-    in, the stream or, of the last one, the loss out. What else a batch has is given to every chunk. With
-    `splits_backward` the gradients of inputs and of weights are made apart."""
+    """A chunk of a stage's layers as torch's pipeline calls it. Reads ids [B, T] or the previous chunk's stream [B, T,
+    D]; gives the stream, or the loss of the last chunk. Every chunk gets the batch's other fields. With
+    `splits_backward` the gradients of inputs and of weights are computed in separate passes."""
 
     def __init__(
         self, model: Any, chunk: int, objective: Objective, autocast: Autocast, splits_backward: bool = False
@@ -42,7 +42,7 @@ class ChunkModule(nn.Module):
         self.start(1.0)
 
     def start(self, weight: float) -> None:
-        """Forget the last step; each target of the next one weighs so much."""
+        """Reset for a new step, in which each target has this `weight`."""
         self.weight = weight
         self.terms: dict[str, Tensor] = {}
         self.loads: list[Tensor] = []
@@ -61,10 +61,10 @@ class ChunkModule(nn.Module):
         result = out.loss if self.ends else out.hidden
         for loss in own.values():
             result = result + loss if self.ends else _attaching().apply(result, loss)
-        return result.clone() if self.splits_backward else result  # torch detaches it in place, which no view can be
+        return result.clone() if self.splits_backward else result  # torch detaches it in place, which fails for a view
 
     def note(self, terms: dict[str, Tensor], loads: list[Tensor]) -> None:
-        """Add up the terms and the loads of a step's microbatches."""
+        """Add a microbatch's terms and loads to the step's."""
         for name, value in terms.items():
             self.terms[name] = self.terms[name] + value if name in self.terms else value
         self.loads = [mine + more for mine, more in zip(self.loads, loads, strict=True)] if self.loads else loads
@@ -73,7 +73,7 @@ class ChunkModule(nn.Module):
 @functools.cache
 def _attaching() -> Any:
     class Attaching(torch.autograd.Function):
-        """Let a loss of a stage's own have its gradient when that of the stream comes back."""
+        """Backpropagate a stage's own loss, such as a router's, together with the stream's gradient."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
@@ -88,9 +88,9 @@ def _attaching() -> Any:
 
 
 class Pipeline:
-    """The stages of a pipeline, of which this process is one: `group` has them all. A rank has `tokens` of a row
-    between sub-layers. With `holds`, where no weight is sharded, FSDP sums gradients up over replicas once a step
-    instead of once a microbatch."""
+    """Computes gradients over a pipeline's stages, one of which is this process; `group` has all. A rank holds `tokens`
+    tokens of a row between sub-layers. With `holds`, possible if no weight is sharded, FSDP sums gradients over
+    replicas once a step, not once a microbatch."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Pipeline:
         return Gradient(self._share_terms(device), loads, self.objective.targets(batch))
 
     def _find_schedule(self, rows: int, tokens: int) -> Any:
-        """Find torch's schedule for batches of a shape."""
+        """Return torch's schedule for batches [rows, tokens], made once for each shape."""
         key = (rows, tokens)
         if key not in self._schedules:
             stages = [self._make_stage(*each, rows // self.microbatches, tokens) for each in enumerate(self.chunks)]
@@ -143,7 +143,7 @@ class Pipeline:
         return self._schedules[key]
 
     def _make_stage(self, own: int, chunk: int, rows: int, tokens: int) -> Any:
-        """Make what torch calls a stage of one of this process' chunks, for microbatches of so many rows."""
+        """Make torch's stage of one of this process' chunks, for microbatches of `rows` rows."""
         from torch.distributed.pipelining import PipelineStage
 
         module, device = self.modules[own], next(self.model.parameters()).device
@@ -160,7 +160,7 @@ class Pipeline:
         )
 
     def _share_terms(self, device: Any) -> dict[str, Tensor]:
-        """The terms of all stages, by name, on each."""
+        """Share the loss terms of all stages, by name, with every stage."""
         from torch import distributed
 
         own: dict[str, Tensor] = {}
@@ -175,8 +175,7 @@ class Pipeline:
         return dict(zip(self.names, self.group.sum_up(values).unbind(), strict=True))
 
     def judge(self, batch: Batch, count: int, metrics: None) -> Tensor:
-        """Sum the loss of a batch over its targets: a pass through the chunks, one after the other, without gradients.
-        Every stage gets the sum."""
+        """Sum the loss of a batch over its targets, without gradients, chunk after chunk. Every stage gets the sum."""
         from torch import distributed
 
         group, device = self.group.group, batch.input_ids.device
@@ -198,7 +197,7 @@ class Pipeline:
 
 
 def find_schedule_class(kind: str) -> Any:
-    """Find torch's class of a schedule."""
+    """Return torch's class for a kind of schedule."""
     from torch.distributed import pipelining
 
     name = {

@@ -1,4 +1,4 @@
-"""Plan a training run: check its config as far as it can be before any work, without torch."""
+"""Plan a training run: check its config as far as possible without data or torch."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ MAY_CHANGE = (
     *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc", "nodes", "restarts"),
     "logger",
 )
-"""The keys that may change when a run is resumed. Any other would make it another run."""
+"""The keys that may change when a run is resumed. A change of any other would make it another run."""
 
 STARTERS = ("launcher", "nproc", "nodes", "restarts")
-"""What starts processes, and how many."""
+"""The keys about how many processes start, and by which launcher."""
 
 TYPED = (*STARTERS, "logger")
-"""What a run that goes on takes from the command line alone: it starts programs, or talks to others over a network, and
-its folder may be a stranger's."""
+"""Keys that a resumed run takes from the command line only, as they start programs or use a network, and the run's
+folder may come from a stranger."""
 
 FETCHED = "*_hub"
-"""Kernels whose programs are fetched, by their names."""
+"""Pattern of the names of kernels whose code is downloaded."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training config, checked as far as it can be before any work."""
+    """A training config, checked as far as possible without data or torch."""
 
     name: str
     settings: S.Training
     data: DataSettings
     spec: Any
     config: Mapping[str, Any]
-    """The config as plain data, resolved except for the model's node, whose interpolations are the grammar's."""
+    """The config as plain data. All but the model's node, whose interpolations belong to the grammar, is resolved."""
     notes: tuple[str, ...] = ()
-    """What the folder of a run that goes on asks for, and is not given."""
+    """A line for each thing that the folder of a resumed run requests and does not get (`drop_asked`)."""
 
     def learn(self, data: Any) -> TrainingPlan:
-        """The plan with what the data decides, such as the classes of a labelled set: in the objective, in the model's
-        head, and in the config, whose model then has that head too."""
+        """Complete the plan from the data, such as the classes of a labelled set: in the objective, the model's head
+        and the config. So neither resuming nor `zoo score` needs the data to know the classes."""
         if not self.settings.objective.reads_labels:
             return self
         learned = self.settings.objective.learn(data)  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ class TrainingPlan:
 
 
 def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
-    """Check a composed config without torch. Raises ConfigError with the faults of all its parts.
+    """Check a composed config, without torch. Raises ConfigError with the faults of all its parts.
 
     `touched` are keys of the model that the user set (see `grammar.to_spec`).
     """
@@ -108,8 +108,8 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
 
 
 def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") -> Any:
-    """Return what `read` returns, or None after adding its faults to the list. What is read lies at `key`: `norm.eps`
-    becomes `model.norm.eps`; a fault of the whole, `model: …`, names the key already."""
+    """Return the result of `read`, or None after adding its faults to the list. Faults get the prefix `key`: `norm.eps`
+    becomes `model.norm.eps`; one that names the key already (`model: …`) stays."""
     try:
         return read()
     except ConfigError as error:
@@ -118,7 +118,7 @@ def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") ->
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Convert the config to plain data, all but the model's node resolved. Raises ConfigError."""
+    """Convert the config to plain data, with all but the model's node resolved. Raises ConfigError."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
         config = OmegaConf.to_container(rest, resolve=True, throw_on_missing=True)
@@ -129,12 +129,12 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     make_paths_absolute(config.get("data"))
     for node, key in ((config.get("objective"), "teacher"), (config, "weights")):
         if isinstance(node, dict) and isinstance(path := node.get(key), str):
-            node[key] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
+            node[key] = str(Path(path).expanduser().absolute())  # a run may be resumed from another working directory
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
 def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
-    """List what does not go together, as far as the config alone tells."""
+    """List conflicts between settings, data and model, as far as the config shows them."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
     trained = spec if refused else settings.objective.adapt(spec)
@@ -167,7 +167,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
 
 
 def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) -> Iterator[str]:
-    """Yield what does not go together of the data, the rows that an objective makes of it, and the model."""
+    """Yield conflicts between the data, the rows that the objective makes of it, and the model."""
     objective = settings.objective
     if objective.reads_labels:
         yield from find_misfits_of_labels(objective, data)
@@ -189,7 +189,7 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) ->
 
 
 def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
-    """Yield what does not go together of an objective that reads labelled records, and the data."""
+    """Yield conflicts between an objective that reads labelled records and the data."""
     if not isinstance(data, Records):
         yield f"objective: {objective.kind} reads labelled records, found data={data.kind} (data=jsonl data.path=FILE)"
         return
@@ -203,20 +203,20 @@ def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
         yield "data.documents: is true, and a row has one record (data.documents=false)"
 
 
-SMALLEST_BPE = 256  # the bytes alone; a vocabulary has the end of a text as well
+SMALLEST_BPE = 256  # the bytes; a vocabulary has the end of text too
 
 
 def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", special: int = 0) -> str:
-    """Write the line for a vocabulary that has fewer rows than the tokenizer has ids, of which so many are `special`
-    tokens that the objective adds."""
+    """Word the fault of a vocabulary with fewer rows than `needed` ids, `special` of them the objective's."""
     of_them = f" with {special} special tokens of the objective's" if special else ""
     found = f"is {vocabulary}, fewer than the tokenizer's {needed}{of_them}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
 
 
 def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | None = None) -> TrainingPlan:
-    """Plan how an existing run goes on, with the user's overrides. What starts programs (`TYPED`, fetched kernels)
-    comes from these, or from the config that this process has composed of what the user `typed`. Raises ConfigError."""
+    """Plan the resumption of a run with the user's overrides. Settings that start programs (`TYPED`, downloaded
+    kernels) come from these, or from the config composed of what the user `typed`, never from the folder. Raises
+    ConfigError."""
     try:
         cfg, notes = drop_asked(read_config(folder / CONFIG), folder / CONFIG, overrides)
     except FileNotFoundError:
@@ -242,8 +242,8 @@ def plan_resumption(folder: Path, overrides: Sequence[str], typed: DictConfig | 
 
 
 def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Leave out of a folder's config what a run takes from the command line alone. Returns the rest, and a line for
-    each thing that the folder asks for and the user does not."""
+    """Drop from a folder's config the keys taken from the command line only. Returns the rest, and a line for each
+    dropped setting that the user did not give."""
     stated = {override.partition("=")[0].split(".")[0] for override in overrides}
     notes = []
     for name in ("launcher", "logger"):
@@ -269,8 +269,8 @@ def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[D
 
 
 def merge_change(cfg: DictConfig, override: str, faults: list[str]) -> DictConfig:
-    """Merge an override into the config of a run that goes on. The name of a packaged choice replaces the whole node,
-    so that later overrides find its fields (`launcher=slurm launcher.partition=gpu`)."""
+    """Merge an override into the config of a resumed run. The name of a packaged choice replaces the whole node, so
+    that later overrides find its fields (`launcher=slurm launcher.partition=gpu`)."""
     change = OmegaConf.from_dotlist([override])
     for key in change.keys() & {"parallel", "launcher", "logger"}:
         if isinstance(name := change[key], str):
@@ -280,7 +280,7 @@ def merge_change(cfg: DictConfig, override: str, faults: list[str]) -> DictConfi
                 faults.append(f"{key}: {error}")
                 return cfg
             cfg = OmegaConf.masked_copy(cfg, [str(each) for each in cfg if each != key])
-        elif isinstance(cfg.get(key), str):  # as older runs wrote it
+        elif isinstance(cfg.get(key), str):  # as older versions wrote it
             cfg = merge_nodes(cfg, {key: read_packaged(str(key), cfg[key])})
     return merge_nodes(cfg, change)
 
@@ -293,7 +293,7 @@ def merge_nodes(cfg: DictConfig, change: Any) -> DictConfig:
 
 
 def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
-    """Let a run read the copy of its tokenizer in its own folder, where it has one: the original may be gone."""
+    """Let a run read the copy of its tokenizer in its own folder, if there is one: the original may be gone."""
     stated = planned.data.tokenizer
     if stated.path is None or not folder.is_dir():
         return planned

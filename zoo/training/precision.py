@@ -7,9 +7,9 @@
 | bf16_master | bfloat16 copies, no autocast | float32, summed up over microbatches | float32 masters | megatron |
 | bf16_pure | bfloat16, no autocast | bfloat16 | the same; updates round stochastically | pure |
 
-In all but the last the trained weights, the optimizer's states and what a checkpoint holds are float32, so that
-averages, resuming and evaluation know nothing of it. In bf16_pure all of these are bfloat16, and a moving average of
-the weights is float32.
+In all but the last the trained weights, the optimizer's states and checkpoints are float32, so that averages, resuming
+and evaluation do not depend on the precision. In bf16_pure all of these are bfloat16, and only a moving average of the
+weights is float32.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 MASTER, PURE = "bf16_master", "bf16_pure"
 PRICED = {"fp32": "fp32", MASTER: "megatron", PURE: "pure"}
-"""The names that `zoo stats --precision` has for these; any other is amp."""
+"""Names of precisions in `zoo stats --precision`; any other is amp."""
 
 
 def find_priced(precision: str) -> str:
-    """Find the name by which a run's precision is priced."""
+    """Return the name by which a run's precision is priced."""
     return PRICED.get(precision, "amp")
 
 
 class ComputingCopies:
-    """A model in bfloat16 that computes the gradients of another, its masters in float32 (Micikevicius et al., 2017).
+    """A bfloat16 copy of a model that computes gradients for its float32 masters (Micikevicius et al., 2017).
 
-    Each gradient is added to its master's in float32 as soon as it is whole, and freed: one microbatch's sum is not
-    rounded against that of the others (Megatron-LM). Buffers, such as a router's selection biases, are the master's.
+    Each gradient is added to its master's in float32 as soon as it is complete, and freed, so that microbatches are
+    summed in float32 (Megatron-LM). Buffers, such as a router's selection biases, are shared with the masters.
     """
 
     def __init__(self, masters: Any) -> None:
@@ -55,8 +55,8 @@ class ComputingCopies:
                 low.register_post_accumulate_grad_hook(lambda low, high=high: hand_over(low, high))
 
     def refresh(self) -> Any:
-        """Round the masters to the weights that compute, and return the model of these. A step begins with it, so that
-        it does not matter what has changed the masters."""
+        """Round the masters into the bfloat16 copy, and return it. Each step begins with this, so that the masters may
+        be changed by anything in between."""
         with torch.no_grad():
             for low, high in zip(self.low, self.high, strict=True):
                 low.copy_(high)
@@ -64,13 +64,13 @@ class ComputingCopies:
 
 
 def lower_weights(model: Any) -> None:
-    """Round a model's parameters to bfloat16, in place. Buffers, such as a router's selection biases, stay float32."""
+    """Round a model's parameters to bfloat16 in place. Buffers, such as a router's selection biases, stay float32."""
     for each in model.parameters():
         each.data = each.data.bfloat16()
 
 
 def hand_over(low: Tensor, high: Tensor) -> None:
-    """Add a weight's gradient to its master's, and free it."""
+    """Add a copy's gradient to its master's, and free it."""
     assert low.grad is not None
     if high.grad is None:
         high.grad = low.grad.to(high.dtype)

@@ -1,7 +1,8 @@
-"""Let a run go on by itself after torchrun has restarted its processes.
+"""Resume a run automatically after torchrun has restarted its processes.
 
-A run notes which launch it belongs to. A process of that same launch with the same config finds its own run in the
-folder, and goes on from its newest checkpoint; any other is refused, as the folder has a run in it.
+A run notes its launch in its folder. A process of the same launch with the same config resumes from the newest
+checkpoint; any other is refused, as the folder has a run in it. torchrun's count of restarts would not do: each machine
+counts for itself, and it stays 0 when machines join or leave.
 
     RUN/launch.json    {"launch": "…", "config": "…"}: the id that torchrun gave, and a digest of the composed config;
                        {"launch": "…", "chosen": "400"} of one that began with `--resume RUN@400`
@@ -34,19 +35,19 @@ class Launch:
 
     id: str
     restarts: int
-    """How often torchrun has restarted the processes of this machine because one was lost."""
+    """How often torchrun has restarted this machine's processes after one was lost."""
     most: int
-    """How often it may."""
+    """How often it may restart them."""
 
 
 _begun: set[Path] = set()
-"""Folders of runs that this very process has begun: it cannot be a restart of itself."""
+"""Folders of runs that this process has begun: it is not a restart of itself."""
 
 
 def read_launch() -> Launch | None:
-    """Read torchrun's variables; None in a process that it has not started.
+    """Read torchrun's environment variables; None in a process that torchrun has not started.
 
-    Without `--rdzv-id` torchrun calls every launch "none": then it is known by torchrun's own process.
+    Without `--rdzv-id` torchrun's id is "none" for every launch: then torchrun's process and host identify it.
     """
     known = os.environ.get("TORCHELASTIC_RUN_ID")
     if known is None:
@@ -57,39 +58,38 @@ def read_launch() -> Launch | None:
 
 
 def is_launched() -> bool:
-    """Tell whether something has started this process as one of a run's."""
+    """Whether this process was started by torchrun or another launcher."""
     return read_launch() is not None or read_world().size > 1
 
 
 def describe_note(cfg: DictConfig) -> dict[str, Any] | None:
-    """The note that a run of this process leaves in its folder."""
+    """Make the note about the launch that a run leaves in its folder."""
     if (launch := read_launch()) is None:
         return None
     return {"launch": launch.id, "config": hashlib.sha256(OmegaConf.to_yaml(cfg).encode()).hexdigest()}
 
 
 def note_launch(folder: Path, cfg: DictConfig) -> None:
-    """Note in a run's folder which launch it belongs to."""
+    """Write the note about the launch into a run's folder."""
     if (note := describe_note(cfg)) is not None:
         _begun.add(folder.resolve())
         disk.write_text(folder / FILE, json.dumps(note) + "\n")
 
 
 def belongs_to_launch(folder: Path, cfg: DictConfig) -> bool:
-    """Tell whether the run in a folder was started by the launch of this process, with the same config."""
+    """Whether the run in a folder was started by this process's launch, with the same config."""
     return _is_noted(folder, describe_note(cfg))
 
 
 def settle_choice(folder: Path, which: str) -> str:
-    """Settle which checkpoint a process goes on from that was told `--resume RUN@WHICH`: that one, or the newest where
-    its launch has gone on from that one before, and torchrun has started it again."""
+    """Choose the checkpoint for `--resume RUN@WHICH`: `which`, or the newest ("") if this launch has resumed from it
+    before and torchrun has restarted the process."""
     launch = read_launch()
     return "" if which and launch is not None and _is_noted(folder, _describe_choice(launch, which)) else which
 
 
 def note_choice(folder: Path, which: str) -> None:
-    """Note in a run's folder that this launch has gone on from the checkpoint that it was told. The main process
-    does."""
+    """Write into a run's folder that this launch has resumed from checkpoint `which`. Only the main process writes."""
     if which and read_world().main and (launch := read_launch()) is not None:
         _begun.add(folder.resolve())
         disk.write_text(folder / FILE, json.dumps(_describe_choice(launch, which)) + "\n")
@@ -100,7 +100,7 @@ def _describe_choice(launch: Launch, which: str) -> dict[str, str]:
 
 
 def _is_noted(folder: Path, note: Any) -> bool:
-    """Tell whether an earlier process has left a note in a run's folder."""
+    """Whether an earlier process has left this note in a run's folder."""
     try:
         found = read_json(folder / FILE, most=SETTINGS)
     except (FileNotFoundError, CheckpointError):
@@ -109,17 +109,17 @@ def _is_noted(folder: Path, note: Any) -> bool:
 
 
 def describe_restart() -> str:
-    """The beginning of the line of a run that goes on after a restart; empty at the first start."""
+    """Word the beginning of the line about a resumption after a restart; empty at the first start."""
     launch = read_launch()
     return f"restart {launch.restarts} of {launch.most}: " if launch and launch.restarts else ""
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Tell whether a run has saved a checkpoint."""
+    """Whether a run has saved a checkpoint."""
     return (folder / runs.CHECKPOINTS / runs.LATEST).exists()
 
 
 def clear_for_restart(folder: Path) -> None:
-    """Remove what a save that was cut off has left in the folder of a run without a checkpoint, which starts anew."""
+    """Remove the remains of an interrupted first save, so that the run can start again."""
     if not runs.is_locked(folder):
         shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)

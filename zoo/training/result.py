@@ -1,4 +1,4 @@
-"""Result of a run that was trained from Python: outcome, history, model."""
+"""The result of a run trained from Python: outcome, history, model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TrainingResult(Mapping[str, Any]):
 
     @cached_property
     def history(self) -> dict[str, Array]:
-        """Metrics by name, as arrays of one length [n]: one value for each step that has a line, NaN where it was not
-        measured. `step` and `tokens` are integers. `pandas.DataFrame(result.history)` is a table of it."""
+        """Metrics by name, as arrays [n] with a value for each step that has a line, NaN if not measured. `step` and
+        `tokens` are integers. `pandas.DataFrame(result.history)` makes a table."""
         return make_history(self._lines)
 
     def __getitem__(self, key: str) -> Any:
@@ -45,7 +45,7 @@ class TrainingResult(Mapping[str, Any]):
 
 
 def make_history(lines: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """Make arrays of lines of metrics. Lines of one step, of its update and its evaluation, are one row."""
+    """Make arrays from lines of metrics. The lines of one step (update, evaluation) are merged."""
     import numpy as np
 
     steps: dict[int, dict[str, Any]] = {}

@@ -1,5 +1,5 @@
 # E experts
-"""Balance the load of experts without a loss, and say how even it is."""
+"""Balance the load of experts without an auxiliary loss, and measure the balance."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RATE = 0.001
-"""The step of a selection bias where none is named: DeepSeek-V3's (2024)."""
+"""Default step of a selection bias: DeepSeek-V3's (2024)."""
 
 
 def list_routers(model: Any) -> list[Any]:
-    """List the router of each mixture of experts, in the order of `Output.loads`; one that layers share comes again."""
+    """List the router of each mixture of experts, in the order of `Output.loads`; shared ones are repeated."""
     found = []
     for path, tower in model.towers():
         blocks, stack = model.get_submodule(path).blocks, tower.stack
@@ -26,15 +26,15 @@ def list_routers(model: Any) -> list[Any]:
 
 
 def has_selection_bias(spec: Any) -> bool:
-    """Whether a router of a model has a bias that evens out the load."""
+    """Whether a router of the model has a selection bias, which balances the load."""
     blocks = (block for tower in spec.towers().values() for block in tower.blocks.values())
     routers = (getattr(getattr(block, "ffn", None), "router", None) for block in blocks)
     return any(getattr(router, "selection_bias", False) for router in routers)
 
 
 def balance_routers(model: Any, loads: list[Tensor], rate: float) -> None:
-    """Move each router's selection bias by `rate`: up for an expert with less than the mean load, down for one with
-    more (Wang et al., 2024, loss-free balancing). `loads` [E] are those of the step, of all of its microbatches."""
+    """Move each router's selection bias by `rate`: up for experts below the mean load, down for experts above it
+    (loss-free balancing; Wang et al., 2024). `loads` [E] are the step's, summed over microbatches."""
     totals: dict[int, tuple[Any, Tensor]] = {}
     for router, load in zip(list_routers(model), loads, strict=True):
         if getattr(router.spec, "selection_bias", False):
@@ -45,7 +45,7 @@ def balance_routers(model: Any, loads: list[Tensor], rate: float) -> None:
 
 
 def describe_loads(loads: list[Tensor]) -> dict[str, Tensor]:
-    """Give the load of the busiest and of the idlest expert of any layer, in mean loads: 1 and 1 where it is even."""
+    """Return the load of the busiest and of the idlest expert of any layer, relative to the mean load."""
     if not loads:
         return {}
     shares = [load / load.float().mean().clamp(min=1e-6) for load in loads]

@@ -1,4 +1,4 @@
-"""The state of a run: what trains on which data, how far it is, and the collaborators that it asks for the rest."""
+"""The state of a run: its model and data, its progress, and the objects that compute, write and measure for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Shows people how far a run is (`zoo.report.progress.Show`); a context manager around the loop."""
+    """Shows a run's progress to the user (`zoo.report.progress.Show`); a context manager around the loop."""
 
     def __enter__(self) -> Any: ...
 
@@ -51,18 +51,18 @@ class Progress(Protocol):
 
 @dataclass
 class Saves:
-    """The checkpoints of a run (`zoo.training.saving`). `world` has all processes, by a group of their own."""
+    """The checkpoints of a run (`zoo.training.saving`). `world` has all processes, in a process group for saving."""
 
     world: World = ALONE
-    step: int = 0  # of the newest
-    writing: Future[Path] | None = None  # one that is written while training goes on
-    due: bool = False  # one that waits for the next update that is made
-    best: list[tuple[float, int]] = field(default_factory=list)  # ranks of the best evaluations kept, with their steps
+    step: int = 0  # step of the newest checkpoint
+    writing: Future[Path] | None = None  # an asynchronous save in progress
+    due: bool = False  # a save that waits for the next update not skipped
+    best: list[tuple[float, int]] = field(default_factory=list)  # (rank, step) of the best evaluations kept
 
 
 @dataclass
 class Run:
-    """A run: what it was given, the collaborators that compute, write and measure for it, and how far it is."""
+    """A run: its plan and data, the objects that compute, write and measure for it, and its progress."""
 
     planned: TrainingPlan
     folder: Path
@@ -70,25 +70,25 @@ class Run:
     batches: Batches
     model: Any
     optimizer: Optimizer
-    layout: Layout  # the processes, and which of them have rows or tokens of their own
-    computing: WholeModel | Pipeline  # what computes gradients and losses of the model
+    layout: Layout  # process groups of the mesh
+    computing: WholeModel | Pipeline  # computes the model's gradients and losses
     records: Records
     gauges: Gauges
     show: Progress
     saves: Saves
-    drawings: Mapping[str, Callable[[Run], object]]  # what is drawn after an evaluation, by its name in messages
+    drawings: Mapping[str, Callable[[Run], object]]  # functions that draw after an evaluation, by name
     ema: MovingAverage | None = None
     means: Means = field(default_factory=Means)
     step: int = 0
     tokens: int = 0
-    flops: int | None = 0  # of training, without evaluations; None where they are not counted
+    flops: int | None = 0  # of training, without evaluations; None if not counted
     last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     evaluation_due: bool = False  # this step's evaluation is still to come
-    skipped: int = 0  # updates whose loss or gradient was no number
-    skipped_in_row: int = 0  # the last ones of them, with none between
-    by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's figures by class
-    compiled: bool | None = None  # whether layers are compiled; None: it is not known yet
-    asked: signal.Signals | None = None  # what asked this process to stop
+    skipped: int = 0  # updates skipped: their loss or gradient was not finite
+    skipped_in_row: int = 0  # skipped updates since the last one made
+    by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's metrics by class
+    compiled: bool | None = None  # whether layers are compiled; None: undecided
+    asked: signal.Signals | None = None  # the signal that asked this process to stop
 
     @property
     def name(self) -> str:
@@ -122,21 +122,21 @@ class Run:
 
     @property
     def place(self) -> dict[str, int]:
-        """Where a line of metrics stands."""
+        """The step and tokens of a line of metrics."""
         return {"step": self.step, "tokens": self.tokens, **({} if self.flops is None else {"flops": self.flops})}
 
     @property
     def at_point(self) -> bool:
-        """Whether a decay of several has just ended."""
+        """Whether one of a schedule's several decays has just ended."""
         return self.step in self.settings.schedule.list_points(self.settings.steps)
 
     def due(self, every: int | None) -> bool:
-        """Tell whether something that happens every `every` steps, and after the last one, happens after this step."""
+        """Whether something done every `every` steps, and after the last step, is due after this step."""
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
     def find_mfu(self, speed: float) -> float | None:
-        """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was
-        measured too low, and where useful FLOPs are not counted: with frozen weights, or much padding in a row."""
+        """Compute the MFU at `speed` tokens a second. None if it exceeds 1, as the peak was then measured too low, and
+        if useful FLOPs are not counted: with frozen weights, or rows with much padding."""
         if self.flops is None or self.settings.objective.reads_labels:
             return None
         share = self.gauges.peak.share(speed * self.flops / self.tokens / self.world.size)

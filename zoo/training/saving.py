@@ -1,4 +1,4 @@
-"""When a run saves a checkpoint, what it keeps of them, and the counters that it resumes from."""
+"""Save a run's checkpoints: when, which are kept, and the counters to resume from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 def open_save_world(world: World, settings: Training) -> World:
-    """The processes, by a process group of their own where checkpoints are written while training goes on."""
+    """Return the processes; for asynchronous checkpoints in a process group of their own."""
     if world.size == 1 or settings.checkpoint != "async":
         return world
     from torch import distributed
@@ -40,7 +40,7 @@ def open_save_world(world: World, settings: Training) -> World:
 
 
 def find_checkpoint(run: Run, step: int) -> Path:
-    """Name the folder of the checkpoint of a step."""
+    """Return the folder of a step's checkpoint."""
     return run.folder / CHECKPOINTS / f"step-{step:06}"
 
 
@@ -48,10 +48,10 @@ def find_checkpoint(run: Run, step: int) -> Path:
 
 
 def save_if_due(run: Run, terms: dict[str, Any]) -> None:
-    """Save where the config or the schedule wants it.
+    """Save if the config or the schedule wants a checkpoint after this step.
 
-    After a skipped update the checkpoint waits for the next one that is made: the weights may be the reason, and each
-    checkpoint takes the place of an older one. The last step saves in any case.
+    After a skipped update the checkpoint waits for the next update that is made: the weights may be at fault, and each
+    checkpoint replaces an older one. The last step always saves.
     """
     run.saves.due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
     if run.saves.due and (not run.skipped_in_row or run.step == run.settings.steps):
@@ -59,8 +59,8 @@ def save_if_due(run: Run, terms: dict[str, Any]) -> None:
 
 
 def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozenset[int] = frozenset()) -> None:
-    """Write a checkpoint of this step, unless there is one; those of the steps `also` stay as well. Raises ZooError for
-    values that are not finite."""
+    """Write a checkpoint of this step, unless there is one; checkpoints of the steps `also` are kept too. Raises
+    ZooError for values that are not finite."""
     saves, settings = run.saves, run.settings
     saves.due = False
     if saves.step == run.step:
@@ -82,19 +82,19 @@ def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozens
 
 
 def finish_saving(run: Run) -> None:
-    """Wait for a checkpoint that is written while training goes on. Raises what failed."""
+    """Wait for an asynchronous save. Raises its error, if any."""
     writing, run.saves.writing = run.saves.writing, None
     if writing is not None:
         tell(run, "on_save", writing.result())
 
 
 def is_milestone(run: Run, step: int) -> bool:
-    """Whether the schedule wants the checkpoint after `step` updates, for good."""
+    """Whether the schedule wants the checkpoint after `step` updates, never to be deleted."""
     return run.settings.schedule.is_milestone(step, run.settings.steps)
 
 
 def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
-    """Whether a checkpoint stays, however many newer ones there are."""
+    """Whether a checkpoint is kept, however many newer ones there are."""
     return step in also or is_milestone(run, step) or any(step == kept for _, kept in run.saves.best)
 
 
@@ -102,7 +102,7 @@ def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
 
 
 def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
-    """Compute the averages of weights that a checkpoint has, by name."""
+    """Compute the averages of weights (`ema`, `lawa`) that a checkpoint holds as checkpoints of their own, by name."""
     found: dict[str, Mapping[str, Tensor]] = {}
     if run.ema is not None:
         found["ema"] = run.ema.weights
@@ -113,7 +113,8 @@ def compute_averages(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 
 def find_optimizer_average(run: Run) -> dict[str, Tensor]:
-    """Give by name the weights that the optimizer evaluates in place of those that it trains; most have none."""
+    """Return by name the weights that the optimizer evaluates in place of the trained ones (schedule-free's average);
+    {} for most. A checkpoint has them as its model, and the trained weights with the optimizer's states."""
     find = getattr(run.optimizer, "evaluation_weights", None)
     found = {} if find is None else find()
     return {name: found[each] for name, each in run.model.named_parameters() if each in found}
@@ -123,10 +124,10 @@ def find_optimizer_average(run: Run) -> dict[str, Tensor]:
 
 
 def keep_if_best(run: Run) -> None:
-    """Save this step, and let `best` name it, where its evaluation is among the `keep_best` best so far: by the lowest
-    validation loss, or by the largest value of the metric that the objective is ranked by.
+    """Save this step, and point `best` at the best, if its evaluation is among the `keep_best` best so far: by the
+    lowest validation loss, or the largest value of the objective's `ranked_by`.
 
-    Those that it takes the place of go last: `best` never names one that is gone.
+    Replaced checkpoints are deleted last, so that `best` never points at a missing one.
     """
     rank, most, best = rank_evaluation(run), run.settings.keep_best, run.saves.best
     finish_saving(run)
@@ -140,14 +141,13 @@ def keep_if_best(run: Run) -> None:
 
 
 def rank_evaluation(run: Run) -> float:
-    """Rank the newest evaluation: the lower, the better."""
+    """Rank the newest evaluation; lower is better."""
     metric = run.settings.objective.ranked_by
     return run.last.get("val_loss", math.nan) if metric is None else -run.last.get(metric, math.nan)
 
 
 def note_evaluation(run: Run) -> None:
-    """Note in this step's checkpoint, where there is one, that its evaluation is done; then let go of what was the
-    best."""
+    """Note in this step's checkpoint, if there is one, that its evaluation is done; then delete replaced ones."""
     finish_saving(run)
     if run.saves.step == run.step and run.world.main:
         newest = find_checkpoint(run, run.step)
@@ -156,7 +156,7 @@ def note_evaluation(run: Run) -> None:
 
 
 def point_at_best(run: Run) -> None:
-    """Let `best` name the checkpoint with the best evaluation of those that are kept for it."""
+    """Point `best` at the checkpoint with the best evaluation of those kept for it."""
     if not run.world.main:
         return
     root = run.folder / CHECKPOINTS
@@ -178,8 +178,8 @@ def restore_run(run: Run, checkpoint: Path) -> None:
 
 
 def go_back_if_due(run: Run) -> None:
-    """Where the next update starts from an earlier checkpoint's weights and states, restore them; the data goes on.
-    Raises ZooError."""
+    """Restore an earlier checkpoint's weights and states if the schedule starts the next update from them; the data
+    continues. This depends on the step alone, so a resumed run does the same. Raises ZooError."""
     before = run.settings.schedule.goes_back_to(run.step, run.settings.steps)
     if before is None:
         return
@@ -193,14 +193,14 @@ def go_back_if_due(run: Run) -> None:
 
 
 def tidy_checkpoints(run: Run) -> None:
-    """Finish what a process began that was killed while it saved."""
+    """Finish the clean-up of a process that was killed while saving."""
     if run.world.main:
         point_at_best(run)
         store.tidy_run(find_checkpoint(run, run.step), run.settings.keep, partial(is_spared, run))
 
 
 def gather_counters(run: Run) -> dict[str, Any]:
-    """Gather the counters that a run resumes from. `lengths` are those of its files, which this flushes to the disk."""
+    """Gather the counters that a run resumes from. `lengths` are those of its files, which are flushed to disk."""
     return {
         "step": run.step,
         "tokens": run.tokens,
@@ -220,7 +220,7 @@ def gather_counters(run: Run) -> dict[str, Any]:
 
 
 def restore_counters(run: Run, counters: Mapping[str, Any]) -> None:
-    """Set a run to where a checkpoint's counters say it was."""
+    """Set a run's progress from a checkpoint's counters."""
     run.batches.restore(counters["data"])
     run.step = run.saves.step = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]
@@ -234,21 +234,21 @@ def restore_counters(run: Run, counters: Mapping[str, Any]) -> None:
 
 
 class RowState(JsonShape):
-    """The rows that a run has consumed. A count that an older version kept is refused by its own line."""
+    """The rows that a run has consumed. `refuse_old_position` words the fault of an older version's count."""
 
     key: str
     consumed: Count | None = None
 
 
 class ThreadState(JsonShape):
-    """The number of threads, and the pace that it was chosen by."""
+    """The number of threads, and the pace that they reached when chosen."""
 
     threads: Annotated[int, Field(ge=1, lt=1 << 20)]
     best_pace: Number
 
 
 class Counters(JsonShape):
-    """What `gather_counters` gives."""
+    """The schema of the result of `gather_counters`."""
 
     step: Count
     tokens: Count
@@ -267,7 +267,7 @@ class Counters(JsonShape):
 
 
 def check_counters(checkpoint: Path, counters: Mapping[str, Any]) -> None:
-    """Check the counters of a checkpoint before anything is done with them. Raises CheckpointError."""
+    """Check the counters of a checkpoint before use. Raises CheckpointError."""
     file = checkpoint / COUNTERS
     check_shape(counters, Counters, str(file))
     if f"step-{counters['step']:06}" != checkpoint.name:

@@ -1,4 +1,4 @@
-"""Compute learning-rate schedules: pure functions from a step to a factor of the peak rate."""
+"""Learning-rate schedules: pure functions from a step to a factor of the peak rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _whole_from_one_on(value: float) -> float:
 
 
 Span = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one_on)]
-"""Below 1 a fraction of the run, from 1 on a number of steps."""
+"""Below 1 a fraction of the run's steps, from 1 on a number of steps."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
@@ -28,7 +28,7 @@ def count_steps(value: float, steps: int) -> int:
 
 
 class Schedule(Spec, axis="schedule"):
-    """Linear warm-up, whose last step reaches the peak; then the decay of the kind."""
+    """Linear warm-up, whose last step reaches the peak; then a decay that depends on the kind."""
 
     warmup: Span = 0.05
 
@@ -40,7 +40,7 @@ class Schedule(Spec, axis="schedule"):
         return self.after_warmup(step - warmup, max(steps - warmup, 1))
 
     def fault(self, steps: int) -> str | None:
-        """Say why the schedule does not fit a run of `steps`, or None."""
+        """Say why the schedule does not fit a run of `steps` steps, or None."""
         return None
 
     def is_milestone(self, step: int, steps: int) -> bool:
@@ -48,26 +48,25 @@ class Schedule(Spec, axis="schedule"):
         return False
 
     def goes_back_to(self, step: int, steps: int) -> int | None:
-        """Give the step whose weights and optimizer states update `step` starts from, where it is not the last one."""
+        """Return the earlier step whose weights and states update `step` starts from; None for the last step."""
         return None
 
     def list_points(self, steps: int) -> list[int]:
-        """List the updates after which the weights are those of a run that ends there, where several are: each has an
-        evaluation."""
+        """List the numbers of updates after which the weights equal those of a run that ends there. Each has an
+        evaluation. Empty unless a schedule has several decays."""
         return []
 
     def count_left_behind(self, step: int, steps: int) -> int:
-        """Count the updates among the first `step` that the weights have nothing of, as the run went back behind
-        them."""
+        """Count the updates among the first `step` that the run has undone by going back to before a decay."""
         return 0
 
     def after_warmup(self, step: int, steps: int) -> float:
-        """Compute the factor at a step counted from the end of the warm-up."""
+        """Compute the factor at a step counted from the end of the warm-up, in a decay over `steps` steps."""
         raise NotImplementedError
 
 
 class Constant(Schedule, kind="constant"):
-    """No decay: the peak, to the end."""
+    """No decay: the peak rate to the end."""
 
     def after_warmup(self, step: int, steps: int) -> float:
         return 1.0
@@ -94,7 +93,7 @@ class Cosine(Schedule, kind="cosine"):
 class WSD(Schedule, kind="wsd"):
     """Warm-up, stable, decay (Hu et al., 2024): the peak until the last `decay` of the run, then down to `min_ratio`.
 
-    `shape` sqrt is 1 − √p at part p of the decay, the best of those that Hägele et al. (2024) compared.
+    `shape` sqrt is 1 − √p at fraction p of the decay, the best shape that Hägele et al. (2024) compared.
     """
 
     decay: Span = 0.2
@@ -121,14 +120,14 @@ class InverseSqrt(Schedule, kind="inverse_sqrt"):
 
 
 class WSDS(Schedule, kind="wsd_s"):
-    """WSD with several decays in one run, each of which ends at a point, the last at the end of the run.
+    """WSD with several decays in one run. Each ends at a point, the last at the end of the run.
 
-    So one run gives the losses of several lengths: each point has an evaluation. `points` are parts of the run below 1,
-    or numbers of steps. `decay` is a part of the steps up to the point below 1, or a number of steps. A checkpoint
-    stands before and after each decay, and `keep` never deletes it. After a decay the peak rate goes on with the
-    weights and optimizer states `before` it, so that each decay is that of a run of its own (Hägele et al., 2024); or
-    with the `decayed` ones, which wastes no step (Wen et al., 2024, WSD-S). The data goes on either way: no batch comes
-    twice.
+    So one run gives the losses of runs of several lengths: each point has an evaluation. `points` are fractions of the
+    run (below 1) or numbers of steps. `decay` is a fraction of the steps up to the point (below 1) or a number of
+    steps. The checkpoints before and after each decay are never deleted. After a decay, training at the peak rate
+    continues from the weights and optimizer states `before` it, so that each decay equals that of a separate run
+    (Hägele et al., 2024); or from the `decayed` ones, which wastes no step (WSD-S; Wen et al., 2024). The data
+    continues either way: no batch is repeated.
     """
 
     points: tuple[Annotated[Span, Field(gt=0)], ...]
@@ -138,7 +137,7 @@ class WSDS(Schedule, kind="wsd_s"):
     continue_from: Literal["before", "decayed"] = "before"
 
     def decays(self, steps: int) -> list[tuple[int, int]]:
-        """List the first update of each decay, and the number of updates after its last."""
+        """List for each decay its first update, and the number of updates at its end."""
         ends = [count_steps(point, steps) for point in self.points] + [steps]
         return [(end - max(count_steps(self.decay, end), 1), end) for end in ends]
 
@@ -178,6 +177,6 @@ class WSDS(Schedule, kind="wsd_s"):
 
 
 def decay_factor(shape: str, part: float, low: float) -> float:
-    """Compute the factor after `part` of the decay: from 1 at part 0 to `low` at part 1."""
+    """Compute the factor at fraction `part` of the decay: from 1 at 0 to `low` at 1."""
     high = {"linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2, "sqrt": 1 - math.sqrt(part)}[shape]
     return low + (1 - low) * high

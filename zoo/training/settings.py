@@ -1,4 +1,4 @@
-"""Validate the training config, apart from its model and its data."""
+"""Validate the training config, except its model and its data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FP8 = "fp8_"  # the prefix of a float8 recipe
 
 
 def _named(axis: str) -> BeforeValidator:
-    """Let a field be the name of a packaged choice."""
+    """Let a field be given as the name of a packaged choice."""
     return BeforeValidator(partial(read_packaged, axis))
 
 
@@ -48,7 +48,7 @@ class Sample(Spec, axis="sample", default="text"):
 
 
 class TextSample(Sample, kind="text"):
-    """Continue `prompt` by at most `tokens` tokens. Temperature 0 takes the likeliest token each time."""
+    """Continue `prompt` by at most `tokens` tokens. Temperature 0 is greedy decoding."""
 
     prompt: str = ""
     tokens: PositiveInt = 64
@@ -65,39 +65,39 @@ class TextSample(Sample, kind="text"):
 
 
 class Training(Spec, axis="command", kind="train", default="train"):
-    """The settings of a run. `…_every` counts steps; null means at the end only."""
+    """The settings of a run. `…_every` is in steps; null means at the end only."""
 
     steps: PositiveInt
     batch_size: PositiveInt  # rows of one optimizer step
-    accumulate: PositiveInt = 1  # microbatches that a batch is split into
+    accumulate: PositiveInt = 1  # number of microbatches in a batch
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
-    clip: PositiveFloat | None = 1.0  # largest norm of the gradient; null: no clipping
+    clip: PositiveFloat | None = 1.0  # maximum norm of the gradient; null: no clipping
     precision: Literal["fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
-        "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32, but in bf16_pure
+        "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32, except in bf16_pure
     )
     compile: Literal["auto", True, False] = "auto"  # layers (`zoo.training.compiling`)
-    offload: Literal["none", "states"] = "none"  # what the host keeps between updates, of a CUDA device
-    recompute: str = "none"  # none, selective, full or every_n: of activations (`zoo.run.recompute`)
+    offload: Literal["none", "states"] = "none"  # kept in host memory between updates; CUDA only
+    recompute: str = "none"  # of activations: none, selective, full or every_n (`zoo.run.recompute`)
     device: str = "auto"
     kernel: str = "auto"
     log_every: PositiveInt | None = 1
     eval_every: PositiveInt | None = None
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
-    checkpoint: Literal["whole", "sharded", "async"] = "whole"  # how they are written
-    keep: PositiveInt = 2  # newest checkpoints that are kept
-    keep_best: NonNegativeInt = 0  # checkpoints with the best evaluations that are kept beside them
-    skip_nonfinite: NonNegativeInt = 10  # updates in a row without a finite loss that end the run; 0: the first does
-    ema: Average | None = None  # a moving average of the weights, by its decay
-    lawa: Annotated[int, Field(ge=2)] | None = None  # the mean of so many newest checkpoints
-    eval_weights: Literal["model", "ema", "lawa"] = "model"  # what is evaluated and sampled from
+    checkpoint: Literal["whole", "sharded", "async"] = "whole"  # how checkpoints are written
+    keep: PositiveInt = 2  # number of newest checkpoints kept
+    keep_best: NonNegativeInt = 0  # number of best checkpoints kept in addition
+    skip_nonfinite: NonNegativeInt = 10  # consecutive non-finite updates that end the run; 0: the first does
+    ema: Average | None = None  # exponential moving average of the weights, or its decay
+    lawa: Annotated[int, Field(ge=2)] | None = None  # number of newest checkpoints averaged
+    eval_weights: Literal["model", "ema", "lawa"] = "model"  # weights to evaluate and sample from
     sample: Sample | None = None
-    router_bias_rate: NonNegativeFloat | None = None  # of selection biases; null: 0.001
-    weights: str | None = None  # a folder that the run's first weights are read from; null: drawn from the seed
-    deepen: Literal["stack", "identity"] = "stack"  # how layers that these weights lack are made
-    freeze: tuple[str, ...] = ()  # patterns of weights that do not train
-    train: tuple[str, ...] = ()  # patterns of the only ones that do; empty: all
+    router_bias_rate: NonNegativeFloat | None = None  # step of selection biases; null: 0.001
+    weights: str | None = None  # folder of the initial weights; null: drawn from the seed
+    deepen: Literal["stack", "identity"] = "stack"  # how added layers are initialised from these weights
+    freeze: tuple[str, ...] = ()  # patterns of the names of weights that do not train
+    train: tuple[str, ...] = ()  # patterns of the names of weights that train; empty: all
     lora: Lora | None = None
     dropout: Dropout | None = None
     objective: Objective
@@ -105,11 +105,11 @@ class Training(Spec, axis="command", kind="train", default="train"):
     schedule: Schedule
     parametrisation: Parametrisation = Standard()
     parallel: Annotated[Parallel, _named("parallel")] = Parallel()  # how processes share the run
-    launcher: Annotated[Launcher, _named("launcher")] = NoLauncher()  # what starts them
-    nproc: PositiveInt | None = None  # how many the launcher starts on each node
+    launcher: Annotated[Launcher, _named("launcher")] = NoLauncher()  # how the processes start
+    nproc: PositiveInt | None = None  # processes that the launcher starts on each node
     nodes: PositiveInt = 1
-    restarts: NonNegativeInt = 0  # how often the launcher starts all again after one was lost
-    logger: Logger = NoLogger()  # a tracker that gets the metrics too
+    restarts: NonNegativeInt = 0  # restarts by the launcher after a process is lost
+    logger: Logger = NoLogger()  # an experiment tracker that also gets the metrics
 
     @field_validator("accumulate")
     @classmethod
@@ -197,17 +197,17 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def arithmetic(self) -> str:
-        """fp32 or bf16: the precision of products outside float8, and of the peak that MFU is measured against."""
+        """fp32 or bf16: the precision of products other than float8 ones, and of the peak that MFU refers to."""
         return "fp32" if self.precision == "fp32" else "bf16"
 
 
 def read_settings(node: Mapping[str, Any]) -> Training:
-    """Validate a resolved training config. Raises ConfigError with every fault in it."""
+    """Validate a resolved training config. Raises ConfigError with all of its faults."""
     return parse_node(Training, node)
 
 
 def find_optimizer_mismatches(settings: Training, spec: Any) -> list[str]:
-    """List what does not go with the optimizer, and what the parametrisation has no rule for."""
+    """List settings that conflict with the optimizer, and parts that the parametrisation has no rule for."""
     faults = [f"optim.{fault}" for fault in settings.optim.refuses(spec)]
     if reason := settings.optim.whole_step:
         kind = settings.optim.kind

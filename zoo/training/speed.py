@@ -1,4 +1,4 @@
-"""Measure how fast a run is, and the peak that its MFU is measured against."""
+"""Measure a run's speed, and the peak FLOP/s that its MFU refers to."""
 
 from __future__ import annotations
 
@@ -20,31 +20,29 @@ ProductShape = tuple[int, int, int]
 
 MEASURED_FOR = 0.15  # seconds for all shapes of one dtype
 SHAPES = ((256, 256, 256), (1024, 256, 1024), (2048, 512, 512), (1024, 1024, 1024))
-"""Rows and both widths of the products measured on a CPU, small ones first: like those of training. Libraries take
-another way for other sizes, so no single one shows the largest rate."""
+"""Shapes (rows, d_in, d_out) of the products measured on a CPU, small ones first, as in training. Libraries choose
+algorithms by size, so no single shape shows the peak rate."""
 CALLS = 20  # of each shape at most
 LARGE_SHAPES = ((8192, 8192, 8192),)
-"""The product measured on a GPU whose data sheet is not known."""
+"""The product measured on a GPU without a data sheet in conf/hardware."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most FLOP/s that matrix products reach, and where that figure is from."""
+    """The peak FLOP/s of matrix products, and the source of the figure."""
 
     flops: float
     source: str
     measured: bool = False
 
     def again(self, device: Device, precision: str) -> Peak:
-        """Measure the peak again and keep the higher one: another program may have had the cores during the first
-        measurement."""
+        """Measure the peak again and keep the higher one: other programs may have held the cores."""
         if not self.measured:
             return self
         return replace(self, flops=max(self.flops, measure_peak(device, precision)))
 
     def share(self, flops: float) -> float | None:
-        """Compute the MFU: the share of the peak that a rate of FLOP/s is; None above 1, where the peak was measured
-        too low."""
+        """Compute the MFU, the ratio of `flops` per second to the peak; None above 1: the peak was too low."""
         share = flops / self.flops
         return share if share <= 1 else None
 
@@ -53,7 +51,7 @@ class Peak:
 
 
 def find_peak(device: Device, precision: str) -> Peak:
-    """Find the peak in the data sheet of a GPU that conf/hardware has; else measure it."""
+    """Read a GPU's peak from its data sheet in conf/hardware; without one, measure it."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         card = of_device(name)
@@ -64,9 +62,10 @@ def find_peak(device: Device, precision: str) -> Peak:
 
 
 def measure_peak(device: Device, precision: str) -> float:
-    """Measure the best rate of matrix products in float32 or in the precision asked for, in FLOP/s.
+    """Measure the best rate of matrix products, in float32 or the given precision, in FLOP/s.
 
-    Both count, as a training step in bf16 takes some products in float32; a CPU may even have those as the faster.
+    The better of both counts: a training step in bf16 takes some products in float32, and a CPU may be faster in
+    float32.
     """
     shapes = LARGE_SHAPES if device.type == "cuda" else SHAPES
     dtypes = {torch.float32, torch.bfloat16 if precision == "bf16" else torch.float32}
@@ -76,10 +75,9 @@ def measure_peak(device: Device, precision: str) -> float:
 def measure_product_rate(
     device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float | None = None
 ) -> float:
-    """Measure the best rate of products of these shapes, in FLOP/s, with the threads that torch has.
+    """Measure the best rate of products of these shapes, in FLOP/s, with torch's present threads.
 
-    Takes about `spend` seconds (MEASURED_FOR) whatever the rate: a shape that would take longer than is left is not
-    begun.
+    Takes about `spend` seconds (default: MEASURED_FOR): a shape that would exceed the time left is skipped.
     """
     best, until = 0.0, time.perf_counter() + (MEASURED_FOR if spend is None else spend)
     for rows, inner, columns in shapes:
@@ -88,7 +86,7 @@ def measure_product_rate(
             break
         a = torch.ones(rows, inner, device=device, dtype=dtype)
         b = torch.ones(columns, inner, device=device, dtype=dtype).t()  # as a layer's weight: other layouts may be slow
-        out = torch.mm(a, b)  # also what the first call alone costs
+        out = torch.mm(a, b)  # warm-up: the first call has one-off costs
         for _ in range(CALLS):
             _finish(device)
             start = time.perf_counter()
@@ -108,19 +106,19 @@ def _finish(device: Device) -> None:
 
 @dataclass
 class Clock:
-    """Time spent on training steps alone, pauses left out."""
+    """Measures the time spent on training steps, without pauses."""
 
     seconds: float = 0.0
-    pace: float = 0.0  # tokens a second of late
+    pace: float = 0.0  # recent tokens a second
     _tokens: int = 0
     _since: float = 0.0
 
     def start(self, tokens: int) -> None:
-        """Start the clock: training begins, or goes on, with so many tokens seen."""
+        """Start the clock, with `tokens` tokens seen so far."""
         self._tokens, self._since = tokens, time.perf_counter()
 
     def lap(self, tokens: int) -> float:
-        """Compute the tokens a second since the last lap. Must follow something that waits for the device."""
+        """Compute the tokens a second since the last lap. Call it only after waiting for the device."""
         now = time.perf_counter()
         passed, done = now - self._since, tokens - self._tokens
         self._since, self._tokens = now, tokens
@@ -141,29 +139,29 @@ class Clock:
 
 @dataclass
 class Gauges:
-    """What is measured of the process that trains: its pace, the peak that this is held against, its threads, and its
-    memory. The peak of memory stays unknown where it cannot be read above what was held before (`held` is None)."""
+    """Measurements of the training process: its pace, the peak FLOP/s for MFU, its threads, and its memory.
+    `peak_memory` stays None if the memory held before is unknown (`held` is None)."""
 
     device: Device
     precision: str
     peak: Peak
     watch: ThreadWatch
     free: int | None  # bytes of memory that were free before the model was built
-    held: int | None  # bytes that were held then
+    held: int | None  # bytes held at that time
     clock: Clock = field(default_factory=Clock)
-    peak_memory: int | None = None  # bytes above these at the peak of the first steps
+    peak_memory: int | None = None  # peak of the first steps, in bytes above `held`
 
     def measure_peak_again(self) -> None:
-        """Measure the peak of products again, where it is no data sheet's."""
+        """Measure the peak FLOP/s again, unless it is from a data sheet."""
         self.peak = self.peak.again(self.device, self.precision)
 
     def note_memory(self) -> None:
-        """Note the most memory that was held so far."""
+        """Record the peak memory so far."""
         if self.held is not None:
             self.peak_memory = read_peak_since(self.device, self.held)
 
     def follow(self, speed: float) -> ThreadChoice | None:
-        """Choose the number of threads again where the pace has fallen, or may have recovered."""
+        """Choose the number of threads again if the pace has fallen, or may have recovered."""
         if choice := self.watch.follow(speed):
             self.measure_peak_again()
         return choice

@@ -1,4 +1,4 @@
-"""Take one optimizer step: read rows, compute their gradient, and update what trains."""
+"""Take one optimizer step: read rows, compute their gradient, and update the weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from zoo.training.run import Run
 
 
 def update(run: Run) -> dict[str, Any]:
-    """Take one optimizer step. Returns the terms of its loss and the gradient's norm, still on the device.
+    """Take one optimizer step. Returns the loss terms and the gradient's norm, still on the device, and the rate.
 
-    `lr` is the optimizer's own; groups with a rate of their own have that times the same factor.
+    `lr` is the optimizer's rate; groups with their own rate use the same factor of the schedule.
     """
     settings, world = run.settings, run.layout.tokens
     factor = settings.schedule.factor(run.step, settings.steps)
@@ -54,7 +54,7 @@ def count_batch(run: Run, batch: Batch) -> int:
 
 
 def apply_update(run: Run, loads: list[Any]) -> None:
-    """Change what is trained: the weights, the routers' biases and the average of the weights."""
+    """Update the weights, the routers' selection biases and the moving average of the weights."""
     run.optimizer.step()
     if loads:
         rate = run.settings.router_bias_rate
@@ -67,10 +67,10 @@ def apply_update(run: Run, loads: list[Any]) -> None:
 
 
 def may_update(run: Run, terms: dict[str, Any]) -> bool:
-    """Tell whether a step's gradient may change the weights. One that is not finite is counted, and its rows noted.
+    """Whether a step's gradient may change the weights. A gradient that is not finite is counted, and its rows noted.
 
-    Waits for the device, unless `skip_nonfinite` is 0: then nothing is skipped, a CPU looks at once and any other
-    device when the metrics are written. Raises ZooError after `skip_nonfinite` such steps in a row.
+    Waits for the device, unless `skip_nonfinite` is 0: then nothing is skipped, and a CPU checks at once, any other
+    device when the metrics are written. Raises ZooError after `skip_nonfinite` skipped steps in a row.
     """
     most = run.settings.skip_nonfinite
     if most == 0:
@@ -94,7 +94,7 @@ def may_update(run: Run, terms: dict[str, Any]) -> bool:
 
 
 def note_batch(run: Run, found: Mapping[str, float]) -> None:
-    """Append the step, what was found, and where each row of its batch lies: source, window and epoch."""
+    """Append a line about a skipped step: the values found, and the source, window and epoch of each row."""
     batches, sources = run.batches, run.batches.sources
     places = [batches.place(row) for row in range(batches.consumed - batches.batch_size, batches.consumed)]
     rows = [{"source": sources[p.source].name, "window": int(p.window), "epoch": int(p.epoch)} for p in places]

@@ -1,4 +1,4 @@
-"""Evaluate a run while it trains: the validation loss, a sample of text, and what is drawn of both."""
+"""Evaluate a run while it trains: the validation loss, a sample of text, and pictures."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 class EvaluationStopped(Exception):
-    """The run was asked to stop during an evaluation, which is still due when it goes on."""
+    """Raised when a signal stops an evaluation, which is done again when the run is resumed."""
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample, draw. What fails is told; training goes on without it."""
+    """Evaluate, write a sample, draw pictures. A failure of one is a warning, and training continues."""
     for what, work in (("evaluation", evaluate), ("sample", write_sample), *run.drawings.items()):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
@@ -45,7 +45,7 @@ def measure(run: Run) -> None:
             run.model.train()
             return
         except FORESEEN as error:
-            if run.records.failed or lost_another(error):  # the run's own record would lack a line; or no step follows
+            if run.records.failed or lost_another(error):  # a line of metrics is lost, or a process is gone
                 raise
             run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
         run.model.train()
@@ -56,7 +56,7 @@ def measure(run: Run) -> None:
 
 
 def find_evaluated_weights(run: Run) -> Mapping[str, Tensor]:
-    """Give by name the weights to evaluate and sample from, where they are not the model's own."""
+    """Return by name the weights to evaluate and sample from; {} for the model's own."""
     if run.settings.eval_weights == "ema":
         assert run.ema is not None
         return run.ema.weights
@@ -69,9 +69,9 @@ def find_evaluated_weights(run: Run) -> Mapping[str, Tensor]:
 
 
 def evaluate(run: Run) -> None:
-    """Measure the validation loss and write it as a line of metrics, of a mix also that of each source.
+    """Measure the validation loss and write it as a line of metrics; for a mix, also the loss of each source.
 
-    Bits per byte divide by the bytes of the targets that were scored. An end of text is scored and has no bytes.
+    Bits per byte divide by the bytes of the scored targets. An end of text is scored and has no bytes.
     """
     run.gauges.measure_peak_again()
     metrics = run.settings.objective.open_metrics()
@@ -91,14 +91,14 @@ def evaluate(run: Run) -> None:
 
 
 def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None) -> tuple[float, int]:
-    """Sum the loss over batches, in eval mode: of tokens and classes the negative log-likelihood, in nats. Returns it
-    and the number of targets. `metrics`, where an objective has some, get the results too."""
+    """Sum the loss over batches, in eval mode: for tokens and classes the negative log-likelihood, in nats. Returns it
+    and the number of targets. An objective's `metrics` get the results too."""
     total, targets = torch.zeros((), dtype=torch.float64, device=run.device), 0
-    world = run.layout.tokens if metrics is None else ALONE  # figures of rows need all of them
+    world = run.layout.tokens if metrics is None else ALONE  # metrics of rows need all rows
     run.model.eval()
     try:
         for batch in batches:
-            if run.asked and run.world.size == 1:  # several would have to agree on it for each batch
+            if run.asked and run.world.size == 1:  # several processes would have to agree for each batch
                 raise EvaluationStopped
             batch, counts = share_rows(batch, world)
             count = run.settings.objective.targets(batch)
@@ -111,32 +111,32 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
-    """Name the mean loss over targets and, where the bytes of their text are known, the bits per byte."""
+    """Name the mean loss over targets and, if the bytes of their text are known, the bits per byte."""
     bits = {f"bits_per_byte{suffix}": nats / math.log(2) / n_bytes} if n_bytes else {}
     return {f"val_loss{suffix}": nats / targets, **bits}
 
 
 def count_trained(run: Run) -> dict[str, int]:
-    """Count, where a decay of several has just ended, the tokens that the weights were trained on: those of the
-    decays before it are left out where the run went back behind them."""
+    """Count the tokens that the weights were trained on, if one of several decays has just ended. Tokens of earlier
+    decays are left out if the run went back to before them."""
     if not run.at_point:
         return {}
     kept = run.step - run.settings.schedule.count_left_behind(run.step, run.settings.steps)
-    return {"trained_tokens": round(run.tokens * kept / run.step)}  # updates are equal in size
+    return {"trained_tokens": round(run.tokens * kept / run.step)}  # all updates have equally many tokens
 
 
 # ---------------------------------------------------------------- the sample
 
 
 def write_sample(run: Run) -> None:
-    """Let the model continue the prompt, where the config has one, the model writes, and this process has all of it."""
+    """Generate and write a sample, if the config has a prompt, the model generates text, and it is no pipeline."""
     sample, settings, spec = run.settings.sample, run.settings, run.model.spec
     if not isinstance(sample, TextSample) or not writes(spec) or run.layout.stages is not None:
         return
     kernel, _ = choose_sampling_kernel(spec, settings, run.device)
-    sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # the same each time, and not training's
+    sampling = Sampling(temperature=sample.temperature, seed=settings.seed)  # not training's draws
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
-    # Every process writes it, as each may hold a part of the weights. Compiled layers would be compiled anew for each
+    # Every process generates it, as each may hold a part of the weights. Compiled layers would be recompiled for each
     # token, as the length grows.
     with ends_gathered(run.model), run_eagerly(run.compiled is True):
         text = "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
@@ -145,22 +145,21 @@ def write_sample(run: Run) -> None:
 
 
 def writes(spec: Any) -> bool:
-    """Whether a model writes text, so that samples can be taken."""
+    """Whether a model generates text, so that samples can be taken."""
     return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
 
 
 def describe_silence(spec: Any) -> str:
-    """Name what keeps a model from writing text: its topology, or its head."""
+    """Say why a model generates no text: its topology, or its head."""
     heads = [tower.head for tower in spec.towers().values() if tower.causal]
     return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 
 
 def choose_sampling_kernel(spec: Any, settings: Training, device: Any) -> tuple[str, str | None]:
-    """Choose the kernel for samples. Returns its name, and a line that says so where it is not the one that trains.
+    """Choose the attention kernel for samples. Returns its name, and a line about it if it is not the one that trains.
 
-    Training and evaluation compute in the run's precision. Samples are generated with the weights as they are, mostly
-    in float32, a token at a time and without gradients: other asks, which a kernel named for training may refuse. Then
-    `auto` generates them.
+    Training and evaluation compute in the run's precision. Samples are generated with the stored weights, mostly in
+    float32, a token at a time and without gradients. A kernel named for training may refuse that; then `auto` is used.
     """
     kernel = settings.kernel
     if kernel == "auto":

@@ -1,4 +1,4 @@
-"""Training objectives, by kind: what a model reads, what it is to predict, and the loss of that."""
+"""Training objectives by kind: the model's inputs, its targets, and the loss."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Auto(Objective, kind="auto"):
-    """The next token for a decoder, masked tokens for an encoder, spans for an encoder-decoder: their own defaults."""
+    """The usual objective: next_token for a decoder, mlm for an encoder, span_corruption for an encoder-decoder."""
 
     def settle(self, spec: Any) -> Objective:
         known = {each.kind: each for each in (NextToken, MLM, SpanCorruption)}

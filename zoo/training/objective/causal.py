@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Objectives of tokens that are written one after the other: all, those after a prefix, or the answer to a source."""
+"""Autoregressive objectives: predict all tokens, those after a prefix, or the answer to a source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NextToken(Objective, kind="next_token"):
-    """Each token from those before it (Radford et al., 2018)."""
+    """Predict each token from the tokens before it (Radford et al., 2018)."""
 
     every_token: ClassVar[bool] = True
     scored: ClassVar[str] = "tokens"
@@ -36,8 +36,9 @@ class NextToken(Objective, kind="next_token"):
 
 
 class PrefixLM(Objective, kind="prefix_lm"):
-    """Each token after a prefix, which is seen whole (Liu et al., 2018; Raffel et al., 2020). The prefix of a row has
-    from one token to all but one, each number as likely. Documents of a row stay apart in its prefix as well."""
+    """Predict each token after a prefix, whose tokens see one another in both directions (Liu et al., 2018; Raffel et
+    al., 2020). The length of a row's prefix is uniform from 1 to all tokens but one. With `data.documents`, a prefix's
+    documents do not see one another."""
 
     scored: ClassVar[str] = "tokens after a prefix"
 
@@ -61,7 +62,7 @@ class PrefixLM(Objective, kind="prefix_lm"):
 
 
 def _hide_prefix(rows: np.ndarray, keys: Sequence[tuple[int, int]], context: Context) -> Batch:
-    """The next tokens of rows [B, T + 1], but those inside of a prefix."""
+    """Make next-token targets of rows [B, T + 1], except inside a prefix."""
     import torch
 
     from zoo.data.collate import make_generator
@@ -76,10 +77,10 @@ def _hide_prefix(rows: np.ndarray, keys: Sequence[tuple[int, int]], context: Con
 
 
 class Seq2Seq(Objective, kind="seq2seq"):
-    """Answers, given their sources: the loss is on the answers alone (Sutskever et al., 2014).
+    """Predict answers, given their sources: the loss is on the answers alone (Sutskever et al., 2014).
 
-    An encoder reads the source, a decoder writes the answer, of at most `answer_len` tokens (`seq_len` unless given).
-    A decoder alone reads both in one row of `seq_len`, of which an answer may take `answer_len` (half unless given).
+    An encoder reads the source; the decoder writes an answer of at most `answer_len` tokens (default: `seq_len`). A
+    decoder alone reads both in one row of `seq_len`, of which an answer takes at most `answer_len` (default: half).
     """
 
     reads_pairs: ClassVar[bool] = True
@@ -93,7 +94,7 @@ class Seq2Seq(Objective, kind="seq2seq"):
         return refuse_decoder(self.kind, spec) if spec.kind == "decoder" else refuse_headless(self.kind, spec)
 
     def lay_out(self, spec: Any, seq_len: int) -> tuple[int, int]:
-        """Count the tokens of a source and of an answer, at most."""
+        """Return the maximum lengths of a source and of an answer, in tokens."""
         if spec.kind != "decoder":
             return seq_len, self.answer_len or seq_len
         answer = min(self.answer_len or -(-seq_len // 2), seq_len)
@@ -119,7 +120,7 @@ def _collate_pairs(rows: Sequence[tuple[Sequence[int], Sequence[int]]], keys: An
 
 
 def refuse_decoder(name: str, spec: Any) -> str | None:
-    """Return the reason why a model does not write text after text, or None."""
+    """Return the reason why a model is no autoregressive decoder, or None."""
     if reason := refuse_topology(name, spec, "decoder", suggest(spec)):
         return reason
     if spec.reads_memory:

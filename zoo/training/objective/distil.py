@@ -1,5 +1,5 @@
 # N labelled tokens, V vocabulary
-"""Distillation: another model's logits beside the targets."""
+"""Distillation: learn from another model's logits in addition to the targets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class Distil(Objective, kind="distil"):
-    """(1 − mix) × the cross-entropy of another objective, `base`, and mix × t² · KL(teacher ‖ student) of the same
-    tokens, both models' logits divided by the `temperature` t (Hinton et al., 2015).
+    """Minimise (1 − mix) × the cross-entropy of another objective, `base`, plus mix × t² · KL(teacher ‖ student) at the
+    same tokens, with both models' logits divided by the `temperature` t (Hinton et al., 2015).
 
     The `teacher` is a folder that `zoo.load` reads: of the student's topology, vocabulary and tokenizer.
     """
@@ -79,7 +79,7 @@ class Distil(Objective, kind="distil"):
         return [store.load_spec(self.teacher)]
 
     def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
-        load_teacher(self.teacher, batch.input_ids.device)  # before the student's pass takes memory
+        load_teacher(self.teacher, batch.input_ids.device)  # loaded before the student's pass takes memory
         return super().loss(model, batch, weight=weight, count=count)
 
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TeacherLoss:
@@ -105,7 +105,7 @@ def load_teacher(folder: str, device: Any) -> Any:
 
 
 def refuse_other_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError where a teacher's folder has a tokenizer that gives other ids."""
+    """Raise ConfigError if a teacher's folder has a tokenizer that gives other ids."""
     from zoo.checkpoint.gguf import find
     from zoo.data.tokenizer import Tokenizer
     from zoo.errors import ConfigError

@@ -1,6 +1,6 @@
 # B rows, T tokens, C classes or numbers
-"""Objectives of labelled records: a class for each, a tag for each word, or numbers. They put a head for the task on
-the model (`zoo.model.task_head`)."""
+"""Objectives of labelled records: a class for each, a tag for each word, or numbers. They put a task head on the model
+(`zoo.model.task_head`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def find_reading_tower(spec: Any) -> Any:
-    """Find the tower that a head for a task stands on: the model itself, or the decoder of two towers."""
+    """Find the tower that gets the task head: the model itself, or the decoder of an encoder-decoder."""
     return spec.decoder if spec.kind == "encoder_decoder" else spec
 
 
@@ -36,14 +36,14 @@ class Labelled(Objective):
     reads_labels: ClassVar[bool] = True
     scored: ClassVar[str] = "labels"
     by_token: ClassVar[bool] = False
-    """Whether each token has a label, rather than a row."""
+    """Whether each token has a label, or else each row."""
     head: ClassVar[type[Head]]
     """The kind of head that it trains."""
     shared: ClassVar[tuple[str, ...]]
-    """The fields that it has in common with its head, and decides for it. Null stands for what the head says where it
-    is of this kind already; else for what is usual, or for what the data says."""
+    """The fields that set the head's fields of the same names. Null stands for the value of a head that is of this kind
+    already; else for the default, or for the data's value."""
     guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
-    """What stands in the head until the data is read."""
+    """Placeholder values of the head's fields until the data is read."""
 
     def settle(self, spec: Any) -> Objective:
         own, causal = (tower := find_reading_tower(spec)).head, tower.causal
@@ -63,37 +63,37 @@ class Labelled(Objective):
 
     @property
     def pools_first(self) -> bool:
-        """Whether a row is read off its first token, which then should be none of the text's."""
+        """Whether the head reads a row's first token, which then should be a special token."""
         return getattr(self, "pooling", None) == "cls"
 
     def adapt(self, spec: Any) -> Any:
-        """Put the task's head on the model, in place of its own and of its pooler. One of the task's kind stays as it
-        is but for the fields that are shared. The decoder of two towers has it, and reads the text again (Lewis et
-        al., 2019, BART, §3)."""
+        """Put the task head on the model, in place of its head and pooler. A head that is of this kind already only
+        gets the `shared` fields. In an encoder-decoder the decoder has the head, and reads the text again (BART; Lewis
+        et al., 2019, §3)."""
         tower = find_reading_tower(spec)
         given = {name: each for name in self.shared if (each := getattr(self, name)) is not None}
         fields = {**{name: each for name, each in self.guessed.items() if name in self.shared}, **given}
         if isinstance(tower.head, self.head):
             made = replace(tower, head=replace(tower.head, **fields))
         else:
-            dense = self.pools_first or (spec is not tower and self.head.reads_rows)  # BERT's and BART's first product
+            dense = self.pools_first or (spec is not tower and self.head.reads_rows)  # as in BERT and BART
             tanh = {"activation": Tanh()} if dense else {}
             made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
         return made if spec is tower else replace(spec, decoder=made)
 
     def make_task(self) -> Task:
-        """Say how examples are read off records."""
+        """Make the reader of examples from records."""
         raise NotImplementedError
 
     def learn(self, data: PreparedLabels) -> dict[str, Any]:
-        """Give the fields that the data decides, where nothing else has."""
+        """Return the fields that the data decides if they are not set."""
         return {"labels": data.labels}
 
     def collator(self, context: Context) -> Collate:
         from zoo.data.collate import pad_labelled
 
         first = next(iter(context.spec.towers().values()))
-        typed = first is context.spec and first.takes_types  # two towers are given no types
+        typed = first is context.spec and first.takes_types  # an encoder-decoder gets no types
         how = {"typed": typed, "by_token": self.by_token}
         return partial(
             pad_labelled,
@@ -109,7 +109,7 @@ class Labelled(Objective):
         return int(batch.attention_mask.sum())
 
     def open_metrics(self) -> Metrics:
-        """Begin to gather the figures of an evaluation."""
+        """Make the accumulator of an evaluation's metrics."""
         raise NotImplementedError
 
     def judge(self, model: Any, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
@@ -124,12 +124,12 @@ class Labelled(Objective):
 
 
 class Classify(Labelled, kind="classify"):
-    """A class for each text, or for each pair of texts (Devlin et al., 2018, §4.1): records with the fields `text`,
-    `second` (of a pair) and `label`. The classes are `labels`, or those of the training split, sorted.
+    """Predict a class for each text, or pair of texts (Devlin et al., 2018, §4.1), from records with the fields `text`,
+    `second` (of a pair) and `label`. The classes are `labels`, by default those of the training split, sorted.
 
-    The row's vector is by `pooling` the first token's (cls), the mean or the last token's: cls for an encoder and last
-    for a decoder unless given. With cls the head has BERT's first product and tanh. Evaluations give accuracy and the
-    macro F1.
+    `pooling` takes a row's vector from its first token (cls), the mean or its last token; the default is cls for an
+    encoder and last for a decoder. With cls the head begins with BERT's dense layer and tanh. Evaluations give accuracy
+    and macro F1.
     """
 
     head: ClassVar[type[Head]] = SequenceHead
@@ -151,16 +151,16 @@ class Classify(Labelled, kind="classify"):
     def open_metrics(self) -> Metrics:
         from zoo.training.metrics import ClassMetrics
 
-        assert self.labels is not None  # the data has been read
+        assert self.labels is not None  # set from the data
         return ClassMetrics(self.labels)
 
 
 class Tag(Labelled, kind="tag"):
-    """A tag for each word (Devlin et al., 2018, §5.3): records with the fields `tokens` and `tags`, lists of one
-    length. A word's tag is asked of its first token alone. The tags are `labels`, or those of the training split,
-    sorted.
+    """Predict a tag for each word (Devlin et al., 2018, §5.3), from records with the fields `tokens` and `tags`, lists
+    of one length. A word's tag is predicted at its first token. The tags are `labels`, by default those of the training
+    split, sorted.
 
-    Evaluations give the accuracy of words, and F1: of entities where tags are spelled B-…, I-… and O, else of the words
+    Evaluations give the accuracy of words, and F1: of entities if tags are spelled B-…, I-… and O, else of the words
     whose tag is not O.
     """
 
@@ -187,10 +187,10 @@ class Tag(Labelled, kind="tag"):
 
 
 class Regress(Labelled, kind="regress"):
-    """A number for each text or pair of texts, or a list of numbers: records with the fields `text`, `second` and
-    `label`. The loss is the mean square error; evaluations give Pearson's and Spearman's correlation.
+    """Predict a number for each text or pair of texts, or a list of numbers, from records with the fields `text`,
+    `second` and `label`. The loss is the mean squared error; evaluations give Pearson's and Spearman's correlation.
 
-    `n_outputs` is how many numbers there are, as the data has them unless given. `pooling` is as of `classify`.
+    `n_outputs` is the count of numbers in a label, by default the data's. `pooling` is as in `classify`.
     """
 
     head: ClassVar[type[Head]] = RegressionHead

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Objectives of encoders: masked tokens."""
+"""Masked language modelling, the objective of encoders."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class MLM(Objective, kind="mlm"):
-    """Tokens that were masked (Devlin et al., 2018, BERT). `rate` of a row's ordinary tokens are asked for; of these
-    the share `masked` become the mask, `random` any other token, and the rest stay as they are. With `whole_word` a
-    word is asked for whole.
+    """Predict masked tokens (BERT; Devlin et al., 2018): the share `rate` of a row's ordinary tokens. Of these the
+    share `masked` become the mask, `random` a random token, and the rest stay. With `whole_word` whole words are
+    chosen.
 
-    The mask is the tokenizer's, or the token `mask_id`; a tokenizer that has none gets one behind its vocabulary.
+    The mask is the tokenizer's, or the token `mask_id`; if a tokenizer has none, one is appended to its vocabulary.
     """
 
     scored: ClassVar[str] = "masked tokens"
@@ -71,7 +71,7 @@ class MLM(Objective, kind="mlm"):
 
 
 def find_mask(tokenizer: Tokenizer) -> int:
-    """Find the mask token of a tokenizer, adding one where there is none."""
+    """Find the mask token of a tokenizer; add one if there is none."""
     from zoo.data.tokenizer import MASKS
 
     there = [name for name in MASKS if tokenizer.backend.token_to_id(name) is not None]
@@ -81,7 +81,7 @@ def find_mask(tokenizer: Tokenizer) -> int:
 
 
 def refuse_mask(mask_id: int | None, spec: Any) -> str | None:
-    """Return the reason where the mask is no token of the model, or None."""
+    """Return the reason if the mask is beyond the model's vocabulary, or None."""
     size = next(iter(spec.towers().values())).vocab_size
     if mask_id is not None and mask_id >= size:
         return f"mask_id is {mask_id}, the model's vocabulary is 0 to {size - 1} (null: the tokenizer's)"

@@ -1,5 +1,5 @@
-# S tokens that are read, T that are written
-"""Base of the objectives in which a model reads a corrupted text, and writes what it was."""
+# S input tokens, T target tokens
+"""Base of the denoising objectives, in which a model reads a corrupted text and writes the missing or whole text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from zoo.data.tokens import Collate
 
 ROOM = 16
-"""With documents apart, a row keeps room for as many ends of text as 1/16 of its tokens."""
+"""With `data.documents`, a row keeps room for ends of text: 1/16 of its tokens."""
 
 
 class Rewriting(Objective):
-    """Base of the objectives in which what is missing in a text is written. A row of text is corrupted whole, or each
-    of its documents for itself. All batches have one shape.
+    """Base of the denoising objectives. A row of text is corrupted whole, or each of its documents by itself. All
+    batches of a run have one shape.
 
-    An encoder reads the text and a decoder writes. A decoder alone reads it and goes on to write in the same row (Tay
-    et al., 2022, §3.3.1); a prefix LM sees all that it reads.
+    An encoder reads the corrupted text and a decoder writes the targets. A decoder alone reads the text and writes the
+    targets in the same row (Tay et al., 2022, §3.3.1); a prefix LM attends to the text in both directions.
     """
 
     scored: ClassVar[str] = "tokens that are restored"
@@ -43,7 +43,8 @@ class Rewriting(Objective):
         return dict(zip(spec.towers(), widths, strict=True))
 
     def lay_out(self, spec: Any, seq_len: int, documents: bool) -> tuple[int, ...]:
-        """Count the tokens of text in a row, and those of each tower's row: as much text as fits rows of `seq_len`."""
+        """Return the tokens of text in a row, and the length of each tower's row: as much text as fits rows of
+        `seq_len`."""
         room = max(seq_len // ROOM, 1) if documents else 0
         if spec.kind == "decoder":
             lengths = range(2, seq_len + 1)
@@ -51,26 +52,26 @@ class Rewriting(Objective):
             length = lengths[max(fitting - 1, 0)]
             return length, self.measure_row(length) + room
         source, target = self.measure(seq_len - room)
-        spare = max(source, target) + room - seq_len  # a decoder that writes all writes an end of text besides
+        spare = max(source, target) + room - seq_len  # targets of the whole text have one more token, the EOS
         length = max(seq_len - room - max(spare, 0), 2)
         source, target = self.measure(length)
         return length, source + room, target + room
 
     def measure(self, length: int) -> tuple[int, int]:
-        """Count what is read and what is written of so many tokens: the most of each."""
+        """Return the maximum numbers of input tokens and of targets made from `length` tokens."""
         sizes = self.list_sizes(length)
         return max(source for source, _ in sizes), max(target for _, target in sizes)
 
     def measure_row(self, length: int) -> int:
-        """Count the tokens of a row that holds both, the last of which is predicted only."""
+        """Return the length of a row with inputs and targets, without the last token, which is a target only."""
         return max(source + target for source, target in self.list_sizes(length)) - 1
 
     def list_sizes(self, length: int) -> list[tuple[int, int]]:
-        """List what is read and what is written of so many tokens, for each way to corrupt them."""
+        """List the numbers of input tokens and targets made from `length` tokens, for each way to corrupt them."""
         raise NotImplementedError
 
     def corrupter(self, context: Context) -> Corrupt:
-        """Make what corrupts a run of tokens."""
+        """Make the function that corrupts a run of tokens."""
         raise NotImplementedError
 
     def collator(self, context: Context) -> Collate:
@@ -81,5 +82,5 @@ class Rewriting(Objective):
         common = (self.corrupter(context), context.seed, context.tokenizer.eos_id, length, context.documents)
         if spec.kind == "decoder":
             return Continued(*common, width=widths[0], prefixed=spec.prefix_lm)
-        padded = len(self.list_sizes(length)) > 1  # then runs of equal length differ in length afterwards
+        padded = len(self.list_sizes(length)) > 1  # corrupted runs differ in length
         return Rewritten(*common, start_id=spec.start_id, widths=(widths[0], widths[1]), padded=padded)

@@ -1,4 +1,4 @@
-"""Objectives of spans that are gone from a text, to be restored from what is left."""
+"""Span corruption (T5), text infilling (BART) and mixtures of denoisers (UL2)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class SpanCorruption(Rewriting, kind="span_corruption"):
-    """Spans of noise are replaced by a sentinel each; the model writes the sentinels, and what stood there (Raffel et
-    al., 2020, T5). `rate` of the tokens are noise, in spans of `mean_span` on average.
+    """Replace spans of tokens by a sentinel each; the model writes each sentinel followed by its span (T5; Raffel et
+    al., 2020). `rate` is the share of tokens replaced, in spans of `mean_span` tokens on average.
 
-    Sentinels are the tokenizer's `<extra_id_0>` …; those that it lacks come behind its vocabulary.
+    Sentinels are the tokenizer's `<extra_id_0>` …; missing ones are appended to its vocabulary.
     """
 
     rate: Rate = 0.15
@@ -49,10 +49,10 @@ class SpanCorruption(Rewriting, kind="span_corruption"):
 
 
 class Denoising(Rewriting, kind="denoising"):
-    """Text infilling and sentence permutation; the model writes the whole text (Lewis et al., 2019, BART). `rate` of
-    the tokens go, in spans of Poisson(`mean_span`) tokens with one mask for each. With `permute` the sentences come in
-    any order: they end at a full stop, a line end or the end of a text, as the vocabulary spells them.
-    """
+    """Text infilling and sentence permutation; the model writes the whole text (BART; Lewis et al., 2019). The share
+    `rate` of the tokens is replaced, in spans of Poisson(`mean_span`) tokens with one mask each. With `permute` the
+    sentences are in random order. They end at a full stop, a line end or the end of a text, by the vocabulary's
+    spelling."""
 
     rate: Rate = 0.3
     mean_span: PositiveFloat = 3.0
@@ -93,15 +93,14 @@ class Denoising(Rewriting, kind="denoising"):
 
 
 class Denoiser(Spec, axis="denoiser", default="spans"):
-    """One of UL2's ways to corrupt a run. `mode` names the token that may tell it to the model; ways are drawn in
-    proportion to their `weight`."""
+    """One of UL2's denoisers, drawn in proportion to its `weight`. `mode` names its mode token."""
 
     mode: Literal["R", "S", "X"]
     rate: Rate
     weight: PositiveFloat = 1.0
 
     def count_spans(self, length: int) -> int:
-        """Count the spans that it takes out of so many tokens."""
+        """Count the spans replaced in `length` tokens."""
         return 1
 
     def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -110,7 +109,7 @@ class Denoiser(Spec, axis="denoiser", default="spans"):
 
 
 class Spans(Denoiser, kind="spans"):
-    """Spans of `mean_span` tokens on average, as in T5: short and few (R), or long or many (X)."""
+    """Replace spans of `mean_span` tokens on average, as in T5: few short ones (R), or long or many ones (X)."""
 
     mean_span: PositiveFloat = 3.0
 
@@ -124,7 +123,7 @@ class Spans(Denoiser, kind="spans"):
 
 
 class Suffix(Denoiser, kind="suffix"):
-    """The last tokens in one span: the model goes on from what stands before (S)."""
+    """Replace the last tokens as one span: the model continues the text before them (S)."""
 
     def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
         import numpy as np
@@ -135,12 +134,12 @@ class Suffix(Denoiser, kind="suffix"):
 
 
 MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
-"""The tokens that tell the denoiser, spelled as in UL2's published vocabulary."""
+"""The mode tokens, spelled as in UL2's published vocabulary."""
 
 
 class UL2(Rewriting, kind="ul2"):
-    """A mixture of denoisers, one drawn for each run (Tay et al., 2022, UL2). With `modes` what is read begins with the
-    token of the denoiser's mode."""
+    """A mixture of denoisers, one drawn for each row or document (UL2; Tay et al., 2022). With `modes` the input begins
+    with the denoiser's mode token. Rows are padded to one length, as denoisers differ in it."""
 
     denoisers: tuple[Denoiser, ...]
     modes: bool = True
@@ -198,7 +197,7 @@ def _count_spans(length: int, rate: float, mean: float) -> int:
 
 
 def _measure_spans(length: int, rate: float, mean: float) -> tuple[int, int]:
-    """The tokens that are read and that are written."""
+    """Return the numbers of input tokens and of targets."""
     from zoo.data.corrupt import count_noise
 
     noise, spans = count_noise(length, rate, mean)

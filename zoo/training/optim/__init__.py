@@ -1,6 +1,6 @@
-"""Optimizers by kind. `base` groups a model's parameters; `rules` has the updates that torch lacks.
+"""Optimizers by kind. `base` groups a model's parameters; `rules` has the update rules that torch lacks.
 
-No torch at import: a training config is checked without it.
+Importing this does not import torch: a training config is checked without it.
 """
 
 from zoo.training.optim.base import Factors, GroupOptions, Optim, set_rates, unscaled

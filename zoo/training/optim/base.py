@@ -1,4 +1,4 @@
-"""Define what all optimizers share: hyperparameters, and the groups of parameters that they are given."""
+"""Define what all optimizers share: hyperparameters, and the division of parameters into groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
-"""Devices with a fused AdamW in torch. On a CPU it takes a quarter of the time of the unfused one."""
+"""Devices with a fused AdamW in torch. On a CPU it takes a quarter of the unfused one's time."""
 
 
 class Factors(NamedTuple):
@@ -31,16 +31,16 @@ class Factors(NamedTuple):
 
 
 Scale = Callable[[SpecRow | None, str], Factors]
-"""Gives the factors of a tensor by the row of its part and its name there: what a parametrisation says of it."""
+"""A parametrisation's factors of a tensor, from the row of its part and its name in the part."""
 
 
 def unscaled(row: SpecRow | None, leaf: str) -> Factors:
-    """The factors of the standard parametrisation: 1."""
+    """Return the factors of the standard parametrisation: 1."""
     return Factors()
 
 
 class GroupOptions(Spec, axis="optim_group", kind="group", default="group"):
-    """Options of a group of tensors, in place of the optimizer's `lr` and `weight_decay`; null leaves one as it is."""
+    """Options of a group of tensors, in place of the optimizer's `lr` and `weight_decay`; null keeps these."""
 
     lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
@@ -53,16 +53,16 @@ class GroupOptions(Spec, axis="optim_group", kind="group", default="group"):
 class Optim(Spec, axis="optim"):
     """An optimizer's hyperparameters. `lr` is the peak of the schedule.
 
-    `groups` gives tensors another `lr` or `weight_decay` by what they are: a role or an axis (embedding, tokens, head,
-    logits, norm, attention, ffn, router, experts …), `bias`, or `layers` for all inside layers. Words joined by dots
-    must all hold (`attention.norm`). The first group that a tensor fits is its own. Weight decay pulls matrices and
-    tables, never scales and biases; a group that states one states it for all its tensors.
+    `groups` gives some tensors another `lr` or `weight_decay`. A group's name is a role or an axis (embedding, tokens,
+    head, logits, norm, attention, ffn, router, experts …), `bias`, or `layers` for all tensors inside layers. Words
+    joined by dots must all hold (`attention.norm`). A tensor belongs to the first group that it fits. Weight decay
+    applies to matrices and tables, not to scales and biases, unless a group states it.
     """
 
-    averages: ClassVar[bool] = False  # whether it evaluates another average of the weights than it trains
-    by_element: ClassVar[bool] = True  # whether an element's update depends on that element alone
-    by_part: ClassVar[bool] = True  # whether it can step a part of a tensor for itself
-    gathers: ClassVar[bool] = False  # or else brings together the parts that processes of dp, shard and cp have
+    averages: ClassVar[bool] = False  # whether it evaluates an average of the weights, not the trained ones
+    by_element: ClassVar[bool] = True  # whether an element's update depends on this element alone
+    by_part: ClassVar[bool] = True  # whether it can step a part of a tensor by itself
+    gathers: ClassVar[bool] = False  # if not: whether it gathers the parts of dp, shard and cp
     whole_step: ClassVar[str | None] = None  # why it cannot step one tensor after another (`piecewise`), or None
 
     lr: PositiveFloat
@@ -74,7 +74,7 @@ class Optim(Spec, axis="optim"):
         raise NotImplementedError
 
     def refuses(self, spec: Any) -> list[str]:
-        """List the faults of these options for a model, without torch: groups that none of its tensors is in."""
+        """List the faults of these options for a model, without torch: groups that no tensor fits."""
         if not self.groups:
             return []
         known: set[str] = set()
@@ -92,26 +92,26 @@ class Optim(Spec, axis="optim"):
         ]
 
     def check_device(self, device: Device) -> None:
-        """Raise ConfigError where this optimizer cannot run on the device."""
+        """Raise ConfigError if this optimizer cannot run on the device."""
 
     def describe(self, device: Device) -> str | None:
-        """Say in one line what the optimizer chose for this device, where it has a choice."""
+        """Describe in one line the optimizer's choices for this device, if it has any."""
         return None
 
     def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
-        """Options of torch's group that a tensor needs beside rate, decay and epsilon. Tensors that differ are in
-        different groups."""
+        """Return options of a tensor's group in torch's optimizer in addition to rate, decay and epsilon. Tensors with
+        different options are in different groups."""
         return {}
 
     def group_of(self, row: SpecRow | None, leaf: str) -> str | None:
-        """Name the first of `groups` that a tensor fits."""
+        """Return the name of the first of `groups` that a tensor fits."""
         words = label(row, leaf)
         return next((name for name in self.groups or () if words.issuperset(name.split("."))), None)
 
     def make_groups(self, model: Any, scale: Scale = unscaled) -> list[dict[str, Any]]:
-        """Group the trained parameters by what differs between them.
+        """Group the trained parameters by their options.
 
-        `peak_lr` is a group's own peak: the schedule multiplies it (`set_rates`).
+        `peak_lr` is a group's own peak rate, which the schedule's factor multiplies (`set_rates`).
         """
         eps = getattr(self, "eps", None)
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -125,15 +125,15 @@ class Optim(Spec, axis="optim"):
             options = {"lr": lr * factors.lr, "weight_decay": decay * factors.weight_decay, **self.mark(row, leaf)}
             if isinstance(eps, float):
                 options["eps"] = eps * factors.eps
-            key = (*options.items(), find_mesh(parameter))  # torch steps tensors of one mesh together
+            key = (*options.items(), find_mesh(parameter))  # torch steps only tensors of one mesh together
             group = groups.setdefault(key, {"params": [], "peak_lr": options["lr"], **options})
             group["params"].append(parameter)
         return sorted(groups.values(), key=lambda group: not group["weight_decay"])
 
 
 def list_trained(model: Any) -> Iterator[tuple[SpecRow | None, str, Any]]:
-    """Yield each trained parameter with the row of its part and its name there; without a row what the Spec does not
-    list, such as an adapter's matrices."""
+    """Yield each trained parameter with the row of its part and its name in the part. The row is None for parameters
+    that the Spec does not list, such as an adapter's matrices."""
     placed = {
         name: (row, leaf)
         for where, tower in model.spec.towers().items()
@@ -146,7 +146,7 @@ def list_trained(model: Any) -> Iterator[tuple[SpecRow | None, str, Any]]:
 
 
 def label(row: SpecRow | None, leaf: str) -> set[str]:
-    """List the words by which a tensor can be named in `groups`."""
+    """List the words that match a tensor in `groups`."""
     if row is None:
         return set()
     words = {role for role in row.roles if role} | {row.component.axis}
@@ -158,12 +158,12 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
     """Set every group's learning rate to its own peak times the schedule's factor."""
     for group in optimizer.param_groups:
         rate = group["peak_lr"] * factor
-        if isinstance(group["lr"], torch.Tensor):  # torchao's, whose compiled step would hold a number fast
+        if isinstance(group["lr"], torch.Tensor):  # torchao's, whose compiled step would make a number a constant
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
 
 
 def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
-    """Whether torch has fused kernels where all parameters are."""
+    """Whether torch has fused kernels for the devices of all parameters."""
     return all(parameter.device.type in FUSED for group in groups for parameter in group["params"])

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 LEAST = 1e-16
-"""The least mean of squared gradients that is told from 0. torch has float32's epsilon, which is above those of a large
-model; the square of it, which torch adds up with, must not be 0 in float32."""
+"""Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, is above those of a large
+model. torch also uses the bound's square, which must not be 0 in float32."""
 
 
 class Adafactor(Optim, kind="adafactor"):
-    """Second moments as the product of a row's and a column's means, and no first moment (Shazeer and Stern, 2018), as
-    torch has it.
+    """Second moments as products of row and column means, and no first moment (Shazeer and Stern, 2018); torch's
+    implementation.
 
-    Steps are relative: `lr`, or 1/√t where that is less, times the tensor's RMS, at least `min_rms`. An update is
-    scaled down to an RMS of `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
+    Steps are relative: min(`lr`, 1/√t) times the tensor's RMS, which counts as at least `min_rms`. An update is scaled
+    down to an RMS of at most `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
     """
 
     by_element: ClassVar[bool] = False
@@ -58,17 +58,17 @@ class AdamW(Optim, kind="adamw"):
 
 
 class AdamW8bit(AdamW, kind="adamw8bit"):
-    """AdamW whose moments are codes of 8 bits with a scale for each 256 (Dettmers et al., 2021), as torchao has it.
+    """AdamW with moments of 8 bits and a scale for each 256 values (Dettmers et al., 2021); torchao's implementation.
 
-    Tensors of fewer than 4,096 elements, or no multiple of 256, keep moments in their own dtype. torchao compiles the
-    update, once for each shape.
+    Tensors with fewer than 4,096 elements, or not a multiple of 256, have moments in their own dtype. torchao compiles
+    the update once for each shape.
     """
 
     whole_step: ClassVar[str | None] = "packs its states in 8 bits by itself"
     by_part: ClassVar[bool] = False
 
     def check_device(self, device: Device) -> None:
-        """Raise ConfigError where torchao is missing, or cannot compile its update for this device."""
+        """Raise ConfigError if torchao is missing, or cannot compile its update for this device."""
         parameter = torch.nn.Parameter(torch.zeros(16, 256, device=device))
         optimizer = _import_torchao()([parameter])
         parameter.grad = torch.zeros_like(parameter)
@@ -95,8 +95,8 @@ def _import_torchao() -> Any:
 
 
 def _make_states(optimizer: Any) -> None:
-    """Let torchao make its states before the first step, so that a checkpoint can be read into them: a step at rate 0
-    with gradients of 0, which changes no weight."""
+    """Create torchao's states before the first step, so that a checkpoint can be read into them: take a step with rate
+    0 and gradients of 0, which changes no weight."""
     set_rates(optimizer, 0.0)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -108,13 +108,13 @@ def _make_states(optimizer: Any) -> None:
 
 
 class Muon(Optim, kind="muon"):
-    """Momentum whose matrices are orthogonalised by Newton-Schulz iterations (Jordan et al., 2024).
+    """Momentum, orthogonalised by Newton-Schulz iterations for matrices (Jordan et al., 2024).
 
-    It steps the matrices of products inside layers, those of experts one by one. Embeddings, heads, norms, biases,
-    convolutions and whatever else is a vector go by AdamW, with `betas` and `eps`. The update of an [A, B] matrix is
-    scaled by 0.2·√max(A, B), which gives it the RMS of AdamW's, so that AdamW's `lr` and `weight_decay` stand (Liu et
-    al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. A matrix of which
-    each process has a part is gathered; every process orthogonalises all of it, and steps its own part.
+    Muon steps the weight matrices inside layers, each expert's by itself. AdamW, with `betas` and `eps`, steps
+    embeddings, heads, norms, biases, convolutions and all other vectors. The update of an [A, B] matrix is scaled by
+    0.2·√max(A, B), which gives it the RMS of AdamW's update, so that AdamW's `lr` and `weight_decay` can be kept (Liu
+    et al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. A matrix divided
+    among processes is gathered; every process orthogonalises the whole and steps its own part.
     """
 
     by_part: ClassVar[bool] = False
@@ -139,7 +139,7 @@ class Muon(Optim, kind="muon"):
         return f"muon: orthogonalises in {dtype}{why}"
 
     def choose_dtype(self, device: Device) -> torch.dtype:
-        """Choose the dtype of the iterations on a device."""
+        """Choose the dtype of the Newton-Schulz iterations on a device."""
         if self.dtype == "auto":
             return torch.float32 if is_slow(torch.bfloat16, device, training=True) else torch.bfloat16
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
@@ -162,10 +162,10 @@ class Muon(Optim, kind="muon"):
 
 
 class ScheduleFree(Optim, kind="schedule_free"):
-    """Schedule-free AdamW (Defazio et al., 2024): gradients are taken at y = (1 − β₁)·z + β₁·x, z is stepped, and the
-    average x of all z, weighted by the squared rate, is evaluated and saved.
+    """Schedule-free AdamW (Defazio et al., 2024): gradients are taken at y = (1 − β₁)·z + β₁·x, the step is applied to
+    z, and the average x of all z, weighted by the squared rate, is evaluated and saved.
 
-    `schedule` can only be constant, with a warm-up: the average replaces a decay.
+    `schedule` must be constant, with or without warm-up: the average replaces a decay.
     """
 
     averages: ClassVar[bool] = True
@@ -182,9 +182,10 @@ class ScheduleFree(Optim, kind="schedule_free"):
 
 
 class Lion(Optim, kind="lion"):
-    """The sign of an interpolation of momentum and gradient, with decoupled weight decay (Chen et al., 2023).
+    """Lion: steps by the sign of an interpolation of momentum and gradient, with decoupled weight decay (Chen et al.,
+    2023).
 
-    Its steps are larger than AdamW's at the same rate: the paper takes 3 to 10 times less `lr` and as much more
+    Its steps are larger than AdamW's at the same rate: the paper uses 3 to 10 times less `lr` and as much more
     `weight_decay`.
     """
 
@@ -199,8 +200,8 @@ class Lion(Optim, kind="lion"):
 
 
 class SGD(Optim, kind="sgd"):
-    """Gradient descent with momentum (Polyak, 1964), or Nesterov's (1983). Weight decay is torch's: a part of the
-    gradient, not decoupled."""
+    """Gradient descent with momentum (Polyak, 1964), or Nesterov's (1983). Weight decay is added to the gradient, not
+    decoupled, as in torch."""
 
     lr: PositiveFloat = 0.1
     momentum: Beta = 0.9

@@ -1,4 +1,4 @@
-"""Step an optimizer piece by piece, where weights or states are kept otherwise than its rule computes with them: in
+"""Step an optimizer piece by piece, if weights or states are stored in another form than its rule computes with: in
 bfloat16 with stochastic rounding, or in the host's memory."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zoo.costs.states import PIECE
 from zoo.training.optim.rules import Closure, evaluate, list_due
 
 DROPPED = 16
-"""Bits of a float32 that bfloat16 has not."""
+"""Low bits of a float32 that bfloat16 lacks."""
 
 
 class Beside:
@@ -27,21 +27,21 @@ class Beside:
         return torch.empty(shape, dtype=dtype, device=device)
 
     def fetch(self, kept: Tensor, device: torch.device) -> Tensor:
-        """Give a piece of a state to update on `device`."""
+        """Return a piece of a state on `device`, to be updated."""
         return kept
 
     def give_back(self, value: Tensor, kept: Tensor) -> None:
-        """Write an updated piece to where it is kept."""
+        """Write an updated piece to its place."""
         write(value, kept)
 
     def finish(self) -> None:
-        """Wait until every piece is back."""
+        """Wait until every piece has been written back."""
 
 
 class HostMemory(Beside):
-    """Keeps an optimizer's states in pinned memory of the host (Ren et al., 2021, ZeRO-Offload). CUDA alone.
+    """Keeps an optimizer's states in pinned memory of the host (ZeRO-Offload; Ren et al., 2021). CUDA only.
 
-    Copies are queued on the device's stream between the updates, so that the host waits once a step.
+    Copies are queued on the device's stream among the updates, so that the host waits only once a step.
     """
 
     def make_room(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -51,7 +51,7 @@ class HostMemory(Beside):
         return kept.to(device, non_blocking=True)
 
     def give_back(self, value: Tensor, kept: Tensor) -> None:
-        if value.dtype is not kept.dtype:  # rounded here, so that half as many bytes travel
+        if value.dtype is not kept.dtype:  # rounded on the device, to copy half as many bytes
             low = torch.empty_like(value, dtype=kept.dtype)
             write(value, low)
             value = low
@@ -64,11 +64,11 @@ class HostMemory(Beside):
 class Piecewise(Optimizer):
     """Steps the rule of another optimizer on at most PIECE elements of one tensor at a time.
 
-    With `rounds`, weights, gradients and states are bfloat16. A piece of them is float32 while the rule computes, decay
-    included, and is then rounded stochastically. Counters stay what the rule makes them. `place` keeps the states.
+    With `rounds`, weights, gradients and states are bfloat16. Each piece is converted to float32 for the rule, decay
+    included, and its results are rounded stochastically. Counters are not rounded. `place` stores the states.
 
-    The update of an element depends on its whole tensor unless `by_element`, and in groups with `orthogonalise`. Such a
-    tensor is one piece.
+    A tensor is one piece if an element's update depends on the whole tensor: without `by_element`, and in groups with
+    `orthogonalise`.
     """
 
     def __init__(self, rule: Optimizer, *, rounds: bool, by_element: bool = True, place: Beside | None = None) -> None:
@@ -86,7 +86,7 @@ class Piecewise(Optimizer):
 
     @torch.no_grad()
     def evaluation_weights(self) -> dict[Tensor, Tensor]:
-        """Give the weights that the rule evaluates in place of those that it trains, by parameter; most have none."""
+        """Return by parameter the weights that the rule evaluates in place of the trained ones; {} for most rules."""
         found: dict[Tensor, Tensor] = {}
         evaluates = getattr(self._rule, "evaluation_weights", None)
         if evaluates is None:
@@ -100,7 +100,7 @@ class Piecewise(Optimizer):
         return found
 
     def keep_state(self, parameter: Tensor, value: Tensor) -> Tensor:
-        """Put a saved state where it is kept between updates, for whoever restores one."""
+        """Move a restored state to where states are kept between updates."""
         if is_counter(value):
             fused = any(group.get("fused") or group.get("capturable") for group in self.param_groups)
             return value.to(parameter.device) if fused else value
@@ -115,14 +115,14 @@ class Piecewise(Optimizer):
             self._rule.step()
             write(shell.data, cut(weight))
             self._keep_states(shell, weight, state, cut, whole)
-            del shell  # or it would stand beside the next piece
+            del shell  # or its memory would stay allocated during the next piece
             self._take_back()
 
     def _keep_states(
         self, shell: Tensor, weight: Tensor, state: dict[str, Any], cut: Callable[[Tensor], Tensor], whole: bool
     ) -> None:
-        """Write what the rule made of a piece's states to where the whole tensor's are kept."""
-        for name, value in sorted(self._rule.state[shell].items()):  # a resumed run, which read a file, has their order
+        """Write the rule's new states of a piece into the whole tensor's states."""
+        for name, value in sorted(self._rule.state[shell].items()):  # the order in a resumed run
             if is_counter(value):
                 state[name] = value
                 continue
@@ -132,7 +132,7 @@ class Piecewise(Optimizer):
             self._place.give_back(value, cut(state[name]))
 
     def _lend(self, group: dict[str, Any], weight: Tensor, gradient: Tensor | None, state: dict[str, Any]) -> Tensor:
-        """Give the rule one weight with its gradient and state, and no other. Returns the rule's name for it."""
+        """Give the rule a single weight with its gradient and state. Returns the rule's parameter."""
         shell = torch.nn.Parameter(self._widen(weight), requires_grad=False)
         shell.grad = None if gradient is None else self._widen(gradient)
         own = {
@@ -144,7 +144,7 @@ class Piecewise(Optimizer):
         return shell
 
     def _take_back(self) -> None:
-        """Let the rule keep nothing between steps."""
+        """Remove all parameters and states from the rule."""
         self._rule.param_groups, self._rule.state = [], defaultdict(dict)
 
     def _widen(self, value: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Piecewise(Optimizer):
 
 
 def write(value: Tensor, kept: Tensor) -> None:
-    """Write an updated piece: rounded where it is kept in bfloat16, and not at all where it was updated in place."""
+    """Write an updated piece: rounded if it is stored in bfloat16; nothing is written if it was updated in place."""
     if value.dtype is not kept.dtype:
         copy_rounded(kept, value)
     elif value.data_ptr() != kept.data_ptr():
@@ -162,15 +162,16 @@ def write(value: Tensor, kept: Tensor) -> None:
 def copy_rounded(target: Tensor, value: Tensor) -> None:
     """Copy float32 values to a bfloat16 tensor of the same shape by stochastic rounding (Gupta et al., 2015).
 
-    A value between two neighbours goes to the larger (in size) with the chance that is its distance from the smaller,
-    to all 16 bits: 1 + 2⁻¹⁰ is an eighth of the way from 1 to 1 + 2⁻⁷, and becomes that once in eight times. So an
-    update far below a weight's last place moves it on average, where rounding to nearest never does.
+    A value between two bfloat16 neighbours rounds away from 0 with a probability equal to its relative distance from
+    the neighbour nearer 0 (in 1/2¹⁶ steps): 1 + 2⁻¹⁰ is an eighth of the way from 1 to 1 + 2⁻⁷, and becomes 1 + 2⁻⁷
+    once in eight times. So an update far below a weight's last place changes it on average, where rounding to nearest
+    never does.
 
-    `value` is contiguous and is overwritten. Numbers that bfloat16 has, infinities and NaN stay what they are. Draws
-    from the device's own random generator, whose state a checkpoint holds.
+    `value` is contiguous and is overwritten. Numbers exact in bfloat16, infinities and NaN are unchanged. Draws from
+    the device's random generator, whose state checkpoints save.
     """
     drawn = torch.empty(-(-value.numel() // 4), dtype=torch.int64, device=value.device)
-    drawn.random_(-(2**63), None)  # all 64 bits: four numbers of 16, from −2¹⁵ on
+    drawn.random_(-(2**63), None)  # 64 random bits: four numbers of 16 bits, from −2¹⁵ on
     nan = find_nan(value)
     bits = value.view(torch.int32)
     bits.add_(drawn.view(torch.int16)[: value.numel()].view(value.shape))
@@ -179,30 +180,30 @@ def copy_rounded(target: Tensor, value: Tensor) -> None:
 
 
 def find_nan(value: Tensor) -> Tensor | None:
-    """Find the values that are no number, whose bits a carry would make into a number. None where a CPU sees at once
-    that there are none; another device is not waited for."""
+    """Find NaNs, whose bits a carry could turn into a number. None if there are none, on a CPU only: on another device
+    this is not checked, to avoid waiting for it."""
     if value.device.type == "cpu" and bool(value.sum().isfinite()):
         return None
     return value.isnan()
 
 
 def is_counter(value: Any) -> bool:
-    """Whether a state is a number, not a tensor of values."""
+    """Whether a state is a single number, not a tensor of values."""
     return not torch.is_tensor(value) or value.ndim == 0
 
 
 def copy_counter(value: Any) -> Any:
-    """Copy a counter, so that each piece of a tensor counts from the same number."""
+    """Copy a counter, so that each piece of a tensor starts from the same count."""
     return value.clone() if torch.is_tensor(value) else value
 
 
 def cut_evenly(count: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield functions that view one piece after another of a tensor with `count` elements, flat."""
+    """Yield functions that each view one piece of a flattened tensor of `count` elements."""
     runs = -(-count // PIECE)
     for run in range(runs):
         yield partial(view_piece, start=count * run // runs, end=count * (run + 1) // runs)
 
 
 def view_piece(tensor: Tensor, start: int, end: int) -> Tensor:
-    """View the elements `start` to `end` of a flattened tensor, which is contiguous."""
+    """View the elements `start` to `end` of a flattened contiguous tensor."""
     return tensor.view(-1)[start:end]

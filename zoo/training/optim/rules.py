@@ -18,16 +18,17 @@ Groups = Iterable[dict[str, Any]]
 Closure = Callable[[], float] | None
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that Newton-Schulz iterates: singular values come near 1 in five steps (Jordan et al., 2024)."""
+"""Coefficients of the quintic Newton-Schulz iteration: singular values come near 1 in five steps (Jordan et al.,
+2024)."""
 
 LEAST_NORM = 1e-7
 
 STACK = 1 << 24
-"""Elements that are orthogonalised at once, unless one tensor has more. More would take memory and save no time."""
+"""Most elements orthogonalised at once, unless one tensor has more. More would take memory and save no time."""
 
 
 def evaluate(closure: Closure) -> float | None:
-    """Call a step's closure with gradients, where there is one."""
+    """Call a step's closure with gradients enabled, if there is one."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -35,7 +36,7 @@ def evaluate(closure: Closure) -> float | None:
 
 
 def list_due(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor, Tensor, dict[str, Any]]]:
-    """Yield group, parameter, gradient and state of each parameter that has a gradient."""
+    """Yield the group, the parameter, its gradient and its state, for each parameter with a gradient."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -64,8 +65,8 @@ class Lion(Optimizer):
 class ScheduleFreeAdamW(Optimizer):
     """Schedule-free AdamW (Defazio et al., 2024, algorithm 1, with AdamW's preconditioner).
 
-    A parameter holds y, where gradients are taken; its state holds z. The average x, weighted by lr², follows of both:
-    x = (y − (1 − β₁)·z) / β₁.
+    A parameter holds y, at which gradients are taken; its state holds z. The average x, weighted by lr², follows from
+    both: x = (y − (1 − β₁)·z) / β₁.
     """
 
     def __init__(
@@ -88,19 +89,19 @@ class ScheduleFreeAdamW(Optimizer):
         (first, second), lr = group["betas"], group["lr"]
         state["step"] += 1
         state["weight_sum"] += lr**2
-        share = lr**2 / float(state["weight_sum"]) if lr else 0.0  # of the newest z in the average
+        share = lr**2 / float(state["weight_sum"]) if lr else 0.0  # weight of the newest z in the average
         state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         correction = 1 - second ** float(state["step"])
         update = gradient / (state["exp_avg_sq"] / correction).sqrt_().add_(group["eps"])
         if group["weight_decay"]:
             update.add_(y, alpha=group["weight_decay"])
-        # y follows the average to `share` of the way, and takes its own part of the step that z takes
+        # y moves by `share` towards z, as the average does, and takes 1 − β₁ · (1 − share) of z's step
         y.lerp_(state["z"], share).add_(update, alpha=-lr * (1 - first * (1 - share)))
         state["z"].sub_(update, alpha=lr)
 
     @torch.no_grad()
     def evaluation_weights(self) -> dict[Tensor, Tensor]:
-        """Give the average x of each parameter that has been stepped."""
+        """Return the average x of each parameter that has been stepped."""
         found = {}
         for group in self.param_groups:
             first = group["betas"][0]
@@ -113,8 +114,8 @@ class ScheduleFreeAdamW(Optimizer):
 class Muon(Optimizer):
     """Muon (Jordan et al., 2024) for groups with `orthogonalise`, torch's AdamW for the others.
 
-    Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as torch.optim.Muon has it. Matrices of one
-    shape, on either side, are stacked and orthogonalised together.
+    Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as in torch.optim.Muon. Matrices of one shape,
+    transposed or not, are stacked and orthogonalised together.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Muon(Optimizer):
                 for tensors in stack_by_shape(group["params"]):
                     self._step_stack(group, tensors)
         others = [group for group in self.param_groups if not group["orthogonalise"]]
-        if self._adamw is not None and others:  # torch's AdamW steps them: the same dictionaries, and the same states
+        if self._adamw is not None and others:  # torch's AdamW shares these groups and states
             self._adamw.param_groups, self._adamw.state = others, self.state
             self._adamw.step()
             self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
@@ -162,7 +163,7 @@ class Muon(Optimizer):
             tensor.add_(take_part(update, tensor), alpha=-lr * 0.2 * math.sqrt(long))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
-        """Stack what is to be orthogonalised: [N, A, B] with A ≤ B."""
+        """Stack the updates to orthogonalise: [N, A, B] with A ≤ B."""
         counts, (short, long) = count_matrices(tensors), sorted(tensors[0].shape[-2:])
         dtype = torch.float64 if tensors[0].dtype is torch.float64 else self.dtype
         x = torch.empty(sum(counts), short, long, dtype=dtype, device=tensors[0].device)
@@ -180,7 +181,7 @@ class Muon(Optimizer):
 
 
 def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield parameters with gradients, those together whose matrices have one shape, up to STACK elements."""
+    """Yield groups of parameters with gradients whose matrices have one shape, of at most STACK elements."""
     alike: dict[Any, list[Tensor]] = defaultdict(list)
     for each in parameters:
         if each.grad is not None:
@@ -196,12 +197,12 @@ def stack_by_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def count_matrices(tensors: Iterable[Tensor]) -> list[int]:
-    """Count the matrices that each tensor is: 1, or the experts of a stack."""
+    """Count the matrices in each tensor: 1, or the experts of a stack."""
     return [math.prod(tensor.shape[:-2]) for tensor in tensors]
 
 
 def lay_down(matrices: Tensor) -> Tensor:
-    """Matrices as [N, A, B] with A ≤ B: tall ones are transposed."""
+    """Reshape matrices to [N, A, B] with A ≤ B: tall ones are transposed."""
     stacked = matrices.reshape(-1, *matrices.shape[-2:])
     return stacked.mT if stacked.shape[-2] > stacked.shape[-1] else stacked
 
@@ -209,8 +210,8 @@ def lay_down(matrices: Tensor) -> Tensor:
 def orthogonalise(x: Tensor, iterations: int) -> Tensor:
     """Bring the singular values of x [N, A, B], A ≤ B, near 1 by Newton-Schulz iterations. Overwrites x.
 
-    Costs `iterations` × (4·A²·B + 2·A³) FLOPs a matrix. Two stacks take turns, however many references to x there are:
-    once Dynamo has run in a process, callers hold what they pass.
+    Costs `iterations` × (4·A²·B + 2·A³) FLOPs a matrix. Two buffers alternate, so that memory does not depend on
+    references to x: once Dynamo has run in a process, callers hold on to their arguments.
     """
     a, b, c = COEFFICIENTS
     x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_(min=LEAST_NORM))

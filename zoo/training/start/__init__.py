@@ -1,1 +1,1 @@
-"""Start a run from weights: read and fitted to the model, partly frozen, or adapted by low-rank adapters."""
+"""Start a run from existing weights: fit them to the model, freeze some, or add low-rank adapters."""

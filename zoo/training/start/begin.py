@@ -1,4 +1,4 @@
-"""Prepare a built model for training: its first weights, its adapters, and which of them train."""
+"""Prepare a built model for training: read initial weights, attach adapters, and freeze other weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Start:
 
     @property
     def partly(self) -> bool:
-        """Whether some of the model's weights may not train."""
+        """Whether some weights of the model may be frozen."""
         return bool(self.freeze or self.train or self.lora)
 
     def find_faults(self, spec: Any, fp8: bool) -> list[str]:
-        """List what does not go together, as far as the config alone tells."""
+        """List conflicts between the settings, as far as the config shows them."""
         faults: list[str] = []
         checks: list[Callable[[], Any]] = [lambda: self.choose_trained(spec)]
         if self.lora is not None:
@@ -58,22 +58,22 @@ class Start:
         return faults
 
     def choose_trained(self, spec: Any) -> set[str]:
-        """Give the names of the model's own weights that train. Raises ConfigError."""
+        """Return the names of the model's own weights that train. Raises ConfigError."""
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
     def check(self, spec: Any) -> None:
-        """Check the weights' folder, where there is one. Raises ConfigError and CheckpointError."""
+        """Check that the folder of weights, if any, fits the model. Raises ConfigError and CheckpointError."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
 
     def read(self, model: Any, say: Callable[[str], object]) -> None:
-        """Fill a built model with the first weights, and say what was read."""
+        """Fill a built model with the initial weights, and report what was read."""
         if self.weights is not None:
             for line in load_weights(model, self.weights, self.deepen, self.seed):
                 say(line)
 
     def restrict(self, model: Any) -> str | None:
-        """Attach adapters and freeze what does not train; returns how much trains, where not all does."""
+        """Attach adapters, and freeze the weights that do not train. Returns a line on the share that trains."""
         trained = self.choose_trained(model.spec)
         if self.lora is not None:
             from zoo.run.adapters import Adapters, attach_adapters
@@ -88,20 +88,19 @@ class Start:
 
 
 def check_weights(folder: str | Path, spec: Any, added: str) -> None:
-    """Tell whether a folder's weights can start this model, from its architecture alone. Raises ConfigError and
-    CheckpointError."""
+    """Check that a folder's weights can start this model, by running the transfer on the meta device. Raises
+    ConfigError and CheckpointError."""
     source = store.load_spec(folder)
     shapes = table(source, source.d_model)
     transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)
 
 
 def load_weights(model: Any, folder: str | Path, added: str, seed: int) -> list[str]:
-    """Fill a built model with a folder's weights, in place. Returns lines that say what was read and what was made
-    of it."""
+    """Fill a built model with a folder's weights, in place. Returns lines about what was done."""
     source = store.load(folder, "fp32", "cpu")
     held = source.state_dict()
     made = transfer(source.spec, model.whole, held, added, seed)
-    own, take = model.state_dict(), model.shares.take_part  # the rest of it is other processes'
+    own, take = model.state_dict(), model.shares.take_part  # other processes hold the rest
     names = {name: take(name, each, own[name]) for name, each in made.held.items() if name in own.keys() - made.fresh}
     found = model.load_state_dict(names, strict=False)
     assert set(found.missing_keys) == made.fresh & own.keys() and not found.unexpected_keys, found
@@ -111,7 +110,7 @@ def load_weights(model: Any, folder: str | Path, added: str, seed: int) -> list[
 
 
 def describe_dropout(config: Mapping[str, Any]) -> list[str]:
-    """Say which rates of a config.json are not taken over: a run's `dropout` is its own setting."""
+    """Report dropout rates of a config.json, which are not taken over: `dropout` is a setting of the run."""
     stated = {key: each for key, each in config.items() if "drop" in key and isinstance(each, float) and each > 0}
     fields = ", ".join(f"{key}={each}" for key, each in stated.items())
     return [f"dropout: as the run's settings say, not as config.json ({fields})"] if stated else []

@@ -12,12 +12,12 @@ from zoo.spec import Buffer, tensors
 
 
 def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapted: bool = False) -> set[str]:
-    """Give the names of the model's own weights that train: those that match `train` (all, where it is empty), without
-    those that match `freeze`. Where the model is `adapted`, only those of `train`.
+    """Return the names of the model's own weights that train: those that match `train` (all if it is empty), without
+    those that match `freeze`. If the model is `adapted` (LoRA), an empty `train` matches none.
 
-    The head of a task trains in any case, unless a pattern of `freeze` begins with its name: `freeze=['*']` trains it
-    alone. In a pattern `*` is any text, dots too. Raises ConfigError for one that matches nothing, and where nothing is
-    left.
+    A task head always trains, unless a pattern of `freeze` begins with its name: `freeze=['*']` trains only the head.
+    In a pattern `*` is any text, dots too. Raises ConfigError for a pattern that matches nothing, and if nothing is
+    left to train.
     """
     names = [name for name, part, _ in tensors(spec, spec.d_model) if not isinstance(part, Buffer)]
     faults = [*_idle("freeze", freeze, names), *_idle("train", train, names)]
@@ -36,7 +36,7 @@ def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapt
 
 
 def find_task_heads(spec: Any) -> tuple[str, ...]:
-    """Find what the names of weights of heads for a task begin with."""
+    """Find the prefixes of the names of task heads' weights."""
     heads = {path: tower.head for path, tower in spec.towers().items()}
     return tuple(
         f"{path}.head." if path else "head."
@@ -50,7 +50,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _idle(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Write a line for each pattern that matches no name, with what there is."""
+    """Word a fault for each pattern that matches no name, with the names there are."""
     there = ", ".join(dict.fromkeys(re.sub(r"^((?:\w+\.)?\w+\.\d+|\w+)\..*", r"\1.*", name) for name in names))
     there = re.sub(r"((\w+\.)+)0\.\*, (?:.*\1(\d+)\.\*)", r"\g<1>0.* to \g<1>\3.*", there)
     return [
@@ -61,7 +61,8 @@ def _idle(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def freeze_others(model: Any, trained: set[str]) -> tuple[int, int]:
-    """Let only these weights of a built model train, and its adapters. Returns how many parameters train, and all."""
+    """Freeze all weights of a built model but the `trained` ones and adapters. Optimizer states and saved states leave
+    frozen weights out. Returns the numbers of trained parameters and of all."""
     from zoo.run.adapters import INSIDE
 
     for name, parameter in model.named_parameters():

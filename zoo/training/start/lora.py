@@ -13,10 +13,10 @@ from zoo.spec import Experts, Group, Linear, Part, Reused, Sized, Spec, Stack, T
 
 
 class Lora(Spec, axis="lora", kind="lora", default="lora"):
-    """Train W + (alpha / rank)·B·A in place of W, with W as it is (Hu et al., 2021).
+    """Train W + (alpha / rank)·B·A in place of W, with W frozen (Hu et al., 2021).
 
     `on` names the axes whose products are adapted (attention, ffn, head …), or products by pattern
-    (`blocks.*.attention.[qv]`). `dropout` is the share of an adapter's inputs that training drops.
+    (`blocks.*.attention.[qv]`). `dropout` is the dropout rate of an adapter's inputs.
     """
 
     rank: PositiveInt = 8
@@ -25,8 +25,8 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def choose(self, spec: Any) -> tuple[str, ...]:
-        """List the paths of the products that get an adapter. Raises ConfigError for a name that stands for none, and
-        for products that can have none."""
+        """List the paths of the products that get an adapter. Raises ConfigError for a name that matches none, and for
+        products that cannot have an adapter."""
         products = list(list_products(spec, spec.d_model))
         axes = list(dict.fromkeys(each.axis for each in products))
         chosen: dict[str, Product] = {}
@@ -44,8 +44,7 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
 
 
 class Product(NamedTuple):
-    """A matrix product of a model: its path, the axis of the component that it belongs to, and why it can have no
-    adapter, or None."""
+    """A matrix product of a model: its path, the axis of its component, and why it cannot have an adapter, or None."""
 
     path: str
     axis: str

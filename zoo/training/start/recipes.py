@@ -1,6 +1,6 @@
 # H heads, K kv heads, G = H / K, C head width, D model width
-"""Published recipes that make weights of one architecture into those of another. Each changes tensors by name in place,
-and returns a line that says what it did, or None where there was nothing to do."""
+"""Published recipes that convert weights of one architecture to another. Each changes tensors by name in place, and
+returns a line that says what it did, or None if there was nothing to do."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors = dict[str, Any]
-"""Tensors by name; on meta while a start is only being checked."""
+"""Tensors by name; on the meta device while a start is only checked."""
 
 KEEPS_STREAM = ("pre", "parallel")
-"""Kinds of block in which a branch that gives 0 leaves the residual stream as it was."""
+"""Kinds of block in which a branch with output 0 leaves the residual stream unchanged."""
 
 ALIKE = ("rope", "none", "learned", "sinusoidal")
-"""Position schemes that are the same for every head."""
+"""Position schemes that treat all heads alike."""
 
 
 def change(tensors: Tensors, name: str, how: Callable[[Tensor], Tensor]) -> None:
-    """Replace a tensor, where it is there."""
+    """Replace a tensor, if it exists."""
     if name in tensors:
         tensors[name] = how(tensors[name])
 
@@ -34,11 +34,11 @@ def change(tensors: Tensors, name: str, how: Callable[[Tensor], Tensor]) -> None
 
 
 def add_layers(source: Any, target: Any, held: Tensors, path: str, how: str) -> tuple[str | None, list[int]]:
-    """Make the layers of a deeper tower of a shallower one's. Returns the line, and for each layer the one it is from.
+    """Make the layers of a deeper tower from a shallower one's. Returns the line, and for each layer its original.
 
-    `stack` repeats the whole stack (Gong et al., 2019; Du et al., 2024): with three layers 0 1 2 0 1 2. `identity`
-    repeats each layer behind itself and sets to 0 what the repetition adds to the residual stream (Wu et al., 2024,
-    LLaMA Pro): 0 0' 1 1' 2 2', and the model's function stays.
+    `stack` repeats the whole stack (Gong et al., 2019; Du et al., 2024): 0 1 2 becomes 0 1 2 0 1 2. `identity` repeats
+    each layer after itself, with zeroed outputs to the residual stream, so that the model's function is unchanged
+    (LLaMA Pro; Wu et al., 2024): 0 0' 1 1' 2 2'.
     """
     before, after = len(source.stack.stored()), len(target.stack.stored())
     if after <= before:
@@ -58,12 +58,12 @@ def add_layers(source: Any, target: Any, held: Tensors, path: str, how: str) -> 
 
 
 def find_unsilenced(target: Any) -> str | None:
-    """Name the kind of block in which added layers cannot be silenced, or None."""
+    """Name a kind of block in which added layers cannot be made to add nothing, or None."""
     return next((block.kind for block in target.blocks.values() if block.kind not in KEEPS_STREAM), None)
 
 
 def _take_layers(held: Tensors, prefix: str, count: int) -> list[Tensors]:
-    """Take the tensors of each layer out, by their names within it."""
+    """Remove the tensors of each layer and return them, by their names within the layer."""
     layers: list[Tensors] = [{} for _ in range(count)]
     for name in [name for name in held if name.startswith(prefix)]:
         match = re.match(r"(\d+)\.(.*)", name.removeprefix(prefix))
@@ -73,7 +73,7 @@ def _take_layers(held: Tensors, prefix: str, count: int) -> list[Tensors]:
 
 
 def _writers(target: Any, layer: int) -> set[str]:
-    """The names, within a layer, of the tensors that write to the residual stream."""
+    """Find the names, within a layer, of the tensors whose outputs are added to the residual stream."""
     block = target.blocks[target.stack.stored()[layer]]
     parts = [(name, part.of if isinstance(part, Experts) else part) for name, part, _ in tensors(block, target.d_model)]
     return {name for name, part in parts if isinstance(part, Linear) and part.residual}
@@ -83,9 +83,9 @@ def _writers(target: Any, layer: int) -> set[str]:
 
 
 def upcycle(source: Any, target: Any, held: Tensors, fresh: set[str], path: str, d_model: int) -> str | None:
-    """Copy a feed-forward to every expert, with a router drawn anew (Komatsuzaki et al., 2022).
+    """Copy a feed-forward to every expert, with a new random router (sparse upcycling; Komatsuzaki et al., 2022).
 
-    Where a token's expert weights add up to 1, the model's function stays.
+    If a token's expert weights sum to 1, the model's function is unchanged.
     """
     if target.kind != "moe" or source.kind == "moe" or source.kind != target.expert.kind:
         return None
@@ -126,9 +126,10 @@ def regroup_heads(source: Any, target: Any, held: Tensors, path: str) -> str | N
 
 
 def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any) -> str | None:
-    """Copy heads, and divide what comes out of each among its copies (Net2Net; Chen et al., 2015): the function stays.
+    """Copy heads, and divide each head's output weights among its copies (Net2Net; Chen et al., 2015): the function is
+    kept.
 
-    The copies' shares are drawn, so that they learn different things.
+    The copies' shares are random: equal copies would have equal gradients for ever.
     """
     if source.kind != target.kind or not hasattr(source, "n_kv_heads") or source.n_heads >= target.n_heads:
         return None
@@ -163,8 +164,7 @@ def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any
 
 
 def draw_shares(origins: Any, generator: Any) -> Any:
-    """Draw for each copy its share of the original: those of one original add up to 1. `origins` names the original of
-    each copy [N] → [N]."""
+    """Draw each copy's share [N] of its original, given in `origins` [N]. The shares of an original sum to 1."""
     weights = 0.5 + torch.rand(len(origins), generator=generator)
     sums = torch.zeros(int(origins.max()) + 1).index_add_(0, origins, weights)
     return weights / sums[origins]
@@ -174,9 +174,10 @@ def draw_shares(origins: Any, generator: Any) -> Any:
 
 
 def widen_ffn(source: Any, target: Any, held: Tensors, path: str, generator: Any) -> str | None:
-    """Add hidden units that are copies of drawn ones, and divide what each gives among its copies: the function stays.
+    """Add copies of randomly chosen hidden units, and divide a unit's output weights among its copies: the function is
+    kept.
 
-    The shares are drawn, so that copies learn different things.
+    The shares are random: equal copies would have equal gradients for ever.
     """
     if source.kind != target.kind:
         return None
@@ -201,8 +202,8 @@ def widen_ffn(source: Any, target: Any, held: Tensors, path: str, generator: Any
 
 
 def widen_stream(source: Any, target: Any, held: Tensors, path: str, generator: Any) -> str | None:
-    """Repeat every channel of the residual stream, and divide among the copies what a product reads: the function
-    stays, as norms see the same mean square."""
+    """Repeat every channel of the residual stream, and divide a product's input weights among the copies. The function
+    is kept, as norms see the same mean square. Not for a tied head, whose logits would be multiplied."""
     before, after = source.d_model, target.d_model
     if after <= before or after % before or getattr(target.head, "tied", False):
         return None
@@ -229,7 +230,7 @@ def widen_stream(source: Any, target: Any, held: Tensors, path: str, generator: 
 
 
 def add_tokens(source: Any, target: Any, held: Tensors, shapes: dict[str, tuple[int, ...]], path: str) -> str | None:
-    """Give each new token the mean of the old ones' rows (Hewitt, 2021), in the table and in the head."""
+    """Give each new token the mean of the old tokens' rows, in the embedding and in the head (Hewitt, 2021)."""
     before, after = source.vocab_size, target.vocab_size
     if after <= before:
         return None

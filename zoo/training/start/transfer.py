@@ -1,5 +1,5 @@
-"""Make the weights of one architecture into those of another: what is the same is taken, what differs goes by a
-published recipe (`recipes/`), and anything else is refused."""
+"""Convert the weights of one architecture to another: equal tensors are taken over, different ones are converted by
+published recipes (`recipes.py`), and any other difference is refused."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from zoo.training.start.recipes import (
 BY_RECIPE = re.compile(
     r"(.*\.)?(n_heads|n_kv_heads|d_ff|d_model|vocab_size|pattern|tied|n_experts)|(.*\.)?(init|ffn|position)\..*"
 )
-"""Fields whose change a recipe's own line tells, or that say nothing of weights that are there."""
+"""Fields whose change a recipe reports itself, or that do not concern existing weights."""
 
 
 SHOWN = 10
-"""How many kinds of tensors that do not fit are named."""
+"""Most kinds of unfitting tensors named in an error."""
 
 
 @dataclass
 class Transfer:
-    """Tensors on their way: `held` by name, `fresh` those that keep the values they were drawn with, and a line for
-    each thing that was done."""
+    """A transfer in progress: tensors `held` by name, the names of `fresh` ones that keep their random initial values,
+    and a line for each thing done."""
 
     held: Tensors
     fresh: set[str] = field(default_factory=set)
     lines: list[str] = field(default_factory=list)
 
     def say(self, line: str | None) -> None:
-        """Add a line, once."""
+        """Add a line, unless it was added before."""
         if line is not None and line not in self.lines:
             self.lines.append(line)
 
 
 def transfer(source: Any, target: Any, tensors: Mapping[str, Any], added: str = "stack", seed: int = 0) -> Transfer:
-    """Make tensors of the Spec `source` into tensors of `target`; those of the result's `fresh` are left out.
+    """Convert tensors of the Spec `source` to tensors of `target`, except the result's `fresh` ones.
 
-    `added` says how added layers are made, `seed` what recipes draw from. Tensors on meta tell whether it can be done.
-    Raises ConfigError with a line for each kind of tensor that no recipe makes.
+    `added` says how added layers are made (`stack`, `identity`); recipes draw from `seed`. With tensors on the meta
+    device this only checks. Raises ConfigError with a line for each kind of tensor that no recipe makes.
     """
     made = Transfer(dict(tensors))
     if source == target:
@@ -101,8 +101,8 @@ def _transfer_tower(
 
 
 def _swap_head(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
-    """Draw the weights of a head for a task, where the source's is another or has other classes, and leave out those of
-    the source's head and pooler. A head whose first product is BERT's pooler begins with the pooler's weights."""
+    """Draw a task head anew, if the source has another head or other classes, and drop the source's head and pooler. A
+    head whose first product has the form of BERT's pooler starts with the pooler's weights."""
     head, own = target.head, source.head
     names = [getattr(each, "labels", each.n_logits) for each in (head, own)]
     if head.predicts_tokens or not head.n_logits or (own.kind == head.kind and names[0] == names[1]):
@@ -129,7 +129,7 @@ def _list(names: tuple[str, ...]) -> str:
 
 
 def _untie(source: Any, target: Any, held: Tensors, prefix: str) -> str | None:
-    """Give a head of its own the values of the table that it was tied to."""
+    """Give an untied head the values of the embedding that it was tied to."""
     if not getattr(source.head, "tied", False) or getattr(target.head, "tied", True):
         return None
     tokens = held.get(f"{prefix}embedding.tokens.weight")
@@ -140,7 +140,7 @@ def _untie(source: Any, target: Any, held: Tensors, prefix: str) -> str | None:
 
 
 def _swap_positions(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
-    """Leave out the weights of another position scheme, and draw those of the model's own."""
+    """Drop the weights of another position scheme, and draw those of the model's."""
     if source.position.kind == target.position.kind:
         return None
     lost = [name for name in made.held if name.startswith(prefix) and _is_position(name) and name not in shapes]
@@ -163,7 +163,7 @@ def _is_position(name: str) -> bool:
 def _describe_other_settings(
     source: Any, target: Any, pairs: set[tuple[str, str]], told: tuple[str, ...] = ()
 ) -> str | None:
-    """Say which settings differ that no weight depends on, those of the parts left out that were `told` already."""
+    """Report settings that differ without changing a weight's shape, except those of parts `told` already."""
     changes: dict[str, str] = {}
     for old, new in sorted(pairs):
         changes |= dict(_compare(to_dict(source.blocks[old]), to_dict(target.blocks[new]), ""))
@@ -175,7 +175,7 @@ def _describe_other_settings(
 
 
 def _compare(one: Any, other: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of each field that differs, and both values."""
+    """Yield the path of each field that differs, with both values."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             yield from _compare(one.get(key), other.get(key), f"{path}.{key}" if path else key)
@@ -190,7 +190,7 @@ def _shorten(value: Any) -> str:
 
 
 def _find_misfits(made: Transfer, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Write a line for each kind of tensor that the recipes did not make."""
+    """Word a fault for each kind of tensor that the recipes did not make."""
     would = "no recipe makes it"
     for name, shape in shapes.items():
         if name not in made.held and name not in made.fresh:
