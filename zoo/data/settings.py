@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_validator
 
@@ -17,6 +17,9 @@ from zoo.data.records import JsonLines, RecordFiles, RecordSource, find_files, n
 from zoo.errors import ConfigError
 from zoo.spec import Spec
 from zoo.spec.faults import make_refusals
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
 
 Default = Field(validate_default=True)
 """A field whose default is validated too: some kinds refuse it."""
@@ -167,7 +170,7 @@ class Records(DataSettings):
 
     @field_validator("target")
     @classmethod
-    def makes_a_pair(cls, value: str | None, info: Any) -> str | None:
+    def makes_a_pair(cls, value: str | None, info: ValidationInfo) -> str | None:
         field, source = info.data.get("field"), info.data.get("source")
         if (value is None) != (source is None):
             lacks, has = ("target", source) if value is None else ("source", value)

@@ -23,6 +23,9 @@ from zoo.text.score import CHUNK, MANY_TOGETHER, TOGETHER
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
+
+    from zoo.run.layer import Model
 
 LEAST = 32
 """Fewest tokens saved for which a context is shared, as attention runs over the rows of a cache one by one."""
@@ -128,7 +131,7 @@ def group_rows(rows: Sequence[Row], tokens: int) -> Iterator[Sequence[Row]]:
         start += count
 
 
-def _read_rows(model: Any, rows: Sequence[Row], device: Any) -> tuple[Tensor, list[tuple[int, list[int]]]]:
+def _read_rows(model: Model, rows: Sequence[Row], device: Device) -> tuple[Tensor, list[tuple[int, list[int]]]]:
     """Run the model on rows. Gives hidden states [N, D], and for each continuation the indices that predict its
     tokens."""
     ids, there = pad_rows([row.ids for row in rows], 0, device)
@@ -144,7 +147,7 @@ def _read_rows(model: Any, rows: Sequence[Row], device: Any) -> tuple[Tensor, li
 
 
 def _score(
-    model: Any, hidden: Tensor, places: Sequence[tuple[int, list[int]]], asked: Sequence[Continuation]
+    model: Model, hidden: Tensor, places: Sequence[tuple[int, list[int]]], asked: Sequence[Continuation]
 ) -> dict[int, Likelihood]:
     """Score continuations from hidden states [N, D], given the indices that predict each one's tokens."""
     at = torch.tensor([place for _, own in places for place in own], device=hidden.device)
@@ -182,7 +185,7 @@ class Branch(NamedTuple):
         return (len(rows) - 1) * len(self.context)
 
 
-def shares_contexts(spec: Any, device: Any) -> bool:
+def shares_contexts(spec: Any, device: Device) -> bool:
     """Whether a decoder's rows can lie end to end in one pass and share slots of the KV cache: every layer sees all
     earlier tokens, and nothing depends on a row's length. CPU only: on a GPU rows of a cache are read by page, which
     such a pass cannot do."""
@@ -207,7 +210,7 @@ def group_branches(branches: Sequence[Branch], tokens: int) -> Iterator[list[Bra
         yield held
 
 
-def make_store(model: Any, groups: Sequence[Sequence[Branch]]) -> Store:
+def make_store(model: Model, groups: Sequence[Sequence[Branch]]) -> Store:
     """Make a KV cache for the largest of these groups. Pages hold one token, so that all of a context is shared."""
     weight = find_weight(model)
     most = max(sum(branch.size for branch in group) for group in groups)
@@ -216,7 +219,7 @@ def make_store(model: Any, groups: Sequence[Sequence[Branch]]) -> Store:
     return Store(model.spec, pages, rows, page=1, paged=False, dtype=weight.dtype, device=weight.device)
 
 
-def read_branches(model: Any, store: Store, group: Sequence[Branch]) -> tuple[Tensor, list[tuple[int, list[int]]]]:
+def read_branches(model: Model, store: Store, group: Sequence[Branch]) -> tuple[Tensor, list[tuple[int, list[int]]]]:
     """Run the model on a group of branches in one pass. Gives the last hidden states [N, D], and for each continuation,
     by number, the indices that predict its tokens."""
     rows: list[CachedRow] = []

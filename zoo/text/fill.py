@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.data.tokenizer import MASKS, find_tokenizer_file, open_backend, read_special_token
 from zoo.errors import ConfigError
@@ -14,9 +14,12 @@ from zoo.model.head import describe_lack
 from zoo.text.reading import load_reader, longest_text, pad_rows
 from zoo.untrusted.text import check_text
 
+if TYPE_CHECKING:
+    from zoo.run.layer import Model
+
 
 def fill(
-    model: Any,
+    model: str | Path | Model,
     texts: Sequence[str],
     *,
     tokenizer: Any = None,

@@ -17,6 +17,7 @@ from zoo.text.prompts import Options
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
+    from zoo.run.layer import Model
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Sample:
         return piece
 
 
-def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **serving: Any) -> Engine:
+def make_engine(model: Model, jobs: Sequence[Job], kernel: str | None = None, **serving: Any) -> Engine:
     """Make an engine with room for these jobs. `serving` are the Engine's options `draft`, `speculate`,
     `deterministic`, `graphs` and `note`.
 
@@ -90,7 +91,7 @@ def measure(jobs: Sequence[Job]) -> tuple[int, int]:
 
 
 def complete(
-    model: Any,
+    model: Model,
     tokenizer: Tokenizer,
     prompt: str,
     options: Options,

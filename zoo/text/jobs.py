@@ -19,6 +19,7 @@ from zoo.untrusted.text import check_text, quote
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
+    from zoo.run.layer import Model
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Encoder:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, ends: Sequence[int] = (), template: ChatTemplate | None = None
+        self, model: Model, tokenizer: Tokenizer, ends: Sequence[int] = (), template: ChatTemplate | None = None
     ) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.ends = {tokenizer.eos_id, *ends}

@@ -19,8 +19,10 @@ from zoo.untrusted.text import check_text, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.data.rowcode import Row
+    from zoo.data.rowcode import Row, RowEncoder
     from zoo.data.tokenizer import Tokenizer
+    from zoo.model.head import Head
+    from zoo.model.tower import Topology
     from zoo.text.chat import ChatTemplate
 
 Texts = str | tuple[str, str] | list[str] | list[dict[str, Any]]
@@ -85,7 +87,7 @@ def score(
     return [found[index] for index in range(len(rows))]
 
 
-def find_task_head(spec: Any) -> Any:
+def find_task_head(spec: Topology) -> Head:
     """Find a model's task head. Raises ConfigError if it has none."""
     heads = [tower.head for tower in spec.towers().values() if tower.head.n_logits]
     if not heads or not heads[-1].reads_text:
@@ -98,7 +100,7 @@ def find_task_head(spec: Any) -> Any:
 # ---------------------------------------------------------------- from logits to labels
 
 
-def settle_activation(head: Any, chosen: str | None, folder: Path | None) -> Activation:
+def settle_activation(head: Head, chosen: str | None, folder: Path | None) -> Activation:
     """Choose the activation of the head's logits: the `chosen` one, else the folder's, else softmax for classes and
     none for numbers. Raises ConfigError for one that the head cannot have."""
     usual: Activation = "softmax" if hasattr(head, "labels") else "none"
@@ -171,7 +173,9 @@ def _load_template(tokenizer: Any, chosen: str | None) -> ChatTemplate:
     return chat.load(folder if folder.is_dir() else folder.parent, chosen)
 
 
-def encode(encoder: Any, texts: Sequence[Any], places: Sequence[str], chat: ChatTemplate | None = None) -> list[Row]:
+def encode(
+    encoder: RowEncoder, texts: Sequence[Any], places: Sequence[str], chat: ChatTemplate | None = None
+) -> list[Row]:
     """Encode texts as in training, conversations rendered with the chat template. Raises ConfigError for a text without
     a token, and for messages that the template refuses."""
     if texts and isinstance(texts[0], list) and not is_conversation(texts[0]):
@@ -192,7 +196,7 @@ def encode(encoder: Any, texts: Sequence[Any], places: Sequence[str], chat: Chat
     return rows
 
 
-def _encode_conversation(encoder: Any, chat: ChatTemplate, messages: Any, place: str) -> Row:
+def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate, messages: Any, place: str) -> Row:
     from zoo.data.rowcode import Row
 
     tokenizer: Tokenizer = encoder.tokenizer

@@ -14,6 +14,10 @@ from zoo.run.dtypes import settle_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
+
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Reader:
     folder: Path | None
 
 
-def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
+def load_reader(model: str | Path | Model, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
     """Load the model of a folder, or wrap a given model. Raises ConfigError for a given model without a tokenizer."""
     from zoo.checkpoint import hf, store
     from zoo.checkpoint.gguf import find
@@ -42,14 +46,14 @@ def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], o
     return Reader(loaded, tokenizer or folder, folder)
 
 
-def longest_text(spec: Any) -> int:
+def longest_text(spec: Topology) -> int:
     """Return the largest number of tokens that the model reads."""
     tower = next(iter(spec.towers().values()))
     limit = tower.position.limit
     return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Device) -> tuple[Tensor, Tensor]:
     """Pad rows of token ids on the right. Gives ids and the attention mask, [N, T] each."""
     length = max(map(len, rows))
     ids = [[*row, *[pad] * (length - len(row))] for row in rows]
@@ -57,6 +61,6 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
     return torch.tensor(ids, device=device), torch.tensor(there, device=device)
 
 
-def find_weight(model: Any) -> Tensor:
+def find_weight(model: Model) -> Tensor:
     """Find a weight that tells the device: packed weights are on none."""
     return next(each for each in model.parameters() if each.device.type != "meta")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from zoo.data.shards import Joined
     from zoo.data.tokenizer import Tokenizer
+    from zoo.run.layer import Model
 
 CHUNK = 64 << 20
 """Most bytes of logits held at once."""
@@ -184,7 +185,7 @@ def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:
 
 
 def score(
-    model: Any, streams: Sequence[Stream], context: int, stride: int, advance: Callable[[int], object] | None = None
+    model: Model, streams: Sequence[Stream], context: int, stride: int, advance: Callable[[int], object] | None = None
 ) -> Score:
     """Score each stream in windows of `context` tokens. Each token is scored once, except the first `given`.
 

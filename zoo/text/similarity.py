@@ -19,6 +19,8 @@ from zoo.untrusted.text import check_text, quote, shorten
 if TYPE_CHECKING:
     import numpy as np
 
+    from zoo.run.layer import Model
+
 KINDS = (".jsonl", ".ndjson", ".csv", ".tsv")
 FAULTS_SHOWN = 10
 FIELDS_SHOWN = 8
@@ -46,7 +48,7 @@ class Sought(NamedTuple):
     positive: str
 
 
-def evaluate_similarity(model: Any, file: str | Path, **options: Any) -> dict[str, Any]:
+def evaluate_similarity(model: str | Path | Model, file: str | Path, **options: Any) -> dict[str, Any]:
     """Correlate the cosine similarity of sentence pairs with human scores: `spearman` (of ranks) and `pearson`, over
     `pairs` pairs. This is STS of MTEB (Muennighoff et al., 2022), whose main metric is `spearman`.
 
@@ -69,7 +71,7 @@ def evaluate_similarity(model: Any, file: str | Path, **options: Any) -> dict[st
     }
 
 
-def evaluate_retrieval(model: Any, file: str | Path, **options: Any) -> dict[str, Any]:
+def evaluate_retrieval(model: str | Path | Model, file: str | Path, **options: Any) -> dict[str, Any]:
     """Retrieve each query's documents among those of all queries, by cosine: `recall@k` (the share of them among the k
     nearest), `mrr@10` (one over the rank of the first) and `ndcg@10`, means over `queries`. Ties count against the
     right document.
@@ -89,12 +91,12 @@ def evaluate_retrieval(model: Any, file: str | Path, **options: Any) -> dict[str
     return {"model": name_model(model), **summarize_places(found), "queries": len(found), "documents": len(documents)}
 
 
-def name_model(model: Any) -> str:
+def name_model(model: str | Path | Model) -> str:
     """Name a model's folder; "" for a model in memory."""
     return str(find(model)) if isinstance(model, str | Path) else ""
 
 
-def embed_once(model: Any, texts: Iterable[str], **options: Any) -> dict[str, np.ndarray]:
+def embed_once(model: str | Path | Model, texts: Iterable[str], **options: Any) -> dict[str, np.ndarray]:
     """Embed each text once: unit vectors [D] by text, in float64."""
     import numpy as np
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
@@ -19,6 +19,10 @@ from zoo.text.reading import find_weight, longest_text
 from zoo.text.score import check_model
 from zoo.text.task_files import refuse_files
 
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+
 Tell = Callable[[str], object]
 
 OLDEST = "0.4.13"  # the first whose TaskManager loads tasks by name and by file
@@ -28,7 +32,7 @@ ROWS = 32
 
 
 def evaluate_tasks(
-    model: Any,
+    model: str | Path | Model,
     tasks: Sequence[str | Path],
     *,
     tokenizer: Any = None,
@@ -94,7 +98,7 @@ def load(model: Any, tokenizer: Any, how: dict[str, Any], note: Tell) -> Loaded:
     return Loaded(model, Tokenizer.load(tokenizer), (), Path(tokenizer))
 
 
-def settle_context(spec: Any, context: int | None) -> int:
+def settle_context(spec: Topology, context: int | None) -> int:
     """Choose the maximum of tokens that the model reads at once. Raises ConfigError for more than its length."""
     most = longest_text(spec)
     if context is not None and not 2 <= context <= most:

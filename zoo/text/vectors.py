@@ -19,9 +19,11 @@ from zoo.untrusted.text import check_text
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.run.layer import Model
+
 
 def embed(
-    model: Any,
+    model: str | Path | Model,
     texts: Sequence[str],
     *,
     tokenizer: Any = None,

@@ -19,6 +19,8 @@ from zoo.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.run.layer import Model
+
     Tensors = Mapping[str, Tensor]
 
 
@@ -48,11 +50,11 @@ Average = Annotated[EMA, BeforeValidator(_read_decay)]
 class MovingAverage:
     """The moving average of a model's parameters, by name, in float32."""
 
-    def __init__(self, settings: EMA, model: Any) -> None:
+    def __init__(self, settings: EMA, model: Model) -> None:
         self.settings = settings
         self.weights = {name: copy_wide(each) for name, each in model.named_parameters()}
 
-    def update(self, model: Any, step: int) -> None:
+    def update(self, model: Model, step: int) -> None:
         """Update the average with the weights after update `step`, counted from 1."""
         now = [own_part(each.detach()) for each in model.parameters()]
         mine = [own_part(each) for each in self.weights.values()]
@@ -82,7 +84,7 @@ def read_weights(folder: Path) -> Tensors:
     return open_weights(folder)
 
 
-def average_checkpoints(folders: Iterable[Path], model: Any) -> Tensors:
+def average_checkpoints(folders: Iterable[Path], model: Model) -> Tensors:
     """Average a model's parameters with those of earlier checkpoints (LAWA; Kaddour, 2022), in float64. Raises
     CheckpointError."""
     sums = {name: each.detach().double() for name, each in model.named_parameters()}
@@ -95,12 +97,12 @@ def average_checkpoints(folders: Iterable[Path], model: Any) -> Tensors:
     return {name: (total / count).to(dtype) for (name, total), dtype in zip(sums.items(), _dtypes(model), strict=True)}
 
 
-def _dtypes(model: Any) -> list[torch.dtype]:
+def _dtypes(model: Model) -> list[torch.dtype]:
     return [each.dtype for each in model.parameters()]
 
 
 @contextmanager
-def use_weights(model: Any, weights: Tensors) -> Iterator[None]:
+def use_weights(model: Model, weights: Tensors) -> Iterator[None]:
     """Give a model other weights inside the block, and afterwards its own again, bit for bit."""
     parameters = dict(model.named_parameters())
     held = {name: parameters[name].detach().clone() for name in weights if name in parameters}

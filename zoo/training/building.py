@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.costs.kernels import mask_whole
 from zoo.data import Batches, Prepared, prepare
@@ -38,6 +38,12 @@ from zoo.training.speed import Gauges, find_peak
 from zoo.training.start.begin import Start
 from zoo.training.validation import writes
 
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.optim import Optimizer
+
+    from zoo.run.layer import Model
+
 # ---------------------------------------------------------------- the device and the data
 
 
@@ -61,7 +67,7 @@ def prepare_device_and_data(planned: TrainingPlan, show: Progress, world: World)
     return planned, device, data
 
 
-def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Any:
+def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], object]) -> Device:
     """Choose the device, and report limits such as memory. Raises ConfigError for settings that it cannot do."""
     settings = planned.settings
     if settings.launcher.kind != "none" and not is_launched():
@@ -84,7 +90,7 @@ def pick_run_device(planned: TrainingPlan, world: World, say: Callable[[str], ob
     return device
 
 
-def choose_kernels(planned: TrainingPlan, device: Any) -> set[str]:
+def choose_kernels(planned: TrainingPlan, device: Device) -> set[str]:
     """Name the attention kernels that train the kinds of layers. Raises KernelError if the kernel that the user named
     cannot train or evaluate one of them."""
     trains: set[str] = set()
@@ -128,7 +134,7 @@ def prepare_data(planned: TrainingPlan, show: Progress) -> Prepared:
 def build_run(
     planned: TrainingPlan,
     folder: Path,
-    device: Any,
+    device: Device,
     data: Prepared,
     show: Progress,
     world: World = ALONE,
@@ -168,7 +174,7 @@ def build_run(
     )
 
 
-def settle_process(settings: Training, device: Any, rank: int) -> tuple[int | None, int | None]:
+def settle_process(settings: Training, device: Device, rank: int) -> tuple[int | None, int | None]:
     """Seed torch's generator, and choose how the process gives memory back. Returns the free bytes and the held bytes
     before the model is built."""
     torch.manual_seed(mix_seed(settings.seed, f"rank {rank}") if rank else settings.seed)
@@ -187,8 +193,8 @@ def open_batches(planned: TrainingPlan, data: Prepared) -> Batches:
 
 
 def build_model(
-    planned: TrainingPlan, layout: Layout, device: Any, say: Callable[[str], object], *, fresh: bool
-) -> Any:
+    planned: TrainingPlan, layout: Layout, device: Device, say: Callable[[str], object], *, fresh: bool
+) -> Model:
     """Build this process's part of the model, spread over the mesh. With `fresh` it gets its initial weights; else a
     checkpoint is read later."""
     settings, mesh = planned.settings, layout.mesh
@@ -210,7 +216,7 @@ def build_model(
     return model
 
 
-def settle_weights(model: Any, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
+def settle_weights(model: Model, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
     """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16."""
     start = Start.of(settings)
     if fresh:
@@ -227,7 +233,7 @@ def settle_weights(model: Any, settings: Training, say: Callable[[str], object],
         lower_weights(model)
 
 
-def open_whole(model: Any, settings: Training, device: Any, world: World) -> WholeModel:
+def open_whole(model: Model, settings: Training, device: Device, world: World) -> WholeModel:
     """Set up gradient computation for a model without pipeline stages."""
     copies = ComputingCopies(model.train()) if settings.precision == MASTER and world.size == 1 else None
     autocast = choose_autocast(device, "fp32" if settings.pure else settings.arithmetic)
@@ -242,7 +248,7 @@ def deposit_tied_gradients(model: Any) -> None:
             model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
 
 
-def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
+def build_optimizer(planned: TrainingPlan, model: Model) -> Optimizer:
     """Build the optimizer over the trained weights. With bf16_pure it rounds stochastically; with `offload=states` it
     keeps its states in the host's memory."""
     settings = planned.settings
@@ -256,7 +262,7 @@ def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
 
 
 def choose_computing(
-    settings: Training, device: Any, say: Callable[[str], object], counters: Mapping[str, Any]
+    settings: Training, device: Device, say: Callable[[str], object], counters: Mapping[str, Any]
 ) -> ThreadWatch:
     """Choose the number of threads, before anything is timed, and warn if the precision is slow on this device.
 

@@ -14,6 +14,7 @@ from zoo.errors import ConfigError, ZooError, short
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from zoo.run.layer import Model
     from zoo.training.run import Run
 
 MOMENTS = ("after_update", "after_eval", "on_save")
@@ -30,7 +31,7 @@ class TrainingState:
     metrics: Mapping[str, float]
     """The newest value of each metric: training metrics as of the last line (`log_every`), `val_loss` and others of
     evaluation as of the last evaluation."""
-    model: Any
+    model: Model
     optimizer: Optimizer
     folder: Path
     """The run's folder."""

@@ -22,6 +22,8 @@ from zoo.training.parametrisation import Parametrisation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.tower import Topology
+
 SCALED = ("d_model", "n_heads", "n_kv_heads", "d_ff", "kv_lora_rank", "q_lora_rank")
 """Dimensions that grow with the width."""
 
@@ -108,7 +110,7 @@ def list_sizes(model: Any, overrides: Iterable[str], name: str) -> list[int]:
     return [own, 2 * own, 4 * own]
 
 
-def scale_model(recipe: Recipe, width: int) -> Any:
+def scale_model(recipe: Recipe, width: int) -> Topology:
     """Make the Spec of a recipe at another width; heads, d_ff and MLA's ranks grow in proportion, as muP requires.
     Raises ConfigError if they would not be whole numbers."""
     factor = Fraction(width, recipe.dims["d_model"])

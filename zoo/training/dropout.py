@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+    from torch.nn import Module
+
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -81,7 +83,7 @@ def _list_downs(spec: Any) -> Iterator[Any]:
     return (part for part in parts if isinstance(part, Linear | Experts))
 
 
-def _drop_branch(name: str, module: Any, args: Any, output: Tensor) -> Tensor:
+def _drop_branch(name: str, module: Module, args: Any, output: Tensor) -> Tensor:
     """Apply residual dropout and stochastic depth to a branch's output [B, T, D]."""
     drops = args[1].drops
     return output if drops is None else drops.drop_branch(output, name, whole=not module.divided)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -19,6 +19,9 @@ from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Objective
 from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology
 
 DEFAULTS = {"data": "stdlib", "objective": "auto"}
 """The nodes that overrides may change, with the packaged choice used without a run."""
@@ -66,7 +69,7 @@ def find_run(place: Path, folder: Path) -> Path | None:
 
 
 def plan_evaluation(
-    spec: Any, run: Path | None, tokenizer: str | Path, overrides: Sequence[str], name: str
+    spec: Topology, run: Path | None, tokenizer: str | Path, overrides: Sequence[str], name: str
 ) -> EvaluationPlan:
     """Plan an evaluation of a model on the data of its `run`, or on data that overrides name (`data=…`, `objective=…`).
 
@@ -185,7 +188,7 @@ def list_fields(data: DataSettings, without: Sequence[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------- the objective
 
 
-def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: set[str], spec: Any) -> Objective:
+def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: set[str], spec: Topology) -> Objective:
     """Choose the objective to score: the run's, unless overrides name one. For a distillation, its base."""
     if own is not None and not any(key.split(".")[0] == "objective" for key in typed):
         objective = own.settings.objective
@@ -196,7 +199,7 @@ def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: s
     return objective
 
 
-def refuse_misfits(objective: Objective, data: DataSettings, spec: Any) -> None:
+def refuse_misfits(objective: Objective, data: DataSettings, spec: Topology) -> None:
     """Raise ConfigError if objective, data and model do not go together."""
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")

@@ -20,6 +20,8 @@ from zoo.training.objective import Context, Labelled, Objective, Seq2Seq
 if TYPE_CHECKING:
     from zoo.data import Prepared
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
     from zoo.training.eval_data import EvaluationPlan
 
 Tell = Callable[[str], object]
@@ -36,7 +38,7 @@ class Part(Protocol):
     @property
     def size(self) -> int: ...
 
-    def score(self, model: Any, advance: Advance) -> Score: ...
+    def score(self, model: Model, advance: Advance) -> Score: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Windowed:
     def size(self) -> int:
         return sum(stream.n_scored for stream in self.streams)
 
-    def score(self, model: Any, advance: Advance) -> Score:
+    def score(self, model: Model, advance: Advance) -> Score:
         return score(model, self.streams, self.context, self.stride, advance)
 
 
@@ -71,7 +73,7 @@ class Collated:
     def size(self) -> int:
         return self.tokens.count_rows(self.context)
 
-    def score(self, model: Any, advance: Advance) -> Score:
+    def score(self, model: Model, advance: Advance) -> Score:
         """Score all rows. Raises ZooError if a loss is not finite, or no row has a target."""
         device = next(model.parameters()).device
         together = max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
@@ -160,7 +162,7 @@ def make_rows(
 
 
 def prepare_records(
-    plan: EvaluationPlan, spec: Any, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
+    plan: EvaluationPlan, spec: Topology, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
 ) -> Prepared:
     """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises
     ConfigError."""
@@ -174,7 +176,7 @@ def prepare_records(
     return prepare_labelled(plan.data, objective.make_task(), known, **how, say=say, progress=progress)
 
 
-def settle_length(plan: EvaluationPlan, spec: Any, context: int | None) -> int:
+def settle_length(plan: EvaluationPlan, spec: Topology, context: int | None) -> int:
     """Choose the maximum of tokens in a row. Raises ConfigError for more than the model reads."""
     most = longest_text(spec)
     if context is not None and not 1 <= context <= most:
@@ -182,7 +184,7 @@ def settle_length(plan: EvaluationPlan, spec: Any, context: int | None) -> int:
     return context or plan.seq_len or most
 
 
-def check_rows(objective: Objective, spec: Any, context: int, documents: bool) -> None:
+def check_rows(objective: Objective, spec: Topology, context: int, documents: bool) -> None:
     """Raise ConfigError for rows that are longer than the model reads."""
     if context < 2:
         raise ConfigError(f"context: is {context}, which is no row of {objective.kind} (2 at least)")
@@ -204,7 +206,7 @@ def check_ids(data: Prepared, spec: Any, added: int) -> None:
         raise ConfigError(f"tokenizer: {found} (the tokenizer that the model was trained with)")
 
 
-def tell_of_rest(part: Collated, spec: Any, tell: Tell) -> None:
+def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
     """Report the tokens of a source that are not scored. Raises ConfigError if it fills no row."""
     tokens, of = part.tokens, f" of {part.name}" if part.name else ""
     if not part.size:

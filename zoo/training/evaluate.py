@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import runs
 from zoo.checkpoint import gguf, store
@@ -24,6 +24,9 @@ from zoo.training.eval_parts import Material, cut_windows, make_parts, prepare_r
 from zoo.training.saving import Counters
 from zoo.untrusted.json_file import check_shape
 
+if TYPE_CHECKING:
+    from zoo.run.layer import Model
+
 Progress = Callable[[str, int, int], None]
 """Called with the name of the work, the amount done and the total: bytes of text, tokens or rows scored."""
 
@@ -36,7 +39,7 @@ class Text(NamedTuple):
 
 
 def evaluate(
-    model: Any,
+    model: str | Path | Model,
     texts: Sequence[str | Text] | None = None,
     *,
     overrides: Iterable[str] = (),
@@ -104,7 +107,7 @@ class Scorer:
         self.size = sum(part.size for part in self.parts)
         self.total = Score(0.0, 0, None)
 
-    def measure(self, model: Any, name: str) -> dict[str, Any]:
+    def measure(self, model: Model, name: str) -> dict[str, Any]:
         """Score all parts. Gives a row of results, with those of each part if there are several."""
         done = 0
 
@@ -155,7 +158,7 @@ class Subject:
             self.device = str(next(self.model.parameters()).device)
         loading.check_precision(self.device, fp8, weights)
 
-    def load(self) -> Any:
+    def load(self) -> Model:
         """Load the model with its own weights. On a CPU it computes in the fastest dtype and number of threads."""
         if self.model is None:
             assert self.folder is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.again import RECOMPUTE, mark_layers, read_every
 from zoo.costs.memory import training
@@ -19,6 +19,9 @@ from zoo.training.precision import PURE, find_priced
 from zoo.training.settings import Training
 from zoo.training.start.begin import Start
 
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology
+
 EVERY = (4, 3, 2)
 """The n of `recompute=every_n` (one layer in n is recomputed), in the order proposed: least work first."""
 
@@ -32,7 +35,7 @@ def take_share(settings: Training) -> Training:
     return dataclasses.replace(settings, batch_size=settings.batch_size // size) if size > 1 else settings  # type: ignore[type-var]
 
 
-def check_memory(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str | None:
+def check_memory(settings: Training, spec: Topology, free: int | None, *, cuda: bool = True) -> str | None:
     """Compare the priced memory of a step with the free bytes. Returns a line with changes that would fit if it is
     more.
 
@@ -52,7 +55,7 @@ def check_memory(settings: Training, spec: Any, free: int | None, *, cuda: bool 
     return f"memory: a step takes about {gigabytes(peak)}, {gigabytes(free)} are free ({advice})"
 
 
-def advise_states(settings: Training, spec: Any, free: int, cuda: bool) -> str:
+def advise_states(settings: Training, spec: Topology, free: int, cuda: bool) -> str:
     """Name changes that would make weights, gradients and states fit."""
     ways = list_lighter_states(settings, cuda)
     for changes in [*ways, {name: value for each in ways for name, value in each.items()}]:
@@ -61,7 +64,7 @@ def advise_states(settings: Training, spec: Any, free: int, cuda: bool) -> str:
     return "a smaller model, or an optimizer with fewer"
 
 
-def advise(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str:
+def advise(settings: Training, spec: Topology, free: int | None, *, cuda: bool = True) -> str:
     """Name changes that would fit into the memory that was free before the model was built: more microbatches,
     recomputation of activations, optimizer states in the host's memory or in 16 bits, or several together if none is
     enough alone. Without a price, name settings that take less."""
@@ -91,7 +94,7 @@ class Fit(NamedTuple):
     peak: int
 
 
-def find_fitting(settings: Training, spec: Any, free: int, *, cuda: bool) -> Iterator[Fit]:
+def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[Fit]:
     """Yield changes that fit: the fewest microbatches, which cost hardly any time; the least recomputation; lighter
     states; and only if none of these fits alone, the first that fit together."""
     now, found = settings.batch_size // settings.accumulate, False
@@ -114,7 +117,7 @@ def find_fitting(settings: Training, spec: Any, free: int, *, cuda: bool) -> Ite
                     return
 
 
-def try_changes(settings: Training, spec: Any, free: int, cuda: bool, changes: Changes) -> Fit | None:
+def try_changes(settings: Training, spec: Topology, free: int, cuda: bool, changes: Changes) -> Fit | None:
     """Price a run with some settings changed; None if it does not fit."""
     others = dict(changes)
     parts = int(others.pop("accumulate", settings.accumulate))
@@ -136,7 +139,7 @@ def list_finer(settings: Training) -> list[int]:
     return [parts for parts in found if not settings.recipe or size // parts * settings.seq_len % MULTIPLE == 0]
 
 
-def list_recomputation(settings: Training, spec: Any) -> list[Changes]:
+def list_recomputation(settings: Training, spec: Topology) -> list[Changes]:
     """List settings that recompute more activations than the run does, least work first."""
     names = ["none", "selective", *(f"every_{each}" for each in EVERY), "full"]
     every = read_every(settings.recompute)
@@ -147,7 +150,7 @@ def list_recomputation(settings: Training, spec: Any) -> list[Changes]:
     return [{"recompute": name} for name in found if has_layers_for(name, spec)]
 
 
-def has_layers_for(recompute: str, spec: Any) -> bool:
+def has_layers_for(recompute: str, spec: Topology) -> bool:
     """Whether a model has at least the n layers of `every_n`."""
     try:
         mark_layers(spec, recompute)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.costs.batches import RowFlops
 from zoo.costs.params import count_parameters
@@ -12,6 +12,8 @@ from zoo.training.start.begin import Start
 
 if TYPE_CHECKING:
     from zoo.data import Batch
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
     from zoo.training.objective import Objective
     from zoo.training.settings import Training
 
@@ -23,7 +25,7 @@ class TrainingFlops:
     Undefined with frozen weights: they have no gradient, and not all activations have one.
     """
 
-    def __init__(self, spec: Any, objective: Objective) -> None:
+    def __init__(self, spec: Topology, objective: Objective) -> None:
         self.student = RowFlops(spec)
         self.teachers = [RowFlops(each) for each in objective.list_teachers()]
 
@@ -33,7 +35,7 @@ class TrainingFlops:
         return own + sum(sum_forward(each, batch, targets) for each in self.teachers)
 
 
-def price_step(settings: Training, spec: Any) -> int | None:
+def price_step(settings: Training, spec: Topology) -> int | None:
     """Count the training FLOPs of a step from its config alone; None if they depend on the rows, as with labelled
     records, or if weights are frozen."""
     if not settings.objective.every_token or Start.of(settings).partly:
@@ -66,7 +68,7 @@ def _measure(batch: Batch) -> tuple[int, int | None]:
     return batch.input_ids.shape[1], written
 
 
-def count_parameters_of(model: Any, settings: Training) -> tuple[int, int]:
+def count_parameters_of(model: Model, settings: Training) -> tuple[int, int]:
     """Count the parameters of a run's whole model, adapters included, and those that train."""
     if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
         whole, trained = model.whole, Start.of(settings).choose_trained(model.whole)

@@ -18,7 +18,9 @@ from zoo.training.precision import ComputingCopies
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
+    from torch.nn import Parameter
 
+    from zoo.run.layer import Model
     from zoo.training.metrics import Metrics
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -30,7 +32,7 @@ class Gradient(NamedTuple):
     mixture's experts, and the number of targets."""
 
     terms: dict[str, Any]
-    loads: list[Any]
+    loads: list[Tensor]
     targets: int
 
 
@@ -39,14 +41,14 @@ class WholeModel:
     """Computes gradients of a model without pipeline stages, in `parts` microbatches. With bf16_master, `copies` of its
     weights in bfloat16 compute them."""
 
-    weights: Any
+    weights: Model
     objective: Objective
     parts: int
     autocast: Autocast
     copies: ComputingCopies | None = None
 
     @property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The model that computes gradients."""
         return self.weights if self.copies is None else self.copies.model
 
@@ -62,7 +64,7 @@ class WholeModel:
 
 
 def accumulate_gradient(
-    model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast, whole: int | None = None
+    model: Model, objective: Objective, batch: Batch, parts: int, autocast: Autocast, whole: int | None = None
 ) -> Gradient:
     """Accumulate the gradient of the batch's mean loss, one microbatch at a time.
 
@@ -114,7 +116,7 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     return Batch(*(None if each is None else change(each) for each in batch))  # type: ignore[arg-type]
 
 
-def clip_gradient(parameters: list[Any], most: float | None, norm: Tensor) -> None:
+def clip_gradient(parameters: list[Parameter], most: float | None, norm: Tensor) -> None:
     """Clip a gradient of norm `norm` to the norm `most`."""
     looks = norm.device.type == "cpu"  # reading the norm on another device would synchronise with it
     if most is not None and not (looks and norm <= most):

@@ -19,6 +19,11 @@ from zoo.spec.cuts import find_cuts
 from zoo.training.gradient import choose_autocast
 
 if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.nn import Module, Parameter
+
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
     from zoo.training.pipeline import Pipeline
     from zoo.training.settings import Training
 
@@ -51,7 +56,7 @@ class Layout:
     row_tokens: int = 0
 
     @classmethod
-    def open(cls, mesh: Mesh, world: World, device: Any, row_tokens: int = 0) -> Layout:
+    def open(cls, mesh: Mesh, world: World, device: Device, row_tokens: int = 0) -> Layout:
         """Create the process groups of a mesh. All processes must call this together."""
         if mesh.size == 1:
             return cls(mesh, world, world, world)
@@ -84,11 +89,11 @@ class Layout:
 
         return 0 if self.stages is None else distributed.get_rank(self.stages)
 
-    def take_part(self, whole: Any) -> Any:
+    def take_part(self, whole: Topology) -> Topology:
         """Return the Spec of this rank's part of a model."""
         return shard_model(spread_experts(self.take_section(whole), self.mesh.ep), self.mesh.tp)
 
-    def take_section(self, whole: Any) -> Any:
+    def take_section(self, whole: Any) -> Topology:
         """Return the Spec of the layers in this rank's pipeline stage."""
         if self.mesh.pp == 1:
             return whole
@@ -96,7 +101,7 @@ class Layout:
         cut = cut_layers(whole, self.row_tokens, schedule.n_chunks)
         return take_chunks(whole, [cut[each] for each in schedule.list_chunks(self.stage)])
 
-    def divide(self, model: Any, whole: Any) -> None:
+    def divide(self, model: Any, whole: Topology) -> None:
         """Connect a model of `take_part` with other ranks: cp's context, ep's groups, tp's seams, pp's stages."""
         from zoo.ranks.context import SpreadContext
         from zoo.run.layer import Layer
@@ -131,7 +136,7 @@ class Layout:
                 common[name] = RankGroup(self.ends)
         return Stages(group, common)
 
-    def open_pipeline(self, model: Any, settings: Training, device: Any) -> Pipeline | None:
+    def open_pipeline(self, model: Model, settings: Training, device: Device) -> Pipeline | None:
         """Make the pipeline of a laid-out model; None without stages."""
         if self.stages is None:
             return None
@@ -234,7 +239,7 @@ class Grid:
         return next((group for ranks, group in zip(runs, groups, strict=True) if self.world.rank in ranks), None)
 
 
-def place_experts(model: Any, ways: int) -> Any:
+def place_experts(model: Module, ways: int) -> Any:
     """Make FSDP's choice of the dimension to shard: the first, or the second for a stack of fewer than `ways` experts,
     as `zoo stats` prices it."""
     from torch.distributed.tensor import Shard
@@ -244,7 +249,7 @@ def place_experts(model: Any, ways: int) -> Any:
     stacks = [module for module in model.modules() if isinstance(module, StackedLinear)]
     stacked = {id(each) for module in stacks for each in module.parameters()}
 
-    def choose(parameter: Any) -> Shard | None:
+    def choose(parameter: Parameter) -> Shard | None:
         few = id(parameter) in stacked and parameter.shape[0] < ways
         return Shard(1) if few and parameter.ndim > 1 else None
 

@@ -21,6 +21,7 @@ from zoo.training.packaged import make_count_check
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zoo.model.tower import Topology
     from zoo.training.settings import Training
 
 
@@ -138,7 +139,7 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
     return faults + (find_tensor_faults(settings, mesh, spec) if mesh.tp > 1 else [])
 
 
-def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
+def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[str]:
     """List the settings that conflict with a pipeline. A schedule with backward passes in halves goes through each
     microbatch's graph twice, which recomputation, a ring's exchange of keys and FSDP's sharded weights do not allow."""
     faults = []
@@ -166,7 +167,7 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
     return faults
 
 
-def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
+def find_context_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[str]:
     """List the settings that conflict with context parallelism."""
     faults = []
     if settings.objective.kind != "next_token":
@@ -190,7 +191,7 @@ def find_ring_faults(settings: Training) -> list[str]:
     ]
 
 
-def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
+def find_tensor_faults(settings: Training, mesh: Mesh, spec: Topology) -> list[str]:
     """List the settings that conflict with tensor parallelism."""
     try:
         faults = list(find_cut_faults(find_cuts(spec, shard_model(spec, mesh.tp), mesh.tp)))
@@ -203,7 +204,7 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
     return faults
 
 
-def find_wide_norms(spec: Any) -> Iterator[str]:
+def find_wide_norms(spec: Topology) -> Iterator[str]:
     """List norms over channels of several ranks that are not RMS norms: they need another mean than that of squares."""
     for tower in spec.towers().values():
         for block in tower.blocks.values():

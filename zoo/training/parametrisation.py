@@ -8,7 +8,7 @@ Spec, not from its name.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
@@ -20,6 +20,11 @@ from zoo.spec import Spec, SpecRow, is_hidden_matrix
 from zoo.training.optim import Factors, Optim, unscaled
 from zoo.training.optim.base import Scale
 
+if TYPE_CHECKING:
+    from zoo.model.attention.base import Attention
+    from zoo.model.block.base import Block
+    from zoo.model.tower import Topology, Tower
+
 ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
 """Optimizers whose steps do not grow with the gradient, element by element: the rules here hold for them alone."""
 
@@ -27,15 +32,15 @@ ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
 class Parametrisation(Spec, axis="parametrisation", default="standard"):
     """Parametrisation: how initialisation and learning rates change with a model's width and depth."""
 
-    def refuses(self, spec: Any, optim: Optim) -> list[str]:
+    def refuses(self, spec: Topology, optim: Optim) -> list[str]:
         """List the parts of a model, and optimizers, that this parametrisation has no rule for."""
         return []
 
-    def adapt(self, spec: Any) -> Any:
+    def adapt(self, spec: Topology) -> Topology:
         """Return the Spec with this parametrisation's initial values and multipliers."""
         return spec
 
-    def scale(self, spec: Any) -> Scale:
+    def scale(self, spec: Topology) -> Scale:
         """Return the factors of each tensor's learning rate, weight decay and epsilon."""
         return unscaled
 
@@ -59,7 +64,7 @@ class MuP(Parametrisation, kind="mup"):
     base_width: PositiveInt
     base_head_dim: PositiveInt | None = None
 
-    def refuses(self, spec: Any, optim: Optim) -> list[str]:
+    def refuses(self, spec: Topology, optim: Optim) -> list[str]:
         faults = []
         if optim.kind not in ADAPTIVE:
             does = did_you_mean(optim.kind, ADAPTIVE)
@@ -78,15 +83,15 @@ class MuP(Parametrisation, kind="mup"):
         """Return m, the ratio of a model's width to the base width."""
         return spec.d_model / self.base_width
 
-    def deeper(self, spec: Any) -> float:
+    def deeper(self, spec: Topology) -> float:
         """Return the ratio of a model's depth to the base depth; 1 for muP, which ignores depth."""
         return 1.0
 
-    def adapt(self, spec: Any) -> Any:
+    def adapt(self, spec: Any) -> Topology:
         towers = {name: self._adapt_tower(spec, tower) for name, tower in spec.towers().items()}
         return towers[""] if "" in towers else replace(spec, **towers)
 
-    def _adapt_tower(self, spec: Any, tower: Any) -> Any:
+    def _adapt_tower(self, spec: Any, tower: Any) -> Tower:
         m, deeper = self.wider(spec), self.deeper(spec)
         head, embedding = tower.head, tower.embedding
         if hasattr(head, "scale"):
@@ -98,13 +103,13 @@ class MuP(Parametrisation, kind="mup"):
         init = Scaled(of=tower.init, wider=m, deeper=deeper)
         return replace(tower, head=head, embedding=embedding, blocks=blocks, init=init)
 
-    def _adapt_block(self, block: Any, deeper: float) -> Any:
+    def _adapt_block(self, block: Any, deeper: float) -> Block:
         fields = {"attention": self._adapt_attention(block.attention)}
         if block.crosses:
             fields["cross"] = self._adapt_attention(block.cross)
         return replace(block, residual_scale=block.residual_scale / deeper, **fields)
 
-    def _adapt_attention(self, attention: Any) -> Any:
+    def _adapt_attention(self, attention: Any) -> Attention:
         if self.base_head_dim is None:
             return attention
         width = attention.head_widths[0]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+    from torch import device as Device
 
     from zoo.ranks.group import RankGroup
     from zoo.ranks.schedule import Schedule
@@ -159,7 +160,7 @@ class Pipeline:
             group=self.group.group,
         )
 
-    def _share_terms(self, device: Any) -> dict[str, Tensor]:
+    def _share_terms(self, device: Device) -> dict[str, Tensor]:
         """Share the loss terms of all stages, by name, with every stage."""
         from torch import distributed
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +26,9 @@ from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import Start
 from zoo.untrusted.text import quote, shorten
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology
 
 CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
@@ -166,7 +169,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     return faults
 
 
-def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) -> Iterator[str]:
+def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topology) -> Iterator[str]:
     """Yield conflicts between the data, the rows that the objective makes of it, and the model."""
     objective = settings.objective
     if objective.reads_labels:

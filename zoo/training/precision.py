@@ -15,12 +15,14 @@ weights is float32.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.run.layer import Model
 
 MASTER, PURE = "bf16_master", "bf16_pure"
 PRICED = {"fp32": "fp32", MASTER: "megatron", PURE: "pure"}
@@ -39,7 +41,7 @@ class ComputingCopies:
     summed in float32 (Megatron-LM). Buffers, such as a router's selection biases, are shared with the masters.
     """
 
-    def __init__(self, masters: Any) -> None:
+    def __init__(self, masters: Model) -> None:
         pairs = []
         self.model = copy.deepcopy(masters)
         for mine, theirs in zip(self.model.modules(), masters.modules(), strict=True):
@@ -54,7 +56,7 @@ class ComputingCopies:
             if low.requires_grad:
                 low.register_post_accumulate_grad_hook(lambda low, high=high: hand_over(low, high))
 
-    def refresh(self) -> Any:
+    def refresh(self) -> Model:
         """Round the masters into the bfloat16 copy, and return it. Each step begins with this, so that the masters may
         be changed by anything in between."""
         with torch.no_grad():
@@ -63,7 +65,7 @@ class ComputingCopies:
         return self.model
 
 
-def lower_weights(model: Any) -> None:
+def lower_weights(model: Model) -> None:
     """Round a model's parameters to bfloat16 in place. Buffers, such as a router's selection biases, stay float32."""
     for each in model.parameters():
         each.data = each.data.bfloat16()

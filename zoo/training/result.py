@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy import ndarray as Array
 
+    from zoo.run.layer import Model
+
 
 class TrainingResult(Mapping[str, Any]):
     """The outcome of a run, a mapping with the keys of its result.json: `result["val_loss"]`."""
 
-    def __init__(self, outcome: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], model: Any) -> None:
+    def __init__(self, outcome: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], model: Model) -> None:
         self._outcome = dict(outcome)
         self._lines = list(lines)
         self.model = model

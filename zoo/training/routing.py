@@ -10,6 +10,9 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+
 RATE = 0.001
 """Default step of a selection bias: DeepSeek-V3's (2024)."""
 
@@ -25,14 +28,14 @@ def list_routers(model: Any) -> list[Any]:
     return found
 
 
-def has_selection_bias(spec: Any) -> bool:
+def has_selection_bias(spec: Topology) -> bool:
     """Whether a router of the model has a selection bias, which balances the load."""
     blocks = (block for tower in spec.towers().values() for block in tower.blocks.values())
     routers = (getattr(getattr(block, "ffn", None), "router", None) for block in blocks)
     return any(getattr(router, "selection_bias", False) for router in routers)
 
 
-def balance_routers(model: Any, loads: list[Tensor], rate: float) -> None:
+def balance_routers(model: Model, loads: list[Tensor], rate: float) -> None:
     """Move each router's selection bias by `rate`: up for experts below the mean load, down for experts above it
     (loss-free balancing; Wang et al., 2024). `loads` [E] are the step's, summed over microbatches."""
     totals: dict[int, tuple[Any, Tensor]] = {}

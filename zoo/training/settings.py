@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -34,6 +34,11 @@ from zoo.training.parallel import Parallel
 from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
 from zoo.training.start.lora import Lora
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+    from zoo.model.tower import Topology
 
 FP8 = "fp8_"  # the prefix of a float8 recipe
 
@@ -113,7 +118,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @field_validator("accumulate")
     @classmethod
-    def splits_the_batch(cls, value: int, info: Any) -> int:
+    def splits_the_batch(cls, value: int, info: ValidationInfo) -> int:
         rows = info.data.get("batch_size", value)
         if rows % value:
             even = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
@@ -122,7 +127,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @field_validator("precision")
     @classmethod
-    def has_the_tokens_for_it(cls, value: str, info: Any) -> str:
+    def has_the_tokens_for_it(cls, value: str, info: ValidationInfo) -> str:
         batch, parts, length = (info.data.get(name) for name in ("batch_size", "accumulate", "seq_len"))
         if value.startswith(FP8) and batch and parts and length and batch // parts * length % MULTIPLE:
             found = f"found {batch // parts} rows of {length} at a time"
@@ -133,7 +138,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @field_validator("recompute")
     @classmethod
-    def can_be_recomputed(cls, value: str, info: Any) -> str:
+    def can_be_recomputed(cls, value: str, info: ValidationInfo) -> str:
         if reason := explain_unknown(value):
             raise ValueError(reason)
         if value == "selective" and info.data.get("compile") is True:
@@ -159,7 +164,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @field_validator("lawa")
     @classmethod
-    def has_its_checkpoints(cls, value: int | None, info: Any) -> int | None:
+    def has_its_checkpoints(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("save_every", 1) is None:
             raise ValueError(f"is {value}, and one checkpoint is saved, at the end (save_every=100, say)")
         if value is not None and info.data.get("keep", value) < value:
@@ -168,7 +173,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @field_validator("eval_weights")
     @classmethod
-    def are_there_to_evaluate(cls, value: str, info: Any) -> str:
+    def are_there_to_evaluate(cls, value: str, info: ValidationInfo) -> str:
         if value != "model" and info.data.get(value, 0) is None:
             would = {"ema": "ema=0.999", "lawa": "lawa=5"}[value]
             raise ValueError(f"is {value}, which the run does not keep ({would}, or eval_weights=model)")
@@ -179,7 +184,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @field_validator("schedule")
     @classmethod
-    def fits_the_run(cls, value: Schedule, info: Any) -> Schedule:
+    def fits_the_run(cls, value: Schedule, info: ValidationInfo) -> Schedule:
         fault = value.fault(info.data["steps"]) if "steps" in info.data else None
         if fault is not None:
             raise ValueError(fault)
@@ -206,7 +211,7 @@ def read_settings(node: Mapping[str, Any]) -> Training:
     return parse_node(Training, node)
 
 
-def find_optimizer_mismatches(settings: Training, spec: Any) -> list[str]:
+def find_optimizer_mismatches(settings: Training, spec: Topology) -> list[str]:
     """List settings that conflict with the optimizer, and parts that the parametrisation has no rule for."""
     faults = [f"optim.{fault}" for fault in settings.optim.refuses(spec)]
     if reason := settings.optim.whole_step:

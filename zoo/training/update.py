@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.data import Batch
 from zoo.errors import ZooError
@@ -17,6 +17,9 @@ from zoo.training.log import NONFINITE
 from zoo.training.optim import set_rates
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def update(run: Run) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def count_batch(run: Run, batch: Batch) -> int:
     return targets
 
 
-def apply_update(run: Run, loads: list[Any]) -> None:
+def apply_update(run: Run, loads: list[Tensor]) -> None:
     """Update the weights, the routers' selection biases and the moving average of the weights."""
     run.optimizer.step()
     if loads:

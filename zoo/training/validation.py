@@ -29,6 +29,9 @@ from zoo.training.settings import TextSample, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
+
+    from zoo.model.tower import Topology
 
 
 class EvaluationStopped(Exception):
@@ -144,18 +147,18 @@ def write_sample(run: Run) -> None:
     run.show.sample(sample.prompt + text)
 
 
-def writes(spec: Any) -> bool:
+def writes(spec: Topology) -> bool:
     """Whether a model generates text, so that samples can be taken."""
     return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
 
 
-def describe_silence(spec: Any) -> str:
+def describe_silence(spec: Topology) -> str:
     """Say why a model generates no text: its topology, or its head."""
     heads = [tower.head for tower in spec.towers().values() if tower.causal]
     return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 
 
-def choose_sampling_kernel(spec: Any, settings: Training, device: Any) -> tuple[str, str | None]:
+def choose_sampling_kernel(spec: Topology, settings: Training, device: Device) -> tuple[str, str | None]:
     """Choose the attention kernel for samples. Returns its name, and a line about it if it is not the one that trains.
 
     Training and evaluation compute in the run's precision. Samples are generated with the stored weights, mostly in

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from zoo.data import Batch, Tokenizer
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
     from zoo.training.metrics import Metrics
 
 
@@ -69,23 +71,23 @@ class Objective(Spec, axis="objective"):
     z_loss: NonNegativeFloat = 0.0
     chunk_mib: PositiveInt = 256
 
-    def settle(self, spec: Any) -> Objective:
+    def settle(self, spec: Topology) -> Objective:
         """Return the objective itself, or for `auto` and unset fields the one meant with this model."""
         return self
 
-    def refuses(self, spec: Any) -> str | None:
+    def refuses(self, spec: Topology) -> str | None:
         """Return the reason why a model cannot be trained on this objective, or None, from the Spec alone."""
         return None
 
-    def refuses_documents(self, spec: Any) -> str | None:
+    def refuses_documents(self, spec: Topology) -> str | None:
         """Return the reason why documents of a row cannot be hidden from one another (`data.documents`), or None."""
         return "is true, and pairs are not packed (data.documents=false)" if self.reads_pairs else None
 
-    def adapt(self, spec: Any) -> Any:
+    def adapt(self, spec: Topology) -> Topology:
         """Return the model as this objective trains it: labelled objectives put a task head on it."""
         return spec
 
-    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+    def widths(self, spec: Topology, seq_len: int, documents: bool) -> dict[str, int]:
         """Count the tokens of a row in each tower, by the tower's path."""
         return dict.fromkeys(spec.towers(), seq_len)
 
@@ -109,7 +111,7 @@ class Objective(Spec, axis="objective"):
         """Count a batch's tokens for the run's total: whole rows of `seq_len`, padding included."""
         return len(batch.input_ids) * seq_len
 
-    def list_teachers(self) -> Sequence[Any]:
+    def list_teachers(self) -> Sequence[Topology]:
         """List the Specs of other models whose forward pass a step runs too."""
         return ()
 
@@ -117,11 +119,11 @@ class Objective(Spec, axis="objective"):
         """Make the accumulator of an evaluation's metrics; None if there is only the loss."""
         return None
 
-    def judge(self, model: Any, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
+    def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         """Compute the loss of a batch in evaluation, summed over its `count` targets. `metrics` get the results."""
         return self.loss(model, batch, count=count).terms["loss"]
 
-    def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         """Compute the loss of a batch: `weight` × (the sum over its targets + `count` × the model's own losses, which
         are means). Passing the `count` of targets avoids waiting for the device."""
         count = self.targets(batch) if count is None else count
@@ -144,12 +146,12 @@ def list_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: value for name, value in batch._asdict().items() if value is not None and name != "targets"}
 
 
-def describe(spec: Any) -> str:
+def describe(spec: Topology) -> str:
     """Name a model's topology in a sentence."""
     return f"an {spec.kind.replace('_', '-')}" if spec.kind[0] == "e" else f"a {spec.kind}"
 
 
-def refuse_topology(name: str, spec: Any, kind: str, instead: str) -> str | None:
+def refuse_topology(name: str, spec: Topology, kind: str, instead: str) -> str | None:
     """Return the reason if an objective for models of `kind` cannot train this model, or None; `instead` can."""
     if spec.kind != kind:
         learned = f"{name} is learned by {'an' if kind[0] == 'e' else 'a'} {kind.replace('_', '-')}"
@@ -157,12 +159,12 @@ def refuse_topology(name: str, spec: Any, kind: str, instead: str) -> str | None
     return None
 
 
-def suggest(spec: Any) -> str:
+def suggest(spec: Topology) -> str:
     """Name the default objective of a model."""
     return {"encoder": "mlm", "encoder_decoder": "span_corruption"}.get(spec.kind, "next_token")
 
 
-def refuse_headless(name: str, spec: Any) -> str | None:
+def refuse_headless(name: str, spec: Topology) -> str | None:
     """Return the reason if no tower of a model has a head that predicts tokens, or None."""
     heads = [tower.head for tower in spec.towers().values()]
     if any(head.predicts_tokens for head in heads):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from zoo.data import Batch
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
 
 
 class NextToken(Objective, kind="next_token"):
@@ -93,14 +94,14 @@ class Seq2Seq(Objective, kind="seq2seq"):
             return f"seq2seq writes answers, the model is {describe(spec)} (a decoder, or objective=mlm)"
         return refuse_decoder(self.kind, spec) if spec.kind == "decoder" else refuse_headless(self.kind, spec)
 
-    def lay_out(self, spec: Any, seq_len: int) -> tuple[int, int]:
+    def lay_out(self, spec: Topology, seq_len: int) -> tuple[int, int]:
         """Return the maximum lengths of a source and of an answer, in tokens."""
         if spec.kind != "decoder":
             return seq_len, self.answer_len or seq_len
         answer = min(self.answer_len or -(-seq_len // 2), seq_len)
         return seq_len + 1 - answer, answer
 
-    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+    def widths(self, spec: Topology, seq_len: int, documents: bool) -> dict[str, int]:
         source, answer = self.lay_out(spec, seq_len)
         return {"": seq_len} if spec.kind == "decoder" else {"encoder": source, "decoder": answer}
 

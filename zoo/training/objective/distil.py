@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from zoo.data import Batch, Tokenizer
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
 
 
 class Distil(Objective, kind="distil"):
@@ -35,7 +37,7 @@ class Distil(Objective, kind="distil"):
     temperature: PositiveFloat = 1.0
     mix: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    def settle(self, spec: Any) -> Objective:
+    def settle(self, spec: Topology) -> Objective:
         from dataclasses import replace
 
         return replace(self, base=self.base.settle(spec))  # type: ignore[type-var]
@@ -60,7 +62,7 @@ class Distil(Objective, kind="distil"):
             return f"teacher {found} (model.vocab_size={taught.vocab_size})"
         return self.base.refuses(taught)
 
-    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+    def widths(self, spec: Topology, seq_len: int, documents: bool) -> dict[str, int]:
         return self.base.widths(spec, seq_len, documents)
 
     def count_special(self, seq_len: int) -> int:
@@ -73,12 +75,12 @@ class Distil(Objective, kind="distil"):
     def collator(self, context: Context) -> Collate:
         return self.base.collator(context)
 
-    def list_teachers(self) -> Sequence[Any]:
+    def list_teachers(self) -> Sequence[Topology]:
         from zoo.checkpoint import store
 
         return [store.load_spec(self.teacher)]
 
-    def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+    def loss(self, model: Model, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         load_teacher(self.teacher, batch.input_ids.device)  # loaded before the student's pass takes memory
         return super().loss(model, batch, weight=weight, count=count)
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from zoo.data import Batch
     from zoo.data.labelled import PreparedLabels, Task
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology, Tower
+    from zoo.run.layer import Model
     from zoo.training.metrics import Metrics
 
 
-def find_reading_tower(spec: Any) -> Any:
+def find_reading_tower(spec: Any) -> Tower:
     """Find the tower that gets the task head: the model itself, or the decoder of an encoder-decoder."""
     return spec.decoder if spec.kind == "encoder_decoder" else spec
 
@@ -66,7 +68,7 @@ class Labelled(Objective):
         """Whether the head reads a row's first token, which then should be a special token."""
         return getattr(self, "pooling", None) == "cls"
 
-    def adapt(self, spec: Any) -> Any:
+    def adapt(self, spec: Any) -> Topology:
         """Put the task head on the model, in place of its head and pooler. A head that is of this kind already only
         gets the `shared` fields. In an encoder-decoder the decoder has the head, and reads the text again (BART; Lewis
         et al., 2019, §3)."""
@@ -112,7 +114,7 @@ class Labelled(Objective):
         """Make the accumulator of an evaluation's metrics."""
         raise NotImplementedError
 
-    def judge(self, model: Any, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
+    def judge(self, model: Model, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
         assert metrics is not None
         logits = model(**list_inputs(batch)).logits
         metrics.add(logits, batch.targets)

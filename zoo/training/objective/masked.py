@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zoo.data.corrupt import Corrupted
     from zoo.data.pieces import Pieces
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,7 +43,7 @@ class MLM(Objective, kind="mlm"):
         if self.masked + self.random > 1:
             raise ValueError(f"masked={self.masked} and random={self.random} are more than all (1 together at most)")
 
-    def refuses(self, spec: Any) -> str | None:
+    def refuses(self, spec: Topology) -> str | None:
         reason = refuse_topology(self.kind, spec, "encoder", suggest(spec)) or refuse_headless(self.kind, spec)
         return reason or refuse_mask(self.mask_id, spec)
 
@@ -80,7 +81,7 @@ def find_mask(tokenizer: Tokenizer) -> int:
     return tokenizer.ids_of([name])[0]
 
 
-def refuse_mask(mask_id: int | None, spec: Any) -> str | None:
+def refuse_mask(mask_id: int | None, spec: Topology) -> str | None:
     """Return the reason if the mask is beyond the model's vocabulary, or None."""
     size = next(iter(spec.towers().values())).vocab_size
     if mask_id is not None and mask_id >= size:

@@ -12,6 +12,7 @@ from zoo.training.objective.causal import refuse_decoder
 if TYPE_CHECKING:
     from zoo.data.collate import Corrupt
     from zoo.data.tokens import Collate
+    from zoo.model.tower import Topology
 
 ROOM = 16
 """With `data.documents`, a row keeps room for ends of text: 1/16 of its tokens."""
@@ -38,11 +39,11 @@ class Rewriting(Objective):
             return f"is true, and a row has one prefix, which {self.kind} needs for each (data.documents=false)"
         return None
 
-    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+    def widths(self, spec: Topology, seq_len: int, documents: bool) -> dict[str, int]:
         _, *widths = self.lay_out(spec, seq_len, documents)
         return dict(zip(spec.towers(), widths, strict=True))
 
-    def lay_out(self, spec: Any, seq_len: int, documents: bool) -> tuple[int, ...]:
+    def lay_out(self, spec: Topology, seq_len: int, documents: bool) -> tuple[int, ...]:
         """Return the tokens of text in a row, and the length of each tower's row: as much text as fits rows of
         `seq_len`."""
         room = max(seq_len // ROOM, 1) if documents else 0

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.optim import Optimizer
 
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
@@ -69,11 +72,11 @@ class Optim(Spec, axis="optim"):
     weight_decay: NonNegativeFloat = 0.1
     groups: dict[str, GroupOptions] | None = None
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         """Make torch's optimizer over the model's trained parameters. `scale` gives each tensor's factors."""
         raise NotImplementedError
 
-    def refuses(self, spec: Any) -> list[str]:
+    def refuses(self, spec: Topology) -> list[str]:
         """List the faults of these options for a model, without torch: groups that no tensor fits."""
         if not self.groups:
             return []
@@ -108,7 +111,7 @@ class Optim(Spec, axis="optim"):
         words = label(row, leaf)
         return next((name for name in self.groups or () if words.issuperset(name.split("."))), None)
 
-    def make_groups(self, model: Any, scale: Scale = unscaled) -> list[dict[str, Any]]:
+    def make_groups(self, model: Model, scale: Scale = unscaled) -> list[dict[str, Any]]:
         """Group the trained parameters by their options.
 
         `peak_lr` is a group's own peak rate, which the schedule's factor multiplies (`set_rates`).

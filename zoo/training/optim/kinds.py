@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.optim import Optimizer
 
+    from zoo.run.layer import Model
+
 LEAST = 1e-16
 """Adafactor's lower bound on mean squared gradients. torch's default, float32's epsilon, is above those of a large
 model. torch also uses the bound's square, which must not be 0 in float32."""
@@ -38,7 +40,7 @@ class Adafactor(Optim, kind="adafactor"):
     clip_rms: PositiveFloat = 1.0
     weight_decay: NonNegativeFloat = 0.0
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         eps = (LEAST, self.min_rms)
         groups = self.make_groups(model, scale)
         return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, eps=eps, d=self.clip_rms)
@@ -52,7 +54,7 @@ class AdamW(Optim, kind="adamw"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         groups = self.make_groups(model, scale)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=can_fuse(groups))
 
@@ -78,7 +80,7 @@ class AdamW8bit(AdamW, kind="adamw8bit"):
             reason = f"cannot run on {device}, found {short(error)}"
             raise ConfigError(f"optim: adamw8bit {reason} (optim=adamw would do)") from error
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         groups = self.make_groups(model, scale)
         optimizer = _import_torchao()(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0)
         _make_states(optimizer)
@@ -94,7 +96,7 @@ def _import_torchao() -> Any:
     return Quantised
 
 
-def _make_states(optimizer: Any) -> None:
+def _make_states(optimizer: Optimizer) -> None:
     """Create torchao's states before the first step, so that a checkpoint can be read into them: take a step with rate
     0 and gradients of 0, which changes no weight."""
     set_rates(optimizer, 0.0)
@@ -144,7 +146,7 @@ class Muon(Optim, kind="muon"):
             return torch.float32 if is_slow(torch.bfloat16, device, training=True) else torch.bfloat16
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         from zoo.training.optim.rules import Muon as Rule
 
         groups = self.make_groups(model, scale)
@@ -175,7 +177,7 @@ class ScheduleFree(Optim, kind="schedule_free"):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         from zoo.training.optim.rules import ScheduleFreeAdamW
 
         return ScheduleFreeAdamW(self.make_groups(model, scale), lr=self.lr, betas=self.betas, eps=self.eps)
@@ -193,7 +195,7 @@ class Lion(Optim, kind="lion"):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 1.0
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         from zoo.training.optim.rules import Lion as Rule
 
         return Rule(self.make_groups(model, scale), lr=self.lr, betas=self.betas)
@@ -213,6 +215,6 @@ class SGD(Optim, kind="sgd"):
             found = "nesterov looks ahead along the momentum, which is 0"
             raise ValueError(f"{found} (momentum above 0, or nesterov: false)")
 
-    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+    def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
         groups = self.make_groups(model, scale)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

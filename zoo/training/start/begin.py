@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.checkpoint.gguf import find
@@ -15,6 +15,9 @@ from zoo.spec import table
 from zoo.training.start.frozen import choose_trained, freeze_others
 from zoo.training.start.lora import Lora
 from zoo.training.start.transfer import transfer
+
+if TYPE_CHECKING:
+    from zoo.run.layer import Model
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Start:
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
 
-    def read(self, model: Any, say: Callable[[str], object]) -> None:
+    def read(self, model: Model, say: Callable[[str], object]) -> None:
         """Fill a built model with the initial weights, and report what was read."""
         if self.weights is not None:
             for line in load_weights(model, self.weights, self.deepen, self.seed):

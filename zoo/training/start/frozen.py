@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.spec import Buffer, tensors
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Topology
+    from zoo.run.layer import Model
 
 
 def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapted: bool = False) -> set[str]:
@@ -35,7 +39,7 @@ def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapt
     return kept
 
 
-def find_task_heads(spec: Any) -> tuple[str, ...]:
+def find_task_heads(spec: Topology) -> tuple[str, ...]:
     """Find the prefixes of the names of task heads' weights."""
     heads = {path: tower.head for path, tower in spec.towers().items()}
     return tuple(
@@ -60,7 +64,7 @@ def _idle(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     ]
 
 
-def freeze_others(model: Any, trained: set[str]) -> tuple[int, int]:
+def freeze_others(model: Model, trained: set[str]) -> tuple[int, int]:
     """Freeze all weights of a built model but the `trained` ones and adapters. Optimizer states and saved states leave
     frozen weights out. Returns the numbers of trained parameters and of all."""
     from zoo.run.adapters import INSIDE

@@ -12,7 +12,10 @@ from zoo.lazy import torch
 from zoo.spec import Conv, Embedding, Experts, Linear, table, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
+
+    from zoo.model.attention.base import Attention
+    from zoo.model.tower import Tower
 
 Tensors = dict[str, Any]
 """Tensors by name; on the meta device while a start is only checked."""
@@ -33,7 +36,7 @@ def change(tensors: Tensors, name: str, how: Callable[[Tensor], Tensor]) -> None
 # ---------------------------------------------------------------- layers
 
 
-def add_layers(source: Any, target: Any, held: Tensors, path: str, how: str) -> tuple[str | None, list[int]]:
+def add_layers(source: Tower, target: Tower, held: Tensors, path: str, how: str) -> tuple[str | None, list[int]]:
     """Make the layers of a deeper tower from a shallower one's. Returns the line, and for each layer its original.
 
     `stack` repeats the whole stack (Gong et al., 2019; Du et al., 2024): 0 1 2 becomes 0 1 2 0 1 2. `identity` repeats
@@ -57,7 +60,7 @@ def add_layers(source: Any, target: Any, held: Tensors, path: str, how: str) -> 
     return f"{path}n_layers: {before} layers became {after} ({how}: {paper})", origins
 
 
-def find_unsilenced(target: Any) -> str | None:
+def find_unsilenced(target: Tower) -> str | None:
     """Name a kind of block in which added layers cannot be made to add nothing, or None."""
     return next((block.kind for block in target.blocks.values() if block.kind not in KEEPS_STREAM), None)
 
@@ -72,7 +75,7 @@ def _take_layers(held: Tensors, prefix: str, count: int) -> list[Tensors]:
     return layers
 
 
-def _writers(target: Any, layer: int) -> set[str]:
+def _writers(target: Tower, layer: int) -> set[str]:
     """Find the names, within a layer, of the tensors whose outputs are added to the residual stream."""
     block = target.blocks[target.stack.stored()[layer]]
     parts = [(name, part.of if isinstance(part, Experts) else part) for name, part, _ in tensors(block, target.d_model)]
@@ -102,7 +105,7 @@ def upcycle(source: Any, target: Any, held: Tensors, fresh: set[str], path: str,
 # ---------------------------------------------------------------- heads
 
 
-def regroup_heads(source: Any, target: Any, held: Tensors, path: str) -> str | None:
+def regroup_heads(source: Attention, target: Attention, held: Tensors, path: str) -> str | None:
     """Merge key-value heads by their mean (Ainslie et al., 2023), or repeat them, which keeps the function."""
     before, after = getattr(source, "n_kv_heads", None), getattr(target, "n_kv_heads", None)
     same = all(
@@ -111,7 +114,7 @@ def regroup_heads(source: Any, target: Any, held: Tensors, path: str) -> str | N
     if not before or not after or before == after or not same or (before % after and after % before):
         return None
 
-    def merge(tensor: Any) -> Any:  # [K·C, …]
+    def merge(tensor: Tensor) -> Tensor:  # [K·C, …]
         heads = tensor.unflatten(0, (before, -1))
         if before % after:
             return heads.repeat_interleave(after // before, 0).flatten(0, 1)
@@ -140,15 +143,15 @@ def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any
     a, b = int(copies), int(more)
     shares = draw_shares(torch.arange(source.n_heads).view(kv, group).repeat(a, b).flatten(), generator)  # H
 
-    def spread(tensor: Any) -> Any:  # [H·C, …]
+    def spread(tensor: Tensor) -> Tensor:  # [H·C, …]
         heads = tensor.unflatten(0, (kv, group, -1))
         return heads.repeat(a, b, *[1] * (heads.ndim - 2)).flatten(0, 2)
 
-    def spread_kv(tensor: Any) -> Any:
+    def spread_kv(tensor: Tensor) -> Tensor:
         heads = tensor.unflatten(0, (kv, -1))
         return heads.repeat(a, *[1] * (heads.ndim - 1)).flatten(0, 1)
 
-    def divide(tensor: Any) -> Any:  # [D, H·C]
+    def divide(tensor: Any) -> Tensor:  # [D, H·C]
         whole = spread(tensor.t()).unflatten(0, (target.n_heads, -1))
         return (whole * shares.to(whole.device)[:, None, None]).flatten(0, 1).t().contiguous()
 
@@ -163,7 +166,7 @@ def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any
     return f"attention: {source.n_heads} heads became {target.n_heads} (Net2Net; Chen et al., 2015)"
 
 
-def draw_shares(origins: Any, generator: Any) -> Any:
+def draw_shares(origins: Tensor, generator: Generator) -> Tensor:
     """Draw each copy's share [N] of its original, given in `origins` [N]. The shares of an original sum to 1."""
     weights = 0.5 + torch.rand(len(origins), generator=generator)
     sums = torch.zeros(int(origins.max()) + 1).index_add_(0, origins, weights)
@@ -201,7 +204,7 @@ def widen_ffn(source: Any, target: Any, held: Tensors, path: str, generator: Any
     return f"d_ff: {before} hidden units became {after} (Net2Net; Chen et al., 2015)"
 
 
-def widen_stream(source: Any, target: Any, held: Tensors, path: str, generator: Any) -> str | None:
+def widen_stream(source: Tower, target: Tower, held: Tensors, path: str, generator: Generator) -> str | None:
     """Repeat every channel of the residual stream, and divide a product's input weights among the copies. The function
     is kept, as norms see the same mean square. Not for a tied head, whose logits would be multiplied."""
     before, after = source.d_model, target.d_model
@@ -229,7 +232,9 @@ def widen_stream(source: Any, target: Any, held: Tensors, path: str, generator: 
 # ---------------------------------------------------------------- vocabulary
 
 
-def add_tokens(source: Any, target: Any, held: Tensors, shapes: dict[str, tuple[int, ...]], path: str) -> str | None:
+def add_tokens(
+    source: Tower, target: Tower, held: Tensors, shapes: dict[str, tuple[int, ...]], path: str
+) -> str | None:
     """Give each new token the mean of the old tokens' rows, in the embedding and in the head (Hewitt, 2021)."""
     before, after = source.vocab_size, target.vocab_size
     if after <= before:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
@@ -23,6 +23,9 @@ from zoo.training.start.recipes import (
     widen_ffn,
     widen_stream,
 )
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Tower
 
 BY_RECIPE = re.compile(
     r"(.*\.)?(n_heads|n_kv_heads|d_ff|d_model|vocab_size|pattern|tied|n_experts)|(.*\.)?(init|ffn|position)\..*"
@@ -128,7 +131,7 @@ def _list(names: tuple[str, ...]) -> str:
     return ", ".join(names[:SHOWN]) + (f" … ({len(names)})" if len(names) > SHOWN else "")
 
 
-def _untie(source: Any, target: Any, held: Tensors, prefix: str) -> str | None:
+def _untie(source: Tower, target: Tower, held: Tensors, prefix: str) -> str | None:
     """Give an untied head the values of the embedding that it was tied to."""
     if not getattr(source.head, "tied", False) or getattr(target.head, "tied", True):
         return None
@@ -139,7 +142,7 @@ def _untie(source: Any, target: Any, held: Tensors, prefix: str) -> str | None:
     return "head: was tied, its own weight begins as a copy of the token table"
 
 
-def _swap_positions(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
+def _swap_positions(source: Tower, target: Tower, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
     """Drop the weights of another position scheme, and draw those of the model's."""
     if source.position.kind == target.position.kind:
         return None
@@ -161,7 +164,7 @@ def _is_position(name: str) -> bool:
 
 
 def _describe_other_settings(
-    source: Any, target: Any, pairs: set[tuple[str, str]], told: tuple[str, ...] = ()
+    source: Tower, target: Tower, pairs: set[tuple[str, str]], told: tuple[str, ...] = ()
 ) -> str | None:
     """Report settings that differ without changing a weight's shape, except those of parts `told` already."""
     changes: dict[str, str] = {}
