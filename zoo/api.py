@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.costs.setup import Setup
+    from zoo.run.layer import Model
     from zoo.spec import Spec
     from zoo.training.result import TrainingResult
 
@@ -128,7 +129,7 @@ def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
 
 
 def evaluate(
-    model: str | Path | nn.Module,
+    model: str | Path | Model,
     texts: Sequence[Any] | None = None,
     *,
     tasks: Sequence[str | Path] | None = None,

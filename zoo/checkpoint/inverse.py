@@ -239,7 +239,7 @@ def _without_joint(tower: Tower, *, bare: bool) -> Tower:
     follow from both towers, so that importing the found config checks them."""
     blocks = {
         name: block
-        if block.cross is None or block.cross.memory.width is None
+        if not (block.cross and block.cross.memory and block.cross.memory.width)
         else dataclasses.replace(block, cross=dataclasses.replace(block.cross, memory_width=None))
         for name, block in tower.blocks.items()
     }

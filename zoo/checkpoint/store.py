@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from zoo.checkpoint.stored import WholeSpec
+    from zoo.model.tower import Topology
     from zoo.run.layer import Model
 
 OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
@@ -97,7 +98,7 @@ def write_model(model: Model, folder: Path, tokenizer: Any = None, weights: Mapp
     write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
 
 
-def write_architecture(spec: WholeSpec, folder: Path, tokenizer: Any = None) -> None:
+def write_architecture(spec: Topology, folder: Path, tokenizer: Any = None) -> None:
     """Write the architecture, and the tokenizer if there is one, into a checkpoint's folder."""
     node = {"format": FORMAT, "model": to_dict(spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)

@@ -178,7 +178,8 @@ def state_bytes(block: Block, setup: Setup, context: int) -> int:
         return _values(block.state()) * STATE_BYTES
     held, others = 0, block.state()
     if setup.engine == "hf" and block.attention.sight.rate > 1:
-        held = block.attention.count_loose(context) * DTYPES[setup.cache_dtype or setup.dtype]
+        held = block.attention.count_loose(context)  # type: ignore[attr-defined]
+        held *= DTYPES[setup.cache_dtype or setup.dtype]
         others = {name: shape for name, shape in others.items() if name not in block.attention.state()}
     for name, shape in others.items():
         if name == "routed":

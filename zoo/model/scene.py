@@ -188,7 +188,7 @@ class Scene:
             if attention.chooser is not None and attention.chooser.rotates_pools:
                 step.extra[POOL_TABLES] = self._turn_pools(attention, own, slots, dtype)
         if attention.sight.rate > 1:
-            share_entries(self, step, attention, own, slots, dtype)
+            share_entries(self, step, attention, own, slots, dtype)  # type: ignore[arg-type]
         else:
             step.keys = self.see(attention, own, slots)
             if type(step.keys) is KeyView:
@@ -266,7 +266,7 @@ class Scene:
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
         if chunk or _biases(attention):
-            keys = slots.first[:, None] + torch.arange(n_keys, device=self.device)  # B S
+            keys = slots.first[:, None] + torch.arange(n_keys, device=self.device)  # type: ignore[index]  # B S
             places = (self.index, keys) if _biases(attention) else places
             if chunk and (self.new > 1 or chunk % slots.page):  # else the first page is the first of the query's chunk
                 chunks = (self.index // chunk, keys // chunk)
@@ -337,7 +337,7 @@ class Scene:
         self.draw(step, attention, dtype)
         return step
 
-    def _apart(self, chunk: int | None, first: int) -> tuple[Tensor, Tensor] | None:
+    def _apart(self, chunk: int | None, first: Any) -> tuple[Tensor, Tensor] | None:
         """Number the documents, or the chunks in them, of queries [B, T] and keys [B, S] from token `first` on; None
         where there are none."""
         if chunk is None:

@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 class Topology(Spec, axis="topology", default="decoder"):
     """A whole model: embeddings, layers and heads."""
 
+    if TYPE_CHECKING:  # fields of a tower, properties of a pair
+
+        @property
+        def d_model(self) -> int: ...
+
+        @property
+        def vocab_size(self) -> int: ...
+
+        @property
+        def max_seq_len(self) -> int: ...
+
     @classmethod
     def parse(cls, node: Any) -> Any:
         """Parse a node into a Spec. Raises all misfits of a whole model (not of a tower inside another) together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def build(
     return model
 
 
-def load_spec(config: str | Path | Spec, overrides: Sequence[str] = ()) -> Any:
+def load_spec(config: str | Path | Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Any:
     """Return a Spec as it is, or load that of a packaged name or a YAML path."""
     if isinstance(config, Spec):
         if overrides:

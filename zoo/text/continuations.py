@@ -16,6 +16,7 @@ from zoo.cache.cache import Cache
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store, list_groups
 from zoo.errors import ConfigError, ZooError
+from zoo.generation.towers import find_writer
 from zoo.lazy import torch
 from zoo.run.likelihood import score_targets
 from zoo.text.reading import find_weight, pad_rows
@@ -215,8 +216,9 @@ def make_store(model: Model, groups: Sequence[Sequence[Branch]]) -> Store:
     weight = find_weight(model)
     most = max(sum(branch.size for branch in group) for group in groups)
     rows = max(sum(1 + len(branch.asked) for branch in group) for group in groups)
-    pages = [most] * len(list_groups(model.spec))
-    return Store(model.spec, pages, rows, page=1, paged=False, dtype=weight.dtype, device=weight.device)
+    tower = find_writer(model.spec)
+    pages = [most] * len(list_groups(tower))
+    return Store(tower, pages, rows, page=1, paged=False, dtype=weight.dtype, device=weight.device)
 
 
 def read_branches(model: Model, store: Store, group: Sequence[Branch]) -> tuple[Tensor, list[tuple[int, list[int]]]]:

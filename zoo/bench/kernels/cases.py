@@ -285,11 +285,11 @@ class Inputs:
         columns = torch.arange(case.keys, device=device)
         queries = columns[case.keys - case.queries :]
         if case.bias == "alibi":
-            return ALiBi().bias(None, case.heads, queries, columns, case.causal)
+            return ALiBi().bias(None, case.heads, queries, columns, case.causal)  # type: ignore[arg-type]
         if case.bias == "t5":
-            return T5Buckets(n_heads=case.heads, n_buckets=BUCKETS).bias(
-                BiasTable(Lookup(tensors["table"])), case.heads, queries, columns, case.causal
-            )
+            table: Any = BiasTable(Lookup(tensors["table"]))
+            buckets = T5Buckets(n_heads=case.heads, n_buckets=BUCKETS)
+            return buckets.bias(table, case.heads, queries, columns, case.causal)
         return None
 
 
