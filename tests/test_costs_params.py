@@ -35,6 +35,7 @@ def agree(spec):
             kinds[f"{label}.{kind}".lstrip(".")] += held(module.blocks[index])
             for child, inner in module.blocks[index].named_children():
                 components.update(parted(child, inner))
+            components.update({name: own.numel() for name, own in module.blocks[index].named_parameters(recurse=False)})
     assert figures["by_component"] == {key: value for key, value in components.items() if value}
     layers = figures["by_layer_kind"]
     assert {kind: each["total"] for kind, each in layers.items() if each["stored"]} == kinds

@@ -349,7 +349,8 @@ def _shared(step: Step) -> list[Any]:
     for each in (step, step.cross):
         if each is not None:
             tables = _tuple(each.tables)
-            extra = [value.list_shared() if hasattr(value, "list_shared") else value for value in each.extra.values()]
+            held = each.extra.values()  # asked of the class: a shadow refuses names that torch's tensors have not
+            extra = [value.list_shared() if hasattr(type(value), "list_shared") else value for value in held]
             extra = [value if isinstance(value, tuple) else (value,) for value in extra]
             bias = None if each.keys.bias is None else each.keys.bias._dense
             drawn = (
