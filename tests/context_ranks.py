@@ -14,9 +14,9 @@ from tensor_ranks import randomise
 from torch import distributed
 
 from zoo.compose import load
-from zoo.ranks.context import SpreadContext
-from zoo.ranks.meeting import join_processes
-from zoo.ranks.world import read_world
+from zoo.distributed.context import SpreadContext
+from zoo.distributed.meeting import join_processes
+from zoo.distributed.world import read_world
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from zoo.experiments.judging import Outcome, find_outcome
+from zoo.experiments.judging import RecipeOutcome, find_outcome
 from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
 from zoo.experiments.tables import FINDINGS, list_arms, list_cells, list_costs
 from zoo.paths import recipes_dir
-from zoo.probes.outcome import Outcome as Card
+from zoo.probes.outcome import ProbeOutcome as Card
 from zoo.report import format_markdown
 from zoo.report.probes import draw_card, format_reach, group_by_model
 from zoo.report.probes import list_costs as list_prices
@@ -84,7 +84,7 @@ def write_cards() -> str:
     )
 
 
-def write_finding(name: str, recipe: Recipe, outcome: Outcome) -> str:
+def write_finding(name: str, recipe: Recipe, outcome: RecipeOutcome) -> str:
     """A section: the claim, expected beside found, the arms, and the picture."""
     lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
     lines += ["", recipe.notes] if recipe.notes else []

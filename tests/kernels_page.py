@@ -24,7 +24,7 @@ from zoo.bench.kernels.cases import list_cases
 from zoo.bench.kernels.errors import FACTOR, SLACK, check_case
 from zoo.bench.kernels.parts import Settings
 from zoo.errors import KernelError
-from zoo.kernels import Ask, Machine, order, pick
+from zoo.kernels import AttentionQuery, Machine, order, pick
 from zoo.kernels.base import Kernel
 from zoo.kernels.found import EVERYTHING, MACHINES
 from zoo.kernels.table import FEATURES, tabulate
@@ -134,7 +134,7 @@ def _capabilities() -> Iterator[str]:
 
 
 def _picks() -> Iterator[str]:
-    plain, masked = (Ask("bfloat16", 128, 128, padding=padding) for padding in (False, True))
+    plain, masked = (AttentionQuery("bfloat16", 128, 128, padding=padding) for padding in (False, True))
     machines, asks = len(test_pick.MACHINES), len(test_pick.GRID)
     yield "\n## Which is picked\n"
     yield "`auto` takes the first that does not refuse:\n"
@@ -149,13 +149,13 @@ def _picks() -> Iterator[str]:
     yield _row(["on an H100 with every package", "kernel", "call"])
     yield _row(["---"] * 3)
     for name, (fields, _) in test_pick.NOTABLE.items():
-        ask = Ask(**{"dtype": "bfloat16", "head_dim": 128, "v_head_dim": 128, "needs_grad": True, **fields})
+        ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 128, "v_head_dim": 128, "needs_grad": True, **fields})
         choice = pick(ask, H100)
         yield _row([name, choice.kernel.name, f"`{choice.call}`"])
 
 
 def _able(kernels: Iterable[Kernel], machine: Machine) -> list[str]:
-    plain = Ask("bfloat16", 128, 128)
+    plain = AttentionQuery("bfloat16", 128, 128)
     return [kernel.name for kernel in kernels if kernel.refuses(plain, machine) is None]
 
 
@@ -164,7 +164,7 @@ def _misuses() -> Iterator[str]:
     yield "One line, exit code 2, nothing built or written:\n"
     yield "```"
     for name, (fields, _) in test_pick.MISUSES.items():
-        ask = Ask(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **fields})
+        ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **fields})
         try:
             pick(ask, H100, name)
         except KernelError as error:

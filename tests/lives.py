@@ -76,7 +76,7 @@ class Events:
         """Hear of every event from here on. An audit hook hears of a call before it is made."""
         sys.addaudithook(self._audit)
         _around(os, "fsync", lambda handle: self.meet("fsync", os.readlink(f"/proc/self/fd/{handle}")))
-        whole_tensors, whole_text, whole_line = store.write_tensors, Path.write_text, log.Records._append
+        whole_tensors, whole_text, whole_line = store.write_tensors, Path.write_text, log.RunLog._append
 
         def write_tensors(tensors, file):
             self.meet(
@@ -92,7 +92,7 @@ class Events:
             self.meet("write", records.folder / name, lambda: whole_line(records, name, text[: len(text) // 2]))
             whole_line(records, name, text)
 
-        store.write_tensors, Path.write_text, log.Records._append = write_tensors, write_text, append
+        store.write_tensors, Path.write_text, log.RunLog._append = write_tensors, write_text, append
         whole_save, whole_counters = store.save_run, store.write_counters
         store.save_run = self._as_saving(whole_save)
         store.write_counters = self._as_saving(whole_counters)

@@ -11,7 +11,7 @@ from zoo.cache.pages import PagePool
 from zoo.cache.prefix import Prefixes
 from zoo.cache.rows import CachedRow
 from zoo.cache.sources import Sources
-from zoo.cache.store import Group, Store
+from zoo.cache.store import LayerGroup, Store
 from zoo.generation import beams
 from zoo.generation.engine import Engine
 from zoo.generation.proposals import DraftModel
@@ -127,8 +127,8 @@ def a_window_is_one_token_short(patch):
     def first_seen(self, token):
         return min(token, real(self, token) + (self.window is not None))
 
-    real = Group.first_seen
-    patch.setattr(Group, "first_seen", first_seen)
+    real = LayerGroup.first_seen
+    patch.setattr(LayerGroup, "first_seen", first_seen)
 
 
 @mutant("alone", WINDOW)

@@ -20,15 +20,15 @@ from torch import distributed, nn
 
 from zoo.compose import load
 from zoo.data import Batch
+from zoo.distributed.gradients import measure_gradient, sum_common_gradients
+from zoo.distributed.group import RankGroup
+from zoo.distributed.meeting import join_processes
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.world import read_world
 from zoo.model.init import initialise
-from zoo.ranks.gradients import measure_gradient, sum_common_gradients
-from zoo.ranks.group import RankGroup
-from zoo.ranks.meeting import join_processes
-from zoo.ranks.mesh import Mesh
-from zoo.ranks.world import read_world
 from zoo.run.builder import build
 from zoo.training.gradient import accumulate_gradient
-from zoo.training.layout import Layout
+from zoo.training.layout import ProcessGroups
 from zoo.training.objective.causal import NextToken
 from zoo.training.pipeline import Pipeline
 
@@ -43,7 +43,7 @@ def make_batch(rows: int, vocab_size: int) -> Batch:
     return Batch(**{**dict.fromkeys(Batch._fields), "input_ids": ids[:, :-1], "targets": ids[:, 1:].contiguous()})
 
 
-def open_pipeline(spec: Any, layout: Layout, microbatches: int) -> Pipeline:
+def open_pipeline(spec: Any, layout: ProcessGroups, microbatches: int) -> Pipeline:
     model = build(layout.take_part(spec), device="meta")
     layout.divide(model, spec)
     initialise(model.to_empty(device="cpu"), 0)
@@ -56,7 +56,7 @@ def open_pipeline(spec: Any, layout: Layout, microbatches: int) -> Pipeline:
 # ---------------------------------------------------------------- gradients
 
 
-def compare_gradients(spec: Any, layout: Layout, microbatches: int) -> dict[str, Any]:
+def compare_gradients(spec: Any, layout: ProcessGroups, microbatches: int) -> dict[str, Any]:
     """Hold the loss and the gradients of a batch against those of one process."""
     whole = build(spec)
     randomise(whole)
@@ -151,7 +151,7 @@ def note_passes(pipeline: Pipeline, batch: Batch) -> list[float]:
     return noted
 
 
-def measure_idle(spec: Any, layout: Layout, microbatches: int) -> dict[str, Any]:
+def measure_idle(spec: Any, layout: ProcessGroups, microbatches: int) -> dict[str, Any]:
     """Measure the share of a step in which this process is in no pass; the least of some steps, as what else the
     machine does adds to it."""
     pipeline = open_pipeline(spec, layout, microbatches)
@@ -176,7 +176,7 @@ def main(out: str, cases: str) -> None:
     found = []
     for what, model, overrides, fields, microbatches in json.loads(Path(cases).read_text()):
         torch.manual_seed(0)
-        layout = Layout.open(Mesh(**fields), world, torch.device("cpu"), TOKENS)
+        layout = ProcessGroups.open(Mesh(**fields), world, torch.device("cpu"), TOKENS)
         run = {"gradients": compare_gradients, "idle": measure_idle}[what]
         found.append(run(load(model, overrides), layout, microbatches))
         if world.main:

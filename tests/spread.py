@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from spread_runs import keeping_gradients
 
 import zoo
-from zoo.ranks.world import World
+from zoo.distributed.world import World
 from zoo.training.packaged import read_packaged
-from zoo.training.parallel import Parallel
+from zoo.training.parallel import ParallelSettings
 
 WORDS = ("fox", "dog", "runs", "jumps", "over", "the", "lazy", "quick", "brown", "sleeps", "and", "it", "tree", "river")
 BASE = [
@@ -213,7 +213,7 @@ MESHES = {
 def settle(way, processes):
     """The mesh of a packaged way, or of a mapping."""
     node = way if "{" not in way else yaml.safe_load(way)
-    return Parallel.parse(read_packaged("parallel", node)).settle(World(size=processes))
+    return ParallelSettings.parse(read_packaged("parallel", node)).settle(World(size=processes))
 
 
 def list_common(name, steps):

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from sent import Sent
 
 import zoo
-from zoo.ranks.shards import own_part
+from zoo.distributed.shards import own_part
 from zoo.training import update
 
 warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients

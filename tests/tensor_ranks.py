@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from zoo.costs.shards import shard_model
+from zoo.distributed.gradients import measure_gradient, sum_common_gradients
+from zoo.distributed.meeting import join_processes
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.world import read_world
 from zoo.errors import ZooError
 from zoo.grammar.plain import from_dict
 from zoo.model.init import initialise
-from zoo.ranks.gradients import measure_gradient, sum_common_gradients
-from zoo.ranks.meeting import join_processes
-from zoo.ranks.mesh import Mesh
-from zoo.ranks.world import read_world
 from zoo.run.builder import build, load_spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
-from zoo.training.layout import Layout
+from zoo.training.layout import ProcessGroups
 from zoo.training.parallel import find_wide_norms
 
 ROWS, TOKENS, SOURCE = 2, 21, 13
@@ -64,7 +64,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, dict[str, t
     out = model(**inputs)
     total = weigh(out.hidden.float()) if out.loss is None else out.loss
     if out.loss is None:
-        total = model.seam.share(total)
+        total = model.seam.own_share(total)
     total = total + sum(out.losses.values())
     total.backward()
     sum_common_gradients(model)
@@ -83,7 +83,7 @@ def randomise(model: Any) -> None:
             each.add_(torch.randn(each.shape, generator=draw) * 0.05)
 
 
-def compare(name: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+def compare(name: Any, layout: ProcessGroups, dtype: torch.dtype) -> dict[str, Any]:
     ranks = layout.mesh.tp
     spec = load_spec(name) if isinstance(name, str) else from_dict(name)
     try:
@@ -126,7 +126,7 @@ def compare(name: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
 def main(out: str, dtype: str, *names: str) -> None:
     world = read_world()
     join_processes(world, "cpu")
-    layout = Layout.open(Mesh(tp=world.size), world, torch.device("cpu"))
+    layout = ProcessGroups.open(Mesh(tp=world.size), world, torch.device("cpu"))
     found = {}
     models = json.loads(Path(names[0]).read_text()) if names[0].endswith(".json") else {name: name for name in names}
     for name, spec in models.items():

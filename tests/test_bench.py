@@ -11,7 +11,7 @@ from zoo.bench.calling import PEERS, WORKERS, MissingPeer, run_worker
 from zoo.bench.compare import require_equal
 from zoo.bench.plan import Race, Racer, choose_interpreters, parse_peers, plan_race
 from zoo.bench.report import compute_share, make_report
-from zoo.bench.shape import Shape, parse_shape
+from zoo.bench.shape import RaceShape, parse_shape
 from zoo.cli import run
 from zoo.errors import ConfigError, ZooError
 
@@ -28,7 +28,7 @@ def test_matrix_parameters_are_those_of_the_linear_layers_of_transformers():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = Shape()
+    shape = RaceShape()
     config = LlamaConfig(
         hidden_size=shape.d_model,
         num_hidden_layers=shape.n_layers,

@@ -15,8 +15,8 @@ from transformers.models.zaya import modeling_zaya as zaya
 from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.shards import context_faults, pipeline_faults
+from zoo.distributed.schedule import PipelineSchedule
 from zoo.errors import ConfigError
-from zoo.ranks.schedule import Schedule
 
 OURS = ["attention=cca", "attention.bias=true", "attention.token_width=3", "attention.head_width=4"]
 IDS = torch.randint(67, (2, 13), generator=torch.Generator().manual_seed(2))
@@ -148,7 +148,7 @@ def test_ways_to_divide_it_are_refused_with_a_reason(capsys):
     ):
         price(spec, Setup(tp=2))
     assert context_faults(spec, 2) == ["cp: 2 ranks would each have some tokens, and 'cca' layers need a row's (cp=1)"]
-    assert pipeline_faults(spec, Schedule(stages=2)) == [
+    assert pipeline_faults(spec, PipelineSchedule(stages=2)) == [
         "pp: is 2, and routers read an earlier one's, which another stage may have (pp=1)"
     ]
     assert run(["stats", "llama-tiny", "kind=encoder", "attention=cca", "~head.tied", "head.kind=none"]) == 2

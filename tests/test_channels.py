@@ -15,9 +15,9 @@ import zoo
 from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.shards import layer_faults
+from zoo.distributed.schedule import PipelineSchedule
 from zoo.model.channels import Channel
 from zoo.model.ffn import MLP
-from zoo.ranks.schedule import Schedule
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
 
@@ -114,6 +114,6 @@ def test_what_training_keeps_of_it_is_priced() -> None:
 
 
 def test_a_pipeline_is_not_cut_between_them() -> None:
-    assert layer_faults(load_echo(), Schedule("1f1b", 2, 2)) == [
+    assert layer_faults(load_echo(), PipelineSchedule("1f1b", 2, 2)) == [
         "pp: is 2, and layers read what the one before hid (pp=1)"
     ]

@@ -26,7 +26,7 @@ from zoo.generation.generate import generate
 from zoo.text import chat
 from zoo.text.chat import ChatTemplate
 from zoo.text.conversation import Conversation
-from zoo.text.jobs import Encoder
+from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 def talk(checkpoint: Path, *, limit: int = 512, **options) -> Conversation:
     model, tokenizer = store.load(checkpoint), Tokenizer.load(checkpoint)
-    encoder = Encoder(model, tokenizer, (), chat.load(checkpoint))
+    encoder = JobMaker(model, tokenizer, (), chat.load(checkpoint))
     return Conversation(encoder, WatchedEngine(model, rows=1, tokens=limit), Options.checked(options), limit)
 
 
@@ -97,7 +97,7 @@ def test_an_answer_ends_where_the_template_ends_one(checkpoint):
     assert conversation.encoder.make_job({"messages": conversation.messages}, Options(), "").stop == ("<e>",)
     tokenizer = make_byte_tokenizer()
     tokenizer.backend.add_special_tokens(["<e>"])
-    encoder = Encoder(conversation.engine.model, tokenizer, (), ChatTemplate(TEMPLATE))
+    encoder = JobMaker(conversation.engine.model, tokenizer, (), ChatTemplate(TEMPLATE))
     job = encoder.make_job({"messages": conversation.messages}, Options(), "")
     assert (job.stop, job.request.stop_ids) == ((), {256, 257})
     assert encoder.make_job({"prompt": "x"}, Options(), "").request.stop_ids == {256}

@@ -16,7 +16,7 @@ from tiny import every_choice, model_of, name
 
 from zoo import disk, runs
 from zoo.checkpoint import store
-from zoo.checkpoint.files import Reader, read_header, read_headers, stream_tensors, write_tensors
+from zoo.checkpoint.files import TensorReader, read_header, read_headers, stream_tensors, write_tensors
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar import to_dict
@@ -178,7 +178,7 @@ def test_tensors_of_any_dtype_are_written_one_by_one_in_any_order_as_safetensors
     forms = {name: each.to("meta") for name, each in tensors.items()}
     file = tmp_path / "model.safetensors"
     stream_tensors(forms, ((name, tensors[name]) for name in sorted(tensors)), file)
-    reader = Reader(tmp_path, read_headers(tmp_path), mapped=False)
+    reader = TensorReader(tmp_path, read_headers(tmp_path), mapped=False)
     found = load_file(file)
     assert found.keys() == tensors.keys()
     for key, each in tensors.items():
@@ -190,7 +190,7 @@ def test_tensors_of_any_dtype_are_written_one_by_one_in_any_order_as_safetensors
 def test_a_file_that_is_cut_off_while_it_is_read_is_told(tmp_path):
     file = tmp_path / "model.safetensors"
     write_tensors({"a": torch.zeros(1000)}, file)
-    reader = Reader(tmp_path, read_headers(tmp_path), mapped=False)
+    reader = TensorReader(tmp_path, read_headers(tmp_path), mapped=False)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read, found OSError \(a whole file\)"):
         reader["a"]

@@ -15,11 +15,11 @@ from zoo.compose import load
 from zoo.costs.parallel import count_gathered, fullest, stages
 from zoo.costs.setup import Setup
 from zoo.costs.traffic import traffic
+from zoo.distributed.context import SpreadContext
 from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
 from zoo.kernels.partial import EAGER, FLASH, FUSED, PartScores, choose_part
 from zoo.kernels.ring import Ring
-from zoo.ranks.context import SpreadContext
 
 TINY = ["n_layers=2", "d_model=48", "d_ff=64"]
 FEATURES = {

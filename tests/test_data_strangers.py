@@ -23,7 +23,7 @@ from zoo.data.records import Faults, match_pattern, read_json_lines
 from zoo.data.shards import find_whole_shards
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.text.jobs import Encoder
+from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines
 from zoo.text.results import Results
 from zoo.text.similarity import read_pairs
@@ -208,7 +208,7 @@ def test_half_a_character_is_refused_by_what_encodes_a_text():
 
 def test_a_request_that_is_alone_is_named_by_its_option():
     sizes = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
-    encoder = Encoder(zoo.build("llama-tiny", sizes, device="cpu"), make_byte_tokenizer())
+    encoder = JobMaker(zoo.build("llama-tiny", sizes, device="cpu"), make_byte_tokenizer())
     cases = {
         "regex: cannot be compiled, found ": {"regex": "("},
         "stop_ids: names token 999, the model's vocabulary is 0 to 259": {"stop_ids": [999]},

@@ -15,13 +15,13 @@ from torch.testing import assert_close
 
 import zoo
 from zoo.cli import run
+from zoo.distributed.seam import WHOLE, WHOLE_ROWS
 from zoo.errors import KernelError
 from zoo.kernels import KERNELS, Machine, attend, pick
-from zoo.kernels.base import Ask
-from zoo.kernels.drop import GOLDEN, DroppedChances, draw_uniform, drop_values, mix
+from zoo.kernels.base import AttentionQuery
+from zoo.kernels.drop import GOLDEN, AttentionDropout, draw_uniform, drop_values, mix
 from zoo.kernels.mask import Mask
 from zoo.model.step import Inputs
-from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 from zoo.training.dropout import Dropout
 
 IDS = torch.randint(67, (64, 12), generator=torch.Generator().manual_seed(5))
@@ -102,7 +102,7 @@ def test_a_kernel_drops_probabilities_at_the_rate_and_keeps_their_mean(shared):
     total = torch.zeros_like(exact)
     for _ in range(300):
         keys = torch.randint(1 << 62, (2, 40))
-        how = {"kernel": "eager", "dropout": DroppedChances(0.25, keys, COLUMNS[:4], COLUMNS)}
+        how = {"kernel": "eager", "dropout": AttentionDropout(0.25, keys, COLUMNS[:4], COLUMNS)}
         chances = attend(q, k, v, Mask(40, 40), scale=0.3, **how)
         total += chances
     kept = exact > 0
@@ -167,7 +167,7 @@ def test_numbers_are_drawn_evenly_between_0_and_1_and_neither_comes_up():
 
 
 def test_kernels_that_cannot_drop_refuse_and_auto_takes_one_that_can():
-    ask = Ask("bfloat16", 64, 64, needs_grad=True, dropout=True)
+    ask = AttentionQuery("bfloat16", 64, 64, needs_grad=True, dropout=True)
     machine = Machine("cuda", (9, 0), frozenset({"flash_attn", "flash_attn_3", "compiler"}))
     choice = pick(ask, machine)
     assert choice.kernel.name in ("sdpa", "eager")

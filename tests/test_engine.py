@@ -17,7 +17,7 @@ from zoo.cache.rows import CachedRow
 from zoo.errors import ConfigError, ZooError
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
-from zoo.generation.passes import Passes
+from zoo.generation.passes import EnginePasses
 from zoo.generation.request import Request
 from zoo.run.builder import build
 
@@ -94,8 +94,8 @@ ONE_PASS = ["attention=gqa", "position=alibi", "position=t5_layerwise", "positio
 
 @pytest.mark.parametrize("kind", [*ONE_PASS, "attention=mla", "attention=sliding window=5"])
 def test_what_a_step_computes_goes_through_the_model_in_one_pass_where_that_costs_no_more(kind, monkeypatch):
-    passes, run = [], Passes.run
-    monkeypatch.setattr(Passes, "run", lambda self, batch: passes.append(len(batch)) or run(self, batch))
+    passes, run = [], EnginePasses.run
+    monkeypatch.setattr(EnginePasses, "run", lambda self, batch: passes.append(len(batch)) or run(self, batch))
     engine, steps = Engine(make(kind), rows=4, budget=24), 0
     for length, new in ((3, 9), (17, 4), (30, 6), (11, 5)):
         engine.add(Request(ids=list(range(1, length + 1)), max_new_tokens=new))

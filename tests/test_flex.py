@@ -13,11 +13,11 @@ from torch.nn.attention.flex_attention import create_block_mask
 from zoo import generate
 from zoo.errors import KernelError
 from zoo.kernels import attend, flex, prepare
-from zoo.kernels.base import Ask, Machine
+from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
-from zoo.kernels.view import PooledView, Segment
+from zoo.kernels.view import KeySegment, PooledView
 from zoo.lazy import load
 from zoo.model.position.bias import ALiBi, T5Buckets
 
@@ -197,7 +197,7 @@ def test_blocks_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
 
 
 def test_layers_and_passes_share_what_is_drawn():
-    ask = Ask("float32", 8, 8)
+    ask = AttentionQuery("float32", 8, 8)
     one, other = Mask(200, 300, window=7), Mask(200, 300, window=7)
     for mask in (one, other):
         prepare(mask, ask, CPU, torch.float32, kernel="flex")
@@ -293,7 +293,7 @@ def test_code_compiled_around_it_takes_it_in():
     sinks = torch.randn(4)
     for _ in range(2):  # passes
         mask = documents(2, 140, 140)
-        prepare(mask, Ask("float32", 8, 8, sinks=True, documents=True), CPU, torch.float32, kernel="flex")
+        prepare(mask, AttentionQuery("float32", 8, 8, sinks=True, documents=True), CPU, torch.float32, kernel="flex")
         expected = attend(q, k, v, mask, scale=SCALE, softcap=2.0, sinks=sinks, kernel="eager")
         for _ in range(2):  # layers
             torch.testing.assert_close(layer(q, k, v, mask, sinks), expected, atol=2e-6, rtol=1e-4)
@@ -350,7 +350,7 @@ def test_it_is_compiled_where_nothing_else_shall_be(traced):
     ],
 )
 def test_it_refuses_what_its_compiled_code_cannot(machine, features, reason):
-    ask = Ask(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **features})
+    ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **features})
     said = flex.Flex().refuses(ask, machine)
     assert (said is None) == (reason is None)
     assert re.search(reason or "", said or "")
@@ -363,7 +363,7 @@ def test_asked_for_a_gradient_on_a_cpu_it_says_so():
 
 
 def test_its_call_names_what_the_code_is_made_of():
-    ask = Ask("bfloat16", 64, 64, 8, 2, window=5, softcap=2.0, bias="alibi", documents=True)
+    ask = AttentionQuery("bfloat16", 64, 64, 8, 2, window=5, softcap=2.0, bias="alibi", documents=True)
     call = flex.Flex().call(ask)
     assert str(call) == ("flex_attention(score_mod=softcap+alibi, block_mask=causal+window+documents, enable_gqa=True)")
 
@@ -376,7 +376,8 @@ def test_ragged_rows_get_what_each_gets_alone(sinks, traced):
     k, v = torch.randn(120, 2, 8), torch.randn(120, 2, 8)
     features = {"softcap": 2.0, "sinks": torch.randn(4) if sinks else None}
     rows = [
-        Segment(Mask(count, sum(b - a for a, b in own), window=9), own) for count, own in zip(counts, runs, strict=True)
+        KeySegment(Mask(count, sum(b - a for a, b in own), window=9), own)
+        for count, own in zip(counts, runs, strict=True)
     ]
     with torch.no_grad():
         y = PooledView(rows).attend(q, k, v, scale=SCALE, kernel="flex", **features)

@@ -16,7 +16,7 @@ from zoo.costs import Setup, price
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.shadow.layer import FEW_ROWS
-from zoo.costs.transient import Generation, _traced, measure_peaks
+from zoo.costs.transient import GenerationShape, _traced, measure_peaks
 from zoo.kernels.mask import Mask
 from zoo.model.position.bias import Sloped
 from zoo.run import layer
@@ -77,7 +77,7 @@ def held_by(cache):
 
 
 def told(spec, batch, context, dtype):
-    run = Generation(context, batch, dtype, fused=False)
+    run = GenerationShape(context, batch, dtype, fused=False)
     return [measure_peaks(spec, run._replace(context=context - 1)).prefill, measure_peaks(spec, run).decode]
 
 
@@ -111,7 +111,7 @@ def test_an_encoder_decoder_takes_what_a_real_run_takes(model, dtype):
             tracker.most = tracker.live
             for row in cache.rows:
                 row.length = CONTEXT - 1
-    peaks = measure_peaks(spec, Generation(CONTEXT, BATCH, dtype, fused=False))
+    peaks = measure_peaks(spec, GenerationShape(CONTEXT, BATCH, dtype, fused=False))
     assert list(peaks) == pytest.approx(found, rel=0.03)
 
 
@@ -188,7 +188,7 @@ def test_a_rank_has_less_alive_than_one_gpu_alone(fields):
 
 def test_a_long_pass_through_a_loop_is_told_from_short_ones():
     spec = spec_of(["attention=mamba2", "position=none"])
-    run = Generation(64 * 11 + 5, 1, "fp32", fused=False)
+    run = GenerationShape(64 * 11 + 5, 1, "fp32", fused=False)
     whole = _traced({"": spec}, run)
     assert measure_peaks(spec, run) == pytest.approx(whole, rel=0.001)
 

@@ -8,7 +8,7 @@ import torch
 
 from zoo.bench.kernels import parts
 from zoo.bench.kernels.checking import Settings
-from zoo.bench.kernels.parts import CheckPart, Job
+from zoo.bench.kernels.parts import CheckPart, Measurement
 
 CPU = Settings("cpu", quick=True)
 
@@ -39,7 +39,7 @@ def chatty():
 
 
 def jobs(settings, *, runs):
-    return [Job(run.__name__, run) for run in runs]
+    return [Measurement(run.__name__, run) for run in runs]
 
 
 def rows_of(*runs, seconds=60.0):

@@ -11,10 +11,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from zoo.data import Batch
+from zoo.distributed.gradients import measure_norm
 from zoo.errors import ConfigError
 from zoo.model import loss as losses
 from zoo.model.loss import IGNORED, TokenLoss
-from zoo.ranks.gradients import measure_norm
 from zoo.run.builder import build
 from zoo.training.compiling import compile_model
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient

@@ -17,7 +17,7 @@ from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.graphs import Graphs
 from zoo.generation.request import Request
-from zoo.kernels.view.paging import PassShape
+from zoo.kernels.view.paging import PagedShape
 from zoo.model.position import constants
 from zoo.run.capture import find_blocker
 
@@ -107,7 +107,7 @@ def test_steps_are_recorded_by_powers_of_two_of_rows_and_of_pages(tracer):
     prompts = [[1] * 250, [2] * 3, [3] * 3]
     tokens, engine = serve(model, prompts, 10, rows=5, tokens=600)
     shapes = {(4, 16), (4, 32)}  # 3 rows; 256 tokens, then up to 512
-    assert set(engine.passes.graphs.steps) == {PassShape(rows, 1, (pages,)) for rows, pages in shapes}
+    assert set(engine.passes.graphs.steps) == {PagedShape(rows, 1, (pages,)) for rows, pages in shapes}
     assert (tracer.recorded, tracer.replayed) == (2, 9)
     assert tokens == [serve(model, [each], 10, rows=1, tokens=600)[0][0] for each in prompts]
 

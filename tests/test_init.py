@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import LENT, LOOPED, MIXED, MODULES, TOLD, every_choice, name, spec_of
 
-from zoo.model.init import Normal, Scaled
+from zoo.model.init import Normal, ScaledInit
 from zoo.run.builder import build
 from zoo.spec import placed_tensors
 
@@ -66,7 +66,7 @@ def test_the_random_numbers_of_the_program_are_left_alone():
 @pytest.mark.parametrize("wider, deeper", [(4.0, 1.0), (0.5, 3.0)])
 def test_a_scaled_start_is_the_bases_divided_as_the_table_says(wider, deeper):
     spec = spec_of(["ffn=moe", "n_layers=4"])
-    base, scaled = Normal(), Scaled(wider=wider, deeper=deeper)
+    base, scaled = Normal(), ScaledInit(wider=wider, deeper=deeper)
     for _, row, leaf in placed_tensors(spec, spec.d_model):
         if leaf != "weight":
             continue

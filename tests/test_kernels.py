@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import lazy
 from zoo.bench.kernels import cases
 from zoo.errors import KernelError
-from zoo.kernels import Ask, Machine, attend, pick, prepare
+from zoo.kernels import AttentionQuery, Machine, attend, pick, prepare
 from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
 
@@ -118,7 +118,7 @@ def test_eager_gradients_are_right_in_float64_with_every_feature():
     assert torch.autograd.gradcheck(run, (q, k, v, sinks, bias))
 
 
-TINY = cases.Size(batch=2, length=6, heads=2, head_dim=2, window=3)
+TINY = cases.CaseSize(batch=2, length=6, heads=2, head_dim=2, window=3)
 SMALL_CASES = [*cases._plain(TINY), *cases._scored(TINY), *cases._unequal(TINY)]
 
 
@@ -276,7 +276,7 @@ def test_attention_compiles_into_one_graph_with_its_backward(kernel, name):
 
 def ask_of(q, bias=None, **features):
     kind = "none" if bias is None else bias.kind
-    return Ask(str(q.dtype).removeprefix("torch."), q.shape[3], q.shape[3], bias=kind, **features)
+    return AttentionQuery(str(q.dtype).removeprefix("torch."), q.shape[3], q.shape[3], bias=kind, **features)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -300,10 +300,10 @@ def test_equal_layers_compile_once_when_the_mask_is_prepared(softcap, biased):
 
 
 def test_auto_takes_the_first_kernel_that_does_not_refuse():
-    plain, cpu = Ask("float32", 64, 64), Machine("cpu")
+    plain, cpu = AttentionQuery("float32", 64, 64), Machine("cpu")
     assert pick(plain, cpu).kernel.name == "sdpa"
     for feature in ({"softcap": 30.0}, {"sinks": True}):
-        kernel, _, refusals = pick(Ask("bfloat16", 64, 64, **feature), cpu)
+        kernel, _, refusals = pick(AttentionQuery("bfloat16", 64, 64, **feature), cpu)
         assert kernel.name == "eager"
         assert next(iter(feature)).rstrip("s") in refusals["sdpa"]
         assert refusals["flash2"] == "it runs on CUDA devices, this is cpu"

@@ -8,14 +8,14 @@ import pytest
 from tinyrun import write_corpus
 
 from zoo.analysis.scaling.ladder import EVAL_ROWS, choose_lengths, choose_rows, choose_sizes, compute_rate, space_sizes
-from zoo.analysis.solve.recipe import Recipe
+from zoo.analysis.solve.recipe import ComposedModel
 from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.cli.fit import collect_points
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Timing
-from zoo.ladder import Request, climb, plan_ladder
+from zoo.ladder import LadderRequest, climb, plan_ladder
 from zoo.ladder.plan import plan_run
 from zoo.training.schedule import WSDS
 
@@ -30,7 +30,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)  # dozens of checkpoints, and no power fails here
     (tmp_path / "texts").mkdir()
     corpus = write_corpus(tmp_path / "texts")
-    return Request("llama-tiny", (*RUNS, f"data.path={corpus}"), **SIZES)
+    return LadderRequest("llama-tiny", (*RUNS, f"data.path={corpus}"), **SIZES)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def asked(tmp_path, monkeypatch):
     ],
 )
 def test_sizes_keep_the_proportions_and_come_near_to_what_is_asked(model, overrides, smallest, largest):
-    recipe = Recipe(model, overrides)
+    recipe = ComposedModel(model, overrides)
     targets = space_sizes(smallest, largest, 5)
     assert targets[0] == smallest and targets[-1] == pytest.approx(largest)
     sizes = choose_sizes(recipe, targets)
@@ -136,7 +136,7 @@ def test_a_ladder_that_was_stopped_goes_on_where_it_was(asked, tmp_path, monkeyp
         return update(run)
 
     monkeypatch.setattr(loop, "update", stop)
-    ladder = plan_ladder(Request(asked.model, (*asked.overrides, "save_every=7"), **SIZES))
+    ladder = plan_ladder(LadderRequest(asked.model, (*asked.overrides, "save_every=7"), **SIZES))
     with pytest.raises(KeyboardInterrupt):
         climb(ladder, tmp_path / "stopped", lambda line: None, bootstrap=20)
     first = (tmp_path / "stopped" / ladder.rungs[0].name / "metrics.jsonl").read_bytes()
@@ -170,7 +170,7 @@ def test_a_rate_and_a_batch_that_are_given_hold_for_all_sizes(asked):
         "schedule.decay=2",
         "schedule.continue_from=decayed",
     )
-    ladder = plan_ladder(Request(asked.model, (*asked.overrides, *given), **SIZES))
+    ladder = plan_ladder(LadderRequest(asked.model, (*asked.overrides, *given), **SIZES))
     assert {(rung.rate, rung.batch_tokens) for rung in ladder.rungs} == {(0.0123456789, 7 * 16)}
     assert all(rung.lengths.ends == rung.lengths.trained for rung in ladder.rungs)
 

@@ -12,8 +12,8 @@ import torch
 
 from zoo.run.linear import lower, probe
 from zoo.run.linear.base import EXACT, LOWER, Processor, Way, describe_processor
-from zoo.run.linear.exact import Plain
-from zoo.run.linear.probe import BUCKETS, Shape, choose_way, time_shapes, times_file
+from zoo.run.linear.exact import TorchLinear
+from zoo.run.linear.probe import BUCKETS, LinearShape, choose_way, time_shapes, times_file
 from zoo.run.linear.ways import WAYS, is_count_stable, list_able, refuse, survey_ways, try_way
 
 EVERY = pytest.mark.parametrize("name", list(WAYS))
@@ -143,14 +143,14 @@ def test_a_processor_that_is_only_described_is_refused_what_it_lacks(where):
     assert refused == lacking
 
 
-class _Broken(Plain):
+class _Broken(TorchLinear):
     name = "broken"
 
     def run(self, x, packed):
         raise RuntimeError("no kernel for this processor\nand more")
 
 
-class _Wrong(Plain):
+class _Wrong(TorchLinear):
     name = "wrong"
 
     def run(self, x, packed):
@@ -247,7 +247,7 @@ def test_gaps_take_the_nearest_timing():
 # The timings kept
 
 
-SHAPE = Shape(64, 64, "float32")
+SHAPE = LinearShape(64, 64, "float32")
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_timing_ends_when_its_time_is_over_and_times_every_way_of_a_small_shape(
     monkeypatch.setenv(probe.IGNORE, "ignore")
     monkeypatch.setattr(probe, "SPAN", 1e5)
     monkeypatch.setattr(probe, "TOGETHER", 1e5)
-    (times,) = time_shapes([Shape(64, 64, "float32")], describe_processor(), spend=0.3).values()
+    (times,) = time_shapes([LinearShape(64, 64, "float32")], describe_processor(), spend=0.3).values()
     assert set(times) == set(list_able(EXACT, SHAPE[:2], SHAPE.dtype, describe_processor()))
     assert all(seconds > 0 for of in times.values() for seconds in of.values())
     assert times["plain"].keys() == times["transposed"].keys() == set(BUCKETS)
@@ -334,7 +334,7 @@ def test_int8_inputs_give_the_same_product_signed_and_unsigned(monkeypatch):
 
 
 def test_a_way_without_fast_code_here_uses_up_no_time_of_the_others_and_is_never_taken(monkeypatch):
-    class Slow(Plain):
+    class Slow(TorchLinear):
         name = "slow"
 
         def run(self, x, packed):
@@ -348,7 +348,7 @@ def test_a_way_without_fast_code_here_uses_up_no_time_of_the_others_and_is_never
     monkeypatch.setattr(probe, "TOGETHER", 1e5)
     monkeypatch.setitem(WAYS, "slow", Slow())
     began = time.perf_counter()
-    (times,) = time_shapes([Shape(512, 512, "float32")], describe_processor(), spend=0.1).values()
+    (times,) = time_shapes([LinearShape(512, 512, "float32")], describe_processor(), spend=0.1).values()
     assert time.perf_counter() - began < 1.5, "128 rows alone would have taken 2.6 seconds"
     assert times["slow"].keys() == {1}
     assert all(choose_way(times, (rows,)) != "slow" for rows in BUCKETS)

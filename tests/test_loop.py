@@ -6,12 +6,12 @@ import torch
 from tiny import LOOPED, MODULES, TOLD, model_of, spec_of
 from torch.testing import assert_close
 
-from zoo.analysis.solve.recipe import Recipe
+from zoo.analysis.solve.recipe import ComposedModel
 from zoo.checkpoint import hf
 from zoo.cli import run
 from zoo.families.family import read_family
 from zoo.model.loop import Loop
-from zoo.probes.shrink import Size, shrink
+from zoo.probes.shrink import SizeDemand, shrink
 from zoo.run.builder import build
 
 IDS = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(8))
@@ -162,8 +162,8 @@ def test_what_goes_round_in_no_loop_is_refused_in_one_line(overrides, fault, cap
 
 
 def test_a_shape_keeps_the_depth_that_the_passes_of_a_loop_add_up_to():
-    assert "n_layers" in Recipe("llama-tiny", []).solved
-    assert "n_layers" not in Recipe("llama-tiny", ["+loop={start:1,end:2,passes:3}"]).solved
+    assert "n_layers" in ComposedModel("llama-tiny", []).solved
+    assert "n_layers" not in ComposedModel("llama-tiny", ["+loop={start:1,end:2,passes:3}"]).solved
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_shape_keeps_the_depth_that_the_passes_of_a_loop_add_up_to():
 )
 def test_a_probe_keeps_a_loop_with_one_layer_of_each_kind(overrides, stored):
     spec = spec_of(overrides)
-    small = shrink(spec, Size(40, 64, False))
+    small = shrink(spec, SizeDemand(40, 64, False))
     assert (small.loop.kind, small.loop.passes) == (spec.loop.kind, spec.loop.passes)
     assert small.loop.sections == spec.loop.sections and len(small.stack.stored()) == stored
 

@@ -19,7 +19,7 @@ from zoo.costs import Setup, price
 from zoo.costs.pairs import Look
 from zoo.errors import ConfigError, KernelError
 from zoo.families.described import describe_config
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
 from zoo.verify import verify
 
@@ -191,7 +191,7 @@ def test_a_window_of_both_sides_counts_its_own_token_and_one_more_after_it(windo
         seen = sliding_window_mask_function(window, is_causal=False)(0, 0, query, key)
         assert torch.equal(mask.dense(CPU)[0, 0], seen)
         assert Look(False, False, **reach).pairs(tokens) == int(seen.sum())
-    assert Ask("float16", 8, 8, **Mask(12, 12, causal=False, **reach).features).ahead == window // 2
+    assert AttentionQuery("float16", 8, 8, **Mask(12, 12, causal=False, **reach).features).ahead == window // 2
 
 
 def test_a_decoder_has_no_window_of_both_sides():

@@ -12,7 +12,7 @@ from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
-from zoo.kernels.view.slots import Where
+from zoo.kernels.view.slots import SlotMapping
 from zoo.model.attention.base import Attention
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -43,7 +43,7 @@ def step(kind, batch, length, *, start=0, cache=None, **fields):
     """The moment of tokens `start` to `start + length` of a causal row."""
     columns = torch.arange(start, start + length)
     runs = [[(row * ROOM, row * ROOM + start + length)] for row in range(batch)]
-    where = None if cache is None else Where(runs, in_place=True)
+    where = None if cache is None else SlotMapping(runs, in_place=True)
     index = columns, torch.arange(start + length)
     keys = KeyView(Mask(length, start + length), index, kind.position.bias(None, H, *index, True), where)
     made = Step(keys, first=start == 0, cache=cache, positions=columns[None], **fields)

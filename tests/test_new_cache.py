@@ -19,10 +19,10 @@ import zoo
 from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.shards import context_faults, layer_faults, tensor_faults
+from zoo.distributed.schedule import PipelineSchedule
 from zoo.model.attention.base import Attention, Passes, Sight, SoftmaxAttention
 from zoo.model.attention.entries import attend_entries, pool_entries, slide_window
 from zoo.model.lending import Loan
-from zoo.ranks.schedule import Schedule
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
 from zoo.spec import Linear
@@ -201,7 +201,7 @@ def test_what_spreads_a_model_refuses_it_by_what_it_states() -> None:
     assert context_faults(spec, 2) == [
         "cp: 2 ranks would each have some tokens, and 'means' layers need a row's (cp=1)"
     ]
-    assert layer_faults(spec, Schedule("1f1b", 2, 2)) == [
+    assert layer_faults(spec, PipelineSchedule("1f1b", 2, 2)) == [
         "pp: is 2, and layers read keys or values of earlier ones, which another stage may have (pp=1)"
     ]
-    assert not layer_faults(spec_of(), Schedule("1f1b", 2, 1))
+    assert not layer_faults(spec_of(), PipelineSchedule("1f1b", 2, 1))

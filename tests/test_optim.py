@@ -202,7 +202,7 @@ def test_muon_is_torchs_on_matrices():
     torch.manual_seed(0)
     shapes = [(24, 16), (16, 24), (16, 16), (24, 16)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    rule = rules.Muon(
+    rule = rules.MuonOptimizer(
         [{"params": ours, "weight_decay": 0.1}],
         **{"lr": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "dtype": torch.bfloat16},
         **{"betas": (0.9, 0.95), "eps": 1e-8},

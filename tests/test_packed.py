@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 from zoo import lazy
 from zoo.cache.cache import Cache
 from zoo.kernels import KERNELS, Machine, attend, prepare
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.eager import Eager
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
 from zoo.kernels.varlen import lay_varlen
-from zoo.model.scene import Scene
+from zoo.model.context import ForwardContext
 from zoo.model.step import Inputs
 
 lazy.load()
@@ -79,7 +79,7 @@ def test_a_packed_pass_makes_no_tensor_of_pairs_of_tokens_outside_its_kernel(nam
 def test_each_token_counts_the_tokens_of_its_own_document():
     spec = spec_of([])
     documents = (torch.rand(B, 64) < 0.1).cumsum(1)
-    scene = Scene(spec, Inputs(torch.zeros(B, 64, dtype=torch.long), documents=documents))
+    scene = ForwardContext(spec, Inputs(torch.zeros(B, 64, dtype=torch.long), documents=documents))
     pairs = documents[:, :, None] == documents[:, None, :]
     assert torch.equal(scene._count_lengths(), pairs.sum(-1))
     assert torch.equal(scene.every, (pairs & torch.ones(64, 64, dtype=torch.bool).tril(-1)).sum(-1))
@@ -125,7 +125,9 @@ def test_one_compilation_serves_batches_of_other_documents_and_padding(hides, mo
     def layer(q, k, mask):
         return attend(q, k, k, mask, scale=1.0, kernel="flash2")
 
-    asked = Ask("bfloat16", 16, 16, documents=hides == "documents", padding=hides != "documents", causal=False)
+    asked = AttentionQuery(
+        "bfloat16", 16, 16, documents=hides == "documents", padding=hides != "documents", causal=False
+    )
     for chance in (0.0, 0.02, 0.06):
         numbers = (torch.rand(2, 64) < chance).cumsum(1)
         real = torch.arange(64) < torch.randint(1, 65, (2, 1))

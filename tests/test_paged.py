@@ -22,7 +22,7 @@ from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request
 from zoo.kernels import KERNELS, Machine, attend
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
 from zoo.kernels.view.paging import choose_page, reads_pages
@@ -129,7 +129,7 @@ def test_a_window_that_is_read_by_page_is_never_copied(monkeypatch):
 
 
 def ask(**changes):
-    return Ask("bfloat16", 128, 128, n_heads=8, n_kv_heads=2, lengths=True, short_q=True, **changes)
+    return AttentionQuery("bfloat16", 128, 128, n_heads=8, n_kv_heads=2, lengths=True, short_q=True, **changes)
 
 
 @pytest.mark.parametrize(

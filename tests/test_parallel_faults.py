@@ -5,9 +5,9 @@ from spread import BASE, SMALL, here  # noqa: F401  (a fixture)
 
 import zoo
 from zoo import cli
+from zoo.distributed.world import World
 from zoo.errors import ConfigError
-from zoo.ranks.world import World
-from zoo.training.parallel import Parallel
+from zoo.training.parallel import ParallelSettings
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ from zoo.training.parallel import Parallel
 )
 def test_a_mesh_that_the_processes_do_not_fill_is_refused(size, fields, fault):
     with pytest.raises(ConfigError, match=fault):
-        Parallel.parse(fields).settle(World(size=size))
+        ParallelSettings.parse(fields).settle(World(size=size))
 
 
 def test_a_mesh_fills_up_with_the_processes_that_there_are():
-    assert Parallel.parse({"dp": "auto", "shard": 2}).settle(World(size=6)).dp == 3
-    assert Parallel.parse({"shard": "auto"}).settle(World(size=6)).shard == 6
-    assert Parallel.parse({}).settle(World()).size == 1
+    assert ParallelSettings.parse({"dp": "auto", "shard": 2}).settle(World(size=6)).dp == 3
+    assert ParallelSettings.parse({"shard": "auto"}).settle(World(size=6)).shard == 6
+    assert ParallelSettings.parse({}).settle(World()).size == 1
 
 
 @pytest.mark.parametrize(

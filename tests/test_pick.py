@@ -6,7 +6,7 @@ import random
 import pytest
 
 from zoo.errors import KernelError
-from zoo.kernels import KERNELS, Ask, Machine, pick
+from zoo.kernels import KERNELS, AttentionQuery, Machine, pick
 from zoo.kernels.blocks import SHARED
 from zoo.kernels.found import EVERYTHING
 
@@ -50,10 +50,10 @@ DRAWN = random.Random(0).sample(list(itertools.product(*AXES.values())), 2000)
 """Asks, as one value of each axis: a sample of the 38,400 that there are, the same in every run."""
 
 
-def ask_of(drawn: tuple) -> Ask:
+def ask_of(drawn: tuple) -> AttentionQuery:
     fields = dict(zip(AXES, drawn, strict=True))
     head_dim, v_head_dim = fields.pop("widths")
-    return Ask(head_dim=head_dim, v_head_dim=v_head_dim, **fields.pop("shape"), **fields)
+    return AttentionQuery(head_dim=head_dim, v_head_dim=v_head_dim, **fields.pop("shape"), **fields)
 
 
 GRID = [ask_of(each) for each in DRAWN]
@@ -76,7 +76,7 @@ RUNS = {  # compute capabilities, and the package
 }
 
 
-def features(ask: Ask) -> set[str]:
+def features(ask: AttentionQuery) -> set[str]:
     """What an ask has, in words."""
     length = ask.padding and (ask.window or ask.bias == "alibi" or (ask.causal and ask.short_q))
     length = length or (ask.documents and ask.short_q) or (ask.lengths and ask.needs_grad)
@@ -97,7 +97,7 @@ def features(ask: Ask) -> set[str]:
     return {ask.bias, *(name for name, here in has.items() if here)}
 
 
-def fits(kernel: str, ask: Ask, machine: Machine) -> bool:
+def fits(kernel: str, ask: AttentionQuery, machine: Machine) -> bool:
     """Head widths of the kernels that take more than one."""
     k, v = ask.head_dim, ask.v_head_dim
     if kernel == "flash3":
@@ -110,7 +110,7 @@ def fits(kernel: str, ask: Ask, machine: Machine) -> bool:
     return True
 
 
-def fits_flash4(k: int, v: int, ask: Ask, hopper: bool) -> bool:
+def fits_flash4(k: int, v: int, ask: AttentionQuery, hopper: bool) -> bool:
     """What its compiler makes of widths, with and without a gradient."""
     if ask.page and (k % 16 or v % 16):
         return False
@@ -123,7 +123,7 @@ def fits_flash4(k: int, v: int, ask: Ask, hopper: bool) -> bool:
     return max(k, v) <= 128 or (k, v) == (192, 128)
 
 
-def can(name: str, ask: Ask, machine: Machine) -> bool:
+def can(name: str, ask: AttentionQuery, machine: Machine) -> bool:
     """Whether the rules above let a kernel do it."""
     kernel, hub = name.removesuffix("_hub"), name.endswith("_hub")
     if kernel == "flex":
@@ -142,7 +142,7 @@ WIDEST = {64: (512, 256), 96: (1024, 512), 99: (1024, 512), 163: (2048, 1024), 2
 """Channels of the widest head in 16 bits, without and with gradients, by KiB of shared memory."""
 
 
-def flex_can(ask: Ask, machine: Machine) -> bool:
+def flex_can(ask: AttentionQuery, machine: Machine) -> bool:
     """flex_attention: all features; on a CPU no gradient, on CUDA heads of 16 to what shared memory holds."""
     if "compiler" not in machine.packages or machine.device not in ("cpu", "cuda"):
         return False
@@ -154,12 +154,12 @@ def flex_can(ask: Ask, machine: Machine) -> bool:
     return all(16 <= width <= widest for width in (ask.head_dim, ask.v_head_dim))
 
 
-def shows_without_a_mask(ask: Ask) -> bool:
+def shows_without_a_mask(ask: AttentionQuery) -> bool:
     shape = ask.padding or ask.documents or ask.pairs or ask.lengths
     return not shape and not ask.window and ask.bias == "none" and not (ask.causal and ask.short_q)
 
 
-def wanted(ask: Ask, machine: Machine) -> str:
+def wanted(ask: AttentionQuery, machine: Machine) -> str:
     """What auto takes: the newest flash-attn that can; then torch's own, a mask read last; eager when nothing else."""
     if machine.device != "cuda":
         names = ["sdpa", "eager"]
@@ -212,19 +212,19 @@ NOTABLE = {  # what a reader would want to know, on an H100 with every package
 @pytest.mark.parametrize("name", NOTABLE)
 def test_notable_asks_on_an_h100(name):
     fields, kernel = NOTABLE[name]
-    ask = Ask(**{"dtype": "bfloat16", "head_dim": 128, "v_head_dim": 128, "needs_grad": True, **fields})
+    ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 128, "v_head_dim": 128, "needs_grad": True, **fields})
     assert pick(ask, MACHINES["H100"]).kernel.name == kernel
 
 
 def test_the_call_says_how_each_version_spells_a_window():
-    ask = Ask("bfloat16", 128, 128, needs_grad=True, window=4096, softcap=50.0)
+    ask = AttentionQuery("bfloat16", 128, 128, needs_grad=True, window=4096, softcap=50.0)
     spelled = {name: KERNELS[name].call(ask) for name in ("flash2", "flash3", "flash4")}
     assert str(spelled["flash2"]) == "flash_attn_func(causal=True, window_size=(4095, 0), softcap=50.0)"
     assert spelled["flash3"] == spelled["flash2"] == spelled["flash4"]
     for name, open_side in (("flash2", -1), ("flash3", -1), ("flash4", None)):
-        call = KERNELS[name].call(Ask("bfloat16", 128, 128))
+        call = KERNELS[name].call(AttentionQuery("bfloat16", 128, 128))
         assert call.arguments == {"causal": True, "window_size": (open_side, open_side)}
-    both = KERNELS["flash_torch"].call(Ask("bfloat16", 128, 128, causal=False, window=7))
+    both = KERNELS["flash_torch"].call(AttentionQuery("bfloat16", 128, 128, causal=False, window=7))
     assert both.arguments == {"is_causal": False, "window_size_left": 7, "window_size_right": 7}
 
 
@@ -242,7 +242,7 @@ def test_the_call_says_how_each_version_spells_a_window():
     ],
 )
 def test_each_version_is_called_by_the_function_for_it(fields, functions):
-    ask = Ask("float16", 64, 64, **fields)
+    ask = AttentionQuery("float16", 64, 64, **fields)
     assert tuple(KERNELS[name].call(ask).function for name in ("flash2", "flash3", "flash4")) == functions
 
 
@@ -267,7 +267,7 @@ MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is fo
 @pytest.mark.parametrize("name", MISUSES)
 def test_a_kernel_forced_to_do_what_it_lacks_says_so_and_what_would(name):
     fields, reason = MISUSES[name]
-    ask = Ask(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **fields})
+    ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **fields})
     with pytest.raises(KernelError) as refused:
         pick(ask, MACHINES["H100"], name)
     line = str(refused.value)

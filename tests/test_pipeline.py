@@ -18,12 +18,12 @@ from zoo.costs.flops import count_flops
 from zoo.costs.layer_cut import cut_evenly, cut_layers, time_layers
 from zoo.costs.parallel import stages
 from zoo.costs.step_time import PassTime, bubble_seconds, bubble_share, measure_work
+from zoo.distributed.schedule import PipelineSchedule
+from zoo.distributed.world import World
 from zoo.errors import ConfigError
 from zoo.model.stage import take_chunks
-from zoo.ranks.schedule import Schedule
-from zoo.ranks.world import World
 from zoo.run.builder import build
-from zoo.training.parallel import Parallel
+from zoo.training.parallel import ParallelSettings
 from zoo.training.pipeline import find_schedule_class
 
 INTERLEAVED = {"schedule": "interleaved", "chunks": 2}
@@ -38,7 +38,7 @@ def list_schedules():
     for kind, stages_, chunks in itertools.product(
         ("interleaved", "zero_bubble", "zero_bubble_v"), (2, 3, 4, 8), (1, 2, 3)
     ):
-        schedule = Schedule(kind, stages_, chunks)
+        schedule = PipelineSchedule(kind, stages_, chunks)
         if schedule.find_chunk_fault() is None:
             counts = range(1, 4 * stages_ + 1)
             yield schedule, [each for each in counts if schedule.find_microbatch_fault(each) is None]
@@ -69,7 +69,7 @@ def test_stages_compute_in_torchs_order(schedule, counts):
 
 def test_what_no_schedule_takes_is_what_torch_refuses():
     for kind, stages_ in itertools.product(("interleaved", "zero_bubble"), (2, 3, 4, 8)):
-        schedule = Schedule(kind, stages_, 2)
+        schedule = PipelineSchedule(kind, stages_, 2)
         for count in range(stages_, 4 * stages_ + 1):
             if schedule.find_microbatch_fault(count) is not None:
                 with pytest.raises(ValueError, match="multiple of the number of rounds"):
@@ -113,7 +113,7 @@ def run_order(schedule, microbatches, passes):
 def test_the_order_waits_as_long_as_the_formula_says(way, passes):
     """Passes are those of a chunk: of weights at most, of inputs at least as long as forward."""
     for stages_, rounds in itertools.product((2, 4, 8), (2, 3)):
-        schedule = Schedule(way.get("schedule", "1f1b"), stages_, way.get("chunks", 1))
+        schedule = PipelineSchedule(way.get("schedule", "1f1b"), stages_, way.get("chunks", 1))
         count = rounds * stages_
         busy = count * schedule.chunks * sum(passes)
         whole = PassTime(*(schedule.chunks * each for each in passes))  # of a stage
@@ -235,7 +235,7 @@ def test_a_set_up_that_no_pipeline_runs_is_refused(fields, fault):
 
 def test_a_schedule_of_one_stage_is_refused():
     with pytest.raises(ConfigError, match=r"schedule: is zero_bubble, and pp=1 leaves no stages to order"):
-        Parallel.parse({"dp": 2, **ZERO_BUBBLE}).settle(World(size=2))
+        ParallelSettings.parse({"dp": 2, **ZERO_BUBBLE}).settle(World(size=2))
 
 
 # ---------------------------------------------------------------- in processes
@@ -294,7 +294,7 @@ def test_processes_wait_within_a_tenth_of_the_formula(tmp_path):
     cases = [["idle", *model, {"pp": 4, **way}, 7 if way is V else 4] for way in WAYS]
     for found in run_cases(4, tmp_path, cases):
         for way, (*_, count), each in zip(WAYS, cases, found, strict=True):
-            schedule = Schedule(way.get("schedule", "1f1b"), 4, way.get("chunks", 1))
+            schedule = PipelineSchedule(way.get("schedule", "1f1b"), 4, way.get("chunks", 1))
             assert each["busy"] == pytest.approx(count * 2 * 3 * UNIT, rel=0.1)  # F, I and W of two layers
             assert each["idle"] == pytest.approx(bubble_share(schedule, count, PassTime(1, 1, 1)), rel=0.1), (way, each)
 

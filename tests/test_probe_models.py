@@ -13,8 +13,8 @@ from zoo.compose.targets import list_packaged
 from zoo.errors import ConfigError
 from zoo.probes.battery import load_small, open_pool, run_probe
 from zoo.probes.catalogue import make_probe
-from zoo.probes.outcome import Outcome, SeedReport, find_reach, find_window
-from zoo.probes.shrink import Size, find_idle_windows, shrink
+from zoo.probes.outcome import ProbeOutcome, SeedReport, find_reach, find_window
+from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
 from zoo.probes.store import name_folder
 from zoo.probes.training import Learner, score
 from zoo.run.builder import build
@@ -25,7 +25,7 @@ CONVOLVED = ("attention.short_conv=3", "n_layers=1")
 
 
 def sized(name, *overrides, alone=True, kept=()):
-    return shrink(load(name, overrides), Size(97, 48, alone), kept, name)
+    return shrink(load(name, overrides), SizeDemand(97, 48, alone), kept, name)
 
 
 # ---------------------------------------------------------------- models made small
@@ -206,13 +206,13 @@ def make_outcome(probe="mqar", model="llama-tiny", reach=(1.0, 0.95, 0.2)):
     figures = {"chances": dict.fromkeys((2, 4, 8), 0.03), "layers": ("mixer, gqa",), "params": 40_000, "flops": 9e4}
     seeds = tuple(SeedReport(seed, found) for seed, found in enumerate((levels, levels, worse)))
     rest = {"state_bytes": 65536, "chance": 0.03, "chosen": {1e-3: 0.2, 1e-2: 0.7}, "lr": 1e-2, "trained": (2, 4)}
-    return Outcome(**given, **figures, **rest, seeds=seeds)
+    return ProbeOutcome(**given, **figures, **rest, seeds=seeds)
 
 
 def test_an_outcome_is_read_back_as_it_was_written():
     made = make_outcome()
     data = json.loads(json.dumps(made.to_dict()))
-    assert Outcome.from_dict(data) == made
+    assert ProbeOutcome.from_dict(data) == made
     assert (data["reach"], data["reaches"], data["on_edge"]) == (4, [4, 4, 2], True)
     assert data["levels"]["4"]["accuracy"]["mean"] == pytest.approx(0.8)
     assert data["levels"]["4"]["accuracy"]["deviation"] == pytest.approx(0.2598, abs=1e-4)

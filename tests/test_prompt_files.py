@@ -21,7 +21,7 @@ from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
 from zoo.text.follow import follow
-from zoo.text.jobs import Encoder
+from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options, Prompt, option_names, read_jsonl, read_lines
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
@@ -208,7 +208,7 @@ def test_a_stop_string_ends_a_text_of_the_batch_and_frees_its_place(checkpoint, 
     stop = plain[cut : cut + 2]
     engine = WatchedEngine(model, rows=4, tokens=96)
     options = Options.checked({"max_new_tokens": 12, "stop": stop})
-    jobs = Encoder(model, tokenizer).make_jobs([Prompt(0, "f:1", {"prompt": "qq"}, options)])
+    jobs = JobMaker(model, tokenizer).make_jobs([Prompt(0, "f:1", {"prompt": "qq"}, options)])
     done = [sample for sample, _ in follow(engine, jobs, tokenizer) if sample.reason]
     assert [sample.text for sample in done] == [plain[: plain.index(stop)]]
     assert done[0].reason == "stop"
@@ -232,7 +232,7 @@ def test_a_sample_that_a_stop_string_ends_frees_its_place_while_the_others_go_on
 
 def completed(model, tokenizer, options, engine=None):
     """The samples of one prompt, by number."""
-    jobs = Encoder(model, tokenizer).make_jobs([Prompt(0, "f:1", {"prompt": "qq"}, Options.checked(options))])
+    jobs = JobMaker(model, tokenizer).make_jobs([Prompt(0, "f:1", {"prompt": "qq"}, Options.checked(options))])
     texts = follow(engine or WatchedEngine(model, rows=4, tokens=96), jobs, tokenizer)
     return sorted((sample for sample, _ in texts if sample.reason), key=lambda sample: sample.number)
 
@@ -241,16 +241,16 @@ def test_a_stop_string_that_spells_a_special_token_is_that_token(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     tokenizer.backend.add_special_tokens(["<|im_end|>"])
     options = Options.checked({"stop": ["<|im_end|>", "b"], "stop_ids": [9], "ignore_eos": True})
-    job = Encoder(model, tokenizer).make_job({"prompt": "x"}, options, "")
+    job = JobMaker(model, tokenizer).make_job({"prompt": "x"}, options, "")
     assert job.request.stop_ids == {9, tokenizer.backend.token_to_id("<|im_end|>")}
-    assert Encoder(model, tokenizer, [3]).make_job({"prompt": "x"}, Options(), "").request.stop_ids == {256, 3}
+    assert JobMaker(model, tokenizer, [3]).make_job({"prompt": "x"}, Options(), "").request.stop_ids == {256, 3}
 
 
 def test_texts_not_done_are_dropped_when_nobody_asks_any_more(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     engine = WatchedEngine(model, rows=4, tokens=96)
     prompts = read_lines("a\nb\nc", "f", {"max_new_tokens": 50, "ignore_eos": True})
-    texts = follow(engine, Encoder(model, tokenizer).make_jobs(prompts), tokenizer)
+    texts = follow(engine, JobMaker(model, tokenizer).make_jobs(prompts), tokenizer)
     next(texts)
     texts.close()
     assert engine.aborted == [(0,), (1,), (2,)]
@@ -264,7 +264,7 @@ def test_prompts_of_an_encoder_decoder_are_its_sources(tmp_path, monkeypatch, ca
     Path("p.txt").write_text("one source\na longer source\n")
     args = ["--prompt-file", "p.txt", "--out", "o.jsonl", "--max-new-tokens", "4", "--temperature", "0"]
     assert run(["generate", "--checkpoint", "t5", "--device", "cpu", *args]) == 0
-    assert Encoder(model, tokenizer).make_job({"prompt": "one source"}, Options(), "").before == ()
+    assert JobMaker(model, tokenizer).make_job({"prompt": "one source"}, Options(), "").before == ()
     for row in rows("o.jsonl"):
         ids = tokenizer.encode(row["prompt"])
         expected = generate(store.load(tmp_path / "t5"), torch.tensor([ids]), 4, stop_ids=[256])[0, 1:].tolist()

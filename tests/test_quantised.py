@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_convert import edit, folder, run
 
 import zoo
-from zoo.checkpoint.files import Reader, read_header
+from zoo.checkpoint.files import TensorReader, read_header
 from zoo.checkpoint.quantised import layout, unpack_headers
 
 QUANTISED = re.compile(r"\.(wq_a|wq_b|wkv|wo_a|wo_b|w1|w2|w3)\.weight$")  # of DeepSeek-V4's matrices
@@ -78,7 +78,7 @@ def read(path: Path, tensors: dict, settings: dict, dtype="float32", metadata=No
     save_file({name: each.contiguous() for name, each in tensors.items()}, path / "model.safetensors", metadata)
     config = {"quantization_config": settings, "dtype": dtype}
     found = unpack_headers(path, config, read_header(path / "model.safetensors"))
-    reader = Reader(path, found)
+    reader = TensorReader(path, found)
     return {name: reader[name] for name in found}
 
 

@@ -12,14 +12,14 @@ from shell import TINY, list_job_folders
 
 from zoo.cli import run
 from zoo.jobs.plan import LaunchPlan
-from zoo.jobs.rates import FEWEST, GRID, MOST, TOLERANCE, Search
+from zoo.jobs.rates import FEWEST, GRID, MOST, TOLERANCE, RateSearch
 
 SWEEP = "hydra.sweep.dir=sweep"
 
 
-def search(optimum: float, bend: float, floor: float = 2.0, start: float = 1e-3) -> Search:
+def search(optimum: float, bend: float, floor: float = 2.0, start: float = 1e-3) -> RateSearch:
     """Search where the loss is a parabola of the rate's decades, with its least at `optimum` decades."""
-    made = Search(start)
+    made = RateSearch(start)
     while quarters := made.ask():
         for each in quarters:
             decade = math.log10(float(made.rate(each)))
@@ -49,14 +49,14 @@ def test_a_best_rate_on_the_edge_extends_the_grid_once() -> None:
 
 
 def test_rates_whose_runs_fail_bound_the_window() -> None:
-    made = Search(1.0)
+    made = RateSearch(1.0)
     while quarters := made.ask():
         for each in quarters:
             made.tell(each, None if each > 0 else math.nan if each < -3 else 1.0 + 0.001 * abs(each))
     found = made.to_dict()
     assert found["best"] == 1.0 and not found["open"] and found["window"] == 0.5
     assert [loss is None for loss in found["losses"].values()] == [True, False, False, False, True, True, True]
-    lost = Search(1.0)
+    lost = RateSearch(1.0)
     for each in lost.ask():
         lost.tell(each, None)
     assert lost.best is None and lost.ask() == []

@@ -15,7 +15,7 @@ from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.text.jobs import Encoder
+from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options, read_jsonl
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
@@ -102,7 +102,7 @@ def test_a_text_follows_a_regular_expression_and_a_grammar(checkpoint, tmp_path,
 def test_a_grammar_is_compiled_once_for_all_that_follow_it(checkpoint):
     lines = [{"prompt": "a", "regex": "a+"}, {"prompt": "b", "regex": "a+"}, {"prompt": "c", "regex": "b+"}]
     prompts = read_jsonl("\n".join(map(json.dumps, lines)), "f", {"json_schema": SCHEMA})
-    jobs = Encoder(store.load(checkpoint), make_byte_tokenizer()).make_jobs(prompts)
+    jobs = JobMaker(store.load(checkpoint), make_byte_tokenizer()).make_jobs(prompts)
     first, second, third = (job.request.guide for job in jobs)
     assert first is second
     assert first is not third
@@ -126,7 +126,7 @@ def test_what_cannot_be_followed_is_refused_with_its_line(checkpoint):
     ]
     for number, (fault, start) in enumerate(zip(caught.value.faults, [*starts, "bad_words"], strict=True), 1):
         assert fault.startswith(f"f:{number}: {start}")
-    encoder = Encoder(store.load(checkpoint), make_byte_tokenizer())
+    encoder = JobMaker(store.load(checkpoint), make_byte_tokenizer())
     bad = [{"prompt": "a", "regex": "("}, {"prompt": "a", "logit_bias": {"999": 1}}, {"prompt": "fine"}]
     with pytest.raises(ConfigError) as caught:
         encoder.make_jobs(read_jsonl("\n".join(map(json.dumps, bad)), "f", {}))
@@ -136,7 +136,7 @@ def test_what_cannot_be_followed_is_refused_with_its_line(checkpoint):
 
 
 def test_words_as_text_and_as_tokens_bar_the_same(checkpoint):
-    encoder = Encoder(store.load(checkpoint), make_byte_tokenizer())
+    encoder = JobMaker(store.load(checkpoint), make_byte_tokenizer())
     as_text = encoder.make_job({"prompt": "x"}, Options.checked({"bad_words": ["no"]}), "")
     ids = [list(b"no"), list(b" no")]
     as_ids = encoder.make_job({"prompt": "x"}, Options.checked({"bad_words": ids}), "")

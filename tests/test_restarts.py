@@ -16,8 +16,8 @@ from spread import BASE, SMALL, compare, find_rank, here, lines_of, wait_for
 
 import zoo
 from zoo import cli
+from zoo.distributed.meeting import agree_on_prefix
 from zoo.errors import ConfigError
-from zoo.ranks.meeting import agree_on_prefix
 from zoo.training.restarts import FILE
 
 __all__ = ["here"]  # the fixture

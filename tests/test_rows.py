@@ -16,7 +16,7 @@ from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store, list_groups
 from zoo.kernels import attend
 from zoo.kernels.mask import Mask
-from zoo.kernels.view import PooledView, Segment, merge, pooled
+from zoo.kernels.view import KeySegment, PooledView, merge, pooled
 from zoo.model.position.bias import ALiBi, T5Buckets
 
 SCALE = 0.3
@@ -77,7 +77,7 @@ def make(seed, lengths, counts, shared, *, causal=True, window=None, chunk=None,
     for length, count, own in zip(lengths, counts, runs, strict=True):
         keys = torch.arange(length)
         documents = (keys[None, length - count :] // chunk, keys[None] // chunk) if chunk else None
-        row = Segment(Mask(count, length, causal=causal, window=window, documents=documents), own)
+        row = KeySegment(Mask(count, length, causal=causal, window=window, documents=documents), own)
         if bias:
             with torch.no_grad():
                 row.bias = bias_of(bias, heads[0], causal, table, keys[length - count :], keys)
@@ -193,7 +193,7 @@ class KeysRead(TorchDispatchMode):
 
 
 def row_of(*runs, count=1):
-    return Segment(Mask(count, sum(stop - first for first, stop in runs)), list(runs))
+    return KeySegment(Mask(count, sum(stop - first for first, stop in runs)), list(runs))
 
 
 @pytest.mark.parametrize(

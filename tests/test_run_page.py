@@ -154,9 +154,9 @@ def test_the_page_is_written_at_evaluations_and_a_resumed_run_says_where_each_pa
 
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
-    from zoo.training.log import Records
+    from zoo.training.log import RunLog
 
-    records = Records(tmp_path)
+    records = RunLog(tmp_path)
     texts = ["one\n\n\nline", "──── step x ────\n", ""]
     for step, text in enumerate(texts):
         records.write_sample(step, text)

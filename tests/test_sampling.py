@@ -9,7 +9,7 @@ from effort import calls_of
 from transformers.generation import logits_process as theirs
 
 from zoo.errors import ConfigError
-from zoo.sampling.draws import DrawState, Points, make_generator
+from zoo.sampling.draws import DrawState, UniformPoints, make_generator
 from zoo.sampling.options import Sampling
 from zoo.sampling.sampler import Sampler, find_logprobs
 from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest
@@ -191,7 +191,7 @@ def uniform_numbers(seed, prompt, copy, count):
 
 @pytest.mark.parametrize("count", [1, 7, 15, 16, 17, 64, 65, 130])  # torch fills 16 numbers and more by another loop
 def test_the_number_of_steps_does_not_change_what_a_seed_draws(count):
-    points = Points(make_generator(7, (5,), 0))
+    points = UniformPoints(make_generator(7, (5,), 0))
     assert [points[index] for index in range(count)] == uniform_numbers(7, [5], 0, count).tolist()
 
 

@@ -9,7 +9,7 @@ import torch
 from spread import BASE, SMALL, here  # noqa: F401  (a fixture)
 
 import zoo
-from zoo.analysis.scaling import Fit, Law, Points, fit_isoflop, fit_law, measure_bias
+from zoo.analysis.scaling import FittedLaw, Law, LossPoints, fit_isoflop, fit_law, measure_bias
 from zoo.analysis.scaling.fitting import list_starts, minimise
 from zoo.cli import run
 from zoo.errors import ConfigError
@@ -24,7 +24,7 @@ def make_points(law, count, noise, seed=0):
     params = np.exp(draw.uniform(math.log(4e7), math.log(1.6e10), count))
     tokens = np.exp(draw.uniform(math.log(1e18), math.log(3e21), count)) / 6 / params
     noises = np.exp(noise * draw.standard_t(3, count))
-    return Points.collect(
+    return LossPoints.collect(
         (n, d, law.loss(n, d) * z) for n, d, z in zip(params.tolist(), tokens.tolist(), noises.tolist(), strict=True)
     )
 
@@ -112,7 +112,7 @@ def test_a_file_is_fitted_held_out_and_predicted_from_the_shell(tmp_path, monkey
     assert measured == sorted((n * d, loss) for n, d, loss in points.rows())[-5:]
     assert all(abs(each["predicted"] / each["measured"] - 1) < 0.01 for each in found["held_out"])
 
-    law = Fit.from_dict(json.loads((tmp_path / "fit.json").read_text())).law
+    law = FittedLaw.from_dict(json.loads((tmp_path / "fit.json").read_text())).law
     assert run(["predict", "fit.json", "--params", "7B", "--tokens", "1T", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == law.loss(7e9, 1e12)
     assert run(["predict", "fit.json", "--params", "1B", "--loss", "2.5", "--json"]) == 0
@@ -124,7 +124,7 @@ def test_a_file_is_fitted_held_out_and_predicted_from_the_shell(tmp_path, monkey
 def test_a_fit_is_read_back_from_its_own_data():
     """As a climb does with its prediction, which it has not written to a file."""
     found = fit_law(make_points(CHINCHILLA, 40, 1e-3), bootstrap=3)
-    again = Fit.from_dict(found.to_dict())
+    again = FittedLaw.from_dict(found.to_dict())
     assert (again.law, again.resampled, again.points.rows()) == (found.law, found.resampled, found.points.rows())
     assert found.to_dict() == json.loads(json.dumps(found.to_dict()))
 
@@ -137,7 +137,7 @@ def zoo_count(number):
 
 def test_nothing_is_said_beyond_points_that_leave_an_exponent_open(tmp_path, monkeypatch, refused, capsys):
     monkeypatch.chdir(tmp_path)
-    narrow = Points.collect(
+    narrow = LossPoints.collect(
         (n, d, CHINCHILLA.loss(n, d) * (1 + 0.004 * math.sin(7 * at)))
         for at, (n, d) in enumerate((n, d) for n in (1e8, 1.2e8, 1.5e8) for d in (1e9, 1.3e9, 1.6e9, 2e9))
     )
@@ -223,7 +223,7 @@ def make_budgets(law, spread, sizes=15, budgets=(1e17, 1e18, 1e19, 1e20, 1e21)):
         best = law.optimum(flops).params
         for params in (best * np.exp(np.linspace(-math.log(spread), math.log(spread), sizes))).tolist():
             rows.append((params, flops / 6 / params, law.loss(params, flops / 6 / params)))
-    return Points.collect(rows)
+    return LossPoints.collect(rows)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_sizes_that_drift_from_the_optimum_bias_the_exponent_as_stated():
         for step in (-3, -1.5, 0, 1.5):
             params = HOFFMANN.optimum(flops).params * math.exp(step + 0.7 * at)
             rows.append((params, flops / 6 / params, HOFFMANN.loss(params, flops / 6 / params)))
-    found = fit_isoflop(Points.collect(rows), bootstrap=0)
+    found = fit_isoflop(LossPoints.collect(rows), bootstrap=0)
     bias = measure_bias(HOFFMANN, found.budgets)
     assert abs(bias.exponent) > 1e-3
     assert found.exponent - HOFFMANN.exponent == pytest.approx(bias.exponent, abs=1e-9)
@@ -265,7 +265,7 @@ def test_the_interval_of_approach_2_holds_the_truth_about_as_often_as_it_says():
     points, held = make_budgets(HOFFMANN, 4, sizes=7), 0
     for seed in range(30):
         noises = 2e-3 * np.random.default_rng(seed).standard_normal(len(points))
-        noisy = Points.collect((n, d, z * math.exp(e)) for (n, d, z), e in zip(points.rows(), noises, strict=True))
+        noisy = LossPoints.collect((n, d, z * math.exp(e)) for (n, d, z), e in zip(points.rows(), noises, strict=True))
         low, high = fit_isoflop(noisy, bootstrap=100, seed=seed).interval()
         held += low <= HOFFMANN.exponent <= high
     assert held >= 24
@@ -289,7 +289,7 @@ def test_approach_2_prints_its_bias_and_refuses_what_it_cannot_say(tmp_path, mon
     beyond = [
         (n, d, z) for n, d, z in make_budgets(HOFFMANN, 16).rows() if n > 1.3 * HOFFMANN.optimum(6 * n * d).params
     ]
-    write(tmp_path / "points.csv", Points.collect(beyond))
+    write(tmp_path / "points.csv", LossPoints.collect(beyond))
     assert "0 of 5 budgets have a minimum among their sizes" in refused(*asked)[0]
 
 
@@ -298,7 +298,7 @@ def test_points_that_do_not_tell_of_parameters_say_so_and_predict_nothing_beyond
 ):
     """Of runs that have hardly begun: loss falls with tokens alone."""
     monkeypatch.chdir(tmp_path)
-    points = Points.collect(
+    points = LossPoints.collect(
         (n, d * n**0.3, 12.8 * (d * n**0.3) ** -0.13) for n in (2e4, 5e4, 1e5) for d in (1e4, 3e4, 9e4)
     )
     write(tmp_path / "points.csv", points)

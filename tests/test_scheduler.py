@@ -9,7 +9,7 @@ from kinds import make
 from zoo.cache.prefix import Prefixes
 from zoo.cache.store import Store, list_groups
 from zoo.generation.request import Request
-from zoo.generation.scheduler import Continuation, Scheduler
+from zoo.generation.scheduler import RunningSequence, Scheduler
 
 PAGE = 16
 
@@ -23,7 +23,7 @@ class Simulation:
         tower = make(kind).spec
         self.store = Store(tower, [pages] * len(list_groups(tower)), slots, dtype=torch.float32, device="cpu")
         self.prefixes = Prefixes(self.store) if reuse else None
-        limits = {"budget": budget, "beside": beside, "rows": rows, "overcommit": overcommit}
+        limits = {"budget": budget, "max_prefill_tokens": beside, "rows": rows, "overcommit": overcommit}
         self.scheduler = Scheduler(self.store, self.prefixes, **limits)
         self.read = 0
         self.rng, self.made, self.started, self.ended, self.steps = random.Random(0), 0, {}, {}, 0
@@ -31,7 +31,7 @@ class Simulation:
     def add(self, prompt: int, new: int) -> int:
         ids = [self.rng.randrange(60) for _ in range(prompt)]
         request = Request(ids=ids, max_new_tokens=new)
-        self.scheduler.waiting.append(Continuation(self.made, 0, request, ids, prompt, None))
+        self.scheduler.waiting.append(RunningSequence(self.made, 0, request, ids, prompt, None))
         self.made += 1
         return self.made - 1
 
@@ -120,7 +120,7 @@ def test_prompts_that_begin_alike_and_come_together_are_read_once_up_to_where_th
     other = run.add(20, 3)
     for number in range(6):
         ids = [*shared, number, *shared[:5]]
-        run.scheduler.waiting.append(Continuation(10 + number, 0, Request(ids=ids, max_new_tokens=3), ids, 76, None))
+        run.scheduler.waiting.append(RunningSequence(10 + number, 0, Request(ids=ids, max_new_tokens=3), ids, 76, None))
     while run.busy:
         run.step()
     assert run.read == 22 + 78 + 5 * (78 - 64)  # of each but the last token

@@ -11,8 +11,8 @@ from tiny import MIXED, spec_of
 
 import zoo
 from zoo.analysis.solve import (
-    Budget,
     Room,
+    ShapeBudget,
     find_fewest_gpus,
     find_largest_batch,
     find_largest_context,
@@ -287,7 +287,7 @@ RECIPES = [
     ids=str,
 )
 def test_a_shape_costs_what_its_overrides_are_priced_at_and_no_more_than_the_budget(model, overrides, budget) -> None:
-    found = solve_shapes(model, overrides, Budget(params=budget))
+    found = solve_shapes(model, overrides, ShapeBudget(params=budget))
     assert [each["share"] for each in found] == sorted((each["share"] for each in found), reverse=True)
     assert found[0]["share"] > 0.98
     for each in found[:2]:
@@ -300,13 +300,13 @@ def test_a_shape_costs_what_its_overrides_are_priced_at_and_no_more_than_the_bud
 
 @pytest.mark.parametrize(("model", "overrides", "budget"), [RECIPES[1], RECIPES[4]], ids=str)
 def test_a_built_shape_has_the_parameters_it_was_solved_for(model, overrides, budget) -> None:
-    first = solve_shapes(model, overrides, Budget(params=budget))[0]
+    first = solve_shapes(model, overrides, ShapeBudget(params=budget))[0]
     built = zoo.build(model, first["overrides"], device="meta")
     assert sum(parameter.numel() for parameter in built.parameters()) == first["figures"]["params"]
 
 
 def test_a_wider_feed_forward_would_cost_more_than_the_budget() -> None:
-    for each in solve_shapes("llama", [], Budget(params=1e9)):
+    for each in solve_shapes("llama", [], ShapeBudget(params=1e9)):
         step = 64 if each["d_model"] < 2048 else 128
         usual = each["d_model"] * 14336 / 4096
         wider = each["d_ff"] + step
@@ -318,17 +318,17 @@ def test_a_wider_feed_forward_would_cost_more_than_the_budget() -> None:
 
 @pytest.mark.slow
 def test_the_nearest_shape_may_cost_more() -> None:
-    below = solve_shapes("gpt2", [], Budget(params=2e8), count=8)
-    near = solve_shapes("gpt2", [], Budget(params=2e8), count=8, nearest=True)
+    below = solve_shapes("gpt2", [], ShapeBudget(params=2e8), count=8)
+    near = solve_shapes("gpt2", [], ShapeBudget(params=2e8), count=8, nearest=True)
     assert any(each["share"] > 1 for each in near)
     assert abs(1 - near[0]["share"]) <= abs(1 - below[0]["share"])
 
 
 def test_what_the_user_sets_stays() -> None:
-    for each in solve_shapes("llama", ["d_model=2048", "n_layers=20"], Budget(params=1.5e9)):
+    for each in solve_shapes("llama", ["d_model=2048", "n_layers=20"], ShapeBudget(params=1.5e9)):
         assert (each["d_model"], each["n_layers"]) == (2048, 20)
         assert each["overrides"][:2] == ["d_model=2048", "n_layers=20"]
-    for each in solve_shapes("llama", ["d_ff=4096", "n_kv_heads=4"], Budget(params=1e9)):
+    for each in solve_shapes("llama", ["d_ff=4096", "n_kv_heads=4"], ShapeBudget(params=1e9)):
         assert (each["d_ff"], each["n_kv_heads"]) == (4096, 4)
 
 
@@ -342,7 +342,7 @@ def test_what_the_user_sets_stays() -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_other_budgets_are_met_as_nearly(budget, figure) -> None:
-    for each in solve_shapes("llama", [], Budget(**budget), Setup(context=2048)):
+    for each in solve_shapes("llama", [], ShapeBudget(**budget), Setup(context=2048)):
         ((name, most),) = budget.items()
         spent = figure(zoo.stats("llama", each["overrides"], context=2048))
         assert each["figures"][name] == spent
@@ -350,8 +350,8 @@ def test_other_budgets_are_met_as_nearly(budget, figure) -> None:
 
 
 def test_a_budget_of_keys_and_values_leaves_fewer_key_heads() -> None:
-    free = {each["d_model"]: each for each in solve_shapes("llama", [], Budget(params=1e9))}
-    tight = solve_shapes("llama", [], Budget(params=1e9, kv_bytes_per_token=15e3))
+    free = {each["d_model"]: each for each in solve_shapes("llama", [], ShapeBudget(params=1e9))}
+    tight = solve_shapes("llama", [], ShapeBudget(params=1e9, kv_bytes_per_token=15e3))
     for each in tight:
         assert zoo.stats("llama", each["overrides"])["kv_cache"]["bytes_per_token"] <= 15e3
         assert each["figures"]["params"] <= 1e9
@@ -369,13 +369,13 @@ def test_the_aspect_searched_is_that_of_nine_packaged_models_in_ten() -> None:
 
 def test_a_budget_that_no_shape_meets_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^shape: none of this recipe"):
-        solve_shapes("llama", [], Budget(params=1e6))
+        solve_shapes("llama", [], ShapeBudget(params=1e6))
     with pytest.raises(ConfigError, match=r"from 5000 to 9000"):
-        solve_shapes("llama", [], Budget(params=1e9), aspect=(5000, 9000))
+        solve_shapes("llama", [], ShapeBudget(params=1e9), aspect=(5000, 9000))
     with pytest.raises(ConfigError, match=r"^params: no budget"):
-        Budget(kv_bytes_per_token=1e4)
+        ShapeBudget(kv_bytes_per_token=1e4)
     with pytest.raises(ConfigError, match=r"^params: must be above 0"):
-        Budget(params=-1)
+        ShapeBudget(params=-1)
 
 
 # ---------------------------------------------------------------- caches

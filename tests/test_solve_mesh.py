@@ -20,10 +20,10 @@ from zoo.costs import Setup, price
 from zoo.costs.cluster import Cluster
 from zoo.costs.hardware import hardware
 from zoo.costs.step_time import PassTime, StepPlan, bubble_share, travel_seconds
+from zoo.distributed.schedule import PipelineSchedule
+from zoo.distributed.world import World
 from zoo.errors import ConfigError
-from zoo.ranks.schedule import Schedule
-from zoo.ranks.world import World
-from zoo.training.parallel import Parallel
+from zoo.training.parallel import ParallelSettings
 
 H100 = hardware("h100")
 ROOM = Room(memory=H100.memory, gpu="h100")
@@ -39,7 +39,7 @@ def test_every_mesh_has_all_gpus_and_is_one_the_program_takes(name: str) -> None
     assert len(set(meshes)) == len(meshes) > 4
     for mesh in meshes:
         assert mesh.size == 32 and mesh.tp <= 8
-        assert Parallel(**mesh.as_dict()).settle(World(size=32)) == mesh
+        assert ParallelSettings(**mesh.as_dict()).settle(World(size=32)) == mesh
     assert any(mesh.ep > 1 for mesh in meshes) == (name == "mixtral-8x7b")
     assert any(mesh.pp > 1 for mesh in meshes) == (name != "t5-small")
 
@@ -151,16 +151,16 @@ def test_a_model_that_fits_on_no_mesh_has_the_nearest_instead() -> None:
 
 def test_the_bubble_is_the_formula_of_narayanan() -> None:
     passes = PassTime(1.0, 1.2, 0.8)
-    assert bubble_share(Schedule(), 1, passes) == 0
-    assert bubble_share(Schedule(stages=4), 8, passes) == pytest.approx(3 / 11)
-    assert bubble_share(Schedule("interleaved", 4, 2), 8, passes) == pytest.approx(3 / 19)
+    assert bubble_share(PipelineSchedule(), 1, passes) == 0
+    assert bubble_share(PipelineSchedule(stages=4), 8, passes) == pytest.approx(3 / 11)
+    assert bubble_share(PipelineSchedule("interleaved", 4, 2), 8, passes) == pytest.approx(3 / 19)
     spec, base = load("llama3-8b"), Setup(context=4096)
     prices = MeshPrices(spec, base, Cluster(device=H100))
     plan = StepPlan(setup=replace(base, pp=4, recompute="full"), microbatches=16)
     found = prices.predict(plan)
     sent = found.bubble / (3 / 16) - found.compute  # of all microbatches
     assert 0 < sent < found.communication
-    share = bubble_share(Schedule(stages=4), 16, passes)
+    share = bubble_share(PipelineSchedule(stages=4), 16, passes)
     assert found.bubble == pytest.approx((found.compute + sent) / (1 - share) * share)
 
 

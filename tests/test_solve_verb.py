@@ -8,7 +8,7 @@ import shlex
 import pytest
 from loaded import load
 
-from zoo.analysis.solve import Budget, Room, find_largest_batch, solve_shapes
+from zoo.analysis.solve import Room, ShapeBudget, find_largest_batch, solve_shapes
 from zoo.cli import run
 from zoo.costs import Setup
 from zoo.costs.hardware import hardware
@@ -31,11 +31,11 @@ def test_json_is_the_answer_of_the_function(capsys: pytest.CaptureFixture[str]) 
     expected = find_largest_batch(load("llama3-8b", ["attention=mqa"]), Setup(gpu="h100", context=4096), room)
     assert json.loads(out) == expected
     out = answered(capsys, "shape", "--params", "1B", "--json")
-    assert json.loads(out) == solve_shapes("llama", [], Budget(params=1e9))
+    assert json.loads(out) == solve_shapes("llama", [], ShapeBudget(params=1e9))
 
 
 def test_a_shape_is_of_the_model_named_first_and_of_llama_where_none_is(capsys: pytest.CaptureFixture[str]) -> None:
-    budget = Budget(params=3e8)
+    budget = ShapeBudget(params=3e8)
     out = answered(capsys, "shape", "gpt2", "d_model=768", "--params", "300M", "--json")
     assert json.loads(out) == solve_shapes("gpt2", ["d_model=768"], budget)
     out = answered(capsys, "shape", "d_model=768", "--params", "300M", "--json")

@@ -148,7 +148,7 @@ def test_a_pointer_moves_only_after_the_checkpoint_has_its_name_and_old_ones_go_
 
 
 def test_records_remember_that_a_line_could_not_be_written(tmp_path):
-    records = log.Records(tmp_path)
+    records = log.RunLog(tmp_path)
     records.write_line(step=1, tokens=1)
     assert not records.failed
     metrics = records._files[log.METRICS]

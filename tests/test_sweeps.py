@@ -28,7 +28,7 @@ from zoo.cli.watching import JobTable, watch_jobs
 from zoo.costs import Setup, price
 from zoo.jobs.pinning import count_cores, count_workers
 from zoo.jobs.plan import plan_launch
-from zoo.jobs.sweep import Job, drop_duplicates
+from zoo.jobs.sweep import SweepPoint, drop_duplicates
 from zoo.report.arms import name_arms
 from zoo.report.history import RunRecord
 from zoo.report.progress import Show
@@ -37,7 +37,7 @@ from zoo.run.memory import begin_peak_memory, read_peak_since, release_memory
 SWEEP = "hydra.sweep.dir=sweep"
 
 
-def points(*overrides: str) -> list[Job]:
+def points(*overrides: str) -> list[SweepPoint]:
     with plan_launch([*TINY, *overrides], sweeps=True) as plan:
         return plan.list_points()
 

@@ -15,7 +15,7 @@ from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.spec import table
-from zoo.spec.cuts import Cut, Segment, find_cuts
+from zoo.spec.cuts import Cut, CutSegment, find_cuts
 
 TINY = ["llama", "gpt", "bert", "t5", "bart", "deepseek", "mixtral", "qwen3-next"]
 
@@ -119,9 +119,9 @@ def draw_cuts(draw):
         if draw(st.booleans()):  # on several ranks each
             divisors = [each for each in range(1, ranks) if ranks % each == 0]
             width, count = draw(st.integers(1, 4)), draw(st.sampled_from(divisors))  # fewer heads than ranks
-            return Segment(width * count, width)
+            return CutSegment(width * count, width)
         whole = draw(st.integers(ranks, 40))
-        return Segment(whole, -(-whole // ranks))
+        return CutSegment(whole, -(-whole // ranks))
 
     return Cut(draw(st.integers(0, 2)), tuple(draw_segment() for _ in range(draw(st.integers(1, 3)))), ranks)
 
@@ -143,7 +143,7 @@ def test_the_parts_of_all_ranks_join_to_the_whole(cut):
 
 
 def test_a_vocabulary_that_ranks_do_not_divide_is_filled_up_with_zeros():
-    cut = Cut(0, (Segment(7, 4),), 2)
+    cut = Cut(0, (CutSegment(7, 4),), 2)
     assert cut.take(torch.arange(1, 8), 1).tolist() == [5, 6, 7, 0]
 
 

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from zoo import runs
 from zoo.checkpoint import store
 from zoo.data import DataSettings, hold_out, prepare
+from zoo.distributed.world import ALONE
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.jobs import train
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.jobs.train import resume_run, start_run
 from zoo.paths import conf_dir
-from zoo.ranks.world import ALONE
 from zoo.training import finite, loop, validation
 from zoo.training.failures import is_out_of_memory
 from zoo.training.fitting import advise, price_training

@@ -13,7 +13,7 @@ from shell import list_job_folders
 from spread import BASE, SMALL, here  # noqa: F401  (a fixture)
 
 from zoo.analysis import speedup, verdict
-from zoo.analysis.speedup import Decay, find_speedup
+from zoo.analysis.speedup import PowerLaw, find_speedup
 from zoo.cli import run
 
 
@@ -44,7 +44,7 @@ def test_holm_corrects_as_in_his_paper():
 def test_the_seeds_that_would_tell_do_so_four_times_in_five():
     drawn, told, n = np.random.default_rng(0), 0, verdict.count_seeds(0.8, 1.0)
     for _ in range(2000):
-        told += verdict.Sample.of_pairs((0.8 + drawn.standard_normal(n)).tolist()).chance() < 0.05
+        told += verdict.MeanDifference.of_pairs((0.8 + drawn.standard_normal(n)).tolist()).chance() < 0.05
     assert 0.76 < told / 2000 < 0.88, n
     assert verdict.count_seeds(0.0, 1.0) is None and verdict.count_seeds(1e-6, 1.0) is None
 
@@ -55,7 +55,7 @@ def test_arms_without_a_difference_are_told_apart_in_one_experiment_of_twenty():
     for _ in range(1000):
         base, *others = (3 + 0.1 * drawn.standard_normal((4, 3))).tolist()
         pairs = {str(at): [a - b for a, b in zip(arm, base, strict=True)] for at, arm in enumerate(others)}
-        chances = {arm: verdict.Sample.of_pairs(each).chance() for arm, each in pairs.items()}
+        chances = {arm: verdict.MeanDifference.of_pairs(each).chance() for arm, each in pairs.items()}
         wrong += min(verdict.adjust_by_holm(chances).values()) < verdict.LEVEL
     assert wrong / 1000 < 0.07
 
@@ -118,26 +118,26 @@ def test_the_pareto_front_keeps_what_nothing_cheaper_beats():
     [(3.8104, 3.7542, 1.6, 0.0941, 1.315), (2.8723, 2.8508, 1.2, 0.0842, 1.166)],
 )
 def test_an_effective_speedup_is_as_published(baseline, variant, limit, exponent, published):
-    assert Decay(limit, exponent).speedup(baseline, variant) == pytest.approx(published, abs=5e-4)
+    assert PowerLaw(limit, exponent).speedup(baseline, variant) == pytest.approx(published, abs=5e-4)
 
 
 def test_an_effective_speedup_is_the_budget_at_which_the_law_has_the_loss():
     """A baseline of L = 2 + 30·D^−0.3 trained 1.7 times as long is 1.7 times as good."""
     tokens, factor = 4e6, 1.7
     pairs = [(2 + 30 * tokens**-0.3, 2 + 30 * (factor * tokens) ** -0.3)]
-    found = find_speedup(pairs, [Decay(2, 0.3)])
+    found = find_speedup(pairs, [PowerLaw(2, 0.3)])
     assert found.factor == pytest.approx(factor) and found.interval is None
     assert found.times(0.5).factor == pytest.approx(factor / 2)
-    assert Decay(2, 0.3).speedup(3, 1.9) == math.inf and math.isnan(Decay(2, 0.3).speedup(1.9, 1.8))
+    assert PowerLaw(2, 0.3).speedup(3, 1.9) == math.inf and math.isnan(PowerLaw(2, 0.3).speedup(1.9, 1.8))
 
 
 def test_the_interval_of_a_speedup_holds_the_true_one_in_most_experiments(monkeypatch):
     monkeypatch.setattr(speedup, "RESAMPLES", 300)
-    drawn, inside, true = np.random.default_rng(5), 0, Decay(2, 0.3).speedup(2.4, 2.38)
+    drawn, inside, true = np.random.default_rng(5), 0, PowerLaw(2, 0.3).speedup(2.4, 2.38)
     for trial in range(40):
         noise = 0.003 * drawn.standard_normal((12, 2))
         pairs = [(2.4 + a, 2.38 + b) for a, b in noise.tolist()]
-        low, high = find_speedup(pairs, [Decay(2, 0.3)], seed=trial).interval
+        low, high = find_speedup(pairs, [PowerLaw(2, 0.3)], seed=trial).interval
         inside += low <= true <= high
     assert inside >= 34
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo import lazy
-from zoo.kernels import KERNELS, Ask, Machine
+from zoo.kernels import KERNELS, AttentionQuery, Machine
 from zoo.kernels.flash import CACHED, VARLEN, way
 
 PAGE = 64  # tokens
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     None where zoo may refuse what would compile."""
 
     name: str
-    ask: Ask
+    ask: AttentionQuery
     compiles: bool | None = True
 
 
@@ -52,9 +52,9 @@ def _both(width: int, of_values: int | None = None) -> dict[str, int]:
 
 
 def trained(arch: int) -> list[Case]:
-    def ask(width: int, **features: Any) -> Ask:
+    def ask(width: int, **features: Any) -> AttentionQuery:
         kinds: dict[str, Any] = {"dtype": "bfloat16", "n_heads": 8, "n_kv_heads": 2, "needs_grad": True, "causal": True}
-        return Ask(**{**kinds, **_both(width), **features})
+        return AttentionQuery(**{**kinds, **_both(width), **features})
 
     return [
         Case("causal, 64 wide", ask(64)),
@@ -78,9 +78,9 @@ def trained(arch: int) -> list[Case]:
 def widths(arch: int) -> list[Case]:
     """Heads of other widths, alike and not."""
 
-    def ask(width: int, of_values: int | None = None, **features: Any) -> Ask:
+    def ask(width: int, of_values: int | None = None, **features: Any) -> AttentionQuery:
         kinds: dict[str, Any] = {"dtype": "bfloat16", "n_heads": 8, "n_kv_heads": 8, "needs_grad": True}
-        return Ask(**{**kinds, **_both(width, of_values), **features})
+        return AttentionQuery(**{**kinds, **_both(width, of_values), **features})
 
     alike = [Case(f"{width} wide", ask(width), True if width <= 128 or arch == 90 else None) for width in ALIKE]
     kept = [Case(f"{a} and {b} wide", ask(a, b), None) for a, b in UNLIKE]
@@ -96,9 +96,9 @@ def widths(arch: int) -> list[Case]:
 
 
 def decoded(arch: int) -> list[Case]:
-    def ask(width: int, of_values: int | None = None, **features: Any) -> Ask:
+    def ask(width: int, of_values: int | None = None, **features: Any) -> AttentionQuery:
         kinds: dict[str, Any] = {"dtype": "bfloat16", "n_heads": 8, "n_kv_heads": 2, "short_q": True}
-        return Ask(**{**kinds, **_both(width, of_values), **features})
+        return AttentionQuery(**{**kinds, **_both(width, of_values), **features})
 
     return [
         Case("decoding", ask(128)),
@@ -113,7 +113,7 @@ def decoded(arch: int) -> list[Case]:
     ]
 
 
-def compile_one(ask: Ask) -> None:
+def compile_one(ask: AttentionQuery) -> None:
     """Forward, and backward where the ask wants a gradient: what zoo's kernel would call, of shapes alone."""
     from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 
@@ -125,14 +125,14 @@ def compile_one(ask: Ask) -> None:
             _flash_attn_bwd(q, k, v, y, torch.empty_like(y), sums, **given, **tensors)
 
 
-def _arguments(ask: Ask) -> dict[str, Any]:
+def _arguments(ask: AttentionQuery) -> dict[str, Any]:
     """The kernel's own arguments, in the words of the functions behind the public ones."""
     given = KERNELS["flash4"].call(ask).arguments
     left, right = given.pop("window_size")
     return {"softmax_scale": 0.1, **given, "window_size_left": left, "window_size_right": right}
 
 
-def _tensors(ask: Ask, batch: int = 2, long: int = 1024) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+def _tensors(ask: AttentionQuery, batch: int = 2, long: int = 1024) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """q, k, v and the tensors beside them, as zoo's kernel lays them out."""
     dtype, short = getattr(torch, ask.dtype), 1 if way(ask) == CACHED else long
     lead, of_keys = (batch, short), (batch, long)

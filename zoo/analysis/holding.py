@@ -11,7 +11,7 @@ from zoo.costs.hardware import Hardware, hardware, usable_bytes
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow import UnknownOperation
-from zoo.costs.transient import Generation, measure_peaks
+from zoo.costs.transient import GenerationShape, measure_peaks
 from zoo.errors import ConfigError
 
 LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
@@ -60,7 +60,7 @@ def _count_running(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> int 
     """Count the peak bytes of an encoder's pass without gradients; None on several ranks, or if it cannot be traced."""
     if setup.ranks > 1:
         return None
-    run = Generation(setup.tokens(spec), setup.batch, setup.dtype, setup.cache_dtype, True)
+    run = GenerationShape(setup.tokens(spec), setup.batch, setup.dtype, setup.cache_dtype, True)
     try:
         found = measure_peaks(spec, run)
     except (UnknownOperation, ConfigError):

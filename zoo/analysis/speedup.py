@@ -20,7 +20,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Decay:
+class PowerLaw:
     """A loss against a budget, L = L∞ + a·C^−α: the irreducible loss L∞ (`limit`), and the `exponent` α."""
 
     limit: float
@@ -49,7 +49,7 @@ class Speedup:
         return Speedup(self.factor * ratio, between)
 
 
-def find_speedup(pairs: Sequence[tuple[float, float]], decays: Sequence[Decay], seed: int = 0) -> Speedup:
+def find_speedup(pairs: Sequence[tuple[float, float]], decays: Sequence[PowerLaw], seed: int = 0) -> Speedup:
     """Find the speedup between the mean losses of (baseline, variant) pairs, one pair a seed.
 
     The first of `decays` is the baseline's law, the others are fitted to resampled points. The interval is a bootstrap

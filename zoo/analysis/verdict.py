@@ -43,7 +43,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Sample:
+class MeanDifference:
     """A mean difference, its standard error, and the degrees of freedom of Student's t."""
 
     n: int
@@ -55,13 +55,13 @@ class Sample:
     paired: bool
 
     @classmethod
-    def of_pairs(cls, differences: Sequence[float]) -> Sample:
+    def of_pairs(cls, differences: Sequence[float]) -> MeanDifference:
         n = len(differences)
         spread = stdev(differences) if n > 1 else math.nan
         return cls(n, mean(differences), spread / math.sqrt(n), n - 1, spread, paired=True)
 
     @classmethod
-    def of_arms(cls, losses: Sequence[float], baseline: Sequence[float]) -> Sample:
+    def of_arms(cls, losses: Sequence[float], baseline: Sequence[float]) -> MeanDifference:
         """Compare two arms without pairs (Welch, 1947)."""
         n, difference = min(len(losses), len(baseline)), mean(losses) - mean(baseline)
         if n < 2:
@@ -105,14 +105,14 @@ def compare_arms(
     return {arm: _describe(each, chances[arm], adjusted.get(arm), level) for arm, each in samples.items()}
 
 
-def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> Sample:
+def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> MeanDifference:
     shared = sorted(losses.keys() & baseline.keys())
     if shared:
-        return Sample.of_pairs([losses[seed] - baseline[seed] for seed in shared])
-    return Sample.of_arms(list(losses.values()), list(baseline.values()))
+        return MeanDifference.of_pairs([losses[seed] - baseline[seed] for seed in shared])
+    return MeanDifference.of_arms(list(losses.values()), list(baseline.values()))
 
 
-def _describe(sample: Sample, p: float | None, adjusted: float | None, level: float) -> Comparison:
+def _describe(sample: MeanDifference, p: float | None, adjusted: float | None, level: float) -> Comparison:
     told = adjusted is not None and adjusted < level
     verdict: Verdict = "no significant difference" if not told else "better" if sample.difference < 0 else "worse"
     needed, between = sample.count_needed(level), sample.interval(level)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from zoo import grammar
 from zoo.analysis.pages import key_sentence
-from zoo.analysis.solve.shape import Budget, solve_shapes
+from zoo.analysis.solve.shape import ShapeBudget, solve_shapes
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, did_you_mean
@@ -101,7 +101,7 @@ def write_model(
     """
     overrides = [*overrides, *_choose(like, parts)]
     if params is not None:
-        overrides = solve_shapes(like, overrides, Budget(params=params), nearest=True, count=1)[0]["overrides"]
+        overrides = solve_shapes(like, overrides, ShapeBudget(params=params), nearest=True, count=1)[0]["overrides"]
     composed = compose_model(like, overrides)
     count = count_parameters(spec_of_composed(composed))["total"]
     body: Any = OmegaConf.to_container(composed.cfg, resolve=False)

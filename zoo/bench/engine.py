@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.bench.shape import Shape
+from zoo.bench.shape import RaceShape
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Scenario:
     measure: Callable[[], Pair]
 
 
-def run_scenarios(shape: Shape, seconds: float, tell: Tell) -> list[dict[str, Any]]:
+def run_scenarios(shape: RaceShape, seconds: float, tell: Tell) -> list[dict[str, Any]]:
     """Run every scenario with a random model of this shape, at least one round each, for about `seconds` in total."""
     found = []
     for make in SCENARIOS:
@@ -73,7 +73,7 @@ def describe_row(row: Mapping[str, Any]) -> str:
 
 
 def make_report(
-    rows: Sequence[Mapping[str, Any]], processor: Mapping[str, Any], threads: int, shape: Shape
+    rows: Sequence[Mapping[str, Any]], processor: Mapping[str, Any], threads: int, shape: RaceShape
 ) -> dict[str, Any]:
     """Make the report as plain data, for `--json` and `--out`."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -91,7 +91,7 @@ def make_report(
 # ---------------------------------------------------------------- models and requests
 
 
-def _build(shape: Shape, **changes: object) -> Model:
+def _build(shape: RaceShape, **changes: object) -> Model:
     from zoo.run.builder import build, load_spec
 
     overrides = [*shape.overrides(), *(f"{name}={value}" for name, value in changes.items())]
@@ -135,7 +135,7 @@ def _requests(count: int, vocab: int, *, length: int = 32, new: int = NEW, **opt
 # ---------------------------------------------------------------- scenarios
 
 
-def _batch(shape: Shape) -> Scenario:
+def _batch(shape: RaceShape) -> Scenario:
     """Compare 32 ragged requests in a batch with one after the other."""
     from zoo.generation.engine import Engine
     from zoo.generation.request import Request
@@ -156,7 +156,7 @@ def _batch(shape: Shape) -> Scenario:
     )
 
 
-def _guided(shape: Shape) -> Scenario:
+def _guided(shape: RaceShape) -> Scenario:
     """Compare eight texts guided by a JSON schema with eight free ones."""
     from zoo.sampling.guide import GuideCompiler
 
@@ -178,7 +178,7 @@ def _make_tokenizer() -> Tokenizer:
     return train_bpe(topics.values(), 8000)
 
 
-def _chained(shape: Shape) -> tuple[Model, list[int]]:
+def _chained(shape: RaceShape) -> tuple[Model, list[int]]:
     """Make a model whose next token depends only on the last one, and a chain of its tokens without repetition. Its
     sub-layers add zeros to the residual stream, at their full cost."""
     model = _build(shape)
@@ -201,7 +201,7 @@ def _chained(shape: Shape) -> tuple[Model, list[int]]:
     return model, best
 
 
-def _speculating(shape: Shape, name: str, goal: float, prompt: Callable[[list[int]], list[int]]) -> Scenario:
+def _speculating(shape: RaceShape, name: str, goal: float, prompt: Callable[[list[int]], list[int]]) -> Scenario:
     from zoo.generation.request import Request
 
     model, chain = _chained(shape)
@@ -214,17 +214,17 @@ def _speculating(shape: Shape, name: str, goal: float, prompt: Callable[[list[in
     return Scenario(name, "tok/s", "without", goal, True, lambda: (run(0), run(8)))
 
 
-def _copying(shape: Shape) -> Scenario:
+def _copying(shape: RaceShape) -> Scenario:
     """Measure n-gram speculation on text that occurs in the prompt."""
     return _speculating(shape, "n-grams, text of the prompt", 1.5, lambda chain: [*chain, chain[0]])
 
 
-def _novel(shape: Shape) -> Scenario:
+def _novel(shape: RaceShape) -> Scenario:
     """Measure n-gram speculation on text without any repetition."""
     return _speculating(shape, "n-grams, new text", 0.97, lambda chain: chain[:1])
 
 
-def _waiting(shape: Shape) -> Scenario:
+def _waiting(shape: RaceShape) -> Scenario:
     """Compare the ms between tokens of four rows: the 99th percentile during a long prefill, and the median at rest."""
     model = _make_ready(_build(shape, max_seq_len=2 * LONG))
 
@@ -241,7 +241,7 @@ def _wait(model: Model, vocab: int) -> tuple[list[float], list[float]]:
     from zoo.generation.passes import serving
     from zoo.generation.request import Request
 
-    engine = Engine(model, rows=5, tokens=LONG + NEW, beside=BESIDE)
+    engine = Engine(model, rows=5, tokens=LONG + NEW, max_prefill_tokens=BESIDE)
     for request in _requests(4, vocab, new=LONG):
         engine.add(request)
     gaps: tuple[list[float], list[float]] = [], []
@@ -259,7 +259,7 @@ def _wait(model: Model, vocab: int) -> tuple[list[float], list[float]]:
     return gaps
 
 
-def _stable(shape: Shape) -> Scenario:
+def _stable(shape: RaceShape) -> Scenario:
     """Compare eight requests with batch-invariant (bit-identical) results with eight ordinary ones."""
     plain, stable = _make_ready(_build(shape)), _make_ready(_build(shape), stable=True)
 
@@ -276,7 +276,7 @@ def _stable(shape: Shape) -> Scenario:
     )
 
 
-def _shared(shape: Shape) -> Scenario:
+def _shared(shape: RaceShape) -> Scenario:
     """Compare sixteen requests with a common prefix whose keys are read once for all, with reading them for each."""
     from zoo.generation.request import Request
     from zoo.kernels.view import PooledView

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from zoo.bench.shape import BertShape, Shape, parse_shape
+from zoo.bench.shape import BertShape, RaceShape, parse_shape
 from zoo.errors import ConfigError, did_you_mean
 
 OURS = "zoo"
@@ -65,7 +65,7 @@ class Race:
     compile: bool = False
     weights: str = ""
     isa: str = ""
-    shape: Shape = dataclasses.field(default_factory=Shape)
+    shape: RaceShape = dataclasses.field(default_factory=RaceShape)
 
     @property
     def precisions(self) -> list[str]:
@@ -99,7 +99,7 @@ def plan_race(workload: str, given: Mapping[str, Any], shape: Sequence[str], **o
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     _refuse_options(workload, sizes)
     changes = [f"{name}={value}" for name, value in BILLION.items()] if workload == "load" else []
-    over = BertShape if workload == "mlm" else Shape
+    over = BertShape if workload == "mlm" else RaceShape
     race = Race(workload=workload, shape=parse_shape([*changes, *shape], over), **sizes, **options)
     longest = race.shape.max_seq_len
     if race.length + race.new_tokens > longest:

@@ -8,7 +8,7 @@ from zoo.errors import ConfigError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class RaceShape:
     """Pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head: 124,668,672 parameters."""
 
     model: ClassVar[str] = "llama3-8b"
@@ -44,7 +44,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BertShape(Shape):
+class BertShape(RaceShape):
     """Post-norm, learned positions, LayerNorm, GELU, biases, tied head with its own layer: 109,514,298 parameters."""
 
     model: ClassVar[str] = "bert-base"
@@ -67,7 +67,7 @@ class BertShape(Shape):
         return [each for each in super().overrides() if each.partition("=")[0] not in ("n_kv_heads", "rope_theta")]
 
 
-def parse_shape(pairs: Iterable[str], over: type[Shape] = Shape) -> Shape:
+def parse_shape(pairs: Iterable[str], over: type[RaceShape] = RaceShape) -> RaceShape:
     """Parse pairs such as `["n_layers=2", "d_model=64"]` over a default shape. Raises ConfigError with all faults."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(over)}
     values, faults = {}, []

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.cache.paged import make_room, place_rows
 from zoo.cache.rows import CachedRow, list_slots
-from zoo.cache.store import PAGE, Group, LayerStore, Store, list_groups
+from zoo.cache.store import PAGE, LayerGroup, LayerStore, Store, list_groups
 from zoo.errors import ConfigError
 from zoo.kernels.running import count_windows
 from zoo.kernels.view import Run
 from zoo.kernels.view.paging import PassTensors, as_tensor
-from zoo.kernels.view.slots import Where
+from zoo.kernels.view.slots import SlotMapping
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ class LayerCache:
         self.packs = packs  # whether keys are copied before a read, so that products see the same strides in any pool
         self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
 
-    def append(self, where: Where, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Write new tokens by name; return the keys to read, new ones included [B, S, …], or whole pools [N, …]."""
         return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, where: Where, pool: Tensor, new: Tensor) -> Tensor:
+    def _append(self, where: SlotMapping, pool: Tensor, new: Tensor) -> Tensor:
         if where.joins:
             joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
             where.store(pool, joined)
@@ -49,7 +49,7 @@ class LayerCache:
         return keys.contiguous() if self.packs and not where.ragged else keys
 
     def recall(
-        self, where: Where, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
+        self, where: SlotMapping, compute: Callable[[], tuple[Tensor, ...]] | None, names: Sequence[str]
     ) -> tuple[Tensor, ...]:
         """Return keys and values of an encoder's output by name, [B, S, …] or pools. `compute` makes new ones, which
         are written first; None: they are cached already."""
@@ -182,7 +182,7 @@ class Cache:
         """Return the number of new tokens of a row in a pass of `new` columns."""
         return new if self.counts is None else self.counts[row]
 
-    def lay_out(self, kind: str, new: int) -> Where | None:
+    def lay_out(self, kind: str, new: int) -> SlotMapping | None:
         """Map the next tokens [B, T] to slots in layers of this kind, and make room for them; None for layers without a
         KV cache. Raises ConfigError if there is no room."""
         if kind not in self.store.group_of:
@@ -197,7 +197,7 @@ class Cache:
     def begin(self, counts: Sequence[int] | None, new: int) -> None:
         """Start a pass of `new` columns in which row b adds `counts[b]` tokens; None: all rows add `new`."""
         self.counts = None if counts is None else list(counts)
-        self._laid: dict[int, Where] = {}
+        self._laid: dict[int, SlotMapping] = {}
         self.tensors = None
         if self._reads_pages(new):
             placed = place_rows(self.store, self.rows, self.counts or [new] * len(self.rows), new)
@@ -217,7 +217,7 @@ class Cache:
         for number, row in enumerate(self.rows):
             row.length += self.count(number, new)
 
-    def _lay_out(self, number: int, group: Group, new: int) -> Where:
+    def _lay_out(self, number: int, group: LayerGroup, new: int) -> SlotMapping:
         """Map the next tokens to slots in a group. Where an entry stands for `rate` tokens, a pass makes `columns`
         entries of each row, and stores those whose last token has come."""
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
@@ -252,17 +252,17 @@ class Cache:
             where.taken = torch.tensor(taken, device=self.store.device)
         return where
 
-    def _joins(self, group: Group, length: int, stop: int, room: int) -> bool:
+    def _joins(self, group: LayerGroup, length: int, stop: int, room: int) -> bool:
         """Whether several new tokens and the tokens that they see take more pages than a row has."""
         first, last = group.first_seen(length) // self.store.page, (stop - 1) // self.store.page
         return stop - length > 1 and last - first + 1 > room
 
     def _map(
         self, reads: list[list[Run]], slots: list[int], *, ragged: bool, joins: bool = False, singly: bool = False
-    ) -> Where:
+    ) -> SlotMapping:
         """Make the Where that reads these runs and writes these slots. Rows of equal length without a common stride are
         gathered, or with `singly` read one by one."""
-        where, strided = Where(reads, joins=joins, ragged=ragged), _strided(reads)
+        where, strided = SlotMapping(reads, joins=joins, ragged=ragged), _strided(reads)
         if not ragged:
             where.in_place = strided and not joins
             where.ragged = singly and not strided and not joins
@@ -273,7 +273,7 @@ class Cache:
             where.write = torch.tensor(slots, device=self.store.device)
         return where
 
-    def _reads_apart(self, group: Group) -> bool:
+    def _reads_apart(self, group: LayerGroup) -> bool:
         """Whether rows that are alike are attended one by one all the same, if their slots have no common stride. A CPU
         takes 20 times longer to gather 32 rows of 400 tokens (float32). A row's first pass may have a prefix, which is
         for all rows at once."""
@@ -284,7 +284,7 @@ class Cache:
         """Return the slots [B, S] of rows with equal numbers of slots."""
         return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
-    def lay_out_source(self, tokens: int | None) -> Where | None:
+    def lay_out_source(self, tokens: int | None) -> SlotMapping | None:
         """Map an encoder's keys to slots. `tokens` is the length of a source to write now; None if it is cached."""
         number = self.store.cross_group
         if number is None:
@@ -325,14 +325,14 @@ class TensorCache(Cache):
         """Do nothing: the rows grow on the host."""
 
 
-def lay_pages(store: Store, tensors: PassTensors, number: int) -> Where:
+def lay_pages(store: Store, tensors: PassTensors, number: int) -> SlotMapping:
     """Map the tokens of a pass to slots in a group, to be read by page table."""
     write, first, lengths, table = tensors.groups[number]
     if store.groups[number].rate > 1:  # entries that a pass makes of each row
         write = write.view(len(table), -1)
         write = write[:, : count_windows(store.groups[number].rate, write.shape[1], None)].flatten()
     by_page = {"table": table.int(), "lengths": lengths.int(), "first": first, "page": store.page}
-    return Where([], write=write, ragged=True, **by_page)
+    return SlotMapping([], write=write, ragged=True, **by_page)
 
 
 def _strided(rows: list[list[Run]]) -> bool:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from zoo.cache.pages import OutOfPages
 from zoo.cache.rows import CachedRow, list_slots
-from zoo.cache.store import Group, Store
+from zoo.cache.store import LayerGroup, Store
 from zoo.errors import ConfigError
-from zoo.kernels.view.paging import PassShape
+from zoo.kernels.view.paging import PagedShape
 
 
 class PlacedRow(NamedTuple):
@@ -22,7 +22,7 @@ class PlacedRow(NamedTuple):
     pages: list[int]
 
 
-def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -> PlacedRow:
+def place_row(row: CachedRow, number: int, group: LayerGroup, count: int, new: int) -> PlacedRow:
     """Make room for a row's next `count` tokens in a group, in a pass of `new` columns, and return their place.
 
     With pages of 4, a window of 3 and 9 tokens held, the next token (number 9) sees tokens 7 to 9: the first page is
@@ -62,13 +62,13 @@ class RowsOfPass(NamedTuple):
     groups: list[list[PlacedRow]]
 
     @property
-    def shape(self) -> PassShape:
+    def shape(self) -> PagedShape:
         """The smallest PassShape that holds these rows."""
         page = self.store.page
         pages = (max(-(-each.length // page) for each in group) for group in self.groups)
-        return PassShape(len(self.rows), self.new, tuple(pages))
+        return PagedShape(len(self.rows), self.new, tuple(pages))
 
-    def pack(self, shape: PassShape) -> array[int]:
+    def pack(self, shape: PagedShape) -> array[int]:
         """Pack the integers of PassTensors for this shape. Padding rows read a token of page 0, write to scratch."""
         store, spare = self.store, shape.rows - len(self.rows)
         numbers = array("q", [row.length for row in self.rows] + [0] * spare)

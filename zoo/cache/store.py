@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 
-class Group(NamedTuple):
+class LayerGroup(NamedTuple):
     """The `kinds` of layers whose rows hold the same tokens. A token there sees a window of `window` tokens, or its own
     chunk of `chunk` tokens; all earlier tokens if both are None. The `cross` group holds a source's tokens, read by
     cross-attention. One slot stands for `rate` tokens, and is written when the last of them comes."""
@@ -62,16 +62,16 @@ class Group(NamedTuple):
         return tokens // self.rate
 
 
-def list_groups(tower: Tower) -> list[Group]:
+def list_groups(tower: Tower) -> list[LayerGroup]:
     """List the groups of a tower's layers, the cross-attention group last."""
     kinds: dict[tuple[Any, Any, int], list[str]] = {}
     for kind, block in tower.blocks.items():
         own = block.attention
         if block.cache():
             kinds.setdefault((own.sight.window, own.sight.chunk, own.sight.rate), []).append(kind)
-    groups = [Group(tuple(names), *reach, rate=rate) for (*reach, rate), names in kinds.items()]
+    groups = [LayerGroup(tuple(names), *reach, rate=rate) for (*reach, rate), names in kinds.items()]
     crossed = tuple(kind for kind, block in tower.blocks.items() if block.cross is not None)
-    return [*groups, *([Group(crossed, cross=True)] if crossed else [])]
+    return [*groups, *([LayerGroup(crossed, cross=True)] if crossed else [])]
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Store:
         self.layers = [self._layer(kind, dtype) for kind in tower.pattern]
         self.evict: Callable[..., bool] = lambda group=None: False  # drops something cached for reuse
 
-    def pages_of(self, group: Group, tokens: int) -> int:
+    def pages_of(self, group: LayerGroup, tokens: int) -> int:
         """Return the maximum number of pages that a row of up to `tokens` tokens needs in a group."""
         return group.pages(tokens, self.new + self.undone, self.page)
 
@@ -255,7 +255,7 @@ def plan_store(
     return plan(rows)
 
 
-def token_bytes(tower: Tower, group: Group, width: float) -> float:
+def token_bytes(tower: Tower, group: LayerGroup, width: float) -> float:
     """Return the bytes of a slot in all layers of a group, for cached values of `width` bytes."""
     total = 0
     for kind in group.kinds:

@@ -104,7 +104,7 @@ class Header:
         return torch.empty(self.shape, dtype=dtype, device=device)
 
 
-class Layout(Protocol):
+class ReadsQuantised(Protocol):
     """The layout of one quantised weight in a file (`zoo.checkpoint.quantised.layout`)."""
 
     shape: Shape
@@ -119,7 +119,7 @@ class Packed(Header):
     """A weight that is computed from several tensors when it is read. `dtype` is the result's dtype."""
 
     parts: Mapping[str, Header]
-    layout: Layout
+    layout: ReadsQuantised
 
 
 def read_headers(folder: Path) -> dict[str, Header]:
@@ -306,7 +306,7 @@ def read_bin(file: Path) -> dict[str, Tensor]:
     return state
 
 
-class Reader:
+class TensorReader:
     """Read a folder's tensors by name, lazily; quantised weights are dequantised.
 
     With `mapped`, tensors are memory-mapped (torch's .bin files always are). Otherwise each is read into memory of its

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import Reader, read_header
+from zoo.checkpoint.files import TensorReader, read_header
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
 from zoo.checkpoint.stored import StoredTensors
+from zoo.distributed.shards import Shares, is_shared, own_part
 from zoo.lazy import torch
-from zoo.ranks.shards import Shares, is_shared, own_part
 from zoo.runs import WEIGHTS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
         return StoredTensors(shards.forms, shards.__getitem__)
     found = read_header(folder / WEIGHTS)  # raises where the file is broken
     forms = {name: header.make_empty("meta") for name, header in found.items()}
-    return StoredTensors(forms, Reader(folder, found, mapped).__getitem__)
+    return StoredTensors(forms, TensorReader(folder, found, mapped).__getitem__)
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

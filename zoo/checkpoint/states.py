@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import Reader, read_header
+from zoo.checkpoint.files import TensorReader, read_header
 from zoo.checkpoint.sharded import ShardedTensors
 from zoo.checkpoint.spread import STATE_SHARDS
 from zoo.checkpoint.stored import StoredTensors
@@ -46,7 +46,7 @@ def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     else:
         found = read_header(folder / STATES)  # raises where the file is broken
         forms = {name: each.make_empty("meta") for name, each in found.items()}
-        tensors = StoredTensors(forms, Reader(folder, found).__getitem__)
+        tensors = StoredTensors(forms, TensorReader(folder, found).__getitem__)
     yield from ((name, tensors[name]) for name in tensors if name.startswith(prefix))
 
 

@@ -42,12 +42,12 @@ from zoo.checkpoint.states import (
 )
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.disk import replace_folder, write_text
+from zoo.distributed.shards import Shares, drop_gathered
+from zoo.distributed.world import ALONE, World
 from zoo.errors import CheckpointError
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
-from zoo.ranks.shards import Shares, drop_gathered
-from zoo.ranks.world import ALONE, World
 from zoo.run.builder import pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, COUNTERS, WEIGHTS, read_step, steps
 from zoo.spec import table
@@ -211,7 +211,7 @@ def save_run(
 
     if state.world.main:
         publish(folder, write, choose_kept(keep, spared))
-    state.world.wait()
+    state.world.barrier()
     return folder
 
 
@@ -255,13 +255,13 @@ class Sharded:
         if world.main:
             publish(folder, self._write, keeps)
         else:
-            spread.write_shards(Path(world.tell("")), self.parts, world.group)
-        world.wait()
+            spread.write_shards(Path(world.broadcast("")), self.parts, world.group)
+        world.barrier()
         return folder
 
     def _write(self, draft: Path) -> None:
         world, model = self.state.world, self.state.model
-        spread.write_shards(Path(world.tell(str(draft))), self.parts, world.group)
+        spread.write_shards(Path(world.broadcast(str(draft))), self.parts, world.group)
         write_architecture(model.whole, draft, self.tokenizer)
         for name in self.state.averages:
             write_architecture(model.whole, draft / name, self.tokenizer)

@@ -110,8 +110,8 @@ def _unverified(hasty: bool) -> AbstractContextManager[None]:
 
 
 def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
+    from zoo.distributed.world import read_world
     from zoo.errors import ConfigError, LostProcess
-    from zoo.ranks.world import read_world
 
     if debug:
         import traceback

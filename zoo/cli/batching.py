@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from zoo.data.tokenizer import Tokenizer
-    from zoo.text.follow import Sample
+    from zoo.text.follow import WrittenSample
     from zoo.text.loading import Loaded
     from zoo.text.prompts import Prompt
     from zoo.text.results import Results
@@ -36,7 +36,7 @@ def run(
     from zoo.generation.engine import serving as serve
     from zoo.text import chat
     from zoo.text.follow import describe_cache, follow, make_engine, measure, write
-    from zoo.text.jobs import Encoder
+    from zoo.text.jobs import JobMaker
 
     wanted = prompts if results is None else results.missing
     if len(wanted) < len(prompts):
@@ -45,7 +45,7 @@ def run(
     if template is not None and not talks:
         raise ConfigError("template: is for messages, and there are none (prompts are continued as they are)")
     written = chat.load(loaded.folder, template) if talks else None
-    jobs = Encoder(loaded.model, loaded.tokenizer, loaded.ends, written).make_jobs(wanted)
+    jobs = JobMaker(loaded.model, loaded.tokenizer, loaded.ends, written).make_jobs(wanted)
     longest, _ = measure(jobs)
     if longest > loaded.model.spec.max_seq_len:
         trained = loaded.model.spec.max_seq_len
@@ -78,14 +78,14 @@ def _stream(pieces: Iterable[str], writes: bool) -> None:
 
 
 def _serve(
-    texts: Generator[tuple[Sample, str]],
+    texts: Generator[tuple[WrittenSample, str]],
     count: int,
     bar: Progress,
-    keep: Callable[[Sample], Any],
+    keep: Callable[[WrittenSample], Any],
     note: Callable[[str], object],
 ) -> None:
     """Generate the texts to their ends, and keep each finished text at once, so that Ctrl-C loses none of them."""
-    failed: list[Sample] = []
+    failed: list[WrittenSample] = []
     done = tokens = 0
     begun = shown = time.monotonic()
     try:
@@ -124,10 +124,10 @@ class _Printed:
 
     def __init__(self, prompts: int) -> None:
         self.prompts = prompts
-        self._ready: dict[tuple[int, int], Sample] = {}
+        self._ready: dict[tuple[int, int], WrittenSample] = {}
         self._next = (0, 0)
 
-    def add(self, sample: Sample, tokenizer: Tokenizer) -> None:
+    def add(self, sample: WrittenSample, tokenizer: Tokenizer) -> None:
         assert sample.job.prompt is not None
         self._ready[sample.job.prompt.index, sample.number] = sample
         while (found := self._ready.pop(self._next, None)) is not None:
@@ -135,7 +135,7 @@ class _Printed:
             index, number = self._next
             self._next = (index, number + 1) if number + 1 < found.job.request.n else (index + 1, 0)
 
-    def _print(self, sample: Sample) -> None:
+    def _print(self, sample: WrittenSample) -> None:
         """Print a line that names the prompt, then the text."""
         prompt = sample.job.prompt
         assert prompt is not None

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoo.cli.common import Weights, say
+from zoo.cli.common import WeightStorage, say
 from zoo.cli.options import argument, flag, option, options
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ RACED = "races have it (train, decode, prefill, batch or load)"
 
 
 @options()
-class Race:
+class RaceOptions:
     """Options for the contenders, the shape and the length of a race."""
 
     against: str = option(
@@ -29,7 +29,7 @@ class Race:
     dtype: Literal["fp32", "bf16"] | None = option(
         "bf16 training is autocast over float32 weights. [default: fp32; load bf16]"
     )
-    weights: Weights | None = option("Also race weights of this precision: zoo's, and those of peers that can.")
+    weights: WeightStorage | None = option("Also race weights of this precision: zoo's, and those of peers that can.")
     compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is stated.")
     rounds: int | None = option("Rounds; each runs every contender once. [default: as --seconds allows]", min=1)
     seconds: float = option(
@@ -76,7 +76,7 @@ def run(
         default=...,
     ),
     *,
-    race: Race,
+    race: RaceOptions,
     checked: Checked,
     out: str = option(
         "Write a JSON file; in a folder it is named by the instruction set and race, or date and card.", default=""
@@ -102,7 +102,9 @@ def run(
         _finish(lambda race, tell: _race(workload, race, tell), race, out, as_json)
 
 
-def _finish(measure: Callable[[Race, Tell], tuple[Any, Any, list[str]]], race: Race, out: str, as_json: bool) -> None:
+def _finish(
+    measure: Callable[[RaceOptions, Tell], tuple[Any, Any, list[str]]], race: RaceOptions, out: str, as_json: bool
+) -> None:
     """Measure; print the report, or its table and notes; and write the report to --out."""
     from zoo.bench import report
     from zoo.report.console import make_console
@@ -120,7 +122,7 @@ def _finish(measure: Callable[[Race, Tell], tuple[Any, Any, list[str]]], race: R
         say(report.write_report(found, place))
 
 
-def _race(workload: str, race: Race, tell: Tell) -> tuple[Any, Any, list[str]]:
+def _race(workload: str, race: RaceOptions, tell: Tell) -> tuple[Any, Any, list[str]]:
     """Run a race; return its report, table and notes."""
     from zoo.bench import compare, plan, show
 
@@ -130,7 +132,7 @@ def _race(workload: str, race: Race, tell: Tell) -> tuple[Any, Any, list[str]]:
     return found, show.make_table(found), list(show.list_notes(found))
 
 
-def _measure_engine(race: Race, tell: Tell) -> tuple[Any, Any, list[str]]:
+def _measure_engine(race: RaceOptions, tell: Tell) -> tuple[Any, Any, list[str]]:
     """Run the engine's scenarios; return the report, its table, and no notes."""
     from zoo.bench import compare, engine, plan, show
     from zoo.bench.shape import parse_shape

@@ -58,7 +58,7 @@ def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "a
     from zoo.generation.engine import Engine, serving
     from zoo.text import chat
     from zoo.text.conversation import Conversation
-    from zoo.text.jobs import Encoder
+    from zoo.text.jobs import JobMaker
     from zoo.text.loading import find_folder, load
     from zoo.text.prompts import Options
 
@@ -68,7 +68,7 @@ def run(talk: Talk, sampled: Sampled, kernel: Kernel = None, device: Device = "a
     options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
     keep_memory_on(device)  # only now, so that the memory of weights dropped by packing has been freed
-    encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, talk.template))
+    encoder = JobMaker(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, talk.template))
     limit = loaded.model.spec.max_seq_len
     engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
     with serving(loaded.model, kernel):

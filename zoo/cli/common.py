@@ -21,7 +21,7 @@ ConfigPart = Literal["job", "plain"]
 Fp8 = Literal["tensorwise", "rowwise", "weight_only"]
 """How values are scaled into float8's range (`zoo.run.fp8`)."""
 
-Weights = Literal["fp16", "bf16", "int8", "int4"]
+WeightStorage = Literal["fp16", "bf16", "int8", "int4"]
 """Storage of linear layers' weights (`zoo.run.linear`)."""
 
 Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weighted"]

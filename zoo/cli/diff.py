@@ -8,7 +8,7 @@ from typing import Any
 from zoo.cli.common import Overrides, Target
 from zoo.cli.options import flag
 from zoo.cli.setup import SetupOptions
-from zoo.cli.showing import Output, Plot, Shown, load_specs, shorten_labels, split_words
+from zoo.cli.showing import OutputOptions, Plot, Shown, load_specs, shorten_labels, split_words
 
 
 def run(
@@ -18,7 +18,7 @@ def run(
     everything: bool = flag("Show equal figures too.", "--all"),
     plot: Plot = None,
     *,
-    output: Output,
+    output: OutputOptions,
     setup: SetupOptions,
 ) -> None:
     """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.

@@ -6,7 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.common import Data, Device, Dtype, Evaluated, Fp8, Kernel, Pooling, Weights, keep_memory_on, print_note
+from zoo.cli.common import (
+    Data,
+    Device,
+    Dtype,
+    Evaluated,
+    Fp8,
+    Kernel,
+    Pooling,
+    WeightStorage,
+    keep_memory_on,
+    print_note,
+)
 from zoo.cli.options import flag, option, options
 
 BOTH = ("weights", "fp8", "kernel", "dtype", "context")
@@ -28,7 +39,7 @@ class Scored:
     )
     context: int | None = option("Context length in tokens. [default: the model's or the run's]")
     stride: int | None = option("New tokens scored per window. [default: half the context]")
-    weights: Weights | None = option(
+    weights: WeightStorage | None = option(
         "Evaluate again with linear weights in this format, on a CPU; --tasks runs in it alone."
     )
     fp8: Fp8 | None = option("Evaluate again in float8 (CUDA; weight_only: any device); --tasks runs in it alone.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli.files import read_text
 
 if TYPE_CHECKING:
-    from zoo.training.evaluate import Text
+    from zoo.training.evaluate import NamedText
 
 
 def tell_apart(folder: Path | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
@@ -40,15 +40,15 @@ def refuse_idle(given: Mapping[str, Any], taken: Collection[str], mode: str | No
         raise ConfigError(*(f"{name}: has no effect {beside} (leave it out)" for name in idle))
 
 
-def read_texts(files: list[Path]) -> list[Text]:
+def read_texts(files: list[Path]) -> list[NamedText]:
     """Read files unchanged, line ends included, since all bytes are counted. Raises ConfigError with all faults."""
     from zoo.errors import ConfigError
-    from zoo.training.evaluate import Text
+    from zoo.training.evaluate import NamedText
 
     found, faults = [], []
     for file in files:
         try:
-            found.append(Text(f"file: {file}", read_text(file, "file")))
+            found.append(NamedText(f"file: {file}", read_text(file, "file")))
         except ConfigError as error:
             faults += error.faults
     if faults:

@@ -11,7 +11,7 @@ from zoo.cli.showing import Json
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.analysis.scaling import Points
+    from zoo.analysis.scaling import LossPoints
 
 FILES = (".csv", ".jsonl")
 
@@ -66,7 +66,7 @@ def run(
         print(f"written: {out}")
 
 
-def fit_parabolas(points: Points, bootstrap: int, seed: int, as_json: bool) -> None:
+def fit_parabolas(points: LossPoints, bootstrap: int, seed: int, as_json: bool) -> None:
     """Fit isoFLOP parabolas (approach 2), and print the minima with their bias."""
     from zoo import report
     from zoo.analysis.scaling import fit_isoflop
@@ -90,13 +90,13 @@ def read_columns(text: str) -> dict[str, str]:
     return dict(zip(COLUMNS, names, strict=True))
 
 
-def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> Points:
+def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> LossPoints:
     """Collect the points of files and of runs. Raises ConfigError with all faults."""
-    from zoo.analysis.scaling.points import Points, read_points
+    from zoo.analysis.scaling.points import LossPoints, read_points
 
     rows = [row for each in sources if each.suffix in FILES for row in read_points(each, columns).rows()]
     folders = [each for each in sources if each.suffix not in FILES]
-    return Points.collect([*rows, *(read_runs(folders) if folders else [])])
+    return LossPoints.collect([*rows, *(read_runs(folders) if folders else [])])
 
 
 def read_runs(folders: Sequence[Path]) -> list[tuple[float, float, float]]:

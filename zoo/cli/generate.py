@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from zoo.cli.common import Device, Dtype, Fp8, Kernel, Sampled, Weights, keep_memory_on, print_note, read_folder_options
+from zoo.cli.common import (
+    Device,
+    Dtype,
+    Fp8,
+    Kernel,
+    Sampled,
+    WeightStorage,
+    keep_memory_on,
+    print_note,
+    read_folder_options,
+)
 from zoo.cli.files import read_text
 from zoo.cli.options import flag, option, options
 
 if TYPE_CHECKING:
-    from zoo.ranks.world import World
+    from zoo.distributed.world import World
     from zoo.text.prompts import Complete, Prompt
 
 MOST_GUESSES = 64
@@ -31,7 +41,7 @@ class Texts:
 
 
 @options("Batches of prompts")
-class Batch:
+class BatchOptions:
     """Options for files of prompts and of results."""
 
     prompt_file: Path | None = option("A file with one prompt per line; - reads standard input.")
@@ -114,7 +124,9 @@ class Serving:
     device: Device = "auto"
     dtype: Dtype = None
     fp8: Fp8 | None = option("Compute matrix products in float8 (CUDA); weight_only only saves memory.")
-    weights: Weights | None = option("Store linear layers' weights in this format, on a CPU. [default: as they are]")
+    weights: WeightStorage | None = option(
+        "Store linear layers' weights in this format, on a CPU. [default: as they are]"
+    )
 
     @property
     def lower(self) -> dict[str, str | None]:
@@ -136,7 +148,7 @@ class Serving:
 def run(
     context: typer.Context,
     texts: Texts,
-    batch: Batch,
+    batch: BatchOptions,
     drawing: Drawing,
     ending: Ending,
     grammar: Grammar,
@@ -173,7 +185,7 @@ def run(
     batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
 
 
-def read_given(texts: Texts, batch: Batch, drawing: Drawing, ending: Ending, grammar: Grammar) -> dict[str, Any]:
+def read_given(texts: Texts, batch: BatchOptions, drawing: Drawing, ending: Ending, grammar: Grammar) -> dict[str, Any]:
     """Read and check the options of a request, by their names in files of prompts. Raises ConfigError."""
     from zoo.text.prompts import Options, parse_logit_bias
 
@@ -189,8 +201,8 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     """Return the tensor-parallel processes; if they are not started, start them and exit with their code. Raises
     ConfigError."""
     from zoo.checkpoint import store
+    from zoo.distributed.world import ALONE, read_world
     from zoo.errors import ConfigError
-    from zoo.ranks.world import ALONE, read_world
     from zoo.run.rank import check_parts, find_ranks
 
     started = read_world().size > 1
@@ -209,7 +221,7 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     raise typer.Exit(launch(tp, args))
 
 
-def _read_prompts(prompt: str | None, batch: Batch, given: dict[str, Any], complete: Complete) -> list[Prompt]:
+def _read_prompts(prompt: str | None, batch: BatchOptions, given: dict[str, Any], complete: Complete) -> list[Prompt]:
     """Read the prompts of the command line, each with its options. Raises ConfigError with all faults."""
     from zoo.errors import ConfigError
     from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines

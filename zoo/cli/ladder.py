@@ -41,7 +41,7 @@ def run(
     all sizes).
     """
     from zoo import report
-    from zoo.ladder import Request, plan_ladder, predict_seconds
+    from zoo.ladder import LadderRequest, plan_ladder, predict_seconds
     from zoo.ladder.climbing import LADDER
     from zoo.report.ladder import format_plan, make_plan_table
 
@@ -49,7 +49,7 @@ def run(
         None if value is None else read_amount(value, name, "20K, 60M or 1e9")
         for name, value in (("smallest", smallest), ("largest", largest))
     )
-    ladder = plan_ladder(Request(model, tuple(overrides or ()), sizes, low, high, tokens_per_param))
+    ladder = plan_ladder(LadderRequest(model, tuple(overrides or ()), sizes, low, high, tokens_per_param))
     folder = out or Path("ladders", Path(model).stem)
     if plan or not (folder / LADDER).is_file():
         ladder = predict_seconds(ladder)
@@ -66,7 +66,7 @@ def run(
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     """Train a ladder and print its results. Exits with 0 after a SIGTERM and its checkpoint, as a single run does."""
     from zoo import report
-    from zoo.analysis.scaling import Fit
+    from zoo.analysis.scaling import FittedLaw
     from zoo.errors import Terminated
     from zoo.ladder import climb
     from zoo.report.ladder import describe_climb
@@ -79,7 +79,7 @@ def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     if as_json:
         print(report.format_json(outcome))
         return
-    fit = Fit.from_dict(outcome["fit"])
+    fit = FittedLaw.from_dict(outcome["fit"])
     report.print_tables(*describe_climb(outcome))
     print(format_head(fit))
     report.print_tables(*make_fit_tables(fit, []))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zoo.jobs.matching import Match
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.plan import LaunchPlan
-    from zoo.jobs.sweep import Job, Sweep
+    from zoo.jobs.sweep import Sweep, SweepPoint
 
 
 @options()
@@ -108,7 +108,7 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outloo
     return Outlook(jobs, forecaster, dropped, refused, done, sigma, matched, _count_searched(options, jobs))
 
 
-def _count_searched(options: SweepOptions, jobs: Sequence[Job]) -> tuple[int, int] | None:
+def _count_searched(options: SweepOptions, jobs: Sequence[SweepPoint]) -> tuple[int, int] | None:
     """Count the minimum and maximum runs per arm that a learning-rate search adds; None without a search. The run at
     the best rate is not counted, as it is that of the first seed."""
     from zoo.jobs.rates import FEWEST, MOST
@@ -120,7 +120,7 @@ def _count_searched(options: SweepOptions, jobs: Sequence[Job]) -> tuple[int, in
     return options.trials - 1, options.trials - 1
 
 
-def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[Job], sweep: Sweep) -> Match:
+def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], sweep: Sweep) -> Match:
     """Match the arms in the budget of the options. Values that were solved by measured seconds are kept when a sweep is
     resumed, as a new measurement would differ."""
     from zoo.errors import ConfigError, did_you_mean
@@ -188,7 +188,7 @@ def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
 def _launch(
     plan: LaunchPlan,
     sweep: Sweep,
-    jobs: Sequence[Job],
+    jobs: Sequence[SweepPoint],
     outlook: Outlook,
     search: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
@@ -204,7 +204,7 @@ def _launch(
             plan.launch(sweep.folder, missing)
 
 
-def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None) -> list[Job]:
+def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None) -> list[SweepPoint]:
     """Search the learning rate of each arm, by the grid or by a number of trials; record and print the results, and
     return the jobs at the best rates."""
     from zoo import report
@@ -213,10 +213,10 @@ def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int 
     from zoo.jobs.trials import Trials
     from zoo.report import rates
 
-    def launch(jobs: Sequence[Job], notes: Mapping[str, Mapping[str, Any]]) -> None:
+    def launch(jobs: Sequence[SweepPoint], notes: Mapping[str, Mapping[str, Any]]) -> None:
         _launch(plan, sweep, jobs, outlook, notes)
 
-    def begin(job: Job) -> Trials:
+    def begin(job: SweepPoint) -> Trials:
         return Trials.open(sweep.folder, job, trials or 0, count_workers(plan.jobs[0].cfg.hydra.launcher) or 1)
 
     jobs, searches = search_rates(plan, sweep, outlook.jobs, launch, begin if trials else None)
@@ -259,7 +259,7 @@ def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
 
 
 def _print_results(
-    folder: Path, jobs: Sequence[Job], found: Sequence[dict[str, Any]], noted: Mapping[str, dict[str, Any]]
+    folder: Path, jobs: Sequence[SweepPoint], found: Sequence[dict[str, Any]], noted: Mapping[str, dict[str, Any]]
 ) -> None:
     """Print a row for each job, with measured figures and their ratios to the predicted ones, then errors of jobs."""
     from zoo.jobs.sweep import list_varied

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match
     from zoo.jobs.outlook import Outlook
-    from zoo.jobs.sweep import Job
+    from zoo.jobs.sweep import SweepPoint
 
 PLANNED = ("arm", "seeds", "params", "FLOPs", "peak memory", "a step", "a run", "all runs")
 
@@ -50,7 +50,7 @@ def print_match(match: Match) -> None:
     print(f"not matched: {', '.join(apart)}" if apart else "matched in all of these")
 
 
-def _plan_row(outlook: Outlook, name: str, jobs: Sequence[Job]) -> list[str]:
+def _plan_row(outlook: Outlook, name: str, jobs: Sequence[SweepPoint]) -> list[str]:
     from zoo.report.units import format_count, format_seconds, format_si
 
     found, timing = outlook.predict(jobs[0]), outlook.forecast(jobs[0]).timing

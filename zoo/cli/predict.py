@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 from zoo.untrusted.json_file import SETTINGS, read_json
 
 if TYPE_CHECKING:
-    from zoo.analysis.scaling import Fit
+    from zoo.analysis.scaling import FittedLaw
 
 
 def run(
@@ -52,7 +52,7 @@ def run(
 
 
 def predict(
-    fit: Fit, params: float | None, tokens: float | None, loss: float | None, flops: float | None
+    fit: FittedLaw, params: float | None, tokens: float | None, loss: float | None, flops: float | None
 ) -> dict[str, Any]:
     """Compute parameters, tokens and loss from the given ones. Raises ConfigError for points beyond the fit's reach and
     for figures that are not finite."""
@@ -66,7 +66,7 @@ def predict(
 
 
 def _complete(
-    fit: Fit, params: float | None, tokens: float | None, loss: float | None, flops: float | None
+    fit: FittedLaw, params: float | None, tokens: float | None, loss: float | None, flops: float | None
 ) -> dict[str, Any]:
     if flops is not None:
         best = fit.law.optimum(flops)
@@ -80,11 +80,11 @@ def _complete(
     return {"params": params, "tokens": tokens, "loss": found, "interval": fit.loss_interval(params, tokens)}
 
 
-def read_fit(file: Path) -> Fit:
+def read_fit(file: Path) -> FittedLaw:
     """Read the file that `zoo fit --out` has written. Raises ConfigError."""
-    from zoo.analysis.scaling import Fit
+    from zoo.analysis.scaling import FittedLaw
 
     try:
-        return Fit.from_dict(read_json(file, most=SETTINGS), str(file))
+        return FittedLaw.from_dict(read_json(file, most=SETTINGS), str(file))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file (zoo fit POINTS --out {file})") from None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.cli.common import Overrides, Target, say
 from zoo.cli.options import option
-from zoo.cli.showing import Json, Markdown, Output, Plot, Shown, split_words
+from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.probes.outcome import Outcome
+    from zoo.probes.outcome import ProbeOutcome
 
 
 MOST_JOBS = 8
@@ -45,7 +45,7 @@ def run(
     from zoo.report.probes import describe_card, draw_card, format_card_markdown, print_card
 
     targets, overrides = split_words([target, *(overrides or [])])
-    shown = Output(as_json=as_json, as_md=as_md).shown
+    shown = OutputOptions(as_json=as_json, as_md=as_md).shown
     names = list(CARD) if probe is None else [each.strip() for each in probe.split(",")]
     if plot is not None:
         check_picture(plot, len(targets))
@@ -64,7 +64,7 @@ def run(
 
 def run_battery(
     targets: list[str], overrides: list[str], names: list[str], jobs: int, out: Path, how: dict[str, Any]
-) -> list[Outcome]:
+) -> list[ProbeOutcome]:
     """Run the probes on every model. Every model is first scaled to every probe, so that faults are found before any
     training. `how` are the options of `run_probe`. Raises ConfigError."""
     from zoo.probes.battery import load_small, open_pool, run_probe

@@ -13,9 +13,9 @@ from zoo.cli.showing import Json
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from zoo.experiments.judging import Outcome, Values
+    from zoo.experiments.judging import RecipeOutcome, Values
     from zoo.experiments.recipe import Recipe
-    from zoo.probes.outcome import Outcome as Probed
+    from zoo.probes.outcome import ProbeOutcome as Probed
     from zoo.report.arms import Arm
 
 
@@ -55,7 +55,7 @@ def run(
         raise typer.Exit(1)
 
 
-def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> Outcome:
+def _run(name: str, recipe: Recipe, folder: Path, short_form: bool, save: bool) -> RecipeOutcome:
     """Run a recipe and judge it. Writes the verdict and a plot, and for training arms a page, next to its runs."""
     from zoo.experiments.judging import find_file, judge
     from zoo.experiments.laddering import climb_recipe
@@ -115,7 +115,7 @@ def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
     write_text(file.with_suffix(".svg"), drawn + "\n")
 
 
-def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[Outcome], as_json: bool) -> None:
+def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], as_json: bool) -> None:
     from dataclasses import asdict
 
     from zoo import report

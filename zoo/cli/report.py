@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zoo.cli.common import say
 from zoo.cli.options import argument, option
-from zoo.cli.showing import Output, Shown
+from zoo.cli.showing import OutputOptions, Shown
 
 if TYPE_CHECKING:
     from zoo.report.verdicts import Report
@@ -21,7 +21,7 @@ def run(
     plot: Path | None = option("Draw into this file (.png, .svg).", metavar="FILE"),
     html: Path | None = option("Write a self-contained HTML page to this file.", metavar="FILE"),
     *,
-    output: Output,
+    output: OutputOptions,
 ) -> None:
     """Compare the arms of an experiment: runs whose overrides differ, each with the same seeds.
 

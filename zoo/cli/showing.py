@@ -37,7 +37,7 @@ Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or
 
 
 @options()
-class Output:
+class OutputOptions:
     """Options for the format of figures, at most one of which may be given."""
 
     as_json: Json = False

@@ -250,7 +250,7 @@ def shape(
 
     An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """
-    from zoo.analysis.solve import Budget, solve_shapes
+    from zoo.analysis.solve import ShapeBudget, solve_shapes
     from zoo.report import format_json
     from zoo.report import solved as answers
 
@@ -261,7 +261,14 @@ def shape(
     if setup.gpu and most.memory is None:
         budget["memory"] = usable.of(setup.gpu).bytes
     found = solve_shapes(
-        model, overrides, Budget(**budget), setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
+        model,
+        overrides,
+        ShapeBudget(**budget),
+        setup,
+        nearest=nearest,
+        train=train,
+        aspect=read_pair(aspect),
+        count=count,
     )
     print(format_json(found) if as_json else answers.format_shapes(found, model))
 

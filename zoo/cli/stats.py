@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, show_config
 from zoo.cli.options import flag, option
 from zoo.cli.setup import SetupOptions
-from zoo.cli.showing import Output, Plot, Shown, split_words
+from zoo.cli.showing import OutputOptions, Plot, Shown, split_words
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced
@@ -27,7 +27,7 @@ def run(
     cfg: ConfigPart | None = option("Print the YAML instead: composed (job), or as a person would write it (plain)."),
     resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
     *,
-    output: Output,
+    output: OutputOptions,
     setup: SetupOptions,
 ) -> None:
     """Price a model without building it: parameters, FLOPs, KV cache and memory.

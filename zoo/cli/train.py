@@ -92,9 +92,9 @@ def _name_model(overrides: list[str]) -> list[str]:
 
 def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
     """Run one job, in processes of its launcher if it has one."""
+    from zoo.distributed.world import read_world
     from zoo.errors import FinishedRun
     from zoo.jobs.plan import task_config
-    from zoo.ranks.world import read_world
     from zoo.training.planning import plan_training
 
     _start_processes(plan_training(task_config(plan.jobs[0])).settings, options, overrides, plan.make_folder)
@@ -107,8 +107,8 @@ def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
 
 def _refuse_processes() -> None:
     """Raise ConfigError if torchrun has started several processes, as each would run the whole sweep."""
+    from zoo.distributed.world import read_world
     from zoo.errors import ConfigError
-    from zoo.ranks.world import read_world
 
     if (size := read_world().size) > 1:
         raise ConfigError(

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zoo.jobs.sweep import Job
+    from zoo.jobs.sweep import SweepPoint
 
 TAIL = 4096
 """Bytes read from the end of a run's metrics to find the last line."""
 
 
 @contextmanager
-def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None) -> Iterator[None]:
+def watch_jobs(folder: Path, jobs: Sequence[SweepPoint], console: Console | None = None) -> Iterator[None]:
     """Show the jobs until the block ends, in place of the jobs' own progress bars. If the console is no terminal,
     nothing is shown, and the jobs print their own lines."""
     from rich.live import Live
@@ -43,7 +43,7 @@ def watch_jobs(folder: Path, jobs: Sequence[Job], console: Console | None = None
 class JobTable:
     """A live table: a row per arm, a column per seed, and in each cell the progress or outcome of the job."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
+    def __init__(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
         from zoo.jobs.sweep import group_by_arm
 
         self.folder = folder
@@ -63,7 +63,7 @@ class JobTable:
         header = ("arm", *(f"seed {seed}" for seed in self.seeds))
         return report.make_table("", header, rows, right=range(1, len(header)))
 
-    def describe(self, job: Job) -> str:
+    def describe(self, job: SweepPoint) -> str:
         """Describe a job: its validation loss if done, its progress and loss, or its status.
 
         The run's lock is not tested, since a job that starts at that moment would find it taken.
@@ -82,7 +82,7 @@ class JobTable:
         return self._progress(job, folder) if folder.is_dir() else "waits"
 
     @staticmethod
-    def _progress(job: Job, folder: Path) -> str:
+    def _progress(job: SweepPoint, folder: Path) -> str:
         line = read_last_line(folder)
         if line is None:
             return "starts"

@@ -294,14 +294,14 @@ class _Trace:
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
         """Make the layers' input and the scene, as `Tower.run` does."""
-        from zoo.model.scene import Scene
+        from zoo.model.context import ForwardContext
         from zoo.model.step import Inputs
 
         m, tower = self.layer, replace_torch(self.tower)
         read = tower.embedding
         x = read.lookup(m.embedding, ids, None, read.weigh(ids, None, None), read.list_beside(ids, None, None))
         drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
-        scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None), drops=drops)
+        scene = replace_torch(ForwardContext)(tower, Inputs(ids, memory=memory if tower.causal else None), drops=drops)
         if tower.has_position:
             x = tower.position.embed(m.position, x, scene.table_positions)
         x = tower.embedding.finish(m.embedding, x, scene.real)

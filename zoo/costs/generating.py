@@ -10,7 +10,7 @@ from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import Stage, stages
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.transient import Generation, Peaks, measure_peaks
+from zoo.costs.transient import GenerationShape, Peaks, measure_peaks
 from zoo.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def generating(spec: Priced, setup: Setup, *, prefill: bool = True, fused: bool 
     """
     if not any(tower.causal for tower in spec.towers().values()):
         raise ConfigError("train: this model generates nothing, so only training it can be fitted (--train)")
-    run = Generation(-(-setup.tokens(spec) // setup.cp), setup.batch, setup.dtype, setup.cache_dtype, fused)
+    run = GenerationShape(-(-setup.tokens(spec) // setup.cp), setup.batch, setup.dtype, setup.cache_dtype, fused)
     traced: dict[tuple[Any, ...], Peaks] = {}
     found = []
     for stage in stages(spec, setup):

@@ -11,7 +11,7 @@ from zoo.costs.hardware import hardware
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.kernels import KERNELS, pick
-from zoo.kernels.base import Ask, Machine
+from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.found import EVERYTHING
 from zoo.kernels.mask import Mask
 from zoo.model.attention.base import Attention
@@ -66,7 +66,9 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
     return Machine(name, device.capability), device.title
 
 
-def asks(tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None) -> dict[str, Ask | None]:
+def asks(
+    tower: Tower, kind: str, use: str, setup: Setup, memory: int | None = None
+) -> dict[str, AttentionQuery | None]:
     """Describe the attention of a kind of layer in one use as an Ask, and its cross-attention to `memory` tokens. The
     value is None for a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
@@ -95,13 +97,13 @@ def _without(spec: Priced) -> Iterator[str]:
         yield "a prefix"
 
 
-def _ask(attention: Attention, dtype: str, mask: Mask, *, train: bool, few: bool) -> Ask | None:
+def _ask(attention: Attention, dtype: str, mask: Mask, *, train: bool, few: bool) -> AttentionQuery | None:
     features = {"needs_grad": train, **mask.features}
     return attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
 
 
 def mask_whole(tower: Tower, block: Block, tokens: int, packed: bool, memory: int) -> Mask:
-    """Make the mask of whole rows without padding, as `zoo.model.scene` does, with an encoder's `memory` tokens."""
+    """Make the mask of whole rows without padding, as `zoo.model.context` does, with an encoder's `memory` tokens."""
     sight = block.attention.sight
     # Only the presence of a mask's field matters here, so () stands in for its tensors.
     documents: Any = () if packed or sight.chunk is not None else None
@@ -138,7 +140,7 @@ def _lines(name: str, tower: Tower, spec: Priced, setup: Setup, machine: Machine
                     yield {**place, "part": part, "use": None, "mixer": getattr(tower.blocks[kind], part).kind}
 
 
-def _chosen(ask: Ask, machine: Machine) -> dict[str, Any]:
+def _chosen(ask: AttentionQuery, machine: Machine) -> dict[str, Any]:
     """Choose the kernel as `auto` does under each of INSTALLED, and list why earlier kernels refuse."""
     choices = {name: pick(ask, replace(machine, packages=packages)) for name, packages in INSTALLED.items()}
     found: dict[str, Any] = {

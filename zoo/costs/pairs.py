@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from zoo.model.attention.base import Blocks
+    from zoo.model.attention.base import BlockPattern
 
 
 class Look(NamedTuple):
@@ -16,7 +16,7 @@ class Look(NamedTuple):
     window: int | None = None
     chunk: int | None = None
     top_k: int | None = None  # number of visible keys that an indexer selects
-    blocks: Blocks | None = None
+    blocks: BlockPattern | None = None
     granule: int = 1  # keys that the indexer selects together
     tail: bool = False  # a query also sees the keys of its own unfinished granule
     rate: int = 1  # tokens that one key stands for (a pool); a query sees the pools that have ended
@@ -128,7 +128,7 @@ def chunked_pairs(tokens: int, chunk: int) -> int:
     return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2
 
 
-def block_pairs(tokens: int, blocks: Blocks) -> int:
+def block_pairs(tokens: int, blocks: BlockPattern) -> int:
     """Count the pairs of block-sparse attention: tokens of the first and the last block see all tokens, the others the
     two end blocks and three neighbouring blocks, which overlap near the ends."""
     size, whole_until = blocks

@@ -2,8 +2,8 @@
 """Find the weights and activations that one rank of a parallel model holds.
 
 Tensor and expert parallelism: `zoo.costs.shards`. Pipeline parallelism (Narayanan et al., 2021): each stage has chunks
-of consecutive layers (`zoo.costs.layer_cut`, `zoo.ranks.schedule`); the embedding is with the first layer, the final
-norm and the head with the last; a table that embedding and head both read is on both stages. Context parallelism
+of consecutive layers (`zoo.costs.layer_cut`, `zoo.distributed.schedule`); the embedding is with the first layer, the
+final norm and the head with the last; a table that embedding and head both read is on both stages. Context parallelism
 divides tokens, not weights. ZeRO shards weights among the dp × cp ranks that hold the same ones (Rajbhandari et al.,
 2020); ranks of ep hold different experts, so that an expert is sharded among dp × cp / ep.
 """
@@ -22,10 +22,10 @@ from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, tabu
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import expert_faults, layer_faults, numel, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
+from zoo.distributed.schedule import PipelineSchedule
 from zoo.errors import ConfigError
 from zoo.model.attention.base import Attention
 from zoo.model.tower import Tower
-from zoo.ranks.schedule import Schedule
 from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, components, is_hidden_matrix, owner_of
 from zoo.spec.parts import count_kinds
 
@@ -61,7 +61,7 @@ class Stage(PricedPart):
     """
 
     index: int
-    schedule: Schedule
+    schedule: PipelineSchedule
     chunks: tuple[Mapping[tuple[str, str], int], ...]
     ends: Mapping[str, tuple[str, ...]]
     pieces: tuple[RankTensor, ...]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.again import RECOMPUTE, explain_unknown
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.schedule import SCHEDULES, WHOLE_BACKWARD, PipelineSchedule
 from zoo.errors import ConfigError, did_you_mean
-from zoo.ranks.mesh import Mesh
-from zoo.ranks.schedule import SCHEDULES, WHOLE_BACKWARD, Schedule
 from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Setup:
     `dp`, `tp`, `pp`, `ep` and `cp` are the degrees of parallelism, `cp_comm` the way keys and values are exchanged
     (all-gather or ring), `zero` the stage of ZeRO over the data-parallel ranks (3 is FSDP), `replicas` the number of
     groups that each hold all weights sharded and sum up gradients (HSDP). A pipeline's stages follow a `schedule`, with
-    `chunks` of layers each (`zoo.ranks.schedule`). `gpu` names a file of conf/hardware/; `train_tokens` and `mfu` are
-    for the time to train. `page` is the tokens of a page of the engine "zoo" when it reads rows by page table, as on a
-    GPU.
+    `chunks` of layers each (`zoo.distributed.schedule`). `gpu` names a file of conf/hardware/; `train_tokens` and `mfu`
+    are for the time to train. `page` is the tokens of a page of the engine "zoo" when it reads rows by page table, as
+    on a GPU.
     """
 
     context: int | None = None
@@ -114,9 +114,9 @@ class Setup:
         return [self.document] * whole + [rest] * (rest > 0)
 
     @property
-    def pipeline(self) -> Schedule:
+    def pipeline(self) -> PipelineSchedule:
         """Give the schedule of the pipeline; a single stage has the default one."""
-        return Schedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else Schedule()
+        return PipelineSchedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else PipelineSchedule()
 
     @property
     def ranks(self) -> int:
@@ -178,7 +178,7 @@ def _faults(setup: Setup) -> Any:
 
 def _schedule_faults(setup: Setup) -> Any:
     """List the faults of the pipeline. A step is priced with at least the microbatches that the schedule needs."""
-    schedule = Schedule(setup.schedule, setup.pp, setup.chunks)
+    schedule = PipelineSchedule(setup.schedule, setup.pp, setup.chunks)
     if (fault := schedule.find_chunk_fault()) is not None:
         yield fault
         return

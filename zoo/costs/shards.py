@@ -15,11 +15,11 @@ from typing import Any
 
 from zoo.costs.layer_cut import count_layers
 from zoo.costs.rows import Priced, tabulate
+from zoo.distributed.schedule import PipelineSchedule
 from zoo.errors import ConfigError
 from zoo.model.channels import Channel
 from zoo.model.moe import MoE
 from zoo.model.tower import Topology, Tower
-from zoo.ranks.schedule import Schedule
 from zoo.spec import Experts
 from zoo.spec.sharding import divisors
 
@@ -95,7 +95,7 @@ def _describe_reading(attention: Any) -> str:
     return f" with position {scheme.kind}" if scheme is not None and scheme.reads_input else ""
 
 
-def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
+def pipeline_faults(spec: Any, schedule: PipelineSchedule) -> list[str]:
     """List why a model cannot be cut into pipeline stages. A pipeline takes decoders whose layers share no weights."""
     if schedule.stages == 1:
         return []
@@ -105,7 +105,7 @@ def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
     return layer_faults(spec, schedule)
 
 
-def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
+def layer_faults(spec: Priced, schedule: PipelineSchedule) -> list[str]:
     """List why a model's layers cannot be cut into stages: several residual streams, a loop, a channel that must stay
     on one stage, or fewer layers than chunks."""
     layers, stages, chunks = count_layers(spec), schedule.stages, schedule.chunks

@@ -26,7 +26,7 @@ from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.traffic import ring_forward_share, split_data, traffic
-from zoo.ranks.schedule import Schedule
+from zoo.distributed.schedule import PipelineSchedule
 
 MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
 """The share of the peak that the fastest bf16 product reaches, by the beginning of a GPU's name (Bekman,
@@ -277,7 +277,7 @@ def data_seconds(
     return exposed + cluster.usage(setup.tp, size * copies) * max(hidden, 0)
 
 
-def bubble_seconds(schedule: Schedule, passes: PassTime) -> float:
+def bubble_seconds(schedule: PipelineSchedule, passes: PassTime) -> float:
     """Time the bubble of a pipeline stage in a step, whose passes of one microbatch take `passes`: for each other stage
     a wait, divided by the chunks of a stage. With F forward, I gradients of inputs, W gradients of weights it is
 
@@ -295,7 +295,7 @@ def bubble_seconds(schedule: Schedule, passes: PassTime) -> float:
     return (schedule.stages - 1) * each / schedule.chunks
 
 
-def bubble_share(schedule: Schedule, microbatches: int, passes: PassTime) -> float:
+def bubble_share(schedule: PipelineSchedule, microbatches: int, passes: PassTime) -> float:
     """Give the share of a step that a pipeline stage waits. For 1f1b and interleaved it is (p − 1)/(v·m + p − 1)
     (Narayanan et al., 2021, §2.2), whatever `passes` are."""
     waits = bubble_seconds(schedule, passes)

@@ -28,7 +28,7 @@ from zoo.model.position.none import NoPosition
 from zoo.model.tower import Tower
 
 
-class Generation(NamedTuple):
+class GenerationShape(NamedTuple):
     """A generation of `batch` rows with `context` tokens each. `dtype` is that of the weights, `cache` that of the
     cache (None: the same); `fused` means a CUDA device, otherwise a CPU."""
 
@@ -49,7 +49,7 @@ class Peaks(NamedTuple):
     decode: int
 
 
-def measure_peaks(spec: Priced, run: Generation) -> Peaks:
+def measure_peaks(spec: Priced, run: GenerationShape) -> Peaks:
     """Trace a prefill and a decode step of the towers of `spec`, a model or a rank's part of one.
 
     Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
@@ -77,7 +77,7 @@ def _changed(tower: Tower, **changes: Any) -> Any:
     return made
 
 
-def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
+def _extended(towers: dict[str, Any], run: GenerationShape, stride: int) -> Peaks:
     """Extrapolate the peaks of a long pass from `count_traces` shorter passes through the looping layers only. The
     other layers are traced at full length."""
     looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
@@ -104,15 +104,15 @@ def _only(tower: Any, *, loops: bool) -> Any:
     return _changed(tower, blocks=kept, pattern=pattern, position=position)
 
 
-def _traced(towers: dict[str, Any], run: Generation) -> Peaks:
+def _traced(towers: dict[str, Any], run: GenerationShape) -> Peaks:
     return Peaks(*_prefill(towers, run), _decode(towers, run))
 
 
-def _tape(run: Generation) -> Any:
+def _tape(run: GenerationShape) -> Any:
     return taping("cuda" if run.fused else "cpu", training=False, recording=False)
 
 
-def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
+def _prefill(towers: dict[str, Any], run: GenerationShape) -> tuple[int, int]:
     """Trace the prefill: a decoder reads the prompts, or an encoder reads them and the decoder its first token."""
     with _tape(run) as tape:
         encode, memory = 0, None
@@ -128,7 +128,7 @@ def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
         return encode, _checked(tape)
 
 
-def _decode(towers: dict[str, Any], run: Generation) -> int:
+def _decode(towers: dict[str, Any], run: GenerationShape) -> int:
     """Trace decoding the last of `context` tokens. Without a cache, all tokens are read again."""
     with _tape(run) as tape:
         for tower in towers.values():
@@ -144,14 +144,14 @@ def _checked(tape: Tape) -> int:
     return tape.most
 
 
-def _memory(tower: Tower, run: Generation) -> Any:
+def _memory(tower: Tower, run: GenerationShape) -> Any:
     """Make the shadow of an encoder's output of `context` tokens; None for a tower that reads none."""
     if not tower.reads_memory:
         return None
     return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory")
 
 
-def _cache(tower: Tower, run: Generation, length: int) -> Any:
+def _cache(tower: Tower, run: GenerationShape, length: int) -> Any:
     """Make a cache with `length` tokens in it; None if the model cannot use one at this context (dynamic NTK)."""
     until = tower.cacheable_until
     if until is not None and run.context > until:
@@ -164,9 +164,9 @@ CACHED = {"fp8": "float8_e4m3fn"}
 """The dtype of cached values where it differs from that of activations."""
 
 
-def _run(tape: Tape, tower: Tower, run: Generation, new: int, cache: Any, memory: Any) -> Any:
+def _run(tape: Tape, tower: Tower, run: GenerationShape, new: int, cache: Any, memory: Any) -> Any:
     """Trace a tower's pass over `new` tokens of each row, up to the logits of the last one."""
-    from zoo.model.scene import Scene
+    from zoo.model.context import ForwardContext
     from zoo.model.step import Inputs
 
     with named_failures(f"{tower.axis}={tower.kind}"):
@@ -178,4 +178,4 @@ def _run(tape: Tape, tower: Tower, run: Generation, new: int, cache: Any, memory
         causal = bool(tower.causal)
         drawn = replace_torch(tower)
         inputs = Inputs(ids, cache=cache, memory=memory if causal else None, logits_to_keep=1 if causal else None)
-        return drawn.run(m, inputs, replace_torch(Scene)(drawn, inputs))
+        return drawn.run(m, inputs, replace_torch(ForwardContext)(drawn, inputs))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zoo.data.checked import FileShape, read_sealed, record_file, verify_file, write_sealed
 from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
-from zoo.data.settings import DataSettings, TokenizerSettings, Weighted, make_paths_absolute
+from zoo.data.settings import DataSettings, TokenizerSettings, WeightedSource, make_paths_absolute
 from zoo.data.split import Part, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
@@ -36,7 +36,7 @@ __all__ = [
     "Batch",
     "Batches",
     "DataSettings",
-    "Prepared",
+    "PreparedData",
     "Source",
     "TokenFile",
     "Tokenizer",
@@ -57,7 +57,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """The training and validation tokens of each source. Equal `key`s mean equal tokens."""
 
     tokenizer: Tokenizer
@@ -80,7 +80,7 @@ class Prepared:
         return source.tokens
 
 
-def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: bool = False) -> Prepared:
+def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: bool = False) -> PreparedData:
     """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError.
 
     With `whole` nothing is split: all documents are held out, duplicates too, and the tokenizer must not be a BPE to
@@ -133,7 +133,7 @@ def faults_of_source(name: str) -> Iterator[None]:
         raise ConfigError(*(re.sub(r"^data(?=[.:])", f"data.of.{name}", fault) for fault in error.faults)) from error
 
 
-def survey_source(source: Weighted, settings: DataSettings, progress: Progress) -> Survey:
+def survey_source(source: WeightedSource, settings: DataSettings, progress: Progress) -> Survey:
     """Make the first of two passes over a source: hash its documents, and sample text for a BPE."""
     documents = source.settings.open()
     total = documents.n_bytes
@@ -142,7 +142,7 @@ def survey_source(source: Weighted, settings: DataSettings, progress: Progress) 
     return survey(documents, room, lambda done: progress("reading", min(done, total), total))
 
 
-def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> Prepared:
+def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> PreparedData:
     """Open a folder of the cache. Raises ZooError when a file in it is damaged."""
     for name, record in read_sealed(folder / SEALS, dict[str, FileShape | str]).items():
         if name in TOKENIZER:
@@ -153,7 +153,7 @@ def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = 
         tuple(Source(name, each.weight, tokens[name][part]) for name, each in settings.sources.items() if part in parts)
         for part in PARTS
     )
-    return Prepared(Tokenizer.load(folder), sources, held_out, key, folder)
+    return PreparedData(Tokenizer.load(folder), sources, held_out, key, folder)
 
 
 def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole: bool = False) -> str:
@@ -225,7 +225,7 @@ def read_samples(
 
 def write_source(
     folder: Path,
-    source: Weighted,
+    source: WeightedSource,
     found: Survey,
     parts: list[Part | None],
     tokenizer: Tokenizer,

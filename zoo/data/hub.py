@@ -22,7 +22,7 @@ DEFAULT_SPLIT = "train"
 
 
 @dataclass(frozen=True)
-class Rows(RecordSource):
+class HubRows(RecordSource):
     """The rows of a data set as documents. `n_bytes` is the text's size as far as the library knows it, else 0."""
 
     rows: Any
@@ -51,7 +51,7 @@ class Rows(RecordSource):
             raise ConfigError(f"data.path: {self.name}: nothing to read, found no row with a text (rows with texts)")
 
 
-def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> Rows:
+def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> HubRows:
     """Open the data set that the settings name, to read `columns`; messages name the config's `keys` that chose them.
     Raises ConfigError in one line, also without a network."""
     path = str(settings.path)
@@ -72,7 +72,7 @@ def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> Rows:
     if names and (lacking := [column for column in columns if column not in names]):
         fields = ", ".join(names[:FIELDS_SHOWN])
         raise ConfigError(f"data.path: {path} has no field '{lacking[0]}', found {fields} ({keys})")
-    return Rows(rows, path, columns, settings.max_rows)
+    return HubRows(rows, path, columns, settings.max_rows)
 
 
 def refuse_idle_fields(settings: HF) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from zoo.data import Prepared, hash_settings, make_tokenizer
+from zoo.data import PreparedData, hash_settings, make_tokenizer
 from zoo.data.records import Faults, has_fields, is_text
-from zoo.data.rowcode import Row, RowEncoder
+from zoo.data.rowcode import EncodedRow, RowEncoder
 from zoo.data.settings import DataSettings
 from zoo.data.split import Part, Unit, hash_text, split_units
 from zoo.data.tokens import Progress, Source, TokenFile
@@ -42,7 +42,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelledTask:
     """Reads examples from records. `texts` and `label` are names of fields."""
 
     texts: tuple[str, ...]
@@ -73,16 +73,16 @@ class Task:
         """Read the label; None for a faulty one."""
         raise NotImplementedError
 
-    def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[Row]:
+    def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[EncodedRow]:
         """Encode the texts of examples."""
         return encoder.encode([example.texts for example in examples])
 
-    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+    def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
         """Make the target of a row."""
         raise NotImplementedError
 
 
-class ClassTask(Task):
+class ClassTask(LabelledTask):
     """A class for each record: a string, a whole number, or true and false."""
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
@@ -92,14 +92,14 @@ class ClassTask(Task):
             return None
         return (name,) if is_text(name, self.label, where, faults) else None
 
-    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+    def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
         """The number of the class [1]."""
         import numpy as np
 
         return np.array([classes[example.label[0]]], np.int64)
 
 
-class NumberTask(Task):
+class NumberTask(LabelledTask):
     """A number for each record, or a list of numbers, of equal length in all records."""
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
@@ -113,7 +113,7 @@ class NumberTask(Task):
             return None
         return tuple(map(float, given))
 
-    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+    def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
         """The numbers [1, C]."""
         import numpy as np
 
@@ -125,7 +125,7 @@ def is_in_range(number: float) -> bool:
     return abs(number) <= LARGEST
 
 
-class TagTask(Task):
+class TagTask(LabelledTask):
     """A tag for each word: two lists of one length."""
 
     keys: ClassVar[str] = "objective.tokens=NAME objective.tags=NAME"
@@ -152,10 +152,10 @@ class TagTask(Task):
             return None
         return tuple(names) if all(is_text(name, self.label, where, faults) for name in names) else None
 
-    def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[Row]:
+    def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[EncodedRow]:
         return encoder.encode_words([example.texts for example in examples])
 
-    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+    def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
         """The number of each word's tag at its first piece [T]; no other token is scored."""
         import numpy as np
 
@@ -197,7 +197,7 @@ class LabelledFile(TokenFile):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedLabels(Prepared):
+class PreparedLabels(PreparedData):
     """A prepared labelled set. `labels` are the classes in the order of the head's logits, empty for numbers.
     `n_outputs` counts the head's outputs: classes, or numbers of a label."""
 
@@ -207,7 +207,7 @@ class PreparedLabels(Prepared):
 
 def prepare_labelled(
     settings: DataSettings,
-    task: Task,
+    task: LabelledTask,
     known: Sequence[str] | int | None,
     *,
     limit: int,
@@ -235,7 +235,7 @@ def prepare_labelled(
     )
 
 
-def read_parts(settings: DataSettings, task: Task, progress: Progress) -> dict[Part, list[Example]]:
+def read_parts(settings: DataSettings, task: LabelledTask, progress: Progress) -> dict[Part, list[Example]]:
     """Read both parts of a labelled set."""
     validation = getattr(settings, "validation", None)
     read = read_examples(settings, task, False, progress)
@@ -250,7 +250,7 @@ def read_parts(settings: DataSettings, task: Task, progress: Progress) -> dict[P
     return parts
 
 
-def read_examples(settings: Any, task: Task, validation: bool, progress: Progress) -> list[Example]:
+def read_examples(settings: Any, task: LabelledTask, validation: bool, progress: Progress) -> list[Example]:
     """Read the examples of a source. Raises ConfigError with a line for each record that cannot be read."""
     source = settings.open_records(task.columns, task.keys, validation)
     progress("reading", 0, source.n_bytes)
@@ -271,7 +271,9 @@ def describe_copies(parts: Mapping[Part, Sequence[Example]]) -> Iterator[str]:
         yield f"data: {copies:,} of {len(parts['validation']):,} records that validate have a text that trains too"
 
 
-def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str] | None, task: Task) -> dict[str, int]:
+def settle_classes(
+    parts: Mapping[Part, Sequence[Example]], labels: Sequence[str] | None, task: LabelledTask
+) -> dict[str, int]:
     """Number the classes: `labels`, or the sorted classes of the training part. Raises ConfigError for a record of any
     other class, and if there are fewer than two."""
     found = {name for example in parts["train"] for name in example.label}
@@ -316,7 +318,7 @@ def count_numbers(parts: Mapping[Part, Sequence[Example]], known: Any = None) ->
 
 def encode_part(
     examples: Sequence[Example],
-    task: Task,
+    task: LabelledTask,
     classes: Mapping[str, int],
     encoder: RowEncoder,
     say: Callable[[str], object],
@@ -343,7 +345,7 @@ def encode_part(
     return LabelledFile(ids=ids, rows=rows, eos_id=eos_id, n_documents=len(rows), n_bytes=n_bytes)
 
 
-def fingerprint(parts: Mapping[Part, Iterable[Example]], task: Task, limit: int, opens: bool) -> str:
+def fingerprint(parts: Mapping[Part, Iterable[Example]], task: LabelledTask, limit: int, opens: bool) -> str:
     """Hash the texts and labels of all rows, without file names or line numbers."""
     whole = hashlib.blake2b(f"{type(task).__name__} {limit} {opens}".encode(), digest_size=16)
     for part, examples in parts.items():

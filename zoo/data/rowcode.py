@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     """A row's tokens: ids [T]; `types` [T], 1 for tokens of a second text, else 0; `places`, the index of each word's
     first token (None for a word without a token, or truncated); and whether anything was truncated."""
 
@@ -44,7 +44,7 @@ class RowEncoder:
         """Whether the tokenizer puts no special tokens around a text."""
         return self.tokenizer.backend.num_special_tokens_to_add(False) == 0
 
-    def encode(self, texts: Sequence[tuple[str, ...]]) -> list[Row]:
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> list[EncodedRow]:
         """Encode rows of one text or two."""
         if self.plain:
             parts = self.tokenizer.encode_batch([text for row in texts for text in row])
@@ -52,10 +52,10 @@ class RowEncoder:
             return [self._join([next(rest) for _ in row]) for row in texts]
         with self._cutting() as backend:
             found = backend.encode_batch([text if not second else (text, *second) for text, *second in texts])
-        return [Row(each.ids, each.type_ids, [], bool(each.overflowing)) for each in found]
+        return [EncodedRow(each.ids, each.type_ids, [], bool(each.overflowing)) for each in found]
 
-    def encode_words(self, rows: Sequence[Sequence[str]]) -> list[Row]:
-        """Encode rows of words joined by spaces. `Row.places` has the first token that begins in each word."""
+    def encode_words(self, rows: Sequence[Sequence[str]]) -> list[EncodedRow]:
+        """Encode rows of words joined by spaces. `EncodedRow.places` has the first token that begins in each word."""
         texts = [" ".join(words) for words in rows]
         with self._cutting(0 if not self.plain else int(self.opens)) as backend:
             found = backend.encode_batch(texts)
@@ -73,7 +73,7 @@ class RowEncoder:
         finally:
             backend.no_truncation()
 
-    def _join(self, parts: list[list[int]]) -> Row:
+    def _join(self, parts: list[list[int]]) -> EncodedRow:
         """Join the ids of one text or two to a row, for tokenizers without special tokens."""
         eos = [self.tokenizer.eos_id]
         room = self.limit - int(self.opens) - (len(parts) - 1)
@@ -82,9 +82,9 @@ class RowEncoder:
         for number, part in enumerate(kept):
             between = eos if number else []
             ids, types = [*ids, *between, *part], [*types, *[number] * (len(between) + len(part))]
-        return Row(ids, types, [], kept != parts)
+        return EncodedRow(ids, types, [], kept != parts)
 
-    def _place(self, words: Sequence[str], text: str, found: tokenizers.Encoding) -> Row:
+    def _place(self, words: Sequence[str], text: str, found: tokenizers.Encoding) -> EncodedRow:
         """Make a row of encoded words, with the index of each word's first token."""
         starts, at = [], 0
         for word in words:
@@ -100,7 +100,7 @@ class RowEncoder:
             if places[word] is None:
                 places[word] = place + len(opening)
         ids = [*opening, *found.ids]
-        return Row(ids, [*[0] * len(opening), *found.type_ids], places, bool(found.overflowing))
+        return EncodedRow(ids, [*[0] * len(opening), *found.type_ids], places, bool(found.overflowing))
 
 
 def share_room(lengths: Sequence[int], room: int) -> list[int]:

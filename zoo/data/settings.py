@@ -93,9 +93,9 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return parse_node(cls, node, where)
 
     @property
-    def sources(self) -> dict[str, Weighted]:
+    def sources(self) -> dict[str, WeightedSource]:
         """The sources by name. All kinds but a mix have one, named ""."""
-        return {"": Weighted(Fraction(1), self)}
+        return {"": WeightedSource(Fraction(1), self)}
 
     @property
     def reads_pairs(self) -> bool:
@@ -107,7 +107,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         raise NotImplementedError
 
 
-class Weighted(NamedTuple):
+class WeightedSource(NamedTuple):
     """A source of a mix and its weight: its share of the rows relative to the other sources."""
 
     weight: Fraction
@@ -130,7 +130,7 @@ class Stdlib(DataSettings, kind="stdlib"):
         return open_stdlib_corpus()
 
 
-class Text(DataSettings, kind="text"):
+class TextSettings(DataSettings, kind="text"):
     """A text file, or every text file below a folder. Each file is a document."""
 
     path: Annotated[str | None, Default] = None
@@ -147,7 +147,7 @@ class Text(DataSettings, kind="text"):
         return open_text_corpus(self.path)
 
 
-class Records(DataSettings):
+class RecordSettings(DataSettings):
     """Records with fields. `field` holds the text of one (null: `text`); or `source` and `target` hold a pair. Where an
     objective reads labels, it names the fields, and `validation` names the records that validate: files, of `hf` a
     split (null: `validation_fraction` of all)."""
@@ -207,19 +207,19 @@ class Records(DataSettings):
         return self.reader(files, columns, keys)
 
 
-class Jsonl(Records, kind="jsonl"):
+class Jsonl(RecordSettings, kind="jsonl"):
     """JSON Lines: a file, a folder of them, or a pattern (`*.jsonl`); packed by gzip or zstd too."""
 
     reader: ClassVar[type[RecordFiles]] = JsonLines
 
 
-class ParquetFiles(Records, kind="parquet"):
+class ParquetFiles(RecordSettings, kind="parquet"):
     """Parquet: a file, a folder of them, or a pattern (the extra `parquet`)."""
 
     reader: ClassVar[type[RecordFiles]] = Parquet
 
 
-class HF(Records, kind="hf"):
+class HF(RecordSettings, kind="hf"):
     """A data set of Hugging Face's `datasets` (the extra `hf`): a folder on disk, or a name on the hub.
 
     `split` null is `train`, or the only one there is. `streaming` reads over the network without a copy on disk, twice;
@@ -245,9 +245,9 @@ SHARED = ("tokenizer", "validation_fraction", "documents")
 """Settings that a mix states once for all of its sources."""
 
 
-def read_weighted(node: Any) -> Weighted:
+def read_weighted(node: Any) -> WeightedSource:
     """Read one source of a mix, unless it is one already. Raises ValidationError with its faults."""
-    if isinstance(node, Weighted):
+    if isinstance(node, WeightedSource):
         return node
     if not isinstance(node, Mapping):
         raise ValueError(f"a source is a node with a kind and a weight, found {node!r} ({{kind: text, weight: 1, …}})")
@@ -264,7 +264,7 @@ def read_weighted(node: Any) -> Weighted:
         faults.append((("kind",), "a mix holds no other mix, found one (its sources beside the others)"))
     if faults:
         raise make_refusals(DataSettings, faults)
-    return Weighted(Fraction(str(weight)), DataSettings.parse(fields))
+    return WeightedSource(Fraction(str(weight)), DataSettings.parse(fields))
 
 
 class Mix(DataSettings, kind="mix"):
@@ -281,7 +281,7 @@ class Mix(DataSettings, kind="mix"):
 
     @field_validator("of")
     @classmethod
-    def has_sources_with_names(cls, value: dict[str, Weighted] | None) -> dict[str, Weighted] | None:
+    def has_sources_with_names(cls, value: dict[str, WeightedSource] | None) -> dict[str, WeightedSource] | None:
         if not value:
             raise ValueError("data=mix needs sources, found none (data.of={a: {kind: stdlib, weight: 1}, …})")
         if odd := [name for name in value if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
@@ -291,7 +291,7 @@ class Mix(DataSettings, kind="mix"):
         return value
 
     @property
-    def sources(self) -> dict[str, Weighted]:
+    def sources(self) -> dict[str, WeightedSource]:
         assert self.of is not None
         return self.of
 

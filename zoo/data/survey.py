@@ -35,7 +35,7 @@ class Fingerprint:
         return self._whole.hexdigest()
 
 
-class Sample:
+class LowestHashes:
     """The documents with the lowest hashes, of about `room` bytes together, however many there are.
 
     `max_bytes` samples by the same half of the hash, so that it keeps the documents of this sample first.
@@ -68,12 +68,12 @@ class Survey(NamedTuple):
 
     units: list[Unit]
     fingerprint: str
-    sample: Sample
+    sample: LowestHashes
 
 
 def survey(documents: Iterable[Document], room: int, report: Callable[[int], object]) -> Survey:
     """Read a source once, keeping a sample of `room` bytes. `report` is called with the bytes read so far."""
-    fingerprint, sample, units, done = Fingerprint(), Sample(room), [], 0
+    fingerprint, sample, units, done = Fingerprint(), LowestHashes(room), [], 0
     for number, document in enumerate(fingerprint.follow(documents)):
         unit = measure_unit(document)
         units.append(unit)

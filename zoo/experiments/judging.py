@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from statistics import mean
 
-from zoo.analysis.verdict import LEVEL, Sample, adjust_by_holm
+from zoo.analysis.verdict import LEVEL, MeanDifference, adjust_by_holm
 from zoo.disk import write_text
 from zoo.experiments.recipe import Expectation, Recipe
 from zoo.paths import recipes_dir
@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecipeOutcome:
     """The verdicts on a recipe, with where and when it ran."""
 
     recipe: str
@@ -69,7 +69,7 @@ class Outcome:
         return all(each.holds for each in self.findings)
 
     @classmethod
-    def read(cls, file: Path) -> Outcome:
+    def read(cls, file: Path) -> RecipeOutcome:
         """Read a file of `write`. Raises ConfigError for any other file."""
         data = read_json(file, cls)
         findings = [Finding(**{**each, "interval": _as_pair(each["interval"])}) for each in data["findings"]]
@@ -90,14 +90,14 @@ def find_file(name: str) -> Path:
     return recipes_dir() / "verdicts" / f"{name}.json"
 
 
-def find_outcome(name: str) -> Outcome | None:
+def find_outcome(name: str) -> RecipeOutcome | None:
     """Read the verdict of a packaged recipe; None if there is none."""
-    return Outcome.read(file) if (file := find_file(name)).is_file() else None
+    return RecipeOutcome.read(file) if (file := find_file(name)).is_file() else None
 
 
-def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> Outcome:
+def judge(name: str, recipe: Recipe, ran: Ran, short_form: bool) -> RecipeOutcome:
     """Test the arms' results against the expectations of a recipe, or of its short form."""
-    return Outcome(
+    return RecipeOutcome(
         recipe=name,
         key=recipe.key(),
         form="short" if short_form else "whole",
@@ -119,7 +119,7 @@ def weigh(
     """Test values and costs, by arm, against expectations. Verdicts are at a level of 5 % over all of them (Holm)."""
     measured = [values.get(each.metric or recipe.metric, {}) for each in expected]
     samples = {
-        str(at): Sample.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))
+        str(at): MeanDifference.of_pairs(list(_subtract(own[each.arm], own[each.against]).values()))
         for at, (each, own) in enumerate(zip(expected, measured, strict=True))
         if each.verdict is not None and each.against is not None
     }
@@ -142,7 +142,7 @@ def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int,
     return {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
 
 
-def _weigh_verdict(each: Expectation, sample: Sample, p: float | None, higher: bool) -> Finding:
+def _weigh_verdict(each: Expectation, sample: MeanDifference, p: float | None, higher: bool) -> Finding:
     found = "no significant difference"
     if p is not None and p < LEVEL:
         found = "better" if (sample.difference > 0) == higher else "worse"

@@ -12,7 +12,7 @@ from zoo.errors import ConfigError
 from zoo.experiments.judging import Ran
 from zoo.experiments.recipe import Recipe, list_overrides
 from zoo.experiments.running import describe_runs, find_folder
-from zoo.ladder import Ladder, Request, climb, plan_ladder
+from zoo.ladder import Ladder, LadderRequest, climb, plan_ladder
 from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
@@ -47,7 +47,7 @@ def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
     return Ran(values, costs, seconds, describe_runs(records)), list(outcomes.values())
 
 
-def make_request(recipe: Recipe, arm: str, seed: int, short_form: bool) -> Request:
+def make_request(recipe: Recipe, arm: str, seed: int, short_form: bool) -> LadderRequest:
     """Make the request for the ladder of an arm with a seed."""
     asked = recipe.form(short_form).ladder
     assert asked is not None

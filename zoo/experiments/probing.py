@@ -13,10 +13,10 @@ from zoo.experiments.recipe import Probing, Recipe, list_overrides
 from zoo.experiments.running import find_folder
 
 if TYPE_CHECKING:
-    from zoo.probes.outcome import Outcome
+    from zoo.probes.outcome import ProbeOutcome
 
 
-def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[Outcome]]:
+def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
     """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError."""
     from zoo.probes.battery import open_pool, run_probe
 
@@ -54,7 +54,7 @@ def describe_machine() -> str:
     return f"{processor.name or processor.architecture}, {processor.isa}; {os.cpu_count()} CPUs"
 
 
-def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
+def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
     """Read a metric of each seed: `reach`, or one of a level (`accuracy at 16`). Raises ConfigError for others."""
     if metric == "reach":
         return {each.seed: float(each.reach) for each in outcome.seeds}
@@ -65,7 +65,7 @@ def read_metric(outcome: Outcome, metric: str) -> dict[int, float]:
     return {each.seed: each.levels[int(level)][name] for each in outcome.seeds}
 
 
-def count_costs(probe: Probing, overrides: list[str], outcome: Outcome) -> dict[str, float]:
+def count_costs(probe: Probing, overrides: list[str], outcome: ProbeOutcome) -> dict[str, float]:
     """Count the costs of one training of a model on a probe: those of `price_probed`, and the mean seconds."""
     trainings = len(outcome.chosen) + len(outcome.seeds)
     return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}

@@ -27,7 +27,7 @@ from zoo.report.arms import CURRENCIES
 from zoo.untrusted.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
-    from zoo.ladder import Request
+    from zoo.ladder import LadderRequest
 
 Seeds = Annotated[int, Field(ge=2)]
 """The number of seeds. One seed has no spread, so that no test is possible."""
@@ -105,13 +105,13 @@ class Laddering(Modelled):
     largest: PositiveFloat | None = None
     tokens_per_param: PositiveFloat = 20.0
 
-    def request(self, overrides: list[str]) -> Request:
+    def request(self, overrides: list[str]) -> LadderRequest:
         """Make the request for the ladder with these overrides."""
-        from zoo.ladder import Request
+        from zoo.ladder import LadderRequest
 
         model, rest = self.split_model(overrides)
         rungs = self.model_dump(exclude={"model"})
-        return Request(model=model, overrides=tuple(rest), **rungs)
+        return LadderRequest(model=model, overrides=tuple(rest), **rungs)
 
 
 class Probing(Modelled):
@@ -130,7 +130,7 @@ class Probing(Modelled):
         return make_probe(self.name, self.size, self.settings).settings()
 
 
-class Form(Strict):
+class RecipeForm(Strict):
     """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
     expectations. A short form states bounds, not verdicts: two seeds of twenty steps tell nothing at 5 %."""
 
@@ -165,7 +165,7 @@ class Recipe(Strict):
     higher: bool = False
     """Whether a higher metric is better."""
     expect: Annotated[list[Expectation], Field(min_length=1)]
-    short: Form = Form()
+    short: RecipeForm = RecipeForm()
 
     @model_validator(mode="after")
     def expects_of_its_arms(self) -> Recipe:
@@ -190,9 +190,9 @@ class Recipe(Strict):
         named = [each.metric for each in form.expect if each.metric]
         return list(dict.fromkeys([*own, *self.measure, *named])) or ["reach"]
 
-    def form(self, short_form: bool) -> Form:
+    def form(self, short_form: bool) -> RecipeForm:
         """Give the whole form, or the short one."""
-        whole = Form(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
+        whole = RecipeForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
         return self.short if short_form else whole
 
     def key(self) -> str:

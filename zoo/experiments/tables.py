@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.experiments.judging import Finding, Outcome, describe_bounds
+from zoo.experiments.judging import Finding, RecipeOutcome, describe_bounds
 from zoo.experiments.recipe import Expectation, Recipe
 from zoo.report.arms import CURRENCIES
 from zoo.report.tables import make_table
@@ -17,7 +17,7 @@ LIST = ("recipe", "claim", "effect", "holds", "date")
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
-def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | None]) -> Any:
+def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, RecipeOutcome | None]) -> Any:
     """Make a table with a row for each recipe: claim, first effect, number of expectations that hold, date."""
     rows = []
     for name, each in recipes.items():
@@ -38,7 +38,7 @@ def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, Outcome | No
     return make_table("", LIST, rows)
 
 
-def list_machines(outcomes: Mapping[str, Outcome | None]) -> list[str]:
+def list_machines(outcomes: Mapping[str, RecipeOutcome | None]) -> list[str]:
     """List each processor in a line, with the number of recipes that ran on it."""
     ran = Counter(each.machine.partition(";")[0] for each in outcomes.values() if each is not None)
     return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
@@ -67,7 +67,7 @@ def format_value(each: Finding) -> str:
     return format_spread(each.value, half, "+")
 
 
-def make_outcome_tables(name: str, recipe: Recipe, outcome: Outcome | None) -> list[Any]:
+def make_outcome_tables(name: str, recipe: Recipe, outcome: RecipeOutcome | None) -> list[Any]:
     """Make the tables of one recipe: claim, expectations with their findings, the arms' metrics and costs."""
     head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
     if outcome is None:
@@ -96,7 +96,7 @@ def list_cells(each: Finding) -> list[str]:
     return [pair, each.paper, each.found, format_value(each), format_p(each.p), "yes" if each.holds else "no"]
 
 
-def list_arms(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
+def list_arms(recipe: Recipe, outcome: RecipeOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
     """Give a header, and a row for each arm: mean and standard deviation of each metric."""
     header = ("arm", *(f"{metric} ± σ" for metric in outcome.values))
     rows = []
@@ -106,7 +106,7 @@ def list_arms(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[l
     return header, rows
 
 
-def list_costs(recipe: Recipe, outcome: Outcome) -> tuple[tuple[str, ...], list[list[str]]]:
+def list_costs(recipe: Recipe, outcome: RecipeOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
     """Give a header, and a row for each arm: its cost in every currency."""
     return COSTS, [
         [arm, *(format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES)] for arm in recipe.arms

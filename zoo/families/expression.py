@@ -106,7 +106,7 @@ class Codec:
         return {}
 
 
-class Plain(Codec):
+class PlainFunction(Codec):
     """A function that reads only its arguments, not other fields, and has no inverse."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -117,13 +117,13 @@ class Plain(Codec):
 
 
 FUNCTIONS: dict[str, Codec] = {
-    "sqrt": Plain(math.sqrt),
-    "exp": Plain(math.exp),
-    "len": Plain(len),
-    "int": Plain(lambda number: int(*_numbers(number))),
-    "max": Plain(max),
-    "min": Plain(min),
-    "range": Plain(_range),
+    "sqrt": PlainFunction(math.sqrt),
+    "exp": PlainFunction(math.exp),
+    "len": PlainFunction(len),
+    "int": PlainFunction(lambda number: int(*_numbers(number))),
+    "max": PlainFunction(max),
+    "min": PlainFunction(min),
+    "range": PlainFunction(_range),
 }
 
 

@@ -18,7 +18,7 @@ TIED = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorPrefixes:
     """A text model's prefixes of tensors in a multimodal file: `base` replaces its class's, `head` begins its head."""
 
     base: str
@@ -32,7 +32,7 @@ class Catalogue:
 
     models: tuple[str, ...]
     flat: Mapping[str, str]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TensorPrefixes, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_catalogue() -> Catalogue:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     node = yaml.load((conf_dir() / "multimodal.yaml").read_text(encoding="utf-8"), loader)
-    return Catalogue(tuple(node["models"]), node["flat"], tuple(Layout(**each) for each in node["layouts"]))
+    return Catalogue(tuple(node["models"]), node["flat"], tuple(TensorPrefixes(**each) for each in node["layouts"]))
 
 
 def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:

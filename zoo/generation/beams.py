@@ -17,7 +17,7 @@ from zoo.sampling.options import Sampling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.generation.scheduler import Continuation
+    from zoo.generation.scheduler import RunningSequence
 
 
 class Finished(NamedTuple):
@@ -38,16 +38,16 @@ class Beams:
     """
 
     asked: Request
-    running: list[Continuation]
+    running: list[RunningSequence]
     scores: list[float] = field(default_factory=lambda: [0.0])
     finished: list[Finished] = field(default_factory=list)
-    spare: list[Continuation] = field(default_factory=list)  # their rows are free for a beam that branches
+    spare: list[RunningSequence] = field(default_factory=list)  # their rows are free for a beam that branches
 
-    def advance(self, found: Mapping[Continuation, Tensor]) -> bool:
+    def advance(self, found: Mapping[RunningSequence, Tensor]) -> bool:
         """Choose the next tokens from each beam's logits [1, V]; return False when the search is over."""
         asked, width = self.asked, self.asked.n_beams
         candidates = self._rank([found[each] for each in self.running], (1 + len(asked.stop_ids)) * width)
-        going: list[tuple[float, Continuation, int]] = []
+        going: list[tuple[float, RunningSequence, int]] = []
         for place, (score, parent, token) in enumerate(candidates):
             tokens = [*parent.ids[parent.prompt :], token]
             stops = token in asked.stop_ids
@@ -61,7 +61,7 @@ class Beams:
         best = self._weigh(self.scores[0], len(self.running[0].ids) - self.running[0].prompt)
         return len(self.finished) < width or best > self.finished[-1].score
 
-    def _rank(self, logits: Sequence[Tensor], count: int) -> list[tuple[float, Continuation, int]]:
+    def _rank(self, logits: Sequence[Tensor], count: int) -> list[tuple[float, RunningSequence, int]]:
         """Return the `count` likeliest continuations of all beams, best first: (score, beam, token)."""
         scores = torch.tensor(self.scores, device=logits[0].device)[:, None]
         chances = (torch.cat(list(logits)).float().log_softmax(-1) + scores).flatten()
@@ -76,12 +76,12 @@ class Beams:
     def _keep(self, beam: Finished) -> None:
         self.finished = sorted([*self.finished, beam], key=lambda each: -each.score)[: self.asked.n_beams]
 
-    def _branch(self, chosen: Sequence[tuple[float, Continuation, int]]) -> None:
+    def _branch(self, chosen: Sequence[tuple[float, RunningSequence, int]]) -> None:
         """Continue with the chosen (score, beam, token). A beam chosen once keeps its row. If chosen again, its row is
         copied over the row of a beam that was not chosen, from the first token that differs."""
         parents = [parent for _, parent, _ in chosen]
         free = [each for each in self.running if each not in parents] + self.spare
-        kept: dict[Continuation, list[int]] = {}
+        kept: dict[RunningSequence, list[int]] = {}
         running = []
         for _, parent, token in chosen:
             ids = [*kept.get(parent, parent.ids), token]
@@ -96,7 +96,7 @@ class Beams:
         self.spare = free
         self.running, self.scores = running, [score for score, _, _ in chosen]
 
-    def broken(self, found: Mapping[Continuation, Tensor]) -> bool:
+    def broken(self, found: Mapping[RunningSequence, Tensor]) -> bool:
         """Whether a beam's logits are NaN, or all −inf."""
         best = torch.cat([found[each] for each in self.running]).amax(-1)
         return not bool((best > -math.inf).all())  # NaN is above nothing

@@ -16,10 +16,10 @@ from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
 from zoo.generation.graphs import make_graphs
 from zoo.generation.invariants import ensure_drained
-from zoo.generation.passes import Passes, check_deterministic, serving
+from zoo.generation.passes import EnginePasses, check_deterministic, serving
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
-from zoo.generation.scheduler import Chunk, Continuation, Scheduler
+from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
 from zoo.run.layout import choose_layout
@@ -48,10 +48,11 @@ class Engine:
     """Continue many requests at once with one model.
 
     A step computes the next token of every running sequence and chunks of prompts, at most `budget` tokens in all.
-    While any sequence decodes, at most `beside` of them are prompt tokens: a smaller number shortens the time between
-    tokens and lengthens the time to the first one. The cache has room for `rows` sequences of `tokens` tokens (for an
-    encoder-decoder also `source` tokens each), or for as many as fit `memory` bytes; `overcommit` is the Scheduler's.
-    Prefixes and sources of earlier requests are reused unless `reuse` is false. Speculative decoding proposes up to
+    While any sequence decodes, at most `max_prefill_tokens` of them are prompt tokens: a smaller number shortens the
+    time between tokens and lengthens the time to the first one. The cache has room for `rows` sequences of `tokens`
+    tokens (for an encoder-decoder also `source` tokens each), or for as many as fit `memory` bytes; `overcommit` is the
+    Scheduler's. Prefixes and sources of earlier requests are reused unless `reuse` is false. Speculative decoding
+    proposes up to
     `speculate` tokens a step, by the model `draft` or else from n-grams of the text. With `deterministic`, a request's
     log-probabilities are bit-identical whatever else is in the batch: prompts are computed TILE tokens at a time, and
     rows one by one unless the model was prepared for it (`zoo.prepare(model, stable=True)`). While requests are in
@@ -71,7 +72,7 @@ class Engine:
         source: int | None = None,
         memory: int | None = None,
         budget: int = BUDGET,
-        beside: int | None = None,
+        max_prefill_tokens: int | None = None,
         overcommit: float = 1.0,
         reuse: bool = True,
         draft: Model | None = None,
@@ -106,17 +107,17 @@ class Engine:
         aligned = {"interval": TILE, "align": TILE} if deterministic else {}
         self.prefixes = Prefixes(self.store, **aligned) if reuse else None
         limits: dict[str, Any] = {"budget": budget, "rows": plan.rows, "overcommit": overcommit}
-        limits |= {"beside": beside, "tile": TILE if deterministic else None}
+        limits |= {"max_prefill_tokens": max_prefill_tokens, "tile": TILE if deterministic else None}
         self.sources = Sources(self.store) if sources else None
         self.scheduler = Scheduler(self.store, self.prefixes, self.sources, **limits)
         self.sampler, self.verifier = Sampler(), Sampler()
-        self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
+        self.passes = EnginePasses(model, self.writer, self.store, self.device, deterministic=deterministic)
         self.passes.graphs = make_graphs(model, self.writer, self.store, asked=graphs, note=note)
         self.proposer: Proposer | None = None
         if speculate:
             sizes = {"rows": plan.rows, "tokens": tokens, "ahead": speculate}
             self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.output_vocab_size, **sizes)
-        self.live: dict[int, list[Continuation]] = {}
+        self.live: dict[int, list[RunningSequence]] = {}
         self._next = 0
 
     # ---------------------------------------------------------------- requests
@@ -135,7 +136,7 @@ class Engine:
         source = tuple(request.ids) if self.seq2seq else None
         samples = 1 if request.n_beams > 1 else request.n
         self.live[number] = [
-            Continuation(number, sample, request, list(ids), len(ids), self._draws(request, ids, sample), source)
+            RunningSequence(number, sample, request, list(ids), len(ids), self._draws(request, ids, sample), source)
             for sample in range(samples)
         ]
         for each in self.live[number][1:]:
@@ -192,7 +193,7 @@ class Engine:
         samples = [sample for each in gone for sample in self._samples(each)]
         return [Event(number, sample, None, "aborted") for sample in samples]
 
-    def _samples(self, sequence: Continuation) -> Iterable[int]:
+    def _samples(self, sequence: RunningSequence) -> Iterable[int]:
         return range(sequence.asked.n) if sequence.asked.n_beams > 1 else (sequence.sample,)
 
     @property
@@ -232,7 +233,7 @@ class Engine:
             ensure_drained(self)
         return events
 
-    def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
+    def _search(self, beams: Beams, found: Mapping[RunningSequence, Tensor]) -> list[Event]:
         """Advance a beam search by one token, and return the events of its best beams if it is over."""
         first = beams.running[0]
         if beams.broken(found):
@@ -270,7 +271,7 @@ class Engine:
         }
         return [added.get(id(chunk), chunk) for chunk in chunks]
 
-    def _compute(self, chunks: list[Chunk], ready: Collection[Continuation]) -> dict[Continuation, Tensor]:
+    def _compute(self, chunks: list[Chunk], ready: Collection[RunningSequence]) -> dict[RunningSequence, Tensor]:
         """Run the passes of a step. Return for each ready sequence the logits [K + 1, V] after its last known token and
         after each of its K draft tokens."""
         found = {}
@@ -281,7 +282,7 @@ class Engine:
                     found[chunk.sequence] = logits[len(logits) - 1 - len(chunk.draft) :]
         return found
 
-    def _choose(self, ready: list[Chunk], found: Mapping[Continuation, Tensor]) -> list[list[int]]:
+    def _choose(self, ready: list[Chunk], found: Mapping[RunningSequence, Tensor]) -> list[list[int]]:
         """Return the next tokens of each sequence: one, or the accepted tokens of its draft and one more."""
         if not ready:
             return []
@@ -292,7 +293,7 @@ class Engine:
         drafts, shares = [chunk.draft for chunk in ready], [chunk.shares for chunk in ready]
         return accept(self.verifier, drafts, logits, states, shares)
 
-    def _save_states(self, chunks: list[Chunk]) -> dict[Continuation, int]:
+    def _save_states(self, chunks: list[Chunk]) -> dict[RunningSequence, int]:
         """Copy the recurrent states of sequences with a draft, which may be rejected; return the copies' slots."""
         drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.passes.recurrent]
         saved = {}
@@ -303,7 +304,7 @@ class Engine:
             self.store.copy_states(each.row.slot, saved[each])  # type: ignore[union-attr]
         return saved
 
-    def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[Continuation, int]) -> None:
+    def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[RunningSequence, int]) -> None:
         """Take rejected draft tokens back out of the cache. Recurrent layers restore the states before the draft, and
         read its accepted tokens once more."""
         again = []
@@ -321,7 +322,7 @@ class Engine:
             self.passes.run(batch)
         self.store.free_slots += saved.values()
 
-    def _emit(self, chunk: Chunk, new: list[int], found: Mapping[Continuation, Tensor]) -> list[Event]:
+    def _emit(self, chunk: Chunk, new: list[int], found: Mapping[RunningSequence, Tensor]) -> list[Event]:
         """Append the new tokens of a sequence, and return their events."""
         each, events = chunk.sequence, []
         top = each.asked.logprobs
@@ -359,7 +360,7 @@ class Engine:
         rows = logits[len(logits) - chunk.count :][: len(targets)]
         each.scores += find_logprobs(rows, targets, [top] * len(targets))
 
-    def _finish(self, sequence: Continuation, reason: Reason) -> None:
+    def _finish(self, sequence: RunningSequence, reason: Reason) -> None:
         sequence.finished = reason
         self.scheduler.leave(sequence)
         if self.proposer is not None:

@@ -16,7 +16,7 @@ from zoo.cache.paged import RowsOfPass, place_rows
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store
 from zoo.errors import ConfigError
-from zoo.kernels.view.paging import PassShape, PassTensors, as_tensor
+from zoo.kernels.view.paging import PagedShape, PassTensors, as_tensor
 from zoo.run.capture import CudaRecorder, Record, find_blocker
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Graphs:
         self.model, self.store, self.record, self.note = model, store, record, note
         pages = zip(store.groups, store.pools, strict=True)
         self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) for group, pool in pages]
-        self.steps: dict[PassShape, RecordedStep] = {}
+        self.steps: dict[PagedShape, RecordedStep] = {}
         self.refusal: str | None = None  # why nothing is recorded any more
 
     def run(self, rows: Sequence[CachedRow], ids: Sequence[int]) -> Tensor | None:
@@ -63,13 +63,13 @@ class Graphs:
             row.length += 1
         return step.logits[: len(rows)].clone()  # the next replay overwrites them
 
-    def _round(self, shape: PassShape) -> PassShape:
+    def _round(self, shape: PagedShape) -> PagedShape:
         """Return the shape of the recorded step that serves a pass: rows and pages rounded up to powers of two."""
         least = max(1, LEAST // self.store.page)
         widths = (min(most, max(least, _double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
-        return PassShape(_double(shape.rows), 1, tuple(widths))
+        return PagedShape(_double(shape.rows), 1, tuple(widths))
 
-    def _add(self, shape: PassShape) -> bool:
+    def _add(self, shape: PagedShape) -> bool:
         """Record a step of this shape, with rows of padding. Returns False if recording fails."""
         nobody = RowsOfPass(self.store, [], 1, [[] for _ in self.store.groups])
         numbers = _pack(nobody, [], shape).to(self.store.device)
@@ -87,13 +87,13 @@ class Graphs:
         self.refusal = reason
         self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
 
-    def decode(self, numbers: Tensor, shape: PassShape) -> Tensor:
+    def decode(self, numbers: Tensor, shape: PagedShape) -> Tensor:
         """Compute one decoding step: logits [B, 1, V] of the rows that `numbers` describe. Depends on nothing else."""
         cache = TensorCache(self.store, PassTensors(numbers[shape.rows :], shape))
         return self.model(numbers[: shape.rows, None], cache=cache, logits_to_keep=1).logits
 
 
-def _pack(placed: RowsOfPass, ids: Sequence[int], shape: PassShape) -> Tensor:
+def _pack(placed: RowsOfPass, ids: Sequence[int], shape: PagedShape) -> Tensor:
     """Pack a step's input on the host: each row's token id, then lengths, slots and page tables (`RowsOfPass.pack`)."""
     return as_tensor(array("q", [*ids, *[0] * (shape.rows - len(ids))]) + placed.pack(shape))
 

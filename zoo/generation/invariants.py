@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from zoo.cache.store import Group
+from zoo.cache.store import LayerGroup
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _check_rows(engine: Engine) -> Iterator[str]:
                 yield f"{place}, pool {number}: {fault}"
 
 
-def _check_row(engine: Engine, sequence: Any, number: int, group: Group) -> Iterator[str]:
+def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) -> Iterator[str]:
     """Check that a row's pages cover exactly what its next token sees, and that it alone owns pages it may write."""
     row, page, pool = sequence.row, engine.store.page, engine.store.pools[number]
     pages, dropped, names = row.pages[number], row.dropped[number], pool._keys

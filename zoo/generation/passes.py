@@ -12,7 +12,7 @@ from zoo.cache.cache import Cache
 from zoo.cache.store import Store
 from zoo.errors import ConfigError
 from zoo.generation.graphs import Graphs
-from zoo.generation.scheduler import Chunk, Continuation
+from zoo.generation.scheduler import Chunk, RunningSequence
 from zoo.lazy import torch
 from zoo.spec import Experts, Linear, walk
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 
-class Passes:
+class EnginePasses:
     """Run the tokens of a step through `model`, whose cache is `store`. With `deterministic` a row's bits do not depend
     on the other rows of the batch. `graphs` replays passes of one token a row."""
 
@@ -97,7 +97,7 @@ class Passes:
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 
-    def _cached(self, sequence: Continuation) -> bool:
+    def _cached(self, sequence: RunningSequence) -> bool:
         """Whether a pass needs no source tokens: any pass but an encoder-decoder's first."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 

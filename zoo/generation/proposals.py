@@ -9,7 +9,7 @@ from zoo.cache.cache import Cache
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store, plan_store
 from zoo.errors import ConfigError
-from zoo.generation.scheduler import Continuation
+from zoo.generation.scheduler import RunningSequence
 from zoo.generation.towers import find_limit, find_writer
 from zoo.lazy import torch
 from zoo.run.layout import choose_layout
@@ -30,15 +30,15 @@ Proposal = tuple[list[int], "Tensor | None"]
 class Proposer(Protocol):
     """Proposes draft tokens for speculative decoding."""
 
-    def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
+    def propose(self, sequences: Sequence[RunningSequence], counts: Sequence[int]) -> list[Proposal]:
         """Propose up to `counts[i]` tokens for each sequence."""
         ...
 
-    def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
+    def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
         """Learn how many proposed tokens were accepted; the sequence has them already."""
         ...
 
-    def forget(self, sequence: Continuation) -> None:
+    def forget(self, sequence: RunningSequence) -> None:
         """Drop the state of a sequence that has ended."""
         ...
 
@@ -47,9 +47,9 @@ class NGrams:
     """Propose the tokens that followed the same n-gram earlier in the prompt or the text (Saxena, 2023)."""
 
     def __init__(self) -> None:
-        self._lookups: dict[Continuation, PromptLookup] = {}
+        self._lookups: dict[RunningSequence, PromptLookup] = {}
 
-    def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
+    def propose(self, sequences: Sequence[RunningSequence], counts: Sequence[int]) -> list[Proposal]:
         found: list[Proposal] = []
         for each, count in zip(sequences, counts, strict=True):
             lookup = self._lookups.setdefault(each, PromptLookup(each.source or ()))
@@ -58,10 +58,10 @@ class NGrams:
             found.append((lookup.propose(count) if count > 0 else [], None))
         return found
 
-    def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
+    def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
         self._lookups[sequence].report(proposed, accepted)
 
-    def forget(self, sequence: Continuation) -> None:
+    def forget(self, sequence: RunningSequence) -> None:
         self._lookups.pop(sequence, None)
 
 
@@ -99,13 +99,13 @@ class DraftModel:
         where = {"dtype": weight.dtype, "device": weight.device, **layout}
         self.store = Store(writer, plan.pages, plan.slots, undone=ahead, **where)
         self.sampler = Sampler()
-        self._rows: dict[Continuation, CachedRow] = {}
+        self._rows: dict[RunningSequence, CachedRow] = {}
 
-    def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
+    def propose(self, sequences: Sequence[RunningSequence], counts: Sequence[int]) -> list[Proposal]:
         wanted = [each for each, count in zip(sequences, counts, strict=True) if count > 0]
         logits = [self._catch_up(each) for each in wanted]
-        drafts: dict[Continuation, list[int]] = {each: [] for each in wanted}
-        shares: dict[Continuation, list[Tensor]] = {each: [] for each in wanted}
+        drafts: dict[RunningSequence, list[int]] = {each: [] for each in wanted}
+        shares: dict[RunningSequence, list[Tensor]] = {each: [] for each in wanted}
         room = dict(zip(sequences, counts, strict=True))
         live, scores = wanted, torch.cat(logits) if logits else None
         while live:
@@ -124,27 +124,27 @@ class DraftModel:
                 scores = self._pass(live, [[drafts[each][-1]] for each in live])
         return [(drafts.get(each, []), torch.stack(shares[each]) if shares.get(each) else None) for each in sequences]
 
-    def _state(self, sequence: Continuation, draft: list[int]) -> DrawState:
+    def _state(self, sequence: RunningSequence, draft: list[int]) -> DrawState:
         return sequence.draws.ahead(draft)[-1] if draft else sequence.draws
 
-    def _catch_up(self, sequence: Continuation) -> Tensor:
+    def _catch_up(self, sequence: RunningSequence) -> Tensor:
         """Compute the tokens that the draft model has not read yet; return the logits [1, V] after the last one."""
         if sequence not in self._rows:
             self._rows[sequence] = CachedRow(self.store)
         return self._pass([sequence], [sequence.ids[self._rows[sequence].length :]])
 
-    def _pass(self, sequences: Sequence[Continuation], tokens: list[list[int]]) -> Tensor:
+    def _pass(self, sequences: Sequence[RunningSequence], tokens: list[list[int]]) -> Tensor:
         cache = Cache(self.store, [self._rows[each] for each in sequences])
         ids = torch.tensor(tokens, device=self.store.device)
         with torch.inference_mode():
             return self.model(ids, cache=cache, logits_to_keep=1).logits[:, -1]
 
-    def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
+    def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
         row = self._rows.get(sequence)
         if row is not None:
             row.length = min(row.length, len(sequence.ids) - 1)
 
-    def forget(self, sequence: Continuation) -> None:
+    def forget(self, sequence: RunningSequence) -> None:
         row = self._rows.pop(sequence, None)
         if row is not None:
             row.release()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Continuation:
+class RunningSequence:
     """One sample of a request: its tokens so far, and its row in the store while it runs.
 
     `ids` are the decoder's tokens, the first `prompt` of them given; `source` is an encoder-decoder's prompt. `names`
@@ -39,7 +39,7 @@ class Continuation:
     row: CachedRow | None = None
     names: list[bytes] = field(default_factory=list)
     finished: Reason | None = None
-    leader: Continuation | None = None  # the first sample of the same request
+    leader: RunningSequence | None = None  # the first sample of the same request
     beams: Beams | None = None
     scores: list[Logprob | None] = field(
         default_factory=list
@@ -63,7 +63,7 @@ class Chunk:
     tokens, drawn with probabilities `shares` [K, V]. `whole` computes all tokens without the cache, where positions
     change earlier keys (dynamic NTK past the trained length)."""
 
-    sequence: Continuation
+    sequence: RunningSequence
     count: int
     whole: bool = False
     draft: tuple[int, ...] = ()
@@ -87,10 +87,10 @@ class Scheduler:
     """Schedule first come, first served: a waiting sequence starts when there is room, and runs until it ends.
 
     A step computes one token of each decoding sequence, and chunks of prompts within `budget` tokens in all: at least
-    one prompt token (else decoding sequences could starve a prompt), and at most `beside` while any sequence decodes.
-    A sequence reserves pages for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence
-    that started last is preempted and waits again. With `tile`, prompts are cut at its multiples and tokens generated
-    before a preemption are recomputed one at a time, so that shapes do not depend on what else runs.
+    one prompt token (else decoding sequences could starve a prompt), and at most `max_prefill_tokens` while any
+    sequence decodes. A sequence reserves pages for all tokens that it may reach, divided by `overcommit`; if pages run
+    out, the sequence that started last is preempted and waits again. With `tile`, prompts are cut at its multiples and
+    tokens generated before a preemption are recomputed one at a time, so that shapes do not depend on what else runs.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class Scheduler:
         budget: int,
         rows: int,
         overcommit: float,
-        beside: int | None = None,
+        max_prefill_tokens: int | None = None,
         tile: int | None = None,
     ) -> None:
         self.store, self.prefixes, self.sources = store, prefixes, sources
         self.budget, self.rows, self.overcommit = budget, rows, overcommit
-        self.beside, self.tile = beside or budget, tile
+        self.max_prefill_tokens, self.tile = max_prefill_tokens or budget, tile
         self.limit = store.tower.cacheable_until or 1 << 60
-        self.waiting: deque[Continuation] = deque()
-        self.running: list[Continuation] = []
+        self.waiting: deque[RunningSequence] = deque()
+        self.running: list[RunningSequence] = []
         self.preemptions = 0
 
     def plan(self) -> list[Chunk]:
@@ -124,7 +124,7 @@ class Scheduler:
             elif each.left == 1:
                 chunks.append(Chunk(each, 1))
                 left -= 1
-        whole = left = max(min(left, self.beside) if chunks else left, 1)
+        whole = left = max(min(left, self.max_prefill_tokens) if chunks else left, 1)
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
@@ -133,7 +133,7 @@ class Scheduler:
                     left -= count
         return chunks
 
-    def _tile(self, sequence: Continuation) -> int:
+    def _tile(self, sequence: RunningSequence) -> int:
         """Return the number of tokens up to the end of the tile or the prompt; 1 for generated tokens."""
         assert sequence.row is not None and self.tile is not None
         length = sequence.row.length
@@ -143,7 +143,7 @@ class Scheduler:
             return sequence.prompt
         return min(self.tile - length % self.tile, sequence.prompt - length)
 
-    def _chunk(self, sequence: Continuation, most: int) -> int:
+    def _chunk(self, sequence: RunningSequence, most: int) -> int:
         if sequence.source is None and getattr(self.store.tower, "prefix_lm", False):
             return sequence.left  # a prefix that sees itself comes whole
         if self.prefixes is None:
@@ -152,7 +152,7 @@ class Scheduler:
         length = sequence.row.length
         return self.prefixes.next_stop(sequence.row, length + most, self._last_page(sequence)) - length
 
-    def _last_page(self, sequence: Continuation) -> int:
+    def _last_page(self, sequence: RunningSequence) -> int:
         step = self.store.page if self.prefixes is None else self.prefixes.step
         return (sequence.prompt - 1) // step * step
 
@@ -178,7 +178,7 @@ class Scheduler:
         beams = sum(len(each.running) + len(each.spare) for each in searches.values())
         return beams + sum(each.beams is None for each in self.running)
 
-    def _awaits(self, sequence: Continuation) -> bool:
+    def _awaits(self, sequence: RunningSequence) -> bool:
         """Whether a running sequence is computing what this one could reuse: the prompt of the same request, the same
         source, or a prompt with the same prefix."""
         leader = sequence.leader
@@ -191,7 +191,7 @@ class Scheduler:
             )
         return self.prefixes is not None and sequence.asked.prompt_logprobs is None and self._awaits_prefix(sequence)
 
-    def _awaits_prefix(self, sequence: Continuation) -> bool:
+    def _awaits_prefix(self, sequence: RunningSequence) -> bool:
         assert self.prefixes is not None
         reading = [each for each in self.running if each.row is not None and each.row.length < each.prompt]
         if reading:
@@ -202,7 +202,7 @@ class Scheduler:
             for each in reading
         )
 
-    def _widen(self, sequence: Continuation) -> bool:
+    def _widen(self, sequence: RunningSequence) -> bool:
         """Give a beam search the rows of its other beams; return False if there is no room yet."""
         spare = [replace(sequence, ids=[], row=None) for _ in range(sequence.asked.n_beams - 1)]
         sequence.beams = Beams(sequence.asked, [sequence], spare=spare)
@@ -214,7 +214,7 @@ class Scheduler:
                 return False
         return True
 
-    def _start(self, sequence: Continuation, restore: bool = True) -> CachedRow | None:
+    def _start(self, sequence: RunningSequence, restore: bool = True) -> CachedRow | None:
         """Return a row with room for the sequence, or None if there is no room yet."""
         while not self.store.free_slots:
             if self.prefixes is None or not self.prefixes.evict():
@@ -239,7 +239,7 @@ class Scheduler:
         row.release()
         return None
 
-    def _reserve(self, row: CachedRow, sequence: Continuation) -> bool:
+    def _reserve(self, row: CachedRow, sequence: RunningSequence) -> bool:
         """Own the pages that the sequence needs to start: all that it may use, divided by `overcommit`."""
         tokens = max(len(sequence.ids) + 1, int(sequence.total / self.overcommit))
         tokens = min(tokens, sequence.total, self.limit)
@@ -258,7 +258,7 @@ class Scheduler:
             while sequence.row is not None and not self._grow(sequence):
                 self.preempt(self.running[-1])
 
-    def _grow(self, sequence: Continuation) -> bool:
+    def _grow(self, sequence: RunningSequence) -> bool:
         row = sequence.row
         assert row is not None
         for number, group in enumerate(self.store.groups):
@@ -272,7 +272,7 @@ class Scheduler:
                 return False
         return True
 
-    def preempt(self, sequence: Continuation) -> None:
+    def preempt(self, sequence: RunningSequence) -> None:
         """Release a running sequence's row, and put the sequence first in the queue. It starts over with the tokens it
         has; a beam search starts over with its prompt."""
         if sequence.beams is not None:
@@ -284,7 +284,7 @@ class Scheduler:
         self.preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _narrow(self, beams: Beams) -> Continuation:
+    def _narrow(self, beams: Beams) -> RunningSequence:
         """End all rows of a beam search, and return the sequence with which it starts again."""
         first, *_ = beams.running
         self.end(beams)
@@ -300,14 +300,14 @@ class Scheduler:
                 each.row.release()
                 each.row = None
 
-    def leave(self, sequence: Continuation) -> None:
+    def leave(self, sequence: RunningSequence) -> None:
         """Release a running sequence's row."""
         self.running.remove(sequence)
         assert sequence.row is not None
         sequence.row.release()
         sequence.row = None
 
-    def remove(self, sequences: Iterable[Continuation]) -> None:
+    def remove(self, sequences: Iterable[RunningSequence]) -> None:
         """Drop sequences wherever they are."""
         for each in sequences:
             if each.beams is not None:

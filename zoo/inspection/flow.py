@@ -23,7 +23,7 @@ WATCHED = ("attention", "ffn", "block")
 
 
 @dataclass
-class Activation:
+class ActivationStats:
     """Statistics of one module's outputs: sum of squares, number of values, largest magnitude."""
 
     path: str
@@ -73,7 +73,7 @@ class Flow:
     such as a shared layer, has an entry for each time."""
 
     def __init__(self) -> None:
-        self.activations: dict[tuple[str, int], Activation] = {}
+        self.activations: dict[tuple[str, int], ActivationStats] = {}
         self.routings: dict[tuple[str, int], Routing] = {}
         self.places: dict[str, int] = {}
 
@@ -86,12 +86,12 @@ class Flow:
         """Add a module's output; of several tensors, the first."""
         tensors = [each for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each)]
         if tensors:
-            made = Activation(path, spec.axis, spec.kind)
+            made = ActivationStats(path, spec.axis, spec.kind)
             self.activations.setdefault(self.count_call(path), made).add(tensors[0])
 
     def note_input(self, path: str, spec: Spec, given: Any) -> None:
         """Add the input of a tower's first layer."""
-        made = Activation(path, "embedding", spec.kind)
+        made = ActivationStats(path, "embedding", spec.kind)
         self.activations.setdefault(self.count_call(path), made).add(given[0])
 
     def note_routes(self, path: str, spec: Router, routes: Any) -> None:

@@ -37,7 +37,7 @@ def measure_rank(maps: Tensor) -> Tensor:
 
 
 @dataclass
-class Heads:
+class HeadStats:
     """Statistics of one attention's heads, summed over rows: maps [H, T, S] of the positions that all rows have; and
     for each head the entropy, the entropy of uniform weights, the sinks' share, and the effective rank of the map."""
 
@@ -86,8 +86,8 @@ class Watcher(Eager):
     """The eager kernel, which also records the probabilities of each call for the attention that is running."""
 
     def __init__(self) -> None:
-        self.running: list[Heads] = []
-        self.calls: dict[tuple[str, int], Heads] = {}
+        self.running: list[HeadStats] = []
+        self.calls: dict[tuple[str, int], HeadStats] = {}
         self.places: dict[str, int] = {}
 
     def weigh(self, q: Tensor, k: Tensor, how: Scores) -> Tensor:
@@ -100,7 +100,7 @@ class Watcher(Eager):
         """Record a call's probabilities under the running attention and the number of the call in this pass."""
         attention = self.running[-1]
         number = self.places[attention.path] = self.places.get(attention.path, -1) + 1
-        heads = self.calls.setdefault((attention.path, number), Heads(attention.path, attention.kind))
+        heads = self.calls.setdefault((attention.path, number), HeadStats(attention.path, attention.kind))
         if how.mask.sees_all:
             visible = chances.new_full(chances.shape[:3], chances.shape[-1])
         else:
@@ -113,7 +113,7 @@ def watch_heads(model: Model) -> Iterator[Watcher]:
     """Record every attention of a model inside the block; call `watcher.places.clear()` before each pass."""
     watcher, handles, kernel = Watcher(), [], model.kernel
     for path, module in list_modules(model, "attention"):
-        heads = Heads(path, module.spec.kind)
+        heads = HeadStats(path, module.spec.kind)
         handles.append(module.register_forward_pre_hook(lambda _, given, heads=heads: watcher.running.append(heads)))
         handles.append(module.register_forward_hook(lambda _, given, out: watcher.running.pop() and None))
     model.kernel = "eager"

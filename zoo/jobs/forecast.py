@@ -96,7 +96,7 @@ class Timing:
 def time_steps(planned: TrainingPlan) -> Timing:
     """Time a few training steps and the evaluation of a batch, in a temporary folder. Raises ZooError if the run cannot
     start, or its loss is not finite."""
-    from zoo.ranks.world import ALONE
+    from zoo.distributed.world import ALONE
     from zoo.report.progress import Show
     from zoo.run.memory import release_memory
     from zoo.run.threads import keep_threads

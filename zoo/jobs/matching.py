@@ -19,7 +19,7 @@ from zoo.errors import ConfigError
 from zoo.grammar import resolve
 from zoo.jobs.forecast import Forecaster, price_run
 from zoo.jobs.plan import LaunchPlan
-from zoo.jobs.sweep import Job, find_key, group_by_arm
+from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
 from zoo.training.planning import TrainingPlan
 
 TOLERANCE = 0.01
@@ -44,7 +44,7 @@ class MatchedArm:
 
     was: str
     name: str
-    jobs: Sequence[Job]
+    jobs: Sequence[SweepPoint]
     value: int
     figures: Mapping[str, float]
     """The known figures, by currency."""
@@ -59,7 +59,7 @@ class Match:
     arms: Sequence[MatchedArm]
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SweepPoint]:
         return [job for arm in self.arms for job in arm.jobs]
 
     def ratios(self, arm: MatchedArm) -> dict[str, float]:
@@ -91,7 +91,11 @@ class Matching:
     baseline: str | None = None
 
     def match(
-        self, plan: LaunchPlan, jobs: Sequence[Job], forecaster: Forecaster, known: Mapping[str, int] | None = None
+        self,
+        plan: LaunchPlan,
+        jobs: Sequence[SweepPoint],
+        forecaster: Forecaster,
+        known: Mapping[str, int] | None = None,
     ) -> Match:
         """Solve each arm for the baseline's figure, and set the value in all jobs of the arm. `known` values, by arm,
         are not solved again. Raises ConfigError with every arm that cannot be matched."""
@@ -120,7 +124,7 @@ class Matching:
         )
 
 
-def find_faults(arms: Mapping[str, Sequence[Job]], budget: str, by: str, baseline: str) -> list[str]:
+def find_faults(arms: Mapping[str, Sequence[SweepPoint]], budget: str, by: str, baseline: str) -> list[str]:
     """List the faults of a request that do not depend on the figures."""
     if baseline not in arms:
         return [f"baseline: there is no arm {baseline!r}, found: {', '.join(arms)}"]
@@ -162,7 +166,7 @@ def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -
 
 
 def solve_arm(
-    plan: LaunchPlan, job: Job, by: str, figure: Callable[[TrainingPlan], float], target: float
+    plan: LaunchPlan, job: SweepPoint, by: str, figure: Callable[[TrainingPlan], float], target: float
 ) -> int | None:
     """Find the value of a dimension that brings an arm's figure within 1 % of the target; None if it is already.
     Multiples of 8 are preferred for widths. Raises ConfigError with the nearest figure if none is within 1 %."""
@@ -198,7 +202,7 @@ def search(share: Callable[[int], float], start: int) -> int:
     return min((each for each in (found, found + 1) if low <= each <= high), key=lambda each: abs(share(each) - 1))
 
 
-def list_grains(plan: LaunchPlan, job: Job, by: str) -> tuple[int, ...]:
+def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
     """List the grains of a dimension, the preferred first: its values are multiples of a grain. If the head width
     follows from d_model, the grains make it an even number."""
     if by.rpartition(".")[2] == "d_ff":
@@ -210,7 +214,7 @@ def list_grains(plan: LaunchPlan, job: Job, by: str) -> tuple[int, ...]:
     return (8, 2) if isinstance(width, int) or not isinstance(heads, int) else (math.lcm(8, 2 * heads), 2 * heads)
 
 
-def read_dimension(plan: LaunchPlan, job: Job, by: str) -> int:
+def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
     """Read the value of a dimension in a job's config. Raises ConfigError if it is no positive whole number."""
     node: Any = OmegaConf.to_container(plan.loader.compose_job(job.typed).cfg, resolve=False)
     value: Any = {**node, "model": resolve(node["model"])}
@@ -221,7 +225,7 @@ def read_dimension(plan: LaunchPlan, job: Job, by: str) -> int:
     return value
 
 
-def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[Job], by: str) -> MatchedArm:
+def describe_arm(plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], by: str) -> MatchedArm:
     """Price a solved arm; its name is set by the caller."""
     price = price_run(jobs[0].planned, memory=False)
     figures = {each: value for each in CURRENCIES if (value := getattr(price, each)) is not None}

@@ -13,7 +13,7 @@ from zoo.analysis.verdict import LEVEL
 from zoo.errors import ConfigError
 from zoo.jobs.forecast import Forecast, Forecaster
 from zoo.jobs.matching import Match
-from zoo.jobs.sweep import Job, group_by_arm
+from zoo.jobs.sweep import SweepPoint, group_by_arm
 from zoo.report.arms import group_arms
 from zoo.report.history import collect_runs
 
@@ -23,9 +23,9 @@ class Outlook:
     """A sweep before it runs. `refused` has the faults of invalid points by their overrides, `dropped` each duplicate
     point with the job that it equals, `done` the names of the jobs that are finished."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[SweepPoint]
     forecaster: Forecaster
-    dropped: Sequence[tuple[Job, Job]] = ()
+    dropped: Sequence[tuple[SweepPoint, SweepPoint]] = ()
     refused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     done: frozenset[str] = frozenset()
     sigma: float | None = None
@@ -35,11 +35,11 @@ class Outlook:
     """The minimum and maximum runs per arm that a learning-rate search adds; None without a search."""
 
     @property
-    def arms(self) -> dict[str, list[Job]]:
+    def arms(self) -> dict[str, list[SweepPoint]]:
         return group_by_arm(self.jobs)
 
     @property
-    def left(self) -> list[Job]:
+    def left(self) -> list[SweepPoint]:
         """The jobs that are not done."""
         return [each for each in self.jobs if each.name not in self.done]
 
@@ -53,14 +53,14 @@ class Outlook:
         """The sum of the seconds of one run of each arm; None if some are unknown."""
         return self._add_up([jobs[0] for jobs in self.arms.values()])
 
-    def _add_up(self, jobs: Sequence[Job]) -> float | None:
+    def _add_up(self, jobs: Sequence[SweepPoint]) -> float | None:
         found = [self.predict(each)["wall_seconds"] for each in jobs]
         return None if None in found else sum(found)
 
-    def forecast(self, job: Job) -> Forecast:
+    def forecast(self, job: SweepPoint) -> Forecast:
         return self.forecaster.forecast(job.planned)
 
-    def predict(self, job: Job) -> dict[str, Any]:
+    def predict(self, job: SweepPoint) -> dict[str, Any]:
         """Predict the figures of a job, by their names in its result.json."""
         return self.forecast(job).to_dict(job.planned)
 

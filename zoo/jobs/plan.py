@@ -33,11 +33,11 @@ from zoo.compose.overrides import format_override, list_alternatives, list_value
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
 from zoo.compose.targets import Target, drop_swapped, find_target, is_file, list_defaults, list_packaged, read_yaml
+from zoo.distributed.world import read_world
 from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
 from zoo.jobs.record import run_one_job
-from zoo.jobs.sweep import Job, list_varied
-from zoo.ranks.world import read_world
+from zoo.jobs.sweep import SweepPoint, list_varied
 from zoo.training import restarts
 from zoo.training.planning import TrainingPlan, plan_training
 
@@ -157,14 +157,14 @@ class LaunchPlan:
 
         return start_run(task_config(self.jobs[0]))
 
-    def launch(self, folder: Path, jobs: Sequence[Job]) -> None:
+    def launch(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
         """Run jobs of a sweep. Each job that ends, failed or not, leaves a `result.json` in its folder in `folder`."""
         self.loader.folder = str(folder)
         launch_jobs(self.hydra, self.config_name, run_one_job, self.overrides, [each.typed for each in jobs])
 
-    def list_points(self) -> list[Job]:
+    def list_points(self) -> list[SweepPoint]:
         """List the valid jobs of a sweep, in order."""
-        return [Job.of(each, planned) for each, planned in zip(self.jobs, self.planned, strict=True) if planned]
+        return [SweepPoint.of(each, planned) for each, planned in zip(self.jobs, self.planned, strict=True) if planned]
 
     def list_refused(self) -> dict[str, list[str]]:
         """List the faults of the invalid points, by their overrides."""
@@ -177,13 +177,13 @@ class LaunchPlan:
         self.loader.folder = str(folder)
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
-    def compose_point(self, overrides: Sequence[str]) -> Job:
+    def compose_point(self, overrides: Sequence[str]) -> SweepPoint:
         """Compose a job of the sweep from its overrides. Raises ConfigError with its faults."""
         composed = self.loader.compose_job(overrides)
         planned = _check(composed, self.varied)
         composed.refuse_faults()
         assert planned is not None
-        return Job.of(composed, planned)
+        return SweepPoint.of(composed, planned)
 
     def _discard(self, folder: Path) -> None:
         """Remove the folder of a run that refused its input at the start, and the parent folders made for it."""

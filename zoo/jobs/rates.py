@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import runs
 from zoo.errors import ConfigError, ZooError
-from zoo.jobs.sweep import Job, Sweep, find_key, group_by_arm
+from zoo.jobs.sweep import Sweep, SweepPoint, find_key, group_by_arm
 
 if TYPE_CHECKING:
     from zoo.jobs.plan import LaunchPlan
@@ -39,7 +39,7 @@ which is the first seed's run."""
 
 
 @dataclass
-class Search:
+class RateSearch:
     """The search of one arm: `ask` gives rates to try, `tell` takes losses. Rates are quarter decades from `start`."""
 
     start: float
@@ -120,7 +120,7 @@ class Search:
         }
 
 
-def find_faults(jobs: Sequence[Job]) -> list[str]:
+def find_faults(jobs: Sequence[SweepPoint]) -> list[str]:
     """List why rates cannot be searched."""
     stated = {word for each in jobs for word in each.typed if find_key(word) == KEY}
     if len(stated) > 1:
@@ -131,17 +131,17 @@ def find_faults(jobs: Sequence[Job]) -> list[str]:
 def search_rates(
     plan: LaunchPlan,
     sweep: Sweep,
-    jobs: Sequence[Job],
-    launch: Callable[[Sequence[Job], Mapping[str, Any]], None],
-    begin: Callable[[Job], Search] | None = None,
-) -> tuple[list[Job], dict[str, Search]]:
+    jobs: Sequence[SweepPoint],
+    launch: Callable[[Sequence[SweepPoint], Mapping[str, Any]], None],
+    begin: Callable[[SweepPoint], RateSearch] | None = None,
+) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
     """Search the rate of every arm, running all arms' jobs of a round together: by the grid, or by the search that
     `begin` makes from the job of an arm's first seed. `launch` gets the jobs, and by name each job's fields in
     sweep.json. Returns the jobs of all seeds at the best rates, and the searches. Raises ZooError if an arm failed."""
     if faults := find_faults(jobs):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)
-    begin = begin or (lambda job: Search(job.planned.settings.optim.lr))
+    begin = begin or (lambda job: RateSearch(job.planned.settings.optim.lr))
     searches = {name: begin(own[0]) for name, own in arms.items()}
     while tried := [(name, each) for name, search in searches.items() for each in search.ask()]:
         made = {(name, each): at_rate(plan, arms[name][0], searches[name].rate(each)) for name, each in tried}
@@ -154,12 +154,12 @@ def search_rates(
     return [at_rate(plan, job, best[name]) for name in arms for job in arms[name]], searches
 
 
-def at_rate(plan: LaunchPlan, job: Job, rate: str) -> Job:
+def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str) -> SweepPoint:
     """Compose the job with another learning rate."""
     return plan.compose_point([*(each for each in job.typed if find_key(each) != KEY), f"{KEY}={rate}"])
 
 
-def read_outcome(folder: Path, job: Job) -> tuple[float | None, str | None]:
+def read_outcome(folder: Path, job: SweepPoint) -> tuple[float | None, str | None]:
     """Read a job's validation loss, None unless it is done, and its status."""
     result: Mapping[str, Any] = runs.read_result(folder / job.name / runs.RESULT)
     status = result.get("status")

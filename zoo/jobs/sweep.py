@@ -71,7 +71,7 @@ def _hash(planned: TrainingPlan, settings: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepPoint:
     """A valid point of a sweep."""
 
     name: str
@@ -81,7 +81,7 @@ class Job:
     planned: TrainingPlan
 
     @classmethod
-    def of(cls, composed: Composed, planned: TrainingPlan) -> Job:
+    def of(cls, composed: Composed, planned: TrainingPlan) -> SweepPoint:
         last = {each.partition("=")[0]: each for each in composed.typed if not is_hydras(each)}
         return cls(hash_config(planned), list(last.values()), planned)
 
@@ -106,17 +106,17 @@ def list_varied(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(override for override in each if override not in shared) for each in jobs]
 
 
-def group_by_arm(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+def group_by_arm(jobs: Sequence[SweepPoint]) -> dict[str, list[SweepPoint]]:
     """Group jobs into arms, which differ only in their seeds, under the names that `zoo report` uses."""
-    found: dict[str, list[Job]] = {}
+    found: dict[str, list[SweepPoint]] = {}
     for name, job in zip(name_arms([each.typed for each in jobs]), jobs, strict=True):
         found.setdefault(name, []).append(job)
     return found
 
 
-def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
+def drop_duplicates(jobs: Iterable[SweepPoint]) -> tuple[list[SweepPoint], list[tuple[SweepPoint, SweepPoint]]]:
     """Drop jobs with equal configs. Returns the first job of each config, and each duplicate with its first job."""
-    kept: dict[str, Job] = {}
+    kept: dict[str, SweepPoint] = {}
     dropped = []
     for each in jobs:
         first = kept.setdefault(each.name, each)
@@ -125,7 +125,7 @@ def drop_duplicates(jobs: Iterable[Job]) -> tuple[list[Job], list[tuple[Job, Job
     return list(kept.values()), dropped
 
 
-def describe_dropped(jobs: Sequence[Job], dropped: Sequence[tuple[Job, Job]]) -> str | None:
+def describe_dropped(jobs: Sequence[SweepPoint], dropped: Sequence[tuple[SweepPoint, SweepPoint]]) -> str | None:
     """Describe the duplicate points in one line; None if there are none."""
     if not dropped:
         return None
@@ -153,7 +153,7 @@ class Sweep:
 
     def add(
         self,
-        jobs: Iterable[Job],
+        jobs: Iterable[SweepPoint],
         predicted: Mapping[str, Mapping[str, Any]],
         search: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -191,7 +191,9 @@ class Sweep:
         """Write sweep.json."""
         disk.write_text(self.folder / runs.SWEEP, json.dumps(self.content, indent=2) + "\n")
 
-    def find_missing(self, jobs: Iterable[Job], search: Mapping[str, Mapping[str, Any]] | None = None) -> list[Job]:
+    def find_missing(
+        self, jobs: Iterable[SweepPoint], search: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[SweepPoint]:
         """List the jobs that are not done. Pruned trials of a `search` count as done. Raises ConfigError if another
         process runs a missing job."""
         trials = {name for name, said in (search or {}).items() if "trial" in said}
@@ -211,7 +213,7 @@ class Sweep:
         """Read a job's status from its result.json; None if there is none."""
         return runs.read_whole_result(self.folder / name / runs.RESULT).get("status")
 
-    def describe(self, jobs: Sequence[Job], missing: Sequence[Job]) -> str | None:
+    def describe(self, jobs: Sequence[SweepPoint], missing: Sequence[SweepPoint]) -> str | None:
         """Describe in one line the jobs that are done or resumed; None if all jobs start anew."""
         resumed = sum(has_checkpoint(self.folder / each.name) for each in missing)
         parts = [f"{len(jobs) - len(missing)} done"] if len(missing) < len(jobs) else []

@@ -17,10 +17,10 @@ from zoo import grammar, runs
 from zoo.checkpoint.whole import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import copy_tokenizer, refuse_old_position
 from zoo.disk import remove_drafts, write_text
+from zoo.distributed.meeting import join_processes
+from zoo.distributed.world import World, read_world
 from zoo.errors import CheckpointError, ConfigError, FinishedRun, ZooError, short
 from zoo.grammar.saved import read_spec
-from zoo.ranks.meeting import join_processes
-from zoo.ranks.world import World, read_world
 from zoo.report.history import RunRecord
 from zoo.report.page import write_page
 from zoo.report.progress import Show
@@ -42,7 +42,7 @@ from zoo.training.restarts import describe_restart, has_checkpoint, note_choice,
 from zoo.training.run import Run
 from zoo.training.saving import check_counters, restore_run, tidy_checkpoints
 from zoo.training.settings import TextSample
-from zoo.training.start.begin import Start
+from zoo.training.start.begin import StartSettings
 from zoo.training.validation import choose_sampling_kernel, describe_silence, writes
 from zoo.untrusted.paths import find_inside
 
@@ -56,7 +56,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     show = Show(planned.settings.steps, quiet=not world.main)
     join_processes(world, pick_device(planned.settings.device).type)
     with ExitStack() as held:
-        told, begins = world.tell((str(folder or find_output_folder()), True) if world.main else None)
+        told, begins = world.broadcast((str(folder or find_output_folder()), True) if world.main else None)
         if not begins:  # the main process has found this launch's own run in the folder (`rejoin_run`)
             return resume_run(told, typed=cfg)
         where = Path(told)
@@ -68,7 +68,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
 
 def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, held: ExitStack) -> dict[str, Any]:
     """Train a run from its first step in a folder that has no checkpoint. `held` keeps the folder locked."""
-    Start.of(planned.settings).check(planned.spec)
+    StartSettings.of(planned.settings).check(planned.spec)
     planned, device, data = prepare_device_and_data(planned, show, world)
     if world.main:
         held.enter_context(runs.locked(folder, show.say))
@@ -134,7 +134,7 @@ def rejoin_run(folder: Path, typed: DictConfig) -> dict[str, Any]:
     other processes, as they wait in `start_run`. Raises FinishedRun if no step is left."""
     planned, world = plan_resumption(folder, [], typed), read_world()
     join_processes(world, pick_device(planned.settings.device).type)
-    world.tell((str(folder), False))
+    world.broadcast((str(folder), False))
     return resume_run(folder, typed=typed)
 
 
@@ -157,7 +157,7 @@ def tell_checkpoint(folder: Path, which: str, world: World) -> ChosenCheckpoint 
             found = choose_checkpoint(folder, settle_choice(folder, which), check_counters)
         except CheckpointError as error:
             found = error
-    found = world.tell(found)
+    found = world.broadcast(found)
     if isinstance(found, CheckpointError):
         raise found
     return found

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, Pruned
-from zoo.jobs.rates import TOLERANCE, Search
-from zoo.jobs.sweep import Job
+from zoo.jobs.rates import TOLERANCE, RateSearch
+from zoo.jobs.sweep import SweepPoint
 from zoo.training.callbacks import TrainingState, followed
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def require_optuna() -> Any:
     return optuna
 
 
-def check_trials(jobs: Sequence[Job]) -> None:
+def check_trials(jobs: Sequence[SweepPoint]) -> None:
     """Raise ConfigError if optuna is not installed, or if a job's first evaluation comes too late to end it early."""
     require_optuna()
     for settings in (each.planned.settings for each in jobs):
@@ -66,7 +66,7 @@ def check_trials(jobs: Sequence[Job]) -> None:
 
 
 @dataclass
-class Trials(Search):
+class Trials(RateSearch):
     """The search of one arm by `count` trials, `at_once` per round."""
 
     study: Any = None
@@ -77,7 +77,7 @@ class Trials(Search):
     """The trial number of each quarter decade of this round."""
 
     @classmethod
-    def open(cls, folder: Path, job: Job, count: int, at_once: int) -> Trials:
+    def open(cls, folder: Path, job: SweepPoint, count: int, at_once: int) -> Trials:
         """Open an arm's search, named by the job of its first seed, in the state of the journal."""
         optuna, settings = require_optuna(), job.planned.settings
         study = open_study(folder, job.name, settings.steps, create=True)
@@ -115,8 +115,8 @@ class Trials(Search):
         return {"trial": {"study": self.study.study_name, "number": self.numbers[quarter], "steps": self.steps}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the result as `Search.to_dict` does, with the number of `pruned` runs. The window is open on the side
-        of a pruned run, whose final loss is unknown."""
+        """Write the result as `RateSearch.to_dict` does, with the number of `pruned` runs. The window is open on the
+        side of a pruned run, whose final loss is unknown."""
         states, found, tried = require_optuna().trial.TrialState, super().to_dict(), sorted(self.losses)
         pruned = {each.params[KEY] for each in self.study.get_trials(states=(states.PRUNED,))}
         low, high = (tried.index(each) if each in tried else None for each in self.window())

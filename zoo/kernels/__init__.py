@@ -1,15 +1,15 @@
 """Attention kernels: `attend`, the choice of a kernel, and one file per kernel. All compute the same as eager."""
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
-from zoo.kernels.dispatch import KERNELS, Choice, attend, order, pick, prepare, select
+from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
+from zoo.kernels.dispatch import KERNELS, KernelChoice, attend, order, pick, prepare, select
 from zoo.kernels.found import machine_of
 
 __all__ = [
     "KERNELS",
-    "Ask",
+    "AttentionQuery",
     "Call",
-    "Choice",
     "Kernel",
+    "KernelChoice",
     "Machine",
     "Scores",
     "attend",

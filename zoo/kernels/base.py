@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.bias import Bias
-    from zoo.kernels.drop import DroppedChances
+    from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
 
 
@@ -28,7 +28,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Ask:
+class AttentionQuery:
     """One attention call without its tensors: everything on which the choice of a kernel depends.
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
@@ -89,7 +89,7 @@ class Scores:
     sinks: Tensor | None = None
     bias: Bias | None = None
     pages: Tensor | None = None
-    dropout: DroppedChances | None = None
+    dropout: AttentionDropout | None = None
 
     def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Scores]:
         """Copy each row's keys and values out of the pools to [B, P·page, K, C]; without pages, return k and v."""
@@ -108,15 +108,17 @@ class Kernel:
     on_request: bool = False  # used only when named, not by `auto`
     pages_in_place: bool = False  # reads a paged cache in place; else keys are copied out first
 
-    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+    def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
         """Say why this kernel cannot serve the ask on that machine, or None. Pure, and cheap enough for each layer."""
         raise NotImplementedError
 
-    def call(self, ask: Ask) -> Call:
+    def call(self, ask: AttentionQuery) -> Call:
         """Return the call that the kernel makes for an ask that it does not refuse."""
         raise NotImplementedError
 
-    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
+    def prepare(
+        self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
+    ) -> None:
         """Compute the tensors that `__call__` reads, and keep them on the mask, once for all layers that share it."""
         raise NotImplementedError
 

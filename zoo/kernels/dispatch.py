@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import KernelError, did_you_mean
-from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.bias import describe_bias
 from zoo.kernels.eager import Eager
 from zoo.kernels.flash2 import Flash2, Flash2Hub
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.bias import Bias
-    from zoo.kernels.drop import DroppedChances
+    from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
 
 KERNELS: dict[str, Kernel] = {
@@ -39,7 +39,7 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """The chosen kernel, the call that it will make, and the refusals of the kernels tried before."""
 
     kernel: Kernel
@@ -58,7 +58,7 @@ def attend(
     sinks: Tensor | None = None,
     bias: Bias | Tensor | None = None,
     pages: Tensor | None = None,
-    dropout: DroppedChances | None = None,
+    dropout: AttentionDropout | None = None,
     kernel: str = "auto",
     chosen: list[Kernel] | None = None,
     again: bool = False,
@@ -110,7 +110,7 @@ def replace_kernel(name: str, kernel: Kernel) -> Iterator[None]:
         KERNELS[name] = before
 
 
-def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:
+def order(ask: AttentionQuery, machine: Machine) -> Iterator[Kernel]:
     """Yield the kernels in the order in which `auto` tries them.
 
     The flash-attn packages come first, then torch's own kernels. On CUDA scaled_dot_product_attention is the first of
@@ -125,31 +125,31 @@ def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:
     yield from (KERNELS[name] for name in last)
 
 
-def select(ask: Ask, machine: Machine, kernel: str = "auto") -> Kernel:
+def select(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> Kernel:
     """Choose the kernel as `pick` does, without collecting the refusals. Decoding calls this once per layer."""
     if kernel != "auto":
         return _check_named(ask, machine, kernel)
     return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None)
 
 
-def pick(ask: Ask, machine: Machine, kernel: str = "auto") -> Choice:
+def pick(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> KernelChoice:
     """Choose the first kernel that does not refuse, or the named one. Pure: the machine need not be present.
 
     Raises KernelError with the reason if the named kernel refuses.
     """
     if kernel != "auto":
         forced = _check_named(ask, machine, kernel)
-        return Choice(forced, forced.call(ask), {})
+        return KernelChoice(forced, forced.call(ask), {})
     refusals: dict[str, str] = {}
     for candidate in order(ask, machine):
         reason = candidate.refuses(ask, machine)
         if reason is None:
-            return Choice(candidate, candidate.call(ask), refusals)
+            return KernelChoice(candidate, candidate.call(ask), refusals)
         refusals[candidate.name] = reason
     raise AssertionError("eager refuses nothing")
 
 
-def _check_named(ask: Ask, machine: Machine, kernel: str) -> Kernel:
+def _check_named(ask: AttentionQuery, machine: Machine, kernel: str) -> Kernel:
     """Return the kernel of this name. Raises KernelError if it is unknown or refuses."""
     if kernel not in KERNELS:
         known = ", ".join(("auto", *KERNELS))
@@ -167,7 +167,7 @@ def _check_named(ask: Ask, machine: Machine, kernel: str) -> Kernel:
 
 def prepare(
     mask: Mask,
-    ask: Ask,
+    ask: AttentionQuery,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -188,13 +188,13 @@ def prepare(
         chosen.prepare(mask, ask, device, dtype, bias)
 
 
-def _ask(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Ask:
+def _ask(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> AttentionQuery:
     """Describe a call as an Ask."""
     sinks, bias = how.sinks, how.bias
     wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
     wanted = wanted or (bias is not None and bias.learned)
     _, _, n_heads, width = q.shape
-    return Ask(
+    return AttentionQuery(
         dtype=str(q.dtype).removeprefix("torch."),
         head_dim=width,
         v_head_dim=v.shape[3],

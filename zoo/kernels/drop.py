@@ -65,7 +65,7 @@ def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DroppedChances:
+class AttentionDropout:
     """Dropout of attention probabilities, by int64 keys of queries [B, T], of own heads [H] and of tokens [S]."""
 
     rate: float
@@ -73,7 +73,7 @@ class DroppedChances:
     heads: Tensor
     tokens: Tensor
 
-    def split(self, counts: Sequence[int]) -> list[DroppedChances]:
+    def split(self, counts: Sequence[int]) -> list[AttentionDropout]:
         """Split by queries, `counts[i]` in part i, for parts that attend separately."""
         return [replace(self, queries=each) for each in self.queries.split(counts, 1)]
 

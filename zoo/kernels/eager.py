@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ class Eager(Kernel):
 
     fused = False
 
-    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+    def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
         return None
 
-    def call(self, ask: Ask) -> Call:
+    def call(self, ask: AttentionQuery) -> Call:
         return Call("softmax(QKᵀ)V")
 
-    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
+    def prepare(
+        self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
+    ) -> None:
         if not mask.sees_all:
             mask.dense(device)
         if bias is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import KernelError
-from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.found import explain_missing
 from zoo.kernels.varlen import VarlenBatch, lay_varlen
 from zoo.lazy import F, torch
@@ -54,7 +54,7 @@ class Flash(Kernel):
 
     # ------------------------------------------------------------ the reason against
 
-    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+    def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
         return self.refuses_machine(machine) or _refuse_ask(ask) or self.lacks(ask, machine)
 
     def refuses_machine(self, machine: Machine) -> str | None:
@@ -66,16 +66,16 @@ class Flash(Kernel):
             return missing
         return f"{self.wants}, this is {found[0]}.{found[1]}"
 
-    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+    def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
         """Say which feature of the ask this version lacks, or None."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ the call
 
-    def call(self, ask: Ask) -> Call:
+    def call(self, ask: AttentionQuery) -> Call:
         return Call(self.function(ask), self.options(ask.causal, ask.window, ask.softcap, ask.ahead))
 
-    def function(self, ask: Ask) -> str:
+    def function(self, ask: AttentionQuery) -> str:
         """Return the name of the function that serves an ask."""
         return self.functions[way(ask)]
 
@@ -110,7 +110,9 @@ class Flash(Kernel):
 
         return get_kernel(self.repository, version=1)
 
-    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
+    def prepare(
+        self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
+    ) -> None:
         self.load()
         if way(ask) == VARLEN:
             lay_varlen(mask, device)
@@ -161,14 +163,14 @@ class Flash(Kernel):
         return result[0] if isinstance(result, tuple) else result
 
 
-def way(ask: Ask) -> str:
+def way(ask: AttentionQuery) -> str:
     """Return which of the three kinds of call serves an ask."""
     if ask.documents or ask.padding:
         return VARLEN
     return CACHED if (ask.short_q or ask.lengths) and not ask.needs_grad else DENSE
 
 
-def _refuse_ask(ask: Ask) -> str | None:
+def _refuse_ask(ask: AttentionQuery) -> str | None:
     """Say which feature of an ask no flash kernel has, or None."""
     if ask.dtype not in DTYPES:
         return f"flash kernels take float16 and bfloat16, not {ask.dtype}"
@@ -183,14 +185,14 @@ def _refuse_ask(ask: Ask) -> str | None:
     return _refuse_width(ask) or _refuse_lengths(ask)
 
 
-def _refuse_width(ask: Ask) -> str | None:
+def _refuse_width(ask: AttentionQuery) -> str | None:
     for name, width in (("head_dim", ask.head_dim), ("v_head_dim", ask.v_head_dim)):
         if width % 8:
             return f"flash kernels take heads in multiples of 8, found {name}={width}"
     return None
 
 
-def _refuse_lengths(ask: Ask) -> str | None:
+def _refuse_lengths(ask: AttentionQuery) -> str | None:
     """Say which rows of unequal length cannot be a varlen batch, or None."""
     if ask.padding and (ask.window is not None or ask.bias != "none"):
         return "once padding is taken out token indices change, and a window or ALiBi counts them"
@@ -203,14 +205,14 @@ def _refuse_lengths(ask: Ask) -> str | None:
     return None
 
 
-def refuse_width(ask: Ask) -> str | None:
+def refuse_width(ask: AttentionQuery) -> str | None:
     """Say why heads do not fit a kernel with one width for keys and values, or None."""
     if ask.v_head_dim > ask.head_dim:
         return f"values are wider than keys, {ask.v_head_dim} and {ask.head_dim}"
     return f"heads are at most {WIDEST} wide, found {ask.head_dim}" if ask.head_dim > WIDEST else None
 
 
-def refuse_cached_width(ask: Ask) -> str | None:
+def refuse_cached_width(ask: AttentionQuery) -> str | None:
     """Refuse cached values narrower than keys, as the cache would be copied and padded at every step; or None."""
     if way(ask) != CACHED or ask.v_head_dim == ask.head_dim:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zoo.kernels.base import Ask, Machine
+from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.flash import Flash, refuse_cached_width, refuse_width, since_ampere
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Flash2(Flash):
     serves = staticmethod(since_ampere)
     wants = "flash-attn 2 wants compute capability 8.0 or more"
 
-    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+    def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
         if ask.sinks:
             return "flash-attn 2 has no attention sinks"
         if ask.page and ask.page % PAGE:

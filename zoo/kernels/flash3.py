@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Machine
+from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.flash import WIDEST, Flash, refuse_cached_width, refuse_width
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Flash3(Flash):
     serves = staticmethod(lambda capability: capability == (9, 0))
     wants = "flash-attn 3 is made for Hopper (compute capability 9.0)"
 
-    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+    def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
         if ask.bias == "alibi":
             return "flash-attn 3 has no ALiBi"
         if ask.sinks:

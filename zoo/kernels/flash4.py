@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import Ask, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Machine, Scores
 from zoo.kernels.flash import CACHED, DENSE, WIDEST, Flash, way
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Flash4(Flash):
     functions: ClassVar = {**Flash.functions, CACHED: "flash_attn_varlen_func"}
     unlimited = None
 
-    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+    def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
         if ask.bias == "alibi":
             return "flash-attn 4 has no ALiBi but as code of its own language"
         if ask.token_sinks:
@@ -45,7 +45,7 @@ class Flash4(Flash):
             return _refuse_on_blackwell(widths, ask) or _refuse_gradient(widths, ask)
         return _refuse_on_hopper(widths) or _refuse_gradient(widths, ask)
 
-    def function(self, ask: Ask) -> str:
+    def function(self, ask: AttentionQuery) -> str:
         return super().function(ask) if ask.lengths or way(ask) != CACHED else self.functions[DENSE]
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _refuse_on_hopper(widths: tuple[int, int]) -> str | None:
     return f"on Hopper values are at most 192 wide beside keys of less than 128, found {widths}" if narrow else None
 
 
-def _refuse_on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
+def _refuse_on_blackwell(widths: tuple[int, int], ask: AttentionQuery) -> str | None:
     if widths == (256, 256):
         scored = ask.needs_grad and (ask.sinks or ask.softcap is not None)
         return "on Blackwell heads of 256 have no gradient with sinks or a softcap" if scored else None
@@ -74,7 +74,7 @@ def _refuse_on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
     return None
 
 
-def _refuse_gradient(widths: tuple[int, int], ask: Ask) -> str | None:
+def _refuse_gradient(widths: tuple[int, int], ask: AttentionQuery) -> str | None:
     """Say why unequal widths have no gradient, or None; found by compiling all (tests/oracle/compile_flash4.py)."""
     if not ask.needs_grad or widths[0] == widths[1]:
         return None

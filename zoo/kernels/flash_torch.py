@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import Ask, Machine
+from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, refuse_width, since_ampere
 from zoo.lazy import torch
 
@@ -27,7 +27,7 @@ class FlashTorch(Flash):
     serves = staticmethod(since_ampere)
     wants = "torch's flash-attn 2 wants compute capability 8.0 or more"
 
-    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+    def lacks(self, ask: AttentionQuery, machine: Machine) -> str | None:
         if ask.softcap is not None:
             return "torch's flash kernels have no softcap"
         if ask.sinks:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.kernels.bias import Bias, ByDistance, Given, Placed
 from zoo.kernels.blocks import options, too_large
 from zoo.kernels.found import machine_of
@@ -47,7 +47,7 @@ class Flex(Kernel):
     name = "flex"
     about = "torch's flex_attention, compiled: every feature; on a CPU forward only"
 
-    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+    def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
         if machine.device not in ("cpu", "cuda"):
             return f"flex_attention is compiled for CPUs and CUDA, not for {machine.device}"
         if ask.dropout:
@@ -64,7 +64,7 @@ class Flex(Kernel):
             return "flex_attention on a CPU is for x86-64 with AVX2, not on macOS"
         return "flex_attention has no gradient on a CPU" if ask.needs_grad else None
 
-    def call(self, ask: Ask) -> Call:
+    def call(self, ask: AttentionQuery) -> Call:
         added = {"softcap": ask.softcap is not None, ask.bias: ask.bias != "none"}
         hides = ("causal", "window", "padding", "documents", "pairs", "lengths")
         shown = {name: getattr(ask, name) for name in hides}
@@ -78,7 +78,9 @@ class Flex(Kernel):
             },
         )
 
-    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
+    def prepare(
+        self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
+    ) -> None:
         _drawn(mask, ask.sinks and not _gives_sums(device), device)
         _spacious(bias, mask)
 
@@ -93,7 +95,7 @@ class Flex(Kernel):
             return _compiled()(q, k, v, drawn, how)
 
 
-def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None:
+def _refused_on_cuda(ask: AttentionQuery, capability: tuple[int, int] | None) -> str | None:
     """Say which limit of triton, or of torch's triton kernels, the ask exceeds, or None."""
     needed = (8, 0) if ask.dtype == "bfloat16" else (7, 0)
     if capability is not None and capability < needed:

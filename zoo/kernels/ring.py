@@ -22,8 +22,8 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.distributed.context import SpreadContext
     from zoo.kernels.bias import Bias
-    from zoo.ranks.context import SpreadContext
 
 PART_KERNELS = ("auto", "eager")
 """Values of `kernel` that a ring accepts: its parts have their own kernels (`zoo.kernels.partial`)."""

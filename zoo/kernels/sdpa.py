@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.base import AttentionQuery, Call, Kernel, Machine, Scores
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class SDPA(Kernel):
     name = "sdpa"
     about = "torch's scaled_dot_product_attention: fused; no softcap, no sinks"
 
-    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+    def refuses(self, ask: AttentionQuery, machine: Machine) -> str | None:
         if ask.softcap is not None:
             return "scaled_dot_product_attention has no softcap"
         if ask.sinks:
@@ -30,12 +30,14 @@ class SDPA(Kernel):
             return "torch has no fused kernel with dropout on a CPU"
         return None
 
-    def call(self, ask: Ask) -> Call:
+    def call(self, ask: AttentionQuery) -> Call:
         if not plain(ask):
             return Call("scaled_dot_product_attention", {"attn_mask": "[B, H, T, S]"})
         return Call("scaled_dot_product_attention", {"is_causal": ask.causal and not ask.short_q})
 
-    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
+    def prepare(
+        self, mask: Mask, ask: AttentionQuery, device: torch.device, dtype: torch.dtype, bias: Bias | None
+    ) -> None:
         _additive(mask, device, dtype, bias)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
@@ -57,7 +59,7 @@ class SDPA(Kernel):
         return y.transpose(1, 2)  # B T H Cv
 
 
-def plain(ask: Ask) -> bool:
+def plain(ask: AttentionQuery) -> bool:
     """Whether torch needs no mask tensor: all keys are visible, or T = S and the mask is causal."""
     hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.lengths or ask.chosen
     return not hidden and ask.bias == "none" and not (ask.causal and ask.short_q)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from zoo.kernels import KERNELS, order
-from zoo.kernels.base import Ask, Kernel, Machine
+from zoo.kernels.base import AttentionQuery, Kernel, Machine
 from zoo.kernels.found import EVERYTHING, PACKAGES, explain_missing
 from zoo.lazy import torch
 
@@ -24,7 +24,7 @@ MACHINES = (Machine("cpu", None, EVERYTHING), *(Machine("cuda", each, EVERYTHING
 
 GRADIENT = "gradient with "
 
-PLAIN = Ask("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=False)
+PLAIN = AttentionQuery("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=False)
 """Attention where every query sees every key. Every kernel that runs at all supports it."""
 
 
@@ -32,7 +32,7 @@ class Feature(NamedTuple):
     """A feature of attention: an `ask` that has it, without a gradient. `trains`: whether training may use it."""
 
     name: str
-    ask: Ask
+    ask: AttentionQuery
     trains: bool = True
 
 
@@ -129,7 +129,7 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
     return Cell(forward, backward, reason if against is None or (forward, backward) == (NEVER, ELSEWHERE) else against)
 
 
-def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]:
+def _state(kernel: Kernel, ask: AttentionQuery, machine: Machine) -> tuple[str, str | None]:
     """Say where the kernel can serve the ask, and why not here (on its best machine, if it never runs here)."""
     reason = kernel.refuses(ask, machine)
     if reason is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import runs
-from zoo.analysis.scaling import Fit, Points, fit_law
+from zoo.analysis.scaling import FittedLaw, LossPoints, fit_law
 from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch, task_config
@@ -123,7 +123,7 @@ def _train(ladder: Ladder, rung: Rung, folder: Path, say: Say) -> None:
         runs.remember(where)
 
 
-def write_points(ladder: Ladder, folder: Path) -> Points:
+def write_points(ladder: Ladder, folder: Path) -> LossPoints:
     """Write the points of the runs that are done, a line for each decay's end. A point's tokens are those that its
     weights were trained on. Raises ZooError if a loss is missing."""
     lines = []
@@ -139,16 +139,16 @@ def write_points(ladder: Ladder, folder: Path) -> Points:
             point = {"params": rung.params, "tokens": each["trained_tokens"], "loss": each["val_loss"], "flops": flops}
             lines.append({**point, "run": rung.name, "step": each["step"]})
     write_text(folder / POINTS, "".join(json.dumps(line) + "\n" for line in lines))
-    return Points.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
+    return LossPoints.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
 
 
-def read_points(folder: Path) -> Points:
+def read_points(folder: Path) -> LossPoints:
     """Read the points of a ladder's folder."""
     lines = [json.loads(line) for line in (folder / POINTS).read_text(encoding="utf-8").splitlines()]
-    return Points.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
+    return LossPoints.collect((line["params"], line["tokens"], line["loss"]) for line in lines)
 
 
-def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
+def _predict(rung: Rung, points: LossPoints, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
     """Predict a size's losses from those of all other sizes, and write them; or read an earlier prediction.
 
     Raises ZooError if the size was trained before its prediction was written.
@@ -158,7 +158,7 @@ def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int)
         return read_json(file, PredictionFile)
     if (folder / rung.name / runs.METRICS).exists():
         raise ZooError(f"{folder / rung.name}: was trained before {file.name} was written (remove it to train anew)")
-    kept = Points.collect(row for row in points.rows() if row[0] != rung.params)
+    kept = LossPoints.collect(row for row in points.rows() if row[0] != rung.params)
     fit = fit_law(kept, bootstrap)
     predicted = {"of": rung.name, "fitted_to": len(kept), "doubt": _find_doubt(fit, rung), "fit": fit.to_dict()}
     predicted["losses"] = [
@@ -170,7 +170,7 @@ def _predict(rung: Rung, points: Points, folder: Path, say: Say, bootstrap: int)
     return predicted
 
 
-def _find_doubt(fit: Fit, rung: Rung) -> str | None:
+def _find_doubt(fit: FittedLaw, rung: Rung) -> str | None:
     """Give the reason for which `zoo predict` would refuse to predict a size from the fit; None if it would not."""
     try:
         fit.check_reach(rung.params, rung.tokens[-1])
@@ -179,11 +179,11 @@ def _find_doubt(fit: Fit, rung: Rung) -> str | None:
     return None
 
 
-def _compare(prediction: dict[str, Any], points: Points) -> list[dict[str, Any]]:
+def _compare(prediction: dict[str, Any], points: LossPoints) -> list[dict[str, Any]]:
     """Compare the predicted losses with the measured ones."""
     of = {each["params"] for each in prediction["losses"]}
-    measured = Points.collect(row for row in points.rows() if row[0] in of)
-    return compare_held(Fit.from_dict(prediction["fit"]), measured)
+    measured = LossPoints.collect(row for row in points.rows() if row[0] in of)
+    return compare_held(FittedLaw.from_dict(prediction["fit"]), measured)
 
 
 def _describe_run(rung: Rung, folder: Path) -> dict[str, Any]:

@@ -10,21 +10,21 @@ from typing import Any
 
 from zoo.analysis.scaling.ladder import (
     EVAL_ROWS,
-    Lengths,
-    Size,
+    LadderSize,
+    RunLengths,
     choose_lengths,
     choose_rows,
     choose_sizes,
     compute_rate,
     space_sizes,
 )
-from zoo.analysis.solve.recipe import Recipe
+from zoo.analysis.solve.recipe import ComposedModel
 from zoo.costs.params import count_parameters
+from zoo.distributed.world import read_world
 from zoo.errors import ConfigError
 from zoo.grammar import AXES
 from zoo.jobs.forecast import STEPS, price_run, time_steps
 from zoo.jobs.plan import plan_launch, task_config
-from zoo.ranks.world import read_world
 from zoo.training.flops import price_step
 from zoo.training.planning import TrainingPlan, plan_training
 from zoo.training.schedule import WSDS
@@ -43,7 +43,7 @@ PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
-class Request:
+class LadderRequest:
     """A request for a ladder. `largest` and `smallest` are parameters (None: the model's own, and a sixteenth)."""
 
     model: str
@@ -66,7 +66,7 @@ class Rung:
     params: int
     batch_tokens: int
     rate: float
-    lengths: Lengths
+    lengths: RunLengths
     flops: int
     seconds: float | None = None
     evaluating: float = 0.0
@@ -94,14 +94,14 @@ class Ladder:
         return json.loads(json.dumps({"model": self.model, "tokens_per_param": self.tokens_per_param, "rungs": rungs}))
 
 
-def plan_ladder(asked: Request) -> Ladder:
+def plan_ladder(asked: LadderRequest) -> Ladder:
     """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError."""
     keys = [_read_key(each) for each in asked.overrides]
     if own := [key for key in keys if key in OWN]:
         raise ConfigError(*(f"{key}: is set for each size by the ladder (leave it out)" for key in own))
     base = plan_run(asked.model, asked.overrides)
     _check_base(base, keys)
-    recipe = Recipe(asked.model, _choose_model_overrides(asked.overrides))
+    recipe = ComposedModel(asked.model, _choose_model_overrides(asked.overrides))
     largest = asked.largest or count_parameters(base.spec)["total"]
     smallest = asked.smallest or largest / 16
     if smallest >= largest:
@@ -117,7 +117,9 @@ def plan_ladder(asked: Request) -> Ladder:
     return Ladder(asked.model, asked.tokens_per_param, tuple(rungs))
 
 
-def _plan_rung(asked: Request, base: TrainingPlan, name: str, size: Size, rows: int, rate: float, whole: bool) -> Rung:
+def _plan_rung(
+    asked: LadderRequest, base: TrainingPlan, name: str, size: LadderSize, rows: int, rate: float, whole: bool
+) -> Rung:
     """Plan the run of a size with `rows` rows an update; `whole` evaluates on the whole validation split."""
     seq_len, schedule = base.settings.seq_len, base.settings.schedule
     assert isinstance(schedule, WSDS)

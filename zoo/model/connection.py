@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-class Factors(NamedTuple):
+class StreamFactors(NamedTuple):
     """Factors of one sub-layer for each token: `read` of the streams [B, T, S] or of their channels [B, T, S, D];
     `write` of its output for each stream [B, T, S]; `mix` of old streams in new ones [B, T, S (old), S (new)], None to
     leave the streams unmixed. All are in float32, except `read` of channels."""
@@ -44,7 +44,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     def shard(self, ranks: int) -> Connection:
         return self  # its factors are of whole streams, which every rank has of its own tokens
 
-    def weigh(self, m: Weights, x: Tensor) -> Factors:
+    def weigh(self, m: Weights, x: Tensor) -> StreamFactors:
         """Make the factors of each token of the streams x [B, T, S, D]."""
         raise NotImplementedError
 
@@ -88,14 +88,14 @@ class Sinkhorn(Projected, kind="sinkhorn"):
     def widths(self) -> tuple[int, ...]:
         return self.n_streams, self.n_streams, self.n_streams**2
 
-    def weigh(self, m: Weights, x: Tensor) -> Factors:
+    def weigh(self, m: Weights, x: Tensor) -> StreamFactors:
         read, write, mix = self._logits(m, x)
         mix = mix.unflatten(-1, (self.n_streams, self.n_streams)).softmax(-1) + self.eps  # B T S S
         mix = mix / (mix.sum(-2, keepdim=True) + self.eps)
         for _ in range(self.iterations - 1):
             mix = mix / (mix.sum(-1, keepdim=True) + self.eps)
             mix = mix / (mix.sum(-2, keepdim=True) + self.eps)
-        return Factors(squash(read) + self.eps, 2.0 * squash(write), mix)
+        return StreamFactors(squash(read) + self.eps, 2.0 * squash(write), mix)
 
 
 class Independent(Projected, kind="independent"):
@@ -108,12 +108,12 @@ class Independent(Projected, kind="independent"):
     def widths(self) -> tuple[int, ...]:
         return self.n_streams, self.n_streams
 
-    def weigh(self, m: Weights, x: Tensor) -> Factors:
+    def weigh(self, m: Weights, x: Tensor) -> StreamFactors:
         read, write = self._logits(m, x)
-        return Factors(squash(read) + self.eps, self.magnitude * squash(write) + self.eps)
+        return StreamFactors(squash(read) + self.eps, self.magnitude * squash(write) + self.eps)
 
 
-class Gated(Connection, kind="gated"):
+class GatedConnection(Connection, kind="gated"):
     """Hyper-connections that read by gates of each channel, and do not mix the streams (Qwen Team, 2026, Qwen4-Exp): r
     = σ(silu(n·W_down / S)·W_up) / S [S, D], w = 2·σ(n·W_write / S), M = 1, where n is the concatenation of the S
     normalised streams."""
@@ -127,9 +127,9 @@ class Gated(Connection, kind="gated"):
         whole = self.n_streams * d_model
         return {**list_gates(whole, self.rank), "write": Linear(whole, self.n_streams, precise=True)}
 
-    def weigh(self, m: Weights, x: Tensor) -> Factors:
+    def weigh(self, m: Weights, x: Tensor) -> StreamFactors:
         write = m.write(x.flatten(2)).float() / self.n_streams
-        return Factors(gate_streams(m, x), 2.0 * squash(write))
+        return StreamFactors(gate_streams(m, x), 2.0 * squash(write))
 
 
 def list_gates(whole: int, rank: int) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def read_streams(x: Tensor, factors: Tensor) -> Tensor:
     return (factors * x).sum(2).to(x.dtype)
 
 
-def write_streams(x: Tensor, y: Tensor, factors: Factors) -> Tensor:
+def write_streams(x: Tensor, y: Tensor, factors: StreamFactors) -> Tensor:
     """Write a sub-layer's output y [B, T, D] to the streams x [B, T, S, D], mixed first where there is a mix."""
     write = factors.write.to(x.dtype)[..., None]  # B T S 1
     if factors.mix is None:

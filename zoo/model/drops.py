@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from zoo.kernels.drop import GOLDEN, DroppedChances, draw_uniform, drop_values, mix, take_high
+from zoo.kernels.drop import GOLDEN, AttentionDropout, draw_uniform, drop_values, mix, take_high
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from zoo.distributed.experts import Visit
+    from zoo.distributed.seam import ContextSeam, Seam
     from zoo.model.step import Inputs
-    from zoo.ranks.experts import Visit
-    from zoo.ranks.seam import ContextSeam, Seam
 
 PLACES = ("embedding", "attention", "cross", "ffn", "units", "chances", "cross chances", "experts")
 PLACES += ("dense", "second_attention", "second_dense")
@@ -134,13 +134,13 @@ class Drops:
         """Draw uniform numbers in 0 to 1, by which a router samples experts by scores [B, T, E]: [B, T, count]."""
         return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
-    def drop_chances(self, heads: int, crosses: bool) -> DroppedChances | None:
+    def drop_chances(self, heads: int, crosses: bool) -> AttentionDropout | None:
         """Make the dropout mask of attention probabilities, for `heads` heads on this rank."""
         if not self.attention:
             return None
         place = "cross chances" if crosses else "chances"
         own = self.columns[self.rank * heads : (self.rank + 1) * heads]
-        return DroppedChances(self.dropping.attention, self._key(self.tokens, place), own, self.columns)
+        return AttentionDropout(self.dropping.attention, self._key(self.tokens, place), own, self.columns)
 
     def _drop(self, x: Tensor, keys: Tensor, place: str, rate: float, first: int = 0) -> Tensor:
         return drop_values(x, self._key(keys, place)[..., None], self.columns[first : first + x.shape[-1]], rate)

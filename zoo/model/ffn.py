@@ -68,7 +68,7 @@ class MLP(FFN, kind="mlp"):
         return m.down(step.drop_units(act(m.up(x))))
 
 
-class Gated(FFN, kind="gated"):
+class GatedFFN(FFN, kind="gated"):
     """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU."""
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -116,7 +116,7 @@ class Gated(FFN, kind="gated"):
             **({"global_scale": Weight((1,), init=1.0)} if self.global_scale else {}),
         }
 
-    def shard(self, ranks: int) -> Gated:
+    def shard(self, ranks: int) -> GatedFFN:
         if self.sparsity is not None and ranks > 1:
             raise ConfigError("tp: sparsity takes the mean and deviation of all ranks' channels (tp=1)")
         return split(self, ranks, equal=("d_ff",))

@@ -37,7 +37,7 @@ class Normal(Init, kind="normal"):
         return self.std * ((2 * n_layers) ** -0.5 if scaled else 1.0)
 
 
-class Scaled(Init, kind="scaled"):
+class ScaledInit(Init, kind="scaled"):
     """Deviations of a narrower and shallower base model, transferred to this one (Yang et al., 2022, table 8): those of
     matrices inside layers are divided by √wider, those of matrices with few outputs (routers) by `wider`."""
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from zoo.distributed.experts import visit_experts
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
-from zoo.ranks.experts import visit_experts
 from zoo.spec import EXPERTS, SHARED_EXPERT, SHARED_GATE, Experts, Group, Linear, Node, Sized
 from zoo.spec.sharding import divisors
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.cache.cache import Cache, LayerCache
-    from zoo.kernels.drop import DroppedChances
+    from zoo.distributed.experts import Visit
+    from zoo.distributed.seam import Seam
+    from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
     from zoo.kernels.view import KeyView
     from zoo.model.drops import Drops
     from zoo.model.loss import TokenLoss
-    from zoo.ranks.experts import Visit
-    from zoo.ranks.seam import Seam
 
 
 CHOICE = "choice"
@@ -169,7 +169,7 @@ class Step:
         make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
         return partial(make, weights, n_heads, causal=self.mask.causal)
 
-    def drop_chances(self, q: Tensor) -> DroppedChances | None:
+    def drop_chances(self, q: Tensor) -> AttentionDropout | None:
         """Make the dropout mask of attention probabilities, for queries [B, T, H, C]."""
         return None if self.drops is None else self.drops.drop_chances(q.shape[2], self.crosses)
 

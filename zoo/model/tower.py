@@ -13,6 +13,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.channels import Exchange, Uses, list_uses
+from zoo.model.context import ForwardContext
 from zoo.model.depth_read import DepthRead, GroupSums
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
@@ -21,7 +22,6 @@ from zoo.model.loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
-from zoo.model.scene import Scene
 from zoo.model.spread_loss import SpreadLoss
 from zoo.model.step import Inputs, Output, Weights
 from zoo.model.streams import Streams
@@ -253,7 +253,7 @@ class Tower(Topology):
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
         drops = m.dropping.begin(inputs, m.seam, m.context) if m.training and m.dropping is not None else None
-        return self.run(m, inputs, Scene(self, inputs, m.seam, m.context, drops))
+        return self.run(m, inputs, ForwardContext(self, inputs, m.seam, m.context, drops))
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises ConfigError for inputs that would do nothing in this tower."""
@@ -283,7 +283,7 @@ class Tower(Topology):
             found = f"is {inputs.logits_to_keep}, and the head gives {given} a row"
             raise ConfigError(f"logits_to_keep: {found} (0 for none, or leave it out)")
 
-    def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
+    def run(self, m: Weights, inputs: Inputs, scene: ForwardContext) -> Output:
         """Run one forward pass: token ids [B, T] through embedding, layers, norm and head."""
         seam, context = m.seam, m.context
         x = self.embed(m, inputs, scene) if inputs.stream is None else inputs.stream  # B T D
@@ -306,7 +306,7 @@ class Tower(Topology):
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             exchange.leave(index, step)
             for name, loss in step.losses:
-                loss = context.share(seam.share(loss))
+                loss = context.own_share(seam.own_share(loss))
                 losses[name] = losses[name] + loss if name in losses else loss
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
@@ -333,7 +333,7 @@ class Tower(Topology):
             out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
         return out
 
-    def embed(self, m: Weights, inputs: Inputs, scene: Scene) -> Tensor:
+    def embed(self, m: Weights, inputs: Inputs, scene: ForwardContext) -> Tensor:
         """Embed the tokens: the first layer's input [B, T, D]."""
         seam, context = m.seam, m.context
         given = inputs.token_type_ids if getattr(self.embedding, "n_types", None) else None
@@ -354,7 +354,7 @@ class Tower(Topology):
             return sum_loss(m.head, hidden, targets, loss)
         if not self.head.predicts_tokens:
             total, terms = sum_loss(m.head, hidden, targets, loss)
-            return m.seam.share(total), terms
+            return m.seam.own_share(total), terms
         stated = {each.name: getattr(loss, each.name) for each in fields(TokenLoss)}
         spread = SpreadLoss(**{**stated, "compiled": False}, seam=m.seam, width=self.vocab_size)
         return sum_loss(m.head, hidden, targets, spread)

@@ -15,7 +15,7 @@ from zoo.grammar import from_dict, to_dict
 from zoo.paths import conf_dir
 from zoo.porting.draft import LOCAL, Draft
 from zoo.porting.nearest import list_others
-from zoo.porting.trial import Outcome
+from zoo.porting.trial import TrialOutcome
 from zoo.spec import Spec
 
 CHOOSES = ("norm", "block", "ffn")
@@ -48,7 +48,7 @@ class Move:
         made = draft.with_model(self.patch).with_keys(self.keys)
         return replace(made, derive={**made.derive, **self.derive})
 
-    def edit(self, outcome: Outcome) -> Spec:
+    def edit(self, outcome: TrialOutcome) -> Spec:
         """Set the single field in an outcome's Spec. Raises ConfigError."""
         assert self.spot is not None
         node = to_dict(outcome.spec)
@@ -62,7 +62,7 @@ class Move:
         return from_dict(node)
 
 
-def list_spots(draft: Draft, outcome: Outcome) -> list[Spot]:
+def list_spots(draft: Draft, outcome: TrialOutcome) -> list[Spot]:
     """List the components of a model whose fields the YAML can set."""
     spec, kinds = outcome.spec, outcome.body.kinds.get("") or []
     layers = draft.to_family().template(outcome.body.architecture).get("layers") or {}
@@ -106,7 +106,7 @@ def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
     return value
 
 
-def list_flips(draft: Draft, outcome: Outcome) -> Iterator[Move]:
+def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
     """Yield changes of each field with few possible values to another value."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
@@ -205,7 +205,7 @@ FORMS = ("={}", "=1 / {}", "={} ** -0.5", "={} ** 0.5")
 """Forms in which a component's number may follow from a config's number."""
 
 
-def list_placements(draft: Draft, outcome: Outcome, name: str, value: Any) -> Iterator[Move]:
+def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: Any) -> Iterator[Move]:
     """Yield changes that set a component's field of a fitting type to a field of the config, `=name`."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():

@@ -17,7 +17,7 @@ from zoo.porting.fields import Effect, list_effects, list_fields
 from zoo.porting.moves import Move, list_borrowed, list_placements
 from zoo.porting.nearest import list_others
 from zoo.porting.reference import Illegal, Maker, Reference
-from zoo.porting.trial import CLOSE, Outcome, measure_gap, try_draft
+from zoo.porting.trial import CLOSE, TrialOutcome, measure_gap, try_draft
 
 if TYPE_CHECKING:
     from zoo.run.layer import Model
@@ -26,7 +26,7 @@ NEW_TOKENS = 14
 
 
 @dataclass
-class Parity:
+class ParityReport:
     """The result of comparing a draft with its reference. `checks` has for each comparison whether it holds, and a
     line; `fields` has a verdict for each field of the config: read, harmless, refused or WRONG."""
 
@@ -38,9 +38,9 @@ class Parity:
         return all(holds for holds, _ in self.checks.values())
 
 
-def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: Outcome) -> Parity:
+def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: TrialOutcome) -> ParityReport:
     """Compare the draft with its reference in all ways except the fields."""
-    found = Parity()
+    found = ParityReport()
     gap = outcome.gaps.get("logits")
     said = f"largest difference {gap:.0e}" if gap is not None else "were not computed"
     found.checks["logits"] = (
@@ -94,7 +94,7 @@ def _compare_generation(model: Model, reference: Reference) -> tuple[bool, str]:
     return False, f"greedy tokens differ from token {at - ids.shape[1] + 1} on"
 
 
-def _write_back(draft: Draft, reference: Reference, outcome: Outcome) -> tuple[bool, str]:
+def _write_back(draft: Draft, reference: Reference, outcome: TrialOutcome) -> tuple[bool, str]:
     """Find a config.json from the Spec alone, and check that it describes the same model."""
     _, body, faults = try_family(draft.to_family(), reference.architecture, outcome.spec)
     holds = body is not None and not faults
@@ -196,7 +196,7 @@ BORROWED = 12
 """Maximum number of other families' uses of a field that are tried."""
 
 
-def _fits(move: Move, now: Outcome, reference: Reference, tried: list[Effect]) -> bool:
+def _fits(move: Move, now: TrialOutcome, reference: Reference, tried: list[Effect]) -> bool:
     """Whether a change of one field keeps the tiny model's own Spec; a change that does not is not tried."""
     try:
         return move.edit(now) == now.spec

@@ -8,10 +8,10 @@ from typing import Any
 
 from zoo.porting.draft import Draft
 from zoo.porting.left_out import complete
-from zoo.porting.parity import Parity, check_parity, count_fields, place_fields
+from zoo.porting.parity import ParityReport, check_parity, count_fields, place_fields
 from zoo.porting.reference import Maker, quieten_transformers
 from zoo.porting.search import Attempt, describe_rank, search
-from zoo.porting.trial import Outcome, try_draft
+from zoo.porting.trial import TrialOutcome, try_draft
 
 SHOWN = 6
 """Maximum number of names in a line of the report."""
@@ -22,8 +22,8 @@ class Ported:
     """A draft with its outcome on the reference, the comparisons, the changes taken, and the families tried first."""
 
     draft: Draft
-    outcome: Outcome
-    parity: Parity
+    outcome: TrialOutcome
+    parity: ParityReport
     steps: list[str]
     starts: list[Attempt]
 
@@ -61,12 +61,12 @@ def describe(found: Ported) -> Iterator[str]:
     yield from (f"field to place: {name}, {said}" for name, said in wrong.items())
 
 
-def _describe_gaps(outcome: Outcome) -> Iterator[str]:
+def _describe_gaps(outcome: TrialOutcome) -> Iterator[str]:
     if outcome.gaps and not outcome.is_equal:
         yield "differences by stage: " + ", ".join(f"{stage} {gap:.1g}" for stage, gap in outcome.gaps.items())
 
 
-def _describe_unplaced(outcome: Outcome) -> Iterator[str]:
+def _describe_unplaced(outcome: TrialOutcome) -> Iterator[str]:
     """List the tensors of either side without a place, and the faults of a config that cannot be read."""
     yield from (f"cannot be read: {fault}" for fault in outcome.faults)
     groups = {

@@ -16,7 +16,7 @@ from zoo.families.family import read_family
 from zoo.porting.draft import Draft
 from zoo.porting.nearest import list_others, name_pattern
 from zoo.porting.reference import Reference
-from zoo.porting.trial import Outcome
+from zoo.porting.trial import TrialOutcome
 from zoo.spec import Experts, Part, tensors
 
 LEAF = re.compile(r"\.(weight|bias)$")
@@ -25,7 +25,7 @@ ENOUGH = 0.4
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors whose names differ only in the indices of layer and expert, with a shape for each ("3", ".weight")."""
 
     pattern: str
@@ -36,7 +36,7 @@ class Group:
         return frozenset(self.shapes)
 
 
-def place_tensors(draft: Draft, outcome: Outcome, reference: Reference) -> dict[str, str]:
+def place_tensors(draft: Draft, outcome: TrialOutcome, reference: Reference) -> dict[str, str]:
     """Find rows for the tensors that an outcome has not placed, greedily by similarity of names."""
     ours, theirs = _group_ours(outcome), _group_theirs(outcome, reference)
     scored = sorted(
@@ -57,28 +57,28 @@ def place_tensors(draft: Draft, outcome: Outcome, reference: Reference) -> dict[
     return found
 
 
-def _group_ours(outcome: Outcome) -> dict[str, Group]:
+def _group_ours(outcome: TrialOutcome) -> dict[str, TensorGroup]:
     """Group our tensors that have no row, or a row for a tensor that the file lacks."""
     wanted = {*outcome.lost, *(name for names in outcome.missing.values() for name in names)}
     shapes = {name: part.shapes()[leaf] for name, part, leaf in tensors(outcome.spec, outcome.spec.d_model)}
     return _group({name: shapes[name] for name in wanted if name in shapes}, "")
 
 
-def _group_theirs(outcome: Outcome, reference: Reference) -> dict[str, Group]:
+def _group_theirs(outcome: TrialOutcome, reference: Reference) -> dict[str, TensorGroup]:
     return _group({name: reference.shapes[name] for name in outcome.strange}, reference.prefix)
 
 
-def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Group]:
+def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, TensorGroup]:
     found: dict[str, dict[tuple[str, str], tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         layer = re.search(r"\.(\d+)(?=\.|$)", name)
         leaf = LEAF.search(name)
         place = (layer[1] if layer else "", leaf[0] if leaf else "")
         found.setdefault(name_pattern(name, prefix), {})[place] = shape
-    return {pattern: Group(pattern, places) for pattern, places in found.items()}
+    return {pattern: TensorGroup(pattern, places) for pattern, places in found.items()}
 
 
-def _list_forms(model_type: str, ours: Mapping[str, Group]) -> Iterator[tuple[str, str, list[str]]]:
+def _list_forms(model_type: str, ours: Mapping[str, TensorGroup]) -> Iterator[tuple[str, str, list[str]]]:
     """Yield candidate rows for tensors of ours: each alone, and with other families' steps (fused, transposed, …)."""
     yield from ((name, "", [name]) for name in ours)
     for row, steps in _known_forms(model_type):
@@ -108,7 +108,7 @@ def _known_rows(model_type: str) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _fits(outcome: Outcome, steps: str, ours: list[Group], theirs: Group) -> bool:
+def _fits(outcome: TrialOutcome, steps: str, ours: list[TensorGroup], theirs: TensorGroup) -> bool:
     """Whether tensors of theirs can be converted to these of ours: the layers and the converted shapes agree."""
     if any(group.places != theirs.places for group in ours):
         return False
@@ -130,7 +130,7 @@ def _fits(outcome: Outcome, steps: str, ours: list[Group], theirs: Group) -> boo
     return True
 
 
-def _first(outcome: Outcome, group: Group) -> Iterator[tuple[str, Part, str]]:
+def _first(outcome: TrialOutcome, group: TensorGroup) -> Iterator[tuple[str, Part, str]]:
     layer, leaf = next(iter(group.shapes))
     name = group.pattern.replace("#", layer) + leaf
     yield from (each for each in tensors(outcome.spec, outcome.spec.d_model) if each[0] == name)

@@ -22,7 +22,7 @@ from zoo.porting.moves import (
 from zoo.porting.nearest import Likeness, list_others, rank_families
 from zoo.porting.reference import Maker, Reference
 from zoo.porting.rows import place_tensors
-from zoo.porting.trial import Outcome, try_draft, try_spec
+from zoo.porting.trial import TrialOutcome, try_draft, try_spec
 
 TRIED = 8
 """Number of families, nearest by names, that are tried on the reference."""
@@ -39,7 +39,7 @@ class Attempt:
     """A draft, its outcome on the reference, and the changes that led to it."""
 
     draft: Draft
-    outcome: Outcome
+    outcome: TrialOutcome
     likeness: Likeness
     steps: list[str] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ def _begin(likeness: Likeness, maker: Maker, reference: Reference) -> Attempt:
     return Attempt(draft, outcome, likeness, rows)
 
 
-def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, Outcome, list[str]]:
+def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, TrialOutcome, list[str]]:
     """Try a draft; if tensors have no place, try it again with rows found for them. Returns the better draft."""
     outcome = try_draft(draft, reference)
     if outcome.spec is None or not outcome.strange or not (outcome.lost or outcome.missing):
@@ -107,7 +107,7 @@ def _improve(
     start: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any], say: Callable[[str], None]
 ) -> Attempt:
     """Repeatedly take the change that helps most, until none helps (greedy search). The best change is the one after
-    which the first stage that differs comes latest in the pass (`Outcome.rank`)."""
+    which the first stage that differs comes latest in the pass (`TrialOutcome.rank`)."""
     at = start
     for _ in range(STEPS):
         if at.outcome.is_equal:
@@ -130,14 +130,14 @@ def _improve(
     return at
 
 
-def _helps(move: Move, best: Outcome, now: Outcome, reference: Reference) -> bool:
+def _helps(move: Move, best: TrialOutcome, now: TrialOutcome, reference: Reference) -> bool:
     """Whether a change of one field, made in the Spec, is better than the best so far. Only then is the whole model
     composed, which takes ten times as long."""
     try:
         spec = move.edit(now)
     except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return False
-    made = try_spec(Outcome(now.body, spec), reference)
+    made = try_spec(TrialOutcome(now.body, spec), reference)
     return made.is_better(best) or (bool(made.lost or made.missing) and bool(made.strange))
 
 
@@ -168,7 +168,7 @@ def _swaps(at: Attempt) -> Iterator[Move]:
                 yield Move(f"{ours} and {other} exchanged", {}, keys={ours: name, other: theirs})
 
 
-def describe_rank(outcome: Outcome) -> str:
+def describe_rank(outcome: TrialOutcome) -> str:
     """Describe in a few words how far an outcome is from its reference."""
     if outcome.spec is None:
         return f"cannot be read ({outcome.faults[0]})" if outcome.faults else "cannot be read"

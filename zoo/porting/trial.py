@@ -26,7 +26,7 @@ GUESSES = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivi
 
 
 @dataclass
-class Outcome:
+class TrialOutcome:
     """The result of trying a draft on a reference. `faults` say why it cannot be read. `lost` are tensors of ours
     without a row; of theirs, `missing` and `misshapen` are required by the draft, and `strange` are unknown to it. If
     there are none of these, both models were run, and `gaps` has the largest difference at each stage."""
@@ -68,7 +68,7 @@ class Outcome:
         first = self.departure or "logits"
         return (0.0, -float(list(self.gaps).index(first)), self.gaps[first] + self.gaps["logits"])
 
-    def is_better(self, other: Outcome) -> bool:
+    def is_better(self, other: TrialOutcome) -> bool:
         """Whether this is nearer than another; at the same stage, the difference must be below 0.7 of the other's."""
         mine, theirs = self.rank, other.rank
         if mine[:2] != theirs[:2]:
@@ -76,9 +76,9 @@ class Outcome:
         return mine[2] < 0.7 * theirs[2]
 
 
-def try_draft(draft: Draft, reference: Reference) -> Outcome:
+def try_draft(draft: Draft, reference: Reference) -> TrialOutcome:
     """Read a reference's config and tensors by a draft. If all tensors are placed, both models are run."""
-    outcome = Outcome()
+    outcome = TrialOutcome()
     try:
         family = draft.to_family()
         stated = read_presence(family, reference.config, reference.shapes)
@@ -93,7 +93,7 @@ def try_draft(draft: Draft, reference: Reference) -> Outcome:
     return try_spec(outcome, reference)
 
 
-def try_spec(outcome: Outcome, reference: Reference) -> Outcome:
+def try_spec(outcome: TrialOutcome, reference: Reference) -> TrialOutcome:
     """Compare a draft's Spec with the reference: the tensors and, if all are placed, the outputs."""
     try:
         entries, outcome.lost = find_entries(outcome.spec, outcome.body)
@@ -113,7 +113,7 @@ def _find_tying(draft: Draft, reference: Reference) -> dict[str, Any] | None:
     return {"head": {"tied": draft.head not in reference.tensors}}
 
 
-def _compare_names(outcome: Outcome, entries: list[Entry], reference: Reference) -> None:
+def _compare_names(outcome: TrialOutcome, entries: list[Entry], reference: Reference) -> None:
     """Compare the tensors that the draft requires with the reference's."""
     body, shapes = outcome.body, reference.shapes
     family = body.family
@@ -130,7 +130,7 @@ def _compare_names(outcome: Outcome, entries: list[Entry], reference: Reference)
     outcome.strange = [name for name in shapes if name not in wanted and not matches(name, left)]
 
 
-def _run(outcome: Outcome, entries: list[Entry], reference: Reference) -> None:
+def _run(outcome: TrialOutcome, entries: list[Entry], reference: Reference) -> None:
     """Build our model with the reference's weights, run it, and measure the gaps stage by stage."""
     from zoo.run.layer import Model
 

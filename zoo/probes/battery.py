@@ -15,9 +15,9 @@ from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.probes.base import Probe
 from zoo.probes.catalogue import make_probe
-from zoo.probes.outcome import Outcome, SeedReport
-from zoo.probes.shrink import Size, find_idle_windows, shrink
-from zoo.probes.store import Store
+from zoo.probes.outcome import ProbeOutcome, SeedReport
+from zoo.probes.shrink import SizeDemand, find_idle_windows, shrink
+from zoo.probes.store import ScoreStore
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class ProbeTraining:
     """One training of a model on a probe. With `report` it is scored on every level, else for choosing the learning
     rate."""
 
@@ -58,7 +58,7 @@ def run_probe(
     pool: Executor | None = None,
     folder: Path | None = None,
     say: Say = lambda line: None,
-) -> Outcome:
+) -> ProbeOutcome:
     """Run a probe on a packaged model, a YAML or a Spec, shrunk to the probe's size.
 
     `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
@@ -70,13 +70,13 @@ def run_probe(
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
     task = make_probe(probe, size, settings)
     spec, label = load_small(model, task, overrides)
-    store = Store.open(folder, hash_key(spec, task))
+    store = ScoreStore.open(folder, hash_key(spec, task))
     with nullcontext(pool) if pool else open_pool(1) as pool:
         chosen = search_rate(
             spec, task, sorted(set(rates or RATES)), refine=rates is None, pool=pool, store=store, say=say
         )
         best = choose_best(chosen)
-        todo = [Task(spec, task, best, seed, True) for seed in range(seeds)]
+        todo = [ProbeTraining(spec, task, best, seed, True) for seed in range(seeds)]
         reports, seconds = [], sum(found["seconds"] for found in chosen.values())
         for each, found in run_tasks(todo, pool, store):
             seconds += found["seconds"]
@@ -97,7 +97,10 @@ def load_small(model: str | Path | Spec, probe: Probe, overrides: Sequence[str] 
     longest = max(probe.seq_len, *(probe.length(level) for level in probe.levels))
     kept = {name for text in overrides for name in list_touched(text)}
     small = shrink(
-        load_spec(model, overrides), Size(probe.vocab_size, longest, probe.mixer_alone), kept, f"{label}, {probe.name}"
+        load_spec(model, overrides),
+        SizeDemand(probe.vocab_size, longest, probe.mixer_alone),
+        kept,
+        f"{label}, {probe.name}",
     )
     return small, str(label)
 
@@ -123,14 +126,14 @@ def search_rate(
     *,
     refine: bool,
     pool: Executor | None,
-    store: Store,
+    store: ScoreStore,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
     """Train seed 0 at every rate, then with `refine` at two next to the best. Returns accuracy and loss by rate."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:
-        for each, found in run_tasks([Task(spec, probe, lr, 0, False) for lr in some], pool, store):
+        for each, found in run_tasks([ProbeTraining(spec, probe, lr, 0, False) for lr in some], pool, store):
             chosen[each.lr] = found
             say(f"{probe.name}: lr {each.lr:.2g}: accuracy {found['accuracy']:.3f}")
 
@@ -172,7 +175,9 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Iterator[tuple[Task, dict[str, Any]]]:
+def run_tasks(
+    tasks: Sequence[ProbeTraining], pool: Executor | None, store: ScoreStore
+) -> Iterator[tuple[ProbeTraining, dict[str, Any]]]:
     """Run the tasks that are not in the store; yield each task with its result, in order."""
     waiting = [pool.submit(run_task, each) if pool and each not in store else None for each in tasks]
     for each, future in zip(tasks, waiting, strict=True):
@@ -184,14 +189,14 @@ def run_tasks(tasks: Sequence[Task], pool: Executor | None, store: Store) -> Ite
         yield each, found
 
 
-def run_task(task: Task) -> dict[str, Any]:
+def run_task(task: ProbeTraining) -> dict[str, Any]:
     """Train and score one model; return plain data, which can be stored."""
     start = time.monotonic()
     found = _train_and_score(task)
     return {**found, "seconds": round(time.monotonic() - start, 2)}
 
 
-def _train_and_score(task: Task) -> dict[str, Any]:
+def _train_and_score(task: ProbeTraining) -> dict[str, Any]:
     from zoo.probes.training import score, train
 
     learner, probe = train(task.spec, task.probe, task.lr, task.seed), task.probe
@@ -216,7 +221,7 @@ def describe(
     chosen: dict[float, float],
     best: float,
     reports: Sequence[SeedReport],
-) -> Outcome:
+) -> ProbeOutcome:
     """Make the Outcome of the reports, with the price of the model."""
     from zoo.costs.price import price
     from zoo.costs.setup import Setup
@@ -226,7 +231,7 @@ def describe(
     idle = find_idle_windows(spec, probe.seq_len)
     notes = tuple(f"a window of {each} hides nothing in {probe.seq_len} tokens" for each in idle)
     blocks = [spec.blocks[name] for name in spec.pattern]
-    return Outcome(
+    return ProbeOutcome(
         model=label,
         overrides=overrides,
         probe=probe.name,

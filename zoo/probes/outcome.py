@@ -17,7 +17,7 @@ LEAST_GAIN = 0.1
 
 
 @dataclass(frozen=True)
-class Window:
+class RateWindow:
     """The range of learning rates around the best with at least 0.9 times its accuracy, interpolated between the rates
     tried; `decades` is its width. An end is open if accuracy is still that high at the outermost rate."""
 
@@ -31,7 +31,7 @@ class Window:
         return math.log10(self.high / self.low)
 
 
-def find_window(accuracy: Mapping[float, float], chance: float) -> Window | None:
+def find_window(accuracy: Mapping[float, float], chance: float) -> RateWindow | None:
     """Find the window of learning rates; None if the best rate hardly learns more than chance."""
     rates = sorted(accuracy)
     best = max(rates, key=lambda lr: accuracy[lr])
@@ -40,7 +40,7 @@ def find_window(accuracy: Mapping[float, float], chance: float) -> Window | None
     least, place = ENOUGH * accuracy[best], rates.index(best)
     low, open_low = _walk(rates[place::-1], accuracy, least)
     high, open_high = _walk(rates[place:], accuracy, least)
-    return Window(low, high, open_low, open_high)
+    return RateWindow(low, high, open_low, open_high)
 
 
 def _walk(rates: Sequence[float], accuracy: Mapping[float, float], least: float) -> tuple[float, bool]:
@@ -75,7 +75,7 @@ class SeedReport:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
     `seeds` are reports on fresh examples. `state_bytes` are the keys and values, or recurrent states, of a training row
     in float32; `flops` are the forward FLOPs of a token, head included; `seconds` those of all trainings and scores."""
@@ -101,7 +101,7 @@ class Outcome:
     key: str = field(default="", kw_only=True)
 
     @property
-    def window(self) -> Window | None:
+    def window(self) -> RateWindow | None:
         return find_window(self.chosen, self.chance)
 
     @property
@@ -147,7 +147,7 @@ class Outcome:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
+    def from_dict(cls, data: Mapping[str, Any]) -> ProbeOutcome:
         """Read the data of `to_dict` after JSON made keys strings. Raises KeyError, TypeError or ValueError."""
         given = {name: data[name] for name in cls.__dataclass_fields__}
         seeds = tuple(

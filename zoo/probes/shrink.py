@@ -52,7 +52,7 @@ FASTEST_CHUNK = 32
 """Tokens of a recurrence's chunk, which affects only speed: at 32 channels a head, 16 to 32 measured fastest."""
 
 
-class Size(NamedTuple):
+class SizeDemand(NamedTuple):
     """A probe's requirements: vocabulary, longest rows, and whether layers have only a mixer (`mixer_alone`)."""
 
     vocab_size: int
@@ -60,7 +60,7 @@ class Size(NamedTuple):
     mixer_alone: bool
 
 
-def shrink(spec: Decoder, size: Size, kept: Collection[str] = (), label: str = "model") -> Spec:
+def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: str = "model") -> Spec:
     """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
     The small model has d_model 64, 32 channels a head, and two layers, or one of each kind if there are several. With
@@ -92,7 +92,7 @@ def shrink(spec: Decoder, size: Size, kept: Collection[str] = (), label: str = "
 
 
 def choose_layers(
-    node: Mapping[str, Any], sizes: Sizes, alone: bool, loop: Loop | None
+    node: Mapping[str, Any], sizes: DimensionRules, alone: bool, loop: Loop | None
 ) -> tuple[dict[str, Any], list[str], Any]:
     """Choose the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop, if any."""
     blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
@@ -170,7 +170,7 @@ def read(node: Mapping[str, Any], label: str) -> Any:
     return spec
 
 
-class Sizes(NamedTuple):
+class DimensionRules(NamedTuple):
     """New dimensions by key: a value, or a rule of the old value, its node and the whole model; and keys to keep."""
 
     fixed: Mapping[str, int]
@@ -178,7 +178,7 @@ class Sizes(NamedTuple):
     kept: frozenset[str]
 
 
-def make_sizes(node: Mapping[str, Any], size: Size, kept: Collection[str]) -> Sizes:
+def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str]) -> DimensionRules:
     """Choose the new value, or its rule, of each dimension."""
     width = node["d_model"] if "d_model" in kept else D_MODEL
     head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
@@ -197,7 +197,7 @@ def make_sizes(node: Mapping[str, Any], size: Size, kept: Collection[str]) -> Si
         "chunk_size": lambda own, at, model: min(own, FASTEST_CHUNK),
         "top_k": lambda own, at, model: min(own, 2) if at.get("n_experts") else own,
     }
-    return Sizes(fixed, rules, frozenset(kept))
+    return DimensionRules(fixed, rules, frozenset(kept))
 
 
 def find_head_width(node: Mapping[str, Any]) -> int:
@@ -210,7 +210,7 @@ def find_head_width(node: Mapping[str, Any]) -> int:
     return HEAD_DIM
 
 
-def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
+def resize(node: Any, sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
     """Copy the plain data of a Spec, with small dimensions."""
     if isinstance(node, list):
         return [resize(each, sizes, model) for each in node]
@@ -219,7 +219,7 @@ def resize(node: Any, sizes: Sizes, model: Mapping[str, Any]) -> Any:
     return {key: resize_value(key, value, node, sizes, model) for key, value in node.items()}
 
 
-def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: Sizes, model: Mapping[str, Any]) -> Any:
+def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
     if key == "groups" and isinstance(value, dict):  # there may be more groups than experts now
         return {"count": 1, "open": 1}
     if not isinstance(value, int) or isinstance(value, bool):

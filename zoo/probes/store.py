@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.disk import write_text
 from zoo.errors import ConfigError
-from zoo.probes.outcome import Outcome
+from zoo.probes.outcome import ProbeOutcome
 from zoo.untrusted.json_file import JsonShape, read_json
 
 if TYPE_CHECKING:
-    from zoo.probes.battery import Task
+    from zoo.probes.battery import ProbeTraining
 
 RUNS, OUTCOME = "runs.json", "probe.json"
 LONGEST = 100
@@ -34,7 +34,7 @@ class RunsFile(JsonShape):
 
 
 @dataclass
-class Store:
+class ScoreStore:
     """Scores of one architecture's trainings on one probe; only in memory without a folder."""
 
     folder: Path | None
@@ -42,7 +42,7 @@ class Store:
     found: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path | None, key: str) -> Store:
+    def open(cls, folder: Path | None, key: str) -> ScoreStore:
         """Open a folder. Scores of another architecture or other settings (another `key`) are dropped. Raises
         ConfigError for an unreadable file."""
         if folder is None or not (folder / RUNS).is_file():
@@ -50,18 +50,18 @@ class Store:
         stored = read_json(folder / RUNS, RunsFile)
         return cls(folder, key, dict(stored["runs"]) if stored["key"] == key else {})
 
-    def __contains__(self, task: Task) -> bool:
+    def __contains__(self, task: ProbeTraining) -> bool:
         return name_task(task) in self.found
 
-    def read(self, task: Task) -> dict[str, Any]:
+    def read(self, task: ProbeTraining) -> dict[str, Any]:
         return self.found[name_task(task)]
 
-    def write(self, task: Task, found: dict[str, Any]) -> None:
+    def write(self, task: ProbeTraining, found: dict[str, Any]) -> None:
         """Store the scores of a training."""
         self.found[name_task(task)] = found
         self._write(RUNS, {"key": self.key, "runs": self.found})
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: ProbeOutcome) -> None:
         """Write the outcome."""
         self._write(OUTCOME, outcome.to_dict())
 
@@ -71,17 +71,17 @@ class Store:
             write_text(self.folder / name, json.dumps(data, indent=2) + "\n")
 
 
-def name_task(task: Task) -> str:
+def name_task(task: ProbeTraining) -> str:
     """Name a training by its purpose, learning rate and seed, which the key does not cover."""
     return f"{'report' if task.report else 'choose'} lr {task.lr:.6g} seed {task.seed}"
 
 
-def read_outcome(folder: Path) -> Outcome | None:
+def read_outcome(folder: Path) -> ProbeOutcome | None:
     """Read the outcome in a probe's folder; None if there is none yet. Raises ConfigError for an invalid file."""
     if not (folder / OUTCOME).is_file():
         return None
     try:
-        return Outcome.from_dict(read_json(folder / OUTCOME))
+        return ProbeOutcome.from_dict(read_json(folder / OUTCOME))
     except (KeyError, TypeError, ValueError) as error:
         found = f"found {type(error).__name__}"
         raise ConfigError(f"{folder / OUTCOME}: is no outcome of a probe, {found} (delete it)") from error

@@ -64,7 +64,7 @@ class Parity(Probe, name="parity"):
         return Examples(np.where(columns <= last, bits, PAD), np.where(asked, bits.cumsum(1) % 2, IGNORED))
 
 
-class Group:
+class FiniteGroup:
     """A finite group of permutations: `table[a, b]` is the product a·b (first a, then b); `swaps` are its
     transpositions."""
 
@@ -89,17 +89,17 @@ def is_even(order: tuple[int, ...]) -> bool:
 
 
 @functools.cache
-def make_group(name: str) -> Group:
+def make_group(name: str) -> FiniteGroup:
     """Make a group by its name: Z2 to Z120, S2 to S5, A4, A5, A4xZ5. Raises ConfigError for an unknown name."""
     if name[:1] == "Z" and name[1:].isdigit() and 2 <= int(name[1:]) <= 120:
-        return Group([tuple(turn(int(name[1:]), by)) for by in range(int(name[1:]))])
+        return FiniteGroup([tuple(turn(int(name[1:]), by)) for by in range(int(name[1:]))])
     if name in ("S2", "S3", "S4", "S5"):
-        return Group(list(permutations(range(int(name[1])))))
+        return FiniteGroup(list(permutations(range(int(name[1])))))
     if name in ("A4", "A5"):
-        return Group([each for each in permutations(range(int(name[1]))) if is_even(each)])
+        return FiniteGroup([each for each in permutations(range(int(name[1]))) if is_even(each)])
     if name == "A4xZ5":
         even = [each for each in permutations(range(4)) if is_even(each)]
-        return Group([(*each, *turn(5, by, 4)) for each, by in product(even, range(5))])
+        return FiniteGroup([(*each, *turn(5, by, 4)) for each, by in product(even, range(5))])
     known = ("Z6", "Z60", "S3", "S4", "S5", "A4", "A5", "A4xZ5")
     raise ConfigError(f"word.group: is {name!r}{did_you_mean(name, known)} (one of: {', '.join(known)})")
 

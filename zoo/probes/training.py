@@ -34,7 +34,7 @@ WARMUP, WEIGHT_DECAY, CLIP = 0.1, 0.1, 1.0
 
 
 @dataclass(frozen=True)
-class Score:
+class ProbeScore:
     """The share of correct answers (or rows, if the probe is `exact`), and the mean loss in nats an answer."""
 
     accuracy: float
@@ -118,14 +118,14 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
     return found.total, found.loads
 
 
-def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> Score:
+def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None) -> ProbeScore:
     """Score a learner on held-out examples of a level (None: as in training); None, a diverged one, scores chance."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT * probe.seq_len // length))
     examples = probe.examples(seed, stream, 0, rows, level)
     if learner is None:
         levels = [each for each in probe.levels if probe.trains(each)] if level is None else [level]
-        return Score(sum(map(probe.chance, levels)) / len(levels), math.log(probe.vocab_size))
+        return ProbeScore(sum(map(probe.chance, levels)) / len(levels), math.log(probe.vocab_size))
     right, nll = [], 0.0
     with torch.inference_mode():
         for part in split(examples, max(1, AT_ONCE // length)):
@@ -137,7 +137,7 @@ def score(learner: Learner | None, probe: Probe, seed: int, stream: str, level: 
             right.append(hit)
     asked, hits = examples.labels != IGNORED, np.concatenate(right)
     accuracy = hits.all(1).mean() if probe.exact else hits[asked].mean()
-    return Score(float(accuracy), nll / int(asked.sum()))
+    return ProbeScore(float(accuracy), nll / int(asked.sum()))
 
 
 def answer(learner: Learner, examples: Examples) -> Tensor:

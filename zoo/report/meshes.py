@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.ranks.mesh import WAYS
+from zoo.distributed.mesh import WAYS
 from zoo.report.text import align_columns
 from zoo.report.units import format_si, format_size
 

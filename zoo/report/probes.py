@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.report.units import format_count, format_si
 
 if TYPE_CHECKING:
-    from zoo.probes.outcome import Outcome
+    from zoo.probes.outcome import ProbeOutcome
 
 FOUND = ("probe", "reaches", "accuracy (chance)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, and the accuracy at the hardest trained level."""
@@ -19,28 +19,28 @@ COSTS = ("state", "params", "FLOPs")
 """Columns of costs."""
 
 
-def list_found(outcome: Outcome) -> list[str]:
+def list_found(outcome: ProbeOutcome) -> list[str]:
     rate = f"{outcome.lr:.1e}".replace("e-0", "e-") + ("!" if outcome.on_edge else "")
     return [outcome.probe, format_reach(outcome), format_accuracy(outcome), rate, format_window(outcome)]
 
 
-def list_costs(outcome: Outcome) -> list[str]:
+def list_costs(outcome: ProbeOutcome) -> list[str]:
     return [format_si(outcome.state_bytes, "B"), format_count(outcome.params), format_si(outcome.flops)]
 
 
-def group_by_model(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def group_by_model(outcomes: Sequence[ProbeOutcome]) -> dict[str, list[ProbeOutcome]]:
     """Group outcomes by the names of their models, in order of first appearance."""
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[ProbeOutcome]] = {}
     for each in outcomes:
         found.setdefault(name_model(each), []).append(each)
     return found
 
 
-def name_model(outcome: Outcome) -> str:
+def name_model(outcome: ProbeOutcome) -> str:
     return " ".join([outcome.model, *outcome.overrides])
 
 
-def format_reach(outcome: Outcome) -> str:
+def format_reach(outcome: ProbeOutcome) -> str:
     """Format the median level reached over seeds, the range if they differ, and bits per parameter if counted."""
     low, high = min(outcome.reaches), max(outcome.reaches)
     text = f"{outcome.reach}" if low == high else f"{outcome.reach} ({low} to {high})"
@@ -51,7 +51,7 @@ def format_reach(outcome: Outcome) -> str:
     return text
 
 
-def format_accuracy(outcome: Outcome) -> str:
+def format_accuracy(outcome: ProbeOutcome) -> str:
     """Format the accuracy at the hardest trained level, ± the deviation over seeds, and the accuracy of guessing."""
     level = max(outcome.trained)
     middle, deviation = outcome.accuracy(level)
@@ -59,7 +59,7 @@ def format_accuracy(outcome: Outcome) -> str:
     return f"{middle:.3f}{spread} ({outcome.chances[level]:.2g})"
 
 
-def format_window(outcome: Outcome) -> str:
+def format_window(outcome: ProbeOutcome) -> str:
     """Format the width of the window of learning rates, with `≥` if an end was not reached."""
     window = outcome.window
     if window is None:
@@ -67,7 +67,7 @@ def format_window(outcome: Outcome) -> str:
     return f"{'≥ ' if window.open_low or window.open_high else ''}{window.decades:.2f}"
 
 
-def list_notes(outcomes: Sequence[Outcome]) -> list[str]:
+def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
     """List explanations of the columns, and notes on single outcomes."""
     notes = [
         "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
@@ -79,7 +79,7 @@ def list_notes(outcomes: Sequence[Outcome]) -> list[str]:
     return notes + list(dict.fromkeys(f"{each.probe}: {note}." for each in outcomes for note in each.notes))
 
 
-def format_card_markdown(outcomes: Sequence[Outcome]) -> str:
+def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
     """Format a card as Markdown: a line for each probe and model, grouped by probe, and notes."""
     from zoo.report.tables import format_markdown
 
@@ -92,7 +92,7 @@ def format_card_markdown(outcomes: Sequence[Outcome]) -> str:
     return table + "\n\n" + "\n".join(f"- {note}" for note in list_notes(outcomes))
 
 
-def print_card(outcomes: Sequence[Outcome]) -> None:
+def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
     """Print two tables for each model, of results and of costs, and notes."""
     from zoo.report.tables import make_table, print_tables
 
@@ -103,7 +103,7 @@ def print_card(outcomes: Sequence[Outcome]) -> None:
     print("\n".join(list_notes(outcomes)))
 
 
-def draw_card(outcomes: Sequence[Outcome], file: Path) -> None:
+def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     """Draw a card into a .png or .svg file: a group of bars for each probe, a bar for each model.
 
     A bar is the fraction of levels reached, its black line the range over seeds, its text the level. Raises ConfigError
@@ -164,11 +164,11 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
     write_figure(figure, file)
 
 
-def share_reached(outcome: Outcome, reach: int) -> float:
+def share_reached(outcome: ProbeOutcome, reach: int) -> float:
     """Return the fraction of a probe's levels that are at most `reach`."""
     return sum(level <= reach for level in outcome.chances) / len(outcome.chances)
 
 
-def describe_card(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def describe_card(outcomes: Sequence[ProbeOutcome]) -> list[dict[str, Any]]:
     """Write the outcomes as plain data."""
     return [each.to_dict() for each in outcomes]

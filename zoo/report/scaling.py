@@ -9,15 +9,15 @@ from zoo.report.tables import make_table
 from zoo.report.units import format_count
 
 if TYPE_CHECKING:
-    from zoo.analysis.scaling import Fit, Law, Points
-    from zoo.analysis.scaling.isoflop import Bias, IsoFlop
+    from zoo.analysis.scaling import FittedLaw, Law, LossPoints
+    from zoo.analysis.scaling.isoflop import IsoFlop, ParabolaBias
 
 SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "exponent": "a = β/(α + β)"}
 BEYOND = 100
 """Optima are listed up to this many times the FLOPs of the largest point."""
 
 
-def describe_fit(fit: Fit) -> dict[str, Any]:
+def describe_fit(fit: FittedLaw) -> dict[str, Any]:
     """Write a fit as plain data: the law, its errors and intervals, the number of points, and the optima."""
     numbers = {
         name: {"value": getattr(fit.law, name), "error": fit.error(name), "interval": fit.interval(name)}
@@ -32,7 +32,7 @@ def describe_fit(fit: Fit) -> dict[str, Any]:
     }
 
 
-def list_optima(fit: Fit) -> list[dict[str, float]]:
+def list_optima(fit: FittedLaw) -> list[dict[str, float]]:
     """List the compute-optimal parameters and tokens for powers of ten of FLOPs, as far as the fit may extrapolate."""
     from zoo.errors import ConfigError
 
@@ -51,7 +51,7 @@ def list_optima(fit: Fit) -> list[dict[str, float]]:
     return found
 
 
-def compare_held(fit: Fit, held: Points) -> list[dict[str, Any]]:
+def compare_held(fit: FittedLaw, held: LossPoints) -> list[dict[str, Any]]:
     """Compare the law's predictions with the measured losses at held-out points."""
     return [
         {
@@ -65,7 +65,7 @@ def compare_held(fit: Fit, held: Points) -> list[dict[str, Any]]:
     ]
 
 
-def make_fit_tables(fit: Fit, held: Sequence[dict[str, Any]]) -> list[Any]:
+def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Any]:
     """Make the tables of the law, of held-out points and of the compute optima."""
     numbers = []
     for name, symbol in SYMBOLS.items():
@@ -100,7 +100,7 @@ def make_fit_tables(fit: Fit, held: Sequence[dict[str, Any]]) -> list[Any]:
     return tables
 
 
-def format_head(fit: Fit) -> str:
+def format_head(fit: FittedLaw) -> str:
     """Write the first lines: the range of the points, the law, and the Huber loss."""
     params, tokens = fit.points.params, fit.points.tokens
     return (
@@ -114,7 +114,7 @@ def format_head(fit: Fit) -> str:
 # ---------------------------------------------------------------- approach 2
 
 
-def find_bias(points: Points, fit: IsoFlop) -> tuple[Law, Bias] | str:
+def find_bias(points: LossPoints, fit: IsoFlop) -> tuple[Law, ParabolaBias] | str:
     """Fit approach 3 to all points, and measure the bias of approach 2 for that law; returns a reason if impossible."""
     from zoo.analysis.scaling import fit_law, measure_bias
     from zoo.errors import ConfigError
@@ -128,7 +128,7 @@ def find_bias(points: Points, fit: IsoFlop) -> tuple[Law, Bias] | str:
     return found.law, measure_bias(found.law, fit.budgets)
 
 
-def describe_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> dict[str, Any]:
+def describe_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> dict[str, Any]:
     """Write a fit by approach 2 as plain data: each budget's minimum, the exponents, and the bias."""
     from dataclasses import asdict
 
@@ -154,7 +154,7 @@ def describe_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> dict[str, A
     }
 
 
-def format_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> list[Any]:
+def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[Any]:
     """Make the lines and the table of a fit by approach 2."""
     interval = fit.interval()
     between = "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
@@ -180,7 +180,7 @@ def format_isoflop(fit: IsoFlop, found: tuple[Law, Bias] | str) -> list[Any]:
     ]
 
 
-def _say_bias(found: tuple[Law, Bias] | str) -> str:
+def _say_bias(found: tuple[Law, ParabolaBias] | str) -> str:
     if isinstance(found, str):
         return f"The parabolas' bias is not known: {found}"
     law, bias = found

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from zoo.analysis.verdict import LEVEL, Sample
+from zoo.analysis.verdict import LEVEL, MeanDifference
 from zoo.report.arms import Arm
 from zoo.report.curves import read_curve
 from zoo.report.plot import check_picture, list_colors, write_figure
@@ -113,7 +113,7 @@ def _draw_front(axes: Axes, report: Report, cost: str, front: list[str], colors:
     for arm in report.arms:
         values = list(arm.values(report.metric).values())
         color, x, y = colors[arm.name], arm.costs[cost], mean(values)
-        between = Sample.of_pairs(values).interval(LEVEL)
+        between = MeanDifference.of_pairs(values).interval(LEVEL)
         if between is not None:
             axes.plot([x, x], between, color=color, linewidth=1.2)
         axes.plot(x, y, "o", color=color, markersize=6)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.analysis.speedup import Decay, Speedup, find_speedup
+from zoo.analysis.speedup import PowerLaw, Speedup, find_speedup
 from zoo.analysis.verdict import Comparison, compare_arms, find_front
 from zoo.errors import ConfigError
 from zoo.report import rates
@@ -61,7 +61,7 @@ class Report:
     baseline: Arm
     metric: str
     found: Mapping[str, Comparison]
-    decays: Sequence[Decay] = ()
+    decays: Sequence[PowerLaw] = ()
     """The baseline's scaling law of loss by budget, first, then those of bootstrap resamples; empty without a law."""
 
     @classmethod
@@ -77,7 +77,7 @@ class Report:
         order = [first, *(each for each in arms if each is not first)]
         return cls(order, first, metric, found)
 
-    def with_decays(self, decays: Sequence[Decay]) -> Report:
+    def with_decays(self, decays: Sequence[PowerLaw]) -> Report:
         """Copy the report, with effective speedups by the baseline's law."""
         return replace(self, decays=decays)
 

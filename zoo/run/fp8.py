@@ -41,21 +41,21 @@ OLDEST = (0, 18)
 # ---------------------------------------------------------------- which products
 
 
-class Product(NamedTuple):
+class Float8Product(NamedTuple):
     """One matrix product of a model: its module's path, and the reason why it is left out of float8, or None."""
 
     path: str
     left_out: str | None
 
 
-def list_products(model: Any, *, running: bool = False) -> list[Product]:
+def list_products(model: Any, *, running: bool = False) -> list[Float8Product]:
     """List every matrix product of a built model in module order, and whether it is computed in float8. `running` means
     that weights are quantised once for inference, rather than at each training step."""
     from zoo.run.layer import Layer
 
     layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer))
     return [
-        Product(f"{path}.{name}" if path else name, explain_left_out(layer.spec, part, running=running))
+        Float8Product(f"{path}.{name}" if path else name, explain_left_out(layer.spec, part, running=running))
         for path, layer in layers
         for name, part, _ in layer.spec.children(layer.d_model)
         if isinstance(part, Part) and is_product(part)
@@ -91,7 +91,7 @@ def explain_no_effect(spec: Any) -> str | None:
     return None if None in reasons else f"would take none of the model's products: {_counted(reasons)}"
 
 
-def summarize_products(products: Iterable[Product]) -> str:
+def summarize_products(products: Iterable[Float8Product]) -> str:
     """Say in one line how many products are in float8, and why the others are not."""
     reasons = [product.left_out for product in products]
     others = _counted(reasons)
@@ -102,7 +102,7 @@ def _counted(reasons: Iterable[str | None]) -> str:
     return ", ".join(f"{count} ({reason})" for reason, count in Counter(filter(None, reasons)).items())
 
 
-def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
+def _chosen(model: Any, products: list[Float8Product], what: str) -> set[str]:
     """Return the paths of the products to convert. Raises ConfigError if there are none."""
     if reason := explain_no_effect(model.spec):
         raise ConfigError(f"{what} {reason} (bf16 would do)")
@@ -171,7 +171,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 # ---------------------------------------------------------------- training
 
 
-def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
+def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Float8Product]:
     """Make a model train in float8, in place; return its products. Raises ConfigError if that is impossible.
 
     Weights keep name, dtype and identity. At each step a product scales and rounds weight and input to e4m3, and in the
@@ -218,7 +218,7 @@ def _linear() -> type[nn.Linear]:
 # ---------------------------------------------------------------- running
 
 
-def quantize(model: Any, recipe: str) -> list[Product]:
+def quantize(model: Any, recipe: str) -> list[Float8Product]:
     """Convert a model's weights to float8 (e4m3), in place; return its products. Raises ConfigError if that is
     impossible. The model can then generate, but neither train nor be saved.
 

@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from zoo import kernels, lazy
 from zoo import spec as S
+from zoo.distributed.seam import WHOLE, WHOLE_ROWS
+from zoo.distributed.shards import ALL
 from zoo.kernels.depthwise import convolve_tokens
 from zoo.kernels.grouped import grouped_linear
 from zoo.model.drops import Dropping
 from zoo.model.step import Output
-from zoo.ranks.seam import WHOLE, WHOLE_ROWS
-from zoo.ranks.shards import ALL
 
 if TYPE_CHECKING:
+    from zoo.distributed.group import RankGroup
     from zoo.model.step import Step
     from zoo.model.tower import Topology, Tower
-    from zoo.ranks.group import RankGroup
     from zoo.run.recompute import Recompute
 
 lazy.load()
@@ -70,7 +70,7 @@ class Layer(nn.Module):
 
     def _run_divided(self, x: torch.Tensor, step: "Step") -> torch.Tensor:
         """Compute a rank's part of a sub-layer: gather all tokens of x, and sum the output over ranks."""
-        return self.seam.add_up(self.spec.forward(self, self.seam.gather(x, step.mask.n_queries), step))  # type: ignore[attr-defined]
+        return self.seam.reduce(self.spec.forward(self, self.seam.gather(x, step.mask.n_queries), step))  # type: ignore[attr-defined]
 
     def list_weights(self) -> list[torch.Tensor]:
         """List the weights that the layer reads: its own, and those of other modules (`Borrowed`)."""

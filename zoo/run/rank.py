@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.shards import shard_model
+from zoo.distributed.meeting import join_processes
+from zoo.distributed.shards import Division, Shares
+from zoo.distributed.world import World, read_world
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.ranks.meeting import join_processes
-from zoo.ranks.shards import Division, Shares
-from zoo.ranks.world import World, read_world
 from zoo.spec.cuts import find_cuts
 
 if TYPE_CHECKING:

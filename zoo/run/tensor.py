@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from zoo.distributed.group import RankGroup
+from zoo.distributed.seam import Seam
 from zoo.kernels.bias import OwnHeads
 from zoo.lazy import F, torch
-from zoo.ranks.group import RankGroup
-from zoo.ranks.seam import Seam
 from zoo.spec import Experts, Linear, placed_tensors
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TensorSeam(Seam):
         whole = self.group.gather_tokens(x)
         return whole if whole.shape[1] == tokens else whole[:, :tokens].clone()  # FSDP's hooks take no view
 
-    def add_up(self, y: Tensor) -> Tensor:
+    def reduce(self, y: Tensor) -> Tensor:
         return self.group.scatter_tokens(self._pad(y)) if torch.is_grad_enabled() else self.group.sum_up(y)
 
     def own(self, each: Tensor | None) -> Tensor | None:
@@ -55,14 +55,14 @@ class TensorSeam(Seam):
     def look_up(self, table: Any, ids: Tensor) -> Tensor:
         places, strange = self._own_tokens(ids, table.weight.shape[0])
         found = F.embedding(places, table.weight)
-        return self.add_up(found.masked_fill(strange[..., None], 0))
+        return self.reduce(found.masked_fill(strange[..., None], 0))
 
-    def add_up_whole(self, y: Tensor) -> Tensor:
+    def all_reduce(self, y: Tensor) -> Tensor:
         return self.group.sum_whole(y)
 
     def normalise(self, norm: Any, x: Tensor) -> Tensor:
         wide = x.float()
-        mean = self.add_up_whole(wide.square().mean(-1, keepdim=True)) / self.size
+        mean = self.all_reduce(wide.square().mean(-1, keepdim=True)) / self.size
         y = wide * (mean + norm.spec.eps).rsqrt()
         if norm.spec.weight:
             y = y * (norm.weight.float() + (1 if norm.spec.unit_offset else 0))
@@ -74,7 +74,7 @@ class TensorSeam(Seam):
         whole = scheme.bias(weights, heads * self.size, *places, **how)
         return whole and OwnHeads(whole, self.rank * heads, heads)
 
-    def share(self, loss: Tensor) -> Tensor:
+    def own_share(self, loss: Tensor) -> Tensor:
         return loss if not loss.requires_grad else loss.detach() + (loss - loss.detach()) / self.size
 
     def measure(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

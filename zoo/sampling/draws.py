@@ -24,7 +24,7 @@ def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = 
     return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
 
 
-class Points:
+class UniformPoints:
     """Uniform numbers in [0, 1) by position: those that one `torch.rand` call of the same generator would give."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -90,7 +90,7 @@ class DrawState:
         repeats = sampling.repetition_penalty != 1
         counts = repeats or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self.tally = Tally(self.context if repeats else ()) if counts else None
-        self._streams: dict[str, Points] = {}
+        self._streams: dict[str, UniformPoints] = {}
 
     @property
     def finished(self) -> bool:
@@ -107,7 +107,7 @@ class DrawState:
         points = self._streams.get(stream)
         if points is None:
             generator = make_generator(self.sampling.seed or 0, self.prompt, self.copy, stream)
-            points = self._streams[stream] = Points(generator)
+            points = self._streams[stream] = UniformPoints(generator)
         return points[len(self.generated)]
 
     def advance(self, *tokens: int) -> None:

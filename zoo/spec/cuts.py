@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Segment(NamedTuple):
+class CutSegment(NamedTuple):
     """A segment of a tensor along the dimension that is cut: its length in the whole tensor, and in a part."""
 
     whole: int
@@ -37,7 +37,7 @@ class Cut:
     with zeros. A replicated tensor is its own part. `learns` says whether the loss gives it a gradient."""
 
     dim: int
-    segments: tuple[Segment, ...]
+    segments: tuple[CutSegment, ...]
     ranks: int
     learns: bool = True
 
@@ -122,6 +122,6 @@ def compare_parts(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
     sizes = [getattr(each.of if stacked else each, "segments", ()) for each in (whole, part)]
     along = dim == int(stacked)  # segments are of the outputs
     if dims and along and sizes[0]:
-        return Cut(dim, tuple(map(Segment, *sizes)), ranks)
+        return Cut(dim, tuple(map(CutSegment, *sizes)), ranks)
     size = [shape[dim] if shape else 1 for shape in shapes]
-    return Cut(dim, (Segment(*size),), ranks)
+    return Cut(dim, (CutSegment(*size),), ranks)

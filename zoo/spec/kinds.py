@@ -23,7 +23,7 @@ completing = threading.RLock()
 first use, and a second thread would meet a half-made class."""
 
 
-class Source(NamedTuple):
+class KindSource(NamedTuple):
     """A module of a package, and its source file, which may not exist."""
 
     module: str
@@ -38,12 +38,12 @@ class Source(NamedTuple):
 
 
 @functools.cache
-def list_sources(package: str) -> tuple[Source, ...]:
+def list_sources(package: str) -> tuple[KindSource, ...]:
     """List the modules of a package and of its subpackages, by name."""
     path = importlib.import_module(package).__path__
     found = pkgutil.walk_packages(path, f"{package}.")
     return tuple(
-        Source(each.name, Path(each.module_finder.path, f"{each.name.rpartition('.')[2]}.py"))  # type: ignore[union-attr]
+        KindSource(each.name, Path(each.module_finder.path, f"{each.name.rpartition('.')[2]}.py"))  # type: ignore[union-attr]
         for each in found
         if not each.ispkg
     )
@@ -100,6 +100,6 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
                     return
         self._missing.add(kind)
 
-    def _list_sources(self) -> tuple[Source, ...]:
+    def _list_sources(self) -> tuple[KindSource, ...]:
         package = next((each for each in self.searched if self.home.startswith(f"{each}.")), None)
         return list_sources(package) if package else ()

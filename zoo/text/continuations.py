@@ -47,7 +47,7 @@ class Likelihood(NamedTuple):
 
 
 @dataclass
-class Row:
+class SharedRow:
     """A row of tokens to read once, and the continuations at its end: their numbers and lengths. For a prefix LM the
     first `prefix` tokens, the context, see one another in both directions."""
 
@@ -112,18 +112,18 @@ def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
 
 def make_rows(
     asked: Sequence[Continuation], limit: int, numbers: Sequence[int], *, prefixed: bool = False
-) -> list[Row]:
+) -> list[SharedRow]:
     """Make the rows to read for the continuations of these `numbers`, the longest first. Equal rows are merged."""
-    rows: dict[tuple[Any, ...], Row] = {}
+    rows: dict[tuple[Any, ...], SharedRow] = {}
     for number in numbers:
         context, tokens = asked[number]
         ids = tuple([*context, *tokens][-(limit + 1) : -1])  # the last token is a target only
         prefix = len(ids) + 1 - len(tokens) if prefixed else None
-        rows.setdefault((ids, prefix), Row(ids, prefix)).asked.append((number, len(tokens)))
+        rows.setdefault((ids, prefix), SharedRow(ids, prefix)).asked.append((number, len(tokens)))
     return sorted(rows.values(), key=lambda row: -len(row.ids))
 
 
-def group_rows(rows: Sequence[Row], tokens: int) -> Iterator[Sequence[Row]]:
+def group_rows(rows: Sequence[SharedRow], tokens: int) -> Iterator[Sequence[SharedRow]]:
     """Yield groups of rows with about `tokens` tokens each, padding included."""
     start = 0
     while start < len(rows):
@@ -132,7 +132,7 @@ def group_rows(rows: Sequence[Row], tokens: int) -> Iterator[Sequence[Row]]:
         start += count
 
 
-def _read_rows(model: Model, rows: Sequence[Row], device: Device) -> tuple[Tensor, list[tuple[int, list[int]]]]:
+def _read_rows(model: Model, rows: Sequence[SharedRow], device: Device) -> tuple[Tensor, list[tuple[int, list[int]]]]:
     """Run the model on rows. Gives hidden states [N, D], and for each continuation the indices that predict its
     tokens."""
     ids, there = pad_rows([row.ids for row in rows], 0, device)

@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.text.follow import write
-from zoo.text.jobs import Encoder
+from zoo.text.jobs import JobMaker
 from zoo.text.prompts import Options
 from zoo.untrusted.text import check_text
 
@@ -21,7 +21,7 @@ class Conversation:
     Each request contains the whole conversation; the engine's prefix cache spares computing its beginning again.
     """
 
-    def __init__(self, encoder: Encoder, engine: Engine, options: Options, limit: int) -> None:
+    def __init__(self, encoder: JobMaker, engine: Engine, options: Options, limit: int) -> None:
         self.encoder, self.engine, self.options, self.limit = encoder, engine, options, limit
         self.messages: list[dict[str, Any]] = []
         self.interrupted = False

@@ -12,7 +12,7 @@ from zoo.generation.engine import BUDGET, ROWS, Engine, serving
 from zoo.generation.request import Event, Request
 from zoo.sampling.sampler import Logprob
 from zoo.text.detokenize import TextStream
-from zoo.text.jobs import Encoder, Job
+from zoo.text.jobs import JobMaker, TextJob
 from zoo.text.prompts import Options
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Sample:
+class WrittenSample:
     """One of a job's texts in progress. Its tokens include the one that ended it; its text excludes the end."""
 
-    job: Job
+    job: TextJob
     number: int
     stream: TextStream
     tokens: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Sample:
         return piece
 
 
-def make_engine(model: Model, jobs: Sequence[Job], kernel: str | None = None, **serving: Any) -> Engine:
+def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None, **serving: Any) -> Engine:
     """Make an engine with room for these jobs. `serving` are the Engine's options `draft`, `speculate`,
     `deterministic`, `graphs` and `note`.
 
@@ -84,7 +84,7 @@ def count_rows(asked: Iterable[Request | Options]) -> int:
     return max(most, min(ROWS, sum(rows for rows, _ in wanted)))
 
 
-def measure(jobs: Sequence[Job]) -> tuple[int, int]:
+def measure(jobs: Sequence[TextJob]) -> tuple[int, int]:
     """Return the lengths in tokens of the longest sequence and of the longest prompt."""
     longest = max((len(job.before or [0]) + job.request.max_new_tokens for job in jobs), default=1)
     return longest, max((len(job.request.ids) for job in jobs), default=1)
@@ -105,7 +105,7 @@ def complete(
     During iteration the model is in eval mode and uses the attention `kernel`. Raises ConfigError, at the call, for
     invalid arguments.
     """
-    job = Encoder(model, tokenizer, ends).make_job({"prompt": prompt}, options, "")
+    job = JobMaker(model, tokenizer, ends).make_job({"prompt": prompt}, options, "")
     engine = make_engine(model, [job], kernel)
     return _serve(engine, write(engine, job, tokenizer))
 
@@ -115,12 +115,12 @@ def _serve(engine: Engine, pieces: Generator[str]) -> Iterator[str]:
         yield from pieces
 
 
-def write(engine: Engine, job: Job, tokenizer: Tokenizer) -> Generator[str]:
+def write(engine: Engine, job: TextJob, tokenizer: Tokenizer) -> Generator[str]:
     """Stream one text in pieces. Raises ConfigError as `follow` does, and ZooError if there is no next token."""
     return _write(follow(engine, [job], tokenizer))
 
 
-def _write(texts: Generator[tuple[Sample, str]]) -> Generator[str]:
+def _write(texts: Generator[tuple[WrittenSample, str]]) -> Generator[str]:
     with closing(texts):
         for sample, piece in texts:
             if piece:
@@ -129,7 +129,7 @@ def _write(texts: Generator[tuple[Sample, str]]) -> Generator[str]:
                 raise ZooError(f"generate: {sample.describe_fault()}")
 
 
-def follow(engine: Engine, jobs: Sequence[Job], tokenizer: Tokenizer) -> Generator[tuple[Sample, str]]:
+def follow(engine: Engine, jobs: Sequence[TextJob], tokenizer: Tokenizer) -> Generator[tuple[WrittenSample, str]]:
     """Submit all jobs to the engine and stream their texts as (sample, new piece). A sample with a `reason` is done.
 
     Raises ConfigError, at the call, with the faults of all jobs that cannot be served. Closing the iterator cancels the
@@ -138,7 +138,7 @@ def follow(engine: Engine, jobs: Sequence[Job], tokenizer: Tokenizer) -> Generat
     return _follow(engine, _add_all(engine, jobs, tokenizer))
 
 
-def _follow(engine: Engine, live: dict[int, list[Sample]]) -> Generator[tuple[Sample, str]]:
+def _follow(engine: Engine, live: dict[int, list[WrittenSample]]) -> Generator[tuple[WrittenSample, str]]:
     try:
         while live and engine.busy:
             for event in engine.step():
@@ -160,8 +160,8 @@ def _follow(engine: Engine, live: dict[int, list[Sample]]) -> Generator[tuple[Sa
             engine.abort(number)
 
 
-def _add_all(engine: Engine, jobs: Sequence[Job], tokenizer: Tokenizer) -> dict[int, list[Sample]]:
-    live: dict[int, list[Sample]] = {}
+def _add_all(engine: Engine, jobs: Sequence[TextJob], tokenizer: Tokenizer) -> dict[int, list[WrittenSample]]:
+    live: dict[int, list[WrittenSample]] = {}
     faults: list[str] = []
     for job in jobs:
         try:
@@ -170,7 +170,7 @@ def _add_all(engine: Engine, jobs: Sequence[Job], tokenizer: Tokenizer) -> dict[
             faults += [f"{job.where}: {fault}" if job.where else fault for fault in error.faults]
             continue
         streams = [TextStream(tokenizer.backend, job.before, job.stop) for _ in range(job.request.n)]
-        live[number] = [Sample(job, index, stream) for index, stream in enumerate(streams)]
+        live[number] = [WrittenSample(job, index, stream) for index, stream in enumerate(streams)]
     if faults:
         for number in live:
             engine.abort(number)

@@ -26,7 +26,7 @@ from zoo.generation.engine import ROWS, Engine
 from zoo.generation.passes import serving
 from zoo.text.continuations import Continuation, score_continuations
 from zoo.text.follow import follow
-from zoo.text.jobs import Encoder, Job
+from zoo.text.jobs import JobMaker, TextJob
 from zoo.text.loading import Loaded
 from zoo.text.prompts import Options
 from zoo.text.task_files import is_task_file
@@ -107,7 +107,7 @@ class Harness(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Generate the continuation of each context, up to a stop string. The engine serves all of them together."""
         jobs, copies = [], Counter[tuple[str, str]]()
-        encoder = Encoder(self.model, self.texts, self.ends)
+        encoder = JobMaker(self.model, self.texts, self.ends)
         for number, (context, how) in enumerate(request.args for request in requests):
             copy, copies[context, repr(how)] = copies[context, repr(how)], copies[context, repr(how)] + 1
             jobs.append((number, self._make_job(encoder, context, how, copy)))
@@ -119,7 +119,7 @@ class Harness(TemplateLM):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return answers
 
-    def _make_job(self, encoder: Encoder, context: str, how: Mapping[str, Any], copy: int) -> Job:
+    def _make_job(self, encoder: JobMaker, context: str, how: Mapping[str, Any], copy: int) -> TextJob:
         """Make the job of a context. Raises ConfigError for invalid options."""
         options = read_options(how, self.texts.eos)
         room = self.max_length - options.max_new_tokens
@@ -131,7 +131,7 @@ class Harness(TemplateLM):
         # `hf` models decode an answer without its context: some tokenizers then drop its leading space
         return replace(job, before=(), request=replace(job.request, copy=copy))
 
-    def _write(self, jobs: Sequence[Job]) -> list[str]:
+    def _write(self, jobs: Sequence[TextJob]) -> list[str]:
         """Generate the texts of jobs. Raises ZooError if there is no next token."""
         advance = self._count("writing answers", len(jobs))
         tokens = max(len(job.request.ids) + job.request.max_new_tokens for job in jobs)

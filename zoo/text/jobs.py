@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class TextJob:
     """A request, and what is needed to decode its answer. `before` are the tokens that the text continues."""
 
     request: Request
@@ -33,7 +33,7 @@ class Job:
     prompt: Prompt | None = None
 
 
-class Encoder:
+class JobMaker:
     """Makes jobs of prompts, for one model and its tokenizer.
 
     `ends` are end-of-text tokens in addition to the tokenizer's. `template` is the chat template.
@@ -50,7 +50,7 @@ class Encoder:
         self._guides: dict[tuple[str, str, frozenset[int]], Guide] = {}
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}
 
-    def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> Job:
+    def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> TextJob:
         """Make a job of a prompt, token ids or messages. Raises ConfigError for messages without a template, or refused
         by it."""
         ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
@@ -73,7 +73,7 @@ class Encoder:
             logprobs=options.logprobs,
             prompt_logprobs=options.prompt_logprobs,
         )
-        return Job(request, where, tuple(stop), ids if self.continues else (), prompt)
+        return TextJob(request, where, tuple(stop), ids if self.continues else (), prompt)
 
     def _settle_sampling(self, options: Options) -> Sampling:
         """Return the sampling parameters, with `bad_words` encoded. Raises ConfigError for unknown tokens."""
@@ -110,9 +110,9 @@ class Encoder:
             raise ConfigError("messages: the model has no chat template (--template FILE, or a prompt)")
         return self.template.encode(self.tokenizer, given["messages"], tools=given.get("tools"))
 
-    def make_jobs(self, prompts: Sequence[Prompt]) -> list[Job]:
+    def make_jobs(self, prompts: Sequence[Prompt]) -> list[TextJob]:
         """Make a job of each prompt. Raises ConfigError with the faults of all of them."""
-        jobs: list[Job] = []
+        jobs: list[TextJob] = []
         faults: list[str] = []
         for prompt in prompts:
             try:

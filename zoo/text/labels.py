@@ -19,7 +19,7 @@ from zoo.untrusted.text import check_text, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.data.rowcode import Row, RowEncoder
+    from zoo.data.rowcode import EncodedRow, RowEncoder
     from zoo.data.tokenizer import Tokenizer
     from zoo.model.head import Head
     from zoo.model.tower import Topology
@@ -175,7 +175,7 @@ def _load_template(tokenizer: Any, chosen: str | None) -> ChatTemplate:
 
 def encode(
     encoder: RowEncoder, texts: Sequence[Any], places: Sequence[str], chat: ChatTemplate | None = None
-) -> list[Row]:
+) -> list[EncodedRow]:
     """Encode texts as in training, conversations rendered with the chat template. Raises ConfigError for a text without
     a token, and for messages that the template refuses."""
     if texts and isinstance(texts[0], list) and not is_conversation(texts[0]):
@@ -196,18 +196,18 @@ def encode(
     return rows
 
 
-def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate, messages: Any, place: str) -> Row:
-    from zoo.data.rowcode import Row
+def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate, messages: Any, place: str) -> EncodedRow:
+    from zoo.data.rowcode import EncodedRow
 
     tokenizer: Tokenizer = encoder.tokenizer
     try:
         ids = chat.encode(tokenizer, messages, add_generation_prompt=False)
     except ConfigError as error:
         raise ConfigError(*(f"{place}: {fault}" for fault in error.faults)) from error
-    return Row(ids[: encoder.limit], [0] * min(len(ids), encoder.limit), [], len(ids) > encoder.limit)
+    return EncodedRow(ids[: encoder.limit], [0] * min(len(ids), encoder.limit), [], len(ids) > encoder.limit)
 
 
-def compute_logits(model: Any, rows: Sequence[Row]) -> list[Tensor]:
+def compute_logits(model: Any, rows: Sequence[EncodedRow]) -> list[Tensor]:
     """Compute the logits of rows, float32 on the CPU: [C] each, or [T, C] for a head that reads tokens."""
     tower = next(iter(model.spec.towers().values()))
     device, typed = next(model.parameters()).device, tower.takes_types
@@ -218,7 +218,7 @@ def compute_logits(model: Any, rows: Sequence[Row]) -> list[Tensor]:
     return list(logits)
 
 
-def read_result(head: Any, row: Row, logits: Tensor, activation: Activation, every: bool) -> dict[str, Any]:
+def read_result(head: Any, row: EncodedRow, logits: Tensor, activation: Activation, every: bool) -> dict[str, Any]:
     """Make the result of a row from its logits."""
     if not hasattr(head, "labels"):
         numbers = logits.sigmoid() if activation == "sigmoid" else logits

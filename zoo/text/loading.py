@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
-from zoo.ranks.world import ALONE, World
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
 from zoo.run.linear.probe import BUCKETS

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reader:
+class TextReader:
     """A model that reads texts; its tokenizer, or the path of its tokenizer.json; and its folder, if it has one."""
 
     model: Any
@@ -29,7 +29,9 @@ class Reader:
     folder: Path | None
 
 
-def load_reader(model: str | Path | Model, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
+def load_reader(
+    model: str | Path | Model, tokenizer: Any, device: str, note: Callable[[str], object] | None
+) -> TextReader:
     """Load the model of a folder, or wrap a given model. Raises ConfigError for a given model without a tokenizer."""
     from zoo.checkpoint import hf, store
     from zoo.checkpoint.gguf import find
@@ -37,13 +39,13 @@ def load_reader(model: str | Path | Model, tokenizer: Any, device: str, note: Ca
     if not isinstance(model, str | Path):
         if tokenizer is None:
             raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
-        return Reader(model, tokenizer, None)
+        return TextReader(model, tokenizer, None)
     folder = find(model)
     loaded, tell = store.load(folder, device=device), note or (lambda line: None)
     if unread := hf.describe_unread(loaded):
         tell(unread)
     settle_cpu(loaded, tell)
-    return Reader(loaded, tokenizer or folder, folder)
+    return TextReader(loaded, tokenizer or folder, folder)
 
 
 def longest_text(spec: Topology) -> int:

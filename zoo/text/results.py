@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.disk import replace_file
 from zoo.errors import CheckpointError, ConfigError
 from zoo.sampling.sampler import Logprob
-from zoo.text.follow import Sample
+from zoo.text.follow import WrittenSample
 from zoo.text.prompts import Prompt
 from zoo.untrusted.json_file import JsonShape, parse_json
 
@@ -33,7 +33,7 @@ class Results:
     """
 
     def __init__(self, file: Path, prompts: Sequence[Prompt], *, force: bool = False, resume: bool = False) -> None:
-        self.file, self._waiting = file, dict[int, list[Sample]]()
+        self.file, self._waiting = file, dict[int, list[WrittenSample]]()
         self._kept: dict[int, str] = {}
         if file.is_file() and not force:
             if not resume:
@@ -62,7 +62,7 @@ class Results:
             lines.setdefault(index, []).append(line + "\n")
         return {index: "".join(kept) for index, kept in lines.items() if len(kept) == prompts[index].options.n}
 
-    def add(self, sample: Sample, tokenizer: Tokenizer) -> None:
+    def add(self, sample: WrittenSample, tokenizer: Tokenizer) -> None:
         """Add a finished text. A prompt's samples are written together, and not if one of them failed."""
         prompt = sample.job.prompt
         assert prompt is not None
@@ -82,7 +82,7 @@ def _differs(row: dict[str, Any], prompt: Prompt) -> bool:
     return any(row.get(name) != value for name, value in prompt.given.items())
 
 
-def dump(sample: Sample, prompt: Prompt, tokenizer: Tokenizer) -> str:
+def dump(sample: WrittenSample, prompt: Prompt, tokenizer: Tokenizer) -> str:
     """Make one line of results."""
     request = sample.job.request
     row: dict[str, Any] = {"index": prompt.index, **prompt.given, "sample": sample.number, "text": sample.text}

@@ -53,7 +53,7 @@ class Stream:
         return len(self.ids) - self.given
 
 
-class Window(NamedTuple):
+class TextWindow(NamedTuple):
     """A window of a stream: the model reads `length` tokens from `start`; the last `scored` predictions count."""
 
     start: int
@@ -62,7 +62,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Score:
+class TextScore:
     """The total negative log-likelihood in nats, the number of tokens scored, and the bytes of their text (None if only
     a part of a text's tokens was scored). For labelled data `nll` is the objective's loss, and `measures` its
     metrics."""
@@ -87,18 +87,18 @@ class Score:
         return None if self.n_bytes is None else self.nll / math.log(2) / self.n_bytes
 
 
-def add_scores(scores: Sequence[Score]) -> Score:
+def add_scores(scores: Sequence[TextScore]) -> TextScore:
     """Sum the scores of several streams."""
     sizes = [each.n_bytes for each in scores if each.n_bytes is not None]
     n_bytes = sum(sizes) if len(sizes) == len(scores) else None
     measures = scores[0].measures if len(scores) == 1 else {}
-    return Score(sum(each.nll for each in scores), sum(each.tokens for each in scores), n_bytes, measures)
+    return TextScore(sum(each.nll for each in scores), sum(each.tokens for each in scores), n_bytes, measures)
 
 
 # ---------------------------------------------------------------- windows
 
 
-def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iterator[Window]:
+def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iterator[TextWindow]:
     """List the windows of a stream of `tokens` tokens. Each reads `context` tokens, starts `stride` after the one
     before, and scores the tokens not scored yet (Radford et al., 2019).
 
@@ -109,7 +109,7 @@ def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iter
     while done < tokens - 1:
         end = min(start + context, tokens - 1)
         if end > done:
-            yield Window(start, end - start, end - done)
+            yield TextWindow(start, end - start, end - done)
         start, done = start + stride, max(end, done)
 
 
@@ -186,7 +186,7 @@ def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:
 
 def score(
     model: Model, streams: Sequence[Stream], context: int, stride: int, advance: Callable[[int], object] | None = None
-) -> Score:
+) -> TextScore:
     """Score each stream in windows of `context` tokens. Each token is scored once, except the first `given`.
 
     A window does not see the tokens before it. `advance` is called with the number of tokens scored since the last
@@ -206,17 +206,17 @@ def score(
                     raise ZooError(f"eval: the loss is {total} (sound weights, or dtype=fp32)")
                 if advance is not None:
                     advance(sum(window.scored for window in group))
-    return Score(total, sum(stream.n_scored for stream in streams), sum(stream.n_bytes for stream in streams))
+    return TextScore(total, sum(stream.n_scored for stream in streams), sum(stream.n_bytes for stream in streams))
 
 
-def _group(windows: Iterator[Window], rows: int) -> Iterator[list[Window]]:
+def _group(windows: Iterator[TextWindow], rows: int) -> Iterator[list[TextWindow]]:
     """Yield groups of at most `rows` windows of equal length."""
     for _, alike in groupby(windows, lambda window: window.length):
         held = list(alike)
         yield from (held[first : first + rows] for first in range(0, len(held), rows))
 
 
-def _make_batch(stream: Stream, group: Sequence[Window]) -> Batch:
+def _make_batch(stream: Stream, group: Sequence[TextWindow]) -> Batch:
     """Make a batch of windows of equal length, with targets only where they are scored [B, T]."""
     import numpy as np
 

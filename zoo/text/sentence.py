@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import BIN, SINGLE, Reader, read_bin, read_header
+from zoo.checkpoint.files import BIN, SINGLE, TensorReader, read_bin, read_header
 from zoo.checkpoint.sentence import (
     LIMITS,
     POOLINGS,
@@ -39,7 +39,7 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledVectors:
     """Pools token vectors; the results of several poolings are concatenated. `with_prompt` includes a prompt's."""
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class Layer:
+class SentenceLayer:
     """A module with weights: a linear map with an activation, with `residual` around it, or a norm."""
 
     weights: Mapping[str, Tensor]
@@ -77,20 +77,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class SentencePipeline:
     """How a folder makes vectors of hidden states, and its settings for texts: prompts by name, maximum length,
     case."""
 
     model: Path | None = None
-    pooled: Pooled = Pooled(("mean",))
-    layers: tuple[Layer | None, ...] = ()  # None scales to length 1
+    pooled: PooledVectors = PooledVectors(("mean",))
+    layers: tuple[SentenceLayer | None, ...] = ()  # None scales to length 1
     normalize: bool = True
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     limit: int | None = None
     lower: bool = False
 
-    def choose(self, pooling: str | None, normalize: bool | None) -> Pipeline:
+    def choose(self, pooling: str | None, normalize: bool | None) -> SentencePipeline:
         """Return a copy with another pooling or scaling to length 1. Raises ConfigError for an unknown pooling."""
         if pooling is not None and pooling not in POOLINGS:
             would = did_you_mean(pooling, POOLINGS) or f" (one of: {', '.join(POOLINGS)})"
@@ -123,19 +123,19 @@ class Pipeline:
         return F.normalize(x, dim=-1) if self.normalize else x
 
 
-def read_pipeline(folder: Path | None) -> Pipeline:
+def read_pipeline(folder: Path | None) -> SentencePipeline:
     """Read how a folder makes vectors: from its modules.json, else from its folder 1_Pooling and scaled to length 1,
     else the mean, scaled too. Raises CheckpointError."""
     modules = [] if folder is None else list_modules(folder)
     if folder is None or not modules:
         file = None if folder is None else folder / "1_Pooling" / CONFIG
-        own = read_pooled(file) if file is not None and file.is_file() else Pooled(("mean",))
-        return Pipeline(folder, own)
+        own = read_pooled(file) if file is not None and file.is_file() else PooledVectors(("mean",))
+        return SentencePipeline(folder, own)
     last = modules[-1].kind == "Normalize"
     layers = tuple(_read_layer(each) for each in modules[2 : -1 if last else None] if each.kind != "Dropout")
     said = read_settings(folder / PROMPTS, PromptsFile)
     limits = read_settings(modules[0].folder / LIMITS, LimitsFile)
-    return Pipeline(
+    return SentencePipeline(
         model=modules[0].folder,
         pooled=read_pooled(modules[1].folder / CONFIG),
         layers=layers,
@@ -147,7 +147,7 @@ def read_pipeline(folder: Path | None) -> Pipeline:
     )
 
 
-def read_pooled(file: Path) -> Pooled:
+def read_pooled(file: Path) -> PooledVectors:
     """Read a Pooling's config.json, of the old or the new form. Raises CheckpointError for a pooling that zoo lacks."""
     node = read_settings(file, PoolingFile)
     stated = node.get("pooling_mode")
@@ -164,24 +164,26 @@ def read_pooled(file: Path) -> Pooled:
         raise CheckpointError(
             f"{file}: asks for a pooling that is none of ours, found {found} (--pooling {', '.join(POOLINGS)})"
         )
-    return Pooled(tuple(NAMES[name] for name in names), bool(node.get("include_prompt", True)))
+    return PooledVectors(tuple(NAMES[name] for name in names), bool(node.get("include_prompt", True)))
 
 
-def _read_layer(module: Module) -> Layer | None:
+def _read_layer(module: Module) -> SentenceLayer | None:
     """Read a Dense or a LayerNorm; None for a Normalize between others."""
     if module.kind == "Normalize":
         return None
     config, file = read_settings(module.folder / CONFIG, DenseFile), module.folder / SINGLE
     if file.is_file():
         found = read_header(file)
-        weights = {name: Reader(module.folder, found)[name] for name in found}
+        weights = {name: TensorReader(module.folder, found)[name] for name in found}
     elif (old := module.folder / BIN).is_file():
         weights = read_bin(old)
     else:
         raise CheckpointError(f"{module.folder}: has no weights (model.safetensors)")
     weights = {name: each.float() for name, each in weights.items()}
     if module.kind == "LayerNorm":
-        return Layer(_pick_weights(weights, module.folder, ("norm.weight",), ("norm.bias",)), folder=module.folder)
+        return SentenceLayer(
+            _pick_weights(weights, module.folder, ("norm.weight",), ("norm.bias",)), folder=module.folder
+        )
     odd = {
         name
         for name in ("module_input_name", "module_output_name")
@@ -198,7 +200,7 @@ def _read_layer(module: Module) -> Layer | None:
     made = _pick_weights(weights, module.folder, needed, ("linear.bias",) if "linear.bias" in weights else ())
     if residual and len(needed) == 1 and made["linear.weight"].shape[0] != made["linear.weight"].shape[1]:
         raise CheckpointError(f"{module.folder}: use_residual: has no residual.weight, and widths that differ")
-    return Layer(made, name, residual, module.folder)
+    return SentenceLayer(made, name, residual, module.folder)
 
 
 def _pick_weights(

@@ -22,7 +22,7 @@ MEMORY = 2**29  # bytes of this process
 LENGTH = 2**24  # characters of a text
 
 
-class Generation(ext.Extension):
+class GenerationTag(ext.Extension):
     """`{% generation %}…{% endgeneration %}` marks the assistant's text, for training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
@@ -36,7 +36,7 @@ class Generation(ext.Extension):
         return caller()
 
 
-class Namespace(utils.Namespace):
+class TemplateNamespace(utils.Namespace):
     """A `namespace` that refuses private attribute names, which would lead out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportSelfClsParameterName]
@@ -79,14 +79,14 @@ def to_json(
 def make_environment() -> sandbox.ImmutableSandboxedEnvironment:
     """Make the jinja2 environment of transformers, which published templates are written for."""
     environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals |= {
         "raise_exception": raise_exception,
         "strftime_now": lambda form: datetime.now().strftime(form),
         "dict": Dict(),
-        "namespace": Namespace,
+        "namespace": TemplateNamespace,
     }
     return environment
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from zoo.checkpoint.spread import is_sharded, open_weights
+from zoo.distributed.shards import ALL, Shares, drop_gathered, own_part
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
-from zoo.ranks.shards import ALL, Shares, drop_gathered, own_part
 from zoo.runs import WEIGHTS
 from zoo.spec import Spec
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.kernels import mask_whole
-from zoo.data import Batches, Prepared, prepare
+from zoo.data import Batches, PreparedData, prepare
+from zoo.distributed.world import ALONE, World
 from zoo.errors import ConfigError
 from zoo.generation.towers import check_length
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
-from zoo.ranks.world import ALONE, World
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
@@ -25,8 +25,8 @@ from zoo.training.callbacks import is_hosted
 from zoo.training.dropout import Dropout, count_draws
 from zoo.training.fitting import check_memory, take_share
 from zoo.training.gradient import WholeModel, choose_autocast
-from zoo.training.layout import Layout
-from zoo.training.log import Records, Unwritten
+from zoo.training.layout import ProcessGroups
+from zoo.training.log import RunLog, Unwritten
 from zoo.training.objective import Context, Labelled
 from zoo.training.planning import TrainingPlan, collect_faults, describe_vocabulary_fault
 from zoo.training.precision import MASTER, ComputingCopies, lower_weights
@@ -35,7 +35,7 @@ from zoo.training.run import Progress, Run, Saves
 from zoo.training.saving import open_save_world
 from zoo.training.settings import TextSample, Training
 from zoo.training.speed import Gauges, find_peak
-from zoo.training.start.begin import Start
+from zoo.training.start.begin import StartSettings
 from zoo.training.validation import writes
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- the device and the data
 
 
-def prepare_device_and_data(planned: TrainingPlan, show: Progress, world: World) -> tuple[TrainingPlan, Any, Prepared]:
+def prepare_device_and_data(
+    planned: TrainingPlan, show: Progress, world: World
+) -> tuple[TrainingPlan, Any, PreparedData]:
     """Choose the device, prepare the data, and check the model against both. Returns the plan, completed from the data
     (`TrainingPlan.learn`), the device and the data. Raises ConfigError."""
     device = pick_run_device(planned, world, show.say)
@@ -116,7 +118,7 @@ def describe_own_draws(planned: TrainingPlan, kernels: set[str], world: World) -
     return f"dropout.attention: {found} (kernel=eager drops the same)"
 
 
-def prepare_data(planned: TrainingPlan, show: Progress) -> Prepared:
+def prepare_data(planned: TrainingPlan, show: Progress) -> PreparedData:
     """Prepare text, pairs or labelled records, whichever the objective reads."""
     objective = planned.settings.objective
     if not isinstance(objective, Labelled):
@@ -135,7 +137,7 @@ def build_run(
     planned: TrainingPlan,
     folder: Path,
     device: Device,
-    data: Prepared,
+    data: PreparedData,
     show: Progress,
     world: World = ALONE,
     counters: Mapping[str, Any] | None = None,
@@ -146,7 +148,7 @@ def build_run(
     settings, counters = planned.settings, counters or {}
     watch = choose_computing(settings, device, show.say, counters)
     batches = open_batches(planned, data)
-    layout = Layout.open(settings.parallel.settle(world), world, device, settings.seq_len)
+    layout = ProcessGroups.open(settings.parallel.settle(world), world, device, settings.seq_len)
     batches.share = (layout.rows.rank, layout.rows.size)
     free, held = settle_process(settings, device, layout.tokens.rank)
     model = build_model(planned, layout, device, show.say, fresh=not counters)
@@ -162,7 +164,7 @@ def build_run(
         optimizer=optimizer,
         layout=layout,
         computing=layout.open_pipeline(model, settings, device) or open_whole(model, settings, device, world),
-        records=Records(folder, counters.get("lengths"), settings.objective.measures)
+        records=RunLog(folder, counters.get("lengths"), settings.objective.measures)
         if world.main
         else Unwritten(folder),
         gauges=Gauges(device, settings.arithmetic, find_peak(device, settings.arithmetic), watch, free, held),
@@ -183,7 +185,7 @@ def settle_process(settings: Training, device: Device, rank: int) -> tuple[int |
     return read_free_memory(device), None if is_hosted() else begin_peak_memory(device)
 
 
-def open_batches(planned: TrainingPlan, data: Prepared) -> Batches:
+def open_batches(planned: TrainingPlan, data: PreparedData) -> Batches:
     """Open a run's stream of batches, collated by its objective."""
     settings, documents = planned.settings, planned.data.documents
     one_shape = settings.compile is True or settings.recipe is not None
@@ -193,7 +195,7 @@ def open_batches(planned: TrainingPlan, data: Prepared) -> Batches:
 
 
 def build_model(
-    planned: TrainingPlan, layout: Layout, device: Device, say: Callable[[str], object], *, fresh: bool
+    planned: TrainingPlan, layout: ProcessGroups, device: Device, say: Callable[[str], object], *, fresh: bool
 ) -> Model:
     """Build this process's part of the model, spread over the mesh. With `fresh` it gets its initial weights; else a
     checkpoint is read later."""
@@ -218,7 +220,7 @@ def build_model(
 
 def settle_weights(model: Model, settings: Training, say: Callable[[str], object], fresh: bool) -> None:
     """Read a `fresh` model's initial weights, freeze some, and set up float8, dropout and bfloat16."""
-    start = Start.of(settings)
+    start = StartSettings.of(settings)
     if fresh:
         start.read(model, say)
     if settings.recipe:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from zoo.analysis.solve.recipe import Recipe
+from zoo.analysis.solve.recipe import ComposedModel
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.training.optim import AdamW, Optim, set_rates
@@ -70,7 +70,7 @@ def check_coordinates(
     Heads and d_ff grow with the width. Raises ConfigError for a width that does not fit, and for parts of the model
     that the parametrisation has no rule for.
     """
-    recipe = Recipe(model, [*overrides])
+    recipe = ComposedModel(model, [*overrides])
     specs = [scale_model(recipe, width) for width in widths]
     return _compare(specs, widths, parametrisation, optim, widths[0])
 
@@ -84,7 +84,7 @@ def check_depths(
     optim: Optim | None = None,
 ) -> Coordinates:
     """Do as `check_coordinates` at several depths (n_layers), for the last layer's components."""
-    recipe = Recipe(model, [*overrides])
+    recipe = ComposedModel(model, [*overrides])
     recipe.solved = ["n_layers"]
     specs = [recipe.spec({"n_layers": depth}) for depth in depths]
     return _compare(specs, depths, parametrisation, optim, recipe.dims["d_model"])
@@ -106,11 +106,11 @@ def _compare(
 
 def list_sizes(model: Any, overrides: Iterable[str], name: str) -> list[int]:
     """List the sizes of d_model or n_layers to check: 1, 2 and 4 times the model's own."""
-    own = Recipe(model, [*overrides]).dims[name]
+    own = ComposedModel(model, [*overrides]).dims[name]
     return [own, 2 * own, 4 * own]
 
 
-def scale_model(recipe: Recipe, width: int) -> Topology:
+def scale_model(recipe: ComposedModel, width: int) -> Topology:
     """Make the Spec of a recipe at another width; heads, d_ff and MLA's ranks grow in proportion, as muP requires.
     Raises ConfigError if they would not be whole numbers."""
     factor = Fraction(width, recipe.dims["d_model"])

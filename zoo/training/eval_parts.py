@@ -13,12 +13,12 @@ from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.text.reading import longest_text
-from zoo.text.score import MANY_TOGETHER, TOGETHER, Score, Stream, check_vocabulary, score, settle_windows
+from zoo.text.score import MANY_TOGETHER, TOGETHER, Stream, TextScore, check_vocabulary, score, settle_windows
 from zoo.training.gradient import move_batch
 from zoo.training.objective import Context, Labelled, Objective, Seq2Seq
 
 if TYPE_CHECKING:
-    from zoo.data import Prepared
+    from zoo.data import PreparedData
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology
     from zoo.run.layer import Model
@@ -29,7 +29,7 @@ Advance = Callable[[int], object]
 """Called with the amount scored since the last call, in the part's own unit."""
 
 
-class Part(Protocol):
+class ScoredSource(Protocol):
     """A source to score. `size` is its amount in the unit of its progress (tokens or rows)."""
 
     @property
@@ -38,7 +38,7 @@ class Part(Protocol):
     @property
     def size(self) -> int: ...
 
-    def score(self, model: Model, advance: Advance) -> Score: ...
+    def score(self, model: Model, advance: Advance) -> TextScore: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Windowed:
     def size(self) -> int:
         return sum(stream.n_scored for stream in self.streams)
 
-    def score(self, model: Model, advance: Advance) -> Score:
+    def score(self, model: Model, advance: Advance) -> TextScore:
         return score(model, self.streams, self.context, self.stride, advance)
 
 
@@ -73,7 +73,7 @@ class Collated:
     def size(self) -> int:
         return self.tokens.count_rows(self.context)
 
-    def score(self, model: Model, advance: Advance) -> Score:
+    def score(self, model: Model, advance: Advance) -> TextScore:
         """Score all rows. Raises ZooError if a loss is not finite, or no row has a target."""
         device = next(model.parameters()).device
         together = max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
@@ -92,7 +92,7 @@ class Collated:
             advance(len(batch.input_ids))
         if not targets:
             raise ZooError(f"eval: {self.objective.kind} asks for nothing in these rows (more of them, or longer ones)")
-        return Score(total, targets, None, {} if metrics is None else metrics.compute())
+        return TextScore(total, targets, None, {} if metrics is None else metrics.compute())
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Material:
     """The parts to score, and their description: `data` in words, the kind of the `objective`, its `targets` in words,
     and the sizes of windows or rows. Rows do not overlap, so they have no stride."""
 
-    parts: Sequence[Part]
+    parts: Sequence[ScoredSource]
     data: str
     objective: str
     targets: str
@@ -126,7 +126,7 @@ def cut_windows(
 
 
 def make_parts(
-    plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
+    plan: EvaluationPlan, data: PreparedData, spec: Any, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
     """Make windows of prepared data if the objective predicts every token, else rows. Raises ConfigError."""
     if plan.objective.every_token:
@@ -142,7 +142,7 @@ def make_stream(tokens: TokenFile, documents: bool) -> Stream:
 
 
 def make_rows(
-    plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
+    plan: EvaluationPlan, data: PreparedData, spec: Any, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
     """Make rows for an objective, of `context` tokens; by default the run's length, else the model's."""
     objective, documents, labelled = plan.objective, plan.data.documents, plan.objective.reads_labels
@@ -163,7 +163,7 @@ def make_rows(
 
 def prepare_records(
     plan: EvaluationPlan, spec: Topology, context: int | None, tell: Tell, progress: Callable[[str, int, int], None]
-) -> Prepared:
+) -> PreparedData:
     """Prepare labelled records to score: the run's validation records, or all that overrides name. Raises
     ConfigError."""
     objective = plan.objective
@@ -196,7 +196,7 @@ def check_rows(objective: Objective, spec: Topology, context: int, documents: bo
             raise ConfigError(f"context: is {context}{made}, and the model reads {most} (--context {would})")
 
 
-def check_ids(data: Prepared, spec: Any, added: int) -> None:
+def check_ids(data: PreparedData, spec: Any, added: int) -> None:
     """Raise ConfigError for a token id beyond the model's vocabulary: of the text, or of the `added` special tokens."""
     largest = max(int(each.tokens.ids.max()) for each in data.held_out)
     largest = max(largest, data.tokenizer.vocab_size - 1 if added else 0)

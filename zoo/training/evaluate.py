@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo import runs
 from zoo.checkpoint import gguf, store
-from zoo.data import Prepared
+from zoo.data import PreparedData
 from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
@@ -18,7 +18,7 @@ from zoo.generation.passes import serving
 from zoo.run.dtypes import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
 from zoo.text import loading
-from zoo.text.score import Score, Stream, add_scores, check_model, encode, find_start, settle_windows
+from zoo.text.score import Stream, TextScore, add_scores, check_model, encode, find_start, settle_windows
 from zoo.training.eval_data import EvaluationPlan, find_run, plan_evaluation
 from zoo.training.eval_parts import Material, cut_windows, make_parts, prepare_records
 from zoo.training.saving import Counters
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of the work, the amount done and the total: bytes of text, tokens or rows scored."""
 
 
-class Text(NamedTuple):
+class NamedText(NamedTuple):
     """A text and the name that messages call it by."""
 
     name: str
@@ -40,7 +40,7 @@ class Text(NamedTuple):
 
 def evaluate(
     model: str | Path | Model,
-    texts: Sequence[str | Text] | None = None,
+    texts: Sequence[str | NamedText] | None = None,
     *,
     overrides: Iterable[str] = (),
     tokenizer: Any = None,
@@ -105,7 +105,7 @@ class Scorer:
     def __init__(self, material: Material, kernel: str | None, progress: Progress) -> None:
         self.parts, self.kernel, self.progress = material.parts, kernel, progress
         self.size = sum(part.size for part in self.parts)
-        self.total = Score(0.0, 0, None)
+        self.total = TextScore(0.0, 0, None)
 
     def measure(self, model: Model, name: str) -> dict[str, Any]:
         """Score all parts. Gives a row of results, with those of each part if there are several."""
@@ -126,7 +126,7 @@ class Scorer:
         return row
 
 
-def describe_score(score: Score) -> dict[str, Any]:
+def describe_score(score: TextScore) -> dict[str, Any]:
     """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity.
     Labelled data has metrics in place of a perplexity."""
     finite = not score.measures and math.isfinite(score.perplexity)
@@ -182,13 +182,13 @@ class Subject:
             if self.given:
                 ready.undo()
 
-    def read_texts(self, texts: Sequence[str | Text], context: int | None, stride: int | None) -> Material:
+    def read_texts(self, texts: Sequence[str | NamedText], context: int | None, stride: int | None) -> Material:
         """Make windows of texts, each a document of its own. Raises ConfigError with all faults."""
         check_model(self.spec)
         windows = settle_windows(self.spec, context, stride, self.note)
         return cut_windows([("", self.encode(texts))], "texts", self.spec, windows)
 
-    def encode(self, texts: Sequence[str | Text]) -> list[Stream]:
+    def encode(self, texts: Sequence[str | NamedText]) -> list[Stream]:
         """Encode the texts. Raises ConfigError with all faults."""
         if not texts:
             raise ConfigError("texts: there are none (one at least)")
@@ -196,7 +196,7 @@ class Subject:
         start = find_start(tokenizer, Path(self.tokenizer))
         streams, faults = [], []
         for number, each in enumerate(texts, 1):
-            name, text = each if isinstance(each, Text) else (f"texts: number {number}", each)
+            name, text = each if isinstance(each, NamedText) else (f"texts: number {number}", each)
             try:
                 streams.append(encode(text, tokenizer, name, start))
             except ConfigError as error:
@@ -222,7 +222,7 @@ class Subject:
 
     def open_data(
         self, overrides: Sequence[str], context: int | None, progress: Progress
-    ) -> tuple[EvaluationPlan, Prepared]:
+    ) -> tuple[EvaluationPlan, PreparedData]:
         """Plan the evaluation, and prepare its data. Raises ConfigError as `read_data` does."""
         if self.folder is None and not overrides:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")

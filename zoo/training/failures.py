@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zoo.distributed.world import leave_at_once, read_world
 from zoo.errors import LostProcess, ZooError, short
 from zoo.lazy import torch
-from zoo.ranks.world import leave_at_once, read_world
 from zoo.training.restarts import has_checkpoint
 
 FORESEEN = (ZooError, OSError, MemoryError, RuntimeError, ValueError, ImportError)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.distributed.shards import own_part
 from zoo.errors import ZooError
 from zoo.lazy import torch
-from zoo.ranks.shards import own_part
 from zoo.training.run import Run
 
 LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
@@ -31,7 +31,7 @@ def refuse_nonfinite_weights(run: Run) -> None:
     if not run.world.sum(int(broken.any()))[0]:
         return
     here = [name for name, is_broken in zip(parts, broken.tolist(), strict=True) if is_broken]
-    found = run.world.share({name: (int((~parts[name].isfinite()).sum()), state[name].numel()) for name in here})
+    found = run.world.all_gather({name: (int((~parts[name].isfinite()).sum()), state[name].numel()) for name in here})
     name = next(name for each in found for name in each)
     bad, (_, size) = sum(each[name][0] for each in found if name in each), next(e[name] for e in found if name in e)
     what = f"{name} is not finite, found {bad:,} of its {size:,} values"

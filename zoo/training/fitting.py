@@ -17,7 +17,7 @@ from zoo.training.dropout import RATES
 from zoo.training.parallel import find_world
 from zoo.training.precision import PURE, find_priced
 from zoo.training.settings import Training
-from zoo.training.start.begin import Start
+from zoo.training.start.begin import StartSettings
 
 if TYPE_CHECKING:
     from zoo.model.tower import Topology
@@ -86,7 +86,7 @@ def advise(settings: Training, spec: Topology, free: int | None, *, cuda: bool =
     return f"{first.changes} {verb}: {needs}{also}"
 
 
-class Fit(NamedTuple):
+class MemoryFit(NamedTuple):
     """Changes that make a run fit, the rows in a microbatch then, and the peak in bytes."""
 
     changes: str
@@ -94,7 +94,7 @@ class Fit(NamedTuple):
     peak: int
 
 
-def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[Fit]:
+def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -> Iterator[MemoryFit]:
     """Yield changes that fit: the fewest microbatches, which cost hardly any time; the least recomputation; lighter
     states; and only if none of these fits alone, the first that fit together."""
     now, found = settings.batch_size // settings.accumulate, False
@@ -117,14 +117,14 @@ def find_fitting(settings: Training, spec: Topology, free: int, *, cuda: bool) -
                     return
 
 
-def try_changes(settings: Training, spec: Topology, free: int, cuda: bool, changes: Changes) -> Fit | None:
+def try_changes(settings: Training, spec: Topology, free: int, cuda: bool, changes: Changes) -> MemoryFit | None:
     """Price a run with some settings changed; None if it does not fit."""
     others = dict(changes)
     parts = int(others.pop("accumulate", settings.accumulate))
     rows = settings.batch_size // parts
     peak = price_training(settings, spec, rows, cuda=cuda, **others)["peak"]
     stated = {name: value for name, value in changes.items() if value != str(getattr(settings, name))}
-    return Fit(spell(stated), rows, peak) if peak is not None and peak <= free and stated else None
+    return MemoryFit(spell(stated), rows, peak) if peak is not None and peak <= free and stated else None
 
 
 def spell(changes: Changes) -> str:
@@ -201,7 +201,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
 
 def describe_tuning(settings: Training, spec: Any) -> Tuning:
     """Describe for the price which weights train, and what adapters and dropout add to a pass."""
-    start, dropout, lora = Start.of(settings), settings.dropout, settings.lora
+    start, dropout, lora = StartSettings.of(settings), settings.dropout, settings.lora
     return Tuning(
         trained=frozenset(start.choose_trained(spec)) if start.partly else None,
         adapted=() if lora is None else lora.choose(spec),

@@ -8,7 +8,7 @@ from zoo.costs.batches import RowFlops
 from zoo.costs.params import count_parameters
 from zoo.costs.shards import numel
 from zoo.spec import table
-from zoo.training.start.begin import Start
+from zoo.training.start.begin import StartSettings
 
 if TYPE_CHECKING:
     from zoo.data import Batch
@@ -38,7 +38,7 @@ class TrainingFlops:
 def price_step(settings: Training, spec: Topology) -> int | None:
     """Count the training FLOPs of a step from its config alone; None if they depend on the rows, as with labelled
     records, or if weights are frozen."""
-    if not settings.objective.every_token or Start.of(settings).partly:
+    if not settings.objective.every_token or StartSettings.of(settings).partly:
         return None
 
     def forward(rows: RowFlops) -> int:
@@ -71,7 +71,7 @@ def _measure(batch: Batch) -> tuple[int, int | None]:
 def count_parameters_of(model: Model, settings: Training) -> tuple[int, int]:
     """Count the parameters of a run's whole model, adapters included, and those that train."""
     if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
-        whole, trained = model.whole, Start.of(settings).choose_trained(model.whole)
+        whole, trained = model.whole, StartSettings.of(settings).choose_trained(model.whole)
         return count_parameters(whole)["total"], sum(numel(table(whole, whole.d_model)[name]) for name in trained)
     sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)

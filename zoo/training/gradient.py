@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
+from zoo.distributed.shards import group_by_mesh, hold_back_replicas
+from zoo.distributed.world import World
 from zoo.lazy import torch
-from zoo.ranks.shards import group_by_mesh, hold_back_replicas
-from zoo.ranks.world import World
 from zoo.training.objective import Objective
 from zoo.training.precision import ComputingCopies
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.costs.layer_cut import cut_layers
 from zoo.costs.shards import shard_model, spread_experts
+from zoo.distributed.group import RankGroup
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.shards import Division, Shares, Stages
+from zoo.distributed.world import World
 from zoo.lazy import torch
 from zoo.model.stage import reads_table, take_chunks
-from zoo.ranks.group import RankGroup
-from zoo.ranks.mesh import Mesh
-from zoo.ranks.shards import Division, Shares, Stages
-from zoo.ranks.world import World
 from zoo.spec import table
 from zoo.spec.cuts import find_cuts
 from zoo.training.gradient import choose_autocast
@@ -32,7 +32,7 @@ PP, DP, SHARD, EP, TP = "pp", "dp", "shard", "ep", "tp"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProcessGroups:
     """The process groups of a mesh.
 
     `world` has all processes, `rows` those with different rows (dp, shard), `tokens` those with different tokens (dp,
@@ -56,7 +56,7 @@ class Layout:
     row_tokens: int = 0
 
     @classmethod
-    def open(cls, mesh: Mesh, world: World, device: Device, row_tokens: int = 0) -> Layout:
+    def open(cls, mesh: Mesh, world: World, device: Device, row_tokens: int = 0) -> ProcessGroups:
         """Create the process groups of a mesh. All processes must call this together."""
         if mesh.size == 1:
             return cls(mesh, world, world, world)
@@ -103,7 +103,7 @@ class Layout:
 
     def divide(self, model: Any, whole: Topology) -> None:
         """Connect a model of `take_part` with other ranks: cp's context, ep's groups, tp's seams, pp's stages."""
-        from zoo.ranks.context import SpreadContext
+        from zoo.distributed.context import SpreadContext
         from zoo.run.layer import Layer
         from zoo.run.tensor import TensorSeam, divide_layers
 

@@ -61,7 +61,7 @@ class Means:
         self._sums = {name: (total, count) for name, (total, count) in state.items()}
 
 
-class Records:
+class RunLog:
     """The files that a run appends to. Each line is flushed before the next step, so a killed run loses none.
 
     `lengths` are the files' lengths at the checkpoint to resume from: later lines are cut off. `measures` are an
@@ -150,7 +150,7 @@ class Records:
             raise
 
 
-class Unwritten(Records):
+class Unwritten(RunLog):
     """The records of a process other than the main one: writes nothing."""
 
     def __init__(self, folder: Path) -> None:

@@ -18,7 +18,7 @@ LOGGER = "logger.json"  # in a run's folder: the tracker's id of the run
 
 
 @dataclass(frozen=True)
-class Start:
+class RunDescription:
     """The description of a run that a tracker gets when it starts or resumes."""
 
     folder: Path
@@ -63,7 +63,7 @@ class Logger(Spec, axis="logger", default="none"):
             return None
         return f"{self.kind} needs {self.package}, which is not installed (pip install 'transformer-zoo[{self.kind}]')"
 
-    def open(self, start: Start) -> Sink | None:
+    def open(self, start: RunDescription) -> Sink | None:
         """Open a run of the tracker."""
         return None
 
@@ -78,12 +78,12 @@ class TensorBoard(Logger, kind="tensorboard"):
     package = "tensorboardX"
     folder: str | None = None
 
-    def open(self, start: Start) -> Sink:
+    def open(self, start: RunDescription) -> Sink:
         return _TensorBoardSink(Path(self.folder or start.folder / "tensorboard"), start)
 
 
 class _TensorBoardSink:
-    def __init__(self, folder: Path, start: Start) -> None:
+    def __init__(self, folder: Path, start: RunDescription) -> None:
         from tensorboardX import SummaryWriter
 
         self.key = str(folder)
@@ -116,12 +116,12 @@ class WandB(Logger, kind="wandb"):
     entity: str | None = None
     mode: Literal["offline", "online"] = "offline"
 
-    def open(self, start: Start) -> Sink:
+    def open(self, start: RunDescription) -> Sink:
         return _WandBSink(self, start)
 
 
 class _WandBSink:
-    def __init__(self, logger: WandB, start: Start) -> None:
+    def __init__(self, logger: WandB, start: RunDescription) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self.run = wandb.init(
@@ -157,12 +157,12 @@ class MLflow(Logger, kind="mlflow"):
     name: str | None = None
     uri: str | None = None
 
-    def open(self, start: Start) -> Sink:
+    def open(self, start: RunDescription) -> Sink:
         return _MLflowSink(self, start)
 
 
 class _MLflowSink:
-    def __init__(self, logger: MLflow, start: Start) -> None:
+    def __init__(self, logger: MLflow, start: RunDescription) -> None:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self.client = MlflowClient(tracking_uri=logger.uri)
@@ -195,12 +195,12 @@ class Trackio(Logger, kind="trackio"):
     name: str | None = None
     space: str | None = None
 
-    def open(self, start: Start) -> Sink:
+    def open(self, start: RunDescription) -> Sink:
         return _TrackioSink(self, start)
 
 
 class _TrackioSink(_WandBSink):
-    def __init__(self, logger: Trackio, start: Start) -> None:
+    def __init__(self, logger: Trackio, start: RunDescription) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
         self.key: str = start.key or logger.name or start.name
@@ -260,7 +260,7 @@ def open_relay(
 
     key = _read_key(folder / LOGGER, logger.kind) if step else None
     try:
-        sink = logger.open(Start(folder, flatten(config), step, key))
+        sink = logger.open(RunDescription(folder, flatten(config), step, key))
     except Exception as error:  # a tracker's own code: it may raise anything
         would = "logger=none trains without"
         raise ConfigError(f"logger: {logger.kind} cannot be started, found {short(error)} ({would})") from error

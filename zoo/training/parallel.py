@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, PositiveInt
 
 from zoo.costs.shards import context_faults, expert_faults, pipeline_faults, shard_model
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.schedule import WHOLE_BACKWARD, PipelineSchedule
+from zoo.distributed.world import World, read_world
 from zoo.errors import ConfigError
 from zoo.kernels.ring import PART_KERNELS
-from zoo.ranks.mesh import Mesh
-from zoo.ranks.schedule import WHOLE_BACKWARD, Schedule
-from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
 from zoo.training.packaged import make_count_check
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Ways = Annotated[int | Literal["auto"], BeforeValidator(make_count_check(1))]
 
 
-class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
+class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     """The mesh of a run's processes: the number of processes along each dimension of parallelism.
 
     `dp`: replicas of the model, each with its own rows; gradients are summed (DDP; Li et al., 2020). `shard`: processes
@@ -39,9 +39,9 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     tokens of the same rows (Llama 3; Dubey et al., 2024), and `cp_comm` exchanges keys and values by an `all_gather`
     before each layer's attention, or around a `ring` during it (Liu et al., 2023). `pp`: pipeline stages, each with
     some of the layers in `chunks` chunks (Narayanan et al., 2021); `accumulate` microbatches pass in the order of
-    `schedule` (`zoo.ranks.schedule`). One of these five may be `auto`: what torchrun's processes allow. `ep`: groups
-    among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard; Lepikhin et
-    al., 2020); `auto` is one group of all.
+    `schedule` (`zoo.distributed.schedule`). One of these five may be `auto`: what torchrun's processes allow. `ep`:
+    groups among the processes of dp, shard and cp that divide a mixture's experts and send tokens to them (GShard;
+    Lepikhin et al., 2020); `auto` is one group of all.
     """
 
     dp: Ways = 1
@@ -60,7 +60,7 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
         if len(open_) > 1:
             raise ValueError(f"{' and '.join(open_)} are both auto (a number for one of them)")
-        if (fault := Schedule(self.schedule, chunks=self.chunks).find_chunk_fault()) is not None:
+        if (fault := PipelineSchedule(self.schedule, chunks=self.chunks).find_chunk_fault()) is not None:
             raise ValueError(fault)
 
     @property

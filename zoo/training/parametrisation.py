@@ -15,9 +15,9 @@ from pydantic import PositiveInt
 from zoo.errors import did_you_mean
 from zoo.model.embedding import ROOT as EMBEDDING_ROOT
 from zoo.model.head import ROOT as HEAD_ROOT
-from zoo.model.init import Scaled, has_few_outputs
+from zoo.model.init import ScaledInit, has_few_outputs
 from zoo.spec import Spec, SpecRow, is_hidden_matrix
-from zoo.training.optim import Factors, Optim, unscaled
+from zoo.training.optim import Optim, RateFactors, unscaled
 from zoo.training.optim.base import Scale
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class MuP(Parametrisation, kind="mup"):
         if getattr(embedding, "scale", None) == EMBEDDING_ROOT:
             embedding = replace(embedding, scale=((embedding.width or tower.d_model) / m) ** 0.5)
         blocks = {name: self._adapt_block(block, deeper) for name, block in tower.blocks.items()}
-        init = Scaled(of=tower.init, wider=m, deeper=deeper)
+        init = ScaledInit(of=tower.init, wider=m, deeper=deeper)
         return replace(tower, head=head, embedding=embedding, blocks=blocks, init=init)
 
     def _adapt_block(self, block: Any, deeper: float) -> Block:
@@ -119,13 +119,13 @@ class MuP(Parametrisation, kind="mup"):
     def scale(self, spec: Any) -> Scale:
         m, deeper = self.wider(spec), self.deeper(spec)
 
-        def factors(row: SpecRow | None, leaf: str) -> Factors:
+        def factors(row: SpecRow | None, leaf: str) -> RateFactors:
             inside = row is not None and row.kind is not None
             eps = 1 / m / (deeper if inside else 1.0)
             if row is None or row.part is None or leaf != "weight":
-                return Factors(eps=eps)
+                return RateFactors(eps=eps)
             narrows = is_hidden_matrix(row.kind, row.part, leaf) or has_few_outputs(row)
-            return Factors(lr=1 / m, weight_decay=m, eps=eps) if narrows else Factors(eps=eps)
+            return RateFactors(lr=1 / m, weight_decay=m, eps=eps) if narrows else RateFactors(eps=eps)
 
         return factors
 

@@ -1,6 +1,6 @@
 # B rows of a microbatch, T tokens, D model width
 """Train over the stages of a pipeline with torch.distributed.pipelining: microbatches pass through chunks of layers in
-the order of a schedule (`zoo.ranks.schedule`)."""
+the order of a schedule (`zoo.distributed.schedule`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn  # noqa: TID253  (imported where a pipeline is made)
 
 from zoo.data import Batch
+from zoo.distributed.gradients import hold_gradients, reduce_held_gradients
 from zoo.lazy import torch
-from zoo.ranks.gradients import hold_gradients, reduce_held_gradients
 from zoo.training.gradient import Gradient, move_batch
 from zoo.training.objective.base import list_inputs
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
 
-    from zoo.ranks.group import RankGroup
-    from zoo.ranks.schedule import Schedule
+    from zoo.distributed.group import RankGroup
+    from zoo.distributed.schedule import PipelineSchedule
     from zoo.training.gradient import Autocast
     from zoo.training.objective import Objective
 
@@ -97,7 +97,7 @@ class Pipeline:
         self,
         model: Any,
         group: RankGroup,
-        schedule: Schedule,
+        schedule: PipelineSchedule,
         objective: Objective,
         autocast: Autocast,
         microbatches: int,

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
-from zoo.data.settings import Records
+from zoo.data.settings import RecordSettings
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
@@ -24,7 +24,7 @@ from zoo.training.objective.labelled import find_reading_tower
 from zoo.training.packaged import read_packaged
 from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
-from zoo.training.start.begin import Start
+from zoo.training.start.begin import StartSettings
 from zoo.untrusted.text import quote, shorten
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
         faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
-    faults += Start.of(settings).find_faults(trained, fp8=settings.recipe is not None)
+    faults += StartSettings.of(settings).find_faults(trained, fp8=settings.recipe is not None)
     if settings.dropout:
         faults += settings.dropout.find_faults(spec, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
@@ -193,7 +193,7 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
 
 def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
     """Yield conflicts between an objective that reads labelled records and the data."""
-    if not isinstance(data, Records):
+    if not isinstance(data, RecordSettings):
         yield f"objective: {objective.kind} reads labelled records, found data={data.kind} (data=jsonl data.path=FILE)"
         return
     fields = "objective.tokens and objective.tags" if objective.by_token else "objective.text and objective.label"

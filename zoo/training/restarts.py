@@ -22,8 +22,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import disk, runs
+from zoo.distributed.world import read_world
 from zoo.errors import CheckpointError
-from zoo.ranks.world import read_world
 from zoo.untrusted.json_file import SETTINGS, read_json
 
 FILE = "launch.json"

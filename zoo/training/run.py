@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zoo.data import Batches, Prepared, hold_out
+from zoo.data import Batches, PreparedData, hold_out
 from zoo.data.tokens import Held
-from zoo.ranks.world import ALONE, World
+from zoo.distributed.world import ALONE, World
 from zoo.training.averages import MovingAverage
 from zoo.training.flops import TrainingFlops
 from zoo.training.gradient import WholeModel
-from zoo.training.layout import Layout
-from zoo.training.log import Means, Records
+from zoo.training.layout import ProcessGroups
+from zoo.training.log import Means, RunLog
 from zoo.training.planning import TrainingPlan
 from zoo.training.settings import Training
 from zoo.training.speed import Gauges
@@ -66,13 +66,13 @@ class Run:
 
     planned: TrainingPlan
     folder: Path
-    data: Prepared
+    data: PreparedData
     batches: Batches
     model: Any
     optimizer: Optimizer
-    layout: Layout  # process groups of the mesh
+    layout: ProcessGroups  # process groups of the mesh
     computing: WholeModel | Pipeline  # computes the model's gradients and losses
-    records: Records
+    records: RunLog
     gauges: Gauges
     show: Progress
     saves: Saves

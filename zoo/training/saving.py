@@ -12,8 +12,8 @@ from pydantic import Field
 
 from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
+from zoo.distributed.world import World
 from zoo.errors import CheckpointError, ZooError
-from zoo.ranks.world import World
 from zoo.runs import BEST, CHECKPOINTS, COUNTERS, read_step, steps
 from zoo.training.averages import average_checkpoints
 from zoo.training.callbacks import tell

@@ -30,7 +30,7 @@ from zoo.training.loggers import Logger, NoLogger
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.packaged import read_packaged
-from zoo.training.parallel import Parallel
+from zoo.training.parallel import ParallelSettings
 from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
 from zoo.training.start.lora import Lora
@@ -48,11 +48,11 @@ def _named(axis: str) -> BeforeValidator:
     return BeforeValidator(partial(read_packaged, axis))
 
 
-class Sample(Spec, axis="sample", default="text"):
+class SampleSettings(Spec, axis="sample", default="text"):
     """A sample of the model's output, taken at each evaluation."""
 
 
-class TextSample(Sample, kind="text"):
+class TextSample(SampleSettings, kind="text"):
     """Continue `prompt` by at most `tokens` tokens. Temperature 0 is greedy decoding."""
 
     prompt: str = ""
@@ -97,7 +97,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     ema: Average | None = None  # exponential moving average of the weights, or its decay
     lawa: Annotated[int, Field(ge=2)] | None = None  # number of newest checkpoints averaged
     eval_weights: Literal["model", "ema", "lawa"] = "model"  # weights to evaluate and sample from
-    sample: Sample | None = None
+    sample: SampleSettings | None = None
     router_bias_rate: NonNegativeFloat | None = None  # step of selection biases; null: 0.001
     weights: str | None = None  # folder of the initial weights; null: drawn from the seed
     deepen: Literal["stack", "identity"] = "stack"  # how added layers are initialised from these weights
@@ -109,7 +109,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     optim: Optim
     schedule: Schedule
     parametrisation: Parametrisation = Standard()
-    parallel: Annotated[Parallel, _named("parallel")] = Parallel()  # how processes share the run
+    parallel: Annotated[ParallelSettings, _named("parallel")] = ParallelSettings()  # how processes share the run
     launcher: Annotated[Launcher, _named("launcher")] = NoLauncher()  # how the processes start
     nproc: PositiveInt | None = None  # processes that the launcher starts on each node
     nodes: PositiveInt = 1

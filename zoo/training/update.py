@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zoo.data import Batch
+from zoo.distributed.gradients import measure_gradient, sum_common_gradients
 from zoo.errors import ZooError
 from zoo.lazy import torch
-from zoo.ranks.gradients import measure_gradient, sum_common_gradients
 from zoo.training.finite import LOOKED_AT, describe_what_stays, refuse_nonfinite
 from zoo.training.gradient import clip_gradient
 from zoo.training.log import NONFINITE
@@ -32,7 +32,7 @@ def update(run: Run) -> dict[str, Any]:
     set_rates(run.optimizer, factor)
     batch = next(run.batches)
     terms, loads, _ = run.computing.accumulate(batch, count_batch(run, batch))
-    terms, loads = world.add_up(terms), [world.add_up_(each) for each in loads]
+    terms, loads = world.sum_scalars(terms), [world.all_reduce_(each) for each in loads]
     sum_common_gradients(run.model)
     terms["grad_norm"] = measure_gradient(run.model)
     clip_gradient(list(run.model.parameters()), settings.clip, terms["grad_norm"])

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
 from zoo.data import Batch
+from zoo.distributed.shards import ends_gathered
+from zoo.distributed.world import ALONE
 from zoo.errors import short
 from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
-from zoo.ranks.shards import ends_gathered
-from zoo.ranks.world import ALONE
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.prompts import Options
@@ -110,7 +110,7 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
             targets += count * counts
     finally:
         run.model.train()
-    return float(world.add_up_(total)), world.sum(targets)[0]
+    return float(world.all_reduce_(total)), world.sum(targets)[0]
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:

@@ -19,7 +19,7 @@ from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import PASSING, StateRow, list_state_rows, states, widths
-from zoo.costs.transient import Generation, measure_peaks
+from zoo.costs.transient import GenerationShape, measure_peaks
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -206,7 +206,7 @@ class Memory:
         loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
         made = term(found)
         if self.setup.ranks == 1 and not loops:
-            run = Generation(self.context, self.batch, self.setup.dtype, self.setup.cache_dtype)
+            run = GenerationShape(self.context, self.batch, self.setup.dtype, self.setup.cache_dtype)
             peaks = [term(each) for each in measure_peaks(self.model, run)]
             made = next((each for each in peaks if each.value == found), made)
         why = "the most at once without gradients: prompts up to the first logits, or a token"

@@ -1,8 +1,8 @@
 """Scaling laws: the loss as a function of parameters and tokens, fitted to trained models."""
 
-from zoo.analysis.scaling.fitting import Fit, fit_law
+from zoo.analysis.scaling.fitting import FittedLaw, fit_law
 from zoo.analysis.scaling.isoflop import IsoFlop, fit_isoflop, measure_bias
 from zoo.analysis.scaling.law import Law, Optimum
-from zoo.analysis.scaling.points import Points
+from zoo.analysis.scaling.points import LossPoints
 
-__all__ = ["Fit", "IsoFlop", "Law", "Optimum", "Points", "fit_isoflop", "fit_law", "measure_bias"]
+__all__ = ["FittedLaw", "IsoFlop", "Law", "LossPoints", "Optimum", "fit_isoflop", "fit_law", "measure_bias"]

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import Field
 
 from zoo.analysis.scaling.law import Law
-from zoo.analysis.scaling.points import LEAST, Points
-from zoo.analysis.speedup import Decay
+from zoo.analysis.scaling.points import LEAST, LossPoints
+from zoo.analysis.speedup import PowerLaw
 from zoo.errors import ConfigError
 from zoo.untrusted.json_file import JsonShape, check_shape
 
@@ -59,11 +59,11 @@ class FitData(JsonShape):
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedLaw:
     """A law, the points that it was fitted to, Huber's loss over them (`objective`), and the laws of resamples."""
 
     law: Law
-    points: Points
+    points: LossPoints
     objective: float
     resampled: tuple[Law, ...] = ()
 
@@ -88,9 +88,9 @@ class Fit:
         low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
 
-    def decays(self, params: float) -> list[Decay]:
+    def decays(self, params: float) -> list[PowerLaw]:
         """Give the loss of `params` parameters against tokens, by the law and by each resampled law."""
-        return [Decay(law.loss(params, math.inf), law.beta) for law in (self.law, *self.resampled)]
+        return [PowerLaw(law.loss(params, math.inf), law.beta) for law in (self.law, *self.resampled)]
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain data, which `from_dict` reads back."""
@@ -99,12 +99,12 @@ class Fit:
         return {"law": asdict(self.law), "objective": self.objective, **found}
 
     @classmethod
-    def from_dict(cls, data: Any, place: str = "fit") -> Fit:
+    def from_dict(cls, data: Any, place: str = "fit") -> FittedLaw:
         """Read the plain data of `to_dict`; `place` names it in messages. Raises ConfigError for other data."""
         check_shape(data, FitData, place)
         law = Law(**{name: data["law"][name] for name in LawData.model_fields})
         laws = [Law(*map(float, each)) for each in data["resampled"]]
-        return cls(law, Points.collect(data["points"]), float(data["objective"]), tuple(laws))
+        return cls(law, LossPoints.collect(data["points"]), float(data["objective"]), tuple(laws))
 
     def list_open(self) -> list[str]:
         """List the exponents that the points do not determine: exponents at a bound, and those of a term that hardly
@@ -135,7 +135,7 @@ class Fit:
             raise ConfigError(*(f"{each} (sizes further apart, or trained longer)" for each in missing))
 
 
-def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
+def fit_law(points: LossPoints, bootstrap: int = 1000, seed: int = 0) -> FittedLaw:
     """Fit L(N, D) = E + A/N^α + B/D^β to points, and to `bootstrap` resamples of them.
 
     Raises ConfigError for fewer than LEAST points, or fewer than three values of N or D.
@@ -155,7 +155,7 @@ def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
         counts = draw.multinomial(len(z), np.full(len(z), 1 / len(z)), size=bootstrap).astype(float)
         again, _ = minimise(x, y, z, counts, np.repeat(found[best][None], bootstrap, 0))
         resampled = tuple(_make_law(each) for each in again)
-    return Fit(_make_law(found[best]), points, float(objectives[best]), resampled)
+    return FittedLaw(_make_law(found[best]), points, float(objectives[best]), resampled)
 
 
 def minimise(x: Array, y: Array, z: Array, weights: Array, starts: Array) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo.analysis.scaling.law import FLOPS, Law
-from zoo.analysis.scaling.points import Points
+from zoo.analysis.scaling.points import LossPoints
 from zoo.errors import ConfigError
 
 TOLERANCE = 0.1
@@ -28,12 +28,12 @@ LEAST_BUDGETS = 2
 
 
 @dataclass(frozen=True)
-class Budget:
+class FlopBudget:
     """Points of about equal FLOPs, and the parameters at the minimum of their parabola (None: it has no minimum among
     the sizes)."""
 
     flops: float
-    points: Points
+    points: LossPoints
     params: float | None
 
     @property
@@ -51,7 +51,7 @@ class Budget:
 class IsoFlop:
     """The budgets, the power law N = scale · C^exponent through their minima, and the exponents of resamples."""
 
-    budgets: tuple[Budget, ...]
+    budgets: tuple[FlopBudget, ...]
     scale: float
     exponent: float
     resampled: tuple[float, ...] = ()
@@ -65,7 +65,7 @@ class IsoFlop:
 
 
 @dataclass(frozen=True)
-class Bias:
+class ParabolaBias:
     """The bias of the parabola method for a law without noise: relative errors of each budget's best parameters and
     tokens (None: the parabola has no minimum), and the error of the exponent."""
 
@@ -74,7 +74,7 @@ class Bias:
     exponent: float | None
 
 
-def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
+def fit_isoflop(points: LossPoints, tolerance: float = TOLERANCE, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
     """Fit a parabola of log N to each budget's losses, and a power law to the minima; then `bootstrap` times to losses
     with resampled residuals.
 
@@ -86,7 +86,7 @@ def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1
             f"points: {len(groups)} budgets of FLOPs have {LEAST_SIZES} sizes within {tolerance:.0%} of one another "
             f"({LEAST_BUDGETS} at least; --approach 3 needs none)"
         )
-    budgets = tuple(Budget(flops, each, find_minimum(each.params, each.loss)) for flops, each in groups)
+    budgets = tuple(FlopBudget(flops, each, find_minimum(each.params, each.loss)) for flops, each in groups)
     power = _fit_power(budgets)
     if power is None:
         found = sum(each.params is not None for each in budgets)
@@ -97,7 +97,7 @@ def fit_isoflop(points: Points, tolerance: float = TOLERANCE, bootstrap: int = 1
     return IsoFlop(budgets, *power, tuple(_resample(budgets, bootstrap, seed)))
 
 
-def group_budgets(points: Points, tolerance: float = TOLERANCE) -> list[tuple[float, Points]]:
+def group_budgets(points: LossPoints, tolerance: float = TOLERANCE) -> list[tuple[float, LossPoints]]:
     """Group points of about equal FLOPs: give each group's geometric mean and points. Groups below 3 sizes are
     dropped."""
     rows = sorted(points.rows(), key=lambda row: row[0] * row[1])
@@ -109,7 +109,8 @@ def group_budgets(points: Points, tolerance: float = TOLERANCE) -> list[tuple[fl
             groups.append([row])
     wide = [each for each in groups if len({params for params, _, _ in each}) >= LEAST_SIZES]
     return [
-        (math.exp(float(np.mean([math.log(FLOPS * n * d) for n, d, _ in each]))), Points.collect(each)) for each in wide
+        (math.exp(float(np.mean([math.log(FLOPS * n * d) for n, d, _ in each]))), LossPoints.collect(each))
+        for each in wide
     ]
 
 
@@ -124,22 +125,22 @@ def find_minimum(params: Sequence[float], losses: Sequence[float]) -> float | No
     return found if min(params) <= found <= max(params) else None
 
 
-def measure_bias(law: Law, budgets: Sequence[Budget]) -> Bias:
+def measure_bias(law: Law, budgets: Sequence[FlopBudget]) -> ParabolaBias:
     """Measure the bias of approach 2 for a law, without noise, at the sizes of these budgets."""
     fitted = [
-        Budget(flops, points, find_minimum(points.params, [law.loss(n, flops / FLOPS / n) for n in points.params]))
+        FlopBudget(flops, points, find_minimum(points.params, [law.loss(n, flops / FLOPS / n) for n in points.params]))
         for flops, points in ((each.flops, each.points) for each in budgets)
     ]
     ratios = [None if each.params is None else each.params / law.optimum(each.flops).params for each in fitted]
     power = _fit_power(fitted)
-    return Bias(
+    return ParabolaBias(
         params=tuple(None if each is None else each - 1 for each in ratios),
         tokens=tuple(None if each is None else 1 / each - 1 for each in ratios),
         exponent=None if power is None else power[1] - law.exponent,
     )
 
 
-def _fit_power(budgets: Sequence[Budget]) -> tuple[float, float] | None:
+def _fit_power(budgets: Sequence[FlopBudget]) -> tuple[float, float] | None:
     """Fit N = scale · C^exponent to the minima; return scale and exponent, or None for fewer than two minima."""
     found = [(each.flops, each.params) for each in budgets if each.params is not None]
     if len(found) < LEAST_BUDGETS:
@@ -149,7 +150,7 @@ def _fit_power(budgets: Sequence[Budget]) -> tuple[float, float] | None:
     return float(np.exp(offset)), float(exponent)
 
 
-def _resample(budgets: Sequence[Budget], count: int, seed: int) -> list[float]:
+def _resample(budgets: Sequence[FlopBudget], count: int, seed: int) -> list[float]:
     """Resample exponents: refit to losses with residuals drawn from all parabolas, scaled up for the three degrees of
     freedom of each parabola. Empty if every parabola goes through its points."""
     smooth = []
@@ -165,7 +166,7 @@ def _resample(budgets: Sequence[Budget], count: int, seed: int) -> list[float]:
     for _ in range(count):
         losses = [s + draw.choice(residuals, len(s)) for s in smooth]
         again = [
-            Budget(b.flops, b.points, find_minimum(b.points.params, z.tolist()))
+            FlopBudget(b.flops, b.points, find_minimum(b.points.params, z.tolist()))
             for b, z in zip(budgets, losses, strict=True)
         ]
         powers.append(_fit_power(again))

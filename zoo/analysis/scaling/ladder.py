@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from zoo.analysis.solve.recipe import Dims, Recipe
+from zoo.analysis.solve.recipe import ComposedModel, Dims
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 
@@ -36,7 +36,7 @@ FINE = 8
 
 
 @dataclass(frozen=True)
-class Size:
+class LadderSize:
     """A size of the architecture: its dimensions by override key, and its number of parameters."""
 
     dims: Dims
@@ -44,7 +44,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RunLengths:
     """The length of one run in updates: at the end of each decay those made so far (`ends`) and those that its weights
     are `trained` on, and its warm-up."""
 
@@ -84,7 +84,7 @@ def choose_rows(params: float, seq_len: int) -> int:
 
 def choose_lengths(
     params: int, batch_tokens: int, tokens_per_param: float, decay: float, goes_back: bool = True
-) -> Lengths:
+) -> RunLengths:
     """Choose the updates of a run whose weights, at the end of each decay, have seen a multiple (MULTIPLES) of
     `tokens_per_param` tokens per parameter. If the run `goes_back` to before each decay, the updates of earlier decays
     are made in addition. `decay` below 1 is a share of the updates so far, else a number of updates."""
@@ -94,10 +94,10 @@ def choose_lengths(
         ends.append(updates + left_behind)
         if goes_back:
             left_behind += max(round(decay * ends[-1]), 1) if decay < 1 else int(decay)
-    return Lengths(tuple(ends), trained, max(round(WARMUP * trained[0]), 1))
+    return RunLengths(tuple(ends), trained, max(round(WARMUP * trained[0]), 1))
 
 
-def choose_sizes(recipe: Recipe, targets: Sequence[float]) -> list[Size]:
+def choose_sizes(recipe: ComposedModel, targets: Sequence[float]) -> list[LadderSize]:
     """Choose sizes of the architecture that are together nearest to the `targets`, numbers of parameters in rising
     order.
 
@@ -132,7 +132,7 @@ def _match(sizes: Sequence[int], targets: Sequence[float]) -> list[int]:
     return min(best.values())[1]
 
 
-def _list_sizes(recipe: Recipe, most: float) -> Iterator[Size]:
+def _list_sizes(recipe: ComposedModel, most: float) -> Iterator[LadderSize]:
     """List the sizes up to `most` parameters: at each width the depths next to the model's d_model / n_layers."""
     yield _measure(recipe, {key: recipe.own[key] for key in recipe.solved})
     aspect = recipe.own["d_model"] / recipe.own["n_layers"]
@@ -152,11 +152,11 @@ def _list_sizes(recipe: Recipe, most: float) -> Iterator[Size]:
             return
 
 
-def _measure(recipe: Recipe, dims: Dims) -> Size:
-    return Size(dims, count_parameters(recipe.spec(dims))["total"])
+def _measure(recipe: ComposedModel, dims: Dims) -> LadderSize:
+    return LadderSize(dims, count_parameters(recipe.spec(dims))["total"])
 
 
-def _list_widths(recipe: Recipe) -> Iterable[int]:
+def _list_widths(recipe: ComposedModel) -> Iterable[int]:
     """List widths about a sixteenth apart: multiples of head_dim if heads fill d_model, else of FINE."""
     if "d_model" not in recipe.solved:
         return [recipe.dims["d_model"]]
@@ -169,7 +169,7 @@ def _list_widths(recipe: Recipe) -> Iterable[int]:
     return widths
 
 
-def _list_depths(recipe: Recipe, depth: float) -> Iterable[int]:
+def _list_depths(recipe: ComposedModel, depth: float) -> Iterable[int]:
     if "n_layers" not in recipe.solved:
         return [recipe.dims["n_layers"]]
     if "d_model" not in recipe.solved:

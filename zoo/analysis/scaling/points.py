@@ -25,7 +25,7 @@ SMALLEST, LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
-class Points:
+class LossPoints:
     """Parameters, tokens and loss of each model, in order."""
 
     params: tuple[float, ...]
@@ -36,7 +36,7 @@ class Points:
         return len(self.loss)
 
     @classmethod
-    def collect(cls, rows: Iterable[tuple[float, float, float]]) -> Points:
+    def collect(cls, rows: Iterable[tuple[float, float, float]]) -> LossPoints:
         """Make points of rows of (parameters, tokens, loss)."""
         given = list(rows)
         return cls(*map(tuple, zip(*given, strict=True))) if given else cls((), (), ())
@@ -44,23 +44,23 @@ class Points:
     def rows(self) -> list[tuple[float, float, float]]:
         return list(zip(self.params, self.tokens, self.loss, strict=True))
 
-    def without_highest(self, count: int) -> Points:
+    def without_highest(self, count: int) -> LossPoints:
         """Drop the `count` points with the highest losses, whose runs have hardly begun."""
         kept = sorted(range(len(self)), key=lambda at: self.loss[at])[: max(0, len(self) - count)]
-        return Points.collect(self.rows()[at] for at in sorted(kept))
+        return LossPoints.collect(self.rows()[at] for at in sorted(kept))
 
-    def split_largest(self, count: int) -> tuple[Points, Points]:
+    def split_largest(self, count: int) -> tuple[LossPoints, LossPoints]:
         """Split off the `count` points with the most FLOPs (6·N·D): return the other points, and these."""
         order = sorted(range(len(self)), key=lambda at: self.params[at] * self.tokens[at])
         largest = set(order[len(self) - count :])
         rows = self.rows()
         return (
-            Points.collect(row for at, row in enumerate(rows) if at not in largest),
-            Points.collect(row for at, row in enumerate(rows) if at in largest),
+            LossPoints.collect(row for at, row in enumerate(rows) if at not in largest),
+            LossPoints.collect(row for at, row in enumerate(rows) if at in largest),
         )
 
 
-def read_points(file: Path, columns: Mapping[str, str]) -> Points:
+def read_points(file: Path, columns: Mapping[str, str]) -> LossPoints:
     """Read the points of a file (.csv, or .jsonl with a record a line). `columns` maps params, tokens and loss to the
     file's own names. Raises ConfigError with the faults."""
     records = _read_csv(file) if file.suffix == ".csv" else _read_lines(file)
@@ -76,7 +76,7 @@ def read_points(file: Path, columns: Mapping[str, str]) -> Points:
             raise ConfigError(*faults, f"{file}: reading stopped here, there may be more")
     if faults:
         raise ConfigError(*faults)
-    return Points.collect(rows)
+    return LossPoints.collect(rows)
 
 
 def _read_number(record: Mapping[str, Any], column: str, place: str, faults: list[str]) -> float:

@@ -9,12 +9,12 @@ from zoo.analysis.solve.cache import find_smaller_caches
 from zoo.analysis.solve.fit import Room, find_largest_batch, find_largest_context
 from zoo.analysis.solve.gpus import find_fewest_gpus
 from zoo.analysis.solve.mesh import MeshSearch, find_meshes
-from zoo.analysis.solve.shape import Budget, solve_shapes
+from zoo.analysis.solve.shape import ShapeBudget, solve_shapes
 
 __all__ = [
-    "Budget",
     "MeshSearch",
     "Room",
+    "ShapeBudget",
     "find_fewest_gpus",
     "find_largest_batch",
     "find_largest_context",

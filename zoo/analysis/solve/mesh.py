@@ -21,9 +21,9 @@ from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shards import context_faults, expert_faults, pipeline_faults
 from zoo.costs.step_time import StepPlan
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.schedule import PipelineSchedule
 from zoo.errors import ConfigError
-from zoo.ranks.mesh import Mesh
-from zoo.ranks.schedule import Schedule
 
 STEP_TOKENS = 1 << 22
 """Default tokens of a step: 4 Mi, with which Llama 3 405B began (Dubey et al., 2024, §3.4.1)."""
@@ -169,7 +169,7 @@ def list_meshes(spec: Priced, count: int, node: int, setup: Setup) -> Iterator[M
     sizes, context = divisors(count), setup.tokens(spec)
     tensor = [tp for tp in sizes if tp <= node and not list_tensor_faults(spec, tp)]
     contexts = [cp for cp in sizes if not list_context_faults(spec, cp, context)]
-    pipelines = [Schedule(setup.schedule, pp, setup.chunks) if pp > 1 else Schedule() for pp in sizes]
+    pipelines = [PipelineSchedule(setup.schedule, pp, setup.chunks) if pp > 1 else PipelineSchedule() for pp in sizes]
     pipelines = [each for each in pipelines if not pipeline_faults(spec, each)]
     experts = [ep for ep in sizes if ep == 1 or not list(expert_faults(spec, ep))]
     for tp in tensor:

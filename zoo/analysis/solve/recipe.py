@@ -38,7 +38,7 @@ def choose_ffn_step(width: int) -> int:
     return 64 if width < 2048 else 128 if width < 4096 else 256
 
 
-class Recipe:
+class ComposedModel:
     """A composed model whose dimensions can be changed.
 
     `own` are its published dimensions, `dims` the dimensions with the user's overrides. `fixed` are the keys of these

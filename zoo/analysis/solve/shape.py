@@ -15,9 +15,9 @@ from typing import Any
 from zoo.analysis.solve.fit import price_memory
 from zoo.analysis.solve.recipe import (
     SOLVED,
+    ComposedModel,
     Dims,
     ModelSource,
-    Recipe,
     choose_ffn_step,
     choose_width_step,
     truncate_layers,
@@ -53,7 +53,7 @@ FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
+class ShapeBudget:
     """The upper limits of a shape's costs; None sets no limit."""
 
     params: float | None = None
@@ -76,11 +76,11 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search:
+class ShapeSearch:
     """The parameters of a search: budget, set-up, the range of d_model / n_layers (`aspect`), and with `nearest` the
     permission to exceed the budget for a closer shape."""
 
-    budget: Budget
+    budget: ShapeBudget
     setup: Setup
     train: bool = False
     nearest: bool = False
@@ -104,7 +104,7 @@ class Search:
 def solve_shapes(
     model: ModelSource,
     overrides: Iterable[str],
-    budget: Budget,
+    budget: ShapeBudget,
     setup: Setup | None = None,
     *,
     nearest: bool = False,
@@ -122,8 +122,8 @@ def solve_shapes(
     """
     if not 0 < aspect[0] <= aspect[1]:
         raise ConfigError(f"aspect: must be least:most, found {aspect[0]:g}:{aspect[1]:g} (16:128, say)")
-    search = Search(budget=budget, setup=setup or Setup(), train=train, nearest=nearest, aspect=aspect)
-    recipe = Recipe(model, overrides)
+    search = ShapeSearch(budget=budget, setup=setup or Setup(), train=train, nearest=nearest, aspect=aspect)
+    recipe = ComposedModel(model, overrides)
     found = [shape for width in _widths(recipe, search) if (shape := _at_width(recipe, search, width))]
     found.sort(key=lambda shape: abs(1 - shape[1]))
     if not found:
@@ -135,7 +135,7 @@ def solve_shapes(
     return [_priced(recipe, search, dims) for dims, _ in found[:count]]
 
 
-def _priced(recipe: Recipe, search: Search, dims: Dims) -> dict[str, Any]:
+def _priced(recipe: ComposedModel, search: ShapeSearch, dims: Dims) -> dict[str, Any]:
     """Give a shape and its price as plain data."""
     spec = recipe.spec(dims)
     stated = {**recipe.dims, **dims}
@@ -148,7 +148,7 @@ def _priced(recipe: Recipe, search: Search, dims: Dims) -> dict[str, Any]:
     }
 
 
-def _widths(recipe: Recipe, search: Search) -> list[int]:
+def _widths(recipe: ComposedModel, search: ShapeSearch) -> list[int]:
     """Choose at most WIDTHS_TRIED widths at which some depth within the aspect costs about the budget."""
     if "d_model" in recipe.fixed:
         return [recipe.dims["d_model"]]
@@ -171,7 +171,7 @@ def _grid() -> list[int]:
     return widths
 
 
-def _depths(recipe: Recipe, search: Search, width: int) -> tuple[int, int]:
+def _depths(recipe: ComposedModel, search: ShapeSearch, width: int) -> tuple[int, int]:
     """Give the fewest and the most layers at a width; (0, 0) if the aspect allows none."""
     if "n_layers" not in recipe.solved:
         return recipe.dims["n_layers"], recipe.dims["n_layers"]
@@ -180,7 +180,7 @@ def _depths(recipe: Recipe, search: Search, width: int) -> tuple[int, int]:
     return (low, high) if low <= high else (0, 0)
 
 
-def _extreme(recipe: Recipe, search: Search, width: int, end: int) -> float:
+def _extreme(recipe: ComposedModel, search: ShapeSearch, width: int, end: int) -> float:
     """Give the share of the budget that the cheapest (0) or most expensive (1) shape of a width takes."""
     depths = _depths(recipe, search, width)
     dims = next(recipe.at_width(width))
@@ -189,14 +189,14 @@ def _extreme(recipe: Recipe, search: Search, width: int, end: int) -> float:
     return search.share(_cut(recipe, dims, depths, depths[end]), without=KEYS)
 
 
-def _cut(recipe: Recipe, dims: Dims, depths: tuple[int, int], layers: int) -> Any:
+def _cut(recipe: ComposedModel, dims: Dims, depths: tuple[int, int], layers: int) -> Any:
     """Make the Spec with `layers` layers, by cutting the deepest one, which is a thousand times faster."""
     if "n_layers" not in dims:
         return recipe.spec(dims)
     return truncate_layers(recipe.spec({**dims, "n_layers": depths[1]}), layers)
 
 
-def _at_width(recipe: Recipe, search: Search, width: int) -> tuple[Dims, float] | None:
+def _at_width(recipe: ComposedModel, search: ShapeSearch, width: int) -> tuple[Dims, float] | None:
     """Find the shape of a width that is nearest to the budget, and its share."""
     low, high = depths = _depths(recipe, search, width)
     for dims in recipe.at_width(width):
@@ -212,7 +212,7 @@ def _at_width(recipe: Recipe, search: Search, width: int) -> tuple[Dims, float] 
 
 
 def _with_ffn(
-    recipe: Recipe, search: Search, dims: Dims, width: int, depths: tuple[int, int], layers: int
+    recipe: ComposedModel, search: ShapeSearch, dims: Dims, width: int, depths: tuple[int, int], layers: int
 ) -> tuple[Dims, float] | None:
     """Choose the d_ff within FFN_RANGE that brings a shape nearest to the budget; return the shape and its share. None
     if the smallest d_ff exceeds the budget."""

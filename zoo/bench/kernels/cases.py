@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 from zoo.model.position.bias import ALiBi, T5Buckets
@@ -29,7 +29,7 @@ SPREAD = 2.0
 BUCKETS = 32
 
 
-class Size(NamedTuple):
+class CaseSize(NamedTuple):
     """The dimensions of the cases: rows, tokens per row, heads, their width, and keys in a window."""
 
     batch: int
@@ -39,14 +39,14 @@ class Size(NamedTuple):
     window: int
 
 
-SMALL = Size(2, 48, 4, 16, 11)
-LARGE = Size(2, 1024, 8, 128, 200)
+SMALL = CaseSize(2, 48, 4, 16, 11)
+LARGE = CaseSize(2, 1024, 8, 128, 200)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCase:
-    """One call of attention. Its fields are those of `Ask` and `attend`; `hides` lists keys of DRAWN, which makes the
-    random fields of the mask."""
+    """One call of attention. Its fields are those of `AttentionQuery` and `attend`; `hides` lists keys of DRAWN, which
+    makes the random fields of the mask."""
 
     name: str
     batch: int
@@ -80,14 +80,14 @@ def find_case(name: str, *, large: bool = False) -> AttentionCase:
     return next(each for each in list_cases(large=large) if each.name == name)
 
 
-def _case(size: Size, name: str, **changes: Any) -> AttentionCase:
+def _case(size: CaseSize, name: str, **changes: Any) -> AttentionCase:
     batch, length, heads, width, _ = size
     usual = {"queries": length, "keys": length, "heads": heads, "kv_heads": heads // 2, "head_dim": width}
     fields = {"batch": batch, **usual, **changes}
     return AttentionCase(name=name, **{"v_head_dim": fields["head_dim"], **fields})
 
 
-def _plain(size: Size) -> list[AttentionCase]:
+def _plain(size: CaseSize) -> list[AttentionCase]:
     """List the cases of shapes, causal masks and windows."""
     n, window = size.length, size.window
     return [
@@ -106,7 +106,7 @@ def _plain(size: Size) -> list[AttentionCase]:
     ]
 
 
-def _scored(size: Size) -> list[AttentionCase]:
+def _scored(size: CaseSize) -> list[AttentionCase]:
     """List the cases that change scores: softcap, sinks and biases."""
     n, window = size.length, size.window
     return [
@@ -122,7 +122,7 @@ def _scored(size: Size) -> list[AttentionCase]:
     ]
 
 
-def _unequal(size: Size) -> list[AttentionCase]:
+def _unequal(size: CaseSize) -> list[AttentionCase]:
     """List the cases whose rows have different masks: documents, padding, prefixes, global tokens."""
     n, window = size.length, size.window
     return [
@@ -137,7 +137,7 @@ def _unequal(size: Size) -> list[AttentionCase]:
     ]
 
 
-def _cached(size: Size) -> list[AttentionCase]:
+def _cached(size: CaseSize) -> list[AttentionCase]:
     """List the cases of decoding from a cache: few queries, windows, cache lengths by row, pages."""
     n, window, few = size.length, size.window, 5
     cached = {"trains": False, "queries": 1}
@@ -155,7 +155,7 @@ def _cached(size: Size) -> list[AttentionCase]:
     ]
 
 
-def _wide(size: Size) -> list[AttentionCase]:
+def _wide(size: CaseSize) -> list[AttentionCase]:
     """List the cases of head widths, equal in both sizes. The last three are DeepSeek's MLA, expanded and absorbed."""
     n = size.length
     absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
@@ -228,7 +228,7 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Inputs:
+class CaseInputs:
     """The tensors of one attention call.
 
     `tensors` may require gradients: q [B, T, H, C], k and v [B, S, K, …], sinks [H], and the table [R, H] of a learned
@@ -243,7 +243,7 @@ class Inputs:
     pages: Tensor | None
     real: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> Inputs:
+    def to(self, dtype: torch.dtype) -> CaseInputs:
         """Convert the tensors to another dtype."""
         tensors = {name: each.to(dtype) for name, each in self.tensors.items()}
         return replace(self, tensors=tensors, output_gradient=self.output_gradient.to(dtype))
@@ -308,7 +308,7 @@ class BiasTable(NamedTuple):
     table: Lookup
 
 
-def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> CaseInputs:
     """Draw a case's tensors, rounded to the dtype. They depend only on the seed, not on the device."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -329,7 +329,7 @@ def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dt
     output_gradient = draw(case.batch, case.queries, case.heads, case.v_head_dim)
     hidden = _hidden(case, generator, device)
     real = _real(case, hidden)
-    return Inputs(
+    return CaseInputs(
         case,
         tensors,
         output_gradient if real is None else output_gradient.where(real, 0),
@@ -339,11 +339,11 @@ def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dt
     )
 
 
-def make_ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> Ask:
+def make_ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> AttentionQuery:
     """Make the Ask that describes a case's inputs. `grad` says whether gradients are required."""
     hidden = _hidden(case, torch.Generator(), "cpu")
     kinds = {"none": "none", "alibi": "alibi", "t5": "learned" if grad else "fixed"}
-    return Ask(
+    return AttentionQuery(
         dtype=str(dtype).removeprefix("torch."),
         head_dim=case.head_dim,
         v_head_dim=case.v_head_dim,

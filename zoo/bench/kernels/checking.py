@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from zoo.bench.kernels import decoding, errors, pieces, speed, training, vllm
-from zoo.bench.kernels.parts import CheckPart, Job, ReportRow, Settings, run_together
+from zoo.bench.kernels.parts import CheckPart, Measurement, ReportRow, Settings, run_together
 from zoo.bench.kernels.timing import Limits, describe_machine, measure_limits
 from zoo.errors import ConfigError
 from zoo.kernels import KERNELS
@@ -120,13 +120,13 @@ def list_on_request() -> list[str]:
     return [name for name, kernel in KERNELS.items() if kernel.on_request]
 
 
-def _make_part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> CheckPart:
+def _make_part(name: str, jobs: Callable[[Settings], list[Measurement]], *, beside: bool = False) -> CheckPart:
     return CheckPart(name, jobs, ALLOWED.get(name) or ALLOWED[name.split()[0]], beside)
 
 
-def list_device_jobs(settings: Settings) -> list[Job]:
+def list_device_jobs(settings: Settings) -> list[Measurement]:
     """List the one job that describes the device and measures its limits."""
-    return [Job("device", partial(_measure_device, settings))]
+    return [Measurement("device", partial(_measure_device, settings))]
 
 
 def _measure_device(settings: Settings) -> ReportRow:

@@ -9,7 +9,7 @@ import time
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.bench.kernels.parts import Job, ReportRow, Settings
+from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
 from zoo.bench.kernels.timing import synchronize
 from zoo.bench.kernels.training import TINY
 from zoo.compose import load
@@ -47,7 +47,7 @@ class DecodedModel(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-class Lengths(NamedTuple):
+class DecodingLengths(NamedTuple):
     """Tokens of a prompt, then the numbers of untimed and of timed steps."""
 
     prompt: int
@@ -58,17 +58,17 @@ class Lengths(NamedTuple):
 MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.5), DecodedModel("Llama 3 8B", "llama3-8b", 0.7))
 QUICK_MODELS = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),)
 ROWS = (1, 32)
-WHOLE, QUICK = Lengths(128, 16, 128), Lengths(4, 2, 8)
+WHOLE, QUICK = DecodingLengths(128, 16, 128), DecodingLengths(4, 2, 8)
 
 
-def list_jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Measurement]:
     """List the job that checks tokens, and one for each model and number of rows."""
     timed = [
-        Job(f"decode {model.name}, {count_rows(rows)}", partial(time_decoding, model, rows, settings))
+        Measurement(f"decode {model.name}, {count_rows(rows)}", partial(time_decoding, model, rows, settings))
         for model in (QUICK_MODELS if settings.quick else MODELS)
         for rows in ROWS
     ]
-    return [Job("decode equal tokens", partial(check_tokens, settings)), *timed]
+    return [Measurement("decode equal tokens", partial(check_tokens, settings)), *timed]
 
 
 def count_rows(rows: int) -> str:
@@ -113,7 +113,7 @@ def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportR
     }
 
 
-def refuse_size(spec: Priced, rows: int, lengths: Lengths, device: str) -> str | None:
+def refuse_size(spec: Priced, rows: int, lengths: DecodingLengths, device: str) -> str | None:
     """Say why a model and its cache do not fit the free memory; None if they fit."""
     setup = Setup(dtype="bf16", context=sum(lengths), batch=rows, engine="zoo")
     priced = price(spec, setup)
@@ -129,13 +129,13 @@ def _build(model: DecodedModel, device: str, seed: int) -> Model:
     return build(load(model.of, model.overrides), device=device, dtype="bf16", seed=seed)
 
 
-def make_engine(model: Model, rows: int, lengths: Lengths, graphs: bool | None) -> Engine:
+def make_engine(model: Model, rows: int, lengths: DecodingLengths, graphs: bool | None) -> Engine:
     """Make an engine that prefills all prompts in its first step."""
     sizes: dict[str, Any] = {"rows": rows, "tokens": sum(lengths) + 2, "budget": rows * (lengths.prompt + 1)}
     return Engine(model, **sizes, reuse=False, graphs=graphs, note=lambda line: None)
 
 
-def time_steps(engine: Engine, rows: int, lengths: Lengths, settings: Settings) -> float:
+def time_steps(engine: Engine, rows: int, lengths: DecodingLengths, settings: Settings) -> float:
     """Time a decoding step of rows of equal length, in seconds."""
     for ids in draw_prompts(engine.writer.vocab_size, [lengths.prompt] * rows, settings.seed):
         engine.add(Request(ids=ids, max_new_tokens=sum(lengths[1:]) + 2))

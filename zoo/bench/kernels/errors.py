@@ -6,8 +6,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.bench.kernels.cases import AttentionCase, Inputs, list_cases, make_ask, make_inputs
-from zoo.bench.kernels.parts import Job, ReportRow, Settings
+from zoo.bench.kernels.cases import AttentionCase, CaseInputs, list_cases, make_ask, make_inputs
+from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
 from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
 
@@ -34,10 +34,10 @@ QUICK = ("window",)
 """The cases that a quick run checks of TRACED kernels."""
 
 
-def list_jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1) -> list[Job]:
+def list_jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1) -> list[Measurement]:
     """List one job per case and dtype, or every `every`-th of them starting at `first`."""
     found = [
-        Job(f"{kernel}: {case.name}, {dtype}", partial(check_case, kernel, case, dtype, settings))
+        Measurement(f"{kernel}: {case.name}, {dtype}", partial(check_case, kernel, case, dtype, settings))
         for dtype in list_dtypes(kernel, settings)
         for case in list_cases(large=not settings.quick)
     ]
@@ -80,7 +80,7 @@ def list_refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> 
     return {way: KERNELS[kernel].refuses(make_ask(case, kind, grad=grad), machine) for way, grad in ways.items()}
 
 
-def run_kernel(inputs: Inputs, kernel: str, way: str) -> dict[str, Tensor]:
+def run_kernel(inputs: CaseInputs, kernel: str, way: str) -> dict[str, Tensor]:
     """Run a kernel: attention without gradients, or with them for "backward"."""
     return inputs.backward(kernel) if way == "backward" else {"y": inputs.forward(kernel)}
 

@@ -36,7 +36,7 @@ class Settings:
     limits: Limits | None = None
 
 
-class Job(NamedTuple):
+class Measurement(NamedTuple):
     """One measurement, which makes a row of the report."""
 
     name: str
@@ -48,7 +48,7 @@ class CheckPart(NamedTuple):
     the same time; such parts measure no speed."""
 
     name: str
-    jobs: Callable[[Settings], list[Job]]
+    jobs: Callable[[Settings], list[Measurement]]
     seconds: float
     beside: bool = False
 

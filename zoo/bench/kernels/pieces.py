@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.bench.kernels.parts import Job, ReportRow, Settings
+from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
 from zoo.bench.kernels.timing import find_version, time_call, time_passes
 from zoo.bench.kernels.training import make_step
 from zoo.compose import load
@@ -35,7 +35,7 @@ ACCOUNTING = (
 LIBRARIES = {"liger": "liger-kernel", "quack": "quack-kernels"}
 
 
-class Sizes(NamedTuple):
+class PieceSizes(NamedTuple):
     """The dimensions of the timed tensors."""
 
     tokens: int = 8192
@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     expert_width: int = 1408
 
 
-SMALL = Sizes(32, 32, 64, 64, 2, 16, 4, 32)
+SMALL = PieceSizes(32, 32, 64, 64, 2, 16, 4, 32)
 
 
 class TimedPiece(NamedTuple):
@@ -60,22 +60,24 @@ class TimedPiece(NamedTuple):
     moved: tuple[int, int]
 
 
-def list_jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Measurement]:
     """List one job per operation and implementation, then those of grouped products, then those of float8."""
-    sizes = SMALL if settings.quick else Sizes()
+    sizes = SMALL if settings.quick else PieceSizes()
     ways = {name: ("zoo", "compiled", *LIBRARIES) for name in PIECES}
     ways |= {"layernorm": ("zoo", "compiled", "liger"), "rotary": ("zoo", "compiled", "liger")}
     ways["swiglu"] = ("zoo", "compiled", "liger")
     found = [
-        Job(f"{piece}: {way}", partial(time_piece, piece, way, sizes, settings))
+        Measurement(f"{piece}: {way}", partial(time_piece, piece, way, sizes, settings))
         for piece, names in ways.items()
         for way in names
     ]
-    found += [Job(f"grouped: {way}", partial(time_grouped, way, sizes, settings)) for way in ("grouped_mm", "loop")]
-    return found + [Job(f"layer: {way}", partial(time_layer, way, settings)) for way in ("bf16", *fp8.RECIPES)]
+    found += [
+        Measurement(f"grouped: {way}", partial(time_grouped, way, sizes, settings)) for way in ("grouped_mm", "loop")
+    ]
+    return found + [Measurement(f"layer: {way}", partial(time_layer, way, settings)) for way in ("bf16", *fp8.RECIPES)]
 
 
-def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportRow:
+def time_piece(name: str, way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
     """Time one implementation of an operation, forward and with its backward pass, and its fraction of bandwidth."""
     row: ReportRow = {"piece": name, "way": way}
     if reason := _why_absent(way, settings):
@@ -117,7 +119,7 @@ def _share(rate: float, settings: Settings) -> float | None:
 # ---------------------------------------------------------------- the pieces
 
 
-def _rmsnorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
+def _rmsnorm(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
     spec = RMSNorm(eps=1e-5)
     ways, inputs = _norm(spec, sizes, device)
     if way == "liger":
@@ -131,7 +133,7 @@ def _rmsnorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
     return TimedPiece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
 
 
-def _layernorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
+def _layernorm(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
     spec = LayerNorm()
     ways, inputs = _norm(spec, sizes, device)
     if way == "liger":
@@ -141,7 +143,7 @@ def _layernorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
     return TimedPiece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
 
 
-def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
+def _norm(spec: Norm, sizes: PieceSizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
     """Make a norm as in models, with its inputs and weights."""
     from zoo.run.layer import Layer
 
@@ -153,7 +155,7 @@ def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[...
     return {"zoo": lambda x, *weights: layer(x)}, [x, *layer.parameters()]
 
 
-def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
+def _rotary(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
     """Make RoPE of q and k, with a quarter as many heads for k."""
     spec, length = RoPE(), sizes.tokens
     q, k = (
@@ -170,7 +172,7 @@ def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
     return TimedPiece([q, k], ways, (2 * size, 4 * size))
 
 
-def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
+def _swiglu(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
     """Make silu(gate) · up, without the matrix products around it."""
     gate, up = (_draw_activations(device, sizes.tokens, sizes.d_ff) for _ in range(2))
     silu = SiLU()
@@ -182,7 +184,7 @@ def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
     return TimedPiece([gate, up], ways, (3 * gate.nbytes, 8 * gate.nbytes))
 
 
-def _cross_entropy(sizes: Sizes, device: str, way: str) -> TimedPiece:
+def _cross_entropy(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
     """Make the loss and the gradient of the logits. Ours and Liger's write that gradient over the logits."""
     logits = _draw_activations(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
@@ -203,7 +205,7 @@ def _take_gradient(loss: Callable[[], Tensor], logits: Tensor) -> None:
     torch.autograd.grad(loss().mean(), logits)
 
 
-PIECES: dict[str, Callable[[Sizes, str, str], TimedPiece]] = {
+PIECES: dict[str, Callable[[PieceSizes, str, str], TimedPiece]] = {
     "rmsnorm": _rmsnorm,
     "layernorm": _layernorm,
     "rotary": _rotary,
@@ -219,7 +221,7 @@ def _draw_activations(device: str, *shape: int) -> Tensor:
 # ---------------------------------------------------------------- products
 
 
-def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
+def time_grouped(way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
     """Measure FLOP/s of the experts' grouped product, forward and with backward. Tokens choose experts randomly."""
     x = _draw_activations(settings.device, sizes.tokens, sizes.d_model)
     weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model)

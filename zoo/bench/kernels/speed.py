@@ -8,9 +8,9 @@ from typing import Any
 
 from zoo.bench.kernels import timing
 from zoo.bench.kernels.errors import TRACED
-from zoo.bench.kernels.parts import Job, ReportRow, Settings
+from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
 from zoo.kernels import KERNELS, attend, machine_of
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 
@@ -37,14 +37,14 @@ SCORES = 3 * 4
 """Bytes per score in a kernel that stores its score matrix: three float32 copies, forward and backward."""
 
 
-def list_jobs(settings: Settings, *, kernel: str) -> list[Job]:
+def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
     """List one job per length and head width, and one for the window."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
     channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)
     shapes = [(tokens // length, length, channels // width, width) for width in widths for length in lengths]
     rates = [
-        Job(
+        Measurement(
             f"{kernel}: {length} tokens, heads of {width}",
             partial(measure_rate, kernel, (rows, length, heads, width), settings),
         )
@@ -52,7 +52,7 @@ def list_jobs(settings: Settings, *, kernel: str) -> list[Job]:
     ]
     length, window = QUICK["window"] if quick else WINDOW
     row = (1, length, channels // widths[-1], widths[-1])
-    return [Job(f"{kernel}: window", partial(time_window, kernel, row, window, settings)), *rates]
+    return [Measurement(f"{kernel}: window", partial(time_window, kernel, row, window, settings)), *rates]
 
 
 def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
@@ -89,7 +89,7 @@ def time_passes(
     score matrix that does not fit in memory."""
     rows, length, heads, width = shape
     mask = Mask(length, length, window=window)
-    ask = Ask("bfloat16", width, width, heads, heads, **mask.features)
+    ask = AttentionQuery("bfloat16", width, width, heads, heads, **mask.features)
     machine = machine_of(torch.device(settings.device))
     if reason := KERNELS[kernel].refuses(ask, machine):
         return {"refused": reason}

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.bench.kernels.parts import Job, ReportRow, Settings
+from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
 from zoo.bench.kernels.timing import name_device, synchronize
-from zoo.bench.shape import Shape
+from zoo.bench.shape import RaceShape
 from zoo.compose import load
 from zoo.costs import price
 from zoo.costs.flops import count_flops
 from zoo.costs.hardware import of_device
 from zoo.data import Batch
+from zoo.distributed.gradients import measure_gradient
 from zoo.kernels import machine_of, select
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.ranks.gradients import measure_gradient
 from zoo.run.builder import build
 from zoo.run.memory import read_free_memory
 from zoo.training.compiling import compile_model
@@ -58,16 +58,16 @@ class TrainedModel(NamedTuple):
 
 
 MODELS = (
-    TrainedModel("Llama 124 M", "llama3-8b", tuple(Shape().overrides())),
+    TrainedModel("Llama 124 M", "llama3-8b", tuple(RaceShape().overrides())),
     TrainedModel("Llama 1.2 B", "llama3.2-1b"),
 )
 TINY = TrainedModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
 
 
-def list_jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Measurement]:
     """List one job per model."""
     models = (TINY,) if settings.quick else MODELS
-    return [Job(f"train {model.name}", partial(time_training, model, settings)) for model in models]
+    return [Measurement(f"train {model.name}", partial(time_training, model, settings)) for model in models]
 
 
 def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
@@ -158,5 +158,5 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
 def name_kernel(spec: Tower, length: int, device: torch.device, *, grad: bool = True) -> str:
     """Name the kernel that `auto` chooses for the model's attention in a causal pass."""
     attention = next(iter(spec.blocks.values())).attention
-    ask: Ask | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})
+    ask: AttentionQuery | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})
     return "none" if ask is None else select(ask, machine_of(device)).name

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench.kernels.decoding import MODELS, QUICK_MODELS, ROWS, WHOLE, DecodedModel, count_rows, draw_prompts
-from zoo.bench.kernels.parts import Job, ReportRow, Settings
+from zoo.bench.kernels.parts import Measurement, ReportRow, Settings
 from zoo.bench.kernels.timing import find_version
 from zoo.checkpoint.inverse import find_config
 from zoo.compose import load
@@ -25,11 +25,11 @@ TIMES = 2
 """Runs of each length; the fastest counts."""
 
 
-def list_jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Measurement]:
     """List one job per number of rows, for the largest model."""
     model = (QUICK_MODELS if settings.quick else MODELS)[-1]
     return [
-        Job(f"decode {model.name}, {count_rows(rows)}, vLLM", partial(time_vllm, model, rows, settings))
+        Measurement(f"decode {model.name}, {count_rows(rows)}, vLLM", partial(time_vllm, model, rows, settings))
         for rows in ROWS
     ]
 

@@ -11,7 +11,7 @@ import timing
 import torch
 
 import zoo
-from zoo.bench.shape import BertShape, Shape
+from zoo.bench.shape import BertShape, RaceShape
 from zoo.data import Batch
 from zoo.run.memory import keep_memory
 from zoo.training.compiling import compile_model
@@ -53,7 +53,7 @@ def rename_tensor(name: str) -> str:
 
 
 def build_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    shape = (BertShape if job["model"] == BERT else Shape)(**job["shape"])
+    shape = (BertShape if job["model"] == BERT else RaceShape)(**job["shape"])
     return zoo.build(job["model"], shape.overrides(), device="cpu", dtype=dtype, seed=job["seed"])
 
 

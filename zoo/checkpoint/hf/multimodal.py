@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import INDEX, Header, Packed, Reader, copy_inside, stream_tensors
+from zoo.checkpoint.files import INDEX, Header, Packed, TensorReader, copy_inside, stream_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.described import CONFIG, read_json, to_jsonable
 from zoo.families.family import Family
-from zoo.families.multimodal import Layout, Wrapper, find_wrapper, read_catalogue
+from zoo.families.multimodal import TensorPrefixes, Wrapper, find_wrapper, read_catalogue
 from zoo.families.shapes import IndexFile
 from zoo.untrusted.json_file import FILE
 
@@ -37,7 +37,7 @@ class Whole:
     of all tensors by their names in the files."""
 
     wrapper: Wrapper
-    layout: Layout
+    layout: TensorPrefixes
     listed: Mapping[str, Header]
 
     def name_in_file(self, name: str, prefix: str) -> str:
@@ -98,7 +98,7 @@ class Naming(NamedTuple):
     head: set[str]
 
 
-def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> tuple[Layout, Naming]:
+def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> tuple[TensorPrefixes, Naming]:
     namings = list(_list_namings(family))
     for naming, layout in product(namings, read_catalogue().layouts):
         if all(any(f"{name}.".startswith(f"{layout.base}{root}.") for name in listed) for root in naming.base):
@@ -136,7 +136,7 @@ def write_whole(
         raise CheckpointError(f"{folder}: is not written back into {files[0].name} (a folder of safetensors would do)")
     if any(isinstance(header, Packed) for header in whole.listed.values()):
         raise CheckpointError(f"{folder}: is quantised, and is not written back (one with whole weights would do)")
-    reader = Reader(folder, whole.listed, mapped=False)
+    reader = TensorReader(folder, whole.listed, mapped=False)
     for file in files:
         names = [name for name, header in whole.listed.items() if header.file == file and name not in lost]
         names += [name for name in ours if name not in whole.listed] if file is files[-1] else []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import gguf
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import Header, Reader, read_headers
+from zoo.checkpoint.files import Header, TensorReader, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
@@ -263,7 +263,7 @@ def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> b
     original = body.copies.get(head, "")
     if head not in found or original not in found or found[head].shape != found[original].shape:
         return False
-    reader = Reader(folder, found)
+    reader = TensorReader(folder, found)
     return torch.equal(reader[head], reader[original])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import NAMES, Header, Packed, Reader
+from zoo.checkpoint.files import NAMES, Header, Packed, TensorReader
 from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
 from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredModel, StoredTensors
@@ -36,7 +36,7 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
     faults = find_differences(entries, found, source)
     if faults:
         raise CheckpointError(*faults)
-    reader = Reader(folder, found, mapped)
+    reader = TensorReader(folder, found, mapped)
     _check_copies(entries, reader, source)
     there = [entry for entry in entries if all(name in found for name in entry.theirs)]  # a file may lack buffers
     fresh = dict(_initial_values(spec, entries, found))
@@ -62,7 +62,7 @@ class _OursReader:
     """Reads our tensors by name. Reading one converts its whole entry; the entry's other tensors are kept until they
     are read, or until another entry is."""
 
-    def __init__(self, entries: Sequence[Entry], reader: Reader, fresh: Mapping[str, Tensor]) -> None:
+    def __init__(self, entries: Sequence[Entry], reader: TensorReader, fresh: Mapping[str, Tensor]) -> None:
         self.entries = {name: entry for entry in entries for name in entry.ours}
         self.reader, self.fresh = reader, fresh
         self._made: dict[str, Tensor] = {}
@@ -78,7 +78,7 @@ class _OursReader:
         return self._made.pop(name)
 
 
-def _check_copies(mapped: Sequence[Entry], reader: Reader, source: HFSource) -> None:
+def _check_copies(mapped: Sequence[Entry], reader: TensorReader, source: HFSource) -> None:
     """Raise CheckpointError if a tensor that the family declares a copy differs from its original."""
     body = source.body
     wanted = {name for entry in mapped for name in entry.theirs}

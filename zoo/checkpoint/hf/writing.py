@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import sentence
 from zoo.checkpoint.entries import Entry
-from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, copy_inside, refuse_to_replace, stream_tensors
+from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, TensorReader, copy_inside, refuse_to_replace, stream_tensors
 from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
@@ -150,7 +150,7 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
         found = name_tensors(list_tensors(folder, read_config(folder / CONFIG)), body)
         kept = (name for name in found if matches(name, [*spare]) and name not in holders)
         forms = {name: found[name].make_empty("meta") for name in kept}
-        return StoredTensors(forms, Reader(folder, found, mapped=False).__getitem__)
+        return StoredTensors(forms, TensorReader(folder, found, mapped=False).__getitem__)
     copied = {name: holders[other].ours[0] for name, other in spare.items() if other}
     forms = {name: model.tensors.forms[ours] for name, ours in copied.items()}
     return StoredTensors(forms, lambda name: model.tensors[copied[name]])

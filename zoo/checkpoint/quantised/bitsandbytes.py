@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from zoo.checkpoint.files import BITS, Header
-from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse
+from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse
 from zoo.lazy import torch
 from zoo.untrusted.json_file import JsonShape, parse_json
 
@@ -37,7 +37,7 @@ class NestedState(State):
     nested_offset: float
 
 
-class FourBit(Layout):
+class FourBit(QuantisedLayout):
     """QLoRA's NF4, or FP4 (Dettmers et al., 2023): 4-bit codes in blocks of the flat weight, two a byte, high first.
 
     A weight is `quant_map[code]` times the absmax of its block. With double quantisation, absmax is itself coded in 8
@@ -97,7 +97,7 @@ class FourBit(Layout):
         return held["nested_values"].float()[codes] * outer + self.offset
 
 
-class EightBit(Layout):
+class EightBit(QuantisedLayout):
     """LLM.int8 (Dettmers et al., 2022): int8 / 127 times the row's absmax (`SCB`), also in outlier columns."""
 
     marks = (".SCB",)

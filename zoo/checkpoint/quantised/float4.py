@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse, unpack_nibbles
+from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse, unpack_nibbles
 from zoo.checkpoint.quantised.scaled import read_scales
 from zoo.lazy import torch
 
@@ -22,7 +22,7 @@ GROUP = 16
 """Number of values that share a scale in NVFP4 (NVIDIA, 2025)."""
 
 
-class MXFP4(Layout):
+class MXFP4(QuantisedLayout):
     """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, scales 2^e with e of [E, d_out, G].
 
     The dequantised weight is [E, d_in, d_out], as in the model's class.
@@ -46,7 +46,7 @@ class MXFP4(Layout):
         return (torch.tensor(E2M1)[codes] * scales.unsqueeze(-1)).flatten(-2).transpose(1, 2)
 
 
-class PackedFloat4(Layout):
+class PackedFloat4(QuantisedLayout):
     """NVFP4 and MXFP4 as compressed-tensors stores them: codes [d_out, d_in / 2], scales [d_out, d_in / group].
 
     NVFP4's scales are float8, and are divided by a scale of the whole tensor (NVIDIA, 2025).
@@ -95,7 +95,7 @@ class Float4Beside(PackedFloat4):
     stored = "I8"
 
 
-class Float4Experts(Layout):
+class Float4Experts(QuantisedLayout):
     """NVFP4 of stacked experts, as in Inkling 2 (2026): codes [E, d_out, d_in / 2], float8 scales
     [E, d_out, d_in / 16], and a scale for each expert, its largest value divided by a stored denominator."""
 

@@ -23,7 +23,7 @@ ROOM = 2**22
 """Maximum number of values in float32 at once, unless a single row has more."""
 
 
-class Layout:
+class QuantisedLayout:
     """One quantised weight. It is recognised by a tensor whose name is a stem plus one of `marks`; its tensors are
     named stem plus each of `ends` (by role), and the weight stem plus `target`.
 

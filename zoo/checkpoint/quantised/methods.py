@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint.files import NAMES, Header, Packed, Reader
+from zoo.checkpoint.files import NAMES, Header, Packed, TensorReader
 from zoo.checkpoint.mapping import matches
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
 from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, Float4Experts, ModelOptFloat4, PackedFloat4
-from zoo.checkpoint.quantised.layout import Layout, refuse
+from zoo.checkpoint.quantised.layout import QuantisedLayout, refuse
 from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
-from zoo.checkpoint.quantised.scaled import STORED, Scaled, ScaledBeside
+from zoo.checkpoint.quantised.scaled import STORED, ScaledBeside, ScaledWeight
 from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
@@ -50,7 +50,7 @@ class SettingsNode(JsonShape):
 class Method:
     """A method's layouts, the tensors that are not read, and the settings that must have one of the listed values."""
 
-    layouts: tuple[type[Layout], ...]
+    layouts: tuple[type[QuantisedLayout], ...]
     dropped: tuple[str, ...] = ()
     requires: Mapping[str, tuple[Any, ...]] | None = None
 
@@ -59,15 +59,15 @@ COMPRESSED = ("pack-quantized", "int-quantized", "float-quantized", "naive-quant
 COMPRESSED += ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
 
 METHODS: dict[str, Method] = {
-    "fp8": Method((Scaled, ScaledBeside, Float4Beside, Float4Experts), ACTIVATIONS),
-    "fbgemm_fp8": Method((Scaled,), ACTIVATIONS),
+    "fp8": Method((ScaledWeight, ScaledBeside, Float4Beside, Float4Experts), ACTIVATIONS),
+    "fbgemm_fp8": Method((ScaledWeight,), ACTIVATIONS),
     "mxfp4": Method((MXFP4,)),
     "compressed-tensors": Method(
-        (PackedIntegers, PackedFloat4, Scaled),
+        (PackedIntegers, PackedFloat4, ScaledWeight),
         ACTIVATIONS,
         {"format": (*COMPRESSED, None), "sparsity_config": (None, {}), "transform_config": (None, {})},
     ),
-    "modelopt": Method((ModelOptFloat4, Scaled), ACTIVATIONS),
+    "modelopt": Method((ModelOptFloat4, ScaledWeight), ACTIVATIONS),
     "gptq": Method((GPTQ,), (), {"checkpoint_format": ("gptq", "gptq_v2", None), "bits": (2, 3, 4, 8)}),
     "awq": Method((AWQ,), (), {"version": ("gemm", "GEMM", None), "bits": (4, None)}),
     "bitsandbytes": Method((FourBit, EightBit)),
@@ -77,7 +77,7 @@ METHODS: dict[str, Method] = {
 """The supported methods by their `quant_method` in a config.json."""
 
 SCALES = ("_scale", "_amax")
-UNSTATED = Method((Scaled, Float4Experts), ACTIVATIONS)
+UNSTATED = Method((ScaledWeight, Float4Experts), ACTIVATIONS)
 """The method of weights that have scales although config.json names no method (Inkling 2)."""
 
 
@@ -121,7 +121,7 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
     settings = config.get(FIELD) or {}
     dtype = _read_dtype(config, found, where)
     kept = {name: replace(each, name=each.name or name) for name, each in found.items()}
-    reader = Reader(folder, found)
+    reader = TensorReader(folder, found)
     layouts = list(_find_layouts(method or UNSTATED, kept))
     if method is None and not layouts:
         return dict(found)
@@ -150,8 +150,8 @@ def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: s
 
 
 def _make_layout(
-    layout: type[Layout], settings: Mapping[str, Any], parts: Mapping[str, Header], reader: Reader
-) -> Layout:
+    layout: type[QuantisedLayout], settings: Mapping[str, Any], parts: Mapping[str, Header], reader: TensorReader
+) -> QuantisedLayout:
     """Make the layout of a weight. Raises CheckpointError if tensors or settings do not fit the method."""
     try:
         return layout(settings, parts, reader.read)
@@ -161,7 +161,9 @@ def _make_layout(
         raise refuse(header, f"is no weight of {layout.__name__}, found {shapes}", "a whole file") from error
 
 
-def _find_layouts(method: Method, found: Mapping[str, Header]) -> Iterator[tuple[str, type[Layout], dict[str, Header]]]:
+def _find_layouts(
+    method: Method, found: Mapping[str, Header]
+) -> Iterator[tuple[str, type[QuantisedLayout], dict[str, Header]]]:
     """Yield the stem of each quantised weight's name, its layout, and its tensors by role."""
     for name in found:
         for layout in method.layouts:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse, unpack_bits
+from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse, unpack_bits
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PackedIntegers(Layout):
+class PackedIntegers(QuantisedLayout):
     """compressed-tensors' `pack-quantized`: words [d_out, d_in · bits / 32], packed along the inputs.
 
     A number n is stored as n + 2^(bits − 1). Zero points are packed along the outputs.
@@ -57,7 +57,7 @@ class PackedIntegers(Layout):
         return values * held["scale"][start:stop].float()[:, place]
 
 
-class GPTQ(Layout):
+class GPTQ(QuantisedLayout):
     """GPTQ's files (Frantar et al., 2022; AutoGPTQ, GPTQModel): words [d_in · bits / 32, d_out], packed along the
     inputs; scales [G, d_out]; zero points packed along the outputs; `g_idx`, the group of each input.
 
@@ -93,7 +93,7 @@ class GPTQ(Layout):
         return (values - zeros[:, place]).float() * held["scale"][:, start:stop].float().t()[:, place]
 
 
-class AWQ(Layout):
+class AWQ(QuantisedLayout):
     """AWQ's `gemm` files (Lin et al., 2023): words [d_in, d_out / 8] of 4-bit numbers, packed along the outputs.
 
     The order of outputs in a word is 0, 2, 4, 6, 1, 3, 5, 7. Zero points are packed likewise, [G, d_out / 8]; scales

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse, spread_blocks
+from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse, spread_blocks
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 STORED = ("F8_E4M3", "F8_E5M2", "I8")
 
 
-class Scaled(Layout):
+class ScaledWeight(QuantisedLayout):
     """(stored weight − zero point) · scale; zero points are optional.
 
     DeepSeek-V3 (2024, 3.3.2) has one scale for each block of 128 × 128 weights, called `scale_inv`, though weights are
@@ -63,7 +63,7 @@ class Scaled(Layout):
         return spread_blocks(whole, shape, self.block)
 
 
-class ScaledBeside(Scaled):
+class ScaledBeside(ScaledWeight):
     """float8 with block scales as in DeepSeek-V4 (2026): a tensor `scale` next to `weight`."""
 
     marks = (".scale",)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header
-from zoo.checkpoint.quantised.layout import Layout, ReadTensor, refuse
+from zoo.checkpoint.quantised.layout import QuantisedLayout, ReadTensor, refuse
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 IN_A_BYTE = 4
 
 
-class Ternary(Layout):
+class Ternary(QuantisedLayout):
     """Four weights a byte: with R rows of bytes, row r of the weight is in row r mod R, at bits 2·(r div R). The stored
     number is the weight plus 1.
 

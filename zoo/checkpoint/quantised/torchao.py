@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from zoo.checkpoint.files import Header, read_metadata
 from zoo.checkpoint.quantised.layout import ReadTensor, refuse
-from zoo.checkpoint.quantised.scaled import Scaled
+from zoo.checkpoint.quantised.scaled import ScaledWeight
 from zoo.untrusted.json_file import parse_json
 from zoo.untrusted.text import shorten
 
@@ -16,7 +16,7 @@ CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 like) have layouts for the kernels of a particular device."""
 
 
-class TorchAO(Scaled):
+class TorchAO(ScaledWeight):
     """(stored weight − zero point) · scale, one scale per row, group or tensor."""
 
     marks = ("._weight_qdata",)

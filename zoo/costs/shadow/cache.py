@@ -16,7 +16,7 @@ from zoo.costs.shadow.reductions import cat
 from zoo.costs.shadow.tensor import make_shadow
 from zoo.kernels.view import count_slots
 from zoo.kernels.view.paging import PAGE
-from zoo.kernels.view.slots import Where
+from zoo.kernels.view.slots import SlotMapping
 
 
 class ShadowLayerCache:
@@ -25,11 +25,11 @@ class ShadowLayerCache:
     def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: dict[str, Any], filled: bool) -> None:
         self.tensors, self.states, self.cross, self.filled = tensors, states, cross, filled
 
-    def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
+    def append(self, where: SlotMapping, new: dict[str, Any]) -> tuple[Any, ...]:
         """Store the new tokens' tensors; return those of all visible tokens."""
         return tuple(self._append(where, self.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, where: Where, buffer: Any, new: Any) -> Any:
+    def _append(self, where: SlotMapping, buffer: Any, new: Any) -> Any:
         keys = count_slots(where.rows[0])
         held = keys - new.shape[1]
         if not where.joins:
@@ -39,7 +39,7 @@ class ShadowLayerCache:
         del stored
         return joined
 
-    def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: tuple[str, ...]) -> Any:
+    def recall(self, where: SlotMapping, compute: Callable[[], tuple[Any, ...]] | None, names: tuple[str, ...]) -> Any:
         """Return the keys and values of an encoder's output; the first pass computes and stores them."""
         if not self.filled and compute is not None:
             made = compute()
@@ -92,7 +92,7 @@ class ShadowCache:
     def end(self, new: int) -> None:
         """End a pass."""
 
-    def lay_out(self, kind: str, new: int) -> Where | None:
+    def lay_out(self, kind: str, new: int) -> SlotMapping | None:
         """Say where `new` tokens go in layers of this kind, as the real cache does."""
         attention = self.tower.blocks[kind].attention
         if not attention.cache():
@@ -102,11 +102,11 @@ class ShadowCache:
         first = self.longest // chunk * chunk if chunk else first
         keys = (self.longest + new - first) // attention.sight.rate
         joins = new > 1 and keys > self._slots(self.tower.blocks[kind])
-        return Where([[(0, keys)]], first=first, joins=joins)
+        return SlotMapping([[(0, keys)]], first=first, joins=joins)
 
-    def lay_out_source(self, tokens: int | None) -> Where:
+    def lay_out_source(self, tokens: int | None) -> SlotMapping:
         """Say where the keys of an encoder's output lie."""
-        return Where([[(0, self.memory)]])
+        return SlotMapping([[(0, self.memory)]])
 
 
 def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:

@@ -18,7 +18,7 @@ from zoo.costs.shadow.recording import UnknownOperation, current_tape, named_fai
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.tensor import is_shadow, make_result, make_shadow
 from zoo.costs.tuning import PartTuning
-from zoo.ranks.seam import WHOLE, WHOLE_ROWS
+from zoo.distributed.seam import WHOLE, WHOLE_ROWS
 
 BRANCHES = ("attention", "ffn")
 """Axes whose outputs are added to the residual stream; `zoo.training.dropout` hooks the same."""
@@ -47,7 +47,7 @@ class ShadowDrops:
         return SimpleNamespace(rate=0.5, apply=drop_values) if self.attention else None
 
 
-class Weighted:
+class WeightedLayer:
     """A callable part with a weight and perhaps a bias. A run may give it an adapter."""
 
     adapter: tuple[Any, Any] | None = None  # the matrices a and b
@@ -87,7 +87,7 @@ FEW_ROWS = 32
 """Rows up to which zoo.run.layer multiplies bfloat16 on a CPU with the weight on the left; a test holds it."""
 
 
-class ShadowLinear(Weighted):
+class ShadowLinear(WeightedLayer):
     """A matrix product."""
 
     def run(self, x: Any) -> Any:
@@ -99,14 +99,14 @@ class ShadowLinear(Weighted):
         return y
 
 
-class ShadowTable(Weighted):
+class ShadowTable(WeightedLayer):
     """An embedding table."""
 
     def run(self, ids: Any) -> Any:
         return embedding(ids, self.weight)
 
 
-class ShadowExperts(Weighted):
+class ShadowExperts(WeightedLayer):
     """A grouped matrix product, one weight per expert."""
 
     def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
@@ -114,7 +114,7 @@ class ShadowExperts(Weighted):
         return y if self.bias is None else y + self.bias.to(y.dtype)[expert_of_row]
 
 
-class ShadowConvolution(Weighted):
+class ShadowConvolution(WeightedLayer):
     """A convolution along the tokens."""
 
     def run(self, x: Any) -> Any:
@@ -211,7 +211,7 @@ def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
             set_tuning(f"{name}.{inner}", each, tuning)
     elif isinstance(made, ShadowLayer):
         made._tuning = tuning.below(name)
-    elif isinstance(made, Weighted):
+    elif isinstance(made, WeightedLayer):
         for leaf in ("weight", "bias"):
             if f"{name}.{leaf}" in tuning.frozen and (held := getattr(made, leaf)) is not None:
                 held.wants_grad = False

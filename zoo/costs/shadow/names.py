@@ -18,7 +18,7 @@ from zoo.costs.shadow.reductions import vector_norm
 from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
-class Namespace(SimpleNamespace):
+class ShadowNamespace(SimpleNamespace):
     """The torch names that a pass may use; any other name raises UnknownOperation."""
 
     def __getattr__(self, name: str) -> Any:
@@ -121,7 +121,7 @@ FINFO = {
 }
 """The limits of float dtypes, as torch.finfo has them."""
 
-torch = Namespace(
+torch = ShadowNamespace(
     **DTYPES,
     **UNARY,
     **{name: refuse_others(name, run) for name, run in TORCH.items()},
@@ -140,9 +140,9 @@ torch = Namespace(
     autocast=_autocast,
     is_autocast_enabled=lambda *_: current_tape().autocast is not None,
     get_autocast_dtype=lambda *_: current_tape().autocast,
-    amp=Namespace(is_autocast_available=lambda *_: True),
-    compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
-    linalg=Namespace(solve_triangular=solve_triangular, vector_norm=refuse_others("vector_norm", vector_norm)),
+    amp=ShadowNamespace(is_autocast_available=lambda *_: True),
+    compiler=ShadowNamespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
+    linalg=ShadowNamespace(solve_triangular=solve_triangular, vector_norm=refuse_others("vector_norm", vector_norm)),
 )
 
 
@@ -162,19 +162,19 @@ def _attention(
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
 
-F = Namespace(
+F = ShadowNamespace(
     **{name: UNARY[name] for name in _ACTIVATIONS},
     **{name: refuse_others(name, run) for name, run in FUNCTIONAL.items()},
     scaled_dot_product_attention=refuse_others("scaled_dot_product_attention", _attention),
 )
-torch.nn = Namespace(functional=F)
+torch.nn = ShadowNamespace(functional=F)
 
 
 def find_name(path: str) -> Any:
     """Find the stand-in for a dotted path below torch, such as "nn.functional"; a Refused if there is none."""
     found: Any = torch
     for name in filter(None, path.split(".")):
-        found = vars(found).get(name) if isinstance(found, Namespace) else None
+        found = vars(found).get(name) if isinstance(found, ShadowNamespace) else None
         if found is None:
             return Refused(path)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.families.binding import UNSAID, TwoWay, bind, try_evaluate
-from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain
+from zoo.families.expression import FUNCTIONS, Bindings, Codec, PlainFunction
 from zoo.untrusted.text import quote
 
 TYPES = ("c2p", "p2c")
@@ -107,6 +107,6 @@ FUNCTIONS |= {
     "pos_types": TwoWay(read_types, write_types),
     "pos_scale": PosScale(),
     "relative": TwoWay(read_positions, write_positions),
-    "inner_of": Plain(count_inner),
-    "groups_of": Plain(count_groups),
+    "inner_of": PlainFunction(count_inner),
+    "groups_of": PlainFunction(count_groups),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.families.binding import bind, try_evaluate
-from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec, Plain, evaluate, get_item
+from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec, PlainFunction, evaluate, get_item
 from zoo.untrusted.text import quote
 
 
@@ -183,12 +183,12 @@ FUNCTIONS |= {
     "at": At(),
     "first": First(),
     "halved_if": HalvedIf(),
-    "spread": Plain(repeat_groups),
-    "places": Plain(find_places),
-    "earlier": Plain(count_earlier),
-    "run": Plain(find_run),
-    "cycle": Plain(find_cycle),
-    "stride": Plain(find_stride),
-    "of_tower": Plain(take_tower),
-    "marked": Plain(is_marked),
+    "spread": PlainFunction(repeat_groups),
+    "places": PlainFunction(find_places),
+    "earlier": PlainFunction(count_earlier),
+    "run": PlainFunction(find_run),
+    "cycle": PlainFunction(find_cycle),
+    "stride": PlainFunction(find_stride),
+    "of_tower": PlainFunction(take_tower),
+    "marked": PlainFunction(is_marked),
 }

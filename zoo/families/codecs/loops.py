@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.families.expression import FUNCTIONS, Plain
+from zoo.families.expression import FUNCTIONS, PlainFunction
 
 
 def find_looped(layer: int, start: int, end: int, passes: int) -> int:
@@ -20,4 +20,4 @@ def find_pass(layer: int, start: int, end: int, passes: int) -> int | None:
     return (layer - start) // (end - start) if inside else None
 
 
-FUNCTIONS |= {"looped": Plain(find_looped), "pass_of": Plain(find_pass)}
+FUNCTIONS |= {"looped": PlainFunction(find_looped), "pass_of": PlainFunction(find_pass)}

@@ -10,7 +10,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.families.binding import bind, try_evaluate
 from zoo.families.codecs.rope import RopeInterleaved
-from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain
+from zoo.families.expression import FUNCTIONS, Bindings, Codec, PlainFunction
 
 LENDS, READS = "_lends", "_reads"
 
@@ -126,13 +126,13 @@ def find_source_part(kv_source_layers: Sequence[int], groups: Sequence[Any], lay
 
 
 FUNCTIONS |= {
-    "kv_source_part": Plain(find_source_part),
-    "kv_part": Plain(find_part),
-    "count_readers": Plain(count_readers),
+    "kv_source_part": PlainFunction(find_source_part),
+    "kv_part": PlainFunction(find_part),
+    "count_readers": PlainFunction(count_readers),
     "of_full": OfType(FULL, ("head_dim", "num_key_value_heads")),
     "of_sliding": OfType(SLIDING, SLIDING_SIZES),
-    "sliding_sizes": Plain(write_sliding_sizes),
+    "sliding_sizes": PlainFunction(write_sliding_sizes),
     "rope_of_type": RopeOfType(),
     "doubled_if": DoubledIf(),
-    "full_sizes": Plain(write_own_sizes),
+    "full_sizes": PlainFunction(write_own_sizes),
 }

@@ -51,7 +51,7 @@ class Labels(Codec):
         return write_labels(list(value))
 
 
-class RowHead(Codec):
+class RowHeadCodec(Codec):
     """`row_head({"kind": "tanh"})`: a head for whole rows, with this activation between its two products (None: one
     product): regression if the config says so or has one label, else classification. Further arguments are COMMON's.
 
@@ -78,4 +78,4 @@ class RowHead(Codec):
         return {**found, **write_labels(names), "problem_type": "regression"}
 
 
-FUNCTIONS |= {"labels": Labels(), "row_head": RowHead()}
+FUNCTIONS |= {"labels": Labels(), "row_head": RowHeadCodec()}

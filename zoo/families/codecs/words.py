@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.binding import UNSAID, TwoWay
-from zoo.families.expression import FUNCTIONS, Plain
+from zoo.families.expression import FUNCTIONS, PlainFunction
 from zoo.untrusted.text import quote
 
 ACTIVATIONS = {
@@ -106,9 +106,9 @@ FUNCTIONS |= {
     "act": TwoWay(read_activation, write_activation),
     "dense_or_gated": TwoWay(read_t5_ffn, write_t5_ffn),
     "bias_of": TwoWay(read_bias, lambda bias: (bias in (True, "qkv"), bias in (True, "o"))),
-    "bf16": Plain(round_to_bf16),
+    "bf16": PlainFunction(round_to_bf16),
     "round_up": TwoWay(round_up, write_round_up),
-    "t5_activation": Plain(read_t5_activation),
-    "t5_projection": Plain(write_t5_projection),
-    "t5_gated": Plain(lambda projection: projection.startswith("gated-")),
+    "t5_activation": PlainFunction(read_t5_activation),
+    "t5_projection": PlainFunction(write_t5_projection),
+    "t5_gated": PlainFunction(lambda projection: projection.startswith("gated-")),
 }

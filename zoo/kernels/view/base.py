@@ -27,7 +27,7 @@ def count_slots(runs: Sequence[Run]) -> int:
 
 
 @dataclass
-class Segment:
+class KeySegment:
     """Queries that attend together, under one mask. If keys lie in a pool, `runs` are the slots of their keys in order.
     `bias` is added to the scores; it is a function of `index`, the token indices of queries and keys."""
 
@@ -41,7 +41,7 @@ class Segment:
         """Number of queries."""
         return self.mask.n_queries
 
-    def with_bias(self, make: Callable[..., Bias | None], read: Tensor | None) -> Segment:
+    def with_bias(self, make: Callable[..., Bias | None], read: Tensor | None) -> KeySegment:
         """Return the queries with a layer's own bias. The mask is copied: it keeps the bias while the layer runs."""
         if self.index is None:
             return self
@@ -66,7 +66,7 @@ class KeyView:
     def __init__(
         self, mask: Mask, index: tuple[Tensor, Tensor] | None = None, bias: Bias | None = None, slots: Any = None
     ) -> None:
-        self.segments, self.slots = [Segment(mask, [], bias, index)], slots
+        self.segments, self.slots = [KeySegment(mask, [], bias, index)], slots
         self.kernels: list[Kernel] | None = None
 
     @property
@@ -122,7 +122,7 @@ class KeyView:
         each = zip(self.segments, reads, strict=True)
         return self.replace([segment.with_bias(make, mine) for segment, mine in each])
 
-    def replace(self, segments: list[Segment]) -> KeyView:
+    def replace(self, segments: list[KeySegment]) -> KeyView:
         """Return the view with other masks and biases."""
         view = copy(self)
         view.segments = segments

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zoo.kernels.view.base import KeyView, Segment
+from zoo.kernels.view.base import KeySegment, KeyView
 from zoo.kernels.view.pooled import PooledView
 from zoo.lazy import torch
 
@@ -25,7 +25,7 @@ def join_views(memory: KeyView, own: KeyView, device: torch.device, pool: Callab
         rows, segments, first = max(len(memory.segments), len(own.segments)), [], 0
         for theirs, mine in zip(_list_masks(memory, rows), _list_masks(own, rows), strict=True):
             mask = mine.join(theirs, device)
-            segments.append(Segment(mask, [(first, first + mask.n_keys)]))
+            segments.append(KeySegment(mask, [(first, first + mask.n_keys)]))
             first += mask.n_keys
         view = pool(segments, own.slots)
     view.joins = memory, own

@@ -19,7 +19,7 @@ from zoo.lazy import F, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.view.base import Segment
+    from zoo.kernels.view.base import KeySegment
 
 SHORT = 128
 """Successive runs of fewer slots are copied together, as separate calls would take longer: for 16 rows of two runs of
@@ -122,7 +122,7 @@ def _by_query(y: Tensor, group: int) -> Tensor:
     return y.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
 
 
-def plan_merge(rows: Sequence[Segment]) -> MergePlan | None:
+def plan_merge(rows: Sequence[KeySegment]) -> MergePlan | None:
     """Plan merged attention for the rows that gain by it (None if none does): rows of several long runs, and rows that
     share the start of a run. Their kernel must be sdpa."""
     starts = Counter(start for row in rows for start, _ in row.runs)
@@ -147,28 +147,28 @@ def plan_merge(rows: Sequence[Segment]) -> MergePlan | None:
     return MergePlan(counts, list(parts.values())) if counts else None
 
 
-def _gains(row: Segment, parts: list[KeyPart]) -> bool:
+def _gains(row: KeySegment, parts: list[KeyPart]) -> bool:
     """Whether a row is faster in these parts than with its keys in one piece."""
     if row.count > 1:
         return len(parts) > 1 and row.mask.n_keys - parts[-1].size >= LONG
     return len(parts) > 1 or len(parts[0].rows) > 1
 
 
-def _eligible(row: Segment) -> bool:
+def _eligible(row: KeySegment) -> bool:
     """Whether a row has no bias, and a mask that is causal or none."""
     found = row.mask.features
     hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths", "chosen"))
     return row.bias is None and not hidden
 
 
-def _unmasked(row: Segment) -> int:
+def _unmasked(row: KeySegment) -> int:
     """Count a row's leading keys that need no mask. The keys of its own queries are left to the last part, so that each
     query sees a key there too: the kernel has no logsumexp for a query without keys."""
     held = row.mask.n_keys
     return held if row.count == 1 or not row.mask.causal else held - row.count
 
 
-def _cuts(rows: Iterable[Segment]) -> dict[int, list[int]]:
+def _cuts(rows: Iterable[KeySegment]) -> dict[int, list[int]]:
     """Return where to cut the runs that start at each slot, so that rows with a common prefix have a common part: runs
     of 200, 1000 and 1016 slots from one start are cut after 200 and 1000."""
     reaches: dict[int, list[int]] = {}
@@ -202,7 +202,7 @@ def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run
     return pieces
 
 
-def _join(row: Segment, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
+def _join(row: KeySegment, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
     """Make the parts of a row. Runs that need a mask are joined, and successive short runs of the same readers."""
     left = _unmasked(row)
     parts: list[KeyPart] = []

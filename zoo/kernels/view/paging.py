@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.kernels.base import Ask, Machine
+from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.dispatch import KERNELS, order
 from zoo.lazy import torch
 
@@ -22,14 +22,14 @@ PAGE = PAGES[0]
 """Default page size of the engine in tokens."""
 
 
-def choose_page(asks: Iterable[Ask], machine: Machine, kernel: str = "auto") -> int:
-    """Choose the page size with which most asks (decoding, with `Ask.lengths`) are read in place; the smaller one if
-    equal. `kernel` is the one that will be used."""
+def choose_page(asks: Iterable[AttentionQuery], machine: Machine, kernel: str = "auto") -> int:
+    """Choose the page size with which most asks (decoding, with `AttentionQuery.lengths`) are read in place; the
+    smaller one if equal. `kernel` is the one that will be used."""
     asks = list(asks)
     return max(PAGES, key=lambda page: sum(reads_pages(replace(ask, page=page), machine, kernel) for ask in asks))
 
 
-def reads_pages(ask: Ask, machine: Machine, kernel: str = "auto") -> bool:
+def reads_pages(ask: AttentionQuery, machine: Machine, kernel: str = "auto") -> bool:
     """Whether the kernel that serves an ask reads pages in place; others copy each row's keys out of them first."""
     able = order(ask, machine) if kernel == "auto" else iter([KERNELS[kernel]] if kernel in KERNELS else [])
     found = next((each for each in able if each.refuses(ask, machine) is None), None)
@@ -39,7 +39,7 @@ def reads_pages(ask: Ask, machine: Machine, kernel: str = "auto") -> bool:
 # ---------------------------------------------------------------- the rows of a pass
 
 
-class PassShape(NamedTuple):
+class PagedShape(NamedTuple):
     """The shape of a pass: B rows of T new tokens, and the page table's width P for each group."""
 
     rows: int
@@ -61,7 +61,7 @@ class PassTensors:
     the same memory.
     """
 
-    def __init__(self, flat: Tensor, shape: PassShape) -> None:
+    def __init__(self, flat: Tensor, shape: PagedShape) -> None:
         rows, new, pages = shape
         sizes = [rows, rows]
         for width in pages:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.kernels.base import Scores
 from zoo.kernels.dispatch import choose_kernel
 from zoo.kernels.mask import Mask
-from zoo.kernels.view.base import KeyView, Segment
+from zoo.kernels.view.base import KeySegment, KeyView
 from zoo.kernels.view.merge import MergePlan, plan_merge
 from zoo.lazy import F, torch
 
@@ -28,7 +28,7 @@ class PooledView(KeyView):
 
     def __init__(
         self,
-        segments: list[Segment],
+        segments: list[KeySegment],
         *,
         splits: bool = True,
         packs: bool = False,
@@ -47,7 +47,7 @@ class PooledView(KeyView):
     def mask(self) -> Mask:
         return self._whole
 
-    def replace(self, segments: list[Segment]) -> PooledView:
+    def replace(self, segments: list[KeySegment]) -> PooledView:
         view = super().replace(segments)
         view._single = []  # type: ignore[attr-defined]
         return view  # type: ignore[return-value]
@@ -139,7 +139,7 @@ class PooledView(KeyView):
                 done[place] = y.view(1, 1, -1, width)
 
 
-def read_runs(pool: Tensor, row: Segment) -> Tensor:
+def read_runs(pool: Tensor, row: KeySegment) -> Tensor:
     """Read a row's keys from a pool [N, …] → [S, …], without a copy if they are one run."""
     if len(row.runs) == 1:
         start, stop = row.runs[0]

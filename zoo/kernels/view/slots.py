@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Where:
+class SlotMapping:
     """The slots of a pass's tokens in the pools of a group.
 
     `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these. Else `write`

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from zoo.kernels.dispatch import attend
 from zoo.kernels.mask import Mask
 from zoo.kernels.ring import Expansion, Ring, attend_ring
-from zoo.kernels.view.base import KeyView, Segment
+from zoo.kernels.view.base import KeySegment, KeyView
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.drop import DroppedChances
-    from zoo.ranks.seam import ContextSeam
+    from zoo.distributed.seam import ContextSeam
+    from zoo.kernels.drop import AttentionDropout
 
 
 class SpreadView(KeyView):
     """Keys that are all-gathered from all ranks; each segment (run of queries) sees the first S of them."""
 
-    def __init__(self, segments: list[Segment], context: ContextSeam, tokens: int) -> None:
+    def __init__(self, segments: list[KeySegment], context: ContextSeam, tokens: int) -> None:
         self.segments, self.context, self.slots, self.kernels = segments, context, None, None
         self._whole = Mask(sum(each.count for each in segments), tokens)
 
@@ -42,7 +42,7 @@ class SpreadView(KeyView):
     def gather(self, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(map(self.context.gather, new))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: DroppedChances | None = None, **how: Any) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: AttentionDropout | None = None, **how: Any) -> Tensor:
         counts = [each.count for each in self.segments]
         drops = [None] * len(counts) if dropout is None else dropout.split(counts)
         parts = zip(self.segments, self.split(q), self.read(k), self.read(v), drops, strict=True)
@@ -59,7 +59,7 @@ class RingView(SpreadView):
     travels = True
 
     def __init__(
-        self, segments: list[Segment], context: ContextSeam, tokens: int, n_heads: int, device: torch.device
+        self, segments: list[KeySegment], context: ContextSeam, tokens: int, n_heads: int, device: torch.device
     ) -> None:
         super().__init__(segments, context, tokens)
         ring = Ring.plan(context, tokens, [each.mask for each in segments], device)  # type: ignore[arg-type]

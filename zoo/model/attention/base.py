@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.model.lending import LentKeys, Loan
 from zoo.model.position.base import Position
 from zoo.spec import Spec
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class Blocks(NamedTuple):
+class BlockPattern(NamedTuple):
     """Block-sparse attention in blocks of `size` tokens. The first and the last block see and are seen by all tokens;
     every other block sees itself and its two neighbours. A text of at most `whole_until` tokens is attended in full."""
 
@@ -37,7 +37,7 @@ class Sight(NamedTuple):
     """Number of later keys that a bidirectional query sees, where it differs from `window`."""
     chunk: int | None = None
     """Chunk size C: positions are cut into chunks of C, and a token sees its own chunk only."""
-    blocks: Blocks | None = None
+    blocks: BlockPattern | None = None
     """Block-sparse pattern; None for none."""
     rate: int = 1
     """Number of consecutive tokens that one cached key is made of."""
@@ -139,12 +139,12 @@ class Attention(Spec, axis="attention"):
         """Put into `step.extra` what all layers of this kind share in one forward pass. `m` are the weights of the
         model's position scheme, None where each layer has its own."""
 
-    def ask(self, dtype: str, **features: Any) -> Ask | None:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the
         fields of Ask that depend on the pass: those of the Mask, and whether there are gradients."""
         return None
 
-    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask | None:
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> AttentionQuery | None:
         """Describe the attention of `new` tokens that follow those in a cache."""
         return self.ask(dtype, **features)
 
@@ -181,11 +181,11 @@ class SoftmaxAttention(Attention):
     def core_flops(self, pairs: int) -> int:
         return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         if self.sight.rate > 1:  # its mask is a tensor: window tokens and compressed entries in one row of keys
             features |= {"chosen": True, "window": None, "documents": False, "padding": False, "short_q": True}
         width, v_width = self.head_widths
-        return Ask(
+        return AttentionQuery(
             dtype=dtype,
             head_dim=width,
             v_head_dim=v_width,
@@ -195,7 +195,7 @@ class SoftmaxAttention(Attention):
             **features,
         )
 
-    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> AttentionQuery:
         ask = self.ask(dtype, **features)
         if self.sight.rate == 1 or new > 1:
             return ask

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.bias import Given
 from zoo.kernels.choosing import take_best
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.lazy import torch
-from zoo.model.attention.base import Blocks, MultiHead, Sight
+from zoo.model.attention.base import BlockPattern, MultiHead, Sight
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
 
     @property
     def sight(self) -> Sight:
-        return Sight(blocks=Blocks(self.block_size, self.whole_until))
+        return Sight(blocks=BlockPattern(self.block_size, self.whole_until))
 
     @property
     def whole_until(self) -> int:
@@ -76,7 +76,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     def shard(self, ranks: int) -> BlockSparse:
         return split(self, ranks, equal=("n_heads",))
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         ask = super().ask(dtype, **features)
         counted = ask.chosen and self.random_blocks and ask.bias != "learned"  # the first block, several times
         return replace(ask, bias="fixed") if counted else ask

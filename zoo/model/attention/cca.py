@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import MultiHead, Passes, Sight, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
@@ -99,7 +99,7 @@ class CCA(MultiHead, kind="cca"):
         held = {name: (width - 1, mixed) for name, width in widths.items() if width > 1}
         return held | {"value": (self._mixed[1] // 2,)}
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         return replace(super().ask(dtype, **features), n_kv_heads=self.n_kv_heads)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

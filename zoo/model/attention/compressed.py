@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import MultiHead, Passes, Sight
 from zoo.model.attention.compressor import Compressor
@@ -144,7 +144,7 @@ class Compressed(MultiHead, kind="compressed"):
         window = self.window - 1 or tokens  # transformers slices `[-W + 1 :]`, which keeps everything when W is 1
         return loose + min(tokens, window) * self.head_dim
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         return replace(super().ask(dtype, **features), n_kv_heads=1, sinks=self.sinks)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.norm import WholeNorm
@@ -74,7 +74,7 @@ class Differential(SoftmaxAttention, kind="differential"):
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV, of two maps
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         return replace(super().ask(dtype, **features), n_kv_heads=self.n_kv_heads)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import PositiveFloat
 
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.position.relative import RelativePosition
@@ -94,12 +94,13 @@ class Disentangled(MultiHead, kind="disentangled"):
         products = d_model * len(self.types) + compared
         return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         ask = super().ask(dtype, **features)
         return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """The value of `Ask.bias`: with `types` the bias depends on queries and keys and passes on their gradient."""
+        """The value of `AttentionQuery.bias`: with `types` the bias depends on queries and keys and passes on their
+        gradient."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"

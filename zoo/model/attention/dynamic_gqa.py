@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import Passes
 from zoo.model.attention.gqa import GQA
@@ -83,7 +83,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
             **({"k_taps": taps, "v_taps": taps} if taps else {}),
         }
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         return replace(
             super().ask(dtype, **features), sinks=self.sinks or self.token_sinks, token_sinks=self.token_sinks
         )

@@ -16,7 +16,7 @@ from zoo.kernels import attend
 from zoo.kernels.choosing import find_pools
 from zoo.kernels.mask import Mask
 from zoo.kernels.running import NOTHING, RunningSums, count_windows, read_sums, sum_windows
-from zoo.kernels.view import KeyView, PagedView, Segment, count_slots
+from zoo.kernels.view import KeySegment, KeyView, PagedView, count_slots
 from zoo.lazy import F, torch
 from zoo.model.attention.recurrent import join_earlier
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.view.base import Run
-    from zoo.kernels.view.slots import Where
+    from zoo.kernels.view.slots import SlotMapping
     from zoo.model.attention.base import SoftmaxAttention
-    from zoo.model.scene import Scene
+    from zoo.model.context import ForwardContext
     from zoo.model.step import Step, Weights
 
 
@@ -106,7 +106,7 @@ class Entries:
 
 
 def _attend_seen(
-    segment: Segment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
+    segment: KeySegment, q: Tensor, near: Tensor, entries: Tensor, seen: Tensor | None, most: int | None, how: Any
 ) -> Tensor:
     """Attend to the window's tokens that are `seen` [B|1, T, S] (None: all), and to the entries that the segment's mask
     shows. A single query gathers only the `most` entries that it may have chosen."""
@@ -187,7 +187,12 @@ def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str,
 
 
 def share_entries(
-    scene: Scene, step: Step, attention: SoftmaxAttention, own: Weights | None, slots: Where | None, dtype: torch.dtype
+    scene: ForwardContext,
+    step: Step,
+    attention: SoftmaxAttention,
+    own: Weights | None,
+    slots: SlotMapping | None,
+    dtype: torch.dtype,
 ) -> None:
     """Give the step what the layers with compressed entries share: the windows of the new tokens, the rotary tables of
     their entries, and masks over entries, which indexers narrow. Raises ConfigError for a bidirectional prefix."""
@@ -225,7 +230,7 @@ def share_entries(
     step.extra[ENTRY_TABLES] = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
 
 
-def _read_texts(scene: Scene, attention: SoftmaxAttention) -> tuple[Entries, Tensor]:
+def _read_texts(scene: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor]:
     """Find the windows of whole texts (no cache), and the entries that each query sees [B|1, T, E]. The incomplete
     window at the end of a text makes no entry."""
     rate, new, device = attention.sight.rate, scene.new, scene.device
@@ -248,7 +253,7 @@ def _read_texts(scene: Scene, attention: SoftmaxAttention) -> tuple[Entries, Ten
     return entries, whole.sees(row, query, last[:, None]) & real[:, None]
 
 
-def _continue_alike(scene: Scene, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
+def _continue_alike(scene: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
     """Find the windows of new tokens after equally many cached ones in each row, and the entries that each query sees
     [1, T, E] (None for a single token, which sees all)."""
     rate, new, device, past = attention.sight.rate, scene.new, scene.device, scene.past
@@ -267,7 +272,7 @@ def _continue_alike(scene: Scene, attention: SoftmaxAttention) -> tuple[Entries,
     return entries, (ends <= scene.index[past:, None] + 1)[None]
 
 
-def _continue_rows(scene: Scene, attention: SoftmaxAttention) -> Entries:
+def _continue_rows(scene: ForwardContext, attention: SoftmaxAttention) -> Entries:
     """Find the windows of new tokens after different numbers of cached ones in each row."""
     rate, new, device, before = attention.sight.rate, scene.new, scene.device, attention.sight.near - 1
     assert scene.cache is not None
@@ -289,11 +294,11 @@ def _continue_rows(scene: Scene, attention: SoftmaxAttention) -> Entries:
     return entries
 
 
-def _see_row(scene: Scene, rate: int, count: int, stop: int, runs: list[Run]) -> Segment:
+def _see_row(scene: ForwardContext, rate: int, count: int, stop: int, runs: list[Run]) -> KeySegment:
     """Find the entries of a row attended by itself, and which of them its `count` queries before index `stop` see."""
     held = count_slots(runs)
     if count == 1:
-        return Segment(Mask(1, held), runs)
+        return KeySegment(Mask(1, held), runs)
     ends = (torch.arange(held, device=scene.device) + 1) * rate
     query = torch.arange(stop - count, stop, device=scene.device)[:, None]
-    return Segment(Mask.of_pairs((ends <= query + 1)[None]), runs)
+    return KeySegment(Mask.of_pairs((ends <= query + 1)[None]), runs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.view.joined import join_keys
 from zoo.lazy import torch
 from zoo.model.attention.base import MemoryReading, Passes, Sight, SoftmaxAttention, check_multiple
@@ -226,7 +226,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         every = self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
         return every[1:] if self.short_conv and self.short_conv.over == "kv" else every
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         ask = super().ask(dtype, **features | {"chosen": self.indexer is not None or features.get("chosen", False)})
         return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)
 

@@ -198,7 +198,7 @@ class TopKIndexer(Indexer):
         return partial(choose_keys, top_k=self.top_k)
 
 
-class Lightning(TopKIndexer, kind="lightning"):
+class LightningIndexer(TopKIndexer, kind="lightning"):
     """The lightning indexer (DeepSeek-V3.2, 2025), with one key k = norm(x·W_k) a token.
 
     Channels of q and k are rotated, as many and by the same angles as in attention.
@@ -269,7 +269,7 @@ class NormedIndexer(Indexer):
         return 2 * self.n_heads * self.head_dim * pairs
 
 
-class Blocks(NormedIndexer, kind="blocks"):
+class BlockIndexer(NormedIndexer, kind="blocks"):
     """The block indexer (MiniMax-M3, 2026): choose the `top_blocks` blocks with the highest q·k in them, always
     including the newest that a query sees. Each indexer head chooses for its share of the attention's heads.
 
@@ -310,7 +310,7 @@ class Blocks(NormedIndexer, kind="blocks"):
             found = f"indexer.n_heads={self.n_heads} does not divide n_heads={n_heads}"
             raise ValueError(f"{found} ({divisors(n_heads)} would do)")
 
-    def shard(self, ranks: int) -> Blocks:
+    def shard(self, ranks: int) -> BlockIndexer:
         return split(self, ranks, equal=("n_heads",))
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
@@ -351,7 +351,7 @@ class ByPools:
         return self.pool
 
 
-class Pooled(ByPools, TopKIndexer, kind="pooled"):
+class PooledIndexer(ByPools, TopKIndexer, kind="pooled"):
     """A lightning indexer over pools of tokens (GLM-5.3, 2026): choose the `top_k` // `pool` best of the complete pools
     that a query sees. A query also attends to its own incomplete pool.
 

@@ -109,7 +109,7 @@ class LightningShard(Lightning):
         return 1  # the mean square
 
     def _divide(self, y: Tensor, m: Weights) -> Tensor:
-        mean = m.seam.add_up_whole(y.square().mean(-1, keepdim=True)) / m.seam.size
+        mean = m.seam.all_reduce(y.square().mean(-1, keepdim=True)) / m.seam.size
         return y * (mean + self.norm_eps).rsqrt()
 
 

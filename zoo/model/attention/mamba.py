@@ -142,7 +142,7 @@ class Mamba(Attention, kind="mamba"):
         check_causal(step)
         u, z = m.in_proj(x).chunk(2, -1)  # B T E
         u = self.activation.apply(convolve(m.conv, u, step))
-        mixed = m.x_proj(u).unflatten(-1, (self.heads, -1)) if self.by_head else m.seam.add_up_whole(m.x_proj(u))
+        mixed = m.x_proj(u).unflatten(-1, (self.heads, -1)) if self.by_head else m.seam.all_reduce(m.x_proj(u))
         dt, B, C = mixed.split([self.rank, self.d_state, self.d_state], -1)  # B T (H) …
         if self.inner_norm:
             dt, B, C = m.dt_norm(dt), m.B_norm(B), m.C_norm(C)
@@ -379,7 +379,7 @@ class Mamba2Shard(Mamba2):
 
     def _divide(self, groups: Tensor, m: Weights) -> Tensor:
         assert self.norm_eps is not None
-        mean = m.seam.add_up_whole(groups.square().mean(-1, keepdim=True)) / m.seam.size
+        mean = m.seam.all_reduce(groups.square().mean(-1, keepdim=True)) / m.seam.size
         return groups * (mean + self.norm_eps).rsqrt()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import Passes, Sight, SoftmaxAttention
@@ -231,10 +231,10 @@ class MLA(SoftmaxAttention, kind="mla"):
         excess = 2 * self.kv_lora_rank - made
         return self.kv_lora_rank * made / excess if excess > 0 else float("inf")
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         return super().ask(dtype, **features | {"chosen": self.indexer is not None, "sinks": self.sinks})
 
-    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> AttentionQuery:
         ask = self.ask(dtype, **features)
         if new > self.absorbs_until:
             return ask

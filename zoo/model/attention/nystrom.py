@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.lazy import F, torch
 from zoo.model.attention.base import Attention
@@ -86,11 +86,11 @@ class Nystrom(Attention, kind="nystrom"):
         """Count the FLOPs of the two means, whose weights are constants."""
         return 0 if self.n_landmarks is None else 4 * self.n_heads * self.head_dim * new * min(new, self.n_landmarks)
 
-    def ask(self, dtype: str, **features: Any) -> Ask | None:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         if self.n_landmarks is not None:
             return None
         width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
-        return Ask(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
+        return AttentionQuery(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         if self.n_landmarks is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import F, torch
 from zoo.model.attention.base import Attention
 from zoo.model.packed import convolve_both_ways
@@ -58,9 +58,9 @@ class SpanConv(Attention, kind="span_conv"):
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
-        return Ask(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
+        return AttentionQuery(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         heads = (self.n_heads, self.head_dim)

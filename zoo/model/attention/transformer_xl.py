@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import Attention
 from zoo.model.attention.disentangled import OfTable
@@ -81,11 +81,11 @@ class TransformerXL(Attention, kind="transformer_xl"):
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
         return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * d_model  # of the sinusoids
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
         heads = {"n_heads": self.n_heads, "n_kv_heads": self.n_heads}
         bias = "learned" if features.get("needs_grad", False) else "fixed"
-        return Ask(dtype=dtype, **width, **heads, bias=bias, **features)
+        return AttentionQuery(dtype=dtype, **width, **heads, bias=bias, **features)
 
     def _farthest(self, length: int) -> int:
         """The largest distance in a sequence of `length` tokens, at most `max_distance`."""

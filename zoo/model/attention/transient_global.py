@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.kernels.base import Ask
+from zoo.kernels.base import AttentionQuery
 from zoo.kernels.bias import Given
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
@@ -69,7 +69,7 @@ class TransientGlobal(MultiHead, kind="transient_global"):
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
         return new // self.block_size * 2 * new * d_model  # the sums, whose weights are constants
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # global keys too
 
     def prepare(self, m: Weights | None, step: Step) -> None:

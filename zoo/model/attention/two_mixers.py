@@ -9,7 +9,7 @@ from zoo.model.attention.gqa import GQA
 from zoo.model.position.base import Position
 
 if TYPE_CHECKING:
-    from zoo.kernels.base import Ask
+    from zoo.kernels.base import AttentionQuery
 
 
 class TwoMixers(Attention):
@@ -71,5 +71,5 @@ class TwoMixers(Attention):
     def state(self) -> dict[str, tuple[int, ...]]:
         return self.recurrent.state()
 
-    def ask(self, dtype: str, **features: Any) -> Ask | None:
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         return self.softmax.ask(dtype, **features)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo.model.block.base import Block
-from zoo.model.connection import Connection, Factors, read_streams, write_streams
+from zoo.model.connection import Connection, StreamFactors, read_streams, write_streams
 from zoo.model.ffn import FFN
 from zoo.model.ngrams import NGramEmbedding
 from zoo.model.norm import give_weights
@@ -72,7 +72,7 @@ class Hyper(Block, kind="hyper"):
         read, factors = self._read(m.ffn_connection, m.ffn_norm, x)
         return write_streams(x, m.ffn(read, step), factors)
 
-    def _read(self, connection: Weights, norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Factors]:
+    def _read(self, connection: Weights, norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, StreamFactors]:
         """Read a sub-layer's normalised input [B, T, D] from the streams x [B, T, S, D]; return its factors, too."""
         if self.connection.reads_normed:
             x = norm(x)

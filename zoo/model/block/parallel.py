@@ -40,4 +40,4 @@ class Parallel(Block, kind="parallel"):
         seam, tokens = m.seam, step.mask.n_queries
         normed = seam.gather(m.attention_norm(x), tokens)
         inner = normed if self.shared_norm else seam.gather(m.ffn_norm(x), tokens)
-        return self.add(x, seam.add_up(m.attention(normed, step) + m.ffn(inner, step)))
+        return self.add(x, seam.reduce(m.attention(normed, step) + m.ffn(inner, step)))

@@ -65,8 +65,8 @@ class SharedTransformer(Spec, axis="shared", kind="transformer", default="transf
         seam, tokens = m.seam, step.mask.n_queries
         joined = seam.gather(m.attention_norm(torch.cat((x, step.read(Embedded.name)), -1)), tokens)
         y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]
-        normed = seam.gather(m.ffn_norm(seam.add_up(y)), tokens)
-        return seam.add_up(self.ffn.forward(AdaptedWeights(m.ffn, adapt["ffn"](normed)), normed, step))  # type: ignore[arg-type]
+        normed = seam.gather(m.ffn_norm(seam.reduce(y)), tokens)
+        return seam.reduce(self.ffn.forward(AdaptedWeights(m.ffn, adapt["ffn"](normed)), normed, step))  # type: ignore[arg-type]
 
 
 class AdaptedWeights:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Plain(Way):
+class TorchLinear(Way):
     """torch's own F.linear."""
 
     name = "plain"

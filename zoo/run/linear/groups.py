@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT
-from zoo.run.linear.probe import Shape
+from zoo.run.linear.probe import LinearShape
 from zoo.spec import CROSS, LOGITS, Experts, Linear, Part, Sized, Spec, Tied
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ class ProductGroup:
     way: str = "plain"
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> LinearShape:
         weights = [module.weight for module in self.modules]
         dtype = str(weights[0].dtype).removeprefix("torch.")
-        return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
+        return LinearShape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
 
     def joins(self, other: ProductGroup) -> bool:
         """Whether two groups can be one product: equal columns, dtype and precision, and neither pinned."""

@@ -49,7 +49,7 @@ Times = Mapping[str, Mapping[int, float]]
 """Seconds of each way, by bucket."""
 
 
-class Shape(NamedTuple):
+class LinearShape(NamedTuple):
     """The shape of a product: N and K of its weight, and torch's name of its dtype."""
 
     n: int
@@ -61,12 +61,12 @@ class Shape(NamedTuple):
         return f"{self.n}x{self.k} {self.dtype}"
 
 
-def time_shapes(shapes: Iterable[Shape], processor: Processor, spend: float = SPEND) -> dict[Shape, Times]:
+def time_shapes(shapes: Iterable[LinearShape], processor: Processor, spend: float = SPEND) -> dict[LinearShape, Times]:
     """Return the seconds of each way for each shape: from disk, else timed now within about `spend` seconds in all."""
     wanted = list(dict.fromkeys(shapes))
     ignored = os.environ.get(IGNORE, "").lower() == "ignore"
     known = {} if ignored else _read().get(processor.key, {})
-    found: dict[Shape, Times] = {}
+    found: dict[LinearShape, Times] = {}
     for shape in wanted:
         with suppress(KeyError, TypeError, ValueError, AttributeError):  # missing or damaged: timed anew
             kept = {way: {int(rows): float(each) for rows, each in of.items()} for way, of in known[shape.key].items()}
@@ -107,7 +107,7 @@ def _pick_clock() -> Callable[[], float]:
 # ---------------------------------------------------------------- timing
 
 
-def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) -> dict[Shape, Times]:
+def _time_together(shapes: Sequence[LinearShape], processor: Processor, spend: float) -> dict[LinearShape, Times]:
     """Time the ways of all shapes in turns until `spend` seconds are over; return the minimum of each.
 
     The minimum, not the median, as stored timings must not depend on what else ran, or on the first product, for which
@@ -117,7 +117,7 @@ def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) 
     span = max(SPAN, TOGETHER / len(shapes))
     ways = {shape: list_able(EXACT, (shape.n, shape.k), shape.dtype, processor) for shape in shapes}
     laps = {(shape, name): _Lap(WAYS[name], shape, span) for shape in shapes for name in ways[shape]}
-    best: dict[Shape, dict[str, dict[int, float]]] = {shape: {} for shape in shapes}
+    best: dict[LinearShape, dict[str, dict[int, float]]] = {shape: {} for shape in shapes}
     turns = [(rows, key) for rows in ORDER for _ in range(2) for key in laps]
     clock, began = _pick_clock(), time.perf_counter()
     end = clock() + spend
@@ -133,7 +133,7 @@ def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) 
 class _Lap:
     """Products of one shape by one way, over the copies of a random weight that fit into `span` bytes."""
 
-    def __init__(self, way: Way, shape: Shape, span: float) -> None:
+    def __init__(self, way: Way, shape: LinearShape, span: float) -> None:
         self.way, dtype = way, getattr(torch, shape.dtype)
         n = max(16, min(shape.n, int(WIDEST / 4 / shape.k)) // 16 * 16)
         draw = torch.Generator().manual_seed(0)
@@ -189,7 +189,7 @@ def _read() -> dict[str, Any]:
     return data["times"] if sound else {}
 
 
-def _keep(key: str, fresh: Mapping[Shape, Times]) -> None:
+def _keep(key: str, fresh: Mapping[LinearShape, Times]) -> None:
     """Add timings to the file. If it cannot be written, the next process times anew."""
     kept = _read()
     kept[key] = {**kept.get(key, {}), **{shape.key: times for shape, times in fresh.items()}}

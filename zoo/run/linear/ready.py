@@ -22,7 +22,7 @@ SMALL = 65536
 """Weights of up to this many values are not timed: they stay in the cache, and the call costs more than the sums."""
 
 
-class Prepared:
+class PreparedModel:
     """A prepared model. As a context manager it calls `undo` at the end of the block."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Prepared:
         self.plain = plain
         """Number of products that are left unchanged, as no way is faster."""
 
-    def __enter__(self) -> Prepared:
+    def __enter__(self) -> PreparedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,13 +77,14 @@ def prepare(
     rows: Sequence[int] = BUCKETS[:-1],
     stable: bool = False,
     way: str | None = None,
-) -> Prepared:
+) -> PreparedModel:
     """Prepare a model to serve on a CPU, in place; `undo()` restores it bit for bit.
 
     Linears that read the same input become one product. Its way is the fastest one here for `rows`, the numbers of rows
     in decoding, and for a prompt: timed once per processor, in about two seconds, and stored on disk. Unless `weights`
     names fewer bits (fp16, bf16, int8, int4), ways keep the model's dtype and differ only by rounding. With `stable` a
-    row's bits depend neither on other rows nor on its place, nor on the number of rows if `Prepared.stable` is true.
+    row's bits depend neither on other rows nor on its place, nor on the number of rows if `PreparedModel.stable` is
+    true.
     `way` names a way (see `zoo doctor`) for all products that it can compute, in place of the timed choice. The result
     is also kept as `model.ready`.
 
@@ -117,7 +118,7 @@ def prepare(
         for place, module in enumerate(group.modules):
             module.forward = ReadyForward(product, place)
         products.append(product)
-    model.__dict__["ready"] = prepared = Prepared(model, products, plain, left, found and not left)
+    model.__dict__["ready"] = prepared = PreparedModel(model, products, plain, left, found and not left)
     return prepared
 
 

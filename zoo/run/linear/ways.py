@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT, Processor, Way
-from zoo.run.linear.exact import OneDNN, OneDNNPairs, Plain, Transposed
+from zoo.run.linear.exact import OneDNN, OneDNNPairs, TorchLinear, Transposed
 from zoo.run.linear.lower import Brain, BrainPlain, Half, Int4, Int8Both, Int8Weights
 
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        *(Plain(), Transposed(), OneDNN(), OneDNNPairs()),
+        *(TorchLinear(), Transposed(), OneDNN(), OneDNNPairs()),
         *(Half(), Brain(), BrainPlain(), Int8Both(), Int8Weights(), Int4()),
     )
 }

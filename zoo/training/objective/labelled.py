@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.data import Batch
-    from zoo.data.labelled import PreparedLabels, Task
+    from zoo.data.labelled import LabelledTask, PreparedLabels
     from zoo.data.tokens import Collate
     from zoo.model.tower import Topology, Tower
     from zoo.run.layer import Model
@@ -83,7 +83,7 @@ class Labelled(Objective):
             made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
         return made if spec is tower else replace(spec, decoder=made)
 
-    def make_task(self) -> Task:
+    def make_task(self) -> LabelledTask:
         """Make the reader of examples from records."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class Classify(Labelled, kind="classify"):
     labels: ClassNames | None = None
     pooling: Pooling | None = None
 
-    def make_task(self) -> Task:
+    def make_task(self) -> LabelledTask:
         from zoo.data import labelled
 
         return labelled.ClassTask((self.text, *([self.second] if self.second else [])), self.label)
@@ -176,7 +176,7 @@ class Tag(Labelled, kind="tag"):
     tags: str = "tags"
     labels: ClassNames | None = None
 
-    def make_task(self) -> Task:
+    def make_task(self) -> LabelledTask:
         from zoo.data import labelled
 
         return labelled.TagTask((self.tokens,), self.tags)
@@ -219,7 +219,7 @@ class Regress(Labelled, kind="regress"):
     def targets(self, batch: Batch) -> int:
         return len(batch.targets)
 
-    def make_task(self) -> Task:
+    def make_task(self) -> LabelledTask:
         from zoo.data import labelled
 
         return labelled.NumberTask((self.text, *([self.second] if self.second else [])), self.label)

@@ -3,7 +3,7 @@
 Importing this does not import torch: a training config is checked without it.
 """
 
-from zoo.training.optim.base import Factors, GroupOptions, Optim, set_rates, unscaled
+from zoo.training.optim.base import GroupOptions, Optim, RateFactors, set_rates, unscaled
 from zoo.training.optim.kinds import SGD, Adafactor, AdamW, AdamW8bit, Lion, Muon, ScheduleFree
 
 __all__ = [
@@ -11,11 +11,11 @@ __all__ = [
     "Adafactor",
     "AdamW",
     "AdamW8bit",
-    "Factors",
     "GroupOptions",
     "Lion",
     "Muon",
     "Optim",
+    "RateFactors",
     "ScheduleFree",
     "set_rates",
     "unscaled",

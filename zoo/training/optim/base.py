@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
+from zoo.distributed.shards import find_mesh
 from zoo.errors import did_you_mean
 from zoo.lazy import torch
-from zoo.ranks.shards import find_mesh
 from zoo.spec import Buffer, Spec, SpecRow, placed_tensors
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ FUSED = ("cpu", "cuda", "xpu", "mps")
 """Devices with a fused AdamW in torch. On a CPU it takes a quarter of the unfused one's time."""
 
 
-class Factors(NamedTuple):
+class RateFactors(NamedTuple):
     """Factors of a tensor's learning rate, weight decay and epsilon."""
 
     lr: float = 1.0
@@ -33,13 +33,13 @@ class Factors(NamedTuple):
     eps: float = 1.0
 
 
-Scale = Callable[[SpecRow | None, str], Factors]
+Scale = Callable[[SpecRow | None, str], RateFactors]
 """A parametrisation's factors of a tensor, from the row of its part and its name in the part."""
 
 
-def unscaled(row: SpecRow | None, leaf: str) -> Factors:
+def unscaled(row: SpecRow | None, leaf: str) -> RateFactors:
     """Return the factors of the standard parametrisation: 1."""
-    return Factors()
+    return RateFactors()
 
 
 class GroupOptions(Spec, axis="optim_group", kind="group", default="group"):

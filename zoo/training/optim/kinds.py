@@ -147,7 +147,7 @@ class Muon(Optim, kind="muon"):
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
     def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        from zoo.training.optim.rules import Muon as Rule
+        from zoo.training.optim.rules import MuonOptimizer as Rule
 
         groups = self.make_groups(model, scale)
         return Rule(
@@ -196,7 +196,7 @@ class Lion(Optim, kind="lion"):
     weight_decay: NonNegativeFloat = 1.0
 
     def build(self, model: Model, scale: Scale = unscaled) -> Optimizer:
-        from zoo.training.optim.rules import Lion as Rule
+        from zoo.training.optim.rules import LionOptimizer as Rule
 
         return Rule(self.make_groups(model, scale), lr=self.lr, betas=self.betas)
 

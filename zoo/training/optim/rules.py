@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from zoo.ranks.shards import make_whole, take_part
+from zoo.distributed.shards import make_whole, take_part
 
 Groups = Iterable[dict[str, Any]]
 Closure = Callable[[], float] | None
@@ -43,7 +43,7 @@ def list_due(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor, Ten
                 yield group, parameter, parameter.grad, optimizer.state[parameter]
 
 
-class Lion(Optimizer):
+class LionOptimizer(Optimizer):
     """w ← (1 − lr·λ)·w − lr·sign(β₁·m + (1 − β₁)·g); m ← β₂·m + (1 − β₂)·g (Chen et al., 2023, algorithm 2)."""
 
     def __init__(self, groups: Groups, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
@@ -111,7 +111,7 @@ class ScheduleFreeAdamW(Optimizer):
         return found
 
 
-class Muon(Optimizer):
+class MuonOptimizer(Optimizer):
     """Muon (Jordan et al., 2024) for groups with `orthogonalise`, torch's AdamW for the others.
 
     Momentum is m ← μ·m + (1 − μ)·g, Nesterov's update (1 − μ)·g + μ·m, as in torch.optim.Muon. Matrices of one shape,

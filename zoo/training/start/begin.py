@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartSettings:
     """How a run starts. The fields are those of a training config."""
 
     weights: str | None
@@ -32,7 +32,7 @@ class Start:
     seed: int
 
     @classmethod
-    def of(cls, settings: Any) -> Start:
+    def of(cls, settings: Any) -> StartSettings:
         """Take over the fields of a run's settings."""
         return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
 

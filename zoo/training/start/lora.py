@@ -29,7 +29,7 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
         products that cannot have an adapter."""
         products = list(list_products(spec, spec.d_model))
         axes = list(dict.fromkeys(each.axis for each in products))
-        chosen: dict[str, Product] = {}
+        chosen: dict[str, LoraTarget] = {}
         faults: list[str] = [] if self.on else ["lora.on: is empty (lora.on=[attention])"]
         for name in self.on:
             found = [each for each in products if name == each.axis or fnmatchcase(each.path, name)]
@@ -43,7 +43,7 @@ class Lora(Spec, axis="lora", kind="lora", default="lora"):
         return tuple(chosen)
 
 
-class Product(NamedTuple):
+class LoraTarget(NamedTuple):
     """A matrix product of a model: its path, the axis of its component, and why it cannot have an adapter, or None."""
 
     path: str
@@ -51,7 +51,7 @@ class Product(NamedTuple):
     refused: str | None
 
 
-def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[Product]:
+def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[LoraTarget]:
     """List every matrix product of a model, layer by layer."""
     for name, part in spec.parts(d_model).items():
         path = prefix + name
@@ -74,10 +74,10 @@ def _is(part: Part) -> bool:
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 
-def _describe(part: Part, path: str, owner: Spec) -> Product:
+def _describe(part: Part, path: str, owner: Spec) -> LoraTarget:
     refused = None
     if isinstance(part, Tied):
         refused = f"is tied to {part.to}, which an adapter would part it from (another product; or head.tied=false)"
     elif isinstance(part, Linear) and part.bare:
         refused = "is also read as a plain weight, which would pass by its adapter (another product)"
-    return Product(path, owner.axis, refused)
+    return LoraTarget(path, owner.axis, refused)

@@ -42,7 +42,7 @@ class StagePass(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class PipelineSchedule:
     """A pipeline schedule of `stages` stages with `chunks` chunks each."""
 
     kind: str = "1f1b"

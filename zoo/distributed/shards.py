@@ -12,7 +12,7 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.ranks.group import RankGroup
+    from zoo.distributed.group import RankGroup
     from zoo.spec.cuts import Cut
 
 

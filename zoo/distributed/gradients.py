@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from zoo.distributed.shards import make_whole, own_part
 from zoo.lazy import torch
-from zoo.ranks.shards import make_whole, own_part
 
 if TYPE_CHECKING:
     from torch import Tensor

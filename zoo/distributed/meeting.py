@@ -14,9 +14,9 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from zoo.distributed.world import TIMEOUT, World
 from zoo.errors import LostProcess
 from zoo.lazy import torch
-from zoo.ranks.world import TIMEOUT, World
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]

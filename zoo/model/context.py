@@ -6,15 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo import kernels
+from zoo.distributed.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
 from zoo.kernels.packed import count_in_run, find_run_firsts
-from zoo.kernels.view import KeyView, PagedView, PooledView, RingView, Segment, SpreadView, count_slots
+from zoo.kernels.view import KeySegment, KeyView, PagedView, PooledView, RingView, SpreadView, count_slots
 from zoo.kernels.view.joined import join_views
 from zoo.lazy import torch
 from zoo.model.attention.entries import POOL_TABLES, share_entries
 from zoo.model.step import Inputs, Step
-from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.view import Run
-    from zoo.kernels.view.slots import Where
+    from zoo.kernels.view.slots import SlotMapping
     from zoo.model.attention.base import Attention
     from zoo.model.drops import Drops
     from zoo.model.position.base import Position
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zoo.model.tower import Tower
 
 
-class Scene:
+class ForwardContext:
     """The positions, padding, documents and masks of one forward pass, computed once for all layers of the tower
     `spec`. Raises ConfigError for inputs that do not go together.
 
@@ -210,7 +210,7 @@ class Scene:
             self._tables[key] = position.tables(places, width, dtype, lengths, own)
         return self._tables[key]
 
-    def _turn_pools(self, attention: Any, own: Weights | None, slots: Where | None, dtype: torch.dtype) -> Any:
+    def _turn_pools(self, attention: Any, own: Weights | None, slots: SlotMapping | None, dtype: torch.dtype) -> Any:
         """Make the rotary tables of an indexer's pooled keys, each at the position of its first token, for the largest
         possible number of pools."""
         pool = attention.chooser.pooled
@@ -218,7 +218,7 @@ class Scene:
         places = torch.arange(n_keys // pool, device=self.device)[None] * pool  # 1 E
         return attention.positioning.tables(places, attention.rotary_width, dtype, None, own)
 
-    def see(self, attention: Attention, own: Weights | None, slots: Where | None) -> KeyView:
+    def see(self, attention: Attention, own: Weights | None, slots: SlotMapping | None) -> KeyView:
         """Make the view of the keys that layers with this attention see, where each key is of one token. Only this
         method branches on the layout of keys."""
         if slots is not None and slots.table is not None:
@@ -237,12 +237,12 @@ class Scene:
 
     def _segment(
         self, attention: Attention, own: Weights | None, places: Any, runs: Sequence[Run] = (), **hides: Any
-    ) -> Segment:
+    ) -> KeySegment:
         """Make the Segment of queries and keys at these `places` in their rows, or of this number of each: its mask,
         and the bias that layers share."""
         sizes = [each if isinstance(each, int) else each.shape[-1] for each in places]
         reach = {"causal": self.causal, "window": attention.sight.window, "ahead": attention.sight.ahead}
-        found = Segment(Mask(*sizes, **reach, **hides), list(runs))
+        found = KeySegment(Mask(*sizes, **reach, **hides), list(runs))
         position = attention.positioning
         if position is not None and not isinstance(places[0], int):
             found.index = places
@@ -261,7 +261,7 @@ class Scene:
             return RingView(found, self.context, self.new, attention.score_heads, self.device)
         return SpreadView(found, self.context, self.new)
 
-    def _see_pages(self, attention: Attention, own: Weights | None, slots: Where) -> PagedView:
+    def _see_pages(self, attention: Attention, own: Weights | None, slots: SlotMapping) -> PagedView:
         """Make the view of rows that are read by page. What changes between passes is in tensors of an entry a row."""
         n_keys, chunk, chunks = slots.n_keys, attention.sight.chunk, None
         places: Any = self.new, n_keys
@@ -273,7 +273,7 @@ class Scene:
         segment = self._segment(attention, own, places, documents=chunks, lengths=slots.lengths)
         return PagedView(segment.mask, segment.index, segment.bias, slots)
 
-    def list_rows(self, slots: Where) -> Iterator[tuple[int, int, list[Run]]]:
+    def list_rows(self, slots: SlotMapping) -> Iterator[tuple[int, int, list[Run]]]:
         """Yield each row's number of queries, the place after its last query, and the runs of its keys."""
         assert self.cache is not None
         for number, (row, runs) in enumerate(zip(self.cache.rows, slots.rows, strict=True)):
@@ -282,7 +282,7 @@ class Scene:
 
     def _see_row(
         self, attention: Attention, own: Weights | None, count: int, stop: int, runs: Sequence[Run]
-    ) -> Segment:
+    ) -> KeySegment:
         """Make the Segment of a row that is attended by itself. Its last key is at place `stop` − 1."""
         held, chunk, chunks = count_slots(runs), attention.sight.chunk, None
         places: Any = count, held
@@ -293,7 +293,7 @@ class Scene:
                 chunks = (keys[None, held - count :] // chunk, keys[None] // chunk)
         return self._segment(attention, own, places, runs, documents=chunks)
 
-    def pool(self, rows: list[Segment], slots: Where) -> PooledView:
+    def pool(self, rows: list[KeySegment], slots: SlotMapping) -> PooledView:
         """Make the view of rows that are attended one by one."""
         cache = self.cache
         assert cache is not None
@@ -312,7 +312,7 @@ class Scene:
         given = {"needs_grad": torch.is_grad_enabled(), "page": page}
         given["dropout"] = self.drops is not None and self.drops.attention
         later = self.past != 0 and not step.crosses and not self.context.active
-        for segment in keys.segments if mask is None else [Segment(mask)]:
+        for segment in keys.segments if mask is None else [KeySegment(mask)]:
             features = {**segment.mask.features, **given}
             ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
             if ask is not None:
@@ -327,7 +327,7 @@ class Scene:
             keys: KeyView = PagedView(mask, slots=slots)
         elif slots is not None and slots.ragged:
             rows = ((Mask(count, count_slots(runs), causal=False), runs) for count, _, runs in self.list_rows(slots))
-            keys = self.pool([Segment(*each) for each in rows], slots)
+            keys = self.pool([KeySegment(*each) for each in rows], slots)
         else:
             held = tokens if slots is None else count_slots(slots.rows[0])
             apart = None if self.memory_documents is None else (self.documents, self.memory_documents)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.distributed.group import RankGroup
+from zoo.distributed.seam import ContextSeam
 from zoo.lazy import torch
-from zoo.ranks.group import RankGroup
-from zoo.ranks.seam import ContextSeam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ class SpreadContext(ContextSeam):
             return each
         return torch.cat([each[:, start:stop] for start, stop in self.spans(each.shape[1])], 1)
 
-    def share(self, loss: Tensor) -> Tensor:
+    def own_share(self, loss: Tensor) -> Tensor:
         return loss / self.size if self.active else loss
 
     def gather(self, new: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.ranks.schedule import Schedule
+from zoo.distributed.schedule import PipelineSchedule
 
 WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
 """The kinds of parallelism."""
@@ -29,15 +29,15 @@ class Mesh:
     chunks: int = 1
 
     @property
-    def pipeline(self) -> Schedule:
+    def pipeline(self) -> PipelineSchedule:
         """The schedule of the pipeline."""
-        return Schedule(self.schedule, self.pp, self.chunks)
+        return PipelineSchedule(self.schedule, self.pp, self.chunks)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ways as a dict, with `cp_comm` and the schedule only where they differ from the default."""
         found: dict[str, Any] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
-        plain = self.pipeline == Schedule(stages=self.pp)
+        plain = self.pipeline == PipelineSchedule(stages=self.pp)
         return found if plain else {**found, "schedule": self.schedule, "chunks": self.chunks}
 
     @property

@@ -42,7 +42,7 @@ class World:
         torch.distributed.all_reduce(total, group=self.group)
         return total.tolist()
 
-    def add_up(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def sum_scalars(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All-reduce scalars by name (sum), on their device."""
         if self.size == 1 or not values:
             return dict(values)
@@ -50,13 +50,13 @@ class World:
         torch.distributed.all_reduce(total, group=self.group)
         return dict(zip(values, total.float().unbind(), strict=True))
 
-    def add_up_(self, value: Tensor) -> Tensor:
+    def all_reduce_(self, value: Tensor) -> Tensor:
         """All-reduce a tensor in place (sum)."""
         if self.size > 1:
             torch.distributed.all_reduce(value, group=self.group)
         return value
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Broadcast a picklable value from the main process."""
         if self.size == 1:
             return value
@@ -64,7 +64,7 @@ class World:
         torch.distributed.broadcast_object_list(told, src=0, group=self.group)
         return told[0]
 
-    def share(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """All-gather picklable values: a list by rank."""
         if self.size == 1:
             return [value]
@@ -80,7 +80,7 @@ class World:
         torch.distributed.gather_object(value, found if self.main else None, group=self.group)
         return found if self.main else []
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait at a barrier for all processes."""
         if self.size > 1:
             torch.distributed.barrier(self.group)
@@ -89,10 +89,10 @@ class World:
     def main_first(self) -> Iterator[None]:
         """Let the main process run the block before the others, which then find its files."""
         if not self.main:
-            self.wait()
+            self.barrier()
         yield
         if self.main:
-            self.wait()
+            self.barrier()
 
 
 ALONE = World()

@@ -25,7 +25,7 @@ class Seam:
         """All-gather the residual stream over ranks to [B, T, …], T = `tokens`."""
         return x
 
-    def add_up(self, y: Tensor) -> Tensor:
+    def reduce(self, y: Tensor) -> Tensor:
         """Reduce-scatter a sub-layer's output [B, T, D]: sum all ranks' parts, and keep the rank's own tokens."""
         return y
 
@@ -37,7 +37,7 @@ class Seam:
         """Embed token ids [B, T] by a table whose rows are divided among ranks; return the rank's own tokens."""
         return table(ids)
 
-    def add_up_whole(self, y: Tensor) -> Tensor:
+    def all_reduce(self, y: Tensor) -> Tensor:
         """All-reduce a tensor in the middle of a sub-layer."""
         return y
 
@@ -49,7 +49,7 @@ class Seam:
         """Make a position scheme's bias on the scores of the rank's own heads."""
         return scheme.bias(weights, heads, *places, **how)
 
-    def share(self, loss: Tensor) -> Tensor:
+    def own_share(self, loss: Tensor) -> Tensor:
         """Divide the gradient, not the value, of a loss that every rank computes whole by the number of ranks."""
         return loss
 
@@ -67,8 +67,9 @@ WHOLE = Seam()
 
 
 class ContextSeam:
-    """The seam of context parallelism where one process holds all tokens of a row: identities. `zoo.ranks.context` has
-    the other one: a rank holds two runs of a row's tokens, and only attention's keys and values are exchanged. With
+    """The seam of context parallelism where one process holds all tokens of a row: identities.
+    `zoo.distributed.context` has the other one: a rank holds two runs of a row's tokens, and only attention's keys and
+    values are exchanged. With
     `rings` this happens inside attention, and nothing is gathered."""
 
     rank = 0
@@ -88,7 +89,7 @@ class ContextSeam:
         """Keep the rank's own tokens of [B|1, T, …]."""
         return each
 
-    def share(self, loss: Tensor) -> Tensor:
+    def own_share(self, loss: Tensor) -> Tensor:
         """Divide a loss that is a mean over the rank's own tokens by the number of ranks."""
         return loss
 
