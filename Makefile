@@ -31,7 +31,7 @@ demo: $(VENV)/installed ## set up, then price, build and train a small Llama, pl
 	$(BIN)/zoo build $(DEMO_MODEL)
 	rm -rf $(DEMO_RUN)
 	$(BIN)/zoo train model=$(DEMO_MODEL) $(DEMO_TRAIN) hydra.run.dir=$(DEMO_RUN)
-	$(BIN)/python tests/check_demo.py $(DEMO_RUN)
+	$(BIN)/python tests/support/demo_loss.py $(DEMO_RUN)
 	$(BIN)/zoo generate --checkpoint $(DEMO_RUN) --prompt "def main("
 
 quick: $(VENV)/installed-dev ## the tests of the inner loop, in less than a minute: the grammar, the counts, the core of the models
@@ -63,15 +63,15 @@ fmt: $(VENV)/installed-dev ## put the code in order
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), axes.md, choices/, model.schema.json, serving.md, stats.md, kernels.md, scale.md, findings.md and the races of performance.md
-	$(BIN)/python tests/zoo_page.py
-	$(BIN)/python tests/axes_page.py
-	$(BIN)/python tests/choices_page.py
-	$(BIN)/python tests/serving_page.py
-	$(BIN)/python tests/stats_page.py
-	$(BIN)/python tests/kernels_page.py
-	$(BIN)/python tests/scale_page.py
-	$(BIN)/python tests/findings_page.py
-	$(BIN)/python tests/performance_page.py
+	$(BIN)/python tests/pages zoo
+	$(BIN)/python tests/pages axes
+	$(BIN)/python tests/pages choices
+	$(BIN)/python tests/pages serving
+	$(BIN)/python tests/pages stats
+	$(BIN)/python tests/pages kernels
+	$(BIN)/python tests/pages scale
+	$(BIN)/python tests/pages findings
+	$(BIN)/python tests/pages performance
 
 bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
@@ -81,7 +81,7 @@ gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on
 	$(BIN)/zoo bench kernels --out docs/gpu
 
 kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flash-attn 2 and flex interpreted, flash-attn 4 and flex compiled
-	ZOO_FLASH_SOURCES="$(ORACLE)/flash2:$$($(ORACLE)/bin/python -c '$(SITE)')" $(BIN)/pytest tests/test_flash_signatures.py
+	ZOO_FLASH_SOURCES="$(ORACLE)/flash2:$$($(ORACLE)/bin/python -c '$(SITE)')" $(BIN)/pytest tests/kernels/test_flash_signatures.py
 	FLASH_ATTN_2=$(ORACLE)/flash2 $(ORACLE)/bin/python -W ignore::RuntimeWarning tests/oracle/triton_flash2.py
 	$(ORACLE)/bin/python tests/oracle/compile_flash4.py
 	$(ORACLE)/bin/python tests/oracle/compile_flash4.py --arch 100

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from walks import mark_walks
 
+from support.walks import mark_walks
 from zoo.disk import write_text
 from zoo.report.runplot import draw_losses
 

@@ -9,8 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from forks import run_zoo
 
+from support.forked_processes import run_zoo
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
 

@@ -1,11 +1,11 @@
 """`zoo stats --verify`: the checks themselves, on models of every shape and at full size, and that they can fail."""
 
 import pytest
-from loaded import load
-from tiny import needs, spec_of
 
 import zoo.cli
 import zoo.verify
+from support.packaged_specs import load
+from support.tiny_models import needs, spec_of
 from zoo.costs import Setup
 from zoo.verify import verify
 

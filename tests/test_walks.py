@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
-from walks import WALKS
+
+from support.walks import WALKS
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("file", WALKS)
 def test_every_walk_is_a_test_of_many_cases(file):
-    text = Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8")
+    (found,) = Path(__file__).parent.rglob(f"{file}.py")
+    text = found.read_text(encoding="utf-8")
     for name in WALKS[file][1].split():
         assert f"def {name}(" in text, name

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from shell import ROOT
+from support.command_lines import ROOT
 
 VERBS = (
     "list",

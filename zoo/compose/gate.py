@@ -6,8 +6,8 @@ training config (`-c`), a recipe, and the files that these include, may state no
 file (`--trust`).
 
 `check_body` checks a file as it is read. `check_merged` checks it again at the place in the config that a defaults list
-gives it, such as `@_global_.hydra.callbacks.e`. tests/test_trust.py lists every place at which Hydra and OmegaConf run
-code that a config names.
+gives it, such as `@_global_.hydra.callbacks.e`. tests/untrusted/test_trust.py lists every place at which Hydra and
+OmegaConf run code that a config names.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ LOAD = (
 @functools.cache
 def read_published() -> dict[str, Any]:
     """Read the config.json files of published models that the tests have."""
-    file = Path(__file__).parents[2] / "published_configs.json"
+    file = Path(__file__).parents[2] / "support/published_configs.json"
     return {name: each["config"] for name, each in json.loads(file.read_text()).items()}
 
 

@@ -1,8 +1,8 @@
 """List torch's operations on shadows, by the name that a forward pass uses.
 
 Each operation gives its result's shape and dtype, and the tensors that autograd saves. These follow torch 2.13's
-derivatives.yaml; tests/test_shadow.py compares each with torch itself. Saved numbers take no memory here. A product
-saves an operand only if the other operand requires a gradient.
+derivatives.yaml; tests/costs/shadow/test_shadow.py compares each with torch itself. Saved numbers take no memory here.
+A product saves an operand only if the other operand requires a gradient.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+"""What a process holds and sends is what `zoo stats` prices, to the byte."""
+
+from pathlib import Path
+
+import pytest
+
+import zoo
+from support.parallel_runs import BASE, INTERLEAVED, MODELS, SCHEDULES, SMALL, ZERO_BUBBLE, here, settle, spread_all  # noqa: F401  (a fixture)
+from support.step_traffic import SENT, count_sent, price_rank, train_two_steps
+from zoo.costs.states import states
+
+HELD = {
+    ("experts", 4): ("fsdp", "ddp", "hsdp", "ep", "{shard: 2, tp: 2, ep: 2}", "{dp: 2, shard: 2, ep: 4}"),
+    ("deep", 2): ("fsdp", "tp", "cp", "pp"),
+    ("deep", 4): ("hsdp", "fsdp_tp", "{shard: 2, cp: 2}", "{pp: 2, tp: 2}", "{pp: 2, shard: 2}"),
+    ("chunked", 2): tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES),
+    ("chunked", 4): (f"{{pp: 2, tp: 2, {INTERLEAVED}}}", f"{{pp: 2, shard: 2, {INTERLEAVED}}}"),
+    ("pairs_of_layers", 4): (f"{{pp: 2, shard: 2, {INTERLEAVED}}}",),
+    ("latents", 2): ("fsdp", "tp", "ep"),
+    ("chosen", 2): ("ddp", "fsdp", "tp"),
+    ("hybrid", 2): ("fsdp", "tp", "ep"),
+    ("encoder_decoder", 2): ("fsdp", "tp"),
+    ("encoder_decoder", 4): ("fsdp_tp",),
+}
+
+
+def list_held():
+    for case, ways in HELD.items():
+        yield pytest.param(*case, ways, marks=[pytest.mark.slow], id=f"{case[0]}-{case[1]}")
+
+
+@pytest.mark.parametrize(("name", "processes", "ways"), list(list_held()))
+def test_what_each_process_holds_is_what_zoo_stats_prices_to_the_byte(name, processes, ways, here):  # noqa: F811
+    """Of the rank that has most, in a stage: FSDP cuts what it does not divide unevenly."""
+    told = train_two_steps(name, processes, ways)
+    for number, way in enumerate(ways):
+        spec, setup, pipeline = price_rank(name, way, processes)
+        per_stage = processes // setup.pp
+        for stage in pipeline:
+            ranks = [told[rank][number] for rank in range(stage.index * per_stage, (stage.index + 1) * per_stage)]
+            priced = states(spec, setup, stage)
+            assert max(each["weights"] for each in ranks) * 4 == priced["weights"], (way, stage.index)
+            assert max(each["gradients"] for each in ranks) == priced["gradients"], (way, stage.index)
+            assert max(each["states"] for each in ranks) == priced["optimizer"], (way, stage.index)
+            if setup.zero == 3:
+                assert {each["gathered"] for each in ranks} == {priced["gathered"]}, (way, stage.index)
+
+
+def list_sent():
+    for number, each in enumerate(SENT):
+        yield pytest.param(*each, marks=[pytest.mark.slow] if number else [], id="-".join(each[:2]))
+
+
+@pytest.mark.parametrize(("name", "way", "processes"), list(list_sent()))
+def test_what_a_process_sends_is_what_is_predicted(name, way, processes, here):  # noqa: F811
+    sent, predicted = count_sent(name, way, processes)
+    assert sent == pytest.approx(predicted, abs=1)
+
+
+def test_a_process_needs_memory_for_its_part_alone(here, monkeypatch):  # noqa: F811
+    from zoo.training.fitting import price_training, take_share
+    from zoo.training.planning import plan_resumption
+
+    zoo.train("llama-tiny", [*BASE, *SMALL, "steps=1", "batch_size=8", "hydra.run.dir=run"])
+    whole = plan_resumption(Path("run"), [])
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("LOCAL_RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "4")
+    parts = plan_resumption(Path("run"), ["parallel=fsdp"])
+    assert take_share(parts.settings).batch_size == 2
+    shared = price_training(take_share(parts.settings), parts.spec, 2)
+    copied = price_training(take_share(plan_resumption(Path("run"), ["parallel=ddp"]).settings), parts.spec, 2)
+    half = plan_resumption(Path("run"), ["parallel={pp: 2, dp: 2}", "accumulate=2"]).settings
+    staged = price_training(take_share(half), parts.spec, 2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    alone = price_training(whole.settings, whole.spec, 2)
+    assert copied["states"] == alone["states"]
+    assert staged["states"] < 0.9 * alone["states"]  # the table is on both stages
+    assert shared["states"] == pytest.approx(alone["states"] / 4, rel=0.02)

@@ -1,0 +1,253 @@
+"""Recipes: the packaged ones are matched as they say, verdicts follow from the runs, and a short form runs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+import zoo
+from pages import findings_page
+from support.packaged_specs import one_in
+from support.parallel_runs import here  # noqa: F401  (a fixture)
+from zoo.cli import run
+from zoo.errors import ConfigError
+from zoo.experiments.judging import RecipeOutcome, find_file, weigh
+from zoo.experiments.laddering import climb_recipe
+from zoo.experiments.pricing import check_matched
+from zoo.experiments.recipe import Expectation, RecipeForm, find_recipe, list_recipes, read_recipe
+from zoo.paths import recipes_dir
+from zoo.probes.catalogue import make_probe
+
+
+@pytest.mark.parametrize("name", one_in(4, list_recipes()))
+def test_the_arms_of_a_recipe_cost_what_it_says_they_do(name):
+    _, recipe = find_recipe(name)
+    check_matched(recipe)
+    assert recipe.short.expect, "--check has nothing to hold"
+
+
+def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
+    kept = {file.stem: RecipeOutcome.read(file) for file in (recipes_dir() / "verdicts").glob("*.json")}
+    assert kept.keys() <= set(list_recipes())
+    for name, outcome in kept.items():
+        _, recipe = find_recipe(name)
+        assert outcome.key == recipe.key() and outcome.form == "whole"
+        assert len(outcome.findings) == len(recipe.expect) and find_file(name).is_file()
+        values = {
+            metric: {arm: {int(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
+            for metric, by_arm in outcome.values.items()
+        }
+        assert outcome.findings == weigh(values, outcome.costs, recipe, recipe.expect)
+
+
+def test_the_page_of_findings_is_what_its_command_writes():
+    assert findings_page.PAGE.read_text(encoding="utf-8") == findings_page.page(), "python tests/pages findings"
+
+
+# ---------------------------------------------------------------- judging
+
+
+def hold(values, expected, costs=None, **changed):
+    """Findings on one metric of a recipe that is about nothing else."""
+    recipe = find_recipe("glu")[1].model_copy(update=changed)
+    return weigh({"val_loss": values}, costs or {}, recipe, expected)
+
+
+def make_values(**means):
+    """Losses of five seeds, which arms have in common but for little noise."""
+    drawn = np.random.default_rng(0)
+    common = 0.3 * drawn.standard_normal(5)
+    return {
+        arm: dict(enumerate((middle + common + 0.01 * drawn.standard_normal(5)).tolist()))
+        for arm, middle in means.items()
+    }
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_verdict_is_better_where_the_metric_moved_the_right_way(higher):
+    values = make_values(base=3.0, up=3.2, down=2.8, same=3.0)
+    expected = [Expectation(arm=arm, against="base", verdict="better") for arm in ("up", "down", "same")]
+    up, down, same = hold(values, expected, higher=higher)
+    assert (up.found, down.found) == (("better", "worse") if higher else ("worse", "better"))
+    assert same.found == "no significant difference" and not same.holds
+    assert up.holds is higher and down.holds is not higher
+    assert up.value == pytest.approx(0.2, abs=0.02) and up.interval[0] < 0.2 < up.interval[1]
+
+
+def test_a_bound_holds_in_every_run_or_not_at_all():
+    values = {"good": {0: 0.95, 1: 0.99}, "mixed": {0: 0.2, 1: 0.99}}
+    found = hold(values, [Expectation(arm=arm, at_least=0.9) for arm in values])
+    assert [each.holds for each in found] == [True, False]
+    assert found[1].value == pytest.approx(0.595) and found[1].interval == (0.2, 0.99)
+    (apart,) = hold(values, [Expectation(arm="mixed", against="good", at_most=-0.1)])
+    assert not apart.holds and apart.interval == pytest.approx((-0.75, 0.0))
+
+
+def test_a_cost_is_held_to_a_multiple_of_another_arms():
+    costs = {"dense": {"seconds": 10.0}, "experts": {"seconds": 13.0}}
+    about = {"arm": "experts", "against": "dense", "cost": "seconds"}
+    expected = [Expectation(**about, at_least=1.1), Expectation(**about, at_most=1.2)]
+    found = hold({"dense": {}, "experts": {}}, expected, costs)
+    assert [each.holds for each in found] == [True, False] and found[0].value == pytest.approx(1.3)
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(folder, **changed):
+    node = {
+        "claim": "One layer more is better.",
+        "source": "nobody",
+        "minutes": 1,
+        "config": "small",
+        "shared": ["data=text", "data.path=text.txt", "data.max_bytes=null", "model.d_model=32", "batch_size=4"],
+        "arms": {"two": ["model.n_layers=2"], "three": ["model.n_layers=3"]},
+        "matched": ["tokens"],
+        "measure": {"loss in windows of 8": {"context": 8, "stride": 8}},
+        "expect": [{"arm": "three", "against": "two", "verdict": "better"}],
+        "short": {
+            "overrides": ["steps=3", "eval_every=3", "eval_batches=2", "seq_len=32"],
+            "seeds": 2,
+            "expect": [
+                {"arm": "three", "against": "two", "cost": "params", "at_least": 1.2},
+                {"arm": "three", "metric": "loss in windows of 8", "at_least": 1},
+            ],
+        },
+    }
+    file = folder / "deeper.yaml"
+    file.write_text(yaml.safe_dump({**node, **changed}, allow_unicode=True, sort_keys=False))
+    return file
+
+
+@pytest.mark.parametrize("short_form", [False, True])
+def test_a_recipe_of_a_probe_compares_levels_that_its_form_has(short_form):
+    for name in list_recipes():
+        _, recipe = find_recipe(name)
+        if (asked := recipe.form(short_form).probe) is not None:
+            levels = make_probe(asked.name, asked.size, asked.settings).levels
+            known = {f"{what} at {level}" for what in ("accuracy", "loss", "scaled") for level in levels} | {"reach"}
+            assert set(recipe.list_metrics(short_form)) <= known, name
+
+
+@pytest.mark.slow
+def test_a_short_form_runs_once_and_says_whether_it_holds(here, capsys):  # noqa: F811
+    file = write(here)
+    asked = ["recipes", str(file), "--check", "--out", "kept"]
+    assert run(asked) == 0
+    said = capsys.readouterr().out
+    assert "One layer more is better." in said and "three ÷ two" in said
+    folder = here / "kept" / "short" / "deeper"
+    outcome = RecipeOutcome.read(folder / "verdict.json")
+    losses = [json.loads(file.read_text())["val_loss"] for file in sorted(folder.glob("three/*/result.json"))]
+    assert sorted(outcome.values["val_loss"]["three"].values()) == sorted(losses) and len(losses) == 2
+    found, measured = outcome.findings
+    again = zoo.evaluate(next(folder.glob("three/*/result.json")).parent, context=8, stride=8)["results"][0]["loss"]
+    assert again in outcome.values["loss in windows of 8"]["three"].values() and measured.value > 1
+    assert "<svg" in (folder / "report.html").read_text() and (folder / "verdict.png").is_file()
+    assert found.holds and found.value == outcome.costs["three"]["params"] / outcome.costs["two"]["params"]
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}
+    short = {"overrides": ["steps=3", "eval_every=3", "eval_batches=2", "seq_len=32"], "seeds": 2}
+    stricter = {**short, "expect": [{"arm": "three", "at_most": 0.1}]}
+    write(here, short=stricter)
+    assert run(asked) == 1, "the losses are above 0.1"
+    assert times == {file: file.stat().st_mtime_ns for file in folder.glob("*/*/result.json")}, "nothing ran again"
+    write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]}, short=stricter)
+    assert run(asked) == 1
+    again = RecipeOutcome.read(folder / "verdict.json")
+    assert again.costs["three"]["params"] > outcome.costs["three"]["params"], "runs of the older recipe are not taken"
+    assert again.values["val_loss"]["two"] == outcome.values["val_loss"]["two"]
+
+
+def test_a_recipe_says_what_is_wrong_with_it(here, refused):  # noqa: F811
+    file = write(here, matched=["params"])
+    (line,) = refused("recipes", str(file), "--run")
+    assert re.fullmatch(r"matched: params of three is [\d,]+, that of two [\d,]+ \(within 1 %\)", line)
+    write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}], metrics="loss", config="large")
+    lines = refused("recipes", str(file))
+    assert any(re.fullmatch(rf"{file}:\d+: metrics: no such key", line) for line in lines)
+    write(here, expect=[{"arm": "four", "against": "two", "verdict": "better"}])
+    assert "names four, and the arms are two, three" in refused("recipes", str(file))[0]
+    write(here, config="large")
+    assert "there is no 'large' (one of: " in refused("recipes", str(file))[0]
+    assert refused("recipes", "glue") == ["recipe: there is no 'glue' (did you mean 'glu'?)"]
+    assert refused("recipes", "--run")[0].startswith("recipes: --run needs names")
+
+
+def test_the_hash_of_a_recipe_changes_with_what_runs_and_with_nothing_else(here):  # noqa: F811
+    first = read_recipe(write(here))
+    assert read_recipe(write(here, claim="Another.")).key() == first.key()
+    assert (
+        read_recipe(write(here, arms={"two": ["model.n_layers=2"], "three": ["model.n_layers=4"]})).key() != first.key()
+    )
+    assert first.form(True).seeds == 2 and first.form(False) == RecipeForm(seeds=3, expect=list(first.expect))
+
+
+def test_recipes_are_listed_and_shown(capsys):
+    assert run(["recipes", "--json"]) == 0
+    listed = {each["recipe"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == set(list_recipes()) and listed["glu"]["arms"]["swiglu"] == [
+        "ffn=gated",
+        "activation=silu",
+        "model.d_ff=171",
+    ]
+    assert run(["recipes"]) == 0 and run(["recipes", "glu"]) == 0
+    said = capsys.readouterr().out
+    assert "A gated feed-forward" in said and "1.942 − 1.983" in said and " ran on: " in said
+
+
+@pytest.mark.slow
+def test_a_recipe_of_a_probe_runs_and_is_judged(here, capsys):  # noqa: F811
+    write(
+        here,
+        config=None,
+        shared=["n_layers=1"],
+        arms={"two": ["attention=mha"], "three": ["attention=mha", "attention.short_conv=3"]},
+        probe={"name": "mqar"},
+        measure={},
+        metric="accuracy at 2",
+        higher=True,
+        short={
+            "probe": {"name": "mqar", "size": "small", "settings": {"steps": 2, "rows": 4}, "rates": [1e-3]},
+            "expect": [
+                {"arm": "three", "metric": "reach", "at_most": 8},
+                {"arm": "three", "against": "two", "cost": "params", "at_least": 1.001},
+            ],
+        },
+    )
+    assert run(["recipes", "deeper.yaml", "--check", "--out", "kept"]) == 0
+    folder = here / "kept" / "short" / "deeper"
+    outcome = RecipeOutcome.read(folder / "verdict.json")
+    (probed,) = (json.loads(file.read_text()) for file in folder.glob("three/probe.json"))
+    assert list(outcome.values["reach"]["three"].values()) == probed["reaches"]
+    assert outcome.costs["three"]["params"] == probed["params"] and (folder / "verdict.png").is_file()
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_recipe_of_a_ladder_is_judged_by_what_was_predicted_of_its_largest_size(monkeypatch, tmp_path):
+    _, recipe = find_recipe("ladder")
+    asked = []
+
+    def climb(ladder, folder, say, bootstrap):
+        asked.append((ladder.model, [each for each in ladder.rungs[0].overrides if each.startswith("seed=")], folder))
+        folder.mkdir(parents=True)
+        runs = [{"run": each.name, "flops": each.flops, "seconds": 2.0} for each in ladder.rungs]
+        held = [{"predicted": 2.2, "measured": 2.0}, {"predicted": 1.9, "measured": 2.0 + len(asked)}]
+        return {"folder": str(folder), "runs": runs, "held_out": held, "fit": {"law": {"alpha": 0.3, "beta": 0.4}}}
+
+    monkeypatch.setattr("zoo.experiments.laddering.climb", climb)
+    ran, outcomes = climb_recipe(recipe, tmp_path, short_form=True)
+    assert [(model, *seed) for model, seed, _ in asked] == [
+        *(("llama-tiny", f"seed={seed}") for seed in (0, 1)),
+        *(("gpt-tiny", f"seed={seed}") for seed in (0, 1)),
+    ]
+    assert len({folder for *_, folder in asked}) == 4 == len(list(tmp_path.glob("*/*/outcome.json"))) == len(outcomes)
+    errors = [1 - 1.9 / (2.0 + number) for number in (1, 2, 3, 4)]
+    found = ran.values["held-out error"]
+    assert [*found["llama"].values(), *found["gpt"].values()] == pytest.approx(errors)
+    assert ran.costs["gpt"]["seconds"] == 8 and ran.costs["gpt"]["flops"] > 1e9 and ran.seconds == 32
+    wrong = recipe.model_copy(update={"metric": "error"})
+    with pytest.raises(ConfigError, match="a ladder has no 'error' \\(one of: held-out error, "):
+        climb_recipe(wrong, tmp_path, short_form=False)

@@ -1,0 +1,123 @@
+"""The packaged encoders, encoder-decoders, mixtures and state spaces are the released ones, field by field."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import zoo.compose
+import zoo.costs
+from support import released_configs, released_configs_2025, released_encoder_configs
+from support.packaged_specs import load, one_in
+from support.released_configs import NAMED, OWN_HEAD, UNTIED
+from zoo.checkpoint import hf
+from zoo.checkpoint.likeness import list_spec_differences
+from zoo.compose.catalogue import read_models
+from zoo.families import family
+
+PUBLISHED = released_configs.PUBLISHED | released_configs_2025.PUBLISHED | released_encoder_configs.PUBLISHED
+REFERENCE = released_configs.REFERENCE | released_configs_2025.REFERENCE | released_encoder_configs.REFERENCE
+UNUSED = released_configs_2025.UNUSED | released_encoder_configs.UNUSED
+EVERY = pytest.mark.parametrize("name", REFERENCE)
+SOME = pytest.mark.parametrize("name", one_in(5, REFERENCE))
+
+
+def spec_of(name: str) -> Any:
+    return load(name)
+
+
+def priced(name: str) -> dict[str, Any]:
+    return zoo.costs.price(spec_of(name))["params"]
+
+
+def released_as(name: str) -> str:
+    """The class that the weights are for: with the head that they were pretrained with, and no pooler."""
+    kind = type(REFERENCE[name]).__name__.removesuffix("Config").removesuffix("Text")
+    task = {"encoder": "MaskedLM", "encoder_decoder": "ConditionalGeneration", "decoder": "CausalLM"}
+    return (NAMED | released_configs_2025.NAMED | released_encoder_configs.NAMED).get(
+        name, f"{kind}For{task[spec_of(name).kind]}"
+    )
+
+
+def test_every_total_stands_beside_a_reference() -> None:
+    assert set(PUBLISHED) == set(REFERENCE)
+
+
+@EVERY
+def test_the_total_is_the_published_one_and_the_active_count_leaves_out_idle_experts(name: str) -> None:
+    params = priced(name)
+    assert params["total"] == PUBLISHED[name]
+    assert params["total"] - params["active"] == IDLE.get(name, 0)
+
+
+@SOME
+def test_the_total_is_what_the_reference_implementation_allocates(name: str) -> None:
+    with torch.device("meta"):
+        reference = getattr(transformers, released_configs_2025.ALLOCATED.get(name) or released_as(name))(
+            REFERENCE[name]
+        )
+    if name in OWN_HEAD:
+        reference.lm_head.weight = torch.nn.Parameter(torch.empty_like(reference.shared.weight))
+    # parameters() gives a shared tensor once, so a tied head is counted once
+    allocated = sum(p.numel() for p in reference.parameters()) - UNUSED.get(name, 0)
+    assert allocated == PUBLISHED[name]
+
+
+@SOME
+def test_the_model_is_the_one_that_its_released_config_describes(name: str) -> None:
+    said = {**REFERENCE[name].to_dict(), "architectures": [released_as(name)]}
+    said |= UNTIED if name in OWN_HEAD else {}
+    body = family.family_of_config(said, name).body(said, name)
+    assert list_spec_differences(spec_of(name), hf.compose_spec(body)) == []
+
+
+# What one token meets, in billions, as those who made the models say it. Where True, the table of tokens, from which a
+# token takes one row, is left out of it: gpt-oss's model card says so, and DeepSeek-V2-Lite's and Kimi K2's numbers are
+# near no other.
+SAID_ACTIVE = {
+    "qwen3-30b-a3b": (3.3, False),
+    "qwen3-235b-a22b": (22, False),
+    "deepseek-v2-lite": (2.4, True),
+    "deepseek-v3": (37, False),
+    "kimi-k2": (32, True),
+    "nemotron-3-nano-30b-a3b": (3.6, False),
+    "gemma-4-26b-a4b": (3.8, False),
+    "gpt-oss-20b": (3.61, True),
+    "gpt-oss-120b": (5.13, True),
+    "mistral-large-4": (52, True),
+    "longcat-flash": (27, True),  # on average: 18.6 to 31.3
+}
+
+# Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices and biases of one).
+IDLE = {
+    "qwen3-30b-a3b": 48 * 120 * (3 * 2048 * 768),
+    "qwen3-235b-a22b": 94 * 120 * (3 * 4096 * 1536),
+    "gemma-4-26b-a4b": 30 * 120 * (3 * 2816 * 704),
+    "qwen3-next-80b-a3b": 48 * 502 * (3 * 2048 * 512),
+    "deepseek-v2-lite": 26 * 58 * (3 * 2048 * 1408),
+    "deepseek-v3": 58 * 248 * (3 * 7168 * 2048),
+    "deepseek-v3.2": 58 * 248 * (3 * 7168 * 2048),
+    "glm-5": 75 * 248 * (3 * 6144 * 2048),
+    "minimax-m2": 62 * 248 * (3 * 3072 * 1536),
+    "glm-4.7-flash": 46 * 60 * (3 * 2048 * 1536),
+    "granite-4.0-h-tiny": 40 * 58 * (3 * 1536 * 512),
+    "granite-4.0-h-small": 40 * 62 * (3 * 4096 * 768),
+    "deepseek-tiny": 3 * 6 * (3 * 192 * 128),
+    "qwen3-next-tiny": 4 * 6 * (3 * 192 * 128),
+    "gpt-oss-20b": 24 * 28 * (3 * 2880 * 2880 + 3 * 2880),
+    "gpt-oss-120b": 36 * 124 * (3 * 2880 * 2880 + 3 * 2880),
+    **released_configs_2025.IDLE,
+}
+
+
+@pytest.mark.parametrize("name", SAID_ACTIVE)
+def test_the_active_count_is_what_its_makers_say_as_exactly_as_they_do(name: str) -> None:
+    billions, apart = SAID_ACTIVE[name]
+    table = spec_of(name).vocab_size * spec_of(name).d_model if apart else 0
+    assert (priced(name)["active"] - table) / 1e9 == pytest.approx(billions, rel=0.025)
+
+
+def test_a_size_is_listed_as_of_the_kind_that_its_line_is() -> None:
+    listed = {model["name"]: model["kind"] for model in read_models()}
+    assert {name: listed[name] for name in REFERENCE} == {name: spec_of(name).kind for name in REFERENCE}

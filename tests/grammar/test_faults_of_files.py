@@ -1,0 +1,254 @@
+"""Faults of a user's file name its line, say what was found and what would do, and one cause is one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zoo import cli, compose
+from zoo.compose.sources import StatedFile, locate_faults
+from zoo.errors import ConfigError
+from zoo.grammar.keys import BASES, KNOWN
+from zoo.paths import conf_dir
+from zoo.spec.faults import list_choices
+from zoo.spec.foreign import FOREIGN, FORMS, INNER, translate_name
+from zoo.untrusted.marks import list_lines
+
+START = "defaults: [/model/llama-tiny@_here_]\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def faults(text: str, *overrides: str, name: str = "mine.yaml") -> list[str]:
+    Path(name).write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        compose.load(name, overrides)
+    return refused.value.faults
+
+
+def refused(capsys, *args: str) -> list[str]:
+    assert cli.run(list(args)) == 2
+    return [line.removeprefix("zoo: error: ") for line in capsys.readouterr().err.splitlines() if "error" in line]
+
+
+# ---------------------------------------------------------------- lines
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("n_layers: six\n", "mine.yaml:2: n_layers: "),
+        ("\n# a comment\nattention:\n  kind: mha\n  qk_nrom: true\n", "mine.yaml:6: attention.qk_nrom: "),
+        ("attention: {qk_nrom: true}\n", "mine.yaml:2: attention.qk_nrom: "),
+        ("norm:\n  kind: rmsnrom\n", "mine.yaml:2: norm: kind 'rmsnrom'"),
+        ("layers:\n  far: {position: rop}\n", "mine.yaml:3: layers.far.position: no option 'rop'"),
+        ("layers:\n  far:\n    windw: 3\npattern: [far]\n", "mine.yaml:4: layers.far.windw: "),
+        ("pattern:\n- far\n", "mine.yaml:2: pattern: no layer is named 'far'"),
+        ("kind: decodr\n", "mine.yaml:2: model: kind 'decodr' is not a choice of topology"),
+        ("about: {title: '${oc.env:HOME}'}\n", "mine.yaml:2: about.title: asks "),
+        ("base: &base {qk_nrom: true}\nattention:\n  <<: *base\n", "mine.yaml:2: attention.qk_nrom: "),
+    ],
+)
+def test_a_fault_names_the_line_of_its_key(text, place):
+    assert any(fault.startswith(place) for fault in faults(START + text)), faults(START + text)
+
+
+def test_a_fault_of_a_tower_names_the_line_of_its_key():
+    text = "defaults: [/model/t5-small@_here_]\nencoder:\n  norm:\n    epss: 1\n"
+    assert faults(text) == ["mine.yaml:4: encoder.norm.epss: norm 'rmsnorm' has no such field (did you mean 'eps'?)"]
+
+
+def test_what_is_typed_is_named_as_it_was_typed():
+    text = START + "attention: {qk_nrom: true}\nn_layers: six\n"
+    typed = faults(text, "n_layers=seven")
+    assert typed == [
+        "n_layers: must be a whole number above 0, found 'seven'",
+        "mine.yaml:2: attention.qk_nrom: attention 'gqa' has no such field (did you mean 'qk_norm'?)",
+    ]
+    assert faults(START + "n_heads: 7\n") == ["mine.yaml:2: attention: n_heads=7 is not a multiple of n_kv_heads=2"]
+    (fault,) = faults(START + "attention: {softcap: 5}\n", "n_kv_heads=5")
+    assert fault.startswith("attention: n_heads=") and fault.endswith(" is not a multiple of n_kv_heads=5")
+
+
+def test_the_lines_of_a_training_config_and_of_its_model_are_named(capsys):
+    Path("run.yaml").write_text("steps: 3\nmodel:\n  attention: {qk_nrom: true}\noptim:\n  lrr: 1\n")
+    Path("mine.yaml").write_text(START + "n_layers: 0\n")
+    assert [line.split(": ")[:2] for line in refused(capsys, "train", "-c", "run.yaml")] == [
+        ["run.yaml:5", "optim.lrr"],
+        ["run.yaml:3", "model.attention.qk_nrom"],
+    ]
+    assert refused(capsys, "train", "mine.yaml", "n_heads=4") == [
+        "mine.yaml:2: n_layers: must be a whole number above 0, found 0"
+    ]
+
+
+def test_the_lines_of_files_that_a_file_includes_are_named():
+    Path("attention").mkdir()
+    Path("attention/own.yaml").write_text("kind: gqa\nn_heads: 4\nqk_nrom: true\n")
+    Path("base.yaml").write_text(START + "n_layers: 2\nrope_thta: 1\n")
+    for text in ("defaults: [base, {override attention: own}]\nd_f: 3\n", "defaults: [base]\nd_f: 3\nattention: own\n"):
+        places = [fault.split(": ")[0] for fault in faults(text)]
+        assert places == ["base.yaml:3", "mine.yaml:2", "attention/own.yaml:3"]
+    Path("round.yaml").write_text("defaults: [round]\nn_layers: 0\n")
+    assert locate_faults(["n_layers: is 0"], [StatedFile(Path("round.yaml"), "round.yaml")]) == [
+        "round.yaml:2: n_layers: is 0"
+    ]
+
+
+def test_a_fault_of_a_config_json_names_the_file_and_its_fields():
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 3}
+    more = {"intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", **sizes, **more}
+    assert faults(json.dumps(config), name="config.json") == [
+        "config.json: attention: n_heads=4 is not a multiple of n_kv_heads=3 "
+        "(num_attention_heads and num_key_value_heads of the file)"
+    ]
+
+
+def test_a_file_is_looked_at_again_only_for_a_fault(monkeypatch):
+    Path("mine.yaml").write_text(START)
+    monkeypatch.setattr("zoo.compose.sources.list_lines", lambda text: pytest.fail("read for nothing"))
+    compose.load("mine.yaml")
+
+
+def test_lines_are_those_that_an_editor_shows():
+    text = "# é🦁\na:\n- b: 1\n-\n  c: {d: 2,\n      e: 3}\n'f g': 4\n"
+    lines = {"a": 2, "a.0": 3, "a.0.b": 3, "a.1": 5, "a.1.c": 5, "a.1.c.d": 5, "a.1.c.e": 6, "f g": 7}
+    assert list_lines(text) == lines
+    for key, line in lines.items():
+        assert key.rpartition(".")[2].strip("0123456789") in text.splitlines()[line - 1]
+
+
+THEIRS = """\
+defaults: [/model/gpt2@_here_]
+hidden_size: 4096
+n_layers: 2
+
+tie_word_embeddings: true
+position: rope
+qk_norm: true
+layers: {far: {position: {kind: rope, thta: 3}}}
+pattern: [far]
+"""
+
+
+def test_the_page_shows_what_a_file_of_mistakes_is_told(capsys):
+    Path("theirs.yaml").write_text(THEIRS)
+    page = (Path(__file__).parents[2] / "docs/yaml.md").read_text(encoding="utf-8")
+    shown = page.split("$ zoo stats theirs.yaml\n")[1].split("```")[0]
+    assert cli.run(["stats", "theirs.yaml"]) == 2
+    assert capsys.readouterr().err == shown
+
+
+def test_a_file_that_is_gone_costs_no_fault_of_its_own():
+    assert locate_faults(["a: b"], [StatedFile(Path("gone.yaml"), "gone.yaml")]) == ["a: b"]
+
+
+# ---------------------------------------------------------------- other libraries' names
+
+
+def test_other_libraries_names_are_told_with_ours_and_the_value():
+    text = START.replace("llama-tiny", "gpt2") + "hidden_size: 64\ntie_word_embeddings: true\nrms_norm_eps: 1.0e-6\n"
+    assert faults(text) == [
+        "mine.yaml:2: hidden_size: no such key (d_model is Zoo's name for it: d_model: 64)",
+        "mine.yaml:3: tie_word_embeddings: no such key (Zoo writes head: {kind: lm, tied: true})",
+        "mine.yaml:4: rms_norm_eps: no such key (norm_eps is Zoo's name for it: norm_eps: 1e-06)",
+    ]
+    assert faults(START + "attention: {num_heads: 8}\n") == [
+        "mine.yaml:2: attention.num_heads: attention 'gqa' has no such field (n_heads is Zoo's name for it: n_heads: 8)"
+    ]
+    (fault,) = faults(START.replace("llama", "mixtral") + "ffn: {num_experts: 8}\n")
+    assert fault.endswith("no such field (n_experts is Zoo's name for it, at the model's top level: n_experts: 8)")
+    (fault,) = faults(START + "head: {tie_word_embeddings: true}\n")
+    assert fault.endswith("(tied is Zoo's name for it: tied: true)")
+    assert faults(START, "hidden_size=3") == ["hidden_size: unknown key (d_model is Zoo's name for it)"]
+
+
+def test_a_dimension_under_another_name_is_not_called_missing_too():
+    Path("whole.yaml").write_text(yaml.safe_dump(WHOLE))
+    text = (
+        Path("whole.yaml").read_text().replace("d_model:", "hidden_size:").replace("n_heads:", "num_attention_heads:")
+    )
+    assert sorted(fault.split(": ")[1] for fault in faults(text)) == ["hidden_size", "num_attention_heads"]
+
+
+WHOLE = {
+    **{"attention": "gqa", "position": "rope", "norm": "rmsnorm", "block": "pre", "ffn": "gated", "activation": "silu"},
+    **{"vocab_size": 100, "d_model": 32, "n_layers": 2, "n_heads": 4, "head_dim": 8, "d_ff": 64, "max_seq_len": 32},
+}
+
+
+def test_ours_are_keys_of_a_model_and_theirs_are_not():
+    assert set(FOREIGN.values()) <= KNOWN | INNER
+    assert not {*FOREIGN, *FORMS} & (KNOWN - {"shared_expert"})  # which within a mixture is `shared`
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_a_fault_tells_to_write_can_be_pasted_into_a_file(name):
+    written = translate_name(name, 16).removeprefix("Zoo writes ")
+    others = {"position": "none", "activation": "gelu", "norm": "layernorm", "ffn": "mlp", "head": {"tied": False}}
+    others |= {"ffn": "moe"} if "router" in written else {}
+    start = {"defaults": ["/model/llama-tiny@_here_"], **others, "n_experts": 16, "top_k": 2, "router": "softmax_topk"}
+    start = {key: value for key, value in start.items() if key not in yaml.safe_load(written)}
+    Path("mine.yaml").write_text(yaml.safe_dump(start) + written + "\n")
+    assert compose.load("mine.yaml") != compose.load({**start, **others})
+
+
+# ---------------------------------------------------------------- few words
+
+
+def test_a_field_at_the_top_level_is_told_with_its_place_and_value():
+    assert faults(START + "qk_norm: true\n") == [
+        "mine.yaml:2: qk_norm: no such key of a model; attention 'gqa' has it "
+        "(attention: {qk_norm: true}, or attention.qk_norm=true)"
+    ]
+
+
+def test_a_wrong_field_tells_some_and_how_to_see_the_others(monkeypatch):
+    monkeypatch.setattr("zoo.spec.faults.SHOWN", 8)
+    (fault,) = faults(START + "attention: {zzz: 1}\n")
+    assert fault.startswith(
+        "mine.yaml:2: attention.zzz: attention 'gqa' has no such field (it needs n_heads, position, "
+    )
+    assert fault.endswith(" more: zoo list --axis attention gqa)") and fault.count(",") < 17
+    (fault,) = faults(START + "norm: {zzz: 1}\n")
+    assert fault.endswith(
+        "norm 'rmsnorm' has no such field (it has: eps, weight, bias, unit_offset, heads, weight_first)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("axis", "word", "names"),
+    [
+        ("norm", "rmsnrom", ["rmsnorm", "rmsnorm_offset", "layernorm_plain"]),
+        ("activation", "gelu_tan", ["gelu_tanh", "gelu", "gelu_clipped"]),
+        ("position", "rope_yarm", ["rope_yarn", "rope", "rope_llama3"]),
+        ("attention", "slidin", ["sliding"]),
+    ],
+)
+def test_what_would_do_names_every_choice_that_a_word_may_be(axis, word, names):
+    (fault,) = faults(START + f"{axis}: {{kind: {word}}}\n")
+    assert f"(did you mean '{names[0]}'?)" in fault and fault.count(",") < 16
+    assert all(name in fault.split("(one of: ")[1] for name in names)
+    assert {file.stem for file in (conf_dir() / axis).glob("*.yaml")} <= set(list_choices(BASES[axis]))
+
+
+def test_one_missing_dimension_is_one_line_whatever_number_of_parts_read_it():
+    layers = {"a": {"attention": "gated_delta"}, "b": {"attention": "mha"}}
+    there = {key: value for key, value in WHOLE.items() if key not in ("n_heads", "head_dim")}
+    text = yaml.safe_dump({**there, "layers": layers, "pattern": ["a", "b", "layer"]})
+    told = [f"mine.yaml: {name}: is missing" for name in ("n_heads", "head_dim")]
+    assert [fault.split(" (")[0] for fault in faults(text)] == told
+    layers = {name: {"attention": {"n_heads": "${up:nope}"}} for name in "ab"}
+    assert faults(yaml.safe_dump({**WHOLE, "layers": layers, "pattern": ["a", "b"]})) == [
+        "mine.yaml:9: layers.a: nope: is missing (attention reads it; state it at the model's top level); "
+        "so in layers.b"
+    ]
+    read = {name: {"read": "${up:nope}"} for name in "abcde"}
+    assert faults(yaml.safe_dump(WHOLE | {"about": read})) == [
+        "mine.yaml: nope: is missing (about.a, about.b and 3 more read it; state it at the model's top level)"
+    ]

@@ -1,0 +1,104 @@
+"""Writes docs/findings.md: what each recipe claims, what its source prints, and what came of it here.
+`python tests/pages findings` writes it from recipes/verdicts/; test_recipes.py holds the page against them."""
+
+# ruff: noqa: E501  (prose as wide as the page's)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from zoo.experiments.judging import RecipeOutcome, find_outcome
+from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
+from zoo.experiments.tables import FINDINGS, list_arms, list_cells, list_costs
+from zoo.paths import recipes_dir
+from zoo.probes.outcome import ProbeOutcome as Card
+from zoo.report import format_markdown
+from zoo.report.probes import draw_card, format_reach, group_by_model
+from zoo.report.probes import list_costs as list_prices
+
+PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
+
+HEAD = """\
+# Findings
+
+Written by `python tests/pages findings` from `recipes/verdicts/`. Each finding is a recipe: its arms, its seeds and what is expected
+were written down before it ran, and its verdict stays as it came, also where it contradicts the source. `zoo recipes NAME --run` runs
+one again.
+
+Differences are taken seed by seed and told by Student's t at 5 %, corrected over the comparisons of a recipe (Holm, 1979); ± is the
+95 % interval of a difference, and one deviation of an arm. These models are small and train for minutes on two cores: a claim about
+large ones is neither shown nor refuted by them. Seconds are those of the arms alone where the machine's load was below its cores;
+where it was above, other work slowed them, some more than others.
+"""
+
+
+CARDS = """\
+## Capability cards
+
+How far six architectures get, brought to 64 channels and two layers: the hardest level up to which at least 90 % of the answers are right,
+the median of three seeds at each one's best learning rate, and their range where they differ. The training is short; what is not
+reached was not learned in 200 to 600 steps. A card is made by `zoo probe`, with the overrides that stand above its column.
+OLMo Hybrid is at this size a layer of the gated delta rule, whose states may change sign, and one of attention: together they copy
+selectively what neither does alone. Only layers whose states may change sign go beyond eight bits of parity.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    told = {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
+    rows = [
+        [
+            f"[{name}](#{name})",
+            recipe.claim,
+            f"{sum(each.holds for each in outcome.findings)} of {len(outcome.findings)}",
+        ]
+        for name, (recipe, outcome) in told.items()
+    ]
+    table = format_markdown(("recipe", "claim", "expectations that hold"), rows)
+    return "\n".join([HEAD, table, "", write_cards(), *(write_finding(name, *each) for name, each in told.items())])
+
+
+def read_cards() -> list[Card]:
+    """What `zoo probe … --json` printed of each architecture."""
+    files = sorted((recipes_dir() / "cards").glob("*.json"))
+    return [Card.from_dict(each) for file in files for each in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def write_cards() -> str:
+    """A section: what each architecture reaches on each probe, and what it costs there."""
+    cards = group_by_model(read_cards())
+    probes = list(dict.fromkeys(each.probe for own in cards.values() for each in own))
+    reached = [
+        [probe, *(format_reach(each) for own in cards.values() for each in own if each.probe == probe)]
+        for probe in probes
+    ]
+    prices = [[model, *list_prices(own[0])] for model, own in cards.items()]
+    return "\n".join(
+        [
+            *(CARDS, format_markdown(("probe", *cards), reached), ""),
+            *("State of a row, parameters and FLOPs of a token are those of mqar.", ""),
+            *(format_markdown(("model", "state", "params", "FLOPs"), prices), ""),
+            *("![Levels reached by each architecture](../recipes/cards/cards.png)", ""),
+        ]
+    )
+
+
+def write_finding(name: str, recipe: Recipe, outcome: RecipeOutcome) -> str:
+    """A section: the claim, expected beside found, the arms, and the picture."""
+    lines = [f"## {name}", "", f"**{recipe.claim}** {recipe.source}."]
+    lines += ["", recipe.notes] if recipe.notes else []
+    lines += ["", format_markdown(FINDINGS, [list_cells(each) for each in outcome.findings]), ""]
+    lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
+    took = f"{outcome.seconds / 60:.0f} minutes of training on {outcome.machine}"
+    lines += [f"{recipe.seeds} seeds an arm; {outcome.date}, {took}.", ""]
+    for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
+        lines += [f"![{recipe.claim}](../recipes/verdicts/{file.name})", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    picture = recipes_dir() / "cards" / "cards.png"
+    if not picture.exists():
+        draw_card(read_cards(), picture)

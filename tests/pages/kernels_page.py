@@ -1,0 +1,230 @@
+"""Writes docs/kernels.md: which attention kernels there are, what is asked of them, how they are proved, and how far
+each was from the reference when this was run. `python tests/pages kernels` measures and writes (some minutes: flex is
+compiled for every case); test_kernels_page.py holds all but the measurements against the code."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from support import kernel_asks
+from zoo.bench.kernels.cases import list_cases
+from zoo.bench.kernels.errors import FACTOR, SLACK, check_case
+from zoo.bench.kernels.parts import Settings
+from zoo.errors import KernelError
+from zoo.kernels import AttentionQuery, Machine, order, pick
+from zoo.kernels.base import Kernel
+from zoo.kernels.found import EVERYTHING, MACHINES
+from zoo.kernels.table import FEATURES, tabulate
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+H100 = Machine("cuda", (9, 0), EVERYTHING)
+HERE = ("sdpa", "flex", "eager")
+DTYPES = ("float32", "bfloat16", "float16")
+
+HEAD = """\
+# Attention kernels
+
+Written by `python tests/pages kernels`; a test holds everything but the measurements against the code.
+
+`attend(q, k, v, mask, …)` has one meaning (zoo/kernels/eager.py): scores are scaled, softcapped, biased, masked; their
+softmax is taken in float32; causal masks and windows are aligned at the bottom right; a causal window of W shows W
+keys, the query's own included; a query that sees nothing gives 0. Every other kernel gives the same or refuses with a
+reason.
+
+```sh
+zoo doctor                                        # what each kernel can do, here and elsewhere, and why not
+zoo build llama3-8b --device meta --kernel sdpa   # force one, or be told why it will not do
+zoo stats gemma2-9b --kernels --gpu h100          # what each layer would use there, and the call
+zoo train model=llama-tiny kernel=eager           # any command that runs a model takes one
+```
+"""
+
+GPU = """
+## Pages
+
+The engine decodes on a GPU from a paged cache: `attend(pages=…)`, with a length for each row. Which kernels read pages
+where they lie, and of what size:
+
+| kernel | pages | else |
+| --- | --- | --- |
+| flash2 | multiples of 256 tokens | refuses |
+| flash3 | any | |
+| flash4 | any, heads in multiples of 16 channels | refuses |
+| flash_torch | none | refuses |
+| sdpa, flex, eager | any | a row's keys are copied out of the pages first |
+
+The size is chosen when an engine is made, 16 or 256: the one at which more of the model's kinds of layer are read in
+place. Heads wider than 256 channels (MLA's latents), sinks without flash4, ALiBi without flash2 and learned biases are
+copied.
+
+## On a GPU
+
+Nothing on this page is from one. `make gpu-check` (ten minutes at most) runs the same cases at a GPU's sizes under
+the same rule, and measures TFLOP/s, training MFU, decoding of 1 row and of 32 against the card's own bandwidth (with
+CUDA graphs and without, and beside vLLM where that is installed), whether the tokens are a CPU's, and windows against a
+masked scaled_dot_product_attention; what it writes is kept in [docs/gpu](gpu/README.md), only ever from a real run.
+Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:
+
+- stand-ins with the signatures of flash-attn 2, 3 and 4 and of torch's own operator, which refuse what the real ones
+  refuse (dtypes, widths, int32 lengths, page sizes, strides, spellings of an open window) and compute by arithmetic of
+  their own: every case above, forward and backward, and whole models under them (tests/kernels/test_flash.py);
+- the stand-ins' signatures against the packages' own source, where it is at hand
+  (tests/kernels/test_flash_signatures.py);
+- `make kernels-oracle` (not in CI): flash-attn 2's Triton backend run by Triton's interpreter on a CPU; flash-attn 4
+  compiled for sm_90 and sm_100 without a GPU; and what torch writes for flex on CUDA, run by the interpreter in every
+  case above, forward and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory. On
+  25 November 2026 (torch 2.13 and triton 3.7; 2.11 and 3.6) none of 57 cases failed: in float32 errors of at most
+  7e-7 forward and 2e-6 backward.
+"""
+
+
+def page(measured: str) -> str:
+    """Write the whole page around what was measured."""
+    slack = ", ".join(f"{size:.0e} in {dtype}" for dtype, size in SLACK.items())
+    return "\n".join(
+        [
+            HEAD,
+            *_capabilities(),
+            *_picks(),
+            *_misuses(),
+            "\n## Errors against the reference\n",
+            f"{len(list_cases())} cases (zoo/bench/kernels/cases.py): features × shapes, tensors from a seed, scores",
+            "spread so that a feature left out is seen. An error is a tensor's largest difference over its largest",
+            f"value, from eager in float64 on the same rounded inputs. A case passes with at most {FACTOR} × the error",
+            f"of eager in the same dtype and a slack of {slack}.",
+            "The columns give the largest error that a kernel had of any tensor, and eager's own of that tensor.\n",
+            "The packaged tiny models train to the same losses under sdpa as under eager, and write the same tokens",
+            "under both and under flex (tests/kernels/test_kernel_models.py).\n",
+            BEGIN,
+            measured,
+            END,
+            GPU,
+        ]
+    )
+
+
+def _row(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _capabilities() -> Iterator[str]:
+    """List what each kernel can do on a Hopper card with every package, by asking it."""
+    rows = [row for row in tabulate(H100) if not row.kernel.on_request]
+    yield "\n## What each can do on a Hopper GPU with every package\n"
+    yield _row(["", *(row.kernel.name for row in rows)])
+    yield _row(["---"] * (1 + len(rows)))
+    for feature in FEATURES:
+        yield _row([feature.name, *(str(row.cells[feature.name]) for row in rows)])
+    yield "\nf forward, b backward, in brackets what another machine can. bfloat16, heads 128 wide where not said.\n"
+    for row in rows:
+        yield f"- **{row.kernel.name}**: {row.kernel.about}"
+
+
+def _picks() -> Iterator[str]:
+    plain, masked = (AttentionQuery("bfloat16", 128, 128, padding=padding) for padding in (False, True))
+    machines, asks = len(kernel_asks.MACHINES), len(kernel_asks.GRID)
+    yield "\n## Which is picked\n"
+    yield "`auto` takes the first that does not refuse:\n"
+    for what, ask, machine in (
+        ("on CUDA", plain, H100),
+        ("on CUDA where a mask would be read", masked, H100),
+        ("on a CPU", plain, Machine("cpu", None, EVERYTHING)),
+    ):
+        yield f"- {what}: {', '.join(_able(order(ask, machine), machine))}"
+    yield "\nThe pick is a pure function. tests/kernels/test_pick.py asks for a sample of"
+    yield f"{asks:,} attentions on {machines}"
+    yield f"machines, {asks * machines:,} picks, and holds each against rules stated in words of their own.\n"
+    yield _row(["on an H100 with every package", "kernel", "call"])
+    yield _row(["---"] * 3)
+    for name, (fields, _) in kernel_asks.NOTABLE.items():
+        ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 128, "v_head_dim": 128, "needs_grad": True, **fields})
+        choice = pick(ask, H100)
+        yield _row([name, choice.kernel.name, f"`{choice.call}`"])
+
+
+def _able(kernels: Iterable[Kernel], machine: Machine) -> list[str]:
+    plain = AttentionQuery("bfloat16", 128, 128)
+    return [kernel.name for kernel in kernels if kernel.refuses(plain, machine) is None]
+
+
+def _misuses() -> Iterator[str]:
+    yield "\n## A kernel forced to do what it lacks\n"
+    yield "One line, exit code 2, nothing built or written:\n"
+    yield "```"
+    for name, (fields, _) in kernel_asks.MISUSES.items():
+        ask = AttentionQuery(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **fields})
+        try:
+            pick(ask, H100, name)
+        except KernelError as error:
+            yield str(error)
+    yield "```"
+
+
+# ---------------------------------------------------------------- measurements
+
+
+def measured() -> str:
+    """Measure errors on this machine, as text."""
+    rows = [each for kernel in HERE for dtype in DTYPES for each in _checked(kernel, dtype)]
+    today = datetime.datetime.now(datetime.UTC).date()
+    where = f"{platform.machine()} with {os.cpu_count()} CPUs, torch {torch.__version__}, {today}"
+    lines = [f"Measured on {where}, seed 0.\n"]
+    head = ["kernel", "dtype", "cases", "refused", "failed", "forward", "eager's there", "backward", "eager's there"]
+    lines += [_row(head), _row(["---"] * len(head))]
+    for kernel in HERE:
+        for dtype in DTYPES:
+            mine = [row for row in rows if (row["kernel"], row["dtype"]) == (kernel, dtype)]
+            lines.append(_row([kernel, dtype, *_summary(mine)]))
+    lines += ["", *_contracts()]
+    return "\n".join(lines)
+
+
+def _checked(kernel: str, dtype: str) -> Iterator[dict[str, Any]]:
+    for case in list_cases():
+        print(f"{kernel} {dtype} {case.name}", file=sys.stderr)
+        yield check_case(kernel, case, dtype, Settings("cpu"))
+
+
+def _summary(rows: list[dict[str, Any]]) -> Iterator[Any]:
+    """Count the cases that ran and that were refused, list those that failed, and give the largest error forward and
+    backward, with eager's on the same tensor."""
+    done = [row for row in rows if "refused" not in row]
+    yield len(done)
+    yield len(rows) - len(done)
+    yield sum(not row["passed"] for row in done)
+    for way in ("forward", "backward"):
+        found = [each for row in done for each in row.get(way, {}).get("tensors", {}).values()]
+        worst = max(found, key=lambda each: each["largest"], default=None)
+        yield "none" if worst is None else f"{worst['largest']:.1e}"
+        yield "none" if worst is None else f"{worst['eager']['largest']:.1e}"
+
+
+def _contracts() -> Iterator[str]:
+    """Run the flash kernels over their stand-ins: how many cases, and whether all passed."""
+    import pytest
+    import standins
+
+    yield "Over stand-ins, on the same machine, in bfloat16 and float16:\n"
+    yield _row(["kernel", "cases", "refused", "failed"])
+    yield _row(["---"] * 4)
+    for kernel, packages in kernel_asks.PACKAGE.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(MACHINES, "cpu", Machine("cuda", kernel_asks.HOPPER, frozenset(packages)))
+            standins.install(patch, kernel)
+            rows = [check_case(kernel, case, dtype, Settings("cpu")) for dtype in DTYPES[1:] for case in list_cases()]
+        yield _row([kernel, *list(_summary(rows))[:3]])
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # what Inductor imports has something to say
+    PAGE.write_text(page(measured()), encoding="utf-8")

@@ -1,0 +1,98 @@
+"""Runs the jobs of a JSON file, one after the other, in the ranks that forked_processes.py starts, with the arguments
+JOBS OUT.
+
+Each is a model, overrides and perhaps the folder of a run that goes on. What each process holds in each job, of the
+model, of gradients and states, is written to OUT/RANK.json; a job's gradients in the first step, whole, to
+FOLDER.gradients beside the folder of its run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import zoo
+from support.gathered_weights import Gathered
+from support.sent_bytes import Sent
+from zoo.distributed.shards import own_part
+from zoo.training import update
+
+warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients
+
+
+class Watch:
+    """Counts the bytes of a process while a run trains: weights, gradients before the first update, weights that FSDP
+    gathers, states at the end, and what is sent in the second step."""
+
+    def __init__(self) -> None:
+        self.weights = 0  # elements
+        self.gradients = 0
+        self.gathered = 0
+        self.states = 0
+        self.sent: dict[str, float] = {}
+        self._mode: Sent | None = None
+
+    def note_gradients(self, model: Any) -> None:
+        held = [each.grad for each in model.parameters() if each.grad is not None]
+        self.gradients = sum(own_part(each).numel() * each.element_size() for each in held)
+
+    def after_update(self, state: Any) -> None:
+        if state.step == 1:
+            self._mode = Sent()
+            self._mode.__enter__()
+        elif self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self.sent, self._mode = self._mode.bytes, None
+        parameters = list(state.model.parameters())
+        self.weights = sum(own_part(each).numel() for each in parameters)
+        held = [each for of in state.optimizer.state.values() for each in of.values() if torch.is_tensor(each)]
+        self.states = sum(own_part(each).numel() * each.element_size() for each in held if each.ndim)
+
+
+@contextmanager
+def keeping_gradients(folder: str, watch: Watch | None = None) -> Iterator[None]:
+    """Write the gradients of a run's first step, gathered whole, to `FOLDER.gradients`."""
+    measure, file = update.measure_gradient, Path(f"{folder}.gradients")
+
+    def note(model: Any) -> Any:
+        if not file.exists():
+            if watch is not None:
+                watch.note_gradients(model)
+            gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+            whole = model.shares.collect(
+                {name: model.shares.make_whole(name, each) for name, each in gradients.items()}
+            )
+            torch.distributed.barrier() if torch.distributed.is_initialized() else None  # none may find the file yet
+            if int(os.environ.get("RANK", "0")) == 0:
+                save_file({name: each.contiguous() for name, each in whole.items()}, file)
+            torch.distributed.barrier() if torch.distributed.is_initialized() else None
+        return measure(model)
+
+    update.measure_gradient = note
+    try:
+        yield
+    finally:
+        update.measure_gradient = measure
+
+
+def main(jobs: str, out: str) -> None:
+    told = []
+    for model, overrides, resume in json.loads(Path(jobs).read_text()):
+        watch, gathered = Watch(), Gathered()
+        if resume:
+            zoo.train(resume=resume, overrides=overrides, callbacks=[watch])
+        else:
+            folder = next(each for each in overrides if each.startswith("hydra.run.dir=")).partition("=")[2]
+            with keeping_gradients(folder, watch), gathered:
+                zoo.train(model, overrides, callbacks=[watch])
+        watch.gathered = gathered.most
+        told.append({name: each for name, each in vars(watch).items() if name[0] != "_"})
+    (Path(out) / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))

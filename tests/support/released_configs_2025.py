@@ -1,0 +1,346 @@
+"""What the released config.json files of packaged models of 2025 and 2026 say, and the parameters of their weights."""
+
+from typing import Any
+
+import transformers
+
+from support.released_configs import gqa as config
+from support.released_configs import stated
+
+# Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
+PUBLISHED = {
+    "qwen3.5-4b": 4_205_751_296,
+    "qwen3.5-35b-a3b": 34_660_610_688,
+    "lfm2-350m": 354_483_968,
+    "lfm2-1.2b": 1_170_340_608,
+    "lfm2-2.6b": 2_569_272_320,
+    "lfm2-8b-a1b": 8_339_929_856,
+    "ministral-3-3b": 3_429_006_336,
+    "ministral-3-8b": 8_489_553_920,
+    "ministral-3-14b": 13_506_073_600,
+    "olmo3-7b": 7_298_011_136,
+    "olmo3-32b": 32_233_522_176,
+    "olmo-hybrid-7b": 7_430_870_688,
+    "kimi-linear-48b-a3b": 49_122_675_072,
+    "kimi-k2": 1_026_408_209_408,
+    "nemotron-h-8b": 8_100_852_736,
+    "nemotron-3-nano-30b-a3b": 31_577_937_344,
+    "falcon-h1-0.5b": 521_411_104,
+    "nanochat-d20": 560_988_160,
+    "nanochat-d32": 1_879_048_192,
+    "bitnet-b1.58-2b-4t": 2_412_820_480,
+    "modernbert-large": 395_881_664,
+    "glm-4.5": 352_797_814_784,
+    "glm-4.6": 352_797_814_784,
+    "glm-4.5-air": 106_852_245_504,
+    "longcat-flash": 560_664_958_976,
+    "zamba-7b": 7_232_490_496,
+    "zaya1-8b": 8_840_488_784,
+    "mistral-large-4": 1_050_118_202_912,
+    "inkling-2-small": 593_722_930_176,
+    "inkling-2-mini": 26_070_382_080,
+    "hrm-text-1b": 1_447_821_312,
+    "dots3-note-prev": 279_551_718_016,
+}
+
+
+def qwen35(kind: str, d: int, layers: int, kv_heads: int, **more: Any) -> Any:
+    delta = {"conv_kernel_dim": 4, "key_head_dim": 128, "value_head_dim": 128, "num_key_heads": 16}
+    return config(
+        *(kind, 248320, d, layers, 16, kv_heads),
+        **{f"linear_{name}": value for name, value in delta.items()},
+        linear_num_value_heads=32,
+        head_dim=256,
+        layer_types=(["linear_attention"] * 3 + ["full_attention"]) * (layers // 4),
+        rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+        max_position_embeddings=262144,
+        rms_norm_eps=1e-6,
+        **more,
+    )
+
+
+def lfm2(kind: str, d: int, heads: int, layers: int, full: tuple[int, ...], d_ff: int, **more: Any) -> Any:
+    return config(
+        *(kind, 65536, d, layers, heads, 8),
+        layer_types=["full_attention" if layer in full else "conv" for layer in range(layers)],
+        intermediate_size=d_ff,
+        conv_L_cache=3,
+        conv_bias=False,
+        norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        max_position_embeddings=128000,
+        tie_word_embeddings=True,
+        **more,
+    )
+
+
+def lfm2_dense(d: int, heads: int, layers: int, full: tuple[int, ...], d_ff: int, adjust: bool = True) -> Any:
+    """Two thirds of `d_ff`, and up to the next multiple of 256, is what is built where `adjust`."""
+    rule = {"block_auto_adjust_ff_dim": adjust, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0}
+    return lfm2("Lfm2", d, heads, layers, full, d_ff, **rule)
+
+
+def ministral3(d: int, layers: int, d_ff: int, theta: float = 1e6, tied: bool = False) -> Any:
+    ends = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+    yarn = {"rope_type": "yarn", "rope_theta": theta, "factor": 16.0, "original_max_position_embeddings": 16384}
+    return config(
+        *("Ministral3", 131072, d, layers, 32, 8),
+        head_dim=128,
+        intermediate_size=d_ff,
+        rope_parameters={**yarn, **ends},
+        max_position_embeddings=262144,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+    )
+
+
+def olmo3(d: int, layers: int, heads: int, kv_heads: int, d_ff: int) -> Any:
+    plain = {"rope_type": "default", "rope_theta": 500000.0}
+    ends = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2079441541679836}
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192, **ends}
+    return config(
+        *("Olmo3", 100278, d, layers, heads, kv_heads),
+        intermediate_size=d_ff,
+        layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * (layers // 4),
+        sliding_window=4096,
+        rope_parameters={"sliding_attention": plain, "full_attention": {**plain, **yarn}},
+        max_position_embeddings=65536,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+    )
+
+
+def nemotron_h(pattern: str, d: int, kv_heads: int, ssm_heads: int, **more: Any) -> Any:
+    kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+    return transformers.NemotronHConfig(
+        vocab_size=131072,
+        hidden_size=d,
+        layers_block_type=[kinds[letter] for letter in pattern],
+        num_attention_heads=32,
+        num_key_value_heads=kv_heads,
+        head_dim=128,
+        mamba_num_heads=ssm_heads,
+        mamba_head_dim=64,
+        n_groups=8,
+        ssm_state_size=128,
+        conv_kernel=4,
+        mlp_hidden_act="relu2",
+        layer_norm_epsilon=1e-5,
+        tie_word_embeddings=False,
+        **more,
+    )
+
+
+def nanochat(layers: int) -> Any:
+    """A depth decides the rest: 64 channels and half a head a layer."""
+    d, heads = 64 * layers, layers // 2
+    return config(
+        *("NanoChat", 65536, d, layers, heads, heads),
+        intermediate_size=4 * d,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        final_logit_softcapping=15.0,
+    )
+
+
+def glm45(
+    d: int, layers: int, dense: int, d_ff: int, experts: int, d_expert: int, context: int = 131072, **more: Any
+) -> Any:
+    return config(
+        *("Glm4Moe", 151552, d, layers, 96, 8),
+        head_dim=128,
+        attention_bias=True,
+        intermediate_size=d_ff,
+        moe_intermediate_size=d_expert,
+        first_k_dense_replace=dense,
+        n_routed_experts=experts,
+        n_shared_experts=1,
+        num_experts_per_tok=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        max_position_embeddings=context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        **more,
+    )
+
+
+# What the released config.json files say, typed here a second time on purpose.
+REFERENCE = {
+    "qwen3.5-4b": qwen35("Qwen3_5Text", 2560, 32, 4, intermediate_size=9216, tie_word_embeddings=True),
+    "qwen3.5-35b-a3b": qwen35(
+        *("Qwen3_5MoeText", 2048, 40, 2),
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+        num_experts=256,
+        num_experts_per_tok=8,
+        tie_word_embeddings=False,
+    ),
+    "lfm2-350m": lfm2_dense(1024, 16, 16, (2, 5, 8, 10, 12, 14), 6656),
+    "lfm2-1.2b": lfm2_dense(2048, 32, 16, (2, 5, 8, 10, 12, 14), 12288),
+    "lfm2-2.6b": lfm2_dense(2048, 32, 30, (2, 5, 9, 13, 17, 21, 24, 27), 10752, adjust=False),
+    "lfm2-8b-a1b": lfm2(
+        *("Lfm2Moe", 2048, 32, 24, (2, 6, 10, 14, 18, 21), 7168),
+        moe_intermediate_size=1792,
+        num_dense_layers=2,
+        num_experts=32,
+        num_experts_per_tok=4,
+        use_expert_bias=True,
+        norm_topk_prob=True,
+        routed_scaling_factor=1.0,
+    ),
+    "ministral-3-3b": ministral3(3072, 26, 9216, tied=True),
+    "ministral-3-8b": ministral3(4096, 34, 14336),
+    "ministral-3-14b": ministral3(5120, 40, 16384, theta=1e9),
+    "olmo3-7b": olmo3(4096, 32, 32, 32, 11008),
+    "olmo3-32b": olmo3(5120, 64, 40, 8, 27648),
+    "olmo-hybrid-7b": config(
+        *("OlmoHybrid", 100352, 3840, 32, 30, 30),
+        intermediate_size=11008,
+        layer_types=(["linear_attention"] * 3 + ["full_attention"]) * 8,
+        linear_num_key_heads=30,
+        linear_num_value_heads=30,
+        linear_key_head_dim=96,
+        linear_value_head_dim=192,
+        linear_conv_kernel_dim=4,
+        linear_allow_neg_eigval=True,
+        rope_parameters={"rope_type": "default", "rope_theta": None},
+        max_position_embeddings=65536,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+    ),
+    "kimi-linear-48b-a3b": config(
+        *("KimiLinear", 163840, 2304, 27, 32, 32),
+        layer_types=[
+            "full_attention" if layer in (3, 7, 11, 15, 19, 23, 26) else "linear_attention" for layer in range(27)
+        ],
+        mlp_layer_types=["dense"] + ["sparse"] * 26,
+        **{"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
+        **{"linear_head_dim": 128, "linear_num_heads": 32, "linear_conv_kernel_dim": 4},
+        intermediate_size=9216,
+        moe_intermediate_size=1024,
+        num_experts=256,
+        num_experts_per_token=8,
+        num_shared_experts=1,
+        moe_renormalize=True,
+        routed_scaling_factor=2.446,
+        model_max_length=1048576,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    ),
+    "kimi-k2": stated(
+        "deepseek-v3",
+        **{"vocab_size": 163840, "num_attention_heads": 64, "num_key_value_heads": 64, "first_k_dense_replace": 1},
+        **{"n_routed_experts": 384, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827},
+        **{"max_position_embeddings": 131072, "rope_theta": 50000.0},
+        rope_scaling={
+            **{"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
+            **{"beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "nemotron-h-8b": nemotron_h(
+        *("M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-", 4096, 8, 128),
+        intermediate_size=21504,
+        max_position_embeddings=8192,
+    ),
+    "nemotron-3-nano-30b-a3b": nemotron_h(
+        *("MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", 2688, 2, 64),
+        intermediate_size=1856,  # of layers that there are none of
+        moe_intermediate_size=1856,
+        moe_shared_expert_intermediate_size=3712,
+        n_routed_experts=128,
+        n_shared_experts=1,
+        num_experts_per_tok=6,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+        max_position_embeddings=262144,
+    ),
+    "falcon-h1-0.5b": config(
+        *("FalconH1", 32784, 1024, 36, 8, 2),
+        head_dim=64,
+        intermediate_size=2048,
+        mamba_d_ssm=1536,
+        mamba_n_heads=24,
+        mamba_d_head=64,
+        mamba_n_groups=1,
+        mamba_d_state=128,
+        mamba_d_conv=4,
+        mamba_conv_bias=True,
+        mamba_proj_bias=False,
+        mamba_rms_norm=False,
+        mamba_norm_before_gate=False,
+        attention_in_multiplier=1.0,
+        attention_out_multiplier=0.9375,
+        embedding_multiplier=5.656854249492381,
+        key_multiplier=0.39062499999999994,
+        lm_head_multiplier=0.0390625,
+        mlp_multipliers=[0.8838834764831844, 0.5859375],
+        ssm_in_multiplier=1.25,
+        ssm_multipliers=[0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.3535533905932738],
+        ssm_out_multiplier=0.23570226039551587,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e11},
+        max_position_embeddings=16384,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    ),
+    "nanochat-d20": nanochat(20),
+    "nanochat-d32": nanochat(32),
+    "bitnet-b1.58-2b-4t": config(
+        *("BitNet", 128256, 2560, 30, 20, 5),
+        intermediate_size=6912,
+        hidden_act="relu2",
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    ),
+    "modernbert-large": stated(
+        "modernbert", hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, intermediate_size=2624
+    ),
+    "glm-4.5": glm45(5120, 92, 3, 12288, 160, 1536, use_qk_norm=True, routed_scaling_factor=2.5),
+    "glm-4.6": glm45(5120, 92, 3, 12288, 160, 1536, 202752, use_qk_norm=True, routed_scaling_factor=2.5),
+    "glm-4.5-air": glm45(4096, 46, 1, 10944, 128, 1408, use_qk_norm=False, routed_scaling_factor=1.0),
+    "longcat-flash": transformers.LongcatFlashConfig(),
+    "zamba-7b": transformers.ZambaConfig(),
+    "zaya1-8b": transformers.ZayaConfig(),
+    "mistral-large-4": transformers.MistralLarge4TextConfig(),
+    "hrm-text-1b": transformers.HrmTextConfig(),
+    "inkling-2-mini": transformers.Inkling2LoopTextConfig(),
+    "inkling-2-small": transformers.Inkling2TextConfig(),
+    "dots3-note-prev": transformers.Dots3NoteTextConfig(),
+}
+
+NAMED = {"mistral-large-4": "MistralLarge4ForConditionalGeneration", "hrm-text-1b": "HrmTextForCausalLM"}
+"""The class that the weights are for, where it is not named after the config."""
+
+ALLOCATED = {"mistral-large-4": "MistralLarge4TextModel"}
+"""The class that is built of the text model's config, where the one that the weights are for takes another."""
+
+UNUSED = {
+    "longcat-flash": 28 * 256 * (2 * 6144 * 2048),
+    "mistral-large-4": -204800 * 6144,
+    "inkling-2-small": -966 * 4608,
+    "inkling-2-mini": -966 * 2304,
+    "hrm-text-1b": 1536,
+}
+"""What transformers allocates besides: the first two matrices of experts that compute nothing. A negative one is that
+of a head, or of spare rows in the file's, which the class that is built has not. HRM-Text's first state is no
+parameter here."""
+
+# Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices of one).
+IDLE = {
+    "qwen3.5-35b-a3b": 40 * 248 * (3 * 2048 * 512),
+    "lfm2-8b-a1b": 22 * 28 * (3 * 2048 * 1792),
+    "kimi-linear-48b-a3b": 26 * 248 * (3 * 2304 * 1024),
+    "kimi-k2": 60 * 376 * (3 * 7168 * 2048),
+    "nemotron-3-nano-30b-a3b": 23 * 122 * (2 * 2688 * 1856),
+    "glm-4.5": 89 * 152 * (3 * 5120 * 1536),
+    "glm-4.6": 89 * 152 * (3 * 5120 * 1536),
+    "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
+    "mistral-large-4": 71 * 124 * (3 * 6144 * 6144),
+    "inkling-2-small": 48 * 376 * (3 * 4608 * 2304),
+    "inkling-2-mini": 24 * 120 * (3 * 2304 * 1152),
+    "dots3-note-prev": 45 * 248 * (3 * 5120 * 1536),
+    "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
+    "zaya1-8b": 40 * 3 * (16 * 2048 * 2048 - 2048 * 2048 * 16 // 17),  # one choice in 17 is of no expert
+}

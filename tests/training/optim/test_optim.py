@@ -1,0 +1,344 @@
+"""Optimizers, step by step in float64, against torch's own, transformers' and the papers' formulas in numpy."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from support.tiny_models import choices, needs, spec_of
+from zoo.costs import Setup, price
+from zoo.costs.flops import ITERATIONS, optimizer_flops
+from zoo.costs.setup import OPTIMIZERS
+from zoo.costs.states import STACK
+from zoo.errors import ConfigError
+from zoo.run.builder import build
+from zoo.training.optim import SGD, Adafactor, AdamW, Lion, Muon, Optim, ScheduleFree, rules, set_rates
+
+MIXTURE = ["ffn=moe", "n_experts=3", "norm=layernorm", "attention.bias=true", "attention.qk_norm={kind: rmsnorm}"]
+STEPS = 4
+
+
+def trace(optim, overrides=(), factors=(1.0,) * STEPS, seed=0):
+    """Step a model in float64 with random gradients; give for each parameter its first value, its gradients and its
+    values after each step."""
+    model = build(spec_of(list(overrides)), device="cpu", dtype=torch.float64, seed=seed)
+    optimizer = optim.build(model)
+    generator = torch.Generator().manual_seed(seed)
+    found = {name: (each.detach().clone().numpy(), [], []) for name, each in model.named_parameters()}
+    for factor in factors:
+        set_rates(optimizer, factor)
+        for name, each in model.named_parameters():
+            each.grad = torch.randn(each.shape, generator=generator, dtype=torch.float64)
+            each.grad *= 10 ** float(torch.rand((), generator=generator) * 4 - 4)  # of any size
+            found[name][1].append(each.grad.numpy().copy())
+        optimizer.step()
+        for name, each in model.named_parameters():
+            found[name][2].append(each.detach().numpy().copy())
+    return found, model, optimizer
+
+
+def decays(name, value):
+    return value.ndim > 1 and not name.endswith("bias")
+
+
+def agree(found, steps_of, rtol=1e-9, atol=1e-12):
+    for name, (before, gradients, after) in found.items():
+        for step, (expected, value) in enumerate(zip(steps_of(name, before, gradients), after, strict=True)):
+            np.testing.assert_allclose(value, expected, rtol=rtol, atol=atol, err_msg=f"{name}, step {step}")
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_the_optimizers_that_train_are_those_that_are_priced():
+    assert sorted(OPTIMIZERS) == choices("optim") == sorted(Optim.kinds)
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_lion_is_the_published_algorithm():
+    lr, first, second, decay = 0.01, 0.8, 0.7, 0.3
+
+    def steps_of(name, w, gradients):
+        momentum = np.zeros_like(w)
+        for g in gradients:
+            w = w - lr * (np.sign(first * momentum + (1 - first) * g) + (decay if decays(name, w) else 0) * w)
+            momentum = second * momentum + (1 - second) * g
+            yield w
+
+    agree(trace(Lion(lr=lr, betas=(first, second), weight_decay=decay), MIXTURE)[0], steps_of)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_has_momentum_and_decay_in_the_gradient(nesterov):
+    lr, mu, decay = 0.1, 0.8, 0.2
+
+    def steps_of(name, w, gradients):
+        momentum = None
+        for g in gradients:
+            g = g + (decay if decays(name, w) else 0) * w
+            momentum = g if momentum is None else mu * momentum + g
+            w = w - lr * (g + mu * momentum if nesterov else momentum)
+            yield w
+
+    agree(trace(SGD(lr=lr, momentum=mu, nesterov=nesterov, weight_decay=decay))[0], steps_of)
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ValueError, match="nesterov looks ahead along the momentum, which is 0"):
+        SGD(momentum=0.0, nesterov=True)
+
+
+def test_adafactor_is_that_of_transformers():
+    optimization = pytest.importorskip("transformers.optimization")
+    found, _, _ = trace(Adafactor(lr=0.03), MIXTURE)
+
+    def steps_of(name, w, gradients):
+        weight = torch.nn.Parameter(torch.tensor(w))
+        optimizer = optimization.Adafactor([weight], lr=0.03, relative_step=False, scale_parameter=True)
+        for g in gradients:
+            weight.grad = torch.tensor(g)
+            optimizer.step()
+            yield weight.detach().numpy().copy()
+
+    agree(found, steps_of, rtol=1e-7)
+
+
+def test_adafactor_takes_relative_steps_of_gradients_that_are_small_or_zero():
+    model = build(spec_of(), device="cpu")
+    optimizer = Adafactor(lr=0.01).build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-6
+        parameter.grad[0] = 0
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    optimizer.step()
+    for name, each in model.named_parameters():
+        moved = (each.detach() - before[name]).square().mean().sqrt()
+        least = max(1e-3, float(before[name].square().mean().sqrt()))
+        assert 0.5 * 0.01 * least < float(moved) < 1.01 * 0.01 * least, name
+
+
+def test_schedule_free_keeps_the_average_of_the_paper():
+    lr, (first, second), eps, decay = 0.02, (0.8, 0.9), 1e-6, 0.3
+    factors = (0.25, 0.5, 1.0, 1.0)
+    optim = ScheduleFree(lr=lr, betas=(first, second), eps=eps, weight_decay=decay)
+    found, model, optimizer = trace(optim, MIXTURE, factors)
+    averages = {}
+
+    def steps_of(name, w, gradients):
+        x = y = z = w
+        square, weights = np.zeros_like(w), 0.0
+        for t, (g, factor) in enumerate(zip(gradients, factors, strict=True), 1):
+            square = second * square + (1 - second) * g**2
+            rate = lr * factor
+            z = z - rate * (g / (np.sqrt(square / (1 - second**t)) + eps) + (decay if decays(name, w) else 0) * y)
+            weights += rate**2
+            x = (1 - rate**2 / weights) * x + rate**2 / weights * z
+            y = (1 - first) * z + first * x
+            yield y
+        averages[name] = x
+
+    agree(found, steps_of, rtol=1e-8)
+    evaluated = optimizer.evaluation_weights()
+    for name, each in model.named_parameters():
+        np.testing.assert_allclose(evaluated[each].numpy(), averages[name], rtol=1e-8, atol=1e-11, err_msg=name)
+
+
+# ---------------------------------------------------------------- muon
+
+
+def newton_schulz(g, iterations):
+    """Jordan et al., 2024, of one matrix, on whichever side is short."""
+    x = (g.T if g.shape[0] > g.shape[1] else g) / max(np.linalg.norm(g), 1e-7)
+    for _ in range(iterations):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if g.shape[0] > g.shape[1] else x
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_orthogonalises_each_matrix_and_each_experts_by_itself(nesterov):
+    lr, mu, decay = 0.02, 0.9, 0.4
+    optim = Muon(lr=lr, momentum=mu, nesterov=nesterov, iterations=3, weight_decay=decay)
+    found, model, _ = trace(optim, MIXTURE)
+    hidden = {
+        name
+        for name, each in model.named_parameters()
+        if "blocks" in name and name.endswith("weight") and each.ndim > 1
+    }
+    assert {name.split(".")[-2] for name in hidden} == {"q", "k", "v", "o", "gate", "up", "down"} | (
+        {"score"} & {name.split(".")[-2] for name in hidden}
+    ) | {name.split(".")[-2] for name in hidden if "router" in name}
+
+    def steps_of(name, w, gradients):
+        momentum = np.zeros_like(w)
+        for g in gradients:
+            momentum = mu * momentum + (1 - mu) * g
+            update = mu * momentum + (1 - mu) * g if nesterov else momentum
+            matrices = update.reshape(-1, *update.shape[-2:])
+            turned = np.stack([newton_schulz(each, 3) for each in matrices]).reshape(w.shape)
+            w = w * (1 - lr * decay) - lr * 0.2 * math.sqrt(max(w.shape[-2:])) * turned
+            yield w
+
+    agree({name: found[name] for name in hidden}, steps_of, rtol=1e-7, atol=1e-10)
+
+    def steps_of_adamw(name, w, gradients):
+        weight = torch.nn.Parameter(torch.tensor(w))
+        options = {"betas": optim.betas, "eps": optim.eps, "weight_decay": decay if decays(name, w) else 0.0}
+        optimizer = torch.optim.AdamW([weight], lr=lr, **options)
+        for g in gradients:
+            weight.grad = torch.tensor(g)
+            optimizer.step()
+            yield weight.detach().numpy().copy()
+
+    agree({name: each for name, each in found.items() if name not in hidden}, steps_of_adamw)
+
+
+def test_muon_is_torchs_on_matrices():
+    torch.manual_seed(0)
+    shapes = [(24, 16), (16, 24), (16, 16), (24, 16)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    rule = rules.MuonOptimizer(
+        [{"params": ours, "weight_decay": 0.1}],
+        **{"lr": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "dtype": torch.bfloat16},
+        **{"betas": (0.9, 0.95), "eps": 1e-8},
+    )
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        rule.step()
+        reference.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0.1 * 0.2 * 24**0.5 * 0.05)  # bf16, in another order
+
+
+def test_an_orthogonalised_matrix_has_singular_values_near_one():
+    x = rules.orthogonalise(torch.randn(3, 20, 50, dtype=torch.float64), 5)
+    values = torch.linalg.svdvals(x)
+    assert float(values.min()) > 0.5 and float(values.max()) < 1.3
+
+
+def test_stacks_hold_one_shape_on_either_side_and_no_more_than_they_may(monkeypatch):
+    assert rules.STACK == STACK
+    monkeypatch.setattr(rules, "STACK", 40)
+    shapes = [(4, 5), (5, 4), (3, 4, 5), (4, 4), (4, 5), (4, 5)]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for each in parameters:
+        each.grad = torch.zeros_like(each)
+    stacks = [[tuple(each.shape) for each in stack] for stack in rules.stack_by_shape(parameters)]
+    assert stacks == [[(4, 5), (5, 4)], [(3, 4, 5)], [(4, 5), (4, 5)], [(4, 4)]]
+
+
+CHOSEN = ["attention=dsa", *needs("attention=dsa")]
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], MIXTURE, ["attention=mla", "position=rope"], ["ffn=moe", "n_experts=5"], CHOSEN]
+)
+def test_the_flops_of_muons_step_are_those_that_torch_counts(overrides):
+    spec = spec_of([*overrides, "n_layers=2"])
+    model = build(spec, device="cpu")
+    optimizer = Muon(dtype="fp32").build(model)
+    for name, parameter in model.named_parameters():
+        if ".index_" not in name:  # an indexer gets no gradient
+            parameter.grad = torch.randn_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert optimizer_flops(spec, "muon") == counter.get_total_flops() > 0
+    assert price(spec, Setup(optimizer="muon"))["flops"]["optimizer_step"] == counter.get_total_flops()
+    assert Muon().iterations == ITERATIONS
+    assert "optimizer_step" not in price(spec, Setup())["flops"]
+
+
+def test_muon_says_in_which_dtype_it_orthogonalises():
+    cpu = torch.device("cpu")
+    assert Muon(dtype="fp32").describe(cpu) == "muon: orthogonalises in float32"
+    assert Muon(dtype="bf16").describe(cpu) == "muon: orthogonalises in bfloat16"
+    assert Muon().describe(cpu).endswith(", the faster here")
+
+
+def test_muons_state_is_saved_and_loaded_as_torchs():
+    _, model, optimizer = trace(Muon(lr=0.01))
+    fresh = Muon(lr=0.01).build(model)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    twin = {name: each.detach().clone() for name, each in model.named_parameters()}
+    for each in model.parameters():
+        each.grad = torch.ones_like(each)
+    optimizer.step()
+    stepped = {name: each.detach().clone() for name, each in model.named_parameters()}
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            each.copy_(twin[name])
+    fresh.step()
+    assert all(torch.equal(each, stepped[name]) for name, each in model.named_parameters())
+
+
+# ---------------------------------------------------------------- groups
+
+
+def rates(optimizer, model):
+    """Learning rate and decay of every parameter, by name."""
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    return {name: found[id(each)] for name, each in model.named_parameters()}
+
+
+GROUPS = {
+    "embedding": {"lr": 0.5},
+    "attention.norm": {"weight_decay": 0.7},
+    "bias": {"lr": 0.25, "weight_decay": 0.0},
+    "experts": {"lr": 0.125},
+    "head": {"lr": 2.0, "weight_decay": 0.9},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(set(OPTIMIZERS) - {"adamw8bit"}))
+def test_a_groups_rate_is_its_own_times_the_schedule(kind):
+    optim = Optim.parse({"kind": kind, "lr": 1.0, "weight_decay": 0.3, "groups": GROUPS})
+    model = build(spec_of([*MIXTURE, "head.tied=false"]), device="cpu")
+    optimizer = optim.build(model)
+    for factor in (0.5, 0.125):
+        set_rates(optimizer, factor)
+        for name, (rate, decay) in rates(optimizer, model).items():
+            expected = (1.0, 0.3)
+            if name.startswith("embedding"):
+                expected = (0.5, 0.3)
+            elif "q_norm" in name or "k_norm" in name:
+                expected = (1.0, 0.7)
+            elif name.endswith("bias"):
+                expected = (0.25, 0.0)
+            elif ".experts." in name:
+                expected = (0.125, 0.3)
+            elif name.startswith("head"):
+                expected = (2.0, 0.9)
+            elif name.endswith("norm.weight"):
+                expected = (1.0, 0.0)
+            assert (rate, decay) == (pytest.approx(expected[0] * factor), expected[1]), name
+
+
+def test_groups_that_no_tensor_is_in_are_refused_with_what_there_is():
+    optim = Optim.parse({"kind": "adamw", "groups": {"embeding": {"lr": 1.0}, "head.norm": {"lr": 1.0}}})
+    first, second = optim.refuses(spec_of())
+    assert first.startswith("groups.embeding: no tensor of the model is in it (did you mean 'embedding'?) (there are: ")
+    assert second.startswith("groups.head.norm: no tensor")
+    with pytest.raises(ValueError, match="changes nothing"):
+        Optim.parse({"kind": "adamw", "groups": {"embedding": {}}})
+
+
+def test_weights_that_are_frozen_are_left_out():
+    model = build(spec_of(), device="cpu")
+    model.embedding.requires_grad_(False)
+    groups = AdamW().make_groups(model)
+    assert all(each is not model.embedding.tokens.weight for group in groups for each in group["params"])
+
+
+def test_eight_bits_without_torchao_are_refused_with_what_would_do(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torchao.optim", None)
+    optim = Optim.parse({"kind": "adamw8bit"})
+    with pytest.raises(ConfigError, match=r"adamw8bit needs torchao.*optim=adamw"):
+        optim.check_device(torch.device("cpu"))

@@ -1,0 +1,137 @@
+"""Runs over several processes: the losses, weights and files of one process, whatever the mesh, and whoever dies."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import zoo
+from support.parallel_runs import (  # noqa: F401  (a fixture)
+    BASE,
+    MESHES,
+    MODELS,
+    SMALL,
+    WAYS,
+    compare,
+    compare_gradients,
+    find_rank,
+    here,
+    spread,
+    train_alike,
+    wait_for,
+)
+
+FEW = ("fsdp", "tp", "pp")
+
+
+def list_cases():
+    yield pytest.param("dense", 2, FEW, id="dense-2-few")
+    for name, ways in WAYS.items():
+        yield pytest.param(name, 2, ways, marks=[pytest.mark.slow], id=f"{name}-2")
+    for name, ways in MESHES.items():
+        yield pytest.param(name, 4, ways, marks=[pytest.mark.slow], id=f"{name}-4")
+
+
+@pytest.mark.parametrize(("name", "processes", "ways"), list(list_cases()))
+def test_processes_train_as_one_does_on_their_rows_by_turns(name, processes, ways, here):  # noqa: F811
+    for folder in train_alike(name, processes, ways, 20 if processes == 4 else 6):
+        compare("one", folder)
+        assert compare_gradients("one", folder) < 1e-5, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mesh_that_is_legal_trains_as_one_process_does(seed, here):  # noqa: F811
+    drawn = random.Random(seed)
+    name = drawn.choice(["dense", "even_experts"])
+    sizes = {"dp": 1, "shard": 1, "cp": 1, "tp": 1, "pp": 1}
+    for _ in range(2):  # four processes
+        sizes[drawn.choice(list(sizes))] *= 2
+    tokens = sizes["dp"] * sizes["shard"] * sizes["cp"]
+    sizes["ep"] = drawn.choice([each for each in (1, 2, 4) if each <= tokens]) if name != "dense" else 1
+    for way in ("tp", "pp"):  # six heads and two layers
+        if sizes[way] == 4:
+            sizes[way], sizes["dp"] = 2, 2
+    (folder,) = train_alike(name, 4, [yaml.safe_dump(sizes, default_flow_style=True).strip()], 6)
+    compare("one", folder)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(here):  # noqa: F811
+    model, own = MODELS["averaged"]
+    common = [*BASE, *own, "batch_size=8", "eval_every=2", "save_every=2"]
+    zoo.train(model, [*common, "steps=8", "accumulate=4", "hydra.run.dir=whole"])
+    zoo.train(model, [*common, "steps=2", "accumulate=4", "hydra.run.dir=run"])
+    for processes, accumulate, steps in ((2, 2, 4), (4, 1, 6)):
+        change = [f"steps={steps}", f"accumulate={accumulate}", "parallel=fsdp"]
+        spread(processes, [(None, change, "run")])
+    zoo.train(resume="run", overrides=["steps=8", "accumulate=4", "parallel=none"])
+    compare("whole", "run")
+
+
+@pytest.mark.slow
+def test_a_run_with_dropout_goes_on_with_another_mesh(here):  # noqa: F811
+    model, own = MODELS["dropped"]
+    common = [*BASE, *own, "batch_size=8", "eval_every=2", "save_every=2"]
+    zoo.train(model, [*common, "steps=6", "accumulate=4", "hydra.run.dir=whole"])
+    zoo.train(model, [*common, "steps=2", "accumulate=4", "hydra.run.dir=run"])
+    spread(2, [(None, ["steps=4", "accumulate=4", "parallel=tp"], "run")])
+    spread(2, [(None, ["steps=6", "accumulate=2", "parallel=fsdp"], "run")])
+    compare("whole", "run")
+
+
+@pytest.mark.slow
+def test_adapters_train_in_processes_as_in_one_and_go_on_in_another_number(here):  # noqa: F811
+    model, own = MODELS["dense"]
+    base = [each for each in BASE if not each.startswith(("model.", "data.tokenizer", "optim."))]
+    common = [*base, "weights=first", "lora={rank: 4, on: [attention, ffn]}", "optim.lr=3e-3", "batch_size=8"]
+    zoo.train(model, [*BASE, *own, "batch_size=8", "steps=2", "hydra.run.dir=first"])
+    common += ["eval_every=2", "save_every=2"]
+    zoo.train(None, [*common, "steps=20", "accumulate=2", "hydra.run.dir=one"])
+    ways = ("ddp", "fsdp", "cp")
+    jobs = [(None, [*common, "steps=20", f"parallel={way}", f"hydra.run.dir={way}"]) for way in ways]
+    jobs += [(None, [*common, "steps=4", "parallel=fsdp", "hydra.run.dir=part"])]
+    spread(2, jobs)
+    zoo.train(resume="part", overrides=["steps=20", "accumulate=2", "parallel=none"])
+    for folder in (*ways, "part"):
+        compare("one", folder)
+        found = [
+            load_file(max(Path(run).glob("checkpoints/step-*")) / "adapter.safetensors") for run in ("one", folder)
+        ]
+        assert all((each - found[1][name]).norm() < 2e-4 * max(each.norm(), 1) for name, each in found[0].items())
+
+
+def start(processes, folder, *more):
+    command = [sys.executable, "-m", "zoo", "train", "model=llama-tiny", *BASE, *SMALL, "batch_size=8", "steps=5000"]
+    command += ["parallel=fsdp", "launcher=torchrun", f"nproc={processes}", "save_every=2", "eval_every=5000", *more]
+    command += [f"hydra.run.dir={folder}"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+OTHERS = [(0, signal.SIGKILL), (1, signal.SIGTERM), (0, signal.SIGTERM), (0, signal.SIGINT)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "how"), [(1, signal.SIGKILL), *OTHERS])
+def test_a_rank_that_dies_ends_the_run_in_one_line_and_a_signal_stops_all(rank, how, here):  # noqa: F811
+    running = start(2, "run")
+    wait_for(lambda: (here / "run" / "checkpoints" / "latest").exists() or running.poll() is not None)
+    os.kill(wait_for(lambda: find_rank(running.pid, rank)), how)
+    _, said = running.communicate(timeout=60)
+    if how is signal.SIGKILL:
+        assert running.returncode == 1
+        assert f"rank {rank}: process" in said and "killed by SIGKILL" in said
+        assert "Traceback" not in said
+    else:
+        assert running.returncode == (0 if how is signal.SIGTERM else 130) and "stopped after step" in said
+    last = max((here / "run" / "checkpoints").glob("step-*")).name
+    done = int(last.removeprefix("step-"))
+    result = zoo.train(resume="run", overrides=[f"steps={done + 2}", "parallel=none", "launcher=none", "nproc=null"])
+    assert result["status"] == "done" and result["steps"] == done + 2
