@@ -31,7 +31,7 @@ def test_counting_imports_the_kinds_that_a_model_names_alone():
     assert not [name for name in names if name.rpartition(".")[2] in others]
 
 
-WITHOUT_SOURCES = "from pathlib import Path; from zoo.spec.kinds import Source; Source.file = Path('nowhere'); "
+WITHOUT_SOURCES = "from pathlib import Path; from zoo.spec.kinds import KindSource; KindSource.file = Path('nowhere'); "
 
 
 @pytest.mark.parametrize("before", ["", WITHOUT_SOURCES], ids=["sources", "compiled"])
