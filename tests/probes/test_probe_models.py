@@ -302,4 +302,5 @@ def test_the_picture_of_a_metric_names_each_arm_and_its_mean(tmp_path):
 
     draw_values({"one": {0: 0.25, 1: 0.75}, "other": {0: -0.2, 1: 0.0}}, "scaled at 40", tmp_path / "values.svg")
     drawn = (tmp_path / "values.svg").read_text()
-    assert all(each in drawn for each in (">one<", ">other<", ">0.500<", ">-0.100<", ">scaled at 40; points: seeds<"))
+    told = (">one<", ">other<", ">0.500<", ">-0.100<", ">mean scaled at 40 (points: single seeds)<")
+    assert all(each in drawn for each in told)

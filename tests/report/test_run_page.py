@@ -78,7 +78,7 @@ def test_the_page_of_a_run_is_well_formed_and_shows_figures_samples_config_and_e
     assert torch.__version__ in shown
     assert re.findall(r"(?:https?:)?//[\w.]+/[^\"]*", page) == ["http://www.w3.org/2000/svg"] * len(panels_of(page))
     assert "url(" not in page and "@import" not in page
-    titles = {"loss (nats per target)", "learning rate", "gradient norm", "bits per byte, validation"}
+    titles = {"loss (nats per target)", "learning rate", "gradient norm", "validation bits per byte"}
     assert titles <= set(panels_of(page))
 
 

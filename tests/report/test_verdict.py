@@ -170,7 +170,7 @@ def test_a_sweep_is_reported(sweep, here, capsys, refused):  # noqa: F811
     assert other["costs"]["params"] == results[2]["params"] and other["unmatched"]["cache_bytes"] == 0.5
     assert run(["report", str(sweep), "--baseline", "attention=mqa", "--md"]) == 0
     said = capsys.readouterr().out
-    assert "| attention=mqa | 2 |" in said and "baseline" in said and "cache of a row" in said
+    assert "| attention=mqa | 2 |" in said and "baseline" in said and "KV cache per sequence" in said
     assert run(["report", str(sweep), "--plot", "report.png", "--html", "report.html", "--csv"]) == 0
     header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     assert [float(row[header.index("mean")]) for row in rows] == pytest.approx(

@@ -77,7 +77,7 @@ def test_a_classifier_learns_its_classes_and_labels_text_from_the_shell(records,
     assert zoo.load("run").eval()(torch.ones(2, 5, dtype=torch.long)).logits.shape == (2, 3)
     assert run(["runs", "run"]) == 0 and "F1 1.0000" in capsys.readouterr().out
     page = (here / "run" / "index.html").read_text()
-    assert "F1, validation" in page and "<td>hen</td><td>1.000</td>" in page
+    assert "validation F1" in page and "<td>hen</td><td>1.000</td>" in page
     assert run(["score", "run", "it barks 7 times", "--probabilities"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     told = json.loads(line)

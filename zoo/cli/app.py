@@ -20,7 +20,7 @@ LARGEST = 2**63
 
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
-    "stats": "Price a model without building it: parameters, FLOPs, cache, memory.",
+    "stats": "Compute a model's cost without building it: parameters, FLOPs, cache, memory.",
     "explain": "Explain a name of a model's YAML: an axis, a choice, a field, a key.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
     "diff": "Compare two models or two runs: what differs, then the figures.",
@@ -157,7 +157,7 @@ def make_command() -> Any:
         \b
         Three commands to try:
           zoo list llama --kind decoder      what is packaged
-          zoo stats llama3-8b attention=mqa  its price with another attention
+          zoo stats llama3-8b attention=mqa  its cost with another attention
           zoo train model=llama-tiny         some minutes on two CPU cores
         """
 

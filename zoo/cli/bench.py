@@ -29,14 +29,14 @@ class RaceOptions:
     dtype: Literal["fp32", "bf16"] | None = option(
         "bf16 training is autocast over float32 weights. [default: fp32; load bf16]"
     )
-    weights: WeightStorage | None = option("Also race weights of this precision: zoo's, and those of peers that can.")
+    weights: WeightStorage | None = option("Also benchmark weights of this precision: zoo's, and of peers that can.")
     compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is stated.")
     rounds: int | None = option("Rounds; each runs every contender once. [default: as --seconds allows]", min=1)
     seconds: float = option(
-        "Time budget: no round that would end later begins; one at least is run.", default=300, min=0
+        "Time budget: no new round starts if it would exceed it; at least one runs.", default=300, min=0
     )
     threads: int | None = option("Threads per contender. [default: the number that is fastest now]", min=1)
-    isa: Literal["avx2", "avx512"] | None = option("Hold every contender to an older instruction set.")
+    isa: Literal["avx2", "avx512"] | None = option("Limit every contender to an older instruction set.")
     batch: int | None = option("Rows, or requests. [default: train 4, batch 32, else 1]", min=1)
     length: int | None = option(
         "Tokens per row or prompt. [default: train 512, decode 32, prefill 1024, batch up to 256]", min=1
@@ -79,15 +79,15 @@ def run(
     race: RaceOptions,
     checked: Checked,
     out: str = option(
-        "Write a JSON file; in a folder it is named by the instruction set and race, or date and card.", default=""
+        "JSON file, or a folder (the name is then made from ISA and workload, or date and GPU).", default=""
     ),
     as_json: bool = flag("Print the whole report, with the figures of every round.", "--json"),
 ) -> None:
-    """Measure zoo beside transformers, LitGPT, CTranslate2 and onnxruntime-genai, and the machine's limits (CPU).
+    """Benchmark zoo against transformers, LitGPT, CTranslate2 and onnxruntime-genai, and the machine's limits (CPU).
 
-    Every contender has the same random weights and runs in turn, in fresh processes; ratios are within a round.
-    `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding on a GPU, in
-    ten minutes at most.
+    Every contender has the same random weights and runs in turn, in fresh processes; ratios compare measurements of the
+    same round. `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding
+    on a GPU, in ten minutes at most.
     """
     raced = ("against", "peer_python", "shape", "weights", "compile", "batch", "length", "new_tokens", "dtype", "isa")
     if workload == "kernels":

@@ -47,8 +47,7 @@ Evaluated = Annotated[
 Data = Annotated[
     list[str] | None,
     typer.Argument(
-        help="The data, and for `zoo eval` the objective, as `zoo train` takes them: data=jsonl data.path=FILE. "
-        "[default: the run's validation split]",
+        help="The data, as `zoo train` takes them: data=jsonl data.path=FILE. [default: the run's validation split]",
         autocompletion=complete_evaluation,
     ),
 ]
@@ -68,7 +67,7 @@ class Sampled:
         f"Sampling temperature; 0 is greedy decoding. [default: the checkpoint's, else {TEMPERATURE}]"
     )
     top_k: int | None = option("Sample from the k most likely tokens.")
-    top_p: float | None = option("Nucleus sampling: from the most likely tokens that together have this probability.")
+    top_p: float | None = option("Nucleus sampling: smallest set of top tokens whose total probability reaches p.")
     min_p: float | None = option("Sample from tokens with at least this probability relative to the most likely one.")
     seed: int | None = option("Random seed: the same seed gives the same text.")
 

@@ -11,12 +11,12 @@ from zoo.cli.options import argument, option
 
 def run(
     checkpoint: Path = argument("A checkpoint, a run, a Hugging Face folder, or a GGUF file.", default=...),
-    out: Path = argument("The folder to write: written completely or not at all.", default=...),
+    out: Path = argument("The folder to write: written atomically.", default=...),
     to: Literal["hf", "zoo", "peft"] = option(
         "hf (transformers loads it), zoo (our own layout) or peft (a run's adapters alone).", default="hf"
     ),
     verify: bool = option("Compare logits with transformers in a fresh process.", default=True),
-    into: Path | None = option("Multimodal folder that the text model is from: OUT is a copy with these weights."),
+    into: Path | None = option("Original multimodal folder: OUT is a copy with the text model's weights replaced."),
     pooling: Pooling | None = option("Write a sentence-transformers folder with this pooling and normalization."),
     dtype: Dtype = None,
 ) -> None:
@@ -24,9 +24,8 @@ def run(
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same logits. Low-rank
     adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
-    and written one tensor at a time; only --verify needs memory for the model. Of a multimodal folder the text model is
-    converted; written to hf, the rest of the folder is kept as it is, as are the modules of a sentence-transformers
-    folder.
+    and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
+    model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
     """
     from zoo import report
     from zoo.checkpoint import adapters, gguf, hf, store

@@ -32,7 +32,7 @@ LEGEND = "f forward, b backward; (f b) not here, but on a machine that has what 
 
 
 def run(as_json: Json = False) -> None:
-    """Show versions, devices, and what each kernel can do on this machine, with the reasons why not."""
+    """Show versions, devices, and what each kernel can do on this machine, and why a kernel cannot run."""
     import zoo
     from zoo import report
     from zoo.kernels.table import describe_here, row_as_data, tabulate

@@ -30,7 +30,7 @@ def run(
     """Embed each text as a vector: printed as one line of JSON per text, or saved with --out.
 
     Works with any text model: hidden states are pooled over the non-padding tokens. A sentence-transformers folder
-    sets the pooling, and names prompts.
+    sets the pooling, and may define named prompts.
     """
     from zoo import report
     from zoo.errors import ConfigError

@@ -40,9 +40,9 @@ class Scored:
     context: int | None = option("Context length in tokens. [default: the model's or the run's]")
     stride: int | None = option("New tokens scored per window. [default: half the context]")
     weights: WeightStorage | None = option(
-        "Evaluate again with linear weights in this format, on a CPU; --tasks runs in it alone."
+        "Also evaluate with linear weights in this format, on a CPU; with --tasks, only in this format."
     )
-    fp8: Fp8 | None = option("Evaluate again in float8 (CUDA; weight_only: any device); --tasks runs in it alone.")
+    fp8: Fp8 | None = option("Also evaluate in float8 (CUDA; weight_only: any device); with --tasks, only in it.")
     kernel: Kernel = None
     dtype: Dtype = None
 
@@ -61,7 +61,9 @@ class Tasks:
 class Vectors:
     """Options for benchmarks of text vectors."""
 
-    similarity: Path | None = option("Pairs scored by people: .jsonl, .csv or .tsv with sentence1, sentence2, score.")
+    similarity: Path | None = option(
+        "Sentence pairs with human similarity scores (STS): .jsonl, .csv or .tsv with sentence1, sentence2, score."
+    )
     retrieval: Path | None = option("Queries and their documents: .jsonl, .csv or .tsv with query, positive.")
     pooling: Pooling | None = option("Pooling of token vectors. [default: as the folder says, else mean]")
 
@@ -79,8 +81,8 @@ def run(
     """Evaluate a model: loss, perplexity and bits per byte of a text, of any data, or of a run's validation split.
 
     A decoder scores each token once, in overlapping windows: with a stride of half the context, each token has at least
-    half a window of context. Other models score the targets of their training objective. With --weights or --fp8 a
-    second row shows the loss at that precision.
+    half a window of context. Other models score the targets of their training objective, which overrides may
+    change. With --weights or --fp8 a second row shows the loss at that precision.
 
     --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate vectors of texts.
     """

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
 @app.callback()
 def family() -> None:
-    """Work on families: which models of transformers are read, and how."""
+    """Work on families: how transformers' model types are read."""
 
 
 @app.command("new", short_help="Draft a family's YAML beside a tiny reference model, and compare the two.")

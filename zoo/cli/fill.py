@@ -17,7 +17,7 @@ def run(
 ) -> None:
     """Predict masked tokens with a masked language model (BERT, RoBERTa, …): the most likely ones, and probabilities.
 
-    Each mask is predicted on its own, while the others stay masked.
+    Each mask is predicted independently, while the others stay masked.
     """
     from zoo import runs
     from zoo.text import fill

@@ -36,8 +36,8 @@ def run(
     Huber loss on log L, from 18 initial values (Besiroglu et al., 2024); errors by bootstrap. The loss of a run is its
     last validation loss. A run with several decays (schedule=wsd_s) is one point per decay.
 
-    --approach 2 fits a parabola to the points of equal FLOPs (6·N·D), and a power law to the minima. The bias of the
-    parabolas, in the absence of noise, is printed with them.
+    --approach 2 fits a parabola to the points of equal FLOPs (6·N·D), and a power law to the minima. The bias that
+    the parabola approximation has even on noise-free data is printed too.
     """
     from zoo import report
     from zoo.analysis.scaling import fit_law

@@ -36,7 +36,7 @@ class Texts:
     checkpoint: Path | None = option("A checkpoint, run folder or GGUF file. [default: the last run]")
     max_new_tokens: int | None = option("Maximum number of new tokens. [default: the checkpoint's, else 256]")
     n: int = option("Texts per prompt.", "--n", default=1)
-    n_beams: int | None = option("Beam width: search for the most probable text. [default: 1]")
+    n_beams: int | None = option("Number of beams; 1: no beam search. [default: 1]")
     length_penalty: float | None = option("Beam search: above 1 prefers longer texts, below 1 shorter ones.")
 
 
@@ -46,7 +46,8 @@ class BatchOptions:
 
     prompt_file: Path | None = option("A file with one prompt per line; - reads standard input.")
     form: Literal["lines", "jsonl"] | None = option(
-        'lines; or jsonl: {"prompt"|"ids"|"messages": …} and any option, per line. [default: by the suffix]',
+        "lines: one prompt per line; jsonl: one object per line, with prompt, ids or messages and any option. "
+        "[default: by file suffix]",
         "--prompt-format",
     )
     out: Path | None = option("Write a line of JSON for each text, as soon as it is done.")
@@ -86,7 +87,7 @@ class Drawing(Sampled):
 class Ending:
     """Options for the end of a text."""
 
-    stop: list[str] | None = option("Stop before this string. May be given several times.")
+    stop: list[str] | None = option("Stop at this string, which is left out. May be given several times.")
     stop_id: list[int] | None = option("Stop at this token id. May be given several times.")
     ignore_eos: bool = flag("Continue past the end-of-text token.")
     min_tokens: int | None = option("Minimum number of tokens before one that ends the text.")
@@ -98,7 +99,7 @@ class Grammar:
 
     json_schema: str | None = option("Generate JSON that is valid under this schema: a file, or the schema itself.")
     regex: str | None = option("Generate text that matches this regular expression.")
-    grammar: Path | None = option("Generate text of this Lark grammar: a file.")
+    grammar: Path | None = option("Generate text that matches this Lark grammar (file).")
 
     def read(self) -> dict[str, str | None]:
         """Read the named files, and return the texts by option. Raises ConfigError."""
@@ -114,10 +115,10 @@ class Serving:
     """Options for running the model."""
 
     template: str | None = option("Chat template for messages: chatml, or a file.")
-    ngram: int = option("Speculative decoding by n-grams of the text so far: tokens proposed at once.", default=0)
+    ngram: int = option("Prompt-lookup (n-gram) speculative decoding: draft tokens per step; 0: off.", default=0)
     draft: Path | None = option("Speculative decoding by a smaller model with the same tokenizer.")
     draft_tokens: int = option("Tokens that --draft proposes at once.", default=4)
-    deterministic: bool = flag("Make a text's bits independent of the others in its batch. Slower.")
+    deterministic: bool = flag("Batch-invariant: a prompt's output does not depend on the others in the batch. Slower.")
     graphs: bool | None = option("Replay decoding steps as CUDA graphs. [default: where there is CUDA]")
     kernel: Kernel = None
     tp: int = option("Tensor-parallel processes.", default=1, min=1)

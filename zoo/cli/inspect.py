@@ -12,9 +12,9 @@ from zoo.cli.showing import Json
 def run(
     folder: Evaluated = None,
     overrides: Data = None,
-    rows: int = option("Rows on which heads, activations and routing are measured.", default=8, min=1),
-    context: int | None = option("Tokens per row. [default: the run's or the model's, 256 at most]", min=2),
-    noise_rows: int = option("Rows for the gradient noise scale; 0 leaves it out.", default=32, min=0),
+    rows: int = option("Sequences on which heads, activations and routing are measured.", default=8, min=1),
+    context: int | None = option("Tokens per sequence. [default: the run's or the model's, 256 at most]", min=2),
+    noise_rows: int = option("Sequences for the gradient noise scale; 0 leaves it out.", default=32, min=0),
     out: Path | None = option("Output folder. [default: inspect in the run, or here]", "--out", "-o"),
     device: Device = "auto",
     as_json: Json = False,

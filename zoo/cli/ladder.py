@@ -33,12 +33,11 @@ def run(
 ) -> None:
     """Train one architecture at several sizes by one rule, and fit a scaling law to them.
 
-    Each size is trained once, with decays that end at 0.5, 1, 2 and 4 times 20 tokens per parameter (schedule=wsd_s),
-    so that it gives four points. The largest is held out: its losses are predicted from the others before its run
-    begins. The same command resumes an interrupted ladder.
+    Each size is trained once with a WSD schedule (wsd_s) whose decays end at 0.5, 1, 2 and 4 × 20 tokens per parameter:
+    four points per run. The largest is held out: its losses are predicted from the others before its run begins. The
+    same command resumes an interrupted ladder.
 
-    Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (then of
-    all sizes).
+    Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (all sizes).
     """
     from zoo import report
     from zoo.ladder import LadderRequest, plan_ladder, predict_seconds

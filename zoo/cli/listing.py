@@ -29,7 +29,7 @@ def run(
       zoo list llama --kind decoder
       zoo list --with moe,mla          those that have both, wherever in the model
       zoo list --params 1B..10B window
-      zoo list --axis attention        every choice: its paper, how it grows with the tokens, who has it
+      zoo list --axis attention        every choice: its paper, how its cost scales with sequence length, who has it
       zoo list --axis attention gqa    one of them: its fields, their types, defaults and meaning
     """
     from zoo import report

@@ -23,16 +23,17 @@ class SweepOptions:
     """Options of a sweep on the command line. `measure` is None if neither --measure nor --no-measure is given."""
 
     plan: bool = flag("With -m: print the jobs, their costs, and the smallest difference that the seeds can detect.")
-    measure: bool | None = option("With -m: time three steps per arm first. [default: with --plan]", show_default=False)
-    match: str | None = option("With -m: match the arms in params, flops, kv, data or time.", metavar="BUDGET")
+    measure: bool | None = option("With -m: time 3 steps per arm first. [default: on with --plan]", show_default=False)
+    match: str | None = option("With -m: equalize a cost across arms: params, flops, kv, data, time.", metavar="BUDGET")
     match_by: str | None = option(
-        "What is solved for: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
+        "The key adjusted to equalize it: d_ff, n_layers, d_model, steps, or any key of the model.", metavar="KEY"
     )
     baseline: str | None = option("The arm that the others are matched to. [default: the first]", metavar="ARM")
     search_lr: bool = flag("With -m: tune the learning rate of each arm first, all in the same way.")
     trials: int | None = option("With --search-lr: rates drawn per arm by optuna; ASHA stops poor ones early.", min=2)
     sigma: str | None = option(
-        "With --plan: standard deviation of a paired difference, or a finished sweep.", metavar="LOSS|SWEEP"
+        "With --plan: standard deviation of the per-seed loss difference, or a finished sweep to estimate it from.",
+        metavar="STD|SWEEP",
     )
     json: bool = flag("With --plan: print JSON.")
 

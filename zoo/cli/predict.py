@@ -26,8 +26,8 @@ def run(
 ) -> None:
     """Predict the loss of a model after some tokens, the tokens that reach a loss, or the compute-optimal model.
 
-    Give --params with --tokens or with --loss, or --flops alone. There is no extrapolation beyond the points of the fit
-    if the interval of an exponent is wider than 0.2.
+    Give --params with --tokens or with --loss, or --flops alone. Refuses to extrapolate beyond the fitted points if an
+    exponent's interval is wider than 0.2.
     """
     from zoo import report
 

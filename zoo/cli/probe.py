@@ -23,10 +23,10 @@ MOST_JOBS = 8
 def run(
     target: Target,
     overrides: Overrides = None,
-    probe: str | None = option("Probes by name: mqar,parity. [default: ten, the card]", metavar="NAME,NAME"),
+    probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
     size: Literal["card", "small"] = option("Size of the probes; small ones take a minute or two.", default="card"),
     seeds: int = option("Seeds trained at the best learning rate.", default=3, min=1),
-    lrs: str | None = option("Learning rates to try. [default: half decades from 1e-4 to 3e-2]", metavar="LR,LR"),
+    lrs: str | None = option("Learning rates to try. [default: 1e-4, 3.2e-4, …, 3.2e-2]", metavar="LR,LR"),
     steps: int | None = option("Updates per training run. [default: the probe's own]", min=1),
     jobs: int | None = option("Parallel training runs, one thread each. [default: the cores, 8 at most]", min=1),
     out: Path = option("The folder that results are kept in.", "--out", "-o", default=Path("probes")),
@@ -37,7 +37,7 @@ def run(
     """Train an architecture on synthetic tasks and report the level that it reaches: a capability card.
 
     The model is scaled down, and keeps its kinds of layer and what the overrides set. Each probe tunes the learning
-    rate, then trains several seeds. The same command resumes an interrupted battery.
+    rate, then trains several seeds. The same command resumes interrupted probes.
     """
     from zoo import report
     from zoo.probes.catalogue import CARD

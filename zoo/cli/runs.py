@@ -19,7 +19,7 @@ def run(
     reverse: bool = flag("Largest, or latest, first."),
     as_json: Json = False,
 ) -> None:
-    """List runs: model, parameters, steps, tokens, losses, status, when each last wrote, and where it is.
+    """List runs: model, parameters, steps, tokens, losses, status, last update, and where it is.
 
     A run is done, failed, stopped (it can be resumed), running, or cut off: its process died.
     A run whose files cannot be read is listed as unreadable, with the reason.

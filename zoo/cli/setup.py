@@ -15,20 +15,21 @@ from zoo.untrusted.text import quote
 
 HELP = {
     "context": "Sequence length in tokens. [default: the model's max_seq_len]",
-    "batch": "Sequences per data-parallel rank.",
-    "document": "Length in tokens of the documents that training packs into a sequence.",
+    "batch": "Sequences per data-parallel rank and forward pass; in training, the micro-batch size.",
+    "document": "Document length in tokens, if training packs several documents into a sequence.",
     "dtype": "Dtype of the weights, and of the cache unless --cache-dtype is given.",
     "cache_dtype": "Dtype of the KV cache. [default: that of the weights]",
-    "convention": "How FLOPs are counted.",
-    "engine": "The engine whose KV cache is counted.",
-    "page": "Page size of Zoo's engine in tokens, where it reads by page table: 16 or 256, as `zoo generate` says on a "
-    "GPU.",
+    "convention": "How FLOPs are counted: exact (visible pairs only), palm (6N and the whole square of pairs), "
+    "megatron (half of the square where causal), kaplan (6N, no attention), hfu (exact and what is recomputed).",
+    "engine": "Engine whose KV-cache allocation is counted: ideal (what attention can still see), zoo (its pages), hf "
+    "(transformers' DynamicCache), paged (as vLLM).",
+    "page": "Page size in tokens of Zoo's paged KV cache: 16 or 256 (`zoo generate` prints which on a GPU).",
     "optimizer": "The optimizer, by its name in conf/optim: its states and the cost of its step.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
     "precision": "Training precision: what is kept per parameter.",
     "recompute": "Activation checkpointing: what training recomputes; every_2: every second layer.",
     "accumulate": "Gradient accumulation: passes of `batch` sequences per update.",
-    "offload": "Offloaded to host memory between updates; states: those of the optimizer.",
+    "offload": "What is offloaded to host memory between updates: none, or states (the optimizer's).",
     "chunked_loss": "Compute the loss on chunks of the logits, which are never materialized as a whole.",
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
@@ -39,10 +40,10 @@ HELP = {
     "cp": "Context-parallel ranks.",
     "cp_comm": "KV exchange of context parallelism: all-gather before attention, or ring during it.",
     "zero": "ZeRO stage over the data-parallel ranks; 3 is FSDP.",
-    "replicas": "HSDP replica groups: each shards the weights, and gradients are summed over them.",
+    "replicas": "HSDP replica groups: each shards the weights, and gradients are all-reduced across groups.",
     "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
     "train_tokens": "Training tokens: 1e12, 300B, 15T.",
-    "mfu": "MFU of training: the fraction of the GPU's peak that it reaches.",
+    "mfu": "Assumed MFU in training: the fraction of the GPU's peak that it reaches.",
 }
 """The help of each option."""
 

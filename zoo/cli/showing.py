@@ -33,7 +33,7 @@ class Shown(StrEnum):
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with every figure, exactly.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
 Markdown = Annotated[bool, typer.Option("--md", help="Print a Markdown table.")]
-Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or .svg file.")]
+Plot = Annotated[Path | None, typer.Option(help="Plot these numbers to a .png or .svg file.")]
 
 
 @options()

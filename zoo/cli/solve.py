@@ -229,7 +229,7 @@ class Most:
     memory: float | None = option("Peak memory of generation, or of training with --train: 24GB.", **BYTES_OPTION)
 
 
-@app.command(short_help="Find shapes that cost a budget.")
+@app.command(short_help="Find model shapes that meet a budget.")
 @read_options
 def shape(
     target: str | None = argument(
@@ -246,7 +246,7 @@ def shape(
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
+    """Find width, depth, feed-forward and heads that meet a budget exactly; with --gpu, that fit on it.
 
     An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """

@@ -23,14 +23,14 @@ def run(
     plot: Plot = None,
     explain: bool = flag("Show the formula and the source of each figure."),
     verify: bool = flag("Compare the figures with the built model."),
-    kernels: bool = flag("Show the attention kernels on the --gpu, or on a CPU, and why not others."),
+    kernels: bool = flag("Show which attention kernels can run on --gpu (else a CPU), and why others cannot."),
     cfg: ConfigPart | None = option("Print the YAML instead: composed (job), or as a person would write it (plain)."),
     resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
     *,
     output: OutputOptions,
     setup: SetupOptions,
 ) -> None:
-    """Price a model without building it: parameters, FLOPs, KV cache and memory.
+    """Compute a model's cost without building it: parameters, FLOPs, KV cache and memory.
 
     Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50). Several
     models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.

@@ -289,7 +289,7 @@ def _pieces(
 
 
 def _mark_first_gradients(tower: Any) -> list[bool] | None:
-    """Mark each layer whose backward pass first makes a gradient of its weights; None if no layers share weights."""
+    """Tell which layers produce their weights' first gradient (as the last users); None if no layers share weights."""
     if not tower.shared_layers and tower.loop is None:
         return None
     weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights

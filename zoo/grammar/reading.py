@@ -63,7 +63,7 @@ def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
 
 
 def _join(root: Scope, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Join the data of the whole model: of its only tower, or of both towers and the encoder-decoder's own fields."""
+    """Assemble the whole model's fields: those of its only tower, or both towers' plus the encoder-decoder's own."""
     return trees.get("") or {**read_fields(root, BOTH), **trees}
 
 

@@ -78,7 +78,7 @@ class Trials(RateSearch):
 
     @classmethod
     def open(cls, folder: Path, job: SweepPoint, count: int, at_once: int) -> Trials:
-        """Open an arm's search, named by the job of its first seed, in the state of the journal."""
+        """Open the Optuna study of an arm's search, named after its first seed's job, or resume it from the journal."""
         optuna, settings = require_optuna(), job.planned.settings
         study = open_study(folder, job.name, settings.steps, create=True)
         if not study.trials:

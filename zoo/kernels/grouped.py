@@ -37,7 +37,7 @@ def grouped_linear(
     operands are cast. FlopCounterMode counts 2·N·d_in·d_out either way.
 
     Rows after the last end belong to experts without weights (zero-computation experts), and give zeros. `computing` is
-    (experts with a weight, all experts), such as (512, 768); FLOPs are counted in that proportion, their expectation.
+    (experts with a weight, all), such as (512, 768); FLOPs are scaled by that ratio: their mean if routing is uniform.
 
     `auto` takes grouped_mm if it can. On a CPU both are equally fast: N 4096, E 8, 256 → 512, forward and backward on 1
     thread, 21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear under autograd takes 22.6 and

@@ -94,7 +94,7 @@ class Rounds:
 
 
 class Passed(NamedTuple):
-    """The stream [B, T, D] between two layers, and the sums of earlier groups [B, T, S, D] that go with it."""
+    """The stream [B, T, D] between two layers, and the residual sums of the S earlier groups of layers [B, T, S, D]."""
 
     x: Tensor
     earlier: Tensor | None

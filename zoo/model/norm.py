@@ -94,7 +94,7 @@ def divide_by_rms(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
 
 @functools.cache
 def _division_by_rms() -> Any:
-    """The autograd function, made on first use: torch is not imported to price a model."""
+    """Return the autograd function of x / rms(x), defined at first use: pricing a model does not import torch."""
 
     class DivisionByRMS(torch.autograd.Function):
         """With r = 1/√(mean(x²) + eps): dx = r·g·scale − x · r³/D · Σ g·scale·x, and dscale = Σ over rows of g·x·r."""

@@ -74,7 +74,7 @@ def reads_table(tower: Tower) -> bool:
 
 
 def take_chunks(tower: Decoder, chunks: Sequence[tuple[int, int]]) -> DecoderStage:
-    """Take some of a decoder's layers: in each chunk from its first number up to its second, which is not included."""
+    """Take a pipeline stage's layers: each chunk (start, end) is layers start … end − 1."""
     own = {each.name: getattr(tower, each.name) for each in fields(tower)}
     pattern = tuple(kind for start, end in chunks for kind in tower.pattern[start:end])
     return replace(DecoderStage(**own), pattern=pattern, chunks=tuple(chunks), of=len(tower.pattern))

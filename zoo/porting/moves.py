@@ -1,5 +1,5 @@
 """List changes to a draft's model that may bring it nearer to the reference: another value of a component's field,
-another choice of an axis, or another family's use of the fields that the draft does not read."""
+another choice of an axis, or the way another family reads config fields that the draft ignores."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, 
 
 
 def draw_slots(rng: np.random.Generator, rows: int, start: int, end: int, count: int) -> np.ndarray:
-    """Draw different slots of two tokens between two columns, by the distribution of gaps: their columns [B, count]."""
+    """Draw distinct two-token slots per row between two columns, with power-law gaps: first columns [B, count]."""
     gaps = np.arange(1, (end - start) // 2 + 1)
     weights = gaps ** (POWER - 1.0)
     # The `count` smallest exponential variates ÷ weight are a weighted sample without replacement (Efraimidis and

@@ -59,7 +59,7 @@ COLUMNS = ("name", *SHOWN, "when", "path")
 AXES = {
     "tokens": "tokens seen",
     "steps": "steps",
-    "seconds": "training time (s), without evaluations",
+    "seconds": "training time (s), excluding evaluation",
     "flops": "training FLOPs",
 }
 """The x-axes of curves, with their labels."""
@@ -123,7 +123,7 @@ class RunRecord:
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """The figures of `SHOWN` and `RESULTS`; of a run that is not done, the latest ones of its metrics."""
+        """The figures named in `SHOWN` and `RESULTS`: the result's if the run is done, else the last logged."""
         found = {key: self.result.get(key) for key in (*SHOWN, *RESULTS)}
         status = self.status
         if status != "done":

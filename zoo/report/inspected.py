@@ -127,15 +127,16 @@ def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
         values = [each["rms"] for each in found if each["axis"] == axis]
         if values:
             curves.append(Curve([*range(1, len(values) + 1)], values, name, color, marks=True))
-    return draw_panel("RMS of activations", curves, "layer", width=984, height=320)
+    return draw_panel("RMS of layer and sub-layer outputs", curves, "layer", width=984, height=320)
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Draw entropy and effective rank by layer, a marker per head, as SVG panels."""
     shares = [[divide(head["entropy"], head["uniform"]) for head in each["heads"]] for each in attentions]
     ranks = [[head["rank"] for head in each["heads"]] for each in attentions]
-    titles = (("entropy of heads, of equal shares", shares), ("effective rank of maps", ranks))
-    return [draw_panel(title, _spread(values), "attention") for title, values in titles]
+    relative = "attention entropy per head / entropy of uniform attention"
+    titles = ((relative, shares), ("effective rank of attention maps", ranks))
+    return [draw_panel(title, _spread(values), "attention layer") for title, values in titles]
 
 
 def _spread(values: Sequence[Sequence[float]]) -> list[Curve]:
@@ -177,8 +178,8 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.plot(each["dead"], [line] * len(each["dead"]), "kx", markersize=6)
     axes.set_yticks(range(len(routers)), [name_call(each) for each in routers], fontsize=7)
     axes.set_xlabel("expert")
-    axes.set_title("Expert load relative to uniform (× is dead)", fontsize=9)
-    figure.colorbar(drawn, ax=axes, extend="max")
+    axes.set_title("Expert load relative to uniform (×: dead expert)", fontsize=9)
+    figure.colorbar(drawn, ax=axes, extend="max", label="load / uniform load")
     write_figure(figure, file)
 
 

@@ -91,7 +91,7 @@ def draw_ladder(rows: Sequence[tuple[float, float, float]], held_out: Sequence[M
         curves.append(Curve([at for at, _ in own], [loss for _, loss in own], _shorten(size), color, marks=True))
     at = [math.log10(each["tokens"]) for each in held_out]
     curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted", len(sizes)))
-    return draw_panel("validation loss (nats)", curves, "tokens, log10", width=720, height=400)
+    return draw_panel("validation loss (nats)", curves, "log₁₀(training tokens)", width=720, height=400)
 
 
 def _compare_seconds(found: Sequence[Mapping[str, Any]]) -> Any:

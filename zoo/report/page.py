@@ -117,8 +117,8 @@ TITLES = {
     "mfu": "MFU",
     "memory": "memory (bytes)",
     "skipped": "skipped updates",
-    "bits_per_byte": "bits per byte, validation",
-    **{name: f"{label}, validation" for name, label in MEASURES.items()},
+    "bits_per_byte": "validation bits per byte",
+    **{name: f"validation {label}" for name, label in MEASURES.items()},
 }
 
 

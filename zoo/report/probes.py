@@ -132,7 +132,7 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     axes.set_xlim(0, 1.25)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_ylim(len(probes) - 0.5, -0.5)  # the first above
-    axes.set_xlabel("levels reached with at least 90 % accuracy; line: range over seeds")
+    axes.set_xlabel("share of levels passed (≥ 90 % accuracy; black line: range over seeds)")
     axes.spines[["top", "right"]].set_visible(False)
     if len(models) > 1:
         figure.legend(frameon=False, fontsize=8, loc="outside upper left")
@@ -159,7 +159,7 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.5, -0.5)  # the first above
     axes.set_xlim(min(0.0, *every) - (0.02 * most if min(every) < 0 else 0), 1.12 * most)
-    axes.set_xlabel(f"{metric}; points: seeds")
+    axes.set_xlabel(f"mean {metric} (points: single seeds)")
     axes.spines[["top", "right"]].set_visible(False)
     write_figure(figure, file)
 

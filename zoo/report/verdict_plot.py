@@ -80,9 +80,9 @@ def _draw_differences(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(len(report.others) - 0.5, -0.5)
-    axes.set_xlabel(f"difference in {report.metric} from {report.baseline.name}", fontsize=8)
+    axes.set_xlabel(f"{report.metric} − {report.baseline.name}'s", fontsize=8)
     axes.set_title(
-        "Difference, 95 % CI of each (green better, red worse,\ngrey no significant difference, Holm-corrected)",
+        "Difference from baseline with 95 % CI\n(color: verdict, Holm-corrected; green better, red worse)",
         fontsize=9,
     )
 

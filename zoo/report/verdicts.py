@@ -19,7 +19,7 @@ from zoo.report import rates
 from zoo.report.arms import ALIKE, CURRENCIES, Arm
 from zoo.report.units import format_count, format_si
 
-NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "cache of a row"}
+NAMES = {"params": "parameters", "flops": "training FLOPs", "cache_bytes": "KV cache per sequence"}
 FORMS: dict[str, Any] = {
     "flops": format_si,
     "cache_bytes": lambda value: format_si(value, "B"),

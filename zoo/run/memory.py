@@ -128,7 +128,7 @@ def read_peak_since(device: torch.device, before: int) -> int | None:
 
 
 def release_memory() -> None:
-    """Return freed memory to the system after a run, also what `keep_memory` lets the process keep."""
+    """Return freed memory to the system after a run, including memory retained because of `keep_memory`."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

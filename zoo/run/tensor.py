@@ -1,8 +1,8 @@
 # B rows, T tokens, R ranks, D model width, V vocabulary
 """Tensor parallelism: each rank computes with its own heads, hidden units and part of the vocabulary.
 
-A rank's part is a smaller model of the same kind (`Spec.shard`); collectives between ranks are called by the seams
-here. In a pass with gradients the residual stream between sub-layers is divided by tokens (sequence parallelism). So a
+A rank's part is a smaller model of the same kind (`Spec.shard`); the collectives are called by `TensorSeam`. In a
+pass with gradients the residual stream between sub-layers is sharded along the sequence (sequence parallelism). So a
 weight that several ranks hold sees different tokens on each: its gradient is the sum of theirs.
 """
 

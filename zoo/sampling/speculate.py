@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_draft(sampler: Sampler, logits: Tensor, states: Sequence[DrawState]) -> tuple[list[int], Tensor]:
-    """Draw a draft model's next tokens after these states; return them and the probabilities [B, V] of the draw.
+    """Draw a draft token per row from the draft model's logits; return them and the distributions [B, V] drawn from.
 
     Each row's sampling options apply to the draft too, so that it proposes what the target may accept. A row without a
-    token gets −1. For the second token of a draft, pass the last of `state.ahead(draft so far)`.
+    token gets −1. For further tokens of a draft, pass the last of `state.ahead(draft so far)`.
     """
     shares = sampler.find_shares(logits, states)
     points = torch.tensor([[state.point("draft")] for state in states], dtype=torch.float64, device=logits.device)

@@ -151,13 +151,12 @@ class Spec:
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Count the forward FLOPs that a pass of `new` tokens after `held` ones spends on a table shared by all
-        tokens."""
+        """Count the forward FLOPs of a pass of `new` tokens after `held` ones on a table shared by all tokens."""
         return 0
 
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
-        """Count those FLOPs of the three above that are products with a constant, which needs no gradient: for `pairs`
-        pairs of `new` tokens."""
+        """Count the part of `core_flops`, `state_flops` and `pass_flops` that multiplies by a constant (no gradient
+        needed), for `new` tokens and `pairs` pairs."""
         return 0
 
     def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:

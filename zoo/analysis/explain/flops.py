@@ -62,7 +62,7 @@ class CoreFormula:
 
 
 def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
-    """List each attention of every kind of layer, cross-attention included."""
+    """Yield a CoreFormula for each attention (self and cross) of every kind of layer."""
     for row in table.attentions:
         assert row.kind is not None
         name, copies = name_component(row.where, row.slot, row.tower, row.kind), count_layers(row.tower, row.kind)

@@ -63,7 +63,7 @@ def _key_heads(model: ModelSource, typed: list[str], key: str, spec: Priced, mos
 
 
 def _divisors(spec: Priced) -> Iterator[int]:
-    """List smaller numbers of key-value heads that divide the query heads of every layer, the largest first."""
+    """List numbers of key-value heads, smaller than the model's, that divide all layers' query heads, largest first."""
     blocks = [block for tower in spec.towers().values() if tower.causal for block in tower.blocks.values()]
     query = [heads for block in blocks if (heads := getattr(block.attention, "n_heads", None))]
     kept = [heads for block in blocks if (heads := getattr(block.attention, "n_kv_heads", None))]

@@ -49,7 +49,7 @@ def named_failures(component: str) -> Iterator[None]:
 
 
 class ShadowDevice:
-    """The device of the pass: "cuda" has fused norms and attention, "cpu" composes some of them."""
+    """The device of the pass: "cuda" has fused norms and attention, "cpu" builds some of them from elementary ops."""
 
     def __init__(self, kind: str) -> None:
         self.type = kind

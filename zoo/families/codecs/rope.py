@@ -83,7 +83,7 @@ class Rope(Codec):
         }
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
-        """Convert a family's own names of parameters to transformers' usual ones."""
+        """Convert a family's RoPE parameters (short_mscale, …) to transformers' usual ones (attention_factor, …)."""
         return found
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:

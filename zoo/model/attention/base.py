@@ -94,7 +94,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def sight(self) -> Sight:
-        """Which keys a query may attend to, in addition to causality."""
+        """The limits, besides the causal mask, on which keys a query may attend to."""
         return Sight()
 
     @property
@@ -103,7 +103,7 @@ class Attention(Spec, axis="attention"):
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List the cached tensors that attention reads of each token, its own or its lender's: name → shape."""
+        """List the cached tensors read per token, its own or those of the layer whose KV it shares: name → shape."""
         return self.cache()
 
     @property
