@@ -44,7 +44,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """A mean difference, its standard error, and the degrees of freedom of Student's t."""
+    """A mean difference, its standard error, and the degrees of freedom of Student's t; with one seed only itself."""
 
     n: int
     difference: float
@@ -72,25 +72,19 @@ class MeanDifference:
         spread = math.sqrt((stdev(losses) ** 2 + stdev(baseline) ** 2) / 2)
         return cls(n, difference, math.sqrt(total), total**2 / below if below else n - 1, spread, paired=False)
 
-    def chance(self) -> float | None:
-        """Give the two-sided p-value of the difference; None for one seed."""
-        if self.n < 2:
-            return None
+    def chance(self) -> float:
+        """Give the two-sided p-value of the difference."""
         if self.error == 0:
             return 1.0 if self.difference == 0 else 0.0
         return 2 * (1 - student_cdf(abs(self.difference) / self.error, self.freedom))
 
-    def interval(self, level: float) -> tuple[float, float] | None:
-        """Give the 1 − `level` confidence interval of the difference; None for one seed."""
-        if self.n < 2:
-            return None
+    def interval(self, level: float) -> tuple[float, float]:
+        """Give the 1 − `level` confidence interval of the difference."""
         half = student_quantile(1 - level / 2, self.freedom) * self.error
         return self.difference - half, self.difference + half
 
     def count_needed(self, level: float) -> int | None:
-        """Count the seeds at which the difference would be significant; None for one seed, or if no number would do."""
-        if self.n < 2:
-            return None
+        """Count the seeds at which the difference would be significant; None if no number would do."""
         return (count_seeds if self.paired else count_seeds_per_arm)(self.difference, self.spread, level)
 
 
@@ -100,9 +94,9 @@ def compare_arms(
     """Compare each arm with the baseline, over their common seeds, or over all seeds if they have none in common.
     `losses` are by arm and seed, lower is better."""
     samples = {arm: _sample(each, losses[baseline]) for arm, each in losses.items() if arm != baseline}
-    chances = {arm: each.chance() for arm, each in samples.items()}
-    adjusted = adjust_by_holm({arm: p for arm, p in chances.items() if p is not None})
-    return {arm: _describe(each, chances[arm], adjusted.get(arm), level) for arm, each in samples.items()}
+    chances = {arm: each.chance() for arm, each in samples.items() if each.n > 1}
+    adjusted = adjust_by_holm(chances)
+    return {arm: _describe(each, chances.get(arm), adjusted.get(arm), level) for arm, each in samples.items()}
 
 
 def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> MeanDifference:
@@ -115,7 +109,7 @@ def _sample(losses: Mapping[int, float], baseline: Mapping[int, float]) -> MeanD
 def _describe(sample: MeanDifference, p: float | None, adjusted: float | None, level: float) -> Comparison:
     told = adjusted is not None and adjusted < level
     verdict: Verdict = "no significant difference" if not told else "better" if sample.difference < 0 else "worse"
-    needed, between = sample.count_needed(level), sample.interval(level)
+    needed, between = (None, None) if p is None else (sample.count_needed(level), sample.interval(level))
     return Comparison(sample.n, sample.difference, between, p, adjusted, verdict, needed, sample.paired)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from zoo.costs.setup import Setup
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss_head", "step")
+"""The parts of a training step's memory. They do not all exist at the same time."""
 
 
 def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) -> dict[str, Any]:

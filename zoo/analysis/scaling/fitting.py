@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from zoo.analysis.scaling.isoflop import find_interval
 from zoo.analysis.scaling.law import Law
 from zoo.analysis.scaling.points import LEAST, LossPoints
 from zoo.analysis.speedup import PowerLaw
@@ -69,11 +70,7 @@ class FittedLaw:
 
     def interval(self, name: str, share: float = 0.95) -> tuple[float, float] | None:
         """Give the central interval with this share of a parameter's resampled values; None without resamples."""
-        if not self.resampled:
-            return None
-        values = [getattr(each, name) for each in self.resampled]
-        low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
-        return float(low), float(high)
+        return find_interval([getattr(each, name) for each in self.resampled], share)
 
     def error(self, name: str) -> float | None:
         """Give a parameter's standard error: half of the interval with 68.27 % of its resampled values."""
@@ -82,11 +79,7 @@ class FittedLaw:
 
     def loss_interval(self, params: float, tokens: float, share: float = 0.95) -> tuple[float, float] | None:
         """Give the interval of a predicted loss from the law's uncertainty alone, without the noise of a run."""
-        if not self.resampled:
-            return None
-        values = [each.loss(params, tokens) for each in self.resampled]
-        low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
-        return float(low), float(high)
+        return find_interval([each.loss(params, tokens) for each in self.resampled], share)
 
     def decays(self, params: float) -> list[PowerLaw]:
         """Give the loss of `params` parameters against tokens, by the law and by each resampled law."""

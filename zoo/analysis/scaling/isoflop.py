@@ -27,6 +27,14 @@ LEAST_BUDGETS = 2
 """Fewest budgets with a minimum to which a power law is fitted."""
 
 
+def find_interval(resampled: Sequence[float], share: float) -> tuple[float, float] | None:
+    """Find the central interval with this share of resampled values; None without any."""
+    if not resampled:
+        return None
+    low, high = np.quantile(resampled, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class FlopBudget:
     """Points of about equal FLOPs, and the parameters at the minimum of their parabola (None: it has no minimum among
@@ -58,10 +66,7 @@ class IsoFlop:
 
     def interval(self, share: float = 0.95) -> tuple[float, float] | None:
         """Give the central interval with this share of the resampled exponents; None without resamples."""
-        if not self.resampled:
-            return None
-        low, high = np.quantile(self.resampled, [(1 - share) / 2, (1 + share) / 2])
-        return float(low), float(high)
+        return find_interval(self.resampled, share)
 
 
 @dataclass(frozen=True)

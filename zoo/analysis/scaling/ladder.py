@@ -18,9 +18,6 @@ from zoo.errors import ConfigError
 MULTIPLES = (0.5, 1.0, 2.0, 4.0)
 """Ends of the decays, in multiples of the tokens of a compute-optimal run."""
 
-OPTIMAL = 20.0
-"""Tokens per parameter of a compute-optimal run (Hoffmann et al., 2022)."""
-
 WARMUP = 0.1
 """Warm-up as a share of the tokens up to the first point: N tokens at 20 per parameter, as in OLMo-core."""
 

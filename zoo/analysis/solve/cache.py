@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from zoo.analysis.solve.recipe import ModelSource
@@ -31,35 +31,26 @@ def find_smaller_caches(
     if not held:
         raise ConfigError("bytes: this model generates nothing and keeps no cache (a decoder would)")
     found = [{"change": None, "overrides": typed, "bytes": held, "fits": held <= most}]
-    if held <= most:
-        return found
-    for change in ("n_kv_heads", "window"):
+
+    def count(key: str, value: int) -> int:
+        made = compose_model(model, [*typed, f"{key}={value}"])
+        return kv_cache(spec_of_composed(made), setup)["bytes"]
+
+    searches: dict[str, Callable[[str], int | None]] = {
+        "n_kv_heads": lambda key: next((heads for heads in _divisors(spec) if count(key, heads) <= most), None),
+        "window": lambda key: find_crossing(lambda value: count(key, value) / most, 1, setup.tokens(spec)) or None,
+    }
+    for change, search in searches.items() if held > most else ():
         for key in (change, f"attention.{change}"):
             try:
-                value = (
-                    _key_heads(model, typed, key, spec, most, setup)
-                    if change == "n_kv_heads"
-                    else (_window(model, typed, key, most, setup, setup.tokens(spec)))
-                )
+                value = search(key)
             except ConfigError:
                 continue  # nothing in this model reads the key
             if value is not None:
                 made = [*typed, f"{key}={value}"]
-                held = _bytes(model, made, setup)
-                found.append({"change": change, "overrides": made, "bytes": held, "fits": True})
+                found.append({"change": change, "overrides": made, "bytes": count(key, value), "fits": True})
             break
     return found
-
-
-def _bytes(model: ModelSource, overrides: Iterable[str], setup: Setup) -> int:
-    return kv_cache(spec_of_composed(compose_model(model, overrides)), setup)["bytes"]
-
-
-def _key_heads(model: ModelSource, typed: list[str], key: str, spec: Priced, most: float, setup: Setup) -> int | None:
-    for heads in _divisors(spec):
-        if _bytes(model, [*typed, f"{key}={heads}"], setup) <= most:
-            return heads
-    return None
 
 
 def _divisors(spec: Priced) -> Iterator[int]:
@@ -70,10 +61,3 @@ def _divisors(spec: Priced) -> Iterator[int]:
     for heads in range(max(kept, default=1) - 1, 0, -1):
         if all(each % heads == 0 for each in query):
             yield heads
-
-
-def _window(model: ModelSource, typed: list[str], key: str, most: float, setup: Setup, context: int) -> int | None:
-    def share(window: int) -> float:
-        return _bytes(model, [*typed, f"{key}={window}"], setup) / most
-
-    return find_crossing(share, 1, context) or None

@@ -7,16 +7,14 @@ import functools
 from typing import Any
 
 from zoo.analysis.solve.search import find_reach
+from zoo.costs.advice import PARTS
 from zoo.costs.generating import generating
 from zoo.costs.hardware import RUNTIME, USABLE
 from zoo.costs.price import price
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.costs.shadow import UnknownOperation
+from zoo.costs.shadow.recording import UnknownOperation
 from zoo.errors import ConfigError
-
-TRAINING = ("weights", "gradients", "optimizer", "activations", "loss_head", "step")
-"""The parts of a training step's memory. They do not all exist at the same time."""
 
 MOST = 1 << 24
 """The largest batch or context that is searched."""
@@ -67,7 +65,7 @@ def price_memory(spec: Priced, setup: Setup, *, train: bool = False, prefill: bo
     ]  # with a GPU, `price` would also compute a roofline
     if "train_peak" not in memory:
         raise ConfigError(f"train: its peak is not known, {memory['activations_unknown']} (without --train would do)")
-    parts = {name: memory[name] for name in TRAINING if name in memory}
+    parts = {name: memory[name] for name in PARTS if name in memory}
     return {**parts, "total": memory["train_peak"]}
 
 
@@ -103,36 +101,27 @@ def find_largest_context(
     return {"context": found, "batch": setup.batch, **answer}
 
 
-def _phases(name: str, spec: Priced, setup: Setup, room: Room, most: int, found: int, prefill: bool) -> dict[str, int]:
-    """Give the largest value that fits in each phase of generating: `prefill`, with all prompts read at once, and
-    `decode`, where only weights and cache count."""
-    if not prefill:
-        return {"decode": found}
-
-    def share(value: int) -> float:
-        held = price_memory(spec, dataclasses.replace(setup, **{name: value}), prefill=False)
-        return held["total"] / room.bytes
-
-    return {"prefill": found, "decode": find_reach(share, most)}
-
-
 def _solve(name: str, spec: Priced, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
     @functools.cache
-    def need(value: int) -> dict[str, int]:
+    def need(value: int, prefill: bool) -> dict[str, int]:
         return price_memory(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
 
-    found = find_reach(lambda value: need(value)["total"] / room.bytes, most)
-    now = need(max(found, 1))
+    def reach(prefill: bool) -> int:
+        return find_reach(lambda value: need(value, prefill)["total"] / room.bytes, most)
+
+    found = reach(prefill)
+    now = need(max(found, 1), prefill)
     answer: dict[str, Any] = {"found": found, "fits": found > 0, "mode": "train" if train else "generate"}
     answer |= {"gpus": setup.ranks, "needed": now}
     if not found:
         answer["short"] = now["total"] - room.bytes
     elif found < most:  # at `most`, there may be no further positions
-        answer["one_more"] = need(found + 1)
-    before = {} if found < 2 else need(found - 1)
+        answer["one_more"] = need(found + 1, prefill)
+    before = {} if found < 2 else need(found - 1, prefill)
     grows = {part: now[part] - before.get(part, 0) for part in now if part != "total"}
     answer["binds"] = max(grows, key=lambda part: grows[part])
     if not train:
-        answer["phases"] = _phases(name, spec, setup, room, most, found, prefill)
+        # all prompts read at once; and decoding, where only weights and cache count
+        answer["phases"] = {"prefill": found, "decode": reach(False)} if prefill else {"decode": found}
     answer["notes"] = [f"searched no further than {most:,}"] if found == most else []
     return {**answer, "room": room.as_dict()}

@@ -75,32 +75,6 @@ class ShapeBudget:
         return {name: value for name in FIGURES if (value := getattr(self, name)) is not None}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShapeSearch:
-    """The parameters of a search: budget, set-up, the range of d_model / n_layers (`aspect`), and with `nearest` the
-    permission to exceed the budget for a closer shape."""
-
-    budget: ShapeBudget
-    setup: Setup
-    train: bool = False
-    nearest: bool = False
-    aspect: tuple[float, float] = ASPECT
-
-    def figures(self, spec: Priced) -> dict[str, float]:
-        """Price the budgeted figures of a Spec."""
-        return {name: FIGURES[name](spec, self.setup, self.train) for name in self.budget.given()}
-
-    def share(self, spec: Priced, *, without: str = "") -> float:
-        """Give the largest of figure ÷ budget; at 1 a budget is used up."""
-        given = self.budget.given()
-        return max(FIGURES[name](spec, self.setup, self.train) / given[name] for name in given if name != without)
-
-    def within(self, spec: Priced) -> bool:
-        """Whether a Spec keeps to the budget of KEYS, which `nearest` does not relax."""
-        most = self.budget.kv_bytes_per_token
-        return most is None or FIGURES[KEYS](spec, self.setup, self.train) <= most
-
-
 def solve_shapes(
     model: ModelSource,
     overrides: Iterable[str],
@@ -122,9 +96,9 @@ def solve_shapes(
     """
     if not 0 < aspect[0] <= aspect[1]:
         raise ConfigError(f"aspect: must be least:most, found {aspect[0]:g}:{aspect[1]:g} (16:128, say)")
-    search = ShapeSearch(budget=budget, setup=setup or Setup(), train=train, nearest=nearest, aspect=aspect)
-    recipe = ComposedModel(model, overrides)
-    found = [shape for width in _widths(recipe, search) if (shape := _at_width(recipe, search, width))]
+    recipe, setup = ComposedModel(model, overrides), setup or Setup()
+    search = ShapeSearch(recipe=recipe, budget=budget, setup=setup, train=train, nearest=nearest, aspect=aspect)
+    found = [shape for width in search.list_widths() if (shape := search.find_at_width(width))]
     found.sort(key=lambda shape: abs(1 - shape[1]))
     if not found:
         asked = ", ".join(f"{name} {value:g}" for name, value in budget.given().items())
@@ -132,36 +106,112 @@ def solve_shapes(
             f"shape: none of this recipe costs about {asked} with d_model / n_layers from {aspect[0]:g} to "
             f"{aspect[1]:g} (a wider aspect, a smaller vocab_size or head.tied=true may do)"
         )
-    return [_priced(recipe, search, dims) for dims, _ in found[:count]]
+    return [search.describe(dims) for dims, _ in found[:count]]
 
 
-def _priced(recipe: ComposedModel, search: ShapeSearch, dims: Dims) -> dict[str, Any]:
-    """Give a shape and its price as plain data."""
-    spec = recipe.spec(dims)
-    stated = {**recipe.dims, **dims}
-    return {
-        **{name: stated[name] for name in (*SOLVED, "head_dim") if name in stated and name not in recipe.unread},
-        "aspect": spec.d_model / spec.n_layers,
-        "figures": search.figures(spec),
-        "share": search.share(spec, without=KEYS),
-        "overrides": recipe.overrides_of(dims),
-    }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapeSearch:
+    """A search for shapes of a recipe: budget, set-up, the range of d_model / n_layers (`aspect`), and with `nearest`
+    the permission to exceed the budget for a closer shape."""
 
+    recipe: ComposedModel
+    budget: ShapeBudget
+    setup: Setup
+    train: bool = False
+    nearest: bool = False
+    aspect: tuple[float, float] = ASPECT
 
-def _widths(recipe: ComposedModel, search: ShapeSearch) -> list[int]:
-    """Choose at most WIDTHS_TRIED widths at which some depth within the aspect costs about the budget."""
-    if "d_model" in recipe.fixed:
-        return [recipe.dims["d_model"]]
-    grid = [width for width in _grid() if _depths(recipe, search, width)[1] and any(recipe.at_width(width))]
+    def price(self, spec: Priced, names: Iterable[str]) -> dict[str, float]:
+        """Price the named figures of a Spec."""
+        return {name: FIGURES[name](spec, self.setup, self.train) for name in names}
 
-    if not grid:
-        return []
-    first = find_crossing(lambda index: _extreme(recipe, search, grid[index], 1), 0, len(grid) - 1) + 1
-    last = find_crossing(lambda index: _extreme(recipe, search, grid[index], 0), 0, len(grid) - 1)
-    found = grid[min(first, last) : last + 1]
-    if len(found) <= WIDTHS_TRIED:
-        return found
-    return [found[round(i * (len(found) - 1) / (WIDTHS_TRIED - 1))] for i in range(WIDTHS_TRIED)]
+    def share(self, spec: Priced) -> float:
+        """Give the largest of figure ÷ budget, KEYS left out; at 1 a budget is used up."""
+        given = {name: most for name, most in self.budget.given().items() if name != KEYS}
+        return max(figure / given[name] for name, figure in self.price(spec, given).items())
+
+    def within(self, spec: Priced) -> bool:
+        """Whether a Spec keeps to the budget of KEYS, which `nearest` does not relax."""
+        most = self.budget.kv_bytes_per_token
+        return most is None or self.price(spec, [KEYS])[KEYS] <= most
+
+    def describe(self, dims: Dims) -> dict[str, Any]:
+        """Give a shape and its price as plain data."""
+        spec, stated = self.recipe.spec(dims), {**self.recipe.dims, **dims}
+        shown = (name for name in (*SOLVED, "head_dim") if name in stated and name not in self.recipe.unread)
+        return {
+            **{name: stated[name] for name in shown},
+            "aspect": spec.d_model / spec.n_layers,
+            "figures": self.price(spec, self.budget.given()),
+            "share": self.share(spec),
+            "overrides": self.recipe.overrides_of(dims),
+        }
+
+    def list_widths(self) -> list[int]:
+        """Choose at most WIDTHS_TRIED widths at which some depth within the aspect costs about the budget."""
+        if "d_model" in self.recipe.fixed:
+            return [self.recipe.dims["d_model"]]
+        grid = [width for width in _grid() if self._depths(width)[1] and any(self.recipe.at_width(width))]
+        if not grid:
+            return []
+        first = find_crossing(lambda index: self._extreme(grid[index], 1), 0, len(grid) - 1) + 1
+        last = find_crossing(lambda index: self._extreme(grid[index], 0), 0, len(grid) - 1)
+        found = grid[min(first, last) : last + 1]
+        if len(found) <= WIDTHS_TRIED:
+            return found
+        return [found[round(i * (len(found) - 1) / (WIDTHS_TRIED - 1))] for i in range(WIDTHS_TRIED)]
+
+    def _depths(self, width: int) -> tuple[int, int]:
+        """Give the fewest and the most layers at a width; (0, 0) if the aspect allows none."""
+        if "n_layers" not in self.recipe.solved:
+            return self.recipe.dims["n_layers"], self.recipe.dims["n_layers"]
+        low = max(self.recipe.least_layers, math.ceil(width / self.aspect[1]))
+        high = min(math.floor(width / self.aspect[0]), MOST_LAYERS)
+        return (low, high) if low <= high else (0, 0)
+
+    def _extreme(self, width: int, end: int) -> float:
+        """Give the share of the budget that the cheapest (0) or most expensive (1) shape of a width takes."""
+        dims = next(self.recipe.at_width(width))
+        if "d_ff" in dims:
+            dims["d_ff"] = self.recipe.ffn(width, ratio=FFN_RANGE[end])
+        return self.share(self._cut(dims, width, self._depths(width)[end]))
+
+    def _cut(self, dims: Dims, width: int, layers: int) -> Any:
+        """Make the Spec with `layers` layers, by cutting the deepest one, which is a thousand times faster."""
+        if "n_layers" not in dims:
+            return self.recipe.spec(dims)
+        return truncate_layers(self.recipe.spec({**dims, "n_layers": self._depths(width)[1]}), layers)
+
+    def find_at_width(self, width: int) -> tuple[Dims, float] | None:
+        """Find the shape of a width that is nearest to the budget, and its share."""
+        low, high = self._depths(width)
+        for dims in self.recipe.at_width(width):
+
+            def share(layers: int, dims: Dims = dims) -> float:
+                return self.share(self._cut(dims, width, layers))
+
+            layers = max(low, find_crossing(share, low, high))
+            found = self._with_ffn(dims, width, layers)
+            if found and self.within(self._cut(found[0], width, layers)):
+                return {**found[0], "n_layers": layers}, found[1]
+        return None
+
+    def _with_ffn(self, dims: Dims, width: int, layers: int) -> tuple[Dims, float] | None:
+        """Choose the d_ff within FFN_RANGE that brings a shape nearest to the budget; return the shape and its share.
+        None if the smallest d_ff exceeds the budget."""
+
+        def share(dims: Dims) -> float:
+            return self.share(self._cut(dims, width, layers))
+
+        if "d_ff" not in dims:
+            return (dims, share(dims)) if self.nearest or share(dims) <= 1 else None
+        step = choose_ffn_step(width)
+        least, most = (self.recipe.ffn(width, ratio=ratio) // step for ratio in FFN_RANGE)
+        usual = dims["d_ff"] // step
+        ends = (usual, most) if share(dims) <= 1 else (least, usual)
+        found = find_crossing(lambda steps: share({**dims, "d_ff": steps * step}), *ends)
+        tried = [{**dims, "d_ff": n * step} for n in (found, found + self.nearest) if least <= n <= most]
+        return min(((each, share(each)) for each in tried), key=lambda shape: abs(1 - shape[1]), default=None)
 
 
 def _grid() -> list[int]:
@@ -169,63 +219,3 @@ def _grid() -> list[int]:
     while widths[-1] < 1 << 15:
         widths.append(widths[-1] + choose_width_step(widths[-1]))
     return widths
-
-
-def _depths(recipe: ComposedModel, search: ShapeSearch, width: int) -> tuple[int, int]:
-    """Give the fewest and the most layers at a width; (0, 0) if the aspect allows none."""
-    if "n_layers" not in recipe.solved:
-        return recipe.dims["n_layers"], recipe.dims["n_layers"]
-    low = max(recipe.least_layers, math.ceil(width / search.aspect[1]))
-    high = min(math.floor(width / search.aspect[0]), MOST_LAYERS)
-    return (low, high) if low <= high else (0, 0)
-
-
-def _extreme(recipe: ComposedModel, search: ShapeSearch, width: int, end: int) -> float:
-    """Give the share of the budget that the cheapest (0) or most expensive (1) shape of a width takes."""
-    depths = _depths(recipe, search, width)
-    dims = next(recipe.at_width(width))
-    if "d_ff" in dims:
-        dims["d_ff"] = recipe.ffn(width, ratio=FFN_RANGE[end])
-    return search.share(_cut(recipe, dims, depths, depths[end]), without=KEYS)
-
-
-def _cut(recipe: ComposedModel, dims: Dims, depths: tuple[int, int], layers: int) -> Any:
-    """Make the Spec with `layers` layers, by cutting the deepest one, which is a thousand times faster."""
-    if "n_layers" not in dims:
-        return recipe.spec(dims)
-    return truncate_layers(recipe.spec({**dims, "n_layers": depths[1]}), layers)
-
-
-def _at_width(recipe: ComposedModel, search: ShapeSearch, width: int) -> tuple[Dims, float] | None:
-    """Find the shape of a width that is nearest to the budget, and its share."""
-    low, high = depths = _depths(recipe, search, width)
-    for dims in recipe.at_width(width):
-
-        def share(layers: int, dims: Dims = dims) -> float:
-            return search.share(_cut(recipe, dims, depths, layers), without=KEYS)
-
-        layers = max(low, find_crossing(share, low, high))
-        found = _with_ffn(recipe, search, dims, width, depths, layers)
-        if found and search.within(_cut(recipe, found[0], depths, layers)):
-            return {**found[0], "n_layers": layers}, found[1]
-    return None
-
-
-def _with_ffn(
-    recipe: ComposedModel, search: ShapeSearch, dims: Dims, width: int, depths: tuple[int, int], layers: int
-) -> tuple[Dims, float] | None:
-    """Choose the d_ff within FFN_RANGE that brings a shape nearest to the budget; return the shape and its share. None
-    if the smallest d_ff exceeds the budget."""
-
-    def share(dims: Dims) -> float:
-        return search.share(_cut(recipe, dims, depths, layers), without=KEYS)
-
-    if "d_ff" not in dims:
-        return (dims, share(dims)) if search.nearest or share(dims) <= 1 else None
-    step = choose_ffn_step(width)
-    least, most = (recipe.ffn(width, ratio=ratio) // step for ratio in FFN_RANGE)
-    usual = dims["d_ff"] // step
-    ends = (usual, most) if share(dims) <= 1 else (least, usual)
-    found = find_crossing(lambda steps: share({**dims, "d_ff": steps * step}), *ends)
-    tried = [{**dims, "d_ff": n * step} for n in (found, found + search.nearest) if least <= n <= most]
-    return min(((each, share(each)) for each in tried), key=lambda shape: abs(1 - shape[1]), default=None)
