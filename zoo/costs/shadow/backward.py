@@ -7,7 +7,9 @@ them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zoo.costs.shadow.recording import GradientTarget, Storage, TapeNode
@@ -34,13 +36,12 @@ class Undone(NamedTuple):
     beside: int
 
 
+@dataclass(eq=False, slots=True)
 class _Gradient:
     """A gradient that still has readers, and their number."""
 
-    __slots__ = ("nbytes", "readers")
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes, self.readers = nbytes, 0
+    nbytes: int
+    readers: int
 
 
 class _Pass:
@@ -52,10 +53,10 @@ class _Pass:
         self.weights: set[Storage] = set()
         self.waiting: dict[Any, _Gradient] = {}
 
-    def make(self, nbytes: int) -> _Gradient:
+    def make(self, nbytes: int, readers: int = 0) -> _Gradient:
         self.live += nbytes
         self.mark()
-        return _Gradient(nbytes)
+        return _Gradient(nbytes, readers)
 
     def mark(self, more: int = 0) -> None:
         """Update the peaks, with `more` bytes of scratch memory."""
@@ -83,32 +84,22 @@ class _Pass:
         elif there.readers == 1:
             self.drop(gradient)
         else:
-            both = self.make(max(there.nbytes, gradient.nbytes))
-            both.readers = 1
-            self.waiting[place] = both
+            self.waiting[place] = self.make(max(there.nbytes, gradient.nbytes), 1)
             self.drop(there)
             self.drop(gradient)
 
 
 def replay_backward(nodes: Sequence[TapeNode], seeds: Sequence[Any]) -> Undone:
     """Replay the backward pass over `nodes`, which are in forward order, from gradients of `seeds`."""
-    saved: dict[Storage, int] = {}
-    for node in nodes:
-        for storage in node.saves:
-            saved[storage] = saved.get(storage, 0) + 1
+    saved = Counter(storage for node in nodes for storage in node.saves)
     run = _Pass(sum(each.nbytes for each in collect_saved(nodes)))
     for seed in seeds:
-        run.deliver(source_of(seed), _one(run.make(seed.nbytes)))
+        run.deliver(source_of(seed), run.make(seed.nbytes, 1))
     for node in reversed(nodes):
         if node in run.waiting:
             _undo(node, run, saved)
     beside = sum(gradient.nbytes for place, gradient in run.waiting.items() if isinstance(place, TapeNode))
     return Undone(run.peak, run.left, run.moving, beside)
-
-
-def _one(gradient: _Gradient) -> _Gradient:
-    gradient.readers = 1
-    return gradient
 
 
 def _undo(node: TapeNode, run: _Pass, saved: dict[Storage, int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
@@ -19,11 +20,14 @@ from zoo.kernels.view.paging import PAGE
 from zoo.kernels.view.slots import SlotMapping
 
 
+@dataclass(eq=False)
 class ShadowLayerCache:
     """One layer's cached tensors [B, S, …], its recurrent states [B, …], and cross-attention's keys and values."""
 
-    def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: dict[str, Any], filled: bool) -> None:
-        self.tensors, self.states, self.cross, self.filled = tensors, states, cross, filled
+    tensors: dict[str, Any]
+    states: dict[str, Any]
+    cross: dict[str, Any]
+    filled: bool
 
     def append(self, where: SlotMapping, new: dict[str, Any]) -> tuple[Any, ...]:
         """Store the new tokens' tensors; return those of all visible tokens."""
@@ -65,7 +69,6 @@ class ShadowCache:
         self.past = self.longest = length
         self.capacity, self.tower = capacity, tower
         self.has_source = length > 0
-        self.recordings = None
         self.memory = memory
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 

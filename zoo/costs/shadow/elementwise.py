@@ -9,7 +9,7 @@ from typing import Any
 from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT64, ShadowDtype, promote
 from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.shadow.strides import broadcast, elementwise_strides
-from zoo.costs.shadow.tensor import is_shadow, make_result
+from zoo.costs.shadow.tensor import is_shadow, make_result, save_operands, wants_gradient
 
 # ---------------------------------------------------------------- elementwise, of one tensor
 
@@ -123,16 +123,12 @@ def _dtype_of_number(value: Any) -> ShadowDtype:
     return INT64 if isinstance(value, int) else FLOAT32
 
 
-def wants_gradient(x: Any) -> bool:
-    return is_shadow(x) and x.wants_grad
-
-
 def add(a: Any, b: Any) -> Any:
     return _combine("add", (a, b))
 
 
 def multiply(a: Any, b: Any) -> Any:
-    return _combine("mul", (a, b), [*([a] if wants_gradient(b) else []), *([b] if wants_gradient(a) else [])])
+    return _combine("mul", (a, b), save_operands(a, b))
 
 
 def divide(a: Any, b: Any) -> Any:
@@ -188,7 +184,7 @@ def masked_fill(x: Any, mask: Any, value: float) -> Any:
 
 
 def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
-    return _combine("addcmul", (x, a, b), [*([a] if wants_gradient(b) else []), *([b] if wants_gradient(a) else [])])
+    return _combine("addcmul", (x, a, b), save_operands(a, b))
 
 
 def logical_not(x: Any) -> Any:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,21 +48,21 @@ class ShadowDrops:
 
 
 class WeightedLayer:
-    """A callable part with a weight and perhaps a bias. A run may give it an adapter."""
+    """A callable part with a weight and perhaps a bias, computed by `run`. A run may give it an adapter."""
 
     adapter: tuple[Any, Any] | None = None  # the matrices a and b
     drops_adapted = False
 
-    def __init__(self, name: str, part: Any, dtype: ShadowDtype) -> None:
+    def __init__(self, name: str, part: Any, dtype: ShadowDtype, run: Callable[..., Any]) -> None:
         shapes = part.shapes()
-        self.name, self.part = name, part
+        self.name, self.part, self.run = name, part, run
         self.weight = make_shadow(shapes["weight"], dtype, grad=True, held=True)
         self.bias = make_shadow(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         with current_tape().inside(self.name):
             x, *others = given
-            return _named(self._adapt(self.run(x, *others, **options), x, options.get("offsets")))
+            return _named(self._adapt(self.run(self, x, *others, **options), x, options.get("offsets")))
 
     def _adapt(self, y: Any, x: Any, offsets: Any) -> Any:
         """Add the low-rank adapter's product to y, as `zoo.run.adapters` does."""
@@ -78,47 +78,30 @@ class WeightedLayer:
             raise AttributeError(name)
         raise UnknownOperation(f"{type(self.part).__name__}.{name}")
 
-    def run(self, *given: Any, **options: Any) -> Any:
-        """Compute the part's result."""
-        raise NotImplementedError
-
 
 FEW_ROWS = 32
 """Rows up to which zoo.run.layer multiplies bfloat16 on a CPU with the weight on the left; a test holds it."""
 
 
-class ShadowLinear(WeightedLayer):
-    """A matrix product."""
-
-    def run(self, x: Any) -> Any:
-        y = linear(x, self.weight, self.bias)
-        few = 1 < math.prod(x.shape[:-1]) <= FEW_ROWS
-        generating = not (current_tape().recording or x.is_cuda)
-        if few and generating and self.bias is None and x.dtype is BFLOAT16:
-            return make_shadow(y.shape, y.dtype, y.storage.name)  # zoo.run.layer makes a contiguous copy, then frees y
-        return y
+def run_linear(part: WeightedLayer, x: Any) -> Any:
+    """Compute a matrix product."""
+    y = linear(x, part.weight, part.bias)
+    few = 1 < math.prod(x.shape[:-1]) <= FEW_ROWS
+    generating = not (current_tape().recording or x.is_cuda)
+    if few and generating and part.bias is None and x.dtype is BFLOAT16:
+        return make_shadow(y.shape, y.dtype, y.storage.name)  # zoo.run.layer makes a contiguous copy, then frees y
+    return y
 
 
-class ShadowTable(WeightedLayer):
-    """An embedding table."""
-
-    def run(self, ids: Any) -> Any:
-        return embedding(ids, self.weight)
-
-
-class ShadowExperts(WeightedLayer):
-    """A grouped matrix product, one weight per expert."""
-
-    def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
-        y = grouped_linear(x, self.weight, offsets)
-        return y if self.bias is None else y + self.bias.to(y.dtype)[expert_of_row]
+def run_experts(part: WeightedLayer, x: Any, offsets: Any, expert_of_row: Any) -> Any:
+    """Compute a grouped matrix product, one weight per expert."""
+    y = grouped_linear(x, part.weight, offsets)
+    return y if part.bias is None else y + part.bias.to(y.dtype)[expert_of_row]
 
 
-class ShadowConvolution(WeightedLayer):
-    """A convolution along the tokens."""
-
-    def run(self, x: Any) -> Any:
-        return convolve_tokens(x, self.weight, self.bias, self.part.groups, self.part.dilation)
+def run_convolution(part: WeightedLayer, x: Any) -> Any:
+    """Compute a convolution along the tokens."""
+    return convolve_tokens(x, part.weight, part.bias, part.part.groups, part.part.dilation)
 
 
 class ShadowLayer:
@@ -175,7 +158,8 @@ class ShadowLayer:
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
         """List the parts that are modules."""
-        return ((name, getattr(self, name)) for name, part in self._parts.items() if not _is_tensor(part))
+        tensors = (S.Weight, S.Buffer)
+        return ((name, getattr(self, name)) for name, part in self._parts.items() if not isinstance(part, tensors))
 
 
 def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
@@ -188,13 +172,13 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
         case S.Tied():
             return part_of(name, part.of, d_model, dtype)  # saved tensors are the same whoever owns the weight
         case S.Linear():
-            return ShadowLinear(name, part, dtype)
+            return WeightedLayer(name, part, dtype, run_linear)
         case S.Embedding():
-            return ShadowTable(name, part, dtype)
+            return WeightedLayer(name, part, dtype, lambda table, ids: embedding(ids, table.weight))
         case S.Experts():
-            return ShadowExperts(name, part, dtype)
+            return WeightedLayer(name, part, dtype, run_experts)
         case S.Conv():
-            return ShadowConvolution(name, part, dtype)
+            return WeightedLayer(name, part, dtype, run_convolution)
         case S.Group():
             return {inner: part_of(inner, each, d_model, dtype) for inner, each in part.parts.items()}
         case S.Sized():
@@ -221,10 +205,6 @@ def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
             shapes = (*experts, rank, d_in), (*experts, d_out, rank)
             a, b = (make_shadow(shape, dtype, grad=True, held=True) for shape in shapes)
             made.adapter, made.drops_adapted = (a, b), tuning.whole.drops_adapted
-
-
-def _is_tensor(part: Any) -> bool:
-    return isinstance(part, (S.Weight, S.Buffer))
 
 
 def _named(made: Any) -> Any:

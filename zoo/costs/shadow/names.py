@@ -15,6 +15,7 @@ from zoo.costs.shadow.operations import FUNCTIONAL, TORCH
 from zoo.costs.shadow.products import solve_triangular
 from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.reductions import vector_norm
+from zoo.costs.shadow.strides import flat_sizes
 from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
@@ -48,12 +49,8 @@ def _made(name: str, shape: Sequence[int], dtype: ShadowDtype) -> Any:
     return make_shadow(shape, dtype, current_tape().name(name))
 
 
-def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
-
-
 def _of_shape(name: str) -> Any:
-    return lambda *sizes, dtype=FLOAT32, device=None: _made(name, _shape(sizes), dtype or FLOAT32)
+    return lambda *sizes, dtype=FLOAT32, device=None: _made(name, flat_sizes(sizes), dtype or FLOAT32)
 
 
 def _like(name: str) -> Any:
@@ -110,9 +107,7 @@ def _autocast(kind: str, enabled: bool = True) -> Any:
     return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 
-DTYPES = {"bool": BOOL, "int32": INT32, "int64": INT64, "long": INT64, "float32": FLOAT32, "bfloat16": BFLOAT16}
-DTYPES["float16"] = FLOAT16
-DTYPES["float8_e4m3fn"] = FLOAT8
+DTYPES = {each.name: each for each in (BOOL, INT32, INT64, FLOAT32, BFLOAT16, FLOAT16, FLOAT8)} | {"long": INT64}
 
 FINFO = {
     "float32": SimpleNamespace(min=-3.4028234663852886e38, max=3.4028234663852886e38, eps=2.0**-23, tiny=2.0**-126),

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.costs.shadow.dtypes import BOOL, FLOAT32
-from zoo.costs.shadow.elementwise import UNARY, add, multiply, wants_gradient
+from zoo.costs.shadow.elementwise import UNARY, add, multiply
 from zoo.costs.shadow.products import cast_for_autocast, matmul
 from zoo.costs.shadow.recording import current_tape
 from zoo.costs.shadow.reductions import mean, repeat_interleave, softmax
-from zoo.costs.shadow.tensor import make_result
+from zoo.costs.shadow.tensor import make_result, wants_gradient
 
 
 def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:

@@ -10,60 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zoo.costs.shadow.elementwise import (
-    UNARY,
-    add,
-    addcmul,
-    compare,
-    divide,
-    divide_whole,
-    hypot,
-    logaddexp,
-    logical_not,
-    masked_fill,
-    multiply,
-    pick_extreme,
-    power,
-    where,
-)
-from zoo.costs.shadow.norms import dropout, layer_norm, rms_norm
-from zoo.costs.shadow.products import baddbmm, conv1d, einsum, embedding, linear, matmul
-from zoo.costs.shadow.reductions import (
-    argmax,
-    argsort,
-    cat,
-    cummax,
-    cumsum,
-    flip,
-    gather,
-    index_add,
-    logsumexp,
-    maximum_along,
-    mean,
-    pad,
-    repeat_interleave,
-    scatter,
-    scatter_reduce,
-    softmax,
-    stack,
-    sum_along,
-    topk,
-)
+from zoo.costs.shadow import elementwise, norms, products, reductions
+from zoo.costs.shadow.elementwise import UNARY, add, compare, divide, divide_whole, logical_not, multiply, pick_extreme
+from zoo.costs.shadow.reductions import maximum_along, mean, sum_along
+
+
+def _pick(module: Any, *names: str) -> dict[str, Callable[..., Any]]:
+    """Pick functions that have torch's names."""
+    return {name: getattr(module, name) for name in names}
+
 
 METHODS: dict[str, Callable[..., Any]] = {
     **UNARY,
-    **{"sum": sum_along, "mean": mean, "logsumexp": logsumexp, "softmax": softmax, "cumsum": cumsum, "cummax": cummax},
-    "flip": flip,
-    **{"topk": topk, "max": maximum_along, "argsort": argsort, "argmax": argmax, "gather": gather, "scatter": scatter},
-    "scatter_reduce": scatter_reduce,
-    **{"index_add": index_add, "repeat_interleave": repeat_interleave, "masked_fill": masked_fill},
+    **_pick(reductions, "mean", "logsumexp", "softmax", "cumsum", "cummax", "flip", "topk", "argsort", "argmax"),
+    **_pick(reductions, "gather", "scatter", "scatter_reduce", "index_add", "repeat_interleave"),
+    **{"sum": sum_along, "max": maximum_along, "masked_fill": elementwise.masked_fill},
     **{"maximum": pick_extreme, "minimum": pick_extreme, "logical_not": logical_not, "__invert__": logical_not},
     **{"__neg__": UNARY["neg"], "__abs__": UNARY["abs"], "gt": compare, "lt": compare},
 }
 """Methods of a tensor."""
 
 OPERATORS: dict[str, Callable[..., Any]] = {
-    **{"add": add, "sub": add, "mul": multiply, "truediv": divide, "pow": power, "matmul": matmul},
+    **{"add": add, "sub": add, "mul": multiply, "truediv": divide},
+    **{"pow": elementwise.power, "matmul": products.matmul},
     **{name: divide_whole for name in ("floordiv", "mod", "and", "or", "xor")},
 }
 """Python's operators, each also in its reflected form (`__radd__` …)."""
@@ -71,14 +40,16 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 COMPARISONS = {name: compare for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 
 TORCH: dict[str, Callable[..., Any]] = {
-    **{"cat": cat, "stack": stack, "where": where, "einsum": einsum, "baddbmm": baddbmm, "addcmul": addcmul},
+    **_pick(reductions, "cat", "stack"),
+    **_pick(elementwise, "where", "addcmul", "hypot", "logaddexp"),
+    **_pick(products, "einsum", "baddbmm"),
     **{"minimum": pick_extreme, "maximum": pick_extreme, "sum": sum_along, "mean": mean},
-    **{"hypot": hypot, "logaddexp": logaddexp},
 }
 """Functions of torch."""
 
 FUNCTIONAL: dict[str, Callable[..., Any]] = {
-    **{"layer_norm": layer_norm, "rms_norm": rms_norm, "linear": linear, "pad": pad, "conv1d": conv1d},
-    **{"embedding": embedding, "dropout": dropout},
+    **_pick(norms, "layer_norm", "rms_norm", "dropout"),
+    **_pick(products, "linear", "conv1d", "embedding"),
+    "pad": reductions.pad,
 }
 """Functions of torch.nn.functional."""

@@ -9,7 +9,7 @@ from typing import Any
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.strides import broadcast, dense_strides
-from zoo.costs.shadow.tensor import is_shadow, make_result
+from zoo.costs.shadow.tensor import is_shadow, make_result, save_operands
 
 
 def cast_for_autocast(*tensors: Any) -> list[Any]:
@@ -33,8 +33,7 @@ def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
     a, b = cast_for_autocast(a, b)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.dtype is not b.dtype:
         raise ValueError(f"a product of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
-    saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
-    return make_result(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
+    return make_result(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=save_operands(a, b))
 
 
 def matmul(a: Any, b: Any) -> Any:
@@ -45,8 +44,7 @@ def matmul(a: Any, b: Any) -> Any:
 
 def baddbmm(x: Any, a: Any, b: Any) -> Any:
     x, a, b = cast_for_autocast(x, a, b)
-    saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
-    return make_result("baddbmm", [x, a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
+    return make_result("baddbmm", [x, a, b], (*a.shape[:2], b.shape[2]), a.dtype, saves=save_operands(a, b))
 
 
 def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> Any:
@@ -55,8 +53,8 @@ def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> An
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
     rows = x.reshape(-1, x.shape[-1])
-    saves = [*([rows] if weight.wants_grad else []), *([weight] if rows.wants_grad else [])]
-    y = make_result(name, [rows, weight, bias], (rows.shape[0], weight.shape[0]), rows.dtype, saves=saves)
+    shape, saves = (rows.shape[0], weight.shape[0]), save_operands(rows, weight)
+    y = make_result(name, [rows, weight, bias], shape, rows.dtype, saves=saves)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

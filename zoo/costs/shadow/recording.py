@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zoo.costs.shadow.dtypes import ShadowDtype
@@ -48,11 +49,11 @@ def named_failures(component: str) -> Iterator[None]:
         raise UnknownOperation(component, why) from error
 
 
+@dataclass(frozen=True)
 class ShadowDevice:
     """The device of the pass: "cuda" has fused norms and attention, "cpu" builds some of them from elementary ops."""
 
-    def __init__(self, kind: str) -> None:
-        self.type = kind
+    type: str
 
 
 class Storage:
@@ -85,36 +86,34 @@ class GradientTarget(NamedTuple):
     nbytes: int
 
 
+@dataclass(eq=False, slots=True)
 class TapeNode:
     """An operation in autograd's graph. It `saves` storages for its backward pass, which takes `work` more bytes."""
 
-    __slots__ = ("index", "name", "nbytes", "saves", "sources", "work")
+    name: str
+    index: int
+    saves: list[Storage]
+    sources: list[GradientTarget]
+    nbytes: int
+    work: int
 
-    def __init__(
-        self, name: str, index: int, saves: list[Storage], sources: list[GradientTarget], nbytes: int, work: int
-    ) -> None:
-        self.name, self.index, self.saves, self.sources = name, index, saves, sources
-        self.nbytes, self.work = nbytes, work
 
-
+@dataclass(eq=False)
 class Tape:
     """The record of one pass: the number of operations, the `path` of the running part, the `live` bytes and their peak
     (`most`). A `selective` pass saves no intermediate tensors of attention and recomputes them. `autocast` is the dtype
     of products, if any; `unknown` is the first operation that could not be traced."""
 
-    def __init__(
-        self,
-        device: ShadowDevice,
-        selective: bool,
-        autocast: ShadowDtype | None,
-        training: bool = True,
-        recording: bool = True,
-    ) -> None:
-        self.device, self.selective, self.autocast = device, selective, autocast
-        self.training, self.recording = training, recording
-        self.path: list[str] = []
-        self.unknown: UnknownOperation | None = None
-        self.operations = self.live = self.most = 0
+    device: ShadowDevice
+    selective: bool
+    autocast: ShadowDtype | None
+    training: bool = True
+    recording: bool = True
+    path: list[str] = field(default_factory=list)
+    unknown: UnknownOperation | None = None
+    operations: int = 0
+    live: int = 0
+    most: int = 0
 
     def count(self, nbytes: int) -> None:
         """Add to the live bytes; a negative number frees some."""
@@ -169,9 +168,13 @@ def taping(
     training: bool = True,
     recording: bool = True,
 ) -> Iterator[Tape]:
-    """Start a pass on shadows in this thread only. `recording` says whether autograd saves tensors."""
-    token = _TAPE.set(Tape(ShadowDevice(device), selective, autocast, training, recording))
+    """Start a pass on shadows in this thread only. `recording` says whether autograd saves tensors. Raises
+    UnknownOperation at its end, even if a component has caught it."""
+    tape = Tape(ShadowDevice(device), selective, autocast, training, recording)
+    token = _TAPE.set(tape)
     try:
-        yield _TAPE.get()
+        yield tape
     finally:
         _TAPE.reset(token)
+    if tape.unknown is not None:
+        raise tape.unknown

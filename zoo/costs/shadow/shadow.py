@@ -12,7 +12,14 @@ from zoo.costs.shadow.elementwise import refuse_others
 from zoo.costs.shadow.operations import COMPARISONS, METHODS, OPERATORS
 from zoo.costs.shadow.recording import NEEDS_VALUES, WRITES, ShadowDevice, UnknownOperation, current_tape
 from zoo.costs.shadow.reductions import pick_at
-from zoo.costs.shadow.strides import broadcast, broadcast_strides, elementwise_strides, sizes_of, view_strides
+from zoo.costs.shadow.strides import (
+    broadcast,
+    broadcast_strides,
+    elementwise_strides,
+    flat_sizes,
+    sizes_of,
+    view_strides,
+)
 from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow
 
 
@@ -24,14 +31,14 @@ class Shadow(Core):
     # ------------------------------------------------------------ views
 
     def view(self, *shape: Any) -> Any:
-        wanted = sizes_of(_flat(shape), self.numel())
+        wanted = sizes_of(flat_sizes(shape), self.numel())
         strides = view_strides(self.shape, self.strides, wanted)
         if strides is None:
             raise ValueError(f"a view of {self.shape} with strides {self.strides} as {wanted} would copy")
         return self.as_view(wanted, strides)
 
     def reshape(self, *shape: Any) -> Any:
-        wanted = sizes_of(_flat(shape), self.numel())
+        wanted = sizes_of(flat_sizes(shape), self.numel())
         strides = view_strides(self.shape, self.strides, wanted)
         return make_result("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
 
@@ -44,7 +51,7 @@ class Shadow(Core):
         return self.view(*self.shape[:dim], *sizes_of(sizes, self.shape[dim]), *self.shape[dim + 1 :])
 
     def permute(self, *dims: Any) -> Any:
-        order = [self.at(dim) for dim in _flat(dims)]
+        order = [self.at(dim) for dim in flat_sizes(dims)]
         if sorted(order) != list(range(self.ndim)):
             raise ValueError(f"dimensions {order} of a tensor of {self.ndim}")
         return self.as_view([self.shape[dim] for dim in order], [self.strides[dim] for dim in order])
@@ -62,7 +69,7 @@ class Shadow(Core):
         return self.transpose(-1, -2)
 
     def expand(self, *shape: Any) -> Any:
-        asked = _flat(shape)
+        asked = flat_sizes(shape)
         lead = len(asked) - self.ndim
         wanted = tuple(self.shape[dim - lead] if size == -1 else size for dim, size in enumerate(asked))
         if broadcast(self.shape, wanted) != wanted:
@@ -178,7 +185,7 @@ class Shadow(Core):
         return self.to(BOOL)
 
     def new_zeros(self, *shape: Any, dtype: ShadowDtype | None = None) -> Any:
-        return make_shadow(_flat(shape), dtype or self.dtype, current_tape().name("zeros"))
+        return make_shadow(flat_sizes(shape), dtype or self.dtype, current_tape().name("zeros"))
 
     new_ones = new_empty = new_zeros
 
@@ -199,10 +206,6 @@ class Shadow(Core):
 
     def __pos__(self) -> Any:
         return self
-
-
-def _flat(shape: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else tuple(shape)
 
 
 def _method(name: str, run: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:

@@ -52,6 +52,11 @@ def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
     return dense_strides(shape)
 
 
+def flat_sizes(sizes: tuple[Any, ...]) -> Shape:
+    """Give the sizes of a call such as `view(2, 3)` or `view((2, 3))`."""
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+
+
 def sizes_of(shape: Sequence[int], count: int) -> Shape:
     """Replace -1 in a shape by the size that gives `count` values."""
     if -1 not in shape:

@@ -167,3 +167,12 @@ def collect_saved(nodes: Iterable[TapeNode]) -> dict[Storage, None]:
 
 def is_shadow(value: Any) -> bool:
     return isinstance(value, Core)
+
+
+def wants_gradient(value: Any) -> bool:
+    return is_shadow(value) and value.wants_grad
+
+
+def save_operands(a: Any, b: Any) -> list[Any]:
+    """List what a product of a and b saves: an operand whose other requires a gradient."""
+    return [operand for operand, other in ((a, b), (b, a)) if wants_gradient(other)]
