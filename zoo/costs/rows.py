@@ -7,8 +7,10 @@ with depth. A row says what a part is by its **roles**, one for each step down f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,6 +21,7 @@ from zoo.spec import CROSS, SHARED, Part, Spec, Tied, rows
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
     from zoo.model.attention.indexer import Indexer
+    from zoo.model.block.base import Block
     from zoo.model.router import Router
     from zoo.model.tower import Tower
 
@@ -60,6 +63,36 @@ class PricedPart:
     @property
     def vocab_size(self) -> int:
         return self.spec.vocab_size
+
+
+def list_blocks(spec: Priced) -> list[Block]:
+    """List the layers of all towers, one of each kind."""
+    return [block for tower in spec.towers().values() for block in tower.blocks.values()]
+
+
+def generates(spec: Priced) -> bool:
+    """Whether a model generates tokens: an encoder does not."""
+    return any(tower.causal for tower in spec.towers().values())
+
+
+def change_copy(spec: Any, **changes: Any) -> Any:
+    """Copy a Spec with some fields changed. Unlike `replace` this does not validate, so that traced dimensions stay
+    traced (`zoo.analysis.explain`)."""
+    made = copy(spec)
+    vars(made).update(changes)
+    return made
+
+
+def change_towers(spec: Priced, change: Callable[[Tower], Tower]) -> Priced:
+    """Change the towers of a model. Return the same object where nothing changes."""
+    towers = {name: change(tower) for name, tower in spec.towers().items()}
+    same = all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True))
+    return spec if same else PricedPart(towers, spec)
+
+
+def count_values(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Count the values of tensors, given their shapes by name."""
+    return sum(map(math.prod, shapes.values()))
 
 
 class PartRow(NamedTuple):
@@ -104,6 +137,16 @@ class AttentionRow(NamedTuple):
         """Whether the row has a backward pass: an indexer's choice has no gradient."""
         return self.slot != "indexer"
 
+    def pair_flops(self, pairs: int, *, decoding: bool = False) -> int:
+        """FLOPs of QKᵀ and PV for `pairs` pairs. With `decoding` MLA attends over its latents, without expanding
+        them."""
+        return (self.attention.decode_flops if decoding else self.attention.core_flops)(pairs)
+
+    def other_flops(self, new: int, held: int = 0) -> int:
+        """FLOPs of `new` tokens after `held` that depend neither on weights nor on pairs: updating and reading
+        recurrent states, and products on a table that all tokens share."""
+        return self.attention.state_flops() * new + self.attention.pass_flops(self.tower.d_model, new, held)
+
 
 class RouterRow(NamedTuple):
     """A router of a kind of layer, `used` that often in a pass. Its experts read vectors of `width`; of the `experts`
@@ -117,6 +160,7 @@ class RouterRow(NamedTuple):
     width: int
     experts: int
     expected: float
+    learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,16 +173,19 @@ class CostTable:
     attentions: tuple[AttentionRow, ...]
     routers: tuple[RouterRow, ...]
 
+    def select(self, kept: Callable[[Any], bool]) -> CostTable:
+        """Some of the rows."""
+        parts, attentions, routers = (filter(kept, every) for every in (self.parts, self.attentions, self.routers))
+        return replace(self, parts=tuple(parts), attentions=tuple(attentions), routers=tuple(routers))
+
     def of(self, where: str) -> CostTable:
         """The rows of one tower."""
-        kept = ([row for row in every if row.where == where] for every in (self.parts, self.attentions, self.routers))
-        return CostTable(self.towers[where], {where: self.towers[where]}, *map(tuple, kept))  # type: ignore[arg-type]
+        tower = self.towers[where]
+        return replace(self.select(lambda row: row.where == where), spec=tower, towers={where: tower})
 
     def forward_only(self) -> CostTable:
         """The rows without a backward pass: those of indexers, whose choice has no gradient."""
-        parts = tuple(row for row in self.parts if not row.learns)
-        attentions = tuple(row for row in self.attentions if not row.learns)
-        return CostTable(self.spec, self.towers, parts, attentions, ())
+        return self.select(lambda row: not row.learns)
 
     @cached_property
     def ties(self) -> dict[str, str | None]:

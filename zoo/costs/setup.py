@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes per value, by the name that users give a dtype."""
 
+COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
+"""The dtype of activations by the model's dtype; with fp8 only the weights' products are in float8."""
+
 CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
 ENGINES = ("ideal", "zoo", "hf", "paged")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "schedule_free", "sgd")
@@ -114,6 +117,16 @@ class Setup:
         return [self.document] * whole + [rest] * (rest > 0)
 
     @property
+    def cached(self) -> str:
+        """Give the dtype of cached values."""
+        return self.cache_dtype or self.dtype
+
+    @property
+    def computed(self) -> str:
+        """Give the dtype of a training step's products."""
+        return "fp32" if self.precision == "fp32" else self.dtype
+
+    @property
     def pipeline(self) -> PipelineSchedule:
         """Give the schedule of the pipeline; a single stage has the default one."""
         return PipelineSchedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else PipelineSchedule()
@@ -154,12 +167,10 @@ def _faults(setup: Setup) -> Any:
     counts = ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "chunks", "ep", "cp", "replicas")
     for name in counts:
         found = getattr(setup, name)
-        if found is not None and not 1 <= found <= MOST:
-            yield (
-                f"{name}: must be 1 or more, found {found}"
-                if found < 1
-                else f"{name}: is {quote(found)} (at most {MOST:,})"
-            )
+        if found is not None and found < 1:
+            yield f"{name}: must be 1 or more, found {found}"
+        elif found is not None and found > MOST:
+            yield f"{name}: is {quote(found)} (at most {MOST:,})"
     if setup.schedule in SCHEDULES:
         yield from _schedule_faults(setup)
     if setup.zero not in ZERO:
