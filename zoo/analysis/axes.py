@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.analysis.uses import find_users
 from zoo.costs.pairs import Look
+from zoo.costs.rows import count_values
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar import AXES
 from zoo.grammar.vocabulary import read_choices
@@ -18,9 +19,6 @@ from zoo.model.attention.base import Sight
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
 from zoo.spec.fields import find_paper
-
-if TYPE_CHECKING:
-    pass
 
 LONG = 1 << 20
 """Number of tokens at which growth is measured: beyond every window of `SIZES`."""
@@ -144,9 +142,9 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
         return component.decode_flops(look.pairs(1, tokens)) + component.state_flops()
 
     def kept(tokens: int) -> int:
-        return _values(component.cache()) * min(tokens, look.window or look.chunk or tokens) // rate
+        return count_values(component.cache()) * min(tokens, look.window or look.chunk or tokens) // rate
 
-    state = _values(component.state())
+    state = count_values(component.state())
     cache = {"T": "T", "1": "window"}.get(_power(kept), "") if kept(LONG) else ""
     held = " + ".join(each for each in (cache, "constant" if state else "") if each)
     return {
@@ -160,10 +158,6 @@ def _power(figure: Callable[[int], float]) -> str:
     """Give the power of T with which a figure grows: 1, T or T²."""
     found = round(math.log2(figure(2 * LONG) / figure(LONG))) if figure(LONG) else 0
     return {0: "1", 1: "T", 2: "T²"}[found]
-
-
-def _values(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 # ---------------------------------------------------------------- where it comes from

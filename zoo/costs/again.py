@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from copy import copy
+from functools import partial
 
-from zoo.costs.rows import Priced, PricedPart
+from zoo.costs.rows import Priced, change_copy, change_towers
 from zoo.errors import ConfigError, did_you_mean
 from zoo.model.depth_read import GroupSums, count_groups
 from zoo.model.tower import Tower
@@ -59,10 +59,7 @@ def keeps_input(name: str, recompute: str) -> bool:
 def tell_depths_apart(spec: Priced) -> Priced:
     """Split each kind by the number of earlier groups of layers that its layers read (attention over depth). Return the
     same object where nothing is split."""
-    towers = {name: split_by_depth(tower) for name, tower in spec.towers().items()}
-    if all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True)):
-        return spec
-    return PricedPart(towers, spec)
+    return change_towers(spec, split_by_depth)
 
 
 def split_by_depth(tower: Tower) -> Tower:
@@ -76,10 +73,8 @@ def split_by_depth(tower: Tower) -> Tower:
     pattern = tuple(name_part(k, n) if len(counts[k]) > 1 else k for k, n in zip(tower.pattern, each, strict=True))
     if pattern == tower.pattern:
         return tower
-    made = copy(tower)  # not `replace`: see `_mark`
     blocks = {label: tower.blocks[kind] for label, kind in zip(pattern, tower.pattern, strict=True)}
-    vars(made).update(pattern=pattern, blocks=blocks)
-    return made
+    return change_copy(tower, pattern=pattern, blocks=blocks)
 
 
 def mark_layers(spec: Priced, recompute: str) -> Priced:
@@ -88,20 +83,18 @@ def mark_layers(spec: Priced, recompute: str) -> Priced:
     spec, every = tell_depths_apart(spec), read_every(recompute)
     if every is None:
         return spec
-    towers = {name: _mark(tower, every) for name, tower in spec.towers().items()}
-    if all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True)):
-        most = max(len(tower.pattern) for tower in towers.values())
+    marked = change_towers(spec, partial(_mark, every=every))
+    if marked is spec:
+        most = max(len(tower.pattern) for tower in spec.towers().values())
         would = f"every_{most}, or recompute=full" if most > 1 else "recompute=full"
         raise ConfigError(f"recompute: is {recompute}, and of {most} layers none is computed again ({would})")
-    return PricedPart(towers, spec)
+    return marked
 
 
 def _mark(tower: Tower, every: int) -> Tower:
     if len(tower.pattern) < every:
         return tower
-    made = copy(tower)  # not `replace`: its validation would turn an explanation's traced numbers into plain ones
     pattern = tuple(f"{kind}{AGAIN}" if runs_again(i, every) else kind for i, kind in enumerate(tower.pattern))
     again = {kind: tower.blocks[kind.removesuffix(AGAIN)] for kind in dict.fromkeys(pattern) if kind.endswith(AGAIN)}
     blocks = {**tower.blocks, **again}  # all kinds, so that one traced pass serves every way to recompute
-    vars(made).update(pattern=pattern, blocks=blocks)
-    return made
+    return change_copy(tower, pattern=pattern, blocks=blocks)

@@ -29,7 +29,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.costs.rows import Priced
+from zoo.costs.rows import Priced, count_values
 from zoo.costs.setup import DTYPES, Setup
 from zoo.kernels.view.paging import PAGE
 from zoo.model.step import SECOND
@@ -71,8 +71,8 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
         counts = {kind: count_kinds(tower.pattern)[kind] for kind in tower.blocks}
         room = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
         for kind, block in tower.blocks.items() if tower.causal else ():
-            crossed = 0 if block.cross is None else _values(block.cross.cache())
-            held = _values(block.cache()), crossed, state_bytes(block, setup, setup.tokens(spec))
+            crossed = 0 if block.cross is None else count_values(block.cross.cache())
+            held = count_values(block.cache()), crossed, state_bytes(block, setup, setup.tokens(spec))
             yield CacheRow(where, tower, kind, block, counts[kind], room[kind], *held)
 
 
@@ -83,7 +83,7 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     `cross_bytes` (cross-attention's keys and values of an encoder's `context` tokens) and `state_bytes` (recurrent
     states) in it; neither grows with a token.
     """
-    context, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
+    context, dtype = setup.tokens(spec), setup.cached
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))
     page = setup.page or PAGE
     tokens = sum(
@@ -115,40 +115,33 @@ def token_bytes(row: CacheRow, width: float) -> float:
 
 def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
     """Bytes for the padding of a pass if rows are read by page table: a token and a row's states in every layer."""
-    width = DTYPES[setup.cache_dtype or setup.dtype]
+    width = DTYPES[setup.cached]
     kept = sum(((row.values + row.cross_values) * width + row.state) * row.layers for row in rows)
     return kept if setup.page else 0
 
 
-def memory_tokens(context: int, engine: str, page: int = PAGE) -> int:
-    """Round `context` tokens of an encoder's output (or entries) up to whole pages of the engine."""
+def memory_tokens(context: int, engine: str, page: int = PAGE, more: int = 0) -> int:
+    """Round `context` tokens of an encoder's output (or entries) up to whole pages of the engine, and add `more`
+    pages."""
     size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
-    return -(-context // size) * size
+    return (-(-context // size) + more) * size
 
 
 def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
     """Count the tokens that a layer caches, or has pages for, when a sequence has `context`; the entries, where one
     stands for several tokens. `page` is the page size of Zoo's own engine."""
-    if attention.sight.rate > 1:
-        return memory_tokens(context // attention.sight.rate, engine, page)
-    window, chunk = attention.sight.window, attention.sight.chunk
-    reach = window or chunk
-    if engine == "ideal":
-        return min(context, reach or context)
-    if engine == "zoo":
-        most = context if reach is None else reach + page - 1
-        return -(-min(context, most) // page) * page
-    if engine == "hf":
-        # transformers slices `[-W + 1 :]` for the newest W - 1, which for W = 1 keeps every token.
-        return context if reach is None or reach == 1 else min(context, reach - 1)
-    if reach is None:
-        return _pages(context) * BLOCK
-    before = window - 1 if window else chunk
-    return (_pages(min(before + MAX_BATCHED_TOKENS, context)) + (1 if window else 0)) * BLOCK
-
-
-def _pages(tokens: int) -> int:
-    return -(-tokens // BLOCK)
+    window, chunk, rate = attention.sight.window, attention.sight.chunk, attention.sight.rate
+    if rate > 1:
+        return memory_tokens(context // rate, engine, page)
+    if reach := window or chunk:
+        most = {
+            "ideal": reach,
+            "zoo": reach + page - 1,
+            "hf": reach - 1 or context,  # it slices `[-W + 1 :]` for the newest W - 1, which for W = 1 keeps all
+            "paged": (window - 1 if window else chunk) + MAX_BATCHED_TOKENS,
+        }
+        context = min(context, most[engine])
+    return memory_tokens(context, engine, page, more=1 if engine == "paged" and window else 0)
 
 
 def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str, int]:
@@ -162,7 +155,7 @@ def padded_counts(blocks: dict[str, Block], counts: dict[str, int]) -> dict[str,
         if counts[kind] and block.cache():
             reach = block.attention.sight.window, block.attention.sight.chunk
             reaches.setdefault(reach, []).append(kind)
-    widths = {_values(blocks[kind].cache()) for kinds in reaches.values() for kind in kinds}
+    widths = {count_values(blocks[kind].cache()) for kinds in reaches.values() for kind in kinds}
     if len(reaches) < 2 or len(widths) > 1:
         return counts
     sizes = [sum(counts[kind] for kind in kinds) for kinds in reaches.values()]
@@ -175,11 +168,11 @@ def state_bytes(block: Block, setup: Setup, context: int) -> int:
     """Bytes of a layer's states after `context` tokens. The token counts of a router with a capacity ("routed") are a
     state only in `ideal` and `zoo`."""
     if setup.engine in ("ideal", "zoo"):
-        return _values(block.state()) * STATE_BYTES
+        return count_values(block.state()) * STATE_BYTES
     held, others = 0, block.state()
     if setup.engine == "hf" and block.attention.sight.rate > 1:
         held = block.attention.count_loose(context)  # type: ignore[attr-defined]
-        held *= DTYPES[setup.cache_dtype or setup.dtype]
+        held *= DTYPES[setup.cached]
         others = {name: shape for name, shape in others.items() if name not in block.attention.state()}
     for name, shape in others.items():
         if name == "routed":
@@ -195,7 +188,3 @@ def state_bytes(block: Block, setup: Setup, context: int) -> int:
         else:
             held += math.prod(shape) * STATE_BYTES
     return held
-
-
-def _values(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import Stage, stages
-from zoo.costs.rows import Priced
+from zoo.costs.rows import Priced, generates
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.transient import GenerationShape, Peaks, measure_peaks
 from zoo.errors import ConfigError
@@ -25,7 +25,7 @@ def generating(spec: Priced, setup: Setup, *, prefill: bool = True, fused: bool 
     Raises ConfigError for a model that generates nothing, for dimensions that the ranks do not divide, and for more
     tokens than the model can read; UnknownOperation for a pass that shadows cannot follow.
     """
-    if not any(tower.causal for tower in spec.towers().values()):
+    if not generates(spec):
         raise ConfigError("train: this model generates nothing, so only training it can be fitted (--train)")
     run = GenerationShape(-(-setup.tokens(spec) // setup.cp), setup.batch, setup.dtype, setup.cache_dtype, fused)
     traced: dict[tuple[Any, ...], Peaks] = {}

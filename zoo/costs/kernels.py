@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from zoo.costs.hardware import hardware
-from zoo.costs.rows import Priced
-from zoo.costs.setup import Setup
+from zoo.costs.rows import Priced, list_blocks
+from zoo.costs.setup import COMPUTED, Setup
 from zoo.kernels import KERNELS, pick
 from zoo.kernels.base import AttentionQuery, Machine
 from zoo.kernels.found import EVERYTHING
@@ -18,9 +18,6 @@ from zoo.model.attention.base import Attention
 from zoo.model.block.base import Block
 from zoo.model.tower import Tower
 from zoo.spec.parts import count_kinds
-
-COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""The dtype of attention by the Setup's dtype. With fp8 only the weights' products are in float8."""
 
 GENERATING = ("train", "prefill", "decode")
 READING = ("train", "encode")
@@ -81,7 +78,7 @@ def asks(
         masks = {"attention": mask_whole(tower, block, tokens, packed, read)}
     if block.crosses:
         masks["cross"] = Mask(new, read, causal=False)
-    dtype = "float32" if train and setup.precision == "fp32" else COMPUTED[setup.dtype]
+    dtype = COMPUTED[setup.computed if train else setup.dtype]
     return {
         part: _ask(getattr(block, part), dtype, mask, train=train, few=use == "decode") for part, mask in masks.items()
     }
@@ -90,10 +87,9 @@ def asks(
 def _without(spec: Priced) -> Iterator[str]:
     """Name the inputs that would make `auto` choose other kernels."""
     yield "padding"
-    towers = spec.towers().values()
-    if any("global" in block.attention.extras for tower in towers for block in tower.blocks.values()):
+    if any("global" in block.attention.extras for block in list_blocks(spec)):
         yield "global tokens"
-    if any(getattr(tower, "prefix_lm", False) for tower in towers):
+    if any(getattr(tower, "prefix_lm", False) for tower in spec.towers().values()):
         yield "a prefix"
 
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from zoo.costs.again import keeps_input
 from zoo.costs.layer_cut import BEFORE, BEHIND, cut_layers
-from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, tabulate_towers
+from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, count_values, tabulate_towers
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shards import expert_faults, layer_faults, numel, shard_tower, tensor_faults
+from zoo.costs.shards import expert_faults, layer_faults, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
 from zoo.distributed.schedule import PipelineSchedule
 from zoo.errors import ConfigError
@@ -47,7 +47,7 @@ class RankTensor(NamedTuple):
 
     @property
     def params(self) -> int:
-        return numel(self.shape) * self.copies
+        return math.prod(self.shape) * self.copies
 
 
 @dataclass(frozen=True)
@@ -202,20 +202,6 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
         yield RankTensor(path, row.where, row.kind, row.slot, shape, copies, expert, hidden, product, row.learns)
 
 
-def activation_bytes(
-    spec: Priced, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
-) -> float:
-    """Count the bytes of activations on the fullest rank. On a single rank a layer saves `layers[tower, kind]` bytes,
-    the slots before the layers `first` bytes, those behind them `last`.
-
-    Tensor with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq. 4), context parallelism
-    the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B the first stage is the fullest. A
-    step is taken to have at least as many micro-batches as the schedule needs.
-    """
-
-    return sum_activations(spec, setup, layers, first, last).bytes
-
-
 class ChunkActivations(NamedTuple):
     """The activations of a chunk of layers: those of its `layers` (tower, kind, number of layers, bytes of one),
     `first` and `last` bytes before and behind them, all divided by `split` ranks; `gathered` bytes of keys and values
@@ -253,7 +239,13 @@ def sum_activations(
     last: float,
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
-    """Find the stage with most activations; see `activation_bytes`. `pipeline` are the stages, if made already."""
+    """Find the stage with most activations. On a single rank a layer saves `layers[tower, kind]` bytes, the slots
+    before the layers `first` bytes, those behind them `last`. `pipeline` are the stages, if made already.
+
+    Tensor with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq. 4), context parallelism
+    the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B the first stage is the fullest. A
+    step is taken to have at least as many micro-batches as the schedule needs.
+    """
     found = []
     for stage in stages(spec, setup) if pipeline is None else pipeline:
         schedule = stage.schedule
@@ -284,11 +276,11 @@ def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: S
     for (name, kind), count in layers.items():
         if not keeps_input(f"layer:{kind}", setup.recompute):
             block = stage.held[name].blocks[kind]
-            sent += count * sum(map(math.prod, block.cache().values()))
+            sent += count * count_values(block.cache())
             parts = components(block, stage.held[name].d_model)
             latent = ((each, used) for _, each, used in parts if isinstance(each, Attention) and absorbs(each))
             made += count * sum(
                 used * each.core_flops(1) // 2 for each, used in latent
             )  # a multiply-add for each value
     values = -own * made if setup.cp_comm == "ring" else own * (setup.cp - 1) * (sent + made)
-    return values * (4 if setup.precision == "fp32" else DTYPES[setup.dtype])
+    return values * DTYPES[setup.computed]

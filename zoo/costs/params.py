@@ -1,11 +1,10 @@
 """Count parameters: in total, active for one token, by component and by kind of layer."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
+from zoo.costs.rows import CostTable, PartRow, Priced, count_values, tabulate
 from zoo.spec import (
     EXPERTS,
     LOGITS,
@@ -15,7 +14,6 @@ from zoo.spec import (
     Buffer,
     Embedding,
     Linear,
-    Part,
     Tied,
     owner_of,
 )
@@ -47,7 +45,9 @@ def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
         "active_without_input_table": active - _looked_up(table),
         "embedding": embedding,
         "non_embedding": total - embedding,
-        "buffers": sum(_values(row.part) * row.stored for row in table.parts if isinstance(row.part, Buffer)),
+        "buffers": sum(
+            count_values(row.part.shapes()) * row.stored for row in table.parts if isinstance(row.part, Buffer)
+        ),
         "by_component": {name: held for name, held in by_component.items() if held},
         "by_layer_kind": _by_layer_kind(table),
     }
@@ -63,10 +63,6 @@ def component_of(row: PartRow) -> str:
 
 def _active(rows: Iterable[PartRow]) -> int:
     return sum(row.part.active * row.stored for row in rows)
-
-
-def _values(part: Part) -> int:
-    return sum(math.prod(shape) for shape in part.shapes().values())
 
 
 def _looked_up(table: CostTable) -> int:

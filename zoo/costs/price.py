@@ -8,6 +8,9 @@ from zoo.costs.cache import kv_cache
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import Setup
 
+COMBINED = {"traffic", "roofline", "rules_of_thumb"}
+"""Figures that are made of others: with one of them, all are priced."""
+
 
 def price(
     spec: Priced, setup: Setup | None = None, parts: Collection[str] | None = None, **changes: Any
@@ -20,39 +23,34 @@ def price(
     ConfigError for an invalid set-up.
     """
     setup = Setup(**changes) if setup is None else setup
-    asked = None if parts is None else {path.partition(".")[0] for path in parts}
-    if asked is None or asked & {"traffic", "roofline", "rules_of_thumb"}:
-        return _whole(spec, setup)
-    figures = _counted(spec, setup, tabulate(spec))
-    if "memory" in asked:
-        from zoo.costs.memory import KEPT, memory, without_passes
-
-        cheap = all(path.removeprefix("memory.") in KEPT for path in parts or () if path.startswith("memory"))
-        figures["memory"] = without_passes(spec, setup) if cheap else memory(spec, setup)
-    return figures
-
-
-def _counted(spec: Priced, setup: Setup, table: CostTable) -> dict[str, Any]:
-    counted = flops.count_flops(
-        table, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
-    )
+    asked = COMBINED if parts is None else {path.partition(".")[0] for path in parts}
+    whole = bool(asked & COMBINED)
+    table = tabulate(spec)
+    documents = setup.documents(spec)
+    counted = flops.count_flops(table, setup.tokens(spec), setup.convention, setup.recompute, documents=documents)
     if step := flops.optimizer_flops(table, setup.optimizer):
         counted["optimizer_step"] = step
-    return {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
+    figures = {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
+    if whole or "memory" in asked:
+        from zoo.costs.memory import KEPT, memory, without_passes
+
+        inner = [path.removeprefix("memory.") for path in parts or () if path.startswith("memory")]
+        cheap = not whole and all(name in KEPT for name in inner)
+        figures["memory"] = without_passes(spec, setup) if cheap else memory(spec, setup)
+    return figures | _combine(table, setup, figures) if whole else figures
 
 
-def _whole(spec: Priced, setup: Setup) -> dict[str, Any]:
-    from zoo.costs.memory import memory
+def _combine(table: CostTable, setup: Setup, figures: dict[str, Any]) -> dict[str, Any]:
+    """Give the figures that are made of others."""
     from zoo.costs.rules import rules_of_thumb
 
-    table = tabulate(spec)
-    figures = {**_counted(spec, setup, table), "memory": memory(spec, setup)}
+    found = {}
     if setup.ranks > 1:
         from zoo.costs.traffic import traffic
 
-        figures["traffic"] = traffic(spec, setup)
+        found["traffic"] = traffic(table.spec, setup)
     if setup.gpu is not None:
         from zoo.costs.roofline import roofline
 
-        figures["roofline"] = roofline(table, setup, figures)
-    return {**figures, "rules_of_thumb": rules_of_thumb(spec, setup, figures)}
+        found["roofline"] = roofline(table, setup, figures)
+    return {**found, "rules_of_thumb": rules_of_thumb(table.spec, setup, figures)}

@@ -8,13 +8,12 @@ share (norms, routers, MLA's latents, the biases of o and down) are on every ran
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from zoo.costs.layer_cut import count_layers
-from zoo.costs.rows import Priced, tabulate
+from zoo.costs.rows import Priced, list_blocks, tabulate
 from zoo.distributed.schedule import PipelineSchedule
 from zoo.errors import ConfigError
 from zoo.model.channels import Channel
@@ -63,27 +62,19 @@ def context_faults(spec: Priced, cp: int) -> list[str]:
     """List the parts that need all tokens of a row, and so refuse context parallelism, a line for each."""
     if cp == 1:
         return []
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    whole = [each.attention for each in blocks if not each.attention.passes.split]
-    kinds = [f"'{each.kind}' layers{_describe_reading(each)}" for each in whole]
-    found = [f"cp: {cp} ranks would each have some tokens, and {kind} need a row's (cp=1)" for kind in kinds]
-    if any(getattr(block, "out_conv", None) for block in blocks):
-        found.append(f"cp: {cp} ranks would each have some tokens, and out_conv needs a row's (cp=1)")
-    choosing = [f"{block.attention.chooser.kind} indexer" for block in blocks if block.attention.chooser is not None]
-    found += [f"cp: the {name} chooses among all of a row's keys (cp=1)" for name in choosing]
-    ffns = [ffn for block in blocks if (ffn := getattr(block, "ffn", None)) is not None]
-    shifting = [ffn.kind for ffn in ffns if not isinstance(ffn, MoE) and ffn.state()]
-    found += [
-        f"cp: {cp} ranks would each have some tokens, and '{kind}' sees the token before (cp=1)" for kind in shifting
-    ]
-    counting = [ffn.router.kind for ffn in ffns if isinstance(ffn, MoE) and ffn.state()]
-    found += [f"cp: the {kind} router counts a row's tokens (cp=1)" for kind in counting]
-    if any(block.cross is not None and not block.crosses for block in blocks):
-        found.append(
-            f"cp: {cp} ranks would each have some tokens, and merged attention sees an encoder's beside (cp=1)"
-        )
-    if any(getattr(block, "ngrams", None) for block in blocks):
-        found.append(f"cp: {cp} ranks would each have some tokens, and n-grams are of those before (cp=1)")
+    blocks, some = list_blocks(spec), f"cp: {cp} ranks would each have some tokens, and"
+    whole = [block.attention for block in blocks if not block.attention.passes.split]
+    found = [f"{some} '{each.kind}' layers{_describe_reading(each)} need a row's (cp=1)" for each in whole]
+    found += [f"{some} out_conv needs a row's (cp=1)" for block in blocks if getattr(block, "out_conv", None)]
+    choosers = [block.attention.chooser for block in blocks if block.attention.chooser is not None]
+    found += [f"cp: the {each.kind} indexer chooses among all of a row's keys (cp=1)" for each in choosers]
+    ffns = [ffn for block in blocks if (ffn := getattr(block, "ffn", None)) is not None and ffn.state()]
+    mixtures = [ffn for ffn in ffns if isinstance(ffn, MoE)]
+    found += [f"{some} '{ffn.kind}' sees the token before (cp=1)" for ffn in ffns if not isinstance(ffn, MoE)]
+    found += [f"cp: the {ffn.router.kind} router counts a row's tokens (cp=1)" for ffn in mixtures]
+    merged = any(block.cross is not None and not block.crosses for block in blocks)
+    found += [f"{some} merged attention sees an encoder's beside (cp=1)"] if merged else []
+    found += [f"{some} n-grams are of those before (cp=1)" for block in blocks if getattr(block, "ngrams", None)]
     return list(dict.fromkeys(found))
 
 
@@ -109,7 +100,7 @@ def layer_faults(spec: Priced, schedule: PipelineSchedule) -> list[str]:
     """List why a model's layers cannot be cut into stages: several residual streams, a loop, a channel that must stay
     on one stage, or fewer layers than chunks."""
     layers, stages, chunks = count_layers(spec), schedule.stages, schedule.chunks
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+    blocks = list_blocks(spec)
     if stages > 1 and any(block.streams > 1 for block in blocks):
         return [f"pp: is {stages}, and the residual stream has several vectors a token (pp=1)"]
     if stages > 1 and any(tower.loop is not None for tower in spec.towers().values()):
@@ -158,11 +149,6 @@ def _refusals(part: Any, tp: int) -> Iterator[str]:
 def ceil_share(elements: int, ways: int) -> int:
     """Count the elements on the fullest rank."""
     return -(-elements // ways)
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    """Count the elements of a tensor."""
-    return math.prod(shape)
 
 
 def dim0_share(shape: tuple[int, ...], ways: int, *, expert: bool) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 With fp32 weights there is no master copy. Step counters (a number or two a tensor) are left out.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from zoo.costs.layer_cut import BEFORE
 from zoo.costs.parallel import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shards import ceil_share, dim0_share, numel
+from zoo.costs.shards import ceil_share, dim0_share
 from zoo.costs.sums import Amount
 from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
@@ -67,7 +68,7 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedM
     trained = [each for each in active if each.learns]
     rows = list_state_rows(pieces, setup, trained)
     weights, gradients, master = (rows[name].bytes for name in ("weights", "gradients", "master"))
-    own = rows["states"].bytes if "states" in rows else optimizer_bytes(trained, setup)
+    own = optimizer_bytes(trained, setup)
     away = own if setup.offload == "states" else 0
     kept = {"weights": weights, "gradients": gradients, "optimizer": own - away + master, "master": master}
     kept["total"] = kept["weights"] + kept["gradients"] + kept["optimizer"]
@@ -136,48 +137,35 @@ def ways(setup: Setup, expert: bool) -> int:
     return setup.count_holders(expert)[0]
 
 
+def shard_shape(shape: tuple[int, ...], setup: Setup, expert: bool) -> tuple[int, ...]:
+    """Give the shape of a tensor's shard on the first rank, the largest: ZeRO 3 cuts each tensor (FSDP2)."""
+    return dim0_share(shape, ways(setup, expert) if setup.zero == 3 else 1, expert=expert)
+
+
 def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Count the elements on a rank of a state that ZeRO shards from stage `since` on.
-
-    Stages 1 and 2 cut the concatenation of all parameters into equal parts (DeepSpeed, Megatron-LM); stage 3 cuts each
-    tensor (FSDP2), and the first rank has the largest share.
-    """
-    if setup.zero == 3 or setup.zero < since:
-        return sum(numel(shape) * copies for shape, copies, _ in _optimized(pieces, setup))
-    sums = {True: 0, False: 0}
-    for piece in pieces:
-        sums[piece.expert] += piece.params
-    return sum(ceil_share(elements, ways(setup, expert)) for expert, elements in sums.items())
-
-
-def _optimized(pieces: Iterable[RankTensor], setup: Setup) -> list[tuple[tuple[int, ...], int, bool]]:
-    """List each tensor as the optimizer sees it, under FSDP2 its shard: shape, copies, and whether a hidden matrix."""
-    cut = setup.zero == 3
-    return [
-        (
-            dim0_share(piece.shape, ways(setup, piece.expert), expert=piece.expert) if cut else piece.shape,
-            piece.copies,
-            piece.hidden,
-        )
-        for piece in pieces
-    ]
+    """Count the elements on a rank of a state that ZeRO shards from stage `since` on."""
+    return _sum_sharded(pieces, setup, since, lambda shape, hidden: math.prod(shape))
 
 
 def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
-    """Count the bytes of the optimizer's states on a rank, without the master copy.
-
-    Under ZeRO 1 and 2 each rank has an equal part of all states.
-    """
+    """Count the bytes of the optimizer's states on a rank, without the master copy."""
     width = widths(setup)[2]
-    if setup.zero in (0, 3):
-        return sum(
-            state_bytes(setup.optimizer, shape, hidden, width) * copies
-            for shape, copies, hidden in _optimized(pieces, setup)
-        )
+    return _sum_sharded(pieces, setup, 1, lambda shape, hidden: state_bytes(setup.optimizer, shape, hidden, width))
+
+
+def _sum_sharded(
+    pieces: Iterable[RankTensor], setup: Setup, since: int, size: Callable[[tuple[int, ...], bool], int]
+) -> int:
+    """Sum the `size` of each tensor (shape, hidden) on a rank, of a state that ZeRO shards from stage `since` on.
+
+    Stages 1 and 2 cut the concatenation of all parameters into equal parts (DeepSpeed, Megatron-LM).
+    """
+    if setup.zero == 3 or setup.zero < since:
+        return sum(size(shard_shape(each.shape, setup, each.expert), each.hidden) * each.copies for each in pieces)
     sums = {True: 0, False: 0}
     for piece in pieces:
-        sums[piece.expert] += state_bytes(setup.optimizer, piece.shape, piece.hidden, width) * piece.copies
-    return sum(ceil_share(size, ways(setup, expert)) for expert, size in sums.items())
+        sums[piece.expert] += size(piece.shape, piece.hidden) * piece.copies
+    return sum(ceil_share(whole, ways(setup, expert)) for expert, whole in sums.items())
 
 
 def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int) -> int:
@@ -189,7 +177,7 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
     a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for `hidden` matrices, experts' included;
     AdamW for tables, heads, vectors and convolutions.
     """
-    elements = numel(shape)
+    elements = math.prod(shape)
     if optimizer == "adamw8bit" and elements >= SMALL and elements % BLOCK == 0:
         return 2 * elements + 8 * elements // BLOCK + TABLES
     if optimizer == "adafactor":
@@ -209,13 +197,14 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     pieces: see `_piecewise_bytes`.
     """
     width, pieces = widths(setup)[2], list(pieces)
-    tensors = _optimized(pieces, setup)
+    shapes = [shard_shape(each.shape, setup, each.expert) for each in pieces]
     if setup.offload == "states" or (setup.precision == "pure" and width == 2 and setup.fused_optimizer):
-        return max(_piecewise_bytes(setup, shape, hidden, width) for shape, _, hidden in tensors)
+        found = zip(shapes, pieces, strict=True)
+        return max(_piecewise_bytes(setup, shape, each.hidden, width) for shape, each in found)
     if setup.optimizer == "adamw":
         return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
     if setup.optimizer in PASSING:
-        return PASSING[setup.optimizer] * width * max(numel(shape) for shape, _, _ in tensors)
+        return PASSING[setup.optimizer] * width * max(map(math.prod, shapes))
     if setup.optimizer == "muon":
         others = [piece for piece in pieces if not piece.hidden]
         foreach = 0 if setup.fused_optimizer else count_sharded(others, setup, 1) * width
@@ -230,7 +219,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     random bits of rounding (2 bytes an element). Without, it has the offloaded states of the piece and the rule's
     temporaries. Where a rule needs the whole tensor (adafactor; muon's hidden matrices), the tensor is one piece.
     """
-    optimizer, elements, rounds = setup.optimizer, numel(shape), setup.precision == "pure" and width == 2
+    optimizer, elements, rounds = setup.optimizer, math.prod(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden
     whole = optimizer == "adafactor" or orthogonal
     piece = elements if whole else -(-elements // -(-elements // PIECE))
@@ -255,7 +244,7 @@ def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
     for piece in pieces:
         if piece.hidden:
             sizes = alike.setdefault((min(piece.shape[-2:]), max(piece.shape[-2:])), {})
-            sizes[numel(piece.shape)] = sizes.get(numel(piece.shape), 0) + piece.copies
+            sizes[math.prod(piece.shape)] = sizes.get(math.prod(piece.shape), 0) + piece.copies
     for (short, long), sizes in alike.items():
         largest = max(sizes)
         whole = sum(size * copies for size, copies in sizes.items())
@@ -301,7 +290,7 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
         units.layers.get(later, 0) + units.experts.get(later, 0) + units.layers.get(before, 0)
         for before, later in dict.fromkeys(chain(*map(pairwise, runs)))
     ]
-    computed = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
+    computed = DTYPES[setup.computed]
     gradient = max(computed, 2)
     both = gradient + widths(setup)[1]
     reducing = max(learning.last * gradient + max(reduced, default=0) * both, learning.beside * both)

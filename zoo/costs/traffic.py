@@ -9,10 +9,9 @@ import math
 from typing import Any, NamedTuple
 
 from zoo.costs.parallel import RankTensor, Stage, fullest
-from zoo.costs.rows import Priced, tabulate
+from zoo.costs.rows import Priced, count_values, tabulate
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shards import dim0_share, numel
-from zoo.costs.states import ways, widths
+from zoo.costs.states import shard_shape, widths
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
 from zoo.spec import LOGITS, Buffer, Experts, Tied, components
@@ -34,11 +33,7 @@ def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str,
 
 def _stream(stage: Stage, setup: Setup) -> float:
     """Count the bytes of the residual stream of a rank's tokens: b·s·d, divided by context parallelism."""
-    return setup.batch * setup.tokens(stage) / setup.cp * stage.d_model * _width(setup)
-
-
-def _width(setup: Setup) -> int:
-    return 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
+    return setup.batch * setup.tokens(stage) / setup.cp * stage.d_model * DTYPES[setup.computed]
 
 
 def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
@@ -58,7 +53,7 @@ def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
     vectors += len(ended)
     sent = 2 * ring * vectors * _stream(stage, setup)
     tokens = setup.batch * setup.tokens(stage) / setup.cp
-    sent += 2 * 2 * ring * amid * tokens * _width(setup)
+    sent += 2 * 2 * ring * amid * tokens * DTYPES[setup.computed]
     sent += (setup.tp - 1) * 2 * 4 * tokens * sum(tower.head.predicts_tokens for tower in ended)
     return sent + _common_gradients(stage, setup), "all-gather, reduce-scatter"
 
@@ -77,9 +72,8 @@ def _common_gradients(stage: Stage, setup: Setup) -> float:
             path = f"{row.path}.{leaf}" if leaf else row.path
             copies = compare_parts(whole[row.where, row.path], row.part, leaf, setup.tp).copies
             if (row.where, path) in here:
-                expert = isinstance(row.part, Experts) and row.part.spread
-                shape = dim0_share(shape, ways(setup, expert) if setup.zero == 3 else 1, expert=expert)
-                sent += 2 * (copies - 1) / copies * numel(shape) * row.stored * gradient
+                shape = shard_shape(shape, setup, isinstance(row.part, Experts) and row.part.spread)
+                sent += 2 * (copies - 1) / copies * math.prod(shape) * row.stored * gradient
     return sent
 
 
@@ -99,16 +93,16 @@ def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
     ring = setup.cp_comm == "ring"  # where they travel again for each layer that reads them
     lent = ((row.attention, row.used if ring or getattr(row.attention, "loan", None) is None else 0) for row in rows)
-    values = sum(sum(map(math.prod, attention.attended().values())) * used for attention, used in lent)
+    values = sum(count_values(attention.attended()) * used for attention, used in lent)
     own = (setup.cp - 1) * setup.batch * setup.tokens(stage) / setup.cp * values
     if ring:
-        return own * (2 * _width(setup) + 4), "send"
-    return 2 * own * _width(setup), "all-gather, reduce-scatter"
+        return own * (2 * DTYPES[setup.computed] + 4), "send"
+    return 2 * own * DTYPES[setup.computed], "all-gather, reduce-scatter"
 
 
 def ring_forward_share(setup: Setup) -> float:
     """Give the share of a ring's bytes that the forward pass sends."""
-    return _width(setup) / (2 * _width(setup) + 4)
+    return DTYPES[setup.computed] / (2 * DTYPES[setup.computed] + 4)
 
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
@@ -126,8 +120,7 @@ def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 def _sharded(piece: RankTensor, setup: Setup) -> int:
     """Count the elements of a tensor on a rank."""
-    ranks = ways(setup, piece.expert) if setup.zero == 3 else 1
-    return numel(dim0_share(piece.shape, ranks, expert=piece.expert)) * piece.copies
+    return math.prod(shard_shape(piece.shape, setup, piece.expert)) * piece.copies
 
 
 def _data(stage: Stage, setup: Setup) -> tuple[float, str]:
@@ -155,7 +148,7 @@ def split_data(stage: Stage, setup: Setup) -> DataTraffic:
     for piece in stage.pieces:
         ranks, replicas = setup.count_holders(piece.expert)
         if setup.zero == 3:
-            gathered += (ranks - 1) * _sharded(piece, setup) * (1 if piece.kind is None else 2) * _width(setup)
+            gathered += (ranks - 1) * _sharded(piece, setup) * (1 if piece.kind is None else 2) * DTYPES[setup.computed]
         if not piece.learns:
             continue
         replicated += 2 * (replicas - 1) / replicas * _sharded(piece, setup) * gradient

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from zoo.costs.again import name_part
 from zoo.costs.parallel import RankTensor
-from zoo.costs.rows import Priced, PricedPart
+from zoo.costs.rows import Priced, PricedPart, change_copy
 from zoo.model.block.base import Block
 from zoo.model.depth_read import count_groups
 from zoo.model.tower import Tower
@@ -53,12 +52,14 @@ class PartTuning:
     whole: Tuning = field(default_factory=Tuning)
 
     def below(self, name: str) -> PartTuning:
-        """Give the tuning of a submodule by its name."""
-        return replace(self, frozen=_below(self.frozen, name), adapted=_below(self.adapted, name))
-
-
-def _below(paths: Collection[str], name: str) -> frozenset[str]:
-    return frozenset(path[len(name) + 1 :] for path in paths if path.startswith(f"{name}."))
+        """Give the tuning of a submodule by its name; of the module itself for an empty name."""
+        if not name:
+            return self
+        frozen, adapted = (
+            frozenset(path[len(name) + 1 :] for path in paths if path.startswith(f"{name}."))
+            for paths in (self.frozen, self.adapted)
+        )
+        return replace(self, frozen=frozen, adapted=adapted)
 
 
 class TunedModel(NamedTuple):
@@ -86,11 +87,9 @@ def apply_tuning(spec: Priced, tuning: Tuning) -> TunedModel:
     towers, ends, layers, reached = {}, {}, {}, {}
     memory = False  # whether an encoder's output needs a gradient
     for where, tower in spec.towers().items():
-        prefix = f"{where}." if where else ""
-        frozen = _list_frozen(spec, where, tower, tuning)
-        index = tower.stack.index
-        own = [_tune(f"{prefix}blocks.{index(i)}.", frozen, tuning) for i in range(len(tower.pattern))]
-        ends[where] = _tune(prefix, frozen, tuning)
+        frozen, index = _list_frozen(spec, where, tower, tuning), tower.stack.index
+        ends[where] = PartTuning(frozen, frozenset(tuning.adapted), True, tuning).below(where)
+        own = [ends[where].below(f"blocks.{index(i)}") for i in range(len(tower.pattern))]
         before = _trains_first(where, tower, ends[where])
         labels: dict[tuple[str, PartTuning, int], str] = {}
         pattern = []
@@ -103,11 +102,8 @@ def apply_tuning(spec: Priced, tuning: Tuning) -> TunedModel:
             before = before or (memory and block.cross is not None) or _trains(block, tower.d_model, each)
         memory = memory or before
         reached[where] = before
-        made = copy(tower)
-        vars(made).update(
-            pattern=tuple(pattern), blocks={label: tower.blocks[kind] for (kind, *_), label in labels.items()}
-        )
-        towers[where] = made
+        blocks = {label: tower.blocks[kind] for (kind, *_), label in labels.items()}
+        towers[where] = change_copy(tower, pattern=tuple(pattern), blocks=blocks)
     adapters = tuple(_list_adapters(spec, tuning))
     return TunedModel(PricedPart(towers, spec), ends, layers, reached, _count_trained(spec, tuning), adapters)
 
@@ -124,13 +120,6 @@ def _list_frozen(spec: Priced, where: str, tower: Tower, tuning: Tuning) -> froz
         if isinstance(row.part, Tied) and f"{owner_of(row.path, ties)}.weight" not in tuning.trained:
             frozen.add(f"{row.path}.weight")
     return frozenset(frozen)
-
-
-def _tune(prefix: str, frozen: Collection[str], tuning: Tuning) -> PartTuning:
-    name = prefix.removesuffix(".")
-    if not name:
-        return PartTuning(frozenset(frozen), frozenset(tuning.adapted), True, tuning)
-    return PartTuning(_below(frozen, name), _below(tuning.adapted, name), True, tuning)
 
 
 def _trains_first(where: str, tower: Tower, ends: PartTuning) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from zoo.costs.batches import RowFlops
 from zoo.costs.params import count_parameters
-from zoo.costs.shards import numel
 from zoo.spec import table
 from zoo.training.start.begin import StartSettings
 
@@ -72,6 +72,6 @@ def count_parameters_of(model: Model, settings: Training) -> tuple[int, int]:
     """Count the parameters of a run's whole model, adapters included, and those that train."""
     if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
         whole, trained = model.whole, StartSettings.of(settings).choose_trained(model.whole)
-        return count_parameters(whole)["total"], sum(numel(table(whole, whole.d_model)[name]) for name in trained)
+        return count_parameters(whole)["total"], sum(math.prod(table(whole, whole.d_model)[name]) for name in trained)
     sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
