@@ -13,7 +13,7 @@ from support.packaged_specs import load, one_in
 from support.saved_activations import check, passes, saved_by, told
 from support.tiny_models import LOOPED, MODULES, TOLD, every_choice, name, spec_of
 from zoo.costs import price
-from zoo.costs.activations import PassShape, _traced, list_kept, list_sections
+from zoo.costs.activations import PassShape, _traced, list_sections
 from zoo.model.activation import Activation
 from zoo.run.builder import build
 
@@ -161,7 +161,8 @@ def test_a_gpt2_layer_keeps_the_published_bytes_on_a_gpu():
 
 
 def test_a_layer_by_name_says_what_it_keeps():
-    names = [each.name for each in list_kept(load("llama3-8b", []), context=16)["layer:layer"]]
+    layer = list_sections(load("llama3-8b", []), PassShape(context=16))["layer:layer"]
+    names = [each.name for each in layer.kept]
     for part in ("input", "attention_norm", "attention.v", "attention.core/sdpa", "ffn.gate", "ffn.up", "ffn/mul"):
         assert part in names
 

@@ -8,12 +8,12 @@ import pytest
 
 from support.packaged_specs import load
 from support.tiny_models import spec_of
-from zoo.analysis.explain.flops import list_flops_lines as explain_flops
+from zoo.analysis.explain.flops import Flops
 from zoo.analysis.explain.parameters import list_parameter_lines as explain_parameters
 from zoo.analysis.explain.terms import trace_spec
 from zoo.cli import run
 from zoo.costs import Setup, price
-from zoo.costs.operators import Widths, operators
+from zoo.costs.operators import operators
 from zoo.costs.parallel import fullest, stages
 from zoo.costs.params import count_parameters
 from zoo.costs.roofline import roofline
@@ -119,7 +119,7 @@ def test_parts_of_other_names_are_counted_the_same_by_every_convention(both, con
 
 @pytest.mark.parametrize("decode", [True, False])
 def test_parts_of_other_names_make_the_same_operators(both, decode):
-    one, other = (operators(spec, 40, Widths(2, 2), decode=decode) for spec in both)
+    one, other = (operators(spec, Setup(context=40), decode=decode) for spec in both)
     assert one == other and any(op.core for op in one.values())
 
 
@@ -138,7 +138,7 @@ def test_parts_of_other_names_are_shared_out_the_same(both):
 def test_parts_of_other_names_are_explained_by_the_same_formulas(both, convention):
     def explained(spec):
         table = tabulate(trace_spec(spec))
-        lines = [*explain_parameters(table), *explain_flops(table, Setup(convention=convention, context=40))]
+        lines = [*explain_parameters(table), *Flops(table, Setup(convention=convention, context=40)).lines()]
         return [line.row() | {"source": ""} for line in lines]  # a source names the class
 
     assert explained(both[0]) == explained(both[1])

@@ -10,8 +10,8 @@ from support.tiny_models import every_choice, name, spec_of
 from zoo.costs import Setup, flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.hardware import hardware, list_gpus
-from zoo.costs.operators import Chosen, Widths, operators
-from zoo.costs.roofline import MOST, roofline, turnover, usable
+from zoo.costs.operators import Chosen, operators
+from zoo.costs.roofline import MOST, roofline, turnover
 from zoo.costs.rows import tabulate
 from zoo.errors import ConfigError
 from zoo.spec import Embedding, walk
@@ -124,7 +124,7 @@ def test_tensor_parallelism_shares_out_weights_and_heads_and_copies_what_cannot_
 def test_as_many_caches_of_8k_fit_beside_llama_3_8b_as_worked_out(gpu, batch):
     weights, cache = 2 * 8_030_261_248, 131_072 * 8192
     device = hardware(gpu)
-    assert int((usable(device) - weights) // cache) == batch
+    assert int((device.usable - weights) // cache) == batch
     for count in (batch, batch + 1):
         fits = roofline(load("llama3-8b"), Setup(gpu=gpu), {"memory": {"generate_peak": weights + count * cache}})[
             "fits"
@@ -160,7 +160,7 @@ def test_operators_add_up_to_the_flops_of_a_prompt_and_of_a_step(choice):
     for context in (1, 3, 17, 64):
         counted = flops.count_flops(spec, context)
         for key, step in (("prefill", False), ("decode", True)):
-            parts = operators(spec, context, Widths(2, 2), decode=step)
+            parts = operators(spec, Setup(context=context), decode=step)
             assert sum(part.flops for part in parts.values()) == counted.get(key, 0)
 
 
@@ -170,14 +170,14 @@ def test_operators_of_a_published_model_add_up_to_its_flops(model):
     context = min(4096, spec.max_seq_len)
     counted = flops.count_flops(spec, context)
     for key, step in (("prefill", False), ("decode", True)):
-        assert sum(part.flops for part in operators(spec, context, Widths(2, 2), decode=step).values()) == counted[key]
+        assert sum(part.flops for part in operators(spec, Setup(context=context), decode=step).values()) == counted[key]
     assert roofline(spec, Setup(gpu="h200", context=context))["decode"]["tokens_per_second"] > 0
 
 
 @EVERY
 def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(choice):
     spec, batch, context = spec_of(choice), 10**6, 40
-    parts = operators(spec, context, Widths(2, 2), decode=True)
+    parts = operators(spec, Setup(context=context), decode=True)
     if not spec.causal:
         assert parts == {}
         return
@@ -237,7 +237,7 @@ def test_a_window_bounds_what_a_step_reads():
 
 def test_a_decoder_reads_an_encoders_keys_and_never_makes_them_again():
     spec = spec_of(SEQ2SEQ)
-    parts = operators(spec, 16, Widths(2, 2), decode=True)
+    parts = operators(spec, Setup(context=16), decode=True)
     assert {part.split(".")[0] for part in parts} == {"decoder"}
     cross = spec.decoder.blocks["layer"].cross
     d_model, width, kv = 32, cross.n_heads * cross.head_dim, cross.n_kv_heads * cross.head_dim
@@ -312,7 +312,7 @@ def test_the_side_turns_over_at_the_batch_that_is_said():
 
 def test_without_a_cache_the_side_turns_over_at_the_ridge():
     spec, device = load("llama3-8b"), hardware("h100")
-    parts = operators(spec, 1, Widths(2, 2), decode=True)
+    parts = operators(spec, Setup(context=1), decode=True)
     for part in parts.values():
         part.own = 0
     assert turnover(parts, device.flops("bf16"), device.bandwidth) == pytest.approx(device.ridge("bf16"), rel=0.02)
@@ -325,7 +325,7 @@ def test_replicas_multiply_the_total_alone():
 
 
 def test_no_figure_grows_dearer_with_depth():
-    shallow, deep = (operators(spec_of([f"n_layers={layers}"]), 8, Widths(2, 2), decode=True) for layers in (2, 2000))
+    shallow, deep = (operators(spec_of([f"n_layers={layers}"]), Setup(context=8), decode=True) for layers in (2, 2000))
     assert shallow.keys() == deep.keys()
     assert deep["layer.ffn"].flops == 1000 * shallow["layer.ffn"].flops
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zoo.costs.generating import generating
-from zoo.costs.hardware import Hardware, hardware, usable_bytes
+from zoo.costs.hardware import Hardware, hardware
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.costs.shadow import UnknownOperation
+from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.transient import GenerationShape, measure_peaks
 from zoo.errors import ConfigError
 
@@ -82,7 +82,7 @@ def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterable[tuple[int, st
     for gpus, options, needed in layouts:
         for name in ladder:
             device = hardware(name)
-            if dtype in device.tflops and needed <= usable_bytes(device.memory):
+            if dtype in device.tflops and needed <= device.usable:
                 return _holder(device, gpus, options, True)
     return _holder(hardware(ladder[-1]), gpus, options, False)
 

@@ -9,36 +9,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from zoo.costs.again import AGAIN, name_stored
 from zoo.costs.rows import Priced
-from zoo.costs.shadow import (
-    DTYPES,
-    INT64,
-    ShadowDrops,
-    ShadowLayer,
-    Storage,
-    Tape,
-    collect_saved,
-    cross_entropy,
-    find_reached,
-    make_shadow,
-    named_failures,
-    replace_torch,
-    taping,
-)
+from zoo.costs.setup import COMPUTED
 from zoo.costs.shadow.backward import replay_backward
+from zoo.costs.shadow.dtypes import INT64
+from zoo.costs.shadow.layer import ShadowDrops, ShadowLayer
+from zoo.costs.shadow.names import DTYPES
+from zoo.costs.shadow.recording import Storage, Tape, named_failures, taping
+from zoo.costs.shadow.reductions import cross_entropy
+from zoo.costs.shadow.replay import replace_torch
+from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 from zoo.costs.tuning import TunedModel
+from zoo.model.attention.base import Attention
 from zoo.model.block.base import Block
 from zoo.model.channels import Channel, Shadows
 from zoo.model.depth_read import GroupSums, count_groups
 from zoo.model.step import Step
 from zoo.model.tower import Tower
 
-NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
+Shape = TypeVar("Shape", bound=Any)
+Value = TypeVar("Value")
 
 INPUT = "input"
 """The name of a layer's input."""
@@ -97,12 +92,6 @@ class PassShape(NamedTuple):
     model: TunedModel | None = None
 
 
-def list_kept(spec: Priced, **fields: Any) -> dict[str, list[Kept]]:
-    """List the saved tensors of each section of the pass `PassShape(**fields)`, except those of the loss."""
-    found = list_sections(spec, PassShape(**fields))
-    return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
-
-
 def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
     """Trace a pass and list its sections by name.
 
@@ -113,59 +102,68 @@ def list_sections(spec: Priced, run: PassShape) -> dict[str, Section]:
 
     Raises UnknownOperation for a pass that uses a torch operation whose saved tensors are not listed.
     """
-    stride = recurrent_stride(spec.towers().values())
-    if stride is None or run.context < 2 * FEW * stride:
-        return _traced(spec, run)
-    return _traced(spec, run, loops=False) | _extended(spec, run, stride)
+    shorter = trace_shorter(spec.towers().values(), run, partial(_traced, spec))
+    return _traced(spec, run) if shorter is None else _traced(spec, run, loops=False) | _extended(spec, *shorter)
 
 
 def _traced(spec: Priced, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
     """Trace the sections of a pass, with or without the layers that loop over the sequence."""
-    low = None if run.autocast in (None, run.dtype) else DTYPES[NAMES[run.autocast]]
+    low = None if run.autocast in (None, run.dtype) else DTYPES[COMPUTED[run.autocast]]
     with taping("cuda" if run.fused else "cpu", selective=run.selective, autocast=low) as tape:
         found: dict[str, Section] = {}
         memory = None
         for name, tower in spec.towers().items():
-            layer = _make_tower(tower, name, run)
-            trace = _Trace(tape, tower, name, layer, run.model)
+            trace = _Trace(tape, tower, name, run)
             with named_failures(f"{tower.axis}={tower.kind}"):
-                if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
-                    memory = make_shadow(
-                        (run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory"
-                    )
-                memory = trace.run(run.batch, run.context, memory, loops)
+                memory = trace.run(make_memory(tower, run) if memory is None else memory, loops)
             found |= trace.found
-        if tape.unknown is not None:  # which a component may have caught
-            raise tape.unknown
-        return found
+    return found
 
 
-def _make_tower(tower: Tower, name: str, run: PassShape) -> ShadowLayer:
-    tuning = None if run.model is None else run.model.ends[name]
-    return ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel, tuning=tuning)
+def make_memory(tower: Tower, run: Any) -> Any:
+    """Make the shadow of an encoder's output that is as long as the context of `run`; None for a tower that reads
+    none."""
+    if not tower.reads_memory:
+        return None
+    return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[COMPUTED[run.dtype]], "memory")
 
 
 # ---------------------------------------------------------------- long sequences through loops
-
-
-def recurrent_stride(towers: Iterable[Tower]) -> int | None:
-    """Give the tokens in which every mixer's loop over chunks has whole iterations; None without a looping mixer."""
-    blocks = [block for tower in towers for block in tower.blocks.values()]
-    chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.passes.loops]
-    return math.lcm(SPAN, *chunks) if chunks else None
 
 
 SPAN, FEW = 64, 4
 """Tokens of a span in Mamba (`zoo.model.attention.mamba`); number of strides from which a layer's peak is regular."""
 
 
-def _extended(spec: Priced, run: PassShape, stride: int) -> dict[str, Section]:
-    """Extrapolate the sections of looping layers from `count_traces` shorter passes. Saved tensors are summed by name.
-    The peak is an upper bound: `moving` plus the gradients of all weights."""
+def list_looping(towers: Iterable[Tower]) -> list[Attention]:
+    """List the mixers that loop over the parts of a long sequence."""
+    mixers = (block.attention for tower in towers for block in tower.blocks.values())
+    return [mixer for mixer in mixers if mixer.passes.loops]
+
+
+def trace_shorter(
+    towers: Iterable[Tower], run: Shape, trace: Callable[[Shape], Value]
+) -> tuple[list[Value], int] | None:
+    """Trace a pass at the few shorter lengths from which `extrapolate` gives the whole; return these traces, and the
+    strides from the first length to the whole. None for a pass that is short, or without a mixer that loops.
+
+    In a stride every mixer's loop has whole iterations. Two traces do where bytes are linear in length (recurrent
+    mixers), three where they may be quadratic (a looping mixer with softmax attention, whose scores may be saved).
+    """
+    looping = list_looping(towers)
+    stride = math.lcm(SPAN, *(getattr(mixer, "chunk_size", None) or SPAN for mixer in looping))
+    if not looping or run.context < 2 * FEW * stride:
+        return None
     near = run.context % stride + FEW * stride
-    count = count_traces(spec.towers().values())
-    traces = [_traced(spec, run._replace(context=near + each * stride)) for each in range(count)]
-    far, b = (run.context - near) // stride, traces[-1]
+    count = 3 if any(mixer.cache() for mixer in looping) else 2
+    traces = [trace(run._replace(context=near + each * stride)) for each in range(count)]
+    return traces, (run.context - near) // stride
+
+
+def _extended(spec: Priced, traces: list[dict[str, Section]], far: int) -> dict[str, Section]:
+    """Extrapolate the sections of looping layers from traces of shorter passes. Saved tensors are summed by name. The
+    peak is an upper bound: `moving` plus the gradients of all weights."""
+    b = traces[-1]
 
     def at(figure: Callable[[Section], int]) -> int:
         return extrapolate([figure(each[name]) for each in traces], far)
@@ -178,13 +176,6 @@ def _extended(spec: Priced, run: PassShape, stride: int) -> dict[str, Section]:
         size, given, forward = (at(attrgetter(field)) for field in ("bytes", "input", "forward"))
         found[name] = Section(kept, size, given, forward, moving + left, left, moving, b[name].beside)
     return found
-
-
-def count_traces(towers: Iterable[Tower]) -> int:
-    """Count the short passes needed to extrapolate: two where bytes are linear in length (recurrent mixers), three
-    where they may be quadratic (a looping mixer with softmax attention, whose scores may be saved)."""
-    mixers = [block.attention for tower in towers for block in tower.blocks.values()]
-    return 3 if any(mixer.passes.loops and mixer.cache() for mixer in mixers) else 2
 
 
 def extrapolate(figures: list[int], far: int) -> int:
@@ -218,17 +209,19 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 class _Trace:
     """Trace a tower's pass, section by section."""
 
-    def __init__(self, tape: Tape, tower: Tower, where: str, layer: ShadowLayer, model: TunedModel | None) -> None:
-        self.tape, self.tower, self.layer, self.where, self.model = tape, tower, layer, where, model
+    def __init__(self, tape: Tape, tower: Tower, where: str, shape: PassShape) -> None:
+        self.tape, self.tower, self.where, self.shape, self.model = tape, tower, where, shape, shape.model
+        tuning, dtype = None if self.model is None else self.model.ends[where], DTYPES[COMPUTED[shape.dtype]]
+        self.layer = ShadowLayer(tower, tower.d_model, dtype, kernel=shape.kernel, tuning=tuning)
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
         self.given: dict[str, dict[str, Any]] = {name: {} for name in tower.channels}  # channel → kind → value
         self.saved: dict[str, bool] = {}  # channel → whether the layer that gives the value saves it as well
 
-    def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
+    def run(self, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
         m, begun = self.layer, self.tape.begin()
-        ids = make_shadow((batch, context), INT64, "ids")
+        ids = make_shadow((self.shape.batch, self.shape.context), INT64, "ids")
         x, scene = self._begin(ids, memory)
         given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x)
         x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)

@@ -11,8 +11,11 @@ An encoder-decoder is taken to read as many tokens as it writes.
 Frameworks define FLOPs differently, up to twofold in a long context. CONVENTIONS has each definition by name.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from zoo.costs.again import AGAIN, explain_unknown, mark_layers, read_every
@@ -75,23 +78,14 @@ def _flops(spec: Priced | CostTable, kept: Callable[[PartRow], bool]) -> int:
 
 
 def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decoding: bool = False) -> int:
-    """Forward FLOPs of QKᵀ and PV; `pairs` counts the (query, key) pairs of an attention from its Look.
-
-    With `decoding`, `decode_flops` are taken: MLA then attends over its latents, without expanding them.
-    """
-    return sum(
-        (row.attention.decode_flops if decoding else row.attention.core_flops)(pairs(row.look)) * row.used
-        for row in tabulate(spec).attentions
-    )
+    """Forward FLOPs of QKᵀ and PV; `pairs` counts the (query, key) pairs of an attention from its Look."""
+    rows = tabulate(spec).attentions
+    return sum(row.pair_flops(pairs(row.look), decoding=decoding) * row.used for row in rows)
 
 
 def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that depend neither on weights nor on pairs: updating and reading
-    recurrent states, and products on a table that all tokens share."""
-    return sum(
-        (row.attention.state_flops() * new + row.attention.pass_flops(row.tower.d_model, new, held)) * row.used
-        for row in tabulate(spec).attentions
-    )
+    """Forward FLOPs of `new` tokens after `held` that depend neither on weights nor on pairs."""
+    return sum(row.other_flops(new, held) * row.used for row in tabulate(spec).attentions)
 
 
 def skipped_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int) -> int:
@@ -172,39 +166,110 @@ def count_flops(
     Raises ConfigError for an unknown convention or recomputation, and for documents or a prefix that the model cannot
     take.
     """
-    table = tabulate(spec)
-    _check(table, context, convention, recompute, documents, prefix)
-    passed = _passed(table, context, convention, documents, prefix)
-    again = count_again(table, context, convention, recompute, documents, prefix)
-    train, hardware = count_training(passed, convention, recompute, again)
+    own = SequenceFlops(tabulate(spec), context, convention, recompute, documents, prefix)
+    if (fault := next(own.list_faults(), None)) is not None:
+        raise ConfigError(fault)
+    passed = own.count_pass()
+    train, hardware = count_training(passed, convention, recompute, own.count_again())
     return {
         "convention": CONVENTIONS[convention],
         "context": context,
         "forward": round(passed.whole / context),
         "train": round(train / context),
         "train_hardware": round(hardware / context),
-        **({} if documents else _generation(table, context, convention, prefix)),
+        **({} if documents else own.count_generation()),
     }
 
 
-def count_again(
-    table: CostTable,
-    context: int,
-    convention: str,
-    recompute: str,
-    documents: Sequence[int] | None = None,
-    prefix: int = 0,
-) -> Amount:
-    """Forward FLOPs of the layers that `every_n` recomputes, for a sequence; 0 for any other `recompute`."""
-    if read_every(recompute) is None:
-        return 0
-    marked = mark_layers(table.spec, recompute)
-    made = tabulate_towers(marked.towers(), table.spec)
-    parts, attentions = (
-        tuple(row for row in rows if (row.kind or "").endswith(AGAIN)) for rows in (made.parts, made.attentions)
-    )
-    kept = CostTable(table.spec, made.towers, parts, attentions, ())  # type: ignore[arg-type]
-    return _passed(kept, context, convention, documents, prefix).whole
+@dataclass(frozen=True)
+class SequenceFlops:
+    """The FLOPs of one sequence, as `count_flops` takes it."""
+
+    table: CostTable
+    context: int
+    convention: str = "exact"
+    recompute: str = "none"
+    documents: Sequence[int] | None = None
+    prefix: int = 0
+
+    def count_again(self) -> Amount:
+        """Forward FLOPs of the layers that `every_n` recomputes; 0 for any other `recompute`."""
+        if read_every(self.recompute) is None:
+            return 0
+        made = tabulate_towers(mark_layers(self.table.spec, self.recompute).towers(), self.table.spec)
+        again = made.select(lambda row: (row.kind or "").endswith(AGAIN))
+        return replace(self, table=again).count_pass().whole
+
+    def count_pass(self) -> PassFlops:
+        """Forward FLOPs, as the convention counts them."""
+        table, context = self.table, self.context
+        if self.convention == "kaplan":
+            return PassFlops(2 * multiplied(table, head=False) * context, 0)
+        if self.convention == "palm":
+            return PassFlops(2 * multiplied(table) * context, pair_flops(table, lambda look: context * context))
+        products = product_flops(table) * context + row_flops(table)
+        other = other_flops(table, context)
+        if self.convention == "megatron":
+            routers = _flops(table, lambda row: "router" in row.roles)
+            square = pair_flops(table, lambda look: context * context)
+            causal = pair_flops(table, lambda look: 0 if look.cross or not look.causal else context * context)
+            return PassFlops(products - routers * context, square - causal / 2, other)
+        lengths = self.documents or (context,)
+
+        def pairs(look: Look) -> int:
+            return sum(look.pairs(tokens, 0, context) for tokens in lengths) + look.shown_by(self.prefix)
+
+        choosing, skipped = pair_flops(table.forward_only(), pairs), skipped_flops(table, pairs, context)
+        return PassFlops(products, pair_flops(table, pairs), other, choosing, skipped)
+
+    def count_generation(self) -> dict[str, int]:
+        """Count the FLOPs of a prefill and of decoding a token, where the convention defines them."""
+        table, context, towers = self.table, self.context, self.table.towers
+        if self.convention == "kaplan" and len(towers) == 1:
+            forward = 2 * multiplied(table, head=False)
+            return {"prefill": forward * context, **({"decode": forward} if table.spec.causal else {})}
+        if self.convention not in ("exact", "hfu"):
+            return {}
+        where = next((name for name, tower in towers.items() if tower.causal), None)
+        if where is None:
+            core = core_flops(table, lambda look: look.pairs(context), context)
+            return {"prefill": sum_prompt(product_flops(table), context, row_flops(table), core)}
+        decoder = table.of(where)
+        if len(towers) == 1:
+            # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
+            read = lambda look: look.pairs(context, 0, context) + look.shown_by(self.prefix)  # noqa: E731
+            inner, whole = product_flops(table, head=False), product_flops(table)
+            once, core = (whole - inner) + row_flops(table), core_flops(table, read, context)
+            prefill = sum_prompt(inner, context, once, core)
+        else:
+            encoder = table.of("encoder")
+            core = core_flops(encoder, lambda look: look.pairs(context), context)
+            read = sum_prompt(product_flops(encoder), context, row_flops(encoder), core, memory_flops(decoder))
+            prefill = read + _decoded(decoder, 1, context)
+        decode, expanded = _decoded(decoder, context, context), _decoded(decoder, context, context, expanded=True)
+        return {"prefill": prefill, "decode": decode, **({"decode_expanded": expanded} if expanded != decode else {})}
+
+    def list_faults(self) -> Iterator[str]:
+        """List what is unknown, or what the model cannot take."""
+        spec, documents, prefix = self.table.spec, self.documents, self.prefix
+        if self.convention not in CONVENTIONS:
+            hint = did_you_mean(self.convention, CONVENTIONS)
+            yield f"convention: unknown {self.convention!r}{hint} (one of: {', '.join(CONVENTIONS)})"
+        if reason := explain_unknown(self.recompute):
+            yield f"recompute: {reason}"
+        if documents and (sum(documents) != self.context or min(documents) < 1):
+            found = f"{len(documents)} of {sum(documents)} tokens in all, the sequence has {self.context}"
+            yield f"documents: {found} (lengths from 1 up that add up to it)"
+        if documents and len(self.table.towers) > 1:
+            yield f"documents: a model of kind '{spec.kind}' takes none (a decoder does)"
+        if documents and prefix:
+            yield "prefix: packed documents were given too (one of them)"
+        if prefix and not getattr(spec, "prefix_lm", False):
+            yield "prefix: this model has no tokens that all see one another (prefix_lm: true would do)"
+        if prefix and any(row.attention.causal for row in self.table.attentions):
+            yield "prefix: a recurrent mixer reads earlier tokens only (use gqa there)"
+        if not 0 <= prefix <= self.context:
+            yield f"prefix: is {prefix}, the sequence has {self.context} tokens (0 to {self.context})"
 
 
 def count_training(passed: PassFlops, convention: str, recompute: str, layers: Amount = 0) -> tuple[Amount, Amount]:
@@ -219,31 +284,6 @@ def count_training(passed: PassFlops, convention: str, recompute: str, layers: A
     return train, train + again
 
 
-def _passed(table: CostTable, context: int, convention: str, documents: Sequence[int] | None, prefix: int) -> PassFlops:
-    if convention == "kaplan":
-        return PassFlops(2 * multiplied(table, head=False) * context, 0)
-    if convention == "palm":
-        return PassFlops(2 * multiplied(table) * context, pair_flops(table, lambda look: context * context))
-    products = product_flops(table) * context + row_flops(table)
-    other = other_flops(table, context)
-    if convention == "megatron":
-        routers = _flops(table, lambda row: "router" in row.roles)
-        return PassFlops(products - routers * context, _half_squares(table, context), other)
-    lengths = documents or (context,)
-
-    def pairs(look: Look) -> int:
-        return sum(look.pairs(tokens, 0, context) for tokens in lengths) + look.shown_by(prefix)
-
-    choosing, skipped = pair_flops(table.forward_only(), pairs), skipped_flops(table, pairs, context)
-    return PassFlops(products, pair_flops(table, pairs), other, choosing, skipped)
-
-
-def _half_squares(table: CostTable, context: int) -> float:
-    """FLOPs of QKᵀ and PV with half of the square of pairs for causal attention, the whole square elsewhere."""
-    whole = pair_flops(table, lambda look: context * context)
-    return whole - pair_flops(table, lambda look: 0 if look.cross or not look.causal else context * context) / 2
-
-
 def multiplied(spec: Priced | CostTable, *, head: bool = True) -> int:
     """Count the parameters that multiply a token in one pass: no looked-up tables, shared layers as often as they are
     used, and with `head` the head's matrix, tied or not."""
@@ -256,34 +296,6 @@ def multiplied_by(row: PartRow) -> int:
     if isinstance(part, Tied) and isinstance(part.of, Linear):
         return part.of.active
     return 0 if isinstance(part, Embedding) else part.active
-
-
-def _generation(table: CostTable, context: int, convention: str, prefix: int) -> dict[str, int]:
-    """Count the FLOPs of a prefill and of decoding a token, where the convention defines them."""
-    spec, towers = table.spec, table.towers
-    if convention == "kaplan" and len(towers) == 1:
-        forward = 2 * multiplied(table, head=False)
-        return {"prefill": forward * context, **({"decode": forward} if spec.causal else {})}
-    if convention not in ("exact", "hfu"):
-        return {}
-    where = next((name for name, tower in towers.items() if tower.causal), None)
-    if where is None:
-        core = core_flops(table, lambda look: look.pairs(context), context)
-        return {"prefill": sum_prompt(product_flops(table), context, row_flops(table), core)}
-    decoder = table.of(where)
-    if len(towers) == 1:
-        # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
-        read = lambda look: look.pairs(context, 0, context) + look.shown_by(prefix)  # noqa: E731
-        inner, whole = product_flops(table, head=False), product_flops(table)
-        once, core = (whole - inner) + row_flops(table), core_flops(table, read, context)
-        prefill = sum_prompt(inner, context, once, core)
-    else:
-        encoder = table.of("encoder")
-        core = core_flops(encoder, lambda look: look.pairs(context), context)
-        read = sum_prompt(product_flops(encoder), context, row_flops(encoder), core, memory_flops(decoder))
-        prefill = read + _decoded(decoder, 1, context)
-    decode, expanded = _decoded(decoder, context, context), _decoded(decoder, context, context, expanded=True)
-    return {"prefill": prefill, "decode": decode, **({"decode_expanded": expanded} if expanded != decode else {})}
 
 
 def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = False) -> int:
@@ -303,30 +315,3 @@ def sum_decoding(products: Amount, memory: Amount, core: Amount) -> Amount:
     """Sum the FLOPs of a decoded token: `products` less `memory` (cross-attention's keys and values exist already), and
     `core`, those of pairs and states."""
     return products - memory + core
-
-
-def _check(
-    table: CostTable, context: int, convention: str, recompute: str, documents: Sequence[int] | None, prefix: int
-) -> None:
-    spec = table.spec
-    if convention not in CONVENTIONS:
-        hint = did_you_mean(convention, CONVENTIONS)
-        raise ConfigError(f"convention: unknown {convention!r}{hint} (one of: {', '.join(CONVENTIONS)})")
-    if reason := explain_unknown(recompute):
-        raise ConfigError(f"recompute: {reason}")
-    if documents:
-        if sum(documents) != context or min(documents) < 1:
-            found = f"{len(documents)} of {sum(documents)} tokens in all, the sequence has {context}"
-            raise ConfigError(f"documents: {found} (lengths from 1 up that add up to it)")
-        if len(table.towers) > 1:
-            raise ConfigError(f"documents: a model of kind '{spec.kind}' takes none (a decoder does)")
-        if prefix:
-            raise ConfigError("prefix: packed documents were given too (one of them)")
-    if not prefix:
-        return
-    if not getattr(spec, "prefix_lm", False):
-        raise ConfigError("prefix: this model has no tokens that all see one another (prefix_lm: true would do)")
-    if any(row.attention.causal for row in table.attentions):
-        raise ConfigError("prefix: a recurrent mixer reads earlier tokens only (use gqa there)")
-    if not 0 <= prefix <= context:
-        raise ConfigError(f"prefix: is {prefix}, the sequence has {context} tokens (0 to {context})")

@@ -101,6 +101,11 @@ class Hardware:
         return self.sold_memory if visible is None else int(visible.value * 2**20)
 
     @property
+    def usable(self) -> float:
+        """Give the bytes of memory that a model may use."""
+        return usable_bytes(self.memory)
+
+    @property
     def sold_memory(self) -> int:
         """Give the bytes of memory on the data sheet. Some makers write GB for GiB; the smaller value is used."""
         return int(self.sizes["memory_gb"].value * 1e9)

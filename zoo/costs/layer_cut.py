@@ -62,8 +62,7 @@ def count_part(row: PartRow, context: int) -> float:
 
 def count_attention(row: AttentionRow, context: int) -> float:
     """Count the FLOPs of an attention that involve no weight in a forward pass of a sequence, over all its uses."""
-    own = row.attention.core_flops(row.look.pairs(context, 0, context)) + row.attention.state_flops() * context
-    return (own + row.attention.pass_flops(row.tower.d_model, context, 0)) * row.used
+    return (row.pair_flops(row.look.pairs(context, 0, context)) + row.other_flops(context)) * row.used
 
 
 def cut_evenly(times: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
@@ -12,14 +14,14 @@ from zoo.costs.again import keeps_input, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
 from zoo.costs.parallel import sum_activations
 from zoo.costs.repeats import PassPiece, PassRun, find_repeats, list_decisive
-from zoo.costs.rows import Priced
+from zoo.costs.rows import Priced, generates, list_blocks
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shadow import UnknownOperation
+from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.states import states, widths
 from zoo.costs.sums import Amount, take_smaller
 from zoo.costs.tuning import TunedModel, Tuning, apply_tuning
 from zoo.errors import ConfigError
-from zoo.model.head import Head
+from zoo.model.tower import Tower
 
 Value = TypeVar("Value")
 
@@ -41,11 +43,10 @@ def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
     if setup.ranks > 1:
         figures["on"] = f"each of {setup.ranks:,} ranks"
     if passes is not None:
-        serves = (
-            passes if read_every(setup.recompute) is None else None
-        )  # else "shared" depends on the recomputed layers
+        again = read_every(setup.recompute)  # with it, "shared" depends on the recomputed layers
+        serves = passes if again is None else None
         figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0]["train_peak"])
-    if any(tower.causal for tower in spec.towers().values()):
+    if generates(spec):
         figures |= _generating(spec, setup)
     return figures
 
@@ -65,7 +66,7 @@ def _generating(spec: Priced, setup: Setup) -> dict[str, Any]:
 def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
     """Note the size of a position bias on the scores, where it is 1/20 of the peak or more; else None. torch's
     attention takes the bias as a tensor; flash-attn 2 computes ALiBi's itself."""
-    attentions = [block.attention for tower in spec.towers().values() for block in tower.blocks.values()]
+    attentions = [block.attention for block in list_blocks(spec)]
     schemes = [(each.positioning, getattr(each, "n_heads", 1)) for each in attentions]
     biased = [(scheme, heads) for scheme, heads in schemes if scheme is not None and scheme.biases]
     if not biased:
@@ -138,35 +139,17 @@ def _training(
         return {**figures, "step": round(held["step"]), "activations_unknown": str(error)}, None
     kept = count_kept(passes, setup)
     layers = name_layers(spec, kept)
-    loss = _loss_bytes(spec, setup)
     activations = sum_activations(spec, setup, layers, *sum_ends(kept)).bytes
+    step = StepMemory(spec, setup, passes, held, activations, tuned, fused)
     figures["activations"] = round(activations)
     figures["activations_by_layer"] = {
         ".".join(each for each in place if each): round(size) for place, size in layers.items()
     }
-    if loss is not None:
-        figures["loss_head"] = round(loss)
+    if step.loss is not None:
+        figures["loss_head"] = round(step.loss)
     figures["step"] = round(held["step"])
-    peak, where = find_peak(spec, setup, passes, held, activations, tuned, fused)
+    peak, where = step.find_peak()
     return {**figures, "train_peak": peak, "peak_at": where}, passes
-
-
-def find_peak(
-    spec: Priced,
-    setup: Setup,
-    passes: Mapping[str, Section],
-    held: Mapping[str, Any],
-    activations: float,
-    tuned: TunedModel | None = None,
-    fused: bool = True,
-) -> tuple[int, str]:
-    """Find the peak of a training step in bytes, and where it is: `train_peak` and `peak_at` of `training`.
-
-    `held` are the figures of `states`, `activations` the bytes of `sum_activations`.
-    """
-    moments = list_moments(spec, setup, passes, held, activations, tuned, fused)
-    where = max(moments, key=lambda name: sum(moments[name].values()))
-    return round(sum(held[name] for name in STAYS) + sum(moments[where].values())), where
 
 
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
@@ -213,79 +196,170 @@ def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
     return sums["embedding"] + sums["shared"], sums["head"]
 
 
-def _loss_bytes(spec: Priced, setup: Setup) -> float | None:
-    """Count the peak bytes of the loss: logits, log-probabilities and gradients; None without logits."""
-    if (head := find_head(spec)) is None:
-        return None
-    return count_loss(_count_logits(head, spec, setup) / (setup.tp * setup.cp), setup)
-
-
 def find_head(spec: Priced) -> Any:
     """Find the head that gives a model's logits; None without logits."""
     return next((tower.head for tower in spec.towers().values() if tower.head.n_logits), None)
-
-
-def _count_logits(head: Head, spec: Priced, setup: Setup) -> int:
-    """Count the logits of a batch: `n_logits` for each token, or for each row where the head reads whole rows."""
-    return head.n_logits * setup.batch * (1 if head.reads_rows else setup.tokens(spec))
 
 
 def count_loss(values: Amount, setup: Setup) -> Amount:
     """Count the peak bytes of the loss of `values` logits: see `loss_head` of `training`."""
     if not setup.chunked_loss:
         return values * 12
-    width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
-    return take_smaller(values * width, CHUNK) + take_smaller(values * 4, CHUNK)
+    return take_smaller(values * DTYPES[setup.computed], CHUNK) + take_smaller(values * 4, CHUNK)
 
 
 # ---------------------------------------------------------------- the peak
 
 
-def list_moments(
-    spec: Priced,
-    setup: Setup,
-    passes: Mapping[str, Section],
-    held: Mapping[str, Any],
-    activations: float,
-    tuned: TunedModel | None = None,
-    fused: bool = True,
-) -> dict[str, dict[str, int]]:
-    """List the fullest moment of each place of a step (`peak_at`): by name, the bytes in addition to STAYS."""
-    if setup.ranks == 1:
-        found = _single(_pieces(spec, setup, passes, tuned), spec, setup, passes, held, fused)
-    else:
-        found = _many(spec, setup, passes, held, activations)
-    found["step"] = {"gradients": held["gradients"], "step": held["step"]}
-    return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
+@dataclass(frozen=True)
+class StepMemory:
+    """The memory of a training step: of the traced `passes`, with `held`, the figures of `states`, and `activations`,
+    the bytes of `sum_activations`."""
 
+    spec: Priced
+    setup: Setup
+    passes: Mapping[str, Section]
+    held: Mapping[str, Any]
+    activations: float
+    tuned: TunedModel | None = None
+    fused: bool = True
 
-def _pieces(
-    spec: Priced, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None
-) -> list[PassRun]:
-    found = []
-    for name, tower in spec.towers().items():
-        prefix = f"{name}." if name else ""
-        embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup, tuned)
-        met = 0 if setup.chunked_loss else table  # Zoo's chunked loss adds the head's gradient in place before
-        found.append(PassRun((PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met),)))
+    def find_peak(self) -> tuple[int, str]:
+        """Find the peak of a step in bytes, and where it is: `train_peak` and `peak_at` of `training`."""
+        moments = self.list_moments()
+        where = max(moments, key=lambda name: sum(moments[name].values()))
+        return round(sum(self.held[name] for name in STAYS) + sum(moments[where].values())), where
+
+    def list_moments(self) -> dict[str, dict[str, int]]:
+        """List the fullest moment of each place of a step (`peak_at`): by name, the bytes in addition to STAYS."""
+        found = self._single() if self.setup.ranks == 1 else self._many()
+        found["step"] = {"gradients": self.held["gradients"], "step": self.held["step"]}
+        return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
+
+    @cached_property
+    def logits(self) -> int:
+        """Count the logits of a batch: those of each token, or of each row where the head reads whole rows."""
+        head = find_head(self.spec)
+        if head is None:
+            return 0
+        return head.n_logits * self.setup.batch * (1 if head.reads_rows else self.setup.tokens(self.spec))
+
+    @property
+    def loss(self) -> float | None:
+        """Count the peak bytes of the loss on a rank; None without logits."""
+        return count_loss(self.logits / (self.setup.tp * self.setup.cp), self.setup) if self.logits else None
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a gradient's value as a pass computes it, before any conversion."""
+        return 4 if self.setup.precision in ("fp32", "amp") else max(DTYPES[self.setup.dtype], 2)
+
+    def _list_runs(self) -> list[PassRun]:
+        """List the pieces of a pass in order: each tower's embedding, its layers, and its loss or head."""
+        found = []
+        for name, tower in self.spec.towers().items():
+            prefix = f"{name}." if name else ""
+            embedding, table = self.passes[f"{prefix}embedding"], self._met_again(name, tower)
+            met = 0 if self.setup.chunked_loss else table  # Zoo's chunked loss adds the head's gradient in place before
+            own = embedding.gradients - table
+            found.append(PassRun((PassPiece("embedding", embedding, embedding.bytes, own, met),)))
+            found += self._list_layers(tower, prefix)
+            label = "loss" if f"{prefix}loss" in self.passes else "head"
+            last = self.passes[f"{prefix}{'head' if self.setup.chunked_loss else label}"]
+            waits = met or (
+                table if self.setup.precision == "megatron" else 0
+            )  # 16-bit sum, before it is added to fp32
+            found.append(PassRun((PassPiece(label, last, last.bytes, last.gradients, table=waits),)))
+        return found
+
+    def _list_layers(self, tower: Tower, prefix: str) -> list[PassRun]:
         firsts = _mark_first_gradients(tower)
         layers = tower.pattern if firsts is None else tuple(zip(tower.pattern, firsts, strict=True))
         made: dict[Any, PassPiece] = {}
         for each in dict.fromkeys(layers):
             kind, first = (each, True) if firsts is None else each
-            section = passes[f"{prefix}layer:{kind}"]
-            again = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0
+            section = self.passes[f"{prefix}layer:{kind}"]
+            again = keeps_input(f"layer:{kind}", self.setup.recompute) and section.bytes > 0
             kept = section.input + section.lent if again else section.bytes
             gradients = section.gradients if first else 0  # later layers with these weights add in place
             made[each] = PassPiece("layer", section, kept, gradients, 0, again)
-        found += [PassRun(tuple(made[each] for each in block), times) for block, times in find_repeats(layers)]
-        last = passes[f"{prefix}head"]
-        if f"{prefix}loss" in passes and not setup.chunked_loss:
-            last = passes[f"{prefix}loss"]
-        label = "loss" if f"{prefix}loss" in passes else "head"
-        waits = met or (table if setup.precision == "megatron" else 0)  # 16-bit sum, before it is added to fp32
-        found.append(PassRun((PassPiece(label, last, last.bytes, last.gradients, table=waits),)))
-    return found
+        return [PassRun(tuple(made[each] for each in block), times) for block, times in find_repeats(layers)]
+
+    def _met_again(self, name: str, tower: Any) -> int:
+        """Count the bytes of a tied token table's gradient: the table has one from the head (or the other tower's
+        embedding) already, and torch sums both into a third tensor. 0 without a tie."""
+        if self.tuned is not None and "embedding.tokens.weight" in self.tuned.ends[name].frozen:
+            return 0
+        tied = getattr(tower.head, "tied", False)
+        if name == "encoder":
+            tied = tied or self.spec.towers()["decoder"].embedding.tied is not None
+        return tower.vocab_size * (tower.embedding.width or tower.d_model) * self._width if tied else 0
+
+    def _single(self) -> dict[str, dict[str, float]]:
+        """Find the fullest moment of each kind of piece on a single rank. The backward pass goes through the pieces
+        last to first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
+
+        With accumulation all gradients exist from the first pass on. A weight's new gradient is freed once it is added,
+        a tied table's once its second one is there.
+        """
+        runs, again = self._list_runs(), self.setup.recompute
+        standing = self.held["gradients"] if self.setup.accumulate > 1 else 0
+        wider = widths(self.setup)[1] / self._width  # Megatron-LM keeps fp32 gradients, its passes compute 16 bits
+        shared = {name: section for name, section in self.passes.items() if name.split(".")[-1] == "shared"}
+        before = sum(each.input if keeps_input(name, again) else each.bytes for name, each in shared.items())
+        before += sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs)
+        gradients = beside = waiting = 0
+        peaks: dict[str, dict[str, float]] = {}
+        for piece in (step for run in reversed(runs) for step in list_decisive(run)):
+            section = piece.section
+            before -= piece.kept
+            undone = section.moving if standing else section.peak + (wider - 1) * section.gradients
+            if piece.again:  # recomputed: its forward pass runs again while the gradient of its result exists
+                undone = max(undone + (0 if section.keeps_input else section.input), section.forward + section.input)
+            there = {"gradients": standing or gradients * wider, "shared gradients": beside, "the table's": waiting}
+            if piece.label == "loss" and self.setup.chunked_loss:
+                most = self._chunked_loss(section) | ({"accumulated": standing} if standing else {})
+            else:
+                backward = {**there, "its backward pass": undone, "sum": piece.sum}
+                forward = {"gradients": standing, "its forward pass": section.forward}
+                most = max(backward, forward, key=lambda parts: sum(parts.values()))
+            moment = {"kept before it": before, **most}
+            peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
+            gradients += piece.gradients
+            waiting = 0 if piece.label == "embedding" else max(waiting, piece.table if standing else 0)
+            beside = 0 if piece.label == "embedding" else max(beside, section.beside)
+        return peaks
+
+    def _chunked_loss(self, head: Section) -> dict[str, float]:
+        """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients
+        from earlier chunks, the chunk's logits, and the larger of their softmax and the head's gradients from this
+        chunk.
+
+        A CPU computes the softmax of BLOCK bytes at a time, for 16-bit logits in a float32 copy.
+        """
+        width = DTYPES[self.setup.computed]
+        logits, block = min(self.logits * width, CHUNK), CHUNK if self.fused else BLOCK
+        softmax = min(self.logits * 4, block) * (1 if self.fused or width == 4 else 2)
+        before = head.gradients if self.logits * width > CHUNK else 0
+        there = {"hidden states": head.bytes, "their gradient": head.input, "gradients": before, "logits": logits}
+        if softmax >= head.gradients:
+            return {**there, "their softmax": softmax}
+        return {**there, "a chunk's gradients": head.gradients}
+
+    def _many(self) -> dict[str, dict[str, float]]:
+        """Bound the fullest moments where the model is spread over ranks: all gradients and all activations, with the
+        loss or one layer's backward pass."""
+        setup, layers = self.setup, name_layers(self.spec, self.passes).values()
+        made = {"gradients": self.held["gradients"], "whole gradients": self.held["reducing"]}
+        share, there = setup.tp * setup.cp, {**made, "activations": self.activations}
+        layer = {"its backward pass": max(each.peak - each.bytes - each.gradients for each in layers) / share}
+        if setup.recompute == "full" or read_every(setup.recompute):
+            layer["its forward pass"] = max(each.bytes - each.input for each in layers) / share
+        found = {"layer": {**there, **layer}}
+        if self.loss is not None:
+            found["loss"] = {**there, "loss_head": self.loss}
+        table = max(self._met_again(name, tower) for name, tower in self.spec.towers().items())
+        return {**found, "embedding": {**made, "its gradient and sum": 2 * table / setup.tp}}
 
 
 def _mark_first_gradients(tower: Any) -> list[bool] | None:
@@ -295,91 +369,3 @@ def _mark_first_gradients(tower: Any) -> list[bool] | None:
     weights = [name_stored(kind) for kind in tower.pattern] if tower.shared_layers else tower.layer_weights
     last = {each: place for place, each in enumerate(weights)}  # the backward pass begins with the last layer
     return [last[each] == place for place, each in enumerate(weights)]
-
-
-def _met_again(spec: Priced, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:
-    """Count the bytes of a tied token table's gradient: the table has one from the head (or the other tower's
-    embedding) already, and torch sums both into a third tensor. 0 without a tie."""
-    if tuned is not None and "embedding.tokens.weight" in tuned.ends[name].frozen:
-        return 0
-    tied = getattr(tower.head, "tied", False)
-    if name == "encoder":
-        tied = tied or spec.towers()["decoder"].embedding.tied is not None
-    return tower.vocab_size * (tower.embedding.width or tower.d_model) * _computed_width(setup) if tied else 0
-
-
-def _computed_width(setup: Setup) -> int:
-    """Give the bytes of a gradient's value as a pass computes it, before any conversion."""
-    return 4 if setup.precision in ("fp32", "amp") else max(DTYPES[setup.dtype], 2)
-
-
-def _single(
-    runs: list[PassRun], spec: Priced, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], fused: bool
-) -> dict[str, dict[str, float]]:
-    """Find the fullest moment of each kind of piece on a single rank. The backward pass goes through the pieces last to
-    first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
-
-    With accumulation all gradients exist from the first pass on. A weight's new gradient is freed once it is added, a
-    tied table's once its second one is there.
-    """
-    standing = held["gradients"] if setup.accumulate > 1 else 0
-    wider = widths(setup)[1] / _computed_width(setup)  # Megatron-LM keeps fp32 gradients, its passes compute 16 bits
-    shared = {name: section for name, section in passes.items() if name.split(".")[-1] == "shared"}
-    before = sum(each.input if keeps_input(name, setup.recompute) else each.bytes for name, each in shared.items())
-    before += sum(sum(piece.kept for piece in run.pieces) * run.times for run in runs)
-    gradients = beside = waiting = 0
-    peaks: dict[str, dict[str, float]] = {}
-    for piece in (step for run in reversed(runs) for step in list_decisive(run)):
-        section = piece.section
-        before -= piece.kept
-        undone = section.moving if standing else section.peak + (wider - 1) * section.gradients
-        if piece.again:  # recomputed: its forward pass runs again while the gradient of its result exists
-            undone = max(undone + (0 if section.keeps_input else section.input), section.forward + section.input)
-        there = {"gradients": standing or gradients * wider, "shared gradients": beside, "the table's": waiting}
-        backward = {**there, "its backward pass": undone, "sum": piece.sum}
-        if piece.label == "loss" and setup.chunked_loss:
-            most = _chunked_loss(spec, setup, section, fused) | ({"accumulated": standing} if standing else {})
-        else:
-            forward = {"gradients": standing, "its forward pass": section.forward}
-            most = max(backward, forward, key=lambda parts: sum(parts.values()))
-        moment = {"kept before it": before, **most}
-        peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
-        gradients += piece.gradients
-        waiting = 0 if piece.label == "embedding" else max(waiting, piece.table if standing else 0)
-        beside = 0 if piece.label == "embedding" else max(beside, section.beside)
-    return peaks
-
-
-def _chunked_loss(spec: Priced, setup: Setup, head: Section, fused: bool) -> dict[str, float]:
-    """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients from
-    earlier chunks, the chunk's logits, and the larger of their softmax and the head's gradients from this chunk.
-
-    A CPU computes the softmax of BLOCK bytes at a time, for 16-bit logits in a float32 copy.
-    """
-    values = _count_logits(find_head(spec), spec, setup)
-    width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
-    logits, block = min(values * width, CHUNK), CHUNK if fused else BLOCK
-    softmax = min(values * 4, block) * (1 if fused or width == 4 else 2)
-    before = head.gradients if values * width > CHUNK else 0
-    there = {"hidden states": head.bytes, "their gradient": head.input, "gradients": before, "logits": logits}
-    if softmax >= head.gradients:
-        return {**there, "their softmax": softmax}
-    return {**there, "a chunk's gradients": head.gradients}
-
-
-def _many(
-    spec: Priced, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
-) -> dict[str, dict[str, float]]:
-    """Bound the fullest moments where the model is spread over ranks: all gradients and all activations, with the loss
-    or one layer's backward pass."""
-    share, layers = setup.tp * setup.cp, name_layers(spec, passes).values()
-    made = {"gradients": held["gradients"], "whole gradients": held["reducing"]}
-    layer = {"its backward pass": max(each.peak - each.bytes - each.gradients for each in layers) / share}
-    if setup.recompute == "full" or read_every(setup.recompute):
-        layer["its forward pass"] = max(each.bytes - each.input for each in layers) / share
-    found = {"layer": {**made, "activations": activations, **layer}}
-    loss = _loss_bytes(spec, setup)
-    if loss is not None:
-        found["loss"] = {**made, "activations": activations, "loss_head": loss}
-    table = max(_met_again(spec, name, tower, setup) for name, tower in spec.towers().items())
-    return {**found, "embedding": {**made, "its gradient and sum": 2 * table / setup.tp}}

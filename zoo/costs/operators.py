@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
-from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, absorbs, tabulate
+from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, absorbs, count_values, tabulate
+from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, compute_chance
 from zoo.model.step import SECOND
 from zoo.spec import Embedding, Experts, Linear, Tied
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
 
 class Span(NamedTuple):
     """The tokens of a pass in a tower: `new` ones of each sequence after `held` cached ones, and `memory` tokens that
-    an encoder read. `made` says whether cross-attention's keys and values exist already."""
+    an encoder read. `made` says whether cross-attention's keys and values exist already, `expanded` whether MLA caches
+    the keys and values of every head in place of its latent."""
 
     new: int
     held: int
     memory: int
     made: bool
+    expanded: bool = False
 
 
 def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
@@ -44,15 +47,6 @@ def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)
-
-
-class Widths(NamedTuple):
-    """Bytes of a weight and of a cached value, and the number of ranks of tensor parallelism (`tp`)."""
-
-    weight: float
-    cached: float
-    tp: int = 1
-    expanded: bool = False  # MLA caches the keys and values of every head in place of its latent
 
 
 class Chosen(NamedTuple):
@@ -94,21 +88,23 @@ class Operator:
         return self.weight_bytes(batch) + self.own * batch
 
 
-def operators(spec: Priced | CostTable, context: int, widths: Widths, *, decode: bool) -> dict[str, Operator]:
-    """List every operator of a pass by name, on one rank of tensor parallelism; layers of a kind are one operator."""
+def operators(spec: Priced | CostTable, setup: Setup, *, decode: bool, expanded: bool = False) -> dict[str, Operator]:
+    """List every operator of a pass by name, on one rank of tensor parallelism; layers of a kind are one operator.
+    With `expanded` MLA caches the keys and values of every head."""
     table = tabulate(spec)
     found: dict[str, Operator] = {}
     for where, tower in table.towers.items():
-        what, own = span(tower, table.spec, context, decode), table.of(where)
+        what, own = span(tower, table.spec, setup.tokens(table.spec), decode), table.of(where)
         if what is None:
             continue
+        what = what._replace(expanded=expanded)
         for row in own.parts:
             if times := _times(row, tower, what):
-                _add(found.setdefault(operator_name(row), Operator(what.new)), row, times, widths)
+                _add(found.setdefault(operator_name(row), Operator(what.new)), row, times, setup)
         for row in own.attentions:
             core = found.setdefault(f"{operator_name(row)}.core", Operator(what.new, core=True))
-            _add_core(core, row, what, widths)
-        _add_states(found, where, tower, what, widths)
+            _add_core(core, row, what, setup)
+        _add_states(found, where, tower, what, setup)
     return found
 
 
@@ -126,10 +122,10 @@ def operator_name(row: PartRow | AttentionRow | RouterRow) -> str:
     return ".".join(filter(None, (row.where, row.kind, slot)))
 
 
-def _add(operator: Operator, row: PartRow, times: int, widths: Widths) -> None:
+def _add(operator: Operator, row: PartRow, times: int, setup: Setup) -> None:
     part = row.part
-    operator.flops += part.flops * row.used * times / widths.tp
-    size = row.used * widths.weight / widths.tp
+    operator.flops += part.flops * row.used * times / setup.tp
+    size = row.used * DTYPES[setup.dtype] / setup.tp
     of = part.of if isinstance(part, Tied) else part
     if isinstance(of, Embedding):
         operator.chosen.append(Chosen(of.width * size, of.count, of.reads))
@@ -138,27 +134,26 @@ def _add(operator: Operator, row: PartRow, times: int, widths: Widths) -> None:
     elif isinstance(of, Linear):
         operator.weights += (of.params if of.flops else 0) * size  # unused without global tokens (Longformer)
     else:
-        operator.weights += sum(map(math.prod, of.shapes().values())) * size
+        operator.weights += count_values(of.shapes()) * size
 
 
-def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths) -> None:
+def _add_core(operator: Operator, row: AttentionRow, what: Span, setup: Setup) -> None:
     look, attention = row.look, row.attention
     pairs = look.pairs(what.new, what.held, what.memory)
-    absorbed = what.held and what.new == 1 and not widths.expanded
-    core = (attention.decode_flops if absorbed else attention.core_flops)(pairs)
-    flops = core + attention.state_flops() * what.new + attention.pass_flops(row.tower.d_model, what.new, what.held)
+    absorbed = what.held > 0 and what.new == 1 and not what.expanded
+    flops = row.pair_flops(pairs, decoding=absorbed) + row.other_flops(what.new, what.held)
     own = 0.0
     if row.tower.causal:
         # Keys that the last query sees, without a window that is kept as a state (`near`).
         seen = look._replace(near=0).pairs(1, what.held + what.new - 1, what.memory)
-        own += seen * _cached(attention, widths) * widths.cached
+        own += seen * _cached(attention, what.expanded, setup.tp) * DTYPES[setup.cached]
         moved = 2 if what.held else 1  # states are read and written; before the first token there is none to read
-        own += moved * sum(map(math.prod, attention.state().values())) * STATE_BYTES / widths.tp
-    operator.flops += flops * row.used / widths.tp
+        own += moved * count_values(attention.state()) * STATE_BYTES / setup.tp
+    operator.flops += flops * row.used / setup.tp
     operator.own += own * row.used
 
 
-def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span, widths: Widths) -> None:
+def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span, setup: Setup) -> None:
     """Add the states that feed-forwards and n-grams read and write while generating (RWKV's channel mix, the token
     counts of a router with a capacity)."""
     for kind, block in tower.blocks.items() if tower.causal else ():
@@ -168,17 +163,17 @@ def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span
         of_ffn = {name: shape for name, shape in block.state().items() if name.removeprefix(SECOND) not in of_mixer}
         for part, states in (("ffn", of_ffn), ("ngrams", of_ngrams)):
             if states:
-                values = sum(map(math.prod, states.values())) * count_kinds(tower.pattern)[kind]
+                values = count_values(states) * count_kinds(tower.pattern)[kind]
                 moved = 2 if what.held else 1
-                found[".".join(filter(None, (where, kind, part)))].own += moved * values * STATE_BYTES / widths.tp
+                found[".".join(filter(None, (where, kind, part)))].own += moved * values * STATE_BYTES / setup.tp
 
 
-def _cached(attention: Attention | Indexer, widths: Widths) -> float:
+def _cached(attention: Attention | Indexer, expanded: bool, tp: int) -> float:
     """Count the cached values of a token on a rank: heads are divided over ranks, a latent is whole on each."""
-    if widths.expanded and absorbs(attention):
-        return attention.core_flops(1) / 2 / widths.tp  # a multiply-add for each value of each head
+    if expanded and absorbs(attention):
+        return attention.core_flops(1) / 2 / tp  # a multiply-add for each value of each head
     shapes = attention.attended().values()
-    return sum(math.prod(shape) / (min(widths.tp, shape[0]) if len(shape) > 1 else 1) for shape in shapes)
+    return sum(math.prod(shape) / (min(tp, shape[0]) if len(shape) > 1 else 1) for shape in shapes)
 
 
 def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:

@@ -8,13 +8,14 @@ waiting cost no time here, so real code is slower than every figure.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zoo.costs import flops
-from zoo.costs.hardware import Hardware, hardware, list_gpus, usable_bytes
-from zoo.costs.operators import Chosen, Operator, Widths, mixtures, operators, reductions
-from zoo.costs.rows import CostTable, Priced, RouterRow, absorbs, tabulate
+from zoo.costs.hardware import Hardware, hardware, list_gpus
+from zoo.costs.operators import Chosen, Operator, mixtures, operators, reductions
+from zoo.costs.rows import CostTable, Priced, RouterRow, absorbs, generates, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
@@ -50,9 +51,9 @@ def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] 
         "ridge": peak / device.bandwidth,
     }
     table = tabulate(spec)
-    if any(tower.causal for tower in table.towers.values()):
-        found["decode"] = _decode(table, setup, device)
-    found["prefill"] = _prefill(table, setup, device)
+    if generates(table.spec):
+        found["decode"] = _pass(table, setup, device, decode=True)
+    found["prefill"] = _pass(table, setup, device, decode=False)
     found["train"] = _train(table, setup, peak)
     if fits := dict(_fits(device, (figures or {}).get("memory", {}))):
         found["fits"] = fits
@@ -66,35 +67,29 @@ def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] 
 # ---------------------------------------------------------------- generating
 
 
-def widths_of(setup: Setup, *, expanded: bool = False) -> Widths:
-    return Widths(DTYPES[setup.dtype], DTYPES[setup.cache_dtype or setup.dtype], setup.tp, expanded)
-
-
-def _decode(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]:
+def _pass(table: CostTable, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
     context, batch = setup.tokens(table.spec), setup.batch
-    parts = operators(table, context, widths_of(setup), decode=True)
-    found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device)}
-    found["turnover_batch"] = turnover(parts, device.flops(setup.dtype), device.bandwidth)
-    if experts := {name: _met(row, batch) for name, row in mixtures(table)}:
+    parts = operators(table, setup, decode=decode)
+    found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device, 1 if decode else context)}
+    if decode:
+        found |= _describe_decoding(table, setup, device, parts)
+    if setup.tp > 1:
+        found["all_reduce"] = _all_reduce(table.spec, setup, device, decode=decode)
+    return {**found, "operators": _each(parts, batch, device, device.flops(setup.dtype))}
+
+
+def _describe_decoding(
+    table: CostTable, setup: Setup, device: Hardware, parts: Mapping[str, Operator]
+) -> dict[str, Any]:
+    """Give the figures that decoding alone has: the turnover, the experts that are read, MLA with expanded keys."""
+    found: dict[str, Any] = {"turnover_batch": turnover(parts, device.flops(setup.dtype), device.bandwidth)}
+    if experts := {name: _met(row, setup.batch) for name, row in mixtures(table)}:
         found["experts"] = experts
     if any(absorbs(row.attention) for row in table.attentions if row.tower.causal):
-        other = operators(table, context, widths_of(setup, expanded=True), decode=True)
-        found["expanded"] = _bound(other, batch, setup, device)
+        other = operators(table, setup, decode=True, expanded=True)
+        found["expanded"] = _bound(other, setup.batch, setup, device)
         for each, ways in ((found, parts), (found["expanded"], other)):
-            each["core_flops"] = round(sum(op.flops for op in ways.values() if op.core) * batch)
-    if setup.tp > 1:
-        found["all_reduce"] = _all_reduce(table.spec, setup, device, decode=True)
-    found["operators"] = _each(parts, batch, device, device.flops(setup.dtype))
-    return found
-
-
-def _prefill(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]:
-    context, batch = setup.tokens(table.spec), setup.batch
-    parts = operators(table, context, widths_of(setup), decode=False)
-    found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device, context)}
-    if setup.tp > 1:
-        found["all_reduce"] = _all_reduce(table.spec, setup, device, decode=False)
-    found["operators"] = _each(parts, batch, device, device.flops(setup.dtype))
+            each["core_flops"] = round(sum(op.flops for op in ways.values() if op.core) * setup.batch)
     return found
 
 
@@ -175,16 +170,8 @@ def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> in
         work = sum(part.flops for part in parts.values()) * batch
         return work / peak >= sum(part.bytes(batch) for part in parts.values()) / bandwidth
 
-    high = 1
-    while not computes(high):
-        high *= 2
-        if high > MOST:
-            return None
-    low = high // 2  # memory-bound, or 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if computes(middle) else (middle, high)
-    return high
+    found = bisect_left(range(1, MOST + 1), True, key=computes) + 1
+    return found if found <= MOST else None
 
 
 def _met(row: RouterRow, tokens: int) -> dict[str, Any]:
@@ -247,13 +234,8 @@ def bound_run(
     return {"days": days, "gpu_hours": note("gpu_hours", days * 24 * gpus)}
 
 
-def usable(device: Hardware) -> float:
-    """Give the usable bytes of a GPU's memory."""
-    return usable_bytes(device.memory)
-
-
 def _fits(device: Hardware, memory: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key in ("generate_peak", "train_peak"):
         if key in memory:
-            free = usable(device) - memory[key]
-            yield key, {"bytes": memory[key], "usable_bytes": round(usable(device)), "fits": free >= 0}
+            fits = memory[key] <= device.usable
+            yield key, {"bytes": memory[key], "usable_bytes": round(device.usable), "fits": fits}

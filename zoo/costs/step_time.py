@@ -24,8 +24,7 @@ from zoo.costs.layer_cut import BEFORE, BEHIND, count_attention, count_part
 from zoo.costs.parallel import Stage
 from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import Setup
-from zoo.costs.states import states
-from zoo.costs.traffic import ring_forward_share, split_data, traffic
+from zoo.costs.traffic import DataTraffic, ring_forward_share, split_data, traffic
 from zoo.distributed.schedule import PipelineSchedule
 
 MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
@@ -101,14 +100,11 @@ class StageWork(NamedTuple):
 
 class StageTraffic(NamedTuple):
     """Bytes that a rank sends, by kind of parallelism: for each sequence of a microbatch (`streams`), and once a step
-    (`fixed`). Data parallelism: weights `gathered` and gradients `reduced` in one microbatch, and gradients that
-    replicas sum up (`replicated`)."""
+    (`fixed`); those of data parallelism in one microbatch (`data`)."""
 
     streams: Mapping[str, float]
     fixed: Mapping[str, float]
-    gathered: float
-    reduced: float
-    replicated: float
+    data: DataTraffic
 
 
 class StepTime(NamedTuple):
@@ -129,7 +125,7 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
     """Count the work of a rank of a stage for one sequence. `saved` are the bytes that each section (`list_sections`)
     of an undivided pass saves for the sequence."""
     table = tabulate(stage)
-    layers = beside = kept = once = 0.0
+    layers = beside = once = 0.0
     for row in table.parts:
         slot = row.slot if row.slot in (*BEFORE, *BEHIND) else "head"
         if row.kind is None and slot not in stage.ends[row.where]:
@@ -140,13 +136,11 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
         once += 0 if row.learns else flops
     attention = sum(count_attention(each, context) for each in table.attentions)
     choosing = sum(count_attention(each, context) for each in table.attentions if not each.learns)
-    for name, kind, count in stage.layers():
-        kept += saved[f"{name}.layer:{kind}" if name else f"layer:{kind}"] * count
+    prefixes = {name: f"{name}." if name else "" for name in stage.ends}
+    kept = sum(saved[f"{prefixes[name]}layer:{kind}"] * count for name, kind, count in stage.layers())
     for name, ends in stage.ends.items():
-        last = f"{name}.loss" if name else "loss"
-        first = f"{name}.embedding" if name else "embedding"
-        kept += saved[last] if "head" in ends and last in saved else 0
-        kept += saved[first] if "embedding" in ends else 0
+        kept += saved.get(f"{prefixes[name]}loss", 0) if "head" in ends else 0
+        kept += saved[f"{prefixes[name]}embedding"] if "embedding" in ends else 0
     units = sum(count for _, _, count in stage.layers()) + len(stage.ends)
     return StageWork(layers, beside, attention, kept / tp, units, stage.index, (once, choosing))
 
@@ -157,7 +151,7 @@ def count_traffic(spec: Priced, setup: Setup, stage: Stage) -> StageTraffic:
     one, two = (traffic(spec, replace(setup, batch=batch), stage) for batch in (1, 2))
     streams = {name: two[name]["bytes"] - one[name]["bytes"] for name in one if name != "dp"}
     fixed = {name: one[name]["bytes"] - streams[name] for name in streams}
-    return StageTraffic(streams, fixed, *split_data(stage, setup))
+    return StageTraffic(streams, fixed, split_data(stage, setup))
 
 
 class PassTime(NamedTuple):
@@ -182,8 +176,7 @@ def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
     pass, without those of indexers."""
     setup = plan.setup
     sequences = setup.batch / setup.cp
-    dtype = "fp32" if setup.precision == "fp32" else setup.dtype
-    rate = device.flops(dtype) * share_of_peak(device) * REACHED
+    rate = device.flops(setup.computed) * share_of_peak(device) * REACHED
     fast = device.flops("fp8") * MATMUL_FP8 * REACHED if plan.float8 else rate
 
     def compute(part: StageWork) -> tuple[float, float]:
@@ -201,7 +194,7 @@ def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
 def attention_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> float:
     """Time the attention of one sequence in the forward pass, in seconds."""
     flash = plan.attention or (FLASH2_A100 if device.name.startswith("a100") else FLASH2)
-    return work.attention / (device.flops("fp32" if plan.setup.precision == "fp32" else plan.setup.dtype) * flash)
+    return work.attention / (device.flops(plan.setup.computed) * flash)
 
 
 def share_of_peak(device: Hardware) -> float:
@@ -260,8 +253,8 @@ def data_seconds(
     """
     setup, passes = plan.setup, plan.microbatches
     size, copies = setup.dp * setup.cp, setup.replicas
-    gather, reduce = (cluster.ring_seconds(each, setup.tp, size) for each in (sent.gathered, sent.reduced))
-    reduce += cluster.ring_seconds(sent.replicated, setup.tp * size, copies)
+    gather, reduce = (cluster.ring_seconds(each, setup.tp, size) for each in (sent.data.gathered, sent.data.reduced))
+    reduce += cluster.ring_seconds(sent.data.replicated, setup.tp * size, copies)
     gathers = 1 if plan.keeps_gathered or setup.zero < 3 else passes
     reduces = 1 if setup.zero in (1, 2) or (setup.pp > 1 and gathers == 1) else passes
 
@@ -316,13 +309,3 @@ def predict_step(
     data = data_seconds(sent, work, plan, cluster, passes, held)
     communication = each * plan.microbatches + once + data
     return StepTime(passes.total * plan.microbatches, communication, bubble, update)
-
-
-def find_slowest(work: Mapping[int, StageWork], plan: StepPlan, device: Hardware) -> int:
-    """Find the stage whose passes take longest, by its index."""
-    return max(work, key=lambda index: pass_seconds(work[index], plan, device).total)
-
-
-def hold_states(spec: Priced, setup: Setup, pipeline: tuple[Stage, ...]) -> dict[str, Any]:
-    """Count the states of the stage with most parameters."""
-    return states(spec, setup, max(pipeline, key=lambda stage: stage.params))

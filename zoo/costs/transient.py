@@ -7,23 +7,20 @@ backward pass, so a tensor lives as long as the code refers to it, and the tape'
 
 from __future__ import annotations
 
-from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.costs.activations import FEW, NAMES, count_traces, extrapolate, recurrent_stride
+from zoo.costs.activations import extrapolate, make_memory, trace_shorter
 from zoo.costs.again import split_by_depth
-from zoo.costs.rows import Priced
-from zoo.costs.shadow import (
-    DTYPES,
-    INT64,
-    ShadowCache,
-    ShadowLayer,
-    Tape,
-    make_shadow,
-    named_failures,
-    replace_torch,
-    taping,
-)
+from zoo.costs.rows import Priced, change_copy
+from zoo.costs.setup import COMPUTED
+from zoo.costs.shadow.cache import ShadowCache
+from zoo.costs.shadow.dtypes import INT64
+from zoo.costs.shadow.layer import ShadowLayer
+from zoo.costs.shadow.names import DTYPES
+from zoo.costs.shadow.recording import named_failures, taping
+from zoo.costs.shadow.replay import replace_torch
+from zoo.costs.shadow.tensor import make_shadow
 from zoo.model.position.none import NoPosition
 from zoo.model.tower import Tower
 
@@ -55,10 +52,9 @@ def measure_peaks(spec: Priced, run: GenerationShape) -> Peaks:
     Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
     """
     towers = {name: _each_kind_once(split_by_depth(tower)) for name, tower in spec.towers().items()}
-    stride = recurrent_stride(towers.values())
-    if stride is None or run.context < 2 * FEW * stride:
-        return _traced(towers, run)
-    return _extended(towers, run, stride)
+    looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
+    shorter = trace_shorter(towers.values(), run, partial(_traced, looping))
+    return _traced(towers, run) if shorter is None else _extended(towers, run, *shorter)
 
 
 def _each_kind_once(tower: Tower) -> Any:
@@ -66,25 +62,12 @@ def _each_kind_once(tower: Tower) -> Any:
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {loan.lender for kind in kinds if (loan := tower.blocks[kind].attention.loan)}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys
-    return _changed(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
+    return change_copy(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds}, loop=None)
 
 
-def _changed(tower: Tower, **changes: Any) -> Any:
-    """Copy a tower with some fields changed. Unlike `replace` this does not validate, so that traced dimensions stay
-    traced (`zoo.analysis.explain`)."""
-    made = copy(tower)
-    vars(made).update(changes)
-    return made
-
-
-def _extended(towers: dict[str, Any], run: GenerationShape, stride: int) -> Peaks:
-    """Extrapolate the peaks of a long pass from `count_traces` shorter passes through the looping layers only. The
-    other layers are traced at full length."""
-    looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
-    near = run.context % stride + FEW * stride
-    count = count_traces(looping.values())
-    traces = [_traced(looping, run._replace(context=near + each * stride)) for each in range(count)]
-    far = (run.context - near) // stride
+def _extended(towers: dict[str, Any], run: GenerationShape, traces: list[Peaks], far: int) -> Peaks:
+    """Extrapolate the peaks of a long pass from `traces` of shorter passes through the looping layers only. The other
+    layers are traced at full length."""
     encode, prefill = (extrapolate([each[place] for each in traces], far) for place in range(2))
     decode = _decode(towers, run)
     if any(not block.attention.passes.loops for tower in towers.values() for block in tower.blocks.values()):
@@ -101,7 +84,7 @@ def _only(tower: Any, *, loops: bool) -> Any:
     idle = tower.position.inside and not taken  # a position that only the omitted attention uses
     position = NoPosition() if idle else tower.position
     pattern = tuple(kind for kind in tower.pattern if kind in kept)
-    return _changed(tower, blocks=kept, pattern=pattern, position=position)
+    return change_copy(tower, blocks=kept, pattern=pattern, position=position)
 
 
 def _traced(towers: dict[str, Any], run: GenerationShape) -> Peaks:
@@ -118,14 +101,14 @@ def _prefill(towers: dict[str, Any], run: GenerationShape) -> tuple[int, int]:
         encode, memory = 0, None
         for tower in towers.values():
             if not tower.causal:
-                memory = _run(tape, tower, run, run.context, None, None).hidden
+                memory = _run(tower, run, run.context, None, None).hidden
                 encode = tape.most
                 tape.begin()
             else:
-                memory = _memory(tower, run) if memory is None else memory
+                memory = make_memory(tower, run) if memory is None else memory
                 new = 1 if len(towers) > 1 else run.context
-                _run(tape, tower, run, new, _cache(tower, run, 0), memory)
-        return encode, _checked(tape)
+                _run(tower, run, new, _cache(tower, run, 0), memory)
+    return encode, tape.most
 
 
 def _decode(towers: dict[str, Any], run: GenerationShape) -> int:
@@ -134,21 +117,8 @@ def _decode(towers: dict[str, Any], run: GenerationShape) -> int:
         for tower in towers.values():
             if tower.causal:
                 cache = _cache(tower, run, run.context - 1)
-                _run(tape, tower, run, 1 if cache is not None else run.context, cache, _memory(tower, run))
-        return _checked(tape)
-
-
-def _checked(tape: Tape) -> int:
-    if tape.unknown is not None:
-        raise tape.unknown
+                _run(tower, run, 1 if cache is not None else run.context, cache, make_memory(tower, run))
     return tape.most
-
-
-def _memory(tower: Tower, run: GenerationShape) -> Any:
-    """Make the shadow of an encoder's output of `context` tokens; None for a tower that reads none."""
-    if not tower.reads_memory:
-        return None
-    return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory")
 
 
 def _cache(tower: Tower, run: GenerationShape, length: int) -> Any:
@@ -157,20 +127,20 @@ def _cache(tower: Tower, run: GenerationShape, length: int) -> Any:
     if until is not None and run.context > until:
         return None
     kind = run.cache or run.dtype
-    return ShadowCache(tower, run.batch, length, run.context, run.context, DTYPES[CACHED.get(kind, NAMES[kind])])
+    return ShadowCache(tower, run.batch, length, run.context, run.context, DTYPES[CACHED.get(kind, COMPUTED[kind])])
 
 
 CACHED = {"fp8": "float8_e4m3fn"}
 """The dtype of cached values where it differs from that of activations."""
 
 
-def _run(tape: Tape, tower: Tower, run: GenerationShape, new: int, cache: Any, memory: Any) -> Any:
+def _run(tower: Tower, run: GenerationShape, new: int, cache: Any, memory: Any) -> Any:
     """Trace a tower's pass over `new` tokens of each row, up to the logits of the last one."""
     from zoo.model.context import ForwardContext
     from zoo.model.step import Inputs
 
     with named_failures(f"{tower.axis}={tower.kind}"):
-        m = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
+        m = ShadowLayer(tower, tower.d_model, DTYPES[COMPUTED[run.dtype]], kernel=run.kernel)
         m.blocks = [
             ShadowLayer(tower.blocks[kind], tower.d_model, m.dtype, "", run.kernel) for kind in tower.stack.stored()
         ]

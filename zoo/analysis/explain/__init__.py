@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.analysis.explain.cache import list_cache_lines
-from zoo.analysis.explain.flops import list_flops_lines
+from zoo.analysis.explain.flops import Flops
 from zoo.analysis.explain.line import Line, format_explanation
-from zoo.analysis.explain.memory import list_memory_lines
+from zoo.analysis.explain.memory import Memory
 from zoo.analysis.explain.parameters import list_parameter_lines
-from zoo.analysis.explain.roofline import list_roofline_lines
+from zoo.analysis.explain.roofline import Roofline
 from zoo.analysis.explain.terms import trace_spec
 from zoo.costs.price import price
 from zoo.costs.rows import Priced, tabulate
@@ -36,8 +36,9 @@ def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any]
     figures = price(spec, setup) if figures is None else figures
     model = trace_spec(spec)
     table = tabulate(model)
-    lines = [*list_parameter_lines(table), *list_flops_lines(table, setup), *list_cache_lines(model, setup)]
-    lines += [*list_memory_lines(spec, model, setup, figures), *list_roofline_lines(spec, setup, figures)]
+    lines = [*list_parameter_lines(table), *Flops(table, setup).lines(), *list_cache_lines(model, setup)]
+    lines += Memory(spec, model, setup, figures).lines()
+    lines += Roofline(spec, setup, figures).lines() if "roofline" in figures else []
     for line in lines:
         _check(line, figures)
     return [line.row() for line in lines]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
 from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
 from zoo.costs.rows import Priced
@@ -26,7 +26,7 @@ def list_cache_lines(model: Priced, setup: Setup) -> list[Line]:
     """List the lines of a traced model's cache rows; none for an encoder."""
     sheet = Sheet("KV cache")
     context, batch = name_number("context", setup.tokens(model)), symbol("batch", setup.batch)
-    width = symbol("bytes a value", DTYPES[setup.cache_dtype or setup.dtype])
+    width = symbol("bytes a value", DTYPES[setup.cached])
     page = setup.page or PAGE
     memory = term(memory_tokens(context, setup.engine, page))
     token, tokens, crossed, states = [], [], [], []
@@ -49,12 +49,12 @@ def list_cache_lines(model: Priced, setup: Setup) -> list[Line]:
         return []
     sheet.sum("a token", token, "bytes", "while every layer keeps all tokens", "kv_cache.bytes_per_token")
     source = f"Zoo's own engine: pages of {page} tokens" if setup.page else ENGINES[setup.engine]
-    parts = [sheet.add("tokens", times(batch, total(tokens)), "bytes", source)] if tokens else []
+    parts = [sheet.add("tokens", batch * total(tokens), "bytes", source)] if tokens else []
     for name, held, figure, why in (
         ("cross-attention", crossed, "kv_cache.cross_bytes", "made once of the encoder's output"),
         ("states", states, "kv_cache.state_bytes", "of recurrent layers, however many tokens"),
     ):
-        parts += [sheet.add(name, times(batch, total(held)), "bytes", why, figure)] if held else []
+        parts += [sheet.add(name, batch * total(held), "bytes", why, figure)] if held else []
     if setup.page:
         spare = _integer(padding_bytes(list(list_cache_rows(model, setup)), setup))
         parts += [

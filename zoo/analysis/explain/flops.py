@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component
 from zoo.analysis.explain.parameters import ComponentFormula, list_component_formulas
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
 from zoo.costs.flops import (
     CONVENTIONS,
     PassFlops,
-    count_again,
+    SequenceFlops,
     count_training,
     multiplied_by,
     optimizer_flops,
@@ -25,10 +25,8 @@ from zoo.costs.flops import (
     sum_prompt,
 )
 from zoo.costs.pairs import Look
-from zoo.costs.rows import CostTable, PartRow
+from zoo.costs.rows import AttentionRow, CostTable, PartRow
 from zoo.costs.setup import Setup
-from zoo.model.attention.base import Attention
-from zoo.model.attention.indexer import Indexer
 from zoo.spec import LOGITS
 
 TOKEN = "FLOP a token"
@@ -37,40 +35,29 @@ SEQUENCE = "FLOP"
 
 @dataclass(frozen=True)
 class CoreFormula:
-    """The FLOPs of an attention that involve no weights, as terms."""
+    """The FLOPs of an attention that involve no weights, as terms, in `copies` layers."""
 
-    where: str
+    row: AttentionRow
     name: str
-    attention: Attention | Indexer
-    look: Look
     copies: Term
-    d_model: Any
-    learns: bool  # whether it has a backward pass
 
     def pairs(self, pairs: Any, decoding: bool = False) -> Term:
-        core = self.attention.decode_flops if decoding else self.attention.core_flops
-        return times(self.copies, core(pairs))
-
-    def constant(self, new: Any, pairs: Any) -> Term:
-        """Give the FLOPs of products with a constant, for `pairs` pairs of `new` tokens."""
-        return times(self.copies, self.attention.constant_flops(self.d_model, new, pairs))
+        return self.copies * self.row.pair_flops(pairs, decoding=decoding)
 
     def other(self, new: Any, held: Any = 0) -> Term:
-        """Give the FLOPs of updating and reading states, and of products on a table that all tokens share."""
-        own = self.attention.state_flops() * new, self.attention.pass_flops(self.d_model, new, held)
-        return times(self.copies, total(map(term, own)))
+        return self.copies * self.row.other_flops(new, held)
 
 
 def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
     """Yield a CoreFormula for each attention (self and cross) of every kind of layer."""
     for row in table.attentions:
         assert row.kind is not None
-        name, copies = name_component(row.where, row.slot, row.tower, row.kind), count_layers(row.tower, row.kind)
-        yield CoreFormula(row.where, name, row.attention, row.look, copies, row.tower.d_model, row.learns)
+        name = name_component(row.where, row.slot, row.tower, row.kind)
+        yield CoreFormula(row, name, count_layers(row.tower, row.kind))
 
 
 class Flops:
-    """Write the lines of one model and set-up."""
+    """Write the lines of a traced model's rows by the set-up's convention."""
 
     def __init__(self, table: CostTable, setup: Setup) -> None:
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
@@ -113,11 +100,7 @@ class Flops:
     def _linear(self) -> Term:
         if self.convention in ("palm", "kaplan"):
             return self._sum(lambda piece: True) * 2 * term(self.context)
-        return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
-
-    def _tokens(self, kept: Callable[[ComponentFormula], bool]) -> Term:
-        """Sum the components that run on every token, most heads included."""
-        return self._sum(lambda piece: not piece.once and kept(piece)) * term(self.context)
+        return self._sum(lambda piece: not piece.once) * term(self.context) + self._rows(lambda piece: True)
 
     def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         return self._sum(lambda piece: piece.once and kept(piece))
@@ -128,15 +111,15 @@ class Flops:
         """Add two lines for each attention: its pairs of query and key, and their FLOPs."""
         held = []
         for core in self.cores if self.convention != "kaplan" else ():
-            pairs, seen = self._seen(core.look)
+            pairs, seen = self._seen(core.row.look)
             if core.pairs(pairs).value:
                 name = f"{core.name} pairs"
                 pairs = name_number(name, self.sheet.add(name, pairs, "(query, key) pairs", seen).value)
                 made = core.pairs(pairs)
-                if self.convention == "megatron" and core.look.causal and not core.look.cross:
+                if self.convention == "megatron" and core.row.look.causal and not core.row.look.cross:
                     made = made / term(2)
-                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite(core.attention)))
-                apart = not core.learns and self.convention in ("exact", "hfu")  # other conventions ignore these
+                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite(core.row.attention)))
+                apart = not core.row.learns and self.convention in ("exact", "hfu")  # other conventions ignore these
                 self.chosen += held[-1:] if apart else []
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
 
@@ -157,7 +140,7 @@ class Flops:
         for core in self.cores if self.convention not in ("palm", "kaplan") else ():
             made = core.other(self.context)
             if made.value:
-                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cite(core.attention)))
+                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cite(core.row.attention)))
         return self.sheet.sum("states", held, SEQUENCE, "recurrent states, shared tables") if held else Number(0)
 
     def _skipped(self) -> Term:
@@ -169,7 +152,9 @@ class Flops:
         made = [self.sheet.add(f"{piece.name} that chooses", piece.all, TOKEN, why) for piece in idle]
         constant = []
         for core in self.cores:
-            if (found := core.constant(self.context, self._seen(core.look)[0])).value:
+            attention, pairs = core.row.attention, self._seen(core.row.look)[0]
+            own = attention.constant_flops(core.row.tower.d_model, self.context, pairs)
+            if (found := core.copies * own).value:
                 why = "a constant operand has no gradient"
                 constant.append(self.sheet.add(f"{core.name} with constants", found, SEQUENCE, why))
         return (total(made) * term(self.context) + total(self.chosen)) * 2 + total(constant)
@@ -180,8 +165,8 @@ class Flops:
         mean = "the mean over a sequence's tokens"
         self.sheet.add("forward", round(passed.whole / term(self.context)), TOKEN, mean, "flops.forward")
         documents, recompute = self.setup.documents(self.model), self.setup.recompute
-        again = int(count_again(self.table, self.setup.tokens(self.model), self.convention, recompute, documents))
-        layers = symbol("forward of those layers", again)
+        whole = SequenceFlops(self.table, self.setup.tokens(self.model), self.convention, recompute, documents)
+        layers = symbol("forward of those layers", int(whole.count_again()))
         train, hardware = count_training(passed, self.convention, recompute, layers)
         why = "backward is twice forward: a product for each of its two inputs"
         self.sheet.add("train", round(train / term(self.context)), TOKEN, why, "flops.train")
@@ -198,8 +183,8 @@ class Flops:
         why = "a prompt, up to its first logits"
         if "decoder" in towers:
             first = self._decoded("decoder", 1, "first token")
-            seen = [core for core in self.cores if core.where == "encoder"]
-            read = [core.pairs(core.look.pairs(self.context)) + core.other(self.context) for core in seen]
+            seen = [core for core in self.cores if core.row.where == "encoder"]
+            read = [core.pairs(core.row.look.pairs(self.context)) + core.other(self.context) for core in seen]
             mine = lambda piece: piece.where == "encoder"  # noqa: E731
             made = self._prompt(mine, self._rows(mine), total(read), self._memory("decoder"))
             self.sheet.add("prefill", made + first, SEQUENCE, why, "flops.prefill")
@@ -233,11 +218,11 @@ class Flops:
         held = known - 1
         products = self._sum(lambda piece: piece.where == decoder and not piece.once)
         found = []
-        for core in (core for core in self.cores if core.where == decoder):
-            pairs = core.pairs(core.look.pairs(1, held, self.context), int(held) > 0 and not expanded)
+        for core in (core for core in self.cores if core.row.where == decoder):
+            pairs = core.pairs(core.row.look.pairs(1, held, self.context), int(held) > 0 and not expanded)
             made = pairs + core.other(1, held)
             label = f"{name}: {core.name}"
-            found.append(self.sheet.add(label, made, TOKEN, cite(core.attention)) if write and made.value else made)
+            found.append(self.sheet.add(label, made, TOKEN, cite(core.row.attention)) if write and made.value else made)
         return sum_decoding(products, self._memory(decoder), total(found))
 
     def _memory(self, decoder: str) -> Term:
@@ -281,8 +266,3 @@ def _inner(row: PartRow) -> Any:
 
 COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": multiplied_by, "kaplan": _inner}
 """The FLOPs or parameters of a part that each convention counts."""
-
-
-def list_flops_lines(table: CostTable, setup: Setup) -> list[Line]:
-    """List the lines of a traced model's rows by the set-up's convention."""
-    return Flops(table, setup).lines()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.analysis.explain.terms import Number, Term, product, symbol, term, total
+from zoo.analysis.explain.terms import Number, Term, symbol, term, total
 from zoo.model.attention.gqa import GQA
 from zoo.model.tower import Tower
 from zoo.spec import Spec
@@ -76,10 +76,6 @@ def name_component(where: str, name: str, tower: Tower, kind: str | None = None)
     """Name a component of a tower and a kind of layer: `attention`, `attention[near]`, `encoder.attention`."""
     kinds = f"[{kind}]" if kind is not None and len(tower.blocks) > 1 else ""
     return f"{where}.{name}{kinds}" if where else f"{name}{kinds}"
-
-
-def times(copies: Term, made: Any) -> Term:
-    return product((copies, term(made)))
 
 
 def cite(owner: Spec) -> str:

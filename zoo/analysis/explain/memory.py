@@ -11,10 +11,10 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, count_layers
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
-from zoo.costs.activations import Section, list_sections
+from zoo.costs.activations import Section, list_looping, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
-from zoo.costs.memory import STAYS, count_loss, find_head, list_moments, name_layers, shape_pass, sum_ends
+from zoo.costs.memory import STAYS, StepMemory, count_loss, find_head, name_layers, shape_pass, sum_ends
 from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
@@ -45,6 +45,7 @@ class Memory:
         self.sheet = Sheet("Memory")
         self.marked = mark_layers(spec, setup.recompute)
         self.context, self.batch = name_number("context", setup.tokens(model)), name_number("batch", setup.batch)
+        self.loops = bool(list_looping(spec.towers().values()))
         self.split = symbol("tp", setup.tp) * symbol("cp", setup.cp)
 
     def lines(self) -> list[Line]:
@@ -98,10 +99,8 @@ class Memory:
     def _passes(self) -> dict[str, Section]:
         """Trace the sections of a pass. Their bytes are Traced, or plain numbers if a layer loops over the sequence,
         because each iteration would add a term."""
-        towers = self.spec.towers().values()
-        loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
-        context, batch = (int(self.context), int(self.batch)) if loops else (self.context, self.batch)
-        marked = self.marked if loops else mark_layers(self.model, self.setup.recompute)
+        context, batch = (int(self.context), int(self.batch)) if self.loops else (self.context, self.batch)
+        marked = self.marked if self.loops else mark_layers(self.model, self.setup.recompute)
         return list_sections(marked, shape_pass(self.setup, context, batch))
 
     def _kept(self, name: str, section: Section) -> Number:
@@ -191,7 +190,7 @@ class Memory:
     def _train_peak(self, passes: Mapping[str, Section], activations: StageActivations) -> None:
         where = self.found["peak_at"]
         plain = {name: section._replace(**_untraced(section)) for name, section in passes.items()}
-        moments = list_moments(self.marked, self.setup, plain, self.held, activations.bytes)
+        moments = StepMemory(self.marked, self.setup, plain, self.held, activations.bytes).list_moments()
         why = f"activations and gradients in the backward pass of the {where}"
         if where == "step":
             why = "while weights are updated"
@@ -202,10 +201,8 @@ class Memory:
     def _alive(self, found: int) -> Number:
         """Add the peak of generating without weights and cache; in the model's dimensions for a single rank and layers
         that do not loop over the sequence."""
-        towers = self.spec.towers().values()
-        loops = any(block.attention.passes.loops for tower in towers for block in tower.blocks.values())
         made = term(found)
-        if self.setup.ranks == 1 and not loops:
+        if self.setup.ranks == 1 and not self.loops:
             run = GenerationShape(self.context, self.batch, self.setup.dtype, self.setup.cache_dtype)
             peaks = [term(each) for each in measure_peaks(self.model, run)]
             made = next((each for each in peaks if each.value == found), made)
@@ -242,8 +239,3 @@ def _components(section: Section) -> Iterator[tuple[str, Term]]:
     for each in section.kept:
         found.setdefault(re.split(r"[./]", each.name)[0], []).append(term(each.bytes))
     yield from ((name, total(made)) for name, made in found.items())
-
-
-def list_memory_lines(spec: Priced, model: Priced, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """List the lines that explain the `memory` of the figures."""
-    return Memory(spec, model, setup, figures).lines()

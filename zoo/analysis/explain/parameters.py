@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component, times
+from zoo.analysis.explain.line import Line, Sheet, cite, count_layers, name_component
 from zoo.analysis.explain.terms import Term, symbol, term, total
 from zoo.costs.flops import is_row_wise
 from zoo.costs.params import component_of, count_parameters
@@ -30,7 +30,7 @@ class ComponentFormula(NamedTuple):
 
     @property
     def all(self) -> Term:
-        return times(self.copies, self.each)
+        return self.copies * self.each
 
 
 def list_component_formulas(

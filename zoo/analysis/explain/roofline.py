@@ -19,7 +19,6 @@ from zoo.costs.roofline import (
     count_rates,
     count_weights,
     count_work,
-    widths_of,
 )
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
@@ -73,8 +72,7 @@ class Roofline:
     def _pass(self, phase: str, *, expanded: bool = False) -> None:
         decode = phase == "decode"
         name, path = (f"{phase} expanded", f"{phase}.expanded") if expanded else (phase, phase)
-        widths = widths_of(self.setup, expanded=expanded)
-        parts = operators(self.spec, self.setup.tokens(self.spec), widths, decode=decode)
+        parts = operators(self.spec, self.setup, decode=decode, expanded=expanded)
         terms = {key: self._trace(name, key, part) for key, part in parts.items()}
         why = "each weight that is used, read once"
         read = self.sheet.add(f"{name} weights", count_weights(terms, self.batch), "bytes", why)
@@ -159,8 +157,3 @@ class Roofline:
         for name in self.found.get("fits", {}):
             usable = round(usable_bytes(memory))
             self.sheet.add(f"usable ({name})", usable, "bytes", source, f"roofline.fits.{name}.usable_bytes")
-
-
-def list_roofline_lines(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """List the lines that explain the `roofline` of the figures, if they have one."""
-    return Roofline(spec, setup, figures).lines() if "roofline" in figures else []

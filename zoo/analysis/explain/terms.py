@@ -8,12 +8,12 @@ an int with a Term. Example: `name_number("n_heads", 32) * name_number("head_dim
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.costs.rows import change_copy
 from zoo.costs.sums import compute_chance, take_larger, take_smaller
 from zoo.spec import Spec
 
@@ -337,18 +337,11 @@ def trace_spec(spec: Any) -> Any:
     """
     towers = spec.towers()
     if "" not in towers:
-        return _copy(spec, {name: trace_spec(tower) for name, tower in towers.items()})
+        return change_copy(spec, **{name: trace_spec(tower) for name, tower in towers.items()})
     outside = {"d_model": spec.d_model}
     blocks = {kind: _named(block, _names(block, outside), "") for kind, block in spec.blocks.items()}
     own = _names(spec, {}, skip=("blocks",))
-    return _copy(_named(spec, own, "", skip=("blocks",)), {"blocks": blocks})
-
-
-def _copy(spec: Any, changes: Mapping[str, Any]) -> Any:
-    made = copy.copy(spec)
-    for name, value in changes.items():
-        object.__setattr__(made, name, value)  # a Spec is frozen; its copy is ours alone
-    return made
+    return change_copy(_named(spec, own, "", skip=("blocks",)), blocks=blocks)
 
 
 def _numbers(spec: Any, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
@@ -382,4 +375,4 @@ def _named(spec: Any, names: Mapping[str, str], path: str, skip: tuple[str, ...]
             changes[name] = _named(value, names, inner)
         elif isinstance(value, int) and not isinstance(value, bool):
             changes[name] = name_number(names[inner], value)
-    return _copy(spec, changes)
+    return change_copy(spec, **changes)

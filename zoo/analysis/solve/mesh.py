@@ -93,21 +93,15 @@ def find_meshes(spec: Priced, search: MeshSearch, room: Room, *, top: int = 10) 
     """
     sequences = search.settle_sequences(spec)
     prices = MeshPrices(spec, search.setup, search.cluster)
-    found, least = [], None
-    candidates = 0
-    for candidate in list_candidates(spec, search):
-        plan = candidate.plan(search.setup, search.float8)
-        memory, candidates = prices.count_memory(plan.setup), candidates + 1
-        if least is None or memory < least[0]:
-            least = (memory, candidate, plan)
-        if memory <= room.bytes:
-            found.append((prices.predict(plan).total, memory, candidate, plan))
-    if least is None:
+    plans = ((each, each.plan(search.setup, search.float8)) for each in list_candidates(spec, search))
+    priced = [(prices.count_memory(plan.setup), candidate, plan) for candidate, plan in plans]
+    if not priced:
         raise ConfigError(*explain_none(spec, search, sequences))
-    found.sort(key=lambda each: each[:2])
+    fitting = [each for each in priced if each[0] <= room.bytes]
+    fitting.sort(key=lambda each: (prices.predict(each[2]).total, each[0]))
     best: dict[Mesh, Any] = {}
-    for _, memory, candidate, plan in found:
-        best.setdefault(candidate.mesh, (memory, candidate, plan))
+    for each in fitting:
+        best.setdefault(each[1].mesh, each)
     answer = {
         "gpu": search.cluster.device.name,
         "count": search.count,
@@ -116,12 +110,12 @@ def find_meshes(spec: Priced, search: MeshSearch, room: Room, *, top: int = 10) 
         "context": search.setup.tokens(spec),
         "sequences": sequences,
         "tokens": sequences * search.setup.tokens(spec),
-        "candidates": candidates,
-        "fitting": len(found),
+        "candidates": len(priced),
+        "fitting": len(fitting),
         "room": room.as_dict(),
         "meshes": [describe(spec, prices, *each) for each in list(best.values())[:top]],
     }
-    return answer if found else {**answer, "nearest": describe(spec, prices, *least)}
+    return answer if fitting else {**answer, "nearest": describe(spec, prices, *min(priced, key=lambda each: each[0]))}
 
 
 def describe(spec: Priced, prices: MeshPrices, memory: int, candidate: Candidate, plan: StepPlan) -> dict[str, Any]:
@@ -131,7 +125,6 @@ def describe(spec: Priced, prices: MeshPrices, memory: int, candidate: Candidate
     tokens = plan.sequences * context
     speed = tokens / time.total / plan.gpus
     done = speed * flops.count_flops(spec, context)["train"]
-    dtype = "fp32" if plan.setup.precision == "fp32" else plan.setup.dtype
     return {
         "mesh": candidate.mesh.as_dict(),
         "batch": candidate.batch,
@@ -142,7 +135,7 @@ def describe(spec: Priced, prices: MeshPrices, memory: int, candidate: Candidate
         **time._asdict(),
         "tokens_per_second_per_gpu": speed,
         "flops_per_second_per_gpu": done,
-        "mfu": done / prices.cluster.device.flops(dtype),
+        "mfu": done / prices.cluster.device.flops(plan.setup.computed),
     }
 
 

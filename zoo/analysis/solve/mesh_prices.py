@@ -13,20 +13,20 @@ from typing import Any
 
 from zoo.costs.activations import Section
 from zoo.costs.cluster import Cluster
-from zoo.costs.memory import count_kept, find_peak, name_layers, sum_ends, trace_passes
+from zoo.costs.memory import StepMemory, count_kept, name_layers, sum_ends, trace_passes
 from zoo.costs.parallel import Stage, stages, sum_activations
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
-from zoo.costs.shadow import UnknownOperation
+from zoo.costs.shadow.recording import UnknownOperation
+from zoo.costs.states import states
 from zoo.costs.step_time import (
     StageTraffic,
     StageWork,
     StepPlan,
     StepTime,
     count_traffic,
-    find_slowest,
-    hold_states,
     measure_work,
+    pass_seconds,
     predict_step,
 )
 from zoo.errors import ConfigError
@@ -56,12 +56,12 @@ class MeshPrices:
         passes = setup.pipeline.shorten(setup.accumulate)
         activations = self._activations(_key(setup, STAGES), setup.cp, setup.batch, setup.recompute, passes)
         traced = self._passes(setup.batch, setup.recompute == "selective")
-        return find_peak(self.spec, setup, traced, self._held(_key(setup)), activations)[0]
+        return StepMemory(self.spec, setup, traced, self._held(_key(setup)), activations).find_peak()[0]
 
     def predict(self, plan: StepPlan) -> StepTime:
         """Predict the time of a step on the slowest stage."""
         setup, work = plan.setup, self._work(_key(dataclasses.replace(plan.setup, ep=1), STAGES))
-        slowest = find_slowest(work, plan, self.cluster.device)
+        slowest = max(work, key=lambda index: pass_seconds(work[index], plan, self.cluster.device).total)
         sent = self._sent(slowest, _key(setup))
         return predict_step(work[slowest], sent, plan, self.cluster, self._held(_key(setup)))
 
@@ -77,7 +77,8 @@ class MeshPrices:
         return stages(self.spec, dataclasses.replace(self.base, **setup, dp=setup["ep"]))  # type: ignore[arg-type]
 
     def _held(self, key: Key) -> dict[str, Any]:
-        return hold_states(self.spec, self._setup(key), self._pipeline(key[: len(STAGES)]))
+        fullest = max(self._pipeline(key[: len(STAGES)]), key=lambda stage: stage.params)
+        return states(self.spec, self._setup(key), fullest)
 
     def _activations(self, key: Key, cp: int, batch: int, recompute: str, passes: int) -> float:
         own = {**dict(zip(STAGES, key, strict=True)), "ep": 1, "accumulate": passes}

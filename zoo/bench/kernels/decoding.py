@@ -14,7 +14,7 @@ from zoo.bench.kernels.timing import synchronize
 from zoo.bench.kernels.training import TINY
 from zoo.compose import load
 from zoo.costs import Setup, price
-from zoo.costs.operators import Widths, operators
+from zoo.costs.operators import operators
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
 from zoo.kernels import machine_of, select
@@ -34,7 +34,6 @@ ACCOUNTING = (
     "model in float32, rows of other lengths, beside the engine on a CPU. vLLM has the same shape, weights of its own "
     "making, prompts and lengths; its step is the difference of two runs that differ in new tokens alone"
 )
-WIDTH = 2  # bytes of a bfloat16
 SLACK = 1.1  # memory in use, including activations, as a multiple of weights and cache
 
 
@@ -84,7 +83,7 @@ def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportR
         return {"left_out": reason}
     built = _build(model, settings.device, settings.seed)
     context = lengths.prompt + lengths.warm + lengths.timed // 2
-    read = sum(each.bytes(rows) for each in operators(spec, context, Widths(WIDTH, WIDTH), decode=True).values())
+    read = sum(each.bytes(rows) for each in operators(spec, Setup(dtype="bf16", context=context), decode=True).values())
     ways: dict[str, bool | None] = {"graphs": True, "plain": False} if settings.device == "cuda" else {"plain": None}
     figures, engine = {}, None
     for way, graphs in ways.items():
