@@ -45,7 +45,7 @@ def echo() -> Iterator[None]:
         gives: ClassVar[tuple[str, ...]] = ("hidden",)
 
         @property
-        def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        def takes(self) -> tuple[str, ...]:  # type: ignore[override]
             return () if self.first else ("hidden",)
 
         def forward(self, m: Any, x: Any, step: Any) -> Any:

@@ -151,7 +151,7 @@ def test_what_is_measured_is_the_sum_over_targets_alone():
         with torch.set_grad_enabled(grad):
             found = NextToken().loss(model, batch)
         torch.testing.assert_close(found.terms["loss"], expected.detach())
-        assert found.count == 23
+        assert found.targets == 23
 
 
 def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets_are_spread():

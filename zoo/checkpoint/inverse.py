@@ -138,7 +138,7 @@ def _distance(template: Mapping[str, Any], used: set[tuple[str, str]]) -> int:
     return sum((axis, kind) not in used for axis, kind in stated.items())
 
 
-def _keeps_kind(patch: Any) -> bool:
+def _keeps_kind(patch: object) -> bool:
     """Whether a patch of a component keeps the component's kind."""
     return patch is None or (isinstance(patch, Mapping) and "kind" not in patch)
 
@@ -187,11 +187,11 @@ def try_family(
     layers["common"] = sum(
         shares_part(block, tower.d_model) for tower in spec.towers().values() for block in tower.blocks.values()
     )
-    try:
-        for name, text in family.export.items():
+    for name, text in family.export.items():
+        try:
             config[name] = evaluate_tree(text, {**family.defaults, **config, **layers})
-    except (ConfigError, TypeError, KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        return {}, None, [f"{name}: does not follow from the model, {error}"]
+        except (ConfigError, TypeError, KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+            return {}, None, [f"{name}: does not follow from the model, {error}"]
     try:
         body = family.body(config, "config.json", _change_of_tying(family, template, spec))
         return config, body, list_spec_differences(spec, _compose(body))

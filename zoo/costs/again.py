@@ -64,7 +64,7 @@ def tell_depths_apart(spec: Priced) -> Priced:
 
 def split_by_depth(tower: Tower) -> Tower:
     """Split the kinds of one tower as `tell_depths_apart` does."""
-    if not any(GroupSums.name in block.reads for block in tower.blocks.values()):
+    if not any(GroupSums.name in block.takes for block in tower.blocks.values()):
         return tower
     counts: dict[str, set[int]] = {}
     each = count_groups(tower)

@@ -80,15 +80,15 @@ class StepPlan:
 
 class StageWork(NamedTuple):
     """The work of a rank of a stage in a forward pass of one sequence: FLOPs of matrix products inside `layers` and
-    outside (`beside`), FLOPs of `attention`, bytes of saved activations (`saved`). `units` counts FSDP's units; `index`
-    is the stage's. `once` has the FLOPs of `layers` and of `attention` without a backward pass."""
+    outside (`beside`), FLOPs of `attention`, bytes of saved activations (`saved`). `units` counts FSDP's units; `stage`
+    is its index. `once` has the FLOPs of `layers` and of `attention` without a backward pass."""
 
     layers: float
     beside: float
     attention: float
     saved: float
     units: int
-    index: int = 0
+    stage: int = 0
     once: tuple[float, float] = (0.0, 0.0)
 
     @property

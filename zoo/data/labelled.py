@@ -166,7 +166,7 @@ class TagTask(LabelledTask):
         return target
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return shorten(json.dumps(value, ensure_ascii=False, default=str), 40)
 
 
@@ -191,7 +191,7 @@ class LabelledFile(TokenFile):
     def count_rows(self, seq_len: int) -> int:
         return len(self.rows)
 
-    def read_row(self, number: int, seq_len: int) -> LabelledRow:  # type: ignore[override]
+    def read_row(self, number: int, seq_len: int) -> LabelledRow:
         """Read a row. It was truncated when it was encoded."""
         return self.rows[number]
 

@@ -54,8 +54,8 @@ class TokenFile:
         """Count the whole rows of T = `seq_len` tokens and a target."""
         return max(len(self) - 1, 0) // seq_len
 
-    def read_row(self, number: int, seq_len: int) -> np.ndarray:
-        """Read a row as int64 [T + 1]; the last may be shorter."""
+    def read_row(self, number: int, seq_len: int) -> Any:
+        """Read a row as int64 [T + 1]; the last may be shorter. Other files have other rows."""
         import numpy as np
 
         start = number * seq_len

@@ -40,11 +40,11 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
         spec = Topology.parse(tree)
         found = [(locate_key(path, named), value) for path, value in find_booleans(tree, spec)]
         problems += [f"{key}: must be a number, found {value}" for key, value in found]
+        if not problems:
+            return spec
     except ValidationError as error:
         problems += locate_faults(error, named)
-    if problems:
-        raise ConfigError(*drop_translated(dict.fromkeys(problems), root))
-    return spec
+    raise ConfigError(*drop_translated(dict.fromkeys(problems), root))
 
 
 def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Channels: values that layers of a forward pass hand to later layers in addition to the residual stream.
 
 A channel is a class in the file of the component that uses it. Components name the channels that they read and give
-(`Spec.reads`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
+(`Spec.takes`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
 prices trace the values, recorded steps replay them, and a pipeline refuses to cut them.
 """
 
@@ -94,7 +94,7 @@ class Uses(NamedTuple):
 def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
     """List the channels of each kind of layer."""
     found = {kind: [*_walk(block)] for kind, block in blocks.items()}
-    reads = {kind: {name for each in parts for name in each.reads} for kind, parts in found.items()}
+    reads = {kind: {name for each in parts for name in each.takes} for kind, parts in found.items()}
     anywhere = {name for names in reads.values() for name in names}
     gives = {kind: {name for each in parts for name in each.gives} & anywhere for kind, parts in found.items()}
     return {kind: Uses(_sort(reads[kind]), _sort(gives[kind])) for kind in blocks}

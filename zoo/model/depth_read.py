@@ -131,10 +131,10 @@ def count_passed(tower: Tower) -> int:
 def find_depth_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> list[tuple[str, str]]:
     """List the kinds of layer that add to one stream while others read groups of layers, each with a line about it."""
     kinds = dict.fromkeys(pattern)
-    readers = [name for name in kinds if GroupSums.name in blocks[name].reads]
+    readers = [name for name in kinds if GroupSums.name in blocks[name].takes]
     if not readers:
         return []
-    others = [name for name in kinds if GroupSums.name not in blocks[name].reads]
+    others = [name for name in kinds if GroupSums.name not in blocks[name].takes]
     would = "block: attention_residual in all layers, or in none"
     return [
         (name, f"adds to the sum of all layers, and '{readers[0]}' layers read groups of them ({would})")

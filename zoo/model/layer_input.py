@@ -119,7 +119,7 @@ class LayerInputs(Channel, name="layer_input"):
 class LayerInput(Spec, axis="layer_input", default="gated"):
     """Add the layer's vector of the per-layer embedding to the residual stream."""
 
-    reads: ClassVar[tuple[str, ...]] = (LayerInputs.name,)
+    takes: ClassVar[tuple[str, ...]] = (LayerInputs.name,)
 
     width: PositiveInt
     """Channels P of the layer's vector, equal to `width` of the embedding's `per_layer`."""

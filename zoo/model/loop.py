@@ -141,7 +141,7 @@ class RestartingLoop(Loop, kind="restarting"):
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
         for place, name in enumerate(tower.pattern):
             number = self.find_pass(place)
-            if (PassBefore.name in tower.blocks[name].reads) is not bool(number):
+            if (PassBefore.name in tower.blocks[name].takes) is not bool(number):
                 found = "has none (give it some)" if number else "is told by no pass before it (null)"
                 where = "outside the loop" if number is None else f"of pass {number + 1}"
                 yield ("blocks", name, "messages"), f"layer {place}, {where}, {found}"
@@ -217,7 +217,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
         return Hierarchy(self, m.low)
 
     def find_faults(self, tower: Tower) -> Iterator[Fault]:
-        name = next((each for each in tower.pattern if GroupSums.name in tower.blocks[each].reads), None)
+        name = next((each for each in tower.pattern if GroupSums.name in tower.blocks[each].takes), None)
         if name is not None:
             yield ("blocks", name), "reads groups of layers, and the loop adds up two states (block: pre)"
 
@@ -279,7 +279,7 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
     """Yield the faults between a tower and its loop, or of messages without one: a field's path, and a line."""
-    loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.reads]
+    loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.takes]
     if told and (loop is None or not loop.restarts):
         yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"
     if loop is None:
@@ -299,7 +299,7 @@ def _compare_visits(loop: Loop, tower: Tower) -> Iterator[Fault]:
     last = dict(zip(loop.visits, tower.pattern[loop.start : loop.stop], strict=True))
     for place, (number, name) in enumerate(zip(loop.visits, tower.pattern[loop.start :], strict=False), loop.start):
         own, block = tower.blocks[name], tower.blocks[last[number]]
-        told = PassBefore.name in block.reads and PassBefore.name not in own.reads
+        told = PassBefore.name in block.takes and PassBefore.name not in own.takes
         if own != (replace(block, messages=None) if told else block):
             found = f"layer {place} is {name!r}, and {last[number]!r} where its weights are used last"
             yield ("pattern",), f"{found} (the same)"

@@ -82,7 +82,7 @@ class MLPTopK(SoftmaxTopK, kind="mlp_topk"):
     gives: ClassVar[tuple[str, ...]] = (DepthAverage.name,)
 
     @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
         return (DepthAverage.name,) if self.depth_average else ()
 
     def parts(self, d_model: int) -> dict[str, Any]:

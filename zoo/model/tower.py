@@ -41,14 +41,10 @@ class Topology(Spec, axis="topology", default="decoder"):
         @property
         def d_model(self) -> int: ...
 
-        @property
-        def vocab_size(self) -> int: ...
-
-        @property
-        def max_seq_len(self) -> int: ...
+        vocab_size = max_seq_len = n_layers = output_vocab_size = d_model
 
     @classmethod
-    def parse(cls, node: Any) -> Any:
+    def parse(cls, node: object) -> Any:
         """Parse a node into a Spec. Raises all misfits of a whole model (not of a tower inside another) together."""
         spec = super().parse(node)
         found = list(spec.misfits()) if cls is Topology else []  # a tower inside another model is parsed as Tower
@@ -68,11 +64,11 @@ class Topology(Spec, axis="topology", default="decoder"):
 class Tower(Topology):
     """A stack of layers between an embedding and a head."""
 
-    vocab_size: PositiveInt
+    vocab_size: PositiveInt  # type: ignore[override]
     """Number of tokens of the vocabulary."""
-    d_model: PositiveInt
+    d_model: PositiveInt  # type: ignore[override]
     """Width of the residual stream, in channels."""
-    max_seq_len: PositiveInt
+    max_seq_len: PositiveInt  # type: ignore[override]
     """Longest sequence that the model is made for, in tokens."""
     embedding: TokenEmbedding
     """Embedding of token ids, where the residual stream starts."""
@@ -246,7 +242,7 @@ class Tower(Topology):
             "head": Sized(self.head, self.out_width or d_model),
         }
 
-    def forward(self, m: Weights, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
+    def forward(self, m: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
         """Compute hidden states [B, T, D] and, where there is a head, logits [B, T, V], or [B, C] of a head that reads
         whole rows, for token ids [B, T]. The other arguments are those of Inputs. With `targets` the loss is computed
         in place of logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
@@ -283,7 +279,7 @@ class Tower(Topology):
             found = f"is {inputs.logits_to_keep}, and the head gives {given} a row"
             raise ConfigError(f"logits_to_keep: {found} (0 for none, or leave it out)")
 
-    def run(self, m: Weights, inputs: Inputs, scene: ForwardContext) -> Output:
+    def run(self, m: Any, inputs: Inputs, scene: ForwardContext) -> Output:
         """Run one forward pass: token ids [B, T] through embedding, layers, norm and head."""
         seam, context = m.seam, m.context
         x = self.embed(m, inputs, scene) if inputs.stream is None else inputs.stream  # B T D

@@ -34,9 +34,9 @@ def _write_axis(page: Mapping[str, Any]) -> Iterator[str]:
 def _write_choice(page: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrap(page["what"])
     yield from _rows(_list_facts(page))
+    width = max((len(each["field"]) for each in page["fields"]), default=0)
     if page["fields"]:
         yield "\nfields"
-        width = max(len(each["field"]) for each in page["fields"])
     for each in page["fields"]:
         yield _fill(f"{each['field']:<{width}}  {_join_field(each)}", 2, width + 4)
     yield ""

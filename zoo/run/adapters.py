@@ -70,9 +70,9 @@ class AdaptedLinear(LinearModule):
 
     lora: Adapter
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         adapter = self.lora
-        return super().forward(x) + adapter.scale * F.linear(F.linear(adapter.drop(x), adapter.a), adapter.b)
+        return super().forward(input) + adapter.scale * F.linear(F.linear(adapter.drop(input), adapter.a), adapter.b)
 
 
 class AdaptedExperts(StackedLinear):

@@ -104,8 +104,8 @@ class LinearModule(nn.Linear):
 
     adds_bias = True  # False on all but one of the ranks whose outputs are summed
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(x, self.weight, self.bias if self.adds_bias else None)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return multiply(input, self.weight, self.bias if self.adds_bias else None)
 
 
 class StackedLinear(nn.Module):
@@ -238,7 +238,7 @@ class Model(Layer):
     spec: "Topology"
     shares = ALL  # which part of each tensor this process holds
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: "Topology") -> None:
         super().__init__(spec, spec.d_model)
         modules = dict(self.named_modules())
         ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}

@@ -69,11 +69,11 @@ class RecordingStep(Step):
     def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
         return self._ask(Step.apply, work, *given, **options)
 
-    def give(self, channel: str, value: Any) -> Any:
+    def give(self, channel: str, value: object) -> Any:
         return self._ask(Step.give, channel, value) if channel in self.gives else value
 
-    def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
-        return self._ask(Step.attend, q, k, v, scale, own, **scores)
+    def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, read: Any = None, **scores: Any) -> Any:
+        return self._ask(Step.attend, q, k, v, scale, own, read, **scores)
 
     def choose(self, pick: Any, k: Any, *queries: Any) -> None:
         self._ask(_choose, pick.func, pick.keywords, k, *queries)
@@ -88,7 +88,7 @@ class RecordingStep(Step):
         self._ask(Step.hold, **states)
 
 
-def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *queries: Any) -> None:
+def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: torch.Tensor, *queries: Any) -> None:
     """Call Step.choose with a partial function, taken apart because two partial objects are never equal."""
     Step.choose(step, partial(pick, **how), k, *queries)
 
@@ -97,7 +97,7 @@ TELLING = frozenset({Step.hold, Step.state, Step.take_choice, _choose})
 """Calls on a Step that return no tensor, or may not, and are recorded all the same."""
 
 
-def _is_kept(memory: Any) -> Any:
+def _is_kept(memory: object) -> Any:
     raise AssertionError("a source's keys are read from the cache once they are there")
 
 
@@ -109,7 +109,7 @@ class Recorder(TorchFunctionMode):
     the reason why the calls cannot be replayed, or None: for example, something read a tensor's values.
     """
 
-    def __init__(self, x: Any, step: Step) -> None:
+    def __init__(self, x: torch.Tensor, step: Step) -> None:
         super().__init__()
         self.step = RecordingStep(step, self)
         self.lines: list[str] = []
@@ -143,12 +143,12 @@ class Recorder(TorchFunctionMode):
         """Set the reason why the calls cannot be replayed; the first one stays."""
         self.refused = self.refused or reason
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.note(func, args, kwargs or {}, result)
         return result
 
-    def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: Any) -> None:
+    def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: object) -> None:
         """Record one call and its result."""
         name = _name_function(func)
         if not _holds_tensor(result) and func not in TELLING and name != "__setitem__":
@@ -172,7 +172,7 @@ class Recorder(TorchFunctionMode):
             self.checked.append((func, tuple(args), options))
             self._held.append(result)
 
-    def _changes_nothing(self, name: str, args: Sequence[Any], result: Any) -> bool:
+    def _changes_nothing(self, name: str, args: Sequence[Any], result: object) -> bool:
         """Whether a call just returns its input: a view of the same shape, a cast to the same dtype."""
         first: Any = args[0] if args else None
         if result is first:
@@ -182,7 +182,7 @@ class Recorder(TorchFunctionMode):
         same = result.shape == first.shape and result.stride() == first.stride() and result.dtype == first.dtype
         return same and result.data_ptr() == first.data_ptr()
 
-    def _varies(self, value: Any) -> bool:
+    def _varies(self, value: object) -> bool:
         """Whether a value belongs to this pass: a tensor or Step that has a name, or a container of one."""
         if isinstance(value, tuple | list):
             return any(map(self._varies, value))
@@ -190,7 +190,7 @@ class Recorder(TorchFunctionMode):
             return any(map(self._varies, value.values()))
         return id(value) in self._names or (isinstance(value, torch.Tensor) and id(value) in self._offered)
 
-    def _write(self, value: Any) -> str:
+    def _write(self, value: object) -> str:
         """Return an argument as Python source."""
         if not self._varies(value):
             return self._keep(value)
@@ -204,12 +204,12 @@ class Recorder(TorchFunctionMode):
             self.lines.append(f"{self._name(value)} = {self._offered[id(value)]}")
         return self._names[id(value)]
 
-    def _keep(self, value: Any) -> str:
+    def _keep(self, value: object) -> str:
         """Add a constant, and return its name."""
         self.constants.append(value)
         return f"k{len(self.constants) - 1}"
 
-    def _name(self, result: Any) -> str:
+    def _name(self, result: object) -> str:
         """Name a call's result, or its parts, and return the assignment's target."""
         if isinstance(result, tuple | list):
             return f"[{', '.join(map(self._name, result))}]"
@@ -233,7 +233,7 @@ def _writes(name: str) -> bool:
     return name in WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
-def _holds_tensor(value: Any) -> bool:
+def _holds_tensor(value: object) -> bool:
     if isinstance(value, tuple | list):
         return any(map(_holds_tensor, value))
     return isinstance(value, torch.Tensor)
@@ -247,7 +247,7 @@ def _shapes(name: str, args: Sequence[Any]) -> bool:
     return name in SHAPING or (name == "repeat_interleave" and isinstance(args[1], torch.Tensor))
 
 
-def _is_light(result: Any, args: Sequence[Any]) -> bool:
+def _is_light(result: object, args: Sequence[Any]) -> bool:
     """Whether keeping a result takes little memory: it is small, or a view of an argument."""
     if isinstance(result, tuple | list):
         return all(_is_light(each, args) for each in result)

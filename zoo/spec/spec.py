@@ -57,7 +57,7 @@ class Spec:
     kinds: ClassVar[Kinds] = Kinds("")
     moved: ClassVar[dict[str, str]] = {}  # renamed fields: old name → how to write it now
     joins: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of Linears with one input, which one product can compute
-    reads: ClassVar[tuple[str, ...]] = ()  # channels that it reads of other layers (`zoo.model.channels`)
+    takes: ClassVar[tuple[str, ...]] = ()  # channels that it reads of other layers (`zoo.model.channels`)
     gives: ClassVar[tuple[str, ...]] = ()  # channels that it gives to other layers
     causal: ClassVar[bool | None] = None  # causal only (True), bidirectional only (False), either (None)
 
@@ -96,13 +96,13 @@ class Spec:
         return core_schema.no_info_plain_validator_function(cls.parse)
 
     @classmethod
-    def parse(cls, node: Any) -> Any:
+    def parse(cls, node: object) -> Any:
         """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
         with completing:
             return cls._parse(node)
 
     @classmethod
-    def _parse(cls, node: Any) -> Any:
+    def _parse(cls, node: object) -> Any:
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
@@ -118,13 +118,13 @@ class Spec:
             raise ValidationError.from_exception_data(choice.kind, [*details, *large])
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
+            if not details:
+                return spec
         except ValidationError as error:
             found = find_booleans_as_numbers(choice, fields, error)
             items = [item for item in error.errors(include_url=False) if item["loc"] or not details]
             details += found or [describe_item(choice, item) for item in items]
-        if details:
-            raise ValidationError.from_exception_data(choice.kind, details)
-        return spec
+        raise ValidationError.from_exception_data(choice.kind, details)
 
     def parts(self, d_model: int) -> Mapping[str, Part | Spec | Sized | Group | Stack]:
         """List weights and sub-components by name, for a residual stream `d_model` wide."""

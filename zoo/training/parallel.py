@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, PositiveInt
 
@@ -45,7 +45,7 @@ class ParallelSettings(Spec, axis="parallel", kind="mesh", default="mesh"):
     """
 
     dp: Ways = 1
-    shard: Ways = 1
+    shard: Ways = 1  # type: ignore[override]  # of Spec.shard, which cuts what a model has
     cp: Ways = 1
     tp: Ways = 1
     ep: Ways = 1
@@ -99,7 +99,7 @@ def find_world(settings: Training) -> World:
     return World(size=settings.nproc * settings.nodes) if settings.nproc and world.size == 1 else world
 
 
-def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[str]:
+def find_parallel_faults(settings: Training, world: World, spec: Topology) -> list[str]:
     """List the settings that conflict with running over these processes."""
     try:
         mesh = settings.parallel.settle(world)

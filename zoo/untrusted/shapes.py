@@ -54,7 +54,7 @@ class Result(JsonShape):
 class MetricsLine(JsonShape):
     """A line of metrics.jsonl. Unknown metrics are numbers, texts or null."""
 
-    __pydantic_extra__: dict[str, Number | str | None]
+    __pydantic_extra__: dict[str, Number | str | None]  # type: ignore[override]  # the type by which pydantic checks
 
     step: Count
     tokens: Count | None = None

@@ -96,7 +96,7 @@ class MeshPrices:
             alike = (tuple(stage.layers()), tuple(stage.ends.items()))
             if alike not in found:
                 found[alike] = measure_work(stage, context, saved, int(key[STAGES.index("tp")]))
-        return {each.index: each for each in found.values()}
+        return {each.stage: each for each in found.values()}
 
     def _sent(self, index: int, key: Key) -> StageTraffic:
         return count_traffic(self.spec, self._setup(key), self._pipeline(key[: len(STAGES)])[index])

@@ -112,7 +112,7 @@ class Attention(Spec, axis="attention"):
         return None
 
     @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.loan is None else (LentKeys.name,)
 
     @property

@@ -40,7 +40,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     in neither the first nor the last block.
     """
 
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     block_size: PositiveInt = 64

@@ -105,9 +105,9 @@ class Disentangled(MultiHead, kind="disentangled"):
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
 
-    def prepare(self, m: Weights, step: Step) -> None:
+    def prepare(self, m: Weights | None, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, RelativePosition) and step.keys.index is not None
+            assert m is not None and isinstance(self.position, RelativePosition) and step.keys.index is not None
             step.extra["relative"] = self.position.look_up(m, *step.keys.index)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

@@ -421,7 +421,7 @@ class Shared(Indexer, kind="shared"):
     """Reuse the choice of the nearest earlier layer with its own indexer (GLM-5, 2026): no weights and no cache."""
 
     owns: ClassVar[bool] = False
-    reads: ClassVar[tuple[str, ...]] = (CHOICE,)
+    takes: ClassVar[tuple[str, ...]] = (CHOICE,)
     gives: ClassVar[tuple[str, ...]] = ()
 
     top_k: PositiveInt

@@ -41,7 +41,7 @@ class Longformer(MultiHead, kind="longformer"):
     tokens adds 6·T·D·H·C for the global projections, and each global token 8·T·H·C for its pairs.
     """
 
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = False
     extras: ClassVar[tuple[str, ...]] = ("global",)
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"), ("q_global", "k_global", "v_global"))
 
@@ -67,7 +67,7 @@ class Longformer(MultiHead, kind="longformer"):
     def shard(self, ranks: int) -> Longformer:
         return split(self, ranks, equal=("n_heads",))
 
-    def prepare(self, m: Weights, step: Step) -> None:
+    def prepare(self, m: Weights | None, step: Step) -> None:
         everywhere = step.extra.get("global")
         if everywhere is None:
             return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def check_word(*words: str) -> BeforeValidator:
     """Refuse, in one line, a value other than true, false, null and the words."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> Any:
         if value is not None and not isinstance(value, bool) and value not in words:
             raise ValueError(f"must be true, false or {' or '.join(words)}, found {value!r}")
         return value

@@ -35,7 +35,7 @@ class Nystrom(Attention, kind="nystrom"):
     with weights of each head's own, is added before the product o.
     """
 
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
     n_heads: PositiveInt

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -95,7 +94,7 @@ class RGLRU(Attention, kind="rg_lru"):
             step.hold(lru=states[:, -1])
         return m.out(states.to(y.dtype) * y)  # B T D
 
-    def _gate(self, gate: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    def _gate(self, gate: Any, u: Tensor) -> Tensor:
         """Compute a gate's block-diagonal product [B, T, E]."""
         blocks = gate.weight.view(self.n_heads, -1, self.d_inner // self.n_heads)
         product = torch.einsum("bthi,hoi->btho", u.unflatten(-1, (self.n_heads, -1)), blocks)

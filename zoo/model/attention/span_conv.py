@@ -29,7 +29,7 @@ class SpanConv(Attention, kind="span_conv"):
     Neither convolution reads padding or another packed document.
     """
 
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "conv_v"),)
 
     n_heads: PositiveInt

@@ -36,7 +36,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
     FLOPs are counted without types; these add 4·H·C for each token.
     """
 
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = False
 
     n_heads: PositiveInt
     """Number of heads."""

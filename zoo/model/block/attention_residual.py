@@ -60,7 +60,7 @@ class AttentionResidual(Block, kind="attention_residual"):
         self._norm()
 
     @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
         return (GroupSums.name, *([PassBefore.name] if self.messages else []))
 
     @property

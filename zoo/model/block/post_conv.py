@@ -26,7 +26,7 @@ class PostConv(Post, kind="post_conv"):
     nor other packed documents.
     """
 
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = False
     divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
 
     conv_width: PositiveInt

@@ -93,7 +93,7 @@ class SharedAttention(Block, kind="shared_attention"):
     """
 
     divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
-    reads: ClassVar[tuple[str, ...]] = (Embedded.name,)
+    takes: ClassVar[tuple[str, ...]] = (Embedded.name,)
 
     ffn: FFN
     """Feed-forward of the shared block."""

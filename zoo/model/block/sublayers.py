@@ -42,7 +42,7 @@ AS_KIND: Any = "as_kind"
 """Value of a norm that is not stated: the block's `norm` where the block's kind has one, else none."""
 
 
-def _keep_as_kind(value: Any, handler: Any) -> Any:
+def _keep_as_kind(value: object, handler: Any) -> Any:
     return value if value == AS_KIND else handler(value)
 
 

@@ -59,14 +59,12 @@ class ALiBi(Position, kind="alibi"):
 class Sloped(Placed):
     """−slope·|i − j|."""
 
-    slopes: Tensor
-
     def __init__(self, queries: Tensor, keys: Tensor, slopes: Tensor) -> None:
         super().__init__(queries, keys, slopes.shape[0])
-        self.slopes = slopes
+        self.slopes = self.each = slopes
 
     def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return -self.slopes[head] * (query - key).abs().float()
+        return -self.each[head] * (query - key).abs().float()
 
 
 class T5Buckets(WithAbsolute, kind="t5"):

@@ -38,11 +38,11 @@ class Context:
 
 
 class Loss(NamedTuple):
-    """A batch's loss: the weighted sum `total`, to backpropagate; the number of targets; the weighted terms by name, of
-    which `loss` is the cross-entropy alone; and the token counts [E] of each mixture's experts."""
+    """A batch's loss: the weighted sum `total`, to backpropagate; the number of `targets`; the weighted `terms` by
+    name, of which `loss` is the cross-entropy alone; and the token counts [E] of each mixture's experts."""
 
     total: Tensor
-    count: int
+    targets: int
     terms: dict[str, Tensor]
     loads: list[Tensor]
 
