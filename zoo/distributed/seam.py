@@ -29,7 +29,7 @@ class Seam:
         """Reduce-scatter a sub-layer's output [B, T, D]: sum all ranks' parts, and keep the rank's own tokens."""
         return y
 
-    def own(self, each: Tensor | None) -> Tensor | None:
+    def own(self, each: Any) -> Any:
         """Keep the rank's own tokens of [B|1, T, …]."""
         return each
 

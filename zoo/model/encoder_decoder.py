@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.init import Init
-from zoo.model.step import Output, Weights
+from zoo.model.step import Output
 from zoo.model.tower import Decoder, Encoder, Topology, Tower
 from zoo.model.whole import Misfit, find_misfits_between
 from zoo.spec import Sized
@@ -91,7 +91,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
 
     def forward(
         self,
-        m: Weights,
+        m: Any,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,

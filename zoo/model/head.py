@@ -82,7 +82,7 @@ class VocabularyHead(Head):
 ROOT = "rsqrt_d_model"
 
 
-def _number_or_root(scale: Any) -> Any:
+def _number_or_root(scale: object) -> Any:
     if scale != ROOT and not (isinstance(scale, int | float) and 0 < scale < math.inf):
         raise ValueError(f"must be a finite number above 0, or {ROOT}, found {scale!r}")
     return scale
@@ -129,7 +129,7 @@ class LMHead(VocabularyHead, kind="lm"):
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         logits = m.out(x)[..., : self.vocab_size] if self.spare_rows else m.out(x)
         if self.scale != 1.0:
-            logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
+            logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else float(self.scale))
         if self.offset:
             logits = logits + m.offset.to(logits.dtype)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -189,7 +189,7 @@ class NoHead(VocabularyHead, kind="none"):
         return None
 
 
-def can_be_tied(node: Any) -> bool:
+def can_be_tied(node: object) -> bool:
     """Whether a head's node (of kind "lm" where it names none) predicts tokens, so that it can be tied."""
     kind = Head.kinds.get(node.get("kind", Head.default)) if isinstance(node, Mapping) else None
     return kind is not None and issubclass(kind, Head) and kind.predicts_tokens

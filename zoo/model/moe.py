@@ -180,8 +180,8 @@ class MoE(FFN, kind="moe"):
         shared = self.shared and replace(self.shared, expert=self.shared.expert.shard(ranks))
         return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
-    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        routes = m.router(x, step)
+    def forward(self, m: Any, x: Tensor, step: Step) -> Tensor:
+        routes: Routes = m.router(x, step)
         if m.training:
             step.ends.append(routes.ends if step.real is None else routes.end_real(step.real))
         apart = self.shared is not None and self.shared.branch_norm is not None
@@ -209,7 +209,7 @@ class MoE(FFN, kind="moe"):
             y = y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared.gate else shared)
         return multiply(y, self.out_scale)
 
-    def _share(self, m: Weights, x: Tensor, weights: Tensor, step: Step) -> Tensor:
+    def _share(self, m: Any, x: Tensor, weights: Tensor, step: Step) -> Tensor:
         """Compute the sum of the shared experts' outputs for x [B, T, D], weighted by weights [N, S]."""
         assert self.shared is not None
         tokens, count = x.flatten(0, 1), weights.shape[1]  # N D
@@ -253,7 +253,7 @@ class SpreadMoE(MoE):
         stacked = {name: part.shard(self.ranks) for name, part in parts["experts"].parts.items()}
         return parts | {"experts": replace(parts["experts"], parts=stacked)}
 
-    def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
+    def compute(self, m: Any, rows: Tensor, routes: Routes, step: Step) -> Tensor:
         visit = visit_experts(rows, self._list_computed(routes)[0], m.expert_group)
         experts: Any = _Routed(m, visit.ends, visit.experts)
         return visit.go_back(self.expert.forward(experts, visit.rows, step.bring(visit)))
@@ -263,9 +263,7 @@ class _Routed:
     """The weights passed to an expert's `forward`. Under each part's name stands a product with all experts' stacked
     weights, for rows sorted by expert, or the module that all experts share."""
 
-    def __init__(
-        self, m: Weights, ends: Tensor, expert_of_row: Tensor, stacks: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, m: Any, ends: Tensor, expert_of_row: Tensor, stacks: Mapping[str, Any] | None = None) -> None:
         for name, module in m.named_children():
             if name not in OWN:
                 setattr(self, name, module)

@@ -34,7 +34,18 @@ class Weights(Protocol):
     """The parts of a component under the names that its `parts` gives them: its Layer, which holds a tensor or a module
     for each, or shadows of these where activations are priced."""
 
-    def __getattr__(self, name: str) -> Any: ...
+    seam: Seam
+    training: bool
+
+    def __getattr__(self, name: str) -> Held: ...
+
+
+if TYPE_CHECKING:
+
+    class Held(Tensor, Weights):
+        """What an editor is told of a part: a tensor, or a module that gives one. Where parts give else, `m` is Any."""
+
+        def __call__(self, *given: Any, **options: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ class Step:
         """Read what other layers gave in a channel (`zoo.model.channels`); None where there is nothing."""
         return self.taken.get(channel)
 
-    def give(self, channel: str, value: Any) -> Any:
+    def give(self, channel: str, value: object) -> Any:
         """Give other layers a value in a channel, where any reads it; return the value."""
         if channel in self.gives:
             self.given[channel] = value

@@ -45,12 +45,12 @@ class AltUpStreams(Streams, kind="altup"):
             name: Group({number: Linear(d_model, d_model) for number in numbers}) for name in ("expand", "collapse")
         }
 
-    def expand(self, m: Weights, x: Tensor) -> Tensor:
+    def expand(self, m: Any, x: Tensor) -> Tensor:
         size = _root_mean_square(x)
         others = [_resize(m.expand[str(number)](x), size) for number in range(1, self.count)]
         return torch.stack((x, *others), 2)  # B T S D
 
-    def collapse(self, m: Weights, x: Tensor) -> Tensor:
+    def collapse(self, m: Any, x: Tensor) -> Tensor:
         first, *rest = x.unbind(2)
         size = _root_mean_square(first)
         others = [_resize(m.collapse[str(number)](each), size) for number, each in enumerate(rest, 1)]

@@ -41,7 +41,7 @@ class TensorSeam(Seam):
     def reduce(self, y: Tensor) -> Tensor:
         return self.group.scatter_tokens(self._pad(y)) if torch.is_grad_enabled() else self.group.sum_up(y)
 
-    def own(self, each: Tensor | None) -> Tensor | None:
+    def own(self, each: Any) -> Any:
         if each is None or not torch.is_grad_enabled():
             return each
         part = -(-each.shape[1] // self.size)
