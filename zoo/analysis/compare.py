@@ -11,7 +11,7 @@ from zoo.spec import Spec
 TOWERS = ("encoder", "decoder")
 
 
-def flatten(node: Any, path: str = "") -> dict[str, Any]:
+def flatten(node: object, path: str = "") -> dict[str, Any]:
     """Flatten nested plain data into one mapping of dotted paths. Items of a list are named by their index."""
     if isinstance(node, Mapping):
         items = [(str(key), value) for key, value in node.items()]
@@ -57,7 +57,7 @@ def compare_values(a: Any, b: Any) -> dict[str, Any]:
     return {"a": a, "b": b, "delta": change, "relative": change / a if a else None}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -124,7 +124,7 @@ def _rename_kinds(figures: Mapping[str, Any], pairs: list[tuple[str, str]], side
     return found
 
 
-def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prepare the plain data of two Specs: patterns written as in a model's file, kinds of layer under common names."""
     found = []
     for node in (a, b):

@@ -134,7 +134,7 @@ def _read_values(spec: Spec, kind: type[Spec], name: str) -> list[Any]:
     return [getattr(each, name) for each in _walk_fields(spec) if type(each) is kind]
 
 
-def _walk_fields(node: Any) -> Iterator[Spec]:
+def _walk_fields(node: object) -> Iterator[Spec]:
     """Yield a component and all components within its fields."""
     if isinstance(node, Spec):
         yield node
@@ -145,7 +145,7 @@ def _walk_fields(node: Any) -> Iterator[Spec]:
             yield from _walk_fields(each)
 
 
-def _list_values(field: SpecField, now: Any, common: Sequence[Any]) -> Iterator[Any]:
+def _list_values(field: SpecField, now: object, common: Sequence[Any]) -> Iterator[Any]:
     """List values that a field may take, without its present value."""
     seen = [now]
     for value in [*common, *_list_by_type(field.schema, None if isinstance(now, Spec) else now)]:
@@ -195,7 +195,7 @@ def _fill_node(base: type[Node]) -> Iterator[dict[str, Any]]:
         yield dict(zip(needed, values, strict=True))
 
 
-def _write_lines(choice: AxisChoice, name: str, value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _write_lines(choice: AxisChoice, name: str, value: object, path: str) -> Iterator[tuple[str, str]]:
     """Write a field's value as a line of a file and as an override: first by the model's key that fills the field, if
     there is one, then at the field's own path."""
     text = write_value(value)

@@ -69,7 +69,7 @@ def _walk(node: Mapping[str, Any], chosen: Mapping[str, str], path: str) -> Iter
                 yield from _walk(patch, chosen, f"{path}{place}.{name}." if name else f"{path}{place}.")
 
 
-def _walk_component(axis: str, value: Any, around: str | None, path: str) -> Iterator[Use]:
+def _walk_component(axis: str, value: object, around: str | None, path: str) -> Iterator[Use]:
     fields = {key: each for key, each in value.items() if key != "kind"} if isinstance(value, Mapping) else {}
     stated = value.get("kind", around) if isinstance(value, Mapping) else value
     base = list_axes()[axis]
@@ -92,7 +92,7 @@ def _walk_fields(spec: type[Spec], body: Mapping[str, Any], fields: Mapping[str,
             yield from _walk_component(base.axis, value, usual, f"{path}.{name}")
 
 
-def _walk_node(base: type[Node], value: Any, path: str) -> Iterator[Use]:
+def _walk_node(base: type[Node], value: object, path: str) -> Iterator[Use]:
     """List a node, and the components within its fields. A value that is no mapping of its fields is its main field."""
     if value is None or value is False:
         return
@@ -106,7 +106,7 @@ def _walk_node(base: type[Node], value: Any, path: str) -> Iterator[Use]:
     yield from _walk_fields(base, {}, fields, path)
 
 
-def read_words(value: Any) -> list[str]:
+def read_words(value: object) -> list[str]:
     """Read the choices that a value may name: a word, or all words of a family's expression."""
     if not isinstance(value, str) or "${" in value:
         return []
@@ -165,14 +165,14 @@ def _of(uses: Iterable[Use], spec: type[Spec], field: str) -> Iterator[Use]:
             yield use
 
 
-def _spell(value: Any, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
+def _spell(value: object, body: Mapping[str, Any], spec: type[Spec], field: str) -> str:
     """Write a value as a user would, on one line; a long value as its kind alone."""
     settled = _settle(value, body, list_fields(spec).get(field))
     text = write_value(settled)
     return str(settled["kind"]) if len(text) > LONGEST and isinstance(settled, Mapping) and "kind" in settled else text
 
 
-def _settle(value: Any, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
+def _settle(value: object, body: Mapping[str, Any], base: type[Spec] | None) -> Any:
     """Replace interpolations by values of the model: `true` for the usual component of an axis, numbers for keys."""
     main = list_fields(base).get(base.word) if base is not None and issubclass(base, Node) else base
     if main is not None and value == find_usual(main):

@@ -120,7 +120,7 @@ def _sort_keys(plain: Mapping[str, Any]) -> list[str]:
     return [*(key for key in plain if key not in late), *dict.fromkeys(key for key in late if key in plain)]
 
 
-def _write_key(key: str, value: Any) -> str:
+def _write_key(key: str, value: object) -> str:
     """Write a key, with the sentence of `zoo explain` as a comment."""
     text = f"{key}: {write_value(value)}"
     comment = YEAR.sub("", key_sentence(key)).removesuffix(".").rstrip()

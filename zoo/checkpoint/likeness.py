@@ -49,7 +49,7 @@ def is_equal(a: Any, b: Any) -> bool:
     return abs(a - b) <= 1e-12 * max(abs(a), abs(b)) if numbers else a == b
 
 
-def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+def _differences(ours: object, theirs: object, path: str = "") -> Iterator[str]:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping) and ours.get("kind") == theirs.get("kind"):
         for key in dict.fromkeys([*ours, *theirs]):
             if key not in IRRELEVANT:
@@ -65,6 +65,6 @@ def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
                     yield from _differences(ours[key], theirs[key], f"{path}.{key}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = f"kind '{value['kind']}'" if isinstance(value, Mapping) and "kind" in value else repr(value)
     return text if len(text) < 60 else text[:57] + "..."

@@ -76,7 +76,7 @@ def find_fields(template: Mapping[str, Any], spec: Topology, stated: Mapping[str
     return found, kinds.get("", kinds)
 
 
-def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
+def pair_fields(node: object, value: object) -> Iterator[FieldRow]:
     """Pair each value of a composed template with the Spec's value of the same field, recursively."""
     if isinstance(node, Mapping) and BOX in node:  # composing may have added keys next to BOX, as a head's vocab_size
         node = node[BOX]
@@ -96,7 +96,7 @@ def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
         yield FieldRow(node, to_dict(value))
 
 
-def _spells_out(node: Any, value: Node) -> bool:
+def _spells_out(node: object, value: Node) -> bool:
     """Whether a template states a node's fields, rather than only the value of its main field."""
     if isinstance(node, Mapping):
         return "kind" not in node

@@ -103,7 +103,7 @@ def _check_numbers_of(command: Any) -> None:
     command.callback = checked
 
 
-def _find_number_faults(value: Any) -> Iterator[str]:
+def _find_number_faults(value: object) -> Iterator[str]:
     """Yield the faults of an option's number, or of each of its numbers."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, float) and not math.isfinite(each):

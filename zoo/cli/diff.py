@@ -95,7 +95,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [f"{row[side]:,.6g}" if isinstance(row[side], float) else _plain(row[side]) for side in "ab"]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).lower()

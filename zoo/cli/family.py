@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -52,7 +51,7 @@ def new(
         raise typer.Exit(1)
 
 
-def _read_changes(texts: list[str]) -> dict[str, Any]:
+def _read_changes(texts: list[str]) -> dict[str, object]:
     """Read NAME=VALUE, the value as YAML. Raises ConfigError."""
     import yaml
 

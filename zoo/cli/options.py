@@ -17,7 +17,7 @@ Describe = Callable[["Field[Any]", Any], Any]
 """A function that makes the Typer option of a field, from the field and its type."""
 
 
-def option(text: str, *flags: str, default: Any = None, **settings: Any) -> Any:
+def option(text: str, *flags: str, default: object = None, **settings: Any) -> Any:
     """Define an option with a help text, by default named after its field. The default `...` makes it required."""
     info = typer.Option(help=text, **settings)
     info.param_decls = flags
@@ -29,12 +29,12 @@ def flag(text: str, *flags: str) -> Any:
     return option(text, *flags, default=False)
 
 
-def argument(text: str, *, default: Any = None, **settings: Any) -> Any:
+def argument(text: str, *, default: object = None, **settings: Any) -> Any:
     """Define an argument with this help; the default `...` makes it required. `settings` are Typer's."""
     return _state(typer.Argument(help=text, **settings), default)
 
 
-def _state(info: Any, default: Any) -> Any:
+def _state(info: Any, default: object) -> Any:
     return field(default=MISSING if default is ... else default, metadata={"typer": info})
 
 

@@ -112,5 +112,5 @@ def _verified(line: Mapping[str, Any]) -> str:
     return report.wrap_text(f"{mark}: {line['name']}: {'; '.join([', '.join(told), *note])}", 2, 6)
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

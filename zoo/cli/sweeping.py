@@ -116,7 +116,7 @@ def _print(points: Sequence[tuple[Point, dict[str, Any] | None]], columns: dict[
         report.print_tables(table, *whys)
 
 
-def _short(value: Any, unit: str) -> str:
+def _short(value: object, unit: str) -> str:
     from zoo import report
 
     return report.format_figure(value, unit, short=True)

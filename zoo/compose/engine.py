@@ -118,7 +118,7 @@ def apply_override(override: Override, cfg: DictConfig) -> None:
     ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
 
 
-def format_value(override: Override, value: Any) -> str:
+def format_value(override: Override, value: object) -> str:
     """Write a part of an override's value in Hydra's syntax."""
     return dataclasses.replace(override, _value=value).get_value_element_as_str()
 

@@ -91,7 +91,7 @@ def _find_typed_alone(place: str, value: str) -> str | None:
 # ---------------------------------------------------------------- a body
 
 
-def _find_faults(node: Any, path: str) -> Iterator[str]:
+def _find_faults(node: object, path: str) -> Iterator[str]:
     """Yield a line for each key or text in a body that names code, at any depth."""
     if isinstance(node, Mapping):
         for key, value in node.items():
@@ -117,7 +117,7 @@ def _find_faults(node: Any, path: str) -> Iterator[str]:
         yield from (f"{path}: {fault}" for fault in _find_resolvers(node))
 
 
-def _find_faulty_entries(entries: Any) -> Iterator[str]:
+def _find_faulty_entries(entries: object) -> Iterator[str]:
     """Yield a line for each entry of a defaults list that leads out of Zoo's groups and the file's own folder."""
     for entry in entries if isinstance(entries, list) else []:
         pairs = entry.items() if isinstance(entry, Mapping) else [(entry, None)]

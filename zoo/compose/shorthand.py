@@ -46,7 +46,7 @@ def _patches(body: Body) -> Iterator[tuple[str, Body]]:
             yield from ((f"{name}.{path}", each) for path, each in _patches(inner))
 
 
-def _read_word(key: Any, value: Any, is_group: Callable[[str], bool], merged: bool) -> str | None:
+def _read_word(key: object, value: object, is_group: Callable[[str], bool], merged: bool) -> str | None:
     """Read the choice in a value: a word, or with `merged` the `kind` of a mapping, which Hydra would otherwise merge
     with the fields of the previous choice. None for anything else."""
     if merged and isinstance(value, dict) and key in AXES:
@@ -105,14 +105,14 @@ def drop_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True
     return rest | ({LATE: late} if late else {})
 
 
-def _is_component(value: Any) -> bool:
+def _is_component(value: object) -> bool:
     return isinstance(value, dict) and "kind" in value
 
 
 def anchor_defaults(body: Body) -> Body:
     """Make the entries of the body's defaults list absolute, for a file that is stored as an option of a group."""
 
-    def entry(each: Any) -> Any:
+    def entry(each: object) -> Any:
         if isinstance(each, str):
             return each if each.startswith(("/", "_self_")) else f"/{each}" + ("" if "@" in each else "@_here_")
         if isinstance(each, dict) and each:

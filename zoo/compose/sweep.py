@@ -119,7 +119,7 @@ def _number(value: str) -> int | float | None:
     return float(value) if point else None if value != "0" and value.startswith("0") else int(value)
 
 
-def _put(node: Any, place: tuple[str, Any]) -> Any:
+def _put(node: object, place: tuple[str, Any]) -> Any:
     """Copy a mapping with a number put at a dotted key, which must exist."""
     key, _, rest = place[0].partition(".")
     if not isinstance(node, dict) or key not in node:

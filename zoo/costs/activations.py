@@ -246,7 +246,7 @@ class _Trace:
         self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
         return self._end(x.shape, x.dtype, ids)
 
-    def _layer(self, name: str, block: Block, step: Step, x: Any) -> dict[Storage, None]:
+    def _layer(self, name: str, block: Block, step: Step, x: Shadow) -> dict[Storage, None]:
         """Trace one layer of a kind; return the saved storages that all layers share."""
         begun = self.tape.begin()
         tuning = None if self.model is None else self.model.layers[self.where, name.removesuffix(AGAIN)]
@@ -281,7 +281,7 @@ class _Trace:
         """Count the ordered channels that a kind of layer reads. It is traced after the kinds that give in them."""
         return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
-    def _trace(self, channel: str, kind: str, x: Any) -> Any:
+    def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
         """Make the shadow of the value that a kind of layer, whose input is x [B, T, D], reads in a channel."""
         return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
@@ -300,7 +300,7 @@ class _Trace:
         x = tower.embedding.finish(m.embedding, x, scene.real)
         return x if drops is None else drops.drop_embedding(x), scene
 
-    def _end(self, shape: Any, dtype: Any, ids: Any) -> Any:
+    def _end(self, shape: Any, dtype: Any, ids: Shadow) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import Stage, stages
@@ -28,7 +27,7 @@ def generating(spec: Priced, setup: Setup, *, prefill: bool = True, fused: bool 
     if not generates(spec):
         raise ConfigError("train: this model generates nothing, so only training it can be fitted (--train)")
     run = GenerationShape(-(-setup.tokens(spec) // setup.cp), setup.batch, setup.dtype, setup.cache_dtype, fused)
-    traced: dict[tuple[Any, ...], Peaks] = {}
+    traced: dict[tuple[object, ...], Peaks] = {}
     found = []
     for stage in stages(spec, setup):
         kinds = tuple((name, *dict.fromkeys(tower.pattern)) for name, tower in stage.towers().items())

@@ -191,7 +191,7 @@ def _figure(node: Mapping[str, Any], body: Mapping[str, Any]) -> SheetFigure:
     return SheetFigure(**{**node, "source": body["sources"][node["source"]]})
 
 
-def _faults(body: Any) -> Iterator[str]:
+def _faults(body: object) -> Iterator[str]:
     if not isinstance(body, Mapping):
         yield f"is {body!r}, not a mapping (one with {', '.join(KEYS)})"
         return
@@ -227,7 +227,7 @@ def _figure_faults(body: Mapping[str, Any]) -> Iterator[str]:
 
 def _fault(
     key: str,
-    node: Any,
+    node: object,
     sources: Mapping[str, Any],
     extra: str,
     fits: Callable[[Any], bool] | None = None,
@@ -247,10 +247,10 @@ def _fault(
         yield f"{key}.{extra}: must be a number above 0, found {node[extra]!r}"
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _version(value: Any) -> bool:
+def _version(value: object) -> bool:
     """Whether a value is a compute capability: a list of two whole numbers."""
     return isinstance(value, list) and len(value) == 2 and all(type(each) is int and each >= 0 for each in value)

@@ -31,7 +31,7 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
     return replace(tower, blocks=blocks, embedding=tower.embedding.shard(tp), head=tower.head.shard(tp))
 
 
-def spread_experts(spec: Any, ep: int) -> Any:
+def spread_experts(spec: Topology, ep: int) -> Any:
     """Give a rank's model, with some experts of each mixture. Raises ConfigError if `ep` does not divide them."""
     if ep == 1:
         return spec

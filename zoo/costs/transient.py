@@ -76,7 +76,7 @@ def _extended(towers: dict[str, Any], run: GenerationShape, traces: list[Peaks],
     return Peaks(encode, prefill, decode)
 
 
-def _only(tower: Any, *, loops: bool) -> Any:
+def _only(tower: Tower, *, loops: bool) -> Any:
     kept = {kind: block for kind, block in tower.blocks.items() if block.attention.passes.loops == loops}
     if not kept:
         return tower

@@ -112,7 +112,7 @@ def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, whe
     return True
 
 
-def is_text(text: Any, column: str, where: str, faults: Faults) -> bool:
+def is_text(text: object, column: str, where: str, faults: Faults) -> bool:
     """Whether a field's value is a text that UTF-8 can encode. Any other value is added to `faults`."""
     if not isinstance(text, str):
         faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")

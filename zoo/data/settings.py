@@ -27,7 +27,7 @@ Default = Field(validate_default=True)
 TEXT_FIELD = "text"
 
 
-def parse_node(kind: Any, node: Any, where: str = "") -> Any:
+def parse_node(kind: Any, node: object, where: str = "") -> Any:
     """Validate a resolved node as a component. Raises ConfigError with all of its faults, at paths below `where`."""
     try:
         return kind.parse(node)
@@ -245,7 +245,7 @@ SHARED = ("tokenizer", "validation_fraction", "documents")
 """Settings that a mix states once for all of its sources."""
 
 
-def read_weighted(node: Any) -> WeightedSource:
+def read_weighted(node: object) -> WeightedSource:
     """Read one source of a mix, unless it is one already. Raises ValidationError with its faults."""
     if isinstance(node, WeightedSource):
         return node
@@ -300,7 +300,7 @@ class Mix(DataSettings, kind="mix"):
         return all(each.settings.reads_pairs for each in self.sources.values())
 
 
-def make_paths_absolute(node: Any) -> None:
+def make_paths_absolute(node: object) -> None:
     """Make the paths of a `data` node absolute, in place: a run may go on from another folder.
 
     A name on the hub is left unchanged.

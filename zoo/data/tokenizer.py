@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import tokenizers
 
+    TokenizerSource = str | Path | tokenizers.Tokenizer  # what `open_backend` takes
+
 EOS = "<|endoftext|>"
 BYTE_LEVEL = "ByteLevel"
 MASKS = ("[MASK]", "<mask>")
@@ -156,7 +158,7 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
         raise ConfigError(f"{where}.path: cannot read {file}, found {found} (a tokenizer.json)") from error
 
 
-def open_backend(given: Any, where: str) -> tokenizers.Tokenizer:
+def open_backend(given: TokenizerSource, where: str) -> tokenizers.Tokenizer:
     """Read a tokenizer.json or a folder that has one, or take a `tokenizers.Tokenizer`. Padding and truncation, which
     some files switch on, are switched off. Raises ConfigError."""
     backend = read_backend(find_tokenizer_file(given, where), where) if isinstance(given, str | Path) else given

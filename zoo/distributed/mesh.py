@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from zoo.distributed.schedule import PipelineSchedule
 
@@ -33,9 +32,9 @@ class Mesh:
         """The schedule of the pipeline."""
         return PipelineSchedule(self.schedule, self.pp, self.chunks)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the ways as a dict, with `cp_comm` and the schedule only where they differ from the default."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in WAYS}
+        found: dict[str, object] = {name: getattr(self, name) for name in WAYS}
         found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
         plain = self.pipeline == PipelineSchedule(stages=self.pp)
         return found if plain else {**found, "schedule": self.schedule, "chunks": self.chunks}

@@ -11,17 +11,18 @@ from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from zoo.distributed.group import RankGroup
     from zoo.spec.cuts import Cut
 
 
-def is_shared(tensor: Any) -> bool:
+def is_shared(tensor: object) -> bool:
     """Whether a tensor is sharded: a torch DTensor."""
     return hasattr(tensor, "placements") and hasattr(tensor, "full_tensor")
 
 
-def find_mesh(tensor: Any) -> Any:
+def find_mesh(tensor: object) -> Any:
     """Return the device mesh of a DTensor, None for a plain tensor."""
     return getattr(tensor, "device_mesh", None)
 
@@ -162,14 +163,14 @@ ALL = Shares()
 """Shares of a model that is divided neither by experts, tensor parallelism nor stages."""
 
 
-def drop_gathered(model: Any) -> None:
+def drop_gathered(model: Module) -> None:
     """Make FSDP gather weights anew in the next pass, as the shards have changed."""
     for module in model.modules():
         if (reshard := getattr(module, "reshard", None)) is not None:
             reshard()
 
 
-def hold_back_replicas(model: Any, hold: bool) -> None:
+def hold_back_replicas(model: Module, hold: bool) -> None:
     """Set whether the next backward pass skips the all-reduce of gradients over replicas, leaving it to a later
     microbatch. The reduce-scatter over a replica's shards is never skipped."""
     if (require := getattr(model, "set_requires_all_reduce", None)) is not None:
@@ -177,7 +178,7 @@ def hold_back_replicas(model: Any, hold: bool) -> None:
 
 
 @contextmanager
-def ends_gathered(model: Any) -> Iterator[None]:
+def ends_gathered(model: Module) -> Iterator[None]:
     """Gather the weights outside the layers for the block, for passes that begin at a part of the model, such as an
     encoder; layers gather their own as they run. All processes must enter the block."""
     unshard = getattr(model, "unshard", None)

@@ -56,7 +56,7 @@ class World:
             torch.distributed.all_reduce(value, group=self.group)
         return value
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: object) -> Any:
         """Broadcast a picklable value from the main process."""
         if self.size == 1:
             return value
@@ -64,7 +64,7 @@ class World:
         torch.distributed.broadcast_object_list(told, src=0, group=self.group)
         return told[0]
 
-    def all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: object) -> list[Any]:
         """All-gather picklable values: a list by rank."""
         if self.size == 1:
             return [value]
@@ -72,7 +72,7 @@ class World:
         torch.distributed.all_gather_object(found, value, group=self.group)
         return found
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: object) -> list[Any]:
         """Gather picklable values on the main process: a list by rank there, an empty one on the others."""
         if self.size == 1:
             return [value]

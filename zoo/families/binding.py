@@ -45,7 +45,7 @@ class TwoWay(Codec):
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return self.read(*args)
 
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+    def bind(self, value: object, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         found: Bindings = {}
         for tree, argument in zip(args, self.write(value) or (), strict=False):  # optional arguments may be left out
             found |= {} if argument is UNSAID else bind(tree, argument, env)
@@ -60,7 +60,7 @@ def try_evaluate(node: ast.expr, env: Mapping[str, Any]) -> Iterator[Any]:
         return
 
 
-def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
+def bind(node: ast.expr, value: object, env: Mapping[str, Any]) -> Bindings:
     """Find fields with which an expression's tree has this `value`, given the fields known in `env`."""
     match node:
         case ast.Name() | ast.Attribute():
@@ -85,7 +85,7 @@ def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
     return {}
 
 
-def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Bindings:
+def _bind_choice(node: ast.IfExp, value: object, env: Mapping[str, Any]) -> Bindings:
     """Bind the branch that is a constant equal to the value, or else the first other branch that may give the value."""
     branches = ((node.body, True), (node.orelse, False))
     for branch, truth in branches:
@@ -97,7 +97,7 @@ def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Binding
     return {**_bind_truth(node.test, truth, env), **bind(branch, value, env)}  # a field's value wins over its truth
 
 
-def _may_give(node: ast.expr, value: Any, env: Mapping[str, Any]) -> bool:
+def _may_give(node: ast.expr, value: object, env: Mapping[str, Any]) -> bool:
     """Whether a branch may have this value: a mapping must have the same `kind`, and a function must bind it."""
     if isinstance(node, ast.Dict):
         stated = {ast.unparse(key): item for key, item in dict_items(node)}.get("'kind'")
@@ -150,7 +150,7 @@ def _may_say(node: ast.expr, text: str) -> bool:
     return True
 
 
-def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bindings:
+def _bind_arithmetic(node: ast.BinOp, value: object, env: Mapping[str, Any]) -> Bindings:
     """Bind one operand if the other is known."""
     if value is None or isinstance(value, bool | str):
         return {}

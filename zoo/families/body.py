@@ -65,14 +65,14 @@ class Body:
         return own if own or inner is None or inner.head is None else f"{self.prefix}decoder.{inner.head}"
 
 
-def lay_over(base: Any, patch: Any) -> Any:
+def lay_over(base: object, patch: object) -> Any:
     """Merge `patch` into `base` recursively. A mapping that states its `kind` replaces the base's mapping."""
     if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
         return patch
     return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
 
 
-def write_out_keys(node: Any, base: Mapping[str, Any] | None = None) -> Any:
+def write_out_keys(node: object, base: Mapping[str, Any] | None = None) -> Any:
     """Expand rows with braces on both sides in the maps of a family's YAML: `{q,k}: ~{q,k}_proj` becomes two rows.
     `{q,k}: ~qk` stays one row, of two tensors fused in one. `{q,k}: null` removes the row `{q,k}` of the `base` if it
     has one, else the rows `q` and `k`."""

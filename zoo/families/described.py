@@ -84,7 +84,7 @@ def _float(node: dict[str, Any]) -> Any:
     return float(node[FLOAT]) if node.get(FLOAT) in FLOATS and len(node) == 1 else node
 
 
-def to_jsonable(node: Any) -> Any:
+def to_jsonable(node: object) -> Any:
     """Replace infinite floats and NaN in plain data by {"__float__": …}, as transformers does."""
     if isinstance(node, dict):
         return {key: to_jsonable(value) for key, value in node.items()}

@@ -64,7 +64,7 @@ def _numbers(*values: Any) -> tuple[Any, ...]:
     return values
 
 
-def _power(base: Any, exponent: Any) -> Any:
+def _power(base: object, exponent: Any) -> Any:
     if abs(exponent) > LARGEST_POWER:
         raise Misfit(f"powers of at most {LARGEST_POWER}")
     if isinstance(result := base**exponent, complex):
@@ -101,7 +101,7 @@ class Codec:
         """Evaluate the function over the fields in `env`."""
         raise NotImplementedError
 
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+    def bind(self, value: object, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         """Find fields with which the function has this `value`; `args` are the unevaluated arguments."""
         return {}
 
@@ -301,7 +301,7 @@ def dict_items(node: ast.Dict) -> list[tuple[ast.expr, ast.expr]]:
 # ---------------------------------------------------------------- trees of expressions
 
 
-def is_expression(value: Any) -> bool:
+def is_expression(value: object) -> bool:
     """Whether a YAML value is an expression: a text that starts with `=`."""
     return isinstance(value, str) and value.startswith("=")
 
@@ -315,7 +315,7 @@ def evaluate_tree(node: Any, env: Mapping[str, Any]) -> Any:
     return [evaluate_tree(value, env) for value in node] if isinstance(node, list | tuple) else node
 
 
-def _refuse_interpolations(value: Any, text: str) -> Any:
+def _refuse_interpolations(value: object, text: str) -> Any:
     """Return a value. Raises ConfigError if a text in it would be interpolated when the model is composed: by
     `${oc.env:HOME}`, a config.json could read the environment."""
     if isinstance(value, str) and "${" in value:

@@ -290,7 +290,7 @@ class _PatternReader:
         return kind, patch
 
 
-def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
+def _named(kind: str, patch: object, layers: dict[str, Any]) -> str:
     """Name the kind of layer with this patch by the family's name for it, numbered if its layers' patches differ."""
     if kind == "layer" and not patch:
         return "layer"

@@ -190,7 +190,7 @@ def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
     return fields
 
 
-def _evaluate(value: Any, fields: Mapping[str, Any]) -> Any:
+def _evaluate(value: object, fields: Mapping[str, Any]) -> Any:
     return Expression(value[1:]).value(fields) if isinstance(value, str) and value.startswith("=") else value
 
 

@@ -98,7 +98,7 @@ class Unread:
         return self.count
 
 
-def _check_texts(value: Any) -> Any:
+def _check_texts(value: object) -> Any:
     if not isinstance(value, Unread) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
         raise PydanticCustomError("texts", "a list of texts")
     return value

@@ -138,7 +138,7 @@ def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, An
     return joined
 
 
-def _name_outward(node: Any) -> Any:
+def _name_outward(node: object) -> Any:
     """Copy a model, replacing `${x}`, which looks from the root, by `${up:x}`, so that it can be part of another."""
     if isinstance(node, Mapping):
         return {key: _name_outward(value) for key, value in node.items()}

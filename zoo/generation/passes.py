@@ -19,7 +19,7 @@ from zoo.spec import Experts, Linear, walk
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.model.tower import Tower
+    from zoo.model.tower import Topology, Tower
     from zoo.run.layer import Model
 
 
@@ -133,7 +133,7 @@ class EnginePasses:
         return self.model.get_submodule("decoder")(tokens, **options).logits
 
 
-def check_deterministic(spec: Any, speculate: int, paged: bool | None = None) -> None:
+def check_deterministic(spec: Topology, speculate: int, paged: bool | None = None) -> None:
     """Check that a model and its options can be `deterministic`. Raises ConfigError for paging, drafts and experts."""
     if paged:
         raise ConfigError("paged: rows that are read together may differ in bits from a row alone (false)")

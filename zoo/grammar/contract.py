@@ -58,7 +58,7 @@ def _find_rest(fields: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str,
     return rest
 
 
-def _contract_node(node: Any, base: type[Node], around: Any) -> Any:
+def _contract_node(node: object, base: type[Node], around: object) -> Any:
     """Shorten a `Node`: to the value of its main field if it has no other field."""
     slots = list_fields(base)
     main = slots.get(base.word)
@@ -74,7 +74,7 @@ def _contract_node(node: Any, base: type[Node], around: Any) -> Any:
     return fields[base.word] if set(fields) == {base.word} else fields or True
 
 
-def _contract(node: Any, base: type[Spec], around: Any = None) -> Any:
+def _contract(node: object, base: type[Spec], around: object = None) -> Any:
     """Shorten one component: to a word, or to a word with the fields that differ."""
     if issubclass(base, Node):
         return _contract_node(node, base, around)

@@ -76,7 +76,7 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     return found
 
 
-def _name_cross(key: Any, value: Any) -> Any:
+def _name_cross(key: object, value: object) -> Any:
     """Replace a choice of `cross` by the content of its file in conf/cross; its kinds are those of attention."""
     word = value.get("kind") if isinstance(value, Mapping) else value
     if key != "cross" or not isinstance(word, str) or word not in list_files("cross"):
@@ -88,7 +88,7 @@ def _name_cross(key: Any, value: Any) -> Any:
 def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
     """Lay each kind of layer that is `like` another over the other's patch. ConfigError for unknown names, cycles."""
 
-    def whole(name: Any, above: tuple[Any, ...]) -> Any:
+    def whole(name: object, above: tuple[Any, ...]) -> Any:
         patch = layers[name]
         if not isinstance(patch, Mapping) or "like" not in patch:
             return patch
@@ -108,7 +108,7 @@ def _inherit(layers: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: whole(name, ()) for name in layers}
 
 
-def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) -> Any:
+def _expand(node: object, base: type[Spec], around: object, scope: Mapping[Any, Any]) -> Any:
     """Expand one node at a place for components of an axis. `around` is the node there that a patch would change."""
     if issubclass(base, Node):
         return _expand_node(node, base, around, scope)
@@ -135,7 +135,7 @@ def _expand(node: Any, base: type[Spec], around: Any, scope: Mapping[Any, Any]) 
     return _expand_fields(lay_patch(choice, own, base.axis, []), base, None, scope)
 
 
-def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, Any]) -> Any:
+def _expand_node(node: object, base: type[Node], around: object, scope: Mapping[Any, Any]) -> Any:
     """Expand a `Node`, a group of fields of its owner. A word, or keys that are not its own fields, belong to the
     component in its main field: `qk_norm: rmsnorm`, `qk_norm: {eps: 1e-5, over: heads}`."""
     main, names = list_fields(base).get(base.word), {field.name for field in base.fields()}
@@ -159,7 +159,7 @@ def _expand_node(node: Any, base: type[Node], around: Any, scope: Mapping[Any, A
     return _expand_fields(fields, base, around, scope)
 
 
-def _add_fields(component: Any, fields: dict[Any, Any]) -> dict[Any, Any]:
+def _add_fields(component: object, fields: dict[Any, Any]) -> dict[Any, Any]:
     """Add fields to a component that is given as a mapping, as a word, or as `true`."""
     word = {"kind": component} if isinstance(component, str) and "${" not in component else {}
     return {**(component if isinstance(component, Mapping) else word), **fields}
@@ -269,7 +269,7 @@ def list_fields(choice: type[Spec]) -> dict[str, type[Spec]]:
     return {name: axis for name, axis in found.items() if axis is not None}
 
 
-def _find_axis(annotation: Any) -> type[Spec] | None:
+def _find_axis(annotation: object) -> type[Spec] | None:
     """Find the axis in a field's annotation: `Norm`, `Norm | None`, or either with checks."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return annotation if issubclass(annotation, Node) or (annotation.axis and not annotation.kind) else None

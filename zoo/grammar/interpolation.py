@@ -37,7 +37,7 @@ _INNERMOST = re.compile(r"(?<!\\)\$\{((?:[^${}]|\{[^${}]*\})*)\}")
 _SIMPLE = re.compile(r"\$\{(up|or):([^{}]*)\}")
 
 
-def split_interpolation(text: Any) -> tuple[list[str], str | None]:
+def split_interpolation(text: object) -> tuple[list[str], str | None]:
     """Split `${up:a,b}` into the names [a, b], and `${or:a,literal}` into [a] and the literal; [] for anything else."""
     found = _SIMPLE.fullmatch(text) if isinstance(text, str) else None
     names = [name.strip() for name in found[2].split(",")] if found else []
@@ -98,7 +98,7 @@ def describe_missing_name(name: str, places: Sequence[str]) -> str:
 class Scope:
     """A mapping or a list of a model's plain data, with its outer scopes. Reading a value follows interpolations."""
 
-    def __init__(self, node: Any, above: Scope | None = None, key: Any = None) -> None:
+    def __init__(self, node: Any, above: Scope | None = None, key: object = None) -> None:
         self.node, self.above, self.key = node, above, key
         self.root: Scope = above.root if above else self
         self.reads: set[str] = set()
@@ -116,7 +116,7 @@ class Scope:
     def keys(self) -> Sequence[Any]:
         return list(self.node) if self.is_mapping else range(len(self.node))
 
-    def locate(self, key: Any = None) -> str:
+    def locate(self, key: object = None) -> str:
         """Write the dotted path of this node, or of a key in it."""
         if key is None:
             return self.above.locate(self.key) if self.above else ""
@@ -133,7 +133,7 @@ class Scope:
         value = self.node.get(key) if self.is_mapping else self.node[key]
         return None if value == MISSING else self._open(key, value)
 
-    def read(self, key: Any) -> Any:
+    def read(self, key: object) -> Any:
         """Read the value of a key as plain data. Raises Unresolvable."""
         return to_plain(self.get(key))
 
@@ -143,12 +143,12 @@ class Scope:
             return {key: to_plain(self._open(key, value)) for key, value in self.node.items()}
         return [to_plain(self._open(key, value)) for key, value in enumerate(self.node)]
 
-    def _open(self, key: Any, value: Any) -> Any:
+    def _open(self, key: object, value: object) -> Any:
         if isinstance(value, dict | list):
             return Scope(value, self, key)
         return self._follow(key, value) if isinstance(value, str) and "${" in value else value
 
-    def _follow(self, key: Any, text: str) -> Any:
+    def _follow(self, key: object, text: str) -> Any:
         """Follow the interpolations of a text, inner ones first. A text that is one whole interpolation gives its
         value, of any type; in any other text the values are inserted as texts."""
         place = (id(self.node), key)
@@ -171,7 +171,7 @@ class Scope:
             raise Unresolvable(f"holds {whole!r}, no interpolation that can be read (${{up:name}})", self.locate(key))
         return rest.replace("\\${", "${")
 
-    def _evaluate(self, key: Any, text: str) -> Any:
+    def _evaluate(self, key: object, text: str) -> Any:
         """Evaluate the text between an interpolation's braces."""
         resolver, colon, asked = (each.strip() for each in text.partition(":"))
         if not colon:
@@ -205,7 +205,7 @@ class Scope:
                 inner, scope = scope, scope.above
         return False, None
 
-    def _find_path(self, key: Any, path: str) -> Any:
+    def _find_path(self, key: object, path: str) -> Any:
         """Find a value by its dotted path from the root, or relative to this scope if it starts with dots."""
         names = path.lstrip(".")
         node: Any = self if names != path else self.root

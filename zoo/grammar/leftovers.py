@@ -63,7 +63,7 @@ def _trim(
                 yield key
 
 
-def _refuses(choice: type[Spec], name: str, value: Any) -> bool:
+def _refuses(choice: type[Spec], name: str, value: object) -> bool:
     """Tell whether a field of the choice refuses this word or null: `bias: qkv` for a field that is true or false."""
     if name == "kind" or not (value is None or isinstance(value, str)) or "${" in str(value):
         return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def lay_patch(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]) -> dict[Any, Any]:
+def lay_patch(base: Mapping[Any, Any], patch: object, path: str, problems: list[str]) -> dict[Any, Any]:
     """Lay `patch` over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
 
     base                          patch                        result

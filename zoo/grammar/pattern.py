@@ -60,7 +60,7 @@ def read_pattern(root: Scope) -> tuple[list[str], list[str]]:
     return each, problems
 
 
-def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str]:
+def _read_names(pattern: object, kinds: list[str], problems: list[str]) -> list[str]:
     """Read the names of one repeat of the pattern."""
     if isinstance(pattern, dict):
         pattern = _read_rule(pattern, problems)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from zoo.grammar.interpolation import Scope, split_interpolation
 from zoo.grammar.pattern import get_kinds
 from zoo.grammar.towers import TowerNode
+from zoo.spec import Spec
 
 
 def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
@@ -17,7 +18,7 @@ def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> li
     return [f"{locate_key(item['loc'], towers)}: {item['msg']}" for item in error.errors(include_url=False)]
 
 
-def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
+def find_booleans(tree: object, spec: Spec, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
     """Yield the path of each boolean that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
     if isinstance(tree, bool) and not isinstance(spec, bool):
         yield path, tree

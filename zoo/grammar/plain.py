@@ -28,7 +28,7 @@ def _name_kind(spec: Spec) -> dict[str, Any]:
     return {} if isinstance(spec, Node) else {"kind": spec.kind}
 
 
-def to_essentials(spec: Any) -> Any:
+def to_essentials(spec: Spec) -> Any:
     """Write a Spec as `to_dict` does, without the fields whose value is a default of None, False, 0, 1 or empty.
 
     Hashes are made of this: different Specs give different data, and a Spec's data stays the same when its class gains
@@ -43,7 +43,7 @@ def to_essentials(spec: Any) -> Any:
     return spec
 
 
-def _is_off(value: Any, default: Any) -> bool:
+def _is_off(value: object, default: object) -> bool:
     """Tell whether a field has its default and that default changes nothing: a factor of 1, a window of None …"""
     off = isinstance(value, Node) or value is None or value in (False, 0, 1, (), {})
     return value is not True and value == default and off
@@ -72,7 +72,7 @@ def from_dict(node: Mapping[str, Any]) -> Any:
         raise ConfigError(*lines) from error
 
 
-def _to_tuples(node: Any) -> Any:
+def _to_tuples(node: object) -> Any:
     """Copy the data with lists replaced by tuples, which Specs hold."""
     if isinstance(node, Mapping):
         return {key: _to_tuples(value) for key, value in node.items()}

@@ -40,7 +40,7 @@ def read_spec(folder: Path) -> Any:
     return read_model(file, check_shape(node, Architecture, str(file))["model"])
 
 
-def read_model(file: Path, node: Any) -> Any:
+def read_model(file: Path, node: object) -> Any:
     """Read a Spec from the plain data that `to_dict` wrote into a file. Raises CheckpointError."""
     try:
         return from_dict(check_shape(node, dict[str, Any], str(file)))
@@ -48,7 +48,7 @@ def read_model(file: Path, node: Any) -> Any:
         raise CheckpointError(*(f"{file}: {fault}" for fault in error.faults)) from error
 
 
-def check_format(file: Path, stated: Any) -> None:
+def check_format(file: Path, stated: object) -> None:
     """Raise CheckpointError if another version of zoo wrote the file in another format."""
     if stated != FORMAT:
         found = f"is of format {quote(stated)}, this zoo reads {FORMAT}"
@@ -84,7 +84,7 @@ def read_config(file: Path) -> DictConfig:
     return config
 
 
-def _find_foreign(node: Any, place: str, key: str) -> Iterator[str]:
+def _find_foreign(node: object, place: str, key: str) -> Iterator[str]:
     """Yield a line for each text with an interpolation other than the grammar's."""
     if isinstance(node, dict):
         for name, each in node.items():

@@ -54,7 +54,7 @@ def make_schema() -> Schema:
     return whole
 
 
-def _let_interpolate(node: Any) -> Any:
+def _let_interpolate(node: object) -> Any:
     """Allow an interpolation as the value of every key but `kind`, as the packaged files use them."""
     if isinstance(node, list):
         return [_let_interpolate(each) for each in node]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from zoo.errors import did_you_mean
 from zoo.grammar.dialect import find_owner
@@ -26,7 +25,7 @@ def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) ->
     return faults
 
 
-def describe_stranger(key: str, node: Mapping[Any, Any], known: Collection[str]) -> str:
+def describe_stranger(key: str, node: Mapping[object, object], known: Collection[str]) -> str:
     """Describe an unknown key, with our name if it is another library's, else with the closest spelling."""
     value = node.get(key)
     ours = translate_name(key, None if isinstance(value, Mapping | list) or "${" in str(value) else value)

@@ -19,7 +19,7 @@ from zoo.spec.foreign import translate_name
 class TowerNode:
     """The YAML of one tower. `name` is "" in a model that has only one."""
 
-    def __init__(self, name: str, root: Scope, problems: list[str], patch: Any = None) -> None:
+    def __init__(self, name: str, root: Scope, problems: list[str], patch: object = None) -> None:
         self.name, self.root = name, root
         self.patch: dict[Any, Any] = patch if isinstance(patch, dict) else {}
         self.prefix = f"{name}." if name else ""

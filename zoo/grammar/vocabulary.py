@@ -96,7 +96,7 @@ class AxisChoice:
         return found[0] if found and found[0] not in list_axes() else None
 
 
-def _describe_value(value: Any) -> str:
+def _describe_value(value: object) -> str:
     if isinstance(value, Node):
         given = {field.name: getattr(value, field.name) for field in value.fields()}
         return write_value({name: each for name, each in given.items() if each is not None})
@@ -112,7 +112,7 @@ def _describe_names(names: list[str], literal: str | None) -> str:
     return f"the model's {' or '.join(names)}{'' if literal is None else f', or {literal}'}"
 
 
-def write_value(value: Any) -> str:
+def write_value(value: object) -> str:
     """Write a value on one line of YAML."""
     if isinstance(value, tuple):
         value = list(value)

@@ -82,7 +82,7 @@ class Flow:
         number = self.places[path] = self.places.get(path, -1) + 1
         return path, number
 
-    def note_output(self, path: str, spec: Spec, output: Any) -> None:
+    def note_output(self, path: str, spec: Spec, output: object) -> None:
         """Add a module's output; of several tensors, the first."""
         tensors = [each for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each)]
         if tensors:
@@ -94,7 +94,7 @@ class Flow:
         made = ActivationStats(path, "embedding", spec.kind)
         self.activations.setdefault(self.count_call(path), made).add(given[0])
 
-    def note_routes(self, path: str, spec: Router, routes: Any) -> None:
+    def note_routes(self, path: str, spec: Router, routes: object) -> None:
         """Add a router's choices of experts."""
         assert isinstance(routes, Routes)
         loads = torch.bincount(routes.experts, minlength=spec.n_experts).cpu()

@@ -293,7 +293,7 @@ def find_output_folder() -> Path:
     return Path("outputs") / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def write_yaml(file: Path, node: Any) -> None:
+def write_yaml(file: Path, node: object) -> None:
     """Write plain data as YAML, short nodes on one line."""
     write_text(file, yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120))
 

@@ -6,8 +6,6 @@ kernel may fail to start ("out of resource: shared memory"). In these cases smal
 
 from __future__ import annotations
 
-from typing import Any
-
 SHARED = {
     **{(7, 0): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99},
     **{(9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99},
@@ -46,7 +44,7 @@ def too_large(dtype: str, widths: tuple[int, int], grad: bool, capability: tuple
 
 def options(
     dtype: str, widths: tuple[int, int], group: int, one: bool, grad: bool, capability: tuple[int, int] | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Choose flex_attention's `kernel_options` for heads of these widths, `group` query heads per key head.
 
     torch has a second kernel for few queries, which holds all queries of a group at once and splits keys over thread
@@ -55,7 +53,7 @@ def options(
     """
     row, room = _row(dtype, widths), _room(capability)
     few = one and (max(_power(group), 16) + DECODED) * row <= room
-    chosen: dict[str, Any] = {} if few else {"BACKEND": "TRITON"}
+    chosen: dict[str, object] = {} if few else {"BACKEND": "TRITON"}
     if few or TUNED[dtype] * row <= room:
         return chosen
     forward, backward = (_edge(dtype, widths, blocks, room) for blocks in (FORWARD, BACKWARD))

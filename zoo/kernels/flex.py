@@ -174,7 +174,7 @@ def _vary_sinks(sinks: Tensor | None, column: bool) -> Tensor | None:
     return sinks
 
 
-def _roomy(tensor: Any, axes: int) -> Any:
+def _roomy(tensor: Tensor, axes: int) -> Any:
     """Pad the last `axes` axes of a tensor to one of a few sizes; None stays None. The padding is never read.
 
     Strides must be constants in compiled code: Inductor's CPU template may confuse variable ones (torch 2.13 replaces

@@ -71,7 +71,7 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
 ROOT = "sqrt_d_model"
 
 
-def _number_or_root(scale: Any) -> Any:
+def _number_or_root(scale: object) -> Any:
     if scale is not None and scale != ROOT and not (isinstance(scale, int | float) and math.isfinite(scale)):
         raise ValueError(f"must be a finite number or {ROOT}, found {scale!r} (null would do)")
     return scale

@@ -22,14 +22,14 @@ Pooling = Literal["cls", "mean", "last"]
 """How the vectors of a row's tokens become one: the first, the mean or the last, padding left out."""
 
 
-def spell_label(value: Any) -> str | None:
+def spell_label(value: object) -> str | None:
     """Spell a label as a class is named: a string as it is, 3 as "3", true as "true"; None for anything else."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, str | int) else None
 
 
-def name_classes(value: Any) -> Any:
+def name_classes(value: object) -> Any:
     """Check the names of classes; a number n stands for n of them, "0" to "n-1"."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = range(value)

@@ -118,12 +118,12 @@ def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
             yield Move(f"norm.{name}: {json.dumps(not now)}", {"norm": {name: not now}})
 
 
-def _set(spot: Spot, name: str, value: Any, said: str) -> Move:
+def _set(spot: Spot, name: str, value: object, said: str) -> Move:
     where = (*spot.path, name)
     return Move(f"{'.'.join(where)}: {said}", nest(where, value), spot=spot, value=(name, value))
 
 
-def _others(hint: str, now: Any) -> Iterable[Any]:
+def _others(hint: str, now: object) -> Iterable[Any]:
     if hint == "bool":
         return [not now]
     if hint == "bool | None":
@@ -205,7 +205,7 @@ FORMS = ("={}", "=1 / {}", "={} ** -0.5", "={} ** 0.5")
 """Forms in which a component's number may follow from a config's number."""
 
 
-def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: Any) -> Iterator[Move]:
+def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: object) -> Iterator[Move]:
     """Yield changes that set a component's field of a fitting type to a field of the config, `=name`."""
     for spot in list_spots(draft, outcome):
         for each in spot.component.fields():
@@ -225,7 +225,7 @@ def list_placements(draft: Draft, outcome: TrialOutcome, name: str, value: Any) 
         yield Move(f"activation: =act({name})", {"activation": f"=act({name})"})
 
 
-def _takes(hint: str, value: Any) -> bool:
+def _takes(hint: str, value: object) -> bool:
     if isinstance(value, bool):
         return "bool" in hint
     if isinstance(value, int | float):

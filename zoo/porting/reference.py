@@ -217,7 +217,7 @@ def quieten_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _is_size(name: str, value: Any) -> bool:
+def _is_size(name: str, value: object) -> bool:
     return (isinstance(value, int) and not isinstance(value, bool)) or (value is None and name == "head_dim")
 
 
@@ -275,7 +275,7 @@ def run_in_stages(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.
     return dict(_in_order(found, states, logits))
 
 
-def _note(found: dict[str, torch.Tensor], stage: str, module: torch.nn.Module, args: object, out: Any) -> None:
+def _note(found: dict[str, torch.Tensor], stage: str, module: torch.nn.Module, args: object, out: object) -> None:
     first = out[0] if isinstance(out, tuple) else out
     if isinstance(first, torch.Tensor):
         found[stage] = first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from zoo.checkpoint.inverse import FIRST
 from zoo.errors import ConfigError
@@ -104,7 +103,7 @@ def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, TrialOutco
 
 
 def _improve(
-    start: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any], say: Callable[[str], None]
+    start: Attempt, reference: Reference, near: list[str], unread: Mapping[str, object], say: Callable[[str], None]
 ) -> Attempt:
     """Repeatedly take the change that helps most, until none helps (greedy search). The best change is the one after
     which the first stage that differs comes latest in the pass (`TrialOutcome.rank`)."""
@@ -141,7 +140,7 @@ def _helps(move: Move, best: TrialOutcome, now: TrialOutcome, reference: Referen
     return made.is_better(best) or (bool(made.lost or made.missing) and bool(made.strange))
 
 
-def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any]) -> Iterator[Move]:
+def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapping[str, object]) -> Iterator[Move]:
     """Yield the changes to try: single fields, other choices, places for unread fields, parts of other families."""
     if at.outcome.spec is None:
         return

@@ -35,7 +35,7 @@ ACTIVATIONS_TRIED = 4
 """Number of activations tried for a field. They are chosen by a hash of its name and value."""
 
 
-def list_other_values(name: str, now: Any, hint: str) -> list[Any]:
+def list_other_values(name: str, now: object, hint: str) -> list[Any]:
     """List other values of a field, by its name, its present value, or its type `hint` if it has no value."""
     from transformers.activations import ACT2FN
 

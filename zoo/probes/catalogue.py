@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.probes.arithmetic import Mano
@@ -27,7 +26,7 @@ CARD = tuple(each.name for each in EVERY if each not in (Bind, Noisy, Fuzzy, Wor
 non-commutative group."""
 
 
-def make_probe(name: str, size: str = "card", settings: Mapping[str, Any] | None = None) -> Probe:
+def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | None = None) -> Probe:
     """Make a probe by its name, of the size `card` or `small`, with these settings. Raises ConfigError."""
     if name not in Probe.kinds:
         raise ConfigError(f"probe: is {name!r}{did_you_mean(name, Probe.kinds)} (one of: {', '.join(Probe.kinds)})")

@@ -210,7 +210,7 @@ def find_head_width(node: Mapping[str, Any]) -> int:
     return HEAD_DIM
 
 
-def resize(node: Any, sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
+def resize(node: object, sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
     """Copy the plain data of a Spec, with small dimensions."""
     if isinstance(node, list):
         return [resize(each, sizes, model) for each in node]

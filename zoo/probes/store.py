@@ -65,7 +65,7 @@ class ScoreStore:
         """Write the outcome."""
         self._write(OUTCOME, outcome.to_dict())
 
-    def _write(self, name: str, data: Any) -> None:
+    def _write(self, name: str, data: object) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / name, json.dumps(data, indent=2) + "\n")

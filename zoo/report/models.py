@@ -132,7 +132,7 @@ def list_field_rows(found: Mapping[str, Any]) -> list[list[str]]:
     return [[path, *(_field(row[side]) for side in "ab")] for path, row in found["architecture"].items()]
 
 
-def _field(value: Any) -> str:
+def _field(value: object) -> str:
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -69,7 +69,7 @@ def render_page(body: str, **values: Any) -> str:
     return jinja2.Environment(autoescape=True, **settings).from_string(HEAD + body + TAIL).render(**values)
 
 
-def _clean_value(value: Any) -> Any:
+def _clean_value(value: object) -> Any:
     """Escape the control characters of a text. Texts marked safe are SVG, already escaped."""
     return escape_controls(value) if type(value) is str else value
 
@@ -80,7 +80,7 @@ def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(NAMES.get(name, name.replace("_", " ")), _format(name, value)) for name, value in known.items()]
 
 
-def _format(name: str, value: Any) -> str:
+def _format(name: str, value: object) -> str:
     if name in FORMS and isinstance(value, int | float):
         return FORMS[name](value)
     return escape_controls(format_figure(value, ""))

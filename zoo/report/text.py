@@ -7,13 +7,12 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 TextRow = tuple[str, ...]
 """The cells of one line."""
 
 
-def format_json(figures: Any) -> str:
+def format_json(figures: object) -> str:
     """Format plain data as indented JSON."""
     return json.dumps(figures, indent=2)
 

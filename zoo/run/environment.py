@@ -8,7 +8,6 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from zoo import __version__
 from zoo.lazy import torch
@@ -19,10 +18,10 @@ from zoo.run.repository import read_commit
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydantic", "triton", "torchao", "flash-attn")
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device) -> dict[str, object]:
     """Describe this process: start time, command, versions, machine, device, and the git commit of its folder."""
     processor = describe_processor()
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "zoo": __version__,

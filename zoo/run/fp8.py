@@ -19,6 +19,7 @@ from zoo.spec import Experts, Linear, Part, Reused, Spec, Tied, walk
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.nn import Module
 
     from zoo.kernels.base import Machine
 
@@ -48,7 +49,7 @@ class Float8Product(NamedTuple):
     left_out: str | None
 
 
-def list_products(model: Any, *, running: bool = False) -> list[Float8Product]:
+def list_products(model: Module, *, running: bool = False) -> list[Float8Product]:
     """List every matrix product of a built model in module order, and whether it is computed in float8. `running` means
     that weights are quantised once for inference, rather than at each training step."""
     from zoo.run.layer import Layer
@@ -102,7 +103,7 @@ def _counted(reasons: Iterable[str | None]) -> str:
     return ", ".join(f"{count} ({reason})" for reason, count in Counter(filter(None, reasons)).items())
 
 
-def _chosen(model: Any, products: list[Float8Product], what: str) -> set[str]:
+def _chosen(model: Module, products: list[Float8Product], what: str) -> set[str]:
     """Return the paths of the products to convert. Raises ConfigError if there are none."""
     if reason := explain_no_effect(model.spec):
         raise ConfigError(f"{what} {reason} (bf16 would do)")
@@ -171,7 +172,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 # ---------------------------------------------------------------- training
 
 
-def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Float8Product]:
+def convert_to_fp8(model: Module, recipe: str, *, emulate: bool = False) -> list[Float8Product]:
     """Make a model train in float8, in place; return its products. Raises ConfigError if that is impossible.
 
     Weights keep name, dtype and identity. At each step a product scales and rounds weight and input to e4m3, and in the
@@ -218,7 +219,7 @@ def _linear() -> type[nn.Linear]:
 # ---------------------------------------------------------------- running
 
 
-def quantize(model: Any, recipe: str) -> list[Float8Product]:
+def quantize(model: Module, recipe: str) -> list[Float8Product]:
     """Convert a model's weights to float8 (e4m3), in place; return its products. Raises ConfigError if that is
     impossible. The model can then generate, but neither train nor be saved.
 

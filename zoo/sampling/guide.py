@@ -189,7 +189,7 @@ def _find_executor() -> Any:
     return _require_llguidance().LLExecutor(torch.get_num_threads())
 
 
-def _dump(schema: Any, where: str) -> str:
+def _dump(schema: object, where: str) -> str:
     try:
         return json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ COLDEST = 1e-3  # lowest temperature above 0: below it, sampling is as good as g
 
 
 def _must(accepts: Callable[[Any], bool], wanted: str) -> AfterValidator:
-    def check(value: Any) -> Any:
+    def check(value: object) -> Any:
         if value is not None and not accepts(value):
             raise ValueError(f"is {value!r}, not {wanted}")
         return value

@@ -37,7 +37,7 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
     return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     """Show a value of the YAML, shortened."""
     return quote(value) if isinstance(value, int) else shorten(repr(value))
 
@@ -84,7 +84,7 @@ def _show_options(axis: type[Spec], near: str = "") -> str:
     return list_options(list_choices(axis), f"zoo list --axis {axis.axis}" if _is_listed(axis) else "", near)
 
 
-def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
+def describe_no_node(axis: type[Spec], node: object) -> PydanticCustomError:
     if _is_node(axis):
         fields = ", ".join(field.name for field in axis.fields())
         return _fault("is {found}, not a mapping (its fields: {fields})", found=_show(node), fields=fields)
@@ -98,7 +98,7 @@ def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
     return _fault(text, found=_show(node), options=_show_options(axis))
 
 
-def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
+def describe_unknown_kind(axis: type[Spec], kind: object) -> PydanticCustomError:
     if kind is None:
         return _fault("has no 'kind' (one of: {options})", options=_show_options(axis))
     hint = hint_choice(str(kind), list_choices(axis))
@@ -106,7 +106,7 @@ def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
     return _fault(text, kind=_show(kind), axis=axis.axis, hint=hint, options=_show_options(axis, str(kind)))
 
 
-def describe_unknown_field(choice: type[Spec], name: str, value: Any) -> InitErrorDetails:
+def describe_unknown_field(choice: type[Spec], name: str, value: object) -> InitErrorDetails:
     """Describe a field that a choice does not have. The hint is Zoo's name for another library's field, else the
     nearest field, else the first fields, required ones before the others."""
     if name in choice.moved:

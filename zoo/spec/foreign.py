@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from zoo.errors import did_you_mean
 from zoo.untrusted.text import quote
@@ -93,7 +92,7 @@ INNER = {"tied", "qk_norm", "softcap", "shared", "gate"}
 """Zoo's keys that exist only as fields of a component."""
 
 
-def translate_name(name: str, value: Any = None, known: Collection[str] | None = None) -> str:
+def translate_name(name: str, value: object = None, known: Collection[str] | None = None) -> str:
     """Say how Zoo writes another library's key, with the stated value: `d_model is Zoo's name for it: d_model: 4096`;
     empty if unknown. `known` are the fields of the component; None for a key at a model's top level."""
     if known is None and name in FORMS:
@@ -106,7 +105,7 @@ def translate_name(name: str, value: Any = None, known: Collection[str] | None =
     return f"{ours} is Zoo's name for it{whose}{stated}"
 
 
-def write_value(value: Any) -> str:
+def write_value(value: object) -> str:
     """Write a value as in YAML, or `…` for one that is not a number, a boolean or a word."""
     if isinstance(value, bool):
         return str(value).lower()

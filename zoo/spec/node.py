@@ -36,12 +36,12 @@ class Node(Spec):
         return core_schema.no_info_before_validator_function(cls._read, own)
 
     @classmethod
-    def _read(cls, node: Any) -> Any:
+    def _read(cls, node: object) -> Any:
         """Read a node in a component's validation. Keyword arguments of a direct construction pass through."""
         return node if isinstance(node, ArgsKwargs) else cls.parse(node)
 
     @classmethod
-    def _parse(cls, node: Any) -> Any:
+    def _parse(cls, node: object) -> Any:
         fields = cls._gather(node)
         try:
             return super()._parse(fields)
@@ -62,7 +62,7 @@ class Node(Spec):
         return (loc[1:] if alone else loc), text
 
     @classmethod
-    def _gather(cls, node: Any) -> Any:
+    def _gather(cls, node: object) -> Any:
         """Expand a short form of the node to the mapping of its fields."""
         if isinstance(node, cls) or not cls.word or (isinstance(node, Mapping) and "kind" not in node):
             return node

@@ -138,7 +138,7 @@ def _read_special(folder: Path) -> dict[str, Any]:
     return found
 
 
-def list_faults(messages: Any) -> list[str]:
+def list_faults(messages: object) -> list[str]:
     """List the faults in a conversation's structure, one line each."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return ["messages: not a list of messages (one at least, each with role and content)"]

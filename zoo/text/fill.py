@@ -15,6 +15,7 @@ from zoo.text.reading import load_reader, longest_text, pad_rows
 from zoo.untrusted.text import check_text
 
 if TYPE_CHECKING:
+    from zoo.data.tokenizer import TokenizerSource
     from zoo.run.layer import Model
 
 
@@ -22,7 +23,7 @@ def fill(
     model: str | Path | Model,
     texts: Sequence[str],
     *,
-    tokenizer: Any = None,
+    tokenizer: TokenizerSource | None = None,
     top_k: int = 5,
     batch_size: int = 32,
     device: str = "cpu",
@@ -54,7 +55,7 @@ def _check_model(spec: Any) -> None:
         raise ConfigError(f"fill: {describe_lack(spec.head)}, so no token is likelier than another (head: mlm)")
 
 
-def _read_tokenizer(given: Any) -> tuple[Any, int]:
+def _read_tokenizer(given: TokenizerSource) -> tuple[Any, int]:
     """Read the tokenizer and the id of its mask token."""
     backend, stated = open_backend(given, "tokenizer"), None
     if isinstance(given, str | Path):

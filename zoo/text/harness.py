@@ -239,7 +239,7 @@ def describe_task(found: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> float | None:
+def _finite(value: object) -> float | None:
     """Return a finite number, which JSON can hold, or None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
     from zoo.model.head import Head
     from zoo.model.tower import Topology
+    from zoo.run.layer import Model
     from zoo.text.chat import ChatTemplate
 
 Texts = str | tuple[str, str] | list[str] | list[dict[str, Any]]
@@ -33,10 +34,10 @@ ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "none")
 
 
 def score(
-    model: Any,
+    model: str | Path | Model,
     texts: Sequence[Texts],
     *,
-    tokenizer: Any = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     every: bool = False,
     activation: Activation | None = None,
     template: str | None = None,
@@ -162,7 +163,7 @@ def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool)
         raise ConfigError(*faults[:FAULTS_SHOWN])
 
 
-def _load_template(tokenizer: Any, chosen: str | None) -> ChatTemplate:
+def _load_template(tokenizer: str | Path | Tokenizer, chosen: str | None) -> ChatTemplate:
     from zoo.text import chat
 
     if not isinstance(tokenizer, str | Path):
@@ -207,7 +208,7 @@ def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate, messages: Any,
     return EncodedRow(ids[: encoder.limit], [0] * min(len(ids), encoder.limit), [], len(ids) > encoder.limit)
 
 
-def compute_logits(model: Any, rows: Sequence[EncodedRow]) -> list[Tensor]:
+def compute_logits(model: Model, rows: Sequence[EncodedRow]) -> list[Tensor]:
     """Compute the logits of rows, float32 on the CPU: [C] each, or [T, C] for a head that reads tokens."""
     tower = next(iter(model.spec.towers().values()))
     device, typed = next(model.parameters()).device, tower.takes_types

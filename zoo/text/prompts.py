@@ -112,15 +112,15 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return shorten(repr(value), 60) if isinstance(value, list) and len(value) < 9 else quote(value)
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def _as_tuple(value: object) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
@@ -220,7 +220,7 @@ def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], comp
     return Prompt(index, place, given, options)
 
 
-def check_depth(row: Any) -> None:
+def check_depth(row: object) -> None:
     """Raise ConfigError for JSON nested too deep: templates and compilers of grammars recurse into it."""
     level, depth = [row], 0
     while level:
@@ -231,7 +231,7 @@ def check_depth(row: Any) -> None:
                  for each in (node.values() if isinstance(node, dict) else node)]  # fmt: skip
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     return type(value) is int and -(2**31) <= value < 2**31
 
 

@@ -108,7 +108,7 @@ def embed_once(model: str | Path | Model, texts: Iterable[str], **options: Any) 
 # ---------------------------------------------------------------- figures
 
 
-def rank(values: Any) -> np.ndarray:
+def rank(values: Sequence[float]) -> np.ndarray:
     """Rank values from 1; equal values share the mean of their ranks.
 
     Example: 3, 1, 3, 2 have the ranks 3.5, 1, 3.5, 2.
@@ -225,7 +225,7 @@ def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> floa
     return score
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     """Quote a field's value; numbers as text."""
     return quote(value) if isinstance(value, list | dict) else quote(str(value)[:80], 40)
 

@@ -35,7 +35,7 @@ def evaluate_tasks(
     model: str | Path | Model,
     tasks: Sequence[str | Path],
     *,
-    tokenizer: Any = None,
+    tokenizer: str | Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
     trust: bool = False,
@@ -85,7 +85,7 @@ def require_harness() -> None:
         raise ConfigError(f"tasks: need lm-eval {OLDEST} or newer, found {what} (pip install 'transformer-zoo[evals]')")
 
 
-def load(model: Any, tokenizer: Any, how: dict[str, Any], note: Tell) -> Loaded:
+def load(model: str | Path | Model, tokenizer: str | Path | None, how: dict[str, Any], note: Tell) -> Loaded:
     """Load the model of a folder, or wrap a given model. Raises ConfigError for a model that does not generate text."""
     if isinstance(model, str | Path):
         check_model(store.load_spec(model))

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from zoo.errors import ConfigError, ZooError
 from zoo.untrusted.text import shorten
@@ -32,7 +31,7 @@ class Renderer:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def render(self, template: str, values: Mapping[str, Any], where: str = "chat template") -> str:
+    def render(self, template: str, values: Mapping[str, object], where: str = "chat template") -> str:
         """Render a jinja2 template with these values, which are plain data. Raises ConfigError if it fails, or exceeds
         the limits of time, memory or length."""
         job = json.dumps({"template": template, "values": dict(values)}) + "\n"

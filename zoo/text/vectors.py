@@ -19,6 +19,7 @@ from zoo.untrusted.text import check_text
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.data.tokenizer import TokenizerSource
     from zoo.run.layer import Model
 
 
@@ -26,7 +27,7 @@ def embed(
     model: str | Path | Model,
     texts: Sequence[str],
     *,
-    tokenizer: Any = None,
+    tokenizer: TokenizerSource | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
     dim: int | None = None,
@@ -67,7 +68,7 @@ def embed(
     )
 
 
-def _count_prompt(tokenizer: Any, prompt: str) -> int:
+def _count_prompt(tokenizer: TokenizerSource, prompt: str) -> int:
     """Count a prompt's tokens at the beginning of a text, without a special token at its end."""
     if not prompt:
         return 0

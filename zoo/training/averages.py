@@ -39,7 +39,7 @@ class EMA(Spec, axis="ema", kind="ema", default="ema"):
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
 
-def _read_decay(value: Any) -> Any:
+def _read_decay(value: object) -> Any:
     return {"decay": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from zoo.analysis.solve.recipe import ComposedModel
+from zoo.analysis.solve.recipe import ComposedModel, ModelSource
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.training.optim import AdamW, Optim, set_rates
@@ -57,7 +57,7 @@ class Coordinates:
 
 
 def check_coordinates(
-    model: Any,
+    model: ModelSource,
     overrides: Iterable[str],
     parametrisation: Parametrisation,
     widths: Sequence[int],
@@ -76,7 +76,7 @@ def check_coordinates(
 
 
 def check_depths(
-    model: Any,
+    model: ModelSource,
     overrides: Iterable[str],
     parametrisation: Parametrisation,
     depths: Sequence[int],
@@ -104,7 +104,7 @@ def _compare(
     return Coordinates(tuple(sizes), {name: tuple(map(math.exp, values)) for name, values in logs.items()})
 
 
-def list_sizes(model: Any, overrides: Iterable[str], name: str) -> list[int]:
+def list_sizes(model: ModelSource, overrides: Iterable[str], name: str) -> list[int]:
     """List the sizes of d_model or n_layers to check: 1, 2 and 4 times the model's own."""
     own = ComposedModel(model, [*overrides]).dims[name]
     return [own, 2 * own, 4 * own]
@@ -122,7 +122,7 @@ def scale_model(recipe: ComposedModel, width: int) -> Topology:
     return recipe.spec({key: int(value) for key, value in dims.items()})
 
 
-def _measure(spec: Any, parametrisation: Parametrisation, optim: Optim, seed: int) -> dict[str, float]:
+def _measure(spec: Topology, parametrisation: Parametrisation, optim: Optim, seed: int) -> dict[str, float]:
     from zoo.run.builder import build
 
     model = build(parametrisation.adapt(spec), device="cpu", seed=seed).train()

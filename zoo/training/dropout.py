@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from zoo.model.tower import Topology
+
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,7 +42,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
     ffn: Rate = 0.0
     layers: Rate = 0.0
 
-    def find_faults(self, spec: Any, fp8: bool) -> list[str]:
+    def find_faults(self, spec: Topology, fp8: bool) -> list[str]:
         """List the rates without effect in this model, and the settings that conflict with dropout."""
         if not any(getattr(self, name) for name in RATES):
             return ["dropout: drops nothing, all its rates are 0 (null)"]
@@ -72,12 +74,12 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
                         child.register_forward_hook(partial(_drop_branch, name))
 
 
-def count_draws(spec: Any) -> int:
+def count_draws(spec: Topology) -> int:
     """Count the random numbers that a layer's router draws for a token in training: the maximum over layers."""
     return max((getattr(each, "draws", 0) for _, each, _ in components(spec, spec.d_model)), default=0)
 
 
-def _list_downs(spec: Any) -> Iterator[Any]:
+def _list_downs(spec: Topology) -> Iterator[Any]:
     """List the down projections of feed-forwards, which read their hidden units."""
     parts = (part for row, part in walk(spec, spec.d_model) if row.path.split(".")[-1] == "down")
     return (part for part in parts if isinstance(part, Linear | Experts))

@@ -115,7 +115,7 @@ class Material:
 def cut_windows(
     streams: Sequence[tuple[str, Sequence[Stream]]],
     data: str,
-    spec: Any,
+    spec: Topology,
     windows: tuple[int, int],
 ) -> Material:
     """Cut the streams of each source into windows (context, stride). Raises ConfigError for a token id beyond the
@@ -126,7 +126,7 @@ def cut_windows(
 
 
 def make_parts(
-    plan: EvaluationPlan, data: PreparedData, spec: Any, context: int | None, stride: int | None, tell: Tell
+    plan: EvaluationPlan, data: PreparedData, spec: Topology, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
     """Make windows of prepared data if the objective predicts every token, else rows. Raises ConfigError."""
     if plan.objective.every_token:
@@ -142,7 +142,7 @@ def make_stream(tokens: TokenFile, documents: bool) -> Stream:
 
 
 def make_rows(
-    plan: EvaluationPlan, data: PreparedData, spec: Any, context: int | None, stride: int | None, tell: Tell
+    plan: EvaluationPlan, data: PreparedData, spec: Topology, context: int | None, stride: int | None, tell: Tell
 ) -> Material:
     """Make rows for an objective, of `context` tokens; by default the run's length, else the model's."""
     objective, documents, labelled = plan.objective, plan.data.documents, plan.objective.reads_labels
@@ -196,7 +196,7 @@ def check_rows(objective: Objective, spec: Topology, context: int, documents: bo
             raise ConfigError(f"context: is {context}{made}, and the model reads {most} (--context {would})")
 
 
-def check_ids(data: PreparedData, spec: Any, added: int) -> None:
+def check_ids(data: PreparedData, spec: Topology, added: int) -> None:
     """Raise ConfigError for a token id beyond the model's vocabulary: of the text, or of the `added` special tokens."""
     largest = max(int(each.tokens.ids.max()) for each in data.held_out)
     largest = max(largest, data.tokenizer.vocab_size - 1 if added else 0)

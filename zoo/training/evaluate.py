@@ -43,7 +43,7 @@ def evaluate(
     texts: Sequence[str | NamedText] | None = None,
     *,
     overrides: Iterable[str] = (),
-    tokenizer: Any = None,
+    tokenizer: str | Path | None = None,
     context: int | None = None,
     stride: int | None = None,
     weights: str | None = None,

@@ -199,7 +199,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     return {"peak": None if peak is None else peak + average, "states": states + average}
 
 
-def describe_tuning(settings: Training, spec: Any) -> Tuning:
+def describe_tuning(settings: Training, spec: Topology) -> Tuning:
     """Describe for the price which weights train, and what adapters and dropout add to a pass."""
     start, dropout, lora = StartSettings.of(settings), settings.dropout, settings.lora
     return Tuning(

@@ -23,7 +23,7 @@ class TorchrunLauncher(Launcher, kind="torchrun"):
     """Start `nproc` processes on this machine."""
 
 
-def _check_time(value: Any) -> Any:
+def _check_time(value: object) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):  # YAML reads 12:00:00 as the integer 43200
         raise ValueError(f"is the number {value} (a text, with its seconds: \"launcher.time='00:30:00'\")")
     if isinstance(value, str) and not re.fullmatch(r"\d+(:\d\d){1,2}|\d+-\d+(:\d\d){0,2}", value):

@@ -184,7 +184,7 @@ class ProcessGroups:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
-    def _lay_out_experts(self, model: Any, how: dict[str, Any]) -> None:
+    def _lay_out_experts(self, model: Model, how: dict[str, Any]) -> None:
         """Apply FSDP2 to each mixture's experts over the processes that hold the same ones, if there are several."""
         from torch.distributed.fsdp import fully_shard
 

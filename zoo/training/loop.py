@@ -67,7 +67,7 @@ def stop_on_signals(run: Run) -> Iterator[None]:
         yield
         return
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: object) -> None:
         if run.asked:
             raise KeyboardInterrupt
         run.asked = signal.Signals(number)

@@ -9,7 +9,7 @@ from zoo.errors import did_you_mean
 from zoo.paths import conf_dir
 
 
-def read_packaged(axis: str, value: Any) -> Any:
+def read_packaged(axis: str, value: object) -> Any:
     """Replace the name of an axis's packaged choice by its fields; return any other value unchanged."""
     if not isinstance(value, str):
         return value
@@ -24,7 +24,7 @@ def read_packaged(axis: str, value: Any) -> Any:
 def make_count_check(least: int) -> Callable[[Any], Any]:
     """Make a validator of a whole number of at least `least`, or `auto`."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> Any:
         if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ValueError(f"must be a whole number from {least} up, or auto, found {value!r}")
         return value

@@ -79,7 +79,7 @@ class MuP(Parametrisation, kind="mup"):
                     faults.append(f"{self.kind} has no rule for attention '{own.kind}' ({would})")
         return list(dict.fromkeys(faults))
 
-    def wider(self, spec: Any) -> float:
+    def wider(self, spec: Topology) -> float:
         """Return m, the ratio of a model's width to the base width."""
         return spec.d_model / self.base_width
 
@@ -87,7 +87,7 @@ class MuP(Parametrisation, kind="mup"):
         """Return the ratio of a model's depth to the base depth; 1 for muP, which ignores depth."""
         return 1.0
 
-    def adapt(self, spec: Any) -> Topology:
+    def adapt(self, spec: Topology) -> Topology:
         towers = {name: self._adapt_tower(spec, tower) for name, tower in spec.towers().items()}
         return towers[""] if "" in towers else replace(spec, **towers)
 
@@ -103,7 +103,7 @@ class MuP(Parametrisation, kind="mup"):
         init = ScaledInit(of=tower.init, wider=m, deeper=deeper)
         return replace(tower, head=head, embedding=embedding, blocks=blocks, init=init)
 
-    def _adapt_block(self, block: Any, deeper: float) -> Block:
+    def _adapt_block(self, block: Block, deeper: float) -> Block:
         fields = {"attention": self._adapt_attention(block.attention)}
         if block.crosses:
             fields["cross"] = self._adapt_attention(block.cross)
@@ -116,7 +116,7 @@ class MuP(Parametrisation, kind="mup"):
         own = width**-0.5 if attention.scale is None else attention.scale
         return replace(attention, scale=own * (self.base_head_dim / width) ** 0.5)
 
-    def scale(self, spec: Any) -> Scale:
+    def scale(self, spec: Topology) -> Scale:
         m, deeper = self.wider(spec), self.deeper(spec)
 
         def factors(row: SpecRow | None, leaf: str) -> RateFactors:
@@ -136,5 +136,5 @@ class CompleteP(MuP, kind="completep"):
 
     base_depth: PositiveInt
 
-    def deeper(self, spec: Any) -> float:
+    def deeper(self, spec: Topology) -> float:
         return spec.n_layers / self.base_depth

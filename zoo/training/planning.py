@@ -136,7 +136,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
-def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
+def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) -> list[str]:
     """List conflicts between settings, data and model, as far as the config shows them."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
@@ -303,7 +303,7 @@ def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
     return replace(planned, data=replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute()))))
 
 
-def make_title(node: Mapping[str, Any], spec: Any) -> str:
+def make_title(node: Mapping[str, Any], spec: Topology) -> str:
     """Return the model's own title, or make one from its size."""
     stated = (node.get("about") or {}).get("title")
     return stated or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"

@@ -17,7 +17,6 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -62,7 +61,7 @@ def is_launched() -> bool:
     return read_launch() is not None or read_world().size > 1
 
 
-def describe_note(cfg: DictConfig) -> dict[str, Any] | None:
+def describe_note(cfg: DictConfig) -> dict[str, object] | None:
     """Make the note about the launch that a run leaves in its folder."""
     if (launch := read_launch()) is None:
         return None
@@ -99,7 +98,7 @@ def _describe_choice(launch: Launch, which: str) -> dict[str, str]:
     return {"launch": launch.id, "chosen": which}
 
 
-def _is_noted(folder: Path, note: Any) -> bool:
+def _is_noted(folder: Path, note: object) -> bool:
     """Whether an earlier process has left this note in a run's folder."""
     try:
         found = read_json(folder / FILE, most=SETTINGS)

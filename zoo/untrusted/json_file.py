@@ -139,7 +139,7 @@ def _leave_out_limit(node: Mapping[str, Any]) -> list[Any]:
     return [value for key, value in node.items() if key != UNLIMITED or not isinstance(value, int)]
 
 
-def check_shape(node: Any, shape: Any, place: str) -> Any:
+def check_shape(node: object, shape: Any, place: str) -> Any:
     """Check plain data against `shape`, and return it unchanged. Raises CheckpointError with the first few faults."""
     try:
         _adapter(shape).validate_python(node)

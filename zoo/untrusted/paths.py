@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from zoo.errors import CheckpointError
 from zoo.untrusted.text import quote
 
 
-def find_inside(folder: Path, stated: Any, place: str) -> Path:
+def find_inside(folder: Path, stated: object, place: str) -> Path:
     """Resolve a path that a file states, relative to `folder`. `place` names the file and the key in messages.
 
     A symbolic link must lead into the folder, or into the blob store of a Hugging Face cache, which links every file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from zoo.errors import ConfigError
 
@@ -39,7 +38,7 @@ def shorten(text: str, longest: int = LONGEST) -> str:
     return line if len(line) <= longest and len(text) <= 4 * longest else f"{line[:longest]}…"
 
 
-def quote(value: Any, longest: int = 60) -> str:
+def quote(value: object, longest: int = 60) -> str:
     """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened."""
     if isinstance(value, dict | list | tuple | set):
         kind = "mapping" if isinstance(value, dict) else "list"

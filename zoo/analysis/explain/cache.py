@@ -76,5 +76,5 @@ def _held(attention: Attention, context: Traced, engine: str, page: int) -> Term
     return term(held_tokens(attention, context, engine, page))
 
 
-def _integer(value: Any) -> Any:
+def _integer(value: object) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -54,7 +54,7 @@ class Sheet:
     section: str
     lines: list[Line] = field(default_factory=list)
 
-    def add(self, name: str, made: Any, unit: str, source: str, figure: str = "") -> Number:
+    def add(self, name: str, made: object, unit: str, source: str, figure: str = "") -> Number:
         line = Line(self.section, name, term(made), unit, source, figure)
         self.lines.append(line)
         return symbol(name, line.term.value)

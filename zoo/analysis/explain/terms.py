@@ -54,13 +54,13 @@ class Term:
     def __sub__(self, other: Any) -> Term:
         return total((self, product((Number(-1), term(other)))))
 
-    def __truediv__(self, other: Any) -> Term:
+    def __truediv__(self, other: object) -> Term:
         return quotient(self, term(other))
 
-    def __rtruediv__(self, other: Any) -> Term:
+    def __rtruediv__(self, other: object) -> Term:
         return quotient(term(other), self)
 
-    def __ge__(self, other: Any) -> bool:
+    def __ge__(self, other: object) -> bool:
         return self.value >= term(other).value
 
     def __round__(self) -> Term:
@@ -250,12 +250,12 @@ def call(name: str, *inputs: Any) -> Term:
 
 
 @take_smaller.register
-def _(a: Term, b: Any) -> Term:
+def _(a: Term, b: object) -> Term:
     return call("min", a, b)
 
 
 @take_larger.register
-def _(a: Term, b: Any) -> Term:
+def _(a: Term, b: object) -> Term:
     return call("max", a, b)
 
 
@@ -282,22 +282,22 @@ class Traced(int):
         self.term = made
         return self
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: int) -> Any:
         return _traced(int.__add__(self, other), lambda: self.term + other)
 
-    def __radd__(self, other: Any) -> Any:
+    def __radd__(self, other: int) -> Any:
         return _traced(int.__radd__(self, other), lambda: term(other) + self)
 
-    def __sub__(self, other: Any) -> Any:
+    def __sub__(self, other: int) -> Any:
         return _traced(int.__sub__(self, other), lambda: self.term - other)
 
-    def __rsub__(self, other: Any) -> Any:
+    def __rsub__(self, other: int) -> Any:
         return _traced(int.__rsub__(self, other), lambda: term(other) - self)
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: int) -> Any:
         return _traced(int.__mul__(self, other), lambda: self.term * other)
 
-    def __rmul__(self, other: Any) -> Any:
+    def __rmul__(self, other: int) -> Any:
         return _traced(int.__rmul__(self, other), lambda: term(other) * self)
 
     def __neg__(self) -> Any:
@@ -306,14 +306,14 @@ class Traced(int):
             return Traced(-int(self), call("ceil", inner * -1))
         return Traced(-int(self), self.term * -1)
 
-    def __floordiv__(self, other: Any) -> Any:
+    def __floordiv__(self, other: int) -> Any:
         divided = lambda: self.term / other if int(self) % other == 0 else call("floor", self.term / other)  # noqa: E731
         return _traced(int.__floordiv__(self, other), divided)
 
-    def __mod__(self, other: Any) -> Any:
+    def __mod__(self, other: int) -> Any:
         return _traced(int.__mod__(self, other), lambda: call("mod", self, other))
 
-    def __divmod__(self, other: Any) -> Any:
+    def __divmod__(self, other: int) -> Any:
         return self // other, self % other
 
 
@@ -344,7 +344,7 @@ def trace_spec(spec: Any) -> Any:
     return change_copy(_named(spec, own, "", skip=("blocks",)), blocks=blocks)
 
 
-def _numbers(spec: Any, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
+def _numbers(spec: Spec, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
     """List every dimension: its path, key and value."""
     for name, value in _fields(spec, skip):
         inner = f"{path}.{name}" if path else name
@@ -354,11 +354,11 @@ def _numbers(spec: Any, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple
             yield inner, name, value
 
 
-def _fields(spec: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _fields(spec: Spec, skip: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     return ((field.name, getattr(spec, field.name)) for field in spec.fields() if field.name not in skip)
 
 
-def _names(spec: Any, outside: Mapping[str, int], skip: tuple[str, ...] = ()) -> dict[str, str]:
+def _names(spec: Spec, outside: Mapping[str, int], skip: tuple[str, ...] = ()) -> dict[str, str]:
     """Choose each dimension's symbol, by its path."""
     found = [*((name, name, value) for name, value in outside.items()), *_numbers(spec, "", skip)]
     values: dict[str, set[int]] = {}
@@ -367,7 +367,7 @@ def _names(spec: Any, outside: Mapping[str, int], skip: tuple[str, ...] = ()) ->
     return {path: name if len(values[name]) == 1 else path for path, name, _ in found}
 
 
-def _named(spec: Any, names: Mapping[str, str], path: str, skip: tuple[str, ...] = ()) -> Any:
+def _named(spec: Spec, names: Mapping[str, str], path: str, skip: tuple[str, ...] = ()) -> Any:
     changes: dict[str, Any] = {}
     for name, value in _fields(spec, skip):
         inner = f"{path}.{name}" if path else name

@@ -16,7 +16,7 @@ from zoo.errors import ConfigError
 
 def find_smaller_caches(
     model: ModelSource, overrides: Iterable[str], most: float, setup: Setup
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Find single changes that bring a model's KV cache to `most` bytes or less, each as small as possible: the most
     key-value heads that divide the query heads, and the widest window.
 

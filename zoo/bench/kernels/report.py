@@ -62,7 +62,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     return json.dumps(_finite(report), indent=1, allow_nan=False)
 
 
-def _finite(node: Any) -> Any:
+def _finite(node: object) -> Any:
     if isinstance(node, Mapping):
         return {str(key): _finite(each) for key, each in node.items()}
     if isinstance(node, list | tuple):

@@ -18,6 +18,8 @@ from zoo.costs.shadow.tensor import make_shadow
 from zoo.kernels.view import count_slots
 from zoo.kernels.view.paging import PAGE
 from zoo.kernels.view.slots import SlotMapping
+from zoo.model.block.base import Block
+from zoo.model.tower import Tower
 
 
 @dataclass(eq=False)
@@ -55,7 +57,7 @@ class ShadowLayerCache:
         """Return a recurrent state of the rows."""
         return self.states[name]
 
-    def hold(self, name: str, value: Any) -> None:
+    def hold(self, name: str, value: object) -> None:
         """Store a state: it is copied into the cache's own tensor, which takes no new memory."""
 
 
@@ -65,14 +67,14 @@ class ShadowCache:
     recordings = None  # no CUDA graphs: a pass on shadows runs every layer's code
     varlen = False  # rows of one length: tokens [B, T]
 
-    def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
+    def __init__(self, tower: Tower, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.past = self.longest = length
         self.capacity, self.tower = capacity, tower
         self.has_source = length > 0
         self.memory = memory
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
-    def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
+    def _layer(self, block: Block, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
         tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.cache().items()}
         states = {name: make_shadow((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
@@ -80,12 +82,12 @@ class ShadowCache:
         cross = {name: _room(batch, memory, shape, dtype) for name, shape in crossed.items()}
         return ShadowLayerCache(tensors, states, cross, self.longest > 0)
 
-    def _slots(self, block: Any) -> int:
+    def _slots(self, block: Block) -> int:
         reach = block.attention.sight.window or block.attention.sight.chunk
         slots = self.capacity // block.attention.sight.rate
         return slots if reach is None else min(slots, reach + PAGE - 1)
 
-    def begin(self, counts: Any, new: int) -> None:
+    def begin(self, counts: object, new: int) -> None:
         """Start a pass."""
 
     def reach(self, new: int) -> int:

@@ -53,7 +53,7 @@ def refuse_others(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
 def _make_unary(name: str, keeps: str) -> Callable[..., Any]:
     known = OPTIONS.get(name, ())
 
-    def run(x: Any, *given: Any, **options: Any) -> Any:
+    def run(x: Core, *given: Any, **options: Any) -> Any:
         if (
             len(given) > len(known)
             or not set(options) <= set(known)
@@ -116,7 +116,7 @@ def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
     return found
 
 
-def _dtype_of_number(value: Any) -> ShadowDtype:
+def _dtype_of_number(value: float) -> ShadowDtype:
     """Give the dtype by which torch promotes a Python number."""
     if isinstance(value, bool):
         return BOOL
@@ -134,49 +134,48 @@ def multiply(a: Any, b: Any) -> Any:
 def divide(a: Any, b: Any) -> Any:
     if _promote_operands((a, b)).rank < 2:
         return _combine("div", (a, b), dtype=FLOAT32)
-    if not is_shadow(a):  # torch divides a number by a tensor as reciprocal (saved) times number
+    if not is_shadow(a) and is_shadow(b):  # torch divides a number by a tensor as reciprocal (saved) times number
         inverse = make_result("reciprocal", [b], b.shape, b.dtype, saves_result=True)
         return multiply(inverse, a)
     return _combine("div", (a, b), [b, *([a] if wants_gradient(b) else [])])
 
 
-def power(a: Any, b: Any) -> Any:
+def power(a: Operand, b: Operand) -> Any:
     return _combine("pow", (a, b), [a, b], saves_result=wants_gradient(b))
 
 
-def hypot(a: Any, b: Any) -> Any:
+def hypot(a: Operand, b: Operand) -> Any:
     return _combine("hypot", (a, b), [a, b], saves_result=True)
 
 
-def logaddexp(a: Any, b: Any) -> Any:
+def logaddexp(a: Operand, b: Operand) -> Any:
     return _combine("logaddexp", (a, b), [a, b])
 
 
-def divide_whole(a: Any, b: Any) -> Any:
+def divide_whole(a: Operand, b: Operand) -> Any:
     """Apply `//`, `%` or a logical operator to tensors that require no gradient."""
     if wants_gradient(a) or wants_gradient(b):
         raise UnknownOperation("// or %")
     return _combine("whole", (a, b))
 
 
-def compare(a: Any, b: Any) -> Any:
+def compare(a: Operand, b: Operand) -> Any:
     return _combine("compare", (a, b), dtype=BOOL)
 
 
-def pick_extreme(a: Any, b: Any) -> Any:
+def pick_extreme(a: Operand, b: Operand) -> Any:
     """Pick the larger or smaller of two. Both are saved, because the gradient goes to the one picked."""
     if not (is_shadow(a) and is_shadow(b)):
         raise TypeError("the larger or smaller of two tensors")
     return _combine("extreme", (a, b), (a, b))
 
 
-def where(condition: Any, a: Any, b: Any) -> Any:
-    chosen = condition
-    shape = broadcast(chosen.shape, *(each.shape for each in (a, b) if is_shadow(each)))
-    return make_result("where", [a, b], shape, _promote_operands((a, b)), saves=[chosen])
+def where(condition: Core, a: Operand, b: Operand) -> Any:
+    shape = broadcast(condition.shape, *(each.shape for each in (a, b) if is_shadow(each)))
+    return make_result("where", [a, b], shape, _promote_operands((a, b)), saves=[condition])
 
 
-def masked_fill(x: Any, mask: Any, value: float) -> Any:
+def masked_fill(x: Core, mask: Core, value: float) -> Any:
     if is_shadow(value):
         raise TypeError("a number to fill with")
     shape = broadcast(x.shape, mask.shape)
@@ -187,5 +186,5 @@ def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
     return _combine("addcmul", (x, a, b), save_operands(a, b))
 
 
-def logical_not(x: Any) -> Any:
+def logical_not(x: Core) -> Any:
     return make_result("not", [], x.shape, BOOL)

@@ -16,7 +16,7 @@ from zoo.costs.shadow.norms import drop_values, dropout
 from zoo.costs.shadow.products import convolve_tokens, embedding, grouped_linear, linear
 from zoo.costs.shadow.recording import UnknownOperation, current_tape, named_failures
 from zoo.costs.shadow.replay import replace_torch
-from zoo.costs.shadow.tensor import is_shadow, make_result, make_shadow
+from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow
 from zoo.costs.tuning import PartTuning
 from zoo.distributed.seam import WHOLE, WHOLE_ROWS
 
@@ -34,13 +34,13 @@ class ShadowDrops:
     def for_rows(self, *_: Any) -> ShadowDrops:
         return self
 
-    def drop_embedding(self, x: Any) -> Any:
+    def drop_embedding(self, x: Core) -> Any:
         return drop_values(x) if "embedding" in self.names else x
 
-    def drop_units(self, h: Any) -> Any:
+    def drop_units(self, h: Core) -> Any:
         return drop_values(h) if "ffn" in self.names else h
 
-    def draw_experts(self, scores: Any, count: int) -> Any:
+    def draw_experts(self, scores: Core, count: int) -> Any:
         return make_result("drawn", [], (*scores.shape[:-1], count), FLOAT32)
 
     def drop_chances(self, *_: Any) -> Any:
@@ -64,7 +64,7 @@ class WeightedLayer:
             x, *others = given
             return _named(self._adapt(self.run(self, x, *others, **options), x, options.get("offsets")))
 
-    def _adapt(self, y: Any, x: Any, offsets: Any) -> Any:
+    def _adapt(self, y: Core, x: Core, offsets: Core | None) -> Any:
         """Add the low-rank adapter's product to y, as `zoo.run.adapters` does."""
         if self.adapter is None:
             return y
@@ -142,7 +142,7 @@ class ShadowLayer:
         with current_tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
             return _named(self._drop(self._shaded.forward(self, *args, **options)))
 
-    def _drop(self, result: Any) -> Any:
+    def _drop(self, result: Core) -> Any:
         """Apply dropout to a sub-layer's result, or drop it for whole rows, as the hooks of `zoo.training.dropout`."""
         drops = self._tuning.whole.drops if self._tuning is not None and self.branch else ()
         if "residual" in drops:
@@ -186,7 +186,7 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
     return ShadowLayer(part, d_model, dtype, name)
 
 
-def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
+def set_tuning(name: str, made: object, tuning: PartTuning) -> None:
     """Apply a run's tuning to a part: freeze weights, add adapters."""
     if is_shadow(made):
         made.wants_grad = made.wants_grad and name not in tuning.frozen

@@ -57,14 +57,14 @@ def _like(name: str) -> Any:
     return lambda x, *, dtype=None, device=None: _made(name, x.shape, dtype or x.dtype)
 
 
-def _arange(*bounds: float, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
+def _arange(*bounds: float, dtype: ShadowDtype | None = None, device: object = None) -> Any:
     start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
     size: Any = -(-(stop - start) // step)  # not math.ceil, which would lose the formula of a Traced (`--explain`)
     size = math.ceil(size) if isinstance(size, float) else size
     return _made("arange", (size,), dtype or _dtype_of([start, stop, step]))
 
 
-def _tensor(values: Any, *, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
+def _tensor(values: object, *, dtype: ShadowDtype | None = None, device: object = None) -> Any:
     shape, inner = [], values
     while isinstance(inner, tuple | list):
         shape.append(len(inner))
@@ -72,7 +72,7 @@ def _tensor(values: Any, *, dtype: ShadowDtype | None = None, device: Any = None
     return _made("constant", shape, dtype or _dtype_of(_numbers(values)))
 
 
-def _numbers(values: Any) -> list[Any]:
+def _numbers(values: object) -> list[Any]:
     return [each for value in values for each in _numbers(value)] if isinstance(values, tuple | list) else [values]
 
 
@@ -85,15 +85,15 @@ def _dtype_of(numbers: Sequence[Any]) -> ShadowDtype:
     return BOOL if all(isinstance(each, bool) for each in numbers) else INT64
 
 
-def _full(size: Sequence[int], fill_value: Any, *, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
+def _full(size: Sequence[int], fill_value: float, *, dtype: ShadowDtype | None = None, device: object = None) -> Any:
     return _made("constant", size, dtype or _dtype_of([fill_value]))
 
 
-def _full_like(x: Any, fill_value: Any, *, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
+def _full_like(x: Core, fill_value: float, *, dtype: ShadowDtype | None = None, device: object = None) -> Any:
     return _made("constant", x.shape, dtype or x.dtype)
 
 
-def _searchsorted(edges: Any, values: Any, *, right: bool = False) -> Any:
+def _searchsorted(edges: Core, values: Core, *, right: bool = False) -> Any:
     return make_result("searchsorted", [], values.shape, INT64)
 
 
@@ -142,13 +142,13 @@ torch = ShadowNamespace(
 
 
 def _attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    attn_mask: Any = None,
+    q: Core,
+    k: Core,
+    v: Core,
+    attn_mask: Core | None = None,
     *,
     is_causal: bool = False,
-    scale: Any = None,
+    scale: object = None,
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
 ) -> Any:

@@ -13,7 +13,7 @@ from zoo.costs.shadow.reductions import mean, repeat_interleave, softmax
 from zoo.costs.shadow.tensor import make_result, wants_gradient
 
 
-def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:
+def layer_norm(x: Core, normalized_shape: Shape, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:
     """Apply LayerNorm. It saves its input, and each row's mean and rstd: in float32 on CUDA, on a CPU in the weight's
     dtype (or the input's, without a weight)."""
     rows = (*x.shape[:-1], 1)
@@ -22,7 +22,7 @@ def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = No
     return make_result("layer_norm", [x, weight, bias], x.shape, x.dtype, saves=[x, *kept, *_present(weight, bias)])
 
 
-def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+def rms_norm(x: Core, normalized_shape: Shape, weight: Core | None = None, eps: float | None = None) -> Any:
     """Apply RMSNorm. It saves its input and each row's rstd. On a CPU it is a composition of float32 operations, which
     also save the normalised input."""
     if x.is_cuda:
@@ -33,14 +33,14 @@ def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | Non
     return (y if weight is None else multiply(y, weight)).to(x.dtype)
 
 
-def divide_by_rms(x: Any, scale: Any, eps: float) -> Any:
+def divide_by_rms(x: Core, scale: Core | None, eps: float) -> Any:
     """Apply `zoo.model.norm.divide_by_rms`, which saves the same on every device: its input and each row's rstd."""
     rstd = make_result("rstd", [], (*x.shape[:-1], 1), x.dtype)
     name = "rms_norm" if x.is_cuda else "divide_by_rms"
     return make_result(name, [x, scale], x.shape, x.dtype, saves=[x, rstd, *_present(scale)])
 
 
-def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
+def dropout(x: Core, p: float = 0.5, training: bool = True) -> Any:
     """Apply dropout. It saves a byte for each value on CUDA, the factor of each value on a CPU."""
     if not p or not training:
         return x
@@ -48,7 +48,7 @@ def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
     return make_result("dropout", [x], x.shape, x.dtype, saves=[kept])
 
 
-def drop_values(x: Any) -> Any:
+def drop_values(x: Core) -> Any:
     """Apply `zoo.kernels.drop.drop_values`, which saves a byte for each value on every device."""
     return make_result("dropout", [x], x.shape, x.dtype, saves=[make_result("dropped", [], x.shape, BOOL)])
 
@@ -57,7 +57,7 @@ def _present(*tensors: Any) -> list[Any]:
     return [each for each in tensors if each is not None]
 
 
-def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any:
+def attend_torch(q: Core, k: Core, v: Core, mask: Core | None, causal: bool = False) -> Any:
     """Apply torch's SDPA to q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
     A fused kernel saves q, k, v, the result and each row's logsumexp. A CPU has no fused kernel for values of another
@@ -77,7 +77,7 @@ def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any
     return make_result("sdpa", [q, k, v, mask], shape, q.dtype, saves=saves, saves_result=True, strides=strides)
 
 
-def fused_attention(q: Any, k: Any, v: Any) -> Any:
+def fused_attention(q: Core, k: Core, v: Core) -> Any:
     """Apply a flash or flex kernel to q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv]. It saves q, k, v,
     the result and each row's logsumexp."""
     batch, tokens, heads, _ = q.shape
@@ -86,7 +86,7 @@ def fused_attention(q: Any, k: Any, v: Any) -> Any:
     return make_result("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
 
 
-def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
+def _attend_unfused(q: Core, k: Core, v: Core, mask: Core | None, causal: bool) -> Any:
     """Apply SDPA's math path: in float32, with the square root of the scale on q and k, and a dense causal mask."""
     dtype = q.dtype
     if k.shape[1] != q.shape[1]:

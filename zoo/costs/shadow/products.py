@@ -21,14 +21,14 @@ def cast_for_autocast(*tensors: Any) -> list[Any]:
     return [_cast_operand(each, low) if is_shadow(each) and each.dtype is FLOAT32 else each for each in tensors]
 
 
-def _cast_operand(x: Any, dtype: ShadowDtype) -> Any:
+def _cast_operand(x: Core, dtype: ShadowDtype) -> Any:
     copy = x.to(dtype)
     if x.storage.held and x.wants_grad:
         copy.storage.hold()
     return copy
 
 
-def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
+def bmm(a: Core, b: Core, name: str = "matmul") -> Any:
     """Multiply batched matrices: [N, A, B] · [N, B, C]."""
     a, b = cast_for_autocast(a, b)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.dtype is not b.dtype:
@@ -36,18 +36,18 @@ def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
     return make_result(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=save_operands(a, b))
 
 
-def matmul(a: Any, b: Any) -> Any:
+def matmul(a: Core, b: Core) -> Any:
     lead = broadcast(a.shape[:-2], b.shape[:-2])
     flat = [each.expand(*lead, *each.shape[-2:]).reshape(math.prod(lead), *each.shape[-2:]) for each in (a, b)]
     return bmm(*flat).view(*lead, a.shape[-2], b.shape[-1])
 
 
-def baddbmm(x: Any, a: Any, b: Any) -> Any:
+def baddbmm(x: Core, a: Core, b: Core) -> Any:
     x, a, b = cast_for_autocast(x, a, b)
     return make_result("baddbmm", [x, a, b], (*a.shape[:2], b.shape[2]), a.dtype, saves=save_operands(a, b))
 
 
-def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> Any:
+def linear(x: Core, weight: Core, bias: Core | None = None, *, name: str = "linear") -> Any:
     """Multiply x [..., d_in] · weightᵀ [d_out, d_in]. It saves x as a matrix of rows, a copy if x has other strides."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     if x.shape[-1] != weight.shape[1]:
@@ -58,7 +58,7 @@ def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> An
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def einsum(equation: str, a: Any, b: Any) -> Any:
+def einsum(equation: str, a: Core, b: Core) -> Any:
     """Contract two operands as torch's sumproduct_pair does, by one batched product."""
     inputs, output = equation.replace(" ", "").split("->")
     left, right = inputs.split(",")
@@ -71,7 +71,7 @@ def einsum(equation: str, a: Any, b: Any) -> Any:
     only_right = [each for each in output if each in right and each not in left]
     summed = [each for each in left if each not in output]
 
-    def laid(x: Any, names: str, *groups: list[str]) -> Any:
+    def laid(x: Core, names: str, *groups: list[str]) -> Any:
         order = [names.index(each) for group in groups for each in group]
         return x.permute(*order).reshape(*(math.prod(sizes[each] for each in group) for group in groups))
 
@@ -80,20 +80,20 @@ def einsum(equation: str, a: Any, b: Any) -> Any:
     return y.view(*(sizes[each] for each in made)).permute(*(made.index(each) for each in output))
 
 
-def solve_triangular(a: Any, b: Any, **_: Any) -> Any:
+def solve_triangular(a: Core, b: Core, **_: Any) -> Any:
     *lead, rows, columns = b.shape  # the result is column-major
     strides = (*(step * rows * columns for step in dense_strides(lead)), 1, rows)
     return make_result("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
 
 
-def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1, dilation: int = 1) -> Any:
+def conv1d(x: Core, weight: Core, bias: Core | None = None, *, groups: int = 1, dilation: int = 1) -> Any:
     """Convolve x [B, d_in, T] with weight [d_out, d_in / groups, width]."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     shape = (x.shape[0], weight.shape[0], x.shape[2] - (weight.shape[2] - 1) * dilation)
     return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
 
 
-def convolve_tokens(x: Any, weight: Any, bias: Any, groups: int, dilation: int) -> Any:
+def convolve_tokens(x: Core, weight: Core, bias: Core | None, groups: int, dilation: int) -> Any:
     """Convolve x [B, T, d_in] along the tokens as `zoo.kernels.depthwise` does: its own operator, where it applies,
     gives a result with x's layout and saves x and the weight."""
     plain = current_tape().autocast is None and x.dtype == weight.dtype == FLOAT32
@@ -103,12 +103,12 @@ def convolve_tokens(x: Any, weight: Any, bias: Any, groups: int, dilation: int) 
     return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
 
 
-def grouped_linear(x: Any, weight: Any, offsets: Any) -> Any:
+def grouped_linear(x: Core, weight: Core, offsets: Any) -> Any:
     """Multiply x [N, d_in], sorted by expert, by weight [E, d_out, d_in] with zoo's own operator, which saves both."""
     x, weight = cast_for_autocast(x, weight)
     shape = (x.shape[0], weight.shape[1])
     return make_result("experts", [x, weight], shape, x.dtype, saves=[x, weight, offsets])
 
 
-def embedding(ids: Any, weight: Any) -> Any:
+def embedding(ids: Core, weight: Core) -> Any:
     return make_result("embedding", [weight], (*ids.shape, weight.shape[1]), weight.dtype, saves=[ids])

@@ -9,12 +9,14 @@ from typing import Any
 from zoo.costs.shadow.dtypes import INT64, ShadowDtype, promote
 from zoo.costs.shadow.recording import UnknownOperation
 from zoo.costs.shadow.strides import broadcast
-from zoo.costs.shadow.tensor import is_shadow, make_result
+from zoo.costs.shadow.tensor import Core, Operand, is_shadow, make_result
 
 # ---------------------------------------------------------------- along a dimension
 
+Dims = int | Sequence[int] | None  # None for all
 
-def _reduce_shape(x: Any, dim: Any, keepdim: bool) -> tuple[int, ...]:
+
+def _reduce_shape(x: Core, dim: Dims, keepdim: bool) -> tuple[int, ...]:
     dims = range(x.ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
     if is_shadow(dim):
         raise TypeError("a dimension")
@@ -22,33 +24,33 @@ def _reduce_shape(x: Any, dim: Any, keepdim: bool) -> tuple[int, ...]:
     return tuple(1 if at in gone else size for at, size in enumerate(x.shape) if keepdim or at not in gone)
 
 
-def sum_along(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+def sum_along(x: Core, dim: Dims = None, keepdim: bool = False) -> Any:
     dtype = x.dtype if x.dtype.is_floating_point else INT64
     return make_result("sum", [x], _reduce_shape(x, dim, keepdim), dtype)
 
 
-def mean(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+def mean(x: Core, dim: Dims = None, keepdim: bool = False) -> Any:
     return make_result("mean", [x], _reduce_shape(x, dim, keepdim), x.dtype)
 
 
-def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
+def logsumexp(x: Core, dim: Dims, keepdim: bool = False) -> Any:
     return make_result("logsumexp", [x], _reduce_shape(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
 
 
-def vector_norm(x: Any, *, dim: Any, keepdim: bool = False) -> Any:
+def vector_norm(x: Core, *, dim: Dims, keepdim: bool = False) -> Any:
     """Take the Euclidean norm."""
     return make_result("vector_norm", [x], _reduce_shape(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
 
 
-def softmax(x: Any, dim: int, dtype: ShadowDtype | None = None) -> Any:
+def softmax(x: Core, dim: int, dtype: ShadowDtype | None = None) -> Any:
     return make_result("softmax", [x], x.shape, dtype or x.dtype, saves_result=True)
 
 
-def cumsum(x: Any, dim: int) -> Any:
+def cumsum(x: Core, dim: int) -> Any:
     return make_result("cumsum", [x], x.shape, x.dtype if x.dtype.is_floating_point else INT64)
 
 
-def flip(x: Any, *dims: int) -> Any:
+def flip(x: Core, *dims: int) -> Any:
     return make_result("flip", [x], x.shape, x.dtype)
 
 
@@ -59,54 +61,54 @@ class Pair(tuple):
     indices = property(lambda self: self[1])
 
 
-def _pick(name: str, x: Any, shape: tuple[int, ...], saves: Sequence[Any] = ()) -> Pair:
+def _pick(name: str, x: Core, shape: tuple[int, ...], saves: Sequence[Any] = ()) -> Pair:
     """Pick values along a dimension. Their indices are saved."""
     where_from = make_result("indices", [], shape, INT64)
     return Pair((make_result(name, [x], shape, x.dtype, saves=[*saves, where_from]), where_from))
 
 
-def topk(x: Any, k: int, dim: int = -1) -> Pair:
+def topk(x: Core, k: int, dim: int = -1) -> Pair:
     return _pick("topk", x, (*x.shape[: x.at(dim)], k, *x.shape[x.at(dim) + 1 :]))
 
 
-def maximum_along(x: Any, dim: int, keepdim: bool = False) -> Pair:
+def maximum_along(x: Core, dim: int, keepdim: bool = False) -> Pair:
     return _pick("max", x, _reduce_shape(x, dim, keepdim))
 
 
-def cummax(x: Any, dim: int) -> Pair:
+def cummax(x: Core, dim: int) -> Pair:
     return _pick("cummax", x, x.shape, [x])
 
 
-def argsort(x: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+def argsort(x: Core, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
     return make_result("argsort", [], x.shape, INT64)
 
 
-def argmax(x: Any, dim: int, keepdim: bool = False) -> Any:
+def argmax(x: Core, dim: int, keepdim: bool = False) -> Any:
     return make_result("argmax", [], _reduce_shape(x, dim, keepdim), INT64)
 
 
 # ---------------------------------------------------------------- picking and placing
 
 
-def gather(x: Any, dim: int, places: Any) -> Any:
+def gather(x: Core, dim: int, places: Core) -> Any:
     return make_result("gather", [x], places.shape, x.dtype, saves=[x, places])
 
 
-def pick_last(x: Any, places: Any) -> Any:
+def pick_last(x: Core, places: Core) -> Any:
     """Apply `zoo.kernels.bias.pick_last`, which saves only the indices."""
     return make_result("gather", [x], places.shape, x.dtype, saves=[places])
 
 
-def scatter_reduce(x: Any, dim: int, places: Any, source: Any, reduce: str) -> Any:
+def scatter_reduce(x: Core, dim: int, places: Core, source: Core, reduce: str) -> Any:
     saves = [x, places, source]
     return make_result("scatter_reduce", [x, source], x.shape, x.dtype, saves=saves, saves_result=True)
 
 
-def scatter(x: Any, dim: int, places: Any, value: Any) -> Any:
+def scatter(x: Core, dim: int, places: Core, value: Operand) -> Any:
     return make_result("scatter", [x, value], x.shape, x.dtype, saves=[places])
 
 
-def pick_at(x: Any, picks: Sequence[tuple[int, Any]]) -> Any:
+def pick_at(x: Core, picks: Sequence[tuple[int, Any]]) -> Any:
     """Index x with tensors along adjacent dimensions."""
     first, last = picks[0][0], picks[-1][0]
     picked = broadcast(*(each.shape for _, each in picks))
@@ -114,13 +116,13 @@ def pick_at(x: Any, picks: Sequence[tuple[int, Any]]) -> Any:
     return make_result("index", [x], shape, x.dtype, saves=[each for _, each in picks])
 
 
-def index_add(x: Any, dim: int, places: Any, source: Any) -> Any:
+def index_add(x: Core, dim: int, places: Core, source: Core) -> Any:
     return make_result(
         "index_add", [x, source], x.shape, x.dtype, saves=[places, *([source] if source.wants_grad else [])]
     )
 
 
-def repeat_interleave(x: Any, times: int, dim: int | None = None) -> Any:
+def repeat_interleave(x: Core, times: int, dim: int | None = None) -> Any:
     if is_shadow(times):
         raise UnknownOperation("repeat_interleave(tensor)")
     if dim is None:
@@ -129,7 +131,7 @@ def repeat_interleave(x: Any, times: int, dim: int | None = None) -> Any:
     return make_result("repeat", [x], (*x.shape[:at], x.shape[at] * times, *x.shape[at + 1 :]), x.dtype)
 
 
-def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+def pad(x: Core, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     if mode != "constant":
         raise UnknownOperation(f"pad, mode {mode}")
     shape = list(x.shape)
@@ -154,7 +156,7 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 # ---------------------------------------------------------------- the loss
 
 
-def cross_entropy(logits: Any, targets: Any) -> Any:
+def cross_entropy(logits: Core, targets: Core) -> Any:
     """Compute the mean cross-entropy of logits [N, V]. It saves the log-probabilities and the targets."""
     chances = make_result("log_softmax", [logits], logits.shape, logits.dtype, saves_result=True)
     return make_result("cross_entropy", [chances], (), logits.dtype, saves=[chances, targets])

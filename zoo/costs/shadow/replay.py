@@ -121,7 +121,7 @@ def _function(function: FunctionType) -> FunctionType:
     return REPLACED.get((module, function.__name__), lambda made: made)(made)
 
 
-def _machine_of(_: Any) -> Any:
+def _machine_of(_: object) -> Any:
     return lambda device: Machine(device.type, (9, 0) if device.type == "cuda" else None, frozenset({"compiler"}))
 
 

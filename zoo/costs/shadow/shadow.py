@@ -76,7 +76,7 @@ class Shadow(Core):
             raise ValueError(f"a tensor of shape {self.shape} expanded to {wanted}")
         return self.as_view(wanted, broadcast_strides(self.strides, self.shape, wanted))
 
-    def expand_as(self, other: Any) -> Any:
+    def expand_as(self, other: Core) -> Any:
         return self.expand(*other.shape)
 
     def unsqueeze(self, dim: int) -> Any:
@@ -162,11 +162,10 @@ class Shadow(Core):
 
     # ------------------------------------------------------------ dtypes
 
-    def to(self, target: Any) -> Any:
+    def to(self, target: object) -> Any:
         if not (isinstance(target, ShadowDtype | ShadowDevice | str) or is_shadow(target)):
             raise UnknownOperation(f"to({type(target).__name__})")
-        given: Any = target
-        dtype = given if isinstance(given, ShadowDtype) else given.dtype if is_shadow(given) else self.dtype
+        dtype = target if isinstance(target, ShadowDtype) else target.dtype if is_shadow(target) else self.dtype
         if dtype is self.dtype:
             return self
         strides = elementwise_strides(self.shape, [self])
@@ -194,7 +193,7 @@ class Shadow(Core):
             raise UnknownOperation(f"new_tensor({type(value).__name__})")
         return make_shadow((), self.dtype, current_tape().name("constant"))
 
-    def copy_(self, source: Any) -> Any:
+    def copy_(self, source: object) -> Any:
         if not self.storage.held or current_tape().recording:
             raise UnknownOperation("copy_", WRITES)
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from zoo.costs.shadow.dtypes import ShadowDtype
 from zoo.costs.shadow.recording import GradientTarget, ShadowDevice, Storage, TapeNode, UnknownOperation, current_tape
@@ -94,6 +94,9 @@ class Core:
         return type(self)(tuple(shape), tuple(strides), self.dtype, self.storage, grad, self.node if grad else None)
 
 
+Operand = Core | float  # what torch's elementwise operations take
+
+
 # ---------------------------------------------------------------- making them
 
 
@@ -133,14 +136,14 @@ def make_result(
     return result
 
 
-def record_node(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
+def record_node(result: Core, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
     """Record an operation for the backward pass: its inputs, and the tensors it saves."""
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
     result.node = TapeNode(name, current_tape().operations, saved, sources, result.nbytes, work)
 
 
-def source_of(tensor: Any) -> GradientTarget:
+def source_of(tensor: Core) -> GradientTarget:
     """Give the target of a tensor's gradient. A target keeps the storage of a leaf alive, not of other tensors."""
     return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
@@ -165,7 +168,7 @@ def collect_saved(nodes: Iterable[TapeNode]) -> dict[Storage, None]:
     return {storage: None for node in nodes for storage in node.saves}
 
 
-def is_shadow(value: Any) -> bool:
+def is_shadow(value: object) -> TypeGuard[Core]:
     return isinstance(value, Core)
 
 

@@ -71,7 +71,7 @@ class OfType(Codec):
             raise ConfigError(f"per_layer_config: has {which}, which no model here implements ({would})")
         return next(iter(found), env[name])
 
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+    def bind(self, value: object, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         return bind(args[1], value, env)
 
 
@@ -89,7 +89,7 @@ class DoubledIf(Codec):
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         return 2 * args[1] if args[0] else args[1]
 
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+    def bind(self, value: object, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         for number in try_evaluate(args[1], env):
             if value in (number, 2 * number):
                 return bind(args[0], value != number, env)

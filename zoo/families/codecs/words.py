@@ -48,7 +48,7 @@ def read_activation(name: Any) -> dict[str, Any]:
     return {"kind": kind}
 
 
-def write_activation(node: Any) -> tuple[str] | None:
+def write_activation(node: object) -> tuple[str] | None:
     """Invert `act`."""
     kind = node.get("kind") if isinstance(node, Mapping) else None
     return next(((theirs,) for theirs, ours in ACTIVATIONS.items() if ours == kind), None)
@@ -60,7 +60,7 @@ def read_t5_ffn(is_gated: bool, activation: str, d_ff: int) -> dict[str, Any]:
     return {"kind": kind, "d_ff": d_ff, "activation": read_activation(activation), "bias": False}
 
 
-def write_t5_ffn(node: Any) -> tuple[Any, ...] | None:
+def write_t5_ffn(node: object) -> tuple[Any, ...] | None:
     """Invert `dense_or_gated`."""
     if not isinstance(node, Mapping) or node.get("kind") not in ("gated", "mlp"):
         return None

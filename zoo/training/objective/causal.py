@@ -27,7 +27,7 @@ class NextToken(Objective, kind="next_token"):
     every_token: ClassVar[bool] = True
     scored: ClassVar[str] = "tokens"
 
-    def refuses(self, spec: Any) -> str | None:
+    def refuses(self, spec: Topology) -> str | None:
         return refuse_decoder(self.kind, spec)
 
     def collator(self, context: Context) -> Collate:
@@ -89,7 +89,7 @@ class Seq2Seq(Objective, kind="seq2seq"):
 
     answer_len: PositiveInt | None = None
 
-    def refuses(self, spec: Any) -> str | None:
+    def refuses(self, spec: Topology) -> str | None:
         if spec.kind == "encoder":
             return f"seq2seq writes answers, the model is {describe(spec)} (a decoder, or objective=mlm)"
         return refuse_decoder(self.kind, spec) if spec.kind == "decoder" else refuse_headless(self.kind, spec)

@@ -42,7 +42,7 @@ class Distil(Objective, kind="distil"):
 
         return replace(self, base=self.base.settle(spec))  # type: ignore[type-var]
 
-    def refuses(self, spec: Any) -> str | None:
+    def refuses(self, spec: Topology) -> str | None:
         from zoo.checkpoint import store
 
         if isinstance(self.base, Distil):

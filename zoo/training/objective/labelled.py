@@ -47,7 +47,7 @@ class Labelled(Objective):
     guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
     """Placeholder values of the head's fields until the data is read."""
 
-    def settle(self, spec: Any) -> Objective:
+    def settle(self, spec: Topology) -> Objective:
         own, causal = (tower := find_reading_tower(spec)).head, tower.causal
         known: dict[str, Any] = {"pooling": "last" if causal else "cls"}
         if isinstance(own, self.head):
@@ -68,7 +68,7 @@ class Labelled(Objective):
         """Whether the head reads a row's first token, which then should be a special token."""
         return getattr(self, "pooling", None) == "cls"
 
-    def adapt(self, spec: Any) -> Topology:
+    def adapt(self, spec: Topology) -> Topology:
         """Put the task head on the model, in place of its head and pooler. A head that is of this kind already only
         gets the `shared` fields. In an encoder-decoder the decoder has the head, and reads the text again (BART; Lewis
         et al., 2019, §3)."""

@@ -28,7 +28,7 @@ class Rewriting(Objective):
 
     scored: ClassVar[str] = "tokens that are restored"
 
-    def refuses(self, spec: Any) -> str | None:
+    def refuses(self, spec: Topology) -> str | None:
         if spec.kind == "decoder":
             return refuse_decoder(self.kind, spec)
         reason = refuse_topology(self.kind, spec, "encoder_decoder", suggest(spec))

@@ -134,7 +134,7 @@ class Optim(Spec, axis="optim"):
         return sorted(groups.values(), key=lambda group: not group["weight_decay"])
 
 
-def list_trained(model: Any) -> Iterator[tuple[SpecRow | None, str, Any]]:
+def list_trained(model: Model) -> Iterator[tuple[SpecRow | None, str, Any]]:
     """Yield each trained parameter with the row of its part and its name in the part. The row is None for parameters
     that the Spec does not list, such as an adapter's matrices."""
     placed = {

@@ -4,7 +4,7 @@ bfloat16 with stochastic rounding, or in the host's memory."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ DROPPED = 16
 class Beside:
     """Keeps an optimizer's states on the device of their parameter."""
 
-    def make_room(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def make_room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Allocate memory for the state of a parameter on `device`."""
         return torch.empty(shape, dtype=dtype, device=device)
 
@@ -44,7 +44,7 @@ class HostMemory(Beside):
     Copies are queued on the device's stream among the updates, so that the host waits only once a step.
     """
 
-    def make_room(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def make_room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def fetch(self, kept: Tensor, device: torch.device) -> Tensor:
@@ -187,12 +187,12 @@ def find_nan(value: Tensor) -> Tensor | None:
     return value.isnan()
 
 
-def is_counter(value: Any) -> bool:
+def is_counter(value: object) -> bool:
     """Whether a state is a single number, not a tensor of values."""
     return not torch.is_tensor(value) or value.ndim == 0
 
 
-def copy_counter(value: Any) -> Any:
+def copy_counter(value: object) -> Any:
     """Copy a counter, so that each piece of a tensor starts from the same count."""
     return value.clone() if torch.is_tensor(value) else value
 

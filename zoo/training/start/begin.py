@@ -17,6 +17,7 @@ from zoo.training.start.lora import Lora
 from zoo.training.start.transfer import transfer
 
 if TYPE_CHECKING:
+    from zoo.model.tower import Topology
     from zoo.run.layer import Model
 
 
@@ -41,7 +42,7 @@ class StartSettings:
         """Whether some weights of the model may be frozen."""
         return bool(self.freeze or self.train or self.lora)
 
-    def find_faults(self, spec: Any, fp8: bool) -> list[str]:
+    def find_faults(self, spec: Topology, fp8: bool) -> list[str]:
         """List conflicts between the settings, as far as the config shows them."""
         faults: list[str] = []
         checks: list[Callable[[], Any]] = [lambda: self.choose_trained(spec)]
@@ -60,11 +61,11 @@ class StartSettings:
                 faults += error.faults
         return faults
 
-    def choose_trained(self, spec: Any) -> set[str]:
+    def choose_trained(self, spec: Topology) -> set[str]:
         """Return the names of the model's own weights that train. Raises ConfigError."""
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
-    def check(self, spec: Any) -> None:
+    def check(self, spec: Topology) -> None:
         """Check that the folder of weights, if any, fits the model. Raises ConfigError and CheckpointError."""
         if self.weights is not None:
             check_weights(self.weights, spec, self.deepen)
@@ -75,7 +76,7 @@ class StartSettings:
             for line in load_weights(model, self.weights, self.deepen, self.seed):
                 say(line)
 
-    def restrict(self, model: Any) -> str | None:
+    def restrict(self, model: Model) -> str | None:
         """Attach adapters, and freeze the weights that do not train. Returns a line on the share that trains."""
         trained = self.choose_trained(model.spec)
         if self.lora is not None:
@@ -90,7 +91,7 @@ class StartSettings:
         return f"trains {count:,} of {whole:,} parameters ({count / whole:.2%})"
 
 
-def check_weights(folder: str | Path, spec: Any, added: str) -> None:
+def check_weights(folder: str | Path, spec: Topology, added: str) -> None:
     """Check that a folder's weights can start this model, by running the transfer on the meta device. Raises
     ConfigError and CheckpointError."""
     source = store.load_spec(folder)
@@ -98,7 +99,7 @@ def check_weights(folder: str | Path, spec: Any, added: str) -> None:
     transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)
 
 
-def load_weights(model: Any, folder: str | Path, added: str, seed: int) -> list[str]:
+def load_weights(model: Model, folder: str | Path, added: str, seed: int) -> list[str]:
     """Fill a built model with a folder's weights, in place. Returns lines about what was done."""
     source = store.load(folder, "fp32", "cpu")
     held = source.state_dict()

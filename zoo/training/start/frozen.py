@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
 from zoo.spec import Buffer, tensors
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 
-def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapted: bool = False) -> set[str]:
+def choose_trained(spec: Topology, freeze: Sequence[str], train: Sequence[str], adapted: bool = False) -> set[str]:
     """Return the names of the model's own weights that train: those that match `train` (all if it is empty), without
     those that match `freeze`. If the model is `adapted` (LoRA), an empty `train` matches none.
 

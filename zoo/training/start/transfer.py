@@ -177,7 +177,7 @@ def _describe_other_settings(
     return f"taken as they are under other settings: {', '.join(others)}" if others else None
 
 
-def _compare(one: Any, other: Any, path: str) -> Iterator[tuple[str, str]]:
+def _compare(one: object, other: object, path: str) -> Iterator[tuple[str, str]]:
     """Yield the path of each field that differs, with both values."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
@@ -186,7 +186,7 @@ def _compare(one: Any, other: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, f"{_shorten(one)} → {_shorten(other)}"
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     if isinstance(value, dict):
         return str(value.get("kind", "…"))
     return "null" if value is None else str(value)
