@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 import zoo
 from support.tiny_models import choices
 from zoo import grammar
-from zoo.compose import compose, load
+from zoo.compose import load
 from zoo.compose.composing import TRAINING, Composed, Composition
 from zoo.compose.engine import open_repository
+from zoo.compose.targets import compose_model
 from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
@@ -73,8 +74,9 @@ def faults(target: str | Path, *overrides: str) -> list[str]:
 def test_our_light_compose_gives_what_hydra_gives(name: str, ours: list[str], hydras: list[str]) -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         theirs = hydra_compose("config", [f"model={name}", *hydras]).model
-    assert compose(name, ours) == theirs
-    assert list(compose(name, ours)) == list(theirs)
+    made = compose_model(name, ours)
+    assert (made.cfg, made.faults) == (theirs, [])
+    assert list(made.cfg) == list(theirs)
 
 
 def test_an_axis_is_swapped_without_a_prefix() -> None:
@@ -97,13 +99,11 @@ def test_a_field_that_the_yaml_leaves_out_may_be_set() -> None:
 
 def test_hydras_signs_and_quotes_are_understood() -> None:
     assert load("gpt2", ["++n_layers=3"]).n_layers == 3
-    assert compose("gpt2", ["+about.extra='a, b'"]).about.extra == "a, b"
-    assert "note" not in compose("gpt2", ["~about.note"]).about
+    assert compose_model("gpt2", ["+about.extra='a, b'"]).cfg.about.extra == "a, b"
+    assert "note" not in compose_model("gpt2", ["~about.note"]).cfg.about
 
 
 def test_the_last_of_two_equal_keys_counts_and_is_noted() -> None:
-    from zoo.compose.targets import compose_model
-
     composed = compose_model("gpt2", ["n_layers=2", "n_layers=3"])
     assert composed.cfg.n_layers == 3
     assert composed.notes == ["n_layers is given 2 times, n_layers=3 counts"]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from zoo.cli import run
-from zoo.compose import compose, load
-from zoo.compose.targets import Composer, list_packaged, spec_of_composed, to_plain_yaml
+from zoo.compose import load
+from zoo.compose.targets import Composer, compose_model, list_packaged, spec_of_composed, to_plain_yaml
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields, list_slots
 from zoo.grammar.keys import BASES
@@ -188,7 +188,7 @@ def test_expanding_twice_changes_nothing() -> None:
     from omegaconf import OmegaConf
 
     for name in random.Random(0).sample(list_packaged(), 12):
-        body = OmegaConf.to_container(compose(name), resolve=False)
+        body = OmegaConf.to_container(compose_model(name).cfg, resolve=False)
         once = expand(body)
         assert expand(once) == once
 
@@ -229,7 +229,7 @@ def test_what_is_no_choice_is_refused_with_the_form_that_works(overrides: list[s
 
 def test_every_packaged_model_can_be_written_in_the_plain_dialect() -> None:
     for name in random.Random(2).sample(list_packaged(), 15):
-        plain = yaml.safe_load(to_plain_yaml(compose(name)))
+        plain = yaml.safe_load(to_plain_yaml(compose_model(name).cfg))
         assert "${" not in str(plain)
         assert load(plain) == load(name), name
 

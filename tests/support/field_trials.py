@@ -18,7 +18,7 @@ from support.field_trial_models import BASES
 from support.loud_outputs import INPUTS, VOCAB, apart, loud, outcome
 from support.tiny_models import readable
 from zoo import grammar
-from zoo.compose import compose
+from zoo.compose.targets import compose_model
 from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.grammar.towers import is_task_head
@@ -144,7 +144,9 @@ class Base:
 
     def __init__(self, overrides: list[str], model: str = "llama-tiny") -> None:
         size = readable(overrides) if model == "llama-tiny" else []
-        self.config = compose(model, [*size, *overrides])
+        composed = compose_model(model, [*size, *overrides])
+        composed.refuse_faults()
+        self.config = composed.cfg
         self.spec = grammar.to_spec(self.config)
         self.figures = price(self.spec)
         self.model = loud(self.spec)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from zoo.model.tower import Decoder
 
 
@@ -31,12 +29,3 @@ def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
     for note in [*composer.found.notes, *composed.left_out]:
         warnings.warn(note, stacklevel=2)
     return spec
-
-
-def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:
-    """Compose the YAML of a model, unresolved. Raises ConfigError for faulty overrides; values are not checked."""
-    from zoo.compose.targets import compose_model
-
-    composed = compose_model(target, overrides)
-    composed.refuse_faults()
-    return composed.cfg
