@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.keys import AXES
 from zoo.grammar.patches import lay_patch
-from zoo.paths import conf_dir, list_conf, read_conf
+from zoo.paths import list_conf, read_conf
 
 
 def read_models() -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _list_parts(node: Any, key: str = "") -> set[str]:
         return own.union(*below) - {"kind", "layers", "defaults"}
     if isinstance(node, list):
         return set().union(*(_list_parts(each, key) for each in node if key == "defaults"))
-    chosen = isinstance(node, str) and "${" not in node and (key == "kind" or _is_axis(key))
+    chosen = isinstance(node, str) and "${" not in node and (key == "kind" or key in AXES)
     return {node} if chosen else set()
 
 
@@ -101,11 +101,6 @@ def _read_whole(name: str, files: dict[str, Any]) -> dict[str, Any]:
     inherited = _read_whole(base, files) if isinstance(base, str) and base in files else {}
     choices = [*inherited.get("defaults", ()), *body.get("defaults", ())]
     return {**lay_patch(inherited, body, name, []), "defaults": choices}
-
-
-@functools.cache
-def _is_axis(key: str) -> bool:
-    return key.isidentifier() and (conf_dir() / key).is_dir()
 
 
 def _text(model: Mapping[str, Any]) -> str:
