@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.compose.composing import TRAINING, Composed, Composition
-from zoo.compose.engine import CachingConfigRepository, open_repository
+from zoo.compose.engine import Listed, open_repository
 from zoo.compose.faults import list_children
 from zoo.compose.targets import Composer, list_packaged
 from zoo.errors import ConfigError
@@ -81,7 +81,7 @@ class _Completer:
         return ["true", "false"] if isinstance(value, bool) else [] if OmegaConf.is_config(value) else [str(value)]
 
 
-def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRepository, Composed]:
+def _compose(target: str | None, typed: Sequence[str]) -> tuple[Listed, Composed]:
     if target is None:
         composer = Composition(open_repository(), TRAINING, "config", root="model")
         return composer.repo, composer.compose(typed)

@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar
 from zoo.compose.engine import (
-    CachingConfigRepository,
     DefaultsList,
     HydraException,
+    Listed,
     Override,
     OverrideType,
     apply_override,
@@ -88,7 +88,7 @@ class Composition:
     Caches bases and defaults lists by the choices in them, and parsed overrides by their text.
     """
 
-    repo: CachingConfigRepository
+    repo: Listed
     body: Mapping[str, Any]
     label: str
     """The body's name in messages."""
@@ -176,14 +176,14 @@ class Composition:
         """Drop the fields that no choice reads any more after the user swapped one; also returns a line about them."""
         places = [each.package or each.key_or_group for each in groups if not each.is_delete()]
         chosen, inner = {each.removeprefix(f"{self.root}.") for each in places}, _inside(values, self.root)
-        placed = [each.removesuffix(".kind") for each in inner]
-        chosen |= {each for each in placed if each.split(".")[-1] in grammar.AXES and "." in each}
+        deeper = {each.removesuffix(".kind") for each in inner}
+        chosen |= {each for each in deeper if "." in each and each.split(".")[-1] in grammar.AXES}
         swapped = [axis for axis in grammar.AXES if any(each.split(".")[-1] == axis for each in chosen)]
         body = self.find_model(cfg) if swapped else None
         if body is None:
             return cfg, []
-        typed = [each for each in inner if each not in chosen and not each.endswith(".kind")]
-        body, gone = grammar.drop_leftovers(body, swapped, [*typed, *chosen])
+        typed = {each for each in inner if not each.endswith(".kind")}
+        body, gone = grammar.drop_leftovers(body, swapped, typed | chosen)
         if not gone:
             return cfg, []
         if self.root:
@@ -212,7 +212,7 @@ def _note_router(body: dict[Any, Any] | None) -> list[str]:
     return [*([] if "router" in body else notes), *also]
 
 
-def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
+def _may_choose(override: Override, repo: Listed) -> bool:
     """Tell whether an override may be a choice from a group, by the group's name or by the key of its option."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
@@ -231,17 +231,15 @@ def _apply(
         if shared := _shared(cfg, key, root):
             faults.append(shared)
             continue
-        missing = bool(descend(cfg, key)[1])
-        takes = _takes(cfg, key, root, extra)
-        if root and missing and override.type is OverrideType.CHANGE and not key.startswith(f"{root}."):
-            inner = f"{root}.{key}"
-            if not descend(cfg, inner)[1] or _takes(cfg, inner, root, extra):
-                override, key, takes = rename_override(override, key_or_group=inner), inner, True
-                missing = bool(descend(cfg, inner)[1])
+        takes, inner = _takes(cfg, key, root, extra), f"{root}.{key}"
+        bare = override.type is OverrideType.CHANGE and not key.startswith(f"{root}.") and not _states(cfg, key)
+        if root and bare and (_states(cfg, inner) or _takes(cfg, inner, root, extra)):
+            override, takes = rename_override(override, key_or_group=inner), True
         if not override.is_delete():
             override = _place_choice(cfg, override, root)
-            key, missing = override.key_or_group, bool(descend(cfg, override.key_or_group)[1])
-            takes = takes or _takes(cfg, key, root, extra)
+            takes = takes or _takes(cfg, override.key_or_group, root, extra)
+        key = override.key_or_group
+        missing = not _states(cfg, key)
         if override.type is OverrideType.CHANGE and missing and not takes:
             model = OmegaConf.select(cfg, root) if root else cfg
             owner = grammar.find_owner(key, model) if "." not in key and isinstance(model, DictConfig) else None
@@ -270,15 +268,10 @@ def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
         return override
     parts = key.split(".")
     for depth in (each for each in range(1, len(parts)) if grammar.is_slot(parts[each - 1])):
-        node, missing = descend(cfg, ".".join(parts[:depth]))
-        above = descend(cfg, ".".join(parts[: depth - 1]))[0] if depth > 1 else cfg
-        if not missing and node is None and isinstance(above, DictConfig):
-            word = OmegaConf.to_container(above, resolve=False)[parts[depth - 1]]  # type: ignore[index,call-overload]
-            if isinstance(word, str) and "${" not in word:
-                OmegaConf.update(cfg, ".".join(parts[:depth]), {"kind": word}, force_add=True)
-    above = descend(cfg, ".".join(parts[:-1]))[0] if len(parts) > 1 else cfg
-    raw: Any = OmegaConf.to_container(above, resolve=False) if isinstance(above, DictConfig) else {}
-    old = raw.get(parts[-1])
+        word = _read_raw(cfg, place := ".".join(parts[:depth]))
+        if isinstance(word, str) and "${" not in word and _states(cfg, place):
+            OmegaConf.update(cfg, place, {"kind": word}, force_add=True)
+    old = _read_raw(cfg, key)
     if {type(value), type(old)} == {dict, list}:
         OmegaConf.update(cfg, key, None, force_add=True)
     if isinstance(value, str) and isinstance(old, dict) and grammar.is_slot(parts[-1]) and "${" not in value:
@@ -326,7 +319,7 @@ def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
         if OmegaConf.is_interpolation(node, part):
             text = OmegaConf.to_container(node, resolve=False)[part]  # type: ignore[index,call-overload]
             names, literal = split_interpolation(text)
-            if literal is not None and not any(_states(cfg, root, name) for name in names):
+            if literal is not None and not any(_states(cfg, f"{root}.{name}" if root else name) for name in names):
                 OmegaConf.update(cfg, ".".join(parts[:depth]), {}, force_add=True)
                 return None
             source = ".".join([names[0], *parts[depth:]]) if names else "the original"
@@ -336,8 +329,17 @@ def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
     return None
 
 
-def _states(cfg: DictConfig, root: str, name: str) -> bool:
-    return not descend(cfg, f"{root}.{name}" if root else name)[1]
+def _states(cfg: DictConfig, key: str) -> bool:
+    return not descend(cfg, key)[1]
+
+
+def _read_raw(cfg: DictConfig, key: str) -> Any:
+    """Read the value at a dotted key as plain data, an interpolation as its text. For a key in a patch that is not
+    there yet, read what the patch would change: the value of that name in the nearest mapping around."""
+    above, _, name = key.rpartition(".")
+    node = descend(cfg, above)[0] if above else cfg
+    raw: Any = {} if node is None else OmegaConf.to_container(node, resolve=False)
+    return raw.get(name)
 
 
 def _inside(overrides: Sequence[Override], root: str) -> list[str]:

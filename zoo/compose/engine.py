@@ -50,7 +50,6 @@ from zoo.untrusted.paths import find_inside
 from zoo.untrusted.yaml_file import read_yaml_text
 
 __all__ = [
-    "CachingConfigRepository",
     "ChoiceSweep",
     "ConfigLoaderImpl",
     "DefaultsList",
@@ -138,8 +137,8 @@ class UserFolder(FileConfigSource):
             read_yaml_text(file)
         result = super().load_config(config_path)
         body: Any = OmegaConf.to_container(result.config, resolve=False)
-        if isinstance(body, dict) and find_choices(body, self.offers):
-            body = expand_shorthand(body, self.offers)
+        if isinstance(body, dict) and (chosen := find_choices(body, self.offers)):
+            body = expand_shorthand(body, chosen)
             result.config = OmegaConf.create(body)
         if self.provider == STATED and isinstance(body, dict):
             check_body(body, str(file))
@@ -150,7 +149,7 @@ class UserFolder(FileConfigSource):
         return any(any((Path(folder) / group).glob("*.yaml")) for folder in (conf_dir(), self.path))
 
 
-def open_repository(*folders: Path) -> CachingConfigRepository:
+def open_repository(*folders: Path) -> Listed:
     """Open the groups and files of conf/, then of the user's folders. Packaged files win over the user's."""
     version.setbase("1.3")
     registry = SourcesRegistry.instance()
@@ -175,6 +174,10 @@ class Listed(CachingConfigRepository):
             if source.scheme() == "structured":
                 source.store = ConfigStore.instance()  # type: ignore[attr-defined]
         self.delegate, self.cache = delegate, {}
+
+    def offers(self, group: str) -> bool:
+        """Tell whether a group of that name exists and has options."""
+        return self.group_exists(group) and bool(self.get_group_options(group))
 
 
 @contextmanager

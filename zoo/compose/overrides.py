@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zoo.compose.engine import (
-    CachingConfigRepository,
     ChoiceSweep,
     DefaultsList,
     HydraException,
     IntervalSweep,
+    Listed,
     Override,
     OverridesParser,
     OverrideType,
@@ -121,7 +121,7 @@ class Choices:
     `root` is the model's key in the config: "" for a model alone, "model" in a training config.
     """
 
-    repo: CachingConfigRepository
+    repo: Listed
     name: str
     root: str
     with_hydra: bool
@@ -137,33 +137,29 @@ class Choices:
         A choice may bring other groups into the list (`model=mixtral-tiny` brings a router), so the search is repeated
         until it finds no more choices; an axis that is still not in the list is added.
         """
-        settled: list[Override] = []
-        found = self._read(settled)
-        pending = dict(enumerate(overrides))
         groups: dict[int, Override] = {}
+        pending = dict(enumerate(overrides))
+        self._read(groups)
         while hits := {i: hit for i, override in pending.items() if (hit := self._find(override))}:
             outer = {i: hit for i, hit in hits.items() if hit.package is None}  # another model has other axes
             hits = outer or hits
             pending = {i: override for i, override in pending.items() if i not in hits}
             groups |= {i: hit for i, hit in hits.items() if self._has_option(hit)}
-            settled = [groups[i] for i in sorted(groups)]
-            found = self._read(settled)
+            self._read(groups)
         values = [override for override in pending.values() if not self._is_group(override)]
         for i, override in pending.items():
             if self._is_group(override) and (added := self._added(override)) and self._has_option(added):
                 groups[i] = added
-        if len(groups) > len(settled):
-            settled = [groups[i] for i in sorted(groups)]
-            found = self._read(settled)
-        return found, settled, values
+        return self._read(groups), [groups[i] for i in sorted(groups)], values
 
-    def _read(self, groups: list[Override]) -> DefaultsList:
-        key = tuple(format_override(override) for override in groups)
+    def _read(self, groups: dict[int, Override]) -> DefaultsList:
+        settled = [groups[i] for i in sorted(groups)]
+        key = tuple(map(format_override, settled))
         if key not in self.lists:
             self.lists[key] = create_defaults_list(
                 repo=self.repo,
                 config_name=self.name,
-                overrides_list=groups,
+                overrides_list=settled,
                 prepend_hydra=self.with_hydra,
                 skip_missing=False,
             )
@@ -173,9 +169,7 @@ class Choices:
         return found
 
     def _is_group(self, override: Override) -> bool:
-        key = override.key_or_group
-        folder = self.repo.group_exists(key) and bool(self.repo.get_group_options(key))
-        return folder and not isinstance(override.value(), dict)
+        return self.repo.offers(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _find(self, override: Override) -> Override | None:
         """Return the override under its key in the defaults list, or None if it is no choice there."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+import functools
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from zoo.grammar import AXES, TOWERS
+from zoo.grammar import AXES
 from zoo.grammar.dialect import is_choice
+from zoo.grammar.patches import list_patches
 
 LATE = "_late_"
 """A key of a body: components, by dotted key, that are set after Hydra has merged all files. Hydra would merge their
@@ -22,28 +25,21 @@ def find_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True
     defaults list to its group and option. In a body that starts from another model, a mapping with a `kind` is a choice
     too, unless `whole` is False: then the body states every field of its components."""
     whole = whole and ("defaults" in body or "model" in body)
-    found = {key: (key, word) for key, value in body.items() if (word := _read_word(key, value, is_group, whole))}
-    for path, patch in _patches(body):
+    found = {}
+    for path, node in _list_scopes(body):
         laid = path.rpartition(".")[0].endswith("layers")  # the grammar, not Hydra, lays these over the model's choice
-        for key, value in patch.items():
+        for key, value in node.items():
             if word := _read_word(key, value, is_group, whole and not laid):
-                found[f"{key}@{path}.{key}"] = (key, word)
+                found[f"{key}@{path}.{key}" if path else key] = (key, word)
     return found
 
 
-def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """Yield the path and body of each patch: of the kinds of layer, the towers and the towers' kinds of layer; in a
-    training config, of the model and its patches."""
-    layers = body.get("layers")
-    for name, patch in layers.items() if isinstance(layers, dict) else ():
-        if isinstance(patch, dict):
-            yield f"layers.{name}", patch
-    for name in (*TOWERS, "model"):
-        patch = body.get(name)
-        if isinstance(patch, dict):
-            yield name, patch
-            inner = {key: patch.get(key) for key in ("layers", *TOWERS)}
-            yield from ((f"{name}.{path}", each) for path, each in _patches(inner))
+def _list_scopes(body: Body, path: str = "") -> Iterator[tuple[str, Body]]:
+    """Yield a body and its patches by path, and in a training config those of its model."""
+    yield path, body
+    yield from ((f"{path}.{place}" if path else place, patch) for place, patch, _ in list_patches(body))
+    if not path and isinstance(model := body.get("model"), dict):
+        yield from _list_scopes(model, "model")
 
 
 def _read_word(key: object, value: object, is_group: Callable[[str], bool], merged: bool) -> str | None:
@@ -59,25 +55,25 @@ def _read_word(key: object, value: object, is_group: Callable[[str], bool], merg
 
 def expand_shorthand(
     body: Body,
-    is_group: Callable[[str], bool],
-    known: Collection[str] = (),
+    chosen: Mapping[str, tuple[str, str]],
+    list_known: Callable[[Body], Collection[str]] = lambda rest: (),
     base: str | None = None,
-    whole: bool = True,
 ) -> Body:
-    """Move the choices of a body into its defaults list, in front of its own keys.
+    """Move the choices of a body (`chosen`, from `find_choices`) into its defaults list, in front of its own keys.
 
-    A choice that the file's own defaults list already has (`known`) is overridden instead. `base` is the default first
-    entry for a body without a defaults list.
+    A choice that the list already has is overridden instead: `list_known` is given the rest of the body. `base` is the
+    default first entry for a body without a defaults list.
     """
-    entries = list_entries(body, base)
-    chosen = find_choices(body, is_group, whole)
+    entries = _list_entries(body, base)
+    rest = _drop_choices(body, chosen) | {"defaults": entries}
+    known = list_known(rest) if chosen and len(entries) > 1 else ()
     new = [{f"/{key}": option} for key, (_, option) in chosen.items() if key not in known]
     old = [{f"override /{key}": option} for key, (_, option) in chosen.items() if key in known]
     at = entries.index("_self_")
-    return drop_choices(body, is_group, whole) | {"defaults": entries[:at] + new + entries[at:] + old}
+    return rest | {"defaults": entries[:at] + new + entries[at:] + old}
 
 
-def list_entries(body: Body, base: str | None = None) -> list[Any]:
+def _list_entries(body: Body, base: str | None) -> list[Any]:
     """List the body's defaults. If the file does not place `_self_`, it is put last, but before overrides."""
     entries = list(body.get("defaults", [base] if base else []))
     if "_self_" not in entries:
@@ -88,18 +84,17 @@ def list_entries(body: Body, base: str | None = None) -> list[Any]:
     return entries
 
 
-def drop_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True) -> Body:
+def _drop_choices(body: Body, chosen: Mapping[str, tuple[str, str]]) -> Body:
     """Copy the body's keys without its defaults list and its choices. The fields of a choice stay."""
     rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
     late: dict[str, Any] = {}
-    for place, (key, word) in find_choices(body, is_group, whole).items():
-        node = rest
-        for part in place.partition("@")[2].split(".")[:-1]:
-            node = node[part]
+    for place, (key, word) in chosen.items():
+        path = place.rpartition("@")[2]
+        node = functools.reduce(operator.getitem, path.split(".")[:-1], rest)
         if isinstance(node[key], dict):
             fields = {name: value for name, value in node[key].items() if name != "kind"}
             node[key] = {name: value for name, value in fields.items() if not _is_component(value)}
-            late |= {f"{place.partition('@')[2] or key}.{name}": v for name, v in fields.items() if _is_component(v)}
+            late |= {f"{path}.{name}": value for name, value in fields.items() if _is_component(value)}
         else:
             assert node.pop(key) == word
     return rest | ({LATE: late} if late else {})

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.composing import Composed, Composition
-from zoo.compose.engine import CachingConfigRepository, create_defaults_list, open_repository, store_primary
+from zoo.compose.engine import Listed, create_defaults_list, open_repository, store_primary
 from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
 from zoo.compose.gate import check_body
-from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
+from zoo.compose.shorthand import Body, expand_shorthand, find_choices
 from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
@@ -171,7 +171,7 @@ def _plain(config: Any, label: str) -> Body:
 
 def list_defaults(
     body: Body,
-    repo: CachingConfigRepository,
+    repo: Listed,
     label: str,
     base: str | None = None,
     *,
@@ -182,13 +182,9 @@ def list_defaults(
     names code, unless it is trusted."""
     if not trusted:
         check_body(body, label)
-
-    def is_group(key: str) -> bool:
-        return repo.group_exists(key) and bool(repo.get_group_options(key))
-
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
-    chosen = find_choices(body, is_group, not spelled)
+    chosen = find_choices(body, repo.offers, not spelled)
     if not trusted:
         check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
     faults = [
@@ -198,13 +194,10 @@ def list_defaults(
     ]
     if faults:
         raise ConfigError(*(f"{label}: {fault}" for fault in faults))
-    entries = list_entries(body, base)
-    rest = drop_choices(body, is_group, not spelled) | {"defaults": entries}
-    known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
-    return expand_shorthand(body, is_group, known, base, not spelled)
+    return expand_shorthand(body, chosen, functools.partial(_list_known, repo=repo, label=label), base)
 
 
-def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
+def _list_known(body: Body, repo: Listed, label: str) -> set[str]:
     with store_primary(body) as name:
         try:
             found = create_defaults_list(repo, name, [], prepend_hydra=False, skip_missing=True)

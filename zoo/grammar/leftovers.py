@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand, list_fields
 from zoo.grammar.interpolation import Scope
-from zoo.grammar.keys import BASES, KNOWN, TOWERS
+from zoo.grammar.keys import BASES, KNOWN
+from zoo.grammar.patches import list_patches
 from zoo.grammar.towers import split_towers
 from zoo.model.position.base import Position
 from zoo.spec import Spec
@@ -26,21 +27,10 @@ def drop_leftovers(
     """Drop from a model's body the fields that no choice reads any more after axes were `swapped`. Gives the body and
     the dropped keys. `touched` are the keys that the user set."""
     root = expand(body)
-    gone = [key for place, node, around in _list_scopes(root) for key in _trim(place, node, around, swapped, touched)]
+    scopes = [("", root, {}), *((f"{path}.", patch, around) for path, patch, around in list_patches(root))]
+    gone = [key for place, node, around in scopes for key in _trim(place, node, around, swapped, touched)]
     gone += _drop_unread(root, touched)
     return root, gone
-
-
-def _list_scopes(root: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], Mapping[Any, Any]]]:
-    """List the body and its patches, each with the prefix of its keys and the body around it."""
-    yield "", root, {}
-    towers = [(f"{name}.", root[name]) for name in TOWERS if isinstance(root.get(name), dict)]
-    yield from ((prefix, node, root) for prefix, node in towers)
-    for prefix, scope in [("", root), *towers]:
-        layers = scope.get("layers")
-        for name, patch in layers.items() if isinstance(layers, dict) else ():
-            if isinstance(patch, dict):
-                yield f"{prefix}layers.{name}.", patch, {**root, **scope}
 
 
 def _trim(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from zoo.grammar.keys import TOWERS
 
 
 def lay_patch(base: Mapping[Any, Any], patch: object, path: str, problems: list[str]) -> dict[Any, Any]:
@@ -28,3 +30,16 @@ def lay_patch(base: Mapping[Any, Any], patch: object, path: str, problems: list[
         same = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
         merged[key] = lay_patch(old, value, f"{path}.{key}", problems) if same else value  # type: ignore[arg-type]
     return merged
+
+
+def list_patches(body: Mapping[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], Mapping[Any, Any]]]:
+    """Yield the path of each patch in a model's body, the patch, and the keys that it changes: the kinds of layer, then
+    each tower and its kinds of layer. What is no mapping is left out."""
+    towers = [(f"{name}.", patch) for name in TOWERS if isinstance(patch := body.get(name), dict)]
+    for prefix, scope in [("", body), *towers]:
+        if prefix:
+            yield prefix[:-1], scope, body
+        layers = scope.get("layers")
+        for name, patch in layers.items() if isinstance(layers, dict) else ():
+            if isinstance(patch, dict):
+                yield f"{prefix}layers.{name}", patch, {**body, **scope}

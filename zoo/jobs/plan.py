@@ -18,9 +18,9 @@ from zoo import runs
 from zoo.checkpoint.gguf import find
 from zoo.compose.composing import Composed
 from zoo.compose.engine import (
-    CachingConfigRepository,
     Hydra,
     HydraConfig,
+    Listed,
     Override,
     RunMode,
     launch_jobs,
@@ -350,9 +350,7 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 
 
-def _as_option(
-    value: str, target: Target, repo: CachingConfigRepository, overrides: Sequence[str], left_out: list[str]
-) -> str:
+def _as_option(value: str, target: Target, repo: Listed, overrides: Sequence[str], left_out: list[str]) -> str:
     """Add a user's file to the options of the group `model` in this process, and return the option's name, which also
     names the run folder. Choices that the overrides swap are dropped from it, with lines added to `left_out`."""
     if target.option not in list_packaged():
