@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,9 +19,10 @@ from zoo import grammar
 from zoo.compose import load
 from zoo.compose.composing import TRAINING, Composed, Composition
 from zoo.compose.engine import open_repository
-from zoo.compose.targets import compose_model
+from zoo.compose.targets import Composer, compose_model, spec_of_composed, to_plain_yaml
 from zoo.costs import price
 from zoo.errors import ConfigError
+from zoo.grammar.dialect import list_files
 from zoo.paths import conf_dir
 
 BARE = """\
@@ -145,15 +148,49 @@ def test_a_file_may_start_from_a_packaged_model_and_choose_otherwise(folder: Pat
     assert load("mine.yaml").n_layers == 2
 
 
-def test_a_node_spelled_out_is_replaced_whole_when_it_is_swapped(folder: Path) -> None:
-    spelled = "attention: {kind: gqa, n_heads: 2, n_kv_heads: 2, head_dim: 8, position: {kind: none}}"
+def test_a_node_spelled_out_keeps_in_a_swap_what_the_new_choice_has(folder: Path) -> None:
+    spelled = "attention: {kind: gqa, n_kv_heads: 2, head_dim: 8, bias: qkv, softcap: 30}"
     (folder / "mine.yaml").write_text(BARE.replace("attention: gqa", spelled))
-    assert attention("mine.yaml").head_dim == 8
-    with pytest.warns(
-        UserWarning, match=r"attention=mqa: takes the place of attention\.n_heads, .*position \(left out\)"
-    ):
-        swapped = attention("mine.yaml", "attention=mqa")
-    assert swapped == attention("bare.yaml", "attention=mqa")
+    for word, n_kv_heads in [("mqa", 1), ("mha", 4), ("sliding", 2)]:
+        swapped = attention("mine.yaml", f"attention={word}")
+        assert (swapped.head_dim, swapped.bias, swapped.softcap) == (8, "qkv", 30)
+        assert swapped.n_kv_heads == n_kv_heads
+    with pytest.warns(UserWarning, match=r"attention=mla: has no place for .*attention\.softcap.* \(left out\)"):
+        attention("mine.yaml", "attention=mla")
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-1.5b", "gemma3-1b", "mpt-7b", "deepseek-v2-lite"])
+def test_a_model_and_its_own_file_answer_every_swap_alike(model: str, folder: Path) -> None:
+    (folder / "mine.yaml").write_text(to_plain_yaml(compose_model(model).cfg))
+    assert load("mine.yaml") == load(model)
+    mine, packaged = Composer("mine.yaml"), Composer(model)
+    axes = ("attention", "norm", "ffn", "head", *(["position"] if "deepseek" not in model else []))
+    for override in [f"{axis}={word}" for axis in axes for word in list_files(axis)]:
+        assert try_spec(mine, override) == try_spec(packaged, override), override
+
+
+def try_spec(composer: Composer, override: str) -> Any:
+    """The Spec of a model under an override, or the faults without the file's name and lines."""
+    try:
+        return spec_of_composed(composer.compose([override]))
+    except ConfigError as error:
+        return [re.sub(r"^mine\.yaml:(\d+: | )?", "", fault) for fault in error.faults]
+
+
+def test_a_word_in_a_kind_of_layer_keeps_what_the_model_says_and_not_what_the_old_word_was(folder: Path) -> None:
+    def windows(top: str, near: str) -> tuple[Any, ...]:
+        kinds = f"layers: {{near: {{attention: {near}}}, rest: {{}}}}\npattern: [near, rest]\n"
+        (folder / "mine.yaml").write_text(BARE.replace("attention: gqa", f"attention: {top}") + kinds)
+        near_attention = load("mine.yaml").blocks["near"].attention
+        return near_attention.window, near_attention.bias, near_attention.n_kv_heads
+
+    n_heads = attention("bare.yaml").n_heads
+    assert windows("{kind: gqa, bias: qkv}", "sliding") == (4096, "qkv", attention("bare.yaml").n_kv_heads)
+    assert windows("{kind: gqa, bias: qkv}", "{kind: sliding, window: 8}")[:2] == (8, "qkv")
+    assert windows("{kind: gqa, bias: qkv, n_kv_heads: 1}", "mha") == (None, "qkv", n_heads)
+    assert windows("sliding", "gqa")[0] is None
+    assert windows("{kind: sliding, window: 8, bias: qkv}", "gqa")[:2] == (None, "qkv")
+    assert windows("{kind: sliding, window: 8}", "{bias: qkv}")[:2] == (8, "qkv")
 
 
 def test_a_file_may_include_its_neighbours_and_choose_from_their_groups(folder: Path) -> None:

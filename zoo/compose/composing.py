@@ -178,14 +178,16 @@ class Composition:
         chosen, inner = {each.removeprefix(f"{self.root}.") for each in places}, _inside(values, self.root)
         deeper = {each.removesuffix(".kind") for each in inner}
         chosen |= {each for each in deeper if "." in each and each.split(".")[-1] in grammar.AXES}
-        swapped = [axis for axis in grammar.AXES if any(each.split(".")[-1] == axis for each in chosen)]
+        words = dict(zip(places, (each.value() for each in groups if not each.is_delete()), strict=True))
+        swapped = {
+            axis: words.get(f"{self.root}.{axis}" if self.root else axis)
+            for axis in grammar.AXES
+            if any(each.split(".")[-1] == axis for each in chosen)
+        }
         body = self.find_model(cfg) if swapped else None
         if body is None:
             return cfg, []
-        typed = {each for each in inner if not each.endswith(".kind")}
-        body, gone = grammar.drop_leftovers(body, swapped, typed | chosen)
-        if not gone:
-            return cfg, []
+        body, gone = grammar.drop_leftovers(body, swapped, {*inner} | chosen)
         if self.root:
             OmegaConf.update(cfg, self.root, body, merge=False)
         else:
@@ -196,7 +198,7 @@ class Composition:
             f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
             for each in [*groups, *own]
         )
-        return cfg, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"]
+        return cfg, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"] if gone else []
 
 
 def _note_router(body: dict[Any, Any] | None) -> list[str]:

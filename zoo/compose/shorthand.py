@@ -20,16 +20,14 @@ Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
-def find_choices(body: Body, is_group: Callable[[str], bool], whole: bool = True) -> dict[str, tuple[str, str]]:
+def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
     """Find the choices in a body and in its patches (`layers.local.attention: sliding`): map the key of each in a
-    defaults list to its group and option. In a body that starts from another model, a mapping with a `kind` is a choice
-    too, unless `whole` is False: then the body states every field of its components."""
-    whole = whole and ("defaults" in body or "model" in body)
+    defaults list to its group and option. A mapping with a `kind` is a choice too."""
     found = {}
     for path, node in _list_scopes(body):
-        laid = path.rpartition(".")[0].endswith("layers")  # the grammar, not Hydra, lays these over the model's choice
+        laid = path.rpartition(".")[0].endswith("layers")
         for key, value in node.items():
-            if word := _read_word(key, value, is_group, whole and not laid):
+            if word := _read_word(key, value, is_group, laid):
                 found[f"{key}@{path}.{key}" if path else key] = (key, word)
     return found
 
@@ -42,12 +40,15 @@ def _list_scopes(body: Body, path: str = "") -> Iterator[tuple[str, Body]]:
         yield from _list_scopes(model, "model")
 
 
-def _read_word(key: object, value: object, is_group: Callable[[str], bool], merged: bool) -> str | None:
-    """Read the choice in a value: a word, or with `merged` the `kind` of a mapping, which Hydra would otherwise merge
-    with the fields of the previous choice. None for anything else."""
-    if merged and isinstance(value, dict) and key in AXES:
+def _read_word(key: object, value: object, is_group: Callable[[str], bool], laid: bool) -> str | None:
+    """Read the choice in a value: a word, or the `kind` of a mapping, which Hydra would otherwise merge with the fields
+    of the previous choice. None for anything else, and for the packaged choices of a kind of layer (`laid`): the
+    grammar lays them over the model's own."""
+    if isinstance(value, dict) and key in AXES and not laid:
         kind = value.get("kind")
         return kind if isinstance(kind, str) and is_choice(str(key), kind) else None
+    if laid and isinstance(value, str) and key in AXES and is_choice(str(key), value):
+        return None
     if not isinstance(value, str) or "${" in value or value == "???" or key == "defaults":
         return None
     return value if is_group(str(key)) else None

@@ -22,8 +22,6 @@ from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, expand_shorthand, find_choices
 from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
-from zoo.grammar.dialect import is_choice, read_choice
-from zoo.grammar.keys import BASES
 from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
@@ -41,8 +39,6 @@ class Target:
     body: Body
     folder: Path | None = None
     option: str = ""
-    spelled: bool = False
-    """Whether the body states every field of its choices, as that of a config.json does."""
     notes: tuple[str, ...] = ()
     sources: tuple[StatedFile, ...] = ()
     """The user's file, for file and line in messages; empty for a packaged model or a mapping."""
@@ -85,10 +81,12 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
     if path.suffix in (".json", ".gguf") or path.is_dir() or names_checkpoint(path):
+        from zoo.grammar import contract_choices
+
         body, notes = read_published(path)
         file = path / "config.json" if (path / "config.json").is_file() else path
         source = StatedFile(file, str(file))
-        return Target(str(target), body, option=option, spelled=True, notes=tuple(notes), sources=(source,))
+        return Target(str(target), contract_choices(body), option=option, notes=tuple(notes), sources=(source,))
     return Target(str(target), read_yaml(path), path.resolve().parent, option, sources=(StatedFile(path, str(target)),))
 
 
@@ -176,7 +174,6 @@ def list_defaults(
     base: str | None = None,
     *,
     trusted: bool = False,
-    spelled: bool = False,
 ) -> Body:
     """Move the body's shorthand into its defaults list. Raises ConfigError for unknown options, and for a body that
     names code, unless it is trusted."""
@@ -184,7 +181,7 @@ def list_defaults(
         check_body(body, label)
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
-    chosen = find_choices(body, repo.offers, not spelled)
+    chosen = find_choices(body, repo.offers)
     if not trusted:
         check_body({"defaults": [{group: option} for group, option in chosen.values()]}, label)
     faults = [
@@ -206,25 +203,6 @@ def _list_known(body: Body, repo: Listed, label: str) -> set[str]:
     return set(found.overrides.known_choices)
 
 
-def drop_swapped(body: Body, overrides: Iterable[str]) -> tuple[Body, list[str]]:
-    """Drop from the body the fields of choices that the user swaps: whole nodes that state their `kind`, and in other
-    nodes the fields that the new choice fixes, such as `n_kv_heads: 1` of `mqa`. Gives lines about the dropped nodes.
-    """
-    swapped = {key: value for key, _, value in (text.partition("=") for text in overrides) if value[:1] != "{"}
-    spelled = [k for k, v in body.items() if k in swapped and isinstance(v, Mapping) and "kind" in v]
-    kept = {key: value for key, value in body.items() if key not in spelled}
-    for key in swapped.keys() & kept.keys():
-        if isinstance(kept[key], Mapping) and is_choice(key, swapped[key]):
-            choice = read_choice(BASES[key], swapped[key])
-            own = {name for name, value in choice.items() if not isinstance(value, str) or "${" not in value}
-            kept[key] = {name: value for name, value in kept[key].items() if name not in own}
-    fields = {key: [f"{key}.{name}" for name in body[key] if name != "kind"] for key in spelled}
-    lines = [
-        f"{key}={swapped[key]}: takes the place of {', '.join(fields[key])} (left out)" for key in fields if fields[key]
-    ]
-    return kept, lines
-
-
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
     """Compose the config of one model, its body at the root."""
     return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
@@ -237,20 +215,14 @@ class Composer:
         self.found = find_target(target)
         self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
         with locating(self.found.sources):
-            self.body = list_defaults(self.found.body, self.repo, self.found.label, spelled=self.found.spelled)
-        self.compositions: dict[tuple[Any, ...], Composition] = {}
+            self.body = list_defaults(self.found.body, self.repo, self.found.label)
+        self.composition = Composition(self.repo, self.body, self.found.label)
 
     def compose(self, overrides: list[str]) -> Composed:
         """Compose the config under overrides, with the model's body at the root."""
-        body, lines = drop_swapped(self.body, overrides)
-        left = tuple((key, *node) if isinstance(node, Mapping) else key for key, node in body.items())
-        if left not in self.compositions:  # overrides change the body only by the keys and fields that are dropped
-            self.compositions[left] = Composition(self.repo, body, self.found.label)
         with locating(self.found.sources):
-            made = self.compositions[left].compose(overrides)
-        lines = [] if self.found.spelled else lines
-        made.notes += [*self.found.notes, *lines]
-        made.left_out += lines
+            made = self.composition.compose(overrides)
+        made.notes += self.found.notes
         made.sources = self.found.sources
         made.inherited = self._list_inherited(made)
         return made

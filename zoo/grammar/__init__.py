@@ -1,6 +1,6 @@
 """Read a model's YAML node into its Spec."""
 
-from zoo.grammar.contract import contract, find_names
+from zoo.grammar.contract import contract, contract_choices, find_names
 from zoo.grammar.dialect import expand, find_owner, is_slot
 from zoo.grammar.interpolation import resolve
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
@@ -16,6 +16,7 @@ __all__ = [
     "STRUCTURE",
     "TOWERS",
     "contract",
+    "contract_choices",
     "drop_leftovers",
     "expand",
     "find_names",

@@ -25,6 +25,14 @@ def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
     return {key: value for key, value in settled.items() if key in known and not (key == "layers" and not value)}
 
 
+def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Shorten the choices at the top of a body that states their kinds, so that one can be swapped and the others keep
+    only the fields in which they differ from their files."""
+    slots = list_slots()
+    stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
+    return {key: _contract(value, slots[key]) if key in stated else value for key, value in body.items()}
+
+
 def find_names(body: Mapping[Any, Any]) -> set[str]:
     """Find the names that a body's interpolations look up."""
     return set(re.findall(r"\b[^\W\d]\w*", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))

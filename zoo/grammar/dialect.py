@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.model.encoder_decoder import EncoderDecoder
@@ -65,7 +66,9 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
     choices, which `true` and a mapping without a kind stand for."""
     slots = list_slots()
     found = {
-        key: _expand(_name_cross(key, value), slots[key], around.get(key), scope) if key in slots else value
+        key: _expand(_keep_stated(key, value, node, around), slots[key], around.get(key), scope)
+        if key in slots
+        else value
         for key, value in node.items()
     }
     if isinstance(layers := node.get("layers"), Mapping):
@@ -74,6 +77,55 @@ def _expand_keys(node: Mapping[Any, Any], around: Mapping[Any, Any], scope: Mapp
             for name, patch in _inherit(layers).items()
         }
     return found
+
+
+def _keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -> Any:
+    """Lay a choice in a patch over the model's own choice of the same kind: `layers.near.attention: sliding` keeps
+    `bias: qkv` of the model's attention, which the choice's file only looks up around it, unless the patch says `bias`.
+    What makes a choice of the kind another one goes: `layers.far.attention: gqa` has no window in a sliding model."""
+    value, old = _name_cross(key, value), around.get(key)
+    word = value.get("kind") if isinstance(value, Mapping) else value
+    if patch is around or key not in BASES or not isinstance(word, str) or not isinstance(old, Mapping):
+        return value
+    base, choice = BASES[key], read_choice(BASES[key], word)
+    patched = isinstance(value, Mapping) and word == old.get("kind")
+    if patched or old.get("kind") not in (word, choice["kind"]) or choice["kind"] not in base.kinds:
+        return value
+    own = {"kind": word} if isinstance(value, str) else value
+    usual = {field.name: field.default for field in base.kinds[choice["kind"]].fields()}
+    gone = {name: usual[name] for name in list_marks(base, word) if name in old}
+    kept = {
+        name: old[name]
+        for name, text in choice.items()
+        if name in old and not is_fixed(name, text) and not patch.keys() & {*split_interpolation(text)[0]}
+    }
+    return choice | gone | kept | own
+
+
+def is_fixed(name: str, value: object) -> bool:
+    """Tell whether a choice's file says what a field is, as `mqa` and `mha` say n_kv_heads: `1`, `${up:n_heads}`. Where
+    it looks up a key of that name, or has a usual value for it, the model may say another."""
+    names, literal = split_interpolation(value)
+    return not names or (literal is None and len(names) == 1 and not names[0].endswith(name))
+
+
+def list_marks(base: type[Spec], word: str) -> frozenset[str]:
+    """List the fields that make other choices of the same kind what they are, and that this one's file does not state:
+    `window` for `gqa`, as `sliding` is a gqa with a window; `unit_offset` for `rmsnorm`."""
+    choice = read_choice(base, word)
+    return _list_marks(base.axis, choice["kind"]) - choice.keys()
+
+
+@functools.cache
+def _list_marks(axis: str, kind: object) -> frozenset[str]:
+    files = [file for file in (read_file(axis, word) for word in list_files(axis)) if file["kind"] == kind]
+    return frozenset(name for file in files for name, value in file.items() if name != "kind" and _is_mark(value))
+
+
+def _is_mark(value: object) -> bool:
+    """Tell whether a file sets a field, rather than only look it up around the choice."""
+    names, literal = split_interpolation(value)
+    return not names or literal not in (None, "null", "false")
 
 
 def _name_cross(key: object, value: object) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from zoo.errors import ConfigError
-from zoo.grammar.dialect import expand, list_fields
+from zoo.grammar.dialect import expand, is_choice, is_fixed, list_fields, list_marks, read_choice
 from zoo.grammar.interpolation import Scope
 from zoo.grammar.keys import BASES, KNOWN
 from zoo.grammar.patches import list_patches
@@ -22,35 +22,72 @@ from zoo.spec import Spec
 
 
 def drop_leftovers(
-    body: Mapping[Any, Any], swapped: Collection[str], touched: Collection[str]
+    body: Mapping[Any, Any], swapped: Mapping[str, Any], touched: Collection[str]
 ) -> tuple[Any, list[str]]:
-    """Drop from a model's body the fields that no choice reads any more after axes were `swapped`. Gives the body and
-    the dropped keys. `touched` are the keys that the user set."""
+    """Drop from a model's body the fields that no choice reads any more after axes were swapped, or that made the old
+    choice what it was. Gives the body and the dropped keys. `swapped` maps the axes to the word typed for the whole
+    model, if one was; `touched` are the keys that the user set."""
     root = expand(body)
+    words = {axis: word if isinstance(word, str) and is_choice(axis, word) else None for axis, word in swapped.items()}
+    for axis, word in words.items():
+        if word and isinstance(node := root.get(axis), dict):
+            _fix(axis, node, read_choice(BASES[axis], word), touched)
     scopes = [("", root, {}), *((f"{path}.", patch, around) for path, patch, around in list_patches(root))]
-    gone = [key for place, node, around in scopes for key in _trim(place, node, around, swapped, touched)]
+    gone = [key for place, node, around in scopes for key in _trim(place, node, around, words, touched)]
     gone += _drop_unread(root, touched)
     return root, gone
 
 
 def _trim(
-    place: str, scope: dict[Any, Any], around: Mapping[Any, Any], swapped: Collection[str], touched: Collection[str]
+    place: str,
+    scope: dict[Any, Any],
+    around: Mapping[Any, Any],
+    swapped: Mapping[str, str | None],
+    touched: Collection[str],
 ) -> Iterator[str]:
     """Delete the fields of swapped components that their new choice does not have, and yield their keys."""
-    for axis in swapped:
+    for axis, word in swapped.items():
         node, before = scope.get(axis), around.get(axis)
         if not isinstance(node, dict):
             continue
         kind = node.get("kind", before.get("kind") if isinstance(before, Mapping) else None)
-        choice = BASES[axis].kinds.get(kind) if isinstance(kind, str) else None
-        if choice is None:
+        marks = list_marks(BASES[axis], word) if word and not place else ()
+        yield from _trim_node(f"{place}{axis}", node, BASES[axis], kind, marks, touched)
+
+
+def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: Collection[str]) -> None:
+    """Set the fields of a component that its choice's file fixes, and likewise in the components among its fields."""
+    for name, value in choice.items():
+        key, old = f"{place}.{name}", node.get(name)
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            _fix(key, old, value, touched)
+        elif is_fixed(name, value) and not _is_touched(key, touched):
+            node[name] = value
+
+
+def _trim_node(
+    place: str, node: dict[Any, Any], base: type[Spec], kind: Any, gone: Collection[str], touched: Collection[str]
+) -> Iterator[str]:
+    """Delete the fields of a component that its choice does not have, those `gone`, and likewise in the components
+    among its fields. Yields their keys."""
+    choice = base.kinds.get(kind) if isinstance(kind, str) else None
+    if choice is None:
+        return
+    known = {"kind", *(field.name for field in choice.fields())} - set(gone)
+    slots = list_fields(choice) if any(isinstance(value, dict) for value in node.values()) else {}
+    for name, value in list(node.items()):
+        key = f"{place}.{name}"
+        if _is_touched(key, touched):
             continue
-        known = {"kind", *(field.name for field in choice.fields())}
-        for name in [name for name in node if name not in known or _refuses(choice, name, node[name])]:
-            key = f"{place}{axis}.{name}"
-            if not any(each == key or each.startswith(f"{key}.") for each in touched):
-                del node[name]
-                yield key
+        if name not in known or _refuses(choice, name, value):
+            del node[name]
+            yield key
+        elif name in slots and isinstance(value, dict) and "kind" in value:
+            yield from _trim_node(key, value, slots[name], value["kind"], (), touched)
+
+
+def _is_touched(key: str, touched: Collection[str]) -> bool:
+    return any(each == key or each.startswith(f"{key}.") for each in touched)
 
 
 def _refuses(choice: type[Spec], name: str, value: object) -> bool:

@@ -18,8 +18,8 @@ def lay_patch(base: Mapping[Any, Any], patch: object, path: str, problems: list[
     norm: {kind: rms, eps: 1}     norm: null                   norm: null
 
     Two similar merges differ on purpose. In a family's YAML (`zoo.families`) a node that states its kind replaces the
-    old one whole, in the second row too. Hydra merges overrides and replaces nothing; therefore what the user's file
-    spelled out for the old kind is dropped before (`zoo.compose.targets.drop_swapped`).
+    old one whole, in the second row too. Hydra merges overrides and replaces nothing; therefore what is left of the
+    old kind is dropped afterwards (`zoo.grammar.leftovers`).
     """
     if not isinstance(patch, Mapping):
         problems.append(f"{path}: is {patch!r}, not a mapping of the model's keys")

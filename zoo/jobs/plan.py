@@ -32,7 +32,7 @@ from zoo.compose.faults import shorten_error
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.sources import StatedFile, locating
-from zoo.compose.targets import Target, drop_swapped, find_target, is_file, list_defaults, list_packaged, read_yaml
+from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.distributed.world import read_world
 from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader, states_subdir, task_config
@@ -253,8 +253,7 @@ def plan_launch(
         if options := [_no_key(each) for each in parsed if each.get_key_element() in OPTIONS]:
             raise ConfigError(*options)
         typed = [format_override(each) for each in parsed]
-        left_out: list[str] = []
-        options = {value: _as_option(value, target, loader.repo, typed, left_out) for value, target in models.items()}
+        options = {value: _as_option(value, target, loader.repo) for value, target in models.items()}
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([format_override(each) for each in parsed if not each.is_sweep_override()])
@@ -266,7 +265,6 @@ def plan_launch(
         lines = itertools.product(*map(list_alternatives, parsed)) if sweeps else [typed]
         varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
         jobs = [loader.compose_job(line) for line in lines]
-        jobs[0].left_out += left_out
         varied = varied if sweeps else None
         planned = [_check(each, varied) if check else None for each in jobs]
         if sweeps and states_subdir(master.cfg):
@@ -350,13 +348,11 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 
 
-def _as_option(value: str, target: Target, repo: Listed, overrides: Sequence[str], left_out: list[str]) -> str:
+def _as_option(value: str, target: Target, repo: Listed) -> str:
     """Add a user's file to the options of the group `model` in this process, and return the option's name, which also
-    names the run folder. Choices that the overrides swap are dropped from it, with lines added to `left_out`."""
+    names the run folder."""
     if target.option not in list_packaged():
-        body, lines = drop_swapped(list_defaults(target.body, repo, value, spelled=target.spelled), overrides)
-        left_out += [] if target.spelled else lines
-        store_model(target.option, anchor_defaults(body))
+        store_model(target.option, anchor_defaults(list_defaults(target.body, repo, value)))
     return target.option
 
 

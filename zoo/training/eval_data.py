@@ -13,7 +13,6 @@ from zoo import runs
 from zoo.compose.composing import Composition
 from zoo.compose.engine import Override, open_repository
 from zoo.compose.overrides import parse_overrides
-from zoo.compose.targets import drop_swapped
 from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
@@ -130,10 +129,10 @@ def _flatten(key: str, override: Override) -> Iterator[str]:
 def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose the nodes `data` and `objective`: those of a run's config under overrides, or the packaged defaults.
     Raises ConfigError with the faults of all overrides."""
-    given = {} if config is None else {key: config[key] for key in DEFAULTS if key in config}
-    body, _ = drop_swapped(given, overrides)
-    groups = [{key: option} for key, option in DEFAULTS.items() if key not in body]
-    body = {"defaults": [*groups, "_self_"], **body}
+    swapped = {key for key, _, value in (text.partition("=") for text in overrides) if value[:1] != "{"}
+    given = {key: config[key] for key in DEFAULTS if config and key in config and key not in swapped}
+    groups = [{key: option} for key, option in DEFAULTS.items() if key not in given]
+    body = {"defaults": [*groups, "_self_"], **given}
     composed = Composition(open_repository(), body, CONFIG, root="model").compose(list(overrides))
     composed.refuse_faults()
     node = OmegaConf.to_container(composed.cfg, resolve=True)
