@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from zoo.families.body import lay_rows, write_out_keys
+from zoo.families.body import combine_kinds, lay_rows, write_out_keys
 from zoo.families.family import parse_family, read_family
 
 
@@ -43,6 +43,57 @@ def draft(**more):
     return parse_family(
         "new_text", {"architectures": {"NewForCausalLM": {"prefix": "model."}}, "like": "llama", **more}
     )
+
+
+def test_a_kind_of_layer_is_its_parts_laid_over_one_another_and_its_own_patch_last():
+    moe, near, none = {"ffn": {"kind": "moe"}}, {"attention": {"window": 8}}, {"position": {"kind": "none"}}
+    assert combine_kinds({"dense": {}, "sparse": moe, "_near": near, "{dense,sparse}_near": {}}) == {
+        "dense": {},
+        "sparse": moe,
+        "dense_near": near,
+        "sparse_near": moe | near,
+    }
+    assert combine_kinds({"full_": none, "_dense": {}, "_sparse": moe, "full_{dense,sparse}": {}}) == {
+        "full_dense": none,
+        "full_sparse": none | moe,
+    }
+    own = {"attention": {"window": 4, "sinks": True}}
+    kinds = combine_kinds({"linear_": none, "a": moe, "_near": near, "{linear_,}a{,_near}": {}, "a_near": own})
+    assert kinds == {
+        "a": moe,
+        "a_near": moe | own,
+        "linear_a": none | moe,
+        "linear_a_near": none | moe | near,
+    }
+    assert combine_kinds({"full_attention": {}, "full": none}) == {"full_attention": {}, "full": none}
+
+
+def test_a_family_like_another_takes_its_parts_and_combines_them_with_its_own():
+    base, own = read_family("qwen3_moe"), read_family("mellum")
+    assert own.model["layers"]["sparse"] == base.model["layers"]["sparse"]
+    assert own.model["layers"]["sparse_sliding"] == {
+        **base.model["layers"]["sparse"],
+        **own.model["layers"]["dense_sliding"],
+    }
+
+
+def test_a_family_that_is_like_none_begins_with_what_most_have_alike():
+    node = {
+        "about": {},
+        "architectures": {"AForCausalLM": {}},
+        "keys": {},
+        "model": {"d_model": "=width", "d_ff": None},
+    }
+    family = parse_family("a", node)
+    assert family.model["d_model"] == "=width"
+    assert family.model["n_layers"] == "=num_hidden_layers"
+    assert "d_ff" not in family.model
+    assert family.defaults == {"tie_word_embeddings": True}
+
+
+def test_unset_fields_are_null_where_a_config_leaves_them_out():
+    node = {"like": "llama", "architectures": {"AForCausalLM": {}}, "unset": ["rms_norm_eps"]}
+    assert parse_family("a", node).defaults["rms_norm_eps"] is None
 
 
 def test_a_family_has_a_class_without_a_head_unless_it_says_that_it_has_none():

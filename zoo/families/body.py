@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +72,27 @@ def lay_over(base: object, patch: object) -> Any:
     if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
         return patch
     return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
+
+
+def combine_kinds(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Expand kinds of layer that combine parts. A part's name ends with `_`, to begin a kind's name, or begins with it:
+    with `linear_` and `_nope`, `"{linear_,}dense{,_nope}"` is four kinds, of which `linear_dense_nope` is `linear_`,
+    `dense` and `_nope` laid over one another. Patches of its own, under the whole name, are laid over last."""
+    parts = sorted((name for name in layers if "_" in (name[0], name[-1])), key=len, reverse=True)
+    stated: dict[str, Any] = {}
+    for names, own in layers.items():
+        pieces = [piece.split(",") for piece in re.split(r"[{}]", names)]
+        for name in map("".join, itertools.product(*pieces) if names not in parts else ()):
+            stated[name] = lay_over(stated.get(name) or {}, own or {})
+
+    def combine(name: str) -> Any:
+        last = next((part for part in parts if name.endswith(part)), "")
+        first = "" if last else next((part for part in parts if f"{name}_".startswith(part)), "")
+        rest = combine(f"{name}_".removeprefix(first).removesuffix("_").removesuffix(last)) if first or last else None
+        patches = (layers.get(first), rest, layers.get(last), stated.get(name))
+        return functools.reduce(lay_over, (patch for patch in patches if patch), {})
+
+    return {name: combine(name) for name in stated}
 
 
 def write_out_keys(node: object, base: Mapping[str, Any] | None = None) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.families.body import lay_over
+from zoo.paths import read_conf
 
 Classes = dict[str, dict[str, Any]]
 
@@ -30,7 +31,7 @@ def name_classes(
     if bare is not None and stem != first and base not in stated:
         made[base] = lay_over(BARE, bare)
     made |= {name: stated[name] for name in others}
-    for group in _read_groups():
+    for group in _read_tasks():
         if family in group["families"]:
             given = {**(group["families"][family] or {})}
             name = given.pop("class", stem + group["suffix"])
@@ -40,10 +41,5 @@ def name_classes(
 
 
 @functools.cache
-def _read_groups() -> list[dict[str, Any]]:
-    import yaml
-
-    from zoo.paths import conf_dir
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load((conf_dir() / "tasks.yaml").read_text(encoding="utf-8"), loader)
+def _read_tasks() -> list[dict[str, Any]]:
+    return read_conf("tasks")

@@ -12,11 +12,13 @@ YAML for each.
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
                                          # (those that many families have in common are in conf/tasks.yaml)
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
+    unset: [num_key_value_heads]         # fields that it may leave out, and which are then null
     requires: {pretraining_tp: 1}        # fields that must have this value, else the config is refused
     harmless: [use_cache]                # fields that do not change the model's outputs
     model:                               # in the model grammar; `=…` is evaluated over the fields (expression.py)
       n_heads: =num_attention_heads
-      layers: {moe: {ffn: …}}            # may read `layer`, the layer's index
+      layers: {moe: {ffn: …}}            # may read `layer`, the layer's index; kinds may combine parts, such as
+                                         # `_sliding` in `dense{,_sliding}` (body.combine_kinds)
       pattern: ="dense" if layer < first_k_dense_replace else "moe"
     present: {"*.gate": {legacy: false}} # values of fields that config.json leaves out, if the file has this tensor
                                          # (of this shape: "*.gate [_, hidden_size]"). A field beginning with _ is never
@@ -32,8 +34,9 @@ YAML for each.
     keys:                                # ours: theirs (mapping.py); ~ is the prefix of the class
       norm: ~norm
       blocks.#.ffn.{gate,up}: ~layers.#.mlp.{gate,up}_proj  # two rows
-    like: llama                          # inherits from that family; a row of `keys` replaces inherited rows of the
-                                         # same tensors, and null removes what is inherited
+    like: llama                          # inherits from that family, and by default from conf/usual.yaml; a row of
+                                         # `keys` replaces inherited rows of the same tensors, and null removes what is
+                                         # inherited
 
 A class may have `requires`, `keys` and `defaults` of its own. A `model_type` has a family of its own even if another
 family's class in transformers loads it (EXAONE, InternLM3: Llama's), unless nothing differs: its defaults and names
@@ -56,10 +59,11 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
-from zoo.families.body import Body, lay_over, lay_rows, write_out_keys
+from zoo.families.body import Body, combine_kinds, lay_over, lay_rows, write_out_keys
 from zoo.families.classes import name_classes
 from zoo.families.expression import Expression, evaluate_tree, get_item, read_names
 from zoo.families.towers import TowerConfig, join_models, read_towers
+from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.untrusted.text import list_first, quote, shorten
 
 _HARMLESS = """
@@ -95,6 +99,7 @@ class Family:
     model_types: tuple[str, ...]
     architectures: Mapping[str, Mapping[str, Any]]
     model: Mapping[str, Any]
+    stated: Mapping[str, Any]  # `model` with kinds of layer as the file has them, for families that are like this one
     keys: Mapping[str, str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, Any] = field(default_factory=dict)
@@ -308,31 +313,39 @@ def _named(kind: str, patch: object, layers: dict[str, Any]) -> str:
 
 def family_folder() -> Path:
     """Find the folder of the families' YAMLs."""
-    from zoo.paths import conf_dir
-
     return conf_dir() / "family"
 
 
 @functools.cache
 def read_family(name: str) -> Family:
     """Read the family of this name."""
-    import yaml
+    return parse_family(name, read_conf(f"family/{name}"))
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return parse_family(name, yaml.load((family_folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader))
+
+@functools.cache
+def _read_usual() -> Family:
+    """Read what families have in common that are `like` no other. It is no family itself, as it has no class."""
+    node = read_conf("usual")
+    return Family(name="usual", model_types=(), architectures={}, keys={}, stated=node["model"], **node)
 
 
 def parse_family(name: str, node: dict[str, Any]) -> Family:
     """Make the family that a YAML describes. Modifies the node."""
-    base = read_family(node.pop("like")) if "like" in node else None
+    base = read_family(node.pop("like")) if "like" in node else None if "towers" in node else _read_usual()
+    node["defaults"] = {**dict.fromkeys(node.pop("unset", ())), **node.get("defaults", {})}
     node = write_out_keys(node, base.keys if base else {})
     node = _like(base, node) if base else node
+    node["stated"], node["model"] = node["model"], _combine_layers(node["model"])
     types = node.pop("model_type", name)
     node |= {key: tuple(node.pop(key, ())) for key in LISTS}
     node["defaults"] = {**dict.fromkeys(node.get("derive", {})), **node.get("defaults", {})}
     node["towers"] = {tower: _parse_tower(name, tower, each) for tower, each in node.pop("towers", {}).items()}
     node["architectures"] = name_classes(name, node["architectures"], node.get("bare", {}), node.get("tasks", {}))
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
+
+
+def _combine_layers(model: dict[str, Any]) -> dict[str, Any]:
+    return model | {"layers": combine_kinds(model["layers"])} if "layers" in model else model
 
 
 def _parse_tower(name: str, tower: str, node: Mapping[str, Any]) -> TowerConfig:
@@ -362,7 +375,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     node.setdefault("bare", base.bare)
     patch = node.get("model", {})
     kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # a `kind` would replace all other keys
-    laid = lay_over(base.model, patch)
+    laid = lay_over(base.stated, patch)
     model = {key: value for key, value in laid.items() if patch.get(key, 0) is not None} | kind
     if "layers" in model:
         model["layers"] = {name: each for name, each in model["layers"].items() if each is not None}
@@ -372,7 +385,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
 @functools.cache
 def family_names() -> tuple[str, ...]:
     """List the names of all families."""
-    return tuple(sorted(path.stem for path in family_folder().glob("*.yaml")))
+    return tuple(list_conf("family"))
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from zoo.families.gguf_header import GGUFFile as GGUFFile
 from zoo.families.gguf_header import StoredTensor as StoredTensor
 from zoo.families.gguf_header import is_gguf as is_gguf
 from zoo.families.gguf_header import read_gguf as read_gguf
+from zoo.paths import read_conf
 from zoo.untrusted.text import quote, shorten
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -42,11 +43,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 @functools.cache
 def read_catalogue() -> dict[str, Any]:
     """Read conf/gguf.yaml, the supported architectures of llama.cpp."""
-    import yaml
-
-    from zoo.paths import conf_dir
-
-    return write_out_keys(yaml.safe_load((conf_dir() / "gguf.yaml").read_text(encoding="utf-8")))
+    return write_out_keys(read_conf("gguf"))
 
 
 def find_architecture(found: GGUFFile) -> Mapping[str, Any]:

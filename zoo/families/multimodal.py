@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.families import family as families
 from zoo.families.family import HARMLESS
-from zoo.paths import conf_dir
+from zoo.paths import read_conf
 
 TEXT = ("text_config", "llm_config", "language_config")
 """Fields in which a multimodal model has the config of its text model."""
@@ -71,10 +71,7 @@ class Wrapper:
 @functools.cache
 def read_catalogue() -> Catalogue:
     """Read the packaged list of multimodal models."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    node = yaml.load((conf_dir() / "multimodal.yaml").read_text(encoding="utf-8"), loader)
+    node = read_conf("multimodal")
     return Catalogue(tuple(node["models"]), node["flat"], tuple(TensorPrefixes(**each) for each in node["layouts"]))
 
 

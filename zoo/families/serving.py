@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zoo.paths import conf_dir
+from zoo.paths import read_conf
 
 WAYS = ("text", "transformers", "pooling")
 """Ways in which an engine runs an architecture: the keys of its lists. If several have it, the first counts."""
@@ -28,10 +28,7 @@ class ServingEngine:
 @functools.cache
 def read_engines() -> tuple[ServingEngine, ...]:
     """Read the packaged engines."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    node = yaml.load((conf_dir() / "serving.yaml").read_text(encoding="utf-8"), loader)
+    node = read_conf("serving")
     engines = []
     for body in node.values():
         ways = {name: way for way in reversed(WAYS) for name in body.pop(way)}
