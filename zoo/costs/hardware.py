@@ -2,7 +2,8 @@
 
 A file has the figures of the maker's data sheet: TFLOP/s by dtype, for dense products accumulated in float32; memory in
 GB and GB/s; GB/s in one direction of the link to other GPUs; and a CUDA device's compute capability, which decides the
-kernels that can run. `checked: no` marks a figure that was found neither at its source nor in a table that cites it.
+kernels that can run. `checked: no` marks a figure that was found neither at its source nor in a table that cites it. A
+file lists the sources that it cites, except those that many cite, which conf/sources.yaml lists.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
-from zoo.paths import conf_dir
+from zoo.paths import conf_dir, read_conf
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
 """Dtypes that a file may give a rate for. `fp32` is without TF32, as is torch's default."""
@@ -164,7 +165,7 @@ def of_device(name: str) -> Hardware | None:
 @cache
 def _load(path: Path, _: int) -> Hardware:
     """Read a file, cached by its modification time."""
-    body = _read(path)
+    body = _add_sources(_read(path))
     if faults := list(_faults(body)):
         raise ConfigError(*(f"{path}: {fault}" for fault in faults))
     return Hardware(
@@ -175,6 +176,13 @@ def _load(path: Path, _: int) -> Hardware:
         sparse_factor=body["sparse_factor"],
         capability=tuple(body["capability"]["value"]) if body.get("capability") is not None else None,
     )
+
+
+def _add_sources(body: Any) -> Any:
+    """Add the sources in conf/sources.yaml to those that a file lists. Files of another form stay as they are."""
+    if not isinstance(body, Mapping) or not isinstance(body.get("sources"), Mapping):
+        return body
+    return {**body, "sources": {**body["sources"], **read_conf("sources")}}
 
 
 def _read(path: Path) -> Any:
