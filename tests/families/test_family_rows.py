@@ -37,6 +37,7 @@ def test_a_row_takes_the_place_of_those_of_its_tensors():
     base = {"q": "~q", "k": "~k", "{gate,up}": "~gu", "o": "~o", "b ?o": "~b"}
     assert lay_rows(base, {"{q,k}": "~qk", "up": "~up"}) == {"o": "~o", "b ?o": "~b", "{q,k}": "~qk", "up": "~up"}
     assert lay_rows(base, {"o ?q": "~of"})["o"] == "~o"
+    assert list(lay_rows({"o": "~o", "b ?o": "~b"}, {"o.weight": "~w"})) == ["b ?o", "o.weight", "o"]
 
 
 def draft(**more):

@@ -126,8 +126,10 @@ def _list_names(text: str) -> list[str]:
 
 
 def lay_rows(base: Mapping[str, str], own: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Merge a family's rows into those of its `base`. A row replaces the base's rows for any of its tensors, unless it
-    is conditional on another tensor (`?`)."""
+    """Put a family's rows before those of its `base`, of which a tensor takes the first that fits. A row replaces the
+    base's rows for any of its tensors. A row that is conditional on another tensor (`?`) replaces none, and the base's
+    conditional rows stay first."""
     placed = {name for ours in own if "?" not in ours for name in _list_names(ours)}
-    kept = {ours: theirs for ours, theirs in base.items() if ours in own or placed.isdisjoint(_list_names(ours))}
-    return {**kept, **own}
+    kept = {ours: theirs for ours, theirs in base.items() if ours not in own and placed.isdisjoint(_list_names(ours))}
+    conditional = {ours: theirs for ours, theirs in kept.items() if "?" in ours}
+    return {**conditional, **own, **kept}
