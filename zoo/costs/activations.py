@@ -23,6 +23,7 @@ from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.recording import Storage, Tape, named_failures, taping
 from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import replace_torch
+from zoo.costs.shadow.shadow import Shadow
 from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 from zoo.costs.tuning import TunedModel
 from zoo.model.attention.base import Attention

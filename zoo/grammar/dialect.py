@@ -99,7 +99,7 @@ def _keep_stated(key: Any, value: Any, patch: Mapping[Any, Any], around: Mapping
         for name, text in choice.items()
         if name in old and not is_fixed(name, text) and not patch.keys() & {*split_interpolation(text)[0]}
     }
-    return choice | gone | kept | own
+    return {**choice, **gone, **kept, **own}
 
 
 def is_fixed(name: str, value: object) -> bool:

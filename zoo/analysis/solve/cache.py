@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from zoo.analysis.solve.recipe import ModelSource
 from zoo.analysis.solve.search import find_crossing

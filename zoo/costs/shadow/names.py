@@ -16,7 +16,7 @@ from zoo.costs.shadow.products import solve_triangular
 from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.reductions import vector_norm
 from zoo.costs.shadow.strides import flat_sizes
-from zoo.costs.shadow.tensor import make_result, make_shadow
+from zoo.costs.shadow.tensor import Core, make_result, make_shadow
 
 
 class ShadowNamespace(SimpleNamespace):

@@ -10,7 +10,8 @@ from zoo.costs.shadow.elementwise import UNARY, add, multiply
 from zoo.costs.shadow.products import cast_for_autocast, matmul
 from zoo.costs.shadow.recording import current_tape
 from zoo.costs.shadow.reductions import mean, repeat_interleave, softmax
-from zoo.costs.shadow.tensor import make_result, wants_gradient
+from zoo.costs.shadow.strides import Shape
+from zoo.costs.shadow.tensor import Core, make_result, wants_gradient
 
 
 def layer_norm(x: Core, normalized_shape: Shape, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.recording import UnknownOperation, current_tape
 from zoo.costs.shadow.strides import broadcast, dense_strides
-from zoo.costs.shadow.tensor import is_shadow, make_result, save_operands
+from zoo.costs.shadow.tensor import Core, is_shadow, make_result, save_operands
 
 
 def cast_for_autocast(*tensors: Any) -> list[Any]:
