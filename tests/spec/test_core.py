@@ -167,6 +167,7 @@ NEAR = "pattern=[near,layer]"
             ["embedding.scale=sqrt"],
             r"^embedding\.scale: must be a finite number or sqrt_d_model, found 'sqrt' \(null would do\)$",
         ),
+        (["attention.kind='\ud800'"], r"^attention: kind '\\ud800' is not a choice of attention"),  # no character
         (["vocab_size=many"], r"^vocab_size: [^\n]*found 'many'$"),
     ],
 )

@@ -32,7 +32,7 @@ class KindSource(NamedTuple):
     def names(self, kind: str) -> bool:
         """Whether the source has a class of this kind, of any axis."""
         try:
-            return f'kind="{kind}"'.encode() in self.file.read_bytes()
+            return f'kind="{kind}"'.encode(errors="surrogatepass") in self.file.read_bytes()
         except OSError:  # a package without sources
             return True
 
