@@ -9,18 +9,13 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-import threading
+import sys
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from zoo.spec.spec import Spec
-
-
-completing = threading.RLock()
-"""Held while kinds are imported, a class becomes a dataclass or pydantic builds its validator. All of these happen on
-first use, and a second thread would meet a half-made class."""
 
 
 class KindSource(NamedTuple):
@@ -54,6 +49,9 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
 
     Kinds are ordered by module, those of the axis' own module `home` first, and then as they stand in the file,
     whatever was imported before.
+
+    Threads may look up kinds at once. No lock is held but Python's own of the modules: a module that another thread is
+    importing may need any lock that a class needs on first use.
     """
 
     searched: ClassVar[set[str]] = set()
@@ -66,9 +64,11 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
 
     def __getitem__(self, kind: str) -> type[Spec]:
         if kind not in self._known and kind not in self._missing:
-            with completing:
-                self._import(kind)
-        return self._known[kind]
+            self._import(kind)
+        choice = self._known[kind]
+        if choice.__module__ in sys.modules:  # waits if another thread has come as far as this class
+            importlib.import_module(choice.__module__)
+        return choice
 
     def __setitem__(self, kind: str, choice: type[Spec]) -> None:
         self._known[kind] = choice
@@ -77,10 +77,9 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
         del self._known[kind]
 
     def __iter__(self) -> Iterator[str]:
-        with completing:
-            for source in self._list_sources():
-                importlib.import_module(source.module)
-        modules = {kind: choice.__module__ for kind, choice in self._known.items()}
+        for source in self._list_sources():
+            importlib.import_module(source.module)
+        modules = {kind: choice.__module__ for kind, choice in list(self._known.items())}
         return iter(sorted(modules, key=lambda kind: (modules[kind] != self.home, modules[kind])))
 
     def __len__(self) -> int:

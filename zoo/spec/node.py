@@ -41,10 +41,10 @@ class Node(Spec):
         return node if isinstance(node, ArgsKwargs) else cls.parse(node)
 
     @classmethod
-    def _parse(cls, node: object) -> Any:
+    def parse(cls, node: object) -> Any:
         fields = cls._gather(node)
         try:
-            return super()._parse(fields)
+            return super().parse(fields)
         except ValidationError as error:
             if not cls.word:
                 raise

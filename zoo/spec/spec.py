@@ -8,11 +8,13 @@ hyperparameters, which are the YAML keys; `parts(d_model)` names its weights and
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.dataclasses import rebuild_dataclass
 from pydantic_core import core_schema
 
 from zoo.errors import ConfigError
@@ -25,8 +27,13 @@ from zoo.spec.faults import (
     find_large_numbers,
     make_refusal,
 )
-from zoo.spec.kinds import Kinds, completing
+from zoo.spec.kinds import Kinds
 from zoo.spec.parts import Group, Part, Sized, Stack, count_kinds
+
+completing = threading.RLock()
+"""Held while a class becomes a dataclass or pydantic builds its validator, on first use: a second thread would meet a
+half-made class. Nothing may be imported meanwhile: a thread that imports a module waits for this lock where the module
+makes a component, as a default."""
 
 
 class Slot(NamedTuple):
@@ -69,7 +76,10 @@ class Spec:
             cls.kinds[kind] = cls
 
     def __new__(cls, *_: Any, **__: Any) -> Spec:
-        cls.complete()  # before Python looks up `__init__`, which this makes
+        if not cls.__dict__.get("__pydantic_complete__"):
+            with completing:
+                cls.complete()  # before Python looks up `__init__`, which this makes
+                rebuild_dataclass(cls, raise_errors=False)  # type: ignore[arg-type]
         return super().__new__(cls)
 
     @classmethod
@@ -98,11 +108,6 @@ class Spec:
     @classmethod
     def parse(cls, node: object) -> Any:
         """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
-        with completing:
-            return cls._parse(node)
-
-    @classmethod
-    def _parse(cls, node: object) -> Any:
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
