@@ -59,7 +59,7 @@ PACKED = {
 
 @pytest.mark.parametrize("name", PACKED)
 def test_a_packed_pass_makes_no_tensor_of_pairs_of_tokens_outside_its_kernel(name, monkeypatch):
-    """The kernel here reads nothing and gives V, so that what is left is what scene and layers make of B·T tokens."""
+    """The kernel here reads nothing and gives V, so that what is left is what context and layers make of B·T tokens."""
 
     def values(q, v):
         return v.repeat_interleave(q.shape[2] // v.shape[2], 2)
@@ -79,10 +79,10 @@ def test_a_packed_pass_makes_no_tensor_of_pairs_of_tokens_outside_its_kernel(nam
 def test_each_token_counts_the_tokens_of_its_own_document():
     spec = spec_of([])
     documents = (torch.rand(B, 64) < 0.1).cumsum(1)
-    scene = ForwardContext(spec, Inputs(torch.zeros(B, 64, dtype=torch.long), documents=documents))
+    context = ForwardContext(spec, Inputs(torch.zeros(B, 64, dtype=torch.long), documents=documents))
     pairs = documents[:, :, None] == documents[:, None, :]
-    assert torch.equal(scene._count_lengths(), pairs.sum(-1))
-    assert torch.equal(scene.every, (pairs & torch.ones(64, 64, dtype=torch.bool).tril(-1)).sum(-1))
+    assert torch.equal(context._count_lengths(), pairs.sum(-1))
+    assert torch.equal(context.every, (pairs & torch.ones(64, 64, dtype=torch.bool).tril(-1)).sum(-1))
 
 
 # ---------------------------------------------------------------- cu_seqlens and recompilation

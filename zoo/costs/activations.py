@@ -223,7 +223,7 @@ class _Trace:
         """Trace the whole pass; return the hidden states after the final norm."""
         m, begun = self.layer, self.tape.begin()
         ids = make_shadow((self.shape.batch, self.shape.context), INT64, "ids")
-        x, scene = self._begin(ids, memory)
+        x, forward = self._begin(ids, memory)
         given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x)
         x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)
         self.file("embedding", begun, [x, *(given or ())], ids)
@@ -231,7 +231,7 @@ class _Trace:
         steps: dict[str, Any] = {}
         for name in self.tower.blocks:  # kinds that only this trace distinguishes share the model's one step
             same = next((other for other in steps if name_stored(other) == name_stored(name)), None)
-            steps[name] = scene.step(name, m.kernel, x, m) if same is None else steps[same]
+            steps[name] = forward.step(name, m.kernel, x, m) if same is None else steps[same]
         for channel in (name for name in self.tower.channels if Channel.named[name].shared):
             value = self._trace(channel, "", x)
             for name, step in steps.items():
@@ -241,7 +241,7 @@ class _Trace:
         for name in sorted(blocks, key=self._count_givers):
             block = blocks[name]
             if loops or not block.attention.passes.loops:
-                shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
+                shared |= self._layer(name, block, steps[name].for_layer(None, forward.drops), x)
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
         read = shared | {each.storage: None for step in again.values() for each in _shared(step)}
         self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
@@ -287,7 +287,7 @@ class _Trace:
         return Channel.named[channel].trace(Shadows(self.tower, kind, x, _make, self.given[channel]))
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
-        """Make the layers' input and the scene, as `Tower.run` does."""
+        """Make the layers' input and the ForwardContext, as `Tower.run` does."""
         from zoo.model.context import ForwardContext
         from zoo.model.step import Inputs
 
@@ -295,11 +295,12 @@ class _Trace:
         read = tower.embedding
         x = read.lookup(m.embedding, ids, None, read.weigh(ids, None, None), read.list_beside(ids, None, None))
         drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
-        scene = replace_torch(ForwardContext)(tower, Inputs(ids, memory=memory if tower.causal else None), drops=drops)
+        inputs = Inputs(ids, memory=memory if tower.causal else None)
+        context = replace_torch(ForwardContext)(tower, inputs, drops=drops)
         if tower.has_position:
-            x = tower.position.embed(m.position, x, scene.table_positions)
-        x = tower.embedding.finish(m.embedding, x, scene.real)
-        return x if drops is None else drops.drop_embedding(x), scene
+            x = tower.position.embed(m.position, x, context.table_positions)
+        x = tower.embedding.finish(m.embedding, x, context.real)
+        return x if drops is None else drops.drop_embedding(x), context
 
     def _end(self, shape: Any, dtype: Any, ids: Shadow) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()

@@ -1,5 +1,6 @@
-"""Define attention kernels: an Ask (a call without tensors), a Machine, Scores (mask, scale, …), and the Kernel base.
-Choosing a kernel is a function of Ask and Machine alone; a feature that a kernel lacks is refused, never ignored."""
+"""Define attention kernels: an AttentionQuery (a call without tensors), a Machine, Scores (mask, scale, …), and the
+Kernel base. Choosing a kernel is a function of AttentionQuery and Machine alone; a feature that a kernel lacks is
+refused, never ignored."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Bias:
 
     @property
     def kind(self) -> str:
-        """The value of `Ask.bias` for this bias."""
+        """The value of `AttentionQuery.bias` for this bias."""
         if self.slopes is not None:
             return "alibi"
         return "learned" if self.learned else "fixed"

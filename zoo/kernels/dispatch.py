@@ -189,7 +189,7 @@ def prepare(
 
 
 def _ask(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> AttentionQuery:
-    """Describe a call as an Ask."""
+    """Describe a call as an AttentionQuery."""
     sinks, bias = how.sinks, how.bias
     wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
     wanted = wanted or (bias is not None and bias.learned)

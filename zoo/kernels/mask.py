@@ -88,7 +88,7 @@ class Mask:
 
     @property
     def features(self) -> dict[str, Any]:
-        """The mask's features as `Ask` fields, without ineffective ones, such as a window longer than the row."""
+        """The mask's features as fields of an AttentionQuery, without ineffective ones (a window above the row)."""
         return {
             "causal": self.causal and not self.sees_all,
             "window": self.window if self._window_bites or not self._by_numbers else None,

@@ -1,6 +1,6 @@
 """Make the table of `zoo doctor`: which features each attention kernel has, on this machine and on others.
 
-No cell is written by hand: each is the kernel's own answer (`Kernel.refuses`) to an Ask.
+No cell is written by hand: each is the kernel's own answer (`Kernel.refuses`) to an AttentionQuery.
 """
 
 from __future__ import annotations

@@ -279,16 +279,16 @@ class Tower(Topology):
             found = f"is {inputs.logits_to_keep}, and the head gives {given} a row"
             raise ConfigError(f"logits_to_keep: {found} (0 for none, or leave it out)")
 
-    def run(self, m: Any, inputs: Inputs, scene: ForwardContext) -> Output:
+    def run(self, m: Any, inputs: Inputs, context: ForwardContext) -> Output:
         """Run one forward pass: token ids [B, T] through embedding, layers, norm and head."""
-        seam, context = m.seam, m.context
-        x = self.embed(m, inputs, scene) if inputs.stream is None else inputs.stream  # B T D
-        steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
+        seam = m.seam
+        x = self.embed(m, inputs, context) if inputs.stream is None else inputs.stream  # B T D
+        steps = {kind: context.step(kind, m.kernel, x, m) for kind in self.blocks}
         losses: dict[str, Tensor] = {}
         loads: list[Tensor] = []
         stack, cache = self.stack, inputs.cache
         runner = m.recompute if cache is None else cache.recordings
-        drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
+        drops = context.drops and context.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
         exchange = Exchange(self, m, inputs.input_ids, x)
         rounds = None if self.loop is None else self.loop.follow(m.loop, exchange)
@@ -302,24 +302,24 @@ class Tower(Topology):
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             exchange.leave(index, step)
             for name, loss in step.losses:
-                loss = context.own_share(seam.own_share(loss))
+                loss = m.context.own_share(seam.own_share(loss))
                 losses[name] = losses[name] + loss if name in losses else loss
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
-            cache.end(scene.new)
+            cache.end(context.new)
         if not ends:
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
         x = m.final_read(x, exchange.find(GroupSums.name).last) if self.final_read else x
         normed = m.norm(x) if self.has_final_norm else x
-        hidden = seam.gather(m.project(normed) if self.out_width else normed, scene.own)
-        pooled = m.pooler(seam.gather(normed, scene.own) if self.out_width else hidden) if self.pooler else None
+        hidden = seam.gather(m.project(normed) if self.out_width else normed, context.own)
+        pooled = m.pooler(seam.gather(normed, context.own) if self.out_width else hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
-        marked = self.head.mark(inputs.input_ids, scene.real)
+        marked = self.head.mark(inputs.input_ids, context.real)
         if inputs.targets is not None:
             read, loss = self.head.gather(hidden, marked), inputs.loss or TokenLoss()
-            loss = replace(loss, count=None) if context.active else loss  # which is of whole rows
-            out.loss, out.terms = self._sum_loss(m, read, context.own(inputs.targets), loss)
+            loss = replace(loss, count=None) if m.context.active else loss  # which is of whole rows
+            out.loss, out.terms = self._sum_loss(m, read, m.context.own(inputs.targets), loss)
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C
         elif inputs.logits_to_keep != 0 and self.head.asks:
@@ -329,20 +329,20 @@ class Tower(Topology):
             out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
         return out
 
-    def embed(self, m: Weights, inputs: Inputs, scene: ForwardContext) -> Tensor:
+    def embed(self, m: Weights, inputs: Inputs, context: ForwardContext) -> Tensor:
         """Embed the tokens: the first layer's input [B, T, D]."""
-        seam, context = m.seam, m.context
+        seam = m.seam
         given = inputs.token_type_ids if getattr(self.embedding, "n_types", None) else None
-        types = seam.own(context.own(given))
-        factors = self.embedding.weigh(inputs.input_ids, scene.real, inputs.documents)
-        beside = context.own(self.embedding.list_beside(inputs.input_ids, scene.real, inputs.documents))
+        types = seam.own(m.context.own(given))
+        factors = self.embedding.weigh(inputs.input_ids, context.real, inputs.documents)
+        beside = m.context.own(self.embedding.list_beside(inputs.input_ids, context.real, inputs.documents))
         x = self.embedding.lookup(
-            m.embedding, context.own(inputs.input_ids), types, seam.own(context.own(factors)), beside
+            m.embedding, m.context.own(inputs.input_ids), types, seam.own(m.context.own(factors)), beside
         )
         if self.has_position:
-            x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
-        x = self.embedding.finish(m.embedding, x, seam.own(scene.real))
-        return x if scene.drops is None else scene.drops.drop_embedding(x)
+            x = self.position.embed(m.position, x, seam.own(m.context.own(context.table_positions)))
+        x = self.embedding.finish(m.embedding, x, seam.own(context.real))
+        return x if context.drops is None else context.drops.drop_embedding(x)
 
     def _sum_loss(self, m: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Any]]:
         """Compute the loss of a head, whose vocabulary may be divided over ranks."""

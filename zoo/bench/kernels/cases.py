@@ -340,7 +340,7 @@ def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dt
 
 
 def make_ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> AttentionQuery:
-    """Make the Ask that describes a case's inputs. `grad` says whether gradients are required."""
+    """Make the AttentionQuery that describes a case's inputs. `grad` says whether gradients are required."""
     hidden = _hidden(case, torch.Generator(), "cpu")
     kinds = {"none": "none", "alibi": "alibi", "t5": "learned" if grad else "fixed"}
     return AttentionQuery(

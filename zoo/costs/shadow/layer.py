@@ -110,7 +110,7 @@ class ShadowLayer:
     branch = False  # whether it is a sub-layer whose result is added to the residual stream
     blocks: list[ShadowLayer]  # the layers of a tower whose own pass is run
     recompute = None  # a traced pass saves everything; the price then deducts recomputed activations
-    dropping = None  # dropout is given to the pass's Scene (`ShadowDrops`)
+    dropping = None  # dropout is given to the pass's ForwardContext (`ShadowDrops`)
     seam, context = WHOLE, WHOLE_ROWS
 
     def __init__(

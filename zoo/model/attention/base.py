@@ -141,7 +141,7 @@ class Attention(Spec, axis="attention"):
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
         """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the
-        fields of Ask that depend on the pass: those of the Mask, and whether there are gradients."""
+        fields of AttentionQuery that depend on the pass: those of the Mask, and whether there are gradients."""
         return None
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> AttentionQuery | None:

@@ -187,7 +187,7 @@ def _attend(q: Tensor, near: Tensor, entries: Tensor, mask: Mask, how: dict[str,
 
 
 def share_entries(
-    scene: ForwardContext,
+    context: ForwardContext,
     step: Step,
     attention: SoftmaxAttention,
     own: Weights | None,
@@ -196,22 +196,22 @@ def share_entries(
 ) -> None:
     """Give the step what the layers with compressed entries share: the windows of the new tokens, the rotary tables of
     their entries, and masks over entries, which indexers narrow. Raises ConfigError for a bidirectional prefix."""
-    if scene.prefix is not None:
+    if context.prefix is not None:
         found = "attention: compressed entries are of tokens that came before, found a prefix that is seen whole"
         raise ConfigError(f"{found} (use gqa there)")
-    if scene.cache is None:
-        entries, seen = _read_texts(scene, attention)
-    elif scene.past is not None:
-        entries, seen = _continue_alike(scene, attention)
+    if context.cache is None:
+        entries, seen = _read_texts(context, attention)
+    elif context.past is not None:
+        entries, seen = _continue_alike(context, attention)
     else:
-        entries, seen = _continue_rows(scene, attention), None
+        entries, seen = _continue_rows(context, attention), None
     joined = None
     if slots is not None and slots.table is not None:
-        ends = (torch.arange(slots.n_keys, device=scene.device) + 1) * attention.sight.rate
-        seen = ends <= scene.index[..., None] + 1  # B T S
+        ends = (torch.arange(slots.n_keys, device=context.device) + 1) * attention.sight.rate
+        seen = ends <= context.index[..., None] + 1  # B T S
     if slots is not None and slots.ragged and slots.table is None:
-        rows = [_see_row(scene, attention.sight.rate, *each) for each in scene.list_rows(slots)]
-        step.keys = scene.pool(rows, slots)
+        rows = [_see_row(context, attention.sight.rate, *each) for each in context.list_rows(slots)]
+        step.keys = context.pool(rows, slots)
     elif seen is None:  # a single token, which sees all entries
         assert slots is not None
         held = count_slots(slots.rows[0])
@@ -224,68 +224,68 @@ def share_entries(
         joined = Mask.of_pairs(torch.cat((entries.near.expand(rows, -1, -1), seen.expand(rows, -1, -1)), -1))
     if joined is not None and attention.chooser is None:  # with an indexer each layer has its own mask
         entries.joined = joined
-        scene.draw(step, attention, dtype, joined)
-    entries.kernels = None if scene.cache is None else []
+        context.draw(step, attention, dtype, joined)
+    entries.kernels = None if context.cache is None else []
     step.extra[ENTRIES] = entries
     step.extra[ENTRY_TABLES] = attention.positioning.tables(entries.positions, attention.rotary_width, dtype, None, own)
 
 
-def _read_texts(scene: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor]:
+def _read_texts(context: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor]:
     """Find the windows of whole texts (no cache), and the entries that each query sees [B|1, T, E]. The incomplete
     window at the end of a text makes no entry."""
-    rate, new, device = attention.sight.rate, scene.new, scene.device
-    apart = None if scene.documents is None else (scene.documents, scene.documents)
-    hides: Any = {"padding": scene.padding, "documents": apart}
+    rate, new, device = attention.sight.rate, context.new, context.device
+    apart = None if context.documents is None else (context.documents, context.documents)
+    hides: Any = {"padding": context.padding, "documents": apart}
     near = Mask(new, new, window=attention.sight.near, **hides).dense(device)[:, 0]
     whole = Mask(new, new, **hides)
     last, real, _ = find_pools(whole, new, rate, device)  # B|1 E each
     query = torch.arange(new, device=device)[:, None]
-    entries = Entries(rate, new // rate, scene.every[:, : new // rate], scene.every % rate, near)
-    if scene.padding is None and scene.documents is None:
+    entries = Entries(rate, new // rate, context.every[:, : new // rate], context.every % rate, near)
+    if context.padding is None and context.documents is None:
         entries.positions = last - (rate - 1)
         return entries, last[:, None] <= query
-    rows = max(last.shape[0], scene.every.shape[0])
+    rows = max(last.shape[0], context.every.shape[0])
     last, real = last.expand(rows, -1), real.expand(rows, -1)
-    entries.positions = (scene.every.expand(rows, -1).gather(1, last) - (rate - 1)).clamp(min=0)
+    entries.positions = (context.every.expand(rows, -1).gather(1, last) - (rate - 1)).clamp(min=0)
     entries.members = (last[..., None] + torch.arange(1 - rate, 1, device=device)).clamp(min=0)
     entries.follows = (entries.positions > 0)[..., None]  # a text's first window is at position 0
     row = torch.arange(rows, device=device)[:, None, None]
     return entries, whole.sees(row, query, last[:, None]) & real[:, None]
 
 
-def _continue_alike(scene: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
+def _continue_alike(context: ForwardContext, attention: SoftmaxAttention) -> tuple[Entries, Tensor | None]:
     """Find the windows of new tokens after equally many cached ones in each row, and the entries that each query sees
     [1, T, E] (None for a single token, which sees all)."""
-    rate, new, device, past = attention.sight.rate, scene.new, scene.device, scene.past
+    rate, new, device, past = attention.sight.rate, context.new, context.device, context.past
     assert past is not None
     count, held = count_windows(rate, new, past), min(past, attention.sight.near - 1)
     positions = (torch.arange(count, device=device) + past // rate)[None] * rate
     near = None if new == 1 else Mask(new, held + new, window=attention.sight.near).dense(device)[:, 0]
     begun = torch.full((1, 1, 1), past % rate > 0, device=device)
-    entries = Entries(rate, count, positions, scene.index[past:][None] % rate, near, held, past % rate, begun=begun)
-    if scene.real is not None:
-        entries.counts = scene.real.sum(1)
+    entries = Entries(rate, count, positions, context.index[past:][None] % rate, near, held, past % rate, begun=begun)
+    if context.real is not None:
+        entries.counts = context.real.sum(1)
         entries.last = (past % rate + entries.counts - 1) // rate
     if new == 1:
         return entries, None
     ends = (torch.arange((past + new) // rate, device=device) + 1) * rate
-    return entries, (ends <= scene.index[past:, None] + 1)[None]
+    return entries, (ends <= context.index[past:, None] + 1)[None]
 
 
-def _continue_rows(scene: ForwardContext, attention: SoftmaxAttention) -> Entries:
+def _continue_rows(context: ForwardContext, attention: SoftmaxAttention) -> Entries:
     """Find the windows of new tokens after different numbers of cached ones in each row."""
-    rate, new, device, before = attention.sight.rate, scene.new, scene.device, attention.sight.near - 1
-    assert scene.cache is not None
-    starts = scene.cache.starts  # B
+    rate, new, device, before = attention.sight.rate, context.new, context.device, attention.sight.near - 1
+    assert context.cache is not None
+    starts = context.cache.starts  # B
     count, columns = count_windows(rate, new, None), torch.arange(new, device=device)
     positions = (starts[:, None] // rate + torch.arange(count, device=device)) * rate
     query = starts[:, None, None] + columns[:, None]  # B T 1
     key = starts[:, None, None] + torch.arange(before + new, device=device) - before  # B 1 S
     near = (key >= 0) & (key <= query) & (query - key <= before)
     shift = starts % rate
-    entries = Entries(rate, count, positions, scene.index % rate, near, before, begun=(shift > 0)[:, None, None])
-    counts = torch.full_like(starts, new) if scene.real is None else scene.real.sum(1)
-    entries.counts = None if scene.real is None else counts
+    entries = Entries(rate, count, positions, context.index % rate, near, before, begun=(shift > 0)[:, None, None])
+    counts = torch.full_like(starts, new) if context.real is None else context.real.sum(1)
+    entries.counts = None if context.real is None else counts
     if new > 1:
         token = torch.arange(count * rate, device=device).view(count, rate) - shift[:, None, None]  # B E m
         entries.hidden = (token < 0) | (token >= counts[:, None, None])
@@ -294,11 +294,11 @@ def _continue_rows(scene: ForwardContext, attention: SoftmaxAttention) -> Entrie
     return entries
 
 
-def _see_row(scene: ForwardContext, rate: int, count: int, stop: int, runs: list[Run]) -> KeySegment:
+def _see_row(context: ForwardContext, rate: int, count: int, stop: int, runs: list[Run]) -> KeySegment:
     """Find the entries of a row attended by itself, and which of them its `count` queries before index `stop` see."""
     held = count_slots(runs)
     if count == 1:
         return KeySegment(Mask(1, held), runs)
-    ends = (torch.arange(held, device=scene.device) + 1) * rate
-    query = torch.arange(stop - count, stop, device=scene.device)[:, None]
+    ends = (torch.arange(held, device=context.device) + 1) * rate
+    query = torch.arange(stop - count, stop, device=context.device)[:, None]
     return KeySegment(Mask.of_pairs((ends <= query + 1)[None]), runs)

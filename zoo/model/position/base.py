@@ -20,7 +20,7 @@ class Position(Spec, axis="position"):
     """A position scheme. Every hook does nothing by default; a kind overrides those that it needs."""
 
     bias_kind: ClassVar[str] = "none"
-    """The value of `Ask.bias` for this scheme's bias."""
+    """The value of `AttentionQuery.bias` for this scheme's bias."""
     reads_length: ClassVar[bool] = False
     """Whether `tables` depends on how many tokens a row or document has."""
     per_layer: ClassVar[bool] = False
