@@ -168,6 +168,10 @@ NEAR = "pattern=[near,layer]"
             r"^embedding\.scale: must be a finite number or sqrt_d_model, found 'sqrt' \(null would do\)$",
         ),
         (["attention.kind='\ud800'"], r"^attention: kind '\\ud800' is not a choice of attention"),  # no character
+        *(
+            ([f"attention={kind}", "+attention.memory_width=64"], r"^block: attention.memory_width is of an encoder's")
+            for kind in ("gqa", "dynamic_gqa")
+        ),
         (["vocab_size=many"], r"^vocab_size: [^\n]*found 'many'$"),
     ],
 )

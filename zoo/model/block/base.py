@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator
 
-from zoo.model.attention.base import Attention, MemoryReading
+from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
 from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
@@ -61,10 +61,9 @@ class Block(Spec, axis="block"):
             raise ValueError(f"{found} (block: {self.attention.needs_block})")
         if self.cross is not None and "cross" not in self.divided:
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
-        memory = self.attention.memory or MemoryReading()
-        if memory.width is not None:
+        if getattr(self.attention, "memory_width", None) is not None:  # of any kind, whether it may be `cross` or not
             raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
-        if memory.merges:
+        if self.attention.memory and self.attention.memory.merges:
             raise ValueError(f"attention '{self.attention.kind}' says how an encoder is read (cross: it, and gqa here)")
         if self.cross is not None and self.cross.memory is not None:
             self.cross.memory.check(self.attention)
