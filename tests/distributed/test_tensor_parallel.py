@@ -19,6 +19,13 @@ from zoo.spec.cuts import Cut, CutSegment, find_cuts
 
 TINY = ["llama", "gpt", "bert", "t5", "bart", "deepseek", "mixtral", "qwen3-next"]
 
+AROUND = [
+    "block=sandwich",
+    "block.around_attention={in_norm: null, residual_scale: 0.4}",
+    "block.around_ffn={stream_norm: {kind: rmsnorm, eps: 1e-5}, stream_scale: 2}",
+]
+"""A layer that states norms and factors of each sub-layer, as ModernBERT, HRM-Text and Gemma 4 do."""
+
 
 def compare(processes, folder, *models, dtype="float32", timeout=500):
     """Compare models in so many processes; returns what each found, by model."""
@@ -39,7 +46,9 @@ def check(found):
 
 def test_two_ranks_give_together_what_the_whole_model_gives(tmp_path):
     """In float64, of which only norms and states of a recurrence are float32, whose roundings are all that is left."""
-    for rank in compare(2, tmp_path, *(f"{name}-tiny" for name in TINY[1::2]), dtype="float64"):
+    models = {name: f"{name}-tiny" for name in TINY[1::2]} | {"around": to_dict(load("llama-tiny", AROUND))}
+    (tmp_path / "models.json").write_text(json.dumps(models))
+    for rank in compare(2, tmp_path, tmp_path / "models.json", dtype="float64"):
         for name, each in rank.items():
             assert each["loss"] < 1e-5 and each["logits"] < 1e-5, (name, each)
             assert each["gradient"] < 5e-6 and each["norm"] < 1e-6, (name, each)

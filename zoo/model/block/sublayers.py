@@ -66,6 +66,10 @@ class Around(Node, name="around"):
     stream_scale: float | None = None
     """Constant factor of the stream before the sum; the block's `stream_scale` unless given (MiniMax-01, 2025)."""
 
+    def shard(self, ranks: int) -> Around:
+        """Return the whole: norms and factors are of whole vectors, which each rank has for some of the tokens."""
+        return self
+
 
 AS_THE_KIND = Around()
 CONVOLVED = ("attention", "ffn")
