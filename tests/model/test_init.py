@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from support.tiny_models import LENT, LOOPED, MIXED, MODULES, TOLD, every_choice, name, spec_of
+from support.tiny_models import LENT, LOOPED, MIXED, MODULES, TOLD, choices, every_choice, name, needs, spec_of
 from zoo.model.init import Normal, ScaledInit
 from zoo.run.builder import build
 from zoo.spec import placed_tensors
@@ -29,6 +29,14 @@ def test_tensors_of_the_same_name_and_shape_start_equal_in_two_architectures(ove
     vectors = ("norm.weight", "norm.bias", "_norm.weight", ".bias")
     for key in shared:
         assert torch.equal(found[key], BASE[key]) or key.endswith(vectors), key
+
+
+@pytest.mark.parametrize("kind", choices("attention"))
+def test_a_model_is_drawn_from_its_seed_alone(kind):
+    overrides, state = [f"attention={kind}", *needs(f"attention={kind}")], torch.get_rng_state()
+    first, second = (values(overrides, seed=3) for _ in range(2))
+    assert all(torch.equal(each, second[key]) for key, each in first.items())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_depth_changes_no_layer_that_is_there_but_for_its_scale():

@@ -12,7 +12,7 @@ from zoo.spec import Buffer, Conv, Experts, Linear, Spec, SpecRow, Weight, is_hi
 
 
 class Init(Spec, axis="init", default="normal"):
-    """Draw matrices and tables. Biases start at 0, and other weights at the value that their part states."""
+    """Draw matrices and tables. Biases start at 0, and other weights as their part states."""
 
     def deviation(self, row: SpecRow, n_layers: float) -> float:
         """Compute the standard deviation of a part's weight in a model of `n_layers` layers."""
@@ -80,13 +80,14 @@ def initialise(model: Any, seed: int) -> None:
             if model.shares.splits(name, parameter):
                 shape = part.shapes()[leaf]  # type: ignore[union-attr]
                 whole = torch.empty(shape, dtype=parameter.dtype, device=generator.device)
-            if isinstance(part, Weight | Buffer):
-                part.init(whole) if callable(part.init) else whole.fill_(part.init)
-            elif leaf == "bias":
-                whole.zero_()
+            stated = part.init if isinstance(part, Weight | Buffer) else 0.0 if leaf == "bias" else None
+            if callable(stated):
+                stated(whole)
+            elif isinstance(stated, float | int):
+                whole.fill_(stated)
             else:
                 generator.manual_seed(mix_seed(seed, name))
-                deviation = model.whole.init.deviation(row, model.whole.n_layers)
+                deviation = stated.std if stated else model.whole.init.deviation(row, model.whole.n_layers)
                 whole.normal_(0.0, deviation, generator=generator)
             if whole is not parameter:
                 parameter.copy_(model.shares.take_part(name, whole, parameter))

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,12 +72,19 @@ class Part:
         return 0
 
 
+class DrawnValues(NamedTuple):
+    """Initial values drawn from the model's seed: normal, of a standard deviation `std`."""
+
+    std: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight(Part):
-    """A bare tensor, such as a norm's scale. `init` is its initial value, or a function that fills it in place."""
+    """A bare tensor, such as a norm's scale. `init` is its initial value, `DrawnValues`, or a function that fills it in
+    place."""
 
     shape: tuple[int, ...]
-    init: float | Callable[[Tensor], object] = 0.0
+    init: float | DrawnValues | Callable[[Tensor], object] = 0.0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"": self.shape}
@@ -85,8 +92,8 @@ class Weight(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Buffer(Part):
-    """A tensor that is saved but not trained, and so not counted as a parameter. `init` is as in Weight. Its `dtype`
-    does not follow the model's."""
+    """A tensor that is saved but not trained, and so not counted as a parameter. `init` is its value, or a function
+    that fills it in place. Its `dtype` does not follow the model's."""
 
     shape: tuple[int, ...]
     init: float | Callable[[Tensor], object] = 0.0

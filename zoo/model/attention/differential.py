@@ -13,7 +13,7 @@ from zoo.kernels.base import AttentionQuery
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention, check_multiple
 from zoo.model.norm import WholeNorm
-from zoo.spec import READ, Linear, Sized, Weight, split
+from zoo.spec import READ, DrawnValues, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class Differential(SoftmaxAttention, kind="differential"):
             "q": Linear(d_model, 2 * q, self.bias, segments=(q, q)),
             "k": Linear(d_model, 2 * kv, self.bias, role=READ, segments=(kv, kv)),
             "v": Linear(d_model, 2 * kv, self.bias, role=READ, segments=(kv, kv)),
-            **{name: Weight((self.head_dim,), init=_draw) for name in VECTORS},
+            **{name: Weight((self.head_dim,), init=DrawnValues(0.1)) for name in VECTORS},
             "norm": Sized(self.norm, 2 * self.head_dim),
             "o": Linear(2 * q, d_model, self.bias, residual=True),
             **({"position": self.position} if self.position.per_layer else {}),
@@ -94,8 +94,3 @@ class Differential(SoftmaxAttention, kind="differential"):
         """Compute λ, the factor of the second map."""
         q1, k1, q2, k2 = (getattr(m, name).float() for name in VECTORS)
         return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
-
-
-def _draw(vector: Tensor) -> None:
-    """Fill with normal initial values of standard deviation 0.1."""
-    vector.normal_(0.0, 0.1)

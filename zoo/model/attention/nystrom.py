@@ -13,7 +13,7 @@ from zoo.kernels.base import AttentionQuery
 from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.lazy import F, torch
 from zoo.model.attention.base import Attention
-from zoo.spec import Linear, Weight, split
+from zoo.spec import DrawnValues, Linear, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class Nystrom(Attention, kind="nystrom"):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
-        conv = {"conv": Weight((self.n_heads, 1, self.conv_width), init=_draw)} if self.conv_width else {}
+        conv = {"conv": Weight((self.n_heads, 1, self.conv_width), init=DrawnValues(0.02))} if self.conv_width else {}
         return {
             **{name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")},
             **conv,
@@ -199,8 +199,3 @@ def _softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
     if seen is None:
         return scores.softmax(-1)
     return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~seen, 0)
-
-
-def _draw(weight: Tensor) -> None:
-    """Fill with normal initial values of standard deviation 0.02."""
-    weight.normal_(0.0, 0.02)
