@@ -86,11 +86,6 @@ class Hardware:
             raise ConfigError(f"dtype: {self.title} does not multiply {dtype} ({would} would do)")
         return self.tflops[dtype].value * 1e12
 
-    def sparse_flops(self, dtype: str) -> float:
-        """Give the FLOP/s with 2:4 structured sparsity, which are often advertised; no model of Zoo's reaches them."""
-        own = self.tflops[dtype].sparse_factor if dtype in self.tflops else None
-        return self.flops(dtype) * (self.sparse_factor if own is None else own)
-
     def ridge(self, dtype: str) -> float:
         """Give the ridge point: FLOPs per byte above which compute takes longer than memory (Williams et al., 2009)."""
         return self.flops(dtype) / self.bandwidth

@@ -288,13 +288,6 @@ def bubble_seconds(schedule: PipelineSchedule, passes: PassTime) -> float:
     return (schedule.stages - 1) * each / schedule.chunks
 
 
-def bubble_share(schedule: PipelineSchedule, microbatches: int, passes: PassTime) -> float:
-    """Give the share of a step that a pipeline stage waits. For 1f1b and interleaved it is (p − 1)/(v·m + p − 1)
-    (Narayanan et al., 2021, §2.2), whatever `passes` are."""
-    waits = bubble_seconds(schedule, passes)
-    return waits / (microbatches * passes.total + waits)
-
-
 def predict_step(
     work: StageWork, sent: StageTraffic, plan: StepPlan, cluster: Cluster, held: Mapping[str, Any]
 ) -> StepTime:

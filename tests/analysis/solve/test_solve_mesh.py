@@ -19,7 +19,7 @@ from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.cluster import Cluster
 from zoo.costs.hardware import hardware
-from zoo.costs.step_time import PassTime, StepPlan, bubble_share, travel_seconds
+from zoo.costs.step_time import PassTime, StepPlan, bubble_seconds, travel_seconds
 from zoo.distributed.schedule import PipelineSchedule
 from zoo.distributed.world import World
 from zoo.errors import ConfigError
@@ -150,18 +150,22 @@ def test_a_model_that_fits_on_no_mesh_has_the_nearest_instead() -> None:
 
 
 def test_the_bubble_is_the_formula_of_narayanan() -> None:
-    passes = PassTime(1.0, 1.2, 0.8)
-    assert bubble_share(PipelineSchedule(), 1, passes) == 0
-    assert bubble_share(PipelineSchedule(stages=4), 8, passes) == pytest.approx(3 / 11)
-    assert bubble_share(PipelineSchedule("interleaved", 4, 2), 8, passes) == pytest.approx(3 / 19)
+    """A stage waits (p − 1)/(v·m + p − 1) of a step, of p stages with v chunks each and m microbatches."""
+
+    def share(schedule: PipelineSchedule, microbatches: int) -> float:
+        passes = PassTime(1.0, 1.2, 0.8)
+        waits = bubble_seconds(schedule, passes)
+        return waits / (microbatches * passes.total + waits)
+
+    assert share(PipelineSchedule(), 1) == 0
+    assert share(PipelineSchedule(stages=4), 8) == pytest.approx(3 / 11)
+    assert share(PipelineSchedule("interleaved", 4, 2), 8) == pytest.approx(3 / 19)
     spec, base = load("llama3-8b"), Setup(context=4096)
     prices = MeshPrices(spec, base, Cluster(device=H100))
     plan = StepPlan(setup=replace(base, pp=4, recompute="full"), microbatches=16)
     found = prices.predict(plan)
-    sent = found.bubble / (3 / 16) - found.compute  # of all microbatches
+    sent = found.bubble / (3 / 16) - found.compute  # of all microbatches; the bubble is 3/16 of both
     assert 0 < sent < found.communication
-    share = bubble_share(PipelineSchedule(stages=4), 16, passes)
-    assert found.bubble == pytest.approx((found.compute + sent) / (1 - share) * share)
 
 
 def test_recomputing_and_a_pipeline_with_few_microbatches_take_longer() -> None:
