@@ -221,6 +221,6 @@ def test_what_is_not_read_of_a_folder_is_said_in_one_line_and_stays(tmp_path):
     assert [note.partition(": ")[2] for note in notes] == [
         "t5gemma2: its text towers alone, without encoder's vision_config"
     ]
-    zoo.export(two.ours, tmp_path / "back", verify=False)
+    zoo.export(two.ours, tmp_path / "back")
     before, after = (json.loads((each / "config.json").read_text()) for each in (two.folder, tmp_path / "back"))
     assert before["encoder"]["vision_config"] == after["encoder"]["vision_config"]
