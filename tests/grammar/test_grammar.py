@@ -8,11 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from zoo.checkpoint.inverse import find_config
 from zoo.compose import load
 from zoo.compose.targets import compose_model
 from zoo.errors import ConfigError
+from zoo.families.classes import _read_groups
+from zoo.families.family import family_names, read_family
 from zoo.grammar import resolve, to_spec
-from zoo.grammar.interpolation import Scope
+from zoo.grammar.dialect import list_fields, list_files, list_slots, read_file
+from zoo.grammar.interpolation import Scope, read_literal, split_interpolation
+from zoo.grammar.keys import BASES
+from zoo.grammar.vocabulary import list_axes, list_nodes, read_choices
 
 BODY = {
     **{"attention": "gqa", "position": "rope", "norm": "rmsnorm", "block": "pre", "ffn": "gated", "activation": "silu"},
@@ -195,3 +201,41 @@ with ThreadPoolExecutor(8) as pool:
 def test_threads_that_are_the_first_to_use_a_component_find_it_whole() -> None:
     done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "16\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "literal"),
+    [
+        ("${up:a,b}", ["a", "b"], None),
+        ("${or:a,7}", ["a"], "7"),
+        ("${or:a,b,7}", ["a"], "b,7"),
+        ("${or:a,{kind: x, y: 1}}", ["a"], "{kind: x, y: 1}"),
+        ("${ or : a , [1, 2] }", ["a"], "[1, 2]"),
+        ("${oc.env:a,7}", [], None),
+        ("${a.b}", [], None),
+        ("x ${up:a}", [], None),
+    ],
+)
+def test_an_interpolation_is_split_as_it_is_followed(text: str, names: list[str], literal: str | None) -> None:
+    assert split_interpolation(text) == (names, literal)
+    if literal is not None:
+        assert resolve({"in": {"key": text}})["in"]["key"] == read_literal(literal)
+        assert resolve({"in": {"key": text}, "a": 5, "b": 6})["in"]["key"] == 5
+
+
+def test_a_literal_of_one_model_is_not_changed_by_another() -> None:
+    body = {**BODY, "head": "${or:no_such_head,{kind: lm, tied: false}}"}
+    assert [to_spec({**body, "vocab_size": size}).head.vocab_size for size in (100, 200)] == [100, 200]
+
+
+def test_what_is_kept_of_packaged_files_stays_as_it_was_read() -> None:
+    calls = [(read_file, (axis, word)) for axis in BASES for word in sorted(list_files(axis))]
+    calls += [(read_family, (name,)) for name in family_names()] + [(read_choices, (axis,)) for axis in list_axes()]
+    calls += [(list_fields, (kind,)) for base in BASES.values() for kind in base.kinds.values()]
+    calls += [(each, ()) for each in (list_slots, list_nodes, list_axes, _read_groups)]
+    before = [repr(cached(*given)) for cached, given in calls]
+    for name in ("llama-tiny", "mixtral-tiny", "deepseek-tiny", "t5-tiny", "qwen3-next-tiny"):
+        load(name, ["vocab_size=77"])
+    find_config(load("mixtral-tiny"))
+    after = [repr(cached(*given)) for cached, given in calls]
+    assert [call for call, *both in zip(calls, before, after, strict=True) if both[0] != both[1]] == []

@@ -13,6 +13,7 @@ names are looked up, and would take ten times as long: it parses each text with 
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -34,14 +35,21 @@ MOST = 100_000
 has two interpolations of the next would double at each step."""
 
 _INNERMOST = re.compile(r"(?<!\\)\$\{((?:[^${}]|\{[^${}]*\})*)\}")
-_SIMPLE = re.compile(r"\$\{(up|or):([^{}]*)\}")
 
 
 def split_interpolation(text: object) -> tuple[list[str], str | None]:
     """Split `${up:a,b}` into the names [a, b], and `${or:a,literal}` into [a] and the literal; [] for anything else."""
-    found = _SIMPLE.fullmatch(text) if isinstance(text, str) else None
-    names = [name.strip() for name in found[2].split(",")] if found else []
-    return (names[:-1], names[-1]) if found and found[1] == "or" else (names, None)
+    found = _INNERMOST.fullmatch(text) if isinstance(text, str) else None
+    resolver, _, asked = (found[1] if found else "").partition(":")
+    return _split_arguments(resolver.strip(), asked) if resolver.strip() in RESOLVERS else ([], None)
+
+
+def _split_arguments(resolver: str, asked: str) -> tuple[list[str], str | None]:
+    """Split what a resolver of the grammar is given into names and the literal: all after the first comma of `or`."""
+    if resolver == "up":
+        return [name.strip() for name in asked.split(",")], None
+    name, comma, literal = asked.partition(",")
+    return [name.strip()], literal.strip() if comma else None
 
 
 def find_foreign(text: str) -> Iterator[str]:
@@ -64,9 +72,13 @@ def find_foreign(text: str) -> Iterator[str]:
         at += 1
 
 
-@functools.lru_cache(4096)
 def read_literal(text: str) -> Any:
-    """Read the literal of `${or:a,literal}` as OmegaConf reads YAML: 1e-3 is a number."""
+    """Read the literal of `${or:a,literal}` as OmegaConf reads YAML: 1e-3 is a number. A copy, which may be changed."""
+    return copy.deepcopy(_parse_literal(text))
+
+
+@functools.lru_cache(4096)
+def _parse_literal(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.create(f"- {text}"))[0]  # type: ignore[index]
 
 
@@ -178,18 +190,16 @@ class Scope:
             return self._find_path(key, text)
         if resolver not in RESOLVERS:
             raise Unresolvable(f"Unsupported interpolation type {resolver}", self.locate(key))
-        names, literal = [name.strip() for name in asked.split(",")], ""
-        if resolver == "or":
-            names, literal = names[:1], asked.partition(",")[2]
+        names, literal = _split_arguments(resolver, asked)
         if not names[0] or not (literal or resolver == "up"):
             raise Unresolvable(f"${{{text}}} cannot be read (${{up:name}}, or ${{or:name,value}})", self.locate(key))
         found, value = self.find_nearest(names)
         if found:
             return value
-        if resolver == "up":
+        if literal is None:
             raise MissingName(names[-1], self.locate() or "the model")
         try:
-            return read_literal(literal.strip())
+            return read_literal(literal)
         except yaml.YAMLError:
             raise Unresolvable(f"${{{text}}} has a value that is no YAML", self.locate(key)) from None
 
