@@ -19,6 +19,7 @@ from zoo.checkpoint.whole import choose_checkpoint
 from zoo.errors import CheckpointError
 from zoo.jobs.train import start_run
 from zoo.training import loop
+from zoo.training.eval_data import compose_evaluation
 from zoo.training.planning import plan_resumption
 from zoo.training.saving import check_counters
 
@@ -107,6 +108,34 @@ def test_a_folders_config_reads_no_environment_variable(run, text, capsys, monke
     edit(run / "config.yaml", model={**node["model"], "n_layers": text})
     (fault,) = faults_of("train", "--resume", "run", capsys=capsys)
     assert fault.startswith("run/config.yaml: model.n_layers: holds '") and "${up:…} and ${or:…}" in fault
+
+
+def test_the_grammars_interpolations_are_followed_outside_the_model(run, capsys):
+    node = yaml.safe_load((run / "config.yaml").read_text())
+    asks = {
+        "optim": {**node["optim"], "lr": "${or:rate,0.25}"},
+        "schedule": {**node["schedule"], "warmup": "${up:keep}"},
+    }
+    edit(run / "config.yaml", **asks)
+    found = plan_resumption(run, ["steps=9"])
+    assert (found.settings.optim.lr, found.settings.schedule.warmup) == (0.25, 5)
+    assert (found.config["optim"]["lr"], found.config["schedule"]["warmup"]) == (0.25, 5)
+    edit(run / "config.yaml", schedule={**node["schedule"], "warmup": "${up:nothing}"})
+    (fault,) = faults_of("train", "--resume", "run", "steps=7", capsys=capsys)
+    assert fault == "schedule.warmup: looks up nothing, which no key around it has (a value)"
+    edit(run / "config.yaml", schedule=node["schedule"], kernel="${or:fast,flash3_hub}")
+    found = plan_resumption(run, [])
+    assert found.settings.kernel == "auto" and "kernel flash3_hub, which is fetched" in found.notes[0]
+
+
+def test_the_grammars_interpolations_may_be_typed_outside_the_model(tmp_path, capsys):
+    typed = [*SMALL, f"data.path={write_corpus(tmp_path)}", "optim.lr=${or:rate,0.25}", "schedule.warmup=${up:keep}"]
+    for shown in ([], ["--resolve"]):
+        assert cli.run(["train", *typed, "keep=3", "--cfg", "job", *shown]) == 0
+        found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["optim"]["lr"], found["schedule"]["warmup"]) == (0.25, 3)
+    node = compose_evaluation(None, ["data=text", "data.path=a.txt", "data.max_bytes=${or:limit,77}"])
+    assert node["data"]["max_bytes"] == 77
 
 
 @pytest.mark.parametrize("name", ["{victim}", "../victim", "result.json"])

@@ -12,10 +12,13 @@ import omegaconf
 import pytest
 import yaml
 
-from zoo import runs
+from support.tiny_runs import compose_run, write_corpus
+from zoo import grammar, runs
 from zoo.cli import run
+from zoo.compose import load
 from zoo.compose.gate import check_overrides
 from zoo.errors import ConfigError
+from zoo.training.planning import plan_training
 from zoo.untrusted.json_file import parse_json
 from zoo.untrusted.paths import find_inside
 from zoo.untrusted.yaml_file import check_yaml, read_yaml_text
@@ -302,3 +305,35 @@ def test_zoo_itself_instantiates_nothing_by_name() -> None:
                     written.append((file.relative_to(root).as_posix(), ast.unparse(call)))
                 assert name != "yaml.load" or "loader" in ast.unparse(call).casefold(), file
     assert sorted(written) == sorted(WRITES_CODE)
+
+
+ASKS = ["model.d_ff=${oc.env:D_FF}", "optim.lr=${oc.env:RATE}"]
+
+
+def test_what_is_typed_or_trusted_may_ask_the_environment(here: Path, refused, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("D_FF", "72")
+    monkeypatch.setenv("RATE", "0.25")
+    (here / "mine.yaml").write_text("model: {d_ff: '${oc.env:D_FF}'}\noptim: {lr: '${oc.env:RATE}'}\n")
+    assert len(refused("train", "-c", "mine.yaml", *SHORT)) == 2
+    for args in (["-c", "mine.yaml", "--trust"], ASKS):
+        assert run(["train", *args, *SHORT, "--resolve"]) == 0
+        found = yaml.safe_load(capsys.readouterr().out)
+        assert (found["model"]["d_ff"], found["optim"]["lr"]) == ("72", "0.25")
+    assert load("llama-tiny", ["d_ff=${oc.env:D_FF}"]) == load("llama-tiny", ["d_ff=72"])
+    assert load("llama-tiny", ["d_ff=${oc.select:d_model}"]) == load("llama-tiny", ["d_ff=${d_model}"])
+    monkeypatch.delenv("D_FF")
+    (line,) = refused("stats", "llama-tiny", "d_ff=${oc.env:D_FF}")
+    assert line.startswith("d_ff: ") and "Environment variable 'D_FF' not found" in line
+
+
+def test_what_the_environment_says_is_no_interpolation(monkeypatch) -> None:
+    monkeypatch.setenv("TITLE", "${oc.env:HOME} ${up:d_ff}")
+    body = {"a": {"one": "${oc.env:TITLE}", "two": "is ${oc.env:TITLE}, ${up:n}"}, "n": 4}
+    said = "${oc.env:HOME} ${up:d_ff}"
+    assert grammar.resolve(body)["a"] == {"one": said, "two": f"is {said}, 4"}
+
+
+def test_a_run_keeps_what_the_environment_said_when_it_began(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("D_FF", "72")
+    plan = plan_training(compose_run(write_corpus(tmp_path), *ASKS[:1]))
+    assert plan.config["model"]["d_ff"] == "72"  # which resuming reads, where nothing may be asked

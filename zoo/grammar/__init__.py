@@ -2,7 +2,7 @@
 
 from zoo.grammar.contract import contract, contract_choices, find_names
 from zoo.grammar.dialect import expand, find_owner, is_slot
-from zoo.grammar.interpolation import resolve
+from zoo.grammar.interpolation import call_resolvers, resolve
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
@@ -15,6 +15,7 @@ __all__ = [
     "OWN",
     "STRUCTURE",
     "TOWERS",
+    "call_resolvers",
     "contract",
     "contract_choices",
     "drop_leftovers",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand
-from zoo.grammar.interpolation import Scope, find_unresolvable
+from zoo.grammar.interpolation import Scope, call_resolvers, find_unresolvable
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.strangers import drop_translated, find_strangers
@@ -56,7 +56,7 @@ def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
 def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
     """Expand a copy of the node and make it a root Scope. Raises ConfigError if an interpolation cannot be resolved."""
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
-    root = Scope(expand(raw))
+    root = Scope(expand(call_resolvers(raw)))
     if faults := find_unresolvable(root):  # perhaps because a key is misspelled, so unknown keys come first
         raise ConfigError(*find_strangers(root, root.take_reads(), ()), *drop_translated(faults, root))
     return root

@@ -15,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.grammar import resolve
 from zoo.jobs.callback import Record
 from zoo.jobs.sweep import hash_config
-from zoo.training.planning import plan_training
+from zoo.training.planning import plan_training, resolve_settings
 
 ROOT = "model"
 """The model's key in a training config."""
@@ -94,8 +94,10 @@ class JobLoader(ConfigLoaderImpl):
         if self.sweeps and run_mode is RunMode.RUN:
             self._name_folder(composed)
         if self.resolves:
-            model: Any = OmegaConf.to_container(composed.cfg[ROOT], resolve=False)
-            OmegaConf.update(composed.cfg, ROOT, resolve(model), merge=False)
+            body: Any = OmegaConf.to_container(task_config(composed), resolve=False)
+            model = {ROOT: resolve(body.pop(ROOT))}
+            for key, value in (resolve_settings(body) | model).items():
+                OmegaConf.update(composed.cfg, key, value, merge=False)
         return composed.cfg
 
     def _name_folder(self, composed: Composed) -> None:

@@ -17,7 +17,7 @@ from zoo.data import DataSettings, make_paths_absolute
 from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Objective
-from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption
+from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption, resolve_settings
 
 if TYPE_CHECKING:
     from zoo.model.tower import Topology
@@ -135,8 +135,8 @@ def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str
     body = {"defaults": [*groups, "_self_"], **given}
     composed = Composition(open_repository(), body, CONFIG, root="model").compose(list(overrides))
     composed.refuse_faults()
-    node = OmegaConf.to_container(composed.cfg, resolve=True)
-    assert isinstance(node, dict)
+    stated: Any = OmegaConf.to_container(composed.cfg, resolve=False)
+    node = resolve_settings(stated)
     make_paths_absolute(node["data"])
     return {key: node[key] for key in DEFAULTS}
 

@@ -16,6 +16,7 @@ from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.data.settings import RecordSettings
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
 from zoo.run import fp8
@@ -105,6 +106,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         faults += find_mismatches(settings, data, spec)
     if faults:
         raise ConfigError(*faults)
+    config["model"] = grammar.call_resolvers(config["model"])  # as a run's folder may ask for nothing
     title = make_title(config["model"], spec)
     spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
     return TrainingPlan(title, settings, data, spec, config)
@@ -124,16 +126,24 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     """Convert the config to plain data, with all but the model's node resolved. Raises ConfigError."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
-        config = OmegaConf.to_container(rest, resolve=True, throw_on_missing=True)
+        stated: Any = OmegaConf.to_container(rest, resolve=False, throw_on_missing=True)
         model = OmegaConf.to_container(cfg.model, resolve=False)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, dict)
+    config = resolve_settings(stated)
     make_paths_absolute(config.get("data"))
     for node, key in ((config.get("objective"), "teacher"), (config, "weights")):
         if isinstance(node, dict) and isinstance(path := node.get(key), str):
             node[key] = str(Path(path).expanduser().absolute())  # a run may be resumed from another working directory
     return {"model": model, **{str(key): value for key, value in config.items()}}
+
+
+def resolve_settings(body: dict[Any, Any]) -> dict[Any, Any]:
+    """Follow the interpolations in the keys beside a config's model. Raises ConfigError."""
+    try:
+        return grammar.resolve(body)
+    except MissingName as error:
+        raise ConfigError(f"{error.key}: looks up {error.name}, which no key around it has (a value)") from None
 
 
 def find_mismatches(settings: S.Training, data: DataSettings, spec: Topology) -> list[str]:
@@ -248,12 +258,14 @@ def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[D
     """Drop from a folder's config the keys taken from the command line only. Returns the rest, and a line for each
     dropped setting that the user did not give."""
     stated = {override.partition("=")[0].split(".")[0] for override in overrides}
+    body: Any = OmegaConf.to_container(cfg, resolve=False)
+    asked = resolve_settings({key: value for key, value in body.items() if key != "model"})
     notes = []
     for name in ("launcher", "logger"):
-        node = cfg.get(name)
-        kind = shorten(str(node.get("kind", "none") if isinstance(node, DictConfig) else node or "none"), 20)
+        node = asked.get(name)
+        kind = shorten(str(node.get("kind", "none") if isinstance(node, dict) else node or "none"), 20)
         if kind != "none" and name not in stated:
-            found = {each: cfg.get(each) for each in STARTERS[1:]}
+            found = {each: asked.get(each) for each in STARTERS[1:]}
             counts = [
                 f"{each}={count}"
                 for each, count in found.items()
@@ -262,9 +274,9 @@ def drop_asked(cfg: DictConfig, file: Path, overrides: Sequence[str]) -> tuple[D
             would = " ".join([f"{name}={kind}", *(counts if name == "launcher" else [])])
             does = "starts" if name == "launcher" else "tracks"
             notes.append(f"{file}: asks for {name} {kind}, which is not taken from a folder ({would} {does} it so)")
-    if fnmatchcase(str(cfg.get("kernel")), FETCHED):
+    if fnmatchcase(str(asked.get("kernel")), FETCHED):
         if "kernel" not in stated:
-            kernel = shorten(str(cfg.kernel), 40)
+            kernel = shorten(str(asked["kernel"]), 40)
             found = f"asks for kernel {kernel}, which is fetched and so is not taken from a folder"
             notes.append(f"{file}: {found} (kernel={kernel} fetches it)")
         cfg = merge_nodes(cfg, {"kernel": "auto"})
