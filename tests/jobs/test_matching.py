@@ -101,6 +101,11 @@ def test_equal_time_is_by_measured_steps_and_stays_when_a_sweep_goes_on(here: Pa
     assert [arm.value for arm in again.arms] == [300, 612, 600]
 
 
+def test_steps_that_an_interpolation_gives_are_a_dimension(here: Path) -> None:
+    found = match(Matching("flops", "steps"), "attention=mha,mqa", "steps=${.log_every}", "log_every=400")
+    assert found.arms[0].value == 400 and 400 < found.arms[1].value < 500
+
+
 @pytest.mark.parametrize(
     ("asked", "overrides", "fault"),
     [

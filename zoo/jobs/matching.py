@@ -18,9 +18,10 @@ from zoo.analysis.solve.search import find_crossing
 from zoo.errors import ConfigError
 from zoo.grammar import resolve
 from zoo.jobs.forecast import Forecaster, price_run
+from zoo.jobs.loader import task_config
 from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
-from zoo.training.planning import TrainingPlan
+from zoo.training.planning import TrainingPlan, resolve_config
 
 TOLERANCE = 0.01
 """An arm is matched if its figure differs from the baseline's by at most this fraction."""
@@ -216,8 +217,8 @@ def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
 
 def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
     """Read the value of a dimension in a job's config. Raises ConfigError if it is no positive whole number."""
-    node: Any = OmegaConf.to_container(plan.loader.compose_job(job.typed).cfg, resolve=False)
-    value: Any = {**node, "model": resolve(node["model"])}
+    config = resolve_config(task_config(plan.loader.compose_job(job.typed)))
+    value: Any = {**config, "model": resolve(config["model"])}
     for key in find_place(by).split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
