@@ -1,6 +1,7 @@
 """Expressions and families read backwards: what a value needs, and that a wrong inverse is never written."""
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from zoo.checkpoint.inverse import find_config, try_family
 from zoo.compose import load
@@ -8,7 +9,7 @@ from zoo.errors import ConfigError
 from zoo.families.binding import TwoWay, assemble_fields, bind
 from zoo.families.codecs.words import read_activation
 from zoo.families.expression import FUNCTIONS, Expression
-from zoo.families.family import read_family
+from zoo.families.family import family_names, read_family
 
 KNOWN = {"heads": 8, "layer": 2, "d_model": 64, "on": True}
 INVERSES = [
@@ -71,3 +72,34 @@ def test_a_row_that_needs_a_later_rows_field_finds_it():
     found, _, faults = try_family(family, "PhiForCausalLM", spec)
     assert faults == []
     assert found["rope_parameters"]["partial_rotary_factor"] == 0.5
+
+
+def test_names_that_only_the_familys_expressions_have_are_not_written():
+    for name, fields in (
+        (
+            "llama4_text",
+            {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
+        ),
+        ("modernbert", {}),
+    ):
+        family = read_family(name)
+        body = family.body({"vocab_size": 99, **fields}, "config.json")
+        config, _, faults = try_family(family, body.architecture, load(body.model))
+        assert faults == []
+        assert not [key for key in config if key == "layer" or key.startswith("_") or "roped" in key]
+
+
+ELSEWHERE = {
+    "swa_qk_rope_head_dim",  # of dots3's own, which follows from two others
+    *("partial_rotary_factor", "rope_theta", "decoder_start_token_id", "num_hidden_layers"),  # read, and kept elsewhere
+}
+
+
+@pytest.mark.parametrize("name", [name for name in family_names() if read_family(name).derive])
+def test_what_a_family_derives_is_a_field_of_transformers_class_or_a_helper(name):
+    """A helper is named with _ at the front, or with `default_`: neither is written to a config.json."""
+    family = read_family(name)
+    for kind in set(family.model_types) & set(CONFIG_MAPPING):
+        config = CONFIG_MAPPING[kind]()
+        has = {*config.to_dict(), *config.attribute_map, *ELSEWHERE}
+        assert {each for each in family.derive if not each.startswith(("_", "default_"))} <= has

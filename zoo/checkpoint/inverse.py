@@ -180,7 +180,7 @@ def try_family(
     twice = {
         name for name, other in family.aliases.items() if other in config
     }  # another name of a field that is stated
-    config = {name: value for name, value in config.items() if name not in twice}
+    config = {name: value for name, value in config.items() if name not in twice and not family.is_helper(name)}
     config["model_type"] = config.get("model_type") or family.model_types[0]
     layers = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _index_weights(spec)}
     layers["sources"] = _index_sources(spec)

@@ -23,6 +23,7 @@ YAML for each.
     present: {"*.gate": {legacy: false}} # values of fields that config.json leaves out, if the file has this tensor
                                          # (of this shape: "*.gate [_, hidden_size]"). A field beginning with _ is never
                                          # written to config.json: it records how this file stores its tensors
+    derive: {layer_types: =…, _roped: =…}  # fields that a config.json may leave out, and helpers with _, never written
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: initial values are used
     unprefixed: {h.#.ln.weight: h.#.ln_1.weight}  # names in files without the prefix, if not the class's own
@@ -195,6 +196,10 @@ class Family:
         unread = self.inherited - self.reads - read_names(self.keys)
         stated = {name: value for name, value in self.defaults.items() if value is not None and name not in unread}
         return {name: value for name, value in stated.items() if not name.startswith("default_")}
+
+    def is_helper(self, name: str) -> bool:
+        """Tell whether a name in expressions is no field of a config.json: `layer`, or a helper of `derive`."""
+        return name == "layer" or (name.startswith("_") and name in self.derive)
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
         """Return a class's changes of the family. Raises CheckpointError for a class of another family."""
