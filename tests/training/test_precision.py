@@ -14,10 +14,14 @@ from zoo.checkpoint.files import read_header
 from zoo.costs import price
 from zoo.costs.setup import PRECISIONS
 from zoo.data import Batch
+from zoo.distributed.mesh import Mesh
+from zoo.distributed.world import World
 from zoo.jobs.train import resume_run, start_run
 from zoo.run.builder import build
 from zoo.training import update
+from zoo.training.building import open_whole
 from zoo.training.gradient import accumulate_gradient
+from zoo.training.layout import ProcessGroups
 from zoo.training.planning import plan_training
 from zoo.training.precision import ComputingCopies, find_priced
 
@@ -50,6 +54,18 @@ def test_the_bytes_held_after_a_step_are_those_that_are_priced(tmp_path, corpus,
     start_run(config, tmp_path / "run")
     told = price(plan_training(config).spec, context=16, precision=find_priced("bf16_master"))["memory"]
     assert held["bytes"] == told["weights"] + told["gradients"] + told["optimizer"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_pure"])
+def test_a_pipeline_runs_under_the_autocast_of_a_whole_model(corpus, monkeypatch, precision):
+    settings, device = plan_training(compose_run(corpus, f"precision={precision}")).settings, torch.device("cpu")
+    monkeypatch.setattr("zoo.training.layout.RankGroup", lambda group: group)
+    monkeypatch.setattr("zoo.training.pipeline.Pipeline", lambda *given, holds: given[4])
+    groups = ProcessGroups(Mesh(pp=2), World(0, 2), World(0, 1), World(0, 1), stages=object())
+    whole = open_whole(build(plan_training(compose_run(corpus)).spec), settings, device, World(0, 1))
+    for autocast in (whole.autocast, groups.open_pipeline(None, settings, device)):
+        with autocast():
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
 
 
 def test_nothing_is_autocast_and_gradients_are_summed_up_in_float32(corpus):

@@ -238,7 +238,7 @@ def settle_weights(model: Model, settings: Training, say: Callable[[str], object
 def open_whole(model: Model, settings: Training, device: Device, world: World) -> WholeModel:
     """Set up gradient computation for a model without pipeline stages."""
     copies = ComputingCopies(model.train()) if settings.precision == MASTER and world.size == 1 else None
-    autocast = choose_autocast(device, "fp32" if settings.pure else settings.arithmetic)
+    autocast = choose_autocast(device, settings.autocast)
     return WholeModel(model, settings.objective, settings.accumulate, autocast, copies)
 
 

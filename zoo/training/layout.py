@@ -143,13 +143,12 @@ class ProcessGroups:
         from zoo.training.pipeline import Pipeline
 
         tokens = -(-settings.seq_len // self.mesh.cp // self.mesh.tp)
-        autocast = choose_autocast(device, settings.arithmetic)
         return Pipeline(
             model,
             RankGroup(self.stages),
             self.mesh.pipeline,
             settings.objective,
-            autocast,
+            choose_autocast(device, settings.autocast),
             settings.accumulate,
             tokens,
             holds=self.tokens.size > 1 and self.mesh.weights[1] == 1,

@@ -205,6 +205,11 @@ class Training(Spec, axis="command", kind="train", default="train"):
         """fp32 or bf16: the precision of products other than float8 ones, and of the peak that MFU refers to."""
         return "fp32" if self.precision == "fp32" else "bf16"
 
+    @property
+    def autocast(self) -> str:
+        """The precision that forward passes are autocast to, fp32 for none. Weights of bf16_pure need none."""
+        return "fp32" if self.pure else self.arithmetic
+
 
 def read_settings(node: Mapping[str, Any]) -> Training:
     """Validate a resolved training config. Raises ConfigError with all of its faults."""
