@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -210,7 +211,9 @@ def test_a_text_that_is_read_at_once_meets_the_rounding_of_a_token_that_is_decod
             one_by_one = torch.cat([lower[0].compute(row[None]) for row in x])
             torch.testing.assert_close(lower[0].compute(x), one_by_one, rtol=1e-3, atol=1e-3)
     found = zoo.evaluate(llama, [TEXT], weights=weights)
-    assert lower[0].way.name in found["results"][1]["made"]
+    with zoo.prepare(zoo.load(llama), weights) as prepared:
+        decoding = {product.way.name for product in prepared.products}
+    assert set(re.findall(r"× (\w+)", found["results"][1]["made"])) == decoding
 
 
 def test_a_model_that_is_given_is_afterwards_what_it_was(llama):
