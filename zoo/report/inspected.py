@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.disk import write_text
 from zoo.report.page import render_page
 from zoo.report.plot import write_figure
-from zoo.report.svg import COLORS, Curve, draw_panel
+from zoo.report.svg import Curve, draw_panel
 from zoo.report.tables import make_table
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ FIGURES, PAGE, MAPS = "inspect.json", "index.html", "maps.safetensors"
 
 ACROSS = 8
 """Maximum heads in a row of a plot."""
-
-MOST_NAMED = len(COLORS)
-"""Maximum curves that a panel's legend names."""
 
 
 # ---------------------------------------------------------------- text
@@ -242,7 +239,7 @@ TEMPLATE = """<h1>What the model does</h1>
 {% for line in lines %}
 <p>{{ line }}</p>
 {% endfor %}
-<div class="curves">
+<div>
 {% for each in panels %}
 {{ each | safe }}
 {% endfor %}
