@@ -140,6 +140,14 @@ def test_a_components_component_takes_its_dimensions_from_around() -> None:
 LAYERS = "defaults: [/model/llama-tiny@_here_]\nlayers: {near: {attention: {window: 8}}, far: {position: none}}\n"
 
 
+@pytest.mark.parametrize("word", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_scaling_of_positions_takes_its_numbers_from_around(word: str) -> None:
+    around = ["rope_factor=3.0", *(["original_max_seq_len=64"] if word != "linear" else [])]
+    assert spec(f"position.scaling={word}", *around) == spec(f"position=rope_{word}", *around)
+    with pytest.raises(ConfigError, match="rope_factor: is missing"):
+        spec(f"position.scaling={word}", *around[1:])
+
+
 @pytest.mark.parametrize(
     ("rule", "names"),
     [

@@ -24,6 +24,7 @@ from zoo.grammar.keys import BASES, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.moe import ExpertLatent, SharedExpert
+from zoo.model.position.rotary import Scaling
 from zoo.model.tower import Decoder
 from zoo.paths import list_conf, read_conf
 from zoo.spec import Node, Spec
@@ -297,7 +298,7 @@ def read_choice(base: type[Spec], word: str) -> dict[str, Any]:
 @functools.cache
 def list_files(axis: str) -> frozenset[str]:
     """List the choices of an axis that have a file in conf/."""
-    return frozenset(list_conf(axis)) if axis in BASES else frozenset()
+    return frozenset(list_conf(axis)) if axis in BASES or axis == Scaling.axis else frozenset()
 
 
 @functools.cache
