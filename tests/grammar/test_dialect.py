@@ -350,6 +350,15 @@ def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
     assert {block.attention.kind for block in made.blocks.values()} == {"gated_delta"}
 
 
+@pytest.mark.parametrize(("axis", "place"), [("decoder.attention", "decoder.position"), ("attention", "position")])
+def test_a_swap_in_towers_leaves_out_the_positions_that_no_attention_there_reads(axis: str, place: str) -> None:
+
+    with pytest.warns(UserWarning, match=rf"{place} \(t5\), which the model had \(left out\)"):
+        made = load("t5-tiny", [f"{axis}=mamba2", *(["encoder.attention=fourier"] if axis == "attention" else [])])
+    assert made.decoder.position.kind == "none"
+    assert made.encoder.position.kind == ("none" if axis == "attention" else "t5")
+
+
 def test_a_swap_that_leaves_nothing_over_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -48,7 +48,7 @@ def refused(capsys, *args: str) -> list[str]:
         ("layers:\n  far: {position: rop}\n", "mine.yaml:3: layers.far.position: no option 'rop'"),
         ("layers:\n  far:\n    windw: 3\npattern: [far]\n", "mine.yaml:4: layers.far.windw: "),
         ("pattern:\n- far\n", "mine.yaml:2: pattern: no layer is named 'far'"),
-        ("kind: decodr\n", "mine.yaml:2: model: kind 'decodr' is not a choice of topology"),
+        ("kind: decodr\n", "mine.yaml:2: kind: 'decodr' is not a choice of topology"),
         ("about: {title: '${oc.env:HOME}'}\n", "mine.yaml:2: about.title: asks "),
         ("base: &base {qk_nrom: true}\nattention:\n  <<: *base\n", "mine.yaml:2: attention.qk_nrom: "),
     ],
@@ -148,6 +148,76 @@ def test_a_file_that_is_gone_costs_no_fault_of_its_own():
     assert locate_faults(["a: b"], [StatedFile(Path("gone.yaml"), "gone.yaml")]) == ["a: b"]
 
 
+# ---------------------------------------------------------------- one mistake, one line
+
+
+def test_a_misspelt_key_is_not_called_missing_too():
+    text = yaml.safe_dump(WHOLE).replace("n_heads:", "n_haeds:").replace("d_ff:", "d_f:").replace("d_model:", "d_modl:")
+    assert sorted(fault.split(": ", 1)[1] for fault in faults(text)) == [
+        "d_f: no such key (did you mean 'd_ff'?)",
+        "d_modl: no such key (did you mean 'd_model'?)",
+        "n_haeds: no such key (did you mean 'n_heads'?)",
+    ]
+
+
+def test_a_kind_of_layer_that_a_pattern_misspells_is_not_called_unused_too():
+    text = START + "layers: {full: {position: none}}\npattern: {every: 2, is: ful}\n"
+    assert faults(text) == ["mine.yaml:3: pattern: no layer is named 'ful' (did you mean 'full'?)"]
+
+
+def test_what_an_attention_without_a_kind_would_read_is_not_judged():
+    layers = {"layers": {"full": {"position": "none"}}, "pattern": ["full"]}
+    (fault,) = faults(yaml.safe_dump(WHOLE | layers | {"attention": {"qk_norm": True}}))
+    assert fault.startswith("mine.yaml:2: attention: has no 'kind' (one of: ")
+
+
+def test_a_tower_in_a_model_of_one_is_told_the_kind_of_two():
+    told = "no such key of a model with one tower (kind: encoder_decoder)"
+    assert faults(START + "decoder: {n_layers: 2}\n") == [f"mine.yaml:2: decoder: {told}"]
+    assert faults(START + "kind: encoderdecoder\ndecoder: {n_layers: 2}\n") == [
+        "mine.yaml:2: kind: 'encoderdecoder' is not a choice of topology (did you mean 'encoder_decoder'?) "
+        "(one of: decoder, encoder, encoder_decoder)"
+    ]
+
+
+def test_a_wrong_field_of_an_axis_that_no_layer_reads_is_refused():
+    assert faults(START + "router: {groups: {cuont: 4}}\n") == [
+        "mine.yaml:2: router.groups.cuont: no such field (did you mean 'count'?)"
+    ]
+    compose.load({"defaults": ["/model/llama-tiny@_here_"], "router": {"groups": {"count": 4}}})
+
+
+def test_a_number_that_divides_no_other_is_named_in_its_own_line():
+    text = START + "n_kv_heads: 4\nattention: {softcap: 5}\n"
+    assert faults(text) == ["mine.yaml:2: attention: n_heads=6 is not a multiple of n_kv_heads=4"]
+    text = START + "n_kv_heads: 4\nattention:\n  softcap: 5\n  n_kv_heads: 5\n"
+    assert faults(text) == ["mine.yaml:5: attention: n_heads=6 is not a multiple of n_kv_heads=5"]
+
+
+def test_a_list_of_factors_of_a_wrong_length_is_named_where_it_stands():
+    scaling = "{kind: longrope, short_factor: [1, 1], long_factor: [1, 1], original_max_seq_len: 9, max_seq_len: 90}"
+    assert faults(START + f"position:\n  kind: rope\n  scaling: {scaling}\n") == [
+        f"mine.yaml:4: position.scaling.{name}: has 2 numbers, and 32 rotated channels have 16 pairs (one for each)"
+        for name in ("short_factor", "long_factor")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: 1\n  b: 2\n", "2: not YAML, line 2 is indented further than line 1"),
+        ("a:\n  b: 2\n    # no key\n    c: 3\n", "4: not YAML, line 4 is indented further than line 2"),
+        ("- a: 1\n# a note\n  b: 2\n    c: 3\n", "4: not YAML, line 4 is indented further than line 3"),
+        ("a:\n    b: 1\n  c: 2\n", "3: not YAML, line 3 is indented less than line 2"),
+        ("a: 1\nb:2\nc: 3\n", "2: not YAML, 'b:2' is no key and value (a space after the colon)"),
+        ("a: b: c\n", "1:5: not YAML, mapping values are not allowed here"),
+    ],
+)
+def test_a_wrong_layout_is_told_by_the_lines_of_an_editor(text, fault):
+    (told,) = faults(text)
+    assert told.startswith(f"mine.yaml:{fault}")
+
+
 # ---------------------------------------------------------------- other libraries' names
 
 
@@ -234,7 +304,16 @@ def test_what_would_do_names_every_choice_that_a_word_may_be(axis, word, names):
     (fault,) = faults(START + f"{axis}: {{kind: {word}}}\n")
     assert f"(did you mean '{names[0]}'?)" in fault and fault.count(",") < 16
     assert all(name in fault.split("(one of: ")[1] for name in names)
-    assert {file.stem for file in (conf_dir() / axis).glob("*.yaml")} <= set(list_choices(BASES[axis]))
+    assert {file.stem for file in (conf_dir() / axis).glob("*.yaml")} == set(list_choices(BASES[axis]))
+
+
+def test_a_missing_width_of_heads_is_told_with_the_usual_one():
+    text = yaml.safe_dump({key: value for key, value in WHOLE.items() if key != "head_dim"})
+    assert faults(text) == [
+        "mine.yaml: head_dim: is missing (attention reads it; state it at the model's top level: head_dim: 8, "
+        "which is d_model / n_heads, or head_dim=8)"
+    ]
+    compose.load("mine.yaml", ["head_dim=8"])
 
 
 def test_one_missing_dimension_is_one_line_whatever_number_of_parts_read_it():

@@ -13,7 +13,7 @@ def test_context_parallelism_needs_whole_rows():
 
 
 def test_an_encoder_cannot_have_it():
-    with pytest.raises(ConfigError, match="ffn 'channel_mix' reads only what came before, and the model is of kind"):
+    with pytest.raises(ConfigError, match="ffn 'channel_mix' reads only what came before, and this is of kind"):
         load("llama-tiny", ["ffn=channel_mix", "kind=encoder"])
 
 

@@ -147,14 +147,14 @@ NEAR = "pattern=[near,layer]"
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["kind=encode"], r"^model: kind 'encode' is not a choice of topology \(did you mean 'encoder'"),
+        (["kind=encode"], r"^kind: 'encode' is not a choice of topology \(did you mean 'encoder'"),
         (
             ["kind=encoder", "attention=mamba"],
-            r"attention 'mamba' reads only what came before, and the model is of kind 'encoder'",
+            r"attention 'mamba' reads only what came before, and this is of kind 'encoder'",
         ),
         (
             ["attention=longformer", "window=4"],
-            r"attention 'longformer' lets a token see later ones, and the model is of kind 'decoder'",
+            r"attention 'longformer' lets a token see later ones, and this is of kind 'decoder'",
         ),
         (["layers=[1]"], r"^layers: is \[1\], not a mapping"),
         (["layers={near:3}", NEAR], r"^layers\.near: is 3, not a mapping"),

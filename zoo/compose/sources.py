@@ -137,12 +137,13 @@ def _strip_root(text: str, key: str, roots: Collection[str]) -> str:
 
 
 def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
-    """List the keys that may have caused a fault, the likeliest first: its own key; keys whose values the text names,
-    as n_heads in `attention: n_heads=7 is …`; and the keys above its own."""
+    """List the keys that may have caused a fault, the likeliest first: keys whose values the text names, the last one
+    first, as n_kv_heads in `attention: n_heads=8 is not a multiple of n_kv_heads=3`; its own; and the keys above."""
     parts = _ITEM.sub(r".\1", key).split(".")
-    yield ".".join(parts)
     top = parts[:1] if parts[0] in roots else []
-    yield from (".".join([*top, name]) for name in re.findall(r"\b(\w+)=", text))
+    for name in reversed(re.findall(r"\b(\w+)=", text.split(" (")[0])):
+        yield from (".".join([*parts[:depth], name]) for depth in range(len(parts), len(top) - 1, -1))
+    yield ".".join(parts)
     if key == "model":  # only the model's kind can cause a fault of the whole model
         yield ".".join([*top, "kind"])
     yield from (".".join(parts[:depth]) for depth in range(len(parts) - 1, len(top), -1))

@@ -102,12 +102,12 @@ class MissingName(Unresolvable):
         self.name, self.place, self.key, self.faults = name, place, key, [describe_missing_name(name, [place])]
 
 
-def describe_missing_name(name: str, places: Sequence[str]) -> str:
-    """Write one line for a missing name, however many places look it up."""
+def describe_missing_name(name: str, places: Sequence[str], usual: str = "") -> str:
+    """Write one line for a missing name, however many places look it up. `usual` is its value in most models."""
     places = list(dict.fromkeys(places))
     shown = places if len(places) <= 3 else [*places[:2], f"{len(places) - 2} more"]
     who = f"{', '.join(shown[:-1])} and {shown[-1]} read" if len(shown) > 1 else f"{shown[0]} reads"
-    return f"{name}: is missing ({who} it; state it at the model's top level)"
+    return f"{name}: is missing ({who} it; state it at the model's top level{usual})"
 
 
 class Scope:
@@ -304,7 +304,16 @@ def find_unresolvable(root: Scope) -> list[str]:
             missing.setdefault(error.name, []).append(error.place)
         except Unresolvable as error:
             found[f"{scope.locate(key)}: {error.reason}"] = None
-    return [*(describe_missing_name(name, places) for name, places in missing.items()), *found]
+    return [*(describe_missing_name(name, places, _propose(name, root)) for name, places in missing.items()), *found]
+
+
+def _propose(name: str, root: Scope) -> str:
+    """Propose the usual value of a missing dimension, as a line of a file and as an override; "" if there is none."""
+    width, heads = root.node.get("d_model"), root.node.get("n_heads")
+    if name != "head_dim" or not (type(width) is type(heads) is int and heads > 0 and width % heads == 0):
+        return ""
+    usual = width // heads
+    return f": head_dim: {usual}, which is d_model / n_heads, or head_dim={usual}"
 
 
 def _list_texts(scope: Scope) -> Iterator[tuple[Scope, Any]]:

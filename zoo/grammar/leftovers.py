@@ -17,7 +17,7 @@ from zoo.grammar.interpolation import Scope
 from zoo.grammar.keys import BASES, KNOWN
 from zoo.grammar.patches import list_patches
 from zoo.grammar.towers import split_towers
-from zoo.model.position.base import Position
+from zoo.model.position.base import Position, WithAbsolute
 from zoo.spec import Spec
 
 
@@ -104,6 +104,26 @@ def _refuses(choice: type[Spec], name: str, value: object) -> bool:
     return False
 
 
+def _drop_positions(root: dict[Any, Any], idle: Collection[str], touched: Collection[str]) -> Iterator[str]:
+    """Drop the positions of the model ("") or of the towers `idle`, whose attention reads none, and yield their keys.
+    A tower without positions of its own has the model's."""
+    for name in dict.fromkeys(idle):
+        scope, place = (root.get(name) or {}, f"{name}.position") if name else (root, "position")
+        node = scope.get("position", root.get("position"))
+        kind = node.get("kind") if isinstance(node, dict) else None
+        scheme = Position.kinds.get(kind) if isinstance(kind, str) else None
+        stated = any(each == place or each.startswith(f"{place}.") for each in touched)
+        if scheme is not None and kind != "none" and not stated and not _embeds(scheme, node):
+            scope["position"] = {"kind": "none"}
+            root |= {name: scope} if name else {}
+            yield f"{place} ({kind})"
+
+
+def _embeds(scheme: type[Any], node: Any) -> bool:
+    """Tell whether a position scheme adds anything at the embedding."""
+    return node.get("absolute") is not None if issubclass(scheme, WithAbsolute) else scheme.embed is not Position.embed
+
+
 def _drop_unread(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str]:
     """Drop positions that act inside attention if no attention reads them, and keys of layer patches that no layer of
     that kind reads. Yields the dropped keys."""
@@ -112,14 +132,10 @@ def _drop_unread(root: dict[Any, Any], touched: Collection[str]) -> Iterator[str
         reads = [tower.read_blocks()[1] for tower in towers]
     except ConfigError:  # reported when the Spec is read
         return
-    node = root.get("position")
-    kind = node.get("kind") if isinstance(node, dict) else None
-    scheme = Position.kinds.get(kind) if isinstance(kind, str) else None
-    within = scheme is not None and kind != "none" and scheme.embed is Position.embed  # type: ignore[attr-defined]
-    stated = any(each == "position" or each.startswith("position.") for each in touched)
-    if within and not stated and not any("position" in names for read in reads for names in read.values()):
-        root["position"] = {"kind": "none"}
-        yield f"position ({kind})"
+    idle = [
+        t.name for t, read in zip(towers, reads, strict=True) if not any("position" in names for names in read.values())
+    ]
+    yield from _drop_positions(root, ["", *idle] if len(idle) == len(towers) else idle, touched)
     known = KNOWN.union(*(tower.asked for tower in towers))
     for tower, read in zip(towers, reads, strict=True):
         scope = root[tower.name] if tower.name and "layers" in root.get(tower.name, {}) else root

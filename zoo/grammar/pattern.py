@@ -51,7 +51,7 @@ def read_pattern(root: Scope) -> tuple[list[str], list[str]]:
     if not names:
         return [PLAIN], problems or ["pattern: is empty (name at least one layer)"]
     each = [names[index % len(names)] for index in range(n_layers)]
-    unused = set(kinds).difference(each)
+    unused = set() if problems else set(kinds).difference(each)  # a misspelt name may be that of any kind
     problems += [
         f"layers.{kind}: no layer is of this kind (name it in pattern, or leave it out)"
         for kind in kinds

@@ -15,7 +15,8 @@ from zoo.spec import Spec
 
 def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
     """Write one line for each fault, at the key that the user has to change."""
-    return [f"{locate_key(item['loc'], towers)}: {item['msg']}" for item in error.errors(include_url=False)]
+    found = ((locate_key(item["loc"], towers), item["msg"]) for item in error.errors(include_url=False))
+    return [f"kind: {text[5:]}" if key == "model" and text[:6] == "kind '" else f"{key}: {text}" for key, text in found]
 
 
 def find_booleans(tree: object, spec: Spec, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:

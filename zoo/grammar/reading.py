@@ -13,7 +13,7 @@ from zoo.grammar.dialect import expand
 from zoo.grammar.interpolation import Scope, call_resolvers, find_unresolvable
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
-from zoo.grammar.strangers import drop_translated, find_strangers
+from zoo.grammar.strangers import drop_consequences, find_strangers
 from zoo.grammar.towers import read_fields, split_towers
 from zoo.model.tower import Topology
 
@@ -44,7 +44,7 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
             return spec
     except ValidationError as error:
         problems += locate_faults(error, named)
-    raise ConfigError(*drop_translated(dict.fromkeys(problems), root))
+    raise ConfigError(*drop_consequences(dict.fromkeys(problems), root))
 
 
 def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     root = Scope(expand(call_resolvers(raw)))
     if faults := find_unresolvable(root):  # perhaps because a key is misspelled, so unknown keys come first
-        raise ConfigError(*find_strangers(root, root.take_reads(), ()), *drop_translated(faults, root))
+        raise ConfigError(*drop_consequences([*find_strangers(root, root.take_reads(), ()), *faults], root))
     return root
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.interpolation import Scope, find_unresolvable, to_plain
 from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
@@ -45,8 +47,10 @@ class TowerNode:
 
     def read(self, problems: list[str], asked: set[str]) -> tuple[dict[str, Any], set[str]]:
         """Read the tower as plain data, and the names that its components look up. Adds to `problems` the axes with an
-        unknown kind, and the keys of layer patches that their layers do not read."""
-        problems += self._find_unknown_kinds()
+        unknown kind, the faulty fields of axes that no layer reads, and the keys of layer patches that their layers do
+        not read."""
+        unknown = self._find_unknown_kinds()
+        problems += unknown
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
             inner = tree.setdefault(part, {})
@@ -56,8 +60,11 @@ class TowerNode:
                 inner.setdefault("vocab_size", number if type(number) is int and number > 0 else 1)
         own = self.root.take_reads()
         blocks, read = self.read_blocks()
-        problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
-        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}, own.union(*read.values())
+        if not unknown:  # what a component without a kind would read is unknown
+            problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
+        names = own.union(*read.values())
+        problems += self._find_idle_faults(names)
+        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}, names
 
     def read_blocks(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
         """Read each kind of layer as plain data, and the names that it looks up."""
@@ -77,8 +84,7 @@ class TowerNode:
         ]
 
     def _find_unknown_kinds(self) -> list[str]:
-        """List the axes with an unknown kind. An axis that no layer reads may be stated, so that it can be swapped in;
-        only this check looks at it."""
+        """List the axes with an unknown kind. One that no layer reads may be stated, so that it can be swapped in."""
         faults = []
         for axis, base in BASES.items():
             node, fault = self.root.get(axis), None
@@ -90,6 +96,22 @@ class TowerNode:
                 fault = describe_no_node(base, to_plain(node))
             if fault is not None:
                 faults.append(f"{self.prefix if axis in self.patch else ''}{axis}: {fault.message()}")
+        return faults
+
+    def _find_idle_faults(self, read: set[str]) -> list[str]:
+        """List the faults in fields of axes that no layer reads, which no Spec of the model holds."""
+        faults = []
+        for axis in (each for each in BASES if each not in read | OWN | {"block"}):
+            node = self.root.get(axis)
+            if not (isinstance(node, Scope) and node.is_mapping):
+                continue
+            try:
+                BASES[axis].parse(node.to_plain())
+            except ValidationError as error:
+                where = f"{self.prefix if axis in self.patch else ''}{axis}"
+                stated = [item for item in error.errors(include_url=False) if {*item["loc"][:1]} & node.node.keys()]
+                faults += [f"{'.'.join(map(str, (where, *item['loc'])))}: {item['msg']}" for item in stated]
+        self.root.take_reads()  # these fields were looked at for their faults alone
         return faults
 
     def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:

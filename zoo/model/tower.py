@@ -120,10 +120,12 @@ class Tower(Topology):
         place = f"the '{name}' layers'" if len(self.blocks) > 1 else "the layers'"
         for _, component, _ in components(block, self.d_model):
             if component.causal is not None and component.causal is not self.causal:
+                axis, other = component.axis, "decoder" if component.causal else "encoder"
                 can = "reads only what came before" if component.causal else "lets a token see later ones"
-                would = f"kind: {'decoder' if component.causal else 'encoder'}"
-                what = f"{place} {component.axis} '{component.kind}' {can}"
-                raise ValueError(f"{what}, and the model is of kind '{self.kind}' ({would} would do)")
+                would = f"kind: {other} would do; in an encoder-decoder, {other}.{axis} alone"
+                raise ValueError(
+                    f"{place} {axis} '{component.kind}' {can}, and this is of kind '{self.kind}' ({would})"
+                )
         if block.cross is not None and not self.causal:
             raise ValueError(
                 f"{place} cross-attention has nothing to read in a model of kind '{self.kind}' (cross: null)"

@@ -55,8 +55,9 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
 
 
 def list_choices(axis: type[Spec]) -> list[str]:
-    """List the names of an axis's choices: kinds, and the files in conf/ that preset one (`mha`, `rope_yarn`)."""
-    return sorted({*axis.kinds, *(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml"))})
+    """List the names of an axis's choices, as `zoo list --axis` does: the files in conf/, each of which presets a kind
+    (`mha`, `rope_yarn`), or the kinds of an axis without files."""
+    return sorted(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml")) or sorted(axis.kinds)
 
 
 def _is_of_model(axis: type[Spec]) -> bool:

@@ -28,6 +28,8 @@ DIGITS = 40
 
 _TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
 """Refused tags: their constructors raise errors of many kinds for an invalid text, and plain values need no tag."""
+INDENTED = ("mapping values are not allowed here", "expected <block end>, but found '<block mapping start>'")
+"""What PyYAML says of a key that stands in another column than its neighbours."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 
 
@@ -108,5 +110,27 @@ def _explain(text: str, error: yaml.YAMLError) -> yaml.YAMLError:
 def describe_yaml_error(place: str, error: yaml.YAMLError) -> str:
     """Describe a PyYAML error on one line, with its line and column in the file."""
     mark = getattr(error, "problem_mark", None)
+    if found := _describe_layout(error, mark):
+        line, text = found
+        return f"{place}:{line}: not YAML, {text}"
     where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     return f"{place}{where}: not YAML, {shorten(str(getattr(error, 'problem', None) or error))}"
+
+
+def _describe_layout(error: Any, mark: Any) -> tuple[int, str] | None:
+    """Describe a wrong indentation or a missing space after a colon, the commonest mistakes, with its line; None for
+    another error, and for one of libyaml, which keeps no text."""
+    if mark is None or mark.buffer is None:
+        return None
+    lines = mark.buffer.rstrip("\0").splitlines()
+    if error.problem == "could not find expected ':'" and error.context_mark is not None:
+        line = error.context_mark.line
+        return line + 1, f"{shorten(lines[line].strip(), 60)!r} is no key and value (a space after the colon)"
+    if error.problem not in INDENTED or mark.line >= len(lines):
+        return None
+    above = next((at for at in range(mark.line - 1, -1, -1) if lines[at].split("#")[0].strip()), None)
+    depth, before = (len(each) - len(each.lstrip(" ")) for each in (lines[mark.line], lines[above or 0]))
+    if above is None or depth == before:
+        return None
+    how = f"indented {'further' if depth > before else 'less'} than line {above + 1}"
+    return mark.line + 1, f"line {mark.line + 1} is {how} (keys of one mapping stand in one column)"

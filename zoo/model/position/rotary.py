@@ -15,6 +15,7 @@ from zoo.lazy import torch
 from zoo.model.position.base import Position
 from zoo.model.position.constants import keep_constant, place_constants
 from zoo.spec import Buffer, Spec, Weight
+from zoo.spec.faults import make_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,10 +228,15 @@ class LongRopeScaling(Scaling, kind="longrope"):
         return math.sqrt(1 + math.log(factor) / math.log(self.original_max_seq_len)) if factor > 1 else 1.0
 
     def check(self, width: int) -> None:
-        for name in ("short_factor", "long_factor"):
-            if len(getattr(self, name)) != width // 2:
-                found = len(getattr(self, name))
-                raise ValueError(f"{name} has {found} numbers, {width} rotated channels have {width // 2} pairs")
+        counts = {"short_factor": len(self.short_factor), "long_factor": len(self.long_factor)}
+        pairs = f"{width} rotated channels have {width // 2} pairs (one for each)"
+        faults = [  # their places are those in the attention, which calls this
+            (("position", "scaling", name), f"has {count} numbers, and {pairs}")
+            for name, count in counts.items()
+            if count != width // 2
+        ]
+        if faults:
+            raise make_refusals(type(self), faults)
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         assert length is not None  # `reads_length` is True
