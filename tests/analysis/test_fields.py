@@ -250,6 +250,21 @@ def test_a_name_that_is_nothing_or_several_things_is_refused_in_one_line(name, l
         explain(name)
 
 
+def test_a_key_that_choices_read_in_their_own_ways_is_described_for_all_of_them():
+    page = explain("norm_eps")
+    assert page["text"].endswith("RMSNorm adds it to the mean square, LayerNorm to the variance.")
+    assert re.fullmatch(r"1.0e-6 in norm.rmsnorm and \d+ more; 1.0e-5 in norm.layernorm and \d+ more", page["default"])
+
+
+def test_a_field_that_is_taken_from_the_model_is_not_asked_for():
+    (row,) = (each for each in explain("head.lm")["fields"] if each["field"] == "vocab_size")
+    assert row["default"] == "the model's vocab_size"
+
+
+def test_families_whose_configs_may_state_a_scaling_are_named_at_it():
+    assert "phi3" in explain("position.rope.scaling.longrope")["families"]
+
+
 def test_pages_name_type_default_and_sentence(capsys):
     assert run(["explain", "attention.gqa.qk_norm"]) == run(["list", "--axis", "attention", "gqa"]) == 0
     said = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from zoo.cli import run
 from zoo.compose import load
 from zoo.compose.targets import Composer, compose_model, list_packaged, spec_of_composed, to_plain_yaml
 from zoo.errors import ConfigError
+from zoo.grammar.contract import contract
 from zoo.grammar.dialect import expand, list_fields, list_slots
 from zoo.grammar.keys import BASES
 from zoo.paths import conf_dir
@@ -240,6 +242,26 @@ def test_every_packaged_model_can_be_written_in_the_plain_dialect() -> None:
         plain = yaml.safe_load(to_plain_yaml(compose_model(name).cfg))
         assert "${" not in str(plain)
         assert load(plain) == load(name), name
+
+
+def test_the_plain_form_of_a_familys_config_leaves_out_what_is_usual(tmp_path: Path, capsys) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    more = {"vocab_size": 100, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
+    config = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 16, **sizes, **more}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert run(["stats", str(tmp_path / "config.json"), "--cfg", "plain"]) == 0
+    plain = yaml.safe_load(capsys.readouterr().out)
+    assert plain["attention"] == {"kind": "gqa", "window": 16}
+    assert (plain["position"], plain["block"], plain["ffn"]) == ("rope", "pre", "gated")
+    assert load(plain) == load(tmp_path / "config.json")
+    with_bias = {**plain, "bias": True, "attention": {"kind": "gqa", "bias": False}}
+    assert contract(with_bias)["attention"] == {"kind": "gqa", "bias": False}  # which the model's own would change
+
+
+def test_a_head_for_masks_is_berts_unless_it_says_otherwise() -> None:
+    body = yaml.safe_load(to_plain_yaml(compose("bert-tiny")))
+    assert load(body | {"head": "mlm"}).head == load("bert-tiny").head
+    assert load(body | {"head": {"kind": "mlm", "activation": "relu"}}).head.activation.kind == "relu"
 
 
 def test_the_plain_form_of_a_swapped_model_is_what_one_would_write(capsys) -> None:

@@ -27,7 +27,8 @@ def test_each_model_of_the_tour_is_plain_and_priced_and_built(stop, tmp_path: Pa
     built = zoo.build(tmp_path / "mine.yaml", device="meta")
     count = count_parameters(spec)["total"]
     assert sum(each.numel() for each in built.parameters()) == count
-    assert f"# {count:,} parameters, as written" in text
+    assert f"# {count:,} parameters when this file was written" in text
+    assert (stop.name == "09-state-space") == ("n_heads" not in yaml.safe_load(text))
 
 
 @pytest.mark.slow
@@ -49,7 +50,25 @@ def test_a_file_has_the_choices_and_the_size_that_were_asked_for(tmp_path: Path,
         spec.n_layers == 6 and spec.blocks["layer"].attention.kind == "mla" and spec.blocks["layer"].ffn.kind == "moe"
     )
     assert abs(count_parameters(spec)["total"] / 8e6 - 1) < 0.1
-    assert "n_kv_heads" not in yaml.safe_load(file.read_text())  # which MLA does not read
+    stated = yaml.safe_load(file.read_text())
+    assert "n_kv_heads" not in stated  # which MLA does not read
+    assert stated["kv_lora_rank"] == spec.blocks["layer"].attention.kv_lora_rank == 512
+    assert (stated["n_experts"], stated["top_k"]) == (8, 2)
+    assert capsys.readouterr().out == f"written: {file}, {count_parameters(spec)['total']:,} parameters\n"
+
+
+@pytest.mark.quick
+def test_a_size_that_a_vocabulary_does_not_leave_room_for_is_told(tmp_path: Path, capsys, refused) -> None:
+    few, some = tmp_path / "few.yaml", tmp_path / "some.yaml"
+    (line,) = refused("new", str(few), "--like", "qwen3-0.6b", "--size", "5M")
+    assert line == (
+        "shape: 5,000,000 parameters are too few for the table of 151,936 tokens, which has 9,723,904 at d_model 64, "
+        "the narrowest (vocab_size=32768 would do)"
+    )
+    assert run(["new", str(few), "--like", "qwen3-0.6b", "--size", "5M", "vocab_size=32768"]) == 0
+    capsys.readouterr()
+    assert run(["new", str(some), "--like", "qwen3-0.6b", "--size", "10M"]) == 0
+    assert capsys.readouterr().out == f"written: {some}, 9,983,168 parameters, 97 % of them the table of tokens\n"
 
 
 @pytest.mark.quick

@@ -17,8 +17,11 @@ from zoo.grammar.dialect import list_fields, list_files
 from zoo.grammar.keys import BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.vocabulary import AxisChoice, list_filled, read_choices
 from zoo.paths import conf_dir
-from zoo.spec.fields import SpecField
+from zoo.spec.fields import SpecField, first_sentence
 from zoo.spec.foreign import FOREIGN, translate_name
+
+MOST_DEFAULTS = 3
+"""The most different defaults of a key that are told."""
 
 MOST_FOUND, MOST_LESS = 12, 10
 """MOST_FOUND: places that are listed for an ambiguous word. MOST_LESS: a place with more than 10 times the models of
@@ -247,15 +250,33 @@ def describe_key(key: str) -> dict[str, Any]:
     whole = own and key in (field.name, choice.find_key(field.name))
     page = describe_field(choice, field) if whole else {"text": field.text}
     if "default" in page:
-        page["default"] = choice.describe_filling(field.name, key)
+        page["default"] = _describe_defaults(key) or choice.describe_filling(field.name, key)
+    page["text"] = vocabulary.COMMON.get(key) or page["text"]
     shown = ("type", "unit", "default", "text", "formula", "paper", "example")
     return found | {"type": field.type} | {name: page[name] for name in shown if name in page}
 
 
+def _describe_defaults(key: str) -> str:
+    """Describe the value of a key that is not stated, by the choices that read it; "" where all take the same, or some
+    need it."""
+    found: dict[str, list[AxisChoice]] = {}
+    for choice, field in list_filled().get(key, []):
+        if choice.fields.get(field.name) == field and choice.find_key(field.name) == key:
+            found.setdefault(choice.describe_filling(field.name, key), []).append(choice)
+    shown = [f"{value} in {_name_most_used(choices)}" for value, choices in found.items()]
+    needed = any(value.startswith("must be stated") for value in found)
+    return "; ".join(shown) if 1 < len(shown) <= MOST_DEFAULTS and not needed else ""
+
+
+def _name_most_used(choices: list[AxisChoice]) -> str:
+    first = max(choices, key=lambda choice: len(find_users(choice.axis, choice.word)[0]))
+    return f"{first.axis}.{first.word}" + (f" and {len(choices) - 1} more" if choices[1:] else "")
+
+
 def key_sentence(key: str) -> str:
     """Say in one sentence what a key of a model is; empty if its field has no description."""
-    if key in STRUCTURE:
-        return STRUCTURE[key]
+    if text := STRUCTURE.get(key) or vocabulary.COMMON.get(key):
+        return first_sentence(text)
     if key in vocabulary.list_axes():
         return vocabulary.describe_axis(key)
     place = _find_own(key) or _pick_filled(key)

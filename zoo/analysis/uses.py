@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zoo.compose.catalogue import read_bodies
+from zoo.families.codecs.rope import SCALINGS
 from zoo.families.family import Family, family_names, read_family
 from zoo.grammar import TOWERS
 from zoo.grammar.contract import contract
@@ -18,6 +19,9 @@ from zoo.spec import Node, Spec
 
 LONGEST = 60
 """Most characters of a value that is shown whole."""
+
+ROPE = re.compile(r"=.*\brope\w*\(")
+"""A family's expression by which a config.json may state any scaling of rotary positions."""
 
 
 class Use(NamedTuple):
@@ -78,6 +82,8 @@ def _walk_component(axis: str, value: object, around: str | None, path: str) -> 
         choice = read_choices(axis)[words[0]]
         yield Use(path, axis, words, choice.spec, fields)
         yield from _walk_fields(choice.spec, choice.body, fields, path)
+    if axis == "position" and ROPE.match(str(stated)):
+        yield Use(f"{path}.scaling", "rope_scaling", SCALINGS, list_axes()["rope_scaling"], {})
 
 
 def _walk_fields(spec: type[Spec], body: Mapping[str, Any], fields: Mapping[str, Any], path: str) -> Iterator[Use]:

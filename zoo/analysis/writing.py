@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, list_files
+from zoo.grammar.interpolation import Scope
+from zoo.grammar.towers import split_towers
 from zoo.grammar.vocabulary import write_value
 from zoo.spec.fields import YEAR
 
@@ -22,8 +25,8 @@ HEADER = """\
 # A model for Zoo. docs/yaml.md says how it is written; `zoo stats {name}` prices it, `zoo train {name}` trains it.
 """
 
-NEEDS = {"moe": {"n_experts": 8, "top_k": 2}, "moe_clamped": {"n_experts": 8, "top_k": 2}}
-"""Dimensions of choices that have no default; used where the model does not state them."""
+USUAL = re.compile(r"\$\{or:(\w+),([^{}]*)\}")
+"""An interpolation of a choice's file that has a literal: the key, and its value where no key is stated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ TOUR = (
         "llama-tiny",
         ("+layers={near: {attention: {window: 64}}}", "+pattern=[near*3,layer]", "block=sandwich"),
     ),
-    Stop("06-mla", "keys and values of all heads made of one latent (DeepSeek)", "deepseek-tiny"),
+    Stop("06-mla", "keys and values of all heads made of one latent, and experts (DeepSeek)", "deepseek-tiny"),
     Stop("07-experts", "2 of 8 experts a token (Mixtral)", "mixtral-tiny"),
     Stop(
         "08-shared-expert",
@@ -95,23 +98,41 @@ def write_model(
     params: float | None = None,
     about: str = "",
 ) -> str:
-    """Write the file of a model `like` another, with the choices `parts`, of about `params` parameters.
+    """Write the file of a model `like` another, with the choices `parts`, of about `params` parameters. The dimensions
+    that the model reads are stated, no others.
 
     `name` is the file's name, for its first line; `about` is its title. Raises ConfigError.
     """
-    overrides = [*overrides, *_choose(like, parts)]
+    overrides = [*overrides, *_choose(parts)]
     if params is not None:
         overrides = solve_shapes(like, overrides, ShapeBudget(params=params), nearest=True, count=1)[0]["overrides"]
     composed = compose_model(like, overrides)
-    count = count_parameters(spec_of_composed(composed))["total"]
+    counted = count_parameters(spec_of_composed(composed))
     body: Any = OmegaConf.to_container(composed.cfg, resolve=False)
     plain = grammar.contract(body)
-    idle = grammar.DIMS - grammar.find_names(grammar.expand(plain))
-    plain = {key: value for key, value in plain.items() if key != "about" and key not in idle}
+    root = grammar.expand(plain)
+    read = set().union(*(tower.read([], set())[1] for tower in split_towers(Scope(root), [])))
+    plain = {key: value for key, value in plain.items() if key != "about" and key not in grammar.DIMS - read}
+    plain |= {key: size for key, size in _list_sizes(root).items() if key in read and key not in plain}
     lines = [HEADER.format(name=name), f"about: {write_value({'title': about or name.removesuffix('.yaml')})}"]
-    lines[1] += f"  # {count:,} parameters, as written"
+    lines[1] += f"  # {counted['total']:,} parameters when this file was written{_describe_share(counted)}"
     lines += [_write_key(key, plain[key]) for key in _sort_keys(plain)]
     return "\n".join(lines) + "\n"
+
+
+def _list_sizes(root: Mapping[str, Any]) -> dict[str, int]:
+    """List the sizes that the choices of an expanded body take where no key states them, less those that two choices
+    take differently."""
+    found: dict[str, set[str]] = {}
+    for name, literal in USUAL.findall(str(root)):
+        found.setdefault(name, set()).add(literal)
+    return {name: int(text) for name, (text, *more) in found.items() if not more and text.isdecimal() and int(text)}
+
+
+def _describe_share(counted: Mapping[str, Any]) -> str:
+    """Describe the share of the tables in the parameters where it is most of them."""
+    share = counted["embedding"] / counted["total"]
+    return f", {100 * share:.0f} % of them the table of tokens" if share > 0.5 else ""
 
 
 def _sort_keys(plain: Mapping[str, Any]) -> list[str]:
@@ -127,15 +148,13 @@ def _write_key(key: str, value: object) -> str:
     return f"{text:<44}  # {comment}" if comment else text
 
 
-def _choose(like: str, parts: Sequence[str]) -> list[str]:
+def _choose(parts: Sequence[str]) -> list[str]:
     """List the overrides that give a model these choices, each on its own axis."""
     found: list[str] = []
-    model = compose_model(like).cfg
     for part in parts:
         axes = [axis for axis in grammar.AXES if axis != "cross" and is_choice(axis, part)]
         if not axes:
             known = {word for axis in grammar.AXES for word in list_files(axis)}
             raise ConfigError(f"with: no axis has a choice {part!r}{did_you_mean(part, known)} (zoo list --axis AXIS)")
         found.append(f"{axes[0]}={part}")
-        found += [f"{key}={value}" for key, value in NEEDS.get(part, {}).items() if model.get(key) is None]
     return found

@@ -51,5 +51,6 @@ def run(
     for each, text in texts.items():
         each.parent.mkdir(parents=True, exist_ok=True)
         write_text(each, text)
-    for each in texts:
-        print(f"written: {each}")
+    for each, text in texts.items():
+        about = text.splitlines()[2].partition("  # ")[2].replace(" when this file was written", "")
+        print(f"written: {each}" + (f", {about}" if size is not None else ""))

@@ -4,11 +4,12 @@ choice's word, any other becomes the word with the fields that differ."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import MISSING
 from typing import Any
 
 from zoo.grammar.dialect import SHARED, expand, find_usual, list_fields, list_files, list_slots, read_choice
-from zoo.grammar.interpolation import Scope, settle
+from zoo.grammar.interpolation import Scope, read_literal, settle, split_interpolation
 from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
 from zoo.spec import Node, Spec
 
@@ -40,8 +41,9 @@ def find_names(body: Mapping[Any, Any]) -> set[str]:
 
 def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
     slots = list_slots()
+    stated = _list_stated(node) | _list_stated(around)
     found = {
-        key: _contract(value, slots[key], around.get(key)) if key in slots and key not in TOWERS else value
+        key: _contract(value, slots[key], around.get(key), stated) if key in slots and key not in TOWERS else value
         for key, value in node.items()
     }
     if isinstance(layers := node.get("layers"), Mapping):
@@ -53,12 +55,25 @@ def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[A
     return found
 
 
-def _find_rest(fields: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """List the fields that differ from a choice's, recursively in mappings of the same kind."""
+def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
+    """List the keys of a body, of its towers and of its kinds of layer."""
+    layers = body.get("layers")
+    patches = [*(layers.values() if isinstance(layers, Mapping) else ()), *(body.get(tower) for tower in TOWERS)]
+    return set(body).union(*(_list_stated(each) for each in patches if isinstance(each, Mapping)))
+
+
+def _find_rest(
+    fields: Mapping[str, Any], whole: Mapping[str, Any], choice: type[Spec] | None = None, stated: Container[Any] = ()
+) -> dict[str, Any]:
+    """List the fields that differ from a choice's, recursively in mappings of the same kind: from its file's, or from
+    the defaults of its class. `stated` are the keys that its file's interpolations may find; empty if unknown."""
     rest = {}
+    defaults = {field.name: field.default for field in choice.fields()} if choice else {}
     for key, value in fields.items():
-        usual = whole.get(key)
-        if key in whole and usual == value:
+        usual = whole.get(key, defaults.get(key, MISSING))
+        names, literal = split_interpolation(usual)
+        unset = literal is not None and stated and not any(name in stated for name in names)
+        if value == usual or (unset and value == read_literal(literal or "")):
             continue
         both = isinstance(value, Mapping) and isinstance(usual, Mapping) and usual.get("kind") == value.get("kind")
         inner = _find_rest(value, usual) if both and usual.keys() <= value.keys() else value  # type: ignore[union-attr,arg-type]
@@ -82,8 +97,9 @@ def _contract_node(node: object, base: type[Node], around: object) -> Any:
     return fields[base.word] if set(fields) == {base.word} else fields or True
 
 
-def _contract(node: object, base: type[Spec], around: object = None) -> Any:
-    """Shorten one component: to a word, or to a word with the fields that differ."""
+def _contract(node: object, base: type[Spec], around: object = None, stated: Container[Any] = ()) -> Any:
+    """Shorten one component: to a word, or to a word with the fields that differ. `stated` are the keys of the body
+    around, for a component of the model itself."""
     if issubclass(base, Node):
         return _contract_node(node, base, around)
     if isinstance(node, str) and node == find_usual(base):
@@ -102,6 +118,6 @@ def _contract(node: object, base: type[Spec], around: object = None) -> Any:
         choice = read_choice(base, word)
         if choice.get("kind") == kind and choice.keys() <= node.keys():
             whole = {key: _contract(value, slots[key]) if key in slots else value for key, value in choice.items()}
-            rest = _find_rest(fields, whole)
+            rest = _find_rest(fields, whole, base.kinds[kind], stated)
             found.append((len(rest), {"kind": word, **rest} if rest else word))
     return min(found, key=lambda each: each[0])[1] if base.axis in BASES else found[0][1]

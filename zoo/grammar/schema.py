@@ -8,7 +8,7 @@ from typing import Any
 from zoo.grammar.dialect import list_fields, list_slots
 from zoo.grammar.keys import BASES, BOTH, OWN, STRUCTURE, TOWERS
 from zoo.grammar.pattern import RULE
-from zoo.grammar.vocabulary import AxisChoice, describe_axis, list_axes, list_filled, list_nodes, read_choices
+from zoo.grammar.vocabulary import COMMON, AxisChoice, describe_axis, list_axes, list_filled, list_nodes, read_choices
 from zoo.model.tower import Topology
 from zoo.spec import Node, Spec
 from zoo.spec.types import name_reference
@@ -107,7 +107,8 @@ def _list_dimensions() -> dict[str, Schema]:
     found = {}
     for key, fills in list_filled().items():
         schemas = [field.schema for _, field in fills]
-        found[key] = _describe(_join(schemas), next((field.sentence for _, field in fills if field.text), ""))
+        text = COMMON.get(key) or next((field.sentence for _, field in fills if field.text), "")
+        found[key] = _describe(_join(schemas), text)
     for topology in ("encoder_decoder", "decoder"):
         for name, field in read_choices("topology")[topology].fields.items():
             if name in OWN | BOTH and name not in STRUCTURE:

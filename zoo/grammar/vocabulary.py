@@ -34,6 +34,15 @@ ROLES = {
 }
 """Descriptions of the keys of a model that hold components. Other axes are described by the docstrings of classes."""
 
+COMMON = {
+    "bias": "Whether the products of attention and of feed-forwards have a bias.",
+    "norm_eps": "Epsilon under the root of norms. RMSNorm adds it to the mean square, LayerNorm to the variance.",
+}
+"""Descriptions of keys that fill fields of several choices, each of which says something else of its own."""
+
+TAKEN = "vocab_size"
+"""The field of heads and of embeddings that is the model's key of the same name (`zoo.grammar.towers`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisChoice:
@@ -76,6 +85,8 @@ class AxisChoice:
         if name in self.body:
             return _describe_value(self.body[name])
         field = self.fields[name]
+        if name == TAKEN and self.axis in ("head", "embedding"):
+            return _describe_names([name], None)
         if not field.is_required:
             return _describe_value(field.default)
         main = list_fields(self.spec).get(name) if issubclass(self.spec, Node) and name == self.spec.word else None

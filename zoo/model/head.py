@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.model.activation import PlainActivation
-from zoo.model.norm import WholeNorm
+from zoo.model.activation import GELU, PlainActivation
+from zoo.model.norm import LayerNorm, WholeNorm
 from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ class MLMHead(VocabularyHead, kind="mlm"):
 
     predicts_tokens: ClassVar[bool] = True
 
-    activation: PlainActivation
+    activation: PlainActivation = GELU()
     """Activation of x·W."""
-    norm: WholeNorm | None
+    norm: WholeNorm | None = LayerNorm(eps=1e-12)
     """Norm before the vocabulary's product; null for none."""
     tied: bool = True
     """Whether the vocabulary's matrix is the token embedding's."""

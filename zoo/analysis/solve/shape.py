@@ -39,6 +39,9 @@ ASPECT = (16.0, 128.0)
 FFN_RANGE = (0.75, 4 / 3)
 """The range of d_ff, relative to the recipe's multiple of d_model."""
 
+NARROWEST = 64
+"""The smallest width that is tried."""
+
 WIDTHS_TRIED = 8
 """Largest number of widths that are tried, spread evenly over the possible widths."""
 
@@ -101,12 +104,25 @@ def solve_shapes(
     found = [shape for width in search.list_widths() if (shape := search.find_at_width(width))]
     found.sort(key=lambda shape: abs(1 - shape[1]))
     if not found:
-        asked = ", ".join(f"{name} {value:g}" for name, value in budget.given().items())
-        raise ConfigError(
-            f"shape: none of this recipe costs about {asked} with d_model / n_layers from {aspect[0]:g} to "
-            f"{aspect[1]:g} (a wider aspect, a smaller vocab_size or head.tied=true may do)"
-        )
+        raise ConfigError(_describe_lack(recipe, search))
     return [search.describe(dims) for dims, _ in found[:count]]
+
+
+def _describe_lack(recipe: ComposedModel, search: ShapeSearch) -> str:
+    """Describe why there is no shape, first of all a vocabulary whose table alone exceeds the budget."""
+    budget, rows = search.budget, recipe.dims.get("vocab_size", 0)
+    if budget.params is not None and rows * NARROWEST > budget.params:
+        fits = 1 << int(budget.params / NARROWEST / 2).bit_length() - 1
+        return (
+            f"shape: {budget.params:,.0f} parameters are too few for the table of {rows:,} tokens, which has "
+            f"{rows * NARROWEST:,} at d_model {NARROWEST}, the narrowest (vocab_size={fits} would do)"
+        )
+    asked = ", ".join(f"{name} {value:,.0f}" for name, value in budget.given().items())
+    aspect = f"d_model / n_layers from {search.aspect[0]:g} to {search.aspect[1]:g}"
+    return (
+        f"shape: none of this recipe costs about {asked} with {aspect} "
+        "(a wider aspect, a smaller vocab_size or head.tied=true may do)"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +231,7 @@ class ShapeSearch:
 
 
 def _grid() -> list[int]:
-    widths = [64]
+    widths = [NARROWEST]
     while widths[-1] < 1 << 15:
         widths.append(widths[-1] + choose_width_step(widths[-1]))
     return widths

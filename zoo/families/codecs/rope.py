@@ -299,15 +299,17 @@ YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"
 LLAMA3 = ("low_freq_factor", "high_freq_factor")
 LONG = ("short_factor", "long_factor", "attention_factor", "long_attention_factor")
 
+SCALINGS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
+"""The scalings that a config may name as `rope_type`."""
+
 
 def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any] | None:
     """Make the scaling node that rotary parameters describe; None for no scaling."""
     kind = found.get("rope_type") or "default"
     if kind == "default":
         return None
-    known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
-    if kind not in known_kinds:
-        raise ConfigError(f"rope_type: {quote(kind)} is not supported (one of: {', '.join(known_kinds)})")
+    if kind not in SCALINGS:
+        raise ConfigError(f"rope_type: {quote(kind)} is not supported (one of: {', '.join(SCALINGS)})")
     longest: Any = env.get("max_position_embeddings")
     trained: Any = (
         env.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or longest

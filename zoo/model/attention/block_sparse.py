@@ -48,7 +48,7 @@ class BlockSparse(MultiHead, kind="block_sparse"):
     random_blocks: NonNegativeInt = 3
     """Number of random blocks that a token sees in training."""
     bias: bool = True
-    """Whether the projections of q, k and v have a bias, and o unless `o_bias` says otherwise."""
+    """Whether the projections of q, k and v have a bias, and that of o where nothing else is said of it."""
     o_bias: bool | None = None
     """Whether the output projection o has a bias; as `bias` unless given."""
 

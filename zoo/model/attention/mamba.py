@@ -244,7 +244,7 @@ class Mamba2(Attention, kind="mamba2"):
     causal: ClassVar[bool | None] = True
 
     n_heads: PositiveInt
-    """Number of heads, H."""
+    """Number of heads H of the state space."""
     head_dim: PositiveInt
     """Channels P of a head."""
     d_state: PositiveInt = 128

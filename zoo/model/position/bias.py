@@ -79,7 +79,7 @@ class T5Buckets(WithAbsolute, kind="t5"):
     n_heads: PositiveInt
     """Number of heads of the attention: columns of the table."""
     n_buckets: PositiveInt = 32
-    """Number of buckets, even. Half of those for one direction hold a single distance each."""
+    """Number of buckets of distances, an even number. Half of those for one direction hold a single distance each."""
     max_distance: PositiveInt = 128
     """Distance, in tokens, beyond which all share one bucket."""
     layerwise: bool = False
