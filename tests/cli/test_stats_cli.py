@@ -176,6 +176,15 @@ def test_a_sweep_is_a_row_a_point(printed) -> None:
     assert rows[2][2:4] == ["8.03", "B"]
 
 
+def test_a_sweep_shows_what_a_window_saves_at_the_context(printed) -> None:
+    out = printed("stats", "-m", "llama3.2-1b", "attention=gqa,sliding")
+    assert "KV/token    cache" in out
+    assert [re.findall(r"[\d.]+ [KMG]?B\b", line)[-3:-1] for line in out.splitlines() if "GFLOP" in line] == [
+        ["32.8 KB", "4.29 GB"],
+        ["32.8 KB", "134 MB"],
+    ]
+
+
 def test_a_refused_point_is_a_row_that_says_why(printed) -> None:
     out = printed("stats", "-m", "mixtral-8x7b", "top_k=1,2,99")
     assert narrow(out)

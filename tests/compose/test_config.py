@@ -291,8 +291,9 @@ def test_all_unknown_choices_of_a_file_are_told_at_once(folder: Path) -> None:
     [
         ("a: [1\nb: 2", "mine.yaml:2:2: not YAML, expected ',' or ']', but got ':'"),
         ("a: 1\na: 2\n", "mine.yaml:2:1: not YAML, found duplicate key a"),
-        ("- a\n", "mine.yaml: holds a ListConfig, not a mapping of keys to values"),
+        ("- a\n", "mine.yaml: holds a list, not a mapping of keys to values"),
         ("'3'\n", "mine.yaml: holds a text, not a mapping of keys to values"),
+        ("llama\n", "mine.yaml: holds a text, not a mapping of keys to values"),
         ("defaults: gpt2\n", "mine.yaml:1: defaults: must be a list, found 'gpt2'"),
         ("defaults: [nope]\n", "mine.yaml:1: defaults: there is no 'nope'"),
         ("defaults: [mine]\n", "mine.yaml:1: defaults: leads back to where it starts (a file cannot include itself)"),

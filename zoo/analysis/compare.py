@@ -205,6 +205,7 @@ COLUMNS = {
     "active": "params.active",
     "train/token": "flops.train",
     "KV/token": "kv_cache.bytes_per_token",
+    "cache": "kv_cache.bytes",
     "weights": "memory.weights",
 }
 """The default columns of a sweep's table."""

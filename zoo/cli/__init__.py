@@ -53,7 +53,7 @@ def run(args: Sequence[str]) -> int:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
     except usage_error as error:
-        return _refuse([_describe_usage_error(error)], error.exit_code, debug)
+        return _refuse([_describe_usage_error(error, args)], error.exit_code, debug)
     except OSError as error:
         from zoo.cli.failing import choose_exit_code, describe_os_error
 
@@ -65,13 +65,19 @@ def run(args: Sequence[str]) -> int:
         return _refuse([fault], code, debug)
 
 
-def _describe_usage_error(error: Any) -> str:
-    """Return click's message; for a missing argument, its name and help."""
-    parameter = getattr(error, "param", None)
-    if type(error).__name__ != "MissingParameter" or parameter is None:
+def _describe_usage_error(error: Any, args: Sequence[str]) -> str:
+    """Return click's message; for a missing argument, or a missing value of an option, its name and help."""
+    from zoo.cli.app import make_command
+
+    parameter, what = getattr(error, "param", None) if type(error).__name__ == "MissingParameter" else None, ""
+    if error.message.endswith("requires an argument."):  # click names the option, and not its command
+        verb = make_command().get_command(None, args[0]) if args else None
+        parameter = next((each for each in getattr(verb, "params", ()) if error.option_name in each.opts), None)
+        what = f"{getattr(parameter, 'metavar', None) or 'a value'} "
+    if parameter is None:
         return error.format_message()
     takes = getattr(parameter, "help", None) or "see --help"
-    return f"{parameter.name}: is missing ({takes[0].lower()}{takes[1:].rstrip('.')})"
+    return f"{parameter.name}: {what}is missing ({takes[0].lower()}{takes[1:].rstrip('.')})"
 
 
 def _without(args: list[str], option: str) -> tuple[list[str], bool]:

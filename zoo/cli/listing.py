@@ -18,7 +18,9 @@ def run(
     parts: str | None = option("Only models with all of these parts: moe,mla or qk_norm.", "--with", metavar="PARTS"),
     params: str | None = option("Only models of this size: 1B..10B, ..500M, 70B..", metavar="FROM..TO"),
     axis: str | None = option(
-        "List the choices of an axis instead: attention, position, norm … (with a word: its fields)", metavar="AXIS"
+        "List the choices of an axis instead: attention, position, norm, block, ffn, router, activation or cross; "
+        "with a word, its fields.",
+        metavar="AXIS",
     ),
     as_json: bool = flag("Print names, exact counts, sources and notes as JSON.", "--json"),
 ) -> None:
@@ -59,7 +61,10 @@ def read_range(text: str) -> tuple[float, float]:
     least, most = ((group, match[at + 1]) for at, group in ((1, match[1]), (3, match[3])))
     scale = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
     low = float(least[0]) * scale[least[1] or ""] if least[0] else 0.0
-    return low, float(most[0]) * scale[most[1] or ""] if most[0] else math.inf
+    high = float(most[0]) * scale[most[1] or ""] if most[0] else math.inf
+    if low > high:
+        raise ConfigError(f"params: FROM is larger than TO, found {text!r} ({'..'.join(reversed(text.split('..')))})")
+    return low, high
 
 
 def _list_axis(axis: str, choice: str | None = None, *, as_json: bool) -> None:

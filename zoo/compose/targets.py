@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.composing import Composed, Composition
@@ -119,6 +119,9 @@ def name_packaged(name: str) -> Body:
     if name not in list_packaged():
         if said := describe_unpublished(name):
             raise ConfigError(f"{name}: {said}")
+        axis, _, word = name.partition(".")
+        if axis in BASES and is_choice(axis, word):
+            raise ConfigError(f"{name}: no packaged model of that name ({axis}={word} chooses the {axis} of a model)")
         beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
         hint = did_you_mean(name, list_packaged()) or " (`zoo list` shows them; a file's name ends in .yaml)"
         raise ConfigError(f"{name}: no packaged model of that name{hint}{beside}")
@@ -145,7 +148,8 @@ def describe_unpublished(name: str) -> str:
 def read_yaml(path: Path) -> Body:
     """Read a user's YAML file as a mapping. Raises ConfigError if it is missing, unreadable or not a mapping."""
     try:
-        return _plain(OmegaConf.load(io.StringIO(read_yaml_text(path))), str(path))
+        text = read_yaml_text(path)
+        body = _plain(OmegaConf.load(io.StringIO(text)), str(path))
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
@@ -157,12 +161,15 @@ def read_yaml(path: Path) -> Body:
         raise ConfigError(describe_yaml_error(str(path), error)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {shorten_error(error)}") from error
+    if [*body.values()] == [None] and isinstance(yaml.safe_load(text), str):  # which OmegaConf reads as a key
+        raise ConfigError(f"{path}: holds a text, not a mapping of keys to values")
+    return body
 
 
 def _plain(config: Any, label: str) -> Body:
     body = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else None
     if not isinstance(body, dict):  # a null or an interpolation is a DictConfig too
-        found = "a value" if isinstance(config, DictConfig) else f"a {type(config).__name__}"
+        found = "a list" if isinstance(config, ListConfig) else "a value"
         raise ConfigError(f"{label}: holds {found}, not a mapping of keys to values")
     return {str(key): value for key, value in body.items()}
 
