@@ -76,7 +76,22 @@ def test_a_model_too_large_for_one_gpu_is_divided_or_said_to_be_too_large() -> N
     assert "× " in told and told.endswith("to train")
     assert "--tp 4" in first_figures("mixtral-8x22b", gpu="h100", context=4096)["fits on"]
     assert first_figures("deepseek-v3")["fits on"].startswith("8 × B300 (288 GB, --tp 8) to generate; training")
-    assert first_figures("mixtral-8x7b")["fits on"].endswith("; training does not fit on 8 × B300 (288 GB, --zero 3)")
+    large = "training does not fit on 8 × B300 (288 GB, --zero 3 --recompute full --chunked-loss)"
+    assert first_figures("deepseek-v3")["fits on"].endswith(f"; {large}")
+
+
+def test_a_training_of_long_rows_is_told_the_options_with_which_it_fits() -> None:
+    told = first_figures("llama3.2-1b")["fits on"]
+    assert told.endswith("1 × H100 (80 GB, --recompute full --chunked-loss) to train")
+    lean = price(load("llama3.2-1b"), Setup(recompute="full", chunked_loss=True))["memory"]["train_peak"]
+    assert lean < 80e9 < price(load("llama3.2-1b"), Setup())["memory"]["train_peak"] / 4
+
+
+def test_a_choice_without_a_gradient_is_told_beside_the_flops_with_backward() -> None:
+    assert first_figures("deepseek-v3.2")["FLOPs"].endswith(
+        "(products that need no gradient, as an indexer's, have none)"
+    )
+    assert first_figures("deepseek-v3")["FLOPs"].endswith("with backward")
 
 
 def test_an_encoder_is_held_to_run_it_too_which_takes_less_than_training_it() -> None:

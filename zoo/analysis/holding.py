@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zoo.costs.generating import generating
-from zoo.costs.hardware import Hardware, hardware
+from zoo.costs.hardware import Hardware, hardware, usable_bytes
+from zoo.costs.memory import training
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow.recording import UnknownOperation
@@ -20,6 +21,9 @@ LADDER = ("t4", "l4", "a100-40g", "l40s", "h100", "h200", "b200", "b300")
 
 TENSOR_PARALLEL = (2, 4, 8)
 """Degrees of tensor parallelism that are tried where one GPU does not hold the model: within one machine."""
+
+LEAN = "--recompute full --chunked-loss"
+"""What keeps few activations and logits: tried where no layout holds the training without."""
 
 SHARDED = "--dp 8 --zero 3"
 """The sharded layout of training that `zoo.costs.advice` has priced already."""
@@ -39,7 +43,7 @@ def find_holders(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict
     elif "kv_cache" not in peaks and (needed := _count_running(spec, setup, peaks)) is not None:
         tried["run"] = [(1, "", needed)]
     if "train_peak" in peaks:
-        tried["train"] = _training(setup, peaks)
+        tried["train"] = _training(spec, setup, peaks)
     ladder = LADDER if setup.gpu is None else (setup.gpu,)
     return {use: _choose(ladder, setup.dtype, layouts) for use, layouts in tried.items()}
 
@@ -68,12 +72,17 @@ def _count_running(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> int 
     return peaks["weights"] + max(found.encode, found.prefill)
 
 
-def _training(setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+def _training(spec: Priced, setup: Setup, peaks: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+    """List layouts for training: one GPU, then eight that share the states, then both with recomputation and a chunked
+    loss."""
     yield setup.ranks, "", peaks["train_peak"]
-    if setup.ranks == 1:
-        for each in peaks["change_first"]:
-            if each["change"] == SHARDED:
-                yield 8, "--zero 3", each["train_peak"]  # "8 GPUs" is printed anyway, so --dp 8 is left out
+    changes = {each["change"]: each["train_peak"] for each in peaks["change_first"]}
+    if setup.ranks > 1 or SHARDED not in changes:
+        return
+    yield 8, "--zero 3", changes[SHARDED]  # "8 GPUs" is printed anyway, so --dp 8 is left out
+    lean = dataclasses.replace(setup, recompute="full", chunked_loss=True)
+    yield 1, LEAN, training(spec, lean)["train_peak"]
+    yield 8, f"--zero 3 {LEAN}", training(spec, dataclasses.replace(lean, dp=8, zero=3))["train_peak"]
 
 
 def _choose(ladder: tuple[str, ...], dtype: str, layouts: Iterable[tuple[int, str, int]]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ VERBS = {
 
 EPILOG = (
     "`zoo VERB --help` explains a verb. Any verb takes --debug, which shows an error's trace, and --no-verify, which "
-    "reads checkpoints without comparing their checksums."
+    "reads checkpoints without comparing their checksums (`zoo convert` has one of its own, which leaves out the "
+    "comparison with transformers)."
 )
 
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}

@@ -15,7 +15,9 @@ def run(
     to: Literal["hf", "zoo", "peft"] = option(
         "hf (transformers loads it), zoo (our own layout) or peft (a run's adapters alone).", default="hf"
     ),
-    verify: bool = option("Compare logits with transformers in a fresh process.", default=True),
+    verify: bool = option(
+        "Compare logits with transformers in a fresh process (checksums are compared in any case).", default=True
+    ),
     into: Path | None = option("Original multimodal folder: OUT is a copy with the text model's weights replaced."),
     pooling: Pooling | None = option("Write a sentence-transformers folder with this pooling and normalization."),
     dtype: Dtype = None,

@@ -19,7 +19,7 @@ def family() -> None:
     """Work on families: how transformers' model types are read."""
 
 
-@app.command("new", short_help="Draft a family's YAML beside a tiny reference model, and compare the two.")
+@app.command("new", short_help="Draft a family's YAML, and compare its outputs with those of transformers.")
 @read_options
 def new(
     model_type: str = argument("The model_type of a config.json, as llama.", default=..., metavar="MODEL_TYPE"),
@@ -27,7 +27,7 @@ def new(
     out: Path | None = option("The file to write. [default: conf/family/MODEL_TYPE.yaml]", metavar="FILE"),
     force: bool = flag("Overwrite an existing file."),
 ) -> None:
-    """Draft a family's YAML beside a tiny random reference model of transformers, and compare the two models.
+    """Draft a family's YAML, and compare its outputs with those of transformers, by a tiny random model of both.
 
     The nearest families are those that know most of the reference's tensors and config. The draft is `like` one of
     them, with the changes that bring its outputs nearest to the reference's. What it could not place is printed. Ends

@@ -20,7 +20,7 @@ def run(
     second: str | None = option("Field with the second text of a pair. [default: as in training]"),
     probabilities: bool = flag("Print the probability of every class."),
     activation: str | None = option("Applied to the logits: softmax, sigmoid or none. [default: as the folder says]"),
-    template: str | None = option("Chat template of records with messages: a file, or chatml."),
+    template: str | None = option("Chat template that makes a text of a record's messages: a file, or chatml."),
     out: Path | None = option("Write the lines to this file."),
     batch_size: int = option("Texts per batch.", default=32, min=1),
     device: Device = "auto",

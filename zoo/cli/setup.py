@@ -40,7 +40,7 @@ HELP = {
     "cp": "Context-parallel ranks.",
     "cp_comm": "KV exchange of context parallelism: all-gather before attention, or ring during it.",
     "zero": "ZeRO stage over the data-parallel ranks; 3 is FSDP.",
-    "replicas": "HSDP replica groups: each shards the weights, and gradients are all-reduced across groups.",
+    "replicas": "Groups of ranks (HSDP): each shards all weights among its ranks; gradients are summed over groups.",
     "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
     "train_tokens": "Training tokens: 1e12, 300B, 15T.",
     "mfu": "Assumed MFU in training: the fraction of the GPU's peak that it reaches.",

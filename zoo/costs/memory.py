@@ -75,10 +75,10 @@ def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
     size = heads / setup.tp * setup.tokens(spec) ** 2 * max(DTYPES[setup.dtype], 2)
     if size < peak / 20:
         return None
-    fused = "; flash-attn 2 needs no such tensor" if position.bias_kind == "alibi" else ""
+    fused = "; flash-attn 2 computes the bias itself and needs none of it" if position.bias_kind == "alibi" else ""
     return (
-        f"position={position.kind} adds a bias to each head's scores, which torch's attention takes as a tensor of "
-        f"heads × tokens × tokens: {size / 1e9:.3g} GB, beside its float32 form while it is made{fused}"
+        f"position={position.kind} adds a bias to each head's scores. For torch's attention it is a tensor of heads × "
+        f"tokens × tokens, {size / 1e9:.3g} GB of this peak, and more while it is made from float32{fused}"
     )
 
 

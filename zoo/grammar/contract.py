@@ -31,7 +31,7 @@ def contract_choices(body: Mapping[Any, Any]) -> dict[Any, Any]:
     only the fields in which they differ from their files."""
     slots = list_slots()
     stated = {key for key in BASES if isinstance(node := body.get(key), Mapping) and "kind" in node}
-    return {key: _contract(value, slots[key]) if key in stated else value for key, value in body.items()}
+    return {key: _contract(value, slots[key], None, body) if key in stated else value for key, value in body.items()}
 
 
 def find_names(body: Mapping[Any, Any]) -> set[str]:

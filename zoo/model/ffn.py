@@ -78,7 +78,7 @@ class GatedFFN(FFN, kind="gated"):
     activation: Activation
     """Activation of the gate."""
     bias: bool = False
-    """Whether the projections have a bias; W_down's follows `down_bias` where that is given."""
+    """Whether the products have a bias; `down_bias` says it for W_down alone."""
     gate_scale: float = 1.0
     """Constant factor of x·W_gate, a multiplier of µP (Falcon-H1, 2025)."""
     out_scale: float = 1.0

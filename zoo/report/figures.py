@@ -28,7 +28,7 @@ LABELS = {
     "flops.train": "forward and backward, a token",
     "flops.prefill": "prefill of the context",
     "flops.decode": "decoding a token after the context",
-    "flops.decode_expanded": "decoding, MLA's latents expanded",
+    "flops.decode_expanded": "decoding if latents are expanded",
     "flops.train_hardware": "training a token, recomputation included",
     "flops.optimizer_step": "a step of the optimizer",
     "kv_cache.bytes_per_token": "a token",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 PARTS = {
     "weights": "weights",
     "kv_cache": "KV cache",
-    "prefill": "activations of reading the prompt",
-    "generate_activations": "activations of reading the prompt",
+    "prefill": "activations while it reads the prompt",
+    "generate_activations": "activations while it reads the prompt",
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "activations": "activations",
@@ -101,6 +101,8 @@ def _peak(memory: Mapping[str, Any], name: str, part: str, size: int) -> str:
 
 def _flops(flops: Mapping[str, Any]) -> str:
     found = f"{format_si(flops['forward'], 'FLOP')} a token forward, {format_si(flops['train'], 'FLOP')} with backward"
+    if flops["train"] < 2.95 * flops["forward"]:
+        found += " (products that need no gradient, as an indexer's, have none)"
     convention = str(flops["convention"]).partition(":")[0]
     return found if convention == "exact" else f"{found} ({convention})"
 
