@@ -372,6 +372,21 @@ def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
     assert {block.attention.kind for block in made.blocks.values()} == {"gated_delta"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "notes"),
+    [
+        (["attention=sliding"], ["attention=sliding: takes window 4,096"]),
+        (["attention=sliding", "window=64"], []),
+        (["attention=sliding", "attention.window=64"], []),
+        (["attention=mla"], ["attention=mla: takes kv_lora_rank 512"]),
+        (["attention=mqa"], ["attention=mqa: takes n_kv_heads 1"]),
+        (["norm=layernorm"], []),
+    ],
+)
+def test_a_swap_says_which_sizes_the_new_choice_takes_of_its_own(overrides: list[str], notes: list[str]) -> None:
+    assert Composer("llama-tiny").compose(overrides).notes == notes
+
+
 @pytest.mark.parametrize(("axis", "place"), [("decoder.attention", "decoder.position"), ("attention", "position")])
 def test_a_swap_in_towers_leaves_out_the_positions_that_no_attention_there_reads(axis: str, place: str) -> None:
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, list_files
-from zoo.grammar.interpolation import Scope
+from zoo.grammar.interpolation import Scope, list_sizes
 from zoo.grammar.towers import split_towers
 from zoo.grammar.vocabulary import write_value
 from zoo.spec.fields import YEAR
@@ -24,9 +23,6 @@ from zoo.spec.fields import YEAR
 HEADER = """\
 # A model for Zoo. docs/yaml.md says how it is written; `zoo stats {name}` prices it, `zoo train {name}` trains it.
 """
-
-USUAL = re.compile(r"\$\{or:(\w+),([^{}]*)\}")
-"""An interpolation of a choice's file that has a literal: the key, and its value where no key is stated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +109,11 @@ def write_model(
     root = grammar.expand(plain)
     read = set().union(*(tower.read([], set())[1] for tower in split_towers(Scope(root), [])))
     plain = {key: value for key, value in plain.items() if key != "about" and key not in grammar.DIMS - read}
-    plain |= {key: size for key, size in _list_sizes(root).items() if key in read and key not in plain}
+    plain |= {key: size for key, size in list_sizes(root).items() if key in read and key not in plain}
     lines = [HEADER.format(name=name), f"about: {write_value({'title': about or name.removesuffix('.yaml')})}"]
     lines[1] += f"  # {counted['total']:,} parameters when this file was written{_describe_share(counted)}"
     lines += [_write_key(key, plain[key]) for key in _sort_keys(plain)]
     return "\n".join(lines) + "\n"
-
-
-def _list_sizes(root: Mapping[str, Any]) -> dict[str, int]:
-    """List the sizes that the choices of an expanded body take where no key states them, less those that two choices
-    take differently."""
-    found: dict[str, set[str]] = {}
-    for name, literal in USUAL.findall(str(root)):
-        found.setdefault(name, set()).add(literal)
-    return {name: int(text) for name, (text, *more) in found.items() if not more and text.isdecimal() and int(text)}
 
 
 def _describe_share(counted: Mapping[str, Any]) -> str:

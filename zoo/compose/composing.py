@@ -198,7 +198,11 @@ class Composition:
             f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
             for each in [*groups, *own]
         )
-        return cfg, [f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"] if gone else []
+        unread = [each for each in gone if "position (" in each]
+        lines = [f"{choices}: reads no positions, so {', '.join(unread)} is left out"] if unread else []
+        if rest := [each for each in gone if each not in unread]:
+            lines.append(f"{choices}: has no place for {', '.join(rest)}, which the model had (left out)")
+        return cfg, lines
 
 
 def _note_router(body: dict[Any, Any] | None) -> list[str]:

@@ -22,6 +22,9 @@ from zoo.compose.gate import check_body
 from zoo.compose.shorthand import Body, expand_shorthand, find_choices
 from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.dialect import is_choice, read_choice
+from zoo.grammar.interpolation import list_sizes
+from zoo.grammar.keys import BASES
 from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
@@ -210,6 +213,20 @@ def _list_known(body: Body, repo: Listed, label: str) -> set[str]:
     return set(found.overrides.known_choices)
 
 
+def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
+    """Write a note on the sizes that a swapped choice takes of its own, as the model does not state them. Those of a
+    router have a note already."""
+    body: Any = OmegaConf.to_container(cfg, resolve=False)
+    notes = []
+    for axis, _, word in (text.partition("=") for text in overrides):
+        if axis in BASES and axis != "router" and is_choice(axis, word) and isinstance(body.get(axis), dict):
+            own = {name: each for name, each in read_choice(BASES[axis], word).items() if type(each) is int}
+            sizes = {name: size for name, size in list_sizes(body[axis]).items() if name not in body} | own
+            told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+            notes += [f"{axis}={word}: takes {told}"] if told else []
+    return notes
+
+
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
     """Compose the config of one model, its body at the root."""
     return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
@@ -229,7 +246,7 @@ class Composer:
         """Compose the config under overrides, with the model's body at the root."""
         with locating(self.found.sources):
             made = self.composition.compose(overrides)
-        made.notes += self.found.notes
+        made.notes += [*note_sizes(overrides, made.cfg), *self.found.notes]
         made.sources = self.found.sources
         made.inherited = self._list_inherited(made)
         return made

@@ -55,6 +55,17 @@ def _split_arguments(resolver: str, asked: str) -> tuple[list[str], str | None]:
     return [name.strip()], literal.strip() if comma else None
 
 
+def list_sizes(node: Any) -> dict[str, int]:
+    """List the positive whole numbers that the `${or:key,literal}` of a node stand for where the key is not stated, by
+    key. A key with several literals is left out."""
+    found: dict[str, set[str]] = {}
+    for text in _SIMPLE.findall(str(node)):
+        names, literal = split_interpolation(f"${{{text[0]}:{text[1]}}}")
+        if literal is not None:
+            found.setdefault(names[0], set()).add(literal)
+    return {name: int(text) for name, (text, *more) in found.items() if not more and text.isdecimal() and int(text)}
+
+
 def find_foreign(text: str) -> Iterator[str]:
     """Yield the names of the resolvers that a text calls other than the grammar's. Hydra's and OmegaConf's resolvers
     read environment variables, so an untrusted file may not call them."""
