@@ -169,6 +169,10 @@ def test_what_an_attention_without_a_kind_would_read_is_not_judged():
     layers = {"layers": {"full": {"position": "none"}}, "pattern": ["full"]}
     (fault,) = faults(yaml.safe_dump(WHOLE | layers | {"attention": {"qk_norm": True}}))
     assert fault.startswith("mine.yaml:2: attention: has no 'kind' (one of: ")
+    text = START + "layers: {full: {attention: {kind: gqqa}, position: none, windw: 3}}\npattern: [full]\n"
+    stranger, fault = faults(text)
+    assert stranger == "mine.yaml:2: layers.full.windw: no such key (did you mean 'window'?)"
+    assert fault.startswith("mine.yaml:2: layers.full.attention: kind 'gqqa' is not a choice of attention")
 
 
 def test_a_tower_in_a_model_of_one_is_told_the_kind_of_two():
@@ -210,7 +214,9 @@ def test_a_list_of_factors_of_a_wrong_length_is_named_where_it_stands():
         ("- a: 1\n# a note\n  b: 2\n    c: 3\n", "4: not YAML, line 4 is indented further than line 3"),
         ("a:\n    b: 1\n  c: 2\n", "3: not YAML, line 3 is indented less than line 2"),
         ("a: 1\nb:2\nc: 3\n", "2: not YAML, 'b:2' is no key and value (a space after the colon)"),
-        ("a: b: c\n", "1:5: not YAML, mapping values are not allowed here"),
+        ("a: b: c\n", "1: not YAML, a second ': ' in one line (quotes around a text that has one)"),
+        ("a:\n\tb: 1\n", "2: not YAML, line 2 is indented with a tab (spaces would do)"),
+        ("a: b\nc: [1, 2\nd: e\n", "3:2: not YAML, expected ',' or ']', but got ':'"),
     ],
 )
 def test_a_wrong_layout_is_told_by_the_lines_of_an_editor(text, fault):

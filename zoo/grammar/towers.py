@@ -49,8 +49,7 @@ class TowerNode:
         """Read the tower as plain data, and the names that its components look up. Adds to `problems` the axes with an
         unknown kind, the faulty fields of axes that no layer reads, and the keys of layer patches that their layers do
         not read."""
-        unknown = self._find_unknown_kinds()
-        problems += unknown
+        problems += self._find_unknown_kinds()
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
             inner = tree.setdefault(part, {})
@@ -60,8 +59,7 @@ class TowerNode:
                 inner.setdefault("vocab_size", number if type(number) is int and number > 0 else 1)
         own = self.root.take_reads()
         blocks, read = self.read_blocks()
-        if not unknown:  # what a component without a kind would read is unknown
-            problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
+        problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
         names = own.union(*read.values())
         problems += self._find_idle_faults(names)
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}, names
@@ -85,18 +83,8 @@ class TowerNode:
 
     def _find_unknown_kinds(self) -> list[str]:
         """List the axes with an unknown kind. One that no layer reads may be stated, so that it can be swapped in."""
-        faults = []
-        for axis, base in BASES.items():
-            node, fault = self.root.get(axis), None
-            if isinstance(node, Scope) and node.is_mapping:
-                kind = node.read("kind")
-                if not isinstance(kind, str) or kind not in base.kinds:
-                    fault = describe_unknown_kind(base, kind)
-            elif node is not None:
-                fault = describe_no_node(base, to_plain(node))
-            if fault is not None:
-                faults.append(f"{self.prefix if axis in self.patch else ''}{axis}: {fault.message()}")
-        return faults
+        found = ((axis, _describe_node(self.root, axis)) for axis in BASES)
+        return [f"{self.prefix if axis in self.patch else ''}{axis}: {fault}" for axis, fault in found if fault]
 
     def _find_idle_faults(self, read: set[str]) -> list[str]:
         """List the faults in fields of axes that no layer reads, which no Spec of the model holds."""
@@ -118,12 +106,23 @@ class TowerNode:
         """List the keys of a layer patch that its layers do not read: they would change nothing."""
         faults = []
         for kind, key in self.list_unread(read):
+            if key in KNOWN | asked and any(_describe_node(self.scopes[kind], axis) for axis in BASES):
+                continue  # what a component of an unknown kind would read is unknown
             why = "nothing in these layers reads it (leave it out, or choose what does)"
             if key not in KNOWN | asked:
                 ours = translate_name(key)
-                why = f"no such key{f' ({ours})' if ours else did_you_mean(key, read[kind])}"
+                why = f"no such key{f' ({ours})' if ours else did_you_mean(key, KNOWN | read[kind])}"
             faults.append(f"layers.{kind}.{key}: {why}")
         return faults
+
+
+def _describe_node(scope: Scope, axis: str) -> str:
+    """Describe the fault of an axis whose node is no component of a known kind; "" for one without a fault."""
+    node, base = scope.get(axis), BASES[axis]
+    if not (isinstance(node, Scope) and node.is_mapping):
+        return "" if node is None else describe_no_node(base, to_plain(node)).message()
+    kind = node.read("kind")
+    return "" if isinstance(kind, str) and kind in base.kinds else describe_unknown_kind(base, kind).message()
 
 
 def is_task_head(part: str, node: Mapping[str, Any]) -> bool:

@@ -126,11 +126,14 @@ def _describe_layout(error: Any, mark: Any) -> tuple[int, str] | None:
     if error.problem == "could not find expected ':'" and error.context_mark is not None:
         line = error.context_mark.line
         return line + 1, f"{shorten(lines[line].strip(), 60)!r} is no key and value (a space after the colon)"
+    if str(error.problem).startswith("found character '\\t'"):
+        return mark.line + 1, f"line {mark.line + 1} is indented with a tab (spaces would do)"
     if error.problem not in INDENTED or mark.line >= len(lines):
         return None
     above = next((at for at in range(mark.line - 1, -1, -1) if lines[at].split("#")[0].strip()), None)
     depth, before = (len(each) - len(each.lstrip(" ")) for each in (lines[mark.line], lines[above or 0]))
     if above is None or depth == before:
-        return None
+        twice = error.problem == INDENTED[0] and lines[mark.line].count(": ") > 1
+        return (mark.line + 1, "a second ': ' in one line (quotes around a text that has one)") if twice else None
     how = f"indented {'further' if depth > before else 'less'} than line {above + 1}"
     return mark.line + 1, f"line {mark.line + 1} is {how} (keys of one mapping stand in one column)"
