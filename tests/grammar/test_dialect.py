@@ -259,7 +259,7 @@ def test_the_plain_form_of_a_familys_config_leaves_out_what_is_usual(tmp_path: P
 
 
 def test_a_head_for_masks_is_berts_unless_it_says_otherwise() -> None:
-    body = yaml.safe_load(to_plain_yaml(compose("bert-tiny")))
+    body = yaml.safe_load(to_plain_yaml(compose_model("bert-tiny").cfg))
     assert load(body | {"head": "mlm"}).head == load("bert-tiny").head
     assert load(body | {"head": {"kind": "mlm", "activation": "relu"}}).head.activation.kind == "relu"
 
@@ -356,7 +356,7 @@ def test_a_files_component_is_not_merged_into_the_models(tmp_path: Path) -> None
 
 
 def test_positions_that_no_part_of_a_block_reads_are_left_out_of_a_swap() -> None:
-    with pytest.warns(UserWarning, match=r"^block=feed_forward: has no place for position \(rope\), which the model"):
+    with pytest.warns(UserWarning, match=r"^block=feed_forward: reads no positions, so position"):
         assert load("llama-tiny", ["block=feed_forward"]).position.kind == "none"
 
 
@@ -390,7 +390,7 @@ def test_a_swap_says_which_sizes_the_new_choice_takes_of_its_own(overrides: list
 @pytest.mark.parametrize(("axis", "place"), [("decoder.attention", "decoder.position"), ("attention", "position")])
 def test_a_swap_in_towers_leaves_out_the_positions_that_no_attention_there_reads(axis: str, place: str) -> None:
 
-    with pytest.warns(UserWarning, match=rf"{place} \(t5\), which the model had \(left out\)"):
+    with pytest.warns(UserWarning, match=rf"reads no positions, so {place} \(t5\) is left out"):
         made = load("t5-tiny", [f"{axis}=mamba2", *(["encoder.attention=fourier"] if axis == "attention" else [])])
     assert made.decoder.position.kind == "none"
     assert made.encoder.position.kind == ("none" if axis == "attention" else "t5")
@@ -424,7 +424,7 @@ def test_a_swap_in_a_training_leaves_its_other_keys_as_they_are(capsys, refused)
     assert run([*swap, "steps=${batch_size}", "--cfg", "job"]) == 0
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["steps"] == "${batch_size}"
-    assert err.count("has no place for position (rope), which the model had (left out)") == 1
+    assert err.count("reads no positions, so position (rope) is left out") == 1
 
 
 def test_a_text_is_no_choice_that_could_have_fields(refused) -> None:

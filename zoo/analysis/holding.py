@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zoo.costs.generating import generating
-from zoo.costs.hardware import Hardware, hardware, usable_bytes
+from zoo.costs.hardware import Hardware, hardware
 from zoo.costs.memory import training
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup

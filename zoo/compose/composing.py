@@ -198,11 +198,10 @@ class Composition:
             f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
             for each in [*groups, *own]
         )
-        unread = [each for each in gone if "position (" in each]
-        lines = [f"{choices}: reads no positions, so {', '.join(unread)} is left out"] if unread else []
-        if rest := [each for each in gone if each not in unread]:
-            lines.append(f"{choices}: has no place for {', '.join(rest)}, which the model had (left out)")
-        return cfg, lines
+        line = f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"
+        if all("position (" in key for key in gone):
+            line = f"{choices}: reads no positions, so {', '.join(gone)} is left out"
+        return cfg, [line] if gone else []
 
 
 def _note_router(body: dict[Any, Any] | None) -> list[str]:

@@ -59,8 +59,8 @@ def list_sizes(node: Any) -> dict[str, int]:
     """List the positive whole numbers that the `${or:key,literal}` of a node stand for where the key is not stated, by
     key. A key with several literals is left out."""
     found: dict[str, set[str]] = {}
-    for text in _SIMPLE.findall(str(node)):
-        names, literal = split_interpolation(f"${{{text[0]}:{text[1]}}}")
+    for text in _INNERMOST.findall(str(node)):
+        names, literal = split_interpolation(f"${{{text}}}")
         if literal is not None:
             found.setdefault(names[0], set()).add(literal)
     return {name: int(text) for name, (text, *more) in found.items() if not more and text.isdecimal() and int(text)}
