@@ -139,7 +139,10 @@ def test_tokens_are_read_as_the_literature_writes_them(text: str, value: float) 
     ("args", "fault"),
     [
         (["stats", "gpt2", "lama", "gpt3"], "lama: no packaged model of that name (did you mean 'llama'?)"),
-        (["stats", "gpt2", "llama3-8b", "n_layer=3"], "gpt2: n_layer: unknown key (did you mean 'n_layers'?)"),
+        (
+            ["stats", "gpt2", "llama3-8b", "n_layer=3"],
+            "gpt2: n_layer: unknown key (n_layers is Zoo's name for it: n_layers=3)",
+        ),
         (["stats", "gpt2", "--json", "--csv"], "output: --json and --csv are two formats (leave one out)"),
         (["stats", "gpt2", "--dtype", "bf61"], "dtype: unknown 'bf61' (did you mean 'bf16'?)"),
         (["stats", "gpt2", "--tokens", "many"], "tokens: cannot read 'many' as a number (1e12, 300B or 15T)"),

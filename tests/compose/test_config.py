@@ -234,7 +234,7 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["n_layer=3"], "n_layer: unknown key (did you mean 'n_layers'?)"),
+        (["n_layer=3"], "n_layer: unknown key (n_layers is Zoo's name for it: n_layers=3)"),
         (["model.n_layers=3"], "model.n_layers: unknown key (did you mean 'n_layers'?)"),
         (["atention.n_heads=3"], "atention.n_heads: unknown key (did you mean 'attention.n_heads'?)"),
         (

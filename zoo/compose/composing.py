@@ -25,6 +25,7 @@ from zoo.compose.engine import (
 from zoo.compose.faults import FAULTS, descend, describe_unknown_key, find_mapping, shorten_error
 from zoo.compose.overrides import (
     Choices,
+    describe_typed,
     format_override,
     note_repeated,
     parse_overrides,
@@ -247,8 +248,7 @@ def _apply(
         missing = not _states(cfg, key)
         if override.type is OverrideType.CHANGE and missing and not takes:
             model = OmegaConf.select(cfg, root) if root else cfg
-            owner = grammar.find_owner(key, model) if "." not in key and isinstance(model, DictConfig) else None
-            faults.append(f"{key}: {owner}" if owner else describe_unknown_key(cfg, key, extra))
+            faults.append(describe_typed(override, model, root) or describe_unknown_key(cfg, key, extra))
             continue
         if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
             override = rename_override(override, type=OverrideType.FORCE_ADD)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.engine import HydraException
-from zoo.spec.foreign import FOREIGN, hint_choice, translate_name
+from zoo.spec.foreign import hint_choice
 
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 """The exceptions that Hydra raises while it composes faulty files."""
@@ -32,6 +32,7 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]|\^$", line)]
     text = re.sub(r"^In '[^']*': Could not (?:load|find) '([^']*)'.*", r"defaults: there is no '\1'", " ".join(kept))
+    text = re.sub(r"LexerNoViableAltException: .*", "a character that has no place there", text)
     for ours, theirs in (names or {}).items():
         text = text.replace(ours, theirs)
     return text
@@ -93,8 +94,6 @@ def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -
     there = [option for option in near if option in options]
     ranked = [*there, *same] if "." in key else [*same, *there]  # a bare name probably lacks its prefix
     best = [*ranked, *near, *difflib.get_close_matches(key, options, n=1)]
-    if len(missing) == 1 and (ours := translate_name(missing[0])) and best[:1] != [FOREIGN.get(missing[0])]:
-        return f"{key}: unknown key ({ours})"
     if best:
         return f"{key}: unknown key (did you mean '{best[0]}'?)"
     if node is None:

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
 from zoo.compose.engine import (
     ChoiceSweep,
     DefaultsList,
@@ -22,6 +25,7 @@ from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 from zoo.grammar.dialect import is_choice
+from zoo.grammar.hints import hint_keys
 from zoo.untrusted.text import shorten
 
 LONGEST = 16_384
@@ -75,6 +79,21 @@ def format_override(override: Override) -> str:
     """Write the override as it was typed."""
     line = override.input_line or ""
     return override.get_key_element() + (line[line.index("=") :] if "=" in line else "")
+
+
+def describe_typed(override: Override, model: Any, root: str) -> str | None:
+    """Describe an override of a key that a model writes otherwise: under another name, or as a field of a choice."""
+    place = f"{root}." if root and override.key_or_group.startswith(f"{root}.") else ""
+    key, text = override.key_or_group.removeprefix(place), format_override(override).partition("=")[2]
+    if "." in key or not isinstance(model, DictConfig):
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    body: Any = OmegaConf.to_container(model, resolve=False)
+    hint = hint_keys({key: value}, body, place, typed=True).get(key)
+    return f"{place}{key}: {hint.replace('no such key (', 'unknown key (')}" if hint else None
 
 
 def list_alternatives(override: Override) -> list[str]:

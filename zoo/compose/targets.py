@@ -24,7 +24,7 @@ from zoo.compose.sources import StatedFile, locate_faults, locating
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.dialect import is_choice, read_choice
 from zoo.grammar.interpolation import list_sizes
-from zoo.grammar.keys import BASES
+from zoo.grammar.keys import BASES, KNOWN
 from zoo.paths import conf_dir, list_conf, read_conf
 from zoo.untrusted.text import quote, shorten
 from zoo.untrusted.yaml_file import describe_yaml_error, read_yaml_text
@@ -90,7 +90,37 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
         file = path / "config.json" if (path / "config.json").is_file() else path
         source = StatedFile(file, str(file))
         return Target(str(target), contract_choices(body), option=option, notes=tuple(notes), sources=(source,))
-    return Target(str(target), read_yaml(path), path.resolve().parent, option, sources=(StatedFile(path, str(target)),))
+    body, sources = read_yaml(path), (StatedFile(path, str(target)),)
+    with locating(sources):
+        check_start(body, path)
+    return Target(str(target), body, path.resolve().parent, option, sources=sources)
+
+
+STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
+"""Keys by which files of other tools name the model that they start from."""
+
+
+def check_start(body: Body, path: Path) -> None:
+    """Refuse a training config, and a model that is named as a file of Zoo does not name the one that it starts from.
+    Raises ConfigError with the form that works."""
+    config = read_conf("config")
+    groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
+    trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model"}]
+    if isinstance(body.get("model"), dict) or (trained and ("model" in body or not body.keys() & KNOWN)):
+        key = trained[0] if trained else "model"
+        raise ConfigError(
+            f"{path}: is a training config: it has {key} (zoo train -c {path}; a model is the keys below model)"
+        )
+    entries = body.get("defaults")
+    named = [(key, body[key]) for key in STARTS if key in body]
+    for each in entries if isinstance(entries, list) else ():
+        word = next((each[key] for key in ("model", "/model") if key in each), None) if isinstance(each, dict) else each
+        named.append(("defaults", word))
+    for key, word in named:
+        name = str(word).removeprefix("/").removeprefix("model/")
+        if name in list_packaged() and not (key == "defaults" and (path.parent / f"{word}.yaml").is_file()):
+            said = f"{word} is not told where to stand" if key == "defaults" else "no such key of a model"
+            raise ConfigError(f"{key}: {said} (defaults: [/model/{name}@_here_] starts from it)")
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:

@@ -1,7 +1,8 @@
 """Read a model's YAML node into its Spec."""
 
 from zoo.grammar.contract import contract, contract_choices, find_names
-from zoo.grammar.dialect import expand, find_owner, is_slot
+from zoo.grammar.dialect import expand, is_slot
+from zoo.grammar.hints import hint_keys
 from zoo.grammar.interpolation import call_resolvers, resolve
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
@@ -21,8 +22,8 @@ __all__ = [
     "drop_leftovers",
     "expand",
     "find_names",
-    "find_owner",
     "from_dict",
+    "hint_keys",
     "is_slot",
     "resolve",
     "to_body",

@@ -17,10 +17,10 @@ from zoo.spec import Node, Spec
 def contract(body: Mapping[Any, Any]) -> dict[Any, Any]:
     """Write a composed body as a person would, such that expanding the result gives the same model."""
     root = expand(body)
-    found = _contract_keys(root, {})
+    found = contract_keys(root, {})
     for tower in TOWERS:
         if isinstance(patch := root.get(tower), Mapping):
-            found[tower] = _contract_keys(patch, root)
+            found[tower] = contract_keys(patch, root)
     settled = settle(Scope(found))
     known = KNOWN | BOTH | SHARED.keys() | set(TOWERS) | find_names(expand(settled))
     return {key: value for key, value in settled.items() if key in known and not (key == "layers" and not value)}
@@ -39,7 +39,8 @@ def find_names(body: Mapping[Any, Any]) -> set[str]:
     return set(re.findall(r"\b[^\W\d]\w*", " ".join(re.findall(r"\$\{(?:up|or):([^{}]*)\}", str(body)))))
 
 
-def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
+def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Shorten the choices of an expanded body, or of a patch of the body `around`. Interpolations stay."""
     slots = list_slots()
     stated = _list_stated(node) | _list_stated(around)
     found = {
@@ -49,8 +50,7 @@ def _contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[A
     if isinstance(layers := node.get("layers"), Mapping):
         scope = {**around, **node}
         found["layers"] = {
-            name: _contract_keys(patch, scope) if isinstance(patch, Mapping) else patch
-            for name, patch in layers.items()
+            name: contract_keys(patch, scope) if isinstance(patch, Mapping) else patch for name, patch in layers.items()
         }
     return found
 

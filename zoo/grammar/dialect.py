@@ -28,7 +28,6 @@ from zoo.model.position.rotary import Scaling
 from zoo.model.tower import Decoder
 from zoo.paths import list_conf, read_conf
 from zoo.spec import Node, Spec
-from zoo.spec.foreign import write_value
 
 MOST_LIKE = 50
 """Maximum length of a chain of layer kinds, each `like` the next."""
@@ -236,23 +235,6 @@ def _may_be_choice(field: tuple[Any, Any]) -> bool:
     """Tell whether a field may hold a choice: its value is no number, interpolation or null, its name is not kind."""
     name, value = field
     return isinstance(value, Mapping | bool) or (isinstance(value, str) and "${" not in value and name != "kind")
-
-
-def find_owner(key: str, root: Mapping[Any, Any]) -> str | None:
-    """Describe a top-level key that is a field of one of the model's choices, and how to write it; None for others."""
-    moved = []
-    for axis, base in BASES.items():
-        node = root.get(axis)
-        kind = node.get("kind") if isinstance(node, Mapping) else None
-        choice = base.kinds.get(kind) if isinstance(kind, str) else None
-        if choice is not None and key in choice.moved:
-            moved.append(f"{axis}: {{{choice.moved[key]}}}")
-        if choice is not None and any(field.name == key for field in choice.fields()):
-            value = write_value(root.get(key))
-            return (
-                f"no such key of a model; {axis} '{kind}' has it ({axis}: {{{key}: {value}}}, or {axis}.{key}={value})"
-            )
-    return f"no such key any more ({', or '.join(moved)})" if moved else None
 
 
 def find_usual(base: type[Spec]) -> str:

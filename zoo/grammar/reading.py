@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from zoo.errors import ConfigError
 from zoo.grammar.dialect import expand
+from zoo.grammar.hints import find_stated
 from zoo.grammar.interpolation import Scope, call_resolvers, find_unresolvable
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
-from zoo.grammar.strangers import drop_consequences, find_strangers
+from zoo.grammar.strangers import find_strangers, settle_faults
 from zoo.grammar.towers import read_fields, split_towers
 from zoo.model.tower import Topology
 
@@ -34,7 +35,7 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
         trees[tower.name], names = tower.read(problems, asked)
         read |= names
     problems += find_strangers(root, asked | read, towers)
-    problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked, read)]
+    problems += [_describe_idle(key, root) for key in touched if _idle(key, asked, read)]
     tree, named = _join(root, trees), {tower.name: tower for tower in towers}
     try:
         spec = Topology.parse(tree)
@@ -44,7 +45,7 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
             return spec
     except ValidationError as error:
         problems += locate_faults(error, named)
-    raise ConfigError(*drop_consequences(dict.fromkeys(problems), root))
+    raise ConfigError(*settle_faults(problems, root))
 
 
 def to_tree(node: DictConfig | dict[Any, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def to_root(node: DictConfig | dict[Any, Any]) -> Scope:
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     root = Scope(expand(call_resolvers(raw)))
     if faults := find_unresolvable(root):  # perhaps because a key is misspelled, so unknown keys come first
-        raise ConfigError(*drop_consequences([*find_strangers(root, root.take_reads(), ()), *faults], root))
+        raise ConfigError(*settle_faults([*find_strangers(root, root.take_reads(), ()), *faults], root))
     return root
 
 
@@ -70,3 +71,10 @@ def _join(root: Scope, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _idle(key: str, asked: set[str], read: set[str]) -> bool:
     """Tell whether a key is a dimension that no component in the model's layers has read."""
     return key in DIMS | asked and key not in OWN | set(AXES) | set(STRUCTURE) | read
+
+
+def _describe_idle(key: str, root: Scope) -> str:
+    """Describe a key that no component reads, with the field of a choice that is stated in its place."""
+    stated = find_stated(key, root.node)
+    why = f"{stated} is stated in its place (set that, or leave {key} out)" if stated else "leave it out"
+    return f"{key}: nothing in this model reads it{f', as {why}' if stated else f' ({why})'}"

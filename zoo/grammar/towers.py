@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.hints import hint_keys
 from zoo.grammar.interpolation import Scope, find_unresolvable, to_plain
 from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
 from zoo.grammar.patches import lay_patch
@@ -15,7 +16,6 @@ from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import Head, VocabularyHead
 from zoo.spec.faults import describe_no_node, describe_unknown_kind
-from zoo.spec.foreign import translate_name
 
 
 class TowerNode:
@@ -110,8 +110,8 @@ class TowerNode:
                 continue  # what a component of an unknown kind would read is unknown
             why = "nothing in these layers reads it (leave it out, or choose what does)"
             if key not in KNOWN | asked:
-                ours = translate_name(key)
-                why = f"no such key{f' ({ours})' if ours else did_you_mean(key, KNOWN | read[kind])}"
+                hints = hint_keys({key: get_kinds(self.root)[kind][key]}, self.scopes[kind].node, f"layers.{kind}.")
+                why = hints.get(key) or f"no such key{did_you_mean(key, KNOWN | read[kind])}"
             faults.append(f"layers.{kind}.{key}: {why}")
         return faults
 

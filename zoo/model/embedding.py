@@ -72,7 +72,8 @@ ROOT = "sqrt_d_model"
 
 
 def _number_or_root(scale: object) -> Any:
-    if scale is not None and scale != ROOT and not (isinstance(scale, int | float) and math.isfinite(scale)):
+    number = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
+    if scale is not None and scale != ROOT and not number:
         raise ValueError(f"must be a finite number or {ROOT}, found {scale!r} (null would do)")
     return scale
 

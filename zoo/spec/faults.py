@@ -118,14 +118,16 @@ def describe_unknown_field(choice: type[Spec], name: str, value: object) -> Init
     if ours := translate_name(name, value, names) if _is_of_model(choice) else "":
         hint = f" ({ours})"
     elif not (hint := did_you_mean(name, names)):
-        needed = [field.name for field in fields if field.default is MISSING and field.default_factory is MISSING]
-        rest = [each for each in names if each not in needed]
+        names.sort(key=lambda name: not _is_required(choice, name))
         listed = f"zoo list --axis {choice.axis} {choice.kind}" if _is_listed(choice) else ""
-        groups = [f"it needs {', '.join(needed)}"] if needed else []
-        groups += [f"it {'may have' if needed else 'has'}: {list_options(rest, listed, name)}"] if rest else []
-        hint = f" ({'; '.join(groups) or 'it has: none'})"
+        hint = f" (it has: {list_options(names, listed, name)})"
     text = "{label}no such field{hint}"
     return {"type": _fault(text, label=_label(choice), hint=hint), "loc": (name,), "input": None}
+
+
+def _is_required(choice: type[Spec], name: str) -> bool:
+    field = next(field for field in choice.fields() if field.name == name)
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _label(choice: type[Spec]) -> str:

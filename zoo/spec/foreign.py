@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import yaml
 
 from zoo.errors import did_you_mean
 from zoo.untrusted.text import quote
@@ -34,45 +38,79 @@ _KEYS = {
     "gate": "attn_output_gate attention_gate",
 }
 
-FORMS = {
-    "rope_scaling": "position: rope_yarn  # or rope_linear, rope_dynamic, rope_llama3",
-    "rope_type": "position: rope_yarn  # or rope_linear, rope_dynamic, rope_llama3",
-    "partial_rotary_factor": "position: {kind: rope, rotary_dim: 16}  # channels of a head that are rotated",
-    "qkv_bias": "attention: {bias: qkv}",
-    "use_qkv_bias": "attention: {bias: qkv}",
-    "attn_output_gate": "attention: {gate: true}",
-    "attention_gate": "attention: {gate: true}",
-    "shared_experts": "ffn: {kind: moe, shared: gated}",
-    "n_shared": "ffn: {kind: moe, shared: gated}",
-    "tie_word_embeddings": "head: {kind: lm, tied: true}",
-    "tie_embeddings": "head: {kind: lm, tied: true}",
-    "sliding_window": "attention: {kind: sliding, window: VALUE}",
-    "sliding_window_size": "attention: {kind: sliding, window: VALUE}",
-    "attn_logit_softcapping": "attention: {softcap: VALUE}",
-    "attention_logit_softcapping": "attention: {softcap: VALUE}",
-    "final_logit_softcapping": "head: {softcap: VALUE}",
-    "rotary_pos_emb": "position: rope",
-    "alibi_pos_bias": "position: alibi",
-    "attn_qk_norm": "attention: {qk_norm: true}",
-    "use_qk_norm": "attention: {qk_norm: true}",
-    "use_rmsnorm": "norm: rmsnorm",
-    "ff_glu": "ffn: gated",
-    "ff_swish": "activation: silu",
-    "parallel_residual": "block: parallel",
-    "n_shared_experts": "ffn: {kind: moe, shared: gated}",
-    "n_group": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
-    "topk_group": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
-    "topk_method": "router: {kind: sigmoid_topk, groups: {count: 4, open: 2}}",
-    "scoring_func": "router: sigmoid_topk  # or softmax_topk, sqrtsoftplus_topk",
+_FORMS = {
+    "head: {tied: $}": "tie_word_embeddings tie_embeddings tie_embedding weight_tying",
+    "head: {softcap: $}": "final_logit_softcapping final_logit_softcap logit_softcap logits_soft_cap",
+    "embedding: {scale: $}": "embed_scale embedding_scale embedding_multiplier scale_emb",
+    "embedding: {scale: sqrt_d_model}": "embed_scale=true scale_embedding=true scale_embeddings=true",
+    "norm: rmsnorm": "use_rmsnorm=true use_rms_norm=true",
+    "norm: {kind: rmsnorm, unit_offset: $}": "zero_centered zero_centered_gamma apply_layernorm_1p add_unit_offset",
+    "block: parallel": "parallel_residual=true use_parallel_residual=true parallel_attn=true",
+    "bias: not $": "no_bias",
+    "d_ff: $ * $d_model": "expansion_ratio mlp_ratio",
+    "ffn: {bias: $}": "mlp_bias",
+    "ffn: gated": "ff_glu=true",
+    "activation: silu": "ff_swish=true",
+    "ffn: {kind: moe, shared: $}": "shared",
+    "ffn: {kind: moe, shared: {kind: gated, d_ff: $ * $moe_intermediate_size or $ * $d_ff}}": "n_shared_experts "
+    "n_shared num_shared_experts num_shared_expert shared_experts",
+    "ffn: {kind: moe, shared: {expert: {kind: gated, d_ff: $}, gate: true}}": "shared_expert_intermediate_size",
+    "ffn: {kind: moe, shared: {kind: gated, d_ff: $}}": "shared_intermediate_size moe_shared_expert_intermediate_size",
+    "router: sigmoid_topk": "scoring_func=sigmoid",
+    "router: softmax_topk": "scoring_func=softmax",
+    "router: sqrtsoftplus_topk": "scoring_func=sqrtsoftplus",
+    "router: {kind: sigmoid_topk, groups: {count: $n_group, open: $topk_group}}": "n_group topk_group topk_method",
+    "layers: {dense: {ffn: gated}}\npattern: [dense*<$>, layer*<$n_layers - $>]": "first_k_dense_replace",
+    "attention: mqa": "multi_query=true",
+    "attention: {kind: gqa, bias: qkv}": "qkv_bias=true use_qkv_bias=true add_qkv_bias=true",
+    "attention: {kind: gqa, bias: $}": "bias=qkv bias=o",
+    "attention: {gate: $}": "attn_output_gate attention_gate",
+    "attention: {qk_norm: $}": "use_qk_norm attn_qk_norm qk_layernorm qk_layer_norm",
+    "attention: {softcap: $}": "attn_logit_softcapping attention_logit_softcapping attn_logit_softcap",
+    "attention: {scale: $}": "attention_multiplier",
+    "attention: {scale: rsqrt $}": "query_pre_attn_scalar",
+    "attention: {kind: sliding, window: $}": "sliding_window sliding_window_size",
+    "layers: {local: {attention: sliding}}\npattern: {every: $, is: layer, else: local}": "sliding_window_pattern",
+    "layers: {local: {attention: sliding, position: {kind: rope, theta: $}}}\n"
+    "pattern: {every: $sliding_window_pattern or 6, is: layer, else: local}": "rope_local_base_freq",
+    "position: alibi": "alibi=true use_alibi=true alibi_pos_bias=true",
+    "position: rope": "rotary_pos_emb=true",
+    "position: {kind: rope, rotary_dim: $ * $head_dim}": "partial_rotary_factor rotary_pct rotary_percentage "
+    "rotary_emb_fraction",
+    "rotary_dim: $ * $head_dim": "rotary_dim=share",
+    "position: {kind: rope, theta: $.rope_theta}": "rope_scaling=default rope_parameters=default",
+    "position: {kind: rope, theta: $.rope_theta, scaling: {kind: linear, factor: $.factor}}": "rope_scaling=linear "
+    "rope_parameters=linear",
+    "position: {kind: rope, theta: $.rope_theta, scaling: {kind: dynamic, factor: $.factor, original_max_seq_len: "
+    "$max_seq_len or 8192}}": "rope_scaling=dynamic rope_parameters=dynamic",
+    "position: {kind: rope, theta: $.rope_theta, scaling: {kind: yarn, factor: $.factor, original_max_seq_len: "
+    "$.original_max_position_embeddings or $max_seq_len or 8192, beta_fast: $.beta_fast, beta_slow: $.beta_slow, "
+    "attention_factor: $.attention_factor, mscale: $.mscale, mscale_all_dim: $.mscale_all_dim, truncate: "
+    "$.truncate}}": "rope_scaling=yarn rope_parameters=yarn",
+    "position: {kind: rope, theta: $.rope_theta, scaling: {kind: llama3, factor: $.factor, low_freq_factor: "
+    "$.low_freq_factor, high_freq_factor: $.high_freq_factor, original_max_seq_len: "
+    "$.original_max_position_embeddings or 8192}}": "rope_scaling=llama3 rope_parameters=llama3",
+    "position: rope_linear": "rope_type=linear",
+    "position: rope_dynamic": "rope_type=dynamic",
+    "position: rope_yarn": "rope_type=yarn",
+    "position: rope_llama3": "rope_type=llama3",
 }
-"""How Zoo writes, at a model's top level, keys that have no counterpart there. VALUE is the stated value."""
+
+FORMS = {name: form for form, names in _FORMS.items() for name in names.split()}
+"""How Zoo writes, at a model's top level, keys that have no counterpart there: `name`, or `name=value` for a value that
+is written differently. In a form `$` is the value, `$.factor` a field of it, `$head_dim` another key of the model. The
+first `kind` stands only where the model's own choice lacks the fields (`zoo.grammar.hints`)."""
+
+_BLANK = re.compile(r"<.*?>|(?:not |rsqrt )?\$[^,}\n]*")
+"""What a form takes from the model, for showing it without one."""
 
 CHOICES = {
     **{"swish": "silu", "swiglu": "gated", "geglu": "gated", "reglu": "gated", "glu": "gated", "relu_squared": "relu2"},
     **{"rotary": "rope", "rms": "rmsnorm", "rms_norm": "rmsnorm", "layer_norm": "layernorm", "ln": "layernorm"},
     **{"multi_head": "mha", "multihead": "mha", "full": "mha", "self": "mha", "local": "sliding", "nope": "none"},
     **{"pre_norm": "pre", "prenorm": "pre", "post_norm": "post", "postnorm": "post", "parallel_residual": "parallel"},
-    **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "yarn": "rope_yarn", "mixtral": "moe"},
+    **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_python": "gelu"},
+    **{"gelu_10": "gelu_clipped", "linear": "identity", "yarn": "rope_yarn", "mixtral": "moe"},
 }
 """Zoo's choice by its name in other libraries."""
 
@@ -95,14 +133,71 @@ INNER = {"tied", "qk_norm", "softcap", "shared", "gate"}
 def translate_name(name: str, value: object = None, known: Collection[str] | None = None) -> str:
     """Say how Zoo writes another library's key, with the stated value: `d_model is Zoo's name for it: d_model: 4096`;
     empty if unknown. `known` are the fields of the component; None for a key at a model's top level."""
-    if known is None and name in FORMS:
-        return f"Zoo writes {FORMS[name].replace('VALUE', write_value(value))}"
+    if known is None and (form := next((FORMS[each] for each in FORMS if each.partition("=")[0] == name), "")):
+        return f"Zoo writes {_BLANK.sub('…', form).replace(chr(10), '; ')}"
     ours = FOREIGN.get(name)
     if ours is None or (known is not None and ours in INNER and ours not in known):
         return ""
     stated = "" if value is None else f": {ours}: {write_value(value)}"
     whose = "" if known is None or ours in known else ", at the model's top level"
     return f"{ours} is Zoo's name for it{whose}{stated}"
+
+
+def find_form(name: str, value: Any) -> str:
+    """Find the form in which Zoo writes a key with this value; "" for none."""
+    if isinstance(value, Mapping):
+        tag = value.get("rope_type") or value.get("type") or "default"
+    else:
+        tag = "share" if isinstance(value, float) and 0 < value < 1 else write_value(value)
+    return FORMS.get(f"{name}={tag}", FORMS.get(name, ""))
+
+
+def fill_form(form: str, value: Any, look: Callable[[str], Any]) -> dict[str, Any]:
+    """Fill a form with the stated value and other keys of the model, which `look` finds (None for a missing one).
+    Fields that the value lacks are left out."""
+    return _fill(yaml.safe_load(form), value, look)
+
+
+def _fill(node: Any, value: Any, look: Callable[[str], Any]) -> Any:
+    if isinstance(node, dict):
+        filled = {key: _fill(each, value, look) for key, each in node.items()}
+        return {key: each for key, each in filled.items() if each is not None}
+    if isinstance(node, list):
+        return [_fill(each, value, look) for each in node]
+    if not isinstance(node, str) or "$" not in node:
+        return node
+    if "<" in node:  # `layer*<$n_layers - $>`
+        return re.sub("<(.*?)>", lambda found: str(_compute(found[1], value, look)), node)
+    return _compute(node, value, look)
+
+
+def _compute(text: str, value: Any, look: Callable[[str], Any]) -> Any:
+    """Compute the first alternative of a form's value (`$ * $head_dim or 8192`) that has all its numbers. A product of
+    which one is missing everywhere is written in words."""
+
+    def read(term: str) -> Any:
+        if term.startswith("$."):
+            return value.get(term[2:]) if isinstance(value, Mapping) else None
+        return look(term[1:]) if term[1:] else value
+
+    if text.startswith("not "):
+        return not value
+    if text.startswith("rsqrt "):
+        return value**-0.5 if _is_number(value) and value > 0 else value
+    for each in text.split(" or "):
+        first, sign, second = (*each.split(" "), "", "")[:3]
+        found = read(first) if "$" in first else int(first)
+        other = read(second) if sign else 1
+        if sign and _is_number(found) and _is_number(other):
+            found = found * other if sign == "*" else found - other
+            return int(found) if found == int(found) else found
+        if not sign and found is not None:
+            return found
+    return f"{quote(value)} {sign} {second[1:]}" if sign else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def write_value(value: object) -> str:
