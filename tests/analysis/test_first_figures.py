@@ -42,6 +42,9 @@ def test_the_first_figures_are_those_of_the_tables() -> None:
     told = first_figures("llama3-8b", context=4096, batch=2, optimizer="muon")
     assert told["parameters"].startswith("8.03 B, all")
     assert told["KV cache"].startswith("1.07 GB at 2 × 4,096 tokens (131 KB a token)")
+    windowed = first_figures("gemma3-1b", context=32768)["KV cache"]
+    assert windowed == "146 MB at 32,768 tokens (26.6 KB a token until windows are full)"
+    assert first_figures("gemma3-1b", context=512)["KV cache"].endswith("(26.6 KB a token)")
     assert told["assumed"] == "batch 2 of 4,096 tokens, bf16; training: muon, mixed precision"
     memory = price(load("llama3-8b"), Setup(context=4096, batch=2, optimizer="muon"))["memory"]
     for line, peak, part, name in (

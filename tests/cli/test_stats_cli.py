@@ -224,6 +224,17 @@ def test_diff_names_the_fields_first_and_leaves_out_what_is_equal(printed) -> No
     assert " = " in printed("diff", "llama3-8b", "llama3-8b", "--all")
 
 
+def test_diff_cuts_no_name_that_the_screen_has_room_for(printed, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert printed("diff", "llama3-8b", "deepseek-v2-lite").count("deepseek-v2-lite ") == 2
+
+
+def test_diff_leaves_out_a_scale_of_attention_that_is_what_none_means(printed) -> None:
+    usual, others = (zoo.diff("llama3-8b", name)["architecture"] for name in ("gemma3-1b", "granite-4.0-micro"))
+    assert not any(path.endswith("attention.scale") for path in usual)
+    assert any(path.endswith("attention.scale") for path in others)
+
+
 def test_diff_has_the_same_figures_in_every_form(printed) -> None:
     args = ("diff", "gpt2", "gpt2-medium", "--batch", "2")
     data = json.loads(printed(*args, "--json"))

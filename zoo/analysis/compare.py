@@ -70,10 +70,19 @@ def compare_fields(first: Spec, second: Spec) -> dict[str, dict[str, Any]]:
     """
     from zoo.grammar import to_dict
 
-    one, other = to_dict(first), to_dict(second)
+    one, other = (_drop_usual_scale(to_dict(spec)) for spec in (first, second))
     a, b = (flatten(node) for node in _paired(_facing(one, other), _facing(other, one)))
     paths = [path for path in merge_orders([a, b]) if a.get(path) != b.get(path)]
     return {path: {"a": a.get(path), "b": b.get(path)} for path in paths}
+
+
+def _drop_usual_scale(node: Any) -> Any:
+    """Write an attention's `scale` that is 1/√(width of a head) as unset, which means the same."""
+    if isinstance(node, Mapping):
+        found = {key: _drop_usual_scale(value) for key, value in node.items()}
+        width = node.get("head_dim") or node.get("qk_nope_head_dim", 0) + node.get("qk_rope_head_dim", 0)
+        return found | {"scale": None} if width and node.get("scale") == width**-0.5 else found
+    return [_drop_usual_scale(each) for each in node] if isinstance(node, list | tuple) else node
 
 
 def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -82,7 +82,14 @@ def _list_parts(node: Any, key: str = "") -> set[str]:
     if isinstance(node, list):
         return set().union(*(_list_parts(each, key) for each in node if key == "defaults"))
     chosen = isinstance(node, str) and "${" not in node and (key == "kind" or key in AXES)
-    return {node} if chosen else set()
+    return {str(node), _name_general(key, str(node))} if chosen else set()
+
+
+@functools.cache
+def _name_general(axis: str, word: str) -> str:
+    """Name the kind that a choice is named after: moe for moe_clamped; the choice itself if there is none."""
+    kind = read_conf(f"{axis}/{word}")["kind"] if word in list_conf(axis) else word
+    return str(kind) if word.startswith(f"{kind}_") else word
 
 
 def read_bodies() -> dict[str, dict[str, Any]]:

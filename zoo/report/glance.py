@@ -66,7 +66,9 @@ def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
     size, states = format_si(cache["bytes"], "B"), cache["state_bytes"]
     if states == cache["bytes"]:
         return "state", f"{size}, the same for any number of tokens (no KV cache)"
-    told = f"{size} at {format_sequences(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token)"
+    whole = cache["bytes_per_token"] * cache.get("tokens", 0) * cache.get("batch", 1)  # if every layer kept all tokens
+    until = " until windows are full" if cache["bytes"] - states - cache["cross_bytes"] < 0.99 * whole else ""
+    told = f"{size} at {format_sequences(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token{until})"
     if cache["cross_bytes"]:
         told += f", {format_si(cache['cross_bytes'], 'B')} of it cross-attention's"
     return "KV cache", told + (f", {format_si(states, 'B')} of it states" if states else "")

@@ -99,10 +99,10 @@ def _difference(unit: str, a: Any, b: Any) -> list[str]:
     return [shown, format_change(delta / a) if a else ""]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """Make a rich table. Cells are cut to CELL columns, and the first column to the rest of the screen."""
-    header = [header[0], *(_fitted(cell, CELL) for cell in header[1:])]
-    rows = [[row[0], *(_fitted(cell, CELL) for cell in row[1:])] for row in rows]
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], room: int = CELL) -> Any:
+    """Make a rich table. Cells are cut to `room` columns, and the first column to the rest of the screen."""
+    header = [header[0], *(_fitted(cell, room) for cell in header[1:])]
+    rows = [[row[0], *(_fitted(cell, room) for cell in row[1:])] for row in rows]
     others = sum(2 + max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header)))
     rows = [[_fitted(row[0], max(LEAST, measure_screen() - others - 3)), *row[1:]] for row in rows]
     return make_table("", header, rows, right=range(1, len(header)))
@@ -120,11 +120,12 @@ def make_diff_tables(
 ) -> list[Any]:
     """Make tables of the architecture's fields that differ, then of the figures that differ, or of all figures."""
     header, rows = list_model_rows(labels, priced, differing=not everything)
-    names = [_fitted(label, CELL) for label in labels]
     room = max(CELL, (measure_screen() - PATH - 6) // 2)
+    names = [_fitted(label, room) for label in labels]
     fields = [[_fold(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in list_field_rows(found)]
     tables = [make_table("", ["architecture", *names], fields)] if fields else []
-    return [*tables, format_setting(priced), _table(header, rows)] if rows else tables
+    room = max(CELL, (measure_screen() - LABEL - 24) // 2)  # beside the difference
+    return [*tables, format_setting(priced), _table(header, rows, room)] if rows else tables
 
 
 def list_field_rows(found: Mapping[str, Any]) -> list[list[str]]:
