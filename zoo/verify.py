@@ -115,7 +115,7 @@ def _flops(spec: Tower | EncoderDecoder, model: Model) -> Iterator[Row]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids, **_inputs(spec, ids))
     square = core_flops(spec, lambda look: look.square(tokens), tokens) + row_flops(spec)
-    note = f"torch's FlopCounterMode, eager kernel, {tokens} tokens, the full square of pairs"
+    note = f"torch's FlopCounterMode, eager kernel, on {tokens} tokens whatever the context, masked pairs too"
     forward = product_flops(spec) * tokens + square
     yield _row("FLOPs, forward", forward, counter.get_total_flops(), note)
     skipped = skipped_flops(spec, lambda look: look.square(tokens), tokens)

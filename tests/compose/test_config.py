@@ -155,7 +155,7 @@ def test_a_node_spelled_out_keeps_in_a_swap_what_the_new_choice_has(folder: Path
         swapped = attention("mine.yaml", f"attention={word}")
         assert (swapped.head_dim, swapped.bias, swapped.softcap) == (8, "qkv", 30)
         assert swapped.n_kv_heads == n_kv_heads
-    with pytest.warns(UserWarning, match=r"attention=mla: has no place for .*attention\.softcap.* \(left out\)"):
+    with pytest.warns(UserWarning, match=r"attention=mla: leaves out .*attention\.softcap.*, which the model set"):
         attention("mine.yaml", "attention=mla")
 
 
@@ -208,7 +208,7 @@ def test_layer_kinds_choose_by_name_too(folder: Path) -> None:
         "defaults: [bare]\nlayers: {local: {attention: sliding, window: 16}}\npattern: [local, layer]\n"
     )
     assert load("mine.yaml").blocks["local"].attention.window == 16
-    line = r"^layers\.local\.attention=mqa: has no place for layers\.local\.window, which the model had \(left out\)$"
+    line = r"^layers\.local\.attention=mqa: leaves out layers\.local\.window, which the model set$"
     with pytest.warns(UserWarning, match=line):
         assert load("mine.yaml", ["layers.local.attention=mqa"]).blocks["local"].attention.window is None
     swapped = load("mine.yaml", ["layers.local.attention=mqa", "~layers.local.window"])

@@ -48,7 +48,7 @@ def test_a_file_means_the_same_however_often_a_process_reads_files(tmp_path) -> 
 
 def test_a_swap_leaves_out_a_value_that_the_new_choices_field_does_not_take() -> None:
     for model, field in (("qwen2.5-0.5b", "bias"), ("glm-4.5-air", "qk_norm")):
-        with pytest.warns(UserWarning, match=rf"attention=cca: has no place for .*{field}"):
+        with pytest.warns(UserWarning, match=rf"attention=cca: leaves out .*{field}"):
             assert spec("attention=cca", target=model) is not None
 
 
@@ -330,7 +330,7 @@ def test_overrides_over_words_mappings_and_lists_of_a_file(tmp_path: Path) -> No
     narrow = made("layers.full.attention={kind: gqa, window: 8}")
     assert narrow.blocks["full"].attention.window == 8 and narrow.blocks["full"].attention.qk_norm is not None
     for form in ("layers.full.attention=mla", "layers.full.attention={kind: mla}"):
-        with pytest.warns(UserWarning, match="has no place for layers.full.attention.qk_norm, which the model had"):
+        with pytest.warns(UserWarning, match="leaves out layers.full.attention.qk_norm, which the model set"):
             latent = made(form, "layers.full.attention.kv_lora_rank=32")
         assert latent.blocks["full"].attention.kv_lora_rank == 32
 
@@ -362,8 +362,8 @@ def test_positions_that_no_part_of_a_block_reads_are_left_out_of_a_swap() -> Non
 
 def test_a_swap_leaves_out_what_nothing_reads_any_more_and_says_so() -> None:
     line = (
-        "attention=gated_delta: has no place for attention.qk_norm, attention.scale, layers.local.attention.window, "
-        "position (rope), layers.local.rope_theta, which the model had (left out)"
+        "attention=gated_delta: leaves out attention.qk_norm, attention.scale, layers.local.attention.window, "
+        "position (rope), layers.local.rope_theta, which the model set"
     )
     with pytest.warns(UserWarning) as found:
         made = spec("attention=gated_delta", target="gemma3-1b")

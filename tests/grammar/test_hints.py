@@ -82,7 +82,7 @@ THEIRS = {
 FIELDS = ["qk_norm", "softcap", "values", "around_ffn", "tied", "unit_offset"]
 
 
-@pytest.mark.filterwarnings("ignore:.*takes the place of")
+@pytest.mark.filterwarnings("ignore:.*leaves out")
 @pytest.mark.parametrize("name", [*THEIRS.values(), *FIELDS])
 def test_what_a_line_tells_to_write_works_in_the_file_and_on_the_command_line(name):
     key, _, tag = name.partition("=")

@@ -55,7 +55,7 @@ def test_the_fastest_number_of_threads_is_taken_and_a_small_gain_is_not():
 
 def test_a_choice_says_what_was_found_and_how_to_overrule_it():
     assert str(choose_fastest({2: 10.0, 1: 42.0}, 2, 2)) == (
-        "1 thread of 2: 4.2 times as fast as 2 now, as other programs use the cores (OMP_NUM_THREADS=2 keeps 2)"
+        "1 thread of 2, 4.2 times as fast while other programs use the cores (OMP_NUM_THREADS=2 keeps 2)"
     )
     assert str(choose_fastest({2: 10.0, 1: 6.0}, 2, 1)) == "2 threads again: they are the fastest now"
 
@@ -223,7 +223,7 @@ def test_a_run_beside_a_busy_core_says_how_many_threads_it_takes_and_keeps_them_
     measured["rates"] = {4: 1.0, 1: 3.0}
     folder = tmp_path / "run"
     start_run(config(), folder)
-    assert "computes with 1 thread of 4: 3.0 times as fast as 4 now" in capsys.readouterr().err
+    assert "computes with 1 thread of 4, 3.0 times as fast while other" in capsys.readouterr().err
     weights = folder / "checkpoints/step-000006/model.safetensors"
     whole, counters = weights.read_bytes(), json.loads((weights.parent / "training.json").read_text())
     assert counters["threads"]["threads"] == 1

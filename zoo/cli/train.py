@@ -27,7 +27,7 @@ Info = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchp
 
 def run(
     overrides: list[str] | None = argument(
-        "A packaged model or a YAML file (model=…), and Hydra overrides: key=value.",
+        "A packaged model or a YAML file, then overrides: n_layers=4 steps=100.",
         metavar="MODEL OVERRIDES",
         autocompletion=complete_training,
     ),
@@ -45,9 +45,9 @@ def run(
 ) -> None:
     """Train a model, resume a run, or sweep over many (-m).
 
-    The usual overrides: model=llama-tiny (a packaged model or a file), attention=mqa (an axis), model.n_layers=4
-    (a key of the model), data=text data.path=FOLDER, steps=1000, batch_size=16, seq_len=256, optim.lr=1e-3,
-    schedule=wsd, precision=bf16, device=cuda, hydra/launcher=joblib (with -m).
+    The usual overrides: attention=mqa (an axis), n_layers=4 (a key of the model, as model.n_layers=4 is), data=text
+    data.path=FOLDER, steps=1000, batch_size=16, seq_len=256, optim.lr=1e-3, schedule=wsd, precision=bf16, device=cuda,
+    hydra/launcher=joblib (with -m).
 
     Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """

@@ -199,7 +199,7 @@ class Composition:
             f"{(each.package or each.key_or_group).removesuffix('.kind')}={format_override(each).partition('=')[2]}"
             for each in [*groups, *own]
         )
-        line = f"{choices}: has no place for {', '.join(gone)}, which the model had (left out)"
+        line = f"{choices}: leaves out {', '.join(gone)}, which the model set"
         if all("position (" in key for key in gone):
             line = f"{choices}: reads no positions, so {', '.join(gone)} is left out"
         return cfg, [line] if gone else []

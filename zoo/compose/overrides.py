@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.compose.engine import (
@@ -84,15 +83,11 @@ def format_override(override: Override) -> str:
 def describe_typed(override: Override, model: Any, root: str) -> str | None:
     """Describe an override of a key that a model writes otherwise: under another name, or as a field of a choice."""
     place = f"{root}." if root and override.key_or_group.startswith(f"{root}.") else ""
-    key, text = override.key_or_group.removeprefix(place), format_override(override).partition("=")[2]
+    key = override.key_or_group.removeprefix(place)
     if "." in key or not isinstance(model, DictConfig):
         return None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
     body: Any = OmegaConf.to_container(model, resolve=False)
-    hint = hint_keys({key: value}, body, place, typed=True).get(key)
+    hint = hint_keys({key: override.value()}, body, place, typed=True).get(key)
     return f"{place}{key}: {hint.replace('no such key (', 'unknown key (')}" if hint else None
 
 

@@ -1,7 +1,7 @@
 """Say how Zoo writes keys that a model does not have: fields of its choices, and other libraries' names.
 
-What is printed can be pasted: the node that the model has, with the field
-added (`attention: {kind: mha, qk_norm: true}`), or on the command line `attention.qk_norm=true`."""
+What is printed can be pasted: the node that the model has, with the field added, as `attention: {kind: mha, qk_norm:
+true}`, or on the command line `attention.qk_norm=true`."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ def _place(key: str, value: Any, whole: Mapping[Any, Any], own: Mapping[Any, Any
         place = find_stated(ours, whole) or ours
         axis, _, field = place.partition(".")
         lead = f"no such key ({place} is Zoo's name for it"
-        return (
-            (f"{lead}: ", {axis: {field: told} if field else told}) if there and told is not None else (f"{lead})", {})
-        )
+        if not there or told is None:
+            return f"{lead})", {}
+        return f"{lead}: ", {axis: {field: told} if field else told}
     moved = []
     for place, axis, kind, choice in _list_choices(whole):
         if key in choice.moved:
@@ -166,7 +166,7 @@ def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patc
     found: Patch = {}
     for key, value in patch.items():
         if key == "layers":
-            kinds, full = own.get(key) or {}, whole.get(key) or {}
+            kinds, full = (each.get(key) if isinstance(each.get(key), Mapping) else {} for each in (own, whole))
             laid = {
                 name: {**kinds.get(name, {}), **_lay(each, kinds.get(name, {}), {**whole, **full.get(name, {})})}
                 for name, each in value.items()
@@ -195,12 +195,13 @@ def _takes(patch: Mapping[str, Any], base: type[Spec], there: Any) -> bool:
     """Tell whether a model's choice has the fields of a patch, so that its kind may stay."""
     kind = there.get("kind") if isinstance(there, Mapping) else base.default
     fields = patch.keys() - {"kind"}
-    return "kind" not in patch or bool(fields and kind and fields <= _list_names(base, kind))
+    return "kind" not in patch or bool(fields and fields <= _list_names(base, kind))
 
 
-def _list_names(base: type[Spec], word: str) -> set[str]:
-    """List the fields of a choice."""
-    return {field.name for field in base.kinds[read_choice(base, word)["kind"]].fields()}
+def _list_names(base: type[Spec], word: Any) -> set[str]:
+    """List the fields of a choice; none of an unknown one."""
+    known = isinstance(word, str) and knows(base, word)
+    return {field.name for field in base.kinds[read_choice(base, word)["kind"]].fields()} if known else set()
 
 
 def _list_overrides(place: str, value: Any, whole: Mapping[Any, Any]) -> Iterator[str]:

@@ -38,8 +38,8 @@ class ThreadChoice:
     def __str__(self) -> str:
         if self.threads == self.most:
             return f"{self.most} threads again: they are the fastest now"
-        found = f"{self.gain:.1f} times as fast as {self.most} now, as other programs use the cores"
-        return f"{_counted(self.threads)} of {self.most}: {found} (OMP_NUM_THREADS={self.most} keeps {self.most})"
+        found = f"{self.gain:.1f} times as fast while other programs use the cores"
+        return f"{_counted(self.threads)} of {self.most}, {found} (OMP_NUM_THREADS={self.most} keeps {self.most})"
 
 
 def _counted(threads: int) -> str:

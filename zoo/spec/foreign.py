@@ -197,7 +197,7 @@ def _compute(text: str, value: Any, look: Callable[[str], Any]) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and abs(value) < 1e15  # no NaN either
 
 
 def write_value(value: object) -> str:

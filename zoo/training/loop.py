@@ -72,7 +72,7 @@ def stop_on_signals(run: Run) -> Iterator[None]:
             raise KeyboardInterrupt
         run.asked = signal.Signals(number)
         with suppress(RuntimeError):  # if the signal came while a line was printed
-            run.show.say("stopping after this step (once more: at once, without a checkpoint)")
+            run.show.say("stopping after this step (a second Ctrl-C or SIGTERM stops at once, without a checkpoint)")
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:

@@ -107,7 +107,8 @@ class YarnScaling(Scaling, kind="yarn"):
     """The a in the factor (0.1·a·ln(factor) + 1) / (0.1·b·ln(factor) + 1) of cosines and sines (DeepSeek-V2, 2024).
     Takes effect only with `mscale_all_dim`, the b."""
     mscale_all_dim: float | None = None
-    """The b in the factor of cosines and sines that `mscale` gives."""
+    """The b in `mscale`'s factor; DeepSeek multiplies attention's scores by (0.1·b·ln(factor) + 1)² too, which
+    attention's `scale` must state: that square over √(width of a head)."""
     truncate: bool = True
     """Whether the ends of the ramp are rounded outwards to whole pairs."""
 
