@@ -203,3 +203,27 @@ def test_a_training_config_is_told_to_be_one_with_its_command(stated):
 def test_a_file_beside_that_has_the_name_of_a_packaged_model_is_what_defaults_means():
     write({**OWN, "n_layers": 3}, "llama-tiny.yaml")
     assert compose.load(write({"defaults": ["llama-tiny"], "n_heads": 2})).n_layers == 3
+
+
+# ---------------------------------------------------------------- one mistake, one line
+
+
+@pytest.mark.parametrize(
+    ("stated", "line"),
+    [
+        ({"d_model": None, "d_modle": 64}, "d_modle: no such key (did you mean 'd_model'?)"),
+        (
+            {"layers": {"local": {"attention": "sliding"}}, "pattern": ["locla"]},
+            "pattern: no layer is named 'locla' (did you mean 'local'?)",
+        ),
+        (
+            {"kind": "encoderdecoder", "decoder": {"n_layers": 2}},
+            "model: kind 'encoderdecoder' is not a choice of topology",
+        ),
+        ({"head_dim": None}, "head_dim: is missing (attention reads it; head_dim: 16 is d_model / n_heads)"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_what_follows_from_it_none(stated, line):
+    model = {key: value for key, value in {**OWN, **stated}.items() if value is not None}
+    (told,) = refused(model)
+    assert told.startswith(line)

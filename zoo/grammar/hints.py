@@ -73,7 +73,15 @@ def settle_line(fault: str, root: Mapping[Any, Any]) -> str:
     a field that a component within has is told with its place, and so is a value that Zoo writes elsewhere."""
     key, _, text = fault.partition(": ")
     axis, _, name = key.partition(".")
-    value = root.get(axis)
+    value, width, heads = root.get(axis), root.get("d_model"), root.get("n_heads")
+    if (
+        key == "head_dim"
+        and text.startswith("is missing")
+        and isinstance(width, int)
+        and isinstance(heads, int)
+        and heads
+    ):
+        return fault.replace("state it at the model's top level", f"head_dim: {width // heads} is d_model / n_heads")
     if not name and text.startswith("must be ") and axis in DIMS and find_form(axis, value):
         return f"{key}: {text.rpartition(' (')[0]}{hint_keys({axis: value}, root)[axis].removeprefix('no such key')}"
     if axis not in BASES or not isinstance(value, Mapping) or " has no such field" not in text:
@@ -166,7 +174,7 @@ def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patc
     found: Patch = {}
     for key, value in patch.items():
         if key == "layers":
-            kinds, full = (each.get(key) if isinstance(each.get(key), Mapping) else {} for each in (own, whole))
+            kinds, full = (each[key] if isinstance(each.get(key), Mapping) else {} for each in (own, whole))
             laid = {
                 name: {**kinds.get(name, {}), **_lay(each, kinds.get(name, {}), {**whole, **full.get(name, {})})}
                 for name, each in value.items()
