@@ -140,6 +140,10 @@ def test_their_names_are_none_of_ours():
             "ffn 'moe' has no such field; expert has it (ffn: {kind: moe, expert: {d_ff: 48}})",
         ),
         (
+            {"ffn": {"kind": "moe_clamped", "limit": 3.0}},
+            "ffn 'moe_clamped' has no such field; expert has it (ffn: {kind: moe_clamped, expert: {limit: 3.0}})",
+        ),
+        (
             {"ffn": {"kind": "moe", "n_experts": 8}},
             "ffn 'moe' has no such field (at the model's top level: n_experts: 8)",
         ),

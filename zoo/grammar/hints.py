@@ -95,7 +95,9 @@ def settle_line(fault: str, root: Mapping[Any, Any]) -> str:
     if inner is None:
         return f"{key}: {text.rpartition(' (')[0]} (at the model's top level: {_to_flow({name: value[name]})[1:-1]})"
     kept = {each: stated for each, stated in own.items() if each != name} if isinstance(own, Mapping) else own
-    node = _lay_choice(axis, {inner: {name: value[name]}}, kept, value)
+    stated = own.get(inner) if isinstance(own, Mapping) else None
+    kind = {"kind": stated} if isinstance(stated, str) else {}
+    node = _lay_choice(axis, {inner: {**kind, name: value[name]}}, kept, value)
     return f"{key}: {text.rpartition(' (')[0]}; {inner} has it ({_to_flow({axis: node})[1:-1]})"
 
 
