@@ -13,7 +13,7 @@ import yaml
 
 from zoo.errors import ConfigError
 from zoo.grammar.contract import contract_keys
-from zoo.grammar.dialect import expand, knows, list_fields, list_slots, read_choice
+from zoo.grammar.dialect import expand, is_fixed, knows, list_fields, list_marks, list_slots, read_choice
 from zoo.grammar.interpolation import split_interpolation
 from zoo.grammar.keys import BASES, DIMS
 from zoo.grammar.patches import lay_patch
@@ -73,15 +73,7 @@ def settle_line(fault: str, root: Mapping[Any, Any]) -> str:
     a field that a component within has is told with its place, and so is a value that Zoo writes elsewhere."""
     key, _, text = fault.partition(": ")
     axis, _, name = key.partition(".")
-    value, width, heads = root.get(axis), root.get("d_model"), root.get("n_heads")
-    if (
-        key == "head_dim"
-        and text.startswith("is missing")
-        and isinstance(width, int)
-        and isinstance(heads, int)
-        and heads
-    ):
-        return fault.replace("state it at the model's top level", f"head_dim: {width // heads} is d_model / n_heads")
+    value = root.get(axis)
     if not name and text.startswith("must be ") and axis in DIMS and find_form(axis, value):
         return f"{key}: {text.rpartition(' (')[0]}{hint_keys({axis: value}, root)[axis].removeprefix('no such key')}"
     if axis not in BASES or not isinstance(value, Mapping) or " has no such field" not in text:
@@ -183,7 +175,8 @@ def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patc
             }
             found[key] = {**kinds, **laid}
         else:
-            found[key] = _lay_choice(key, value, own.get(key), whole.get(key)) if isinstance(value, Mapping) else value
+            word = {"kind": value} if isinstance(value, str) and key in BASES else value
+            found[key] = _lay_choice(key, word, own.get(key), whole.get(key)) if isinstance(word, Mapping) else value
     return found
 
 
@@ -196,7 +189,11 @@ def _lay_choice(axis: str, patch: Mapping[str, Any], own: Any, there: Any) -> An
     fields = {name: value for name, value in patch.items() if name != "kind"}
     if _takes(patch, base, there):
         return lay_patch(stated, fields, "", [])
-    kept = {name: value for name, value in stated.items() if name in _list_names(base, patch["kind"])}
+    names = _list_names(base, patch["kind"])
+    if names:  # what a swap on the command line keeps
+        choice = read_choice(base, patch["kind"])
+        names -= list_marks(base, patch["kind"]) | {name for name in choice if is_fixed(name, choice[name])}
+    kept = {name: value for name, value in stated.items() if name in names}
     node = {"kind": patch["kind"], **kept, **fields}
     return node["kind"] if node.keys() == {"kind"} else node
 
