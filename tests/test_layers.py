@@ -9,7 +9,6 @@ grimp = pytest.importorskip("grimp")
 
 UPWARDS = {
     ("zoo.model.step", "zoo.cache.cache"),
-    ("zoo.report.probes", "zoo.probes.outcome"),
 }
 """Type-only imports of something that stands higher, which are to become fewer."""
 

@@ -12,10 +12,10 @@ from zoo.experiments.judging import RecipeOutcome, find_outcome
 from zoo.experiments.recipe import Recipe, find_recipe, list_recipes
 from zoo.experiments.tables import FINDINGS, list_arms, list_cells, list_costs
 from zoo.paths import recipes_dir
+from zoo.probes.card import draw_card, format_reach, group_by_model
+from zoo.probes.card import list_costs as list_prices
 from zoo.probes.outcome import ProbeOutcome as Card
 from zoo.report import format_markdown
-from zoo.report.probes import draw_card, format_reach, group_by_model
-from zoo.report.probes import list_costs as list_prices
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 

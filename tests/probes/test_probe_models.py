@@ -219,7 +219,7 @@ def test_an_outcome_is_read_back_as_it_was_written():
 
 
 def test_a_card_has_a_row_for_each_probe_and_model_and_a_picture(tmp_path, capsys):
-    from zoo.report.probes import draw_card, format_card_markdown, print_card
+    from zoo.probes.card import draw_card, format_card_markdown, print_card
 
     found = [make_outcome(), make_outcome("parity"), make_outcome(model="b", reach=(0.1, 0.1, 0.1))]
     lines = format_card_markdown(found).splitlines()[2:5]
@@ -298,7 +298,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, fault, tmp_path, ca
 
 
 def test_the_picture_of_a_metric_names_each_arm_and_its_mean(tmp_path):
-    from zoo.report.probes import draw_values
+    from zoo.probes.card import draw_values
 
     draw_values({"one": {0: 0.25, 1: 0.75}, "other": {0: -0.2, 1: 0.0}}, "scaled at 40", tmp_path / "values.svg")
     drawn = (tmp_path / "values.svg").read_text()

@@ -29,7 +29,7 @@ def run(
     from zoo import report, runs
     from zoo.cli import evaluating
     from zoo.inspection import inspect_model
-    from zoo.report.inspected import format_lines, make_tables, write_inspection
+    from zoo.inspection.page import format_lines, make_tables, write_inspection
 
     folder, overrides = evaluating.tell_apart(folder, overrides or [])
     place = runs.last_run() if folder is None else folder

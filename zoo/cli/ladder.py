@@ -42,7 +42,7 @@ def run(
     from zoo import report
     from zoo.ladder import LadderRequest, plan_ladder, predict_seconds
     from zoo.ladder.climbing import LADDER
-    from zoo.report.ladder import format_plan, make_plan_table
+    from zoo.ladder.tables import format_plan, make_plan_table
 
     low, high = (
         None if value is None else read_amount(value, name, "20K, 60M or 1e9")
@@ -68,7 +68,7 @@ def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     from zoo.analysis.scaling import FittedLaw
     from zoo.errors import Terminated
     from zoo.ladder import climb
-    from zoo.report.ladder import describe_climb
+    from zoo.ladder.tables import describe_climb
     from zoo.report.scaling import format_head, make_fit_tables
 
     try:

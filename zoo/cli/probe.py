@@ -40,9 +40,9 @@ def run(
     rate, then trains several seeds. The same command resumes interrupted probes.
     """
     from zoo import report
+    from zoo.probes.card import describe_card, draw_card, format_card_markdown, print_card
     from zoo.probes.catalogue import CARD
     from zoo.report.plot import check_picture
-    from zoo.report.probes import describe_card, draw_card, format_card_markdown, print_card
 
     targets, overrides = split_words([target, *(overrides or [])])
     shown = OutputOptions(as_json=as_json, as_md=as_md).shown

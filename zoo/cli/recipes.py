@@ -95,7 +95,7 @@ def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file:
     """Draw the first measured metric, a bar per arm; for `reach` draw a capability card, which names the levels."""
     from dataclasses import replace
 
-    from zoo.report.probes import draw_card, draw_values
+    from zoo.probes.card import draw_card, draw_values
 
     metric, by_arm = next(iter(values.items()))
     if metric == "reach":
@@ -108,7 +108,7 @@ def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
     """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
     from zoo.disk import write_text
     from zoo.ladder.climbing import read_points
-    from zoo.report.ladder import draw_ladder
+    from zoo.ladder.tables import draw_ladder
 
     first = outcomes[0]
     drawn = draw_ladder(read_points(Path(first["folder"])).rows(), first["held_out"])

@@ -24,8 +24,8 @@ from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder.plan import Ladder, Rung, spell
+from zoo.ladder.tables import draw_ladder
 from zoo.report.history import RunRecord
-from zoo.report.ladder import draw_ladder
 from zoo.report.scaling import compare_held
 from zoo.untrusted.json_file import JsonShape, read_json
 from zoo.untrusted.text import quote

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zoo.probes.outcome import ProbeOutcome
+from zoo.report.plot import as_label, list_colors, write_figure
+from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
-
-if TYPE_CHECKING:
-    from zoo.probes.outcome import ProbeOutcome
 
 FOUND = ("probe", "reaches", "accuracy (chance)", "lr", "lr window")
 """Columns of results: the hardest level with 90 % accuracy, and the accuracy at the hardest trained level."""
@@ -81,8 +81,6 @@ def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
 
 def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
     """Format a card as Markdown: a line for each probe and model, grouped by probe, and notes."""
-    from zoo.report.tables import format_markdown
-
     probes = list(dict.fromkeys(each.probe for each in outcomes))
     rows = [
         [name_model(each), *list_found(each), *list_costs(each)]
@@ -94,8 +92,6 @@ def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
 
 def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
     """Print two tables for each model, of results and of costs, and notes."""
-    from zoo.report.tables import make_table, print_tables
-
     for model, own in group_by_model(outcomes).items():
         costs = [[each.probe, *list_costs(each)] for each in own]
         print_tables(make_table(model, FOUND, map(list_found, own), right=range(2, 5)))
@@ -110,8 +106,6 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     if the file cannot be written.
     """
     from matplotlib.figure import Figure
-
-    from zoo.report.plot import as_label, list_colors, write_figure
 
     models = group_by_model(outcomes)
     probes = list(dict.fromkeys(each.probe for each in outcomes))
@@ -145,8 +139,6 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
     """Draw a metric of arms into a .png or .svg file: a bar for each arm's mean, a point for each seed. `values` maps
     arms to values by seed. Raises ConfigError if the file cannot be written."""
     from matplotlib.figure import Figure
-
-    from zoo.report.plot import list_colors, write_figure
 
     figure = Figure(figsize=(8, 0.9 + 0.4 * len(values)), dpi=120, layout="constrained")
     axes = figure.subplots()
