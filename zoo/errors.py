@@ -35,6 +35,12 @@ class ConfigError(ZooError):
         self.faults = list(faults)
 
 
+def refuse(faults: Iterable[str]) -> None:
+    """Raise ConfigError if there are faults."""
+    if found := list(faults):
+        raise ConfigError(*found)
+
+
 class FinishedRun(ConfigError):
     """The run to resume has no steps left."""
 

@@ -9,7 +9,7 @@ from statistics import mean
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import CheckpointError, refuse
 from zoo.report.history import RunRecord
 
 SEED = "seed"
@@ -34,9 +34,8 @@ class Arm:
     def values(self, metric: str) -> dict[int, float]:
         """Read the metric of each run, by seed. Raises ConfigError for a run without it."""
         found = {seed: _find(run, metric) for seed, run in self.runs.items()}
-        missing = [self.runs[seed].folder for seed, value in found.items() if value is None]
-        if missing:
-            raise ConfigError(*(f"{folder}: has no {metric} (--metric NAME names another)" for folder in missing))
+        missing = (self.runs[seed].folder for seed, value in found.items() if value is None)
+        refuse(f"{folder}: has no {metric} (--metric NAME names another)" for folder in missing)
         return {seed: float(value) for seed, value in found.items() if value is not None}
 
     @cached_property
@@ -80,8 +79,7 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
         seed = record.config.get(SEED) or 0
         if (other := arms.setdefault(name, {}).setdefault(seed, record)) is not record:
             faults.append(f"{record.folder}: is another run of {name} with seed {seed}, beside {other.folder} (one)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return [Arm(name, dict(sorted(by_seed.items()))) for name, by_seed in arms.items()], unfinished
 
 

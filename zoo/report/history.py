@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import runs
+from zoo.analysis.compare import compare_values, flatten, merge_orders
 from zoo.costs.price import price
-from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
 from zoo.grammar.saved import read_model
 from zoo.untrusted.json_file import check_shape
 from zoo.untrusted.text import shorten
@@ -132,15 +133,9 @@ class RunRecord:
 
     def _progress(self) -> dict[str, Any]:
         last = {name: value for line in self.lines for name, value in line.items() if value is not None}
-        figures = {
-            "steps": last.get("step"),
-            "tokens": last.get("tokens"),
-            "flops": last.get("flops"),
-            "train_loss": last.get("loss"),
-        }
-        figures |= {
-            name: last.get(name) for name in ("val_loss", "bits_per_byte", *MEASURES, "tokens_per_second", "mfu")
-        }
+        logged = ("tokens", "flops", "val_loss", "bits_per_byte", *MEASURES, "tokens_per_second", "mfu")
+        figures = {"steps": last.get("step"), "train_loss": last.get("loss")}
+        figures |= {name: last.get(name) for name in logged}
         points = self.points()
         figures["seconds"] = round(float(points[-1]["seconds"]), 3) if points else None
         if (self.folder / runs.MODEL).is_file():
@@ -217,8 +212,7 @@ def collect_runs(paths: Sequence[Path]) -> list[RunRecord]:
             what = "has no run in it" if path.expanduser().is_dir() else "is no folder"
             faults.append(f"{path}: {what} (the folder of a run or of a sweep; `zoo runs` lists them)")
         found |= {each.folder.resolve(): each for each in there}
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return list(found.values())
 
 
@@ -259,8 +253,6 @@ def compare_runs(first: RunRecord, second: RunRecord) -> dict[str, Any]:
     `config` has the keys that differ, except the model's, with both values; `results` has each figure, with `delta`
     and `relative`. `val_loss_at_equal_tokens` is from the last evaluation that both runs made at the same token count.
     """
-    from zoo.analysis.compare import compare_values, flatten, merge_orders
-
     a, b = (flatten({key: node for key, node in each.config.items() if key != "model"}) for each in (first, second))
     config = {path: {"a": a.get(path), "b": b.get(path)} for path in merge_orders([a, b]) if a.get(path) != b.get(path)}
     results = {"status": {"a": first.status, "b": second.status}}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from zoo.distributed.mesh import WAYS
-from zoo.report.text import align_columns
+from zoo.report.text import align_columns, wrap_text
 from zoo.report.units import format_si, format_size
 
 NOTE = (
@@ -40,7 +39,7 @@ def format_meshes(answer: Mapping[str, Any], title: str) -> str:
         f"  batch_size={answer['sequences']} accumulate={first['microbatches']} recompute={first['recompute']}",
     ]
     table = align_columns(cells, right=[n for n in range(len(cells[0])) if n != len(ways) + 1])
-    return "\n".join([textwrap.fill(head, 80), "", table, "", *lines, "", textwrap.fill(NOTE, 80)])
+    return "\n".join([wrap_text(head, 0), "", table, "", *lines, "", wrap_text(NOTE, 0)])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.report.axes import format_axis
-from zoo.report.text import make_bold, measure_screen
+from zoo.report.text import make_bold, measure_screen, wrap_text
 from zoo.report.units import format_change
 
 SHOWN, VALUES = 6, 5
@@ -140,12 +139,7 @@ def _wrap(text: str) -> Iterator[str]:
 
 def _fill(text: str, indent: int, below: int) -> str:
     """Wrap a text at the screen's width, without breaking names at hyphens."""
-    first, rest = " " * indent, " " * below
-    return textwrap.fill(text, _width(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
-
-
-def _width() -> int:
-    return min(max(measure_screen(), 60), 120)
+    return wrap_text(text, indent, below, min(max(measure_screen(), 60), 120), hyphens=False)
 
 
 def _name_few(names: Sequence[str]) -> str:

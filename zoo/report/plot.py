@@ -8,11 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.analysis.compare import merge_orders
 from zoo.costs.cache import kv_cache
+from zoo.costs.hardware import hardware
 from zoo.costs.price import price
+from zoo.costs.roofline import roofline
 from zoo.costs.setup import Setup
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
+from zoo.report.units import format_count, format_si
 from zoo.untrusted.text import escape_controls
 
 if TYPE_CHECKING:
@@ -69,6 +73,15 @@ def draw_models(specs: Mapping[str, Priced], setup: Setup, file: Path) -> None:
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     write_figure(figure, file)
+
+
+def make_axes(width: float, height: float, dpi: int = 120) -> Any:
+    """Make the axes of a figure of this size, in inches, without a frame at the top and at the right."""
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(width, height), dpi=dpi, layout="constrained").subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def as_label(name: str) -> str:
@@ -163,9 +176,6 @@ def list_colors(count: int) -> list[Any]:
 
 def _parameters(axes: Axes, counted: Mapping[str, Mapping[str, Any]]) -> None:
     """Draw a bar per model, stacked by component. A black line marks the active parameters of a mixture of experts."""
-    from zoo.analysis.compare import merge_orders
-    from zoo.report.units import format_count
-
     labels = list(counted)
     names = merge_orders(each["by_component"] for each in counted.values())
     left = [0] * len(labels)
@@ -241,17 +251,12 @@ def _capacity(axes: Axes, setup: Setup) -> None:
     """Draw the GPU's memory as a line."""
     if setup.gpu is None:
         return
-    from zoo.costs.hardware import hardware
-
     device = hardware(setup.gpu)
     axes.axhline(device.memory, color="tab:red", linewidth=1, linestyle="--", label=f"memory of {device.title}")
 
 
 def _roofline(axes: Axes, specs: Mapping[str, Priced], setup: Setup) -> None:
     """Draw a GPU's roofline, with points of decoding and prefill at several batch sizes (Williams et al., 2009)."""
-    from zoo.costs.roofline import roofline
-    from zoo.report.units import format_si
-
     seen: list[float] = []
     points = join_equal({label: _bound_batches(spec, setup) for label, spec in specs.items()})
     for at, (label, phases) in enumerate(points.items()):
@@ -284,8 +289,6 @@ def _roofline(axes: Axes, specs: Mapping[str, Priced], setup: Setup) -> None:
 
 def _bound_batches(spec: Priced, setup: Setup) -> dict[str, tuple[list[int], list[float], list[float]]]:
     """Return for each phase the batch sizes, and their arithmetic intensities and FLOP/s."""
-    from zoo.costs.roofline import roofline
-
     bounds = [roofline(spec, replace(setup, batch=batch)) for batch in BATCHES]
     found: dict[str, tuple[list[int], list[float], list[float]]] = {}
     for phase in PHASES:

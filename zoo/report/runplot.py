@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.disk import replace_file
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
-from zoo.report.plot import as_label, check_picture, draw_literally, join_equal, list_colors, write_figure
+from zoo.report.plot import as_label, check_picture, draw_literally, join_equal, list_colors, make_axes, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +33,9 @@ def check_curves(records: Mapping[str, RunRecord], x: str, metric: str, share: f
     if metric not in known:
         hint = did_you_mean(metric, known) or f" (one of: {', '.join(sorted(known))})"
         raise ConfigError(f"y: no run has a metric {metric!r}{hint}")
-    if lacking := [label for label, each in records.items() if any(x not in point for point in each.points())]:
-        reason = "those of frozen weights are not counted, nor were any by an older zoo"
-        raise ConfigError(*(f"x: {label} has no {AXES[x]}, {reason} (--x tokens)" for label in lacking))
+    lacking = (label for label, each in records.items() if any(x not in point for point in each.points()))
+    reason = "those of frozen weights are not counted, nor were any by an older zoo"
+    refuse(f"x: {label} has no {AXES[x]}, {reason} (--x tokens)" for label in lacking)
 
 
 def draw_runs(
@@ -53,15 +53,12 @@ def draw_runs(
     `loss` the validation loss is drawn too, with markers. Raises ConfigError as `check_curves` does.
     """
     check_curves(records, x, metric, share, file)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    axes = make_axes(8, 5, dpi=150)
     runs = join_equal({name: _drawn_points(each, x, metric) for name, each in records.items()})
     for (name, points), color in zip(runs.items(), list_colors(len(runs)), strict=True):
         _draw_run(axes, points, as_label(name), color, x, metric, share)
     _dress(axes, records, x, metric, log)
-    write_figure(figure, file)
+    write_figure(axes.figure, file)
 
 
 def _drawn_points(record: RunRecord, x: str, metric: str) -> list[dict[str, Any]]:
@@ -89,31 +86,31 @@ def _draw_run(
 
 
 def _dress(axes: Axes, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
-    from matplotlib.ticker import EngFormatter
-
     if metric == "loss" and any("val_loss" in line for each in records.values() for line in each.lines):
         axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation")
     if log:
         axes.set_yscale("log")
-    axes.set_xlabel(AXES[x])
-    axes.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _label_axes(axes, AXES[x], LABELS.get(metric, metric.replace("_", " ")))
     longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
     columns = max(LINE // (longest + 5), 1)
     # below the axes, where it covers no curve; finding the best place inside takes seconds for long runs
     axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
 
 
+def _label_axes(axes: Axes, x: str, y: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+
+
 def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     """Draw training and validation loss by tokens seen into a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    axes = make_axes(8, 4.5, dpi=150)
     tokens, losses = read_curve(lines, "loss")
     axes.plot(tokens, losses, color="tab:blue", alpha=0.2, linewidth=0.8)
     axes.plot(tokens, smooth(losses), color="tab:blue", linewidth=1.8, label="training")
@@ -126,12 +123,8 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
         bits = f" ({last['bits_per_byte']:.3f} bits per byte)" if "bits_per_byte" in last else ""
         title += f": validation loss {last['val_loss']:.3f}{bits}"
     axes.set_title(title)
-    axes.set_xlabel("tokens seen")
-    axes.set_ylabel("loss (nats per target)")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _label_axes(axes, AXES["tokens"], LABELS["loss"])
     axes.legend(frameon=False, loc="upper right")  # finding the best place takes seconds for long runs
-    draw_literally(figure)
+    draw_literally(axes.figure)
     with replace_file(file) as draft:
-        FigureCanvasAgg(figure).print_png(draft)
+        FigureCanvasAgg(axes.figure).print_png(draft)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from zoo.errors import ConfigError
 from zoo.report.tables import make_table
 from zoo.report.units import format_count
 
@@ -34,8 +36,6 @@ def describe_fit(fit: FittedLaw) -> dict[str, Any]:
 
 def list_optima(fit: FittedLaw) -> list[dict[str, float]]:
     """List the compute-optimal parameters and tokens for powers of ten of FLOPs, as far as the fit may extrapolate."""
-    from zoo.errors import ConfigError
-
     if fit.list_open():
         return []
     products = [6 * params * tokens for params, tokens, _ in fit.points.rows()]
@@ -117,7 +117,6 @@ def format_head(fit: FittedLaw) -> str:
 def find_bias(points: LossPoints, fit: IsoFlop) -> tuple[Law, ParabolaBias] | str:
     """Fit approach 3 to all points, and measure the bias of approach 2 for that law; returns a reason if impossible."""
     from zoo.analysis.scaling import fit_law, measure_bias
-    from zoo.errors import ConfigError
 
     try:
         found = fit_law(points, bootstrap=0)
@@ -130,8 +129,6 @@ def find_bias(points: LossPoints, fit: IsoFlop) -> tuple[Law, ParabolaBias] | st
 
 def describe_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> dict[str, Any]:
     """Write a fit by approach 2 as plain data: each budget's minimum, the exponents, and the bias."""
-    from dataclasses import asdict
-
     low_high = fit.interval()
     budgets = [
         {

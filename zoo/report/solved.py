@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.report.glance import PARTS
-from zoo.report.text import align_columns
+from zoo.report.text import align_columns, wrap_text
 from zoo.report.units import format_share, format_si, format_size
 
 FIGURES = {
@@ -46,9 +45,7 @@ def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
         ("  what grows most", PARTS[answer["binds"]], ""),
     ]
     phases = _phases(answer.get("phases", {}), name)
-    notes = phases + [
-        textwrap.fill(note, 80, initial_indent="  note: ", subsequent_indent="    ") for note in answer["notes"]
-    ]
+    notes = phases + [wrap_text(f"note: {note}", 2, 4) for note in answer["notes"]]
     return "\n".join([align_columns(rows, right=(1, 2)), *notes])
 
 
@@ -64,7 +61,7 @@ def _phases(found: Mapping[str, int], name: str) -> list[str]:
             f"what binds: reading all prompts at once, which has room for {name} {read:,}. Decoding has room for "
             f"{decode:,}: prompts read in chunks would do (--cache-only)"
         )
-    return [textwrap.fill(told, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)]
+    return [wrap_text(told, 2, 4, hyphens=False)]
 
 
 def format_shortage(answer: Mapping[str, Any]) -> str:

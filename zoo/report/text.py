@@ -50,9 +50,10 @@ def make_bold(text: str) -> str:
     return text.join(marks)
 
 
-def wrap_text(text: str, indent: int, below: int | None = None, width: int = 80) -> str:
-    """Wrap a text into lines of at most `width` characters, the first indented by `indent`, the rest by `below`."""
+def wrap_text(text: str, indent: int, below: int | None = None, width: int = 80, *, hyphens: bool = True) -> str:
+    """Wrap a text into lines of at most `width` characters, the first indented by `indent`, the rest by `below`. With
+    `hyphens` lines may also break behind them."""
     import textwrap
 
-    rest = " " * (indent if below is None else below)
-    return textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=rest)
+    first, rest = " " * indent, " " * (indent if below is None else below)
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=hyphens)

@@ -169,11 +169,8 @@ class Report:
         low, high = each.interval or (None, None)
         return [each.difference, low, high, each.p, each.adjusted, each.verdict, each.needed]
 
-    def rows(self) -> list[list[str]]:
-        """List a row of texts per arm, the baseline first, with the columns of `HEADER`."""
-        return [self._row(each) for each in self.arms]
-
     def _row(self, arm: Arm) -> list[str]:
+        """Give an arm's row of texts, with the columns of `HEADER`."""
         values = list(arm.values(self.metric).values())
         row = [arm.name, str(len(values)), format_spread(mean(values), stdev(values) if len(values) > 1 else None)]
         if arm is self.baseline:
@@ -186,7 +183,7 @@ class Report:
         """List the tables that have rows: title, header, rows, and the columns to align right."""
         header = [each.format(metric=self.metric) for each in HEADER]
         made: list[Any] = [
-            ("Verdicts", header, self.rows(), range(1, 5)),
+            ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
             ("What they cost", COSTS, self.cost_rows(), range(1, 6)),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
             ("Learning rates", rates.HEADER, rates.list_rows(self.searches()), (1, 2)),
