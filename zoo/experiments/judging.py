@@ -9,6 +9,8 @@ from datetime import date
 from pathlib import Path
 from statistics import mean
 
+from pydantic import TypeAdapter
+
 from zoo.analysis.verdict import LEVEL, MeanDifference, adjust_by_holm
 from zoo.disk import write_text
 from zoo.experiments.recipe import Expectation, Recipe
@@ -71,18 +73,12 @@ class RecipeOutcome:
     @classmethod
     def read(cls, file: Path) -> RecipeOutcome:
         """Read a file of `write`. Raises ConfigError for any other file."""
-        data = read_json(file, cls)
-        findings = [Finding(**{**each, "interval": _as_pair(each["interval"])}) for each in data["findings"]]
-        return cls(**{**data, "findings": findings})
+        return TypeAdapter(cls).validate_python(read_json(file, cls))
 
     def write(self, file: Path) -> None:
         """Write the outcome as JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
-
-
-def _as_pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if interval is None else (interval[0], interval[1])
 
 
 def find_file(name: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
-from zoo.errors import ConfigError
+from zoo.errors import refuse
 from zoo.experiments.recipe import Laddering, Probing, Recipe, list_overrides
 from zoo.report.arms import ALIKE
 
@@ -65,5 +65,4 @@ def check_matched(recipe: Recipe) -> None:
                 faults.append(f"matched: {cost} follow from no config of {name} or {base} (leave it out)")
             elif abs(own - first) > ALIKE * first:
                 faults.append(f"matched: {cost} of {name} is {own:,.0f}, that of {base} {first:,.0f} (within 1 %)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)

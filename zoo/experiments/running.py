@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zoo import runs
 from zoo.disk import write_text
-from zoo.errors import ConfigError
+from zoo.errors import refuse
 from zoo.experiments.judging import Ran
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Measure, Recipe, list_overrides
@@ -64,8 +64,7 @@ def collect_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
         runs = [RunRecord(each) for each in own]
         faults += [f"{each.folder}: is {each.status} (run the recipe again)" for each in runs if each.status != "done"]
         arms.append(Arm(name, {int(each.config.get("seed", 0)): each for each in runs if each.status == "done"}))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return arms
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.disk import write_text
+from zoo.disk import replace_file, write_text
 from zoo.report.page import render_page
 from zoo.report.plot import write_figure
 from zoo.report.svg import Curve, draw_panel
@@ -186,7 +186,6 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Tensor], folder: Path) -> list[Path]:
     """Write figures, maps, plots and the page into a folder; return the files. Raises ConfigError and OSError."""
     from zoo.checkpoint.files import write_tensors
-    from zoo.disk import replace_file
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("attention-*.png"):

@@ -21,7 +21,7 @@ from zoo.analysis.scaling.ladder import (
 from zoo.analysis.solve.recipe import ComposedModel
 from zoo.costs.params import count_parameters
 from zoo.distributed.world import read_world
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 from zoo.grammar import AXES
 from zoo.jobs.forecast import STEPS, price_run, time_steps
 from zoo.jobs.plan import plan_launch, task_config
@@ -173,8 +173,7 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
             faults.append(f"optim.lr: the rule for it is {usual}'s, found {name}={kind} (optim.lr=…, of all sizes)")
     if settings.launcher.kind != "none" or read_world().size > 1:
         faults.append("launcher: a ladder's runs have one process each (launcher=none)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from zoo.errors import ConfigError
+
 IGNORED = -100
 """The label of a position without an answer (torch's convention)."""
 
@@ -128,6 +130,16 @@ class OneLength(Probe):
     @property
     def seq_len(self) -> int:
         return self.context
+
+    def chance(self, level: int) -> float:
+        """Give the probability of any value: values are half of the vocabulary."""
+        return 2 / self.vocab
+
+    def check_room(self, needed: int, what: str, fewer: str = "keys", setting: str = "levels") -> None:
+        """Raise ConfigError if `what` takes more tokens than a row has."""
+        if needed > self.context:
+            found = f"{what} take {needed} tokens, found context={self.context}"
+            raise ConfigError(f"{self.name}.{setting}: {found} (fewer {fewer}, or a longer context)")
 
 
 def fill(rows: int, length: int, filler: int = 0) -> Examples:

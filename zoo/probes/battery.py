@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.params import count_parameters
+from zoo.costs.price import price
+from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 from zoo.probes.base import Probe
 from zoo.probes.catalogue import make_probe
@@ -223,9 +225,6 @@ def describe(
     reports: Sequence[SeedReport],
 ) -> ProbeOutcome:
     """Make the Outcome of the reports, with the price of the model."""
-    from zoo.costs.price import price
-    from zoo.costs.setup import Setup
-
     priced = price(spec, Setup(context=probe.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     trained = tuple(level for level in probe.levels if probe.trains(level))
     idle = find_idle_windows(spec, probe.seq_len)

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from zoo.probes.outcome import ProbeOutcome
-from zoo.report.plot import as_label, list_colors, write_figure
+from zoo.report.plot import as_label, list_colors, make_axes, write_figure
 from zoo.report.tables import format_markdown, make_table, print_tables
 from zoo.report.units import format_count, format_si
 
@@ -105,15 +105,10 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     A bar is the fraction of levels reached, its black line the range over seeds, its text the level. Raises ConfigError
     if the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
     models = group_by_model(outcomes)
     probes = list(dict.fromkeys(each.probe for each in outcomes))
     height = 0.8 / len(models)
-    figure = Figure(
-        figsize=(8, 1.2 + 0.2 * len(models) + 0.22 * len(probes) * max(1.6, len(models))), dpi=120, layout="constrained"
-    )
-    axes = figure.subplots()
+    axes = make_axes(8, 1.2 + 0.2 * len(models) + 0.22 * len(probes) * max(1.6, len(models)))
     for number, ((model, own), color) in enumerate(zip(models.items(), list_colors(len(models)), strict=True)):
         at = [probes.index(each.probe) + (number - (len(models) - 1) / 2) * height for each in own]
         axes.barh(at, [share_reached(each, each.reach) for each in own], height, color=color, label=as_label(model))
@@ -127,21 +122,17 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_ylim(len(probes) - 0.5, -0.5)  # the first above
     axes.set_xlabel("share of levels passed (≥ 90 % accuracy; black line: range over seeds)")
-    axes.spines[["top", "right"]].set_visible(False)
     if len(models) > 1:
-        figure.legend(frameon=False, fontsize=8, loc="outside upper left")
+        axes.figure.legend(frameon=False, fontsize=8, loc="outside upper left")
     else:
         axes.set_title(next(iter(models)), fontsize=10)
-    write_figure(figure, file)
+    write_figure(axes.figure, file)
 
 
 def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Path) -> None:
     """Draw a metric of arms into a .png or .svg file: a bar for each arm's mean, a point for each seed. `values` maps
     arms to values by seed. Raises ConfigError if the file cannot be written."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.9 + 0.4 * len(values)), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    axes = make_axes(8, 0.9 + 0.4 * len(values))
     every = [each for seeds in values.values() for each in seeds.values()]
     most = max(every)
     for at, (seeds, color) in enumerate(zip(values.values(), list_colors(len(values)), strict=True)):
@@ -152,8 +143,7 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
     axes.set_ylim(len(values) - 0.5, -0.5)  # the first above
     axes.set_xlim(min(0.0, *every) - (0.02 * most if min(every) < 0 else 0), 1.12 * most)
     axes.set_xlabel(f"mean {metric} (points: single seeds)")
-    axes.spines[["top", "right"]].set_visible(False)
-    write_figure(figure, file)
+    write_figure(axes.figure, file)
 
 
 def share_reached(outcome: ProbeOutcome, reach: int) -> float:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import ConfigError
 from zoo.probes.base import Examples, OneLength, fill
 
 PAD, END = 0, 1
@@ -35,9 +34,7 @@ class Compress(OneLength, name="compress"):
 
     def __post_init__(self) -> None:
         for letters in self.levels:
-            if letters >= self.context:
-                taken = f"{letters} letters and an end take {letters + 1} tokens, found context={self.context}"
-                raise ConfigError(f"compress.levels: {taken} (fewer letters, or a longer context)")
+            self.check_room(letters + 1, f"{letters} letters and an end", "letters")
 
     def chance(self, level: int) -> float:
         return 1 / (self.vocab - 2)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import ConfigError
 from zoo.probes.base import IGNORED, Examples, OneLength, Probe, fill, place
 
 BLANK, GO = 0, 1
@@ -34,9 +33,7 @@ class Select(OneLength, name="select"):
 
     def __post_init__(self) -> None:
         for letters in self.levels:
-            if 2 * letters + 1 > self.context:
-                taken = f"{letters} letters take {2 * letters + 1} tokens, found context={self.context}"
-                raise ConfigError(f"select.levels: {taken} (fewer letters, or a longer context)")
+            self.check_room(2 * letters + 1, f"{letters} letters", "letters")
 
     def chance(self, level: int) -> float:
         return 1 / (self.vocab - 2)

@@ -149,12 +149,7 @@ class ProbeOutcome:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProbeOutcome:
         """Read the data of `to_dict` after JSON made keys strings. Raises KeyError, TypeError or ValueError."""
-        given = {name: data[name] for name in cls.__dataclass_fields__}
-        seeds = tuple(
-            SeedReport(each["seed"], {int(level): found for level, found in each["levels"].items()})
-            for each in given["seeds"]
-        )
-        lists = {name: tuple(given[name]) for name in ("overrides", "layers", "trained", "notes")}
-        chances = {int(level): chance for level, chance in given["chances"].items()}
-        chosen = {each["lr"]: each["accuracy"] for each in given["chosen"]}
-        return cls(**{**given, **lists, "seeds": seeds, "chances": chances, "chosen": chosen})
+        from pydantic import TypeAdapter
+
+        chosen = {each["lr"]: each["accuracy"] for each in data["chosen"]}
+        return TypeAdapter(cls).validate_python({**data, "chosen": chosen})

@@ -38,15 +38,10 @@ class MQAR(OneLength, name="mqar"):
 
     def __post_init__(self) -> None:
         for keys in self.levels:
-            if 4 * keys > self.context:
-                taken = f"{keys} keys take {4 * keys} tokens, found context={self.context}"
-                raise ConfigError(f"{self.name}.levels: {taken} (fewer keys, or a longer context)")
+            self.check_room(4 * keys, f"{keys} keys")
             if keys >= self.vocab // 2:
                 most = f"{keys} keys are more than the {self.vocab // 2 - 1} of a vocabulary of {self.vocab}"
                 raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
-
-    def chance(self, level: int) -> float:
-        return 2 / self.vocab
 
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         keys, values = draw_pairs(rng, rows, level, level, self.vocab)
@@ -108,14 +103,11 @@ class Overwrite(MQAR, name="overwrite"):
 
     def __post_init__(self) -> None:
         for changed in self.levels:
-            needed = 4 * self.keys + 2 * changed
             if changed > self.keys:
                 raise ConfigError(
                     f"{self.name}.levels: has {changed}, there are {self.keys} keys ({self.keys} at most)"
                 )
-            if needed > self.context:
-                taken = f"{changed} of {self.keys} keys overwritten take {needed} tokens, found context={self.context}"
-                raise ConfigError(f"{self.name}.levels: {taken} (fewer keys, or a longer context)")
+            self.check_room(4 * self.keys + 2 * changed, f"{changed} of {self.keys} keys overwritten")
             if self.keys + changed > self.vocab // 2:
                 found = f"{self.keys + changed} values, a vocabulary of {self.vocab} has {self.vocab // 2}"
                 raise ConfigError(f"{self.name}.levels: {changed} takes {found} (fewer keys, or more vocab)")
@@ -151,9 +143,7 @@ class Bind(MQAR, name="bind"):
         for keys in self.levels:
             if math.isqrt(keys) ** 2 != keys:
                 raise ConfigError(f"{self.name}.levels: {keys} is no square (4, 9, 16, …)")
-            if 5 * keys > self.context:
-                taken = f"{keys} keys take {5 * keys} tokens, found context={self.context}"
-                raise ConfigError(f"{self.name}.levels: {taken} (fewer keys, or a longer context)")
+            self.check_room(5 * keys, f"{keys} keys")
             if keys > self.vocab // 2:
                 most = f"{keys} values are more than the {self.vocab // 2} of a vocabulary of {self.vocab}"
                 raise ConfigError(f"{self.name}.levels: {most} (fewer keys, or more vocab)")
@@ -192,9 +182,7 @@ class Needle(MQAR, name="needle"):
     steps: int = 500
 
     def __post_init__(self) -> None:
-        if 4 * self.keys > self.context:
-            taken = f"{self.keys} keys take {4 * self.keys} tokens, found context={self.context}"
-            raise ConfigError(f"{self.name}.keys: {taken} (fewer keys, or a longer context)")
+        self.check_room(4 * self.keys, f"{self.keys} keys", setting="keys")
         if min(self.levels) < self.context:
             found = f"has {min(self.levels)} tokens, and the context of training is {self.context}"
             raise ConfigError(f"{self.name}.levels: {found} ({self.context} at least)")

@@ -43,9 +43,6 @@ class Noisy(OneLength, name="noisy"):
     def vocab_size(self) -> int:
         return self.vocab + self.noise
 
-    def chance(self, level: int) -> float:
-        return 2 / self.vocab
-
     def draw_level(self, rng: np.random.Generator, rows: int, level: int, seed: int) -> Examples:
         half, pairs = self.vocab // 2, self.context // 2
         values = half + rng.random((rows, half)).argsort(1)
@@ -94,9 +91,6 @@ class Fuzzy(OneLength, name="fuzzy"):
             raise ConfigError(f"fuzzy.vocab: {self.vocab} has {parts} parts of keys, found {found} ({parts} at most)")
         if self.context < 4 * self.longest:
             raise ConfigError(f"fuzzy.context: is {self.context} ({4 * self.longest} at least, two pairs)")
-
-    def chance(self, level: int) -> float:
-        return 2 / self.vocab
 
     def draw(self, rng: np.random.Generator, rows: int, level: int | None, seed: int) -> Examples:
         made = fill(rows, self.context)

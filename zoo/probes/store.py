@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.disk import write_text
-from zoo.errors import ConfigError
 from zoo.probes.outcome import ProbeOutcome
 from zoo.untrusted.json_file import JsonShape, read_json
 
@@ -74,17 +73,6 @@ class ScoreStore:
 def name_task(task: ProbeTraining) -> str:
     """Name a training by its purpose, learning rate and seed, which the key does not cover."""
     return f"{'report' if task.report else 'choose'} lr {task.lr:.6g} seed {task.seed}"
-
-
-def read_outcome(folder: Path) -> ProbeOutcome | None:
-    """Read the outcome in a probe's folder; None if there is none yet. Raises ConfigError for an invalid file."""
-    if not (folder / OUTCOME).is_file():
-        return None
-    try:
-        return ProbeOutcome.from_dict(read_json(folder / OUTCOME))
-    except (KeyError, TypeError, ValueError) as error:
-        found = f"found {type(error).__name__}"
-        raise ConfigError(f"{folder / OUTCOME}: is no outcome of a probe, {found} (delete it)") from error
 
 
 def name_folder(model: str, overrides: Sequence[str]) -> str:
