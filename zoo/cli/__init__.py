@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
+from zoo.errors import ConfigError, LostProcess, ZooError
+
 MOST_FAULTS, LONGEST_FAULT = 50, 1900
 """Maximum faults that are printed, and characters of each: an untrusted file may have a fault on every line."""
 
@@ -33,7 +35,6 @@ def run(args: Sequence[str]) -> int:
     import typer
 
     from zoo.cli.app import make_command
-    from zoo.errors import ConfigError, ZooError
 
     args, debug = _without(list(args) or ["--help"], "--debug")
     if faults := _find_unreadable(args):
@@ -94,17 +95,9 @@ def _find_unreadable(args: Sequence[str]) -> list[str]:
     for number, arg in enumerate(args, 1):
         if "\0" in arg:
             faults.append(f"argument {number}: holds a NUL character, found {arg[:60]!r} (leave it out)")
-        elif not arg.isascii() and _has_surrogate(arg) and not os.path.lexists(arg):
+        elif any("\ud800" <= each <= "\udfff" for each in arg) and not os.path.lexists(arg):
             faults.append(f"argument {number}: is not UTF-8 text, found {arg[:60]!r} (UTF-8, or a file that is there)")
     return faults
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _unverified(hasty: bool) -> AbstractContextManager[None]:
@@ -117,7 +110,6 @@ def _unverified(hasty: bool) -> AbstractContextManager[None]:
 
 def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
     from zoo.distributed.world import read_world
-    from zoo.errors import ConfigError, LostProcess
 
     if debug:
         import traceback

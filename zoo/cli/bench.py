@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.cli.common import WeightStorage, say
 from zoo.cli.options import argument, flag, option, options
+from zoo.errors import ZooError, refuse
 
 if TYPE_CHECKING:
     from zoo.bench.compare import Tell
@@ -52,7 +53,7 @@ class RaceOptions:
 
     def refuse(self, *names: str, why: str) -> None:
         """Raise ConfigError if one of these options is given."""
-        refuse({name.replace("_", "-"): getattr(self, name) for name in names}, why)
+        refuse(f"--{name.replace('_', '-')}: {why}" for name in names if getattr(self, name))
 
 
 @options()
@@ -65,7 +66,8 @@ class Checked:
 
     def refuse_any(self, why: str) -> None:
         """Raise ConfigError if one of the options is given."""
-        refuse({"device": self.device != "cuda", "quick": self.quick, "hub": self.hub}, why)
+        given = {"device": self.device != "cuda", "quick": self.quick, "hub": self.hub}
+        refuse(f"--{name}: {why}" for name, value in given.items() if value)
 
 
 def run(
@@ -147,18 +149,9 @@ def _measure_engine(race: RaceOptions, tell: Tell) -> tuple[Any, Any, list[str]]
     return found, show.make_scenario_table(found), []
 
 
-def refuse(options: Mapping[str, Any], why: str) -> None:
-    """Raise ConfigError for the given options, which the workload does not have."""
-    from zoo.errors import ConfigError
-
-    if faults := [f"--{name}: {why}" for name, value in options.items() if value]:
-        raise ConfigError(*faults)
-
-
 def _check(asked: Checked, out: str, as_json: bool) -> None:
     """Check the kernels, and print and write the report. Raises ZooError if a kernel fails its check."""
     from zoo.bench.kernels import checking, report
-    from zoo.errors import ZooError
 
     place = report.check_place(out or None, asked.device, asked.quick)
     found = checking.check_kernels(asked.device, quick=asked.quick, fetched=asked.hub, tell=say)

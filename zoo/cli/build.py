@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoo.cli.common import Overrides, Target, compose_target, say
+from zoo import report
+from zoo.cli.common import Overrides, Target, say
 from zoo.cli.options import option
+from zoo.cli.showing import load_specs
+from zoo.costs.kernels import asks
+from zoo.errors import ConfigError, KernelError
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +37,9 @@ def run(
 
     A model that does not fit is refused before anything is allocated.
     """
-    from zoo import report
-    from zoo.compose.targets import spec_of_composed
-    from zoo.errors import ConfigError
     from zoo.run.builder import build, check_fit, pick_device, resolve_dtype
 
-    spec = spec_of_composed(compose_target(target, overrides))
+    (spec,) = load_specs([target], overrides or ())
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
@@ -98,9 +99,7 @@ def describe_kernels(spec: Priced, device: torch.device, dtype: str, kernel: str
     """
     import torch
 
-    from zoo.costs.kernels import asks
     from zoo.costs.setup import Setup
-    from zoo.errors import KernelError
     from zoo.kernels import machine_of, pick
 
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device.type == "meta" else device
@@ -140,7 +139,7 @@ def _places(spec: Priced) -> Iterator[tuple[str, Any, str]]:
 
 def describe_memory(model: nn.Module, spec: Priced, dtype: str) -> list[str]:
     """List the memory of the weights, and the estimated peaks of generating and of training."""
-    from zoo import costs, report
+    from zoo import costs
     from zoo.run.memory import read_peak_memory
 
     held = sum(p.numel() for p in model.parameters())
@@ -153,12 +152,8 @@ def describe_memory(model: nn.Module, spec: Priced, dtype: str) -> list[str]:
     ]
     if (peak := read_peak_memory(place)) is not None:
         lines.append(f"peak while building: {report.format_size(peak)}")
-    if "generate_peak" in memory:
-        lines.append(
-            f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.format_size(memory['generate_peak'])}"
-        )
-    if "train_peak" in memory:
-        lines.append(
-            f"peak training {spec.max_seq_len:,} tokens, estimated: {report.format_size(memory['train_peak'])}"
-        )
+    for peak, doing in (("generate_peak", "generating"), ("train_peak", "training")):
+        if peak in memory:
+            size = report.format_size(memory[peak])
+            lines.append(f"peak {doing} {spec.max_seq_len:,} tokens, estimated: {size}")
     return lines

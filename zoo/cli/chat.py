@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import disk
 from zoo.cli.common import (
     Checkpoint,
     Device,
@@ -23,6 +24,7 @@ from zoo.cli.common import (
 )
 from zoo.cli.options import option, options
 from zoo.cli.output import print_generated
+from zoo.errors import ConfigError, ZooError, did_you_mean
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -92,7 +94,6 @@ def _pipe(conversation: Conversation) -> None:
 
 def _talk(conversation: Conversation, name: str) -> None:
     """Read messages from the terminal until /exit or Ctrl-D. Errors are printed, and the conversation continues."""
-    from zoo.errors import ConfigError, ZooError
     from zoo.report.console import make_console
 
     _edit_lines()
@@ -130,8 +131,6 @@ def _is_command(text: str) -> bool:
 
 def _obey(conversation: Conversation, text: str, tell: Callable[[str], object]) -> bool:
     """Run a command, if the text is one. Returns False for the command that ends the conversation."""
-    from zoo.errors import ConfigError, did_you_mean
-
     if not _is_command(text):
         return True
     command, _, rest = text.strip().partition(" ")
@@ -157,9 +156,6 @@ def _obey(conversation: Conversation, text: str, tell: Callable[[str], object]) 
 
 
 def _save(conversation: Conversation, name: str) -> None:
-    from zoo import disk
-    from zoo.errors import ConfigError
-
     if not name:
         raise ConfigError("save: to which file is not said (/save FILE)")
     if Path(name).exists():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zoo import report
 from zoo.cli.options import argument, option
+from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
+from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.training.coordinates import Coordinates
@@ -34,7 +37,6 @@ def run(
     from pathlib import Path
 
     from zoo.checkpoint.tensors import compare_tensors
-    from zoo.errors import CheckpointError, ConfigError
 
     if coordinates is not None:
         print_coordinates(target, overrides or [], coordinates, None if widths is None else read_widths(widths))
@@ -49,9 +51,6 @@ def run(
 
 def read_widths(text: str) -> list[int]:
     """Read two or more widths, `64,128,256`. Raises ConfigError."""
-    from zoo.errors import ConfigError
-    from zoo.untrusted.text import quote
-
     parts = [each.strip() for each in text.split(",")]
     if not all(each.isdecimal() and len(each) < 10 and int(each) for each in parts) or len(set(parts)) < 2:
         raise ConfigError(f"widths: needs two numbers or more, found {quote(text)} (64,128,256)")
@@ -61,7 +60,6 @@ def read_widths(text: str) -> list[int]:
 def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[int] | None) -> None:
     """Print the change of each component's output at each width, and its slope; for completep also at each depth.
     Raises ZooError if a slope is not near 0."""
-    from zoo.errors import ConfigError, ZooError, did_you_mean
     from zoo.training.coordinates import FLAT, check_coordinates, check_depths, list_sizes
     from zoo.training.parametrisation import Parametrisation
 
@@ -89,8 +87,6 @@ def _parse(kind: str, base: dict[str, int]) -> Parametrisation:
 
 
 def _format(name: str, found: Coordinates) -> str:
-    from zoo import report
-
     head = (f"change by {name}", *map(str, found.sizes), "slope")
     rows = [
         (part, *(f"{value:.2e}" for value in found.changes[part]), f"{slope:+.2f}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from zoo import report
 from zoo.cli.common import Dtype, Pooling
 from zoo.cli.options import argument, option
+from zoo.costs.params import count_parameters
+from zoo.errors import CheckpointError, ConfigError
 
 
 def run(
@@ -29,11 +32,8 @@ def run(
     and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only the text
     model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's modules.
     """
-    from zoo import report
     from zoo.checkpoint import adapters, gguf, hf, store
     from zoo.checkpoint import verify as verification
-    from zoo.costs.params import count_parameters
-    from zoo.errors import CheckpointError, ConfigError
     from zoo.families.serving import describe_serving
 
     if into is not None and to != "hf":

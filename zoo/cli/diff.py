@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from zoo import report
+from zoo.analysis.compare import compare_specs, pair_figures
 from zoo.cli.common import Overrides, Target
 from zoo.cli.options import flag
 from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import OutputOptions, Plot, Shown, load_specs, shorten_labels, split_words
+from zoo.errors import ConfigError
+from zoo.report.models import list_field_rows, list_model_rows, make_diff_tables
+from zoo.report.plot import check_picture, draw_models
 
 
 def run(
@@ -26,17 +31,13 @@ def run(
     Of two runs, their training configs and results are compared first. Overrides change both models, and then only the
     models are compared, not the runs. The exit code is 0 whether they differ or not.
     """
-    from zoo import costs, report
-    from zoo.analysis.compare import compare_specs, pair_figures
-    from zoo.errors import ConfigError
+    from zoo import costs
 
     targets, overrides = split_words([first, second, *(overrides or [])])
     if len(targets) != 2:
         raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
     shown, labels = output.shown, shorten_labels(targets)
     if plot is not None:
-        from zoo.report.plot import check_picture
-
         check_picture(plot, 2)
     both = load_specs(targets, overrides)
     priced = pair_figures(both[0], both[1], [costs.price(spec, setup) for spec in both])
@@ -46,16 +47,12 @@ def run(
     if shown is Shown.json:
         print(report.format_json(found))
     elif shown is Shown.text:
-        from zoo.report.models import make_diff_tables
-
         tables = make_diff_tables(labels, found, priced, everything=everything)
         tables = [*make_run_tables(labels, trained, everything), *tables]
         report.print_tables(*tables or ["the same in every field and figure"])
     else:
         _print(labels, found, priced, everything, shown)
     if plot is not None:
-        from zoo.report.plot import draw_models
-
         draw_models(dict(zip(labels, both, strict=True)), setup, plot)
 
 
@@ -73,8 +70,6 @@ def compare_if_runs(targets: list[str]) -> dict[str, Any]:
 
 def make_run_tables(labels: list[str], found: dict[str, Any], everything: bool) -> list[Any]:
     """Make a table of the keys in which two training configs differ, and one of their results."""
-    from zoo import report
-
     tables = []
     if rows := [[path, *_cells(row)] for path, row in found.get("config", {}).items()]:
         tables.append(report.make_table("", ["training config", *labels], rows))
@@ -107,15 +102,16 @@ def _change(row: dict[str, Any]) -> str:
 
 
 def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everything: bool, shown: Shown) -> None:
-    from zoo import report
-    from zoo.report.models import list_field_rows, list_model_rows
-
     if shown is Shown.csv:
-        rows = [[f"config.{path}", row["a"], row["b"], "", ""] for path, row in found.get("config", {}).items()]
-        rows += [[f"architecture.{path}", row["a"], row["b"], "", ""] for path, row in found["architecture"].items()]
+        rows = [
+            [f"{part}.{path}", row["a"], row["b"], "", ""]
+            for part in ("config", "architecture")
+            for path, row in found.get(part, {}).items()
+        ]
+        results = {f"results.{name}": row for name, row in found.get("results", {}).items()}
         rows += [
             [path, row["a"], row["b"], row.get("delta"), row.get("relative")]
-            for path, row in [*_results(found), *found["figures"].items()]
+            for path, row in (results | found["figures"]).items()
             if everything or row["a"] != row["b"]
         ]
         print(report.format_csv(["figure", *labels, "delta", "relative"], rows))
@@ -128,7 +124,3 @@ def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everythi
     print()
     header, rows = list_model_rows(labels, priced, differing=not everything)
     print(report.format_markdown(header, rows, right=(1, 2, 3, 4)))
-
-
-def _results(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(f"results.{name}", row) for name, row in found.get("results", {}).items()]

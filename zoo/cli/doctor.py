@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from zoo import report
 from zoo.cli.showing import Json
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ LEGEND = "f forward, b backward; (f b) not here, but on a machine that has what 
 def run(as_json: Json = False) -> None:
     """Show versions, devices, and what each kernel can do on this machine, and why a kernel cannot run."""
     import zoo
-    from zoo import report
     from zoo.kernels.table import describe_here, row_as_data, tabulate
 
     machine = describe_here()
@@ -47,21 +47,18 @@ def run(as_json: Json = False) -> None:
             report.format_json({**data, "kernels": kernels, "others": _as_data(others), "products": _as_data(products)})
         )
         return
-    told = [f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in others]
-    ways = [f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in products]
     parts = [
         report.align_columns([("Versions", ""), *_indented(versions)]),
         report.align_columns([("Devices", ""), *_indented(devices)]),
         "\n".join(_kernels(rows, machine)),
-        "\n".join(["Other kernels", *(report.wrap_text(each, 2, 24, WIDTH) for each in told)]),
-        "\n".join(["Products on a CPU, float32", *(report.wrap_text(each, 2, 24, WIDTH) for each in ways)]),
+        _answers("Other kernels", others),
+        _answers("Products on a CPU, float32", products),
     ]
     print("\n\n".join(parts))
 
 
 def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
     """Write the table of kernels, what each lacks on this machine, and the reasons for each `-`."""
-    from zoo import report
     from zoo.kernels.table import ELSEWHERE, NEVER, PLAIN, collect_reasons, order_with_mask
 
     names = [row.kernel.name for row in rows]
@@ -83,8 +80,6 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
 
 def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
     """Describe the order in which `auto` tries the kernels."""
-    from zoo import report
-
     named = [row.kernel.name for row in rows if row.kernel.on_request]
     told = "auto takes the first that can, from the left"
     told += "" if masked is None else f"; where a mask must be read: {', '.join(masked)}"
@@ -122,6 +117,11 @@ def _products() -> Iterator[tuple[str, bool, str]]:
         yield way.name, reason is None, reason or f"{way.about}{asked}{moved}"
 
 
+def _answers(title: str, rows: Sequence[tuple[str, bool, str]]) -> str:
+    told = (f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in rows)
+    return "\n".join([title, *(report.wrap_text(each, 2, 24, WIDTH) for each in told)])
+
+
 def _as_data(rows: Sequence[tuple[str, bool, str]]) -> dict[str, Any]:
     return {name: {"runs_here": usable, "about": about} for name, usable, about in rows}
 
@@ -155,15 +155,12 @@ def _devices() -> list[tuple[str, str]]:
 
 
 def _cuda(torch: ModuleType, index: int) -> str:
-    from zoo import report
-
     device = torch.cuda.get_device_properties(index)
     capability = f"compute capability {device.major}.{device.minor}"
     return f"{device.name}, {report.format_size(device.total_memory)}, {capability}, CUDA {torch.version.cuda}"
 
 
 def _memory() -> str:
-    from zoo import report
     from zoo.lazy import torch
     from zoo.run.memory import read_free_memory
 

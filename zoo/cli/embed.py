@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo import report
 from zoo.cli.common import Device, Pooling, keep_memory_on, print_note
 from zoo.cli.files import read_text
 from zoo.cli.options import argument, flag, option
+from zoo.disk import replace_file
+from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +35,6 @@ def run(
     Works with any text model: hidden states are pooled over the non-padding tokens. A sentence-transformers folder
     sets the pooling, and may define named prompts.
     """
-    from zoo import report
-    from zoo.errors import ConfigError
     from zoo.text import vectors
 
     if out is not None and out.suffix not in (".npy", ".safetensors", ".jsonl"):
@@ -82,7 +83,6 @@ def _jsonl(texts: list[str], vectors: Tensor) -> str:
 def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
     """Write the vectors to a file atomically, in the format of its suffix."""
     from zoo.checkpoint.files import write_tensors
-    from zoo.disk import replace_file
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(out) as draft:

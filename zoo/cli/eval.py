@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from zoo import report, runs
 from zoo.cli.common import (
     Data,
     Device,
@@ -87,7 +88,6 @@ def run(
     --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate vectors of texts.
     """
     import zoo
-    from zoo import report, runs
     from zoo.cli import evaluating
 
     folder, overrides = evaluating.tell_apart(folder, overrides or [])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.files import read_text
+from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from zoo.training.evaluate import NamedText
@@ -22,8 +23,6 @@ def tell_apart(folder: Path | None, overrides: list[str]) -> tuple[Path | None, 
 
 def choose_mode(asked: Mapping[str, Any]) -> str | None:
     """Choose the mode that is given (tasks, similarity or retrieval); None for a text. Raises ConfigError for two."""
-    from zoo.errors import ConfigError
-
     chosen = [name for name, value in asked.items() if value]
     if len(chosen) > 1:
         raise ConfigError(f"{chosen[1]}: was asked for beside --{chosen[0]} (one of the two)")
@@ -32,17 +31,13 @@ def choose_mode(asked: Mapping[str, Any]) -> str | None:
 
 def refuse_idle(given: Mapping[str, Any], taken: Collection[str], mode: str | None) -> None:
     """Raise ConfigError for options that have no effect in a mode."""
-    from zoo.errors import ConfigError
-
     beside = f"beside --{mode}" if mode else "on a text"
-    idle = [name for name, value in given.items() if value not in (None, []) and name not in taken]
-    if idle:
-        raise ConfigError(*(f"{name}: has no effect {beside} (leave it out)" for name in idle))
+    idle = (name for name, value in given.items() if value not in (None, []) and name not in taken)
+    refuse(f"{name}: has no effect {beside} (leave it out)" for name in idle)
 
 
 def read_texts(files: list[Path]) -> list[NamedText]:
     """Read files unchanged, line ends included, since all bytes are counted. Raises ConfigError with all faults."""
-    from zoo.errors import ConfigError
     from zoo.training.evaluate import NamedText
 
     found, faults = [], []
@@ -51,8 +46,7 @@ def read_texts(files: list[Path]) -> list[NamedText]:
             found.append(NamedText(f"file: {file}", read_text(file, "file")))
         except ConfigError as error:
             faults += error.faults
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return found
 
 

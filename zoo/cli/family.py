@@ -10,6 +10,7 @@ from zoo.cli.app import SETTINGS
 from zoo.cli.common import say
 from zoo.cli.options import argument, flag, option, read_options
 from zoo.errors import ConfigError
+from zoo.untrusted.text import quote
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
@@ -54,8 +55,6 @@ def new(
 def _read_changes(texts: list[str]) -> dict[str, object]:
     """Read NAME=VALUE, the value as YAML. Raises ConfigError."""
     import yaml
-
-    from zoo.untrusted.text import quote
 
     found = {}
     for text in texts:

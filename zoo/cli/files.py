@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from zoo.errors import ConfigError
+
 
 def read_text(file: Path, where: str) -> str:
     """Read a UTF-8 file, or standard input for `-`. Raises ConfigError, under the name `where`, for a file that cannot
     be read, is larger than the budget, or has NUL bytes and so is no text."""
-    from zoo.errors import ConfigError
     from zoo.untrusted.json_file import FILE
 
     try:

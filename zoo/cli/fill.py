@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from zoo import runs
 from zoo.cli.common import Checkpoint, Device, keep_memory_on, print_note
 from zoo.cli.options import argument, flag, option
 
@@ -19,7 +20,6 @@ def run(
 
     Each mask is predicted independently, while the others stay masked.
     """
-    from zoo import runs
     from zoo.text import fill
 
     keep_memory_on(device)

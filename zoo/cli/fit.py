@@ -6,9 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo import report
 from zoo.cli.options import argument, option
 from zoo.cli.showing import Json
-from zoo.errors import ConfigError
+from zoo.disk import write_text
+from zoo.errors import ConfigError, refuse
+from zoo.report.scaling import (
+    compare_held,
+    describe_fit,
+    describe_isoflop,
+    find_bias,
+    format_head,
+    format_isoflop,
+    make_fit_tables,
+)
 
 if TYPE_CHECKING:
     from zoo.analysis.scaling import LossPoints
@@ -39,9 +50,7 @@ def run(
     --approach 2 fits a parabola to the points of equal FLOPs (6·N·D), and a power law to the minima. The bias that
     the parabola approximation has even on noise-free data is printed too.
     """
-    from zoo import report
     from zoo.analysis.scaling import fit_law
-    from zoo.report.scaling import compare_held, describe_fit, format_head, make_fit_tables
 
     points = collect_points(sources, read_columns(columns)).without_highest(drop_highest)
     if approach == 2:
@@ -53,8 +62,6 @@ def run(
     fit = fit_law(kept, bootstrap, seed)
     compared = compare_held(fit, held) if held is not None else []
     if out is not None:
-        from zoo.disk import write_text
-
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, report.format_json(fit.to_dict()) + "\n")
     if as_json:
@@ -68,9 +75,7 @@ def run(
 
 def fit_parabolas(points: LossPoints, bootstrap: int, seed: int, as_json: bool) -> None:
     """Fit isoFLOP parabolas (approach 2), and print the minima with their bias."""
-    from zoo import report
     from zoo.analysis.scaling import fit_isoflop
-    from zoo.report.scaling import describe_isoflop, find_bias, format_isoflop
 
     fit = fit_isoflop(points, bootstrap=bootstrap, seed=seed)
     bias = find_bias(points, fit)
@@ -115,6 +120,5 @@ def read_runs(folders: Sequence[Path]) -> list[tuple[float, float, float]]:
             faults.append(f"{each.folder}: has no validation loss (a run that has been evaluated, or leave it out)")
         else:
             rows.append((float(found[0]), float(found[1]), float(found[2])))
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return rows

@@ -20,6 +20,8 @@ from zoo.cli.common import (
 )
 from zoo.cli.files import read_text
 from zoo.cli.options import flag, option, options
+from zoo.distributed.world import ALONE, read_world
+from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from zoo.distributed.world import World
@@ -57,8 +59,6 @@ class BatchOptions:
 
     def check(self, template: str | None) -> None:
         """Raise ConfigError for options without the file that they need, and for options that exclude each other."""
-        from zoo.errors import ConfigError
-
         without = [name for name in ("resume", "force") if getattr(self, name) and self.out is None]
         faults = [f"{name}: there is no file that it could be about (--out FILE)" for name in without]
         if self.resume and self.force:
@@ -67,8 +67,7 @@ class BatchOptions:
             faults.append("logprobs: are written with the texts (--out FILE)")
         if template is not None and self.prompt_file is None:
             faults.append("template: is for messages (--prompt-file FILE.jsonl, or zoo chat)")
-        if faults:
-            raise ConfigError(*faults)
+        refuse(faults)
 
 
 @options("Sampling")
@@ -136,8 +135,6 @@ class Serving:
 
     def count_guesses(self) -> int:
         """Return the number of tokens proposed at once by speculative decoding. Raises ConfigError."""
-        from zoo.errors import ConfigError
-
         for name, count, least in (("ngram", self.ngram, 0), ("draft_tokens", self.draft_tokens, 1)):
             if not least <= count <= MOST_GUESSES:
                 raise ConfigError(f"{name}: is {count}, not a whole number from {least} to {MOST_GUESSES}")
@@ -202,8 +199,6 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     """Return the tensor-parallel processes; if they are not started, start them and exit with their code. Raises
     ConfigError."""
     from zoo.checkpoint import store
-    from zoo.distributed.world import ALONE, read_world
-    from zoo.errors import ConfigError
     from zoo.run.rank import check_parts, find_ranks
 
     started = read_world().size > 1
@@ -212,8 +207,7 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     faults = [f"{name}: is for one process, found tp={tp} (leave it out)" for name, each in lower.items() if each]
     if reads_input:
         faults.append(f"prompt: is on standard input, which tp={tp} processes would share (--prompt-file FILE)")
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     check_parts(store.load_spec(folder), tp)
     if started:
         return find_ranks(tp)
@@ -224,7 +218,6 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
 
 def _read_prompts(prompt: str | None, batch: BatchOptions, given: dict[str, Any], complete: Complete) -> list[Prompt]:
     """Read the prompts of the command line, each with its options. Raises ConfigError with all faults."""
-    from zoo.errors import ConfigError
     from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines
 
     file, form = batch.prompt_file, batch.form

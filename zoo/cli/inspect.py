@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zoo import report, runs
 from zoo.cli.common import Data, Device, Evaluated, print_note
 from zoo.cli.options import option
 from zoo.cli.showing import Json
@@ -26,7 +27,6 @@ def run(
     gradient noise scale (McCandlish et al., 2018). Writes a page (index.html), pictures, inspect.json and
     maps.safetensors.
     """
-    from zoo import report, runs
     from zoo.cli import evaluating
     from zoo.inspection import inspect_model
     from zoo.inspection.page import format_lines, make_tables, write_inspection

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from zoo import report
 from zoo.cli.common import Overrides, say
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
+from zoo.errors import Terminated
+from zoo.report.scaling import format_head, make_fit_tables
 
 if TYPE_CHECKING:
     from zoo.ladder import Ladder
@@ -39,7 +42,6 @@ def run(
 
     Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (all sizes).
     """
-    from zoo import report
     from zoo.ladder import LadderRequest, plan_ladder, predict_seconds
     from zoo.ladder.climbing import LADDER
     from zoo.ladder.tables import format_plan, make_plan_table
@@ -64,12 +66,9 @@ def run(
 
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
     """Train a ladder and print its results. Exits with 0 after a SIGTERM and its checkpoint, as a single run does."""
-    from zoo import report
     from zoo.analysis.scaling import FittedLaw
-    from zoo.errors import Terminated
     from zoo.ladder import climb
     from zoo.ladder.tables import describe_climb
-    from zoo.report.scaling import format_head, make_fit_tables
 
     try:
         outcome = climb(ladder, folder, say, bootstrap)

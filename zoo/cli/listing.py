@@ -6,8 +6,11 @@ import math
 import re
 from typing import Any
 
+from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.errors import ConfigError
+from zoo.report.axes import format_axis
+from zoo.report.pages import format_page
 
 
 def run(
@@ -34,7 +37,6 @@ def run(
       zoo list --axis attention        every choice: its paper, how its cost scales with sequence length, who has it
       zoo list --axis attention gqa    one of them: its fields, their types, defaults and meaning
     """
-    from zoo import report
     from zoo.compose.catalogue import Selection, read_models, select_models
 
     if axis is not None:
@@ -69,11 +71,8 @@ def read_range(text: str) -> tuple[float, float]:
 
 def _list_axis(axis: str, choice: str | None = None, *, as_json: bool) -> None:
     """Print the choices of an axis, or the page of one choice."""
-    from zoo import report
     from zoo.analysis.axes import describe_axis, find_axis
     from zoo.analysis.pages import describe_named
-    from zoo.report.axes import format_axis
-    from zoo.report.pages import format_page
 
     found: Any = describe_axis(axis) if choice is None else describe_named(find_axis(axis), choice)
     print(report.format_json(found) if as_json else format_axis(found) if choice is None else format_page(found))

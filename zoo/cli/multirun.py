@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoo import report, runs
 from zoo.cli.common import say
 from zoo.cli.options import flag, option, options
+from zoo.cli.outlook import print_match, print_plan
+from zoo.errors import ConfigError, did_you_mean, refuse
+from zoo.report import rates
 
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match
@@ -54,20 +58,9 @@ class SweepOptions:
             refuse(f"{name}: is an option of a plan (--plan)" for name in idle)
 
 
-def refuse(faults: Iterable[str]) -> None:
-    """Raise ConfigError if there are faults."""
-    from zoo.errors import ConfigError
-
-    if found := list(faults):
-        raise ConfigError(*found)
-
-
 def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
     """Run all jobs that are not done, then print one table; exits with 1 if a job failed. `--plan` prints the plan."""
-    from zoo.cli.outlook import print_plan
-    from zoo.errors import ConfigError
     from zoo.jobs.sweep import Sweep
-    from zoo.report import format_json
 
     options.refuse_idle()
     if options.plan:
@@ -75,7 +68,7 @@ def run_sweep(plan: LaunchPlan, options: SweepOptions) -> None:
             raise ConfigError("plan: the sweeper draws points as it goes (Hydra's basic sweeper has them before)")
         outlook = _look_ahead(plan, options, Sweep.read(plan.find_folder()))
         if options.json:
-            print(format_json(outlook.to_dict()))
+            print(report.format_json(outlook.to_dict()))
         else:
             print_plan(outlook)
         return
@@ -104,7 +97,7 @@ def _look_ahead(plan: LaunchPlan, options: SweepOptions, sweep: Sweep) -> Outloo
         refused |= {name: [found[each.name].fault or ""] for name, each in named if found[each.name].refused}
         jobs = [each for each in jobs if not found[each.name].refused]
         if not jobs:
-            raise _refuse_all(refused)
+            refuse(dict.fromkeys(fault for faults in refused.values() for fault in faults))
     sigma = _read_sigma(options.sigma)
     return Outlook(jobs, forecaster, dropped, refused, done, sigma, matched, _count_searched(options, jobs))
 
@@ -124,7 +117,6 @@ def _count_searched(options: SweepOptions, jobs: Sequence[SweepPoint]) -> tuple[
 def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], sweep: Sweep) -> Match:
     """Match the arms in the budget of the options. Values that were solved by measured seconds are kept when a sweep is
     resumed, as a new measurement would differ."""
-    from zoo.errors import ConfigError, did_you_mean
     from zoo.jobs.forecast import Forecaster
     from zoo.jobs.matching import BUDGETS, Matching
 
@@ -136,15 +128,8 @@ def _match(plan: LaunchPlan, options: SweepOptions, jobs: Sequence[SweepPoint], 
     return asked.match(plan, jobs, Forecaster(measure=True), sweep.read_solved(asked.budget, asked.by))
 
 
-def _refuse_all(refused: Mapping[str, Sequence[str]]) -> Exception:
-    from zoo.errors import ConfigError
-
-    return ConfigError(*dict.fromkeys(fault for faults in refused.values() for fault in faults))
-
-
 def _read_sigma(text: str | None) -> float | None:
     """Read a standard deviation, or estimate it from the runs in a folder. Raises ConfigError."""
-    from zoo.errors import ConfigError
     from zoo.jobs.outlook import estimate_sigma
 
     if text is None:
@@ -164,8 +149,6 @@ def _read_sigma(text: str | None) -> float | None:
 
 
 def _run_known(plan: LaunchPlan, options: SweepOptions, folder: Path) -> None:
-    from zoo import runs
-    from zoo.cli.outlook import print_match
     from zoo.jobs.sweep import Sweep, describe_dropped
 
     sweep = Sweep.read(folder)
@@ -208,11 +191,9 @@ def _launch(
 def _search_rates(plan: LaunchPlan, sweep: Sweep, outlook: Outlook, trials: int | None) -> list[SweepPoint]:
     """Search the learning rate of each arm, by the grid or by a number of trials; record and print the results, and
     return the jobs at the best rates."""
-    from zoo import report
     from zoo.jobs.pinning import count_workers
     from zoo.jobs.rates import search_rates
     from zoo.jobs.trials import Trials
-    from zoo.report import rates
 
     def launch(jobs: Sequence[SweepPoint], notes: Mapping[str, Mapping[str, Any]]) -> None:
         _launch(plan, sweep, jobs, outlook, notes)
@@ -251,8 +232,6 @@ EXPENDABLE = ("params", "peak memory", "seconds")
 
 def _print_rows(folder: Path, rows: list[list[str]]) -> list[list[str]]:
     """Print as many columns as fit the screen, and return the printed rows."""
-    from zoo import report
-
     header, rows = report.fit_columns(HEADER, rows, EXPENDABLE)
     numbers = [at for at, name in enumerate(header) if name in HEADER[2:6]]
     report.print_tables(report.make_table(str(folder), header, rows, right=numbers))
@@ -279,8 +258,6 @@ def _print_results(
 
 
 def _figures(result: dict[str, Any], predicted: Mapping[str, Any]) -> list[str]:
-    from zoo import report
-
     loss, params = result.get("val_loss"), result.get("params")
 
     def over(name: str, form: Callable[[Any], str]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from zoo.cli.common import Overrides
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, option
+from zoo.disk import write_text
+from zoo.errors import ConfigError
 
 
 def run(
@@ -30,8 +32,6 @@ def run(
     """
     from zoo.analysis.writing import TOUR, write_model
     from zoo.cli.setup import read_amount
-    from zoo.disk import write_text
-    from zoo.errors import ConfigError
 
     if tour is not None:
         if file is not None or overrides or parts or size:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zoo import report
+from zoo.report.units import format_count, format_seconds, format_si
+
 if TYPE_CHECKING:
     from zoo.jobs.matching import Match
     from zoo.jobs.outlook import Outlook
@@ -15,8 +18,6 @@ PLANNED = ("arm", "seeds", "params", "FLOPs", "peak memory", "a step", "a run", 
 
 def print_plan(outlook: Outlook) -> None:
     """Print a table of the arms with their costs, then lines on duplicates, refusals, seconds and power."""
-    from zoo import report
-
     if outlook.match is not None:
         print_match(outlook.match)
     rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
@@ -29,9 +30,6 @@ def print_plan(outlook: Outlook) -> None:
 
 def print_match(match: Match) -> None:
     """Print the solved value of each arm and its cost in every currency."""
-    from zoo import report
-    from zoo.report.units import format_count, format_si
-
     forms = {"all_flops": format_si, "cache_bytes": lambda value: format_si(value, "B")}
     names = {"all_flops": "FLOPs", "cache_bytes": "cache", "active": "active"}
     rows = []
@@ -51,8 +49,6 @@ def print_match(match: Match) -> None:
 
 
 def _plan_row(outlook: Outlook, name: str, jobs: Sequence[SweepPoint]) -> list[str]:
-    from zoo.report.units import format_count, format_seconds, format_si
-
     found, timing = outlook.predict(jobs[0]), outlook.forecast(jobs[0]).timing
     flops, left = found["flops"], [each for each in jobs if each.name not in outlook.done]
     return [
@@ -70,7 +66,6 @@ def _plan_row(outlook: Outlook, name: str, jobs: Sequence[SweepPoint]) -> list[s
 def _plan_lines(outlook: Outlook) -> list[str]:
     """Write lines on dropped and refused points, the total seconds, and the statistical power."""
     from zoo.jobs.sweep import describe_dropped
-    from zoo.report.units import format_seconds
 
     same = describe_dropped(outlook.jobs, outlook.dropped)
     lines = [same] if same else []
@@ -95,8 +90,6 @@ def _plan_lines(outlook: Outlook) -> list[str]:
 
 def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
     """Describe how many runs, and how many seconds, the learning-rate search adds."""
-    from zoo.report.units import format_seconds
-
     runs = (
         f"{most} runs of each arm, the poor ones ended early"
         if fewest == most

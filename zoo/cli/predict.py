@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import report
 from zoo.cli.options import argument, option
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
@@ -29,8 +30,6 @@ def run(
     Give --params with --tokens or with --loss, or --flops alone. Refuses to extrapolate beyond the fitted points if an
     exponent's interval is wider than 0.2.
     """
-    from zoo import report
-
     given = {"params": params, "tokens": tokens, "loss": loss, "flops": flops}
     asked = {name for name, value in given.items() if value is not None}
     if asked not in ({"params", "tokens"}, {"params", "loss"}, {"flops"}):
@@ -57,27 +56,21 @@ def predict(
     """Compute parameters, tokens and loss from the given ones. Raises ConfigError for points beyond the fit's reach and
     for figures that are not finite."""
     try:
-        found = _complete(fit, params, tokens, loss, flops)
+        if flops is not None:
+            best = fit.law.optimum(flops)
+            params, tokens = best.params, best.tokens
+        assert params is not None
+        if loss is not None:
+            tokens = fit.law.tokens_for(loss, params)
+        assert tokens is not None
+        fit.check_reach(params, tokens)
+        found = {"params": params, "tokens": tokens, "loss": fit.law.loss(params, tokens)}
+        interval = fit.loss_interval(params, tokens)
     except (OverflowError, ZeroDivisionError):
-        found = None
-    if found is None or not all(math.isfinite(found[name]) for name in ("params", "tokens", "loss")):
+        found, interval = {"loss": math.nan}, None
+    if not all(map(math.isfinite, found.values())):
         raise ConfigError("fit: its law gives no finite figures here (a law of real runs)")
-    return found
-
-
-def _complete(
-    fit: FittedLaw, params: float | None, tokens: float | None, loss: float | None, flops: float | None
-) -> dict[str, Any]:
-    if flops is not None:
-        best = fit.law.optimum(flops)
-        params, tokens = best.params, best.tokens
-    assert params is not None
-    if loss is not None:
-        tokens = fit.law.tokens_for(loss, params)
-    assert tokens is not None
-    fit.check_reach(params, tokens)
-    found = fit.law.loss(params, tokens)
-    return {"params": params, "tokens": tokens, "loss": found, "interval": fit.loss_interval(params, tokens)}
+    return {**found, "interval": interval}
 
 
 def read_fit(file: Path) -> FittedLaw:

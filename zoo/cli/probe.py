@@ -7,10 +7,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zoo import report
 from zoo.cli.common import Overrides, Target, say
 from zoo.cli.options import option
 from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
 from zoo.errors import ConfigError
+from zoo.report.plot import check_picture
 
 if TYPE_CHECKING:
     from zoo.probes.outcome import ProbeOutcome
@@ -39,10 +41,8 @@ def run(
     The model is scaled down, and keeps its kinds of layer and what the overrides set. Each probe tunes the learning
     rate, then trains several seeds. The same command resumes interrupted probes.
     """
-    from zoo import report
-    from zoo.probes.card import describe_card, draw_card, format_card_markdown, print_card
+    from zoo.probes.card import draw_card, format_card_markdown, print_card
     from zoo.probes.catalogue import CARD
-    from zoo.report.plot import check_picture
 
     targets, overrides = split_words([target, *(overrides or [])])
     shown = OutputOptions(as_json=as_json, as_md=as_md).shown
@@ -53,7 +53,7 @@ def run(
     how = {"size": size, "settings": settings, "seeds": seeds, "rates": read_rates(lrs)}
     found = run_battery(targets, overrides, names, jobs or min(os.cpu_count() or 1, MOST_JOBS), out, how)
     if shown is Shown.json:
-        print(report.format_json(describe_card(found)))
+        print(report.format_json([each.to_dict() for each in found]))
     elif shown is Shown.md:
         print(format_card_markdown(found))
     else:

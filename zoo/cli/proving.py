@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoo import report
 from zoo.cli.showing import Shown, shorten_labels
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ def prove(
     verify: bool,
 ) -> None:
     """Print explanations or verifications of all models. Exits with 1 if a built model differs from its count."""
-    from zoo import report
-
     found = [_proved(spec, figures, setup, explain, verify) for spec, figures in zip(specs, priced, strict=True)]
     labels = shorten_labels(targets)
     if shown is Shown.json:
@@ -60,7 +59,6 @@ def _proved(
 
 
 def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
-    from zoo import report
     from zoo.analysis.explain import format_explanation
 
     for part, names in (("explain", EXPLAINED), ("verify", VERIFIED)):
@@ -85,8 +83,6 @@ def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
 
 def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:
     """List the textbook approximations: the value of each, its error from the exact figure, and when it holds."""
-    from zoo import report
-
     lines = ["", report.make_bold("Rules of thumb")]
     for name, rule in rules.items():
         unit = {"parameters": "params", "bytes": "B"}.get(str(rule["unit"]), str(rule["unit"]))
@@ -104,8 +100,6 @@ def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _verified(line: Mapping[str, Any]) -> str:
-    from zoo import report
-
     mark = {True: "equal", False: "DIFFERS", None: "not held"}[line["equal"]]
     told = [f"{name} {_number(line.get(name))}" for name in ("counted", "found") if line.get(name) is not None]
     note = [str(line["note"])] if line.get("note") else []

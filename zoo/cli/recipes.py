@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.cli.showing import Json
+from zoo.disk import write_text
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,8 +96,6 @@ def _draw_trained(name: str, recipe: Recipe, arms: list[Arm], file: Path) -> Non
 
 def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file: Path) -> None:
     """Draw the first measured metric, a bar per arm; for `reach` draw a capability card, which names the levels."""
-    from dataclasses import replace
-
     from zoo.probes.card import draw_card, draw_values
 
     metric, by_arm = next(iter(values.items()))
@@ -106,7 +107,6 @@ def _draw_probed(names: list[str], values: Values, outcomes: list[Probed], file:
 
 def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
     """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
-    from zoo.disk import write_text
     from zoo.ladder.climbing import read_points
     from zoo.ladder.tables import draw_ladder
 
@@ -116,9 +116,6 @@ def _draw_climbed(outcomes: list[dict[str, Any]], file: Path) -> None:
 
 
 def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from zoo import report
     from zoo.experiments.tables import make_outcome_tables
 
     if as_json:
@@ -130,9 +127,6 @@ def _print_outcomes(recipes: dict[str, Recipe], outcomes: list[RecipeOutcome], a
 
 def _show(recipes: dict[str, Recipe], whole: bool, as_json: bool) -> None:
     """Print all recipes in one table, or with `whole` each recipe with its figures."""
-    from dataclasses import asdict
-
-    from zoo import report
     from zoo.experiments.judging import find_outcome
     from zoo.experiments.tables import list_machines, make_list, make_outcome_tables
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo import report
 from zoo.cli.common import say
 from zoo.cli.options import argument, option
 from zoo.cli.showing import OutputOptions, Shown
@@ -41,7 +43,7 @@ def run(
     if fit is not None:
         from zoo.cli.predict import read_fit
 
-        made = made.with_decays(read_fit(fit).decays(made.baseline.costs["params"]))
+        made = replace(made, decays=read_fit(fit).decays(made.baseline.costs["params"]))
     if plot is not None:
         from zoo.report.verdict_plot import draw_report
 
@@ -54,7 +56,6 @@ def run(
 
 
 def _print(made: Report, shown: Shown) -> None:
-    from zoo import report
     from zoo.report.verdicts import VALUES
 
     if shown is Shown.json:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.cli.showing import Json
+from zoo.errors import ConfigError
+from zoo.untrusted.text import escape_controls, shorten
 
 FOLDERS = ("runs", "sweeps")
 
@@ -24,9 +27,7 @@ def run(
     A run is done, failed, stopped (it can be resumed), running, or cut off: its process died.
     A run whose files cannot be read is listed as unreadable, with the reason.
     """
-    from zoo import report
     from zoo.cli.common import print_note
-    from zoo.errors import ConfigError
     from zoo.report.history import collect_runs, find_runs, list_rows, sort_rows
 
     if folder is not None:
@@ -58,9 +59,7 @@ EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    from zoo import report
     from zoo.report.history import MEASURES
-    from zoo.untrusted.text import escape_controls, shorten
 
     def show(name: str, form: Callable[[Any], str]) -> str:
         value = row[name]

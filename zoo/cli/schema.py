@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.cli.options import option
+from zoo.disk import write_text
 
 
 def run(out: Path | None = option("Write to a file instead of standard output.", "--out", metavar="FILE")) -> None:
@@ -19,7 +20,6 @@ def run(out: Path | None = option("Write to a file instead of standard output.",
     """
     import json
 
-    from zoo.disk import write_text
     from zoo.grammar.schema import make_schema
 
     text = json.dumps(make_schema(), indent=1, ensure_ascii=False)

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo import runs
 from zoo.cli.common import Device, keep_memory_on, print_note
 from zoo.cli.files import read_text
 from zoo.cli.options import argument, flag, option
+from zoo.disk import write_text
+from zoo.errors import ConfigError
 
 
 def run(
@@ -30,7 +33,6 @@ def run(
     Prints one line of JSON per text: the record, with the prediction as `predicted`. A record has a text, a
     pair (text and text_pair, or query and document), or a conversation (messages, or prompt and response).
     """
-    from zoo.errors import ConfigError
     from zoo.text import labels
 
     records = read_records(file)
@@ -50,8 +52,6 @@ def run(
     if out is None:
         print("".join(lines), end="")
         return
-    from zoo.disk import write_text
-
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, "".join(lines))
     print(f"written: {out}, {len(lines)} lines")
@@ -83,7 +83,6 @@ class Fields(NamedTuple):
 
 def find_fields(checkpoint: Path, text: str | None, second: str | None, first: Mapping[str, Any]) -> Fields:
     """Find the fields to read: the named ones, else those of the training run, else a pair of PAIRS in `first`."""
-    from zoo import runs
     from zoo.report.history import RunRecord
 
     run = next(

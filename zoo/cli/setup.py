@@ -76,7 +76,7 @@ def describe_field(field: Field[Any], hint: Any) -> Any:
     if name in CHOICES:  # Setup itself refuses others, with the nearest choice
         settings |= {"metavar": "|".join(CHOICES[name]), "autocompletion": _beginning(CHOICES[name])}
     elif name == "train_tokens":
-        settings |= {"parser": _tokens, "metavar": "NUMBER"}
+        settings |= {"parser": read_amount, "metavar": "NUMBER"}
     elif name == "zero":
         settings |= {"min": 0, "max": 3}
     elif int in (hint, *getattr(hint, "__args__", ())):
@@ -86,10 +86,6 @@ def describe_field(field: Field[Any], hint: Any) -> Any:
 
 SetupOptions = Annotated[Setup, describe_field]
 """The type of a verb's parameter for a Setup: read_options makes an option for each field."""
-
-
-def _tokens(text: str) -> float:
-    return read_amount(text)
 
 
 def _beginning(words: tuple[str, ...]) -> Callable[[str], list[str]]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo import report
 from zoo.cli.common import compose_target, print_note
 from zoo.cli.options import options
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from zoo.model.tower import Decoder
@@ -46,16 +47,12 @@ class OutputOptions:
 
     @property
     def shown(self) -> Shown:
-        """The chosen format. Raises ConfigError for two formats."""
-        return choose_format(self.as_json, self.as_csv, self.as_md)
-
-
-def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
-    """Choose the output format, text by default. Raises ConfigError for two formats."""
-    asked = [shown for wanted, shown in ((as_json, Shown.json), (as_csv, Shown.csv), (as_md, Shown.md)) if wanted]
-    if len(asked) > 1:
-        raise ConfigError(f"output: {' and '.join(f'--{each}' for each in asked)} are two formats (leave one out)")
-    return asked[0] if asked else Shown.text
+        """The chosen format, text by default. Raises ConfigError for two formats."""
+        formats = ((self.as_json, Shown.json), (self.as_csv, Shown.csv), (self.as_md, Shown.md))
+        asked = [shown for wanted, shown in formats if wanted]
+        if len(asked) > 1:
+            raise ConfigError(f"output: {' and '.join(f'--{each}' for each in asked)} are two formats (leave one out)")
+        return asked[0] if asked else Shown.text
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -89,8 +86,7 @@ def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Decoder
         except ConfigError as error:
             alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)
             faults += error.faults if alone else [f"{target}: {fault}" for fault in error.faults]
-    if faults:
-        raise ConfigError(*faults)
+    refuse(faults)
     return found
 
 
@@ -111,8 +107,6 @@ def print_prices(
     first: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Print the figures of one model or of several. `first` has labels and sentences to print before a single one's."""
-    from zoo import report
-
     labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
@@ -132,10 +126,9 @@ def print_prices(
 
 
 def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]], first: Sequence[tuple[str, str]]) -> str:
-    from zoo import report
-    from zoo.report.models import list_model_rows
-
     if len(priced) > 1:
+        from zoo.report.models import list_model_rows
+
         header, rows = list_model_rows(labels, priced)
         return report.format_markdown(header, rows, right=range(1, len(header)))
     rows = [[label, "", told] for label, told in first]

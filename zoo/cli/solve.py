@@ -12,15 +12,20 @@ from zoo.cli.common import Overrides, Target, compose_target
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option, options, read_options
 from zoo.cli.setup import SetupOptions, check_amount, read_amount
-from zoo.cli.showing import Json, is_override
+from zoo.cli.showing import Json, is_override, load_specs
+from zoo.costs.again import RECOMPUTE
+from zoo.costs.cluster import NETWORK, Cluster
+from zoo.costs.hardware import RUNTIME, hardware, list_gpus
+from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, ZooError
+from zoo.report import format_json, format_size, meshes
+from zoo.report import solved as answers
 from zoo.untrusted.text import quote
 
 if TYPE_CHECKING:
     from zoo.analysis.solve import Room
     from zoo.analysis.solve.mesh import MeshSearch
     from zoo.costs.rows import Priced
-    from zoo.costs.setup import Setup
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
@@ -79,15 +84,12 @@ class Usable:
 
     def of(self, gpu: str) -> Room:
         """Compute the usable memory of a GPU. Raises ConfigError for an unknown GPU."""
-        from zoo.costs.hardware import hardware
-
         found = hardware(gpu)
         return self.of_memory(found.memory, gpu=found.name)
 
     def of_memory(self, memory: float, **named: str) -> Room:
         """Compute the usable part of `memory` bytes."""
         from zoo.analysis.solve import Room
-        from zoo.costs.hardware import RUNTIME
 
         runtime = RUNTIME if self.runtime is None else self.runtime
         return Room(memory=int(memory), usable=self.usable, runtime=runtime, **named)
@@ -131,15 +133,12 @@ def _most(name: str, short: str, text: str) -> None:
         setup: SetupOptions,
     ) -> None:
         from zoo.analysis import solve
-        from zoo.compose.targets import spec_of_composed
-        from zoo.report import format_json
-        from zoo.report import solved as answers
 
         refuse_solved(setup, name)
         room = within.choose(setup.gpu)
         largest = solve.find_largest_batch if name == "batch" else solve.find_largest_context
         more = {} if limit is None else {"most": limit}
-        spec = spec_of_composed(compose_target(target, overrides))
+        (spec,) = load_specs([target], overrides or ())
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
         if as_json:
             print(format_json(answer))
@@ -178,16 +177,11 @@ def gpu(
     With --gpu, of that GPU alone.
     """
     from zoo.analysis.solve import find_fewest_gpus
-    from zoo.compose.targets import spec_of_composed
-    from zoo.costs.hardware import list_gpus
-    from zoo.report import format_json
-    from zoo.report import solved as answers
 
     refuse_solved(setup, *(("dp", "zero") if train else ("tp",)))
     rooms = [usable.of(name) for name in ([setup.gpu] if setup.gpu else list_gpus())]
-    rows = find_fewest_gpus(
-        spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
-    )
+    (spec,) = load_specs([target], overrides or ())
+    rows = find_fewest_gpus(spec, setup, rooms, train=train, prefill=not cache_only)
     print(format_json(rows) if as_json else answers.format_gpus(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
         raise ZooError(f"{target}: fits on none of these, {answers.format_shortage(rows[0])}")
@@ -205,17 +199,13 @@ def cache(
 ) -> None:
     """Find a number of KV heads, or a window, that brings the KV cache of --batch sequences of --context tokens to a
     budget."""
-    from zoo import report
     from zoo.analysis.solve import find_smaller_caches
-    from zoo.report import solved as answers
 
     compose_target(target, overrides)
     found = find_smaller_caches(target, overrides or (), most, setup)
-    print(report.format_json(found) if as_json else answers.format_caches(found, target, most))
+    print(format_json(found) if as_json else answers.format_caches(found, target, most))
     if not any(each["fits"] for each in found):
-        raise ZooError(
-            f"{target}: neither fewer key heads nor a window brings its KV cache to {report.format_size(most)}"
-        )
+        raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {format_size(most)}")
 
 
 @options()
@@ -251,8 +241,6 @@ def shape(
     An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """
     from zoo.analysis.solve import ShapeBudget, solve_shapes
-    from zoo.report import format_json
-    from zoo.report import solved as answers
 
     model, overrides = target or SHAPED, overrides or []
     if is_override(model):  # the model may be left out
@@ -289,9 +277,6 @@ class Searched:
     def search(self, spec: Priced, setup: Setup, recompute: str | None) -> MeshSearch:
         """Make the search over one kind of recomputation, or over all (None). Raises ConfigError."""
         from zoo.analysis.solve.mesh import MeshSearch, round_sequences
-        from zoo.costs.again import RECOMPUTE
-        from zoo.costs.cluster import NETWORK, Cluster
-        from zoo.costs.hardware import hardware
 
         if setup.gpu is None:
             raise ConfigError("gpu: is missing (--gpu h100, say)")
@@ -328,31 +313,26 @@ def mesh(
     """Rank the meshes of --count GPUs that fit a training step, by predicted time: every legal mesh, microbatch size
     and kind of recomputation (unless --recompute names one)."""
     from zoo.analysis.solve import find_meshes
-    from zoo.compose.targets import spec_of_composed
-    from zoo.report import format_json
-    from zoo.report import meshes as answers
 
     refuse_solved(setup, "dp", "tp", "pp", "ep", "cp", "zero", "replicas", "batch", "accumulate")
     if model is not None:
         target, overrides = model, [*([target] if target else []), *(overrides or [])]
     if target is None:
         raise ConfigError("model: is missing (zoo solve mesh llama3-70b --gpu h100 --count 64, say)")
-    spec = spec_of_composed(compose_target(target, overrides))
+    (spec,) = load_specs([target], overrides or ())
     named = ctx.get_parameter_source("recompute")
     again = None if named is None or named.name == "DEFAULT" else setup.recompute
     answer = find_meshes(spec, searched.search(spec, setup, again), usable.of(setup.gpu or ""), top=top)
     if as_json:
         print(format_json(answer))
     elif answer["meshes"]:
-        print(answers.format_meshes(answer, " ".join([target, *(overrides or [])])))
+        print(meshes.format_meshes(answer, " ".join([target, *(overrides or [])])))
     if not answer["meshes"]:
-        raise ZooError(f"{target}: {answers.format_no_mesh(answer)}")
+        raise ZooError(f"{target}: {meshes.format_no_mesh(answer)}")
 
 
 def refuse_solved(setup: Setup, *names: str) -> None:
     """Raise ConfigError for an option that sets a value that is solved for."""
-    from zoo.costs.setup import Setup
-
     for name in names:
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")

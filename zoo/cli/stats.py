@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoo.cli.common import ConfigPart, Overrides, Target, compose_target, show_config
 from zoo.cli.options import flag, option
 from zoo.cli.setup import SetupOptions
 from zoo.cli.showing import OutputOptions, Plot, Shown, split_words
+from zoo.errors import ConfigError
+from zoo.report.glance import list_first_figures
 
 if TYPE_CHECKING:
-    from zoo.costs.rows import Priced
     from zoo.costs.setup import Setup
 
 
@@ -35,8 +36,6 @@ def run(
     Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50). Several
     models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.
     """
-    from zoo.errors import ConfigError
-
     targets, overrides = split_words([target, *(overrides or [])])
     shown = output.shown
     if multirun:
@@ -87,7 +86,11 @@ def _price(
         from zoo.cli.proving import prove
 
         return prove(targets, specs, priced, setup, shown, explain=explain, verify=verify)
-    first = _first_figures(specs[0], setup, priced[0]) if len(specs) == 1 and shown in (Shown.text, Shown.md) else ()
+    first = []
+    if len(specs) == 1 and shown in (Shown.text, Shown.md):
+        from zoo.analysis.holding import find_holders
+
+        first = list_first_figures(priced[0], setup, find_holders(specs[0], setup, priced[0]))
     showing.print_prices([" ".join([target, *overrides]) for target in targets], targets, priced, shown, first)
     if shown is Shown.text and not overrides:
         showing.compare_headers(targets)
@@ -95,14 +98,6 @@ def _price(
         from zoo.report.plot import draw_models
 
         draw_models(dict(zip(showing.shorten_labels(targets), specs, strict=True)), setup, plot)
-
-
-def _first_figures(spec: Priced, setup: Setup, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """List the first lines of a model's output, labels and sentences."""
-    from zoo.analysis.holding import find_holders
-    from zoo.report.glance import list_first_figures
-
-    return list_first_figures(figures, setup, find_holders(spec, setup, figures))
 
 
 def _kernels(targets: list[str], overrides: list[str], setup: Setup, shown: Shown) -> None:

@@ -7,8 +7,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import report
+from zoo.analysis.compare import choose_columns, flatten
 from zoo.cli.showing import Shown, shorten_labels
 from zoo.errors import ConfigError
+from zoo.report.figures import find_unit
+from zoo.report.models import make_sweep_table
+from zoo.report.plot import check_picture, draw_models
 
 if TYPE_CHECKING:
     from zoo.compose.sweep import Point
@@ -26,8 +31,6 @@ def sweep(
     plot: Path | None,
 ) -> None:
     """Price every point and print one table. Raises ConfigError if every point is refused."""
-    from zoo.analysis.compare import choose_columns, flatten
-
     gc.enable()  # `main` has disabled it; a thousand composed configs need collecting
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
     made = _points(targets, overrides)
@@ -39,15 +42,11 @@ def sweep(
     points = [(point, _priced(point, setup, parts)) for point in made]
     priced = [figures for _, figures in points if figures is not None]
     if plot is not None:
-        from zoo.report.plot import check_picture
-
         check_picture(plot, len(priced))
     if not names and all(each["params"]["active"] == each["params"]["total"] for each in priced):
         del asked["active"]  # dense models, all of them
     _print(points, asked, shown)
     if plot is not None:
-        from zoo.report.plot import draw_models
-
         specs = {" ".join(_values(point)) or point.target: point.spec for point, _ in points if point.spec is not None}
         draw_models(specs, setup, plot)
 
@@ -87,10 +86,6 @@ def _values(point: Point) -> list[str]:
 
 
 def _print(points: Sequence[tuple[Point, dict[str, Any] | None]], columns: dict[str, str], shown: Shown) -> None:
-    from zoo import report
-    from zoo.analysis.compare import flatten
-    from zoo.report.figures import find_unit
-
     if shown is Shown.json:
         print(report.format_json([_as_data(point, figures) for point, figures in points]))
         return
@@ -110,15 +105,11 @@ def _print(points: Sequence[tuple[Point, dict[str, Any] | None]], columns: dict[
         header = [*header, REFUSED] if any(reasons) else header
         print(report.format_markdown(header, told, right=range(len(keys), len(keys) + len(columns))))
     else:
-        from zoo.report.models import make_sweep_table
-
         table, whys = make_sweep_table(header, len(keys), rows, units, reasons)
         report.print_tables(table, *whys)
 
 
 def _short(value: object, unit: str) -> str:
-    from zoo import report
-
     return report.format_figure(value, unit, short=True)
 
 

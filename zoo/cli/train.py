@@ -13,6 +13,8 @@ from zoo.cli.common import print_note, say
 from zoo.cli.completing import complete_training
 from zoo.cli.multirun import SweepOptions, run_sweep
 from zoo.cli.options import argument, flag, option
+from zoo.distributed.world import read_world
+from zoo.errors import ConfigError, FinishedRun, Terminated
 
 if TYPE_CHECKING:
     from zoo.jobs.plan import LaunchPlan
@@ -51,7 +53,6 @@ def run(
 
     Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """
-    from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
 
     overrides = _name_model(overrides or [])
@@ -92,8 +93,6 @@ def _name_model(overrides: list[str]) -> list[str]:
 
 def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
     """Run one job, in processes of its launcher if it has one."""
-    from zoo.distributed.world import read_world
-    from zoo.errors import FinishedRun
     from zoo.jobs.plan import task_config
     from zoo.training.planning import plan_training
 
@@ -107,9 +106,6 @@ def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
 
 def _refuse_processes() -> None:
     """Raise ConfigError if torchrun has started several processes, as each would run the whole sweep."""
-    from zoo.distributed.world import read_world
-    from zoo.errors import ConfigError
-
     if (size := read_world().size) > 1:
         raise ConfigError(
             f"multirun: torchrun has started {size} processes, and each would run the sweep (one run of it)"
@@ -130,8 +126,6 @@ def _start_processes(
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Exit with 0 if a SIGTERM ended the run after a checkpoint, so that a scheduler does not count it as failed."""
-    from zoo.errors import Terminated
-
     try:
         yield
     except Terminated:
@@ -157,7 +151,6 @@ def _show(plan: LaunchPlan, cfg: ConfigPart | None, resolve: bool, info: Info | 
     from omegaconf.errors import OmegaConfBaseException
 
     from zoo.compose.faults import shorten_error
-    from zoo.errors import ConfigError
 
     if info is not None:
         plan.hydra.show_info(info, plan.config_name, plan.jobs[0].overrides)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import report, runs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -54,8 +56,6 @@ class JobTable:
 
     def render(self) -> Any:
         """Make the table with the present state of all jobs."""
-        from zoo import report
-
         rows = []
         for name, jobs in self.arms.items():
             by_seed = {each.seed: each for each in jobs}
@@ -68,8 +68,6 @@ class JobTable:
 
         The run's lock is not tested, since a job that starts at that moment would find it taken.
         """
-        from zoo import runs
-
         if job.name in self.ended:
             return self.ended[job.name]
         folder = self.folder / job.name
@@ -101,8 +99,6 @@ def is_newer(file: Path, other: Path) -> bool:
 
 def read_last_line(folder: Path) -> dict[str, Any] | None:
     """Read the last complete line of a run's metrics; None if there is none yet."""
-    from zoo import runs
-
     try:
         with (folder / runs.METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

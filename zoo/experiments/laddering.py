@@ -12,7 +12,7 @@ from zoo.errors import ConfigError
 from zoo.experiments.judging import Ran
 from zoo.experiments.recipe import Recipe, list_overrides
 from zoo.experiments.running import describe_runs, find_folder
-from zoo.ladder import Ladder, LadderRequest, climb, plan_ladder
+from zoo.ladder import Ladder, climb, plan_ladder
 from zoo.report.history import RunRecord
 
 METRICS = ("held-out error", "last error", "loss of the largest", "alpha", "beta")
@@ -28,9 +28,14 @@ def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
     seed. Raises ConfigError for a metric that no ladder has, and for an arm that cannot be trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
-    seeds = range(recipe.form(short_form).seeds)
-    asked = {(arm, seed): make_request(recipe, arm, seed, short_form) for arm in recipe.arms for seed in seeds}
-    ladders = {key: plan_ladder(each) for key, each in asked.items()}
+    form = recipe.form(short_form)
+    assert form.ladder is not None
+    seeds = range(form.seeds)
+    ladders = {
+        (arm, seed): plan_ladder(form.ladder.request([*list_overrides(recipe, arm, short_form), f"seed={seed}"]))
+        for arm in recipe.arms
+        for seed in seeds
+    }
     outcomes = {
         (arm, seed): climb(ladder, find_folder(folder, arm) / str(seed), _say, BOOTSTRAP)
         for (arm, seed), ladder in ladders.items()
@@ -45,13 +50,6 @@ def climb_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
     seconds = sum(run["seconds"] for each in outcomes.values() for run in each["runs"])
     costs = {arm: count_costs(ladders[arm, 0], outcomes[arm, 0]) for arm in recipe.arms}
     return Ran(values, costs, seconds, describe_runs(records)), list(outcomes.values())
-
-
-def make_request(recipe: Recipe, arm: str, seed: int, short_form: bool) -> LadderRequest:
-    """Make the request for the ladder of an arm with a seed."""
-    asked = recipe.form(short_form).ladder
-    assert asked is not None
-    return asked.request([*list_overrides(recipe, arm, short_form), f"seed={seed}"])
 
 
 def measure(outcome: dict[str, Any]) -> dict[str, float]:

@@ -25,12 +25,13 @@ def make_list(recipes: Mapping[str, Recipe], outcomes: Mapping[str, RecipeOutcom
         if outcome is None:
             rows.append([name, each.claim, "", "not run", ""])
             continue
+        first = outcome.findings[0]
         stale = "" if outcome.key == each.key() else ", of an older recipe"
         rows.append(
             [
                 name,
                 each.claim,
-                describe_effect(outcome.findings[0]),
+                f"{describe_pair(first)}: {format_value(first)}",
                 f"{sum(found.holds for found in outcome.findings)} of {len(outcome.findings)}{stale}",
                 outcome.date,
             ]
@@ -42,11 +43,6 @@ def list_machines(outcomes: Mapping[str, RecipeOutcome | None]) -> list[str]:
     """List each processor in a line, with the number of recipes that ran on it."""
     ran = Counter(each.machine.partition(";")[0] for each in outcomes.values() if each is not None)
     return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
-
-
-def describe_effect(each: Finding) -> str:
-    """Describe the comparison, and its difference or mean."""
-    return f"{describe_pair(each)}: {format_value(each)}"
 
 
 def describe_pair(each: Finding | Expectation) -> str:
@@ -72,7 +68,7 @@ def make_outcome_tables(name: str, recipe: Recipe, outcome: RecipeOutcome | None
     head = [f"{name}: {recipe.claim}", f"Source: {recipe.source}", *([recipe.notes] if recipe.notes else [])]
     if outcome is None:
         took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"
-        rows = [[describe_pair(each), _expected(each), each.paper] for each in recipe.expect]
+        rows = [[describe_pair(each), each.verdict or describe_bounds(each), each.paper] for each in recipe.expect]
         return [*head, took, make_table("", ("expected of", "expected", "source"), rows)]
     took = f"{outcome.seconds / 60:.1f} minutes of training on {outcome.machine}"
     ran = f"{outcome.form.capitalize()} form, {outcome.date}, {took}"
@@ -84,10 +80,6 @@ def make_outcome_tables(name: str, recipe: Recipe, outcome: RecipeOutcome | None
         make_table("Arms", *list_arms(recipe, outcome)),
         make_table("What they cost", *list_costs(recipe, outcome)),
     ]
-
-
-def _expected(each: Expectation) -> str:
-    return each.verdict or describe_bounds(each)
 
 
 def list_cells(each: Finding) -> list[str]:

@@ -156,11 +156,10 @@ def open_pool(jobs: int) -> Iterator[Executor | None]:
     """Open a pool of processes with one thread each; None for one job, which runs in this process. Small matrices gain
     nothing from threads, nor seeds from being stacked into one model (torch.vmap; measured in November 2026)."""
     if jobs == 1:
-        from zoo.lazy import torch
         from zoo.run.threads import keep_threads
 
         with keep_threads():
-            torch.set_num_threads(1)
+            use_one_thread()
             yield None
         return
     from concurrent.futures import ProcessPoolExecutor

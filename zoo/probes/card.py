@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from zoo.probes.outcome import ProbeOutcome
 from zoo.report.plot import as_label, list_colors, make_axes, write_figure
@@ -149,8 +148,3 @@ def draw_values(values: Mapping[str, Mapping[int, float]], metric: str, file: Pa
 def share_reached(outcome: ProbeOutcome, reach: int) -> float:
     """Return the fraction of a probe's levels that are at most `reach`."""
     return sum(level <= reach for level in outcome.chances) / len(outcome.chances)
-
-
-def describe_card(outcomes: Sequence[ProbeOutcome]) -> list[dict[str, Any]]:
-    """Write the outcomes as plain data."""
-    return [each.to_dict() for each in outcomes]

@@ -71,7 +71,7 @@ def _lines(
     for path in merge_orders(every):
         found = [each[path] for each in every if path in each]
         holders = [each for each, listed in zip(all_of, every, strict=True) if path in listed]
-        if path in TITLED or any(map(_long, found)):
+        if path in TITLED or any(isinstance(each.value, str) and len(each.value) > CELL for each in found):
             continue
         if path == "kv_cache.bytes" or not all(
             is_hidden(figure) or is_repeated(figure, each) for figure, each in zip(found, holders, strict=True)
@@ -81,10 +81,6 @@ def _lines(
 
 
 TITLED = frozenset({"kv_cache.tokens", "kv_cache.batch", "kv_cache.dtype", "kv_cache.engine"})
-
-
-def _long(figure: Figure) -> bool:
-    return isinstance(figure.value, str) and len(figure.value) > CELL
 
 
 def _difference(unit: str, a: Any, b: Any) -> list[str]:

@@ -222,11 +222,15 @@ def _memory(axes: Axes, specs: Mapping[str, Priced], setup: Setup) -> None:
             axes.axhline(weights, color=color, linewidth=0.8, linestyle=":")
             axes.plot(lengths, total, color=color, marker=MARKERS[at], markersize=4, label=as_label(label))
         axes.plot([], [], color="grey", linewidth=0.8, linestyle=":", label="weights only")
-    _capacity(axes, setup)
+    if setup.gpu is not None:
+        device = hardware(setup.gpu)
+        axes.axhline(device.memory, color="tab:red", linewidth=1, linestyle="--", label=f"memory of {device.title}")
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(128, longest), longest)
     axes.set_ylim(0)
-    _ticks(axes)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
+    axes.grid(alpha=0.25)
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("memory (GB)")
     batch = f"{setup.batch} sequences" if setup.batch > 1 else "one sequence"
@@ -239,20 +243,6 @@ def _price_contexts(spec: Priced, setup: Setup) -> tuple[int, list[int], list[in
     lengths = list_contexts(setup.tokens(spec))
     weights = price(spec, setup, ("memory.weights",))["memory"]["weights"]
     return weights, lengths, [weights + kv_cache(spec, replace(setup, context=each))["bytes"] for each in lengths]
-
-
-def _ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
-    axes.grid(alpha=0.25)
-
-
-def _capacity(axes: Axes, setup: Setup) -> None:
-    """Draw the GPU's memory as a line."""
-    if setup.gpu is None:
-        return
-    device = hardware(setup.gpu)
-    axes.axhline(device.memory, color="tab:red", linewidth=1, linestyle="--", label=f"memory of {device.title}")
 
 
 def _roofline(axes: Axes, specs: Mapping[str, Priced], setup: Setup) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -76,10 +76,6 @@ class Report:
         found = compare_arms({each.name: each.values(metric) for each in arms}, first.name)
         order = [first, *(each for each in arms if each is not first)]
         return cls(order, first, metric, found)
-
-    def with_decays(self, decays: Sequence[PowerLaw]) -> Report:
-        """Copy the report, with effective speedups by the baseline's law."""
-        return replace(self, decays=decays)
 
     @property
     def others(self) -> Sequence[Arm]:
