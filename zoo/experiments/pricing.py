@@ -8,7 +8,13 @@ from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.errors import refuse
 from zoo.experiments.recipe import Laddering, Probing, Recipe, list_overrides
+from zoo.jobs.forecast import price_run
+from zoo.jobs.plan import plan_launch, task_config
+from zoo.ladder import plan_ladder
+from zoo.probes.battery import load_small
+from zoo.probes.catalogue import make_probe
 from zoo.report.arms import ALIKE
+from zoo.training.planning import plan_training
 
 
 def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, float]]:
@@ -22,10 +28,6 @@ def price_arms(recipe: Recipe, short_form: bool = False) -> dict[str, dict[str, 
 
 
 def _price(config: Path, overrides: list[str]) -> dict[str, float]:
-    from zoo.jobs.forecast import price_run
-    from zoo.jobs.plan import plan_launch, task_config
-    from zoo.training.planning import plan_training
-
     with plan_launch(overrides, config=config) as launch:
         priced = price_run(plan_training(task_config(launch.jobs[0])), memory=False)
     costs = {"params": priced.params, "tokens": priced.tokens, "flops": priced.flops, "cache_bytes": priced.cache_bytes}
@@ -34,16 +36,11 @@ def _price(config: Path, overrides: list[str]) -> dict[str, float]:
 
 def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
     """Count the parameters of the largest size, the only cost of a ladder known in advance."""
-    from zoo.ladder import plan_ladder
-
     return {"params": float(plan_ladder(asked.request(overrides)).rungs[-1].params)}
 
 
 def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     """Price one training of a model on a probe: parameters, tokens, FLOPs, and the cache of a row in bytes."""
-    from zoo.probes.battery import load_small
-    from zoo.probes.catalogue import make_probe
-
     task = make_probe(probe.name, probe.size, probe.settings)
     model, rest = probe.split_model(overrides)
     spec, _ = load_small(model, task, rest)

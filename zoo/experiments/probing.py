@@ -11,6 +11,8 @@ from zoo.experiments.judging import Ran
 from zoo.experiments.pricing import check_matched, price_probed
 from zoo.experiments.recipe import Probing, Recipe, list_overrides
 from zoo.experiments.running import find_folder
+from zoo.probes.battery import open_pool, run_probe
+from zoo.run.linear.base import describe_processor
 
 if TYPE_CHECKING:
     from zoo.probes.outcome import ProbeOutcome
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
     """Run the probe on every arm; trainings in the folder are not repeated. Raises ConfigError."""
-    from zoo.probes.battery import open_pool, run_probe
-
     check_matched(recipe)
     form = recipe.form(short_form)
     assert form.probe is not None
@@ -48,8 +48,6 @@ def probe_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
 
 def describe_machine() -> str:
     """Describe this machine: the processor and the number of CPUs."""
-    from zoo.run.linear.base import describe_processor
-
     processor = describe_processor()
     return f"{processor.name or processor.architecture}, {processor.isa}; {os.cpu_count()} CPUs"
 

@@ -13,6 +13,9 @@ from zoo.errors import refuse
 from zoo.experiments.judging import Ran
 from zoo.experiments.pricing import check_matched
 from zoo.experiments.recipe import Measure, Recipe, list_overrides
+from zoo.jobs.forecast import Forecaster
+from zoo.jobs.plan import plan_launch
+from zoo.jobs.sweep import Sweep, drop_duplicates
 from zoo.report.arms import Arm
 from zoo.report.history import RunRecord
 
@@ -29,10 +32,6 @@ def train_recipe(recipe: Recipe, folder: Path, short_form: bool) -> tuple[Ran, l
 def run_arms(recipe: Recipe, folder: Path, short_form: bool) -> dict[str, list[Path]]:
     """Train the runs that are missing in the folder; return the folders of each arm's runs. A folder is named by a hash
     of its run's config, so that runs of an older version of the recipe are not returned."""
-    from zoo.jobs.forecast import Forecaster
-    from zoo.jobs.plan import plan_launch
-    from zoo.jobs.sweep import Sweep, drop_duplicates
-
     check_matched(recipe)
     seeds, found = recipe.form(short_form).seeds, {}
     for name in recipe.arms:

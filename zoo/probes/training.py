@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.data import Batch
 from zoo.lazy import F, torch
 from zoo.probes.base import IGNORED, Examples, Probe
+from zoo.run.builder import build
+from zoo.training.gradient import clip_gradient
+from zoo.training.objective import NextToken
+from zoo.training.optim import AdamW, set_rates
+from zoo.training.routing import RATE, balance_routers, has_selection_bias
+from zoo.training.schedule import Cosine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +58,6 @@ class Learner:
     @classmethod
     def of(cls, spec: Decoder, probe: Probe, seed: int) -> Learner:
         """Build the model and the readout, with weights drawn from the seed."""
-        from zoo.run.builder import build
-
         return cls(build(spec, device="cpu", seed=seed), probe.make_readout(spec.d_model, seed))
 
     def parameters(self) -> list[Any]:
@@ -64,11 +69,6 @@ def train(spec: Decoder, probe: Probe, lr: float, seed: int, steps: int | None =
 
     Weights, examples and their order depend only on the seed.
     """
-    from zoo.training.gradient import clip_gradient
-    from zoo.training.optim import set_rates
-    from zoo.training.routing import RATE, balance_routers, has_selection_bias
-    from zoo.training.schedule import Cosine
-
     steps = probe.steps if steps is None else steps
     learner = Learner.of(spec, probe, seed)
     model, parameters = learner.model.train(), learner.parameters()
@@ -92,8 +92,6 @@ def train(spec: Decoder, probe: Probe, lr: float, seed: int, steps: int | None =
 
 def make_optimizer(learner: Learner, lr: float) -> Optimizer:
     """Make AdamW over the parameters of the model and of the readout."""
-    from zoo.training.optim import AdamW
-
     optimizer = AdamW(lr=lr, weight_decay=WEIGHT_DECAY).build(learner.model)
     if learner.readout is not None:
         rates = {"lr": lr, "peak_lr": lr, "weight_decay": WEIGHT_DECAY}
@@ -109,9 +107,6 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
         logits = read_out(learner.readout, out.hidden, examples)
         answers = torch.from_numpy(examples.labels[examples.labels != IGNORED])
         return sum(out.losses.values(), F.cross_entropy(logits, answers)), out.loads
-    from zoo.data import Batch
-    from zoo.training.objective import NextToken
-
     count = int((examples.labels != IGNORED).sum())
     batch = Batch(torch.from_numpy(examples.tokens), torch.from_numpy(examples.labels))
     found = NextToken().loss(learner.model, batch, weight=1 / count, count=count)
