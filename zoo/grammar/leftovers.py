@@ -28,12 +28,14 @@ def drop_leftovers(
     choice what it was. Gives the body and the dropped keys. `swapped` maps the axes to the word typed for the whole
     model, if one was; `touched` are the keys that the user set."""
     root = expand(body)
-    words = {axis: word if isinstance(word, str) and is_choice(axis, word) else None for axis, word in swapped.items()}
-    for axis, word in words.items():
-        if word and isinstance(node := root.get(axis), dict):
+    marks: dict[str, Collection[str]] = dict.fromkeys(swapped, ())
+    for axis, word in swapped.items():
+        stated, node = body.get(axis), root.get(axis)
+        if isinstance(word, str) and is_choice(axis, word) and isinstance(node, dict):
             _fix(axis, node, read_choice(BASES[axis], word), touched)
+            marks[axis] = list_marks(BASES[axis], word) & (stated.keys() if isinstance(stated, Mapping) else set())
     scopes = [("", root, {}), *((f"{path}.", patch, around) for path, patch, around in list_patches(root))]
-    gone = [key for place, node, around in scopes for key in _trim(place, node, around, words, touched)]
+    gone = [key for place, node, around in scopes for key in _trim(place, node, around, marks, touched)]
     gone += _drop_unread(root, touched)
     return root, gone
 
@@ -42,17 +44,16 @@ def _trim(
     place: str,
     scope: dict[Any, Any],
     around: Mapping[Any, Any],
-    swapped: Mapping[str, str | None],
+    marks: Mapping[str, Collection[str]],
     touched: Collection[str],
 ) -> Iterator[str]:
-    """Delete the fields of swapped components that their new choice does not have, and yield their keys."""
-    for axis, word in swapped.items():
+    """Delete the fields of swapped components that their new choice does not have, and those of the model's own
+    components that made the old choice what it was (`marks`, by axis). Yields their keys."""
+    for axis, gone in marks.items():
         node, before = scope.get(axis), around.get(axis)
-        if not isinstance(node, dict):
-            continue
-        kind = node.get("kind", before.get("kind") if isinstance(before, Mapping) else None)
-        marks = list_marks(BASES[axis], word) if word and not place else ()
-        yield from _trim_node(f"{place}{axis}", node, BASES[axis], kind, marks, touched)
+        if isinstance(node, dict):
+            kind = node.get("kind", before.get("kind") if isinstance(before, Mapping) else None)
+            yield from _trim_node(f"{place}{axis}", node, BASES[axis], kind, () if place else gone, touched)
 
 
 def _fix(place: str, node: dict[Any, Any], choice: Mapping[Any, Any], touched: Collection[str]) -> None:
