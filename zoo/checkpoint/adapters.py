@@ -40,7 +40,7 @@ PEFT = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class PlanFile(JsonShape):
-    """adapter.json."""
+    """The schema of adapter.json: the fields of `zoo.run.adapters.Adapters`."""
 
     rank: Annotated[int, Field(ge=1, le=2**20)]
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,8 +54,10 @@ class PlanFile(JsonShape):
 
 
 def write(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write a model's adapters, if it has any, into a folder. Returns the tensors that are not adapters, with `weights`
-    in place of the model's tensors of the same names."""
+    """Write a model's adapters, if it has any, into a folder. Returns all other tensors of the model.
+
+    `weights` (averages, say) replace the model's tensors of the same names.
+    """
     plan: Adapters | None = getattr(model, "adapters", None)
     tensors = {**model.state_dict(), **weights}
     if plan is None:
@@ -69,7 +71,8 @@ def write(model: nn.Module, folder: Path, weights: Mapping[str, Tensor]) -> dict
 
 
 def read_plan(folder: Path) -> Adapters | None:
-    """Read the rank, scale and paths of a checkpoint's adapters; None if it has none. Raises CheckpointError."""
+    """Read the rank, scale and paths of a checkpoint's adapters; None if it has none. Raises CheckpointError for a
+    malformed file."""
     from zoo.run.adapters import Adapters
 
     file = folder / PLAN
@@ -131,8 +134,9 @@ def _read_tensors(plan: Adapters, spec: WholeSpec, folder: Path, device: device 
 def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
     """Write a checkpoint's adapters in peft's format, under the names of the Hugging Face model. Returns the config.
 
-    Products that are fused in the Hugging Face model (GPT-2's c_attn) get one adapter whose rank is the sum of theirs:
-    A's are stacked, B's form a block diagonal. Raises CheckpointError for no adapters, and for any that peft lacks.
+    Linears that the Hugging Face model fuses (GPT-2's c_attn) get one adapter whose rank is the sum of the adapters'
+    ranks: the A matrices are stacked, the B matrices form a block diagonal. Raises CheckpointError if there are no
+    adapters, if other weights were trained too, and for adapters that peft has no layer for.
     """
     plan = read_plan(folder)
     if plan is None:
@@ -162,7 +166,7 @@ def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def _open_base(plan: Adapters) -> hf.HFSource | None:
-    """Open the Hugging Face folder that the adapted weights came from, if it still exists: adapters get its names."""
+    """Open the Hugging Face folder that the adapted weights came from, for its tensor names; None if it is gone."""
     if plan.base is None or not (Path(plan.base) / "config.json").is_file():
         return None
     return hf.open_folder(Path(plan.base))[0]
@@ -173,7 +177,8 @@ def _path_of(name: str) -> str:
 
 
 def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry]) -> None:
-    """Raise CheckpointError with a line for each adapted product that peft's LoRA has no layer for."""
+    """Raise CheckpointError for adapted weights that peft's LoRA has no layer for: stacked experts, a line each, and
+    transposed weights mixed with others."""
     faults = [
         f"{folder}: {name} is adapted, and peft adapts no stacked experts (--to hf merges all)"
         for entry in entries
@@ -188,7 +193,8 @@ def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry]) -> None:
 
 
 def fuse_adapters(entry: Entry, held: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Join the adapters of an entry's products into A [R, d_in] and B [d_out, R], where R is the sum of their ranks."""
+    """Join the adapters of an entry's Linears into A [R, d_in] and B [d_out, R]; R is the sum of the adapters'
+    ranks."""
     paths = [_path_of(name) for name in entry.ours]
     found = {path: (held[f"{path}.lora.a"], held[f"{path}.lora.b"]) for path in paths if f"{path}.lora.a" in held}
     total, start, columns = sum(len(a) for a, _ in found.values()), 0, []

@@ -1,4 +1,7 @@
-"""Convert tensors of a published file ("theirs") to our model's ("ours") and back: a row of mapping.py at one layer."""
+"""Convert tensors of a published file ("theirs") to our model's ("ours") and back.
+
+An Entry is a row of a family's name map (mapping.py) at one layer.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Entry:
     steps: tuple[TensorStep, ...]
     stacked: bool  # ours is a stack of theirs
     experts: bool  # ours has experts along its first dimension
-    segments: tuple[int, ...] = ()  # how many outputs of ours each of theirs holds, if theirs are several
+    segments: tuple[int, ...] = ()  # rows of ours that each of theirs holds, if several of theirs are concatenated
 
     def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
         """Convert their tensors to ours."""
@@ -62,7 +65,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorStep:
-    """One conversion of tensors and its inverse. If `apart`, it converts each of theirs before they are joined."""
+    """One conversion of tensors and its inverse. `number` or `numbers` is the step's argument in the name map. With
+    `apart`, the step converts each of their tensors before these are concatenated or stacked."""
 
     number: int = 0
     numbers: tuple[int, ...] = ()
@@ -109,7 +113,7 @@ class Shards(Apart):
 
 
 class Groups(TensorStep):
-    """`groups(n)`: their outputs form n groups (usually heads), each with an n-th of each of our tensors in turn."""
+    """`groups(n)`: their outputs form n groups (usually heads). Each group has 1/n of each of our tensors, in order."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         axis, count = entry.axis, self.number

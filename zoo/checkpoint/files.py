@@ -40,7 +40,8 @@ METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_TENSORS = 65_536
-"""Maximum tensors in one file, as looking up names takes time. Published files have thousands, an index 140,000."""
+"""Maximum number of tensors in one file, because name look-ups take time. Published files have thousands; an index of
+several files has 140,000."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -69,7 +70,8 @@ def copy_inside(folder: Path, name: str, out: Path) -> None:
 
 
 def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
-    """Raise CheckpointError if a folder that `what` would replace holds other files than `names` (glob patterns)."""
+    """Raise CheckpointError if `folder`, which `what` would replace, is no folder or holds other files than `names`
+    (glob patterns)."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -110,7 +112,7 @@ class ReadsQuantised(Protocol):
     shape: Shape
 
     def decode(self, held: Mapping[str, Tensor], dtype: dtype) -> Tensor:
-        """Compute the weight in `dtype` from its tensors, by their roles."""
+        """Compute the weight in `dtype` from its stored tensors, given by role."""
         ...
 
 
@@ -123,7 +125,8 @@ class Packed(Header):
 
 
 def read_headers(folder: Path) -> dict[str, Header]:
-    """List every tensor of a folder from the headers alone. Raises CheckpointError."""
+    """List every tensor of a folder from the headers alone. Raises CheckpointError for a broken header, no weights, or
+    several files without an index."""
     if (folder / INDEX).is_file():
         return _indexed(folder, folder / INDEX)
     if (folder / SINGLE).is_file():
@@ -138,7 +141,8 @@ def read_headers(folder: Path) -> dict[str, Header]:
 
 
 def read_index(index: Path) -> dict[str, Path]:
-    """Read the file of each tensor from an index. Raises CheckpointError, also for a file outside the folder."""
+    """Read an index: the path of the file that holds each tensor. Raises CheckpointError for a malformed index, and for
+    a file outside the folder."""
     from zoo.families.shapes import IndexFile
 
     folder, listed = index.parent, read_json(index, IndexFile, FILE)["weight_map"]
@@ -177,7 +181,8 @@ def read_header(file: Path) -> dict[str, Header]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Read the texts in a safetensors file's `__metadata__`, whose header was read before. Raises CheckpointError."""
+    """Read the strings under `__metadata__` in the header of a safetensors file. Raises CheckpointError for values that
+    are no strings. Call `read_header` first: a broken header raises ValueError here."""
     found = file.stat()
     return _read_metadata(file, found.st_mtime_ns, found.st_size)
 
@@ -188,7 +193,8 @@ def _read_metadata(file: Path, changed: int, size: int) -> dict[str, str]:
 
 
 def _read_node(file: Path) -> tuple[dict[str, Any], int]:
-    """Read a header's JSON, and the byte where tensors begin. Raises ValueError, OSError and CheckpointError."""
+    """Read a header's JSON, and the byte where tensors begin. Raises ValueError for a header longer than the file or
+    LONGEST_HEADER, CheckpointError for malformed JSON or more than MOST_TENSORS tensors, and OSError."""
     with file.open("rb") as stream:
         length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
         if length > min(size - 8, LONGEST_HEADER):
@@ -232,8 +238,8 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:
-    """Write a safetensors file tensor by tensor, in any order, so that only one is in memory at a time. `forms` has a
-    tensor of each one's shape and dtype (on the meta device, say). Raises OSError."""
+    """Write a safetensors file tensor by tensor, in any order, so that only one is in memory at a time. `forms` gives
+    the shapes and dtypes: a tensor for each name, on the meta device, say. Raises OSError."""
     header, starts = lay_out_file(forms)
     with file.open("wb") as stream:
         stream.write(header)
@@ -286,7 +292,8 @@ def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 def read_bin(file: Path) -> dict[str, Tensor]:
-    """Map one of torch's own files into memory. Only tensors are unpickled (weights_only). Raises CheckpointError."""
+    """Map one of torch's own files into memory. Only tensors are unpickled (weights_only). Raises CheckpointError for
+    any other content."""
     import torch
 
     try:
@@ -309,8 +316,8 @@ def read_bin(file: Path) -> dict[str, Tensor]:
 class TensorReader:
     """Read a folder's tensors by name, lazily; quantised weights are dequantised.
 
-    With `mapped`, tensors are memory-mapped (torch's .bin files always are). Otherwise each is read into memory of its
-    own and freed with it, whereas touched pages of a mapped file count as the process' own.
+    With `mapped`, tensors are memory-mapped (torch's .bin files always are). Otherwise each tensor is read into memory
+    of its own, which is freed with the tensor. Pages read from a mapped file keep counting as the process' memory.
     """
 
     def __init__(self, folder: Path, found: Mapping[str, Header], mapped: bool = True) -> None:

@@ -34,11 +34,13 @@ FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", 
 """Families tried first: of several that can describe a Spec, the best known is written."""
 
 NEAR = 4
-"""Number of families tried for a Spec that none is likely to describe, so that an error can name the nearest."""
+"""Minimum number of families tried, nearest first; then as many more, those that lack the fewest mixers. So an error
+can name the nearest family."""
 
 
 WEIGHTS = {"attention": 5, "ffn": 5, "layers": 3}
-"""Weight of a part of another kind in a family's distance from a Spec; a field weighs 1. A block is named `layers`."""
+"""Weight of a part whose kind differs, when families are ranked by what they cannot describe. A differing field weighs
+1. A block is named `layers`."""
 
 
 def find_config(spec: WholeSpec, source: HFSource | None = None) -> tuple[dict[str, Any], Body]:
@@ -95,7 +97,8 @@ def _name_mixers(body: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weigh(faults: list[str]) -> int:
-    """Weigh a family's faults by WEIGHTS: another kind of part weighs more than a field, as its fields differ too."""
+    """Sum the weights of a family's faults. A part of another kind weighs more than a field, because its fields differ
+    too."""
     kinds = [re.search(r"(\w+): is kind ", fault) for fault in faults]
     return sum(1 if found is None else WEIGHTS.get(found[1], 1) for found in kinds)
 
@@ -235,8 +238,8 @@ def _take_tower(source: HFSource, family: Family, tower: str) -> HFSource:
 
 
 def _without_joint(tower: Tower, *, bare: bool) -> Tower:
-    """Remove from a tower the fields that join it to the other tower, such as widths; if `bare`, its head too. They
-    follow from both towers, so that importing the found config checks them."""
+    """Remove from a tower the fields that join it to the other tower, such as widths; if `bare`, its head too. These
+    fields follow from both towers, so importing the config that is found checks them."""
     blocks = {
         name: block
         if not (block.cross and block.cross.memory and block.cross.memory.width)
@@ -253,8 +256,8 @@ def _without_joint(tower: Tower, *, bare: bool) -> Tower:
 def _find_tower(
     family: Family | None, tower: str, spec: Tower, source: HFSource | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """Find the config of one tower, within `family` or, if None, within any family that can be this tower of a pair;
-    or else return the faults of the nearest."""
+    """Find the config of one tower in `family` or, if `family` is None, in any family that can be this tower of a pair.
+    If none fits, return None and the faults of the nearest."""
     stated = None if family is None else [(family, name) for name in family.architectures]
     members = stated or _members(tower, spec, source)
     nearest: list[str] | None = None

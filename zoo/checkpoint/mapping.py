@@ -2,7 +2,7 @@
 
     blocks.#.attention.o: ~layers.#.self_attn.o_proj           one module: its weight, and its bias where it has one
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
-    blocks.#.ffn.{up,down}: ~h.#.mlp.{fc_in,fc_out}            a row for each, written out as the YAML is read (body.py)
+    blocks.#.ffn.{up,down}: ~h.#.mlp.{fc_in,fc_out}            a row for each, written out by body.py
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
     blocks.#.attention.conv: ~layers.#.q_conv + ~layers.#.v_conv   one of ours, split by its part's `segments`
     embedding.tokens: ~base + ~new | apart(sizes)              one of ours, split by rows into these sizes
@@ -86,7 +86,8 @@ def _kind(ours: str) -> str | None:
 
 
 def map_tensors(spec: WholeSpec, body: Body) -> list[Entry]:
-    """Map every tensor of a model to tensors of a file. Raises CheckpointError that lists those without a row."""
+    """Map every tensor of a model to tensors of a file. Raises CheckpointError that lists the tensors without a row,
+    and for a tensor of LARGEST values or more."""
     entries, lost = find_entries(spec, body)
     if lost:
         raise CheckpointError(*(f"keys: {name} has no row in the family's map" for name in lost))
@@ -94,7 +95,8 @@ def map_tensors(spec: WholeSpec, body: Body) -> list[Entry]:
 
 
 def find_entries(spec: WholeSpec, body: Body) -> tuple[list[Entry], list[str]]:
-    """Map the tensors of a model to tensors of a file, and list those without a row."""
+    """Map the tensors of a model to tensors of a file, and list the tensors without a row. Raises CheckpointError for a
+    tensor of LARGEST values or more."""
     rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.keys.items()}
     rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]

@@ -24,7 +24,8 @@ def main(folder: Path, place: Path) -> None:
 
 
 def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
-    """Open the folder's model by its class, or by AutoModel if transformers has no such class (EXAONE is Llama's)."""
+    """Open the folder's model by its class, or by AutoModel if transformers has no such class (it reads EXAONE as
+    Llama)."""
     import transformers
 
     name = config["architectures"][0]

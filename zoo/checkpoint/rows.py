@@ -39,7 +39,8 @@ class FieldRow:
     value: Any
 
     def bind_into(self, found: Bindings, known: Mapping[str, Any]) -> bool:
-        """Add fields that give our value to `found`, which keeps known ones. Returns False if no fields give it."""
+        """Add to `found` the config fields with which the expression has our value; fields already in `found` are kept.
+        Returns False if no fields give our value."""
         if not is_expression(self.stated):
             return is_equal(self.stated, self.value)
         tree, env = Expression(self.stated[1:]).tree, {**known, **_named(found)}
@@ -86,7 +87,7 @@ def pair_fields(node: object, value: object) -> Iterator[FieldRow]:
         if "kind" in node:
             yield FieldRow(node["kind"], value.kind)
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
-            if field.name == LENDER:  # whatever the kind is called here and there
+            if field.name == LENDER:  # the family and the Spec may name the kind differently
                 yield FieldRow(node.get(LENDER) is not None, getattr(value, LENDER) is not None)
             elif field.name in node:
                 yield from pair_fields(node[field.name], getattr(value, field.name))

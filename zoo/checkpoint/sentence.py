@@ -38,28 +38,28 @@ POOLINGS = {
 
 @dataclass(frozen=True)
 class Module:
-    """One line of modules.json: its kind, and the folder that holds it."""
+    """A module that modules.json lists: its kind, and its folder."""
 
     kind: str
     folder: Path
 
 
 class ModuleLine(JsonShape):
-    """One line of modules.json."""
+    """The schema of one entry of modules.json."""
 
     type: str
     path: str
 
 
 class PoolingFile(JsonShape):
-    """A Pooling's config.json."""
+    """The schema of a Pooling's config.json."""
 
     pooling_mode: str | list[str] | None = None
     include_prompt: bool | None = None
 
 
 class PromptsFile(JsonShape):
-    """config_sentence_transformers.json."""
+    """The schema of config_sentence_transformers.json."""
 
     prompts: dict[str, str] | None = None
     default_prompt_name: str | None = None
@@ -67,14 +67,14 @@ class PromptsFile(JsonShape):
 
 
 class LimitsFile(JsonShape):
-    """sentence_bert_config.json."""
+    """The schema of sentence_bert_config.json."""
 
     max_seq_length: Annotated[int, Field(ge=1, le=2**31)] | None = None
     do_lower_case: bool | None = None
 
 
 class DenseFile(JsonShape):
-    """A Dense's config.json."""
+    """The schema of a Dense's config.json."""
 
     module_input_name: str | None = None
     module_output_name: str | None = None
@@ -83,7 +83,8 @@ class DenseFile(JsonShape):
 
 
 def list_modules(folder: Path) -> list[Module]:
-    """List the modules of a folder; none if it has no modules.json. Raises CheckpointError for a kind not in KINDS."""
+    """List the modules of a folder; none if it has no modules.json. Raises CheckpointError for a kind not in KINDS, and
+    unless the first two are Transformer and Pooling."""
     file = folder / MODULES
     if not file.is_file():
         return []
@@ -117,7 +118,8 @@ def copy_modules(folder: Path, out: Path) -> None:
 
 
 def write_modules(out: Path, pooling: str, width: int, limit: int) -> None:
-    """Write the modules of a model with `width`-wide vectors, scaled to length 1, of texts of up to `limit` tokens."""
+    """Write the files of a model whose pooled vectors have `width` numbers and are scaled to length 1. A text has at
+    most `limit` tokens."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -52,7 +52,8 @@ class HeldTensor:
 
 
 def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGroup | None = None) -> None:
-    """Write the tensors that each process of a group holds, by name; all must call it. Equal parts are written once."""
+    """Write the tensors that each process of a group holds, by name. All processes must call this. A part that several
+    processes hold is written once."""
     from torch.distributed import is_initialized
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -64,12 +65,14 @@ def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGrou
 
 
 def load_shards(held: Mapping[str, HeldTensor], folder: Path) -> None:
-    """Fill a process' pieces, by name, from a folder of shards. Not a collective call. Raises CheckpointError."""
+    """Fill a process' pieces, by name, from a folder of shards. Not a collective call. Raises CheckpointError for a
+    missing or broken shard."""
     ShardedTensors(folder).fill(held)
 
 
 class ShardedTensors(Mapping[str, "Tensor"]):
-    """The whole tensors of a folder of shards by name, read lazily. Raises CheckpointError."""
+    """The whole tensors of a folder of shards by name, read lazily. Any access raises CheckpointError if the folder has
+    no readable shards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +94,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
 
     @property
     def forms(self) -> dict[str, Tensor]:
-        """A meta tensor of each one's shape and dtype. Raises CheckpointError if parts of a tensor are missing."""
+        """A meta tensor of the shape and dtype of each whole tensor. Raises CheckpointError if a part is missing."""
         found = {}
         for name, each in self._metadata.state_dict_metadata.items():
             there = sum(chunk.sizes.numel() for chunk in each.chunks)
@@ -146,7 +149,7 @@ def _make_saving() -> Any:
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
     class Saving(DefaultSavePlanner):
-        """Plans the pieces of HeldTensor tensors."""
+        """Plans to write the pieces of each HeldTensor."""
 
         def __init__(self) -> None:
             super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -177,7 +180,7 @@ def _make_loading() -> Any:
     from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
     class Loading(DefaultLoadPlanner):
-        """Plans the pieces of HeldTensor tensors, from shards of any other shape."""
+        """Plans to fill the pieces of each HeldTensor from shards of any shape."""
 
         def __init__(self) -> None:
             super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -32,7 +32,7 @@ def is_sharded(folder: Path) -> bool:
 
 def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
     """Open the whole tensors of a checkpoint's model, read lazily; with `mapped`, tensors of a single file are
-    memory-mapped. Raises CheckpointError."""
+    memory-mapped. Raises CheckpointError for a broken file or a missing shard."""
     if is_sharded(folder):
         shards = ShardedTensors(folder / SHARDS)
         return StoredTensors(shards.forms, shards.__getitem__)
@@ -90,7 +90,10 @@ def hold_weights(model: Model, instead: Mapping[str, Tensor] | None = None) -> d
 def hold_states(
     model: Model, optimizer: Optimizer, take_apart: Callable[[Any], Mapping[str, Tensor]]
 ) -> dict[str, HeldTensor]:
-    """List the parts of an optimizer's states that a process holds, by the parameter's name and the state's key."""
+    """List the parts of an optimizer's states that a process holds, by the parameter's name and the state's key.
+
+    `take_apart` splits a state of another shape or type into plain tensors, by a suffix of the key.
+    """
     found: dict[str, HeldTensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -113,7 +116,8 @@ def write_shards(draft: Path, parts: Mapping[str, Mapping[str, HeldTensor]], gro
 
 
 def fill_weights(model: Model, folder: Path) -> None:
-    """Load a process' part of a checkpoint's weights into its model. Raises CheckpointError."""
+    """Load a process' part of a checkpoint's weights into its model. Raises CheckpointError for a missing or broken
+    shard."""
     source = ShardedTensors(folder / SHARDS)
     held: dict[str, HeldTensor] = {}
     for name, each in model.state_dict().items():

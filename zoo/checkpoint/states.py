@@ -22,8 +22,9 @@ STATES = "training.safetensors"
 
 
 def list_states(state: Resumable) -> dict[str, Tensor]:
-    """List the tensors that a run resumes from in addition to the model: the optimizer's by parameter name, the trained
-    weights where others are saved as the model's, and the random generators' states of all processes."""
+    """List the tensors that a run resumes from in addition to the model: the optimizer's by parameter name; the trained
+    weights that other weights replace in the saved model (schedule-free); and the random generators' states of all
+    processes."""
     tensors: dict[str, Tensor] = {}
     shares = state.model.shares
     for name, parameter in state.model.named_parameters():
@@ -40,7 +41,8 @@ def list_states(state: Resumable) -> dict[str, Tensor]:
 
 
 def open_states(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Read the states of a checkpoint whose names begin with `prefix`, lazily, one by one. Raises CheckpointError."""
+    """Read the states of a checkpoint whose names begin with `prefix`, lazily, one by one. Raises CheckpointError for a
+    broken file."""
     if (folder / STATE_SHARDS).is_dir():
         tensors: Any = ShardedTensors(folder / STATE_SHARDS)
     else:
@@ -56,7 +58,8 @@ def name_random(device: str, rank: int) -> str:
 
 
 def take_apart(value: Any) -> dict[str, Tensor]:
-    """Split an optimizer state into plain tensors, by suffix of its name: itself, or the parts of an 8-bit tensor."""
+    """Split an optimizer state into plain tensors, by a suffix of its name: "" for a plain tensor or a number
+    (float64), `:part` for each part of an 8-bit tensor."""
     if hasattr(value, "__tensor_flatten__"):
         return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
     return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}

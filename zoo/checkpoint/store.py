@@ -269,12 +269,13 @@ class Sharded:
 
 
 def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
-    """Gather whole tensors, of each of which a process may hold a part."""
+    """Gather each tensor whole; a process may hold a part of it."""
     return shares.collect({name: shares.make_whole(name, each) for name, each in tensors.items()})
 
 
 def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
-    """Make the function that chooses which checkpoints before the newest are kept: spared ones, and `keep` - 1 more."""
+    """Make the function that chooses which checkpoints before the newest are kept: the spared ones, and the latest
+    `keep` - 1 of the others."""
 
     def choose(earlier: list[Path]) -> list[Path]:
         for_good = [each for each in earlier if spared(read_step(each))]
@@ -285,7 +286,7 @@ def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path
 
 
 def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
-    """Retire old checkpoints, in case a process was killed between publishing the newest and doing so."""
+    """Retire old checkpoints, in case a process was killed after it published the newest and before it retired them."""
     retire(newest, choose_kept(keep, spared))
 
 
@@ -299,7 +300,8 @@ def load_run(
 ) -> dict[str, Any]:
     """Restore weights, optimizer and, with `random`, the random generators of process `rank` from a checkpoint. Returns
     its counters. The number of processes may differ from before: each takes its part. `checked` says that the files
-    have been compared with the manifest already. Raises CheckpointError."""
+    have been compared with the manifest already. Raises CheckpointError for a checkpoint that is broken, or of another
+    model."""
     counters = read_counters(folder)
     spread.check_weights(folder, table(model.whole, model.whole.d_model))
     if not checked:
@@ -332,7 +334,7 @@ def load_run(
 
 
 def read_counters(folder: Path) -> dict[str, Any]:
-    """Read the counters of a run's checkpoint. Raises CheckpointError."""
+    """Read the counters of a run's checkpoint. Raises CheckpointError if it has none, or they are damaged."""
     file = folder / COUNTERS
     try:
         counters = read_sealed(file, dict[str, Any])

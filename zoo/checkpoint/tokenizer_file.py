@@ -150,7 +150,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "Precompiled": _measure_table,
     "TemplateProcessing": _measure_template,
 }
-"""Bounds on the growth of the other steps that can lengthen a text, by type."""
+"""Bounds on the growth of the steps, other than Replace, that can lengthen a text, by type."""
 
 
 def _check_ids(node: Mapping[str, Any], place: str) -> None:

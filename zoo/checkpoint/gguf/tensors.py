@@ -37,7 +37,8 @@ class GGMLTensor:
         self.tensor, self.shape = tensor, tensor.shape
 
     def decode(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """Dequantise the tensor, rounded to `dtype`."""
+        """Dequantise the tensor, rounded to `dtype`. Raises CheckpointError for a type that the package does not
+        dequantise."""
         import numpy as np
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -59,7 +60,8 @@ class GGMLTensor:
 
 
 def lay_keys(body: Body, found: GGUFFile) -> Body:
-    """Replace rows of the family's map by those of conf/gguf.yaml, which undo what llama.cpp's converter changed."""
+    """Replace rows of the family's name map by the architecture's `keys` in conf/gguf.yaml, which undo what llama.cpp's
+    converter changed. A row that is null there is dropped."""
     own = find_architecture(found).get("keys") or {}
     changed = {**own, **{ours: theirs for ours, theirs in body.family.keys.items() if ours not in own}}
     keys = {ours: theirs for ours, theirs in changed.items() if theirs is not None}
@@ -67,9 +69,11 @@ def lay_keys(body: Body, found: GGUFFile) -> Body:
 
 
 def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str, Header]:
-    """List the headers of a file's tensors: under the name of the model's class where `names` has it, else their own.
+    """List the headers of a file's tensors, by their Hugging Face name if it is one of `names`, else by their GGUF
+    name.
 
-    Tensors in float32 stay float32, for the conversion steps that follow; all others get `dtype`.
+    RoPE tables and layers of multi-token prediction are left out. Tensors in float32 stay float32, for the conversion
+    steps that follow; all others get `dtype`.
     """
     require_gguf()
     own = {name_in_gguf(name, found): name for name in names}
@@ -91,7 +95,8 @@ def _pack(tensor: StoredTensor, name: str, dtype: str) -> Packed:
 
 
 def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
-    """Return the tensor. Raises CheckpointError for an unknown type, and for a file that ends before the tensor."""
+    """Return the tensor. Raises CheckpointError for an unknown type, for rows that are not whole blocks, and for a file
+    that ends before the tensor does."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if tensor.kind not in GGMLQuantizationType.__members__:
@@ -109,11 +114,12 @@ def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
 
 
 def name_in_gguf(name: str, found: GGUFFile) -> str:
-    """Translate a tensor's name in the model's class to llama.cpp's; a name without one, or in the file, is kept."""
+    """Translate a tensor's Hugging Face name to its GGUF name. A name is kept if the file has it, or has no tensor of
+    the translated name."""
     if name in found.tensors:
         return name
     names = _name_map(found.architecture, int(found.metadata.get(f"{found.architecture}.block_count", 0)))
-    tried = (name, name.partition(".")[2])  # of some classes the prefix is left out
+    tried = (name, name.partition(".")[2])  # the table lists some classes' names without their prefix
     mapped = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in tried)
     return next((each for each in mapped if each in found.tensors), name)
 

@@ -16,7 +16,8 @@ NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 """llama.cpp's numbers for the types of tokens."""
 
 MOST_CUTS = 8 << 20
-"""Maximum number of characters of all tokens, each a place to split at for merges. A large vocabulary has 2 million."""
+"""Maximum number of characters in all tokens together: `find_merges` tries to split a token after each. A large
+vocabulary has 2 million."""
 
 SPACE = "\u2581"
 SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token", "cls_token", "seperator_token", "mask_token")
@@ -29,7 +30,8 @@ def read_vocabulary(found: GGUFFile) -> dict[str, Any]:
 
 
 def make_tokenizer(found: GGUFFile) -> Tokenizer:
-    """Make the tokenizer of a GGUF file that was read with `texts=True`. Raises CheckpointError if unsupported."""
+    """Make the tokenizer of a GGUF file that was read with `texts=True`. Raises CheckpointError for a missing,
+    malformed or unsupported vocabulary."""
     vocabulary = read_vocabulary(found)
     makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")
@@ -99,9 +101,9 @@ def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Token
 
     tokens = vocabulary["tokens"]
     types = vocabulary.get("token_type") or [NORMAL] * len(tokens)
-    if found.architecture.startswith("gemma"):  # runs of spaces are written as spaces there
+    if found.architecture.startswith("gemma"):  # Gemma's files write runs of spaces as spaces
         tokens = [SPACE * len(each) if each and not each.strip(" ") else each for each in tokens]
-        scores = [-float(number) for number in range(len(tokens))]  # the order of tokens is that of merges
+        scores = [-float(number) for number in range(len(tokens))]  # earlier tokens merge first
     else:
         scores = vocabulary["scores"]
     unknown = next((tokens[n] for n, kind in enumerate(types) if kind == UNKNOWN), None)
@@ -121,7 +123,8 @@ def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Token
 def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Find the merges of a SentencePiece vocabulary, which stores scores instead: best score first.
 
-    Each token of at least two characters gives one merge for each pair of tokens that concatenate to it.
+    Each token of at least two characters gives one merge for each pair of tokens that concatenate to it. Raises
+    ValueError for more than MOST_CUTS characters in all tokens together.
     """
     places = {each: number for number, each in enumerate(tokens)}
     if sum(map(len, tokens)) > MOST_CUTS:

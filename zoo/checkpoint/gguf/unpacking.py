@@ -43,7 +43,7 @@ def unpack(file: Path) -> Path:
     try:
         file = file.resolve()
         seen = file.stat()
-    except (OSError, RuntimeError):  # RuntimeError: links that lead round
+    except (OSError, RuntimeError):  # RuntimeError: a cycle of links
         raise CheckpointError(f"{file}: no such file") from None
     key = f"{VERSION} {file} {seen.st_size} {seen.st_mtime_ns}"
     folder = _find_unpacked() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

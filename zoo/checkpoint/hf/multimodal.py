@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Suffixes of files of weights. Other copies of the weights than the one that was read are not copied."""
+"""Suffixes of weight files. Only the weights that were read are written back; other weight files are not copied."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def check_wrapper(wrapper: Wrapper, file: Path) -> None:
 def take_text(
     wrapper: Wrapper, family: Family, listed: Mapping[str, Header], folder: Path
 ) -> tuple[Whole, dict[str, Header]]:
-    """Find the text model's tensors in a folder, and rename them as one of the family's classes does: the one with the
-    longest prefix, or one that exists only inside multimodal folders (`within`). Raises CheckpointError if no known
+    """Find the text model's tensors in a folder, and give them the names of one of the family's classes: the class with
+    the longest prefix, or one that exists only inside multimodal folders (`within`). Raises CheckpointError if no known
     prefix fits."""
     layout, naming = _find_layout(family, listed, folder)
     prefix, roots, heads = naming
@@ -91,7 +91,7 @@ def take_text(
 
 
 class Naming(NamedTuple):
-    """A class's names of tensors: its prefix, and the first words of the names in its base model and its head."""
+    """How a class names its tensors: the prefix, and the first words of the names in the base model and in the head."""
 
     prefix: str
     base: set[str]
@@ -128,7 +128,8 @@ def _read_naming(prefix: str, keys: Mapping[str, str]) -> Naming:
 def write_whole(
     held: StoredTensors, whole: Whole, folder: Path, draft: Path, body: Body, mapped: Sequence[Entry]
 ) -> None:
-    """Rewrite a multimodal folder with our tensors as its text model's, file by file and tensor by tensor."""
+    """Write a multimodal folder anew with our tensors in place of its text model's, one tensor at a time. Raises
+    CheckpointError for files other than safetensors, and for quantised weights."""
     ours = {whole.name_in_file(name, body.prefix): entry for entry in mapped for name in entry.theirs}
     lost, placed = _lost_heads(whole, body, ours), {}
     files = list(dict.fromkeys(header.file for header in whole.listed.values()))

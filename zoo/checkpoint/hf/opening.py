@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HFSource:
-    """A folder that was read: its path, its config.json, and the model that the config describes. For a multimodal
-    folder these are the text model's, and `whole` has the rest. For a GGUF file, `laid` is the model with the map of
-    that file's tensors, and `file` the file."""
+    """A folder that was read: its path, its config.json, and `body`, the model that the config describes. For a
+    multimodal folder, `config` and `body` are the text model's, and `whole` has the rest. For a GGUF file, `laid` is
+    `body` with the name map of the GGUF file's tensors, and `file` the path of the GGUF file."""
 
     folder: Path
     config: dict[str, Any]
@@ -66,7 +66,8 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     """Read a folder's config.json and headers: its model, and its tensors under the names of the model's class.
 
     Where config.json and the tensors disagree, the tensors decide: a head is tied if the file has no weight for it, and
-    a file without its class's head is read as the family's class without a head. Raises CheckpointError.
+    a file without its class's head is read as the family's class without a head. Raises CheckpointError for a missing
+    or broken file, and for an unknown model_type.
     """
     if gguf.is_unpacked(folder):
         return _open_gguf(folder)
@@ -86,7 +87,8 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
 def _open_by_tensors(
     folder: Path, config: Mapping[str, Any], family: Family, listed: Mapping[str, Header]
 ) -> tuple[HFSource, dict[str, Header]]:
-    """Read a folder as the class that its config names, or else as the family's first class with these tensors."""
+    """Read a folder as the class that its config names. If up to MOST_OF_CLASS tensors are missing or unknown there,
+    read it as the family's first class that has exactly these tensors, if there is one."""
     stated = read_presence(family, config, {name: header.shape for name, header in listed.items()})
     opened = _open_as_stated(folder, listed, stated)
     unplaced = _count_unplaced(*opened)
@@ -154,14 +156,16 @@ def compose_spec(body: Body, file: Path = Path("config.json")) -> WholeSpec:
 
 
 def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
-    """Compare a folder's headers with the model of its config.json; reads no weight. The last result is the faults."""
+    """Compare a folder's headers with the model of its config.json; reads no weight. Returns the source, the entries of
+    its name map, and the faults."""
     source, found = open_folder(folder)
     mapped = map_tensors(source.spec, source.stored)
     return source, mapped, find_differences(mapped, found, source)
 
 
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
-    """List tensors that are missing, that no row of the map names, or of wrong shapes: a line each, the first few."""
+    """Describe the tensors that are missing, that have no row in the name map, or that have a wrong shape: a line for
+    each of the first few."""
     body, folder = source.body, source.file or source.folder
     wanted, missing, strange = _compare_names(mapped, found, source)
     misshaped = [name for name, shape in wanted.items() if name in found and found[name].shape != shape]
@@ -245,7 +249,7 @@ def _open_as_stated(
 
 
 MOST_OF_CLASS = 1_000
-"""Maximum number of tensors by which two classes of a family differ, which are those of their heads."""
+"""Maximum number of tensors by which two classes of a family differ: the tensors of their heads."""
 
 
 def _count_unplaced(source: HFSource, found: Mapping[str, Header]) -> int:
@@ -319,7 +323,7 @@ def _rename_unprefixed(name: str, family: Family) -> str:
 
 
 def _keep_file_name(header: Header, name: str) -> Header:
-    """Store the tensor's name in the file in its header, by which it is read after being renamed."""
+    """Record the tensor's name in the file in its header: reading needs this name after the tensor is renamed."""
     return header if header.name else dataclasses.replace(header, name=name)
 
 

@@ -47,14 +47,15 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
 
 
 def _round_to(header: Header, dtype: torch.dtype | None) -> Header:
-    """Let a dequantised tensor be rounded to `dtype` as it is computed. Float32 is cast later, after its conversion."""
+    """Set the dtype to which a quantised tensor is dequantised. A tensor stored in float32 keeps float32: it is cast
+    later, after its conversion steps."""
     if dtype is None or not isinstance(header, Packed) or header.dtype == "F32":
         return header
     return replace(header, dtype=NAMES[str(dtype).removeprefix("torch.")])
 
 
 def _list_forms(entry: Entry, found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and form (a tensor on the meta device) of each of an entry's tensors of ours."""
+    """Yield the name of each of our tensors in an entry, and a tensor of its shape and dtype on the meta device."""
     yield from zip(entry.ours, entry.to_ours([found[name].make_empty("meta") for name in entry.theirs]), strict=True)
 
 

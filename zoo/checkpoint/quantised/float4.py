@@ -23,9 +23,10 @@ GROUP = 16
 
 
 class MXFP4(QuantisedLayout):
-    """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, scales 2^e with e of [E, d_out, G].
+    """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, one scale for each block.
 
-    The dequantised weight is [E, d_in, d_out], as in the model's class.
+    A stored scale e, [E, d_out, G], means 2^(e − 127). The dequantised weight is [E, d_in, d_out], as in the model's
+    class.
     """
 
     marks = ("_blocks",)

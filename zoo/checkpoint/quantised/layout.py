@@ -24,11 +24,12 @@ ROOM = 2**22
 
 
 class QuantisedLayout:
-    """One quantised weight. It is recognised by a tensor whose name is a stem plus one of `marks`; its tensors are
-    named stem plus each of `ends` (by role), and the weight stem plus `target`.
+    """One quantised weight. A file has one for each tensor whose name is a stem plus one of `marks`. The weight's
+    tensors are named by the stem plus an end from `ends` (by role); the dequantised weight is named by the stem plus
+    `target`.
 
-    The initialiser sets `shape`, the weight's, from headers, and may set `grain`: rows are read in multiples of it.
-    `rows` gives values in float32.
+    The initialiser sets `shape`, the shape of the weight, from headers. It may set `grain`: rows are dequantised in
+    multiples of `grain`.
     """
 
     marks: ClassVar[tuple[str, ...]]
@@ -56,7 +57,8 @@ class QuantisedLayout:
 
 
 def fill_rows(shape: Shape, grain: int, dtype: torch.dtype, rows: Callable[[int, int], Tensor]) -> Tensor:
-    """Fill a tensor from `rows(start, stop)`, in float32: a multiple of `grain` rows, about ROOM values, at a time."""
+    """Make a tensor of `dtype` from `rows(start, stop)`, which gives float32 values. Each call asks for a multiple of
+    `grain` rows, of about ROOM values."""
     made = torch.empty(shape, dtype=dtype)
     width = max(1, made[:1].numel())
     step = max(grain, ROOM // width // grain * grain)

@@ -1,7 +1,7 @@
 """List the quantisation methods that a config.json may name, and find a folder's quantised weights.
 
 Which weights are quantised is decided by the tensors in the files, not by the config's lists of modules. Weights are
-dequantised as they are read and run in the model's dtype; no other file knows of quantisation.
+dequantised as they are read and run in the model's dtype; the model knows nothing of quantisation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GroupNode(JsonShape):
 
 
 class SettingsNode(JsonShape):
-    """The keys of a quantization_config that are read."""
+    """The keys of a quantization_config whose types are checked."""
 
     quant_method: str | None = None
     bits: int | None = None
@@ -112,7 +112,8 @@ def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
 def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
     """Replace the tensors of each quantised weight by one `Packed` header with the weight's name and shape.
 
-    Weights get the dtype of `_read_dtype`. Raises CheckpointError.
+    Weights get the dtype of `_read_dtype`. Raises CheckpointError for an unsupported method, for tensors that do not
+    fit it, and for float8 or int8 weights without a scale.
     """
     where = str(folder / "config.json")
     method = find_method(config, where)
@@ -138,7 +139,8 @@ def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, 
 
 
 def _read_dtype(config: Mapping[str, Any], found: Mapping[str, Header], where: str) -> str:
-    """Find the dtype of dequantised weights: config's, else the embeddings', else bfloat16. Raises CheckpointError."""
+    """Find the dtype of dequantised weights: config's, else the embeddings', else bfloat16. Raises CheckpointError if
+    the config's is no dtype of torch."""
     stated = config.get("dtype") or config.get("torch_dtype")
     if not isinstance(stated, str) or stated == "auto":
         own = (each.dtype for name, each in found.items() if "embed" in name)
