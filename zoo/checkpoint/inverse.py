@@ -205,7 +205,8 @@ def try_family(
 def _try_towers(
     family: Family, architecture: str, spec: Any, source: HFSource | None
 ) -> tuple[dict[str, Any], Body | None, list[str]]:
-    """Do `try_family` for a config.json that contains a config for each tower; these are found one by one."""
+    """Find a config.json as `try_family` does, for a family whose config.json contains a config for each tower. The
+    towers' configs are found one by one."""
     config = {**family.defaults, **(dict(source.config) if source is not None else {})}
     config |= {"architectures": [architecture], "model_type": family.model_types[0]}
     template = family.template(architecture)

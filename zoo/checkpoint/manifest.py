@@ -133,7 +133,7 @@ def seal(node: Mapping[str, Any]) -> str:
 
 def read_sealed(file: Path, shape: Any) -> dict[str, Any]:
     """Read a JSON file and verify its seal, if it has one. Returns the mapping without the seal. Raises CheckpointError
-    if the text was changed since, and FileNotFoundError."""
+    if the text was changed since, and FileNotFoundError if there is no file."""
     from xxhash import xxh3_128_hexdigest
 
     data = read_bytes(file).replace(b"\r\n", b"\n")  # as Windows writes a text

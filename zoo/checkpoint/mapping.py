@@ -75,7 +75,8 @@ def _braces(text: str) -> Iterator[str]:
 
 
 def _pattern(ours: str) -> re.Pattern[str]:
-    """Make the pattern of a row's names of ours. Its groups are the layer's index and the leaf (.weight, .bias)."""
+    """Make the regular expression for one of our names in a row. Its groups are the layer's index and the leaf
+    (.weight, .bias)."""
     text = re.sub(r"#(?:\\\((\w+)\\\))?", r"(\\d+)", re.escape(ours).replace(r"\#", "#").replace(r"\*", r"\d+"))
     return re.compile(rf"{text}((?:\.(?:weight|bias))?)")
 

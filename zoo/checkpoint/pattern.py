@@ -62,7 +62,8 @@ def find_slow_part(pattern: str) -> str | None:
 
 
 def _count(item: Item, needed: bool) -> tuple[int, int]:
-    """Count unbounded repetitions and choices before a part that must match (`needed`). Raises ConfigError."""
+    """Count unbounded repetitions and choices before a part that must match (`needed`). Raises ConfigError for more
+    than SEVERAL repetitions or CHOICES choices, and for a repeated part of variable length."""
     repeated = item.most is None or item.most > 1
     inside = [each for branch in item.branches for each in branch]
     if repeated and (len(item.branches) > 1 or any(each.varies for each in inside)):

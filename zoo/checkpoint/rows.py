@@ -172,7 +172,7 @@ def _compose_unevaluated(template: Mapping[str, Any], spec: Topology) -> dict[st
 
 
 def _list_kinds(template: Mapping[str, Any]) -> list[str]:
-    """List a family's kinds of layer. "layer", the model without a patch, is one unless the pattern never names it."""
+    """List a family's kinds of layer. The kind "layer" has no patch; it is listed unless a pattern never names it."""
     kinds, pattern = [name for name in template.get("layers") or {} if name != "layer"], template.get("pattern")
     text = pattern if isinstance(pattern, str) else repr(pattern)
     unnamed = kinds and pattern is not None and re.search(r"""(["'])layer\1""", text) is None

@@ -81,7 +81,8 @@ def save_model(model: Model, folder: str | Path, tokenizer: Any = None) -> Path:
 
 
 def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
-    """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files of `beside`."""
+    """Write a model to `folder` as `save_model` does, tensor by tensor, with the tokenizer's files from the folder
+    `beside`."""
     from zoo.checkpoint import hf
 
     refuse_to_replace(folder, "a model of ours", OWN)
@@ -151,7 +152,8 @@ def open_own(folder: Path, mapped: bool, checked: bool = True) -> StoredModel:
 
 
 def load_spec(path: str | Path) -> WholeSpec:
-    """Load the Spec of a model at any `path` that `load` takes; reads no weight. Raises CheckpointError."""
+    """Load the Spec of a model at any `path` that `load` takes; reads no weight. Raises CheckpointError for a missing
+    or broken file."""
     from zoo.checkpoint import hf
 
     folder = find(path)

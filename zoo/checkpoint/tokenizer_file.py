@@ -102,7 +102,8 @@ def _list_steps(step: Any, key: str, children: str) -> Iterator[tuple[str, Mappi
 
 
 def _measure_growth(step: Mapping[str, Any], place: str) -> float:
-    """Bound the number of characters that a step turns one into. Raises CheckpointError for a slow pattern."""
+    """Bound the number of characters that a step turns one into. Raises CheckpointError for a slow or empty pattern,
+    and for a malformed table."""
     pattern = step.get("pattern")
     stated = pattern if isinstance(pattern, Mapping) else {}
     regex, plain = stated.get("Regex"), stated.get("String")

@@ -49,7 +49,7 @@ __all__ = [
     "refuse_old_position",
 ]
 
-LAYOUT = 3  # version of a cached folder; folders of another one are not used
+LAYOUT = 3  # version of the cached folders; folders of any other version are not used
 BPE_SIZE = 4096
 BPE_SAMPLE = 16 << 20  # bytes of text that a BPE is trained on, evenly spread: more of the same text changes few merges
 SEALS = "tokenizer.seal.json"
@@ -81,7 +81,8 @@ class PreparedData:
 
 
 def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: bool = False) -> PreparedData:
-    """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError.
+    """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError for a corpus
+    that cannot be read, split or used to train the tokenizer.
 
     With `whole` nothing is split: all documents are held out, duplicates too, and the tokenizer must not be a BPE to
     train. The text is read once to find the key, and once more where nothing is cached under it (`zoo.data.survey` says
@@ -105,7 +106,7 @@ def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
     """Return the cache folder `name`; if it is missing, `build` fills a draft folder, renamed when complete.
 
     `build` continues in the draft that a killed process left. Two processes that build at once use separate drafts, and
-    the slower one drops its own: both hold the same.
+    the slower one drops its own: both hold the same. Raises ConfigError if the cache is not writable.
     """
     folder = find_cache_folder() / "data" / name
     if folder.is_dir():
@@ -175,14 +176,16 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
 
 
 def find_tokenizer_files(path: str) -> dict[str, Path]:
-    """Find the files of a tokenizer, keyed by their standard names. Raises ConfigError."""
+    """Find the files of a tokenizer, keyed by their standard names. Raises ConfigError if there is no
+    tokenizer.json."""
     file = find_tokenizer_file(path, "data.tokenizer")
     files = dict(zip(TOKENIZER, (file, file.with_name(TOKENIZER[1])), strict=True))
     return {name: file for name, file in files.items() if file.is_file()}
 
 
 def copy_tokenizer(settings: DataSettings, folder: Path) -> None:
-    """Copy a tokenizer's files byte for byte, which keeps the data's key, if it has a path. Raises ConfigError."""
+    """Copy the files of a tokenizer that has a path, byte for byte, so that the data's key stays the same. Raises
+    ConfigError if there is no tokenizer.json."""
     if settings.tokenizer.path is not None:
         with replace_folder(folder) as draft:
             for name, file in find_tokenizer_files(settings.tokenizer.path).items():
@@ -231,7 +234,8 @@ def write_source(
     tokenizer: Tokenizer,
     progress: Progress,
 ) -> None:
-    """Make the second pass over a source: encode it to shards. Raises ZooError if it changed since the first."""
+    """Make the second pass over a source: encode it to shards. Raises ZooError if the source changed since the
+    first."""
     total = sum(unit.size for unit, part in zip(found.units, parts, strict=True) if part is not None)
     fingerprint = Fingerprint()
     folder.mkdir(exist_ok=True)

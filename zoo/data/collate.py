@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.data.labelled import LabelledRow
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]
-"""Makes a model's inputs and targets of a run of tokens."""
+"""Makes the inputs and targets of a model from a run of tokens [L], with random draws from the generator."""
 
 
 def make_generator(seed: int, key: tuple[int, int]) -> np.random.Generator:
@@ -115,7 +115,8 @@ class Rewritten(Runs):
     """Makes batches for an encoder-decoder: the encoder reads corrupted runs, the decoder predicts their targets.
 
     A packed document has the same number in both towers' rows. `widths` are the lengths of the encoder's and the
-    decoder's rows, equal for all batches. `padded` says that runs may be shorter, so that rows need an attention mask.
+    decoder's rows, equal for all batches. `padded` says that runs may be shorter than the encoder's rows, which then
+    need an attention mask.
     """
 
     start_id: int
@@ -159,8 +160,9 @@ def pad_pairs(
     """Make a batch of sources with an answer to each; `eos_id` ends an answer. The loss is on the answers alone.
 
     An encoder reads the sources [B, S], and a decoder that starts from `start_id` predicts the answers [B, T]. If
-    `start_id` is None, one decoder reads each source followed by its answer, in rows of S + T tokens. Rows are padded
-    at their end to the `widths` (S, T). Longer sources lose their beginning, longer answers their end.
+    `start_id` is None, one decoder reads each source followed by its answer, in rows of S + T − 1 tokens: the last
+    token is a target only. Rows are padded at their end to the `widths` (S, T), or to S + T − 1. Longer sources lose
+    their beginning, longer answers their end.
     """
     s, t = widths
     asked = [np.asarray(source[-s:], np.int64) for source in sources]

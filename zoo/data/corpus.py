@@ -23,7 +23,7 @@ PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
-LARGE_FILE, BEGINNING = 1 << 26, 1 << 16  # bytes in which a NUL is looked for, as git does
+LARGE_FILE, BEGINNING = 1 << 26, 1 << 16  # bytes; a large file is binary if its beginning has a NUL, as in git
 WOULD = "data=jsonl and data=parquet read records; or move it away"
 
 
@@ -59,8 +59,9 @@ class Documents(Protocol):
 class Corpus:
     """Text files as documents, in the order of their paths, without the empty ones.
 
-    Binary files (git's rule: they have a NUL byte) are skipped, unless their suffix is that of a text file. Any other
-    file that is not UTF-8, and a file of records such as JSON Lines, is a fault if `strict`, and is skipped otherwise.
+    Binary files (git's rule: they have a NUL byte) are skipped. With `strict`, three kinds of files are faults: a file
+    in another encoding than UTF-8; a binary file that is the only file or has the suffix of a text file; and a file of
+    records such as JSON Lines. Without `strict`, the first two kinds are skipped, and records are read as text.
     """
 
     root: Path
@@ -175,7 +176,8 @@ def read_text_bytes(file: Path) -> bytes:
 
 
 def decode_text(data: bytes, suffix: str, *, alone: bool) -> str:
-    """Decode UTF-8 without its byte order mark; "" for a binary file, unless `alone`. Raises UnicodeDecodeError."""
+    """Decode UTF-8 without its byte order mark; "" for a binary file (one with a NUL). Raises UnicodeDecodeError for
+    another encoding, and for a binary file that is `alone`, is UTF-16 or has the suffix of a text file."""
     if b"\0" in data:
         utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         if alone or utf16 or suffix.lower() in TEXT_SUFFIXES:

@@ -81,8 +81,8 @@ def infill(ids: np.ndarray, rate: float, mean: float, mask_id: int, rng: np.rand
 
 
 def permute_sentences(ids: np.ndarray, ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Permute the sentences of a row (BART). `ends` [V] says which tokens end a sentence; the rest is a sentence
-    too."""
+    """Permute the sentences of a row (BART). `ends` [V] says which tokens end a sentence; the tokens after the last end
+    are a sentence too."""
     cuts = np.flatnonzero(ends[ids[:-1]]) + 1
     parts = np.split(ids, cuts)
     return np.concatenate([parts[place] for place in rng.permutation(len(parts))])

@@ -172,8 +172,8 @@ def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: To
 
 
 def open_tokens(folder: Path, parts: Sequence[Part] = PARTS) -> dict[Part, TokenFile]:
-    """Open these parts of a folder of `write_tokens`. Raises ZooError if the index is damaged or a file's length has
-    changed. Contents are compared with their checksums when first read."""
+    """Open `parts` of a folder that `write_tokens` filled. Raises ZooError if the index is damaged or a file's length
+    has changed. Contents are compared with their checksums when first read."""
     index = read_sealed(folder / INDEX, Index)
     return {part: open_split(folder, part, index) for part in parts}
 
@@ -204,5 +204,5 @@ def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
 
 
 def join_shards(shards: Sequence[Shard], first: np.ndarray, read: Callable[[Shard], np.ndarray]) -> Joined:
-    """Join an array of each shard, after `first`."""
+    """Join `first` and the arrays that `read` gives for the shards, in order."""
     return Joined([(len(first), lambda: first), *((each.n_tokens, partial(read, each)) for each in shards)])

@@ -52,8 +52,8 @@ class HubRows(RecordSource):
 
 
 def open_dataset(settings: HF, columns: tuple[str, ...], keys: str) -> HubRows:
-    """Open the data set that the settings name, to read `columns`; messages name the config's `keys` that chose them.
-    Raises ConfigError in one line, also without a network."""
+    """Open the data set that the settings name, to read `columns`. Messages name `keys`, the config keys that chose the
+    columns. Raises ConfigError if the data set cannot be opened (without a network, say) or lacks a column."""
     path = str(settings.path)
     datasets = import_package("datasets", "'transformer-zoo[hf]'", f"{path} is read by Hugging Face's datasets")
     folder = Path(path).expanduser()
@@ -84,7 +84,8 @@ def refuse_idle_fields(settings: HF) -> None:
 
 
 def pick_split(saved: Any, settings: HF) -> Any:
-    """Return the split that the settings name; a folder may hold a single one. Raises ConfigError with all names."""
+    """Return the split that the settings name; a folder may hold a single one. Raises ConfigError, with all names, if
+    the split is missing."""
     wanted = settings.split or DEFAULT_SPLIT
     if not isinstance(saved, dict):
         own = str(saved.split) if saved.split is not None else None

@@ -215,8 +215,9 @@ def prepare_labelled(
     say: Callable[[str], object],
     progress: Progress,
 ) -> PreparedLabels:
-    """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). Its
-    classes, or the count of numbers in a label, are found in the data unless `known`. Raises ConfigError."""
+    """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). The
+    classes, or the count of numbers in a label, are found in the data unless they are `known`. Raises ConfigError for a
+    record that cannot be read or has a wrong label, and for an empty part."""
     parts = read_parts(settings, task, progress)
     for line in describe_copies(parts):
         say(line)
@@ -264,7 +265,7 @@ def read_examples(settings: Any, task: LabelledTask, validation: bool, progress:
 
 
 def describe_copies(parts: Mapping[Part, Sequence[Example]]) -> Iterator[str]:
-    """Report how many validation texts are in training too, which `validation` files of their own may cause."""
+    """Report how many validation texts are in training too: separate `validation` files may repeat texts."""
     known = {example.texts for example in parts["train"]}
     copies = sum(example.texts in known for example in parts["validation"])
     if copies:
@@ -275,7 +276,7 @@ def settle_classes(
     parts: Mapping[Part, Sequence[Example]], labels: Sequence[str] | None, task: LabelledTask
 ) -> dict[str, int]:
     """Number the classes: `labels`, or the sorted classes of the training part. Raises ConfigError for a record of any
-    other class, and if there are fewer than two."""
+    other class, and for fewer than two classes."""
     found = {name for example in parts["train"] for name in example.label}
     names = list(labels) if labels is not None else sorted(found, key=_order)
     if len(names) < 2:
@@ -324,7 +325,8 @@ def encode_part(
     say: Callable[[str], object],
     part: str,
 ) -> LabelledFile:
-    """Encode the examples of a part. `say` gets a line on texts that are truncated or left out."""
+    """Encode the examples of a part. `say` gets a line on texts that are truncated or left out. Raises ConfigError if
+    no text is left."""
     import numpy as np
 
     encoded = task.encode(examples, encoder)
@@ -346,7 +348,7 @@ def encode_part(
 
 
 def fingerprint(parts: Mapping[Part, Iterable[Example]], task: LabelledTask, limit: int, opens: bool) -> str:
-    """Hash the texts and labels of all rows, without file names or line numbers."""
+    """Hash the texts and labels of all rows, and the settings of their encoding; no file names or line numbers."""
     whole = hashlib.blake2b(f"{type(task).__name__} {limit} {opens}".encode(), digest_size=16)
     for part, examples in parts.items():
         for each in examples:

@@ -1,4 +1,4 @@
-"""The order of training rows, computed from their numbers: which source a row is of, and which of its windows.
+"""Compute the order of training rows: from a row's number, the row's source and the window of that source.
 
 Both are functions of a row's number alone, so a run's position is one count of rows.
 """
@@ -67,7 +67,7 @@ class Interleaving:
     source i. Row j of source i must come between rows ⌊j·P/aᵢ⌋ and ⌈(j + 1)·P/aᵢ⌉. Of the rows that may come next, the
     one with the earliest deadline does, so that all deadlines are met (Pfair scheduling; Baruah et al., 1996).
 
-    Example: weights 2 and 1 give sources 0, 1, 0, 0, 1, 0, …
+    Example: weights 2 and 1 give sources 0, 0, 1, 0, 0, 1, …
     """
 
     def __init__(self, weights: Sequence[Fraction]) -> None:
@@ -91,7 +91,8 @@ class Interleaving:
 
 
 def count_shares(weights: Sequence[Fraction]) -> tuple[list[int], int]:
-    """Scale weights to whole numbers without a common divisor. Returns these and their sum. Raises ConfigError."""
+    """Scale weights to whole numbers without a common divisor. Returns these and their sum. Raises ConfigError if the
+    sum is above LONGEST_PERIOD."""
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = [int(weight * scale) for weight in weights]
     shares = [each // math.gcd(*whole) for each in whole]

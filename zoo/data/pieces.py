@@ -1,5 +1,5 @@
 # V vocabulary, L tokens
-"""Classify the tokens of a vocabulary: ordinary or special, whether a word begins or a sentence ends there."""
+"""Classify the tokens of a vocabulary: ordinary or special, whether a token begins a word or ends a sentence."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Pieces(NamedTuple):
     begins: np.ndarray
     """Whether a word begins with this token, whichever token precedes it."""
     first: np.ndarray
-    """Kind of its first character: LETTER, OTHER, or SPACE if the token is white space alone. A word also begins where
-    this differs from the `last` of the token before, unless that is SPACE."""
+    """Kind of the token's first character: LETTER, OTHER, or SPACE if the token is white space alone. A word also
+    begins where `first` differs from `last` of the token before, unless that `last` is SPACE."""
     last: np.ndarray
-    """Kind of its last character."""
+    """Kind of the token's last character."""
     ends: np.ndarray
     """Whether a sentence ends with this token: at `.`, `!`, `?`, a line end or the end of a text."""
 

@@ -1,7 +1,7 @@
 """Read records as documents: JSON Lines here, Parquet in `zoo.data.parquet`. Each record is a text, or a pair of source
 and target. `zoo.data.labelled` reads labelled records.
 
-A record that cannot be read is named by its file and line. Reading stops after a few of them.
+A record that cannot be read is named by its file and line. Reading stops after FAULTS_SHOWN such records.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def name_keys(columns: Sequence[str]) -> str:
 
 
 def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, where: str, faults: Faults) -> bool:
-    """Whether a record has all of these fields, which the config's `keys` name. A missing one is a fault."""
+    """Whether a record has all fields `columns`. A missing field is added to `faults`, with the config's `keys` that
+    choose the fields."""
     for column in columns:
         if column not in record:
             fields = ", ".join(shorten(str(each), 40) for each in list(record)[:FIELDS_SHOWN]) or "none"
@@ -198,7 +199,7 @@ class RecordFiles(RecordSource):
         raise NotImplementedError
 
     def refuse_nothing(self, found: bool) -> None:
-        """Raise ConfigError unless a record was `found`; it says so if all files are empty."""
+        """Raise ConfigError unless a record was `found`. The message tells empty files from files without a text."""
         if not found:
             empty = all(file.stat().st_size == 0 for file in self.files)
             what = "an empty file" if empty else "no record with a text"
@@ -242,7 +243,8 @@ def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str,
 
 
 def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str, Any] | None:
-    """Parse one line as an object; None for a blank or faulty line. `offset` is that of its first byte in the file."""
+    """Parse one line as an object; None for a blank or faulty line. `offset` is the place of the line's first byte in
+    the file."""
     line = line.rstrip()
     if offset == 0:
         line = line.removeprefix(codecs.BOM_UTF8)

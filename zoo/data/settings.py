@@ -103,7 +103,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return False
 
     def open(self) -> Documents:
-        """Open the source as documents. Raises ConfigError."""
+        """Open the source as documents. Raises ConfigError if the source is missing."""
         raise NotImplementedError
 
 
@@ -148,9 +148,9 @@ class TextSettings(DataSettings, kind="text"):
 
 
 class RecordSettings(DataSettings):
-    """Records with fields. `field` holds the text of one (null: `text`); or `source` and `target` hold a pair. Where an
-    objective reads labels, it names the fields, and `validation` names the records that validate: files, of `hf` a
-    split (null: `validation_fraction` of all)."""
+    """Records with fields. A record is the text in `field` (null: `text`), or the pair in `source` and `target`. An
+    objective with labels names its fields itself, and `validation` names the validation records: files, or for `hf` a
+    split (null: `validation_fraction` of all records)."""
 
     reader: ClassVar[type[RecordFiles]]
     """The reader of this kind's files."""
@@ -200,8 +200,8 @@ class RecordSettings(DataSettings):
         return (self.field or TEXT_FIELD,)
 
     def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> RecordSource:
-        """Open the records to read `columns`, which the config's `keys` name: all records, or those of the `validation`
-        setting. Raises ConfigError."""
+        """Open all records, or those of the `validation` setting, to read `columns`. `keys` are the config keys that
+        chose the columns. Raises ConfigError if there are no files."""
         name = "validation" if validation else "path"
         files = find_files(str(getattr(self, name)), self.reader.suffixes, f"data.{name}")
         return self.reader(files, columns, keys)
@@ -222,8 +222,8 @@ class ParquetFiles(RecordSettings, kind="parquet"):
 class HF(RecordSettings, kind="hf"):
     """A data set of Hugging Face's `datasets` (the extra `hf`): a folder on disk, or a name on the hub.
 
-    `split` null is `train`, or the only one there is. `streaming` reads over the network without a copy on disk, twice;
-    `max_rows` takes the first rows alone.
+    `split` null is `train`, or the only one there is. `streaming` reads over the network once in each of two passes,
+    without a copy on disk; `max_rows` takes the first rows alone.
     """
 
     name: str | None = None
@@ -246,7 +246,8 @@ SHARED = ("tokenizer", "validation_fraction", "documents")
 
 
 def read_weighted(node: object) -> WeightedSource:
-    """Read one source of a mix, unless it is one already. Raises ValidationError with its faults."""
+    """Validate one source of a mix; a WeightedSource is returned unchanged. Raises ValueError for a node that is no
+    mapping, and ValidationError with all faults of any other."""
     if isinstance(node, WeightedSource):
         return node
     if not isinstance(node, Mapping):

@@ -55,7 +55,7 @@ def choose_dtype(vocab_size: int) -> str:
 
 
 def pack_index(lengths: Sequence[int], sequences: int, dtype: str) -> bytes:
-    """Make the `.idx` of sequences of these lengths in tokens, `sequences` of them to a document."""
+    """Make the `.idx` from the lengths of the sequences in tokens. A document has `sequences` sequences."""
     import numpy as np
 
     sizes = np.array(lengths, "<i4")
@@ -160,7 +160,7 @@ class Shard:
 
     @cached_property
     def whole(self) -> bool:
-        """Compare the shard's files with their checksums, once in a process. Raises ZooError."""
+        """Compare the shard's files with their checksums, once in a process. Raises ZooError if one differs."""
         for suffix, record in self.files.items():
             verify_file(self.path.with_suffix(f".{suffix}"), record)
         return True
@@ -177,7 +177,7 @@ class Shard:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Read the length of each sequence from the `.idx`, checked first. Raises ZooError."""
+        """Read the length of each sequence from the `.idx`, checked first. Raises ZooError if the shard is damaged."""
         import numpy as np
 
         index = self._map("idx", "u1")

@@ -38,7 +38,8 @@ class Fingerprint:
 class LowestHashes:
     """The documents with the lowest hashes, of about `room` bytes together, however many there are.
 
-    `max_bytes` samples by the same half of the hash, so that it keeps the documents of this sample first.
+    `max_bytes` samples by the same half of the hash, so a corpus limited by it keeps the documents of this sample
+    first.
     """
 
     def __init__(self, room: int) -> None:

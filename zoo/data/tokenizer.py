@@ -117,7 +117,7 @@ class Tokenizer:
         """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages.
 
         The end of a text is `eos`, else what tokenizer_config.json beside it says, else the first of its common
-        spellings that the vocabulary has. Raises ConfigError.
+        spellings that the vocabulary has. Raises ConfigError for a missing or malformed file, and if no token is found.
         """
         file = find_tokenizer_file(path, where)
         backend = open_backend(file, where)
@@ -145,7 +145,8 @@ def naming_panics() -> Iterator[None]:
 
 
 def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
-    """Read a tokenizer.json. Raises ConfigError."""
+    """Read a tokenizer.json. Raises ConfigError for a file that is malformed or exceeds a bound of
+    `check_tokenizer`."""
     import tokenizers
 
     node = _read_checked(file, where, TokenizerJson, LARGEST)
@@ -160,7 +161,7 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
 
 def open_backend(given: TokenizerSource, where: str) -> tokenizers.Tokenizer:
     """Read a tokenizer.json or a folder that has one, or take a `tokenizers.Tokenizer`. Padding and truncation, which
-    some files switch on, are switched off. Raises ConfigError."""
+    some files switch on, are switched off. Raises ConfigError for a missing or malformed file."""
     backend = read_backend(find_tokenizer_file(given, where), where) if isinstance(given, str | Path) else given
     backend.no_truncation()
     backend.no_padding()
@@ -168,7 +169,7 @@ def open_backend(given: TokenizerSource, where: str) -> tokenizers.Tokenizer:
 
 
 def find_tokenizer_file(path: str | Path, where: str) -> Path:
-    """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError."""
+    """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError if there is none."""
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -215,7 +216,8 @@ def spell_bytes() -> list[str]:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with GPT-2's word pattern; `vocab_size` counts the 256 bytes and the end of a text.
 
-    A short corpus gives fewer tokens, as only pairs that occur twice are merged. The result depends on the texts alone.
+    A short corpus gives fewer tokens, because only pairs that occur twice are merged. The result depends on the texts
+    alone.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -242,8 +244,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def measure_tokens(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> np.ndarray:
-    """Return the bytes of text of each token of `ids`, the encoding of `text`, and of the end of text after them [L +
-    1].
+    """Count the bytes of `text` that each token stands for [L + 1]: the tokens `ids` [L] of the text, and the end of
+    text after them.
 
     In a byte-level vocabulary a token's spelling gives its bytes. In any other, or if these do not add up to the text
     (a normaliser changed it), a token has the bytes from its start in the text to the next token's start. The end of

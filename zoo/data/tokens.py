@@ -55,7 +55,7 @@ class TokenFile:
         return max(len(self) - 1, 0) // seq_len
 
     def read_row(self, number: int, seq_len: int) -> Any:
-        """Read a row as int64 [T + 1]; the last may be shorter. Other files have other rows."""
+        """Read a row as int64 [T + 1]; the last may be shorter. Subclasses read other kinds of rows."""
         import numpy as np
 
         start = number * seq_len
@@ -108,7 +108,7 @@ class Batch(NamedTuple):
     - `attention_mask` [B, T|S]: 1 for a real token, where rows have padding.
     - `prefix` [B]: how many leading tokens of a row see one another.
     - `token_type_ids` [B, T]: which of its row's texts a token is of.
-    - `row_numbers` [B]: the number of each row in a run, counted from its start, from which it follows what is dropped.
+    - `row_numbers` [B]: the number of each row in a run, counted from its start. It decides what dropout drops.
     """
 
     input_ids: torch.Tensor
@@ -245,7 +245,8 @@ class Batches:
         return {"consumed": self.consumed, **self._order_settings()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Set the position from a state. Raises ConfigError if they would change the order of rows."""
+        """Set the position from a state. Raises ConfigError if the present settings order the rows differently, and for
+        a position of an earlier version."""
         refuse_old_position(state)
         faults = [
             f"data: to resume, {name} must be as before, found {now} (was {state.get(name)})"

@@ -86,7 +86,7 @@ class ChatTemplate:
 def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
     """Load the template of a checkpoint, or the `chosen` one: the name of a built-in template, or a file.
 
-    Raises ConfigError for a checkpoint without one.
+    Raises ConfigError for a checkpoint without a template, and for an unknown name or file.
     """
     special = _read_special(folder)
     if chosen is not None:

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LEAST = 32
-"""Fewest tokens saved for which a context is shared, as attention runs over the rows of a cache one by one."""
+"""Fewest tokens saved for which a context is shared: attention runs over the rows of a cache one by one, which costs
+time."""
 
 
 class Continuation(NamedTuple):
-    """At least one token after a context, which loses its beginning if both are longer than the model reads."""
+    """At least one token after a context. The context loses its beginning if the model cannot read both whole."""
 
     context: Sequence[int]
     tokens: Sequence[int]

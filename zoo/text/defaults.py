@@ -53,8 +53,8 @@ class FolderDefaults:
     missing: tuple[str, ...] = ()
 
     def beside(self, given: Mapping[str, Any]) -> FolderDefaults:
-        """Drop the options that conflict with the user's options `given`: greedy decoding or beam search of the folder
-        if sampling is given, and sampling of the folder if beam search is given."""
+        """Drop the folder's options that the user's options `given` state too or conflict with. Sampling options of the
+        user drop the folder's greedy decoding or beam search, and beam search drops the folder's sampling options."""
         options = dict(self.options)
         asked = {name for name, value in given.items() if (name, value) not in (("temperature", 0), ("n_beams", 1))}
         if "n_beams" in asked or ("n_beams" in options and not asked <= {*PLAIN}):
@@ -73,9 +73,9 @@ class FolderDefaults:
 
 
 def read_defaults(folder: Path) -> FolderDefaults:
-    """Read the options of a Hugging Face folder; none if it is another folder, or states none.
+    """Read the options of a Hugging Face folder; none for a folder of ours, or one without generation_config.json.
 
-    `do_sample: false` and beam search are temperature 0. Raises ConfigError for invalid values.
+    `do_sample: false` and beam search become temperature 0. Raises ConfigError for invalid values.
     """
     from zoo import runs
     from zoo.families.described import read_json

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 REPLACEMENT = "\ufffd"  # decoded from bytes that are not UTF-8, or not yet
-CONTEXT = 8  # tokens decoded along with a new one, as a token's text may depend on the tokens before
-LONGEST_WAIT = 16  # tokens that may lack a whole character: more than its four bytes, so none can follow
+CONTEXT = 8  # tokens decoded along with a new one: a token's text may depend on the tokens before
+LONGEST_WAIT = 16  # tokens to wait for the rest of a character, which has at most four bytes
 
 
 class TextStream:
@@ -84,7 +84,7 @@ class Detokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, before: Sequence[int] = ()) -> None:
         self._backend = backend
         self._window = _last_words(backend, before)  # tokens that are decoded together with the next one
-        self._waiting = 0  # tokens at its end that have given no text yet
+        self._waiting = 0  # tokens at the window's end that have given no text yet
         self._start = self._decode(self._window)  # the text of `before` in the window, until the first piece
         self._whole = self._start  # the same without an incomplete character at its end
         for missing in range(1, min(4, len(self._window))):
@@ -124,9 +124,9 @@ class Detokenizer:
         return self._given
 
     def _give_up(self, text: str) -> str:
-        """Return all but the last three U+FFFD, which may be bytes of one character, and shorten the window.
+        """Return the new text without its last three U+FFFD, which may be bytes of one character. Shorten the window.
 
-        Otherwise a model that repeats a stray byte would have all of them decoded again at each step.
+        Otherwise the window of a model that repeats a stray byte would grow, and be decoded whole at each step.
         """
         known, sure = self._known(text), len(text) - 3
         window = self._window[-CONTEXT:]

@@ -33,7 +33,7 @@ def fill(
     a folder, or a model with its `tokenizer` (a tokenizer.json or its folder).
 
     Each mask is predicted with all other masks in place. Raises ConfigError for a model without a head for masked
-    language modelling, a tokenizer without a mask token, and a text without one.
+    language modelling, a tokenizer without a mask token, and a text that has no mask or is too long.
     """
     if top_k < 1:
         raise ConfigError(f"top_k: is {top_k}, not 1 or more")

@@ -48,7 +48,7 @@ class WrittenSample:
         if event.token is not None:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
-            if event.token not in self.job.request.stop_ids:  # not so if a grammar ends the text with another token
+            if event.token not in self.job.request.stop_ids:  # a stop token has no text, a grammar's last one has
                 piece = self.stream.push(event.token)
         self.reason, self.fault = "stop" if self.stream.stopped else event.finished, event.fault
         if self.reason:
@@ -61,7 +61,7 @@ def make_engine(model: Model, jobs: Sequence[TextJob], kernel: str | None = None
     """Make an engine with room for these jobs. `serving` are the Engine's options `draft`, `speculate`,
     `deterministic`, `graphs` and `note`.
 
-    A single prompt is computed in one pass, as no other row would wait for it.
+    A single prompt is computed in one pass, because no other row would wait for it.
     """
     tokens, source = measure(jobs)
     rows = count_rows(job.request for job in jobs)

@@ -125,9 +125,10 @@ class JobMaker:
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Encode these words to token sequences, at the start of a text and after a space.
+    """Encode each word to two token sequences: at the start of a text, and after a space.
 
-    Other tokens may spell a word too: `bad_words` bars only the tokenizer's own encodings.
+    Other tokens may spell a word too: `bad_words` bars only the tokenizer's own encodings. Raises ConfigError for an
+    empty word.
     """
     if "" in words:
         raise ConfigError("bad_words: an empty word bars nothing (leave it out)")

@@ -57,7 +57,8 @@ def score(
     `activation` is applied to the logits. Its default is what the folder's config.json says (sentence-transformers'
     CrossEncoder, or `problem_type`: multi_label_classification predicts all classes above one half), else softmax for
     classes and none for numbers. `places` name the texts in messages. `note` gets a line on texts longer than the
-    model's positions. Raises ConfigError, and ZooError for logits that are not finite.
+    model's positions. Raises ConfigError for a model without a task head, and for texts or an activation that the head
+    does not take; ZooError for logits that are not finite.
     """
     from zoo.checkpoint import store
     from zoo.data.rowcode import RowEncoder

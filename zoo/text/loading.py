@@ -56,7 +56,8 @@ def load(
     CPU the model is prepared (`zoo.run.linear.prepare`) to serve up to `rows` rows at once; `weights` names the bits of
     its quantised weights. `note` gets a line each on the unread parts of a multimodal folder, on weights in float8 or
     fewer bits, on a dtype other than the file's, and on a number of threads other than torch's default. Each process of
-    `world` holds a part of the model (tensor parallelism). Raises ConfigError.
+    `world` holds a part of the model (tensor parallelism). Raises ConfigError for a folder that cannot be loaded, and
+    for a precision that the device lacks.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store

@@ -50,7 +50,7 @@ class Options:
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Options:
-        """Make options of a user's values, by the names of `option_names`. Values that are None are left out.
+        """Make options from a user's values, keyed by names from `option_names`. Values that are None are left out.
 
         Raises ConfigError with one line for each invalid value.
         """
@@ -153,7 +153,7 @@ def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a file of prompts. `given` has its prompt, ids or messages, and any `id`; `where` names it."""
+    """One line of a file of prompts. `given` has its prompt, ids or messages, and any `id`; `where` names the line."""
 
     index: int
     where: str

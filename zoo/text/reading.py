@@ -1,5 +1,5 @@
 # N texts, T tokens
-"""Load a model that fills masks or embeds texts, find its maximum length, and pad batches for it."""
+"""Load a model that reads texts (to fill masks, label or embed), find its maximum length, and pad its batches."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Device) -> tuple[T
 
 
 def find_weight(model: Model) -> Tensor:
-    """Find a weight that tells the device: packed weights are on none."""
+    """Find a weight on the model's device: weights that were packed are left on the meta device."""
     return next(each for each in model.parameters() if each.device.type != "meta")

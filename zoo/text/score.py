@@ -32,7 +32,7 @@ CHUNK = 64 << 20
 TOGETHER = {"cpu": 2048}
 """Tokens in a batch of windows: enough for fast matrix products."""
 
-MANY_TOGETHER = 32768  # elsewhere
+MANY_TOGETHER = 32768  # on any other device
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 @dataclass(frozen=True)
 class PooledVectors:
-    """Pools token vectors; the results of several poolings are concatenated. `with_prompt` includes a prompt's."""
+    """Pools token vectors; the results of several poolings are concatenated. `with_prompt` includes the vectors of a
+    prompt's tokens."""
 
     names: tuple[str, ...]
     with_prompt: bool = True
@@ -55,7 +56,7 @@ class PooledVectors:
 
 @dataclass(frozen=True)
 class SentenceLayer:
-    """A module with weights: a linear map with an activation, with `residual` around it, or a norm."""
+    """A module with weights: a linear map and its activation, plus a skip connection if `residual`; or a LayerNorm."""
 
     weights: Mapping[str, Tensor]
     activation: str = ""
@@ -124,8 +125,9 @@ class SentencePipeline:
 
 
 def read_pipeline(folder: Path | None) -> SentencePipeline:
-    """Read how a folder makes vectors: from its modules.json, else from its folder 1_Pooling and scaled to length 1,
-    else the mean, scaled too. Raises CheckpointError."""
+    """Read how a folder makes vectors, from its modules.json. Without one, vectors are pooled as the folder's 1_Pooling
+    states, or else by the mean, and scaled to length 1. Raises CheckpointError for a module or pooling that zoo lacks,
+    and for faulty weights."""
     modules = [] if folder is None else list_modules(folder)
     if folder is None or not modules:
         file = None if folder is None else folder / "1_Pooling" / CONFIG
@@ -222,7 +224,7 @@ def pool_tokens(hidden: Tensor, read: Tensor, name: str) -> Tensor:
     """Pool the hidden states [N, T, D] of each text's `read` tokens [N, T] to a vector [N, D].
 
     Example: of a, b and c, `max` is the maximum of each channel, `mean_sqrt_len` (a + b + c) / √3, and `weighted` (a +
-    2b + 3c) / 6, where the weights count a prompt's tokens too.
+    2b + 3c) / 6, where a token's weight is its place in the row, prompt included.
     """
     if name in ("cls", "mean", "last"):
         return pool(hidden, read, name)  # type: ignore[arg-type]

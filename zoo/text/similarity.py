@@ -72,9 +72,9 @@ def evaluate_similarity(model: str | Path | Model, file: str | Path, **options: 
 
 
 def evaluate_retrieval(model: str | Path | Model, file: str | Path, **options: Any) -> dict[str, Any]:
-    """Retrieve each query's documents among those of all queries, by cosine: `recall@k` (the share of them among the k
-    nearest), `mrr@10` (one over the rank of the first) and `ndcg@10`, means over `queries`. Ties count against the
-    right document.
+    """Retrieve each query's documents among those of all queries, by cosine: `recall@k` (the share of the query's
+    documents among the k nearest), `mrr@10` (one over the rank of the first of them) and `ndcg@10`, means over
+    `queries`. Ties count against the right document.
 
     `file` has the fields query and positive: a query on several lines has several documents. `options` are those of
     `zoo.embed`. Raises ConfigError for a faulty file.
@@ -231,7 +231,8 @@ def _show(value: object) -> str:
 
 
 def read_records(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the records of a file, each with its place for messages. Raises ConfigError."""
+    """Yield the records of a file, each with its place for messages. Raises ConfigError for a file that cannot be read,
+    and at the first line that is no record."""
     if file.suffix not in KINDS:
         raise ConfigError(f"{name}: {file} ends in {file.suffix or 'nothing'} (one of: {', '.join(KINDS)})")
     try:

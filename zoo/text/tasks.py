@@ -48,8 +48,8 @@ def evaluate_tasks(
     note: Tell | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Score a decoder on tasks. In the result, `tasks` has for each its metrics with standard errors, its version, and
-    the numbers of examples and of few-shot examples.
+    """Score a decoder on tasks. In the result, `tasks` has for each task its metrics with standard errors, its version,
+    and the numbers of examples and of few-shot examples.
 
     `model` is a folder, or a model with its `tokenizer`. A task is a name of lm-evaluation-harness, or a YAML file in
     its format; such a file can run any code, so it needs `trust`. `limit` takes only the first examples, `num_fewshot`
@@ -57,7 +57,8 @@ def evaluate_tasks(
     Encoding, truncation and start tokens equal those of the harness's `hf` models. `weights` and `fp8` quantise the
     weights of products.
 
-    Raises ConfigError, also if the package lm_eval is missing.
+    Raises ConfigError for a model that does not generate text, unknown tasks and invalid options, and if the package
+    lm_eval is missing.
     """
     refuse_files([str(task) for task in tasks], trust)
     require_harness()

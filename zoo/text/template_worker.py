@@ -56,7 +56,7 @@ def _check_public(name: Any) -> None:
 
 
 class Dict:
-    """The `dict` of templates: it makes dicts, and has no other attribute."""
+    """The `dict` of templates: it makes dicts, and has no attribute but `fromkeys`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)

@@ -44,7 +44,7 @@ def embed(
     `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` override both. `dim` keeps the first
     numbers of each vector, which are scaled again (Matryoshka; Kusupati et al., 2022). `prompt` names one of the
     folder's prompts, which is put before every text. Longer texts are truncated, and `note` gets a line on it. Raises
-    ConfigError, and ZooError for a vector that is not finite.
+    ConfigError for invalid options and texts without tokens, ZooError for a vector that is not finite.
     """
     pipeline = read_pipeline(find(model) if isinstance(model, str | Path) else None).choose(pooling, normalize)
     before = pipeline.find_prompt(prompt)

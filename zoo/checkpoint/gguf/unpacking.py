@@ -31,7 +31,8 @@ class Pointer(JsonShape):
 
 
 def find(path: str | Path) -> Path:
-    """Find the folder of a model as `runs.find` does; a GGUF file is unpacked to one. Raises CheckpointError."""
+    """Find the folder of a model as `runs.find` does; a GGUF file is unpacked to one. Raises CheckpointError for a
+    missing path, and as `unpack` does."""
     return (
         unpack(Path(path).expanduser()) if is_gguf(path) and not Path(path).expanduser().is_dir() else runs.find(path)
     )
@@ -77,5 +78,6 @@ def is_unpacked(folder: Path) -> bool:
 
 
 def read_unpacked(folder: Path) -> GGUFFile:
-    """Read the header of the GGUF file from which a folder was unpacked. Raises CheckpointError."""
+    """Read the header of the GGUF file from which a folder was unpacked. Raises CheckpointError if the file is missing
+    or broken."""
     return read_gguf(Path(read_json(folder / POINTER, Pointer, most=SETTINGS)["file"]))

@@ -140,7 +140,8 @@ def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
 
 
 def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
-    """List the headers of a folder's tensors; a quantised weight is one tensor. Raises CheckpointError."""
+    """List the headers of a folder's tensors; a quantised weight has one header. Raises CheckpointError for broken
+    headers, and for quantised weights that cannot be read."""
     wrapper = find_wrapper(config)
     settings = {**(wrapper.text if wrapper else {}), **config}  # either may say how weights are quantised
     return unpack_headers(folder, settings, read_headers(folder))
@@ -223,7 +224,7 @@ def describe_unread(model: Any) -> str:
 
 
 def _describe_beside_towers(source: HFSource) -> str:
-    """Say in one line what was not read of a folder whose text towers' configs lie within a multimodal config."""
+    """Say in one line what was not read of a folder whose text towers are part of a multimodal encoder (T5Gemma 2)."""
     listed = name_tensors(list_tensors(source.folder, source.config), source.body)
     counts = {
         pattern.removeprefix(source.body.prefix).removesuffix(".*"): sum(

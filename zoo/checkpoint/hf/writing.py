@@ -43,8 +43,8 @@ def save(
 
     The tokenizer's files are copied from `beside`, or from the folder that the model came from. A model from a
     multimodal folder is written as that folder, with its text model's tensors replaced and everything else unchanged;
-    `into` names such a folder for any other model. With `pooling`, the folder is one for sentence-transformers, whose
-    embeddings are pooled that way and scaled to length 1.
+    `into` names such a folder for any other model. With `pooling`, the folder also has the files of
+    sentence-transformers: embeddings are pooled by `pooling` and scaled to length 1.
 
     The config of a model that came from no Hugging Face folder gets the BOS and EOS ids of the tokenizer in `beside`;
     otherwise transformers would use the class's defaults (Llama: EOS is 2). The folder appears whole or not at all.

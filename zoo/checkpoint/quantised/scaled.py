@@ -51,7 +51,8 @@ class ScaledWeight(QuantisedLayout):
         return values * self._spread(read_scales(scales, self.exponents), start, stop)
 
     def _spread(self, scales: Tensor, start: int, stop: int) -> Tensor:
-        """Expand the scales to the values of rows `start` to `stop` - 1, or to a shape that broadcasts to theirs."""
+        """Expand the scales to the values of rows `start` to `stop` - 1, or to a shape that broadcasts to these
+        rows."""
         if scales.numel() == 1:
             return scales.reshape(())
         shape = (stop - start, *self.shape[1:])
@@ -86,7 +87,8 @@ def read_scales(scales: Tensor, exponents: bool) -> Tensor:
 def find_block(shape: tuple[int, ...], scale: Header, settings: Mapping[str, Any]) -> tuple[int, int]:
     """Find how many rows and columns share a scale. Raises CheckpointError if scales and weight do not fit.
 
-    [256, 512] with scales [256], [256, 1] has blocks of 1 × 512; with [256, 16] of 1 × 32; with [2, 4] of 128 × 128.
+    A weight [256, 512] with scales [256] or [256, 1] has blocks of 1 × 512; with scales [256, 16], of 1 × 32; with
+    scales [2, 4], of 128 × 128.
     """
     if not shape or scale.shape == () or set(scale.shape) == {1}:
         return 1, shape[-1] if shape else 1
